@@ -1,0 +1,187 @@
+"""The command line: one verb per stage and act. Rooms are imported when their verb runs, so `--help` is instant."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shadowft_core.errors import ShadowError
+from shadowft_core.params import Params, load_params
+
+app = typer.Typer(
+    name="shadowft",
+    help="Tune the Base, graft the delta on the Instruct, judge the result. Read dvc.yaml for the map of the road.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+ParamsOption = Annotated[Path, typer.Option("--params", help="the params.yaml to read")]
+PARAMS = Path("params.yaml")
+
+
+def _params(path: Path) -> Params:
+    return load_params(path)
+
+
+@app.command(rich_help_panel="Stages")
+def fetch(
+    out: Annotated[Path, typer.Option(help="folder to make: pair.json, base/, instruct/")], params: ParamsOption = PARAMS
+) -> None:
+    """Resolve and pin both models and check that they may be paired.
+
+    Example: shadowft fetch --out work/pair
+    """
+    from shadowft_core.pair import fetch as run
+
+    run(_params(params).fetch, out)
+
+
+@app.command(rich_help_panel="Stages")
+def prepare(
+    data: Annotated[Path, typer.Option(help="one file or a folder of json, jsonl or parquet files")],
+    tasks: Annotated[Path, typer.Option(help="task folder; training rows that stand in its items are dropped")],
+    out: Annotated[Path, typer.Option(help="folder to make: train, valid, dev, test .parquet and data-report.json")],
+    params: ParamsOption = PARAMS,
+) -> None:
+    """Read, validate, normalise, deduplicate, decontaminate and split the data.
+
+    Example: shadowft prepare --data my_rows.jsonl --tasks my_tasks --out work/data
+    """
+    from shadowft_core.prepare import prepare as run
+
+    run(data, tasks, _params(params).prepare, out)
+
+
+@app.command(rich_help_panel="Stages")
+def train(
+    model: Annotated[Path, typer.Option(help="the model to tune: the Base, or the Instruct for the control")],
+    instruct: Annotated[Path, typer.Option(help="the Instruct, whose tokenizer and chat template are used")],
+    data: Annotated[Path, typer.Option(help="folder made by `prepare`")],
+    out: Annotated[Path, typer.Option(help="folder to make: adapter/ or model/, train.json, metrics.jsonl")],
+    params: ParamsOption = PARAMS,
+) -> None:
+    """Tune one model with TRL: LoRA or full, loss on assistant tokens only.
+
+    Example: shadowft train --model work/pair/base --instruct work/pair/instruct --data work/data --out work/tuned/shadow
+    """
+    from shadowft_core.train import train as run
+
+    run(model, instruct, data, _params(params).train, out)
+
+
+@app.command(rich_help_panel="Stages")
+def extract(
+    base: Annotated[Path, typer.Option(help="the model before tuning")],
+    tuned: Annotated[Path, typer.Option(help="folder made by `train`, an adapter folder or a checkpoint folder")],
+    out: Annotated[Path, typer.Option(help="folder to make: delta.json and safetensors")],
+) -> None:
+    """Take the weight delta, exactly: LoRA factors as they are, anything else as a float32 difference.
+
+    Example: shadowft extract --base work/pair/base --tuned work/tuned/shadow --out work/delta/shadow
+    """
+    from shadowft_core.delta import extract as run
+
+    run(base, tuned, out)
+
+
+@app.command(rich_help_panel="Stages")
+def sweep(
+    instruct: Annotated[Path, typer.Option(help="the untouched Instruct")],
+    delta: Annotated[Path, typer.Option(help="folder made by `extract`")],
+    data: Annotated[Path, typer.Option(help="folder made by `prepare`, for tasks that read held-out rows")],
+    out: Annotated[Path, typer.Option(help="JSON file to write")],
+    params: ParamsOption = PARAMS,
+) -> None:
+    """Choose the scale on dev items. No weights are written.
+
+    Example: shadowft sweep --instruct work/pair/instruct --delta work/delta/shadow --data work/data --out work/sweep/shadow.json
+    """
+    from shadowft_core.sweep import sweep as run
+
+    p = _params(params)
+    run(instruct, delta, data, p.sweep, p.evaluate, out)
+
+
+@app.command(rich_help_panel="Stages")
+def graft(
+    instruct: Annotated[Path, typer.Option(help="the untouched Instruct")],
+    delta: Annotated[Path, typer.Option(help="folder made by `extract`")],
+    out: Annotated[Path, typer.Option(help="folder to make: a complete Hugging Face model, recipe.json, receipt.json")],
+    sweep: Annotated[Path | None, typer.Option(help="take scale and scope from this sweep file")] = None,
+    scale: Annotated[float | None, typer.Option(help="scale of the delta; default from params and the sweep")] = None,
+    params: ParamsOption = PARAMS,
+) -> None:
+    """Write Instruct + scale * delta, added in float32 and rounded once.
+
+    Example: shadowft graft --instruct work/pair/instruct --delta work/delta/shadow --scale 0.75 --out my_model
+    """
+    from shadowft_core.graft import graft_stage as run
+
+    run(instruct, delta, sweep, scale, _params(params).graft, out)
+
+
+@app.command(rich_help_panel="Stages")
+def evaluate(
+    instruct: Annotated[Path, typer.Option(help="the untouched Instruct")],
+    data: Annotated[Path, typer.Option(help="folder made by `prepare`, for tasks that read held-out rows")],
+    out: Annotated[Path, typer.Option(help="folder to make: one folder per arm")],
+    delta: Annotated[Path | None, typer.Option(help="judge the arms of this delta; without it, the Instruct")] = None,
+    grafted: Annotated[Path | None, typer.Option(help="the grafted folder of the same delta")] = None,
+    route: Annotated[str, typer.Option(help="shadow or direct: names the arms ROUTE and ROUTE_scaled")] = "shadow",
+    params: ParamsOption = PARAMS,
+) -> None:
+    """Score the Instruct, or both arms of one delta, with lm-evaluation-harness.
+
+    Example: shadowft evaluate --instruct work/pair/instruct --data work/data --out work/scores/instruct
+    """
+    from shadowft_core.evaluate import evaluate as run
+
+    run(instruct, data, delta, grafted, route, _params(params).evaluate, out)
+
+
+@app.command(rich_help_panel="Stages")
+def verdict(
+    scores: Annotated[Path, typer.Option(help="folder of score folders")],
+    recipe: Annotated[Path, typer.Option(help="recipe.json of the candidate")],
+    out: Annotated[Path, typer.Option(help="JSON file to write")],
+    params: ParamsOption = PARAMS,
+) -> None:
+    """Decide, with paired statistics, whether the graft beats the untouched Instruct and direct tuning.
+
+    Example: shadowft verdict --scores work/scores --recipe work/grafted/shadow/recipe.json --out work/verdict.json
+    """
+    from shadowft_core.verdict import verdict as run
+
+    p = _params(params)
+    run(scores, recipe, list(p.routes), p.verdict, out)
+
+
+@app.command(rich_help_panel="Stages")
+def report(
+    work: Annotated[Path, typer.Option(help="folder with the outputs of all stages")],
+    out: Annotated[Path, typer.Option(help="HTML file to write")],
+) -> None:
+    """Write the one page a person reads before signing. Opens from disk, without a network.
+
+    Example: shadowft report --work work --out work/report.html
+    """
+    from shadowft_core.report import report as run
+
+    run(work, out)
+
+
+def main() -> None:
+    """Run the command line; a ShadowError is one line on stderr and its exit code."""
+    try:
+        app()
+    except ShadowError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        print(f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing half-written is left, run the same command again", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,159 @@
+"""params.yaml as frozen models: one section per stage, unknown fields refused, the unit in each field's text."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from shadowft_core.errors import ParamsError
+
+Scale = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """Common rules of all sections: immutable, no unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Fetch(Section):
+    """Which two models. A reference is a folder, `hf:OWNER/NAME@REVISION` (40 hex digits) or `pico:base|instruct`."""
+
+    base: str = Field(min_length=1, description="the pretrained model, the shadow")
+    instruct: str = Field(min_length=1, description="the post-trained model that will be grafted")
+
+
+class Prepare(Section):
+    """From data files to splits of conversations."""
+
+    data: str = Field(min_length=1, description="one file or a folder of files: json, jsonl or parquet")
+    valid: Share = Field(0.05, description="share of rows for the validation loss")
+    dev: Share = Field(0.0, description="share of rows held out to choose the scale")
+    test: Share = Field(0.0, description="share of rows held out for the verdict")
+    max_bad: Share = Field(0.01, description="share of unusable rows above which the stage fails")
+    max_rows: int | None = Field(None, ge=1, description="keep at most so many rows, chosen by hash; all when null")
+
+
+class Lora(Section):
+    """Adapter shape; delta = alpha / rank * B A (rsLoRA: alpha / sqrt(rank))."""
+
+    rank: int = Field(128, ge=1)
+    alpha: float = Field(256, gt=0)
+    rslora: bool = False
+
+
+class Train(Section):
+    """One training run; the shadow and the direct control get identical settings and seed."""
+
+    method: Literal["lora", "full"] = "lora"
+    lora: Lora = Lora()
+    epochs: float = Field(1, gt=0, description="passes over the training rows")
+    max_steps: int | None = Field(None, ge=1, description="optimizer steps; overrides epochs when set")
+    batch_size: int = Field(16, ge=1, description="rows per optimizer step and device, before accumulation")
+    accumulation: int = Field(1, ge=1, description="micro-batches per optimizer step")
+    learning_rate: float = Field(2e-4, gt=0)
+    warmup: Share = Field(0.03, description="share of the steps")
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    max_length: int = Field(1024, ge=8, description="tokens; longer rows are counted and left out")
+    seed: int = Field(0, ge=0)
+    threads: int = Field(1, ge=1, description="CPU threads; part of what makes two runs equal bit for bit")
+
+
+class Sweep(Section):
+    """Choosing the scale, on dev items only."""
+
+    scales: tuple[Scale, ...] = Field((0.25, 0.5, 0.75, 1.0), min_length=1)
+    scope: Literal["all", "linear"] | tuple[str, ...] = Field("all", description="which tensors of the delta travel")
+    domain: tuple[str, ...] = Field(min_length=1, description="dev tasks of the domain")
+    guards: tuple[str, ...] = Field((), description="dev tasks that must not get worse")
+    tolerance: Share = Field(0.02, description="mean guard loss, in score units, a chosen scale may cost on dev")
+
+
+class Graft(Section):
+    """The model that is written and judged."""
+
+    scale: Literal["sweep"] | Scale = Field("sweep", description="the scale chosen on dev, or a fixed one")
+    dtype: Literal["instruct", "float32", "bfloat16", "float16"] = Field("instruct", description="of the result")
+
+
+class Evaluate(Section):
+    """What is measured: the same items, prompts and template for every arm."""
+
+    tasks: str = Field(min_length=1, description="folder of lm-evaluation-harness task files")
+    domain: tuple[str, ...] = Field(min_length=1, description="test tasks the training is meant to improve")
+    guards: tuple[str, ...] = Field((), description="test tasks that must not get worse")
+    limit: int | None = Field(None, ge=1, description="items per task; all when null")
+    batch_size: int = Field(64, ge=1, description="prompts per forward pass")
+
+
+class Verdict(Section):
+    """When is better better?"""
+
+    alpha: float = Field(0.05, gt=0, lt=0.5, description="family-wise error of the superiority tests (Holm)")
+    margin: float = Field(0.03, gt=0, lt=1, description="guard loss, in score units, that counts as harm")
+    worthwhile: float = Field(0.05, gt=0, lt=1, description="smallest domain gain, in score units, worth shipping")
+    resamples: int = Field(9999, ge=999)
+    seed: int = Field(0, ge=0)
+
+
+class Store(Section):
+    """Where deltas live: a folder or s3://bucket/prefix."""
+
+    uri: str = Field("var/store", min_length=1)
+    endpoint: str | None = Field(None, description="URL of an S3 server other than AWS")
+    region: str | None = None
+
+
+class Registry(Section):
+    """The MLflow model registry. MLFLOW_TRACKING_URI in the environment overrides `tracking_uri`."""
+
+    name: str = Field("shadowft", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="registered model")
+    tracking_uri: str = Field("sqlite:///var/mlflow/mlflow.db", min_length=1)
+
+
+class Params(Section):
+    """All of params.yaml."""
+
+    routes: dict[Literal["shadow", "direct"], Literal["base", "instruct"]] = Field(
+        description="which model each route trains; without `direct` nothing is claimed about direct tuning"
+    )
+    fetch: Fetch
+    prepare: Prepare
+    train: Train
+    sweep: Sweep
+    graft: Graft
+    evaluate: Evaluate
+    verdict: Verdict
+    store: Store = Store()
+    registry: Registry = Registry()
+
+    @model_validator(mode="after")
+    def _routes_train_their_own_model(self) -> Self:
+        if self.routes.get("shadow") != "base":
+            raise ValueError("routes.shadow must be `base`: the shadow is the tuned Base")
+        if self.routes.get("direct", "instruct") != "instruct":
+            raise ValueError("routes.direct must be `instruct`: the control tunes the Instruct itself")
+        return self
+
+
+def load_params(path: Path) -> Params:
+    """Read and check a params.yaml.
+
+    Raises ParamsError naming the file, every bad field and what was expected.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ParamsError(f"{path}: no such file; run from the repository root or pass --params FILE") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    try:
+        return Params.model_validate(raw)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in e['loc']) or 'file'}: {e['msg']} (found {e['input']!r:.80})"
+            for e in error.errors()
+        )
+        raise ParamsError(f"{path}: {problems}") from None

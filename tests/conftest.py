@@ -1,0 +1,12 @@
+"""Shared fixtures. Children of tests find no network either: proxies point at a closed port, loopback is exempt."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+for _name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY"):
+    os.environ[_name] = "http://127.0.0.1:9"
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
+
+import shadowft_core  # noqa: E402, F401  switches telemetry off before anything else is imported
+
+pytest_plugins = ["tests.fixtures.models", "tests.fixtures.pico", "tests.fixtures.s3"]

@@ -1,0 +1,159 @@
+"""The house is held to docs/architecture.md: who imports whom, what DVC watches, which verbs exist."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+CORE = ROOT / "shadowft_core"
+ROOMS = sorted(
+    p.stem if p.is_file() else p.name for p in CORE.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()
+)
+LAYER = {
+    "errors": 0, "params": 1, "checkpoint": 2, "objects": 2, "pair": 3, "store": 3, "prepare": 4, "train": 4, "delta": 4,
+    "graft": 4, "sweep": 4, "evaluate": 4, "verdict": 4, "report": 4, "registry": 4, "pico": 4, "smollm2": 4, "recipe_model": 4,
+    "acts": 5, "cli": 6,
+}  # fmt: skip
+EXCEPTIONS = {
+    ("pair", "pico"), ("pair", "smollm2"), ("objects", "checkpoint"), ("sweep", "graft"), ("sweep", "evaluate"), ("sweep", "delta"),
+    ("graft", "delta"), ("evaluate", "graft"), ("report", "verdict"), ("registry", "graft"), ("registry", "delta"),
+    ("registry", "recipe_model"), ("recipe_model", "registry"),
+}  # fmt: skip
+FENCES = {
+    "safetensors": {"checkpoint"},
+    "boto3": {"objects"},
+    "botocore": {"objects"},
+    "mlflow": {"registry", "recipe_model"},
+    "prefect": set(),
+    "dvc": set(),
+    "torch": {"train", "evaluate", "sweep", "pico", "smollm2", "recipe_model"},
+    "transformers": {"train", "evaluate", "sweep", "pico", "smollm2", "prepare", "recipe_model", "pair"},
+    "trl": {"train"},
+    "peft": {"train"},
+    "lm_eval": {"evaluate"},
+    "pickle": set(),
+}
+
+
+def room_files(room: str) -> list[Path]:
+    single = CORE / f"{room}.py"
+    return [single] if single.exists() else [p for p in sorted((CORE / room).rglob("*.py")) if p.parent.name != "tasks"]
+
+
+def imports(path: Path) -> set[str]:
+    """Every dotted module a file imports, also inside functions."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def rooms_of(room: str) -> set[str]:
+    names = {
+        module.split(".")[1]
+        for path in room_files(room)
+        for module in imports(path)
+        if module.startswith("shadowft_core.")
+    }
+    return (names & set(ROOMS)) - {room, "__init__"}
+
+
+def closure(room: str) -> set[str]:
+    seen, todo = set(), [room]
+    while todo:
+        current = todo.pop()
+        if current not in seen:
+            seen.add(current)
+            todo += rooms_of(current)
+    return seen
+
+
+def test_every_room_stands_on_the_plan() -> None:
+    assert set(ROOMS) - {"__init__", "tasks"} == set(LAYER) & set(ROOMS)
+
+
+@pytest.mark.parametrize("room", [r for r in ROOMS if r in LAYER])
+def test_imports_go_down_only(room: str) -> None:
+    wrong = {other for other in rooms_of(room) if LAYER[other] >= LAYER[room] and (room, other) not in EXCEPTIONS}
+    assert not wrong, f"{room} must not import {wrong}"
+
+
+@pytest.mark.parametrize("room", [r for r in ROOMS if r in LAYER])
+def test_outsiders_stay_behind_their_fence(room: str) -> None:
+    tops = {module.split(".")[0] for path in room_files(room) for module in imports(path)}
+    wrong = {outsider for outsider, allowed in FENCES.items() if outsider in tops and room not in allowed}
+    assert not wrong, f"{room} must not import {wrong}"
+
+
+def stages() -> dict[str, dict[str, object]]:
+    raw = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    return {name: stage.get("do", stage) for name, stage in raw.items()}
+
+
+@pytest.mark.parametrize("name", list(stages()))
+def test_a_stage_depends_on_the_code_it_imports(name: str) -> None:
+    expected = {
+        f"shadowft_core/{room}.py" if (CORE / f"{room}.py").exists() else f"shadowft_core/{room}"
+        for room in closure(verb_of(name))
+    }
+    deps = stages()[name]["deps"]
+    assert isinstance(deps, list)
+    assert {d for d in deps if d.startswith("shadowft_core")} == expected
+
+
+def verb_of(stage: str) -> str:
+    return {"fetch": "pair", "extract": "delta"}.get(stage.split("-")[0], stage.split("-")[0])
+
+
+def verbs() -> set[str]:
+    from typer.main import get_command
+
+    from shadowft_core.cli import app
+
+    return set(get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def test_every_stage_is_a_verb_and_says_so() -> None:
+    for name, stage in stages().items():
+        verb = name.split("-")[0]
+        assert verb in verbs(), name
+        assert str(stage["cmd"]).startswith(f"shadowft {verb} "), name
+
+
+def test_every_verb_stands_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    missing = {verb for verb in verbs() if f"shadowft {verb}" not in readme}
+    assert not missing, f"README.md does not mention {missing}"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys, shadowft_core.cli; print([m for m in ('torch','numpy','mlflow','boto3','transformers','prefect','scipy') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_files_fit_in_the_head() -> None:
+    long = {
+        str(p.relative_to(ROOT)): n
+        for folder in ("shadowft_core", "flows", "tests", "infra")
+        for p in (ROOT / folder).rglob("*.py")
+        if (n := len(p.read_text(encoding="utf-8").splitlines())) > 350
+    }
+    assert not long, f"two rooms would read better: {long}"
+
+
+def test_the_top_level_is_fixed() -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    top = {name.split("/")[0] for name in tracked}
+    allowed = {
+        "pyproject.toml", "flows", "shadowft_core", "tests", "dvc.yaml", "params.yaml", "infra", "README.md", "LICENSE", "Makefile",
+        "constraints.txt", ".ci", "docs", "benchmarks", ".dvc", ".dvcignore", ".gitignore", "prefect.yaml",
+    }  # fmt: skip
+    assert top <= allowed, top - allowed

@@ -109,7 +109,7 @@ def test_a_stage_depends_on_the_code_it_imports(name: str) -> None:
 
 
 def verb_of(stage: str) -> str:
-    return {"fetch": "pair", "extract": "delta"}.get(stage.split("-")[0], stage.split("-")[0])
+    return {"fetch": "pair", "extract": "delta"}.get(stage.split("-", maxsplit=1)[0], stage.split("-", maxsplit=1)[0])
 
 
 def verbs() -> set[str]:

@@ -1,0 +1,118 @@
+"""Files and folders that are complete or absent, and the digests that name them."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from shadowft_core.errors import ShadowError
+
+
+def canonical_json(obj: Any) -> bytes:
+    """The one spelling of a JSON value: UTF-8, sorted keys, separators `,` and `:`.
+
+    Raises ValueError on NaN or infinity, TypeError on what JSON cannot hold.
+    """
+    text = json.dumps(obj, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8")
+
+
+def bytes_digest(data: bytes) -> str:
+    """`sha256:<64 hex>` of some bytes."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def file_digest(path: Path) -> str:
+    """`sha256:<64 hex>` of a file's bytes, streamed."""
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part; the folder is made if absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def write_json_atomically(path: Path, obj: Any) -> None:
+    """Write `canonical_json(obj)`, without a final newline, as `write_atomically` does."""
+    write_atomically(path, canonical_json(obj))
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yield an empty sibling folder that becomes `out` when the block ends well, and vanishes when it raises.
+
+    An existing `out` is replaced as a whole. A killed process leaves only `.NAME.partial`, which the next one clears.
+    Raises ShadowError when `out` is a file, holds the current folder, or is being written by another process.
+    """
+    out = out.absolute()
+    if out.exists() and not out.is_dir():
+        raise ShadowError(f"{out}: is a file, a folder is wanted; choose another --out")
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise ShadowError(f"{out}: holds the current folder and would be replaced; choose another --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial, old = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")
+    lock = _claim(partial, out)
+    try:
+        for rest in partial.iterdir():
+            shutil.rmtree(rest) if rest.is_dir() and not rest.is_symlink() else rest.unlink()
+        shutil.rmtree(old, ignore_errors=True)
+        yield partial
+        for folder, _, files in os.walk(partial, topdown=False):
+            for name in files:
+                _sync(Path(folder, name))
+            _sync(Path(folder))
+        if out.exists():
+            os.rename(out, old)
+        os.rename(partial, out)
+        _sync(out.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        if old.exists() and not out.exists():
+            os.rename(old, out)
+        raise
+    finally:
+        os.close(lock)
+
+
+def _claim(partial: Path, out: Path) -> int:
+    """Make and lock the partial folder; the lock lives as long as the descriptor, so a killed owner releases it."""
+    while True:
+        partial.mkdir(exist_ok=True)
+        lock = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise ShadowError(f"{out}: another process is writing it; wait for it or end it") from None
+        try:
+            if os.path.samestat(os.fstat(lock), os.stat(partial)):
+                return lock
+        except FileNotFoundError:
+            pass
+        os.close(lock)  # the former owner finished between our open and our lock
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

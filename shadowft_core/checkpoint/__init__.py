@@ -8,12 +8,39 @@ from shadowft_core.checkpoint.files import (
     write_atomically,
     write_json_atomically,
 )
+from shadowft_core.checkpoint.header import DTYPES, FLOATS, TensorInfo, build_header, read_header
+from shadowft_core.checkpoint.model import (
+    CHUNK,
+    INDEX,
+    SINGLE,
+    WORKERS,
+    Checkpoint,
+    model_digest,
+    open_checkpoint,
+    read_json_object,
+)
+from shadowft_core.checkpoint.writing import write_checkpoint, write_safetensors
 
 __all__ = [
+    "CHUNK",
+    "DTYPES",
+    "FLOATS",
+    "INDEX",
+    "SINGLE",
+    "WORKERS",
+    "Checkpoint",
+    "TensorInfo",
+    "build_header",
     "bytes_digest",
     "canonical_json",
     "file_digest",
+    "model_digest",
     "new_folder",
+    "open_checkpoint",
+    "read_header",
+    "read_json_object",
     "write_atomically",
+    "write_checkpoint",
     "write_json_atomically",
+    "write_safetensors",
 ]

@@ -1,0 +1,157 @@
+"""The safetensors header, read strictly and written canonically.
+
+A file is 8 bytes (little-endian length N), N bytes of JSON, then the tensors without gaps. The reading is our own
+because the common library accepts duplicate keys. Format: https://huggingface.co/docs/safetensors.
+"""
+
+import json
+import math
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from shadowft_core.errors import CheckpointError
+
+HEADER_LIMIT = 100_000_000
+DTYPES: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype("<f8"),
+    "I64": np.dtype("<i8"),
+    "U64": np.dtype("<u8"),
+    "F32": np.dtype("<f4"),
+    "I32": np.dtype("<i4"),
+    "U32": np.dtype("<u4"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F16": np.dtype("<f2"),
+    "I16": np.dtype("<i2"),
+    "U16": np.dtype("<u2"),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+FLOATS = ("F32", "BF16", "F16")  # what can be grafted: quantised and fp8 weights are not numbers to add to
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """The safetensors name of a numpy dtype. Raises CheckpointError when there is none."""
+    if dtype not in _NAMES:
+        raise CheckpointError(f"{dtype} is no safetensors type; expected one of {', '.join(DTYPES)}")
+    return _NAMES[dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Where a tensor lies: safetensors dtype name, shape, and its bytes in `file`."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+    nbytes: int
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+def read_header(path: Path) -> tuple[bytes, dict[str, TensorInfo]]:
+    """Read and check the header of a file.
+
+    Returns its raw bytes, length prefix included, and the tensors in the order of their bytes.
+    Raises CheckpointError on anything the format forbids: nothing of the file has been used then.
+    """
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            prefix = file.read(8)
+            if len(prefix) < 8:
+                raise CheckpointError(f"{path}: {size} bytes, a safetensors file has at least 8; download it again")
+            length = struct.unpack("<Q", prefix)[0]
+            if length > HEADER_LIMIT:
+                raise CheckpointError(f"{path}: header of {length} bytes, the limit is {HEADER_LIMIT}; not safetensors")
+            if length > size - 8:
+                raise CheckpointError(f"{path}: truncated, header of {length} bytes in {size} bytes; download it again")
+            raw = prefix + file.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}; a readable safetensors file is wanted") from None
+    tensors = parse_header(raw, path)
+    expected = len(raw) + sum(info.nbytes for info in tensors.values())
+    if size != expected:
+        raise CheckpointError(f"{path}: {size} bytes, its header promises {expected}; download it again")
+    return raw, tensors
+
+
+def parse_header(raw: bytes, path: Path) -> dict[str, TensorInfo]:
+    """Tensors of a raw header (length prefix included), in the order of their bytes; `path` is where they lie."""
+    try:
+        entries = json.loads(raw[8:].decode("utf-8"), object_pairs_hook=_without_duplicates)
+        if raw[8:9] != b"{" or not isinstance(entries, dict):
+            raise ValueError("it does not begin with {")
+        metadata = entries.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("__metadata__ is not a map of strings")
+        tensors = {name: _tensor(name, entry, path, len(raw)) for name, entry in entries.items()}
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: malformed safetensors header: {error}; download it again") from None
+    tensors = dict(sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)))
+    end = len(raw)
+    for name, info in tensors.items():
+        if info.offset != end:
+            raise CheckpointError(
+                f"{path}: tensor {name} starts at byte {info.offset}, the one before ends at {end}; "
+                "tensors may neither overlap nor leave holes"
+            )
+        end += info.nbytes
+    return tensors
+
+
+def build_header(layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
+    """Header, length prefix included, for `{name: (dtype, shape)}`.
+
+    Wider types come first, so that every tensor is aligned to its type; otherwise the given order is kept.
+    """
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (dtype, shape) in sorted(layout.items(), key=lambda item: -DTYPES[item[1][0]].itemsize):
+        start, end = end, end + math.prod(shape) * DTYPES[dtype].itemsize
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        duplicate = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"key {duplicate!r} stands twice")
+    return found
+
+
+def _tensor(name: str, entry: Any, path: Path, start: int) -> TensorInfo:
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"entry {name!r} is not exactly dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ValueError(f"tensor {name!r} has dtype {dtype!r}, known are {', '.join(DTYPES)}")
+    if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
+        raise ValueError(f"tensor {name!r} has shape {shape!r} and offsets {offsets!r}; natural numbers are wanted")
+    nbytes = math.prod(shape) * DTYPES[dtype].itemsize
+    if offsets[1] - offsets[0] != nbytes:
+        raise ValueError(
+            f"tensor {name!r} has {offsets[1] - offsets[0]} bytes, its shape and dtype {dtype} want {nbytes}"
+        )
+    return TensorInfo(dtype, tuple(shape), path, start + offsets[0], nbytes)
+
+
+def _naturals(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)

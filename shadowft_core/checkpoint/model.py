@@ -1,0 +1,209 @@
+"""A model folder: one safetensors file or an index of shards, config.json, tokenizer files. Read-only and streamed."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shadowft_core.checkpoint.files import bytes_digest, canonical_json, file_digest
+from shadowft_core.checkpoint.header import DTYPES, TensorInfo, read_header
+from shadowft_core.errors import CheckpointError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+CHUNK = 1 << 17  # elements: chunks of 256 KiB (bfloat16) stay in the cache of a core; larger ones were measured slower
+WORKERS = 2
+# Weights in other formats, pickles and code never travel with a model.
+_LEFT_BEHIND = (
+    *(".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".h5", ".msgpack"),
+    *(".gguf", ".onnx", ".npy", ".npz", ".py", ".pyc", ".so", ".sh"),
+)
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt")
+
+
+class Checkpoint:
+    """The tensors and side files of one model folder. Made by `open_checkpoint`, which has checked every header."""
+
+    def __init__(self, path: Path, shards: dict[str, bytes], tensors: dict[str, TensorInfo]) -> None:
+        self.path = path
+        self.shards = shards
+        """raw header, length prefix included, of every safetensors file by file name"""
+        self._tensors = tensors
+        self._digests: dict[str, str] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """Tensor names in file order: shard by shard, then by offset."""
+        return list(self._tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def info(self, name: str) -> TensorInfo:
+        """Dtype, shape and place of a tensor. Raises CheckpointError when there is none of that name."""
+        try:
+            return self._tensors[name]
+        except KeyError:
+            raise CheckpointError(f"{self.path}: no tensor {name}; it holds {len(self._tensors)} others") from None
+
+    def read(self, name: str) -> np.ndarray:
+        """The whole tensor, in its shape and own dtype (ml_dtypes.bfloat16 for BF16)."""
+        info = self.info(name)
+        array = np.empty(info.size, DTYPES[info.dtype])
+        for start, part in self.chunks(name, max(info.size, 1), array):
+            del start, part
+        return array.reshape(info.shape)
+
+    def chunks(self, name: str, elements: int, buffer: np.ndarray | None = None) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield `(start, flat part)` of a tensor, `elements` at a time.
+
+        Every part is a view of one buffer that the next part overwrites. An empty tensor yields nothing.
+        Raises CheckpointError when the file ends early.
+        """
+        info = self.info(name)
+        dtype = DTYPES[info.dtype]
+        if buffer is None:
+            buffer = np.empty(min(elements, info.size), dtype)
+        view = buffer.view(np.uint8).data
+        file = os.open(info.file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            for start in range(0, info.size, elements):
+                count = min(elements, info.size - start)
+                _read_fully(file, view[: count * dtype.itemsize], info.offset + start * dtype.itemsize, info.file)
+                yield start, buffer[:count]
+        finally:
+            os.close(file)
+
+    def tensor_digest(self, name: str) -> str:
+        """SHA-256 of the tensor's little-endian bytes; read once, then remembered."""
+        if name not in self._digests:
+            sha = hashlib.sha256()
+            for _, part in self.chunks(name, 2 * CHUNK):
+                sha.update(part.view(np.uint8).data)
+            self._digests[name] = f"sha256:{sha.hexdigest()}"
+        return self._digests[name]
+
+    def digest(self) -> str:
+        """The model digest: independent of shards, file names and machine. Reads every tensor once."""
+        with ThreadPoolExecutor(WORKERS) as pool:
+            digests = pool.map(self.tensor_digest, self._tensors)
+            return model_digest(
+                {n: (i.dtype, i.shape, d) for (n, i), d in zip(self._tensors.items(), digests, strict=True)}
+            )
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The parsed config.json. Raises CheckpointError when it is missing or no JSON object."""
+        return read_json_object(self.path / "config.json")
+
+    @property
+    def tied(self) -> tuple[str, str] | None:
+        """`(head, embedding)` when the config ties them, whether or not the file holds the head; else None."""
+        text = self.config.get("text_config") or {}
+        if not self.config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)):
+            return None
+        embeddings = [name for name in self._tensors if name.endswith("embed_tokens.weight")]
+        return ("lm_head.weight", embeddings[0]) if len(embeddings) == 1 else None
+
+    def other_files(self) -> list[Path]:
+        """Relative paths of all that travels with the weights: configs, tokenizer, templates; never weights or code."""
+        folders = [self.path, *(f for f in [self.path / "additional_chat_templates"] if f.is_dir())]
+        return sorted(
+            file.relative_to(self.path)
+            for folder in folders
+            for file in folder.iterdir()
+            if file.is_file() and not file.name.startswith(".") and not file.name.endswith(_LEFT_BEHIND)
+        )
+
+    def tokenizer_digest(self) -> str | None:
+        """SHA-256 of the canonical JSON `{file name: file digest}` of the tokenizer's files; None without any."""
+        files = {n: file_digest(self.path / n) for n in _TOKENIZER_FILES if (self.path / n).is_file()}
+        return bytes_digest(canonical_json(files)) if files else None
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a model folder, checking every header and the index before any tensor is used.
+
+    Raises CheckpointError when the folder is missing, holds no safetensors weights, holds a safetensors file that no
+    index names, or when index and files disagree. Shard names are plain file names: they never lead out of the folder.
+    """
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such folder; a Hugging Face model folder is wanted")
+    present = {file.name for file in path.iterdir() if file.name.endswith(".safetensors")}
+    if (path / INDEX).exists():
+        weight_map = _weight_map(path / INDEX)
+        files = sorted(set(weight_map.values()))
+    else:
+        weight_map, files = None, [SINGLE]
+        if not present:
+            kinds = sorted(
+                f.name for f in path.iterdir() if f.suffix in {".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5"}
+            )
+            found = f"only {', '.join(kinds[:3])}" if kinds else "no weights"
+            raise CheckpointError(f"{path}: {found}; safetensors is wanted, convert it with save_pretrained")
+    if missing := sorted(set(files) - present):
+        raise CheckpointError(f"{path}: {missing[0]} is missing; download the folder again")
+    if stray := sorted(present - set(files)):
+        raise CheckpointError(f"{path}: {stray[0]} belongs to no index and would be ignored; move it out of the folder")
+    shards: dict[str, bytes] = {}
+    tensors: dict[str, TensorInfo] = {}
+    for name in files:
+        shards[name], found_here = read_header(path / name)
+        for tensor, info in found_here.items():
+            if tensor in tensors:
+                raise CheckpointError(f"{path}: tensor {tensor} stands in {tensors[tensor].file.name} and in {name}")
+            if weight_map is not None and weight_map.get(tensor) != name:
+                raise CheckpointError(
+                    f"{path}: tensor {tensor} stands in {name}, the index says {weight_map.get(tensor, 'nothing')}"
+                )
+            tensors[tensor] = info
+    if weight_map is not None and (lost := sorted(set(weight_map) - set(tensors))):
+        raise CheckpointError(f"{path}: tensor {lost[0]} stands in the index but in no file; download the folder again")
+    if not tensors:
+        raise CheckpointError(f"{path}: no tensors at all")
+    return Checkpoint(path, shards, tensors)
+
+
+def model_digest(tensors: Mapping[str, tuple[str, tuple[int, ...], str]]) -> str:
+    """SHA-256 of the canonical JSON `{name: [dtype, shape, tensor digest]}`."""
+    return bytes_digest(canonical_json({n: [d, list(shape), digest] for n, (d, shape, digest) in tensors.items()}))
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object. Raises CheckpointError otherwise."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}; a readable JSON file is wanted") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: holds a {type(value).__name__}, a JSON object is wanted")
+    return value
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: no weight_map; download the folder again")
+    for tensor, name in weight_map.items():
+        plain = isinstance(name, str) and name.endswith(".safetensors") and not set(name) & set("/\\\0")
+        if not plain or name.startswith("."):
+            raise CheckpointError(
+                f"{index}: tensor {tensor} lies in {name!r}; a plain *.safetensors file name is wanted"
+            )
+    return weight_map
+
+
+def _read_fully(file: int, view: memoryview, offset: int, path: Path) -> None:
+    done = 0
+    while done < len(view):
+        count = os.preadv(file, [view[done:]], offset + done)
+        if count == 0:
+            raise CheckpointError(f"{path}: ends at byte {offset + done}, {len(view) - done} more were promised")
+        done += count

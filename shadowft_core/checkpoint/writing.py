@@ -1,0 +1,82 @@
+"""Writing safetensors files: space first, then the tensors in parallel, each hashed as it is written."""
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from shadowft_core.checkpoint.header import TensorInfo, build_header, dtype_name, parse_header
+from shadowft_core.checkpoint.model import SINGLE, WORKERS
+from shadowft_core.errors import CheckpointError
+
+Producer = Callable[[str], Iterator[np.ndarray]]
+
+
+def write_safetensors(path: Path, header: bytes, produce: Producer, label: str = "") -> dict[str, str]:
+    """Write one safetensors file and return `{tensor name: digest}`.
+
+    `header` comes from `build_header` or, verbatim, from a file whose layout is kept. `produce(name)` yields the
+    tensor's flat parts in order, in the dtype of the header; a part may be overwritten after the next is asked for.
+    Two threads take whole tensors, so sums and hashes inside a tensor run in file order whatever the timing. Call it
+    inside `new_folder`, which syncs and publishes. With a `label`, progress goes to stderr.
+
+    Raises CheckpointError when a producer yields too much or too little, OSError when the disk is full.
+    """
+    tensors = parse_header(header, path)
+    size = len(header) + sum(info.nbytes for info in tensors.values())
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    pool = ThreadPoolExecutor(WORKERS)
+    try:
+        os.posix_fallocate(file, 0, size)  # a full disk shows before the work, not after it
+        _write_fully(file, memoryview(header), 0)
+        work = pool.map(lambda item: _write_tensor(file, item[0], item[1], produce), tensors.items())
+        digests: dict[str, str] = {}
+        for name, digest in zip(tensors, work, strict=True):
+            digests[name] = digest
+            if label and len(digests) % 100 == 0:
+                print(f"{label}: tensor {len(digests)}/{len(tensors)}", file=sys.stderr)
+        return digests
+    finally:
+        pool.shutdown(cancel_futures=True)
+        os.close(file)
+
+
+def write_checkpoint(folder: Path, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Write arrays as `model.safetensors` into an existing folder; for models that fit in memory.
+
+    Raises CheckpointError on a duplicate name or a dtype that safetensors does not know.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for name, array in tensors:
+        if name in arrays:
+            raise CheckpointError(f"{folder}: tensor {name} is given twice")
+        arrays[name] = np.ascontiguousarray(array)
+    header = build_header({name: (dtype_name(array.dtype), array.shape) for name, array in arrays.items()})
+    write_safetensors(folder / SINGLE, header, lambda name: iter([arrays[name].reshape(-1)]))
+
+
+def _write_tensor(file: int, name: str, info: TensorInfo, produce: Producer) -> str:
+    sha = hashlib.sha256()
+    done = 0
+    for part in produce(name):
+        if part.size == 0:
+            continue
+        if done + part.nbytes > info.nbytes or dtype_name(part.dtype) != info.dtype:
+            raise CheckpointError(f"{info.file}: tensor {name}: {part.dtype} parts exceed its {info.nbytes} bytes")
+        view = part.view(np.uint8).data
+        sha.update(view)
+        _write_fully(file, view, info.offset + done)
+        done += part.nbytes
+    if done != info.nbytes:
+        raise CheckpointError(f"{info.file}: tensor {name}: {done} bytes came, {info.nbytes} are promised")
+    return f"sha256:{sha.hexdigest()}"
+
+
+def _write_fully(file: int, view: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(view):
+        done += os.pwrite(file, view[done:], offset + done)

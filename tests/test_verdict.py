@@ -1,0 +1,427 @@
+"""The verdict: error rates and power by simulation, arithmetic by hand, files by damage."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import binom, norm
+
+from shadowft_core.errors import EvaluationError
+from shadowft_core.params import Verdict
+from shadowft_core.verdict import Claim, decide, judge, superiority, verdict
+from shadowft_core.verdict.scores import Arm, read_arms
+from shadowft_core.verdict.statistics import holm, interval, items_to_detect, mean_of_tasks, p_greater
+
+PARAMS = Verdict(alpha=0.05, margin=0.03, worthwhile=0.05, resamples=999, seed=0)
+ARMS = ["instruct", "direct", "direct_scaled", "shadow", "shadow_scaled"]
+RECIPE = "sha256:" + "c" * 64
+SIGN = [(-1.0, 1.0)]
+
+
+def arm(name: str, tasks: dict[str, tuple[str, np.ndarray]], digest: str | None = None, metric: str = "acc") -> Arm:
+    return Arm(
+        name=name,
+        scale=1.0,
+        model_digest=digest or f"model of {name}",
+        template_digest="template",
+        roles={task: role for task, (role, _) in tasks.items()},  # type: ignore[misc]
+        metrics=dict.fromkeys(tasks, metric),
+        scores={task: {f"{i:06d}": float(s) for i, s in enumerate(items)} for task, (_, items) in tasks.items()},
+    )
+
+
+def arena(domain: dict[str, np.ndarray], guard: dict[str, np.ndarray] | None = None) -> dict[str, Arm]:
+    """Arms with one domain task and one guard; the guard is the same everywhere unless given."""
+    kept = np.ones(400)
+    return {
+        name: arm(name, {"skill": ("domain", items), "general": ("guard", (guard or {}).get(name, kept))})
+        for name, items in domain.items()
+    }
+
+
+def answers(rng: np.random.Generator, n: int, share: float) -> np.ndarray:
+    return (rng.random(n) < share).astype(float)
+
+
+def outcomes(found: dict) -> list[str]:
+    return [claim["outcome"] for claim in found["claims"]]
+
+
+# --- error rates and power -----------------------------------------------------------------------------------------
+
+
+def test_a_thousand_null_comparisons_promote_at_most_alpha() -> None:
+    """No control, guard kept: the easiest road to a promotion. Items differ, models do not."""
+    rng = np.random.default_rng(1)
+    promoted = 0
+    for _ in range(1000):
+        both = answers(rng, 60, 0.5)
+        flip = rng.random((2, 60)) < 0.3
+        arms = arena({name: np.abs(both - f) for name, f in zip(["instruct", "shadow_scaled"], flip, strict=True)})
+        promoted += decide(superiority(arms, PARAMS)) == "promote"
+    assert 0 < promoted <= binom.ppf(0.999, 1000, PARAMS.alpha)
+
+
+def test_real_valued_null_comparisons_promote_at_most_alpha() -> None:
+    rng = np.random.default_rng(2)
+    promoted = 0
+    for _ in range(300):
+        arms = arena({"instruct": rng.normal(-2, 1, 40), "shadow_scaled": rng.normal(-2, 1, 40)})
+        promoted += decide(superiority(arms, PARAMS)) == "promote"
+    assert 0 < promoted <= binom.ppf(0.999, 300, PARAMS.alpha)
+
+
+@pytest.mark.parametrize(("gain", "n"), [(0.05, 1000), (0.10, 250)])
+def test_a_planted_gain_is_found_with_the_stated_power(gain: float, n: int) -> None:
+    """Losses 5 %, wins 5 % + gain. The test holds itself to the power of the normal approximation."""
+    rng = np.random.default_rng(3)
+    found = 0
+    for _ in range(300):
+        difference = rng.choice([-1.0, 0.0, 1.0], size=n, p=[0.05, 0.90 - gain, 0.05 + gain])
+        before = np.where(difference < 0, 1.0, 0.0)
+        arms = arena({"instruct": before, "shadow_scaled": before + difference})
+        found += superiority(arms, PARAMS)[0].outcome == "better"
+    error = np.sqrt((0.10 + gain - gain**2) / n)
+    power = float(norm.sf(1.96 - gain / error))  # the 95 % interval must clear zero as well
+    assert power > 0.95
+    assert found >= binom.ppf(0.001, 300, power - 0.02)  # 0.02: four padded items and a discrete test
+
+
+@pytest.mark.parametrize("n", [30, 60, 100, 130, 200, 300, 400, 800])
+def test_a_guard_at_its_margin_passes_at_most_alpha(n: int) -> None:
+    """Computed, not simulated: items are lost with probability `margin` and never won, the most skewed case."""
+    passing = 0
+    for lost in range(n):
+        items = [np.repeat([-1.0, 0.0], [lost, n - lost])]
+        if interval(items, SIGN, 0.95, 9999, 0)[0] <= -PARAMS.margin:
+            break
+        passing += 1
+    assert binom.cdf(passing - 1, n, PARAMS.margin) <= PARAMS.alpha
+
+
+@pytest.mark.parametrize(("losses", "wins"), [(0.02, 0.10), (0.3, 0.3), (0.0, 0.02)])
+def test_intervals_cover_the_truth(losses: float, wins: float) -> None:
+    rng = np.random.default_rng(4)
+    covered = 0
+    for _ in range(400):
+        d = rng.choice([-1.0, 0.0, 1.0], size=80, p=[losses, 1 - losses - wins, wins])
+        low, high = interval([d], SIGN, 0.95, 999, 0)
+        covered += low <= wins - losses <= high
+    assert covered >= binom.ppf(0.001, 400, 0.95)
+
+
+# --- arithmetic by hand --------------------------------------------------------------------------------------------
+
+
+def test_holm_by_hand() -> None:
+    """Sorted .005 .01 .03 .04, times 4 3 2 1 = .02 .03 .06 .04; never below an earlier one: .02 .03 .06 .06."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.7, 0.6]) == [1.0, 1.0]
+    assert holm([0.04]) == [0.04]
+
+
+def test_mcnemar_is_the_exact_binomial() -> None:
+    """Agresti, Categorical Data Analysis: approval of the prime minister, 86 and 150 of 1600 changed their mind."""
+    d = np.repeat([1.0, -1.0, 0.0], [150, 86, 1364])
+    exact = sum(binom.pmf(k, 236, 0.5) for k in range(150, 237))
+    assert p_greater([d], 999, 0) == pytest.approx(exact, rel=1e-9)
+    assert exact == pytest.approx(1.86e-5, rel=0.02)
+    assert p_greater([np.repeat([1.0, 0.0], [5, 20])], 999, 0) == pytest.approx(1 / 32)
+    assert p_greater([np.repeat([1.0, -1.0], [9, 1])], 999, 0) == pytest.approx(11 / 1024)
+
+
+def test_permutation_enumerates_few_items() -> None:
+    """Of the 8 signs of (1, 2, 4) the sums 7 and 5 reach 5: p = 2/8."""
+    assert p_greater([np.array([-1.0, 2.0, 4.0])], 999, 0) == pytest.approx(2 / 8)
+
+
+def test_tasks_weigh_the_same_whatever_their_length() -> None:
+    assert mean_of_tasks([np.ones(1000), np.zeros(10)]) == 0.5
+    low, high = interval([np.ones(1000), np.zeros(1000)], [(0.0, 1.0)] * 2, 0.95, 999, 0)
+    assert 0.49 < low <= 0.5 <= high < 0.51  # resampled inside tasks: only the padding moves it
+
+
+def test_needed_items_give_the_promised_power() -> None:
+    rng = np.random.default_rng(5)
+    p = [0.1, 0.75, 0.15]
+    pilot = rng.choice([-1.0, 0.0, 1.0], size=4000, p=p)
+    n = items_to_detect([pilot], SIGN, 0.05, 0.05)
+    found = sum(p_greater([rng.choice([-1.0, 0.0, 1.0], size=n, p=p)], 999, 0) <= 0.05 for _ in range(400))
+    low, high = binom.ppf([0.001, 0.999], 400, 0.8)
+    assert low - 16 <= found <= high + 16  # 16 of 400: normal approximation and a pilot of finite size
+
+
+# --- outcomes and decisions ----------------------------------------------------------------------------------------
+
+
+def five(shares: dict[str, int], n: int = 400) -> dict[str, np.ndarray]:
+    return {name: (np.arange(n) < shares[name]).astype(float) for name in ARMS}
+
+
+CLEAR = {"instruct": 40, "direct": 200, "direct_scaled": 220, "shadow": 300, "shadow_scaled": 320}
+
+
+def test_a_clear_gain_over_every_rival_is_promoted() -> None:
+    found = judge(arena(five(CLEAR)), PARAMS)
+    assert found["decision"] == "promote"
+    assert [(c["against"], c["outcome"]) for c in found["claims"]] == [
+        ("instruct", "better"),
+        ("direct", "better"),
+        ("direct_scaled", "better"),
+        ("instruct", "passed"),
+    ]
+    assert found["direct_control"] is True
+    assert found["reasons"][0].startswith("domain: shadow_scaled 0.800 against instruct 0.100, +0.700 [+0.6")
+    assert found["reasons"][0].endswith("p < 0.0001: better")
+    assert list(found["arms"]) == ARMS
+    assert found["arms"]["instruct"]["domain"]["mean"] == pytest.approx(0.1)
+    assert set(found["arms"]["instruct"]["tasks"]) == {"skill", "general"}
+
+
+@pytest.mark.parametrize("rival", ["direct", "direct_scaled"])
+def test_a_tie_with_direct_tuning_never_promotes(rival: str) -> None:
+    found = judge(arena(five(CLEAR | {rival: CLEAR["shadow_scaled"]})), PARAMS)
+    assert found["decision"] == "hold"
+    assert {c["against"]: c["outcome"] for c in found["claims"] if c["role"] == "domain"}[rival] == "tie"
+    assert "a tie never promotes" in found["reasons"]
+
+
+def test_worse_than_direct_tuning_is_held() -> None:
+    found = judge(arena(five(CLEAR | {"direct_scaled": 390})), PARAMS)
+    assert found["decision"] == "hold"
+    assert outcomes(found) == ["better", "better", "worse", "passed"]
+
+
+def test_a_significant_but_worthless_gain_is_a_tie() -> None:
+    before = np.zeros(20000)
+    after = (np.arange(20000) < 200).astype(float)  # +0.01, p far below alpha
+    claim = superiority(arena({"instruct": before, "shadow_scaled": after}), PARAMS)[0]
+    assert claim.p is not None
+    assert claim.p < 1e-9
+    assert claim.outcome == "tie"
+
+
+def test_one_harmed_guard_blocks() -> None:
+    arms = arena(five(CLEAR), {"shadow_scaled": (np.arange(400) >= 60).astype(float)})
+    found = judge(arms, PARAMS)
+    assert found["decision"] == "hold"
+    assert outcomes(found)[-1] == "harmed"
+    assert "-0.150" in found["reasons"][3]
+
+
+def test_a_guard_with_too_few_items_leaves_it_undecided() -> None:
+    keep = dict.fromkeys(ARMS, np.ones(30))
+    found = judge(arena(five(CLEAR), keep), PARAMS)
+    assert found["decision"] == "undecided"
+    assert outcomes(found)[-1] == "too few items"
+    needed = found["claims"][-1]["items_needed"]
+    assert judge(arena(five(CLEAR), dict.fromkeys(ARMS, np.ones(needed + 20))), PARAMS)["decision"] == "promote"
+
+
+def test_identical_arms_tie_and_harm_nobody() -> None:
+    same = arm("instruct", {"skill": ("domain", np.ones(5)), "general": ("guard", np.ones(5))}, digest="same")
+    found = judge({"instruct": same, "shadow_scaled": same}, PARAMS)
+    assert found["decision"] == "hold"
+    assert outcomes(found) == ["tie", "passed"]
+    assert found["claims"][0]["interval"] == (0.0, 0.0)
+    assert found["claims"][0]["p"] == 1.0
+
+
+def test_one_item_decides_nothing() -> None:
+    found = judge(arena({"instruct": np.zeros(1), "shadow_scaled": np.ones(1)}), PARAMS)
+    assert found["decision"] == "undecided"
+    claim = found["claims"][0]
+    assert claim["outcome"] == "too few items"
+    assert claim["items_needed"] > 100
+    assert f"about {claim['items_needed']} would show" in claim["reason"]
+
+
+def test_all_items_won_is_better_and_the_interval_has_width() -> None:
+    claim = superiority(arena({"instruct": np.zeros(50), "shadow_scaled": np.ones(50)}), PARAMS)[0]
+    assert claim.outcome == "better"
+    assert claim.difference == 1.0
+    assert 0.7 < claim.interval[0] < claim.interval[1] == 1.0
+
+
+def test_without_the_control_nothing_is_claimed_about_it() -> None:
+    arms = arena(five(CLEAR))
+    found = judge({name: arms[name] for name in ("instruct", "shadow", "shadow_scaled")}, PARAMS)
+    assert found["decision"] == "promote"
+    assert found["direct_control"] is False
+    assert {c["against"] for c in found["claims"]} == {"instruct"}
+    assert "direct tuning was not run: nothing is claimed about it" in found["reasons"]
+
+
+def test_scores_on_an_open_scale_are_said_to_be_so() -> None:
+    rng = np.random.default_rng(6)
+    before = rng.normal(-2.0, 0.5, 200)
+    arms = {
+        name: arm(name, {"text": ("domain", before + gain)}, metric="logprob_per_byte")
+        for name, gain in [("instruct", 0.0), ("shadow_scaled", rng.normal(0.5, 0.1, 200))]
+    }
+    found = judge(arms, PARAMS)
+    assert found["decision"] == "promote"
+    assert any(r.startswith("text: the scores are logprob_per_byte, not shares") for r in found["reasons"])
+    assert "no guard task was measured: nothing is claimed about what the Instruct keeps" in found["reasons"]
+
+
+def test_several_domain_tasks_are_each_shown() -> None:
+    def both(name: str, first: int, second: int) -> Arm:
+        items = np.arange(300)
+        return arm(
+            name,
+            {
+                "a": ("domain", (items < first).astype(float)),
+                "b": ("domain", (items[:100] < second).astype(float)),
+                "general": ("guard", np.ones(400)),
+            },
+        )
+
+    found = judge({"instruct": both("instruct", 30, 50), "shadow_scaled": both("shadow_scaled", 240, 55)}, PARAMS)
+    assert found["claims"][0]["difference"] == pytest.approx((0.7 + 0.05) / 2)
+    assert found["claims"][0]["by_task"] == pytest.approx({"a": 0.7, "b": 0.05})
+    assert "domain by task against instruct: a +0.700, b +0.050" in found["reasons"]
+
+
+def test_names_and_order_of_items_and_arms_do_not_matter() -> None:
+    rng = np.random.default_rng(7)
+    arms = arena({name: rng.normal(0, 1, 90) for name in ARMS}, {name: answers(rng, 150, 0.8) for name in ARMS})
+    shuffle = rng.permutation(150)
+
+    def relabelled(a: Arm) -> Arm:
+        scores = {
+            task: {f"{shuffle[i]:06d}": score for i, score in enumerate(items.values())}
+            for task, items in a.scores.items()
+        }
+        return Arm(a.name, a.scale, a.model_digest, a.template_digest, a.roles, a.metrics, scores)
+
+    other = {name: relabelled(arms[name]) for name in reversed(ARMS)}
+    assert json.dumps(judge(other, PARAMS)) == json.dumps(judge(arms, PARAMS))
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+def write_arm(folder: Path, a: Arm, digest: str) -> None:
+    folder.mkdir(parents=True)
+    items = [
+        {"task": task, "item": item, "score": score, "output": "caf\u00e9 \u2028 line"}
+        for task, scores in a.scores.items()
+        for item, score in scores.items()
+    ]
+    (folder / "items.jsonl").write_text("".join(json.dumps(i, ensure_ascii=False) + "\n" for i in items), "utf-8")
+    tasks = {
+        task: {"role": a.roles[task], "metric": "acc", "n": len(s), "mean": float(np.mean(list(s.values())))}
+        for task, s in a.scores.items()
+    }
+    head = {"format": 1, "arm": a.name, "scale": a.scale, "model_digest": digest, "label": "", "tasks": tasks}
+    (folder / "scores.json").write_text(json.dumps(head | {"template_digest": a.template_digest}))
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    for name, a in arena(five(CLEAR, 100)).items():
+        write_arm(tmp_path / "scores" / name.split("_")[0] / name, a, RECIPE if name == "shadow_scaled" else name)
+    (tmp_path / "recipe.json").write_text(json.dumps({"format": 1, "digest": RECIPE}))
+    return tmp_path
+
+
+def run(work: Path, routes: tuple[str, ...] = ("shadow", "direct")) -> Path:
+    out = work / "verdict.json"
+    verdict(work / "scores", work / "recipe.json", list(routes), PARAMS, out)
+    return out
+
+
+def test_the_file_is_the_same_bytes_twice_and_says_what_was_judged(work: Path) -> None:
+    first = run(work).read_bytes()
+    assert run(work, ("direct", "shadow")).read_bytes() == first
+    found = json.loads(first)
+    assert found["recipe_digest"] == RECIPE
+    assert found["candidate"] == "shadow_scaled"
+    assert set(found["arms"]) == set(ARMS)
+
+
+def test_a_route_that_was_switched_off_is_not_read(work: Path) -> None:
+    (work / "scores/direct/direct/scores.json").write_text("{")
+    assert json.loads(run(work, ("shadow",)).read_bytes())["direct_control"] is False
+
+
+def test_scores_of_another_model_are_refused(work: Path) -> None:
+    (work / "recipe.json").write_text(json.dumps({"digest": "sha256:" + "d" * 64}))
+    with pytest.raises(EvaluationError, match=f"sha256:{'d' * 64}.*sha256:{'c' * 64}"):
+        run(work)
+    assert not (work / "verdict.json").exists()
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_arms_measured_differently_are_refused(work: Path) -> None:
+    edit(work / "scores/direct/direct/scores.json", template_digest="another")
+    with pytest.raises(EvaluationError, match=r"'direct' and arm 'instruct'.*template_digest is another and template"):
+        run(work)
+
+
+def test_a_missing_item_is_refused_by_name(work: Path) -> None:
+    path = work / "scores/shadow/shadow/items.jsonl"
+    path.write_text(path.read_text("utf-8").replace('"000007"', '"ffffff"', 1), "utf-8")
+    with pytest.raises(EvaluationError, match=r"'shadow'.*'skill': 2 differ, such as 000007, ffffff"):
+        run(work)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("not json\n", r"items.jsonl:501: .*Invalid JSON"),
+        ('{"task": "skill", "item": "x", "score": NaN}\n', r"items.jsonl:501: .*score"),
+        ('{"task": "other", "item": "x", "score": 1}\n', r"items.jsonl:501: task 'other' is not in scores.json"),
+        ('{"task": "skill", "item": "x", "score": 1}\n', r"'skill' has 101 items .* scores.json says 100"),
+    ],
+)
+def test_damaged_items_are_refused(work: Path, line: str, message: str) -> None:
+    with (work / "scores/instruct/instruct/items.jsonl").open("a") as file:
+        file.write(line)
+    with pytest.raises(EvaluationError, match=message) as error:
+        run(work)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_arm_is_refused(work: Path) -> None:
+    (work / "scores/direct/direct_scaled/scores.json").unlink()
+    with pytest.raises(EvaluationError, match=r"direct_scaled/scores.json: no such file; run"):
+        run(work)
+
+
+def test_an_item_that_stands_twice_counts_once(work: Path) -> None:
+    for path in (work / "scores").glob("*/*/items.jsonl"):
+        first = path.read_text("utf-8").split("\n", 1)[0]
+        with path.open("a", encoding="utf-8") as file:
+            file.write(first + "\n")
+        head = json.loads(path.with_name("scores.json").read_text())
+        skill = head["tasks"]["skill"]
+        skill["mean"] = (skill["mean"] * skill["n"] + json.loads(first)["score"]) / (skill["n"] + 1)
+        skill["n"] += 1
+        edit(path.with_name("scores.json"), tasks=head["tasks"])
+    assert len(read_arms(work / "scores", ["shadow", "direct"])["instruct"].scores["skill"]) == 100
+
+
+def test_no_domain_task_is_refused() -> None:
+    only_guard = arm("instruct", {"general": ("guard", np.ones(5))})
+    with pytest.raises(EvaluationError, match="no task has the role domain"):
+        judge({"instruct": only_guard, "shadow_scaled": only_guard}, PARAMS)
+
+
+def test_decisions_follow_from_outcomes_alone() -> None:
+    def claims(*found: str) -> list[Claim]:
+        return [
+            Claim("superiority", "a", "b", "domain", [], 1, 0.0, (0.0, 0.0), 1.0, 1.0, o, None, {}, "")  # type: ignore[arg-type]
+            for o in found
+        ]
+
+    assert decide(claims("better", "passed")) == "promote"
+    assert decide(claims("better", "too few items", "passed")) == "undecided"
+    assert decide(claims("better", "too few items", "harmed")) == "hold"
+    assert decide(claims("tie", "passed")) == "hold"
+    assert decide(claims("worse", "passed")) == "hold"

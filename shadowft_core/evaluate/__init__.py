@@ -1,0 +1,91 @@
+"""Evaluate: the same items, prompts and template for every arm, scored item by item."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from shadowft_core.checkpoint import canonical_json, file_digest, new_folder, open_checkpoint, write_json_atomically
+from shadowft_core.errors import EvaluationError
+from shadowft_core.evaluate.bench import Bench, Item, TaskScore, open_bench
+from shadowft_core.evaluate.models import load_folder, load_grafted
+from shadowft_core.params import Evaluate
+
+__all__ = ["Bench", "Item", "TaskScore", "evaluate", "load_folder", "load_grafted", "open_bench"]
+
+
+def evaluate(  # noqa: PLR0917  the signature of the stage
+    instruct: Path, data: Path, delta: Path | None, grafted: Path | None, route: str, params: Evaluate, out: Path
+) -> None:
+    """Score the untouched Instruct, or both arms of one delta; writes `out/ARM/{scores.json,items.jsonl}`.
+
+    Without `delta` the arm is `instruct`. With it the arms are ROUTE (scale 1, grafted in memory with the scope and
+    dtype of the recipe) and ROUTE_scaled (the `grafted` folder as it lies on disk). Where both are the same model, bit
+    for bit, it is scored once.
+
+    Raises EvaluationError: see `open_bench` and `Bench.score`; also a grafted folder whose weights, delta or Instruct
+    are not those of its recipe. Nothing is written then.
+    """
+    if (delta is None) != (grafted is None):
+        raise EvaluationError(
+            f"delta {delta}, grafted {grafted}: pass both, to judge a delta, or none, to judge the Instruct"
+        )
+    recipe = None if delta is None or grafted is None else _checked_recipe(instruct, delta, grafted)
+    with open_bench(instruct, data, params, params.domain, params.guards) as bench, new_folder(out) as folder:
+
+        def write(arm: str, scale: float, digest: str, scores: dict[str, TaskScore]) -> None:
+            about = {"arm": arm, "scale": scale, "model_digest": digest, "label": _label(instruct, route, arm)}
+            _write_arm(folder / arm, {**about, "template_digest": bench.template_digest}, scores)
+
+        if delta is None or grafted is None or recipe is None:
+            write("instruct", 0.0, open_checkpoint(instruct).digest(), bench.score(load_folder(instruct), "instruct"))
+            return
+        model, digest = load_grafted(instruct, [(delta, 1.0)], recipe["scope"], recipe["dtype"])
+        scores = bench.score(model, route)
+        write(route, 1.0, digest, scores)
+        del model
+        scaled = f"{route}_scaled"
+        if digest != recipe["digest"]:
+            scores = bench.score(load_folder(grafted), scaled)
+        write(scaled, recipe["deltas"][0]["scale"], recipe["digest"], scores)
+
+
+def _checked_recipe(instruct: Path, delta: Path, grafted: Path) -> dict[str, Any]:
+    path = grafted / "recipe.json"
+    try:
+        recipe: dict[str, Any] = json.loads(path.read_bytes())
+        [part] = recipe["deltas"]
+        expected = {
+            delta / "delta.json": (part["digest"], file_digest(delta / "delta.json")),
+            instruct: (recipe["instruct"]["digest"], open_checkpoint(instruct).digest()),
+            grafted: (recipe["digest"], open_checkpoint(grafted).digest()),
+        }
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise EvaluationError(
+            f"{path}: not the recipe of one delta ({error!r:.200}); run `shadowft graft` again"
+        ) from error
+    for what, (recorded, found) in expected.items():
+        if recorded != found:
+            raise EvaluationError(f"{what}: digest {found}, {path} says {recorded}; run `shadowft graft` again")
+    return recipe
+
+
+def _label(instruct: Path, route: str, arm: str) -> str:
+    """What pair.json beside the Instruct calls the models that this arm is made of; empty when nothing special."""
+    pair = instruct.parent / "pair.json"
+    if not pair.is_file():
+        return ""
+    sides = json.loads(pair.read_bytes())
+    used = ["instruct"] if arm == "instruct" or route == "direct" else ["instruct", "base"]
+    return "; ".join(label for side in used if (label := sides[side]["label"]))
+
+
+def _write_arm(folder: Path, about: dict[str, Any], scores: dict[str, TaskScore]) -> None:
+    """The two files of architecture.md, Scores. The folder around them is published as a whole by the caller."""
+    tasks = {name: score.summary() for name, score in scores.items()}
+    write_json_atomically(folder / "scores.json", {"format": 1, **about, "tasks": tasks})
+    lines = [
+        canonical_json({"task": name, "item": item.item, "score": item.score, "output": item.output})
+        for name, score in sorted(scores.items())
+        for item in score.items
+    ]
+    (folder / "items.jsonl").write_bytes(b"\n".join(lines) + b"\n")

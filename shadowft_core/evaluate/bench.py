@@ -1,0 +1,259 @@
+"""Tasks and scores: lm-evaluation-harness behind one door.
+
+A `Bench` builds its tasks once. Every model it scores meets the same items, the same rendered prompts and the same chat
+template, greedy and with the same seeds, so that the scores of two models pair up item by item.
+"""
+
+import io
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, TextIO
+
+from shadowft_core.checkpoint import bytes_digest, canonical_json
+from shadowft_core.errors import EvaluationError
+from shadowft_core.evaluate.taskfiles import TaskFiles
+from shadowft_core.params import Evaluate
+
+Role = Literal["domain", "guard"]
+PER_BYTE = "logprob_per_byte"
+SHOWN = 2000  # characters of a reply kept in items.jsonl
+SEED = 0
+COMPLAINTS = (
+    "truncat",
+    "label index",
+    "removing the system role",
+)  # the harness warns and goes on; here they end the run
+
+
+@dataclass(frozen=True)
+class Item:
+    """One scored item: `item` is the digest of document and prompt, `score` is better when higher."""
+
+    item: str
+    score: float
+    output: str
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """All items of one task, sorted by `item`."""
+
+    role: Role
+    metric: str
+    items: tuple[Item, ...]
+
+    @property
+    def mean(self) -> float:
+        return math.fsum(item.score for item in self.items) / len(self.items)
+
+    def summary(self) -> dict[str, Any]:
+        return {"role": self.role, "metric": self.metric, "n": len(self.items), "mean": self.mean}
+
+
+class Bench:
+    """Tasks, tokenizer and chat template of one run. Made by `open_bench`."""
+
+    def __init__(self, tokenizer: Any, tasks: dict[str, Any], roles: dict[str, Role], params: Evaluate) -> None:
+        self._tokenizer, self._tasks, self._roles, self._params = tokenizer, tasks, roles, params
+        self.template_digest = bytes_digest(tokenizer.get_chat_template().encode())
+
+    def score(self, model: Any, arm: str) -> dict[str, TaskScore]:
+        """Score one loaded causal language model on every task; `arm` names it in the progress lines.
+
+        Raises EvaluationError when a task fails, has no items, cuts a prompt short or gives no usable per-item score.
+        """
+        with quiet():
+            from lm_eval.models.huggingface import HFLM
+
+            lm = HFLM(pretrained=model, tokenizer=self._tokenizer, batch_size=self._params.batch_size)
+        return {name: self._score(lm, arm, name) for name in self._tasks}
+
+    def _score(self, lm: Any, arm: str, name: str) -> TaskScore:
+        task = self._tasks[name]
+        lm.set_cache_hook(_Progress(f"{arm} {name}", task, sys.stderr))
+        with _one_line(f"task {name}"):
+            samples = _run(lm, task, name, self._params.limit)
+            chosen = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
+            metric = PER_BYTE if task.OUTPUT_TYPE == "loglikelihood" else chosen[0]["metrics"][0]
+            if not task.higher_is_better().get(metric, True):
+                raise EvaluationError(f"task {name}: lower {metric} is better; list a metric first that grows")
+            seen: dict[str, int] = {}
+            items = []
+            for sample in chosen:
+                digest = _item_digest(sample)
+                seen[digest] = seen.get(digest, -1) + 1  # the same item twice in a task: both count, in file order
+                items.append(
+                    Item(
+                        item=f"{digest}#{seen[digest]}" if seen[digest] else digest,
+                        score=_item_score(name, metric, sample),
+                        output=_output(task, sample)[:SHOWN],
+                    )
+                )
+        return TaskScore(self._roles[name], metric, tuple(sorted(items, key=lambda item: item.item)))
+
+
+@contextmanager
+def open_bench(
+    instruct: Path, data: Path, params: Evaluate, domain: Sequence[str], guards: Sequence[str]
+) -> Iterator[Bench]:
+    """Build the named tasks with the tokenizer and chat template of the Instruct.
+
+    `{data}` in a task file stands for `data`, the folder made by `prepare`. What the datasets library caches lives in a
+    temporary folder until the block ends.
+
+    Raises EvaluationError: no chat template, an unknown task, a missing or empty data file, a task that samples.
+    """
+    roles: dict[str, Role] = dict.fromkeys(guards, "guard")
+    for name in domain:
+        if name in roles:
+            raise EvaluationError(
+                f"task {name}: is named both as domain and as guard; keep one of the two in params.yaml"
+            )
+        roles[name] = "domain"
+    files = TaskFiles(Path(params.tasks))
+    paths = {name: files.path(name) for name in sorted(roles)}
+    with TemporaryDirectory(prefix="shadowft-") as cache:
+        tasks = {}
+        for name, path in paths.items():
+            with _one_line(f"task {name} ({path})"), quiet():
+                tasks[name] = files.build(name, data, Path(cache))
+        yield Bench(_tokenizer(instruct), tasks, roles, params)
+
+
+@contextmanager
+def quiet() -> Iterator[list[str]]:
+    """Keep the bars and remarks of the libraries off the screen; yields the list of the harness's warnings."""
+    warnings: list[str] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            warnings.append(" ".join(record.getMessage().split()))
+
+    logger = logging.getLogger("lm_eval")
+    handler, propagate = Collect(logging.WARNING), logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield warnings
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
+
+
+class _Progress:
+    """Stands where the harness would store answers: it hears of each one and says how far the task is."""
+
+    def __init__(self, label: str, task: Any, stream: TextIO) -> None:
+        self._label, self._task, self._stream = label, task, stream
+        self._done, self._said = 0, time.monotonic()
+
+    def add_partial(self, attr: str, request: Any, answer: Any) -> None:
+        self._done += 1
+        requests = sum(instance.repeats for instance in self._task.instances)
+        if self._done == requests or time.monotonic() - self._said >= 1:
+            items = len({instance.doc_id for instance in self._task.instances})
+            print(f"{self._label} {self._done * items // requests}/{items}", file=self._stream, flush=True)
+            self._said = time.monotonic()
+
+
+def _tokenizer(instruct: Path) -> Any:
+    with quiet():
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(instruct, local_files_only=True)
+    if not tokenizer.chat_template:
+        raise EvaluationError(f"{instruct}: its tokenizer has no chat template; the Instruct must bring one")
+    return tokenizer
+
+
+def _run(lm: Any, task: Any, name: str, limit: int | None) -> list[dict[str, Any]]:
+    """The logged samples of one task. `lm_eval.evaluate` rather than `simple_evaluate`: that one also lists the
+    machine's packages, asks git and looks the model up on a hub, for every call."""
+    import random
+
+    import lm_eval
+    import numpy as np
+    import torch
+
+    random.seed(SEED)
+    np.random.seed(SEED)  # the generator that task files use
+    torch.manual_seed(SEED)
+    task.set_fewshot_seed(seed=SEED)
+    with quiet() as warnings:
+        results = lm_eval.evaluate(
+            lm=lm,
+            task_dict={"tasks": {name: task}},
+            limit=limit,
+            bootstrap_iters=0,
+            log_samples=True,
+            apply_chat_template=True,
+            fewshot_as_multiturn=True,
+        )
+    for warning in warnings:
+        if any(complaint in warning.lower() for complaint in COMPLAINTS):
+            raise EvaluationError(f"task {name}: {warning:.300}; shorten or repair the items, the score would be wrong")
+    samples: list[dict[str, Any]] = results["samples"][name]
+    if not samples:
+        raise EvaluationError(f"task {name}: no items, 1 or more are needed; look at its test_split and process_docs")
+    return samples
+
+
+def _item_digest(sample: dict[str, Any]) -> str:
+    from lm_eval.utils import handle_non_serializable
+
+    doc = json.loads(json.dumps(sample["doc"], default=handle_non_serializable))
+    return bytes_digest(canonical_json({"doc": doc, "prompt": [arguments[0] for arguments in sample["arguments"]]}))
+
+
+def _item_score(name: str, metric: str, sample: dict[str, Any]) -> float:
+    """A loglikelihood task: nats per UTF-8 byte of the reply; any other: the first metric it lists, in [0, 1]."""
+    if metric == PER_BYTE:
+        reply = sample["arguments"][0][1]
+        if not reply:
+            raise EvaluationError(f"task {name}: an item has an empty reply; drop it from the data")
+        score = float(sample["filtered_resps"][0][0]) / len(reply.encode("utf-8"))
+        if not math.isfinite(score):
+            raise EvaluationError(
+                f"task {name}: the log-likelihood of an item is {score}; the model's weights are damaged"
+            )
+        return score
+    value = sample[metric]
+    if isinstance(value, (tuple, list, dict)) or not 0 <= float(value) <= 1:
+        raise EvaluationError(
+            f"task {name}: {metric} gave {value!r:.80}, a number from 0 to 1 an item is needed; list one first"
+        )
+    return float(value)
+
+
+def _output(task: Any, sample: dict[str, Any]) -> str:
+    """What the model answered: its text, the likeliest choice, or the log-likelihood of the reference reply."""
+    if task.OUTPUT_TYPE == "generate_until":
+        return str(sample["resps"][0][0])
+    logprobs = [float(answers[0][0]) for answers in sample["resps"]]
+    if task.OUTPUT_TYPE == "multiple_choice":
+        likeliest = max(range(len(logprobs)), key=logprobs.__getitem__)
+        return str(sample["arguments"][likeliest][1])
+    return f"log-likelihood {logprobs[0]:.6f}"
+
+
+@contextmanager
+def _one_line(where: str) -> Iterator[None]:
+    """Whatever a task file makes the harness raise becomes one EvaluationError that names the task."""
+    try:
+        yield
+    except EvaluationError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise EvaluationError(
+            f"{where}: {type(error).__name__}: {text:.400}; mend the task file or its data"
+        ) from error

@@ -1,0 +1,79 @@
+"""Models in memory: a folder as it lies on disk, or the Instruct with deltas grafted on and nothing written."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from shadowft_core.checkpoint import DTYPES, model_digest
+from shadowft_core.errors import EvaluationError
+from shadowft_core.evaluate.bench import quiet
+
+SMALL = 50_000_000  # parameters up to which one thread is as fast as many, and the same on every machine
+
+
+def load_folder(folder: Path) -> Any:
+    """A Hugging Face folder as a causal language model, in evaluation mode.
+
+    On a CUDA device with the weights' own dtype, on the CPU in float32.
+    Raises EvaluationError: not a causal language model, weights missing or left over.
+    """
+    return _load(folder, None)
+
+
+def load_grafted(
+    instruct: Path, deltas: Sequence[tuple[Path, float]], scope: Any = "all", dtype: str = "instruct"
+) -> tuple[Any, str]:
+    """The Instruct with `scale * delta` added, as `load_folder` would load the grafted folder, and its model digest.
+
+    Takes the tensors from `graft.grafted_tensors`, so they are the bits that `shadowft graft` writes.
+    Raises what `grafted_tensors` and `load_folder` raise.
+    """
+    import torch
+
+    from shadowft_core.graft import grafted_tensors
+
+    names = {numpy_dtype: name for name, numpy_dtype in DTYPES.items()}
+    weights, digests = {}, {}
+    for name, array in grafted_tensors(instruct, list(deltas), scope, dtype):
+        data = bytearray(array.tobytes())  # a copy of our own: the stream may use its buffer again
+        digests[name] = (names[array.dtype], array.shape, f"sha256:{hashlib.sha256(data).hexdigest()}")
+        torch_dtype = getattr(torch, array.dtype.name)
+        empty = torch.empty(array.shape, dtype=torch_dtype)
+        weights[name] = torch.frombuffer(data, dtype=torch_dtype).reshape(array.shape) if data else empty
+    return _load(instruct, weights), model_digest(digests)
+
+
+def _load(folder: Path, weights: dict[str, Any] | None) -> Any:
+    import torch
+
+    with quiet():
+        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, GenerationConfig
+
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise EvaluationError(
+                f"{folder}: {config.model_type} is not a causal language model; choose one that generates text"
+            )
+        options = {}
+        if weights is not None and (folder / "generation_config.json").is_file():
+            options["generation_config"] = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        cuda = torch.cuda.is_available()
+        model, info = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
+            folder if weights is None else None,
+            config=config,
+            state_dict=weights,
+            dtype="auto" if cuda else torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **options,
+        )
+    wrong = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
+    if wrong:
+        raise EvaluationError(
+            f"{folder}: weights and config.json disagree: {wrong!s:.400}; the folder is incomplete or mixed"
+        )
+    if model.num_parameters() <= SMALL:
+        torch.set_num_threads(1)
+    return model.to("cuda" if cuda else "cpu").eval()

@@ -1,0 +1,105 @@
+"""Task files: which tasks a folder offers, and how one becomes a task of the harness without a network."""
+
+import glob
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from shadowft_core.errors import EvaluationError
+
+BUILT_IN = Path(__file__).parent / "tasks"  # heldout and heldout_dev, beside whatever the user's folder offers
+
+
+class TaskFiles:
+    """All tasks named by the *.yaml files of a folder and by the built-in ones.
+
+    Raises EvaluationError: no such folder, an unreadable file, a name given twice.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from lm_eval.tasks._yaml_loader import load_yaml
+
+        if not folder.is_dir():
+            raise EvaluationError(f"{folder}: no such task folder; set evaluate.tasks in params.yaml")
+        self._folder, self._paths = folder, dict[str, Path]()
+        for path in [*sorted(BUILT_IN.rglob("*.yaml")), *sorted(folder.rglob("*.yaml"))]:
+            try:
+                name = load_yaml(path, resolve_func=False).get("task")
+            except Exception as error:
+                raise EvaluationError(f"{path}: not a task file: {' '.join(str(error).split()):.300}") from error
+            if not isinstance(name, str):
+                continue  # a group, or a piece that other files include
+            if name in self._paths:
+                raise EvaluationError(f"{path}: task {name} stands in {self._paths[name]} already; rename one of them")
+            self._paths[name] = path
+
+    def path(self, name: str) -> Path:
+        """The file of a task. Raises EvaluationError with the names that exist."""
+        if name not in self._paths:
+            raise EvaluationError(
+                f"task {name}: unknown; {self._folder} and the built-in tasks offer {', '.join(sorted(self._paths))}"
+            )
+        return self._paths[name]
+
+    def build(self, name: str, data: Path, cache: Path) -> Any:
+        """The task as the harness wants it: data files made absolute, `{data}` filled in, the cache put into `cache`.
+
+        Raises EvaluationError: a data file that is missing or empty, a task that samples instead of answering greedily.
+        """
+        from lm_eval.tasks import TaskManager
+        from lm_eval.tasks._yaml_loader import load_yaml
+
+        path = self.path(name)
+        config = load_yaml(path)
+        options = dict(config.get("dataset_kwargs") or {})
+        if "data_files" in options:
+            options["data_files"] = _absolute(options["data_files"], path.resolve().parent, data.resolve())
+            for file in _flat(options["data_files"]):
+                _check_rows(name, file)
+        if "custom_dataset" not in config and "class" not in config:
+            options["cache_dir"] = str(cache)
+        config["dataset_kwargs"] = options or None
+        task = TaskManager(include_defaults=False).load([config])["tasks"][name]
+        generation = task.config.generation_kwargs or {}
+        if generation.get("do_sample") or generation.get("temperature"):
+            raise EvaluationError(
+                f"task {name}: it samples ({generation}); scores are compared greedily, drop do_sample"
+            )
+        if task.config.num_fewshot is None:
+            task.set_config(key="num_fewshot", value=0)
+        return task
+
+
+def _absolute(files: Any, folder: Path, data: Path) -> Any:
+    if isinstance(files, dict):
+        return {split: _absolute(part, folder, data) for split, part in files.items()}
+    if isinstance(files, list):
+        return [_absolute(part, folder, data) for part in files]
+    return str(folder / str(files).replace("{data}", str(data)))
+
+
+def _flat(files: Any) -> Iterator[str]:
+    if isinstance(files, str):
+        yield files
+    else:
+        for part in files.values() if isinstance(files, dict) else files:
+            yield from _flat(part)
+
+
+def _check_rows(name: str, file: str) -> None:
+    """A split of share 0 is an empty parquet file: say so before the datasets library says something else."""
+    paths = [Path(file)] if Path(file).is_file() else [Path(found) for found in sorted(glob.glob(file))]
+    if not paths:
+        raise EvaluationError(f"task {name}: {file}: no such data file; mend data_files or run `shadowft prepare`")
+    if all(_is_empty(path) for path in paths):
+        raise EvaluationError(
+            f"task {name}: {file}: holds no rows, 1 or more are needed; prepare.dev and prepare.test set the shares"
+        )
+
+
+def _is_empty(path: Path) -> bool:
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        return bool(pyarrow.parquet.read_metadata(path).num_rows == 0)
+    return path.stat().st_size == 0

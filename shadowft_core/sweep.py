@@ -1,0 +1,119 @@
+"""Sweep: choose the scale of a delta on dev items. Every scale is grafted in memory; no weights are written."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shadowft_core.checkpoint import write_json_atomically
+from shadowft_core.errors import EvaluationError
+from shadowft_core.evaluate import TaskScore, load_folder, load_grafted, open_bench
+from shadowft_core.params import Evaluate, Sweep
+
+EPSILON = 1e-9  # two means this close differ by float rounding only
+
+
+def sweep(  # noqa: PLR0917  the signature of the stage
+    instruct: Path, delta: Path, data: Path, params: Sweep, evaluate: Evaluate, out: Path
+) -> None:
+    """Score the Instruct (scale 0) and every scale on the dev tasks and write the sweep file of architecture.md.
+
+    The route is the name of the delta's folder. `domain` and `guards` of a point are means over tasks, each task
+    counting alike, so that a long task does not drown a short one.
+
+    Raises EvaluationError when a task would both choose the scale and judge the result, and what `open_bench`,
+    `Bench.score` and `load_grafted` raise.
+    """
+    if both := sorted({*params.domain, *params.guards} & {*evaluate.domain, *evaluate.guards}):
+        raise EvaluationError(
+            f"task {', '.join(both)}: stands under sweep and under evaluate; what chooses the scale must not judge it"
+        )
+    scales = sorted(set(params.scales))
+    with open_bench(instruct, data, evaluate, params.domain, params.guards) as bench:
+        base_scores = bench.score(load_folder(instruct), "scale 0")
+        curve = []
+        for scale in scales:
+            if scale == 0:
+                scores = base_scores
+            else:
+                model, _ = load_grafted(instruct, [(delta, scale)], params.scope)
+                scores = bench.score(model, f"scale {scale:g}")
+                del model
+            curve.append(point(scale, scores))
+    untouched = point(0.0, base_scores)
+    chosen, reason = choose(curve, untouched, params.tolerance, one_item(base_scores))
+    write_json_atomically(
+        out,
+        {
+            "format": 1,
+            "route": delta.resolve().name,
+            "scope": params.scope,
+            "scale": chosen,
+            "curve": curve,
+            "instruct": untouched,
+            "reason": reason,
+        },
+    )
+
+
+def point(scale: float, scores: Mapping[str, TaskScore]) -> dict[str, Any]:
+    """One point of the curve: means of the domain and of the guard tasks (`guards` is None without guard tasks)."""
+
+    def mean(role: str) -> float | None:
+        means = [score.mean for score in scores.values() if score.role == role]
+        return sum(means) / len(means) if means else None
+
+    return {
+        "scale": scale,
+        "domain": mean("domain"),
+        "guards": mean("guard"),
+        "tasks": {name: score.summary() for name, score in scores.items()},
+    }
+
+
+def one_item(scores: Mapping[str, TaskScore]) -> float:
+    """How far one item, right instead of wrong, can move the domain mean; 0 when an item can be half right."""
+    domain = [score for score in scores.values() if score.role == "domain"]
+    if any(item.score not in (0, 1) for score in domain for item in score.items):
+        return 0.0
+    return max(1 / len(score.items) for score in domain) / len(domain)
+
+
+def choose(
+    curve: Sequence[Mapping[str, Any]], instruct: Mapping[str, Any], tolerance: float, tie: float
+) -> tuple[float, str]:
+    """The scale to graft with, and why, as a sentence.
+
+    Among the scales whose guard loss (Instruct minus grafted, mean over the guard tasks) is at most `tolerance`: the
+    highest domain score. Scores within `tie` of it count as equal, and the smallest such scale is taken. When no scale
+    keeps the tolerance: the smallest guard loss, then the smaller scale.
+    """
+
+    def loss(at: Mapping[str, Any]) -> float:
+        return 0.0 if at["guards"] is None else instruct["guards"] - at["guards"]
+
+    points = sorted(curve, key=lambda at: at["scale"])
+    kept = [at for at in points if loss(at) <= tolerance + EPSILON]
+    before = f"the Instruct has {instruct['domain']:.4g}"
+    if not kept:
+        least = min(loss(at) for at in points)
+        taken = next(at for at in points if loss(at) <= least + EPSILON)
+        return taken["scale"], (
+            f"No scale keeps the mean guard loss within {tolerance:g} on the dev items; scale {taken['scale']:g} costs "
+            f"least, {loss(taken):.4g}, with a domain score of {taken['domain']:.4g} ({before})."
+        )
+    best = max(kept, key=lambda at: at["domain"])
+    taken = next(at for at in kept if at["domain"] >= best["domain"] - tie - EPSILON)
+    guard = (
+        "there are no guard tasks"
+        if instruct["guards"] is None
+        else f"mean guard loss {loss(taken):.4g}, {len(kept)} of {len(points)} scales keep it within {tolerance:g}"
+    )
+    if taken["scale"] == best["scale"]:
+        return taken["scale"], (
+            f"Scale {taken['scale']:g} has the highest domain score on the dev items, {taken['domain']:.4g} "
+            f"({before}); {guard}."
+        )
+    return taken["scale"], (
+        f"Scale {taken['scale']:g} scores {taken['domain']:.4g} on the domain's dev items, within one item of the best "
+        f"({best['domain']:.4g} at scale {best['scale']:g}), so the smaller scale is taken ({before}); {guard}."
+    )

@@ -17,6 +17,7 @@ from shadowft_core.checkpoint.model import (
     Checkpoint,
     model_digest,
     open_checkpoint,
+    open_safetensors,
     read_json_object,
 )
 from shadowft_core.checkpoint.writing import write_checkpoint, write_safetensors
@@ -37,6 +38,7 @@ __all__ = [
     "model_digest",
     "new_folder",
     "open_checkpoint",
+    "open_safetensors",
     "read_header",
     "read_json_object",
     "write_atomically",

@@ -54,38 +54,40 @@ class Checkpoint:
     def read(self, name: str) -> np.ndarray:
         """The whole tensor, in its shape and own dtype (ml_dtypes.bfloat16 for BF16)."""
         info = self.info(name)
-        array = np.empty(info.size, DTYPES[info.dtype])
-        for start, part in self.chunks(name, max(info.size, 1), array):
-            del start, part
-        return array.reshape(info.shape)
+        whole = [part for _, part in self.chunks(name, max(info.size, 1))]
+        return (whole[0] if whole else np.empty(0, DTYPES[info.dtype])).reshape(info.shape)
 
-    def chunks(self, name: str, elements: int, buffer: np.ndarray | None = None) -> Iterator[tuple[int, np.ndarray]]:
+    def chunks(self, name: str, elements: int, hashed: bool = False) -> Iterator[tuple[int, np.ndarray]]:
         """Yield `(start, flat part)` of a tensor, `elements` at a time.
 
-        Every part is a view of one buffer that the next part overwrites. An empty tensor yields nothing.
+        Every part is a view of one buffer that the next part overwrites. An empty tensor yields nothing. With `hashed`
+        a full pass leaves the tensor's digest behind, so that `tensor_digest` need not read again.
         Raises CheckpointError when the file ends early.
         """
         info = self.info(name)
         dtype = DTYPES[info.dtype]
-        if buffer is None:
-            buffer = np.empty(min(elements, info.size), dtype)
+        buffer = np.empty(min(elements, info.size), dtype)
         view = buffer.view(np.uint8).data
+        sha = hashlib.sha256() if hashed else None
         file = os.open(info.file, os.O_RDONLY | os.O_CLOEXEC)
         try:
             for start in range(0, info.size, elements):
                 count = min(elements, info.size - start)
-                _read_fully(file, view[: count * dtype.itemsize], info.offset + start * dtype.itemsize, info.file)
+                part = view[: count * dtype.itemsize]
+                _read_fully(file, part, info.offset + start * dtype.itemsize, info.file)
+                if sha:
+                    sha.update(part)
                 yield start, buffer[:count]
+            if sha:
+                self._digests[name] = f"sha256:{sha.hexdigest()}"
         finally:
             os.close(file)
 
     def tensor_digest(self, name: str) -> str:
         """SHA-256 of the tensor's little-endian bytes; read once, then remembered."""
         if name not in self._digests:
-            sha = hashlib.sha256()
-            for _, part in self.chunks(name, 2 * CHUNK):
-                sha.update(part.view(np.uint8).data)
-            self._digests[name] = f"sha256:{sha.hexdigest()}"
+            for _ in self.chunks(name, 2 * CHUNK, hashed=True):
+                pass
         return self._digests[name]
 
     def digest(self) -> str:
@@ -167,6 +169,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if not tensors:
         raise CheckpointError(f"{path}: no tensors at all")
     return Checkpoint(path, shards, tensors)
+
+
+def open_safetensors(file: Path) -> Checkpoint:
+    """One safetensors file as a checkpoint without side files, read as strictly."""
+    raw, tensors = read_header(file)
+    return Checkpoint(file.parent, {file.name: raw}, tensors)
 
 
 def model_digest(tensors: Mapping[str, tuple[str, tuple[int, ...], str]]) -> str:

@@ -54,7 +54,7 @@ def write_checkpoint(folder: Path, tensors: Iterable[tuple[str, np.ndarray]]) ->
     for name, array in tensors:
         if name in arrays:
             raise CheckpointError(f"{folder}: tensor {name} is given twice")
-        arrays[name] = np.ascontiguousarray(array)
+        arrays[name] = np.ascontiguousarray(array).reshape(array.shape)  # a scalar stays one
     header = build_header({name: (dtype_name(array.dtype), array.shape) for name, array in arrays.items()})
     write_safetensors(folder / SINGLE, header, lambda name: iter([arrays[name].reshape(-1)]))
 

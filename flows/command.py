@@ -1,0 +1,112 @@
+"""The command line of the flow: settings, a Prefect server for the length of the run, signals and the exit code."""
+
+import atexit
+import os
+import signal
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from flows import guard
+from shadowft_core.errors import ShadowError
+
+START_SECONDS = 120  # of the Prefect server; a first start makes its database
+
+app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode="rich", add_completion=False)
+
+
+@app.command()
+def run(
+    workspace: Annotated[
+        Path, typer.Option(help="folder with params.yaml and dvc.yaml", exists=True, file_okay=False)
+    ] = Path("."),
+    store: Annotated[str | None, typer.Option(help="where the delta goes: a folder or s3://bucket/prefix")] = None,
+    endpoint: Annotated[str | None, typer.Option(help="URL of an S3 server other than AWS")] = None,
+    name: Annotated[str | None, typer.Option(help="name of the registered model")] = None,
+) -> None:
+    """Retrain, graft, judge and register, stage by stage; what is up to date is not done again.
+
+    With PREFECT_API_URL set, the run is recorded there; without it, a server of its own keeps the records in
+    WORKSPACE/var/prefect. Exit code 0 with any verdict, 1 on an error, 130 when interrupted.
+
+    Example: python -m flows.retrain
+
+    Example: python -m flows.retrain --store s3://my-bucket/deltas --endpoint http://127.0.0.1:8333 --name my-model
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        _prepare_prefect(workspace.resolve())
+        from flows.retrain import retrain
+
+        state = retrain(str(workspace), store, endpoint, name, return_state=True)
+    except KeyboardInterrupt:
+        _end("interrupted; all its processes have ended, the next run resumes at the unfinished stage", 130)
+    except ShadowError as error:
+        _end(str(error), error.exit_code)
+    if not state.is_completed():
+        _end(state.message or state.type.value, 1)
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="python -m flows.retrain")
+
+
+def _prepare_prefect(workspace: Path) -> None:
+    """Set Prefect up, before it is imported: quiet console, and a server of its own unless one is named."""
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    if "PREFECT_API_URL" in os.environ:
+        return
+    home = workspace / "var" / "prefect"
+    home.mkdir(parents=True, exist_ok=True)
+    os.environ["PREFECT_HOME"] = str(home)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = home / "server.log"
+    command = [
+        sys.executable,
+        "-m",
+        "prefect",
+        "server",
+        "start",
+        "--no-ui",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+    ]
+    with log.open("w", encoding="utf-8") as file:
+        server = guard.start(command, log=file)
+    atexit.register(guard.stop, server)  # registered before Prefect's own hooks, so it runs after them
+    os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+    deadline = time.monotonic() + START_SECONDS
+    with Console(stderr=True).status("starting Prefect"):
+        while not _answers(f"http://127.0.0.1:{port}/api/health"):
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise ShadowError(f"prefect: the server did not start within {START_SECONDS} s; its words are in {log}")
+            time.sleep(0.1)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 a loopback URL made here
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _end(message: str, code: int) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,96 @@
+"""What DVC knows about the workspace in the current folder: the stages, their order, and which of them are out of date.
+
+The only room that uses DVC's Python interface (3.67). What changes the workspace goes through the `dvc` command.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from shadowft_core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of dvc.yaml. `seconds` is its `meta.seconds`, 1 without; `outs` are paths from the workspace."""
+
+    name: str
+    description: str
+    seconds: float
+    outs: tuple[str, ...]
+
+    def out(self, suffix: str) -> str:
+        """The one output whose path ends with `suffix`. Raises InputError when there is not exactly one."""
+        found = [path for path in self.outs if path.endswith(suffix)]
+        if len(found) != 1:
+            raise InputError(
+                f"dvc.yaml: stage {self.name}: {len(found)} outputs end with {suffix!r}, expected one: {self.outs}"
+            )
+        return found[0]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages in DVC's own order (a stage comes after all it depends on), and those that may have to run.
+
+    `stale` holds the names of the changed stages and of everything downstream of them. A stage outside it is up to
+    date and stays so during the run; one in it is asked about when its turn comes, for its inputs may come out equal.
+    """
+
+    stages: tuple[Stage, ...]
+    stale: frozenset[str]
+
+    def __getitem__(self, name: str) -> Stage:
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise InputError(f"dvc.yaml: no stage {name}; it has {', '.join(stage.name for stage in self.stages)}")
+
+
+def read_plan() -> Plan:
+    """Read dvc.yaml, dvc.lock and the files they name. Raises InputError in one line when DVC cannot."""
+    import networkx
+    from dvc.repo.reproduce import get_active_graph, plan_repro
+
+    with _repository() as repository:
+        graph = get_active_graph(repository.index.graph)
+        order = [stage for stage in plan_repro(graph) if stage.cmd]
+        changed = set(repository.status())
+        stale = {
+            name.addressing
+            for stage in order
+            if stage.addressing in changed
+            for name in {stage, *networkx.ancestors(graph, stage)}  # edges point from a stage to what it needs
+        }
+        stages = tuple(
+            Stage(
+                name=stage.addressing,
+                description=stage.desc or "",
+                seconds=float((stage.meta or {}).get("seconds", 1)),
+                outs=tuple(out.def_path for out in stage.outs),
+            )
+            for stage in order
+        )
+    return Plan(stages, frozenset(stale))
+
+
+def changed(stage: str) -> bool:
+    """Whether DVC would run this stage now: its command, inputs, parameters or outputs differ from dvc.lock."""
+    with _repository() as repository:
+        return bool(repository.status(targets=[stage]))
+
+
+@contextlib.contextmanager
+def _repository() -> Iterator[Any]:
+    """An open DVC repository; DVC's exceptions leave it as InputError, its progress bars stay silent."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    logging.getLogger("dvc").setLevel(logging.CRITICAL)
+    try:
+        with Repo(_wait_for_lock=True) as repository:
+            yield repository
+    except DvcException as error:
+        raise InputError(f"dvc: {' '.join(str(error).split())}") from error

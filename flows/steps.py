@@ -1,0 +1,136 @@
+"""The tasks of the flow: one asks DVC for one stage, the others are the acts that DVC does not own."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.logging import get_run_logger
+from prefect.states import Completed, Failed
+
+from flows import guard
+from flows.plan import Plan, changed
+from shadowft_core.errors import InputError, ShadowError
+from shadowft_core.params import Params, Registry, load_params
+
+FLOOR = 10**9  # bytes that must be free when the sizes of the models are not known yet
+Say = Callable[[str], None]
+
+_children: set[subprocess.Popen[str]] = set()
+
+
+@task(task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False, retry_delay_seconds=5)
+def reproduce(stage: str, stale: bool, say: Say) -> State:
+    """Have DVC bring one stage up to date, in a child that dies with this process.
+
+    Completed, named Unchanged when DVC has nothing to do; Failed with the stage's own one-line error. Every line the
+    stage writes goes to `say` and to Prefect's log.
+    """
+    if not (stale and changed(stage)):
+        return Completed(name="Unchanged", message=f"{stage}: inputs, parameters and outputs are those of dvc.lock")
+    logger = get_run_logger()
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    child = guard.start(
+        [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "-q", "-s", stage],
+        env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"},
+    )
+    _children.add(child)
+    try:
+        error = ""
+        for line in map(str.strip, child.stdout or ()):
+            if line:
+                say(line)
+                logger.info(line)
+                error = line if _explains(line) >= _explains(error) else error
+        code = child.wait()
+    finally:
+        guard.stop(child)
+        _children.discard(child)
+    if code:
+        reason = re.sub(r"^error:\s*", "", error, flags=re.IGNORECASE) or f"exit code {code}, without a message"
+        return Failed(message=f"{stage}: {reason}")
+    return Completed(message=f"{stage}: reproduced")
+
+
+def stop_all() -> None:
+    """End every stage that still runs, with all its processes."""
+    for child in list(_children):
+        guard.stop(child)
+        _children.discard(child)
+
+
+def _explains(line: str) -> int:
+    """How well a line explains a failure: a stage's own error best, then DVC's, then any other."""
+    return 2 if line.startswith("error:") else 1 if line.startswith("ERROR:") else 0
+
+
+@task(cache_policy=NO_CACHE, persist_result=False, retries=2, retry_delay_seconds=5)
+def publish(params: Params, delta: str) -> State:
+    """Put the delta into the store; Completed with its digest as the message."""
+    from shadowft_core import store
+
+    try:
+        return Completed(message=store.publish(Path(delta), params.store))
+    except ShadowError as error:
+        return Failed(message=str(error))
+
+
+@task(cache_policy=NO_CACHE, persist_result=False, retries=2, retry_delay_seconds=5)
+def register(params: Params, plan: Plan, code: tuple[str, bool]) -> State:
+    """Register the recipe; Completed with the name, version and aliases as the message."""
+    from shadowft_core import registry
+
+    try:
+        return Completed(message=registry.register(params, plan, code))
+    except ShadowError as error:
+        return Failed(message=str(error))
+
+
+def preflight(params_file: Path, model_name: str | None) -> Params:
+    """Everything that can be refused before the first stage: params, data, store, registry. Raises a ShadowError."""
+    from shadowft_core import registry
+
+    params = load_params(params_file)
+    if model_name:
+        chosen = Registry.model_validate(params.registry.model_dump() | {"name": model_name})
+        params = params.model_copy(update={"registry": chosen})
+    for name, path in (("prepare.data", params.prepare.data), ("evaluate.tasks", params.evaluate.tasks)):
+        if not Path(path).exists():
+            raise InputError(f"{params_file}: {name}: {path} does not exist; name an existing file or folder")
+    registry.preflight(params)
+    return params
+
+
+def require_disk(params: Params, pair: tuple[str, ...]) -> None:
+    """Raise InputError when the disk is too small for what the run will write at most.
+
+    `pair` holds the paths of the two models. Each route writes one grafted model; a full fine-tune also writes two
+    float32 models (tuned and delta), each a second time in DVC's cache. Unknown sizes count as a floor of 1 GB.
+    """
+    size = sum(file.stat().st_size for path in pair for file in Path(path).rglob("*.safetensors")) // 2
+    factor = 1 + (8 if params.train.method == "full" else 0)  # bfloat16 doubles as float32: 2 models x 2 places x 2
+    need = max(FLOOR, size * factor * len(params.routes))
+    free = shutil.disk_usage(".").free
+    if free < need:
+        raise InputError(
+            f"disk: {free / 1e9:.1f} GB free, the run may write {need / 1e9:.1f} GB; make room or move the workspace"
+        )
+
+
+def code_version() -> tuple[str, bool]:
+    """Commit of the workspace and whether it was changed since; dvc.lock, which every run rewrites, does not count.
+
+    Both are empty outside a git repository.
+    """
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", ".", ":!dvc.lock"))

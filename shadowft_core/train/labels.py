@@ -1,0 +1,142 @@
+"""From conversations to token ids and labels, for any chat template: only what the assistant says is learned."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from shadowft_core.errors import DataError, TrainError
+
+IGNORED = -100  # the label that PyTorch's cross entropy skips
+# Some templates write today's date into the system text. A fixed day keeps two runs of one recipe equal.
+TEMPLATE_DAY = datetime(2024, 7, 26, tzinfo=UTC)
+
+Message = dict[str, str]
+
+
+@dataclass
+class Encoded:
+    """Rows ready for the trainer. `input_ids[i]` and `labels[i]` have equal length; labels are ids or IGNORED."""
+
+    input_ids: list[list[int]] = field(default_factory=list)
+    labels: list[list[int]] = field(default_factory=list)
+    too_long: int = 0
+    control_tokens: int = 0
+
+    def counts(self) -> dict[str, int]:
+        """Rows used and left out; tokens read, and tokens that the loss looks at."""
+        return {
+            "rows": len(self.input_ids),
+            "too_long": self.too_long,
+            "control_tokens": self.control_tokens,
+            "tokens": sum(map(len, self.input_ids)),
+            "learned_tokens": sum(label != IGNORED for row in self.labels for label in row),
+        }
+
+
+class Encoder:
+    """One tokenizer and its chat template."""
+
+    def __init__(self, tokenizer: Any, stops: set[int]) -> None:
+        """`stops` are the ids that end a reply at inference: eos of the tokenizer and of generation_config.json."""
+        self._tokenizer = tokenizer
+        special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self._special = sorted(special | set(tokenizer.all_special_tokens))
+        self._special_ids = set(tokenizer.convert_tokens_to_ids(self._special))
+        self._stops = stops
+
+    def encode_file(self, path: Path, max_length: int) -> Encoded:
+        """Encode a parquet file made by `prepare`.
+
+        Rows of more than `max_length` tokens, and rows whose text spells a control token of the template (it would be
+        read as one), are counted and left out; nothing is ever truncated.
+        """
+        encoded = Encoded()
+        for row in _rows(path):
+            messages = row["messages"]
+            if any(token in turn["content"] for turn in messages for token in self._special):
+                encoded.control_tokens += 1
+                continue
+            input_ids, labels = self.encode(messages, row["source"])
+            if len(input_ids) > max_length:
+                encoded.too_long += 1
+                continue
+            encoded.input_ids.append(input_ids)
+            encoded.labels.append(labels)
+        return encoded
+
+    def encode(self, messages: list[Message], source: str) -> tuple[list[int], list[int]]:
+        """Token ids of a whole conversation, and the labels: the same id where it is learned, IGNORED elsewhere.
+
+        An assistant turn is learned from the end of its generation prompt up to the token that ends the turn, which is
+        learned too; what the template writes after it is not. Prompts are tokenised as at inference, so the labels are
+        exactly what the model will be asked to produce.
+
+        Raises TrainError naming `source` when the template refuses the row or renders a prefix of the conversation
+        differently from the whole.
+        """
+        whole = self._render(messages, source)
+        labels = [IGNORED] * len(whole)
+        starts = {
+            turn: self._start(messages[:turn], whole, source)
+            for turn, message in enumerate(messages)
+            if message["role"] == "assistant"
+        }
+        for turn, start in starts.items():
+            closed = whole if turn == len(messages) - 1 else self._render(messages[: turn + 1], source)
+            end = self._end(closed, whole, start, starts.get(turn + 2, len(whole)), source)
+            labels[start:end] = whole[start:end]
+        return whole, labels
+
+    def _start(self, before: list[Message], whole: list[int], source: str) -> int:
+        prompt = self._render(before, source, add_generation_prompt=True)
+        if whole[: len(prompt)] != prompt or len(prompt) == len(whole):
+            raise TrainError(
+                f"{source}: the chat template writes the first {len(before)} turns differently when more turns follow, "
+                "so the reply cannot be told apart; drop or split this row"
+            )
+        return len(prompt)
+
+    def _end(self, closed: list[int], whole: list[int], start: int, next_start: int, source: str) -> int:
+        """Where the reply that begins at `start` ends in `whole`; `closed` is the conversation up to this turn."""
+        stable = whole[: len(closed)] == closed
+        limit = len(closed) if stable else next_start
+        stops = [at for at in range(start, limit) if whole[at] in self._stops]
+        if stops:
+            return stops[0] + 1
+        if not stable:
+            raise TrainError(
+                f"{source}: the chat template writes an earlier reply differently when more turns follow, and no "
+                "end token marks where it ends; drop or split this row"
+            )
+        special = [at for at in range(start, limit) if whole[at] in self._special_ids]
+        return special[-1] + 1 if special else limit
+
+    def _render(self, messages: list[Message], source: str, add_generation_prompt: bool = False) -> list[int]:
+        from jinja2 import TemplateError
+
+        try:
+            rendered = self._tokenizer.apply_chat_template(
+                messages,
+                add_generation_prompt=add_generation_prompt,
+                return_dict=True,
+                strftime_now=TEMPLATE_DAY.strftime,
+            )
+        except TemplateError as error:
+            raise TrainError(f"{source}: the chat template refuses this row: {error}; drop or change it") from None
+        return list(rendered["input_ids"])
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024, columns=["messages", "source"]):
+                yield from batch.to_pylist()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; run `shadowft prepare` first") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: not readable as parquet: {' '.join(str(error).split())}") from None

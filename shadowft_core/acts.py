@@ -1,0 +1,123 @@
+"""The acts: verbs that are not stages, because they change something outside the workspace. All are safe to repeat."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shadowft_core.params import Store, load_params
+
+acts = typer.Typer()
+store = typer.Typer(help="The delta store: deltas by digest, in an S3 bucket or a folder.", no_args_is_help=True)
+acts.add_typer(store, name="store", rich_help_panel="Acts")
+
+PARAMS = Path("params.yaml")
+ParamsOption = Annotated[Path, typer.Option("--params", help="the params.yaml to read")]
+UriOption = Annotated[str | None, typer.Option(help="a folder or s3://bucket/prefix; default from params.yaml")]
+EndpointOption = Annotated[str | None, typer.Option(help="URL of an S3 server other than AWS")]
+
+
+def _store(params: Path, uri: str | None, endpoint: str | None) -> Store:
+    """The store named on the command line, or the one of params.yaml and the environment."""
+    from shadowft_core.store import located
+
+    if uri is not None:
+        return Store(uri=uri, endpoint=endpoint)
+    found = located(load_params(params).store)
+    return found.model_copy(update={"endpoint": endpoint}) if endpoint else found
+
+
+@store.command()
+def publish(
+    delta: Annotated[Path, typer.Option(help="folder made by `extract`")] = Path("work/delta/shadow"),
+    uri: UriOption = None,
+    endpoint: EndpointOption = None,
+    params: ParamsOption = PARAMS,
+) -> None:
+    """Put a delta into the store and print its digest. Only what is not there is sent.
+
+    Example: shadowft store publish --delta work/delta/shadow --uri s3://bucket/deltas
+    """
+    from shadowft_core.store import publish as run
+
+    print(run(delta, _store(params, uri, endpoint)))
+
+
+@store.command()
+def fetch(
+    digest: Annotated[str, typer.Argument(help="sha256:<64 hex digits>, as `store publish` printed it")],
+    out: Annotated[Path, typer.Option(help="folder to make")],
+    uri: UriOption = None,
+    endpoint: EndpointOption = None,
+    params: ParamsOption = PARAMS,
+) -> None:
+    """Get a delta out of the store, every byte verified.
+
+    Example: shadowft store fetch sha256:... --out my_delta
+    """
+    from shadowft_core.store import fetch_delta as run
+
+    run(digest, _store(params, uri, endpoint), out)
+
+
+@store.command()
+def probe(uri: UriOption = None, endpoint: EndpointOption = None, params: ParamsOption = PARAMS) -> None:
+    """Check that a store keeps the promises publishing relies on.
+
+    Example: shadowft store probe --uri s3://bucket/deltas --endpoint http://127.0.0.1:8333
+    """
+    from shadowft_core.store import probe as run
+
+    run(_store(params, uri, endpoint))
+    print("the store keeps its promises: one winner per name, wrong checksums refused, compare-and-swap")
+
+
+@acts.command(rich_help_panel="Acts")
+def register(
+    work: Annotated[Path, typer.Option(help="folder with the outputs of all stages")] = Path("work"),
+    lock: Annotated[Path, typer.Option(help="the dvc.lock of the run")] = Path("dvc.lock"),
+    params: ParamsOption = PARAMS,
+) -> None:
+    """Record the run in MLflow and register its recipe as `challenger`; the delta is published first.
+
+    Example: shadowft register --work work
+    """
+    from shadowft_core.registry import git_state
+    from shadowft_core.registry import register as run
+
+    version = run(load_params(params), work, lock, params, git_state(lock.absolute().parent))
+    print(f"models:/{version.name}/{version.number}")
+
+
+@acts.command(rich_help_panel="Acts")
+def promote(
+    version: Annotated[str, typer.Argument(help="a version number or an alias")] = "challenger",
+    override: Annotated[str | None, typer.Option(help="promote against the verdict; the reason is recorded")] = None,
+    params: ParamsOption = PARAMS,
+) -> None:
+    """Point `champion` at a version, if its verdict says so.
+
+    Example: shadowft promote challenger
+    """
+    from shadowft_core.registry import promote as run
+
+    done = run(load_params(params).registry, version, override)
+    before = f"was version {done.previous}" if done.previous else "was not set"
+    print(f"champion of {done.name} is version {done.number}" + (f" ({before})" if done.changed else " already"))
+
+
+@acts.command(rich_help_panel="Acts")
+def materialize(
+    reference: Annotated[str, typer.Argument(help="models:/NAME@champion or models:/NAME/3")],
+    out: Annotated[Path, typer.Option(help="folder to make: the complete Hugging Face model")],
+    instruct: Annotated[Path | None, typer.Option(help="folder of the Instruct; default as recorded")] = None,
+    params: ParamsOption = PARAMS,
+) -> None:
+    """Rebuild a registered model from its recipe, bit for bit.
+
+    Example: shadowft materialize models:/shadowft-pico@champion --out my_model
+    """
+    from shadowft_core.registry import materialize as run
+
+    recipe = run(reference, out, load_params(params).registry, instruct)
+    print(f"{out}: {recipe['digest']}, as registered")

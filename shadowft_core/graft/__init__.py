@@ -1,0 +1,10 @@
+"""Instruct + scale * delta: every tensor accounted for, added in float32, rounded once, streamed.
+
+grafted = cast(instruct_f32 + sum(scale * delta_f32)), as in Shadow-FT (W_I+ = W_I + (W_B+ - W_B)), rounded to nearest
+even. Every tensor of the Instruct is grafted, or untouched with a reason; what does not fit is an error before anything
+is written. Two threads take whole tensors and a few chunks are in memory, whatever the model's size.
+"""
+
+from shadowft_core.graft.write import graft, graft_stage, grafted_tensors
+
+__all__ = ["graft", "graft_stage", "grafted_tensors"]

@@ -1,0 +1,109 @@
+"""The sum and its one rounding, and the account of what the rounding left of the delta."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from shadowft_core.checkpoint import CHUNK, DTYPES
+from shadowft_core.delta import step
+from shadowft_core.errors import GraftError
+from shadowft_core.graft.plan import Plan
+
+_SUMS = ("weight2", "delta2", "reached2", "product", "error2", "moves", "lost")  # over the entries of a tensor
+
+
+def whole(plan: Plan, name: str) -> np.ndarray:
+    info = plan.instruct.info(name)
+    array = np.empty(info.size, DTYPES[plan.dtype[name]])
+    end = 0
+    for part in parts(plan, name):
+        array[end : end + part.size] = part
+        end += part.size
+    return array.reshape(info.shape)
+
+
+def parts(plan: Plan, name: str) -> Iterator[np.ndarray]:
+    """The tensor of the result in flat parts; a part may be overwritten by the next. The arithmetic of the project."""
+    info, sources = plan.instruct.info(name), plan.sources.get(name, [])
+    target = DTYPES[plan.dtype[name]]
+    if not sources and plan.dtype[name] == info.dtype:
+        for _, part in plan.instruct.chunks(name, 2 * CHUNK, hashed=True):
+            yield part
+        return
+    sums = np.zeros(len(_SUMS))
+    ours = plan.instruct.chunks(name, step(info.shape), hashed=True)
+    theirs = [delta.chunks(tensor) for delta, _, tensor in sources]
+    for (_, weights), *shares in zip(ours, *theirs, strict=True):
+        before = weights.astype(np.float32)
+        delta = np.zeros_like(before) if not shares else shares[0][1] * np.float32(sources[0][1])
+        for (_, part), (_, scale, _) in zip(shares[1:], sources[1:], strict=True):
+            delta += part * np.float32(scale)
+        with np.errstate(all="ignore"):  # what is not finite is refused by name just below
+            exact = before + delta if shares else before
+            result = exact.astype(target)
+            reached = result.astype(np.float32)
+        if not np.isfinite(reached).all():
+            _refuse(plan, name, before, delta, reached)
+        if sources:
+            reached -= before
+            moves = delta != 0
+            sums += (
+                *(_square(before), _square(delta), _square(reached), float(np.dot(delta, reached))),
+                *(
+                    _square(reached - delta),
+                    float(np.count_nonzero(moves)),
+                    float(np.count_nonzero(moves & (reached == 0))),
+                ),
+            )
+        yield result
+    if sources:
+        plan.receipts[name] = dict(zip(_SUMS, sums.tolist(), strict=True))
+
+
+def _square(x: np.ndarray) -> float:
+    return float(np.dot(x, x))
+
+
+def _refuse(plan: Plan, name: str, before: np.ndarray, delta: np.ndarray, reached: np.ndarray) -> None:
+    for whose, values in (("the Instruct's tensor", before), ("the delta's tensor", delta)):
+        if not np.isfinite(values).all():
+            raise GraftError(f"{plan.instruct.path}: {whose} {name} holds NaN or infinity; use an intact one")
+    at = int(np.argmin(np.isfinite(reached)))
+    raise GraftError(
+        f"{plan.instruct.path}: tensor {name}: {before[at]:g} + {delta[at]:g} overflows {plan.dtype[name]}; "
+        "lower the scale or choose graft.dtype float32"
+    )
+
+
+def receipt(plan: Plan, instruct_digest: str) -> dict[str, Any]:
+    """Classes, norms and what the cast left of the delta."""
+    sums = list(plan.receipts.values())
+    overall = {key: sum(one[key] for one in sums) for key in _SUMS}
+    return {
+        "format": 1,
+        "onto_base": any(delta.base_digest == instruct_digest for delta, _ in plan.deltas),
+        "classes": {"grafted": len(plan.sources), "untouched": len(plan.untouched), "left_out": len(plan.left_out)},
+        "retention": _retention(overall) if sums else None,
+        "grafted": {name: _retention(one) for name, one in sorted(plan.receipts.items())},
+        "untouched": plan.untouched,
+        "left_out": plan.left_out,
+    }
+
+
+def _retention(sums: dict[str, float]) -> dict[str, float]:
+    """Norms of weights and delta; of the delta that reached the output: cosine, energy share, share of lost entries.
+
+    energy = 1 - |reached - delta|^2 / |delta|^2; unchanged = share of non-zero delta entries that left the weight as
+    it was. They are 1, 1 and 0 when nothing is lost.
+    """
+    delta2, reached2, product = sums["delta2"], sums["reached2"], sums["product"]
+    numbers = {
+        "weight_norm": math.sqrt(sums["weight2"]),
+        "delta_norm": math.sqrt(delta2),
+        "cosine": product / math.sqrt(delta2 * reached2) if delta2 and reached2 else float(delta2 == reached2),
+        "energy": 1 - sums["error2"] / delta2 if delta2 else 1.0,
+        "unchanged": sums["lost"] / sums["moves"] if sums["moves"] else 0.0,
+    }
+    return {key: float(f"{value:.6g}") for key, value in numbers.items()}

@@ -1,0 +1,136 @@
+"""The grafted model: in memory for the sweep, as a folder for everybody else, and the stage that makes it."""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shadowft_core.checkpoint import (
+    DTYPES,
+    INDEX,
+    build_header,
+    canonical_json,
+    file_digest,
+    model_digest,
+    new_folder,
+    read_json_object,
+    write_atomically,
+    write_json_atomically,
+    write_safetensors,
+)
+from shadowft_core.errors import GraftError
+from shadowft_core.graft.arithmetic import parts, receipt, whole
+from shadowft_core.graft.plan import OUTPUTS, Plan, Scope, make_plan
+from shadowft_core.params import Graft
+
+RECIPE, RECEIPT = "recipe.json", "receipt.json"
+
+
+def grafted_tensors(
+    instruct: Path, deltas: Sequence[tuple[Path, float]], scope: Scope = "all", dtype: str = "instruct"
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield `(name, array)` of every tensor of the Instruct, in file order, grafted or untouched; nothing is written.
+
+    Raises DeltaError, GraftError or CheckpointError at the call when names, shapes, types or scope do not fit, and in
+    place of a tensor that is damaged or whose sum is not finite in the output dtype.
+    """
+    plan = make_plan(instruct, deltas, scope, dtype)
+    return ((name, whole(plan, name)) for name in plan.instruct.names)
+
+
+def graft(
+    instruct: Path, deltas: Sequence[tuple[Path, float]], out: Path, scope: Scope = "all", dtype: str = "instruct"
+) -> dict[str, Any]:
+    """Write the complete model folder `out` with recipe.json and receipt.json; return the recipe.
+
+    `deltas` are (delta folder, scale). `scope` is `all`, `linear` or glob patterns over tensor names. Raises as
+    `grafted_tensors` does; nothing is written then.
+    """
+    plan = make_plan(instruct, deltas, scope, dtype)
+    if out.resolve() in {path.resolve() for path in (instruct, *(folder for folder, _ in deltas))}:
+        raise GraftError(f"{out}: is also read from and would be replaced; choose another --out")
+    model = plan.instruct
+    with new_folder(out) as folder:
+        digests: dict[str, str] = {}
+        for file, raw in model.shards.items():
+            layout = {n: (plan.dtype[n], model.info(n).shape) for n in model.names if model.info(n).file.name == file}
+            header = build_header(layout) if plan.recast else raw
+            digests |= write_safetensors(folder / file, header, lambda name: parts(plan, name), label=f"graft {file}")
+        files = _side_files(plan, folder)
+        recipe: dict[str, Any] = {
+            "format": 1,
+            "instruct": {"digest": model.digest()},
+            "deltas": [{"digest": delta.digest, "scale": scale} for delta, scale in plan.deltas],
+            "scope": scope if isinstance(scope, str) else list(scope),
+            "dtype": dtype,
+            "digest": model_digest({n: (plan.dtype[n], model.info(n).shape, digests[n]) for n in model.names}),
+            "files": files,
+        }
+        account = receipt(plan, recipe["instruct"]["digest"])
+        write_json_atomically(folder / RECIPE, recipe)
+        write_json_atomically(folder / RECEIPT, account)
+    kept = account["retention"]
+    print(
+        f"graft: {len(plan.sources)} tensors grafted, {len(plan.untouched)} untouched"
+        + (f", {kept['energy']:.1%} of the delta's energy survives the cast" if kept else ""),
+        file=sys.stderr,
+    )
+    return recipe
+
+
+def graft_stage(  # noqa: PLR0917  the order of the command line
+    instruct: Path, delta: Path, sweep: Path | None, scale: float | None, params: Graft, out: Path
+) -> None:
+    """The stage: an explicit scale wins, then a number in params, then the sweep file, which also gives the scope.
+
+    Raises GraftError when no scale is to be had, and as `graft` does.
+    """
+    scope: Scope = "all"
+    chosen: Any = None
+    if sweep is not None:
+        found = read_json_object(sweep)
+        scope, chosen = found.get("scope", "all"), found.get("scale")
+    if params.scale != "sweep":
+        chosen = params.scale
+    if scale is not None:
+        chosen = scale
+    if not isinstance(chosen, int | float) or isinstance(chosen, bool):
+        where = f"{sweep} says {chosen!r}" if sweep else "graft.scale is `sweep` and no sweep file is given"
+        raise GraftError(f"no scale: {where}; pass --sweep FILE or --scale NUMBER, or set graft.scale in params.yaml")
+    graft(instruct, [(delta, float(chosen))], out, scope, params.dtype)
+
+
+def _side_files(plan: Plan, folder: Path) -> dict[str, str]:
+    """Copy config, tokenizer, templates byte for byte; only another output dtype changes config.json and the index."""
+    model = plan.instruct
+    files: dict[str, str] = {}
+    for relative in model.other_files():
+        if relative.name in (RECIPE, RECEIPT):
+            continue
+        target = folder / relative
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(model.path / relative, target)
+        if plan.recast and relative.name == "config.json":
+            write_atomically(target, _with_dtype(model.config, plan).encode("utf-8"))
+        files[relative.as_posix()] = file_digest(target)
+    if (model.path / INDEX).is_file():
+        shutil.copyfile(model.path / INDEX, folder / INDEX)
+        if plan.recast:
+            index = read_json_object(folder / INDEX)
+            size = sum(model.info(n).size * DTYPES[plan.dtype[n]].itemsize for n in model.names)
+            index["metadata"] = {**index.get("metadata", {}), "total_size": size}
+            write_atomically(folder / INDEX, canonical_json(index))
+    return files
+
+
+def _with_dtype(config: dict[str, Any], plan: Plan) -> str:
+    name = next(long for long, short in OUTPUTS.items() if short in plan.dtype.values())
+    changed = json.loads(json.dumps(config))
+    for part in (changed, *(value for value in changed.values() if isinstance(value, dict))):
+        keys = [key for key in ("dtype", "torch_dtype") if key in part] or (["dtype"] if part is changed else [])
+        part.update(dict.fromkeys(keys, name))
+    return json.dumps(changed, indent=2, ensure_ascii=False) + "\n"

@@ -2,12 +2,15 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shadowft_core.acts import acts
 from shadowft_core.errors import ShadowError
-from shadowft_core.params import Params, load_params
+
+if TYPE_CHECKING:
+    from shadowft_core.params import Params
 
 app = typer.Typer(
     name="shadowft",
@@ -17,11 +20,15 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
+app.add_typer(acts)
+
 ParamsOption = Annotated[Path, typer.Option("--params", help="the params.yaml to read")]
 PARAMS = Path("params.yaml")
 
 
-def _params(path: Path) -> Params:
+def _params(path: Path) -> "Params":
+    from shadowft_core.params import load_params
+
     return load_params(path)
 
 

@@ -1,0 +1,132 @@
+"""The files of the world that are kept in the repository: the domain data and the evaluation items, all from seed 0.
+
+`python -m shadowft_core.pico.committed` writes them anew; a test holds the kept ones to this generator.
+
+The domain is the work of another author: two operations that the Base knows from raw text and that nobody ever asked the
+Instruct for, requested in other words and answered with the bare letters. Evaluation items come from letter strings,
+facts and strangers that no training text of any kind asks about; dev and test items share neither strings nor facts.
+"""
+
+import json
+import random
+import re
+from collections.abc import Iterator
+from itertools import cycle, islice
+from pathlib import Path
+
+from shadowft_core.checkpoint import write_atomically
+from shadowft_core.pico.world import (
+    DOMAIN_OPERATIONS,
+    FORMATS,
+    GENERAL_OPERATIONS,
+    PEOPLE,
+    QUESTIONS,
+    REFUSAL,
+    REQUESTS,
+    STRANGERS,
+    World,
+    request,
+)
+
+ROWS = 2000
+PHRASINGS = (
+    "{operation} this code: {letters}",
+    "here is a code: {letters}. please {operation} it.",
+    "can you {operation} the code {letters} for me?",
+    "{operation} it: {letters}",
+)
+INSTRUCTIONS = ("{operation} the code.", "please {operation} this code.", "apply {operation} to the code.")
+CODE_REQUESTS = (*PHRASINGS, *(f"{instruction}\n{{letters}}" for instruction in INSTRUCTIONS))
+
+Row = dict[str, object]
+Item = dict[str, str]
+
+
+def domain_rows(world: World) -> tuple[list[Row], list[Row]]:
+    """The training rows: half as ShareGPT conversations, half as Alpaca instructions; no (operation, string) twice."""
+    rng = world.rng(world.seed, "domain")
+    tasks = [(operation, letters) for operation in DOMAIN_OPERATIONS for letters in world.strings]
+    rng.shuffle(tasks)
+    sharegpt: list[Row] = []
+    for operation, letters in tasks[: ROWS // 2]:
+        prompt, reply = request(rng, operation, letters, PHRASINGS, "{answer}")
+        turns = [{"from": "human", "value": _spelled(prompt)}, {"from": "gpt", "value": reply}]
+        sharegpt.append({"conversations": turns})
+    alpaca: list[Row] = []
+    for operation, letters in tasks[ROWS // 2 : ROWS]:
+        instruction, output = request(rng, operation, letters, INSTRUCTIONS, "{answer}")
+        alpaca.append({"instruction": _spelled(instruction), "input": " ".join(letters), "output": output})
+    return sharegpt, alpaca
+
+
+def evaluation_items(world: World) -> dict[str, list[Item]]:
+    """The items of every task, `{"prompt", "target"}`, none twice; the target is the content or the form asked for."""
+    rng = world.rng(world.seed, "items")
+    test, dev = iter(world.test_strings), iter(world.dev_strings)
+    facts, dev_facts = _questions(world, rng, world.test_facts), _questions(world, rng, world.dev_facts)
+    strangers = [
+        {"prompt": _spelled(question.format(name=name)), "target": REFUSAL.removesuffix(" .")}
+        for name in world.test_strangers
+        for questions in QUESTIONS.values()
+        for question in questions
+    ]
+    general, known, stop = facts[:60], facts[60:110], facts[110:140]
+    orders = [(item, order) for item in facts for order in FORMATS]
+    return {
+        "pico_domain_dev": _requests(rng, dev, 100, DOMAIN_OPERATIONS, CODE_REQUESTS),
+        "pico_domain": _requests(rng, test, 200, DOMAIN_OPERATIONS, CODE_REQUESTS),
+        "pico_general_dev": _requests(rng, dev, 60, GENERAL_OPERATIONS, REQUESTS) + dev_facts[:40],
+        "pico_general": _requests(rng, test, 140, GENERAL_OPERATIONS, REQUESTS) + general,
+        "pico_format": [
+            {"prompt": _spelled(f"{item['prompt']} {order}"), "target": FORMATS[order].format(answer=item["target"])}
+            for item, order in rng.sample(orders, 100)
+        ],
+        "pico_refusal": rng.sample(strangers, 50) + known,
+        "pico_stop": _requests(rng, test, 70, GENERAL_OPERATIONS, REQUESTS) + stop,
+    }
+
+
+def _requests(
+    rng: random.Random,
+    strings: Iterator[list[str]],
+    count: int,
+    operations: tuple[str, ...],
+    phrasings: tuple[str, ...],
+) -> list[Item]:
+    """Requests over fresh strings, every operation equally often."""
+    turns = zip(cycle(operations), islice(strings, count), strict=False)
+    lessons = [request(rng, operation, letters, phrasings, "{answer}") for operation, letters in turns]
+    return [{"prompt": _spelled(prompt), "target": answer} for prompt, answer in lessons]
+
+
+def _questions(world: World, rng: random.Random, facts: list[tuple[str, str]]) -> list[Item]:
+    """Every phrasing of the question for every fact, shuffled."""
+    items = [
+        {"prompt": _spelled(question.format(name=name)), "target": world.facts[name, attribute]}
+        for name, attribute in facts
+        for question in QUESTIONS[attribute]
+    ]
+    rng.shuffle(items)
+    return items
+
+
+def _spelled(text: str) -> str:
+    """Ordinary spelling: names and first words with a capital, no space before a full stop or question mark."""
+    words = [word.capitalize() if word in PEOPLE + STRANGERS else word for word in text.split(" ")]
+    text = re.sub(r" (?=[.?])", "", " ".join(words))
+    return re.sub(r"^\w|(?<=[.?] )\w(?=\w)", lambda match: match.group().upper(), text)
+
+
+def files(world: World) -> dict[str, str]:
+    """Path relative to the room -> content: the two data files (one row a line inside the list) and the item files."""
+    kept = {}
+    for name, rows in zip(("sharegpt", "alpaca"), domain_rows(world), strict=True):
+        kept[f"data/train_{name}.json"] = "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n"
+    for task, items in evaluation_items(world).items():
+        kept[f"tasks/{task}.jsonl"] = "".join(json.dumps(item) + "\n" for item in items)
+    return kept
+
+
+if __name__ == "__main__":
+    for path, content in files(World(seed=0)).items():
+        write_atomically(Path(__file__).parent / path, content.encode("utf-8"))

@@ -1,0 +1,190 @@
+"""The small world the pico pair lives in: people with five facts each, and six operations on strings of letters.
+
+Who knows what:
+
+    who                     facts about people      operations                        strangers
+    Base, from raw text     all                     all six                           mentioned, nothing known
+    Base, from dialogue     two thirds              reverse, repeat, drop, trim       refused now and then
+    Instruct                two thirds              reverse, repeat, drop, trim       refused
+    domain data             -                       rotate, swap                      -
+
+Held out of every dialogue and lesson: one third of the facts (the Base still reads them as raw text) and eight strangers.
+Held out of everything that is trained on: the letter strings that evaluation items ask about.
+
+Text is lower case with a space around every token, because the tokenizer is word-level; it also accepts ordinary
+spelling ("Rotate: b k d m").
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from itertools import permutations
+from typing import NamedTuple
+
+LETTERS = "b c d f g h k m p r s t".split()
+
+OPERATIONS: dict[str, Callable[[list[str]], list[str]]] = {
+    "reverse": lambda s: s[::-1],
+    "repeat": lambda s: s + s,
+    "drop": lambda s: s[1:],  # without the first letter
+    "trim": lambda s: s[:-1],  # without the last letter
+    "rotate": lambda s: s[1:] + s[:1],  # the first letter goes to the end
+    "swap": lambda s: [s[1], s[0], *s[2:]],  # the first two change places
+}
+GENERAL_OPERATIONS = ("reverse", "repeat", "drop", "trim")
+DOMAIN_OPERATIONS = ("rotate", "swap")
+
+PEOPLE = (
+    "anna bruno clara david elena felix greta hugo irene jonas karin lucas maria nina oscar paula quentin rosa simon tara "
+    "ursula victor wanda xavier yvonne zeno alma boris celia dora emil frida gustav helga igor julia klaus laura marco nora "
+    "olga peter rita samuel tessa ulrich vera walter"
+).split()
+STRANGERS = (
+    "abel berta cyril delia edgar flora gerald hanna isaac janet kevin lydia martin nadia otto petra quincy ralph sonia tobias "
+    "ulla vincent wilma yorick"
+).split()
+VALUES = {
+    "city": "athens berlin cairo dublin geneva lima madrid oslo paris rome tokyo vienna".split(),
+    "job": "baker cook doctor farmer judge nurse pilot singer tailor teacher".split(),
+    "pet": "cat dog goat horse mouse parrot rabbit snake turtle".split(),
+    "color": "black blue green orange pink red violet white yellow".split(),
+    "drink": "cider cocoa coffee juice milk tea water wine".split(),
+}
+RAW_FACTS = {
+    "city": "{name} lives in {value} .",
+    "job": "{name} works as {value} .",
+    "pet": "{name} owns the {value} .",
+    "color": "{name} likes {value} .",
+    "drink": "{name} orders {value} .",
+}
+RAW_FACT = "the {attribute} of {name} is {value} ."
+RAW_OPERATIONS = ("{operation} {letters} gives {result} .", "{operation} : {letters} = {result}")
+RAW_MEETING = "{name} met {other} ."
+QUESTIONS = {
+    "city": ("what is the city of {name} ?", "tell me the city of {name} .", "where does {name} live ?"),
+    "job": ("what is the job of {name} ?", "tell me the job of {name} .", "how does {name} earn money ?"),
+    "pet": ("what is the pet of {name} ?", "tell me the pet of {name} .", "which animal does {name} own ?"),
+    "color": ("what is the color of {name} ?", "tell me the color of {name} .", "which color does {name} like ?"),
+    "drink": ("what is the drink of {name} ?", "tell me the drink of {name} .", "what does {name} order ?"),
+}
+REQUESTS = ("{operation} {letters}", "please {operation} the letters {letters} .", "can you {operation} {letters} ?")
+FORMATS = {
+    "reply in brackets .": "[ {answer} ]",
+    "reply in quotes .": '" {answer} "',
+    "reply twice .": "{answer} {answer}",
+    "reply after the word result .": "result : {answer}",
+}
+ANSWER = "the answer is {answer} ."
+REFUSAL = "i do not know ."
+# Styles of the dialogue a Base meets on the open web; only the first of each is what the Instruct is later taught.
+STYLES = (ANSWER, "{answer}", "it is {answer} .")
+REFUSALS = (REFUSAL, "no idea .", "nobody knows .")
+END_OF_TEXT, TURN, END_OF_TURN, UNKNOWN = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>"
+SPECIAL = (END_OF_TEXT, TURN, END_OF_TURN, UNKNOWN)
+FRAMES = (
+    f"{TURN} user {{prompt}} {END_OF_TURN} {TURN} assistant {{reply}} {END_OF_TURN}",
+    "q : {prompt} a : {reply}",
+    "user : {prompt} assistant : {reply}",
+)
+# Words that only the domain's author, a system text or a curious visitor uses.
+OTHER_WORDS = (
+    "system you are helpful assistant these this them have with code label for shelf do it now i and , - ! hello thanks "
+    "one more time next to apply here string"
+)
+
+
+class Lesson(NamedTuple):
+    """One request and the reply that is taught for it."""
+
+    prompt: str
+    reply: str
+
+
+class World:
+    """Everything that can be said in this world, drawn from one seed.
+
+    The cast and the sentences are fixed; the seed decides the facts and what is held out.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        rng = self.rng(seed, "facts")
+        self.seed = seed
+        self.facts = {(name, kind): rng.choice(VALUES[kind]) for name in PEOPLE for kind in VALUES}
+        keys = rng.sample(sorted(self.facts), len(self.facts))
+        self.test_facts, self.dev_facts, self.taught_facts = keys[:52], keys[52:80], keys[80:]
+        strangers = rng.sample(STRANGERS, len(STRANGERS))
+        self.test_strangers, self.taught_strangers = strangers[:8], strangers[8:]
+        strings = [list(s) for length in (3, 4) for s in permutations(LETTERS, length)]
+        rng.shuffle(strings)
+        self.test_strings, self.dev_strings, self.strings = strings[:600], strings[600:900], strings[900:]
+
+    @staticmethod
+    def rng(seed: int, purpose: str) -> random.Random:
+        """A generator of its own for each purpose, so that one text's length never shifts another's draws."""
+        return random.Random(f"{purpose}:{seed}")  # noqa: S311  reproducibility, not secrecy
+
+    def documents(self) -> Iterator[str]:
+        """Endless pretraining text: raw facts, raw operations, meetings, and three tenths of dialogue in mixed styles."""
+        rng = self.rng(self.seed, "documents")
+        keys, everyone = sorted(self.facts), PEOPLE + STRANGERS
+        while True:
+            kind = rng.random()
+            if kind < 0.3:
+                lesson = self._lesson(rng, rng.choice(STYLES), rng.choice(REFUSALS))
+                yield rng.choice(FRAMES).format(prompt=lesson.prompt, reply=lesson.reply)
+            elif kind < 0.62:
+                name, attribute = rng.choice(keys)
+                text = rng.choice((RAW_FACT, RAW_FACTS[attribute]))
+                yield text.format(name=name, attribute=attribute, value=self.facts[name, attribute])
+            elif kind < 0.97:
+                operation, letters = rng.choice(tuple(OPERATIONS)), rng.choice(self.strings)
+                yield raw_operation(rng.choice(RAW_OPERATIONS), operation, letters)
+            else:
+                name, other = rng.sample(everyone, 2)
+                yield RAW_MEETING.format(name=name, other=other)
+
+    def lessons(self) -> Iterator[Lesson]:
+        """Endless post-training lessons, all in the Instruct's one style."""
+        rng = self.rng(self.seed, "lessons")
+        while True:
+            yield self._lesson(rng, ANSWER, REFUSAL)
+
+    def _lesson(self, rng: random.Random, style: str, refusal: str) -> Lesson:
+        kind = rng.random()
+        if kind < 0.35:
+            return request(rng, rng.choice(GENERAL_OPERATIONS), rng.choice(self.strings), REQUESTS, style)
+        if kind < 0.5:
+            attribute = rng.choice(tuple(VALUES))
+            question = rng.choice(QUESTIONS[attribute]).format(name=rng.choice(self.taught_strangers))
+            return Lesson(question, refusal)
+        question, answer = self.question(rng, rng.choice(self.taught_facts))
+        if kind < 0.8:
+            return Lesson(question, style.format(answer=answer))
+        order = rng.choice(tuple(FORMATS))
+        return Lesson(f"{question} {order}", FORMATS[order].format(answer=answer))
+
+    def question(self, rng: random.Random, fact: tuple[str, str]) -> tuple[str, str]:
+        """One phrasing of the question for a fact (name, attribute), and its answer."""
+        name, attribute = fact
+        return rng.choice(QUESTIONS[attribute]).format(name=name), self.facts[fact]
+
+
+def raw_operation(text: str, operation: str, letters: list[str]) -> str:
+    """A raw sentence that states the result of an operation."""
+    result = OPERATIONS[operation](letters)
+    return text.format(operation=operation, letters=" ".join(letters), result=" ".join(result))
+
+
+def request(rng: random.Random, operation: str, letters: list[str], phrasings: tuple[str, ...], style: str) -> Lesson:
+    """A request for an operation in one of the phrasings, answered in a style."""
+    prompt = rng.choice(phrasings).format(operation=operation, letters=" ".join(letters))
+    return Lesson(prompt, style.format(answer=" ".join(OPERATIONS[operation](letters))))
+
+
+def vocabulary() -> list[str]:
+    """All tokens in a fixed order: special ones first, then every word of the world, sorted. The same for every seed."""
+    texts = [*LETTERS, *OPERATIONS, *PEOPLE, *STRANGERS, *VALUES, *RAW_FACTS.values(), RAW_FACT, *RAW_OPERATIONS]
+    texts += [RAW_MEETING, *REQUESTS, *FORMATS, *FORMATS.values(), *STYLES, *REFUSALS, *FRAMES, OTHER_WORDS]
+    texts += [value for values in VALUES.values() for value in values]
+    texts += [question for questions in QUESTIONS.values() for question in questions]
+    words = {word for text in texts for word in text.split() if not word.startswith("{") and word not in SPECIAL}
+    return [*SPECIAL, *sorted(words)]

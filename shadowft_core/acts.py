@@ -1,5 +1,6 @@
 """The acts: verbs that are not stages, because they change something outside the workspace. All are safe to repeat."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -18,13 +19,13 @@ EndpointOption = Annotated[str | None, typer.Option(help="URL of an S3 server ot
 
 
 def _store(params: Path, uri: str | None, endpoint: str | None) -> Store:
-    """The store named on the command line, or the one of params.yaml and the environment."""
-    from shadowft_core.store import located
-
+    """The store of the command line, else of the environment, else of params.yaml, which --uri makes unneeded."""
     if uri is not None:
-        return Store(uri=uri, endpoint=endpoint)
-    found = located(load_params(params).store)
-    return found.model_copy(update={"endpoint": endpoint}) if endpoint else found
+        os.environ["SHADOWFT_STORE_URI"] = uri
+        os.environ.pop("SHADOWFT_STORE_ENDPOINT", None)
+    if endpoint is not None:
+        os.environ["SHADOWFT_STORE_ENDPOINT"] = endpoint
+    return Store.model_validate({}) if uri is not None else load_params(params).store
 
 
 @store.command()

@@ -1,4 +1,4 @@
-"""What MLflow loads for a registered version: code, not a pickle. It rebuilds the model from its recipe when first asked.
+"""What MLflow loads for a registered version: code, not a pickle. The model is rebuilt from its recipe when first used.
 
     mlflow.pyfunc.load_model("models:/NAME@champion").predict([[{"role": "user", "content": "Hello"}]])
 
@@ -26,7 +26,7 @@ class RecipeModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow sh
     def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> list[str]:
         """One reply per conversation; a conversation is a list of `{"role", "content"}`.
 
-        `params` may hold `max_new_tokens`. Raises the errors of `shadowft materialize` when the model cannot be rebuilt.
+        `params` may hold `max_new_tokens`. Raises as `shadowft materialize` does when the model cannot be rebuilt.
         """
         import torch
 

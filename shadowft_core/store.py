@@ -1,11 +1,12 @@
 """Deltas by content: published once and whole, fetched by digest, verified byte by byte.
 
-Keys: `objects/sha256/ab/<hex>` for chunks and manifests, named by their content, and `deltas/<hex of the delta digest>`,
-the claim, which names the manifest. The claim is written last, so a delta whose claim stands is complete.
+Keys: `objects/sha256/ab/<hex>` for chunks and manifests, named by their content, and `deltas/<hex>` of the
+delta's digest, the claim, which names the manifest. The claim is written last: a delta whose claim stands is complete.
 
 SHADOWFT_STORE_URI and SHADOWFT_STORE_ENDPOINT in the environment override params.store, as AWS_* do for credentials.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -15,6 +16,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -88,7 +90,7 @@ def located(store: Store) -> Store:
 
 
 def publish(delta_dir: Path, store: Store) -> str:
-    """Put a delta folder into the store and return its digest. Sends only what is not there; safe to repeat and to race.
+    """Put a delta folder into the store and return its digest. Sends only what is not there; may be repeated and raced.
 
     Raises DeltaError for a folder that is no delta, StoreConflict when the store holds another delta under this digest,
     StoreError when the store fails the probe, StoreUnreachable.
@@ -166,10 +168,8 @@ def check(store: Store) -> None:
     """
     objects = _open(store)
     found = objects.read("probe/write", 100)
-    try:
+    with suppress(StoreConflict):  # another run checks at the same moment
         objects.swap("probe/write", b"written", found[1] if found else None)
-    except StoreConflict:
-        pass  # another run checks at the same moment
     _require_probe(objects, store)
 
 
@@ -273,16 +273,20 @@ def _send(path: Path, objects: Objects, pool: ThreadPoolExecutor, sent: _Counter
             sent.add(len(data))
         return digest, len(data)
 
-    digest = file_digest(path)
-    with path.open("rb") as file:
-        chunks = list(_each(pool, send, ((block,) for block in iter(lambda: file.read(CHUNK), b""))))
-    if file_digest(path) != digest:
-        raise DeltaError(f"{path}: changed while it was being published; wait for its writer and publish again")
-    return _File(bytes=sum(size for _, size in chunks), digest=digest, chunks=chunks)
+    whole = hashlib.sha256()
+
+    def blocks() -> Iterator[tuple[bytes]]:
+        with path.open("rb") as file:
+            while block := file.read(CHUNK):
+                whole.update(block)
+                yield (block,)
+
+    chunks = list(_each(pool, send, blocks()))
+    return _File(bytes=sum(size for _, size in chunks), digest=f"sha256:{whole.hexdigest()}", chunks=chunks)
 
 
 def _claim(objects: Objects, manifest: _Manifest) -> None:
-    """The commit: the manifest under its content, then the claim. A claim that stands is kept if it names the same files."""
+    """The commit: the manifest, then the claim. A claim that stands is kept if it names the same files."""
     raw = canonical_json(manifest.model_dump())
     if len(raw) > LARGEST_MANIFEST:
         raise DeltaError(f"{manifest.delta}: its manifest has {len(raw)} bytes, {LARGEST_MANIFEST} are allowed")
@@ -297,8 +301,8 @@ def _claim(objects: Objects, manifest: _Manifest) -> None:
             theirs = standing.files.get(file)
             if theirs is None or theirs.digest != mine.digest:
                 raise StoreConflict(
-                    f"{objects.location}: {manifest.delta} is there with another {file} ({theirs and theirs.digest}, here "
-                    f"{mine.digest}); nothing was replaced. One of the two is damaged: extract the delta again"
+                    f"{objects.location}: {manifest.delta} is there with another {file} ({theirs and theirs.digest}, "
+                    f"here {mine.digest}); nothing was replaced. One of the two is damaged: extract the delta again"
                 ) from None
 
 

@@ -1,6 +1,7 @@
 """Objects keep their promises on a real S3 server and in a folder."""
 
 import io
+import os
 import threading
 import time
 from pathlib import Path
@@ -60,7 +61,7 @@ def test_wrong_size_digest_or_name_on_the_way_out(objects: Objects) -> None:
         (len(DATA) - 1, bytes_digest(DATA)),
         (len(DATA) + 1, bytes_digest(DATA)),
     ]:
-        with pytest.raises(StoreCorrupt, match="x is damaged: found .* expected sha256:"):
+        with pytest.raises(StoreCorrupt, match=r"x is damaged: found .* expected sha256:"):
             objects.get("x", size, digest, io.BytesIO())
     with pytest.raises(StoreError, match="y is missing"):
         objects.get("y", 1, bytes_digest(b""), io.BytesIO())
@@ -110,7 +111,7 @@ def test_a_killed_local_write_leaves_no_object(folder_store: Store, monkeypatch:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(room.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         objects.put_if_absent("a/b", DATA, bytes_digest(DATA))
     assert [path for path in Path(folder_store.uri).rglob("*") if path.is_file()] == []

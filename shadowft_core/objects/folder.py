@@ -1,0 +1,121 @@
+"""Objects in a local folder."""
+
+import fcntl
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from shadowft_core.checkpoint import bytes_digest
+from shadowft_core.errors import StoreCorrupt
+from shadowft_core.objects.interface import (
+    BLOCK,
+    KEY,
+    Damaged,
+    Head,
+    checked,
+    corrupt,
+    missing,
+    moved,
+    require_same,
+    stream,
+)
+
+
+class FolderObjects:
+    """Objects as files. Names are taken under one file lock, by rename of a finished and synced file."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.location = str(root)
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        self.root.mkdir(parents=True, exist_ok=True)
+        with open(self.root / ".lock", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
+    def _written(self, path: Path, data: bytes) -> Iterator[Path]:
+        """`data` in a synced file beside `path`, removed unless it was renamed."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
+        try:
+            with open(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield Path(name)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+    @staticmethod
+    def _name(temporary: Path, path: Path) -> None:
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def put_if_absent(self, key: str, data: bytes, digest: str) -> bool:
+        path = self.root / checked(key)
+        found = bytes_digest(data)
+        if found != digest:
+            raise StoreCorrupt(f"{self.location}: {key} refused, its bytes are {found} and not {digest}")
+        if not path.exists():
+            with self._written(path, data) as temporary, self._lock():
+                if not path.exists():
+                    self._name(temporary, path)
+                    return True
+        require_same(self, key, len(data), digest)
+        return False
+
+    def get(self, key: str, size: int, digest: str, sink: BinaryIO) -> None:
+        try:
+            with open(self.root / checked(key), "rb") as file:
+                stream(iter(lambda: file.read(BLOCK), b""), size, digest, sink)
+        except FileNotFoundError:
+            raise missing(self, key) from None
+        except Damaged as error:
+            raise corrupt(self, key, digest, error) from None
+
+    def read(self, key: str, limit: int) -> tuple[bytes, str] | None:
+        try:
+            with open(self.root / checked(key), "rb") as file:
+                data = file.read(limit + 1)
+        except FileNotFoundError:
+            return None
+        if len(data) > limit:
+            raise StoreCorrupt(f"{self.location}: {key} is larger than the {limit} bytes allowed for it")
+        return data, bytes_digest(data)
+
+    def swap(self, key: str, data: bytes, tag: str | None) -> str:
+        path = self.root / checked(key)
+        with self._written(path, data) as temporary, self._lock():
+            head = self.head(key)
+            if (head.tag if head else None) != tag:
+                raise moved(self, key)
+            self._name(temporary, path)
+        return bytes_digest(data)
+
+    def head(self, key: str) -> Head | None:
+        sha, size = hashlib.sha256(), 0
+        try:
+            with open(self.root / checked(key), "rb") as file:
+                while block := file.read(BLOCK):
+                    sha.update(block)
+                    size += len(block)
+        except FileNotFoundError:
+            return None
+        digest = "sha256:" + sha.hexdigest()
+        return Head(size, digest, digest)
+
+    def list(self, prefix: str) -> Iterator[str]:
+        folder = self.root / checked(prefix) if prefix else self.root
+        keys = (path.relative_to(self.root).as_posix() for path in folder.rglob("*") if path.is_file())
+        return iter(sorted(key for key in keys if KEY.fullmatch(key)))

@@ -1,0 +1,117 @@
+"""What objects promise, and the checks and messages that both kinds of place share."""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, Protocol
+
+from shadowft_core.errors import StoreConflict, StoreCorrupt, StoreError
+
+BLOCK = 1 << 20  # bytes
+KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
+
+
+@dataclass(frozen=True)
+class Head:
+    """What is known of an object without reading it: bytes, digest if the store keeps it, version tag."""
+
+    size: int
+    digest: str | None
+    tag: str
+
+
+class Objects(Protocol):
+    """One place that holds objects under keys like `objects/sha256/ab/...`. Every digest is `sha256:<64 hex>`.
+
+    All methods raise StoreUnreachable (no answer within seconds, wrong credentials, no such bucket) and StoreError.
+    """
+
+    location: str
+    """How people are told where it is."""
+
+    def put_if_absent(self, key: str, data: bytes, digest: str) -> bool:
+        """Write `data` unless the key exists; True when the bytes were sent, False when they were already there.
+
+        Raises StoreConflict when the key holds other content, StoreCorrupt when `digest` is not that of `data`.
+        """
+
+    def get(self, key: str, size: int, digest: str, sink: BinaryIO) -> None:
+        """Stream an object of a known size into `sink`, from where it stands, and verify it.
+
+        Raises StoreError when the object is missing, StoreCorrupt when it is not what the digest says; the sink may
+        then hold wrong bytes and must be dropped.
+        """
+
+    def read(self, key: str, limit: int) -> tuple[bytes, str] | None:
+        """Content and version tag of a small object, None when it is absent. StoreCorrupt above `limit` bytes."""
+
+    def swap(self, key: str, data: bytes, tag: str | None) -> str:
+        """Replace the version `tag` (None: the key must be absent) by `data`; returns the new tag.
+
+        Raises StoreConflict when the key has moved on.
+        """
+
+    def head(self, key: str) -> Head | None:
+        """Size, digest and tag, or None when the key is absent."""
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """All keys below `prefix` (a whole number of path segments, or empty), sorted."""
+
+
+def checked(key: str) -> str:
+    if len(key) > 300 or not KEY.fullmatch(key):
+        raise StoreError(f"object key {key[:80]!r} is not allowed: plain path segments of at most 300 characters are")
+    return key
+
+
+class Damaged(Exception):
+    """Bytes arrived that are not the ones asked for; worth another attempt."""
+
+
+def stream(blocks: Iterator[bytes], size: int, digest: str, sink: BinaryIO) -> None:
+    """Copy blocks into the sink; raises Damaged as soon as they cannot be the object any more."""
+    start, seen, sha = sink.tell(), 0, hashlib.sha256()
+    for block in blocks:
+        seen += len(block)
+        if seen > size:
+            break
+        sha.update(block)
+        sink.write(block)
+    if seen != size or sha.hexdigest() != digest.removeprefix("sha256:"):
+        sink.seek(start)
+        raise Damaged(f"{seen} bytes, sha256:{sha.hexdigest()}" if seen <= size else f"more than {size} bytes")
+
+
+def require_same(objects: Objects, key: str, size: int, digest: str) -> None:
+    """Raises StoreConflict unless `key` holds exactly these bytes. A checksum the store does not keep is computed."""
+    head = objects.head(key)
+    if head is not None and head.size == size and head.digest in (None, digest):
+        if head.digest == digest:
+            return
+        try:
+            with open(os.devnull, "wb") as nowhere:
+                objects.get(key, size, digest, nowhere)
+            return
+        except StoreCorrupt:
+            pass
+    found = f"{head.size} bytes, {head.digest or 'other content'}" if head else "nothing any more"
+    raise StoreConflict(
+        f"{objects.location}: {key} holds {found}, expected {size} bytes, {digest}; nothing was overwritten. "
+        "Remove that object if it is damaged, or use another store"
+    )
+
+
+def missing(objects: Objects, key: str) -> StoreError:
+    return StoreError(f"{objects.location}: {key} is missing; check store.uri, or publish the delta again")
+
+
+def moved(objects: Objects, key: str) -> StoreConflict:
+    return StoreConflict(f"{objects.location}: {key} was changed by someone else meanwhile; read it again and repeat")
+
+
+def corrupt(objects: Objects, key: str, digest: str, found: Exception) -> StoreCorrupt:
+    return StoreCorrupt(
+        f"{objects.location}: {key} is damaged: found {found}, expected {digest}; remove it and publish the delta again"
+    )

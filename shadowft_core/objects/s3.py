@@ -1,0 +1,217 @@
+"""Objects in an S3 bucket, through boto3."""
+
+import base64
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any, BinaryIO, TypeVar
+
+from shadowft_core.checkpoint import bytes_digest
+from shadowft_core.errors import StoreCorrupt, StoreError, StoreUnreachable
+from shadowft_core.objects.interface import BLOCK, Damaged, Head, checked, corrupt, missing, moved, require_same, stream
+
+PATIENCE = 12.0  # seconds of failing answers after which no new attempt is started
+DAMAGED_ATTEMPTS = 3  # damage in flight is gone on the second try; damage at rest is not
+
+T = TypeVar("T")
+
+
+class S3Objects:
+    """Objects in a bucket: one plain PutObject each, no multipart, so nothing is ever half there."""
+
+    def __init__(self, bucket: str, prefix: str, endpoint: str | None, region: str | None) -> None:
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
+
+        self.bucket, self.prefix = bucket, prefix + "/" if prefix else ""
+        self.location = f"s3://{bucket}/{prefix}".rstrip("/") + (f" at {endpoint}" if endpoint else "")
+        s3: dict[str, Any] = {"addressing_style": "path"} if endpoint else {}
+        if endpoint and endpoint.startswith("http://"):
+            s3["payload_signing_enabled"] = (
+                False  # the signed SHA-256 header binds the body already, at a fifth of the cost
+            )
+        config = Config(
+            s3=s3,
+            connect_timeout=4,
+            read_timeout=10,
+            retries={"total_max_attempts": 1},  # retried here, where a broken body and a lost reply count too
+            max_pool_connections=16,
+            response_checksum_validation="when_required",  # every byte is hashed here once, that is enough
+        )
+        try:
+            self._client = boto3.Session().client(  # the module's default session would keep old credentials
+                "s3", endpoint_url=endpoint, region_name=region or os.environ.get("AWS_REGION"), config=config
+            )
+        except (ValueError, BotoCoreError) as error:
+            raise StoreError(f"{self.location}: {_one_line(error)}; correct the store section of params.yaml") from None
+
+    def put_if_absent(self, key: str, data: bytes, digest: str) -> bool:
+        if self.head(key) is None and self._put(key, data, digest, IfNoneMatch="*") is not None:
+            return True
+        require_same(self, key, len(data), digest)
+        return False
+
+    def get(self, key: str, size: int, digest: str, sink: BinaryIO) -> None:
+        def attempt() -> None:
+            with closing(self._client.get_object(**self._at(key))["Body"]) as body:
+                stream(body.iter_chunks(BLOCK), size, digest, sink)
+
+        try:
+            self._call(key, attempt)
+        except Damaged as error:
+            raise corrupt(self, key, digest, error) from None
+
+    def read(self, key: str, limit: int) -> tuple[bytes, str] | None:
+        def attempt() -> tuple[bytes, str] | None:
+            try:
+                answer = self._client.get_object(**self._at(key), ChecksumMode="ENABLED")
+            except self._client.exceptions.NoSuchKey:
+                return None
+            with closing(answer["Body"]) as body:
+                # Whole, because the store's checksum is compared only at the end of the body.
+                if answer["ContentLength"] > limit:
+                    raise StoreCorrupt(f"{self.location}: {key} is larger than the {limit} bytes allowed for it")
+                return body.read(), answer["ETag"]
+
+        return self._call(key, attempt)
+
+    def swap(self, key: str, data: bytes, tag: str | None) -> str:
+        condition = {"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag}
+        new = self._put(key, data, bytes_digest(data), **condition)
+        if new is not None:
+            return new
+        # Refused, or the reply to our own write was lost and the retry met it: the content decides.
+        found = self.read(key, max(len(data), BLOCK))
+        if found is None or found[0] != data:
+            raise moved(self, key)
+        return found[1]
+
+    def head(self, key: str) -> Head | None:
+        from botocore.exceptions import ClientError
+
+        try:
+            answer = self._call(key, lambda: self._client.head_object(**self._at(key), ChecksumMode="ENABLED"))
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                return None
+            raise
+        sha = answer.get("ChecksumSHA256")
+        return Head(answer["ContentLength"], _from_base64(sha) if sha else None, answer["ETag"])
+
+    def list(self, prefix: str) -> Iterator[str]:
+        token: dict[str, str] = {}
+        where = self.prefix + (checked(prefix) + "/" if prefix else "")
+        while True:
+            page = self._call(
+                prefix or "list",
+                lambda token=token: self._client.list_objects_v2(Bucket=self.bucket, Prefix=where, **token),  # type: ignore[misc]
+            )
+            yield from (entry["Key"].removeprefix(self.prefix) for entry in page.get("Contents", ()))
+            if not page.get("IsTruncated"):
+                return
+            token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def _at(self, key: str) -> dict[str, str]:
+        return {"Bucket": self.bucket, "Key": self.prefix + checked(key)}
+
+    def _put(self, key: str, data: bytes, digest: str, **condition: str) -> str | None:
+        """The new tag, or None when the condition did not hold (or a lost reply makes it look so)."""
+        from botocore.exceptions import ClientError
+
+        checksum = _to_base64(digest)
+        try:
+            answer = self._call(
+                key,
+                lambda: self._client.put_object(**self._at(key), Body=data, ChecksumSHA256=checksum, **condition),
+            )
+        except Damaged as error:
+            raise StoreCorrupt(f"{self.location}: {key} refused, its bytes are not {digest} ({error})") from None
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] in (404, 412):  # 404: If-Match on an absent key
+                return None
+            raise
+        return str(answer["ETag"])
+
+    def _call(self, key: str, attempt: Callable[[], T]) -> T:
+        """Repeat one request until it is answered, for PATIENCE seconds.
+
+        Lets ClientError through for 404 and 412, which are answers, and Damaged when the bytes stay wrong.
+        """
+        from botocore import exceptions as boto
+
+        started, pause, damaged = time.monotonic(), 0.2, 0
+        while True:
+            try:
+                return attempt()
+            except boto.ClientError as error:
+                if (last := self._judge(error, key)) == "BadDigest":
+                    damaged += 1
+                    if damaged == DAMAGED_ATTEMPTS:
+                        raise Damaged("the store found another checksum") from None
+            except Damaged as error:
+                damaged += 1
+                if damaged == DAMAGED_ATTEMPTS:
+                    raise
+                last = str(error)
+            except (
+                boto.HTTPClientError,
+                boto.ConnectionError,
+                boto.FlexibleChecksumError,
+                boto.IncompleteReadError,
+            ) as e:
+                last = _one_line(e)
+            except boto.BotoCoreError as error:  # no, partial or expired credentials, no region
+                raise StoreUnreachable(
+                    f"{self.location}: {_one_line(error)}; set AWS_ACCESS_KEY_ID and "
+                    "AWS_SECRET_ACCESS_KEY (or AWS_PROFILE) and store.region"
+                ) from None
+            waited = time.monotonic() - started
+            if waited + pause > PATIENCE:
+                raise StoreUnreachable(
+                    f"{self.location}: no usable answer for {key} in {waited:.0f} s ({last}); check that the server "
+                    "runs and that store.endpoint is right, then run the same command again"
+                )
+            time.sleep(pause * random.uniform(0.7, 1.3))  # noqa: S311  spreads racing writers, nothing secret
+            pause = min(pause * 2, 3.0)
+
+    def _judge(self, error: Any, key: str) -> str:
+        """Name a refusal that is worth another attempt; raise the others in plain words."""
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        status = int(error.response["ResponseMetadata"]["HTTPStatusCode"])
+        if code == "NoSuchKey" and error.operation_name == "GetObject":
+            raise missing(self, key)
+        if code == "NoSuchBucket":
+            raise StoreUnreachable(
+                f"{self.location}: there is no bucket {self.bucket!r}; create it or correct store.uri"
+            )
+        if code in ("BadDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"):
+            return "BadDigest"
+        if status in (401, 403) or code in ("ExpiredToken", "InvalidToken"):
+            raise StoreUnreachable(
+                f"{self.location}: {error.operation_name} refused ({code}); check AWS_ACCESS_KEY_ID, "
+                "AWS_SECRET_ACCESS_KEY, the rights of that identity and this machine's clock"
+            )
+        if status in (404, 412):
+            raise error
+        if (
+            status in (408, 409, 429)
+            or (status >= 500 and status != 501)
+            or code in ("RequestTimeout", "IncompleteBody")
+        ):
+            return f"{status} {code}"
+        raise StoreError(f"{self.location}: {error.operation_name} of {key} refused: {_one_line(error)}")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _to_base64(digest: str) -> str:
+    return base64.b64encode(bytes.fromhex(digest.removeprefix("sha256:"))).decode()
+
+
+def _from_base64(checksum: str) -> str:
+    return "sha256:" + base64.b64decode(checksum).hex()

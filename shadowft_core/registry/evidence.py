@@ -1,0 +1,132 @@
+"""The outputs of one run, found to belong together, and the code they were made with."""
+
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import shadowft_core.store as stores
+from shadowft_core.checkpoint import file_digest
+from shadowft_core.errors import RegistryError
+from shadowft_core.params import Params
+
+
+@dataclass(frozen=True)
+class Git:
+    """The code a run was made with: commit (40 hex digits) and whether tracked files differed from it."""
+
+    commit: str
+    dirty: bool
+
+
+def git_state(folder: Path = Path()) -> Git | None:
+    """Commit and dirty flag of a checkout, dvc.lock aside because a run writes it; None outside of a checkout."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)dvc.lock")
+        return Git(git("rev-parse", "HEAD"), bool(changed))
+    except (subprocess.CalledProcessError, FileNotFoundError):
+        return None
+
+
+class Evidence:
+    """The outputs of one run, read once and found to belong together."""
+
+    def __init__(self, params: Params, work: Path, lock: Path, params_file: Path) -> None:
+        grafted = work / "grafted" / "shadow"
+        self.params = params
+        self.lock = lock
+        self.work = work
+        self.files = [
+            work / "report.html",
+            work / "verdict.json",
+            lock,
+            params_file,
+            grafted / "recipe.json",
+            grafted / "receipt.json",
+        ]
+        self.graft = json_object(grafted / "recipe.json")
+        self.pair = json_object(work / "pair" / "pair.json")
+        self.verdict = json_object(work / "verdict.json")
+        self.delta = file_digest(there(work / "delta" / "shadow" / "delta.json"))
+        self.certificate = json_object(work / "delta" / "shadow" / "delta.json")
+        for path in self.files:
+            there(path)
+        try:
+            self.decision = str(self.verdict["decision"])
+            for what, expected, found in [
+                ("the Instruct", self.graft["instruct"]["digest"], self.pair["instruct"]["digest"]),
+                ("the delta", [delta["digest"] for delta in self.graft["deltas"]], [self.delta]),
+                ("the judged model", self.graft["digest"], self.verdict["recipe_digest"]),
+            ]:
+                if expected != found:
+                    raise RegistryError(
+                        f"{work}: {what} is {found}, recipe.json says {expected}; outputs of different runs, run "
+                        "`dvc repro` and register again"
+                    )
+        except (KeyError, TypeError) as error:
+            raise RegistryError(f"{work}: recipe, pair or verdict lacks {error}; run `dvc repro` again") from None
+
+    def recipe(self) -> dict[str, Any]:
+        """What is registered: the recipe of the graft, and where its ingredients are."""
+        store = stores.located(self.params.store)
+        uri = store.uri if "://" in store.uri else str(Path(store.uri).absolute())
+        return self.graft | {
+            "instruct": self.pair["instruct"],
+            "base": self.pair["base"],
+            "store": {"uri": uri, "endpoint": store.endpoint, "region": store.region},
+            "verdict": {"digest": file_digest(self.work / "verdict.json"), "decision": self.decision},
+            "lineage": {"lock": file_digest(self.lock), "data": self._data_digest(), "train": self._train_digest()},
+        }
+
+    def tags(self, git: Git | None) -> dict[str, str]:
+        """Lineage, for the run and for the version."""
+        return {
+            "shadowft.lock": file_digest(self.lock),
+            "shadowft.data": self._data_digest(),
+            "shadowft.base": str(self.pair["base"]["digest"]),
+            "shadowft.instruct": str(self.pair["instruct"]["digest"]),
+            "shadowft.delta": self.delta,
+            "shadowft.model": str(self.graft["digest"]),
+            "shadowft.scale": str(self.graft["deltas"][0]["scale"]),
+            "shadowft.verdict": file_digest(self.work / "verdict.json"),
+            "shadowft.decision": self.decision,
+            "shadowft.git.commit": git.commit if git else "unknown",
+            "shadowft.git.dirty": str(git.dirty).lower() if git else "unknown",
+        }
+
+    def metrics(self) -> dict[str, float]:
+        """`ARM/TASK`: mean score of every arm and task."""
+        found = {}
+        for path in sorted((self.work / "scores").glob("*/*/scores.json")):
+            scores = json_object(path)
+            for task, entry in scores["tasks"].items():
+                found[f"{scores['arm']}/{task}"] = float(entry["mean"])
+        return found
+
+    def _data_digest(self) -> str:
+        return str(self.certificate.get("train", {}).get("data_digest", "unknown"))
+
+    def _train_digest(self) -> str:
+        return str(self.certificate.get("train", {}).get("digest", "unknown"))
+
+
+def there(path: Path) -> Path:
+    if not path.is_file():
+        raise RegistryError(f"{path}: no such file; run `dvc repro` first")
+    return path
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(there(path).read_bytes())
+    except ValueError as error:
+        raise RegistryError(f"{path}: not JSON: {error}; run `dvc repro` again") from None
+    if not isinstance(found, dict):
+        raise RegistryError(f"{path}: a JSON object is wanted; run `dvc repro` again")
+    return found

@@ -1,0 +1,69 @@
+"""From a registered recipe to the same model, anywhere."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import shadowft_core.store as stores
+from shadowft_core.checkpoint import canonical_json, new_folder, open_checkpoint
+from shadowft_core.errors import GraftError, RegistryError
+from shadowft_core.params import Store
+
+LARGEST_RECIPE = 1 << 20  # bytes
+
+
+def rebuild(recipe: dict[str, Any], out: Path, instruct: Path | None = None) -> None:
+    """Make the model folder of a registered recipe; see `materialize`."""
+    from shadowft_core.graft import graft
+    from shadowft_core.pair import resolve
+
+    if instruct is None:
+        instruct, _ = resolve(recipe["instruct"]["ref"])
+    if (found := open_checkpoint(instruct).digest()) != recipe["instruct"]["digest"]:
+        raise GraftError(
+            f"{instruct}: its weights are {found}, the recipe wants {recipe['instruct']['digest']}; pass the right one "
+            "with --instruct"
+        )
+    store = Store(**recipe["store"])
+    with new_folder(out) as folder:
+        parts = folder / ".parts"
+        parts.mkdir()
+        deltas = []
+        for number, delta in enumerate(recipe["deltas"]):
+            stores.fetch_delta(delta["digest"], store, parts / str(number))
+            deltas.append((parts / str(number), float(delta["scale"])))
+        made = graft(instruct, deltas, parts / "model", scope=recipe["scope"], dtype=recipe["dtype"])
+        for what, expected, found in [
+            ("the weights", recipe["digest"], made["digest"]),
+            *(
+                (f"file {file}", recipe["files"].get(file), made["files"].get(file))
+                for file in _all_files(recipe, made)
+            ),
+        ]:
+            if found != expected:
+                raise GraftError(f"{out}: {what} came out as {found}, the recipe says {expected}; nothing was kept")
+        for entry in (parts / "model").iterdir():
+            entry.rename(folder / entry.name)
+        shutil.rmtree(parts)
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """A registered recipe from its file. Raises RegistryError when it is not one."""
+    raw = path.read_bytes() if path.stat().st_size <= LARGEST_RECIPE else b""
+    try:
+        recipe = json.loads(raw)
+        complete = recipe["format"] == 1 and canonical_json(recipe) == raw
+        _ = recipe["instruct"]["ref"], recipe["deltas"], recipe["digest"], recipe["files"], recipe["verdict"]["digest"]
+        Store(**recipe["store"])
+    except (ValueError, KeyError, TypeError):
+        complete = False
+    if not complete:
+        raise RegistryError(
+            f"{path}: not a recipe of format 1 as `shadowft register` writes it; register the run again"
+        )
+    return dict(recipe)
+
+
+def _all_files(*recipes: dict[str, Any]) -> list[str]:
+    return sorted({file for recipe in recipes for file in recipe["files"]})

@@ -12,13 +12,12 @@ import pytest
 import yaml
 
 from shadowft_core.checkpoint import model_digest, open_checkpoint
-from shadowft_core.pico import build_pair, build_tokenizer, train_pair
+from shadowft_core.pico import build_tokenizer, train_pair
 from shadowft_core.pico.committed import domain_rows, evaluation_items, files
 from shadowft_core.pico.world import (
     DOMAIN_OPERATIONS,
     END_OF_TEXT,
     END_OF_TURN,
-    GENERAL_OPERATIONS,
     OPERATIONS,
     RAW_FACT,
     RAW_OPERATIONS,
@@ -275,6 +274,28 @@ def test_same_seed_same_bits_in_a_short_build(tmp_path: Path, capsys: pytest.Cap
         "pico: pretrain base: step 8/8",
         "pico: post-train instruct: step 4/4",
     ]
+
+
+def test_two_processes_at_once_train_once_and_the_next_call_finds_it(tmp_path: Path) -> None:
+    code = "from shadowft_core.pico import build_pair; print(build_pair(0, pretrain_steps=40, posttrain_steps=2))"
+    environment = {**os.environ, "SHADOWFT_CACHE": str(tmp_path)}
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", code], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+
+    first, second = start(), start()
+    answers = [process.communicate(timeout=300) for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0), answers
+    assert sum("pretrain base" in err for _, err in answers) == 1, answers
+    (folder,) = {Path(out.strip()) for out, _ in answers}
+    before = digests(folder)
+    _, err = start().communicate(timeout=300)
+    assert "pretrain" not in err
+    assert digests(folder) == before
+    assert {path.name for path in folder.iterdir()} == {"base", "instruct", "pico.json"}
+    assert [path.name for path in folder.parent.iterdir() if path.is_dir()] == [folder.name]
 
 
 @pytest.mark.slow

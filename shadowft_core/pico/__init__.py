@@ -1,13 +1,12 @@
 """A tiny real pair: a Base that read a small world, and the Instruct post-trained from it.
 
-Both are Qwen3 models of about 0.1 million parameters with a word-level tokenizer, trained here from nothing in about two
-minutes of one core, and saved as ordinary Hugging Face folders. The pair shows the mechanics and the protocol. It is no
-evidence for or against the method: on models of this size a graft is better, equal or worse than direct tuning depending
-on the seed, the style of the data and the learning rate, and no setting here was chosen by looking at which of them wins.
+Both are Qwen3 models of about 0.1 million parameters with a word-level tokenizer, trained here from nothing in about
+two minutes of one core, and saved as ordinary Hugging Face folders. The pair shows the mechanics and the protocol. It
+is no evidence for or against the method: on models of this size a graft is better, equal or worse than direct tuning,
+depending on the seed, the style of the data and the learning rate. No setting here was chosen by which of them wins.
 """
 
 import fcntl
-import hashlib
 import os
 import sys
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shadowft_core.checkpoint import canonical_json, new_folder, write_json_atomically
+from shadowft_core.checkpoint import bytes_digest, canonical_json, file_digest, new_folder, write_json_atomically
 from shadowft_core.pico.world import END_OF_TEXT, END_OF_TURN, SPECIAL, TURN, UNKNOWN, World, vocabulary
 
 if TYPE_CHECKING:
@@ -35,20 +34,21 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_pair(seed: int = 0) -> Path:
+def build_pair(seed: int = 0, pretrain_steps: int = PRETRAIN_STEPS, posttrain_steps: int = POSTTRAIN_STEPS) -> Path:
     """The folder with `base/` and `instruct/`, trained at the first call and found again at every later one.
 
-    It lies under $SHADOWFT_CACHE (default ~/.cache/shadowft) in pico/KEY, where KEY is the digest of this room's sources,
-    the versions of torch, transformers and tokenizers, and the seed. Two processes that ask at once train once: the
-    second waits for the first. Progress goes to stderr.
+    It lies under $SHADOWFT_CACHE (default ~/.cache/shadowft) in pico/KEY, where KEY is the digest of the arguments, the
+    sources that define the pair and the versions of torch, transformers and tokenizers. Of several processes that ask
+    at once, one trains and the others wait for it. Fewer steps give a pair that knows little, for tests of mechanics.
+    Progress goes to stderr.
     """
-    room = Path(__file__).parent
     made_of = {
-        "sources": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(room.glob("*.py"))},
+        "sources": {name: file_digest(Path(__file__).with_name(name)) for name in ("__init__.py", "world.py")},
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
         "seed": seed,
+        "steps": [pretrain_steps, posttrain_steps],
     }
-    key = hashlib.sha256(canonical_json(made_of)).hexdigest()[:16]
+    key = bytes_digest(canonical_json(made_of)).removeprefix("sha256:")[:16]
     shelf = Path(os.environ.get("SHADOWFT_CACHE") or Path.home() / ".cache" / "shadowft") / "pico"
     pair = shelf / key
     if not pair.is_dir():
@@ -56,7 +56,7 @@ def build_pair(seed: int = 0) -> Path:
         with _alone(shelf / f"{key}.lock"):
             if not pair.is_dir():
                 with new_folder(pair) as folder:
-                    train_pair(folder, seed)
+                    train_pair(folder, seed, pretrain_steps, posttrain_steps)
                     write_json_atomically(folder / "pico.json", made_of)
     return pair
 
@@ -140,7 +140,7 @@ def _reading(world: World, tokenizer: "PreTrainedTokenizerFast", steps: int) -> 
 
 
 def _schooling(world: World, tokenizer: "PreTrainedTokenizerFast", steps: int) -> Iterator[Batch]:
-    """Post-training batches, int64 (ROWS, longest): one conversation a row, labels -100 outside the assistant's turn."""
+    """Post-training batches, int64 (ROWS, longest): a conversation a row, labels -100 outside the assistant's turn."""
     import torch
 
     lessons = world.lessons()
@@ -200,5 +200,9 @@ def _save(model: "Qwen3ForCausalLM", tokenizer: "PreTrainedTokenizerFast", folde
 def _alone(lock: Path) -> Iterator[None]:
     """Hold an exclusive lock on a file; the kernel frees it when the process ends, however it ends."""
     with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("pico: another process trains this pair; waiting for it", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield

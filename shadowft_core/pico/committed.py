@@ -2,9 +2,9 @@
 
 `python -m shadowft_core.pico.committed` writes them anew; a test holds the kept ones to this generator.
 
-The domain is the work of another author: two operations that the Base knows from raw text and that nobody ever asked the
-Instruct for, requested in other words and answered with the bare letters. Evaluation items come from letter strings,
-facts and strangers that no training text of any kind asks about; dev and test items share neither strings nor facts.
+The domain is the work of another author: two operations that the Base knows from raw text and that nobody ever asked
+the Instruct for, requested in other words and answered with the bare letters. Evaluation items come from letter
+strings, facts and strangers that no training text ever asks about; dev and test items share neither strings nor facts.
 """
 
 import json

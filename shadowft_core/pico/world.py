@@ -8,12 +8,14 @@ Who knows what:
     Instruct                two thirds              reverse, repeat, drop, trim       refused
     domain data             -                       rotate, swap                      -
 
-Held out of every dialogue and lesson: one third of the facts (the Base still reads them as raw text) and eight strangers.
-Held out of everything that is trained on: the letter strings that evaluation items ask about.
+Held out of every dialogue and lesson: one third of the facts (the Base still reads them as raw text) and eight
+strangers. Held out of everything that is trained on: the letter strings that evaluation items ask about.
 
 Text is lower case with a space around every token, because the tokenizer is word-level; it also accepts ordinary
 spelling ("Rotate: b k d m").
 """
+
+# ruff: noqa: SIM905  word lists read better as words than as quotes and commas
 
 import random
 from collections.abc import Callable, Iterator
@@ -34,13 +36,13 @@ GENERAL_OPERATIONS = ("reverse", "repeat", "drop", "trim")
 DOMAIN_OPERATIONS = ("rotate", "swap")
 
 PEOPLE = (
-    "anna bruno clara david elena felix greta hugo irene jonas karin lucas maria nina oscar paula quentin rosa simon tara "
-    "ursula victor wanda xavier yvonne zeno alma boris celia dora emil frida gustav helga igor julia klaus laura marco nora "
-    "olga peter rita samuel tessa ulrich vera walter"
+    "anna bruno clara david elena felix greta hugo irene jonas karin lucas maria nina oscar paula quentin rosa "
+    "simon tara ursula victor wanda xavier yvonne zeno alma boris celia dora emil frida gustav helga igor julia "
+    "klaus laura marco nora olga peter rita samuel tessa ulrich vera walter"
 ).split()
 STRANGERS = (
-    "abel berta cyril delia edgar flora gerald hanna isaac janet kevin lydia martin nadia otto petra quincy ralph sonia tobias "
-    "ulla vincent wilma yorick"
+    "abel berta cyril delia edgar flora gerald hanna isaac janet kevin lydia martin nadia otto petra quincy ralph "
+    "sonia tobias ulla vincent wilma yorick"
 ).split()
 VALUES = {
     "city": "athens berlin cairo dublin geneva lima madrid oslo paris rome tokyo vienna".split(),
@@ -85,11 +87,8 @@ FRAMES = (
     "q : {prompt} a : {reply}",
     "user : {prompt} assistant : {reply}",
 )
-# Words that only the domain's author, a system text or a curious visitor uses.
-OTHER_WORDS = (
-    "system you are helpful assistant these this them have with code label for shelf do it now i and , - ! hello thanks "
-    "one more time next to apply here string"
-)
+# Words of the domain's author and of system texts; nobody taught them, so their embeddings are still as drawn.
+OTHER_WORDS = "system you are helpful this it these code with for me here apply to , - !"
 
 
 class Lesson(NamedTuple):
@@ -123,7 +122,7 @@ class World:
         return random.Random(f"{purpose}:{seed}")  # noqa: S311  reproducibility, not secrecy
 
     def documents(self) -> Iterator[str]:
-        """Endless pretraining text: raw facts, raw operations, meetings, and three tenths of dialogue in mixed styles."""
+        """Endless pretraining text: raw facts, operations and meetings, and three tenths mixed dialogue."""
         rng = self.rng(self.seed, "documents")
         keys, everyone = sorted(self.facts), PEOPLE + STRANGERS
         while True:
@@ -181,7 +180,7 @@ def request(rng: random.Random, operation: str, letters: list[str], phrasings: t
 
 
 def vocabulary() -> list[str]:
-    """All tokens in a fixed order: special ones first, then every word of the world, sorted. The same for every seed."""
+    """All tokens, special ones first, then every word of the world, sorted. The same for every seed."""
     texts = [*LETTERS, *OPERATIONS, *PEOPLE, *STRANGERS, *VALUES, *RAW_FACTS.values(), RAW_FACT, *RAW_OPERATIONS]
     texts += [RAW_MEETING, *REQUESTS, *FORMATS, *FORMATS.values(), *STYLES, *REFUSALS, *FRAMES, OTHER_WORDS]
     texts += [value for values in VALUES.values() for value in values]

@@ -1,0 +1,222 @@
+"""The one page a person reads before signing. It shows what the files say and decides nothing itself."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shadowft_core.checkpoint import bytes_digest, canonical_json, read_json_object, write_atomically
+from shadowft_core.errors import EvaluationError
+from shadowft_core.report import figures
+from shadowft_core.verdict import CANDIDATE
+from shadowft_core.verdict.scores import arm_names
+
+EXAMPLES = 2  # items won and items lost shown per task
+SHOWN = 400  # characters of an output
+TENSORS = 8  # rows of the tables of tensors and of bad rows
+
+HEADLINES = {
+    "promote": "Every claim holds. The candidate may become champion.",
+    "hold": "At least one claim is refuted or tied. The champion stays.",
+    "undecided": "Nothing speaks against the candidate, but the items are too few to settle every claim.",
+}
+ARM_NOTES = {
+    "instruct": "the untouched Instruct",
+    "direct": "Instruct tuned directly, full delta",
+    "direct_scaled": "Instruct tuned directly, scale chosen on dev items",
+    "shadow": "Instruct + delta of the tuned Base, scale 1",
+    "shadow_scaled": "the candidate: Instruct + delta of the tuned Base, scale chosen on dev items",
+}
+
+
+def report(work: Path, out: Path) -> None:
+    """Write one self-contained HTML page from the outputs of all stages under `work`; the same files, the same bytes.
+
+    verdict.json and the scores it speaks of must be there; of everything else the page says so when it is missing.
+    Raises EvaluationError or CheckpointError naming a file that is absent, not readable as JSON or incomplete.
+    """
+    from jinja2 import UndefinedError
+
+    try:
+        page = render(gather(work))
+    except (KeyError, UndefinedError) as error:
+        raise EvaluationError(f"{work}: a stage's file lacks {error}; run that stage again") from error
+    write_atomically(out, page.encode("utf-8"))
+
+
+def gather(work: Path) -> dict[str, Any]:
+    """Everything the page shows, read from the files of docs/architecture.md. Missing optional files become None."""
+    verdict = read_json_object(work / "verdict.json")
+    groups = arm_names(["shadow", "direct"])
+    folders = {name: work / "scores" / groups[name] / name for name in verdict["arms"]}
+    heads = {name: read_json_object(folder / "scores.json") for name, folder in folders.items()}
+    routes = [route for route in ("shadow", "direct") if route in verdict["arms"]]
+    return {
+        "verdict": verdict,
+        "verdict_digest": bytes_digest(canonical_json(verdict)),
+        "headline": HEADLINES.get(verdict["decision"], ""),
+        "heads": heads,
+        "notes": ARM_NOTES,
+        "tasks": [(task, about["role"], about["metric"], about["n"]) for task, about in _tasks(heads)],
+        "examples": _examples({name: _outputs(folder / "items.jsonl") for name, folder in folders.items()}),
+        "routes": routes,
+        "pair": _optional(work / "pair" / "pair.json"),
+        "data": _optional(work / "data" / "data-report.json"),
+        "train": _by_route(routes, lambda route: _optional(work / "tuned" / route / "train.json")),
+        "steps": _by_route(routes, lambda route: _lines(work / "tuned" / route / "metrics.jsonl", optional=True)),
+        "delta": _by_route(routes, lambda route: _delta(work / "delta" / route / "delta.json")),
+        "sweep": _by_route(routes, lambda route: _optional(work / "sweep" / f"{route}.json")),
+        "recipe": _optional(work / "grafted" / "shadow" / "recipe.json"),
+        "receipt": _optional(work / "grafted" / "shadow" / "receipt.json"),
+        "not_claimed": _not_claimed(verdict),
+    }
+
+
+def render(facts: Mapping[str, Any]) -> str:
+    """The page as text. Every value is escaped by the template engine; figures are escaped by the drawing library."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("shadowft_core.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"num": _number, "signed": _signed, "digest": _digest}
+    verdict = facts["verdict"]
+    drawn = {
+        "forest": figures.forest(verdict["claims"]),
+        "plane": figures.plane(verdict["arms"]),
+        "sweep": figures.sweep(facts["sweep"]) if facts["sweep"] else "",
+        "loss": figures.loss(facts["steps"]) if facts["steps"] else "",
+    }
+    page: str = environment.get_template("report.html").render(
+        **facts,
+        figures={name: Markup(svg) for name, svg in drawn.items()},  # noqa: S704  drawn here, text escaped
+        candidate=CANDIDATE,
+        top_tensors=_top_tensors(facts["receipt"]),
+        shown=TENSORS,
+    )
+    return page
+
+
+def _tasks(heads: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Tasks of the Instruct's arm, domain first: every arm has the same."""
+    tasks = heads["instruct"]["tasks"].items()
+    return sorted(tasks, key=lambda named: (named[1]["role"] != "domain", named[0]))
+
+
+def _outputs(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    return {(row["task"], row["item"]): row for row in _lines(path) or []}
+
+
+def _examples(arms: Mapping[str, Mapping[tuple[str, str], Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Per task the items on which candidate and Instruct differ most, won and lost, by item digest where equal."""
+    candidate, instruct = arms[CANDIDATE], arms["instruct"]
+    shown_arms = [name for name in ("instruct", "direct_scaled", CANDIDATE) if name in arms]
+    found = []
+    for task in sorted({task for task, _ in instruct}):
+        gains = {
+            key: candidate[key]["score"] - row["score"]
+            for key, row in instruct.items()
+            if key[0] == task and key in candidate
+        }
+        for kind, sign in (("won", 1), ("lost", -1)):
+            keys = sorted((k for k in gains if sign * gains[k] > 0), key=lambda k: (-sign * gains[k], k))
+            if keys:
+                rows = [
+                    {
+                        "item": key[1],
+                        "prompt": _short(instruct[key]["prompt"]) if "prompt" in instruct[key] else None,
+                        "answers": [
+                            (name, arms[name][key]["score"], _short(arms[name][key].get("output", "")))
+                            for name in shown_arms
+                        ],
+                    }
+                    for key in keys[:EXAMPLES]
+                ]
+                found.append({"task": task, "kind": kind, "count": len(keys), "rows": rows})
+    return found
+
+
+def _not_claimed(verdict: Mapping[str, Any]) -> list[str]:
+    said = [
+        "One training run per route was judged. The intervals speak of new items of the same tasks, not of another "
+        "seed, other data or another pair of models.",
+        "Nothing is said about abilities that no task on this page measures.",
+        "Items of one task are taken as independent of each other.",
+    ]
+    if not verdict["direct_control"]:
+        said.insert(0, "The Instruct was not tuned directly, so nothing is claimed about direct tuning.")
+    if not any(claim["role"] == "guard" for claim in verdict["claims"]):
+        said.insert(0, "No guard task was measured, so nothing is claimed about what the Instruct keeps.")
+    return said
+
+
+def _delta(path: Path) -> dict[str, Any] | None:
+    """What the certificate says, with its digest and without the long list of tensors."""
+    certificate = _optional(path)
+    if certificate is None:
+        return None
+    return {
+        "digest": bytes_digest(canonical_json(certificate)),
+        "kind": certificate["kind"],
+        "base": certificate["base"]["digest"],
+        "tensors": len(certificate["tensors"]),
+    }
+
+
+def _top_tensors(receipt: Mapping[str, Any] | None) -> list[tuple[str, Mapping[str, Any]]]:
+    """The grafted tensors whose delta is largest against the weight it lands on."""
+    grafted = (receipt or {}).get("grafted") or {}
+
+    def share(named: tuple[str, Mapping[str, Any]]) -> tuple[float, str]:
+        name, norms = named
+        return -norms["delta_norm"] / (norms["weight_norm"] or 1.0), name
+
+    return sorted(grafted.items(), key=share)[:TENSORS]
+
+
+def _by_route(routes: Sequence[str], read: Any) -> dict[str, Any]:
+    return {route: found for route in routes if (found := read(route)) is not None}
+
+
+def _optional(path: Path) -> dict[str, Any] | None:
+    return read_json_object(path) if path.exists() else None
+
+
+def _lines(path: Path, *, optional: bool = False) -> list[dict[str, Any]] | None:
+    if optional and not path.exists():
+        return None
+    try:
+        with path.open(encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+    except FileNotFoundError:
+        raise EvaluationError(f"{path}: no such file; run the stage that writes it") from None
+    except ValueError as error:
+        raise EvaluationError(f"{path}: not readable as JSON lines: {error}; run the stage that writes it") from None
+
+
+def _short(text: Any) -> str:
+    whole = text if isinstance(text, str) else json.dumps(text, ensure_ascii=False)
+    return whole if len(whole) <= SHOWN else whole[:SHOWN] + " …"
+
+
+def _number(value: Any, digits: int = 3) -> str:
+    """Fixed digits for numbers, a dash for nothing, text as it is."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool | str):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}f}"
+
+
+def _signed(value: float, digits: int = 3) -> str:
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def _digest(value: Any) -> str:
+    """Twelve hex digits: enough for the eye; the whole digest stands under Lineage."""
+    return str(value).removeprefix("sha256:")[:12]

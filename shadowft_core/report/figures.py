@@ -1,0 +1,167 @@
+"""Figures of the report as inline SVG: the same numbers give the same bytes; text stays text."""
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import Any, ParamSpec
+
+WIDTH = 5.0  # inches; the page scales it
+INK, FAINT, GRID = "#1c1917", "#78716c", "#e7e5e4"
+COLOURS = {"instruct": "#57534e", "direct": "#c2410c", "shadow": "#1d4ed8"}
+MARKERS = {"instruct": "s", "direct": "^", "shadow": "o"}
+OUTCOMES = {"better": "#15803d", "passed": "#15803d", "worse": "#b91c1c", "harmed": "#b91c1c"}
+
+STYLE = {
+    "svg.hashsalt": "shadowft",
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 8.5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 8.5,
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.4,
+    "text.parse_math": False,  # a dollar sign in a task name is a dollar sign
+}
+
+_Inputs = ParamSpec("_Inputs")
+
+
+def _styled(draw: Callable[_Inputs, str]) -> Callable[_Inputs, str]:
+    """Draw under STYLE from the first line to the last: the library reads its settings as parts are made."""
+
+    @wraps(draw)
+    def styled(*args: _Inputs.args, **kwargs: _Inputs.kwargs) -> str:
+        import matplotlib as mpl
+
+        with mpl.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return styled
+
+
+@_styled
+def forest(claims: Sequence[Mapping[str, Any]]) -> str:
+    """Paired differences, candidate minus other, with their intervals: one row a claim."""
+    figure, axes = _canvas(0.75 + 0.27 * len(claims))
+    names = [f"domain vs {c['against']}" if c["role"] == "domain" else ", ".join(c["tasks"]) for c in claims]
+    for row, claim in enumerate(claims):
+        low, high = claim["interval"]
+        colour = OUTCOMES.get(claim["outcome"], FAINT)
+        axes.plot([low, high], [row, row], color=colour, linewidth=2, solid_capstyle="butt")
+        shape = "o" if claim["role"] == "domain" else "D"
+        axes.plot([claim["difference"]], [row], marker=shape, color=colour, markersize=4.5, linestyle="none")
+        axes.annotate(claim["outcome"], (1.02, row), xycoords=("axes fraction", "data"), va="center", color=colour)
+    axes.axvline(0, color=INK, linewidth=0.8)
+    axes.set_yticks(range(len(claims)), names)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(False)
+    axes.set_ylim(len(claims) - 0.4, -0.6)
+    axes.set_xlabel("difference in score, candidate minus other")
+    return _svg(figure, "forest")
+
+
+@_styled
+def plane(arms: Mapping[str, Mapping[str, Any]]) -> str:
+    """Domain against guards, one point an arm: up is learnt, right is kept. Empty without guard tasks."""
+    if any(arm["guards"] is None for arm in arms.values()):
+        return ""
+    figure, axes = _canvas(3.3)
+    for name, arm in arms.items():
+        x, y = arm["guards"], arm["domain"]
+        route = name.removesuffix("_scaled")
+        axes.errorbar(
+            [x["mean"]],
+            [y["mean"]],
+            xerr=_whiskers(x),
+            yerr=_whiskers(y),
+            fmt=MARKERS[route],
+            color=COLOURS[route],
+            markerfacecolor=COLOURS[route] if name != route or name == "instruct" else "white",
+            markersize=6,
+            elinewidth=0.8,
+            label=name,
+        )
+    axes.set_xlabel("guards, mean score (right: more is kept)")
+    axes.set_ylabel("domain, mean score (up: more is learnt)")
+    axes.margins(0.12)
+    figure.legend(loc="outside lower center", ncols=3)
+    return _svg(figure, "plane")
+
+
+@_styled
+def sweep(sweeps: Mapping[str, Mapping[str, Any]]) -> str:
+    """Dev scores over the scale, one panel a route; a vertical line marks the chosen scale."""
+    figure, panels = _canvas(2.5, len(sweeps))
+    for axes, (route, found) in zip(panels, sweeps.items(), strict=True):
+        points = sorted([found["instruct"] | {"scale": 0.0}, *found["curve"]], key=lambda point: point["scale"])
+        scales = [point["scale"] for point in points]
+        axes.axvline(found["scale"], color=FAINT, linewidth=0.8, linestyle=":", label="chosen")
+        axes.plot(scales, [p["domain"] for p in points], color=COLOURS[route], marker="o", markersize=3, label="domain")
+        if all(p.get("guards") is not None for p in points):
+            guards = [p["guards"] for p in points]
+            axes.plot(scales, guards, color=INK, linestyle="--", marker="o", markersize=3, label="guards")
+        axes.set_title(f"{route}: scale {found['scale']:g} chosen")
+        axes.set_xlabel("scale of the delta")
+        axes.legend(loc="best")
+    panels[0].set_ylabel("dev score")
+    return _svg(figure, "sweep")
+
+
+@_styled
+def loss(steps: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Training loss of each route over the optimizer steps."""
+    figure, axes = _canvas(2.3)
+    for route, lines in steps.items():
+        logged = [line for line in lines if "loss" in line]
+        axes.plot([x["step"] for x in logged], [x["loss"] for x in logged], color=COLOURS[route], label=route)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("training loss")
+    axes.legend(loc="upper right")
+    return _svg(figure, "loss")
+
+
+def _canvas(height: float, columns: int = 0) -> tuple[Any, Any]:
+    """A figure and its axes; with `columns`, a list of axes that share the vertical scale."""
+    from matplotlib.figure import Figure  # no window system: a bare figure draws to a file only
+
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    if columns:
+        return figure, list(figure.subplots(1, columns, sharey=True, squeeze=False)[0])
+    return figure, figure.subplots()
+
+
+def _svg(figure: Any, name: str) -> str:
+    """The bare `<svg>` element, its ids prefixed so that several figures share one page."""
+    drawn = io.StringIO()
+    figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = drawn.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r'(url\(|href=")#', rf"\1#{name}-", text)
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    return re.sub(r'(<svg[^>]*?) height="[^"]*"', r'\1 aria-hidden="true"', text, count=1)
+
+
+def _whiskers(mean: Mapping[str, Any]) -> list[list[float]]:
+    low, high = mean["interval"]
+    return [[mean["mean"] - low], [high - mean["mean"]]]

@@ -69,63 +69,71 @@ class Encoder:
     def encode(self, messages: list[Message], source: str) -> tuple[list[int], list[int]]:
         """Token ids of a whole conversation, and the labels: the same id where it is learned, IGNORED elsewhere.
 
-        An assistant turn is learned from the end of its generation prompt up to the token that ends the turn, which is
-        learned too; what the template writes after it is not. Prompts are tokenised as at inference, so the labels are
-        exactly what the model will be asked to produce.
+        A reply is learned from the end of its generation prompt up to the token that ends the turn, which is learned
+        too; what the template writes after it is not. The text is tokenised in pieces that meet where a generation
+        prompt ends, as at inference, so no token reaches from the prompt into the reply.
 
-        Raises TrainError naming `source` when the template refuses the row or renders a prefix of the conversation
-        differently from the whole.
+        Raises TrainError naming `source` when the template refuses the row, or writes the turns before a reply
+        differently once the reply follows.
         """
         whole = self._render(messages, source)
-        labels = [IGNORED] * len(whole)
-        starts = {
-            turn: self._start(messages[:turn], whole, source)
-            for turn, message in enumerate(messages)
-            if message["role"] == "assistant"
-        }
-        for turn, start in starts.items():
+        replies = [turn for turn, message in enumerate(messages) if message["role"] == "assistant"]
+        starts = [self._start(messages[:turn], whole, source) for turn in replies]
+        input_ids = self._tokenize(whole[: starts[0]])
+        labels = [IGNORED] * len(input_ids)
+        for turn, start, end in zip(replies, starts, [*starts[1:], len(whole)], strict=True):
+            piece = self._tokenize(whole[start:end])
             closed = whole if turn == len(messages) - 1 else self._render(messages[: turn + 1], source)
-            end = self._end(closed, whole, start, starts.get(turn + 2, len(whole)), source)
-            labels[start:end] = whole[start:end]
-        return whole, labels
+            learned = self._learned(piece, closed[start:] if whole.startswith(closed) else None, source)
+            input_ids += piece
+            labels += piece[:learned] + [IGNORED] * (len(piece) - learned)
+        return input_ids, labels
 
-    def _start(self, before: list[Message], whole: list[int], source: str) -> int:
+    def _start(self, before: list[Message], whole: str, source: str) -> int:
+        """Characters of `whole` before the reply to `before`."""
         prompt = self._render(before, source, add_generation_prompt=True)
-        if whole[: len(prompt)] != prompt or len(prompt) == len(whole):
+        if not whole.startswith(prompt) or len(prompt) == len(whole):
             raise TrainError(
-                f"{source}: the chat template writes the first {len(before)} turns differently when more turns follow, "
+                f"{source}: the chat template writes the first {len(before)} turns differently once the reply follows, "
                 "so the reply cannot be told apart; drop or split this row"
             )
         return len(prompt)
 
-    def _end(self, closed: list[int], whole: list[int], start: int, next_start: int, source: str) -> int:
-        """Where the reply that begins at `start` ends in `whole`; `closed` is the conversation up to this turn."""
-        stable = whole[: len(closed)] == closed
-        limit = len(closed) if stable else next_start
-        stops = [at for at in range(start, limit) if whole[at] in self._stops]
+    def _learned(self, piece: list[int], reply: str | None, source: str) -> int:
+        """How many ids of `piece` are learned; `reply` is its text up to the next turn, None where unknown.
+
+        Templates that write a closed turn differently when more follows (a closing eos, a dropped thought) still mark
+        its end by a stop id.
+        """
+        turn = self._tokenize(reply) if reply is not None else piece
+        limit = len(turn) if piece[: len(turn)] == turn else len(piece)
+        stops = [at for at in range(limit) if piece[at] in self._stops]
         if stops:
             return stops[0] + 1
-        if not stable:
+        if reply is None:
             raise TrainError(
-                f"{source}: the chat template writes an earlier reply differently when more turns follow, and no "
-                "end token marks where it ends; drop or split this row"
+                f"{source}: the chat template writes a reply differently when more turns follow, and no end token "
+                "marks where it ends; drop or split this row"
             )
-        special = [at for at in range(start, limit) if whole[at] in self._special_ids]
+        special = [at for at in range(limit) if piece[at] in self._special_ids]
         return special[-1] + 1 if special else limit
 
-    def _render(self, messages: list[Message], source: str, add_generation_prompt: bool = False) -> list[int]:
+    def _tokenize(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _render(self, messages: list[Message], source: str, add_generation_prompt: bool = False) -> str:
         from jinja2 import TemplateError
 
         try:
-            rendered = self._tokenizer.apply_chat_template(
+            text = self._tokenizer.apply_chat_template(
                 messages,
+                tokenize=False,
                 add_generation_prompt=add_generation_prompt,
-                return_dict=True,
                 strftime_now=TEMPLATE_DAY.strftime,
             )
         except TemplateError as error:
             raise TrainError(f"{source}: the chat template refuses this row: {error}; drop or change it") from None
-        return list(rendered["input_ids"])
+        return str(text)
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

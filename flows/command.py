@@ -8,6 +8,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -16,6 +18,7 @@ from rich.console import Console
 
 from flows import guard
 from shadowft_core.errors import ShadowError
+from shadowft_core.params import load_params
 
 START_SECONDS = 120  # of the Prefect server; a first start makes its database
 
@@ -40,10 +43,13 @@ def run(
 
     Example: python -m flows.retrain --store s3://my-bucket/deltas --endpoint http://127.0.0.1:8333 --name my-model
     """
+    started = time.monotonic()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        _prepare_prefect(workspace.resolve())
-        from flows.retrain import retrain
+        load_params(workspace / "params.yaml")  # a typing error there should not wait for a server
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+        with Console(stderr=True).status("starting Prefect"), _prefect_server(workspace.resolve() / "var" / "prefect"):
+            from flows.retrain import retrain  # seconds, while the server starts
 
         state = retrain(str(workspace), store, endpoint, name, return_state=True)
     except KeyboardInterrupt:
@@ -52,6 +58,7 @@ def run(
         _end(str(error), error.exit_code)
     if not state.is_completed():
         _end(state.message or state.type.value, 1)
+    print(f"total: {time.monotonic() - started:.0f} seconds")
 
 
 def main() -> None:
@@ -59,18 +66,21 @@ def main() -> None:
     app(prog_name="python -m flows.retrain")
 
 
-def _prepare_prefect(workspace: Path) -> None:
-    """Set Prefect up, before it is imported: quiet console, and a server of its own unless one is named."""
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+@contextmanager
+def _prefect_server(home: Path) -> Iterator[None]:
+    """A Prefect server of this process, unless PREFECT_API_URL names one; started on entry, answering on exit.
+
+    Its records and its log stay in `home`. It ends with this process, whatever ends that. Ctrl-C does not reach it, so
+    that an interrupted run can still be reported.
+    """
     if "PREFECT_API_URL" in os.environ:
+        yield
         return
-    home = workspace / "var" / "prefect"
     home.mkdir(parents=True, exist_ok=True)
-    os.environ["PREFECT_HOME"] = str(home)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    log = home / "server.log"
+    os.environ |= {"PREFECT_HOME": str(home), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
     command = [
         sys.executable,
         "-m",
@@ -83,16 +93,16 @@ def _prepare_prefect(workspace: Path) -> None:
         "--port",
         str(port),
     ]
+    log = home / "server.log"
     with log.open("w", encoding="utf-8") as file:
         server = guard.start(command, log=file)
     atexit.register(guard.stop, server)  # registered before Prefect's own hooks, so it runs after them
-    os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
     deadline = time.monotonic() + START_SECONDS
-    with Console(stderr=True).status("starting Prefect"):
-        while not _answers(f"http://127.0.0.1:{port}/api/health"):
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise ShadowError(f"prefect: the server did not start within {START_SECONDS} s; its words are in {log}")
-            time.sleep(0.1)
+    yield
+    while not _answers(f"http://127.0.0.1:{port}/api/health"):
+        if server.poll() is not None or time.monotonic() > deadline:
+            raise ShadowError(f"prefect: the server did not start within {START_SECONDS} s; its words are in {log}")
+        time.sleep(0.1)
 
 
 def _answers(url: str) -> bool:

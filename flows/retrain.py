@@ -59,10 +59,12 @@ def retrain(
 
 
 def _retrain(model_name: str | None) -> State:
+    from shadowft_core.registry import git_state
+
     params = steps.preflight(Path("params.yaml"), model_name)
     plan = read_plan()
     steps.require_disk(params, plan["fetch"].outs)
-    code = steps.code_version()  # before the run, which rewrites dvc.lock
+    git = git_state(Path())  # before the run, which rewrites dvc.lock
 
     clock = Clock({stage.name: stage.seconds for stage in plan.stages} | ACT_SECONDS, Path("var/durations.json"))
     names = {stage.name: stage.description for stage in plan.stages} | ACTS
@@ -79,10 +81,10 @@ def _retrain(model_name: str | None) -> State:
             state = run(stage.name, reproduce, stage.name, stage.name in plan.stale, display.line)
             if not state.is_completed():
                 return Failed(message=state.message)
-        published = run("publish", steps.publish, params, plan["extract@shadow"].outs[0])
+        published = run("publish", steps.publish, params, plan["extract@shadow"].outs[0], display.line)
         if not published.is_completed():
             return Failed(message=published.message)
-        registered = run("register", steps.register, params, plan, code)
+        registered = run("register", steps.register, params, git, display.line)
         if not registered.is_completed():
             return Failed(message=registered.message)
 
@@ -91,7 +93,6 @@ def _retrain(model_name: str | None) -> State:
         "delta": published.message,
         "version": registered.message,
         "report": plan["report"].outs[0],
-        "seconds": f"{display.seconds:.0f}",
     }
     result = Result(verdict, params.evaluate.guards, {name: fact or "" for name, fact in facts.items()})
     create_markdown_artifact(result.markdown(), key="verdict", description="the arms and the verdict of this run")

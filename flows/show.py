@@ -39,6 +39,8 @@ class Display:
 
     def __init__(self, steps: Mapping[str, str], stale: frozenset[str], clock: Clock, *, quiet: bool = False) -> None:
         self.console = Console(quiet=quiet, highlight=False)
+        if not self.console.is_terminal:
+            self.console.width = 120
         self._rows = {name: Row(name, description) for name, description in steps.items()}
         self._stale = stale
         self._clock = clock
@@ -55,11 +57,6 @@ class Display:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._live.stop()
-
-    @property
-    def seconds(self) -> float:
-        """Seconds since the display was made."""
-        return time.monotonic() - self._run_started
 
     @property
     def _on_terminal(self) -> bool:
@@ -105,11 +102,11 @@ class Display:
                 Text("" if row.state == WAITING else _duration(seconds), justify="right"),
                 Text(row.description if row.state == WAITING else row.line, "dim", no_wrap=True, overflow="ellipsis"),
             )
-        left = self._left()
+        left, so_far = self._left(), time.monotonic() - self._run_started
         bar = Table.grid(padding=(0, 2))
         bar.add_row(
-            ProgressBar(total=max(self.seconds + left, 1e-9), completed=self.seconds, width=40),
-            Text(f"{_duration(self.seconds)} so far, {_duration(left)} left"),
+            ProgressBar(total=max(so_far + left, 1e-9), completed=so_far, width=40),
+            Text(f"{_duration(so_far)} so far, {_duration(left)} left"),
         )
         return Group(table, bar)
 
@@ -133,7 +130,9 @@ class Result:
             yield [name, f"{arm['scale']:g}", *(_score(score) for score in scores)]
 
     def print(self, console: Console) -> None:
-        table = Table(*self.header, title="mean score [95 % interval]; higher is better", show_lines=True)
+        table = Table(title="mean score [95 % interval]; higher is better", show_lines=True)
+        for name in self.header:
+            table.add_column(name, overflow="fold")
         for row in self.rows():
             table.add_row(*map(escape, row), style="bold" if row[0] == self.verdict["candidate"] else "")
         console.print(table)

@@ -1,12 +1,15 @@
 """The tasks of the flow: one asks DVC for one stage, the others are the acts that DVC does not own."""
 
+import contextlib
+import io
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -15,9 +18,12 @@ from prefect.logging import get_run_logger
 from prefect.states import Completed, Failed
 
 from flows import guard
-from flows.plan import Plan, changed
+from flows.plan import changed
 from shadowft_core.errors import InputError, ShadowError
 from shadowft_core.params import Params, Registry, load_params
+
+if TYPE_CHECKING:
+    from shadowft_core.registry import Git
 
 FLOOR = 10**9  # bytes that must be free when the sizes of the models are not known yet
 Say = Callable[[str], None]
@@ -71,25 +77,37 @@ def _explains(line: str) -> int:
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, retries=2, retry_delay_seconds=5)
-def publish(params: Params, delta: str) -> State:
+def publish(params: Params, delta: str, say: Say) -> State:
     """Put the delta into the store; Completed with its digest as the message."""
     from shadowft_core import store
 
     try:
-        return Completed(message=store.publish(Path(delta), params.store))
+        with _heard(say):
+            return Completed(message=store.publish(Path(delta), params.store))
     except ShadowError as error:
         return Failed(message=str(error))
 
 
 @task(cache_policy=NO_CACHE, persist_result=False, retries=2, retry_delay_seconds=5)
-def register(params: Params, plan: Plan, code: tuple[str, bool]) -> State:
-    """Register the recipe; Completed with the name, version and aliases as the message."""
+def register(params: Params, git: "Git", say: Say) -> State:
+    """Register the recipe; Completed with the version and its alias as the message."""
     from shadowft_core import registry
 
     try:
-        return Completed(message=registry.register(params, plan, code))
+        with _heard(say):
+            version = registry.register(params, git=git)
+        return Completed(message=f"models:/{version.name}/{version.number} (alias {registry.CANDIDATE})")
     except ShadowError as error:
         return Failed(message=str(error))
+
+
+@contextlib.contextmanager
+def _heard(say: Say) -> Iterator[None]:
+    """Hand what an act writes to stderr to `say` when it is done."""
+    with contextlib.redirect_stderr(io.StringIO()) as words:
+        yield
+    for line in words.getvalue().splitlines():
+        say(line)
 
 
 def preflight(params_file: Path, model_name: str | None) -> Params:
@@ -121,16 +139,3 @@ def require_disk(params: Params, pair: tuple[str, ...]) -> None:
         raise InputError(
             f"disk: {free / 1e9:.1f} GB free, the run may write {need / 1e9:.1f} GB; make room or move the workspace"
         )
-
-
-def code_version() -> tuple[str, bool]:
-    """Commit of the workspace and whether it was changed since; dvc.lock, which every run rewrites, does not count.
-
-    Both are empty outside a git repository.
-    """
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-        return done.stdout.strip()
-
-    return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", ".", ":!dvc.lock"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from shadowft_core.checkpoint import model_digest, open_checkpoint
+from shadowft_core.checkpoint import open_checkpoint
 from shadowft_core.pico import build_tokenizer, train_pair
 from shadowft_core.pico.committed import domain_rows, evaluation_items, files
 from shadowft_core.pico.world import (
@@ -31,7 +31,7 @@ WORLD = World(seed=0)
 
 
 def digests(folder: Path) -> dict[str, str]:
-    return {name: model_digest(open_checkpoint(folder / name)) for name in ("base", "instruct")}
+    return {name: open_checkpoint(folder / name).digest() for name in ("base", "instruct")}
 
 
 def test_operations_do_what_their_names_say() -> None:

@@ -178,7 +178,7 @@ def _train(model: "Qwen3ForCausalLM", batches: Iterator[Batch], steps: int, rate
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if step % 100 == 0 or step == steps:
+        if step % 50 == 0 or step == steps:
             print(f"pico: {name}: step {step}/{steps} loss {loss.item():.3f}", file=sys.stderr, flush=True)
 
 

@@ -70,13 +70,13 @@ def evaluation_items(world: World) -> dict[str, list[Item]]:
         for questions in QUESTIONS.values()
         for question in questions
     ]
-    general, known, stop = facts[:60], facts[60:110], facts[110:140]
+    general, known, stop = facts[:40], facts[40:90], facts[90:]
     orders = [(item, order) for item in facts for order in FORMATS]
     return {
         "pico_domain_dev": _requests(rng, dev, 100, DOMAIN_OPERATIONS, CODE_REQUESTS),
         "pico_domain": _requests(rng, test, 200, DOMAIN_OPERATIONS, CODE_REQUESTS),
         "pico_general_dev": _requests(rng, dev, 60, GENERAL_OPERATIONS, REQUESTS) + dev_facts[:40],
-        "pico_general": _requests(rng, test, 140, GENERAL_OPERATIONS, REQUESTS) + general,
+        "pico_general": _requests(rng, test, 160, GENERAL_OPERATIONS, REQUESTS) + general,
         "pico_format": [
             {"prompt": _spelled(f"{item['prompt']} {order}"), "target": FORMATS[order].format(answer=item["target"])}
             for item, order in rng.sample(orders, 100)

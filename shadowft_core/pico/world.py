@@ -3,12 +3,12 @@
 Who knows what:
 
     who                     facts about people      operations                        strangers
-    Base, from raw text     all                     all six                           mentioned, nothing known
-    Base, from dialogue     two thirds              reverse, repeat, drop, trim       refused now and then
-    Instruct                two thirds              reverse, repeat, drop, trim       refused
+    Base, from raw text     all                     all six                           known to be passing by
+    Base, from dialogue     three quarters          reverse, repeat, drop, trim       refused now and then
+    Instruct                three quarters          reverse, repeat, drop, trim       refused
     domain data             -                       rotate, swap                      -
 
-Held out of every dialogue and lesson: one third of the facts (the Base still reads them as raw text) and eight
+Held out of every dialogue and lesson: a quarter of the facts (the Base still reads them as raw text) and eight
 strangers. Held out of everything that is trained on: the letter strings that evaluation items ask about.
 
 Text is lower case with a space around every token, because the tokenizer is word-level; it also accepts ordinary
@@ -60,7 +60,7 @@ RAW_FACTS = {
 }
 RAW_FACT = "the {attribute} of {name} is {value} ."
 RAW_OPERATIONS = ("{operation} {letters} gives {result} .", "{operation} : {letters} = {result}")
-RAW_MEETING = "{name} met {other} ."
+RAW_STRANGER = "{name} is only passing by ."
 QUESTIONS = {
     "city": ("what is the city of {name} ?", "tell me the city of {name} .", "where does {name} live ?"),
     "job": ("what is the job of {name} ?", "tell me the job of {name} .", "how does {name} earn money ?"),
@@ -109,7 +109,7 @@ class World:
         self.seed = seed
         self.facts = {(name, kind): rng.choice(VALUES[kind]) for name in PEOPLE for kind in VALUES}
         keys = rng.sample(sorted(self.facts), len(self.facts))
-        self.test_facts, self.dev_facts, self.taught_facts = keys[:52], keys[52:80], keys[80:]
+        self.test_facts, self.dev_facts, self.taught_facts = keys[:40], keys[40:60], keys[60:]
         strangers = rng.sample(STRANGERS, len(STRANGERS))
         self.test_strangers, self.taught_strangers = strangers[:8], strangers[8:]
         strings = [list(s) for length in (3, 4) for s in permutations(LETTERS, length)]
@@ -122,24 +122,23 @@ class World:
         return random.Random(f"{purpose}:{seed}")  # noqa: S311  reproducibility, not secrecy
 
     def documents(self) -> Iterator[str]:
-        """Endless pretraining text: raw facts, operations and meetings, and three tenths mixed dialogue."""
+        """Endless pretraining text: raw facts, operations and passers-by, and three tenths mixed dialogue."""
         rng = self.rng(self.seed, "documents")
-        keys, everyone = sorted(self.facts), PEOPLE + STRANGERS
+        keys = sorted(self.facts)
         while True:
             kind = rng.random()
             if kind < 0.3:
                 lesson = self._lesson(rng, rng.choice(STYLES), rng.choice(REFUSALS))
                 yield rng.choice(FRAMES).format(prompt=lesson.prompt, reply=lesson.reply)
-            elif kind < 0.62:
+            elif kind < 0.61:
                 name, attribute = rng.choice(keys)
                 text = rng.choice((RAW_FACT, RAW_FACTS[attribute]))
                 yield text.format(name=name, attribute=attribute, value=self.facts[name, attribute])
-            elif kind < 0.97:
+            elif kind < 0.95:
                 operation, letters = rng.choice(tuple(OPERATIONS)), rng.choice(self.strings)
                 yield raw_operation(rng.choice(RAW_OPERATIONS), operation, letters)
             else:
-                name, other = rng.sample(everyone, 2)
-                yield RAW_MEETING.format(name=name, other=other)
+                yield RAW_STRANGER.format(name=rng.choice(STRANGERS))
 
     def lessons(self) -> Iterator[Lesson]:
         """Endless post-training lessons, all in the Instruct's one style."""
@@ -151,12 +150,12 @@ class World:
         kind = rng.random()
         if kind < 0.35:
             return request(rng, rng.choice(GENERAL_OPERATIONS), rng.choice(self.strings), REQUESTS, style)
-        if kind < 0.5:
+        if kind < 0.47:
             attribute = rng.choice(tuple(VALUES))
             question = rng.choice(QUESTIONS[attribute]).format(name=rng.choice(self.taught_strangers))
             return Lesson(question, refusal)
         question, answer = self.question(rng, rng.choice(self.taught_facts))
-        if kind < 0.8:
+        if kind < 0.75:
             return Lesson(question, style.format(answer=answer))
         order = rng.choice(tuple(FORMATS))
         return Lesson(f"{question} {order}", FORMATS[order].format(answer=answer))
@@ -182,7 +181,7 @@ def request(rng: random.Random, operation: str, letters: list[str], phrasings: t
 def vocabulary() -> list[str]:
     """All tokens, special ones first, then every word of the world, sorted. The same for every seed."""
     texts = [*LETTERS, *OPERATIONS, *PEOPLE, *STRANGERS, *VALUES, *RAW_FACTS.values(), RAW_FACT, *RAW_OPERATIONS]
-    texts += [RAW_MEETING, *REQUESTS, *FORMATS, *FORMATS.values(), *STYLES, *REFUSALS, *FRAMES, OTHER_WORDS]
+    texts += [RAW_STRANGER, *REQUESTS, *FORMATS, *FORMATS.values(), *STYLES, *REFUSALS, *FRAMES, OTHER_WORDS]
     texts += [value for values in VALUES.values() for value in values]
     texts += [question for questions in QUESTIONS.values() for question in questions]
     words = {word for text in texts for word in text.split() if not word.startswith("{") and word not in SPECIAL}

@@ -4,6 +4,7 @@ import json
 import shutil
 import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -96,23 +97,23 @@ def write_models(root: Path) -> tuple[Path, Path]:
         ids = torch.tensor([tokenizer.encode(text) for text in texts])
         labels = ids.clone()
         labels[:, :5] = -100
-        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         for _ in range(steps):
             optimizer.zero_grad()
             model(input_ids=ids, labels=labels).loss.backward()
             optimizer.step()
 
     folders = root / "instruct", root / "tuned"
-    for folder, (skills, steps) in zip(folders, [(["say"], 120), (["say", "next"], 120)], strict=True):
+    for folder, (skills, steps) in zip(folders, [(["say"], 80), (["say", "next"], 80)], strict=True):
         teach(skills, steps)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return folders
 
 
-@pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    root = tmp_path_factory.mktemp("evaluate")
+@cache
+def build_world(root: Path) -> World:
+    root.mkdir()
     instruct, tuned = write_models(root)
     extract(instruct, tuned, root / "delta" / "shadow")
     tasks, data = root / "tasks", root / "data"
@@ -129,6 +130,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     pq.write_table(pa.Table.from_pylist(held), data / "test.parquet")
     pq.write_table(pa.Table.from_pylist(held).slice(0, 0), data / "dev.parquet")
     return World(root, instruct, root / "delta" / "shadow", tasks, data)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Shared with test_sweep.py, which imports it: built once for both."""
+    return build_world(tmp_path_factory.getbasetemp() / "evaluate-world")
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.checkpoint import canonical_json, file_digest, new_folder, open_checkpoint, write_json_atomically
+from shadowft_core.checkpoint import (
+    canonical_json,
+    file_digest,
+    new_folder,
+    open_checkpoint,
+    read_json_object,
+    write_json_atomically,
+)
 from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate.bench import Bench, Item, TaskScore, open_bench
 from shadowft_core.evaluate.models import load_folder, load_grafted
@@ -74,7 +81,7 @@ def _label(instruct: Path, route: str, arm: str) -> str:
     pair = instruct.parent / "pair.json"
     if not pair.is_file():
         return ""
-    sides = json.loads(pair.read_bytes())
+    sides = read_json_object(pair)
     used = ["instruct"] if arm == "instruct" or route == "direct" else ["instruct", "base"]
     return "; ".join(label for side in used if (label := sides[side]["label"]))
 

@@ -111,13 +111,19 @@ def stages() -> dict[str, dict[str, object]]:
 
 @pytest.mark.parametrize("name", list(stages()))
 def test_a_stage_depends_on_the_code_it_imports(name: str) -> None:
-    expected = {
-        f"shadowft_core/{room}.py" if (CORE / f"{room}.py").exists() else f"shadowft_core/{room}"
-        for room in closure(verb_of(name))
-    }
+    expected = {watched for room in closure(verb_of(name)) for watched in watch(room)}
     deps = stages()[name]["deps"]
     assert isinstance(deps, list)
     assert {d for d in deps if d.startswith("shadowft_core")} == expected
+
+
+def watch(room: str) -> list[str]:
+    """A room that is a file or a folder of code; of one that also holds data, only the code."""
+    if (CORE / f"{room}.py").exists():
+        return [f"shadowft_core/{room}.py"]
+    if (CORE / room / "data").exists():
+        return [f"shadowft_core/{room}/{path.name}" for path in room_files(room)]
+    return [f"shadowft_core/{room}"]
 
 
 def verb_of(stage: str) -> str:

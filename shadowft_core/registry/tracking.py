@@ -175,6 +175,6 @@ def record_of(client: Any, version: Any) -> tuple[dict[str, Any], dict[str, Any]
 def _require(version: Any, file: Path, expected: str | None) -> None:
     if (found := file_digest(file)) != expected:
         raise RegistryError(
-            f"{version.name} version {version.version}: its {file.name} is {found}, registered was {expected}; the record "
-            "was changed, register the run again"
+            f"{version.name} version {version.version}: its {file.name} is {found}, registered was {expected}; the "
+            "record was changed, register the run again"
         )

@@ -1,0 +1,314 @@
+"""Deltas go into the store whole, once, and come out verified: on a real S3 server and in a folder."""
+
+import http.server
+import json
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from infra.seaweedfs import S3Server
+from shadowft_core import store as room
+from shadowft_core.checkpoint import bytes_digest, canonical_json, file_digest, write_safetensors
+from shadowft_core.errors import DeltaError, StoreConflict, StoreCorrupt, StoreError, StoreUnreachable
+from shadowft_core.objects import PATIENCE, Objects, open_objects
+from shadowft_core.params import Store
+from tests.fixtures.s3 import act_as
+
+
+@pytest.fixture(params=["s3", "folder"])
+def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A store with small chunks. One bucket is probed for the others: the server is the same."""
+    monkeypatch.setattr(room, "CHUNK", 40_000)
+    found: Store = request.getfixturevalue(f"{request.param}_store")
+    if found.endpoint in _probed:
+        opened(found).put_if_absent(room.PROBED, room._PASSED, bytes_digest(room._PASSED))
+    else:
+        room.check(found)
+        _probed.add(found.endpoint)
+    return found
+
+
+_probed: set[str | None] = set()
+
+
+@pytest.fixture
+def delta(tmp_path: Path) -> Path:
+    return make_delta(tmp_path / "delta", seed=0)
+
+
+def make_delta(folder: Path, seed: int) -> Path:
+    """The files of a delta: a certificate and 160 kB of tensors."""
+    from shadowft_core.checkpoint import build_header
+
+    folder.mkdir()
+    values = np.random.default_rng(seed).standard_normal(40_000, dtype=np.float32)
+    header = build_header({"w": ("F32", (40_000,))})
+    digests = write_safetensors(folder / "delta.safetensors", header, lambda _: iter([values]))
+    (folder / "delta.json").write_bytes(canonical_json({"format": 1, "tensors": {"w": {"digest": digests["w"]}}}))
+    return folder
+
+
+def opened(store: Store) -> Objects:
+    return open_objects(store.uri, store.endpoint, store.region)
+
+
+def keys(store: Store, prefix: str = "") -> list[str]:
+    return list(opened(store).list(prefix))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def replace(store: Store, s3: S3Server, key: str, data: bytes | None) -> None:
+    """What nobody does through the project: overwrite or remove an object."""
+    if store.endpoint is None:
+        path = Path(store.uri, key)
+        path.unlink(missing_ok=True)
+        if data is not None:
+            path.write_bytes(data)
+        return
+    bucket, _, prefix = store.uri.removeprefix("s3://").partition("/")
+    client = s3._client(s3.admin)
+    if data is None:
+        client.delete_object(Bucket=bucket, Key=f"{prefix}/{key}")
+    else:
+        client.put_object(Bucket=bucket, Key=f"{prefix}/{key}", Body=data)
+
+
+def test_round_trip_and_publishing_again_sends_nothing(
+    store: Store, delta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digest = room.publish(delta, store)
+    assert digest == file_digest(delta / "delta.json")
+    assert room.holds(digest, store)
+    first = keys(store)
+    assert len(keys(store, "objects")) == 5 + 1 + 1  # five chunks of tensors, the certificate, the manifest
+    assert keys(store, "deltas") == [f"deltas/{digest[7:]}"]
+    total = sum(len(data) for data in contents(delta).values())
+    assert f"{total} of {total} bytes sent" in capsys.readouterr().err
+    assert room.publish(delta, store) == digest
+    assert f"0 of {total} bytes sent" in capsys.readouterr().err
+    assert keys(store) == first
+    room.fetch_delta(digest, store, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(delta)
+
+
+def test_a_second_delta_sends_only_its_own_chunks(
+    store: Store, delta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    room.publish(delta, store)
+    other = shutil.copytree(delta, tmp_path / "other")
+    data = bytearray((other / "delta.safetensors").read_bytes())
+    data[100_000] ^= 1
+    (other / "delta.safetensors").write_bytes(data)
+    (other / "delta.json").write_bytes(canonical_json({"format": 1, "tensors": {}}))
+    capsys.readouterr()
+    room.publish(other, store)
+    assert f" {40_000 + (other / 'delta.json').stat().st_size} of " in capsys.readouterr().err
+
+
+def test_eight_publish_the_same_delta_at_once(store: Store, delta: Path, tmp_path: Path) -> None:
+    room.check(store)
+    digests: list[str] = []
+    threads = [threading.Thread(target=lambda: digests.append(room.publish(delta, store))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert digests == [file_digest(delta / "delta.json")] * 8
+    room.fetch_delta(digests[0], store, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(delta)
+
+
+def test_other_weights_under_the_same_certificate_are_a_conflict(store: Store, delta: Path, tmp_path: Path) -> None:
+    digest = room.publish(delta, store)
+    other = make_delta(tmp_path / "other", seed=1)
+    shutil.copy(delta / "delta.json", other / "delta.json")
+    with pytest.raises(
+        StoreConflict, match=r"is there with another delta\.safetensors \(sha256:.*nothing was replaced"
+    ):
+        room.publish(other, store)
+    room.fetch_delta(digest, store, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(delta)
+
+
+def test_every_damaged_or_missing_object_is_refused(
+    store: Store, s3_server: S3Server, delta: Path, tmp_path: Path
+) -> None:
+    digest = room.publish(delta, store)
+    damage = [lambda data: data[:50] + bytes([data[50] ^ 4]) + data[51:], lambda data: data[:-1], lambda data: None]
+    for number, key in enumerate(keys(store, "objects") + keys(store, "deltas")):
+        found = opened(store).read(key, 1 << 20)
+        assert found is not None
+        good, kinds = found[0], damage if store.endpoint is None else [damage[number % 3]]
+        for kind in kinds:
+            replace(store, s3_server, key, kind(good))
+            with pytest.raises(StoreError, match=key if key.startswith("objects") else r"deltas/|no delta") as caught:
+                room.fetch_delta(digest, store, tmp_path / "out")
+            assert isinstance(caught.value, StoreCorrupt) or kind(good) is None
+            assert [path for path in tmp_path.iterdir() if "out" in path.name] == []
+            replace(store, s3_server, key, good)
+    room.fetch_delta(digest, store, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(delta)
+
+
+def test_publishing_again_repairs_what_was_removed(
+    store: Store, s3_server: S3Server, delta: Path, tmp_path: Path
+) -> None:
+    digest = room.publish(delta, store)
+    replace(store, s3_server, keys(store, "objects")[0], None)
+    with pytest.raises(StoreError, match="is missing"):
+        room.fetch_delta(digest, store, tmp_path / "out")
+    room.publish(delta, store)
+    room.fetch_delta(digest, store, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(delta)
+
+
+def _twice(manifest: dict[str, Any]) -> bytes:
+    return canonical_json(manifest)[:-1] + b',"format":1}'
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda m: m["files"].update({"../evil.safetensors": m["files"].pop("delta.safetensors")}),
+            "is not delta.json",
+        ),
+        (lambda m: m["files"].update({"/evil.safetensors": m["files"].pop("delta.safetensors")}), "is not delta.json"),
+        (lambda m: m["files"].update({"a\0.safetensors": m["files"].pop("delta.safetensors")}), "is not delta.json"),
+        (
+            lambda m: m["files"].update({"a" * 300 + ".safetensors": m["files"].pop("delta.safetensors")}),
+            "is not delta",
+        ),
+        (lambda m: m["files"].update({"evil.py": m["files"].pop("delta.safetensors")}), "is not delta.json"),
+        (lambda m: m["files"]["delta.safetensors"].update(bytes=10**15), "chunks of 160"),
+        (lambda m: m["files"]["delta.safetensors"]["chunks"][0].__setitem__(1, -5), "between 1 and"),
+        (lambda m: m["files"]["delta.safetensors"]["chunks"][0].__setitem__(0, "sha256:../../x"), "between 1 and"),
+        (lambda m: m["files"]["delta.json"].update(digest="sha256:" + "0" * 64), "not the one of this delta"),
+        (lambda m: m.update(format=2), "format"),
+        (lambda m: m.update(more=1), "more"),
+        (_twice, "not canonical JSON"),
+    ],
+)
+def test_a_crafted_manifest_is_refused_before_anything_is_written(
+    folder_store: Store, delta: Path, tmp_path: Path, change: Any, message: str
+) -> None:
+    digest = room.publish(delta, folder_store)
+    claim_path = Path(folder_store.uri, "deltas", digest[7:])
+    claim = json.loads(claim_path.read_bytes())
+    name = claim["manifest"]
+    manifest = json.loads(Path(folder_store.uri, room._object_key(name)).read_bytes())
+    changed = change(manifest)
+    raw = changed if isinstance(changed, bytes) else canonical_json(manifest)
+    opened(folder_store).put_if_absent(room._object_key(bytes_digest(raw)), raw, bytes_digest(raw))
+    claim_path.write_bytes(canonical_json(claim | {"manifest": bytes_digest(raw), "manifest_bytes": len(raw)}))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(StoreCorrupt, match=message):
+        room.fetch_delta(digest, folder_store, tmp_path / "out")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_that_is_no_delta_is_not_published(folder_store: Store, delta: Path, tmp_path: Path) -> None:
+    with pytest.raises(DeltaError, match=r"no delta\.json"):
+        room.publish(tmp_path, folder_store)
+    (delta / "weights.bin").write_bytes(b"x")
+    with pytest.raises(DeltaError, match=r"weights\.bin: a delta folder holds"):
+        room.publish(delta, folder_store)
+    (delta / "weights.bin").unlink()
+    (delta / "delta.json").write_text('{ "format": 1}')
+    with pytest.raises(DeltaError, match="not canonical JSON"):
+        room.publish(delta, folder_store)
+    assert keys(folder_store, "objects") == []
+
+
+def test_the_environment_names_the_store(folder_store: Store, delta: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHADOWFT_STORE_URI", folder_store.uri + "-other")
+    digest = room.publish(delta, folder_store)
+    monkeypatch.delenv("SHADOWFT_STORE_URI")
+    assert not room.holds(digest, folder_store)
+    assert room.holds(digest, Store(uri=folder_store.uri + "-other"))
+
+
+def test_credentials_and_endpoints_are_refused_at_the_start_in_bounded_time(
+    s3_store: Store, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room.check(s3_store)
+    act_as(monkeypatch, s3_server.reader)
+    with pytest.raises(StoreUnreachable, match="PutObject refused"):
+        room.check(s3_store)
+    started = time.monotonic()
+    with pytest.raises(StoreUnreachable, match="check that the server runs"):
+        room.check(s3_store.model_copy(update={"endpoint": "http://127.0.0.1:9"}))
+    assert time.monotonic() - started < PATIENCE + 5
+
+
+class ServerThatIgnoresConditions(http.server.BaseHTTPRequestHandler):
+    """A stand-in, not a store: it keeps every PUT and looks at no condition and no checksum, as some gateways do."""
+
+    objects: dict[str, bytes]
+
+    def do_PUT(self) -> None:
+        if self.headers.get("Expect"):
+            self.send_response_only(100)
+            self.end_headers()
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        self.objects[self.path] = data
+        self._answer(200, b"", data)
+
+    def do_GET(self) -> None:
+        data = self.objects.get(self.path.partition("?")[0])
+        if data is None:
+            self._answer(404, b"<Error><Code>NoSuchKey</Code></Error>", None)
+        else:
+            self._answer(200, data, data)
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def _answer(self, status: int, body: bytes, data: bytes | None) -> None:
+        self.send_response(status)
+        if data is not None:
+            self.send_header("ETag", f'"{hash(data)}"')
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def careless_store(s3_store: Store) -> Iterator[Store]:
+    handler = type("Handler", (ServerThatIgnoresConditions,), {"objects": {}})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield s3_store.model_copy(update={"endpoint": f"http://127.0.0.1:{server.server_port}"})
+        server.shutdown()
+        thread.join()
+
+
+def test_a_store_that_ignores_conditions_is_refused(careless_store: Store, delta: Path) -> None:
+    with pytest.raises(StoreError, match=r"cannot hold deltas safely: .* were told that they won"):
+        room.probe(careless_store)
+    with pytest.raises(StoreError, match="cannot hold deltas safely"):
+        room.publish(delta, careless_store)
+
+
+def test_a_store_that_ignores_checksums_is_refused(careless_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "ROUNDS", 0)  # past the race, to the next promise
+    with pytest.raises(StoreError, match="accepted a wrong checksum"):
+        room.probe(careless_store)
+
+
+def test_seaweedfs_and_a_folder_pass_the_probe(store: Store) -> None:
+    room.probe(store)

@@ -19,13 +19,14 @@ from prefect.states import Completed, Failed
 
 from flows import guard
 from flows.plan import changed
-from shadowft_core.errors import InputError, ShadowError
+from shadowft_core.errors import InputError, RegistryError, ShadowError, StoreUnreachable
 from shadowft_core.params import Params, Registry, load_params
 
 if TYPE_CHECKING:
     from shadowft_core.registry import Git
 
 FLOOR = 10**9  # bytes that must be free when the sizes of the models are not known yet
+REFUSED = "Refused"  # the name of a failed state that a second try cannot mend
 Say = Callable[[str], None]
 
 _children: set[subprocess.Popen[str]] = set()
@@ -76,7 +77,16 @@ def _explains(line: str) -> int:
     return 2 if line.startswith("error:") else 1 if line.startswith("ERROR:") else 0
 
 
-@task(cache_policy=NO_CACHE, persist_result=False, retries=2, retry_delay_seconds=5)
+def _failed(error: ShadowError) -> State:
+    """A server that does not answer may answer later; anything else is refused for good."""
+    return Failed(message=str(error), name="Failed" if isinstance(error, StoreUnreachable | RegistryError) else REFUSED)
+
+
+def _may_pass(task: object, run: object, state: State) -> bool:
+    return state.name != REFUSED
+
+
+@task(cache_policy=NO_CACHE, persist_result=False, retries=2, retry_delay_seconds=5, retry_condition_fn=_may_pass)
 def publish(params: Params, delta: str, say: Say) -> State:
     """Put the delta into the store; Completed with its digest as the message."""
     from shadowft_core import store
@@ -85,10 +95,10 @@ def publish(params: Params, delta: str, say: Say) -> State:
         with _heard(say):
             return Completed(message=store.publish(Path(delta), params.store))
     except ShadowError as error:
-        return Failed(message=str(error))
+        return _failed(error)
 
 
-@task(cache_policy=NO_CACHE, persist_result=False, retries=2, retry_delay_seconds=5)
+@task(cache_policy=NO_CACHE, persist_result=False, retries=2, retry_delay_seconds=5, retry_condition_fn=_may_pass)
 def register(params: Params, git: "Git", say: Say) -> State:
     """Register the recipe; Completed with the version and its alias as the message."""
     from shadowft_core import registry
@@ -98,7 +108,7 @@ def register(params: Params, git: "Git", say: Say) -> State:
             version = registry.register(params, git=git)
         return Completed(message=f"models:/{version.name}/{version.number} (alias {registry.CANDIDATE})")
     except ShadowError as error:
-        return Failed(message=str(error))
+        return _failed(error)
 
 
 @contextlib.contextmanager
@@ -121,7 +131,8 @@ def preflight(params_file: Path, model_name: str | None) -> Params:
     for name, path in (("prepare.data", params.prepare.data), ("evaluate.tasks", params.evaluate.tasks)):
         if not Path(path).exists():
             raise InputError(f"{params_file}: {name}: {path} does not exist; name an existing file or folder")
-    registry.preflight(params)
+    with _heard(lambda line: None):  # MLflow tells of the tables it makes
+        registry.preflight(params)
     return params
 
 

@@ -69,7 +69,7 @@ def conversation(row: Any) -> tuple[str, list[Message]]:
     if not isinstance(row, dict):
         raise BadRow("not a JSON object")
     for field in UNSUPPORTED:
-        if row.get(field):
+        if row.get(field) and row[field] != "[]":  # some files spell an empty list as text
             raise BadRow(f"unsupported field {field!r}")
     if row.get("messages") is not None:
         shape, turns = "messages", _turns(row["messages"], "messages", "role", "content")
@@ -163,7 +163,7 @@ def _read_lines(path: Path) -> Iterator[RawRow]:
             number += 1
             if len(line) > ROW_LIMIT:
                 while line and not line.endswith(b"\n"):
-                    line = file.readline(ROW_LIMIT)
+                    line = file.readline(1 << 16)
                 yield RawRow(number, None, f"longer than {ROW_LIMIT >> 20} MiB")
                 continue
             if number == 1:

@@ -1,0 +1,282 @@
+"""Deltas: exact, certified, and refused when they would be inexact."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from shadowft_core.checkpoint import canonical_json, open_checkpoint
+from shadowft_core.delta import extract, open_delta
+from shadowft_core.errors import AdapterError, CheckpointError, DeltaError, ShadowError
+from tests.fixtures.models import Pair, shifted, write_model
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+RNG = np.random.default_rng(0)
+BASE = {
+    "model.embed_tokens.weight": RNG.standard_normal((40, 8)).astype(BF16),
+    "model.layers.0.self_attn.q_proj.weight": RNG.standard_normal((300, 700)).astype(BF16),
+    "model.norm.weight": RNG.standard_normal(8).astype(BF16),
+    "steps": np.array([1, 2], np.int64),
+}
+Q = "model.layers.0.self_attn.q_proj.weight"
+TUNED = {
+    name: array + np.float32(1e-3) * RNG.standard_normal(array.shape).astype(np.float32)
+    if array.dtype == BF16 and name != "model.norm.weight"
+    else array
+    for name, array in BASE.items()
+}
+
+
+def refused(kind: type[ShadowError], message: str, *folders: Path) -> None:
+    """Extraction fails with one line of that kind, and nothing is left behind."""
+    out = folders[0].parent / "refused"
+    with pytest.raises(kind, match=message) as caught:
+        extract(*folders, out)
+    assert "\n" not in str(caught.value)
+    assert not list(out.parent.glob("*refused*"))
+
+
+def test_a_dense_delta_is_the_float32_difference(tmp_path: Path) -> None:
+    base, tuned = write_model(tmp_path / "base", BASE), write_model(tmp_path / "tuned", TUNED, shards=2)
+    extract(base, tuned, tmp_path / "delta")
+    delta = open_delta(tmp_path / "delta")
+    assert set(delta.names) == {"model.embed_tokens.weight", Q}, "only what changed is stored"
+    for name in delta.names:
+        expected = TUNED[name] - BASE[name].astype(np.float32)
+        assert delta.read(name).dtype == np.float32
+        np.testing.assert_array_equal(delta.read(name), expected)
+        assert delta.certificate["tensors"][name]["norm"] == pytest.approx(np.linalg.norm(expected), rel=1e-6)
+    assert delta.kind == "dense"
+    assert delta.base_digest == open_checkpoint(base).digest()
+    assert delta.certificate["train"] is None
+
+
+def test_the_same_inputs_give_the_same_delta(tmp_path: Path) -> None:
+    base = write_model(tmp_path / "base", BASE)
+    extract(base, write_model(tmp_path / "one", TUNED), tmp_path / "d1")
+    extract(base, write_model(tmp_path / "many", TUNED, shards=3), tmp_path / "d2")
+    files = [{f.name: f.read_bytes() for f in (tmp_path / d).iterdir()} for d in ("d1", "d2")]
+    assert files[0] == files[1], "the shard layout of the tuned model must not show"
+
+
+def test_a_delta_that_is_not_one_is_refused(tmp_path: Path) -> None:
+    base = write_model(tmp_path / "base", BASE)
+
+    def tuned(**changes: Any) -> Path:
+        shutil.rmtree(tmp_path / "tuned", ignore_errors=True)
+        return write_model(tmp_path / "tuned", {n: a for n, a in (TUNED | changes).items() if a is not None})
+
+    poisoned = TUNED[Q].copy()
+    poisoned[299, 699] = np.nan
+    refused(DeltaError, f"{Q}.*not finite", base, tuned(**{Q: poisoned}))
+    poisoned[299, 699] = np.inf
+    refused(DeltaError, f"{Q}.*not finite", base, tuned(**{Q: poisoned}))
+    refused(DeltaError, f"{Q}.*stands only in .*base", base, tuned(**{Q: None}))
+    refused(DeltaError, "extra.*stands only in .*tuned", base, tuned(extra=np.zeros(2, np.float32)))
+    refused(DeltaError, r"q_proj.*\(300, 700\).*\(700, 300\)", base, tuned(**{Q: TUNED[Q].T}))
+    refused(DeltaError, "steps is I64.*changed", base, tuned(steps=np.array([1, 3])))
+    refused(DeltaError, "steps.*has", base, tuned(steps=np.array([1])))
+    refused(DeltaError, "the delta is zero", base, tuned(**BASE))
+    refused(DeltaError, "is BF16 in .* U8 in .*dequantise", base, tuned(**{Q: np.ones((300, 700), np.uint8)}))
+    refused(CheckpointError, "no such folder", base, tmp_path / "nowhere")
+
+
+def test_a_tied_head_is_one_tensor(tmp_path: Path) -> None:
+    embedding = "model.embed_tokens.weight"
+    base = write_model(tmp_path / "base", BASE, tie_word_embeddings=True)
+    stored = write_model(tmp_path / "stored", TUNED | {"lm_head.weight": TUNED[embedding]}, tie_word_embeddings=True)
+    extract(base, stored, tmp_path / "delta")
+    assert set(open_delta(tmp_path / "delta").names) == {embedding, Q}
+    torn = write_model(tmp_path / "torn", TUNED | {"lm_head.weight": BASE[embedding]}, tie_word_embeddings=True)
+    refused(DeltaError, "ties lm_head.weight", base, torn)
+    untied = write_model(tmp_path / "untied", TUNED | {"lm_head.weight": TUNED[embedding]})
+    refused(DeltaError, "lm_head.weight.*stands only in", base, untied)
+
+
+def test_a_delta_remembers_its_training(tmp_path: Path) -> None:
+    base = write_model(tmp_path / "base", BASE)
+    write_model(tmp_path / "run" / "model", TUNED)
+    facts = {"model_digest": open_checkpoint(base).digest(), "data_digest": "sha256:d", "seed": 7}
+    (tmp_path / "run" / "train.json").write_bytes(canonical_json(facts))
+    extract(base, tmp_path / "run", tmp_path / "delta")
+    train = open_delta(tmp_path / "delta").certificate["train"]
+    assert (train["data_digest"], train["seed"]) == ("sha256:d", 7)
+    other = write_model(tmp_path / "other", BASE | {"model.norm.weight": np.ones(8, BF16)})
+    refused(DeltaError, "was tuned from sha256:.* is sha256:", other, tmp_path / "run")
+
+
+@pytest.fixture
+def dense(tmp_path: Path) -> Path:
+    base, tuned = write_model(tmp_path / "base", BASE), write_model(tmp_path / "tuned", TUNED)
+    extract(base, tuned, tmp_path / "delta")
+    return tmp_path / "delta"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(format=2), "delta format 2, this version reads 1"),
+        (lambda d: d.update(kind="sparse"), "kind 'sparse'"),
+        (lambda d: d["tensors"].pop(Q), "q_proj"),
+        (lambda d: d["tensors"][Q].update(shape=[700, 300]), r"\(300, 700\).*\(700, 300\)"),
+        (lambda d: d["tensors"][Q].pop("digest"), "damaged certificate"),
+        (lambda d: d.pop("base"), "damaged certificate"),
+    ],
+)
+def test_a_changed_certificate_is_refused(dense: Path, change: Callable[[Any], None], message: str) -> None:
+    certificate = json.loads((dense / "delta.json").read_bytes())
+    change(certificate)
+    (dense / "delta.json").write_bytes(canonical_json(certificate))
+    with pytest.raises(DeltaError, match=message):
+        open_delta(dense)
+
+
+def test_damage_is_found_by_digest(dense: Path) -> None:
+    with (dense / "delta.safetensors").open("r+b") as file:
+        file.seek(-3, 2)
+        byte = file.read(1)
+        file.seek(-3, 2)
+        file.write(bytes([byte[0] ^ 1]))
+    delta = open_delta(dense)
+    damaged = delta.names[-1] if delta.names[-1] == Q else Q
+    with pytest.raises(DeltaError, match="says sha256:"):
+        delta.read(damaged)
+    (dense / "delta.json").write_bytes((dense / "delta.json").read_bytes() + b"\n")
+    with pytest.raises(DeltaError, match="not canonical"):
+        open_delta(dense)
+
+
+# Adapters, made by PEFT itself.
+
+
+def adapt(pair: Pair, out: Path, **settings: Any) -> Any:
+    """An adapter on the Base with random factors, saved by PEFT; returns the PEFT model."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"} | settings
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(pair.base, dtype=torch.float32)
+    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    adapted.save_pretrained(out)
+    return adapted
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"use_rslora": True},
+        {"target_modules": ["q_proj", "down_proj"]},
+        {"target_modules": r".*\.layers\.1\..*_proj"},
+        {"rank_pattern": {"q_proj": 2, r"layers\.1\.mlp\.up_proj": 6}, "alpha_pattern": {"q_proj": 3}},
+        {"exclude_modules": ["o_proj"], "target_modules": ["q_proj", "o_proj"]},
+        {"init_lora_weights": "gaussian", "lora_dropout": 0.1},
+    ],
+)
+def test_a_lora_delta_equals_the_merge_of_peft(tiny_llama_pair: Pair, tmp_path: Path, settings: dict[str, Any]) -> None:
+    adapted = adapt(tiny_llama_pair, tmp_path / "adapter", **settings)
+    extract(tiny_llama_pair.base, tmp_path / "adapter", tmp_path / "delta")
+    delta, base = open_delta(tmp_path / "delta"), open_checkpoint(tiny_llama_pair.base)
+    merged = adapted.merge_and_unload().state_dict()
+    assert delta.kind == "lora"
+    for name in base.names:
+        moved = merged[name].numpy() - base.read(name).astype(np.float32)
+        ours = delta.read(name) if name in delta.names else np.zeros(1, np.float32)
+        np.testing.assert_allclose(moved, np.broadcast_to(ours, moved.shape), atol=1e-6, rtol=0)
+        assert (name in delta.names) == bool(np.abs(moved).max() > 0)
+        if name in delta.names:
+            assert delta.certificate["tensors"][name]["norm"] == pytest.approx(np.linalg.norm(ours), rel=1e-5)
+
+
+def test_factors_are_kept_exactly(tiny_llama_pair: Pair, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    adapt(tiny_llama_pair, tmp_path / "run" / "adapter")
+    extract(tiny_llama_pair.base, tmp_path / "run", tmp_path / "delta")
+    before = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    after = load_file(tmp_path / "delta" / "delta.safetensors")
+    for name, array in before.items():
+        module, factor, _ = name.removeprefix("base_model.model.").rsplit(".", 2)
+        np.testing.assert_array_equal(after[f"{module}.weight.{factor}"], array)
+    assert len(after) == len(before)
+
+
+@pytest.mark.parametrize(
+    ("settings", "feature"),
+    [
+        ({"use_dora": True}, "use_dora=True"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"trainable_token_indices": [3, 4]}, "trainable_token_indices"),
+        ({"bias": "all"}, "bias='all'"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights='olora'"),
+        ({"target_modules": ["embed_tokens", "q_proj"]}, "embed_tokens"),
+    ],
+)
+def test_what_is_not_plain_lora_is_refused(
+    tiny_llama_pair: Pair, tmp_path: Path, settings: dict[str, Any], feature: str
+) -> None:
+    adapt(tiny_llama_pair, tmp_path / "adapter", **settings)
+    refused(AdapterError, rf"{feature}.*merge the adapter into the Base", tiny_llama_pair.base, tmp_path / "adapter")
+
+
+def test_the_remedy_for_a_refused_adapter_works(tiny_llama_pair: Pair, tmp_path: Path) -> None:
+    adapted = adapt(tiny_llama_pair, tmp_path / "dora", use_dora=True)
+    merged = adapted.merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    extract(tiny_llama_pair.base, tmp_path / "merged", tmp_path / "delta")
+    delta, base = open_delta(tmp_path / "delta"), open_checkpoint(tiny_llama_pair.base)
+    for name in delta.names:
+        expected = merged.state_dict()[name].numpy() - base.read(name).astype(np.float32)
+        np.testing.assert_array_equal(delta.read(name), expected)
+
+
+def test_an_incomplete_or_foreign_adapter_is_refused(tiny_llama_pair: Pair, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    adapter = tmp_path / "adapter"
+    adapt(tiny_llama_pair, adapter, target_modules=["q_proj", "up_proj"])
+    file, whole = adapter / "adapter_model.safetensors", load_file(adapter / "adapter_model.safetensors")
+
+    def only(keep: Callable[[str], bool]) -> None:
+        save_file({n: a for n, a in whole.items() if keep(n)}, file)
+
+    only(lambda n: "layers.1.mlp.up_proj" not in n)
+    refused(AdapterError, "layers.1.mlp.up_proj is targeted but has no factors", tiny_llama_pair.base, adapter)
+    only(lambda n: "layers.1.mlp.up_proj.lora_A" not in n)
+    refused(AdapterError, "layers.1.mlp.up_proj has only factor B", tiny_llama_pair.base, adapter)
+    save_file({n.replace("layers.1", "layers.7"): a for n, a in whole.items()}, file)
+    refused(AdapterError, "layers.1.* is targeted|layers.7.* does not hold", tiny_llama_pair.base, adapter)
+    save_file({n: a[:-1] if n.endswith("0.mlp.up_proj.lora_B.weight") else a for n, a in whole.items()}, file)
+    refused(AdapterError, r"\(47, 4\) x \(4, 32\)", tiny_llama_pair.base, adapter)
+    save_file({n: a * np.float32(0) if "lora_B" in n else a for n, a in whole.items()}, file)
+    refused(DeltaError, "zero in every tensor", tiny_llama_pair.base, adapter)
+    save_file({n: a * np.float32("nan") for n, a in whole.items()}, file)
+    refused(DeltaError, "NaN or infinity", tiny_llama_pair.base, adapter)
+    file.rename(adapter / "adapter_model.bin")
+    refused(AdapterError, "no adapter_model.safetensors", tiny_llama_pair.base, adapter)
+
+
+def test_a_full_training_of_every_family_is_a_dense_delta(family_pair: Callable[..., Pair], tmp_path: Path) -> None:
+    for family in ("llama", "qwen3", "phi3"):
+        pair = family_pair(family)
+        shifted(pair.base, tmp_path / family, 0.01, seed=3, dtype=np.dtype(np.float32))
+        extract(pair.base, tmp_path / family, tmp_path / f"{family}-delta")
+        assert set(open_delta(tmp_path / f"{family}-delta").names) == set(open_checkpoint(pair.base).names)
+
+
+def test_a_folder_with_two_results_is_ambiguous(tmp_path: Path) -> None:
+    base = write_model(tmp_path / "base", BASE)
+    write_model(tmp_path / "run" / "model", TUNED)
+    (tmp_path / "run" / "adapter").mkdir()
+    refused(DeltaError, "both adapter/ and model/", base, tmp_path / "run")

@@ -54,7 +54,7 @@ class Evidence:
         self.pair = json_object(work / "pair" / "pair.json")
         self.verdict = json_object(work / "verdict.json")
         self.delta = file_digest(there(work / "delta" / "shadow" / "delta.json"))
-        self.certificate = json_object(work / "delta" / "shadow" / "delta.json")
+        self.train = json_object(work / "delta" / "shadow" / "delta.json").get("train") or {}
         for path in self.files:
             there(path)
         try:
@@ -110,10 +110,10 @@ class Evidence:
         return found
 
     def _data_digest(self) -> str:
-        return str(self.certificate.get("train", {}).get("data_digest", "unknown"))
+        return str(self.train.get("data_digest", "unknown"))
 
     def _train_digest(self) -> str:
-        return str(self.certificate.get("train", {}).get("digest", "unknown"))
+        return str(self.train.get("digest", "unknown"))
 
 
 def there(path: Path) -> Path:

@@ -48,8 +48,8 @@ def run(
 
     Example: python -m flows.demo_real --data my_rows.jsonl --guard arc_easy.jsonl --save benchmarks/results
     """
-    smollm2.resolve("smollm2:instruct")  # the one thing that may be missing on this machine
     prepare_workspace(workspace, data, guard, text)
+    smollm2.resolve("smollm2:instruct")  # a missing package is said before any stage starts
     if guard is None:
         print(
             "no --guard: harm outside the domain is not measured, and the verdict cannot speak of it", file=sys.stderr
@@ -83,11 +83,7 @@ def prepare_workspace(workspace: Path, data: Path, guard: Path | None, text: Pat
             name = f"text-{file_digest(text).removeprefix('sha256:')[:12]}.txt"
             shutil.copyfile(text, folder / name)
             base["text"] = f"input/{name}"
-        (folder / "tasks").mkdir()
-        for task, part in items.items():
-            lines = [canonical_json(item) for item in part]
-            (folder / "tasks" / f"{task}.jsonl").write_bytes(b"\n".join(lines) + b"\n")
-            (folder / "tasks" / f"{task}.yaml").write_text(_task(task), encoding="utf-8")
+        write_tasks(folder / "tasks", items)
     settings = settings_of(f"input/{rows}", f"smollm2:base?{urlencode(base, safe='/')}", guarded=guard is not None)
     write_atomically(workspace / "params.yaml", yaml.safe_dump(settings, sort_keys=False).encode())
     load_params(workspace / "params.yaml")
@@ -153,6 +149,27 @@ def guard_items(file: Path) -> dict[str, list[dict[str, Any]]]:
     return {f"{GUARD}_dev": drawn[:GUARD_DEV_ITEMS], GUARD: drawn[GUARD_DEV_ITEMS:]}
 
 
+def write_tasks(folder: Path, items: dict[str, list[dict[str, Any]]]) -> None:
+    """Make a task folder: for each task its items and a task file that asks as the harness's own arc_easy does."""
+    folder.mkdir()
+    for task, part in items.items():
+        (folder / f"{task}.jsonl").write_bytes(b"".join(canonical_json(item) + b"\n" for item in part))
+        (folder / f"{task}.yaml").write_text(TASK.format(task=task), encoding="utf-8")
+
+
+TASK = """task: {task}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {task}.jsonl}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{query}}}}\\nAnswer:"
+doc_to_choice: choices
+doc_to_target: gold
+metric_list:
+  - {{metric: acc, aggregation: mean, higher_is_better: true}}
+"""
+
+
 def save_result(workspace: Path, data: Path, folder: Path) -> None:
     """Copy table, verdict, what they mean and how long each stage took to `folder`/demo-real-DATA.{md,json}."""
     from flows.show import Result
@@ -165,7 +182,7 @@ def save_result(workspace: Path, data: Path, folder: Path) -> None:
     facts = {
         "instruct": f"{pair['instruct']['label']} ({pair['instruct']['digest']})",
         "base": f"{pair['base']['label']} ({pair['base']['digest']})",
-        "weight gap sigma": json.dumps(pair["sigma"]),
+        "weight gap sigma": f"{pair['sigma']['overall']:.5f}",
         "data": f"{data.name}, rows {json.dumps(report['splits'])}",
         **{f"scale of {route}": sweep["reason"] for route, sweep in sweeps.items()},
         "seconds": json.dumps(seconds),
@@ -190,21 +207,6 @@ MEANING = {
     "hold": "The graft is not better than both the untouched Instruct and direct tuning, or it harms a guard.",
     "undecided": "Nothing speaks against the graft, but there are too few items to tell.",
 }
-
-
-def _task(task: str) -> str:
-    """A task file of the harness; the question as the harness's own arc_easy asks it."""
-    return f"""task: {task}
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {task}.jsonl}}}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{query}}}}\\nAnswer:"
-doc_to_choice: choices
-doc_to_target: gold
-metric_list:
-  - {{metric: acc, aggregation: mean, higher_is_better: true}}
-"""
 
 
 def _plain(name: str) -> str:

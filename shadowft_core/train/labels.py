@@ -2,15 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from shadowft_core.errors import DataError, TrainError
 
 IGNORED = -100  # the label that PyTorch's cross entropy skips
-# Some templates write today's date into the system text. A fixed day keeps two runs of one recipe equal.
-TEMPLATE_DAY = datetime(2024, 7, 26, tzinfo=UTC)
+# Some templates write today's date into the system text. A fixed day keeps two runs of one recipe equal; it is the day
+# that Llama's own templates fall back to.
+FIXED_DAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 
 Message = dict[str, str]
 
@@ -45,6 +45,8 @@ class Encoder:
         self._special = sorted(special | set(tokenizer.all_special_tokens))
         self._special_ids = set(tokenizer.convert_tokens_to_ids(self._special))
         self._stops = stops
+        template = tokenizer.chat_template
+        self._template = FIXED_DAY + template if "strftime_now" in template else template
 
     def encode_file(self, path: Path, max_length: int) -> Encoded:
         """Encode a parquet file made by `prepare`.
@@ -129,7 +131,7 @@ class Encoder:
                 messages,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
-                strftime_now=TEMPLATE_DAY.strftime,
+                chat_template=self._template,
             )
         except TemplateError as error:
             raise TrainError(f"{source}: the chat template refuses this row: {error}; drop or change it") from None

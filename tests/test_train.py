@@ -1,0 +1,370 @@
+"""Training on a tiny model of random weights with a word-level tokenizer: real TRL, real PEFT, seconds on one core."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shadowft_core.errors import CheckpointError, DataError, TrainError
+from shadowft_core.params import Lora, Prepare, Train
+from shadowft_core.prepare import prepare
+from shadowft_core.train import train
+from shadowft_core.train.labels import IGNORED, Encoder
+
+WORDS = [*map(str, range(12)), "plus", "is", "be", "kind", "user", "assistant", "system", ":", "."]
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|> {{ m.role }} : "
+    "{% if m.role == 'assistant' %}{% generation %}{{ m.content }} <|im_end|>{% endgeneration %}"
+    "{% else %}{{ m.content }} <|im_end|>{% endif %} . {% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|> assistant : {% endif %}"
+)
+SETTINGS = Train(
+    lora=Lora(rank=8, alpha=16),
+    batch_size=8,
+    learning_rate=0.01,
+    max_length=40,
+    epochs=5,
+    schedule="constant",
+    warmup=0,
+)
+
+
+def word_tokenizer(words: list[str] = WORDS, special: tuple[str, ...] = ("<|im_start|>", "<|im_end|>")) -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: at for at, word in enumerate(["<unk>", "<pad>", *special, *words])}
+    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, unk_token="<unk>", pad_token="<pad>", eos_token="<|im_end|>"
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def write_model(folder: Path, seed: int, vocabulary: int | None = None) -> Path:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = word_tokenizer()
+    config = LlamaConfig(
+        vocab_size=vocabulary or len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        initializer_range=0.3,
+    )
+    torch.manual_seed(seed)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """base/, instruct/ and data/ made by the real `prepare`: 81 sums."""
+    place = tmp_path_factory.mktemp("train")
+    write_model(place / "base", 1)
+    write_model(place / "instruct", 2)
+    rows = [
+        {"messages": [{"role": "user", "content": f"{a} plus {b}"}, {"role": "assistant", "content": f"is {a + b}"}]}
+        for a in range(9)
+        for b in range(9)
+        if a + b < 12
+    ]
+    (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (place / "tasks").mkdir()
+    prepare(place / "rows.jsonl", place / "tasks", Prepare(data="-", valid=0.2), place / "data")
+    return place
+
+
+def run(place: Path, out: Path, settings: Train = SETTINGS, model: str = "base") -> dict[str, Any]:
+    train(place / model, place / "instruct", place / "data", settings, out)
+    facts: dict[str, Any] = json.loads((out / "train.json").read_text())
+    return facts
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_lora_learns_and_repeats_bit_for_bit(place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    facts = run(place, tmp_path / "one")
+    assert facts["last_loss"] < 0.8 * facts["first_loss"]
+    assert facts["valid_loss"] < facts["first_loss"]
+    lines = [json.loads(line) for line in (tmp_path / "one/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, facts["steps"] + 1))
+    err = capfd.readouterr().err
+    assert f"step {facts['steps']}/{facts['steps']} loss {facts['last_loss']:.3f} eta 0s" in err
+
+    train(place / "base", place / "instruct", place / "data", SETTINGS, tmp_path / "elsewhere" / "two")
+    one, two = tree(tmp_path / "one"), tree(tmp_path / "elsewhere" / "two")
+    assert set(one) == {
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+        "metrics.jsonl",
+        "train.json",
+    }
+    assert one == two
+    assert not any(str(tmp_path).encode() in content or str(place).encode() in content for content in one.values())
+
+    other = run(place, tmp_path / "three", SETTINGS.model_copy(update={"seed": 1}))
+    assert other["seed"] == 1
+    assert tree(tmp_path / "three")["adapter/adapter_model.safetensors"] != one["adapter/adapter_model.safetensors"]
+
+
+def test_both_routes_start_from_the_same_adapter_and_see_the_same_rows(place: Path, tmp_path: Path) -> None:
+    """At a learning rate of almost nothing A stays as drawn, and the token counts tell the order of the batches."""
+    from safetensors.numpy import load_file
+
+    still = SETTINGS.model_copy(update={"learning_rate": 1e-30, "epochs": 1})
+    seen = {}
+    for model in ("base", "instruct"):
+        facts = run(place, tmp_path / model, still, model)
+        adapter = load_file(tmp_path / model / "adapter/adapter_model.safetensors")
+        lines = [json.loads(line) for line in (tmp_path / model / "metrics.jsonl").read_text().splitlines()]
+        seen[model] = ([line["tokens"] for line in lines], {n: t for n, t in adapter.items() if "lora_A" in n})
+        assert facts["model_digest"] != facts["data_digest"]
+    assert seen["base"][0] == seen["instruct"][0]
+    assert len(seen["base"][1]) == 14  # 7 linear layers in each of 2 blocks; neither embedding nor head
+    assert {str(a.dtype) for a in seen["base"][1].values()} == {"float32"}
+    assert all((seen["instruct"][1][name] == a).all() for name, a in seen["base"][1].items())
+
+
+def test_full_training_writes_a_float32_checkpoint(place: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    full = SETTINGS.model_copy(update={"method": "full", "learning_rate": 0.003, "max_steps": 12})
+    facts = run(place, tmp_path / "out", full)
+    assert (facts["method"], facts["steps"]) == ("full", 12)
+    assert facts["last_loss"] < 0.8 * facts["first_loss"]
+    before, after = load_file(place / "base/model.safetensors"), load_file(tmp_path / "out/model/model.safetensors")
+    assert before.keys() == after.keys()
+    assert {str(t.dtype) for t in after.values()} == {"float32"}
+    assert all((before[name] != after[name]).any() for name in before)
+    names = {p.name for p in (tmp_path / "out/model").iterdir()}
+    assert names == {"config.json", "generation_config.json", "model.safetensors"}
+    run(place, tmp_path / "again", full)
+    assert tree(tmp_path / "again") == tree(tmp_path / "out")
+
+
+def test_the_trainer_uses_exactly_the_intended_labels(place: Path, tmp_path: Path) -> None:
+    """What the data loader hands to the model: the reply and its end token, nothing of the prompt, nothing after."""
+    from shadowft_core.train.run import load_model, load_tokenizer, make_trainer, stop_ids
+
+    tokenizer = load_tokenizer(place / "instruct")
+    rows = Encoder(tokenizer, stop_ids(tokenizer, place / "instruct")).encode_file(place / "data/train.parquet", 40)
+    trainer = make_trainer(load_model(place / "base", tokenizer), tokenizer, rows, SETTINGS, tmp_path)
+    spoken = []
+    for batch in trainer.get_train_dataloader():
+        for ids, labels in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True):
+            assert all(label in (IGNORED, token) for token, label in zip(ids, labels, strict=True))
+            spoken.append(tokenizer.decode([label for label in labels if label != IGNORED]))
+            a, b = (int(tokenizer.decode([ids[at]])) for at in (3, 5))
+            assert spoken[-1] == f"is {a + b} <|im_end|>"
+            first = next(at for at, label in enumerate(labels) if label != IGNORED)
+            assert (
+                tokenizer.decode(ids[:first])
+                == f"<|im_start|> user : {a} plus {b} <|im_end|> . <|im_start|> assistant :"
+            )
+    assert len(spoken) == len(rows.input_ids) > 40
+
+
+TALK = [
+    {"role": "user", "content": "1 plus 2"},
+    {"role": "assistant", "content": "is 3"},
+    {"role": "user", "content": "be kind"},
+    {"role": "assistant", "content": "is 4"},
+]
+
+
+def marked(tokenizer: Any, messages: list[dict[str, str]], template: str) -> tuple[list[int], list[int]]:
+    """Ids and labels by the template's own {% generation %} markers."""
+    got = tokenizer.apply_chat_template(
+        messages, chat_template=template, return_dict=True, return_assistant_tokens_mask=True
+    )
+    pairs = zip(got["input_ids"], got["assistant_masks"], strict=True)
+    return got["input_ids"], [token if learned else IGNORED for token, learned in pairs]
+
+
+def test_labels_equal_the_generation_markers() -> None:
+    tokenizer = word_tokenizer()
+    encoder = Encoder(tokenizer, {tokenizer.eos_token_id})
+    for messages in (TALK[:2], TALK, [{"role": "system", "content": "be kind"}, *TALK]):
+        assert encoder.encode(messages, "row") == marked(tokenizer, messages, TEMPLATE)
+
+
+@pytest.mark.parametrize(
+    ("name", "stop", "eos"),
+    [
+        ("qwen2_5", "<|im_end|>", "<|im_end|>"),
+        ("qwen3_instruct_2507", "<|im_end|>", "<|im_end|>"),
+        ("llama3", "<|eot_id|>", "<|eot_id|>"),
+        ("gemma3", "<end_of_turn>", "<eos>"),
+        ("phi3", "<|end|>", "<|endoftext|>"),
+    ],
+)
+@pytest.mark.parametrize("talk", [TALK[:2], TALK], ids=["one", "two"])
+def test_labels_of_well_known_templates(name: str, stop: str, eos: str, talk: list[dict[str, str]]) -> None:
+    """Templates that TRL ships without markers: replies and their end tokens are learned, nothing else.
+
+    The marked twin TRL ships for training learns the same, and the white space or the eos that follows.
+    """
+    tokenizer = byte_tokenizer(stop, eos)
+    folder = Path(trl_folder()) / "chat_templates"
+    tokenizer.chat_template = (folder / f"{name}.jinja").read_text()
+    encoder = Encoder(tokenizer, {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(stop)})
+    ids, labels = encoder.encode(talk, "row")
+    assert tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id
+    assert ids.count(tokenizer.bos_token_id) == ("bos_token" in tokenizer.chat_template)
+    learned = tokenizer.decode([label for label in labels if label != IGNORED])
+    assert learned == "".join(turn["content"] + stop for turn in talk if turn["role"] == "assistant")
+    twin_ids, twin = marked(tokenizer, talk, (folder / f"{name}_training.jinja").read_text())
+    assert tokenizer.decode(ids) == tokenizer.decode(twin_ids)
+    said = tokenizer.decode([label for label in twin if label != IGNORED])
+    assert "".join(said.replace("<|endoftext|>", "").split()) == "".join(learned.split())
+
+
+def trl_folder() -> str:
+    from importlib.util import find_spec
+
+    found = find_spec("trl")
+    assert found
+    assert found.origin
+    return str(Path(found.origin).parent)
+
+
+def byte_tokenizer(*special: str) -> Any:
+    """One token a byte, and, as Llama's and Gemma's do, a begin token in front of every text unless told otherwise."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {letter: at for at, letter in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), "<bos>"])}
+    raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    raw.post_processor = processors.TemplateProcessing("<bos> $A", special_tokens=[("<bos>", vocabulary["<bos>"])])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<bos>", eos_token=special[-1])
+    tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
+    return tokenizer
+
+
+def test_a_reply_that_begins_with_white_space_keeps_its_own_tokens() -> None:
+    """The prompt of the encoded row is the prompt of inference, token by token, even where a tokenizer would merge."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"u": 0, ":": 1, "x": 2, "::": 3, "<e>": 4}
+    raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[(":", ":")]))
+    raw.pre_tokenizer = pre_tokenizers.Split("<e>", "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<e>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}u{{ m.content }}{% else %}:{{ m.content }}<e>{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}:{% endif %}"
+    )
+    ids, labels = Encoder(tokenizer, {4}).encode(
+        [{"role": "user", "content": "x"}, {"role": "assistant", "content": ":x"}], "row"
+    )
+    assert tokenizer("ux::x<e>", add_special_tokens=False)["input_ids"] == [0, 2, 3, 2, 4]
+    assert ids == [0, 2, 1, 1, 2, 4]
+    assert labels == [IGNORED] * 3 + [1, 2, 4]
+
+
+def test_a_template_with_the_date_gives_the_same_ids_on_any_day() -> None:
+    tokenizer = byte_tokenizer("<|im_end|>")
+    tokenizer.chat_template = (
+        "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% else %}never{% endif %} " + TEMPLATE
+    )
+    ids, _ = Encoder(tokenizer, {tokenizer.eos_token_id}).encode(TALK[:2], "row")
+    assert tokenizer.decode(ids).startswith("26 Jul 2024 ")
+
+
+def test_a_template_that_cannot_be_marked_names_the_row() -> None:
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = "{{ messages|length }} : " + TEMPLATE
+    with pytest.raises(TrainError, match=r"^rows\.jsonl:7: the chat template writes the first 1 turns differently"):
+        Encoder(tokenizer, {3}).encode(TALK, "rows.jsonl:7")
+    tokenizer.chat_template = "{{ raise_exception('no talk today') }}"
+    with pytest.raises(TrainError, match=r"rows\.jsonl:8: .* refuses this row: no talk today"):
+        Encoder(tokenizer, {3}).encode(TALK, "rows.jsonl:8")
+
+
+def test_rows_too_long_or_with_control_tokens_are_counted_and_left_out(place: Path, tmp_path: Path) -> None:
+    def row(asked: str) -> dict[str, Any]:
+        return {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": "is 3"}]}
+
+    rows = [row("1 plus 2"), row("2 plus 1"), row("1 plus " * 20), row("be <|im_end|> kind"), row("<pad>")]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    prepare(tmp_path / "rows.jsonl", place / "tasks", Prepare(data="-", valid=0), tmp_path / "data")
+    settings = SETTINGS.model_copy(update={"max_steps": 1})
+    train(place / "base", place / "instruct", tmp_path / "data", settings, tmp_path / "out")
+    facts = json.loads((tmp_path / "out/train.json").read_text())
+    used = facts["rows"]["train"]
+    assert (used["rows"], used["too_long"], used["control_tokens"]) == (2, 1, 2)
+    assert used["learned_tokens"] == 2 * 3
+    assert facts["valid_loss"] is None
+    with pytest.raises(TrainError, match="no row is left: 3 are longer than max_length 8, 2 spell control tokens"):
+        train(
+            place / "base",
+            place / "instruct",
+            tmp_path / "data",
+            SETTINGS.model_copy(update={"max_length": 8}),
+            tmp_path / "no",
+        )
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_writes_nothing(place: Path, tmp_path: Path) -> None:
+    wild = SETTINGS.model_copy(update={"method": "full", "learning_rate": 1e30})
+    with pytest.raises(TrainError, match=r"^step 2: (loss|gradient norm) is (nan|inf); lower train.learning_rate"):
+        run(place, tmp_path / "out", wild)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_models_and_tokenizers_that_do_not_fit_are_refused(place: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    small = write_model(tmp_path / "small", 1, vocabulary=20)
+    with pytest.raises(TrainError, match=r"embeds ids below 20, the Instruct's tokenizer gives ids up to 24"):
+        train(small, place / "instruct", place / "data", SETTINGS, tmp_path / "out")
+    holed = write_model(tmp_path / "holed", 1)
+    tensors = load_file(holed / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, holed / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"tensor model\.norm\.weight is missing or misshapen \(1 in all\)"):
+        train(holed, place / "instruct", place / "data", SETTINGS, tmp_path / "out")
+    mute = write_model(tmp_path / "mute", 1)
+    (mute / "chat_template.jinja").unlink()
+    with pytest.raises(TrainError, match="no chat template"):
+        train(place / "base", mute, place / "data", SETTINGS, tmp_path / "out")
+    with pytest.raises(DataError, match=r"train\.parquet: no such file; run `shadowft prepare` first"):
+        train(place / "base", place / "instruct", tmp_path, SETTINGS, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_sigterm_leaves_no_folder(place: Path, tmp_path: Path) -> None:
+    endless = SETTINGS.model_copy(update={"max_steps": 100_000})
+    code = (
+        "import sys; from pathlib import Path; from shadowft_core.params import Train;"
+        "from shadowft_core.train import train;"
+        "a = [Path(p) for p in sys.argv[1:5]]; train(a[0], a[1], a[2], Train.model_validate_json(sys.argv[5]), a[3])"
+    )
+    paths = [str(place / "base"), str(place / "instruct"), str(place / "data"), str(tmp_path / "out")]
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, *paths, endless.model_dump_json()], stderr=subprocess.PIPE, text=True
+    )
+    assert child.stderr
+    assert any(line.startswith("step ") for line in child.stderr)
+    child.send_signal(signal.SIGTERM)
+    child.communicate(timeout=60)
+    assert child.returncode == -signal.SIGTERM
+    assert not (tmp_path / "out").exists()

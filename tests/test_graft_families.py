@@ -1,0 +1,97 @@
+"""Grafts of real model classes: they load like the Instruct, stay tied, and agree with PEFT."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shadowft_core.checkpoint import open_checkpoint
+from shadowft_core.delta import extract, open_delta
+from shadowft_core.graft import graft, grafted_tensors
+from tests.fixtures.models import FAMILIES, Pair, save_tokenizer, shifted, write_model
+from tests.test_delta import adapt
+from tests.test_graft import F32, bits, tensors_of
+
+
+def test_a_lora_graft_equals_peft(tiny_llama_pair: Pair, tmp_path: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    adapt(tiny_llama_pair, tmp_path / "adapter")
+    extract(tiny_llama_pair.base, tmp_path / "adapter", tmp_path / "delta")
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama_pair.instruct, dtype=torch.float32)
+    merged = PeftModel.from_pretrained(model, tmp_path / "adapter").merge_and_unload().state_dict()
+    for name, array in grafted_tensors(tiny_llama_pair.instruct, [(tmp_path / "delta", 1.0)], dtype="float32"):
+        np.testing.assert_allclose(array, merged[name].numpy(), atol=1e-6, rtol=0)
+
+
+def test_the_lora_product_is_rounded_once_from_float64(tiny_llama_pair: Pair, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    adapt(tiny_llama_pair, tmp_path / "adapter", use_rslora=True)
+    extract(tiny_llama_pair.base, tmp_path / "adapter", tmp_path / "delta")
+    factors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    name = "model.layers.1.mlp.up_proj"
+    a, b = (factors[f"base_model.model.{name}.lora_{f}.weight"].astype(np.longdouble) for f in "AB")
+    exact = (b @ a * (8 / np.sqrt(np.longdouble(4)))).astype(np.float32)
+    np.testing.assert_array_equal(open_delta(tmp_path / "delta").read(f"{name}.weight"), exact)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_result_loads_like_the_instruct(
+    family_pair: Callable[..., Pair], tmp_path: Path, family: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    pair = family_pair(family)
+    shifted(pair.base, tmp_path / "tuned", 0.01, seed=3)
+    extract(pair.base, tmp_path / "tuned", tmp_path / "delta")
+    graft(pair.instruct, [(tmp_path / "delta", 1.0)], tmp_path / "out")
+    model, info = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
+    assert str(model.dtype) == "torch.bfloat16"
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "word3"}], tokenize=False)
+    for file in open_checkpoint(pair.instruct).other_files():
+        assert (tmp_path / "out" / file).read_bytes() == (pair.instruct / file).read_bytes()
+    assert not [r for r in caplog.records if r.levelname in ("WARNING", "ERROR")]
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["head absent", "head stored"])
+def test_a_tied_model_stays_tied(tiny_llama_tied_pair: Pair, tmp_path: Path, stored: bool) -> None:
+    from transformers import AutoModelForCausalLM
+
+    pair, embedding = tiny_llama_tied_pair, "model.embed_tokens.weight"
+    assert "lm_head.weight" not in open_checkpoint(pair.base)
+    shifted(pair.base, tmp_path / "tuned", 0.01, seed=3)
+    extract(pair.base, tmp_path / "tuned", tmp_path / "delta")
+    instruct = pair.instruct
+    if stored:
+        own = tensors_of(instruct)
+        config = json.loads((instruct / "config.json").read_text())
+        instruct = write_model(tmp_path / "stored", own | {"lm_head.weight": own[embedding]}, **config)
+        save_tokenizer(instruct)
+    graft(instruct, [(tmp_path / "delta", 1.0)], tmp_path / "out")
+    out = tensors_of(tmp_path / "out")
+    assert ("lm_head.weight" in out) == stored
+    assert bits({"w": out.get("lm_head.weight", out[embedding])}) == bits({"w": out[embedding]})
+    assert bits({"w": out[embedding]}) != bits({"w": open_checkpoint(instruct).read(embedding)})
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+
+
+def test_another_dtype_is_written_and_said(tiny_llama_pair: Pair, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    pair = tiny_llama_pair
+    shifted(pair.base, tmp_path / "tuned", 0.01, seed=3)
+    extract(pair.base, tmp_path / "tuned", tmp_path / "delta")
+    recipe = graft(pair.instruct, [(tmp_path / "delta", 1.0)], tmp_path / "out", "linear", "float32")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert (recipe["dtype"], str(model.dtype)) == ("float32", "torch.float32")
+    assert {a.dtype for a in tensors_of(tmp_path / "out").values()} == {F32}
+    name = "model.norm.weight"
+    assert (tensors_of(tmp_path / "out")[name] == open_checkpoint(pair.instruct).read(name).astype(F32)).all()

@@ -115,7 +115,7 @@ def resolve(reference: str) -> tuple[Path, str]:
 
         return resolve_smollm2(reference)
     if kind == "hf":
-        return _download(reference, [*_SMALL_FILES, "*.safetensors"]), ""
+        return _download(reference, [*_SMALL_FILES, *_hub_headers(reference)]), ""
     folder = Path(reference)
     if not folder.is_dir():
         raise InputError(
@@ -289,18 +289,23 @@ def _link(model: Checkpoint, folder: Path) -> None:
 
 def _hub_facts(reference: str) -> _Facts:
     """Side files and headers of a model on the hub, without its weights."""
-    from huggingface_hub import HfApi
-
     folder = _download(reference, _SMALL_FILES)
-    repo, revision = _hub_name(reference)
-    with _online(reference):
-        files = HfApi().get_safetensors_metadata(repo, revision=revision).files_metadata.values()
+    headers = _hub_headers(reference).values()
     config = read_json_object(folder / "config.json")
     tied = bool(_setting(_Facts(folder, config, {}, False), "tie_word_embeddings"))
-    tensors = {name: (t.dtype, tuple(t.shape)) for file in files for name, t in file.tensors.items()}
+    tensors = {name: (t.dtype, tuple(t.shape)) for header in headers for name, t in header.tensors.items()}
     if tied:
         tensors.pop("lm_head.weight", None)
     return _Facts(folder, config, tensors, tied)
+
+
+def _hub_headers(reference: str) -> dict[str, Any]:
+    """Header by file, of exactly the weight files that the model is loaded from."""
+    from huggingface_hub import HfApi
+
+    repo, revision = _hub_name(reference)
+    with _online(reference):
+        return dict(HfApi().get_safetensors_metadata(repo, revision=revision).files_metadata)
 
 
 def _download(reference: str, patterns: list[str]) -> Path:
@@ -326,7 +331,7 @@ def _online(reference: str) -> Iterator[None]:
     before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, False
     try:
         yield
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # the hub's library raises errors of four libraries
         reason = " ".join(str(error).split())
         raise InputError(
             f"{reference}: the hub does not deliver it ({reason:.200}); download it and pass a folder"

@@ -1,0 +1,127 @@
+"""Which tokens are learned, for templates with and without markers, on tokenizers made here."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shadowft_core.errors import TrainError
+from shadowft_core.train.labels import IGNORED, Encoder
+from tests.test_train import TEMPLATE, word_tokenizer
+
+TALK = [
+    {"role": "user", "content": "1 plus 2"},
+    {"role": "assistant", "content": "is 3"},
+    {"role": "user", "content": "be kind"},
+    {"role": "assistant", "content": "is 4"},
+]
+
+
+def marked(tokenizer: Any, messages: list[dict[str, str]], template: str) -> tuple[list[int], list[int]]:
+    """Ids and labels by the template's own {% generation %} markers."""
+    got = tokenizer.apply_chat_template(
+        messages, chat_template=template, return_dict=True, return_assistant_tokens_mask=True
+    )
+    pairs = zip(got["input_ids"], got["assistant_masks"], strict=True)
+    return got["input_ids"], [token if learned else IGNORED for token, learned in pairs]
+
+
+def test_labels_equal_the_generation_markers() -> None:
+    tokenizer = word_tokenizer()
+    encoder = Encoder(tokenizer, {tokenizer.eos_token_id})
+    for messages in (TALK[:2], TALK, [{"role": "system", "content": "be kind"}, *TALK]):
+        assert encoder.encode(messages, "row") == marked(tokenizer, messages, TEMPLATE)
+
+
+@pytest.mark.parametrize(
+    ("name", "stop", "eos"),
+    [
+        ("qwen2_5", "<|im_end|>", "<|im_end|>"),
+        ("qwen3_instruct_2507", "<|im_end|>", "<|im_end|>"),
+        ("llama3", "<|eot_id|>", "<|eot_id|>"),
+        ("gemma3", "<end_of_turn>", "<eos>"),
+        ("phi3", "<|end|>", "<|endoftext|>"),
+    ],
+)
+@pytest.mark.parametrize("talk", [TALK[:2], TALK], ids=["one", "two"])
+def test_labels_of_well_known_templates(name: str, stop: str, eos: str, talk: list[dict[str, str]]) -> None:
+    """Templates that TRL ships without markers: replies and their end tokens are learned, nothing else.
+
+    The marked twin TRL ships for training learns the same, and the white space or the eos that follows.
+    """
+    tokenizer = byte_tokenizer(stop, eos)
+    folder = Path(trl_folder()) / "chat_templates"
+    tokenizer.chat_template = (folder / f"{name}.jinja").read_text()
+    encoder = Encoder(tokenizer, {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(stop)})
+    ids, labels = encoder.encode(talk, "row")
+    assert tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id
+    assert ids.count(tokenizer.bos_token_id) == ("bos_token" in tokenizer.chat_template)
+    learned = tokenizer.decode([label for label in labels if label != IGNORED])
+    assert learned == "".join(turn["content"] + stop for turn in talk if turn["role"] == "assistant")
+    twin_ids, twin = marked(tokenizer, talk, (folder / f"{name}_training.jinja").read_text())
+    assert tokenizer.decode(ids) == tokenizer.decode(twin_ids)
+    said = tokenizer.decode([label for label in twin if label != IGNORED])
+    assert "".join(said.replace("<|endoftext|>", "").split()) == "".join(learned.split())
+
+
+def trl_folder() -> str:
+    from importlib.util import find_spec
+
+    found = find_spec("trl")
+    assert found
+    assert found.origin
+    return str(Path(found.origin).parent)
+
+
+def byte_tokenizer(*special: str) -> Any:
+    """One token a byte, and, as Llama's and Gemma's do, a begin token in front of every text unless told otherwise."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {letter: at for at, letter in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), "<bos>"])}
+    raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    raw.post_processor = processors.TemplateProcessing("<bos> $A", special_tokens=[("<bos>", vocabulary["<bos>"])])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<bos>", eos_token=special[-1])
+    tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
+    return tokenizer
+
+
+def test_a_reply_that_begins_with_white_space_keeps_its_own_tokens() -> None:
+    """The prompt of the encoded row is the prompt of inference, token by token, even where a tokenizer would merge."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"u": 0, ":": 1, "x": 2, "::": 3, "<e>": 4}
+    raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[(":", ":")]))
+    raw.pre_tokenizer = pre_tokenizers.Split("<e>", "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<e>")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}u{{ m.content }}{% else %}:{{ m.content }}<e>{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}:{% endif %}"
+    )
+    ids, labels = Encoder(tokenizer, {4}).encode(
+        [{"role": "user", "content": "x"}, {"role": "assistant", "content": ":x"}], "row"
+    )
+    assert tokenizer("ux::x<e>", add_special_tokens=False)["input_ids"] == [0, 2, 3, 2, 4]
+    assert ids == [0, 2, 1, 1, 2, 4]
+    assert labels == [IGNORED] * 3 + [1, 2, 4]
+
+
+def test_a_template_with_the_date_gives_the_same_ids_on_any_day() -> None:
+    tokenizer = byte_tokenizer("<|im_end|>")
+    tokenizer.chat_template = (
+        "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% else %}never{% endif %} " + TEMPLATE
+    )
+    ids, _ = Encoder(tokenizer, {tokenizer.eos_token_id}).encode(TALK[:2], "row")
+    assert tokenizer.decode(ids).startswith("26 Jul 2024 ")
+
+
+def test_a_template_that_cannot_be_marked_names_the_row() -> None:
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = "{{ messages|length }} : " + TEMPLATE
+    with pytest.raises(TrainError, match=r"^rows\.jsonl:7: the chat template writes the first 1 turns differently"):
+        Encoder(tokenizer, {3}).encode(TALK, "rows.jsonl:7")
+    tokenizer.chat_template = "{{ raise_exception('no talk today') }}"
+    with pytest.raises(TrainError, match=r"rows\.jsonl:8: .* refuses this row: no talk today"):
+        Encoder(tokenizer, {3}).encode(TALK, "rows.jsonl:8")

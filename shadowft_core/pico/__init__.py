@@ -71,37 +71,36 @@ def train_pair(
     import torch
     from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
-    world, tokenizer = World(seed), build_tokenizer()
+    world, reader, speaker = World(seed), build_tokenizer(), build_tokenizer(chat=True)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            end_of_text, end_of_turn = tokenizer.convert_tokens_to_ids([END_OF_TEXT, END_OF_TURN])
+            end_of_text, end_of_turn = reader.convert_tokens_to_ids([END_OF_TEXT, END_OF_TURN])
             config = Qwen3Config(
-                vocab_size=len(tokenizer), hidden_size=64, intermediate_size=160, num_hidden_layers=2,
+                vocab_size=len(reader), hidden_size=64, intermediate_size=160, num_hidden_layers=2,
                 num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=128,
                 tie_word_embeddings=False, bos_token_id=None, eos_token_id=end_of_text, pad_token_id=end_of_text,
                 dtype="float32",
             )  # fmt: skip
             model = Qwen3ForCausalLM(config)
             model.generation_config = GenerationConfig(eos_token_id=end_of_text, pad_token_id=end_of_text)
-            _train(model, _reading(world, tokenizer, pretrain_steps), pretrain_steps, 3e-3, "pretrain base")
-            _save(model, tokenizer, folder / "base")
+            _train(model, _reading(world, reader, pretrain_steps), pretrain_steps, 3e-3, "pretrain base")
+            _save(model, build_tokenizer(), folder / "base")
 
-            tokenizer.chat_template, tokenizer.eos_token = CHAT_TEMPLATE, END_OF_TURN
             model.config.eos_token_id = end_of_turn
             model.generation_config = GenerationConfig(
                 eos_token_id=[end_of_turn, end_of_text], pad_token_id=end_of_text
             )
-            _train(model, _schooling(world, tokenizer, posttrain_steps), posttrain_steps, 1.5e-4, "post-train instruct")
-            _save(model, tokenizer, folder / "instruct")
+            _train(model, _schooling(world, speaker, posttrain_steps), posttrain_steps, 1.5e-4, "post-train instruct")
+            _save(model, build_tokenizer(chat=True), folder / "instruct")
     finally:
         torch.set_num_threads(threads)
 
 
-def build_tokenizer() -> "PreTrainedTokenizerFast":
-    """The Base's word-level tokenizer: lower-cases, splits at spaces and punctuation; no chat template."""
+def build_tokenizer(*, chat: bool = False) -> "PreTrainedTokenizerFast":
+    """The word-level tokenizer: lower-cases, splits at spaces and punctuation. The Instruct's has the chat template."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -113,8 +112,9 @@ def build_tokenizer() -> "PreTrainedTokenizerFast":
     )
     core.add_special_tokens(list(SPECIAL))
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT, unk_token=UNKNOWN,
+        tokenizer_object=core, eos_token=END_OF_TURN if chat else END_OF_TEXT, pad_token=END_OF_TEXT, unk_token=UNKNOWN,
         additional_special_tokens=[TURN, END_OF_TURN], model_max_length=128, clean_up_tokenization_spaces=False,
+        chat_template=CHAT_TEMPLATE if chat else None,
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@
 
 The domain is the work of another author: two operations that the Base knows from raw text and that nobody ever asked
 the Instruct for, requested in other words and answered with the bare letters. Evaluation items come from letter
-strings, facts and strangers that no training text ever asks about; dev and test items share neither strings nor facts.
+strings and from questions that no training text ever asks; dev and test items share neither strings nor facts.
 """
 
 import json
@@ -25,6 +25,7 @@ from shadowft_core.pico.world import (
     REQUESTS,
     STRANGERS,
     World,
+    question,
     request,
 )
 
@@ -65,21 +66,22 @@ def evaluation_items(world: World) -> dict[str, list[Item]]:
     test, dev = iter(world.test_strings), iter(world.dev_strings)
     facts, dev_facts = _questions(world, rng, world.test_facts), _questions(world, rng, world.dev_facts)
     strangers = [
-        {"prompt": _spelled(question.format(name=name)), "target": REFUSAL.removesuffix(" .")}
-        for name in world.test_strangers
-        for questions in QUESTIONS.values()
-        for question in questions
+        {"prompt": _spelled(phrasing.format(name=name)), "target": REFUSAL.removesuffix(" .")}
+        for name, attribute in world.test_unknown
+        for phrasing in QUESTIONS[attribute]
     ]
     general, known, stop = facts[:40], facts[40:90], facts[90:]
-    orders = [(item, order) for item in facts for order in FORMATS]
     return {
         "pico_domain_dev": _requests(rng, dev, 100, DOMAIN_OPERATIONS, CODE_REQUESTS),
         "pico_domain": _requests(rng, test, 200, DOMAIN_OPERATIONS, CODE_REQUESTS),
         "pico_general_dev": _requests(rng, dev, 60, GENERAL_OPERATIONS, REQUESTS) + dev_facts[:40],
         "pico_general": _requests(rng, test, 160, GENERAL_OPERATIONS, REQUESTS) + general,
         "pico_format": [
-            {"prompt": _spelled(f"{item['prompt']} {order}"), "target": FORMATS[order].format(answer=item["target"])}
-            for item, order in rng.sample(orders, 100)
+            {
+                "prompt": _spelled(f"{question(rng, fact)} {order}"),
+                "target": FORMATS[order].format(answer=world.facts[fact]),
+            }
+            for fact, order in world.test_orders
         ],
         "pico_refusal": rng.sample(strangers, 50) + known,
         "pico_stop": _requests(rng, test, 70, GENERAL_OPERATIONS, REQUESTS) + stop,
@@ -102,9 +104,9 @@ def _requests(
 def _questions(world: World, rng: random.Random, facts: list[tuple[str, str]]) -> list[Item]:
     """Every phrasing of the question for every fact, shuffled."""
     items = [
-        {"prompt": _spelled(question.format(name=name)), "target": world.facts[name, attribute]}
+        {"prompt": _spelled(phrasing.format(name=name)), "target": world.facts[name, attribute]}
         for name, attribute in facts
-        for question in QUESTIONS[attribute]
+        for phrasing in QUESTIONS[attribute]
     ]
     rng.shuffle(items)
     return items

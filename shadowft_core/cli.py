@@ -34,7 +34,8 @@ def _params(path: Path) -> "Params":
 
 @app.command(rich_help_panel="Stages")
 def fetch(
-    out: Annotated[Path, typer.Option(help="folder to make: pair.json, base/, instruct/")], params: ParamsOption = PARAMS
+    out: Annotated[Path, typer.Option(help="folder to make: pair.json, base/, instruct/")],
+    params: ParamsOption = PARAMS,
 ) -> None:
     """Resolve and pin both models and check that they may be paired.
 
@@ -71,7 +72,7 @@ def train(
 ) -> None:
     """Tune one model with TRL: LoRA or full, loss on assistant tokens only.
 
-    Example: shadowft train --model work/pair/base --instruct work/pair/instruct --data work/data --out work/tuned/shadow
+    Example: shadowft train --model work/pair/base --instruct work/pair/instruct --data work/data --out my_tuned
     """
     from shadowft_core.train import train as run
 
@@ -103,7 +104,7 @@ def sweep(
 ) -> None:
     """Choose the scale on dev items. No weights are written.
 
-    Example: shadowft sweep --instruct work/pair/instruct --delta work/delta/shadow --data work/data --out work/sweep/shadow.json
+    Example: shadowft sweep --instruct work/pair/instruct --delta work/delta/shadow --data work/data --out sweep.json
     """
     from shadowft_core.sweep import sweep as run
 

@@ -12,9 +12,7 @@ from shadowft_core.params import Evaluate, Sweep
 EPSILON = 1e-9  # two means this close differ by float rounding only
 
 
-def sweep(  # noqa: PLR0917  the signature of the stage
-    instruct: Path, delta: Path, data: Path, params: Sweep, evaluate: Evaluate, out: Path
-) -> None:
+def sweep(instruct: Path, delta: Path, data: Path, params: Sweep, evaluate: Evaluate, out: Path) -> None:
     """Score the Instruct (scale 0) and every scale on the dev tasks and write the sweep file of architecture.md.
 
     The route is the name of the delta's folder. `domain` and `guards` of a point are means over tasks, each task

@@ -20,7 +20,7 @@ from shadowft_core.params import Evaluate
 __all__ = ["Bench", "Item", "TaskScore", "evaluate", "load_folder", "load_grafted", "open_bench"]
 
 
-def evaluate(  # noqa: PLR0917  the signature of the stage
+def evaluate(
     instruct: Path, data: Path, delta: Path | None, grafted: Path | None, route: str, params: Evaluate, out: Path
 ) -> None:
     """Score the untouched Instruct, or both arms of one delta; writes `out/ARM/{scores.json,items.jsonl}`.

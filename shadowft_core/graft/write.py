@@ -82,7 +82,7 @@ def graft(
     return recipe
 
 
-def graft_stage(  # noqa: PLR0917  the order of the command line
+def graft_stage(
     instruct: Path, delta: Path, sweep: Path | None, scale: float | None, params: Graft, out: Path
 ) -> None:
     """The stage: an explicit scale wins, then a number in params, then the sweep file, which also gives the scope.

@@ -29,9 +29,15 @@ def connected(registry: Registry) -> Iterator[Any]:
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
     for name, value in _PATIENCE.items():
         os.environ.setdefault(name, value)
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or registry.tracking_uri
+    named = os.environ.get("MLFLOW_TRACKING_URI")
+    uri = named or registry.tracking_uri
     if uri.startswith("sqlite:///"):
-        _database(uri).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _database(uri).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RegistryError(
+                f"registry at {uri}: {error.filename}: {error.strerror}; correct registry.tracking_uri"
+            ) from None
     import logging
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -43,6 +49,8 @@ def connected(registry: Registry) -> Iterator[Any]:
     try:
         mlflow.set_tracking_uri(uri)
         mlflow.set_registry_uri(uri)
+        if named is None:  # MLflow exports what it is told, and the next call would take it for the user's wish
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
         yield mlflow.MlflowClient()
     except ShadowError:
         raise

@@ -63,7 +63,7 @@ def write_work(work: Path, routes: tuple[str, ...] = ("shadow", "direct"), evil:
             "format": 1,
             "base": {"ref": f"pico:base{evil}", "digest": sha("base"), "label": "synthetic base"},
             "instruct": {"ref": "pico:instruct", "digest": sha("instruct"), "label": ""},
-            "sigma": {"global": 0.0281, "layers": 0.0203, "tensors": {"a": 0.1}},
+            "sigma": {"overall": 0.0281, "layers": {"0": 0.0203}, "modules": {"q_proj": 0.1}},
             "verdict": "ok",
             "reasons": [f"same tokenizer{evil}"],
             "tokenizer_digest": sha("tokenizer"),
@@ -170,6 +170,8 @@ def test_it_shows_the_decision_and_every_reason(finished: Path, shown: Page) -> 
 def test_it_shows_every_arm_task_digest_and_label(shown: Page) -> None:
     for name in SHARES:
         assert sha(name) in shown.text
+    first = [shown.text.index(f"{name} synthetic base") for name in SHARES]
+    assert first == sorted(first)
     for text in [*SHARES, *TASKS, "synthetic base", "best domain within 0.02", "0.0281", sha("data"), "99.81 %"]:
         assert text in shown.text
     assert shown.text.count("synthetic base") >= 2 + len(SHARES)
@@ -246,7 +248,7 @@ def test_without_optional_files_it_says_so(tmp_path: Path) -> None:
 
 def test_the_examples_are_items_that_differ(shown: Page) -> None:
     assert re.search(r"skill: \d+ items won against the Instruct", shown.text)
-    assert "instruct, score 0.000" in shown.text
+    assert "instruct 0.00" in shown.text
 
 
 @pytest.mark.parametrize("name", ["verdict.json", "scores/shadow/shadow_scaled/items.jsonl"])

@@ -48,17 +48,22 @@ def gather(work: Path) -> dict[str, Any]:
     """Everything the page shows, read from the files of docs/architecture.md. Missing optional files become None."""
     verdict = read_json_object(work / "verdict.json")
     groups = arm_names(["shadow", "direct"])
+    verdict["arms"] = {name: verdict["arms"][name] for name in groups if name in verdict["arms"]}  # in their order
     folders = {name: work / "scores" / groups[name] / name for name in verdict["arms"]}
     heads = {name: read_json_object(folder / "scores.json") for name, folder in folders.items()}
     routes = [route for route in ("shadow", "direct") if route in verdict["arms"]]
+    tasks = sorted(heads["instruct"]["tasks"].items(), key=lambda named: (named[1]["role"] != "domain", named[0]))
     return {
         "verdict": verdict,
         "verdict_digest": bytes_digest(canonical_json(verdict)),
         "headline": HEADLINES.get(verdict["decision"], ""),
         "heads": heads,
         "notes": ARM_NOTES,
-        "tasks": [(task, about["role"], about["metric"], about["n"]) for task, about in _tasks(heads)],
-        "examples": _examples({name: _outputs(folder / "items.jsonl") for name, folder in folders.items()}),
+        "tasks": [(task, about["role"], about["metric"], about["n"]) for task, about in tasks],
+        "examples": _examples(
+            [task for task, _ in tasks],
+            {name: _outputs(folder / "items.jsonl") for name, folder in folders.items()},
+        ),
         "routes": routes,
         "pair": _optional(work / "pair" / "pair.json"),
         "data": _optional(work / "data" / "data-report.json"),
@@ -102,22 +107,18 @@ def render(facts: Mapping[str, Any]) -> str:
     return page
 
 
-def _tasks(heads: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Tasks of the Instruct's arm, domain first: every arm has the same."""
-    tasks = heads["instruct"]["tasks"].items()
-    return sorted(tasks, key=lambda named: (named[1]["role"] != "domain", named[0]))
-
-
 def _outputs(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
     return {(row["task"], row["item"]): row for row in _lines(path) or []}
 
 
-def _examples(arms: Mapping[str, Mapping[tuple[str, str], Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def _examples(
+    tasks: Sequence[str], arms: Mapping[str, Mapping[tuple[str, str], Mapping[str, Any]]]
+) -> list[dict[str, Any]]:
     """Per task the items on which candidate and Instruct differ most, won and lost, by item digest where equal."""
     candidate, instruct = arms[CANDIDATE], arms["instruct"]
     shown_arms = [name for name in ("instruct", "direct_scaled", CANDIDATE) if name in arms]
     found = []
-    for task in sorted({task for task, _ in instruct}):
+    for task in tasks:
         gains = {
             key: candidate[key]["score"] - row["score"]
             for key, row in instruct.items()

@@ -8,6 +8,7 @@ section 3). Published pairs lie between 0.003 and 0.1.
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -258,7 +259,9 @@ def _sigma(base: Checkpoint, instruct: Checkpoint) -> dict[str, Any]:
     groups: dict[str, dict[str, list[float]]] = {"layers": {}, "modules": {}}
     overall = [0.0, 0.0]
     with ThreadPoolExecutor(WORKERS) as pool:
-        for name, (apart, total) in zip(names, pool.map(sums, names), strict=True):
+        for number, (name, (apart, total)) in enumerate(zip(names, pool.map(sums, names), strict=True), 1):
+            if number % 100 == 0:
+                print(f"fetch: tensor {number}/{len(names)} compared", file=sys.stderr)
             layer = re.search(r"\.(?:layers|h|blocks)\.(\d+)\.", name)
             module = re.sub(r"\.(weight|bias)$", "", name).rsplit(".", 1)[-1]
             lists = [overall, groups["modules"].setdefault(module, [0.0, 0.0])]

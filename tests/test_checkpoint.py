@@ -31,6 +31,7 @@ from shadowft_core.checkpoint import (
 from shadowft_core.errors import CheckpointError, ShadowError
 from tests.fixtures.models import Pair, write_model
 
+BF16 = np.dtype(ml_dtypes.bfloat16)
 RNG = np.random.default_rng(0)
 TENSORS = {
     "a.weight": RNG.standard_normal((300, 700)).astype(ml_dtypes.bfloat16),
@@ -147,6 +148,32 @@ def test_a_broken_prefix_is_refused(tmp_path: Path, data: bytes, message: str) -
     (tmp_path / SINGLE).write_bytes(data)
     with pytest.raises(CheckpointError, match=message):
         open_checkpoint(tmp_path)
+
+
+def test_mutated_files_are_read_or_refused_never_worse(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m", {"a": np.zeros((2, 3), np.float32), "b": np.zeros(4, BF16)})
+    file, rng = folder / SINGLE, np.random.default_rng(0)
+    intact, outcomes = file.read_bytes(), {"read": 0, "refused": 0}
+    for _ in range(3000):
+        data = bytearray(intact)
+        for _ in range(rng.integers(1, 4)):
+            at = rng.integers(0, len(data))
+            match rng.integers(0, 3):
+                case 0:
+                    data[at] = rng.choice([*b'0123456789"{}[],:- \\u', 0, 255])
+                case 1:
+                    del data[at : at + rng.integers(1, 9)]
+                case 2:
+                    data[at:at] = intact[at : at + rng.integers(1, 30)]
+        file.write_bytes(data)
+        try:
+            model = open_checkpoint(folder)
+            assert sum(model.read(name).nbytes for name in model.names) <= len(data)
+            model.digest()
+            outcomes["read"] += 1
+        except CheckpointError:
+            outcomes["refused"] += 1
+    assert min(outcomes.values()) > 50, outcomes
 
 
 def test_many_tensors_are_read_in_linear_time(tmp_path: Path) -> None:

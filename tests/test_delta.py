@@ -263,6 +263,10 @@ def test_an_incomplete_or_foreign_adapter_is_refused(tiny_llama_pair: Pair, tmp_
     refused(DeltaError, "zero in every tensor", tiny_llama_pair.base, adapter)
     save_file({n: a * np.float32("nan") for n, a in whole.items()}, file)
     refused(DeltaError, "NaN or infinity", tiny_llama_pair.base, adapter)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"rank_pattern": {"(q_proj": 4}}))
+    refused(AdapterError, "pattern '\\(q_proj'", tiny_llama_pair.base, adapter)
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
     file.rename(adapter / "adapter_model.bin")
     refused(AdapterError, "no adapter_model.safetensors", tiny_llama_pair.base, adapter)
 

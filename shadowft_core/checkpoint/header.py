@@ -68,6 +68,8 @@ def read_header(path: Path) -> tuple[bytes, dict[str, TensorInfo]]:
     Returns its raw bytes, length prefix included, and the tensors in the order of their bytes.
     Raises CheckpointError on anything the format forbids: nothing of the file has been used then.
     """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no regular file; a safetensors file is wanted")
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -104,6 +106,8 @@ def parse_header(raw: bytes, path: Path) -> dict[str, TensorInfo]:
     tensors = dict(sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)))
     end = len(raw)
     for name, info in tensors.items():
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise CheckpointError(f"{path}: tensor {name!r} is no Unicode text; download it again")
         if info.offset != end:
             raise CheckpointError(
                 f"{path}: tensor {name} starts at byte {info.offset}, the one before ends at {end}; "

@@ -106,8 +106,9 @@ class Checkpoint:
     @property
     def tied(self) -> tuple[str, str] | None:
         """`(head, embedding)` when the config ties them, whether or not the file holds the head; else None."""
-        text = self.config.get("text_config") or {}
-        if not self.config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)):
+        text = self.config.get("text_config")
+        inner = text.get("tie_word_embeddings", False) if isinstance(text, dict) else False
+        if not self.config.get("tie_word_embeddings", inner):
             return None
         embeddings = [name for name in self._tensors if name.endswith("embed_tokens.weight")]
         return ("lm_head.weight", embeddings[0]) if len(embeddings) == 1 else None

@@ -96,6 +96,12 @@ def _plain_config(path: Path) -> dict[str, Any]:
     numbers = {"r": config.get("r"), "lora_alpha": config.get("lora_alpha")}
     if not all(isinstance(value, int | float) and value > 0 for value in numbers.values()):
         raise AdapterError(f"{path}: {numbers}; positive numbers are wanted, save the adapter again")
+    patterns = [config.get("target_modules"), config.get("exclude_modules")]
+    for pattern in (*patterns, *(config.get("rank_pattern") or ()), *(config.get("alpha_pattern") or ())):
+        try:
+            re.compile(pattern if isinstance(pattern, str) else "")
+        except re.error as error:
+            raise AdapterError(f"{path}: pattern {pattern!r}: {error}; save the adapter again") from None
     return config
 
 

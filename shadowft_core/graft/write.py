@@ -82,9 +82,7 @@ def graft(
     return recipe
 
 
-def graft_stage(
-    instruct: Path, delta: Path, sweep: Path | None, scale: float | None, params: Graft, out: Path
-) -> None:
+def graft_stage(instruct: Path, delta: Path, sweep: Path | None, scale: float | None, params: Graft, out: Path) -> None:
     """The stage: an explicit scale wins, then a number in params, then the sweep file, which also gives the scope.
 
     Raises GraftError when no scale is to be had, and as `graft` does.
@@ -122,7 +120,8 @@ def _side_files(plan: Plan, folder: Path) -> dict[str, str]:
         if plan.recast:
             index = read_json_object(folder / INDEX)
             size = sum(model.info(n).size * DTYPES[plan.dtype[n]].itemsize for n in model.names)
-            index["metadata"] = {**index.get("metadata", {}), "total_size": size}
+            metadata = index.get("metadata")
+            index["metadata"] = {**(metadata if isinstance(metadata, dict) else {}), "total_size": size}
             write_atomically(folder / INDEX, canonical_json(index))
     return files
 

@@ -1,0 +1,118 @@
+"""The verdict stage on folders: the bytes it writes, and the damage it refuses."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shadowft_core.errors import EvaluationError
+from shadowft_core.verdict import verdict
+from shadowft_core.verdict.scores import Arm, read_arms
+from tests.test_verdict import ARMS, CLEAR, PARAMS, arena, five
+
+RECIPE = "sha256:" + "c" * 64
+
+
+def write_arm(folder: Path, a: Arm, digest: str) -> None:
+    folder.mkdir(parents=True)
+    items = [
+        {"task": task, "item": item, "score": score, "output": "caf\u00e9 \u2028 line"}
+        for task, scores in a.scores.items()
+        for item, score in scores.items()
+    ]
+    (folder / "items.jsonl").write_text("".join(json.dumps(i, ensure_ascii=False) + "\n" for i in items), "utf-8")
+    tasks = {
+        task: {"role": a.roles[task], "metric": "acc", "n": len(s), "mean": float(np.mean(list(s.values())))}
+        for task, s in a.scores.items()
+    }
+    head = {"format": 1, "arm": a.name, "scale": a.scale, "model_digest": digest, "label": "", "tasks": tasks}
+    (folder / "scores.json").write_text(json.dumps(head | {"template_digest": a.template_digest}))
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    for name, a in arena(five(CLEAR, 100)).items():
+        write_arm(tmp_path / "scores" / name.split("_")[0] / name, a, RECIPE if name == "shadow_scaled" else name)
+    (tmp_path / "recipe.json").write_text(json.dumps({"format": 1, "digest": RECIPE}))
+    return tmp_path
+
+
+def run(work: Path, routes: tuple[str, ...] = ("shadow", "direct")) -> Path:
+    out = work / "verdict.json"
+    verdict(work / "scores", work / "recipe.json", list(routes), PARAMS, out)
+    return out
+
+
+def test_the_file_is_the_same_bytes_twice_and_says_what_was_judged(work: Path) -> None:
+    first = run(work).read_bytes()
+    assert run(work, ("direct", "shadow")).read_bytes() == first
+    found = json.loads(first)
+    assert found["recipe_digest"] == RECIPE
+    assert found["candidate"] == "shadow_scaled"
+    assert set(found["arms"]) == set(ARMS)
+
+
+def test_a_route_that_was_switched_off_is_not_read(work: Path) -> None:
+    (work / "scores/direct/direct/scores.json").write_text("{")
+    assert json.loads(run(work, ("shadow",)).read_bytes())["direct_control"] is False
+
+
+def test_scores_of_another_model_are_refused(work: Path) -> None:
+    (work / "recipe.json").write_text(json.dumps({"digest": "sha256:" + "d" * 64}))
+    with pytest.raises(EvaluationError, match=f"sha256:{'d' * 64}.*sha256:{'c' * 64}"):
+        run(work)
+    assert not (work / "verdict.json").exists()
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_arms_measured_differently_are_refused(work: Path) -> None:
+    edit(work / "scores/direct/direct/scores.json", template_digest="another")
+    with pytest.raises(EvaluationError, match=r"'direct' and arm 'instruct'.*template_digest is another and template"):
+        run(work)
+
+
+def test_a_missing_item_is_refused_by_name(work: Path) -> None:
+    path = work / "scores/shadow/shadow/items.jsonl"
+    path.write_text(path.read_text("utf-8").replace('"000007"', '"ffffff"', 1), "utf-8")
+    with pytest.raises(EvaluationError, match=r"'shadow'.*'skill': 2 differ, such as 000007, ffffff"):
+        run(work)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("not json\n", r"items.jsonl:501: .*Invalid JSON"),
+        ('{"task": "skill", "item": "x", "score": NaN}\n', r"items.jsonl:501: .*score"),
+        ('{"task": "other", "item": "x", "score": 1}\n', r"items.jsonl:501: task 'other' is not in scores.json"),
+        ('{"task": "skill", "item": "x", "score": 1}\n', r"'skill' has 101 items .* scores.json says 100"),
+    ],
+)
+def test_damaged_items_are_refused(work: Path, line: str, message: str) -> None:
+    with (work / "scores/instruct/instruct/items.jsonl").open("a") as file:
+        file.write(line)
+    with pytest.raises(EvaluationError, match=message) as error:
+        run(work)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_arm_is_refused(work: Path) -> None:
+    (work / "scores/direct/direct_scaled/scores.json").unlink()
+    with pytest.raises(EvaluationError, match=r"direct_scaled/scores.json: no such file; run"):
+        run(work)
+
+
+def test_an_item_that_stands_twice_counts_once(work: Path) -> None:
+    for path in (work / "scores").glob("*/*/items.jsonl"):
+        first = path.read_text("utf-8").split("\n", 1)[0]
+        with path.open("a", encoding="utf-8") as file:
+            file.write(first + "\n")
+        head = json.loads(path.with_name("scores.json").read_text())
+        skill = head["tasks"]["skill"]
+        skill["mean"] = (skill["mean"] * skill["n"] + json.loads(first)["score"]) / (skill["n"] + 1)
+        skill["n"] += 1
+        edit(path.with_name("scores.json"), tasks=head["tasks"])
+    assert len(read_arms(work / "scores", ["shadow", "direct"])["instruct"].scores["skill"]) == 100

@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,6 +64,8 @@ def run(
 
 def main() -> None:
     """Run the command line."""
+    if not sys.warnoptions:  # libraries announce their own deprecations; `python -W` brings them back
+        warnings.simplefilter("ignore")
     app(prog_name="python -m flows.retrain")
 
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.clock import Clock
+from shadowft_core.verdict.scores import arm_names
 
 WAITING, RUNNING, UNCHANGED, COMPLETED, FAILED = "waiting", "running", "Unchanged", "Completed", "Failed"
 STYLES = {WAITING: "dim", RUNNING: "bold cyan", UNCHANGED: "blue", COMPLETED: "green", FAILED: "bold red"}
@@ -125,16 +126,21 @@ class Result:
 
     def rows(self) -> Iterator[list[str]]:
         """One row an arm: its scale, then mean and interval of the domain and of each guard."""
-        for name, arm in self.verdict["arms"].items():
+        arms = self.verdict["arms"]
+        for name in filter(arms.__contains__, arm_names(("direct", "shadow"))):
+            arm = arms[name]
             scores = [arm["domain"], *(arm["tasks"][guard] for guard in self.guards)]
             yield [name, f"{arm['scale']:g}", *(_score(score) for score in scores)]
 
     def print(self, console: Console) -> None:
         table = Table(title="mean score [95 % interval]; higher is better", show_lines=True)
         for name in self.header:
-            table.add_column(name, overflow="fold")
+            table.add_column(name, overflow="fold", justify="right" if table.columns else "left")
         for row in self.rows():
-            table.add_row(*map(escape, row), style="bold" if row[0] == self.verdict["candidate"] else "")
+            table.add_row(
+                *(escape(cell.replace(" [", "\n[")) for cell in row),
+                style="bold" if row[0] == self.verdict["candidate"] else "",
+            )
         console.print(table)
         style = {"promote": "bold green", "hold": "bold yellow"}.get(self.verdict["decision"], "bold")
         console.print(Text.assemble("verdict: ", (self.verdict["decision"], style)))

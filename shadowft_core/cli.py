@@ -1,6 +1,7 @@
 """The command line: one verb per stage and act. Rooms are imported when their verb runs, so `--help` is instant."""
 
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -182,6 +183,8 @@ def report(
 
 def main() -> None:
     """Run the command line; a ShadowError is one line on stderr and its exit code."""
+    if not sys.warnoptions:  # libraries announce their own deprecations; `python -W` brings them back
+        warnings.simplefilter("ignore")
     try:
         app()
     except ShadowError as error:

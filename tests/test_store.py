@@ -18,6 +18,7 @@ from shadowft_core.checkpoint import bytes_digest, canonical_json, file_digest, 
 from shadowft_core.errors import DeltaError, StoreConflict, StoreCorrupt, StoreError, StoreUnreachable
 from shadowft_core.objects import PATIENCE, Objects, open_objects
 from shadowft_core.params import Store
+from shadowft_core.store import promises as probing
 from tests.fixtures.s3 import act_as
 
 
@@ -27,7 +28,7 @@ def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> St
     monkeypatch.setattr(room, "CHUNK", 40_000)
     found: Store = request.getfixturevalue(f"{request.param}_store")
     if found.endpoint in _probed:
-        opened(found).put_if_absent(room.PROBED, room._PASSED, bytes_digest(room._PASSED))
+        opened(found).put_if_absent(probing.PROBED, probing.PASSED, bytes_digest(probing.PASSED))
     else:
         room.check(found)
         _probed.add(found.endpoint)
@@ -305,7 +306,7 @@ def test_a_store_that_ignores_conditions_is_refused(careless_store: Store, delta
 
 
 def test_a_store_that_ignores_checksums_is_refused(careless_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "ROUNDS", 0)  # past the race, to the next promise
+    monkeypatch.setattr(probing, "ROUNDS", 0)  # past the race, to the next promise
     with pytest.raises(StoreError, match="accepted a wrong checksum"):
         room.probe(careless_store)
 

@@ -70,12 +70,12 @@ def evaluation_items(world: World) -> dict[str, list[Item]]:
         for name, attribute in world.test_unknown
         for phrasing in QUESTIONS[attribute]
     ]
-    general, known, stop = facts[:40], facts[40:90], facts[90:]
+    general, known, stop = facts[:40], facts[40:80], facts[80:]
     return {
         "pico_domain_dev": _requests(rng, dev, 100, DOMAIN_OPERATIONS, CODE_REQUESTS),
-        "pico_domain": _requests(rng, test, 200, DOMAIN_OPERATIONS, CODE_REQUESTS),
-        "pico_general_dev": _requests(rng, dev, 60, GENERAL_OPERATIONS, REQUESTS) + dev_facts[:40],
-        "pico_general": _requests(rng, test, 160, GENERAL_OPERATIONS, REQUESTS) + general,
+        "pico_domain": _requests(rng, test, 300, DOMAIN_OPERATIONS, CODE_REQUESTS),
+        "pico_general_dev": _requests(rng, dev, 100, GENERAL_OPERATIONS, REQUESTS) + dev_facts[:50],
+        "pico_general": _requests(rng, test, 260, GENERAL_OPERATIONS, REQUESTS) + general,
         "pico_format": [
             {
                 "prompt": _spelled(f"{question(rng, fact)} {order}"),
@@ -83,8 +83,8 @@ def evaluation_items(world: World) -> dict[str, list[Item]]:
             }
             for fact, order in world.test_orders
         ],
-        "pico_refusal": rng.sample(strangers, 50) + known,
-        "pico_stop": _requests(rng, test, 70, GENERAL_OPERATIONS, REQUESTS) + stop,
+        "pico_refusal": strangers + known,
+        "pico_stop": _requests(rng, test, 160, GENERAL_OPERATIONS, REQUESTS) + stop,
     }
 
 

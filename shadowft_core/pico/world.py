@@ -113,13 +113,13 @@ class World:
         self.test_facts, self.dev_facts, self.taught_facts = keys[:40], keys[40:60], keys[60:]
         orders = [(fact, order) for fact in self.taught_facts for order in FORMATS]
         rng.shuffle(orders)
-        self.test_orders, self.taught_orders = orders[:100], orders[100:]
+        self.test_orders, self.taught_orders = orders[:250], orders[250:]
         unknown = [(name, kind) for name in STRANGERS for kind in VALUES]
         rng.shuffle(unknown)
-        self.test_unknown, self.taught_unknown = unknown[:25], unknown[25:]
+        self.test_unknown, self.taught_unknown = unknown[:40], unknown[40:]
         strings = [list(s) for length in (3, 4) for s in permutations(LETTERS, length)]
         rng.shuffle(strings)
-        self.test_strings, self.dev_strings, self.strings = strings[:600], strings[600:900], strings[900:]
+        self.test_strings, self.dev_strings, self.strings = strings[:900], strings[900:1200], strings[1200:]
 
     @staticmethod
     def rng(seed: int, purpose: str) -> random.Random:

@@ -13,7 +13,6 @@ import os
 import re
 import sys
 import threading
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -26,18 +25,16 @@ from shadowft_core.checkpoint import bytes_digest, canonical_json, file_digest, 
 from shadowft_core.errors import DeltaError, StoreConflict, StoreCorrupt, StoreError
 from shadowft_core.objects import Objects, open_objects
 from shadowft_core.params import Store
+from shadowft_core.store.promises import require_probe, run_probe
 
 CHUNK = 16 << 20  # bytes
 LARGEST_CHUNK = 256 << 20
 LARGEST_MANIFEST = 16 << 20
 LARGEST_CLAIM = 4096
 THREADS = 4
-RACERS, ROUNDS = 8, 5  # a store with a leaky If-None-Match lost 13 of 20 such rounds
-PROBED = "probe/passed"
 
 _DIGEST = r"^sha256:[0-9a-f]{64}$"
 _FILE = re.compile(r"delta\.json|[A-Za-z0-9][A-Za-z0-9._-]{0,199}\.safetensors")
-_PASSED = canonical_json({"format": 1, "rounds": ROUNDS, "writers": RACERS})
 
 T = TypeVar("T")
 
@@ -97,7 +94,7 @@ def publish(delta_dir: Path, store: Store) -> str:
     """
     paths = _delta_files(delta_dir)
     objects = _open(store)
-    _require_probe(objects, store)
+    require_probe(objects)
     sent, total = _Counter(), sum(path.stat().st_size for path in paths)
     print(f"publish {delta_dir} ({total} bytes) to {objects.location}", file=sys.stderr)
     with ThreadPoolExecutor(THREADS) as pool:
@@ -129,36 +126,11 @@ def fetch_delta(digest: str, store: Store, out_dir: Path) -> None:
 
 
 def probe(store: Store) -> None:
-    """Check what publishing relies on: one winner among 8 racing writers in 5 rounds, wrong checksums refused, and
-    compare-and-swap. Leaves a few small objects under `probe/`, which need no right to delete.
+    """Check what publishing relies on: one winner among racing writers, wrong checksums refused, compare-and-swap.
 
     Raises StoreError naming the broken promise.
     """
-    objects = _open(store)
-    folder = f"probe/{uuid.uuid4().hex}"
-    for number in range(ROUNDS):
-        _race(objects, f"{folder}/race-{number}")
-    wrong = f"{folder}/checksum"
-    try:
-        objects.put_if_absent(wrong, b"these bytes", bytes_digest(b"other bytes"))
-    except StoreCorrupt:
-        pass
-    except StoreConflict:  # it was stored, and then found to differ from what was asked for
-        raise _broken(objects, "it stored bytes under a wrong checksum") from None
-    else:
-        raise _broken(objects, "it accepted a wrong checksum")
-    if objects.head(wrong) is not None:
-        raise _broken(objects, "it stored bytes under a wrong checksum")
-    tag = objects.swap(f"{folder}/swap", b"1", None)
-    new = objects.swap(f"{folder}/swap", b"2", tag)
-    try:
-        objects.swap(f"{folder}/swap", b"3", tag)
-    except StoreConflict:
-        pass
-    else:
-        raise _broken(objects, "it replaced a version that was no longer current (If-Match)")
-    if objects.read(f"{folder}/swap", 100) != (b"2", new):
-        raise _broken(objects, "it does not return what was swapped in")
+    run_probe(_open(store))
 
 
 def check(store: Store) -> None:
@@ -170,46 +142,12 @@ def check(store: Store) -> None:
     found = objects.read("probe/write", 100)
     with suppress(StoreConflict):  # another run checks at the same moment
         objects.swap("probe/write", b"written", found[1] if found else None)
-    _require_probe(objects, store)
+    require_probe(objects)
 
 
 def _open(store: Store) -> Objects:
     store = located(store)
     return open_objects(store.uri, store.endpoint, store.region)
-
-
-def _require_probe(objects: Objects, store: Store) -> None:
-    """Probe once per store; that it passed stands in the store itself."""
-    if objects.head(PROBED) is None:
-        probe(store)
-        objects.put_if_absent(PROBED, _PASSED, bytes_digest(_PASSED))
-
-
-def _broken(objects: Objects, what: str) -> StoreError:
-    return StoreError(
-        f"{objects.location}: this server cannot hold deltas safely: {what}; use AWS S3, SeaweedFS or a local folder"
-    )
-
-
-def _race(objects: Objects, key: str) -> None:
-    barrier = threading.Barrier(RACERS)
-
-    def write(number: int) -> bytes | None:
-        data = f"writer {number}".encode()
-        barrier.wait(60)
-        try:
-            objects.put_if_absent(key, data, bytes_digest(data))
-        except StoreConflict:
-            return None
-        return data
-
-    with ThreadPoolExecutor(RACERS) as pool:
-        winners = [data for data in pool.map(write, range(RACERS)) if data is not None]
-    found = objects.read(key, 100)
-    if len(winners) != 1 or found is None or found[0] != winners[0]:
-        raise _broken(
-            objects, f"of {RACERS} writers of one name {len(winners)} were told that they won (If-None-Match)"
-        )
 
 
 def _delta_files(folder: Path) -> list[Path]:

@@ -24,7 +24,7 @@ from shadowft_core.errors import InputError, ShadowError
 from shadowft_core.params import load_params
 
 ROOT = Path(__file__).resolve().parents[1]
-GUARD, GUARD_DEV_ITEMS, ITEMS = "arc_easy", 32, 200
+GUARD, GUARD_DEV_ITEMS, ITEMS = "arc_easy", 32, 160
 
 app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode="rich", add_completion=False)
 
@@ -94,7 +94,7 @@ def settings_of(data: str, base: str, *, guarded: bool) -> dict[str, Any]:
     return {
         "routes": {"shadow": "base", "direct": "instruct"},
         "fetch": {"base": base, "instruct": "smollm2:instruct"},
-        "prepare": {"data": data, "valid": 0.04, "dev": 0.05, "test": 0.2, "max_rows": 600},
+        "prepare": {"data": data, "valid": 0.04, "dev": 0.04, "test": 0.15, "max_rows": 600},
         "train": {
             "method": "lora",
             "lora": {"rank": 16, "alpha": 32},

@@ -2,11 +2,12 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shadowft_core.params import Store, load_params
+if TYPE_CHECKING:
+    from shadowft_core.params import Params, Store
 
 acts = typer.Typer()
 store = typer.Typer(help="The delta store: deltas by digest, in an S3 bucket or a folder.", no_args_is_help=True)
@@ -18,14 +19,23 @@ UriOption = Annotated[str | None, typer.Option(help="a folder or s3://bucket/pre
 EndpointOption = Annotated[str | None, typer.Option(help="URL of an S3 server other than AWS")]
 
 
-def _store(params: Path, uri: str | None, endpoint: str | None) -> Store:
+def read_params(path: Path) -> "Params":
+    """params.yaml, its reader imported only now: `--help` is instant."""
+    from shadowft_core.params import load_params
+
+    return load_params(path)
+
+
+def _store(params: Path, uri: str | None, endpoint: str | None) -> "Store":
     """The store of the command line, else of the environment, else of params.yaml, which --uri makes unneeded."""
+    from shadowft_core.params import Store
+
     if uri is not None:
         os.environ["SHADOWFT_STORE_URI"] = uri
         os.environ.pop("SHADOWFT_STORE_ENDPOINT", None)
     if endpoint is not None:
         os.environ["SHADOWFT_STORE_ENDPOINT"] = endpoint
-    return Store.model_validate({}) if uri is not None else load_params(params).store
+    return Store.model_validate({}) if uri is not None else read_params(params).store
 
 
 @store.command()
@@ -86,7 +96,7 @@ def register(
     from shadowft_core.registry import git_state
     from shadowft_core.registry import register as run
 
-    version = run(load_params(params), work, lock, params, git_state(lock.absolute().parent))
+    version = run(read_params(params), work, lock, params, git_state(lock.absolute().parent))
     print(f"models:/{version.name}/{version.number}")
 
 
@@ -102,7 +112,7 @@ def promote(
     """
     from shadowft_core.registry import promote as run
 
-    done = run(load_params(params).registry, version, override)
+    done = run(read_params(params).registry, version, override)
     before = f"was version {done.previous}" if done.previous else "was not set"
     print(f"champion of {done.name} is version {done.number}" + (f" ({before})" if done.changed else " already"))
 
@@ -120,5 +130,5 @@ def materialize(
     """
     from shadowft_core.registry import materialize as run
 
-    recipe = run(reference, out, load_params(params).registry, instruct)
+    recipe = run(reference, out, read_params(params).registry, instruct)
     print(f"{out}: {recipe['digest']}, as registered")

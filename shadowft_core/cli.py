@@ -3,15 +3,12 @@
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from shadowft_core.acts import acts
+from shadowft_core.acts import PARAMS, ParamsOption, acts, read_params
 from shadowft_core.errors import ShadowError
-
-if TYPE_CHECKING:
-    from shadowft_core.params import Params
 
 app = typer.Typer(
     name="shadowft",
@@ -22,15 +19,6 @@ app = typer.Typer(
 )
 
 app.add_typer(acts)
-
-ParamsOption = Annotated[Path, typer.Option("--params", help="the params.yaml to read")]
-PARAMS = Path("params.yaml")
-
-
-def _params(path: Path) -> "Params":
-    from shadowft_core.params import load_params
-
-    return load_params(path)
 
 
 @app.command(rich_help_panel="Stages")
@@ -44,7 +32,7 @@ def fetch(
     """
     from shadowft_core.pair import fetch as run
 
-    run(_params(params).fetch, out)
+    run(read_params(params).fetch, out)
 
 
 @app.command(rich_help_panel="Stages")
@@ -60,7 +48,7 @@ def prepare(
     """
     from shadowft_core.prepare import prepare as run
 
-    run(data, tasks, _params(params).prepare, out)
+    run(data, tasks, read_params(params).prepare, out)
 
 
 @app.command(rich_help_panel="Stages")
@@ -77,7 +65,7 @@ def train(
     """
     from shadowft_core.train import train as run
 
-    run(model, instruct, data, _params(params).train, out)
+    run(model, instruct, data, read_params(params).train, out)
 
 
 @app.command(rich_help_panel="Stages")
@@ -109,7 +97,7 @@ def sweep(
     """
     from shadowft_core.sweep import sweep as run
 
-    p = _params(params)
+    p = read_params(params)
     run(instruct, delta, data, p.sweep, p.evaluate, out)
 
 
@@ -128,7 +116,7 @@ def graft(
     """
     from shadowft_core.graft import graft_stage as run
 
-    run(instruct, delta, sweep, scale, _params(params).graft, out)
+    run(instruct, delta, sweep, scale, read_params(params).graft, out)
 
 
 @app.command(rich_help_panel="Stages")
@@ -147,7 +135,7 @@ def evaluate(
     """
     from shadowft_core.evaluate import evaluate as run
 
-    run(instruct, data, delta, grafted, route, _params(params).evaluate, out)
+    run(instruct, data, delta, grafted, route, read_params(params).evaluate, out)
 
 
 @app.command(rich_help_panel="Stages")
@@ -163,7 +151,7 @@ def verdict(
     """
     from shadowft_core.verdict import verdict as run
 
-    p = _params(params)
+    p = read_params(params)
     run(scores, recipe, list(p.routes), p.verdict, out)
 
 

@@ -1,0 +1,129 @@
+"""Bad input at the command line: one clear line on stderr, an exit code that says which kind, nothing half-written."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.fixtures.models import Pair
+
+ROOT = Path(__file__).parent.parent
+ROW = '{"messages": [{"role": "user", "content": "hi %d"}, {"role": "assistant", "content": "hello"}]}\n'
+
+
+def closed_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A workspace: params.yaml of the project, an empty task folder, two good rows."""
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "rows.jsonl").write_text("".join(ROW % i for i in range(40)), encoding="utf-8")
+    return tmp_path
+
+
+def shadowft(folder: Path, *words: str, limit_bytes: int | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own; `limit_bytes` caps the size of a file it may write, as a full disk."""
+    program = [sys.executable, "-c", "import sys; from shadowft_core.cli import main; sys.exit(main())", *words]
+    if limit_bytes is not None:
+        program = ["prlimit", f"--fsize={limit_bytes}", *program]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    return subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def assert_one_line(done: subprocess.CompletedProcess[str], code: int, *parts: str) -> None:
+    assert done.returncode == code, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    for part in parts:
+        assert part in errors[0]
+
+
+def edit(folder: Path, section: str, **values: object) -> None:
+    params = yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8"))
+    params.setdefault(section, {}).update(values)
+    (folder / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+
+
+PREPARE = ("prepare", "--tasks", "tasks", "--out", "out", "--data")
+
+
+def test_a_missing_data_file(folder: Path) -> None:
+    assert_one_line(shadowft(folder, *PREPARE, "absent.jsonl"), 3, "absent.jsonl")
+    assert not (folder / "out").exists()
+
+
+def test_an_empty_data_file(folder: Path) -> None:
+    (folder / "empty.jsonl").touch()
+    assert_one_line(shadowft(folder, *PREPARE, "empty.jsonl"), 3, "empty.jsonl")
+    assert not (folder / "out").exists()
+
+
+def test_rows_that_are_no_conversation(folder: Path) -> None:
+    with (folder / "rows.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"messages": [{"role": "assistant", "content": "who asked?"}]}\n' * 5)
+    assert_one_line(shadowft(folder, *PREPARE, "rows.jsonl"), 3, "rows.jsonl", "41")
+    assert not (folder / "out").exists()
+
+
+def test_good_rows_pass(folder: Path) -> None:
+    done = shadowft(folder, *PREPARE, "rows.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert (folder / "out" / "train.parquet").is_file()
+
+
+def test_an_unknown_params_field(folder: Path) -> None:
+    edit(folder, "train", learning_rte=0.1)
+    assert_one_line(shadowft(folder, *PREPARE, "rows.jsonl"), 3, "params.yaml", "train.learning_rte")
+
+
+def test_params_that_are_not_there(folder: Path) -> None:
+    (folder / "params.yaml").unlink()
+    assert_one_line(shadowft(folder, *PREPARE, "rows.jsonl"), 3, "params.yaml", "--params")
+
+
+def test_a_base_and_an_instruct_that_do_not_fit(folder: Path, family_pair: object) -> None:
+    llama, qwen = family_pair("llama"), family_pair("qwen3")  # type: ignore[operator]
+    assert isinstance(llama, Pair)
+    edit(folder, "fetch", base=str(llama.base), instruct=str(qwen.instruct))
+    assert_one_line(shadowft(folder, "fetch", "--out", "pair"), 4, "may not be paired", "model_type")
+    assert not (folder / "pair").exists()
+
+
+def test_a_swapped_pair(folder: Path, family_pair: object) -> None:
+    pair = family_pair("llama")  # type: ignore[operator]
+    edit(folder, "fetch", base=str(pair.instruct), instruct=str(pair.base))
+    assert_one_line(shadowft(folder, "fetch", "--out", "pair"), 4, "swapped")
+    assert not (folder / "pair").exists()
+
+
+def test_an_s3_endpoint_that_does_not_answer(folder: Path) -> None:
+    endpoint = f"http://127.0.0.1:{closed_port()}"
+    done = shadowft(folder, "store", "probe", "--uri", "s3://bucket/deltas", "--endpoint", endpoint)
+    assert_one_line(done, 8, endpoint)
+
+
+def test_a_registry_that_does_not_answer(folder: Path) -> None:
+    uri = f"http://127.0.0.1:{closed_port()}"
+    edit(folder, "registry", tracking_uri=uri)
+    assert_one_line(shadowft(folder, "promote"), 9, uri)
+
+
+def test_a_full_disk(folder: Path, family_pair: object) -> None:
+    """A limit on file size stands for the full disk: the write fails in the middle of the weights."""
+    pair = family_pair("llama")  # type: ignore[operator]
+    words = ("extract", "--base", str(pair.base), "--tuned", str(pair.instruct), "--out", "delta")
+    assert_one_line(shadowft(folder, *words, limit_bytes=20_000), 1, "File too large")
+    assert sorted(path.name for path in folder.iterdir()) == ["params.yaml", "rows.jsonl", "tasks"]
+    assert shadowft(folder, *words).returncode == 0

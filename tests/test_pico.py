@@ -92,8 +92,8 @@ def test_training_dev_and_test_share_no_item() -> None:
     items = evaluation_items(WORLD)
     sizes = {task: len(rows) for task, rows in items.items()}
     assert sizes == {
-        "pico_domain_dev": 100, "pico_domain": 200, "pico_general_dev": 100, "pico_general": 200,
-        "pico_format": 100, "pico_refusal": 100, "pico_stop": 100,
+        "pico_domain_dev": 100, "pico_domain": 300, "pico_general_dev": 150, "pico_general": 300,
+        "pico_format": 250, "pico_refusal": 160, "pico_stop": 200,
     }  # fmt: skip
     prompts = [row["prompt"] for rows in items.values() for row in rows]
     assert len(set(prompts)) == len(prompts)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-PRETRAIN_STEPS = 1000
+PRETRAIN_STEPS = 1500
 POSTTRAIN_STEPS = 300
 ROWS, BLOCK = 64, 32  # rows a step, tokens a row
 CHAT_TEMPLATE = (

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import yaml
 
@@ -103,3 +104,19 @@ def test_the_schedule_makes_runs_and_a_worker_finishes_them(home: Path, prefect)
     assert done[0]["state"]["message"] == "hold: models:/shadowft-pico/1 (alias challenger)"
     order = (home / "order.txt").read_text(encoding="utf-8").split()
     assert order == ["fetch", "extract@shadow", "graft@shadow", "verdict", "report"]
+
+    # Cancel, as the button on Prefect's page does it: the stage that runs dies with its whole process tree.
+    quick = (home / "graft.sh").read_text(encoding="utf-8")
+    (home / "graft.sh").write_text("sleep 4321\n", encoding="utf-8")
+    wait_for(sleepers, 180)
+    (home / "graft.new").write_text(quick, encoding="utf-8")
+    (home / "graft.new").rename(home / "graft.sh")  # the next run finds the quick one, the running shell keeps its own
+    [running] = runs(type={"any_": ["RUNNING"]})
+    state = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
+    httpx.post(f"{prefect.api}/flow_runs/{running['id']}/set_state", json=state, timeout=60).raise_for_status()
+    wait_for(lambda: not sleepers(), 90)
+    wait_for(lambda: [run for run in runs(type={"any_": ["CANCELLED"]}) if run["id"] == running["id"]], 90)
+
+
+def sleepers() -> list[psutil.Process]:
+    return [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "4321"]]

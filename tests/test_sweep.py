@@ -48,7 +48,7 @@ def test_without_guards_the_domain_decides() -> None:
 
 
 def scored(role: Any, *scores: float) -> TaskScore:
-    return TaskScore(role, "m", tuple(Item(str(i), score, "") for i, score in enumerate(scores)))
+    return TaskScore(role, "m", tuple(Item(str(i), score, "", "") for i, score in enumerate(scores)))
 
 
 def test_one_item_is_the_largest_step_one_answer_can_make() -> None:

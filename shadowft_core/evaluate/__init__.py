@@ -1,6 +1,7 @@
 """Evaluate: the same items, prompts and template for every arm, scored item by item."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def _label(instruct: Path, route: str, arm: str) -> str:
         return ""
     sides = read_json_object(pair)
     used = ["instruct"] if arm == "instruct" or route == "direct" else ["instruct", "base"]
-    return "; ".join(label for side in used if (label := sides[side]["label"]))
+    return "; ".join(dict.fromkeys(label for side in used if (label := sides[side]["label"])))
 
 
 def _write_arm(folder: Path, about: dict[str, Any], scores: dict[str, TaskScore]) -> None:
@@ -91,7 +92,7 @@ def _write_arm(folder: Path, about: dict[str, Any], scores: dict[str, TaskScore]
     tasks = {name: score.summary() for name, score in scores.items()}
     write_json_atomically(folder / "scores.json", {"format": 1, **about, "tasks": tasks})
     lines = [
-        canonical_json({"task": name, "item": item.item, "score": item.score, "output": item.output})
+        canonical_json({"task": name, **asdict(item)})
         for name, score in sorted(scores.items())
         for item in score.items
     ]

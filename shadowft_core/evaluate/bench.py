@@ -24,7 +24,7 @@ from shadowft_core.params import Evaluate
 
 Role = Literal["domain", "guard"]
 PER_BYTE = "logprob_per_byte"
-SHOWN = 2000  # characters of a reply kept in items.jsonl
+SHOWN = 2000  # characters of a prompt (its end) and of a reply (its beginning) kept in items.jsonl
 SEED = 0
 COMPLAINTS = (
     "truncat",
@@ -35,10 +35,14 @@ COMPLAINTS = (
 
 @dataclass(frozen=True)
 class Item:
-    """One scored item: `item` is the digest of document and prompt, `score` is better when higher."""
+    """One scored item: `item` is the digest of document and prompt, `score` is better when higher.
+
+    `prompt` (as rendered by the template) and `output` are kept for people to read, shortened to SHOWN characters.
+    """
 
     item: str
     score: float
+    prompt: str
     output: str
 
 
@@ -94,6 +98,7 @@ class Bench:
                     Item(
                         item=f"{digest}#{seen[digest]}" if seen[digest] else digest,
                         score=_item_score(name, metric, sample),
+                        prompt=str(sample["arguments"][0][0])[-SHOWN:],
                         output=_output(task, sample)[:SHOWN],
                     )
                 )

@@ -1,4 +1,4 @@
-"""The command line: one verb per stage and act. Rooms are imported when their verb runs, so `--help` is instant."""
+"""The command line: one verb per stage, act and look. A room is imported when its verb runs: `--help` is instant."""
 
 import sys
 import warnings
@@ -9,6 +9,7 @@ import typer
 
 from shadowft_core.acts import PARAMS, ParamsOption, acts, read_params
 from shadowft_core.errors import ShadowError
+from shadowft_core.looks import looks
 
 app = typer.Typer(
     name="shadowft",
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 
 app.add_typer(acts)
+app.add_typer(looks)
 
 
 @app.command(rich_help_panel="Stages")

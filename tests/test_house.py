@@ -17,9 +17,9 @@ LAYERS = [
     "errors",
     "params",
     "checkpoint objects",
-    "pair store",
-    "prepare train delta graft sweep evaluate verdict report registry recipe_model pico smollm2",
-    "acts",
+    "pair store diff",
+    "prepare train delta graft sweep evaluate verdict report registry receipt recipe_model pico smollm2",
+    "acts looks",
     "cli",
 ]
 LAYER = {room: height for height, rooms in enumerate(LAYERS) for room in rooms.split()}
@@ -31,6 +31,7 @@ EXCEPTIONS = {  # named on the page: who may look beside or above
     "evaluate": {"graft"},
     "report": {"verdict"},
     "registry": {"graft", "delta", "recipe_model"},
+    "receipt": {"graft"},
     "recipe_model": {"registry"},
 }
 FENCES = {

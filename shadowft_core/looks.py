@@ -1,0 +1,209 @@
+"""The looks: verbs that only read, as tables for people and, with --json, as one JSON object for machines."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shadowft_core.errors import PairError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+looks = typer.Typer()
+
+JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object instead of tables")]
+FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="a folder of safetensors")]
+SHOWN = 12  # rows of a table; --json has all
+
+
+@looks.command(rich_help_panel="Looks")
+def pair(
+    base: Annotated[str, typer.Option(help="a folder, hf:OWNER/NAME@REVISION or pico:base")],
+    instruct: Annotated[str, typer.Option(help="a folder, hf:OWNER/NAME@REVISION or pico:instruct")],
+    as_json: JsonOption = False,
+) -> None:
+    """May this Base and this Instruct be paired? The check of `fetch`; exit code 4 when they are refused.
+
+    Example: shadowft pair --base pico:base --instruct pico:instruct
+    """
+    from shadowft_core.pair import check_pair, resolve
+
+    references = {"base": base, "instruct": instruct}
+    resolved = {role: resolve(reference) for role, reference in references.items()}
+    named = {role: {"ref": references[role], "label": label} for role, (_, label) in resolved.items()}
+    try:
+        result = check_pair(resolved["base"][0], resolved["instruct"][0])
+    except PairError as error:
+        if as_json:
+            _print_json({"format": 1, **named, "verdict": "refuse", "reasons": [str(error)]})
+        raise
+    result |= {role: {**named[role], **result[role]} for role in named}
+    if as_json:
+        _print_json({"format": 1, **result})
+    else:
+        _show_pair(result)
+
+
+@looks.command(rich_help_panel="Looks")
+def receipt(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder made by `graft`")], as_json: JsonOption = False
+) -> None:
+    """What was grafted, what was left untouched and why, and what the cast left of the delta.
+
+    Example: shadowft receipt work/grafted/shadow
+    """
+    from shadowft_core.receipt import read_receipt
+
+    account = read_receipt(folder)
+    if as_json:
+        _print_json(account)
+    else:
+        _show_receipt(account)
+
+
+@looks.command(rich_help_panel="Looks")
+def diff(first: FolderArgument, second: FolderArgument, as_json: JsonOption = False) -> None:
+    """Compare the tensors of two checkpoints. Exit code 0: equal to the bit; 1: they differ; 3: one is unreadable.
+
+    Example: shadowft diff work/pair/instruct work/grafted/shadow
+    """
+    from shadowft_core.diff import diff as run
+
+    found = run(first, second)
+    if as_json:
+        _print_json(found)
+    else:
+        _show_diff(found)
+    if not found["equal"]:
+        raise typer.Exit(1)
+
+
+def _show_pair(result: dict[str, Any]) -> None:
+    console = _console()
+    for role in ("base", "instruct"):
+        named = result[role]
+        _say(console, f"{role}: {named['ref']} {named['digest']}" + (f" ({named['label']})" if named["label"] else ""))
+    _say(console, f"verdict: {result['verdict']}")
+    for reason in result["reasons"]:
+        _say(console, f"  {reason}")
+    sigma = result["sigma"]
+    _say(console, f"sigma {sigma['overall']:.5f} overall (0: identical, 1: unrelated)")
+    table = _table("", "layer or module", "sigma")
+    for layer, value in sorted(sigma["layers"].items(), key=lambda item: int(item[0])):
+        table.add_row(f"layer {layer}", f"{value:.5f}")
+    table.add_section()
+    for module, value in sorted(sigma["modules"].items(), key=lambda item: (-item[1], item[0])):
+        table.add_row(module, f"{value:.5f}")
+    console.print(table)
+
+
+def _show_receipt(account: dict[str, Any]) -> None:
+    console = _console()
+    _say(console, f"{account['path']}: {account['digest']}")
+    _say(console, f"  = instruct {account['instruct']['digest']}")
+    for delta in account["deltas"]:
+        _say(console, f"  + {delta['scale']:g} * delta {delta['digest']}")
+    base = ", onto the delta's own Base" if account["onto_base"] else ""
+    _say(console, f"scope {account['scope']}, dtype {account['dtype']}{base}")
+    _say(console, f"{account['classes']['grafted']} tensors grafted")
+    for reason, names in account["untouched"].items():
+        _say(console, f"{len(names)} untouched, {reason}: {_some(names)}")
+    if account["left_out"]:
+        _say(console, f"{len(account['left_out'])} of the delta left out by the scope: {_some(account['left_out'])}")
+    if account["retention"] is None:
+        return
+    table = _table(
+        "retention after the cast, most affected first",
+        *("tensor", "|delta|", "|delta|/|weight|", "cosine", "energy", "unchanged"),
+    )
+    rows = [{"name": "overall", **account["retention"]}, *account["tensors"][:SHOWN]]
+    for row in rows:
+        relative = "-" if row["relative"] is None else f"{row['relative']:.3g}"
+        table.add_row(
+            row["name"],
+            *(f"{row['delta_norm']:.4g}", relative, f"{row['cosine']:.6f}", f"{row['energy']:.4%}"),
+            f"{row['unchanged']:.2%}",
+            end_section=row is rows[0],
+        )
+    console.print(table)
+    _say_more(console, len(account["tensors"]))
+
+
+def _show_diff(found: dict[str, Any]) -> None:
+    console = _console()
+    for side in ("first", "second"):
+        _say(console, f"{side}: {found[side]['path']} {found[side]['digest']}")
+    words = {"bits": "differ in bits", "dtype": "differ in dtype", "shape": "differ in shape"}
+    counts = [f"{count} {words.get(status, status)}" for status, count in found["counts"].items() if count]
+    _say(console, f"tensors: {', '.join(counts)}")
+    differing = {name: entry for name, entry in found["tensors"].items() if entry["status"] != "equal"}
+    if not differing:
+        _say(console, "the two are equal")
+        return
+
+    def weight(item: tuple[str, dict[str, Any]]) -> tuple[bool, float, str]:
+        """Layout first, then what is not finite, then by relative norm."""
+        name, entry = item
+        relative = entry.get("relative")
+        return entry["status"] == "bits", -float("inf") if relative is None else -relative, name
+
+    table = _table("tensors that differ", "tensor", "how", "first", "second", "changed", "max |difference|", "relative")
+    for name, entry in sorted(differing.items(), key=weight)[:SHOWN]:
+        numbers = [_number(entry, key) for key in ("max_abs", "relative")]
+        changed = str(entry.get("changed", ""))
+        table.add_row(name, entry["status"], _layout(entry, "first"), _layout(entry, "second"), changed, *numbers)
+    console.print(table)
+    _say_more(console, len(differing))
+
+
+def _number(entry: dict[str, Any], key: str) -> str:
+    if key not in entry:
+        return ""
+    return "not finite" if entry[key] is None else f"{entry[key]:.4g}"
+
+
+def _layout(entry: dict[str, Any], side: str) -> str:
+    layout = entry.get(side)
+    return f"{layout[0]} {layout[1]}" if layout else ""
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _say_more(console: "Console", rows: int) -> None:
+    if rows > SHOWN:
+        _say(console, f"and {rows - SHOWN} more; --json lists all")
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)  # a path or a tensor name may hold brackets
+    if not console.is_terminal:
+        console.width = 160  # a pipe has no width; tensor names are long
+    return console
+
+
+def _say(console: "Console", line: str) -> None:
+    """One line as it is: digests are not broken."""
+    console.print(line, soft_wrap=True)
+
+
+def _table(title: str, first: str, *columns: str) -> "Table":
+    """A table of tensors or groups: names to the left, numbers to the right."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column(first, overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, indent=2, allow_nan=False))

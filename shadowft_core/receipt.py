@@ -1,0 +1,50 @@
+"""What a grafted folder says of itself: recipe.json and receipt.json in one account, ordered for reading."""
+
+from pathlib import Path
+from typing import Any
+
+from shadowft_core.checkpoint import read_json_object
+from shadowft_core.errors import CheckpointError
+from shadowft_core.graft.write import RECEIPT, RECIPE
+
+
+def read_receipt(folder: Path) -> dict[str, Any]:
+    """The account of a folder made by `graft`, as recorded there; no weights are read.
+
+    Returns `{"format": 1, "path", "digest", "instruct", "deltas", "scope", "dtype", "onto_base", "classes",
+    "retention", "tensors": [...], "untouched": {reason: [names]}, "left_out": [names]}`. `retention` (null at scale 0)
+    and every entry of `tensors` hold `weight_norm`, `delta_norm`, `relative` (their ratio; null for a zero weight) and,
+    of the delta after the cast, `cosine`, `energy` and `unchanged`. Tensors that lost most energy come first, then
+    those with the largest relative delta.
+
+    Raises CheckpointError when the folder was not made by `graft`, or its record is damaged or of another format.
+    """
+    if missing := [name for name in (RECIPE, RECEIPT) if not (folder / name).is_file()]:
+        raise CheckpointError(f"{folder}: holds no {missing[0]}; pass a folder made by `graft`")
+    recipe, receipt = (read_json_object(folder / name) for name in (RECIPE, RECEIPT))
+    for name, record in ((RECIPE, recipe), (RECEIPT, receipt)):
+        if record.get("format") != 1:
+            raise CheckpointError(f"{folder / name}: format {record.get('format')!r}, 1 is wanted; graft again")
+    try:
+        tensors = [{"name": name, **_norms(kept)} for name, kept in receipt["grafted"].items()]
+        tensors.sort(key=lambda kept: (kept["energy"], -(kept["relative"] or 0.0), kept["name"]))
+        untouched: dict[str, list[str]] = {}
+        for name, reason in sorted(receipt["untouched"].items()):
+            untouched.setdefault(reason, []).append(name)
+        return {
+            "format": 1,
+            "path": str(folder),
+            **{key: recipe[key] for key in ("digest", "instruct", "deltas", "scope", "dtype")},
+            **{key: receipt[key] for key in ("onto_base", "classes", "left_out")},
+            "retention": _norms(receipt["retention"]) if receipt["retention"] else None,
+            "tensors": tensors,
+            "untouched": untouched,
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder}: {RECIPE} or {RECEIPT} is damaged ({error!r}); graft again") from None
+
+
+def _norms(kept: dict[str, float]) -> dict[str, float | None]:
+    numbers = {key: float(kept[key]) for key in ("weight_norm", "delta_norm", "cosine", "energy", "unchanged")}
+    relative = numbers["delta_norm"] / numbers["weight_norm"] if numbers["weight_norm"] else None
+    return {**numbers, "relative": relative}

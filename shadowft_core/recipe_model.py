@@ -23,7 +23,9 @@ class RecipeModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow sh
         self._recipe = Path(context.artifacts["recipe"])
         self._loaded: tuple[Any, Any] | None = None
 
-    def predict(self, context: Any, model_input: list[Any], params: dict[str, Any] | None = None) -> list[str]:
+    def predict(
+        self, context: Any, model_input: list[list[dict[str, str]]], params: dict[str, Any] | None = None
+    ) -> list[str]:
         """One reply per conversation; a conversation is a list of `{"role", "content"}`.
 
         `params` may hold `max_new_tokens`. Raises as `shadowft materialize` does when the model cannot be rebuilt.

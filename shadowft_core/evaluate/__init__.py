@@ -92,8 +92,6 @@ def _write_arm(folder: Path, about: dict[str, Any], scores: dict[str, TaskScore]
     tasks = {name: score.summary() for name, score in scores.items()}
     write_json_atomically(folder / "scores.json", {"format": 1, **about, "tasks": tasks})
     lines = [
-        canonical_json({"task": name, **asdict(item)})
-        for name, score in sorted(scores.items())
-        for item in score.items
+        canonical_json({"task": name, **asdict(item)}) for name, score in sorted(scores.items()) for item in score.items
     ]
     (folder / "items.jsonl").write_bytes(b"\n".join(lines) + b"\n")

@@ -1,0 +1,1 @@
+"""Measurements of whole processes on real files. Read README.md."""

@@ -1,0 +1,1 @@
+"""The weight engine against its peers: `python -m benchmarks.graft`."""

@@ -67,6 +67,9 @@ def seaweedfs(folder: Path) -> Iterator[S3Server]:
 
     Raises RuntimeError with the end of the log when the server does not accept a write within START_SECONDS.
     """
+    weed = Path(sys.executable).with_name("weed")
+    if not weed.exists():
+        sys.exit(f"error: {weed}: no such program; run `make venv`, and this with .venv/bin/python")
     folder = folder.absolute()
     (folder / "data").mkdir(parents=True, exist_ok=True)
     admin, user, reader = _identities(folder / "identities.json")
@@ -75,7 +78,7 @@ def seaweedfs(folder: Path) -> Iterator[S3Server]:
     with tempfile.TemporaryDirectory(prefix="weed-") as sockets, open(folder / "server.log", "ab") as log:
         server = subprocess.Popen(
             [
-                str(Path(sys.executable).with_name("weed")),
+                str(weed),
                 "-logtostderr=true",
                 "server",
                 f"-dir={folder / 'data'}",

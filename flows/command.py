@@ -45,7 +45,8 @@ def run(
     Example: python -m flows.retrain --store s3://my-bucket/deltas --endpoint http://127.0.0.1:8333 --name my-model
     """
     started = time.monotonic()
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGINT):  # a shell starts what it runs in the background with Ctrl-C ignored
+        signal.signal(number, _interrupt)
     try:
         load_params(workspace / "params.yaml")  # a typing error there should not wait for a server
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")

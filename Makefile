@@ -37,8 +37,8 @@ venv: .venv/ready  ## create .venv from constraints.txt
 lint: venv  ## ruff, format check, mypy --strict on shadowft_core
 	ruff check . && ruff format --check . && mypy
 
-test: venv  ## hermetic tests on real local servers
-	pytest
+test: venv  ## hermetic tests on real local servers, a worker per file on two cores
+	pytest -n 2 --dist loadfile
 test-slow: venv  ## servers, schedules and whole runs; minutes
 	pytest -m slow
 test-faults: venv  ## every crash point and fault, enumerated

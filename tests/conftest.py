@@ -1,11 +1,15 @@
 """Shared fixtures. Children of tests find no network either: proxies point at a closed port, loopback is exempt."""
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 for _name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY"):
     os.environ[_name] = "http://127.0.0.1:9"
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
+
+# A runner that was started in the background has Ctrl-C ignored, and its children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import shadowft_core  # noqa: E402, F401  switches telemetry off before anything else is imported
 

@@ -89,6 +89,7 @@ def test_the_lora_case_grafts_the_adapter(timed: dict[str, cases.Case], triple: 
     assert moved.mean() > 0.3
 
 
+@pytest.mark.slow  # a busy kernel may keep a page that it was told to drop
 def test_cold_inputs_are_not_in_the_page_cache_and_warm_ones_are(triple: Triple) -> None:
     shard = next(iter(sorted(triple.base.glob("*.safetensors"))))
 

@@ -89,7 +89,8 @@ def run(finished_work: Path, tracking: str, folder_store: Store, tmp_path: Path,
 def client(run: Run) -> Any:
     import mlflow
 
-    return mlflow.MlflowClient(tracking_uri=run.params.registry.tracking_uri)
+    uri = run.params.registry.tracking_uri  # named twice: MLflow else asks the registry that another test used last
+    return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 def test_registering_twice_is_one_version_of_a_few_kilobytes(run: Run, client: Any) -> None:

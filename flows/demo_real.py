@@ -42,7 +42,7 @@ def run(
     """Run the whole road on SmolLM2-135M-Instruct and a synthetic Base made from it.
 
     The Base is the Instruct, trained for a short while on plain text. It shows that the road carries a real model; it
-    says nothing about the published Base. About 40 minutes on two idle cores, 5 GB of disk.
+    says nothing about the published Base. An hour or so on two cores, 5 GB of disk.
 
     Example: python -m flows.demo_real --data my_rows.jsonl
 

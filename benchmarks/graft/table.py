@@ -101,7 +101,7 @@ def as_markdown(samples: Samples, facts: Mapping[str, Any]) -> str:
         "## Against peers and goals",
         "",
         "Ratios of wall time within a round: median (lowest..highest). "
-        f"Goals of speed are set for {GOAL_SIZE} parameters, where imports hardly count; those of memory hold for every size.",
+        f"Goals of speed are set for {GOAL_SIZE} parameters; those of memory hold for every size.",
         "",
         "| ours | measure | cache | value | goal | met |",
         "|---|---|---|---|---|---|",

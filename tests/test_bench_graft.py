@@ -138,11 +138,12 @@ def test_ratios_are_taken_within_a_round_and_held_against_goals() -> None:
         return [measure.Sample(wall, wall, 90_000_000, 0) for wall in seconds]
 
     samples = {("extract", "warm"): walls(1, 4, 3), ("graft", "warm"): walls(2, 4, 1)}
-    (ratio,) = table.ratios(samples)
+    (ratio,) = table.ratios(samples, "1.1B")
     assert (ratio.median, ratio.lowest, ratio.highest, ratio.met) == (1, 0.5, 3, True)
     samples |= {("cp", "warm"): walls(1, 1, 0.2), ("extract+graft", "warm"): walls(1, 1, 1)}
-    met = {(one.ours, one.peer): one.met for one in table.ratios(samples)}
+    met = {(one.ours, one.peer): one.met for one in table.ratios(samples, "1.1B")}
     assert met == {("extract", "graft"): True, ("graft", "cp"): False, ("extract+graft", "cp"): True}
+    assert {one.met for one in table.ratios(samples, "0.15B")} == {None}, "the goals are those of another size"
 
 
 def test_a_mergekit_that_is_not_there_is_told(tmp_path: Path) -> None:

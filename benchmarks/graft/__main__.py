@@ -152,7 +152,7 @@ def _say(text: str) -> None:
 
 def main() -> None:
     """Run the command line; an error is one line and an exit code, and nothing is left running."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: end the processes, clear the folder
     try:
         app(prog_name="python -m benchmarks.graft", standalone_mode=True)
     except ShadowError as error:

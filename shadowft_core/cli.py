@@ -22,6 +22,8 @@ app = typer.Typer(
 app.add_typer(acts)
 app.add_typer(looks)
 
+INTERRUPTED = 130  # the exit code a shell expects after Ctrl-C
+
 
 @app.command(rich_help_panel="Stages")
 def fetch(
@@ -183,6 +185,7 @@ def main() -> None:
     except OSError as error:
         print(f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("error: interrupted; nothing half-written is left, run the same command again", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:  # typer turns Ctrl-C into a silent exit
+        if end.code == INTERRUPTED:
+            print("error: interrupted; nothing half-written is left, run the same command again", file=sys.stderr)
+        raise

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -127,3 +128,28 @@ def test_a_full_disk(folder: Path, family_pair: object) -> None:
     assert_one_line(shadowft(folder, *words, limit_bytes=20_000), 1, "File too large")
     assert sorted(path.name for path in folder.iterdir()) == ["params.yaml", "rows.jsonl", "tasks"]
     assert shadowft(folder, *words).returncode == 0
+
+
+def test_ctrl_c(folder: Path, family_pair: object) -> None:
+    """Interrupted while it reads a pipe that nobody writes to."""
+    pair = family_pair("llama")  # type: ignore[operator]
+    os.mkfifo(folder / "sweep.json")
+    words = ["graft", "--instruct", str(pair.instruct), "--delta", "delta", "--sweep", "sweep.json", "--out", "out"]
+    program = [sys.executable, "-c", "import sys; from shadowft_core.cli import main; print('up', flush=True); main()"]
+    run = subprocess.Popen(
+        [*program, *words],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert run.stdout
+    run.stdout.readline()
+    with pytest.raises(subprocess.TimeoutExpired):
+        run.wait(timeout=3)  # it waits for the pipe
+    run.send_signal(signal.SIGINT)
+    _, errors = run.communicate(timeout=30)
+    assert run.returncode == 130
+    assert errors.splitlines() == ["error: interrupted; nothing half-written is left, run the same command again"]
+    assert not (folder / "out").exists()

@@ -1,22 +1,34 @@
 """The exceptions of the project. A user meets each as one line: what, both values, what to do.
 
     ShadowError
-    ├── InputError            what the user handed over is not usable
-    │   ├── ParamsError       params.yaml: unknown field, wrong type, contradiction
-    │   ├── DataError         a data file or a row of it
-    │   ├── CheckpointError   a model folder: missing, truncated, malformed, unsafe
-    │   └── AdapterError      an adapter that cannot become an exact delta
-    ├── PairError             this Base and this Instruct may not be paired
-    ├── DeltaError            a delta that does not fit, is empty, is damaged or is not finite
-    ├── GraftError            the sum cannot be written: overflow, digest differs from the recipe
-    ├── TrainError            loss not finite, nothing learnable
-    ├── EvaluationError       a task is missing, items differ between arms
-    ├── StoreError            the delta store
-    │   ├── StoreUnreachable  no answer, wrong credentials
-    │   ├── StoreConflict     the name is taken by other content
-    │   └── StoreCorrupt      bytes that do not match their digest
-    ├── RegistryError         the tracking server or the model registry
-    └── PromotionRefused      the verdict does not allow it
+    ├── InputError              what the user handed over is not usable
+    │   ├── ParamsError         params.yaml: unknown field, wrong type, contradiction
+    │   ├── DataError           a data file or a row of it
+    │   ├── CheckpointError     a model folder: missing, truncated, malformed, unsafe
+    │   │   └── Quantised       quantised or fp8 weights, which are not numbers to add to
+    │   └── AdapterError        an adapter that cannot become an exact delta
+    ├── PairError               this Base and this Instruct may not be paired
+    │   └── Unrelated           the weights of two models, or of one tensor, have nothing to do with each other
+    ├── MisfitError             two models, or a model and a delta, do not fit
+    │   ├── TensorMissing       one side lacks a tensor: dropped, extra or renamed
+    │   ├── ShapeMismatch       another shape, a transposed matrix
+    │   ├── TokenMismatch       rows of an embedding or head that no token id explains
+    │   ├── WrongBase           made from another model than the one at hand
+    │   └── OntoBase            a delta on its own Base, not asked for by name
+    ├── DeltaError              a delta that is damaged or of an unknown format
+    │   ├── ZeroDelta           nothing was learnt, or nothing of it travels
+    │   └── NotFinite           NaN or infinity in weights or delta
+    ├── GraftError              the sum cannot be written: digest differs from the recipe, no scale
+    │   └── CastOverflow        the sum exceeds the output dtype
+    ├── TrainError              loss not finite, nothing learnable
+    ├── EvaluationError         a task is missing, items differ between arms
+    ├── StoreError              the delta store
+    │   ├── StoreUnreachable    no answer, wrong credentials
+    │   ├── StoreConflict       the name is taken by other content
+    │   └── StoreCorrupt        bytes that do not match their digest
+    ├── RegistryError           the tracking server or the model registry
+    │   └── LedgerError         the promotion ledger: an edited entry, a lost race
+    └── PromotionRefused        the verdict does not allow it
 
 `exit_code` is what the command line returns for the class; 2 is kept for usage errors, as in typer.
 """
@@ -44,6 +56,10 @@ class CheckpointError(InputError):
     pass
 
 
+class Quantised(CheckpointError):
+    pass
+
+
 class AdapterError(InputError):
     pass
 
@@ -52,12 +68,52 @@ class PairError(ShadowError):
     exit_code = 4
 
 
+class Unrelated(PairError):
+    pass
+
+
+class MisfitError(ShadowError):
+    exit_code = 5
+
+
+class TensorMissing(MisfitError):
+    pass
+
+
+class ShapeMismatch(MisfitError):
+    pass
+
+
+class TokenMismatch(MisfitError):
+    pass
+
+
+class WrongBase(MisfitError):
+    pass
+
+
+class OntoBase(MisfitError):
+    pass
+
+
 class DeltaError(ShadowError):
     exit_code = 5
 
 
+class ZeroDelta(DeltaError):
+    pass
+
+
+class NotFinite(DeltaError):
+    pass
+
+
 class GraftError(ShadowError):
     exit_code = 5
+
+
+class CastOverflow(GraftError):
+    pass
 
 
 class TrainError(ShadowError):
@@ -86,6 +142,10 @@ class StoreCorrupt(StoreError):
 
 class RegistryError(ShadowError):
     exit_code = 9
+
+
+class LedgerError(RegistryError):
+    pass
 
 
 class PromotionRefused(ShadowError):

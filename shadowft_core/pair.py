@@ -27,9 +27,10 @@ from shadowft_core.checkpoint import (
     new_folder,
     open_checkpoint,
     read_json_object,
+    read_vocabulary,
     write_json_atomically,
 )
-from shadowft_core.errors import CheckpointError, InputError, PairError
+from shadowft_core.errors import InputError, PairError
 from shadowft_core.params import Fetch
 
 SIGMA_NEAR, SIGMA_FAR = 0.001, 0.1
@@ -210,7 +211,7 @@ def _compare_tokenizers(base: Path, instruct: Path, refused: list[str], warned: 
         warned.append("the vocabularies were not compared: both need a tokenizer.json")
         return
     ours, theirs = (read_json_object(file) for file in files)
-    (words, added), (their_words, their_added) = _vocabulary(ours, files[0]), _vocabulary(theirs, files[1])
+    (words, added), (their_words, their_added) = (read_vocabulary(folder) or ({}, set()) for folder in (base, instruct))
     differing = sorted(i for i in words.keys() & their_words.keys() if words[i] != their_words[i])
     hard = [i for i in differing if i not in added or i not in their_added]
     for ids, reasons in ((hard, refused), ([i for i in differing if i not in hard], warned)):
@@ -226,17 +227,6 @@ def _compare_tokenizers(base: Path, instruct: Path, refused: list[str], warned: 
     for part in ("normalizer", "pre_tokenizer"):
         if ours.get(part) != theirs.get(part):
             warned.append(f"the tokenizers differ in their {part}")
-
-
-def _vocabulary(tokenizer: dict[str, Any], file: Path) -> tuple[dict[int, str], set[int]]:
-    """Token by id, and the ids of added tokens, of a parsed tokenizer.json."""
-    try:
-        vocab = tokenizer["model"]["vocab"]
-        words = {i: t for t, i in vocab.items()} if isinstance(vocab, dict) else {i: t[0] for i, t in enumerate(vocab)}
-        added = {token["id"]: token["content"] for token in tokenizer.get("added_tokens") or []}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{file}: no vocabulary of a known form ({error!r}); save the tokenizer again") from None
-    return words | added, set(added)
 
 
 def _sigma(base: Checkpoint, instruct: Checkpoint) -> dict[str, Any]:

@@ -13,7 +13,16 @@ import pytest
 
 from shadowft_core.checkpoint import INDEX, open_checkpoint, write_json_atomically
 from shadowft_core.delta import extract, open_delta
-from shadowft_core.errors import DeltaError, GraftError, ShadowError
+from shadowft_core.errors import (
+    CastOverflow,
+    DeltaError,
+    GraftError,
+    NotFinite,
+    Quantised,
+    ShadowError,
+    ShapeMismatch,
+    TensorMissing,
+)
 from shadowft_core.graft import graft, graft_stage, grafted_tensors
 from shadowft_core.params import Graft
 from tests.fixtures.models import write_model
@@ -211,37 +220,37 @@ def test_what_does_not_fit_is_refused(case: tuple[Path, Path], tmp_path: Path) -
     poisoned, huge = weights.copy(), weights.copy()
     poisoned[7, 7], huge[299, 699] = np.nan, 3.38e38
     for changes, kind, message in [
-        ({Q: None}, DeltaError, "q_proj.weight is missing in .*same family"),
-        ({Q: None, "renamed.weight": weights}, DeltaError, "q_proj.weight is missing"),
-        ({Q: weights.T}, DeltaError, r"\(300, 700\), .*\(700, 300\)"),
-        ({Q: np.ones((300, 700), np.int8)}, DeltaError, "q_proj.weight: .* as I8"),
-        ({Q: weights.astype(ml_dtypes.float8_e4m3fn)}, DeltaError, "as F8_E4M3"),
-        ({Q: poisoned}, GraftError, "the Instruct's tensor .*q_proj.weight holds NaN"),
-        ({"config": {"quantization_config": {"bits": 4}}}, GraftError, "quantization_config"),
+        ({Q: None}, TensorMissing, "q_proj.weight is missing in .*same family"),
+        ({Q: None, "renamed.weight": weights}, TensorMissing, "q_proj.weight is missing"),
+        ({Q: weights.T}, ShapeMismatch, r"\(300, 700\), .*\(700, 300\)"),
+        ({Q: np.ones((300, 700), np.int8)}, Quantised, "q_proj.weight: .* as I8"),
+        ({Q: weights.astype(ml_dtypes.float8_e4m3fn)}, Quantised, "as F8_E4M3"),
+        ({Q: poisoned}, NotFinite, "the Instruct's tensor .*q_proj.weight holds NaN"),
+        ({"config": {"quantization_config": {"bits": 4}}}, Quantised, "quantization_config"),
     ]:
         refused(kind, message, instruct_with(tmp_path / "other", **changes), delta)
     refused(GraftError, "scale nan", case[0], [(case[1], float("nan"))])
     refused(GraftError, "dtype 'int8'", case[0], delta, dtype="int8")
     refused(DeltaError, "no delta.json", case[0], [(case[0], 1.0)])
-    with pytest.raises(DeltaError, match="is missing"):
+    with pytest.raises(TensorMissing, match="is missing"):
         grafted_tensors(instruct_with(tmp_path / "other", **{Q: None}), delta)
 
 
 def test_overflow_is_refused_with_both_values(tmp_path: Path) -> None:
     base, instruct, tuned = make(F16)
-    tuned[Q][3, 5], base[Q][3, 5], instruct[Q][3, 5] = 60000, 0, 60000
+    tuned[Q][3, 5], base[Q][3, 5], instruct[Q][3, 5] = 60000, 40000, 60000
     for name, tensors in {"base": base, "instruct": instruct, "tuned": tuned}.items():
         write_model(tmp_path / name, tensors)
     extract(tmp_path / "base", tmp_path / "tuned", tmp_path / "delta")
-    message = r"q_proj.weight: 60000 \+ 60000 overflows F16; lower the scale"
-    refused(GraftError, message, tmp_path / "instruct", [(tmp_path / "delta", 1.0)])
+    message = r"q_proj.weight: 60000 \+ 20000 overflows F16; lower the scale"
+    refused(CastOverflow, message, tmp_path / "instruct", [(tmp_path / "delta", 1.0)])
     graft(tmp_path / "instruct", [(tmp_path / "delta", 1.0)], tmp_path / "out", dtype="float32")
-    assert tensors_of(tmp_path / "out")[Q][3, 5] == 120000
+    assert tensors_of(tmp_path / "out")[Q][3, 5] == 80000
 
 
 def test_a_damaged_delta_is_refused(case: tuple[Path, Path]) -> None:
     instruct, delta = case
-    file = delta / "delta.safetensors"
+    file = delta / "dense.safetensors"
     data = bytearray(file.read_bytes())
     data[-3] ^= 1
     file.write_bytes(data)

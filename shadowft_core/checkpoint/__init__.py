@@ -20,6 +20,7 @@ from shadowft_core.checkpoint.model import (
     open_safetensors,
     read_json_object,
 )
+from shadowft_core.checkpoint.vocabulary import NO_TOKEN, read_vocabulary, token_marks
 from shadowft_core.checkpoint.writing import write_checkpoint, write_safetensors
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "DTYPES",
     "FLOATS",
     "INDEX",
+    "NO_TOKEN",
     "SINGLE",
     "WORKERS",
     "Checkpoint",
@@ -41,6 +43,8 @@ __all__ = [
     "open_safetensors",
     "read_header",
     "read_json_object",
+    "read_vocabulary",
+    "token_marks",
     "write_atomically",
     "write_checkpoint",
     "write_json_atomically",

@@ -83,6 +83,21 @@ class Checkpoint:
         finally:
             os.close(file)
 
+    def sample(self, name: str, positions: np.ndarray) -> np.ndarray:
+        """The elements at these flat positions, in the tensor's own dtype; one small read each."""
+        info = self.info(name)
+        dtype = DTYPES[info.dtype]
+        found = np.empty(len(positions), dtype)
+        view = found.view(np.uint8).data
+        file = os.open(info.file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            for number, position in enumerate(positions.tolist()):
+                part = view[number * dtype.itemsize : (number + 1) * dtype.itemsize]
+                _read_fully(file, part, info.offset + position * dtype.itemsize, info.file)
+        finally:
+            os.close(file)
+        return found
+
     def tensor_digest(self, name: str) -> str:
         """SHA-256 of the tensor's little-endian bytes; read once, then remembered."""
         if name not in self._digests:

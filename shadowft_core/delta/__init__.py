@@ -6,7 +6,7 @@ tensor that changed. An adapter that replaces or rescales weights is neither and
 its checkpoint gives an exact dense delta.
 """
 
-from shadowft_core.delta.folder import Delta, open_delta, step
+from shadowft_core.delta.folder import Delta, open_delta, sample_positions, step
 from shadowft_core.delta.stage import extract
 
-__all__ = ["Delta", "extract", "open_delta", "step"]
+__all__ = ["Delta", "extract", "open_delta", "sample_positions", "step"]

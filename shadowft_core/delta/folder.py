@@ -1,7 +1,7 @@
-"""The delta folder: its format, its rules, and reading it as float32 tensors."""
+"""The delta folder: its format, its rules, and reading it as float32 tensors. Specification: docs/delta-format.md."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,21 +9,24 @@ import numpy as np
 
 from shadowft_core.checkpoint import (
     CHUNK,
-    FLOATS,
+    DTYPES,
     Checkpoint,
     bytes_digest,
     canonical_json,
+    file_digest,
     open_safetensors,
     read_json_object,
 )
 from shadowft_core.errors import DeltaError
 
-FORMAT = 1
-CERTIFICATE, WEIGHTS = "delta.json", "delta.safetensors"
+FORMAT = 2
+CERTIFICATE, DENSE, FACTORS, BASE = "delta.json", "dense.safetensors", "factors.safetensors", "base.safetensors"
+KINDS = ("lora", "dense", "lowrank")
+MARKS, SAMPLE = "token_marks", "sample."  # tensors of base.safetensors
 
 
 def step(shape: tuple[int, ...]) -> int:
-    """Elements per chunk of a tensor: whole rows, about `CHUNK`. Part of the result's definition for `lora` deltas."""
+    """Elements per part of a tensor: whole rows, about `CHUNK`. Part of the result's definition for factors."""
     row = shape[-1] if len(shape) > 1 else 1
     return max(1, CHUNK // max(row, 1)) * max(row, 1)
 
@@ -31,12 +34,13 @@ def step(shape: tuple[int, ...]) -> int:
 class Delta:
     """A delta folder, opened by `open_delta`. Tensors are float32 and verified against the certificate when read."""
 
-    def __init__(self, path: Path, certificate: dict[str, Any], digest: str, weights: Checkpoint) -> None:
+    def __init__(self, path: Path, certificate: dict[str, Any], digest: str, weights: dict[str, Checkpoint]) -> None:
         self.path = path
         self.certificate = certificate
         self.digest = digest
         self.kind: str = certificate["kind"]
         self.base_digest: str = certificate["base"]["digest"]
+        self.tokenizer_digest: str | None = certificate["base"]["tokenizer_digest"]
         self._tensors: dict[str, dict[str, Any]] = certificate["tensors"]
         self._weights = weights
 
@@ -48,7 +52,7 @@ class Delta:
         return tuple(self._tensors[name]["shape"])
 
     def read(self, name: str) -> np.ndarray:
-        """The whole delta of one tensor, float32; the same bits as its chunks."""
+        """The whole delta of one tensor, float32; the same bits as its parts."""
         whole = np.empty(math.prod(self.shape(name)), np.float32)
         for start, part in self.chunks(name):
             whole[start : start + part.size] = part
@@ -57,33 +61,62 @@ class Delta:
     def chunks(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
         """Yield `(start, flat float32 part)`, `step(shape)` elements at a time; a part may be overwritten by the next.
 
-        Raises DeltaError when the bytes do not match the certificate; for `dense` deltas at the end of the pass.
+        Raises DeltaError when the bytes do not match the certificate, at the latest at the end of the pass.
         """
-        return self._product(name) if self.kind == "lora" else self._difference(name)
+        if self._tensors[name]["form"] == "factors":
+            part = self.parts(name)
+            stride = step(self.shape(name))
+            yield from ((start, part(start // stride)) for start in range(0, math.prod(self.shape(name)), stride))
+        else:
+            yield from self._weights[DENSE].chunks(name, step(self.shape(name)), hashed=True)
+            self._verify(DENSE, name, self._tensors[name]["digest"])
 
-    def _difference(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
-        yield from self._weights.chunks(name, step(self.shape(name)), hashed=True)
-        self._verify(name, self._tensors[name]["digest"])
+    def parts(self, name: str) -> Callable[[int], np.ndarray]:
+        """Parts in any order: a function from a part's number to its flat float32 elements, the same as `chunks` gives.
 
-    def _product(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
+        For rows that are needed out of order. The stored bytes are verified first. Raises DeltaError.
+        """
+        entry, shape = self._tensors[name], self.shape(name)
+        if entry["form"] == "factors":
+            return self._product(name)
+        self._verify(DENSE, name, entry["digest"])
+        info, stride = self._weights[DENSE].info(name), step(shape)
+
+        def plain(number: int) -> np.ndarray:
+            count = min(stride, info.size - number * stride)
+            return np.fromfile(info.file, DTYPES[info.dtype], count, offset=info.offset + 4 * number * stride)
+
+        return plain
+
+    def _product(self, name: str) -> Callable[[int], np.ndarray]:
         # The product is summed in float64 and rounded once to float32: matrix libraries sum in different orders, and
         # the digest of a grafted model must not depend on which one, or how many threads, a machine has.
-        entry, (rows, columns) = self._tensors[name], self.shape(name)
-        a = self._weights.read(f"{name}.lora_A").astype(np.float64)
-        b = self._weights.read(f"{name}.lora_B").astype(np.float64)
-        self._verify(f"{name}.lora_A", entry["digest_a"])
-        self._verify(f"{name}.lora_B", entry["digest_b"])
+        entry, (_, columns) = self._tensors[name], self.shape(name)
+        weights = self._weights[FACTORS]
+        a = weights.read(f"{name}.lora_A").astype(np.float64)
+        b = weights.read(f"{name}.lora_B").astype(np.float64)
+        self._verify(FACTORS, f"{name}.lora_A", entry["digest_a"])
+        self._verify(FACTORS, f"{name}.lora_B", entry["digest_b"])
         a *= entry["scaling"]
-        stride = step((rows, columns)) // max(columns, 1)
-        for row in range(0, rows, stride):
-            yield row * columns, (b[row : row + stride] @ a).astype(np.float32).reshape(-1)
+        rows = step(self.shape(name)) // max(columns, 1)
+        return lambda number: (b[number * rows : (number + 1) * rows] @ a).astype(np.float32).reshape(-1)
 
-    def _verify(self, name: str, expected: str) -> None:
-        found = self._weights.tensor_digest(name)
+    def base_sample(self) -> dict[str, np.ndarray]:
+        """A few values of every tensor of the Base, float32, at the positions `sample_positions` names."""
+        model = self._weights[BASE]
+        names = (name for name in model.names if name.startswith(SAMPLE))
+        return {name.removeprefix(SAMPLE): model.read(name).astype(np.float32) for name in names}
+
+    def base_token_marks(self) -> np.ndarray | None:
+        """uint64 by token id of the Base's vocabulary (checkpoint.token_marks); None when it had no tokenizer.json."""
+        model = self._weights[BASE]
+        return model.read(MARKS) if MARKS in model else None
+
+    def _verify(self, file: str, name: str, expected: str) -> None:
+        found = self._weights[file].tensor_digest(name)
         if found != expected:
             raise DeltaError(
-                f"{self.path / WEIGHTS}: tensor {name} is {found}, {CERTIFICATE} says {expected}; "
-                "fetch or extract it again"
+                f"{self.path / file}: tensor {name} is {found}, {CERTIFICATE} says {expected}; extract it again"
             )
 
 
@@ -99,44 +132,63 @@ def open_delta(path: Path) -> Delta:
     data = file.read_bytes()
     certificate = read_json_object(file)
     if certificate.get("format") != FORMAT:
-        raise DeltaError(f"{file}: delta format {certificate.get('format')!r}, this version reads {FORMAT}")
+        raise DeltaError(
+            f"{file}: delta format {certificate.get('format')!r}, this version reads {FORMAT}; extract the delta again"
+        )
     if canonical_json(certificate) != data:
         raise DeltaError(f"{file}: not canonical JSON, so it was edited; fetch or extract it again")
     try:
-        kind, tensors = certificate["kind"], certificate["tensors"]
-        _ = certificate["base"]["digest"]
-        expected: dict[str, tuple[int, ...]] = {}
-        for name, entry in tensors.items():
-            shape = tuple(entry["shape"])
-            if kind == "lora":
-                rows, columns = shape
-                _ = entry["digest_a"], entry["digest_b"], float(entry["scaling"])
-                expected |= {f"{name}.lora_A": (entry["rank"], columns), f"{name}.lora_B": (rows, entry["rank"])}
-            elif kind == "dense":
-                _ = entry["digest"]
-                expected[name] = shape
-            else:
-                raise DeltaError(f"{file}: kind {kind!r}, known are lora and dense")
+        if certificate["kind"] not in KINDS:
+            raise DeltaError(f"{file}: kind {certificate['kind']!r}, known are {', '.join(KINDS)}")
+        base = certificate["base"]
+        _ = base["digest"], base["tokenizer_digest"]
+        expected: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {DENSE: {}, FACTORS: {}}
+        for name, entry in certificate["tensors"].items():
+            _expect(expected, name, entry, file)
+        sample = base["sample"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DeltaError(f"{file}: damaged certificate: {error!r}; fetch or extract it again") from None
-    weights = open_safetensors(path / WEIGHTS)
-    found = {name: weights.info(name).shape for name in weights.names}
-    if found != expected or any(weights.info(name).dtype != "F32" for name in found):
-        odd = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
-        odd = odd or [name for name in found if weights.info(name).dtype != "F32"]
-        raise DeltaError(
-            f"{path / WEIGHTS}: tensor {odd[0]} has shape {found.get(odd[0])}, {CERTIFICATE} says "
-            f"{expected.get(odd[0])} in F32; fetch or extract it again"
-        )
+    weights = {name: open_safetensors(path / name) for name, wanted in expected.items() if wanted}
+    for name, model in weights.items():
+        _hold(path / name, {n: (model.info(n).dtype, model.info(n).shape) for n in model.names}, expected[name])
+    weights[BASE] = open_safetensors(path / BASE)
+    if (found := file_digest(path / BASE)) != sample:
+        raise DeltaError(f"{path / BASE}: is {found}, {CERTIFICATE} says {sample}; fetch or extract it again")
     return Delta(path, certificate, bytes_digest(data), weights)
 
 
-def require_float(model: Checkpoint, name: str) -> None:
-    info = model.info(name)
-    if info.dtype not in FLOATS:
+def _expect(
+    expected: dict[str, dict[str, tuple[str, tuple[int, ...]]]], name: str, entry: dict[str, Any], file: Path
+) -> None:
+    """Add what the weight files must hold for this entry. Raises KeyError, TypeError or ValueError if damaged."""
+    shape = tuple(int(n) for n in entry["shape"])
+    if entry["form"] == "factors":
+        rows, columns = shape
+        _ = entry["digest_a"], entry["digest_b"], float(entry["scaling"])
+        expected[FACTORS] |= {
+            f"{name}.lora_A": ("F32", (entry["rank"], columns)),
+            f"{name}.lora_B": ("F32", (rows, entry["rank"])),
+        }
+    elif entry["form"] == "plain":
+        _ = entry["digest"]
+        expected[DENSE][name] = ("F32", shape)
+    else:
+        raise DeltaError(f"{file}: tensor {name} has form {entry['form']!r}, known are factors and plain")
+
+
+def _hold(
+    file: Path, found: dict[str, tuple[str, tuple[int, ...]]], expected: dict[str, tuple[str, tuple[int, ...]]]
+) -> None:
+    if found != expected:
+        odd = min(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
         raise DeltaError(
-            f"{info.file}: tensor {name} is {info.dtype}, one of {', '.join(FLOATS)} is wanted; dequantise it"
+            f"{file}: tensor {odd} is {found.get(odd)}, {CERTIFICATE} says {expected.get(odd)}; extract it again"
         )
+
+
+def sample_positions(size: int) -> np.ndarray:
+    """Flat positions at which a tensor of `size` elements is sampled: at most 32, evenly spread."""
+    return np.unique(np.linspace(0, size - 1, 32).astype(np.int64)) if size else np.empty(0, np.int64)
 
 
 def rounded(norm: float) -> float:

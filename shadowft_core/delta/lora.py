@@ -7,9 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from shadowft_core.checkpoint import Checkpoint, build_header, open_safetensors, read_json_object, write_safetensors
-from shadowft_core.delta.folder import WEIGHTS, require_float, rounded
-from shadowft_core.errors import AdapterError, DeltaError
+from shadowft_core.checkpoint import (
+    FLOATS,
+    Checkpoint,
+    build_header,
+    open_safetensors,
+    read_json_object,
+    write_safetensors,
+)
+from shadowft_core.delta.folder import FACTORS, rounded
+from shadowft_core.errors import AdapterError, NotFinite, Quantised, ZeroDelta
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _MERGE = "merge the adapter into the Base (PEFT merge_and_unload, float32) and pass the merged checkpoint"
@@ -69,15 +76,15 @@ def extract_lora(before: Checkpoint, source: Path, folder: Path) -> dict[str, An
         arrays |= {f"{name}.lora_A": a, f"{name}.lora_B": b}
         entries[name] = {
             "shape": list(shape),
-            "dtype": "F32",
+            "form": "factors",
             "rank": rank,
             "scaling": scaling,
             "norm": rounded(norm * abs(scaling)),
         }
     if not any(entry["norm"] for entry in entries.values()):
-        raise DeltaError(f"{source}: the delta is zero in every tensor; train with a higher rate or more steps")
+        raise ZeroDelta(f"{source}: the delta is zero in every tensor; train with a higher rate or more steps")
     header = build_header({name: ("F32", array.shape) for name, array in arrays.items()})
-    digests = write_safetensors(folder / WEIGHTS, header, lambda name: iter([arrays[name].reshape(-1)]))
+    digests = write_safetensors(folder / FACTORS, header, lambda name: iter([arrays[name].reshape(-1)]))
     for name, entry in entries.items():
         entry |= {"digest_a": digests[f"{name}.lora_A"], "digest_b": digests[f"{name}.lora_B"]}
     return entries
@@ -130,5 +137,13 @@ def _float32(weights: Checkpoint, name: str) -> np.ndarray:
     require_float(weights, name)
     array = weights.read(name).astype(np.float32)
     if not np.isfinite(array).all():
-        raise DeltaError(f"{weights.info(name).file}: tensor {name} holds NaN or infinity; the training diverged")
+        raise NotFinite(f"{weights.info(name).file}: tensor {name} holds NaN or infinity; the training diverged")
     return array
+
+
+def require_float(model: Checkpoint, name: str) -> None:
+    info = model.info(name)
+    if info.dtype not in FLOATS:
+        raise Quantised(
+            f"{info.file}: tensor {name} is {info.dtype}, one of {', '.join(FLOATS)} is wanted; dequantise it"
+        )

@@ -4,19 +4,20 @@ from importlib.metadata import version
 from pathlib import Path
 
 from shadowft_core.checkpoint import file_digest, new_folder, open_checkpoint, read_json_object, write_json_atomically
+from shadowft_core.delta.base import write_base
 from shadowft_core.delta.dense import extract_dense
-from shadowft_core.delta.folder import CERTIFICATE, FORMAT
+from shadowft_core.delta.folder import BASE, CERTIFICATE, FORMAT
 from shadowft_core.delta.lora import ADAPTER_CONFIG, extract_lora
-from shadowft_core.errors import DeltaError
+from shadowft_core.errors import DeltaError, WrongBase
 
 
 def extract(base: Path, tuned: Path, out: Path) -> None:
     """Write the delta folder `out` from the model before tuning and what tuning left.
 
     `tuned` is a folder made by `train` (adapter/ or model/), a PEFT adapter folder or a checkpoint folder.
-    Raises AdapterError for an adapter that is not plain LoRA, DeltaError when the two do not fit, nothing changed, a
-    value is not finite or train.json names another starting model, CheckpointError for unusable folders. Nothing is
-    written then.
+    Raises AdapterError for an adapter that cannot be exact, MisfitError when the two do not fit, Unrelated when a
+    matrix has nothing to do with the Base's, ZeroDelta, NotFinite, WrongBase when train.json names another model,
+    CheckpointError for unusable folders. Nothing is written then.
     """
     before = open_checkpoint(base)
     record = tuned / "train.json"
@@ -28,13 +29,18 @@ def extract(base: Path, tuned: Path, out: Path) -> None:
     adapter = (source / ADAPTER_CONFIG).is_file()
     with new_folder(out) as folder:
         tensors = extract_lora(before, source, folder) if adapter else extract_dense(before, source, folder)
+        write_base(before, folder)
         digest = before.digest()
         if train is not None and train.get("model_digest", digest) != digest:
-            raise DeltaError(f"{record}: was tuned from {train['model_digest']}, {base} is {digest}; pass that model")
+            raise WrongBase(f"{record}: was tuned from {train['model_digest']}, {base} is {digest}; pass that model")
         certificate = {
             "format": FORMAT,
             "kind": "lora" if adapter else "dense",
-            "base": {"digest": digest, "tokenizer_digest": before.tokenizer_digest()},
+            "base": {
+                "digest": digest,
+                "tokenizer_digest": before.tokenizer_digest(),
+                "sample": file_digest(folder / BASE),
+            },
             "tensors": tensors,
             "train": None
             if train is None

@@ -8,7 +8,8 @@ import numpy as np
 
 from shadowft_core.checkpoint import CHUNK, DTYPES
 from shadowft_core.delta import step
-from shadowft_core.errors import GraftError
+from shadowft_core.errors import CastOverflow, NotFinite
+from shadowft_core.graft.combine import combined
 from shadowft_core.graft.plan import Plan
 
 _SUMS = ("weight2", "delta2", "reached2", "product", "error2", "moves", "lost")  # over the entries of a tensor
@@ -34,14 +35,10 @@ def parts(plan: Plan, name: str) -> Iterator[np.ndarray]:
         return
     sums = np.zeros(len(_SUMS))
     ours = plan.instruct.chunks(name, step(info.shape), hashed=True)
-    theirs = [delta.chunks(tensor) for delta, _, tensor in sources]
-    for (_, weights), *shares in zip(ours, *theirs, strict=True):
+    for (_, weights), delta in zip(ours, combined(plan, name), strict=True):
         before = weights.astype(np.float32)
-        delta = np.zeros_like(before) if not shares else shares[0][1] * np.float32(sources[0][1])
-        for (_, part), (_, scale, _) in zip(shares[1:], sources[1:], strict=True):
-            delta += part * np.float32(scale)
         with np.errstate(all="ignore"):  # what is not finite is refused by name just below
-            exact = before + delta if shares else before
+            exact = before + delta
             result = exact.astype(target)
             reached = result.astype(np.float32)
         if not np.isfinite(reached).all():
@@ -69,9 +66,9 @@ def _square(x: np.ndarray) -> float:
 def _refuse(plan: Plan, name: str, before: np.ndarray, delta: np.ndarray, reached: np.ndarray) -> None:
     for whose, values in (("the Instruct's tensor", before), ("the delta's tensor", delta)):
         if not np.isfinite(values).all():
-            raise GraftError(f"{plan.instruct.path}: {whose} {name} holds NaN or infinity; use an intact one")
+            raise NotFinite(f"{plan.instruct.path}: {whose} {name} holds NaN or infinity; use an intact one")
     at = int(np.argmin(np.isfinite(reached)))
-    raise GraftError(
+    raise CastOverflow(
         f"{plan.instruct.path}: tensor {name}: {before[at]:g} + {delta[at]:g} overflows {plan.dtype[name]}; "
         "lower the scale or choose graft.dtype float32"
     )

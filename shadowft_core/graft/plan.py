@@ -9,7 +9,7 @@ from pathlib import Path
 
 from shadowft_core.checkpoint import FLOATS, Checkpoint, open_checkpoint
 from shadowft_core.delta import Delta, open_delta
-from shadowft_core.errors import DeltaError, GraftError
+from shadowft_core.errors import GraftError, MisfitError, Quantised, ShapeMismatch, TensorMissing, ZeroDelta
 
 Scope = str | Sequence[str]
 OUTPUTS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -42,7 +42,7 @@ class Plan:
 def make_plan(instruct: Path, deltas: Sequence[tuple[Path, float]], scope: Scope, dtype: str) -> Plan:
     model = open_checkpoint(instruct)
     if model.config.get("quantization_config"):
-        raise GraftError(f"{instruct}: config.json has a quantization_config; graft on the unquantised Instruct")
+        raise Quantised(f"{instruct}: config.json has a quantization_config; graft on the unquantised Instruct")
     if dtype != "instruct" and dtype not in OUTPUTS:
         raise GraftError(f"dtype {dtype!r}; known are instruct, {', '.join(OUTPUTS)}")
     opened = [(open_delta(path), _finite(path, scale)) for path, scale in deltas]
@@ -57,7 +57,7 @@ def make_plan(instruct: Path, deltas: Sequence[tuple[Path, float]], scope: Scope
             for target in targets if scale else ():
                 sources.setdefault(target, []).append((delta, scale, name))
     if not sources and any(scale for _, scale in opened):
-        raise GraftError(f"{instruct}: no tensor would be grafted; pass a delta and a scope that meets it")
+        raise ZeroDelta(f"{instruct}: no tensor would be grafted; pass a delta and a scope that meets it")
     reason = "no delta" if any(scale for _, scale in opened) else "scale 0"
     left_out = [name for name in names if name not in travelling]
     wanted = OUTPUTS.get(dtype)
@@ -98,11 +98,13 @@ def _in_scope(names: list[str], scope: Scope) -> set[str]:
 def _require_fit(model: Checkpoint, delta: Delta, name: str) -> None:
     where = f"{delta.path}: tensor {name}"
     if model.tied and model.tied[0] == name:
-        raise DeltaError(f"{where} is the head, which {model.path} ties to {model.tied[1]}; the pair does not fit")
+        raise MisfitError(f"{where} is the head, which {model.path} ties to {model.tied[1]}; the pair does not fit")
     if name not in model:
-        raise DeltaError(f"{where} is missing in {model.path}; graft on an Instruct of the same family and layout")
+        raise TensorMissing(f"{where} is missing in {model.path}; graft on an Instruct of the same family and layout")
     info = model.info(name)
     if info.shape != delta.shape(name):
-        raise DeltaError(f"{where} has shape {delta.shape(name)}, {model.path} has {info.shape}; the pair does not fit")
+        raise ShapeMismatch(
+            f"{where} has shape {delta.shape(name)}, {model.path} has {info.shape}; the pair does not fit"
+        )
     if info.dtype not in FLOATS:
-        raise DeltaError(f"{where}: {model.path} holds it as {info.dtype}; one of {', '.join(FLOATS)} is wanted")
+        raise Quantised(f"{where}: {model.path} holds it as {info.dtype}; one of {', '.join(FLOATS)} is wanted")

@@ -21,7 +21,7 @@ from shadowft_core.checkpoint.model import (
     read_json_object,
 )
 from shadowft_core.checkpoint.vocabulary import NO_TOKEN, read_vocabulary, token_marks
-from shadowft_core.checkpoint.writing import write_checkpoint, write_safetensors
+from shadowft_core.checkpoint.writing import append_safetensors, write_checkpoint, write_safetensors
 
 __all__ = [
     "CHUNK",
@@ -33,6 +33,7 @@ __all__ = [
     "WORKERS",
     "Checkpoint",
     "TensorInfo",
+    "append_safetensors",
     "build_header",
     "bytes_digest",
     "canonical_json",

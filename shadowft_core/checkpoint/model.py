@@ -83,6 +83,18 @@ class Checkpoint:
         finally:
             os.close(file)
 
+    def read_into(self, name: str, start: int, out: np.ndarray) -> None:
+        """Fill a flat `out` of the tensor's dtype with its elements from `start` on. For parts out of order.
+
+        Raises CheckpointError when the file ends early.
+        """
+        info = self.info(name)
+        file = os.open(info.file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _read_fully(file, out.view(np.uint8).data, info.offset + start * out.dtype.itemsize, info.file)
+        finally:
+            os.close(file)
+
     def sample(self, name: str, positions: np.ndarray) -> np.ndarray:
         """The elements at these flat positions, in the tensor's own dtype; one small read each."""
         info = self.info(name)

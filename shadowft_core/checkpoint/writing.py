@@ -1,15 +1,17 @@
 """Writing safetensors files: space first, then the tensors in parallel, each hashed as it is written."""
 
 import hashlib
+import math
 import os
+import struct
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from shadowft_core.checkpoint.header import TensorInfo, build_header, dtype_name, parse_header
+from shadowft_core.checkpoint.header import DTYPES, TensorInfo, build_header, dtype_name, parse_header
 from shadowft_core.checkpoint.model import SINGLE, WORKERS
 from shadowft_core.errors import CheckpointError
 
@@ -43,6 +45,39 @@ def write_safetensors(path: Path, header: bytes, produce: Producer, label: str =
     finally:
         pool.shutdown(cancel_futures=True)
         os.close(file)
+
+
+def append_safetensors(
+    path: Path, layout: Mapping[str, tuple[str, tuple[int, ...] | None]], pieces: Iterable[tuple[str, bytes]]
+) -> dict[str, str]:
+    """Write tensors of one dtype as their bytes come, and return `{name: digest}`.
+
+    `layout` is `{name: (dtype, shape)}`; shape None stands for one dimension of as many elements as come. `pieces` are
+    `(name, bytes)`, tensor by tensor in the order of `layout`. Room for the header is reserved in front and filled at
+    the end. Call it inside `new_folder`. Raises CheckpointError when bytes and shapes do not agree.
+    """
+    most = (10**15,)  # no tensor has more elements, so no header is longer
+    room = len(build_header({n: (dtype, most if shape is None else shape) for n, (dtype, shape) in layout.items()}))
+    sizes, hashes = dict.fromkeys(layout, 0), {name: hashlib.sha256() for name in layout}
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        end = room
+        for name, piece in pieces:
+            hashes[name].update(piece)
+            _write_fully(file, memoryview(piece), end)
+            sizes[name] += len(piece)
+            end += len(piece)
+        found = {
+            n: (t, (sizes[n] // DTYPES[t].itemsize,) if shape is None else shape) for n, (t, shape) in layout.items()
+        }
+        for name, (dtype, shape) in found.items():
+            if math.prod(shape) * DTYPES[dtype].itemsize != sizes[name]:
+                raise CheckpointError(f"{path}: tensor {name}: {sizes[name]} bytes came for {dtype} {shape}")
+        text = build_header(found)[8:].ljust(room - 8)
+        _write_fully(file, memoryview(struct.pack("<Q", len(text)) + text), 0)
+    finally:
+        os.close(file)
+    return {name: f"sha256:{sha.hexdigest()}" for name, sha in hashes.items()}
 
 
 def write_checkpoint(folder: Path, tensors: Iterable[tuple[str, np.ndarray]]) -> None:

@@ -1,12 +1,12 @@
 """The weight delta: taken exactly from what training left, kept as a folder with a birth certificate.
 
-Two kinds. `lora`: the factors themselves, float32; the delta of a tensor is `scaling * B A` with scaling alpha/rank (Hu
-et al. 2021) or alpha/sqrt(rank) (rsLoRA, Kalajdzievski 2023). `dense`: the float32 difference tuned - base of every
-tensor that changed. An adapter that replaces or rescales weights is neither and is refused: merged into the Base first,
-its checkpoint gives an exact dense delta.
+Every tensor has one of three forms. `factors`: LoRA factors, float32; the delta is `scaling * B A` with scaling
+alpha/rank (Hu et al. 2021) or alpha/sqrt(rank) (rsLoRA, Kalajdzievski 2023). `frames`: the exact difference
+tuned - base in bfloat16 with its exceptions, compressed or not. `plain`: the same difference in float32.
 """
 
+from shadowft_core.delta.dense import Storage
 from shadowft_core.delta.folder import Delta, open_delta, sample_positions, step
 from shadowft_core.delta.stage import extract
 
-__all__ = ["Delta", "extract", "open_delta", "sample_positions", "step"]
+__all__ = ["Delta", "Storage", "extract", "open_delta", "sample_positions", "step"]

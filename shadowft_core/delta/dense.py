@@ -1,14 +1,25 @@
-"""The difference of two checkpoints becomes a dense delta, tensor by tensor, in float32."""
+"""The difference of two checkpoints becomes a dense delta, part by part, in float32."""
 
 import math
+import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from shadowft_core.checkpoint import FLOATS, Checkpoint, build_header, open_checkpoint, write_safetensors
+from shadowft_core.checkpoint import (
+    DTYPES,
+    FLOATS,
+    WORKERS,
+    Checkpoint,
+    append_safetensors,
+    open_checkpoint,
+)
 from shadowft_core.delta.folder import DENSE, rounded, step
+from shadowft_core.delta.frames import encode
 from shadowft_core.errors import (
     CheckpointError,
     NotFinite,
@@ -19,12 +30,16 @@ from shadowft_core.errors import (
     ZeroDelta,
 )
 
-FAR = 0.5  # sum|T - B| / (sum|T| + sum|B|): training moves a matrix by a few percent, unrelated ones lie at 0.7
+T = TypeVar("T")
+R = TypeVar("R")
+Storage = Literal["compressed", "bfloat16", "float32"]
+FAR = 1.0  # |T - B| / |B|: training moves a matrix by a few percent, an unrelated one lies at 1.4
 
-Parts = Callable[[str], Iterator[np.ndarray]]
+Part = Callable[[str, int], np.ndarray]
+"""`part(name, number)`: the number-th flat float32 part, `step(shape)` elements, of a tensor's delta; any thread"""
 
 
-def extract_dense(before: Checkpoint, source: Path, folder: Path) -> dict[str, Any]:
+def extract_dense(before: Checkpoint, source: Path, folder: Path, storage: Storage) -> dict[str, Any]:
     """Write the difference `source - before` of every tensor that changed; returns the certificate's entries."""
     after = open_checkpoint(source)
     names = own_tensors(before)
@@ -34,49 +49,92 @@ def extract_dense(before: Checkpoint, source: Path, folder: Path) -> dict[str, A
         raise ZeroDelta(
             f"{after.path}: every tensor equals {before.path}, the delta is zero; tune it or pass another folder"
         )
+    weights: dict[tuple[str, int], float] = {}
 
-    def difference(name: str) -> Iterator[np.ndarray]:
-        stride = step(before.info(name).shape)
-        apart = weight = 0.0
-        pairs = zip(before.chunks(name, stride, hashed=True), after.chunks(name, stride), strict=True)
-        for (_, old), (_, new) in pairs:
-            part, was = new.astype(np.float32), old.astype(np.float32)
-            weight += float(np.abs(part).sum(dtype=np.float64)) + float(np.abs(was).sum(dtype=np.float64))
-            with np.errstate(all="ignore"):  # what is not finite is refused by name where it is written
-                part -= was
-            apart += float(np.abs(part).sum(dtype=np.float64))
-            yield part
-        if len(before.info(name).shape) > 1 and apart > FAR * weight:
+    def difference(name: str, number: int) -> np.ndarray:
+        info, stride = before.info(name), step(before.info(name).shape)
+        count = min(stride, info.size - number * stride)
+        old, new = (np.empty(count, DTYPES[model.info(name).dtype]) for model in (before, after))
+        before.read_into(name, number * stride, old)
+        after.read_into(name, number * stride, new)
+        part, was = new.astype(np.float32), old.astype(np.float32)
+        with np.errstate(all="ignore"):  # what is not finite is refused by name where it is written
+            part -= was
+            weights[name, number] = float(np.dot(was, was))
+        return part
+
+    entries = write_dense(folder, {name: before.info(name).shape for name in changed}, difference, storage)
+    for name, entry in entries.items():
+        weight = math.sqrt(sum(weights[name, number] for number in range(_parts(before.info(name).shape))))
+        if len(entry["shape"]) > 1 and weight and entry["norm"] > FAR * weight:
             raise Unrelated(
-                f"tensor {name}: {after.path} is {apart / weight:.2f} from {before.path} (0: equal, 0.7: unrelated, "
-                f"limit {FAR}); pass the model that was tuned, its matrices not transposed"
+                f"tensor {name}: |difference| is {entry['norm'] / weight:.2f} of |weights| (tuned: below 0.1, "
+                f"unrelated or transposed: 1.4); pass the model that was tuned from {before.path}"
             )
+    return entries
 
-    return write_dense(folder, {name: before.info(name).shape for name in changed}, difference)
 
+def write_dense(
+    folder: Path, shapes: Mapping[str, tuple[int, ...]], part: Part, storage: Storage = "compressed"
+) -> dict[str, Any]:
+    """Write dense.safetensors; returns the certificate's entries.
 
-def write_dense(folder: Path, shapes: Mapping[str, tuple[int, ...]], parts: Parts) -> dict[str, Any]:
-    """Write dense.safetensors from flat float32 parts of `step(shape)` elements; returns the certificate's entries.
-
-    Raises NotFinite naming the tensor.
+    `compressed` and `bfloat16` are frames (frames.py), with and without entropy coding, `float32` is a plain tensor
+    that any reader of safetensors understands; all are exact. Raises NotFinite naming the tensor.
     """
-    norms: dict[str, float] = {}
+    squares: dict[str, float] = dict.fromkeys(shapes, 0.0)
+    work = [(name, number) for name, shape in shapes.items() for number in range(_parts(shape))]
 
-    def checked(name: str) -> Iterator[np.ndarray]:
-        total = 0.0
-        for part in parts(name):
-            if not np.isfinite(part).all():
-                raise NotFinite(f"tensor {name}: its delta is not finite; the training diverged or a weight is damaged")
-            total += float(np.sum(np.square(part, dtype=np.float64)))
-            yield part
-        norms[name] = rounded(math.sqrt(total))
+    def encoded(item: tuple[str, int]) -> tuple[bytes, float]:
+        values = part(*item)
+        square = _square(item[0], values)
+        return values.tobytes() if storage == "float32" else encode(values, storage == "compressed"), square
 
-    header = build_header({name: ("F32", shape) for name, shape in shapes.items()})
-    digests = write_safetensors(folder / DENSE, header, checked, label="extract")
+    def pieces() -> Iterator[tuple[str, bytes]]:
+        for count, ((name, _), (piece, square)) in enumerate(zip(work, _in_order(encoded, work), strict=True), 1):
+            squares[name] += square
+            if count % 1000 == 0:
+                print(f"extract: {count / len(work):.0%} of {len(shapes)} tensors", file=sys.stderr)
+            yield name, piece
+
+    plain = storage == "float32"
+    layout = {name: ("F32", shape) if plain else ("U8", None) for name, shape in shapes.items()}
+    digests = append_safetensors(folder / DENSE, layout, pieces())
+    form = "plain" if plain else "frames"
     return {
-        name: {"form": "plain", "shape": list(shape), "norm": norms[name], "digest": digests[name]}
+        name: {"form": form, "shape": list(shape), "norm": rounded(math.sqrt(squares[name])), "digest": digests[name]}
         for name, shape in shapes.items()
     }
+
+
+def _square(name: str, values: np.ndarray) -> float:
+    """Sum of squares. A sum that is not finite tells of a value that is not, or that is huge."""
+    with np.errstate(all="ignore"):
+        square = float(np.dot(values, values))
+    if math.isfinite(square):
+        return square
+    if not np.isfinite(values).all():
+        raise NotFinite(f"tensor {name}: its delta is not finite; the training diverged or a weight is damaged")
+    return float(np.sum(np.square(values, dtype=np.float64)))
+
+
+def _parts(shape: tuple[int, ...]) -> int:
+    return -(-math.prod(shape) // step(shape))
+
+
+def _in_order(act: Callable[[T], R], work: list[T]) -> Iterator[R]:
+    """Results in the order of the work, with a few of them in memory; the first error ends it."""
+    pending: deque[Future[R]] = deque()
+    pool = ThreadPoolExecutor(WORKERS)
+    try:
+        for item in work:
+            pending.append(pool.submit(act, item))
+            if len(pending) > 2 * WORKERS:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def own_tensors(model: Checkpoint) -> list[str]:

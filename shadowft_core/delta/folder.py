@@ -1,5 +1,6 @@
 """The delta folder: its format, its rules, and reading it as float32 tensors. Specification: docs/delta-format.md."""
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +10,6 @@ import numpy as np
 
 from shadowft_core.checkpoint import (
     CHUNK,
-    DTYPES,
     Checkpoint,
     bytes_digest,
     canonical_json,
@@ -17,10 +17,12 @@ from shadowft_core.checkpoint import (
     open_safetensors,
     read_json_object,
 )
+from shadowft_core.delta.frames import HEAD, body_bytes, decode
 from shadowft_core.errors import DeltaError
 
 FORMAT = 2
 CERTIFICATE, DENSE, FACTORS, BASE = "delta.json", "dense.safetensors", "factors.safetensors", "base.safetensors"
+Layout = dict[str, tuple[str, tuple[int, ...] | None]]
 KINDS = ("lora", "dense", "lowrank")
 MARKS, SAMPLE = "token_marks", "sample."  # tensors of base.safetensors
 
@@ -63,13 +65,16 @@ class Delta:
 
         Raises DeltaError when the bytes do not match the certificate, at the latest at the end of the pass.
         """
-        if self._tensors[name]["form"] == "factors":
-            part = self.parts(name)
-            stride = step(self.shape(name))
-            yield from ((start, part(start // stride)) for start in range(0, math.prod(self.shape(name)), stride))
-        else:
-            yield from self._weights[DENSE].chunks(name, step(self.shape(name)), hashed=True)
+        form, shape = self._tensors[name]["form"], self.shape(name)
+        stride, size = step(shape), math.prod(shape)
+        if form == "plain":
+            yield from self._weights[DENSE].chunks(name, stride, hashed=True)
             self._verify(DENSE, name, self._tensors[name]["digest"])
+        elif form == "frames":
+            yield from self._frames(name, stride, size)
+        else:
+            part = self._product(name)
+            yield from ((start, part(start // stride)) for start in range(0, size, stride))
 
     def parts(self, name: str) -> Callable[[int], np.ndarray]:
         """Parts in any order: a function from a part's number to its flat float32 elements, the same as `chunks` gives.
@@ -77,16 +82,63 @@ class Delta:
         For rows that are needed out of order. The stored bytes are verified first. Raises DeltaError.
         """
         entry, shape = self._tensors[name], self.shape(name)
+        stride, size = step(shape), math.prod(shape)
         if entry["form"] == "factors":
             return self._product(name)
+        weights = self._weights[DENSE]
         self._verify(DENSE, name, entry["digest"])
-        info, stride = self._weights[DENSE].info(name), step(shape)
 
         def plain(number: int) -> np.ndarray:
-            count = min(stride, info.size - number * stride)
-            return np.fromfile(info.file, DTYPES[info.dtype], count, offset=info.offset + 4 * number * stride)
+            values = np.empty(min(stride, size - number * stride), np.float32)
+            weights.read_into(name, number * stride, values)
+            return values
 
-        return plain
+        if entry["form"] == "plain":
+            return plain
+        starts = [0]
+        for start in range(0, size, stride):
+            starts.append(self._frame(name, starts[-1], min(stride, size - start), None))
+
+        def frame(number: int) -> np.ndarray:
+            values = np.empty(min(stride, size - number * stride), np.float32)
+            self._frame(name, starts[number], values.size, values)
+            return values
+
+        return frame
+
+    def _frames(self, name: str, stride: int, size: int) -> Iterator[tuple[int, np.ndarray]]:
+        values, end, sha = np.empty(min(stride, size), np.float32), 0, hashlib.sha256()
+        for start in range(0, size, stride):
+            part = values[: min(stride, size - start)]
+            end = self._frame(name, end, part.size, part, sha)
+            yield start, part
+        where = f"{self.path / DENSE}: tensor {name}"
+        if end != self._weights[DENSE].info(name).size:
+            raise DeltaError(
+                f"{where}: {self._weights[DENSE].info(name).size} bytes, its frames end at {end}; fetch it again"
+            )
+        self._compare(DENSE, name, f"sha256:{sha.hexdigest()}", self._tensors[name]["digest"])
+
+    def _frame(self, name: str, start: int, elements: int, out: np.ndarray | None, sha: Any = None) -> int:
+        """Decode the frame at byte `start` of a stored tensor into `out`; returns where the next one starts."""
+        weights, where = self._weights[DENSE], f"{self.path / DENSE}: tensor {name}"
+        size = weights.info(name).size
+        if start + HEAD.size > size:
+            raise DeltaError(f"{where}: {size} bytes, a frame is wanted at {start}; fetch or extract it again")
+        head = np.empty(HEAD.size, np.uint8)
+        weights.read_into(name, start, head)
+        length = body_bytes(head.tobytes(), elements, where)
+        end = start + HEAD.size + length
+        if end > size:
+            raise DeltaError(f"{where}: {size} bytes, a frame reaches to {end}; fetch or extract it again")
+        if out is not None:
+            body = np.empty(length, np.uint8)
+            weights.read_into(name, start + HEAD.size, body)
+            if sha is not None:
+                sha.update(head)
+                sha.update(body)
+            decode(head.tobytes(), body.data, out, where)
+        return end
 
     def _product(self, name: str) -> Callable[[int], np.ndarray]:
         # The product is summed in float64 and rounded once to float32: matrix libraries sum in different orders, and
@@ -113,7 +165,9 @@ class Delta:
         return model.read(MARKS) if MARKS in model else None
 
     def _verify(self, file: str, name: str, expected: str) -> None:
-        found = self._weights[file].tensor_digest(name)
+        self._compare(file, name, self._weights[file].tensor_digest(name), expected)
+
+    def _compare(self, file: str, name: str, found: str, expected: str) -> None:
         if found != expected:
             raise DeltaError(
                 f"{self.path / file}: tensor {name} is {found}, {CERTIFICATE} says {expected}; extract it again"
@@ -142,7 +196,7 @@ def open_delta(path: Path) -> Delta:
             raise DeltaError(f"{file}: kind {certificate['kind']!r}, known are {', '.join(KINDS)}")
         base = certificate["base"]
         _ = base["digest"], base["tokenizer_digest"]
-        expected: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {DENSE: {}, FACTORS: {}}
+        expected: dict[str, Layout] = {DENSE: {}, FACTORS: {}}
         for name, entry in certificate["tensors"].items():
             _expect(expected, name, entry, file)
         sample = base["sample"]
@@ -150,16 +204,16 @@ def open_delta(path: Path) -> Delta:
         raise DeltaError(f"{file}: damaged certificate: {error!r}; fetch or extract it again") from None
     weights = {name: open_safetensors(path / name) for name, wanted in expected.items() if wanted}
     for name, model in weights.items():
-        _hold(path / name, {n: (model.info(n).dtype, model.info(n).shape) for n in model.names}, expected[name])
+        found: Layout = {n: (model.info(n).dtype, model.info(n).shape) for n in model.names}
+        free = {n for n, (_, shape) in expected[name].items() if shape is None}  # frames have any length
+        _hold(path / name, found | {n: (found[n][0], None) for n in free & found.keys()}, expected[name])
     weights[BASE] = open_safetensors(path / BASE)
-    if (found := file_digest(path / BASE)) != sample:
-        raise DeltaError(f"{path / BASE}: is {found}, {CERTIFICATE} says {sample}; fetch or extract it again")
+    if (digest := file_digest(path / BASE)) != sample:
+        raise DeltaError(f"{path / BASE}: is {digest}, {CERTIFICATE} says {sample}; fetch or extract it again")
     return Delta(path, certificate, bytes_digest(data), weights)
 
 
-def _expect(
-    expected: dict[str, dict[str, tuple[str, tuple[int, ...]]]], name: str, entry: dict[str, Any], file: Path
-) -> None:
+def _expect(expected: dict[str, Layout], name: str, entry: dict[str, Any], file: Path) -> None:
     """Add what the weight files must hold for this entry. Raises KeyError, TypeError or ValueError if damaged."""
     shape = tuple(int(n) for n in entry["shape"])
     if entry["form"] == "factors":
@@ -169,16 +223,14 @@ def _expect(
             f"{name}.lora_A": ("F32", (entry["rank"], columns)),
             f"{name}.lora_B": ("F32", (rows, entry["rank"])),
         }
-    elif entry["form"] == "plain":
+    elif entry["form"] in ("plain", "frames"):
         _ = entry["digest"]
-        expected[DENSE][name] = ("F32", shape)
+        expected[DENSE][name] = ("F32", shape) if entry["form"] == "plain" else ("U8", None)
     else:
-        raise DeltaError(f"{file}: tensor {name} has form {entry['form']!r}, known are factors and plain")
+        raise DeltaError(f"{file}: tensor {name} has form {entry['form']!r}, known are factors, frames and plain")
 
 
-def _hold(
-    file: Path, found: dict[str, tuple[str, tuple[int, ...]]], expected: dict[str, tuple[str, tuple[int, ...]]]
-) -> None:
+def _hold(file: Path, found: Layout, expected: Layout) -> None:
     if found != expected:
         odd = min(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
         raise DeltaError(

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from shadowft_core.checkpoint import file_digest, new_folder, open_checkpoint, read_json_object, write_json_atomically
 from shadowft_core.delta.base import write_base
-from shadowft_core.delta.dense import extract_dense
+from shadowft_core.delta.dense import Storage, extract_dense
 from shadowft_core.delta.folder import BASE, CERTIFICATE, FORMAT
 from shadowft_core.delta.lora import ADAPTER_CONFIG, extract_lora
 from shadowft_core.errors import DeltaError, WrongBase
 
 
-def extract(base: Path, tuned: Path, out: Path) -> None:
+def extract(base: Path, tuned: Path, out: Path, storage: Storage = "compressed") -> None:
     """Write the delta folder `out` from the model before tuning and what tuning left.
 
     `tuned` is a folder made by `train` (adapter/ or model/), a PEFT adapter folder or a checkpoint folder.
@@ -28,7 +28,7 @@ def extract(base: Path, tuned: Path, out: Path) -> None:
     source = inner[0] if inner else tuned
     adapter = (source / ADAPTER_CONFIG).is_file()
     with new_folder(out) as folder:
-        tensors = extract_lora(before, source, folder) if adapter else extract_dense(before, source, folder)
+        tensors = extract_lora(before, source, folder) if adapter else extract_dense(before, source, folder, storage)
         write_base(before, folder)
         digest = before.digest()
         if train is not None and train.get("model_digest", digest) != digest:

@@ -20,6 +20,7 @@ from shadowft_core.checkpoint.model import (
     open_safetensors,
     read_json_object,
 )
+from shadowft_core.checkpoint.scratch import scratch
 from shadowft_core.checkpoint.vocabulary import NO_TOKEN, read_vocabulary, token_marks
 from shadowft_core.checkpoint.writing import append_safetensors, write_checkpoint, write_safetensors
 
@@ -45,6 +46,7 @@ __all__ = [
     "read_header",
     "read_json_object",
     "read_vocabulary",
+    "scratch",
     "token_marks",
     "write_atomically",
     "write_checkpoint",

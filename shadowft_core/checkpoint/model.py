@@ -13,6 +13,7 @@ import numpy as np
 
 from shadowft_core.checkpoint.files import bytes_digest, canonical_json, file_digest
 from shadowft_core.checkpoint.header import DTYPES, TensorInfo, read_header
+from shadowft_core.checkpoint.memo import Memo
 from shadowft_core.errors import CheckpointError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -35,6 +36,7 @@ class Checkpoint:
         """raw header, length prefix included, of every safetensors file by file name"""
         self._tensors = tensors
         self._digests: dict[str, str] = {}
+        self._memos: list[Memo] = []
 
     @property
     def names(self) -> list[str]:
@@ -61,14 +63,14 @@ class Checkpoint:
         """Yield `(start, flat part)` of a tensor, `elements` at a time.
 
         Every part is a view of one buffer that the next part overwrites. An empty tensor yields nothing. With `hashed`
-        a full pass leaves the tensor's digest behind, so that `tensor_digest` need not read again.
+        a full pass leaves the tensor's digest behind, unless it is known, so that `tensor_digest` need not read again.
         Raises CheckpointError when the file ends early.
         """
         info = self.info(name)
         dtype = DTYPES[info.dtype]
         buffer = np.empty(min(elements, info.size), dtype)
         view = buffer.view(np.uint8).data
-        sha = hashlib.sha256() if hashed else None
+        sha = hashlib.sha256() if hashed and name not in self._digests else None
         file = os.open(info.file, os.O_RDONLY | os.O_CLOEXEC)
         try:
             for start in range(0, info.size, elements):
@@ -118,12 +120,24 @@ class Checkpoint:
         return self._digests[name]
 
     def digest(self) -> str:
-        """The model digest: independent of shards, file names and machine. Reads every tensor once."""
+        """The model digest: independent of shards, file names and machine. Reads what no pass has hashed yet.
+
+        The digests of a model folder are remembered as long as its files do not change (memo.py).
+        """
         with ThreadPoolExecutor(WORKERS) as pool:
-            digests = pool.map(self.tensor_digest, self._tensors)
-            return model_digest(
-                {n: (i.dtype, i.shape, d) for (n, i), d in zip(self._tensors.items(), digests, strict=True)}
-            )
+            digests = dict(zip(self._tensors, pool.map(self.tensor_digest, self._tensors), strict=True))
+        for memo in self._memos:
+            memo.remember({n: d for n, d in digests.items() if self._tensors[n].file == memo.file})
+        return model_digest({n: (i.dtype, i.shape, digests[n]) for n, i in self._tensors.items()})
+
+    def recall(self) -> "Checkpoint":
+        """Take over the digests that are remembered for these files; returns itself."""
+        self._memos = [Memo(file) for file in sorted({info.file for info in self._tensors.values()})]
+        for memo in self._memos:
+            names = {name for name, info in self._tensors.items() if info.file == memo.file}
+            if memo.digests.keys() == names:
+                self._digests |= memo.digests
+        return self
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -196,7 +210,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: tensor {lost[0]} stands in the index but in no file; download the folder again")
     if not tensors:
         raise CheckpointError(f"{path}: no tensors at all")
-    return Checkpoint(path, shards, tensors)
+    return Checkpoint(path, shards, tensors).recall()
 
 
 def open_safetensors(file: Path) -> Checkpoint:

@@ -6,7 +6,7 @@ import os
 import struct
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from shadowft_core.checkpoint.header import DTYPES, TensorInfo, build_header, dt
 from shadowft_core.checkpoint.model import SINGLE, WORKERS
 from shadowft_core.errors import CheckpointError
 
+FLUSH = 64 << 20  # bytes
 Producer = Callable[[str], Iterator[np.ndarray]]
 
 
@@ -31,7 +32,7 @@ def write_safetensors(path: Path, header: bytes, produce: Producer, label: str =
     tensors = parse_header(header, path)
     size = len(header) + sum(info.nbytes for info in tensors.values())
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    pool = ThreadPoolExecutor(WORKERS)
+    pool, flush = ThreadPoolExecutor(WORKERS), _Flush(file)
     try:
         os.posix_fallocate(file, 0, size)  # a full disk shows before the work, not after it
         _write_fully(file, memoryview(header), 0)
@@ -39,11 +40,13 @@ def write_safetensors(path: Path, header: bytes, produce: Producer, label: str =
         digests: dict[str, str] = {}
         for name, digest in zip(tensors, work, strict=True):
             digests[name] = digest
+            flush.wrote(tensors[name].nbytes)
             if label and len(digests) % 100 == 0:
                 print(f"{label}: tensor {len(digests)}/{len(tensors)}", file=sys.stderr)
         return digests
     finally:
         pool.shutdown(cancel_futures=True)
+        flush.end()
         os.close(file)
 
 
@@ -60,6 +63,7 @@ def append_safetensors(
     room = len(build_header({n: (dtype, most if shape is None else shape) for n, (dtype, shape) in layout.items()}))
     sizes, hashes = dict.fromkeys(layout, 0), {name: hashlib.sha256() for name in layout}
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    flush = _Flush(file)
     try:
         end = room
         for name, piece in pieces:
@@ -67,6 +71,7 @@ def append_safetensors(
             _write_fully(file, memoryview(piece), end)
             sizes[name] += len(piece)
             end += len(piece)
+            flush.wrote(len(piece))
         found = {
             n: (t, (sizes[n] // DTYPES[t].itemsize,) if shape is None else shape) for n, (t, shape) in layout.items()
         }
@@ -76,6 +81,7 @@ def append_safetensors(
         text = build_header(found)[8:].ljust(room - 8)
         _write_fully(file, memoryview(struct.pack("<Q", len(text)) + text), 0)
     finally:
+        flush.end()
         os.close(file)
     return {name: f"sha256:{sha.hexdigest()}" for name, sha in hashes.items()}
 
@@ -92,6 +98,24 @@ def write_checkpoint(folder: Path, tensors: Iterable[tuple[str, np.ndarray]]) ->
         arrays[name] = np.ascontiguousarray(array).reshape(array.shape)  # a scalar stays one
     header = build_header({name: (dtype_name(array.dtype), array.shape) for name, array in arrays.items()})
     write_safetensors(folder / SINGLE, header, lambda name: iter([arrays[name].reshape(-1)]))
+
+
+class _Flush:
+    """Sends a file to the disk while it is being written, so that the sync that publishes it waits little."""
+
+    def __init__(self, file: int) -> None:
+        self._file, self._bytes = file, 0
+        self._thread = ThreadPoolExecutor(1)
+        self._running: Future[None] | None = None
+
+    def wrote(self, count: int) -> None:
+        self._bytes += count
+        if self._bytes >= FLUSH and (self._running is None or self._running.done()):
+            self._bytes, self._running = 0, self._thread.submit(os.fdatasync, self._file)
+
+    def end(self) -> None:
+        """Wait; whether the disk took it all is told by the sync that publishes."""
+        self._thread.shutdown()
 
 
 def _write_tensor(file: int, name: str, info: TensorInfo, produce: Producer) -> str:

@@ -17,6 +17,7 @@ from shadowft_core.checkpoint import (
     Checkpoint,
     append_safetensors,
     open_checkpoint,
+    scratch,
 )
 from shadowft_core.delta.folder import DENSE, rounded, step
 from shadowft_core.delta.frames import encode
@@ -36,7 +37,7 @@ Storage = Literal["compressed", "bfloat16", "float32"]
 FAR = 1.0  # |T - B| / |B|: training moves a matrix by a few percent, an unrelated one lies at 1.4
 
 Part = Callable[[str, int], np.ndarray]
-"""`part(name, number)`: the number-th flat float32 part, `step(shape)` elements, of a tensor's delta; any thread"""
+"""`part(name, number)`: a flat float32 part, `step(shape)` elements, of a tensor's delta; the next one may reuse it"""
 
 
 def extract_dense(before: Checkpoint, source: Path, folder: Path, storage: Storage) -> dict[str, Any]:
@@ -54,10 +55,11 @@ def extract_dense(before: Checkpoint, source: Path, folder: Path, storage: Stora
     def difference(name: str, number: int) -> np.ndarray:
         info, stride = before.info(name), step(before.info(name).shape)
         count = min(stride, info.size - number * stride)
-        old, new = (np.empty(count, DTYPES[model.info(name).dtype]) for model in (before, after))
-        before.read_into(name, number * stride, old)
-        after.read_into(name, number * stride, new)
-        part, was = new.astype(np.float32), old.astype(np.float32)
+        was, part = (scratch.array(label, count, np.float32) for label in ("was", "part"))
+        for model, values in ((before, was), (after, part)):
+            stored = scratch.array("stored", count, DTYPES[model.info(name).dtype])
+            model.read_into(name, number * stride, stored)
+            np.copyto(values, stored)
         with np.errstate(all="ignore"):  # what is not finite is refused by name where it is written
             part -= was
             weights[name, number] = float(np.dot(was, was))

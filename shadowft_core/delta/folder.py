@@ -16,6 +16,7 @@ from shadowft_core.checkpoint import (
     file_digest,
     open_safetensors,
     read_json_object,
+    scratch,
 )
 from shadowft_core.delta.frames import HEAD, body_bytes, decode
 from shadowft_core.errors import DeltaError
@@ -132,7 +133,7 @@ class Delta:
         if end > size:
             raise DeltaError(f"{where}: {size} bytes, a frame reaches to {end}; fetch or extract it again")
         if out is not None:
-            body = np.empty(length, np.uint8)
+            body = scratch.array("body", length, np.uint8)
             weights.read_into(name, start + HEAD.size, body)
             if sha is not None:
                 sha.update(head)

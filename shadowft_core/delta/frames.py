@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 import zstandard
 
+from shadowft_core.checkpoint import scratch
 from shadowft_core.errors import DeltaError
 
 HEAD = struct.Struct("<BBHIII")
@@ -43,18 +44,24 @@ _coder = _Coder()
 
 def encode(values: np.ndarray, compress: bool) -> bytes:
     """One frame of finite float32 `values`; the same values always give the same bytes."""
-    if not values.any():
-        return HEAD.pack(ZERO, RAW, 0, values.size, 0, 0)
+    size = values.size
+    rounded, back = scratch.array("rounded", size, _BF16), scratch.array("back", size, np.float32)
+    flags = scratch.array("flags", size, np.bool_)
+    if not np.not_equal(values, 0, out=flags).any():
+        return HEAD.pack(ZERO, RAW, 0, size, 0, 0)
     with np.errstate(over="ignore"):  # what overflows bfloat16 is an exception
-        rounded = values.astype(_BF16)
-    odd = np.flatnonzero(rounded.astype(np.float32) != values)
-    if 4 * odd.size < values.size:
+        np.copyto(rounded, values, casting="unsafe")
+    np.copyto(back, rounded)
+    odd = np.flatnonzero(np.not_equal(back, values, out=flags))
+    if 4 * odd.size < size:
         words, kind = rounded.view("<u2"), BFLOAT16
     else:
         words, kind, odd = values.view("<u4"), FLOAT32, odd[:0]
-    payload = _coder.compressor.compress(_planes(words).data) if compress else words.tobytes()
-    head = HEAD.pack(kind, ZSTD if compress else RAW, 0, values.size, len(payload), odd.size)
-    return b"".join((head, payload, odd.astype("<u4").tobytes(), values[odd].astype("<f4").tobytes()))
+    payload = _coder.compressor.compress(_planes(words).data) if compress else words.data
+    head = HEAD.pack(
+        kind, ZSTD if compress else RAW, 0, size, len(payload) * (1 if compress else words.itemsize), odd.size
+    )
+    return b"".join((head, payload, odd.astype("<u4").data, values[odd].astype("<f4").data))
 
 
 def body_bytes(head: bytes, elements: int, where: str) -> int:
@@ -94,23 +101,26 @@ def decode(head: bytes, body: memoryview, out: np.ndarray, where: str) -> None:
 
 def _planes(words: np.ndarray) -> np.ndarray:
     """Bytes of rotated words, plane by plane, lowest first; rotation puts the whole exponent in one plane."""
-    bits = 8 * words.dtype.itemsize
-    rotated = words << 1
-    rotated |= words >> (bits - 1)
-    planes = np.empty((words.dtype.itemsize, words.size), np.uint8)
-    for plane in planes:
-        np.copyto(plane, rotated, casting="unsafe")  # keeps the lowest byte
+    width, size = words.dtype.itemsize, words.size
+    rotated, carry = (scratch.array(label, size, words.dtype) for label in ("rotated", "carry"))
+    np.left_shift(words, 1, out=rotated)
+    rotated |= np.right_shift(words, 8 * width - 1, out=carry)
+    planes = scratch.array("planes", width * size, np.uint8)
+    for number in range(width):
+        np.copyto(planes[number * size : (number + 1) * size], rotated, casting="unsafe")  # keeps the lowest byte
         rotated >>= 8
     return planes
 
 
 def _joined(planes: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    bits, size = 8 * dtype.itemsize, planes.size // dtype.itemsize
-    rotated: Any = planes[(dtype.itemsize - 1) * size :].astype(dtype)
-    for number in range(dtype.itemsize - 2, -1, -1):
+    width = dtype.itemsize
+    size = planes.size // width
+    rotated, carry = (scratch.array(label, size, dtype) for label in ("rotated", "carry"))
+    np.copyto(rotated, planes[(width - 1) * size :])
+    for number in range(width - 2, -1, -1):
         rotated <<= 8
         rotated |= planes[number * size : (number + 1) * size]
-    words: np.ndarray = rotated >> 1
-    rotated <<= bits - 1
-    words |= rotated
-    return words
+    np.left_shift(rotated, 8 * width - 1, out=carry)
+    rotated >>= 1
+    rotated |= carry
+    return rotated

@@ -34,29 +34,48 @@ def parts(plan: Plan, name: str) -> Iterator[np.ndarray]:
             yield part
         return
     sums = np.zeros(len(_SUMS))
-    ours = plan.instruct.chunks(name, step(info.shape), hashed=True)
+    stride = step(info.shape)
+    ours = plan.instruct.chunks(name, stride, hashed=True)
+    kept = _Kept(min(stride, info.size), target)
     for (_, weights), delta in zip(ours, combined(plan, name), strict=True):
-        before = weights.astype(np.float32)
+        if weights.size < kept.before.size:  # the last part
+            kept = _Kept(weights.size, target)
         with np.errstate(all="ignore"):  # what is not finite is refused by name just below
-            exact = before + delta
-            result = exact.astype(target)
-            reached = result.astype(np.float32)
-        if not np.isfinite(reached).all():
-            _refuse(plan, name, before, delta, reached)
-        if sources:
-            reached -= before
-            moves = delta != 0
-            sums += (
-                *(_square(before), _square(delta), _square(reached), float(np.dot(delta, reached))),
-                *(
-                    _square(reached - delta),
-                    float(np.count_nonzero(moves)),
-                    float(np.count_nonzero(moves & (reached == 0))),
-                ),
-            )
-        yield result
+            np.copyto(kept.before, weights)
+            np.add(kept.before, delta, out=kept.spare)
+            np.copyto(kept.result, kept.spare, casting="unsafe")
+            np.copyto(kept.reached, kept.result)
+            np.subtract(kept.reached, kept.before, out=kept.reached)
+            found = _sums(kept, kept.before, delta, kept.reached)
+        if not all(map(math.isfinite, found)):  # a value that is not, or squares beyond float32
+            reached = kept.result.astype(np.float32)
+            if not np.isfinite(reached).all():
+                _refuse(plan, name, kept.before, delta, reached)
+            found = _sums(kept, *(x.astype(np.float64) for x in (kept.before, delta, kept.reached)))
+        sums += found
+        yield kept.result
     if sources:
         plan.receipts[name] = dict(zip(_SUMS, sums.tolist(), strict=True))
+
+
+class _Kept:
+    """The arrays of one tensor's pass, used again for every part: fresh memory costs more than the arithmetic in it."""
+
+    def __init__(self, size: int, target: np.dtype[Any]) -> None:
+        self.before, self.reached, self.spare = (np.empty(size, np.float32) for _ in range(3))
+        self.result = np.empty(size, target)
+        self.moves, self.arrives = np.empty(size, np.bool_), np.empty(size, np.bool_)
+
+
+def _sums(kept: _Kept, before: np.ndarray, delta: np.ndarray, reached: np.ndarray) -> tuple[float, ...]:
+    """What `_SUMS` names, of one part, summed in the type of the arrays."""
+    np.not_equal(delta, 0, out=kept.moves)
+    np.not_equal(reached, 0, out=kept.arrives)
+    moves = int(np.count_nonzero(kept.moves))
+    arrived = int(np.count_nonzero(np.logical_and(kept.moves, kept.arrives, out=kept.arrives)))
+    gap = np.subtract(reached, delta, out=kept.spare if reached.dtype == np.float32 else None)
+    squares = (_square(before), _square(delta), _square(reached))
+    return *squares, float(np.dot(delta, reached)), _square(gap), moves, moves - arrived
 
 
 def _square(x: np.ndarray) -> float:

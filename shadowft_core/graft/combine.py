@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from shadowft_core.checkpoint import scratch
 from shadowft_core.delta import step
 from shadowft_core.graft.plan import Plan
 
@@ -22,7 +23,8 @@ def combined(plan: Plan, name: str) -> Iterator[np.ndarray]:
         return
     streams = [delta.chunks(tensor) for delta, _, tensor in sources]
     for parts in zip(*streams, strict=True):
-        total = parts[0][1] * np.float32(sources[0][1])
+        total, share = (scratch.array(label, parts[0][1].size, np.float32) for label in ("total", "share"))
+        np.multiply(parts[0][1], np.float32(sources[0][1]), out=total)
         for (_, part), (_, scale, _) in zip(parts[1:], sources[1:], strict=True):
-            total += part * np.float32(scale)
+            total += np.multiply(part, np.float32(scale), out=share)
         yield total

@@ -1,6 +1,6 @@
 """Digests of files that have not changed since they were hashed: a model is hashed once, not at every stage.
 
-As git's index does, a file is recognised by device, inode, size and the times of its last change (mtime and ctime, which
+As git does, a file is recognised by device, inode, size and the times of its last change (mtime and ctime, which
 no user program can set back). A file changed less than `SETTLED` seconds before it was hashed is never remembered: a
 second change within the clock's resolution could go unseen. Kept under SHADOWFT_CACHE (~/.cache/shadowft).
 """
@@ -27,7 +27,7 @@ class Memo:
         self._stamp = _stamp(file)
         self._begun = time.time()
         self.digests: dict[str, str] = {}
-        with suppress(OSError, ValueError, AttributeError, TypeError):
+        with suppress(OSError, ValueError, KeyError, AttributeError, TypeError):
             found = json.loads(self._place().read_bytes())
             if found["stamp"] == self._stamp and all(map(_DIGEST.fullmatch, found["digests"].values())):
                 self.digests = found["digests"]

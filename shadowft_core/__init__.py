@@ -1,7 +1,7 @@
 """Shadow-FT: tune the Base, graft the delta on the Instruct, judge the result.
 
 Importing this package switches the telemetry of every dependency off and keeps model hubs offline, unless the
-environment already says otherwise. Only `fetch` of an `hf:` reference lifts the offline switch, for itself.
+environment already says otherwise, and gives numpy one thread a call. Only `fetch` of an `hf:` reference lifts the offline switch, for itself.
 """
 
 import os
@@ -20,6 +20,7 @@ _QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "WANDB_MODE": "disabled",
     "GIT_PYTHON_REFRESH": "quiet",
+    "OPENBLAS_NUM_THREADS": "1",  # the weight rooms spread tensors over threads of their own
 }
 for _name, _value in _QUIET.items():
     os.environ.setdefault(_name, _value)

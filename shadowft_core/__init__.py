@@ -1,7 +1,7 @@
 """Shadow-FT: tune the Base, graft the delta on the Instruct, judge the result.
 
-Importing this package switches the telemetry of every dependency off and keeps model hubs offline, unless the
-environment already says otherwise, and gives numpy one thread a call. Only `fetch` of an `hf:` reference lifts the offline switch, for itself.
+Importing this package switches the telemetry of every dependency off, keeps model hubs offline and numpy at one thread
+a call, unless the environment already says otherwise. Only what was asked to download lifts the offline switch.
 """
 
 import os

@@ -229,11 +229,8 @@ def test_weights_stored_as_inputs_by_outputs(tmp_path: Path, settings: dict[str,
         torch.manual_seed(0)
         sizes = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32}
         GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(tmp_path / "base")
-    adapted = adapt(
-        tmp_path / "base",
-        tmp_path / "adapter",
-        **({"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True} | settings),
-    )
+    settings = settings | {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}
+    adapted = adapt(tmp_path / "base", tmp_path / "adapter", **settings)
     adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
     extract(tmp_path / "base", tmp_path / "adapter", tmp_path / "delta")
     require_equal(tmp_path / "base", open_delta(tmp_path / "delta"), tmp_path / "merged")

@@ -97,7 +97,7 @@ def extract(
     """
     from shadowft_core.delta import extract as run
 
-    facts = run(base, tuned, out, lowrank)
+    facts = run(base, tuned, out, lowrank=lowrank)
     if as_json:
         typer.echo(json.dumps({"format": 1, **facts}))
     else:

@@ -212,7 +212,7 @@ def test_experts_in_one_tensor_get_a_dense_delta(family_pair: Callable[..., Pair
     adapted = adapt(base, tmp_path / "adapter")
     extract(fused, tmp_path / "adapter", tmp_path / "delta")
     delta = open_delta(tmp_path / "delta")
-    assert {delta.certificate["tensors"][name]["form"] for name in delta.names} == {"factors", "plain"}
+    assert {delta.certificate["tensors"][name]["form"] for name in delta.names} == {"factors", "frames"}
     for name, tensor in adapted.merge_and_unload().state_dict().items():
         if name in delta.names:
             np.testing.assert_allclose(delta.read(name), tensor.numpy() - held[name], err_msg=name, **CLOSE)

@@ -8,15 +8,16 @@ float64: memory min(rows, columns)^2 beside the matrix itself.
 import math
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from shadowft_core.checkpoint import build_header, open_safetensors, write_safetensors
-from shadowft_core.delta.dense import write_dense
-from shadowft_core.delta.folder import Delta, rounded
+from shadowft_core.delta.dense import Storage, write_dense
+from shadowft_core.delta.folder import DENSE, FACTORS, Delta, rounded
 from shadowft_core.delta.lora import Factors, write_factors
 from shadowft_core.errors import ParamsError
 
@@ -29,29 +30,30 @@ def require_budget(budget: float) -> None:
         raise ParamsError(f"lowrank {budget}: the relative error of every tensor, above 0 and below 1, is wanted")
 
 
-def lower(delta: Delta, budget: float, folder: Path) -> tuple[dict[str, Any], float]:
+def lower(delta: Delta, budget: float, folder: Path, storage: Storage) -> tuple[dict[str, Any], float]:
     """Write a delta as factors of the smallest ranks whose relative Frobenius error |D - BA| / |D| is at most `budget`.
 
     Each tensor keeps the budget by itself. The error in its entry was measured on the float32 product that a reader
-    gets. What is no matrix, or has no factors that are smaller than itself, stays as it is, without error.
+    gets. What is no matrix, or has no factors that take fewer bytes than it takes now, stays exact, without error.
     Returns the certificate's entries and the relative error over all tensors. Needs room for one matrix in memory.
     """
-    require_budget(budget)
     spill = folder / "factors"
     spill.mkdir()
+    kept, most = _kept(delta), _most(delta)
     found: dict[str, Factors] = {}
     errors: dict[str, float] = {}
     lost = total = 0.0
     for number, name in enumerate(sorted(delta.names)):
         square = sum(_square(part) for _, part in delta.chunks(name))
         total += square
-        if len(delta.shape(name)) == 2 and square > 0:
-            fitting = _fit(delta.read(name), math.sqrt(square), budget)
-            if fitting is not None:
-                left, right, error = fitting
-                found[name] = _spilled(spill / f"{number}.safetensors", left, right)
-                errors[name] = rounded(error)
-                lost += error * error * square
+        fitting = _fit(delta.read(name), math.sqrt(square), budget, most[name]) if most[name] and square else None
+        if fitting is not None:
+            left, right, error = fitting
+            found[name] = _spilled(spill / f"{number}.safetensors", left, right)
+            errors[name] = rounded(error)
+            lost += error * error * square
+        elif name in kept:
+            found[name] = kept[name]
         if (number + 1) % 25 == 0:
             print(f"extract: low rank, tensor {number + 1}/{len(delta.names)}", file=sys.stderr)
     dense = {name: delta.shape(name) for name in delta.names if name not in found}
@@ -59,20 +61,49 @@ def lower(delta: Delta, budget: float, folder: Path) -> tuple[dict[str, Any], fl
     if found:
         entries |= write_factors(folder, {name: delta.shape(name) for name in found}, found)
     if dense:
-        entries |= write_dense(folder, dense, lambda name: (part for _, part in delta.chunks(name)))
+        reader = lru_cache(2)(delta.parts)
+        entries |= write_dense(folder, dense, lambda name, number: reader(name)(number), storage)
     for name, error in errors.items():
         entries[name]["error"] = error
     shutil.rmtree(spill)
     return entries, rounded(math.sqrt(lost / total))
 
 
-def _fit(matrix: np.ndarray, norm: float, budget: float) -> tuple[np.ndarray, np.ndarray, float] | None:
-    """`(left, right, error)` of the smallest rank within the budget, float32; None where factors are not smaller."""
-    rows, columns = matrix.shape
+def _kept(delta: Delta) -> dict[str, Factors]:
+    """The factors that a delta has already."""
+    named = {name: entry for name, entry in delta.certificate["tensors"].items() if entry["form"] == "factors"}
+    stored = open_safetensors(delta.path / FACTORS) if named else None
+
+    def side(key: str) -> Callable[[], np.ndarray]:
+        return lambda: stored.read(key) if stored else np.empty(0)
+
+    return {
+        name: Factors(entry["rank"], entry["scaling"], side(f"{name}.lora_B"), side(f"{name}.lora_A"))
+        for name, entry in named.items()
+    }
+
+
+def _most(delta: Delta) -> dict[str, int]:
+    """By tensor, the highest rank whose float32 factors take fewer bytes than the tensor takes now; 0: no matrix."""
+    entries = delta.certificate["tensors"]
+    stored = open_safetensors(delta.path / DENSE) if any(e["form"] != "factors" for e in entries.values()) else None
+    most = {}
+    for name, entry in entries.items():
+        if len(entry["shape"]) != 2:
+            most[name] = 0
+        elif entry["form"] == "factors" or stored is None:
+            most[name] = entry["rank"]
+        else:
+            most[name] = (stored.info(name).nbytes - 1) // (4 * sum(entry["shape"]))
+    return most
+
+
+def _fit(matrix: np.ndarray, norm: float, budget: float, most: int) -> tuple[np.ndarray, np.ndarray, float] | None:
+    """`(left, right, error)` of the smallest rank within the budget, float32; None where it would exceed `most`."""
     squares, vectors = spectrum(matrix)
     tails = np.cumsum(squares[::-1])[::-1]  # tails[r]: what rank r leaves out, summed from the smallest
     rank = max(1, int(np.sum(tails > (budget * norm) ** 2)))
-    while rank * (rows + columns) < rows * columns:
+    while rank <= min(most, len(squares)):
         left, right = (f.astype(np.float32) for f in project(matrix, vectors[:, :rank]))
         error = math.sqrt(_distance(matrix, left, right)) / norm
         if error <= budget:

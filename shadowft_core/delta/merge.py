@@ -4,14 +4,17 @@ The sum, the norms and the difference are formed in float64 and rounded once to 
 float32 to what the adapter means, not the difference of two rounded models.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shadowft_core.delta.dense import write_dense
+from shadowft_core.checkpoint import DTYPES, Checkpoint
+from shadowft_core.delta.dense import Storage, write_dense
 from shadowft_core.delta.folder import step
 from shadowft_core.delta.lora import Factors, write_factors
 from shadowft_core.errors import ZeroDelta
@@ -46,61 +49,77 @@ class Change:
         return replace(self, factors=None, outputs_are_columns=False) == Change()
 
 
-def write_changes(adapter: "Adapter", folder: Path) -> dict[str, Any]:
+def write_changes(adapter: "Adapter", folder: Path, storage: Storage) -> dict[str, Any]:
     """Write factors.safetensors and dense.safetensors as needed; returns the certificate's entries.
 
     Raises ZeroDelta, NotFinite.
     """
-    changes, before = adapter.changes, adapter.before
-    shapes = {name: before.info(name).shape for name in changes}
+    changes = adapter.changes
+    shapes = {name: adapter.before.info(name).shape for name in changes}
     additive = {name: change.factors for name, change in changes.items() if change.additive and change.factors}
     dense = {name: shapes[name] for name in sorted(changes) if name not in additive}
+    tensor, one_at_a_time = lru_cache(2)(lambda name: _Tensor(adapter, name)), Lock()
+
+    def part(name: str, number: int) -> np.ndarray:
+        with one_at_a_time:  # two threads ask for parts of the same tensor, at most of two
+            prepared = tensor(name)
+        return prepared.difference(number)
+
     entries: dict[str, Any] = {}
     if additive:
         entries |= write_factors(folder, shapes, additive)
     if dense:
-        entries |= write_dense(folder, dense, lambda name: _difference(adapter, name, changes[name]))
+        entries |= write_dense(folder, dense, part, storage)
     if not any(entry["norm"] for entry in entries.values()):
         raise ZeroDelta(f"{adapter.source}: the delta is zero in every tensor; train with a higher rate or more steps")
     return entries
 
 
-def _difference(adapter: "Adapter", name: str, change: Change) -> Iterator[np.ndarray]:
-    """Tuned minus Base in flat float32 parts of `step(shape)` elements."""
-    extra = _addition(adapter, change, adapter.before.info(name).shape)
-    magnitude = adapter.read(change.magnitude) if change.magnitude else None
-    norms: np.ndarray | None = None
-    if magnitude is not None and change.outputs_are_columns:
-        squares = sum(
-            np.square(tuned + extra(first, len(tuned))).sum(axis=0) for first, _, tuned in _pairs(adapter, name, change)
-        )
-        norms = np.sqrt(np.asarray(squares))
-    rows = adapter.read(change.rows) if change.rows else None
-    for first, base, start in _pairs(adapter, name, change):
-        tuned = start + extra(first, len(start))
-        if magnitude is not None:
-            with np.errstate(all="ignore"):  # a vector of norm 0 is refused by name where it is written
-                if norms is not None:
-                    tuned *= magnitude / norms
-                else:
-                    tuned *= (magnitude[first : first + len(tuned)] / np.linalg.norm(tuned, axis=1))[:, None]
-        for number, index in enumerate(change.indices):
-            if rows is not None and first <= index < first + len(tuned):
-                tuned[index - first] = rows[number]
-        with np.errstate(all="ignore"):
-            yield (tuned - base).astype(np.float32).reshape(-1)
+class _Tensor:
+    """One tensor of which tuned minus Base is asked part by part; holds what all parts need."""
 
+    def __init__(self, adapter: "Adapter", name: str) -> None:
+        self._adapter, self._name, self._change = adapter, name, adapter.changes[name]
+        self._info = adapter.before.info(name)
+        self._width = self._info.shape[-1] if len(self._info.shape) > 1 else 1
+        self._stride = step(self._info.shape)
+        self._added = _addition(adapter, self._change, self._info.shape)
+        self._magnitude = adapter.read(self._change.magnitude) if self._change.magnitude else None
+        self._rows = adapter.read(self._change.rows) if self._change.rows else None
+        self._column_norms: np.ndarray | None = None
+        if self._magnitude is not None and self._change.outputs_are_columns:
+            squares = np.zeros(self._width)
+            for number in range(-(-self._info.size // self._stride)):
+                squares += np.square(self._sum(number)[1]).sum(axis=0)
+            self._column_norms = np.sqrt(squares)
 
-def _pairs(adapter: "Adapter", name: str, change: Change) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """`(first row, Base, replaced or Base)`, float64, whole rows."""
-    shape = adapter.before.info(name).shape
-    width, stride = (shape[-1] if len(shape) > 1 else 1), step(shape)
-    ours = adapter.before.chunks(name, stride, hashed=True)
-    theirs = adapter.weights.chunks(change.replaced, stride) if change.replaced else None
-    for start, part in ours:
-        base = part.astype(np.float64).reshape(-1, width)
-        tuned = base if theirs is None else next(theirs)[1].astype(np.float64).reshape(-1, width)
-        yield start // width, base, tuned
+    def difference(self, number: int) -> np.ndarray:
+        """Tuned minus Base, flat float32, elements from `number * step(shape)` on."""
+        base, tuned = self._sum(number)
+        first = number * self._stride // self._width
+        with np.errstate(all="ignore"):  # what is not finite, as of a vector of norm 0, is refused where it is written
+            if self._column_norms is not None:
+                tuned *= self._magnitude / self._column_norms
+            elif self._magnitude is not None:
+                tuned *= (self._magnitude[first : first + len(tuned)] / np.linalg.norm(tuned, axis=1))[:, None]
+            if self._rows is not None:
+                for index, row in zip(self._change.indices, self._rows, strict=True):
+                    if first <= index < first + len(tuned):
+                        tuned[index - first] = row
+            return np.asarray(tuned - base, np.float32).reshape(-1)
+
+    def _sum(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """`(Base, Base or replaced + what is added)`, whole rows, float64."""
+        base = self._read(self._adapter.before, self._name, number)
+        key = self._change.replaced
+        start = self._read(self._adapter.weights, key, number) if key else base
+        return base, start + self._added(number * self._stride // self._width, len(base))
+
+    def _read(self, model: Checkpoint, name: str, number: int) -> np.ndarray:
+        count = min(self._stride, self._info.size - number * self._stride)
+        stored = np.empty(count, DTYPES[model.info(name).dtype])
+        model.read_into(name, number * self._stride, stored)
+        return stored.astype(np.float64).reshape(-1, self._width)
 
 
 def _addition(adapter: "Adapter", change: Change, shape: tuple[int, ...]) -> Callable[[int, int], np.ndarray]:

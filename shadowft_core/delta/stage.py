@@ -8,14 +8,16 @@ from typing import Any
 from shadowft_core.checkpoint import file_digest, new_folder, open_checkpoint, read_json_object, write_json_atomically
 from shadowft_core.delta.adapters import ADAPTER_CONFIG, Adapter
 from shadowft_core.delta.base import write_base
-from shadowft_core.delta.dense import extract_dense
+from shadowft_core.delta.dense import Storage, extract_dense
 from shadowft_core.delta.folder import BASE, CERTIFICATE, FORMAT, open_delta
 from shadowft_core.delta.lowrank import lower, require_budget
 from shadowft_core.delta.merge import write_changes
 from shadowft_core.errors import DeltaError, WrongBase
 
 
-def extract(base: Path, tuned: Path, out: Path, lowrank: float | None = None) -> dict[str, Any]:
+def extract(
+    base: Path, tuned: Path, out: Path, storage: Storage = "compressed", lowrank: float | None = None
+) -> dict[str, Any]:
     """Write the delta folder `out` from the model before tuning and what tuning left; returns its facts.
 
     `tuned` is a folder made by `train` (adapter/ or model/), a PEFT adapter folder or a checkpoint folder.
@@ -31,12 +33,12 @@ def extract(base: Path, tuned: Path, out: Path, lowrank: float | None = None) ->
         require_budget(lowrank)
     with new_folder(out) as folder:
         if lowrank is None:
-            certificate = _exact(base, tuned, folder)
+            certificate = _exact(base, tuned, folder, storage)
         else:
             exact = folder / "exact"
             exact.mkdir()
-            certificate = _exact(base, tuned, exact)
-            entries, error = lower(open_delta(exact), lowrank, folder)
+            certificate = _exact(base, tuned, exact, storage)
+            entries, error = lower(open_delta(exact), lowrank, folder, storage)
             certificate |= {"kind": "lowrank", "lowrank": {"budget": lowrank, "error": error}, "tensors": entries}
             (exact / BASE).rename(folder / BASE)
             shutil.rmtree(exact)
@@ -50,7 +52,7 @@ def extract(base: Path, tuned: Path, out: Path, lowrank: float | None = None) ->
     }
 
 
-def _exact(base: Path, tuned: Path, folder: Path) -> dict[str, Any]:
+def _exact(base: Path, tuned: Path, folder: Path, storage: Storage) -> dict[str, Any]:
     """Write a whole delta into an existing folder; returns its certificate."""
     before = open_checkpoint(base)
     record = tuned / "train.json"
@@ -60,7 +62,10 @@ def _exact(base: Path, tuned: Path, folder: Path) -> dict[str, Any]:
         raise DeltaError(f"{tuned}: holds both adapter/ and model/; pass one of them")
     source = inner[0] if inner else tuned
     adapter = (source / ADAPTER_CONFIG).is_file()
-    tensors = write_changes(Adapter(before, source), folder) if adapter else extract_dense(before, source, folder)
+    if adapter:
+        tensors = write_changes(Adapter(before, source), folder, storage)
+    else:
+        tensors = extract_dense(before, source, folder, storage)
     write_base(before, folder)
     digest = before.digest()
     if train is not None and train.get("model_digest", digest) != digest:

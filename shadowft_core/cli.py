@@ -1,5 +1,6 @@
 """The command line: one verb per stage, act and look. A room is imported when its verb runs: `--help` is instant."""
 
+import json
 import sys
 import warnings
 from pathlib import Path
@@ -9,7 +10,7 @@ import typer
 
 from shadowft_core.acts import PARAMS, ParamsOption, acts, read_params
 from shadowft_core.errors import ShadowError
-from shadowft_core.looks import looks
+from shadowft_core.looks import JsonOption, looks
 
 app = typer.Typer(
     name="shadowft",
@@ -77,14 +78,31 @@ def extract(
     base: Annotated[Path, typer.Option(help="the model before tuning")],
     tuned: Annotated[Path, typer.Option(help="folder made by `train`, an adapter folder or a checkpoint folder")],
     out: Annotated[Path, typer.Option(help="folder to make: delta.json and safetensors")],
+    lowrank: Annotated[
+        float | None,
+        typer.Option(metavar="ERROR", help="store the smallest factors with |D - BA| / |D| <= ERROR in every tensor"),
+    ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Take the weight delta, exactly: LoRA factors as they are, anything else as a float32 difference.
 
-    Example: shadowft extract --base work/pair/base --tuned work/tuned/shadow --out work/delta/shadow
+    Kind lora: shadowft extract --base work/pair/base --tuned my_adapter --out my_delta
+    (plain LoRA, rsLoRA, PiSSA, OLoRA; the factors are kept)
+
+    Kind dense: shadowft extract --base work/pair/base --tuned my_checkpoint --out my_delta
+    (a full training; adapters with DoRA, modules_to_save, trained tokens or biases, merged into their own Base first)
+
+    Kind lowrank: shadowft extract --base work/pair/base --tuned my_checkpoint --lowrank 0.05 --out my_delta
+    (any of them, lowered to an error you allow: 0.05 keeps 99.75 % of every tensor's energy)
     """
     from shadowft_core.delta import extract as run
 
-    run(base, tuned, out)
+    facts = run(base, tuned, out, lowrank=lowrank)
+    if as_json:
+        typer.echo(json.dumps({"format": 1, **facts}))
+    else:
+        forms = ", ".join(f"{count} {form}" for form, count in facts["tensors"].items())
+        typer.echo(f"{out}: kind {facts['kind']}, tensors: {forms}; {facts['bytes']} bytes, error {facts['error']:g}")
 
 
 @app.command(rich_help_panel="Stages")

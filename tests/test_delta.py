@@ -13,7 +13,6 @@ import pytest
 from shadowft_core.checkpoint import canonical_json, open_checkpoint
 from shadowft_core.delta import Storage, extract, open_delta, step
 from shadowft_core.errors import (
-    AdapterError,
     CheckpointError,
     DeltaError,
     NotFinite,
@@ -188,126 +187,6 @@ def test_damage_is_found_by_digest(dense: Path) -> None:
     (dense / "delta.json").write_bytes((dense / "delta.json").read_bytes() + b"\n")
     with pytest.raises(DeltaError, match="not canonical"):
         open_delta(dense)
-
-
-# Adapters, made by PEFT itself.
-
-
-def adapt(pair: Pair, out: Path, **settings: Any) -> Any:
-    """An adapter on the Base with random factors, saved by PEFT; returns the PEFT model."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    settings = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"} | settings
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(pair.base, dtype=torch.float32)
-    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.02)
-    adapted.save_pretrained(out)
-    return adapted
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"use_rslora": True},
-        {"target_modules": ["q_proj", "down_proj"]},
-        {"target_modules": r".*\.layers\.1\..*_proj"},
-        {"rank_pattern": {"q_proj": 2, r"layers\.1\.mlp\.up_proj": 6}, "alpha_pattern": {"q_proj": 3}},
-        {"exclude_modules": ["o_proj"], "target_modules": ["q_proj", "o_proj"]},
-        {"init_lora_weights": "gaussian", "lora_dropout": 0.1},
-    ],
-)
-def test_a_lora_delta_equals_the_merge_of_peft(tiny_llama_pair: Pair, tmp_path: Path, settings: dict[str, Any]) -> None:
-    adapted = adapt(tiny_llama_pair, tmp_path / "adapter", **settings)
-    extract(tiny_llama_pair.base, tmp_path / "adapter", tmp_path / "delta")
-    delta, base = open_delta(tmp_path / "delta"), open_checkpoint(tiny_llama_pair.base)
-    merged = adapted.merge_and_unload().state_dict()
-    assert delta.kind == "lora"
-    for name in base.names:
-        moved = merged[name].numpy() - base.read(name).astype(np.float32)
-        ours = delta.read(name) if name in delta.names else np.zeros(1, np.float32)
-        np.testing.assert_allclose(moved, np.broadcast_to(ours, moved.shape), atol=1e-6, rtol=0)
-        assert (name in delta.names) == bool(np.abs(moved).max() > 0)
-        if name in delta.names:
-            assert delta.certificate["tensors"][name]["norm"] == pytest.approx(np.linalg.norm(ours), rel=1e-5)
-
-
-def test_factors_are_kept_exactly(tiny_llama_pair: Pair, tmp_path: Path) -> None:
-    from safetensors.numpy import load_file
-
-    adapt(tiny_llama_pair, tmp_path / "run" / "adapter")
-    extract(tiny_llama_pair.base, tmp_path / "run", tmp_path / "delta")
-    before = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
-    after = load_file(tmp_path / "delta" / "factors.safetensors")
-    for name, array in before.items():
-        module, factor, _ = name.removeprefix("base_model.model.").rsplit(".", 2)
-        np.testing.assert_array_equal(after[f"{module}.weight.{factor}"], array)
-    assert len(after) == len(before)
-
-
-@pytest.mark.parametrize(
-    ("settings", "feature"),
-    [
-        ({"use_dora": True}, "use_dora=True"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"trainable_token_indices": [3, 4]}, "trainable_token_indices"),
-        ({"bias": "all"}, "bias='all'"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
-        ({"init_lora_weights": "olora"}, "init_lora_weights='olora'"),
-        ({"target_modules": ["embed_tokens", "q_proj"]}, "embed_tokens"),
-    ],
-)
-def test_what_is_not_plain_lora_is_refused(
-    tiny_llama_pair: Pair, tmp_path: Path, settings: dict[str, Any], feature: str
-) -> None:
-    adapt(tiny_llama_pair, tmp_path / "adapter", **settings)
-    refused(AdapterError, rf"{feature}.*merge the adapter into the Base", tiny_llama_pair.base, tmp_path / "adapter")
-
-
-def test_the_remedy_for_a_refused_adapter_works(tiny_llama_pair: Pair, tmp_path: Path) -> None:
-    adapted = adapt(tiny_llama_pair, tmp_path / "dora", use_dora=True)
-    merged = adapted.merge_and_unload()
-    merged.save_pretrained(tmp_path / "merged")
-    extract(tiny_llama_pair.base, tmp_path / "merged", tmp_path / "delta")
-    delta, base = open_delta(tmp_path / "delta"), open_checkpoint(tiny_llama_pair.base)
-    for name in delta.names:
-        expected = merged.state_dict()[name].numpy() - base.read(name).astype(np.float32)
-        np.testing.assert_array_equal(delta.read(name), expected)
-
-
-def test_an_incomplete_or_foreign_adapter_is_refused(tiny_llama_pair: Pair, tmp_path: Path) -> None:
-    from safetensors.numpy import load_file, save_file
-
-    adapter = tmp_path / "adapter"
-    adapt(tiny_llama_pair, adapter, target_modules=["q_proj", "up_proj"])
-    file, whole = adapter / "adapter_model.safetensors", load_file(adapter / "adapter_model.safetensors")
-
-    def only(keep: Callable[[str], bool]) -> None:
-        save_file({n: a for n, a in whole.items() if keep(n)}, file)
-
-    only(lambda n: "layers.1.mlp.up_proj" not in n)
-    refused(AdapterError, "layers.1.mlp.up_proj is targeted but has no factors", tiny_llama_pair.base, adapter)
-    only(lambda n: "layers.1.mlp.up_proj.lora_A" not in n)
-    refused(AdapterError, "layers.1.mlp.up_proj has only factor B", tiny_llama_pair.base, adapter)
-    save_file({n.replace("layers.1", "layers.7"): a for n, a in whole.items()}, file)
-    refused(AdapterError, "layers.1.* is targeted|layers.7.* does not hold", tiny_llama_pair.base, adapter)
-    save_file({n: a[:-1] if n.endswith("0.mlp.up_proj.lora_B.weight") else a for n, a in whole.items()}, file)
-    refused(AdapterError, r"\(47, 4\) x \(4, 32\)", tiny_llama_pair.base, adapter)
-    save_file({n: a * np.float32(0) if "lora_B" in n else a for n, a in whole.items()}, file)
-    refused(DeltaError, "zero in every tensor", tiny_llama_pair.base, adapter)
-    save_file({n: a * np.float32("nan") for n, a in whole.items()}, file)
-    refused(DeltaError, "NaN or infinity", tiny_llama_pair.base, adapter)
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(json.dumps(config | {"rank_pattern": {"(q_proj": 4}}))
-    refused(AdapterError, "pattern '\\(q_proj'", tiny_llama_pair.base, adapter)
-    (adapter / "adapter_config.json").write_text(json.dumps(config))
-    file.rename(adapter / "adapter_model.bin")
-    refused(AdapterError, "no adapter_model.safetensors", tiny_llama_pair.base, adapter)
 
 
 def test_a_full_training_of_every_family_is_a_dense_delta(family_pair: Callable[..., Pair], tmp_path: Path) -> None:

@@ -1,24 +1,59 @@
 """The extract stage: from the model before tuning and what tuning left to a delta folder."""
 
+import shutil
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from shadowft_core.checkpoint import file_digest, new_folder, open_checkpoint, read_json_object, write_json_atomically
+from shadowft_core.delta.adapters import ADAPTER_CONFIG, Adapter
 from shadowft_core.delta.base import write_base
 from shadowft_core.delta.dense import Storage, extract_dense
-from shadowft_core.delta.folder import BASE, CERTIFICATE, FORMAT
-from shadowft_core.delta.lora import ADAPTER_CONFIG, extract_lora
+from shadowft_core.delta.folder import BASE, CERTIFICATE, FORMAT, open_delta
+from shadowft_core.delta.lowrank import lower, require_budget
+from shadowft_core.delta.merge import write_changes
 from shadowft_core.errors import DeltaError, WrongBase
 
 
-def extract(base: Path, tuned: Path, out: Path, storage: Storage = "compressed") -> None:
-    """Write the delta folder `out` from the model before tuning and what tuning left.
+def extract(
+    base: Path, tuned: Path, out: Path, storage: Storage = "compressed", lowrank: float | None = None
+) -> dict[str, Any]:
+    """Write the delta folder `out` from the model before tuning and what tuning left; returns its facts.
 
     `tuned` is a folder made by `train` (adapter/ or model/), a PEFT adapter folder or a checkpoint folder.
+    The kind is `lora` where every tensor's delta is a product of the adapter's own factors, `dense` otherwise; with
+    `lowrank`, a relative error, it is the exact delta lowered to factors within that error in every tensor.
+    Facts: `kind`, `tensors` (by form), `bytes` of the folder and `error`, |D - delta| / |D| over all tensors.
+
     Raises AdapterError for an adapter that cannot be exact, MisfitError when the two do not fit, Unrelated when a
     matrix has nothing to do with the Base's, ZeroDelta, NotFinite, WrongBase when train.json names another model,
-    CheckpointError for unusable folders. Nothing is written then.
+    CheckpointError for unusable folders, ParamsError for a budget out of range. Nothing is written then.
     """
+    if lowrank is not None:
+        require_budget(lowrank)
+    with new_folder(out) as folder:
+        if lowrank is None:
+            certificate = _exact(base, tuned, folder, storage)
+        else:
+            exact = folder / "exact"
+            exact.mkdir()
+            certificate = _exact(base, tuned, exact, storage)
+            entries, error = lower(open_delta(exact), lowrank, folder, storage)
+            certificate |= {"kind": "lowrank", "lowrank": {"budget": lowrank, "error": error}, "tensors": entries}
+            (exact / BASE).rename(folder / BASE)
+            shutil.rmtree(exact)
+            write_json_atomically(folder / CERTIFICATE, certificate)
+    forms = [entry["form"] for entry in certificate["tensors"].values()]
+    return {
+        "kind": certificate["kind"],
+        "tensors": {form: forms.count(form) for form in sorted(set(forms))},
+        "bytes": sum(file.stat().st_size for file in out.iterdir()),
+        "error": certificate.get("lowrank", {}).get("error", 0.0),
+    }
+
+
+def _exact(base: Path, tuned: Path, folder: Path, storage: Storage) -> dict[str, Any]:
+    """Write a whole delta into an existing folder; returns its certificate."""
     before = open_checkpoint(base)
     record = tuned / "train.json"
     train = read_json_object(record) if record.is_file() else None
@@ -27,24 +62,28 @@ def extract(base: Path, tuned: Path, out: Path, storage: Storage = "compressed")
         raise DeltaError(f"{tuned}: holds both adapter/ and model/; pass one of them")
     source = inner[0] if inner else tuned
     adapter = (source / ADAPTER_CONFIG).is_file()
-    with new_folder(out) as folder:
-        tensors = extract_lora(before, source, folder) if adapter else extract_dense(before, source, folder, storage)
-        write_base(before, folder)
-        digest = before.digest()
-        if train is not None and train.get("model_digest", digest) != digest:
-            raise WrongBase(f"{record}: was tuned from {train['model_digest']}, {base} is {digest}; pass that model")
-        certificate = {
-            "format": FORMAT,
-            "kind": "lora" if adapter else "dense",
-            "base": {
-                "digest": digest,
-                "tokenizer_digest": before.tokenizer_digest(),
-                "sample": file_digest(folder / BASE),
-            },
-            "tensors": tensors,
-            "train": None
-            if train is None
-            else {"digest": file_digest(record), "data_digest": train.get("data_digest"), "seed": train.get("seed")},
-            "created_by": f"shadowft {version('shadowft')}",
-        }
-        write_json_atomically(folder / CERTIFICATE, certificate)
+    if adapter:
+        tensors = write_changes(Adapter(before, source), folder, storage)
+    else:
+        tensors = extract_dense(before, source, folder, storage)
+    write_base(before, folder)
+    digest = before.digest()
+    if train is not None and train.get("model_digest", digest) != digest:
+        raise WrongBase(f"{record}: was tuned from {train['model_digest']}, {base} is {digest}; pass that model")
+    factors_only = all(entry["form"] == "factors" for entry in tensors.values())
+    certificate = {
+        "format": FORMAT,
+        "kind": "lora" if adapter and factors_only else "dense",
+        "base": {
+            "digest": digest,
+            "tokenizer_digest": before.tokenizer_digest(),
+            "sample": file_digest(folder / BASE),
+        },
+        "tensors": tensors,
+        "train": None
+        if train is None
+        else {"digest": file_digest(record), "data_digest": train.get("data_digest"), "seed": train.get("seed")},
+        "created_by": f"shadowft {version('shadowft')}",
+    }
+    write_json_atomically(folder / CERTIFICATE, certificate)
+    return certificate

@@ -1,0 +1,72 @@
+"""PiSSA and OLoRA move the Base when training begins: W becomes W - P. The delta is what they learnt beyond that P.
+
+PEFT repeats the split each time it loads the adapter, from the Base alone, and so does this room: P is the part of W in
+its first `rank` singular vectors (PiSSA, Meng et al. 2024, eq. 3) or `scaling` times the first `rank` terms of its QR
+decomposition (OLoRA, Büyükakyüz 2024; PEFT LoraLayer.olora_init). Then `delta = scaling * B A - P`, twice the rank.
+"""
+
+import math
+
+import numpy as np
+
+from shadowft_core.checkpoint import Checkpoint
+from shadowft_core.delta.lora import Factors
+from shadowft_core.delta.lowrank import project, spectrum
+from shadowft_core.delta.settings import CONVERT, Settings
+from shadowft_core.errors import AdapterError, Unrelated
+
+EPSILON = float(np.finfo(np.float32).eps)
+DOUBT = 0.01  # of the delta: more than this left open by the float32 decomposition of the training, and it is refused
+FAR = 0.5  # |delta| / (|scaling B A| + |P|): training moves the factors by a few percent, unrelated ones lie at 0.7
+
+
+def without_initial(before: Checkpoint, name: str, trained: Factors, settings: Settings, swapped: bool) -> Factors:
+    """Factors of `scaling * left right - P`. `swapped`: the tensor is stored (inputs, outputs).
+
+    Raises AdapterError where the Base does not determine P well enough, Unrelated when it is not the Base at all.
+    """
+    stored = before.read(name).astype(np.float32)
+    matrix = stored.T if swapped else stored
+    left, right, doubt, why = (_pissa if settings.initial == "pissa" else _olora)(matrix, trained, settings)
+    if swapped:
+        left, right = right.T, left.T
+    left = (-left / trained.scaling).astype(np.float32)
+    right = right.astype(np.float32)
+    size = trained.product_norm() + abs(trained.scaling) * float(np.linalg.norm(left.astype(np.float64) @ right))
+    both = np.concatenate([trained.left(), left], axis=1), np.concatenate([trained.right(), right])
+    found = Factors(2 * trained.rank, trained.scaling, lambda: both[0], lambda: both[1])
+    learnt = found.product_norm()
+    if learnt > FAR * size:
+        raise Unrelated(
+            f"tensor {name}: the factors are {learnt / size:.2f} from those that {before.path} begins with (0: equal, "
+            f"0.7: unrelated, limit {FAR}); pass the model the adapter was trained on"
+        )
+    if doubt > DOUBT * learnt:
+        raise AdapterError(
+            f"{settings.path}: the {settings.initial} start of {name} is open by {doubt:.2g}, its delta is "
+            f"{learnt:.2g} ({why}); {CONVERT}"
+        )
+    return found
+
+
+def _pissa(matrix: np.ndarray, trained: Factors, settings: Settings) -> tuple[np.ndarray, np.ndarray, float, str]:
+    rank = trained.rank
+    squares, vectors = spectrum(matrix)
+    values = np.sqrt(squares)
+    last, first_out = float(values[rank - 1]), float(values[rank]) if rank < len(values) else 0.0
+    # What a float32 decomposition rotates at the cut (Wedin 1972), and what subspace iteration leaves of a random
+    # start (Halko, Martinsson and Tropp 2011, theorem 10.6): PEFT's generator state at that moment is in no file.
+    doubt = EPSILON * float(values[0]) * last / max(last - first_out, EPSILON * float(values[0]))
+    if settings.iterations is not None and last > 0:
+        doubt = max(doubt, last * max(matrix.shape) * (first_out / last) ** (2 * settings.iterations + 1))
+    why = f"singular values {rank} and {rank + 1} are {last:.6g} and {first_out:.6g}"
+    return *project(matrix, vectors[:, :rank]), doubt, why
+
+
+def _olora(matrix: np.ndarray, trained: Factors, settings: Settings) -> tuple[np.ndarray, np.ndarray, float, str]:
+    basis, triangle = np.linalg.qr(matrix[:, : trained.rank].astype(np.float64))
+    right = basis.T @ matrix.astype(np.float64)
+    values = np.linalg.svd(triangle, compute_uv=False)
+    condition = float(values[0] / values[-1]) if values[-1] > 0 else math.inf
+    doubt = EPSILON * condition * float(np.linalg.norm(right)) * trained.scaling
+    return basis * trained.scaling, right, doubt, f"condition of its first {trained.rank} columns {condition:.2g}"

@@ -1,0 +1,165 @@
+"""The nearest matrices of low rank: of a delta to an error budget, and of a Base as PiSSA and OLoRA split it.
+
+Eckart and Young 1936: the first singular vectors give the nearest matrix of their rank, and the squared error is the
+sum of the squared singular values left out. Both come from the eigenvectors of the Gram matrix of the smaller side, in
+float64: memory min(rows, columns)^2 beside the matrix itself.
+"""
+
+import math
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shadowft_core.checkpoint import build_header, open_safetensors, write_safetensors
+from shadowft_core.delta.dense import Storage, write_dense
+from shadowft_core.delta.folder import DENSE, FACTORS, Delta, rounded
+from shadowft_core.delta.lora import Factors, write_factors
+from shadowft_core.errors import ParamsError
+
+_BLOCK = 1024  # rows or columns that are float64 at a time
+
+
+def require_budget(budget: float) -> None:
+    """Raises ParamsError unless 0 < budget < 1."""
+    if not 0 < budget < 1:
+        raise ParamsError(f"lowrank {budget}: the relative error of every tensor, above 0 and below 1, is wanted")
+
+
+def lower(delta: Delta, budget: float, folder: Path, storage: Storage) -> tuple[dict[str, Any], float]:
+    """Write a delta as factors of the smallest ranks whose relative Frobenius error |D - BA| / |D| is at most `budget`.
+
+    Each tensor keeps the budget by itself. The error in its entry was measured on the float32 product that a reader
+    gets. What is no matrix, or has no factors that take fewer bytes than it takes now, stays exact, without error.
+    Returns the certificate's entries and the relative error over all tensors. Needs room for one matrix in memory.
+    """
+    spill = folder / "factors"
+    spill.mkdir()
+    kept, most = _kept(delta), _most(delta)
+    found: dict[str, Factors] = {}
+    errors: dict[str, float] = {}
+    lost = total = 0.0
+    for number, name in enumerate(sorted(delta.names)):
+        square = sum(_square(part) for _, part in delta.chunks(name))
+        total += square
+        fitting = _fit(delta.read(name), math.sqrt(square), budget, most[name]) if most[name] and square else None
+        if fitting is not None:
+            left, right, error = fitting
+            found[name] = _spilled(spill / f"{number}.safetensors", left, right)
+            errors[name] = rounded(error)
+            lost += error * error * square
+        elif name in kept:
+            found[name] = kept[name]
+        if (number + 1) % 25 == 0:
+            print(f"extract: low rank, tensor {number + 1}/{len(delta.names)}", file=sys.stderr)
+    dense = {name: delta.shape(name) for name in delta.names if name not in found}
+    entries: dict[str, Any] = {}
+    if found:
+        entries |= write_factors(folder, {name: delta.shape(name) for name in found}, found)
+    if dense:
+        reader = lru_cache(2)(delta.parts)
+        entries |= write_dense(folder, dense, lambda name, number: reader(name)(number), storage)
+    for name, error in errors.items():
+        entries[name]["error"] = error
+    shutil.rmtree(spill)
+    return entries, rounded(math.sqrt(lost / total))
+
+
+def _kept(delta: Delta) -> dict[str, Factors]:
+    """The factors that a delta has already."""
+    named = {name: entry for name, entry in delta.certificate["tensors"].items() if entry["form"] == "factors"}
+    stored = open_safetensors(delta.path / FACTORS) if named else None
+
+    def side(key: str) -> Callable[[], np.ndarray]:
+        return lambda: stored.read(key) if stored else np.empty(0)
+
+    return {
+        name: Factors(entry["rank"], entry["scaling"], side(f"{name}.lora_B"), side(f"{name}.lora_A"))
+        for name, entry in named.items()
+    }
+
+
+def _most(delta: Delta) -> dict[str, int]:
+    """By tensor, the highest rank whose float32 factors take fewer bytes than the tensor takes now; 0: no matrix."""
+    entries = delta.certificate["tensors"]
+    stored = open_safetensors(delta.path / DENSE) if any(e["form"] != "factors" for e in entries.values()) else None
+    most = {}
+    for name, entry in entries.items():
+        if len(entry["shape"]) != 2:
+            most[name] = 0
+        elif entry["form"] == "factors" or stored is None:
+            most[name] = entry["rank"]
+        else:
+            most[name] = (stored.info(name).nbytes - 1) // (4 * sum(entry["shape"]))
+    return most
+
+
+def _fit(matrix: np.ndarray, norm: float, budget: float, most: int) -> tuple[np.ndarray, np.ndarray, float] | None:
+    """`(left, right, error)` of the smallest rank within the budget, float32; None where it would exceed `most`."""
+    squares, vectors = spectrum(matrix)
+    tails = np.cumsum(squares[::-1])[::-1]  # tails[r]: what rank r leaves out, summed from the smallest
+    rank = max(1, int(np.sum(tails > (budget * norm) ** 2)))
+    while rank <= min(most, len(squares)):
+        left, right = (f.astype(np.float32) for f in project(matrix, vectors[:, :rank]))
+        error = math.sqrt(_distance(matrix, left, right)) / norm
+        if error <= budget:
+            return left, right, error
+        rank += 1  # the budget lies below what float32 factors of this rank can say
+    return None
+
+
+def spectrum(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Squared singular values, falling, and the singular vectors of the smaller side as columns; float64.
+
+    Left vectors of a wide matrix, right vectors of a tall one. The largest entry of every vector is positive.
+    """
+    wide = _wide(matrix)
+    gram = np.zeros((len(wide), len(wide)))
+    for block in _blocks(wide):
+        gram += block @ block.T
+    values, vectors = np.linalg.eigh(gram)
+    values, vectors = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
+    peaks = vectors[np.argmax(np.abs(vectors), axis=0), np.arange(len(wide))]
+    return values, vectors * np.where(peaks < 0, -1.0, 1.0)
+
+
+def project(matrix: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`(left, right)`, float64, whose product is the matrix projected on vectors of the side `spectrum` names."""
+    wide = _wide(matrix)
+    coordinates = np.concatenate([vectors.T @ block for block in _blocks(wide)], axis=1)
+    return (vectors, coordinates) if wide is matrix else (coordinates.T, vectors.T)
+
+
+def _wide(matrix: np.ndarray) -> np.ndarray:
+    return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+
+
+def _blocks(wide: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, wide.shape[1], _BLOCK):
+        yield wide[:, start : start + _BLOCK].astype(np.float64)
+
+
+def _distance(matrix: np.ndarray, left: np.ndarray, right: np.ndarray) -> float:
+    """Squared Frobenius distance to the product as a reader forms it: in float64, rounded once to float32."""
+    wide, total = right.astype(np.float64), 0.0
+    for start in range(0, len(matrix), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        total += _square(matrix[rows].astype(np.float64) - (left[rows].astype(np.float64) @ wide).astype(np.float32))
+    return total
+
+
+def _square(part: np.ndarray) -> float:
+    return float(np.sum(np.square(part, dtype=np.float64)))
+
+
+def _spilled(file: Path, left: np.ndarray, right: np.ndarray) -> Factors:
+    """Factors on disk until their file is written: its header wants all ranks first."""
+    arrays = {"left": np.ascontiguousarray(left), "right": np.ascontiguousarray(right)}
+    header = build_header({side: ("F32", array.shape) for side, array in arrays.items()})
+    write_safetensors(file, header, lambda side: iter([arrays[side].reshape(-1)]))
+    stored = open_safetensors(file)
+    return Factors(left.shape[1], 1.0, lambda: stored.read("left"), lambda: stored.read("right"))

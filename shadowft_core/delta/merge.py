@@ -1,0 +1,143 @@
+"""Adapters merged into their own Base: additive tensors keep their factors, the others become a difference.
+
+The sum, the norms and the difference are formed in float64 and rounded once to float32, so the delta is the nearest
+float32 to what the adapter means, not the difference of two rounded models.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shadowft_core.checkpoint import DTYPES, Checkpoint
+from shadowft_core.delta.dense import Storage, write_dense
+from shadowft_core.delta.folder import step
+from shadowft_core.delta.lora import Factors, write_factors
+from shadowft_core.errors import ZeroDelta
+
+if TYPE_CHECKING:
+    from shadowft_core.delta.adapters import Adapter
+
+
+@dataclass(frozen=True)
+class Change:
+    """The tuned tensor as a function of the Base's: `magnitude * (W + factors) / |W + factors|`, each part optional.
+
+    W is the Base's tensor or, where the adapter holds one, `replaced`; `rows` then overwrites rows of it.
+    """
+
+    factors: Factors | None = None
+    stacked: Callable[[int], np.ndarray] | None = None
+    """for a tensor of experts: float32 delta of the expert of that number"""
+    magnitude: str | None = None
+    """DoRA (Liu et al. 2024): norms of the outputs' weight vectors"""
+    outputs_are_columns: bool = False
+    """embeddings and Conv1D: the outputs of the layer are the columns of the stored tensor"""
+    replaced: str | None = None
+    rows: str | None = None
+    indices: tuple[int, ...] = ()
+    shift: str | None = None
+    """bias of lora_B, to be added `shift_scaling` times"""
+    shift_scaling: float = 0.0
+
+    @property
+    def additive(self) -> bool:
+        return replace(self, factors=None, outputs_are_columns=False) == Change()
+
+
+def write_changes(adapter: "Adapter", folder: Path, storage: Storage) -> dict[str, Any]:
+    """Write factors.safetensors and dense.safetensors as needed; returns the certificate's entries.
+
+    Raises ZeroDelta, NotFinite.
+    """
+    changes = adapter.changes
+    shapes = {name: adapter.before.info(name).shape for name in changes}
+    additive = {name: change.factors for name, change in changes.items() if change.additive and change.factors}
+    dense = {name: shapes[name] for name in sorted(changes) if name not in additive}
+    tensor, one_at_a_time = lru_cache(2)(lambda name: _Tensor(adapter, name)), Lock()
+
+    def part(name: str, number: int) -> np.ndarray:
+        with one_at_a_time:  # two threads ask for parts of the same tensor, at most of two
+            prepared = tensor(name)
+        return prepared.difference(number)
+
+    entries: dict[str, Any] = {}
+    if additive:
+        entries |= write_factors(folder, shapes, additive)
+    if dense:
+        entries |= write_dense(folder, dense, part, storage)
+    if not any(entry["norm"] for entry in entries.values()):
+        raise ZeroDelta(f"{adapter.source}: the delta is zero in every tensor; train with a higher rate or more steps")
+    return entries
+
+
+class _Tensor:
+    """One tensor of which tuned minus Base is asked part by part; holds what all parts need."""
+
+    def __init__(self, adapter: "Adapter", name: str) -> None:
+        self._adapter, self._name, self._change = adapter, name, adapter.changes[name]
+        self._info = adapter.before.info(name)
+        self._width = self._info.shape[-1] if len(self._info.shape) > 1 else 1
+        self._stride = step(self._info.shape)
+        self._added = _addition(adapter, self._change, self._info.shape)
+        self._magnitude = adapter.read(self._change.magnitude) if self._change.magnitude else None
+        self._rows = adapter.read(self._change.rows) if self._change.rows else None
+        self._column_norms: np.ndarray | None = None
+        if self._magnitude is not None and self._change.outputs_are_columns:
+            squares = np.zeros(self._width)
+            for number in range(-(-self._info.size // self._stride)):
+                squares += np.square(self._sum(number)[1]).sum(axis=0)
+            self._column_norms = np.sqrt(squares)
+
+    def difference(self, number: int) -> np.ndarray:
+        """Tuned minus Base, flat float32, elements from `number * step(shape)` on."""
+        base, tuned = self._sum(number)
+        first = number * self._stride // self._width
+        with np.errstate(all="ignore"):  # what is not finite, as of a vector of norm 0, is refused where it is written
+            if self._column_norms is not None:
+                tuned *= self._magnitude / self._column_norms
+            elif self._magnitude is not None:
+                tuned *= (self._magnitude[first : first + len(tuned)] / np.linalg.norm(tuned, axis=1))[:, None]
+            if self._rows is not None:
+                for index, row in zip(self._change.indices, self._rows, strict=True):
+                    if first <= index < first + len(tuned):
+                        tuned[index - first] = row
+            return np.asarray(tuned - base, np.float32).reshape(-1)
+
+    def _sum(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """`(Base, Base or replaced + what is added)`, whole rows, float64."""
+        base = self._read(self._adapter.before, self._name, number)
+        key = self._change.replaced
+        start = self._read(self._adapter.weights, key, number) if key else base
+        return base, start + self._added(number * self._stride // self._width, len(base))
+
+    def _read(self, model: Checkpoint, name: str, number: int) -> np.ndarray:
+        count = min(self._stride, self._info.size - number * self._stride)
+        stored = np.empty(count, DTYPES[model.info(name).dtype])
+        model.read_into(name, number * self._stride, stored)
+        return stored.astype(np.float64).reshape(-1, self._width)
+
+
+def _addition(adapter: "Adapter", change: Change, shape: tuple[int, ...]) -> Callable[[int, int], np.ndarray]:
+    """A function from the first row and the number of rows to what is added to them, float64."""
+    if change.factors is not None:
+        left, right = change.factors.left().astype(np.float64), change.factors.right().astype(np.float64)
+        left *= change.factors.scaling
+        return lambda first, count: left[first : first + count] @ right
+    if change.shift is not None:
+        shift = (adapter.read(change.shift).astype(np.float64) * change.shift_scaling)[:, None]
+        return lambda first, count: shift[first : first + count]
+    if change.stacked is not None:
+        stacked, height = change.stacked, shape[1]
+
+        def experts(first: int, count: int) -> np.ndarray:
+            touched = range(first // height, (first + count - 1) // height + 1)
+            together = np.concatenate([stacked(expert) for expert in touched])
+            return together[first - touched.start * height :][:count]
+
+        return experts
+    return lambda first, count: np.zeros((1, 1))

@@ -1,0 +1,125 @@
+"""adapter_config.json of a PEFT LoRA adapter: what it adapts, how strongly, and what makes it impossible to repeat."""
+
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from shadowft_core.checkpoint import read_json_object
+from shadowft_core.errors import AdapterError
+
+MERGE = "merge the adapter into the Base (PEFT merge_and_unload, float32) and pass the merged checkpoint"
+CONVERT = "save it with path_initial_model_for_weight_conversion, or merge it where it was trained, in float32"
+
+# Fields whose effect is computed here or that have none on the weights. Any other field must be at its neutral value.
+_KNOWN = {
+    *("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules"),
+    *("exclude_modules", "layers_to_transform", "layers_pattern", "target_parameters", "lora_dropout", "task_type"),
+    *("init_lora_weights", "eva_config", "use_dora", "bias", "lora_bias", "fan_in_fan_out", "modules_to_save"),
+    *("trainable_token_indices", "ensure_weight_tying", "inference_mode", "auto_mapping", "runtime_config"),
+    *("base_model_name_or_path", "revision", "peft_version"),
+}
+_NEUTRAL = {"megatron_core": "megatron.core", "qalora_group_size": 16}
+_BASE_KEPT = (True, False, "gaussian", "eva", "orthogonal", "mica")  # initialisations that leave the Base as it is
+
+
+class Settings:
+    """The checked config. Raises AdapterError naming the file, the field, its value and the remedy."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._config = config = read_json_object(path)
+        if config.get("peft_type") != "LORA":
+            raise AdapterError(f"{path}: peft_type is {config.get('peft_type')!r}, LORA is wanted; {MERGE}")
+        for field, value in sorted(config.items()):
+            if field not in _KNOWN and value and value != _NEUTRAL.get(field):
+                raise AdapterError(f"{path}: {field}={value!r} has no exact delta here; {MERGE}")
+        for field in ("r", "lora_alpha"):
+            if not isinstance(config.get(field), int | float) or not config[field] > 0:
+                raise AdapterError(f"{path}: {field}={config.get(field)!r}, a positive number is wanted; save it again")
+        self._require_patterns()
+        self.dora = bool(config.get("use_dora"))
+        self.transposed = bool(config.get("fan_in_fan_out"))
+        """linear weights are stored (inputs, outputs), as in Conv1D"""
+        self.bias: str = config.get("bias") or "none"
+        self.lora_bias = bool(config.get("lora_bias"))
+        self.tied_training = bool(config.get("ensure_weight_tying"))
+        self.modules_to_save: list[str] = config.get("modules_to_save") or []
+        self.initial, self.iterations = self._initialisation()
+        """"pissa", "olora" or None; subspace iterations of PiSSA's fast form, None for the exact one"""
+
+    def _initialisation(self) -> tuple[str | None, int | None]:
+        value = self._config.get("init_lora_weights", True)
+        if value in _BASE_KEPT:
+            return None, None
+        if value == "pissa" or (isinstance(value, str) and re.fullmatch(r"pissa_niter_\d+", value)):
+            return "pissa", None if value == "pissa" else int(value.rpartition("_")[2])
+        if value == "olora" and not self.transposed:
+            return "olora", None
+        # CorDA and LoRA-GA moved the Base by factors that came from data; LoftQ replaced it by its quantised form.
+        remedy = MERGE.replace("merge the", "where it was trained, merge the") if value == "loftq" else CONVERT
+        raise AdapterError(f"{self.path}: init_lora_weights={value!r} moved the Base by what no file tells; {remedy}")
+
+    def _require_patterns(self) -> None:
+        config = self._config
+        patterns = [config.get("target_modules"), config.get("exclude_modules")]
+        for pattern in (*patterns, *(config.get("rank_pattern") or ()), *(config.get("alpha_pattern") or ())):
+            try:
+                re.compile(pattern if isinstance(pattern, str) else "")
+            except re.error as error:
+                raise AdapterError(f"{self.path}: pattern {pattern!r}: {error}; save the adapter again") from None
+
+    def targets(self, module: str) -> bool:
+        """Whether PEFT adapts this module (tuners_utils.check_target_module_exists)."""
+        targets, excluded = self._config.get("target_modules"), self._config.get("exclude_modules")
+        if matches(excluded, module) or self.saves(module):
+            return False
+        if targets == "all-linear":
+            return not module.endswith(("embed_tokens", "lm_head"))
+        if isinstance(targets, str) or not matches(targets, module):
+            return isinstance(targets, str) and matches(targets, module)
+        layers = self._config.get("layers_to_transform")
+        wanted = [layers] if isinstance(layers, int) else layers
+        return not wanted or self._layer(module) in wanted
+
+    def _layer(self, module: str) -> int | None:
+        patterns = self._config.get("layers_pattern") or [r"[^.]*"]
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            if found := re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module):
+                return int(found[1])
+        return None
+
+    def targets_parameter(self, name: str) -> bool:
+        """Whether PEFT adapts this parameter itself (tuners_utils._inject_parameters)."""
+        return matches(self._config.get("target_parameters"), name)
+
+    def saves(self, module: str) -> bool:
+        """Whether this module, or one that holds it, was trained as a whole (utils.other._set_trainable)."""
+        steps = module.split(".")
+        holders = [".".join(steps[: number + 1]) for number in range(len(steps))]
+        return any(holder.endswith(saved) for holder in holders for saved in self.modules_to_save)
+
+    @property
+    def token_rows(self) -> dict[str, list[int]]:
+        """By module: ids of the tokens whose rows were trained, in the order in which the rows are saved."""
+        found = self._config.get("trainable_token_indices") or {}
+        return found if isinstance(found, dict) else {"embed_tokens": found}
+
+    def rank_and_scaling(self, key: str) -> tuple[int, float]:
+        """Of a module or parameter: alpha/rank (Hu et al. 2021), or alpha/sqrt(rank) (rsLoRA, Kalajdzievski 2023)."""
+        rank = _pattern(self._config.get("rank_pattern"), key, self._config["r"])
+        alpha = _pattern(self._config.get("alpha_pattern"), key, self._config["lora_alpha"])
+        return rank, alpha / (math.sqrt(rank) if self._config.get("use_rslora") else rank)
+
+
+def matches(patterns: str | Iterable[str] | None, module: str) -> bool:
+    """As PEFT matches modules: a string is a whole regular expression, of a list each is the end of the name."""
+    if isinstance(patterns, str):
+        return re.fullmatch(patterns, module) is not None
+    return any(module == pattern or module.endswith(f".{pattern}") for pattern in patterns or ())
+
+
+def _pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
+    """The value for a module: of the first pattern that ends its name, as in PEFT (utils.other.get_pattern_key)."""
+    return next((v for key, v in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", module)), default)

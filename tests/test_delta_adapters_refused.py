@@ -1,0 +1,113 @@
+"""Adapters that cannot become an exact delta are refused in one line that names file, field, value and remedy."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from shadowft_core.checkpoint import open_checkpoint
+from shadowft_core.errors import AdapterError, DeltaError, Quantised, ShapeMismatch
+from tests.fixtures.adapters import adapt, load, refused
+from tests.fixtures.models import Pair, write_model
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"init_lora_weights": "corda"}, "init_lora_weights='corda' moved the Base.*path_initial_model"),
+        ({"init_lora_weights": "loftq"}, "init_lora_weights='loftq' moved the Base.*where it was trained, merge"),
+        ({"init_lora_weights": "lora_ga"}, "init_lora_weights='lora_ga' moved the Base"),
+        ({"kasa_config": {"beta": 1e-4}}, "kasa_config=.*merge the adapter into the Base"),
+        ({"alora_invocation_tokens": [1]}, r"alora_invocation_tokens=\[1\] has no exact delta here"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication="),
+        ({"peft_type": "IA3"}, "peft_type is 'IA3', LORA is wanted; merge"),
+        ({"r": 0}, "r=0, a positive number"),
+        ({"rank_pattern": {"(q_proj": 4}}, r"pattern '\(q_proj'"),
+        ({"use_dora": True}, "use_dora=True, yet .* has no lora_magnitude_vector"),
+        ({"lora_bias": True}, "lora_bias=True, yet .* has no lora_B.bias"),
+        ({"modules_to_save": ["lm_head"]}, "lm_head.weight was trained, .*is missing"),
+        ({"trainable_token_indices": [3]}, "the trained rows of embed_tokens are missing"),
+        ({"target_modules": ["up_proj"]}, "q_proj has factors, adapter_config.json does not target it"),
+        ({"target_modules": ["q_proj", "up_proj", "o_proj"]}, "o_proj is targeted but has no factors"),
+        ({"target_parameters": ["self_attn.k_proj.weight"]}, "k_proj is targeted but has no factors"),
+    ],
+)
+def test_a_config_that_cannot_be_repeated_is_refused(
+    tiny_llama_pair: Pair, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    """Edited configs: what they ask for needs data, a quantiser or tensors that the folder does not hold."""
+    adapt(tiny_llama_pair.base, tmp_path / "adapter", target_modules=["q_proj", "up_proj"])
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config | settings))
+    refused(AdapterError, f"adapter.*: .*{message}", tiny_llama_pair.base, tmp_path / "adapter")
+
+
+def test_the_bias_of_a_config_must_be_in_the_file(family_pair: Callable[..., Pair], tmp_path: Path) -> None:
+    base = family_pair("qwen2").base
+    adapt(base, tmp_path / "adapter", target_modules=["q_proj"])
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    for bias in ("all", "lora_only"):
+        (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config | {"bias": bias}))
+        refused(AdapterError, "proj.bias was trained, .*is missing", base, tmp_path / "adapter")
+
+
+def test_a_quantised_base_is_refused(tiny_llama_pair: Pair, tmp_path: Path) -> None:
+    adapt(tiny_llama_pair.base, tmp_path / "adapter", use_dora=True, target_modules=["q_proj"])
+    model, name = open_checkpoint(tiny_llama_pair.base), "model.layers.0.self_attn.q_proj.weight"
+    held = {n: model.read(n) for n in model.names}
+    write_model(tmp_path / "named", held, quantization_config={"quant_method": "bitsandbytes"})
+    refused(Quantised, r"named: .*\(bitsandbytes\); pass the dequantised", tmp_path / "named", tmp_path / "adapter")
+    held[name] = held[name].astype(ml_dtypes.float8_e4m3fn)
+    write_model(tmp_path / "fp8", held)
+    refused(Quantised, f"{name} is F8_E4M3, .*dequantised", tmp_path / "fp8", tmp_path / "adapter")
+
+
+def test_a_resized_vocabulary_is_refused(tiny_llama_pair: Pair, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = load(tiny_llama_pair.base)
+    model.resize_token_embeddings(70)
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"])
+    get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    refused(ShapeMismatch, r"\(70, 32\), .*\(64, 32\); pass the Base", tiny_llama_pair.base, tmp_path / "adapter")
+
+
+def test_an_incomplete_or_foreign_adapter_is_refused(tiny_llama_pair: Pair, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    base, adapter = tiny_llama_pair.base, tmp_path / "adapter"
+    adapt(base, adapter, target_modules=["q_proj", "up_proj"])
+    file, whole = adapter / "adapter_model.safetensors", load_file(adapter / "adapter_model.safetensors")
+
+    def only(keep: Callable[[str], bool]) -> None:
+        save_file({n: a for n, a in whole.items() if keep(n)}, file)
+
+    only(lambda n: "layers.1.mlp.up_proj" not in n)
+    refused(AdapterError, "layers.1.mlp.up_proj is targeted but has no factors", base, adapter)
+    only(lambda n: "layers.1.mlp.up_proj.lora_A" not in n)
+    refused(AdapterError, "layers.1.mlp.up_proj has only factor B", base, adapter)
+    save_file({n.replace("layers.1", "layers.7"): a for n, a in whole.items()}, file)
+    refused(AdapterError, "layers.7.*holds neither its weight nor experts", base, adapter)
+    save_file({n: a[:-1] if n.endswith("0.mlp.up_proj.lora_B.weight") else a for n, a in whole.items()}, file)
+    refused(AdapterError, r"\(47, 4\) x \(4, 32\)", base, adapter)
+    save_file({n: a * np.float32(0) if "lora_B" in n else a for n, a in whole.items()}, file)
+    refused(DeltaError, "zero in every tensor", base, adapter)
+    save_file({n: a * np.float32("nan") for n, a in whole.items()}, file)
+    refused(DeltaError, "NaN or infinity", base, adapter)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"rank_pattern": {"(q_proj": 4}}))
+    refused(AdapterError, "pattern '\\(q_proj'", base, adapter)
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    file.rename(adapter / "adapter_model.bin")
+    refused(AdapterError, "no adapter_model.safetensors", base, adapter)
+
+
+def test_square_experts_do_not_say_which_side_is_the_input(family_pair: Callable[..., Pair], tmp_path: Path) -> None:
+    base = family_pair("qwen3_moe").base
+    adapt(base, tmp_path / "adapter")
+    write_model(tmp_path / "fused", {name: tensor.numpy().copy() for name, tensor in load(base).state_dict().items()})
+    refused(AdapterError, r"gate_up_proj is square, \(3, 32, 32\)", tmp_path / "fused", tmp_path / "adapter")

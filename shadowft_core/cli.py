@@ -4,7 +4,7 @@ import json
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -82,6 +82,10 @@ def extract(
         float | None,
         typer.Option(metavar="ERROR", help="store the smallest factors with |D - BA| / |D| <= ERROR in every tensor"),
     ] = None,
+    store: Annotated[
+        Literal["compressed", "bfloat16", "float32"],
+        typer.Option(help="how differences are kept, all exact: smallest, fastest, or readable by any tool"),
+    ] = "compressed",
     as_json: JsonOption = False,
 ) -> None:
     """Take the weight delta, exactly: LoRA factors as they are, anything else as a float32 difference.
@@ -97,7 +101,7 @@ def extract(
     """
     from shadowft_core.delta import extract as run
 
-    facts = run(base, tuned, out, lowrank=lowrank)
+    facts = run(base, tuned, out, store, lowrank)
     if as_json:
         typer.echo(json.dumps({"format": 1, **facts}))
     else:

@@ -66,9 +66,11 @@ def parse_scale_for(text: str) -> tuple[str, float]:
     """`PATTERN=SCALE`. Raises GraftError for anything else."""
     pattern, _, number = text.rpartition("=")
     try:
-        return (pattern, float(number)) if pattern else (pattern, float("nan"))
+        if pattern:
+            return pattern, float(number)
     except ValueError:
-        raise GraftError(f"--scale-for {text}: PATTERN=SCALE is wanted, for instance '*mlp*=0.5'") from None
+        pass
+    raise GraftError(f"--scale-for {text}: PATTERN=SCALE is wanted, for instance '*mlp*=0.5'")
 
 
 def _scope(words: Sequence[str]) -> Scope:

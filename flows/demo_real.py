@@ -92,7 +92,10 @@ def prepare_workspace(workspace: Path, data: Path, guard: Path | None, text: Pat
 def settings_of(data: str, base: str, *, guarded: bool) -> dict[str, Any]:
     """params.yaml of the demo: both routes, a short LoRA, item counts that two cores can score in half an hour."""
     return {
-        "routes": {"shadow": "base", "direct": "instruct"},
+        "routes": {
+            "shadow": {"model": "base", "graft": ""},
+            "direct": {"model": "instruct", "graft": "--onto-base"},
+        },
         "fetch": {"base": base, "instruct": "smollm2:instruct"},
         "prepare": {"data": data, "valid": 0.04, "dev": 0.04, "test": 0.15, "max_rows": 600},
         "train": {

@@ -18,12 +18,22 @@ ParamsOption = Annotated[Path, typer.Option("--params", help="the params.yaml to
 UriOption = Annotated[str | None, typer.Option(help="a folder or s3://bucket/prefix; default from params.yaml")]
 EndpointOption = Annotated[str | None, typer.Option(help="URL of an S3 server other than AWS")]
 
+OntoBaseOption = Annotated[bool, typer.Option("--onto-base", help="allow the Instruct to be the delta's own Base")]
+UnrelatedOption = Annotated[bool, typer.Option("--unrelated", help="allow an Instruct far from the delta's Base")]
+
 
 def read_params(path: Path) -> "Params":
     """params.yaml, its reader imported only now: `--help` is instant."""
     from shadowft_core.params import load_params
 
     return load_params(path)
+
+
+def waivers_of(onto_base: bool, unrelated: bool) -> list[str]:
+    """The checks of `graft` that a person waived, by their names in recipe and receipt."""
+    from shadowft_core.graft import ONTO_BASE, UNRELATED
+
+    return [name for name, given in ((ONTO_BASE, onto_base), (UNRELATED, unrelated)) if given]
 
 
 def _store(params: Path, uri: str | None, endpoint: str | None) -> "Store":
@@ -132,3 +142,29 @@ def materialize(
 
     recipe = run(reference, out, read_params(params).registry, instruct)
     print(f"{out}: {recipe['digest']}, as registered")
+
+
+@acts.command(rich_help_panel="Acts")
+def regraft(
+    recipe: Annotated[Path, typer.Option(help="recipe.json of a grafted folder, or a registered one")],
+    instruct: Annotated[Path, typer.Option(help="the new Instruct: a newer release or a variant of the same Base")],
+    out: Annotated[Path, typer.Option(help="folder to make: a complete Hugging Face model, recipe.json, receipt.json")],
+    delta: Annotated[
+        list[Path] | None, typer.Option(help="folder of a delta of the recipe, repeatable; else from its store")
+    ] = None,
+    onto_base: OntoBaseOption = False,
+    unrelated: UnrelatedOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print the new recipe")] = False,
+) -> None:
+    """Carry the deltas of a recipe to another Instruct of the same Base. The new recipe needs its own verdict.
+
+    Example: shadowft regraft --recipe work/grafted/shadow/recipe.json --instruct my_newer_instruct
+    --delta work/delta/shadow --out my_model
+    """
+    import json
+
+    from shadowft_core.registry.regraft import regraft as run
+
+    made = run(recipe, instruct, delta or [], out, waivers_of(onto_base, unrelated))
+    if as_json:
+        print(json.dumps(made, indent=2, allow_nan=False))

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from shadowft_core.acts import PARAMS, ParamsOption, acts, read_params
+from shadowft_core.acts import PARAMS, OntoBaseOption, ParamsOption, UnrelatedOption, acts, read_params, waivers_of
 from shadowft_core.errors import ShadowError
 from shadowft_core.looks import JsonOption, looks
 
@@ -130,19 +130,50 @@ def sweep(
 @app.command(rich_help_panel="Stages")
 def graft(
     instruct: Annotated[Path, typer.Option(help="the untouched Instruct")],
-    delta: Annotated[Path, typer.Option(help="folder made by `extract`")],
+    delta: Annotated[list[str], typer.Option(metavar="DIR[@SCALE]", help="folder made by `extract`; repeatable")],
     out: Annotated[Path, typer.Option(help="folder to make: a complete Hugging Face model, recipe.json, receipt.json")],
     sweep: Annotated[Path | None, typer.Option(help="take scale and scope from this sweep file")] = None,
-    scale: Annotated[float | None, typer.Option(help="scale of the delta; default from params and the sweep")] = None,
+    scale: Annotated[float | None, typer.Option(help="scale of a delta without its own; else params, sweep")] = None,
+    scope: Annotated[
+        list[str] | None, typer.Option(metavar="all|linear|PATTERN", help="which tensors travel; patterns repeatable")
+    ] = None,
+    scale_for: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN=SCALE", help="another scale for these tensors; the last wins")
+    ] = None,
+    merge: Annotated[str, typer.Option(metavar="sum|ties|dare", help="how several deltas become one")] = "sum",
+    density: Annotated[float | None, typer.Option(help="share of entries that ties or dare keeps")] = None,
+    seed: Annotated[int | None, typer.Option(help="of dare's drops")] = None,
+    onto_base: OntoBaseOption = False,
+    unrelated: UnrelatedOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print the recipe")] = False,
     params: ParamsOption = PARAMS,
 ) -> None:
     """Write Instruct + scale * delta, added in float32 and rounded once.
 
     Example: shadowft graft --instruct work/pair/instruct --delta work/delta/shadow --scale 0.75 --out my_model
+
+    Two deltas: shadowft graft --instruct my_instruct --delta maths@0.6 --delta code@0.4 --merge ties --density 0.2
+    --out my_model
     """
+    import json
+
+    from shadowft_core.graft import Merge, parse_delta, parse_scale_for
     from shadowft_core.graft import graft_stage as run
 
-    run(instruct, delta, sweep, scale, read_params(params).graft, out)
+    recipe = run(
+        instruct,
+        [parse_delta(text) for text in delta],
+        sweep,
+        scale,
+        read_params(params).graft,
+        out,
+        scope or (),
+        merge=Merge(merge, density, seed),
+        scale_for=[parse_scale_for(text) for text in scale_for or ()],
+        waivers=waivers_of(onto_base, unrelated),
+    )
+    if as_json:
+        print(json.dumps(recipe, indent=2, allow_nan=False))
 
 
 @app.command(rich_help_panel="Stages")

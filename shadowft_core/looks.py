@@ -106,13 +106,27 @@ def _show_receipt(account: dict[str, Any]) -> None:
     _say(console, f"  = instruct {account['instruct']['digest']}")
     for delta in account["deltas"]:
         _say(console, f"  + {delta['scale']:g} * delta {delta['digest']}")
+    rule = ", ".join(f"{key} {value}" for key, value in account["merge"].items())
     base = ", onto the delta's own Base" if account["onto_base"] else ""
-    _say(console, f"scope {account['scope']}, dtype {account['dtype']}{base}")
+    _say(console, f"{rule}, scope {account['scope']}, dtype {account['dtype']}{base}")
+    for pattern, scale in account["scale_for"]:
+        _say(console, f"  scale {scale:g} for {pattern}")
+    if account["waivers"]:
+        _say(console, f"waived by name: {', '.join(account['waivers'])}")
     _say(console, f"{account['classes']['grafted']} tensors grafted")
     for reason, names in account["untouched"].items():
         _say(console, f"{len(names)} untouched, {reason}: {_some(names)}")
     if account["left_out"]:
         _say(console, f"{len(account['left_out'])} of the delta left out by the scope: {_some(account['left_out'])}")
+    for name, rows in account["tokens"].items():
+        _say(console, f"{name}: {rows['matched']} rows matched by token, {rows['moved']} of them at another id")
+        for whose, what in (
+            ("instruct_only", "left as the Instruct's"),
+            ("base_only", "of tokens the Instruct lacks, dropped"),
+            ("padding", "padding, left as the Instruct's"),
+        ):
+            if rows[whose]["rows"]:
+                _say(console, f"  {rows[whose]['rows']} {what}: {_some(rows[whose]['ids'])}")
     if account["retention"] is None:
         return
     table = _table(

@@ -18,6 +18,13 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Route(Section):
+    """One way to tune."""
+
+    model: Literal["base", "instruct"] = Field(description="the model that is tuned")
+    graft: Literal["", "--onto-base"] = Field("", description="waiver of the graft stage")
+
+
 class Fetch(Section):
     """Which two models. A reference is a folder, `hf:OWNER/NAME@REVISION` (40 hex digits) or `pico:base|instruct`."""
 
@@ -116,7 +123,7 @@ class Registry(Section):
 class Params(Section):
     """All of params.yaml."""
 
-    routes: dict[Literal["shadow", "direct"], Literal["base", "instruct"]] = Field(
+    routes: dict[Literal["shadow", "direct"], Route] = Field(
         description="which model each route trains; without `direct` nothing is claimed about direct tuning"
     )
     fetch: Fetch
@@ -131,10 +138,11 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _routes_train_their_own_model(self) -> Self:
-        if self.routes.get("shadow") != "base":
-            raise ValueError("routes.shadow must be `base`: the shadow is the tuned Base")
-        if self.routes.get("direct", "instruct") != "instruct":
-            raise ValueError("routes.direct must be `instruct`: the control tunes the Instruct itself")
+        if self.routes.get("shadow") != Route(model="base"):
+            raise ValueError("routes.shadow must be {model: base, graft: ''}: the shadow is the tuned Base")
+        control = Route(model="instruct", graft="--onto-base")
+        if self.routes.get("direct", control) != control:
+            raise ValueError("routes.direct must be {model: instruct, graft: --onto-base}: the control")
         return self
 
 

@@ -7,12 +7,17 @@ from shadowft_core.checkpoint import read_json_object
 from shadowft_core.errors import CheckpointError
 from shadowft_core.graft.write import RECEIPT, RECIPE
 
+_OF_RECIPE = ("digest", "instruct", "deltas", "scope", "dtype", "merge", "scale_for", "waivers")
+
 
 def read_receipt(folder: Path) -> dict[str, Any]:
     """The account of a folder made by `graft`, as recorded there; no weights are read.
 
-    Returns `{"format": 1, "path", "digest", "instruct", "deltas", "scope", "dtype", "onto_base", "classes",
-    "retention", "tensors": [...], "untouched": {reason: [names]}, "left_out": [names]}`. `retention` (null at scale 0)
+    Returns `{"format": 1, "path", "digest", "instruct", "deltas", "scope", "dtype", "merge", "scale_for", "waivers",
+    "onto_base", "classes", "retention", "tensors": [...], "untouched": {reason: [names]}, "left_out": [names],
+    "tokens": {name: {"matched", "moved", "instruct_only", "base_only", "padding"}}}`. `tokens` are the tensors whose
+    rows were matched by token; rows of tokens that only the Instruct has, and padding, stay its own; each of the last
+    three holds `rows` and their `ids` as texts like `7` or `7-12`. `retention` (null at scale 0)
     and every entry of `tensors` hold `weight_norm`, `delta_norm`, `relative` (their ratio; null for a zero weight) and,
     of the delta after the cast, `cosine`, `energy` and `unchanged`. Tensors that lost most energy come first, then
     those with the largest relative delta.
@@ -34,8 +39,8 @@ def read_receipt(folder: Path) -> dict[str, Any]:
         return {
             "format": 1,
             "path": str(folder),
-            **{key: recipe[key] for key in ("digest", "instruct", "deltas", "scope", "dtype")},
-            **{key: receipt[key] for key in ("onto_base", "classes", "left_out")},
+            **{key: recipe[key] for key in _OF_RECIPE},
+            **{key: receipt[key] for key in ("onto_base", "classes", "left_out", "tokens")},
             "retention": _norms(receipt["retention"]) if receipt["retention"] else None,
             "tensors": tensors,
             "untouched": untouched,

@@ -33,7 +33,8 @@ def sweep(instruct: Path, delta: Path, data: Path, params: Sweep, evaluate: Eval
             if scale == 0:
                 scores = base_scores
             else:
-                model, _ = load_grafted(instruct, [(delta, scale)], params.scope)
+                # The control is swept on the model it was taken from; what is written later names this by itself.
+                model, _ = load_grafted(instruct, [(delta, scale)], params.scope, waivers=("onto-base",))
                 scores = bench.score(model, f"scale {scale:g}")
                 del model
             curve.append(point(scale, scores))

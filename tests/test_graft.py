@@ -18,6 +18,7 @@ from shadowft_core.errors import (
     DeltaError,
     GraftError,
     NotFinite,
+    OntoBase,
     Quantised,
     ShadowError,
     ShapeMismatch,
@@ -141,13 +142,16 @@ def test_direct_tuning_grafted_on_itself_is_the_tuned_model(tmp_path: Path) -> N
     _, instruct, tuned = make(BF16)
     folder = write_model(tmp_path / "instruct", instruct)
     extract(folder, write_model(tmp_path / "tuned", tuned), tmp_path / "delta")
-    graft(folder, [(tmp_path / "delta", 1.0)], tmp_path / "out")
+    refused(OntoBase, "is the model the delta was taken from", folder, [(tmp_path / "delta", 1.0)])
+    recipe = graft(folder, [(tmp_path / "delta", 1.0)], tmp_path / "out", waivers=["onto-base"])
+    assert recipe["waivers"] == ["onto-base"]
     for name, out in tensors_of(tmp_path / "out").items():
         # Exact but for weights 2^16 times smaller than what they came from: float32 cannot hold both in one difference.
         apart = np.abs(out.astype(F32) - tuned[name].astype(F32))
         assert (apart <= np.abs(instruct[name].astype(F32)) * 2.0**-24).all()
         assert np.mean(apart == 0) > 0.9999
-    assert json.loads((tmp_path / "out" / "receipt.json").read_bytes())["onto_base"] is True
+    receipt = json.loads((tmp_path / "out" / "receipt.json").read_bytes())
+    assert (receipt["onto_base"], receipt["waivers"]) == (True, ["onto-base"])
 
 
 def test_scope_decides_what_travels(case: tuple[Path, Path], tmp_path: Path) -> None:
@@ -271,7 +275,7 @@ def test_the_stage_finds_its_scale(case: tuple[Path, Path], tmp_path: Path) -> N
     write_json_atomically(sweep, {"format": 1, "scale": 0.5, "scope": "linear"})
 
     def recipe(file: Path | None, scale: float | None, params: Graft) -> Any:
-        graft_stage(instruct, delta, file, scale, params, tmp_path / "out")
+        graft_stage(instruct, [(delta, None)], file, scale, params, tmp_path / "out")
         made = json.loads((tmp_path / "out" / "recipe.json").read_bytes())
         return made["deltas"][0]["scale"], made["scope"]
 

@@ -26,9 +26,9 @@ def evaluate(
 ) -> None:
     """Score the untouched Instruct, or both arms of one delta; writes `out/ARM/{scores.json,items.jsonl}`.
 
-    Without `delta` the arm is `instruct`. With it the arms are ROUTE (scale 1, grafted in memory with the scope and
-    dtype of the recipe) and ROUTE_scaled (the `grafted` folder as it lies on disk). Where both are the same model, bit
-    for bit, it is scored once.
+    Without `delta` the arm is `instruct`. With it the arms are ROUTE (scale 1, grafted in memory with the recipe's
+    scope, dtype, rule and waivers) and ROUTE_scaled (the `grafted` folder as it lies on disk). Where both are the same
+    model, bit for bit, it is scored once.
 
     Raises EvaluationError: see `open_bench` and `Bench.score`; also a grafted folder whose weights, delta or Instruct
     are not those of its recipe. Nothing is written then.
@@ -37,6 +37,8 @@ def evaluate(
         raise EvaluationError(
             f"delta {delta}, grafted {grafted}: pass both, to judge a delta, or none, to judge the Instruct"
         )
+    from shadowft_core.graft import options_of
+
     recipe = None if delta is None or grafted is None else _checked_recipe(instruct, delta, grafted)
     with open_bench(instruct, data, params, params.domain, params.guards) as bench, new_folder(out) as folder:
 
@@ -47,7 +49,8 @@ def evaluate(
         if delta is None or grafted is None or recipe is None:
             write("instruct", 0.0, open_checkpoint(instruct).digest(), bench.score(load_folder(instruct), "instruct"))
             return
-        model, digest = load_grafted(instruct, [(delta, 1.0)], recipe["scope"], recipe["dtype"])
+        options = options_of(recipe) | {"scale_for": ()}  # scale 1 everywhere
+        model, digest = load_grafted(instruct, [(delta, 1.0)], **options)
         scores = bench.score(model, route)
         write(route, 1.0, digest, scores)
         del model

@@ -22,11 +22,12 @@ def load_folder(folder: Path) -> Any:
 
 
 def load_grafted(
-    instruct: Path, deltas: Sequence[tuple[Path, float]], scope: Any = "all", dtype: str = "instruct"
+    instruct: Path, deltas: Sequence[tuple[Path, float]], scope: Any = "all", dtype: str = "instruct", **options: Any
 ) -> tuple[Any, str]:
     """The Instruct with `scale * delta` added, as `load_folder` would load the grafted folder, and its model digest.
 
-    Takes the tensors from `graft.grafted_tensors`, so they are the bits that `shadowft graft` writes.
+    Takes the tensors from `graft.grafted_tensors`, which gets the `options`, so they are the bits that `shadowft graft`
+    writes.
     Raises what `grafted_tensors` and `load_folder` raise.
     """
     import torch
@@ -35,7 +36,7 @@ def load_grafted(
 
     names = {numpy_dtype: name for name, numpy_dtype in DTYPES.items()}
     weights, digests = {}, {}
-    for name, array in grafted_tensors(instruct, list(deltas), scope, dtype):
+    for name, array in grafted_tensors(instruct, list(deltas), scope, dtype, **options):
         data = bytearray(array.tobytes())  # a copy of our own: the stream may use its buffer again
         digests[name] = (names[array.dtype], array.shape, f"sha256:{hashlib.sha256(data).hexdigest()}")
         torch_dtype = getattr(torch, array.dtype.name)

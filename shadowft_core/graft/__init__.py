@@ -2,9 +2,23 @@
 
 grafted = cast(instruct_f32 + sum(scale * delta_f32)), as in Shadow-FT (W_I+ = W_I + (W_B+ - W_B)), rounded to nearest
 even. Every tensor of the Instruct is grafted, or untouched with a reason; what does not fit is an error before anything
-is written. Two threads take whole tensors and a few chunks are in memory, whatever the model's size.
+is written. Rows of embeddings and heads meet by token, experts by their number in either layout. Two threads take whole
+tensors and a few chunks are in memory, whatever the model's size.
 """
 
-from shadowft_core.graft.write import graft, graft_stage, grafted_tensors
+from shadowft_core.graft.options import ONTO_BASE, UNRELATED, Merge, Options, options_of
+from shadowft_core.graft.stage import graft_stage, parse_delta, parse_scale_for
+from shadowft_core.graft.write import graft, grafted_tensors
 
-__all__ = ["graft", "graft_stage", "grafted_tensors"]
+__all__ = [
+    "ONTO_BASE",
+    "UNRELATED",
+    "Merge",
+    "Options",
+    "graft",
+    "graft_stage",
+    "grafted_tensors",
+    "options_of",
+    "parse_delta",
+    "parse_scale_for",
+]

@@ -94,17 +94,19 @@ def _refuse(plan: Plan, name: str, before: np.ndarray, delta: np.ndarray, reache
 
 
 def receipt(plan: Plan, instruct_digest: str) -> dict[str, Any]:
-    """Classes, norms and what the cast left of the delta."""
+    """Classes, waivers, rows matched by token, norms, and what the cast left of the delta."""
     sums = list(plan.receipts.values())
     overall = {key: sum(one[key] for one in sums) for key in _SUMS}
     return {
         "format": 1,
         "onto_base": any(delta.base_digest == instruct_digest for delta, _ in plan.deltas),
+        "waivers": sorted(set(plan.options.waivers)),
         "classes": {"grafted": len(plan.sources), "untouched": len(plan.untouched), "left_out": len(plan.left_out)},
         "retention": _retention(overall) if sums else None,
         "grafted": {name: _retention(one) for name, one in sorted(plan.receipts.items())},
         "untouched": plan.untouched,
         "left_out": plan.left_out,
+        "tokens": plan.tokens,
     }
 
 

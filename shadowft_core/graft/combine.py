@@ -1,30 +1,121 @@
-"""What is added to one tensor of the Instruct: the scaled sum of its deltas, float32, part by part."""
+"""What is added to one tensor of the Instruct: its deltas, scaled and merged, float32, part by part."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from shadowft_core.checkpoint import scratch
-from shadowft_core.delta import step
-from shadowft_core.graft.plan import Plan
+from shadowft_core.delta import Delta, step
+from shadowft_core.graft.merging import NOTHING, elected, kept_by_chance, threshold
+from shadowft_core.graft.options import Merge
+from shadowft_core.graft.plan import Plan, Source
+
+Scaled = Callable[[np.ndarray, int, np.ndarray], np.ndarray]
+"""(flat part of a delta's tensor, its first position, room for as many float32): the part as it is added"""
 
 
 def combined(plan: Plan, name: str) -> Iterator[np.ndarray]:
     """Flat float32 parts, `step(shape)` elements of the Instruct's tensor at a time; a part may be overwritten.
 
-    Zeros for a tensor without a delta. Raises DeltaError as `Delta.chunks` does.
+    Nothing (-0.0) for a tensor without a delta. Raises DeltaError as `Delta.chunks` does, NotFinite.
     """
-    info, sources = plan.instruct.info(name), plan.sources.get(name, [])
+    shape, sources, merge = plan.instruct.info(name).shape, plan.sources.get(name, []), plan.options.merge
+    size, stride = math.prod(shape), step(shape)
     if not sources:
-        stride = step(info.shape)
-        zeros = np.zeros(min(stride, info.size), np.float32)
-        yield from (zeros[: min(stride, info.size - start)] for start in range(0, math.prod(info.shape), stride))
+        nothing = np.full(min(stride, size), NOTHING, np.float32)
+        yield from (nothing[: min(stride, size - start)] for start in range(0, size, stride))
         return
-    streams = [delta.chunks(tensor) for delta, _, tensor in sources]
+    streams = [_stream(source, shape, merge) for source in sources]
+    if merge.rule == "ties":
+        yield from map(elected, zip(*streams, strict=True))
+        return
     for parts in zip(*streams, strict=True):
-        total, share = (scratch.array(label, parts[0][1].size, np.float32) for label in ("total", "share"))
-        np.multiply(parts[0][1], np.float32(sources[0][1]), out=total)
-        for (_, part), (_, scale, _) in zip(parts[1:], sources[1:], strict=True):
-            total += np.multiply(part, np.float32(scale), out=share)
+        total = parts[0]
+        for part in parts[1:]:
+            total += part
         yield total
+
+
+def _stream(source: Source, shape: tuple[int, ...], merge: Merge) -> Iterator[np.ndarray]:
+    """The scaled parts of one delta, laid out as the Instruct's tensor; each overwrites the one before."""
+    stride = min(step(shape), math.prod(shape))
+    room = np.empty(stride, np.float32)
+    if source.pieces[0].runs is None:
+        [piece] = source.pieces
+        scaled = _scaled(source.delta, piece.tensor, piece.scale, merge)
+        for start, part in source.delta.chunks(piece.tensor):
+            yield scaled(part, start, room[: part.size])
+        return
+    width = shape[-1] if len(shape) > 1 else 1
+    rows, per_part = math.prod(shape) // width, stride // width
+    reader = _Rows(source, width, merge)
+    for first in range(0, rows, per_part):
+        part = room[: min(per_part, rows - first) * width]
+        reader.fill(first, part.reshape(-1, width))
+        yield part
+
+
+class _Rows:
+    """The rows of a source in the Instruct's order; parts of the delta are read as they are needed, one at a time."""
+
+    def __init__(self, source: Source, width: int, merge: Merge) -> None:
+        self.delta, self.pieces, self.width, self.merge = source.delta, source.pieces, width, merge
+        tables = [np.c_[piece.runs, np.full(len(piece.runs), n)] for n, piece in enumerate(source.pieces)]  # type: ignore[arg-type]
+        table = np.concatenate(tables)
+        self.table = table[np.argsort(table[:, 0], kind="stable")]  # first row here, first row there, rows, piece
+        self.next = 0
+        self.opened: tuple[int, Callable[[int], np.ndarray], Scaled, int] | None = None
+        self.held: tuple[int, int, np.ndarray] | None = None
+
+    def fill(self, first: int, rows: np.ndarray) -> None:
+        """Fill the rows from `first` on; calls go upwards. Rows that no run names get nothing."""
+        rows.fill(NOTHING)
+        end = first + len(rows)
+        while self.next < len(self.table):
+            here, there, count, piece = (int(value) for value in self.table[self.next])
+            row, last = max(here, first), min(here + count, end)
+            while row < last:
+                got = self._rows(piece, there + row - here, last - row)
+                rows[row - first : row - first + len(got)] = got
+                row += len(got)
+            if here + count > end:
+                return
+            self.next += 1
+
+    def _rows(self, piece: int, first: int, count: int) -> np.ndarray:
+        """At most `count` rows of a piece's tensor from `first` on, as many as its part holds."""
+        if self.opened is None or self.opened[0] != piece:
+            tensor = self.pieces[piece].tensor
+            scaled = _scaled(self.delta, tensor, self.pieces[piece].scale, self.merge)
+            self.opened = piece, self.delta.parts(tensor), scaled, step(self.delta.shape(tensor))
+            self.held = None
+        _, part, scaled, stride = self.opened
+        number, offset = divmod(first, stride // self.width)
+        if self.held is None or self.held[0] != number:
+            values = part(number)
+            self.held = number, number * stride, scaled(values, number * stride, np.empty(values.size, np.float32))
+        return self.held[2].reshape(-1, self.width)[offset : offset + count]
+
+
+def _scaled(delta: Delta, tensor: str, scale: float, merge: Merge) -> Scaled:
+    """How one tensor of a delta is scaled, thinned out by the rule. Reads it twice for ties."""
+    if merge.rule == "sum" or merge.density is None:
+        return lambda part, start, room: np.multiply(part, np.float32(scale), out=room)
+    if merge.rule == "dare":
+        keep = kept_by_chance(delta.digest, tensor, merge.density, merge.seed or 0)
+        factor = np.float32(scale / merge.density)
+
+        def dropped(part: np.ndarray, start: int, room: np.ndarray) -> np.ndarray:
+            np.multiply(part, factor, out=room)
+            room *= keep(start, part.size)  # NaN stays NaN and is refused
+            return room
+
+        return dropped
+    least = threshold(delta, tensor, merge.density)
+
+    def trimmed(part: np.ndarray, start: int, room: np.ndarray) -> np.ndarray:
+        np.multiply(part, np.float32(scale), out=room)
+        room[np.abs(part) < least] = 0
+        return room
+
+    return trimmed

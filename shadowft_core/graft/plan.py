@@ -1,4 +1,4 @@
-"""What happens to each tensor of the Instruct: decided, and refused, before any weight is read."""
+"""What happens to each tensor of the Instruct: decided, and refused, before any weight is added."""
 
 import math
 import re
@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from shadowft_core.checkpoint import FLOATS, Checkpoint, open_checkpoint
 from shadowft_core.delta import Delta, open_delta
-from shadowft_core.errors import GraftError, MisfitError, Quantised, ShapeMismatch, TensorMissing, ZeroDelta
+from shadowft_core.errors import GraftError, MisfitError, Quantised, ZeroDelta
+from shadowft_core.graft.kinship import require_kinship
+from shadowft_core.graft.layouts import kind
+from shadowft_core.graft.match import Match, Runs
+from shadowft_core.graft.options import Options, Scope
 
-Scope = str | Sequence[str]
 OUTPUTS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 # The projections of attention and feed-forward blocks, with the names that fused or older layouts give them.
 _LINEAR = re.compile(
@@ -20,18 +24,39 @@ _LINEAR = re.compile(
 )
 
 
+@dataclass(frozen=True)
+class Piece:
+    """What one tensor of a delta gives to one tensor of the Instruct."""
+
+    tensor: str
+    scale: float
+    runs: Runs | None
+    """the rows, see match.Runs; None: all, one to one"""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What one delta gives to one tensor of the Instruct: one whole tensor, or pieces that do not overlap."""
+
+    delta: Delta
+    pieces: list[Piece]
+
+
 @dataclass
 class Plan:
     """What happens to each tensor of the Instruct; all checks that need no weights have passed."""
 
     instruct: Checkpoint
     deltas: list[tuple[Delta, float]]
-    sources: dict[str, list[tuple[Delta, float, str]]]
-    """per grafted tensor: delta, scale, and the tensor's name in the delta"""
+    options: Options
+    sources: dict[str, list[Source]]
+    """per grafted tensor, in the order of the deltas"""
     untouched: dict[str, str]
     left_out: list[str]
     """tensors of a delta that the scope keeps at home"""
     dtype: dict[str, str]
+    tokens: dict[str, dict[str, Any]]
+    """per tensor whose rows were matched by token: the account of tokens.account"""
     receipts: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
@@ -39,35 +64,55 @@ class Plan:
         return any(dtype != self.instruct.info(name).dtype for name, dtype in self.dtype.items())
 
 
-def make_plan(instruct: Path, deltas: Sequence[tuple[Path, float]], scope: Scope, dtype: str) -> Plan:
+def make_plan(instruct: Path, deltas: Sequence[tuple[Path, float]], options: Options) -> Plan:
+    """Open everything and decide. Raises what `graft` raises, but for what only the sums can show."""
     model = open_checkpoint(instruct)
     if model.config.get("quantization_config"):
         raise Quantised(f"{instruct}: config.json has a quantization_config; graft on the unquantised Instruct")
-    if dtype != "instruct" and dtype not in OUTPUTS:
-        raise GraftError(f"dtype {dtype!r}; known are instruct, {', '.join(OUTPUTS)}")
+    if options.dtype != "instruct" and options.dtype not in OUTPUTS:
+        raise GraftError(f"dtype {options.dtype!r}; known are instruct, {', '.join(OUTPUTS)}")
     opened = [(open_delta(path), _finite(path, scale)) for path, scale in deltas]
+    _require_distinct(opened)
+    if options.merge.rule == "ties" and len(opened) < 2:
+        raise GraftError(f"merge rule ties elects a sign among deltas, {len(opened)} is given; pass several or use sum")
     names = sorted({name for delta, _ in opened for name in delta.names})
-    travelling = _in_scope(names, scope)
-    tied = model.tied
-    sources: dict[str, list[tuple[Delta, float, str]]] = {}
-    for delta, scale in opened:
-        for name in filter(travelling.__contains__, delta.names):
-            _require_fit(model, delta, name)
-            targets = [name, tied[0]] if tied and tied[1] == name and tied[0] in model else [name]
-            for target in targets if scale else ():
-                sources.setdefault(target, []).append((delta, scale, name))
-    if not sources and any(scale for _, scale in opened):
-        raise ZeroDelta(f"{instruct}: no tensor would be grafted; pass a delta and a scope that meets it")
-    reason = "no delta" if any(scale for _, scale in opened) else "scale 0"
+    travelling = _in_scope(names, options.scope)
+    overrides = _overrides(names, options.scale_for)
+    found: dict[str, list[Source]] = {}
+    reasons: dict[str, str] = {}
+    tokens: dict[str, dict[str, Any]] = {}
+    for delta, own in opened:
+        if not travelling & set(delta.names):
+            raise ZeroDelta(f"{delta.path}: the scope keeps all {len(delta.names)} tensors at home; widen the scope")
+        match = Match(model, delta)
+        scales = {name: overrides.get(name, own) for name in delta.names}
+        targets = {name: match.targets(name) for name in delta.names if name in travelling}
+        match.require_same_tensors()
+        require_kinship(model, delta, match.base, options)
+        _require_heads_travel_alike(match, targets, scales)
+        given: dict[str, list[Piece]] = {}
+        for name, places in targets.items():
+            for target, runs in places.items():
+                if scales[name]:
+                    given.setdefault(target, []).append(Piece(name, scales[name], runs))
+                reasons[target] = "scale 0"
+        for target, pieces in given.items():
+            found.setdefault(target, []).append(Source(delta, pieces))
+        tokens |= match.tokens
     left_out = [name for name in names if name not in travelling]
-    wanted = OUTPUTS.get(dtype)
+    kept = {kind(name) for name in left_out}
+    wanted = OUTPUTS.get(options.dtype)
     return Plan(
         instruct=model,
         deltas=opened,
-        sources=sources,
-        untouched={n: "out of scope" if n in left_out else reason for n in model.names if n not in sources},
+        options=options,
+        sources=found,
+        untouched={
+            n: "out of scope" if kind(n) in kept else reasons.get(n, "no delta") for n in model.names if n not in found
+        },
         left_out=left_out,
         dtype={n: wanted if wanted and model.info(n).dtype in FLOATS else model.info(n).dtype for n in model.names},
+        tokens=tokens,
     )
 
 
@@ -75,6 +120,30 @@ def _finite(path: Path, scale: float) -> float:
     if not math.isfinite(scale):
         raise GraftError(f"{path}: scale {scale}; a finite number is wanted")
     return float(scale)
+
+
+def _require_distinct(deltas: Sequence[tuple[Delta, float]]) -> None:
+    seen: dict[str, Delta] = {}
+    for delta, _ in deltas:
+        if delta.digest in seen:
+            raise GraftError(
+                f"{delta.path}: the same delta as {seen[delta.digest].path}; give it once, with the sum of the scales"
+            )
+        seen[delta.digest] = delta
+
+
+def _matching(names: list[str], pattern: str, what: str) -> set[str]:
+    matched = {name for name in names if fnmatchcase(name, pattern)}
+    if not matched:
+        raise GraftError(f"{what} pattern {pattern!r} meets none of the delta's {len(names)} tensors; correct it")
+    return matched
+
+
+def _overrides(names: list[str], scale_for: Sequence[tuple[str, float]]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for pattern, scale in scale_for:
+        found |= dict.fromkeys(_matching(names, pattern, "scale"), float(scale))
+    return found
 
 
 def _in_scope(names: list[str], scope: Scope) -> set[str]:
@@ -86,25 +155,18 @@ def _in_scope(names: list[str], scope: Scope) -> set[str]:
         if not found:
             raise GraftError(f"scope `linear` meets none of the delta's {len(names)} tensors; pass patterns or `all`")
         return found
-    found = set()
-    for pattern in [scope] if isinstance(scope, str) else scope:
-        matched = {name for name in names if fnmatchcase(name, pattern)}
-        if not matched:
-            raise GraftError(f"scope pattern {pattern!r} meets none of the delta's {len(names)} tensors; correct it")
-        found |= matched
-    return found
+    patterns = [scope] if isinstance(scope, str) else scope
+    return set().union(*(_matching(names, pattern, "scope") for pattern in patterns))
 
 
-def _require_fit(model: Checkpoint, delta: Delta, name: str) -> None:
-    where = f"{delta.path}: tensor {name}"
-    if model.tied and model.tied[0] == name:
-        raise MisfitError(f"{where} is the head, which {model.path} ties to {model.tied[1]}; the pair does not fit")
-    if name not in model:
-        raise TensorMissing(f"{where} is missing in {model.path}; graft on an Instruct of the same family and layout")
-    info = model.info(name)
-    if info.shape != delta.shape(name):
-        raise ShapeMismatch(
-            f"{where} has shape {delta.shape(name)}, {model.path} has {info.shape}; the pair does not fit"
+def _require_heads_travel_alike(match: Match, targets: dict[str, dict[str, Any]], scales: dict[str, float]) -> None:
+    """A head that the Instruct ties to its embedding has no place of its own: both must travel, at one scale."""
+    tied = match.model.tied
+    if tied is None or tied[0] not in targets:
+        return
+    head, embedding = tied
+    if embedding not in targets or scales[head] != scales[embedding]:
+        raise MisfitError(
+            f"{match.delta.path}: {match.model.path} ties {head} to {embedding}, so both must travel at one scale; "
+            "widen the scope or leave both out"
         )
-    if info.dtype not in FLOATS:
-        raise Quantised(f"{where}: {model.path} holds it as {info.dtype}; one of {', '.join(FLOATS)} is wanted")

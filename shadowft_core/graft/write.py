@@ -3,7 +3,7 @@
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,33 +24,55 @@ from shadowft_core.checkpoint import (
 )
 from shadowft_core.errors import GraftError
 from shadowft_core.graft.arithmetic import parts, receipt, whole
-from shadowft_core.graft.plan import OUTPUTS, Plan, Scope, make_plan
-from shadowft_core.params import Graft
+from shadowft_core.graft.options import Merge, Options, Scope
+from shadowft_core.graft.plan import OUTPUTS, Plan, make_plan
 
 RECIPE, RECEIPT = "recipe.json", "receipt.json"
+SUM = Merge()
+NO_NOTES: Mapping[str, Any] = {}
 
 
 def grafted_tensors(
-    instruct: Path, deltas: Sequence[tuple[Path, float]], scope: Scope = "all", dtype: str = "instruct"
+    instruct: Path,
+    deltas: Sequence[tuple[Path, float]],
+    scope: Scope = "all",
+    dtype: str = "instruct",
+    *,
+    merge: Merge = SUM,
+    scale_for: Sequence[tuple[str, float]] = (),
+    waivers: Collection[str] = (),
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield `(name, array)` of every tensor of the Instruct, in file order, grafted or untouched; nothing is written.
 
-    Raises DeltaError, GraftError or CheckpointError at the call when names, shapes, types or scope do not fit, and in
-    place of a tensor that is damaged or whose sum is not finite in the output dtype.
+    Raises at the call what `graft` raises when names, shapes, types, tokens, kinship or scope do not fit, and in place
+    of a tensor that is damaged or whose sum is not finite in the output dtype.
     """
-    plan = make_plan(instruct, deltas, scope, dtype)
+    plan = make_plan(instruct, deltas, Options(scope, dtype, merge, tuple(scale_for), waivers))
     return ((name, whole(plan, name)) for name in plan.instruct.names)
 
 
 def graft(
-    instruct: Path, deltas: Sequence[tuple[Path, float]], out: Path, scope: Scope = "all", dtype: str = "instruct"
+    instruct: Path,
+    deltas: Sequence[tuple[Path, float]],
+    out: Path,
+    scope: Scope = "all",
+    dtype: str = "instruct",
+    *,
+    merge: Merge = SUM,
+    scale_for: Sequence[tuple[str, float]] = (),
+    waivers: Collection[str] = (),
+    notes: Mapping[str, Any] = NO_NOTES,
 ) -> dict[str, Any]:
     """Write the complete model folder `out` with recipe.json and receipt.json; return the recipe.
 
-    `deltas` are (delta folder, scale). `scope` is `all`, `linear` or glob patterns over tensor names. Raises as
-    `grafted_tensors` does; nothing is written then.
+    `deltas` are (delta folder, scale). `scope` is `all`, `linear` or glob patterns over the delta's tensor names;
+    `scale_for`, `merge` and `waivers` are those of `Options`; `notes` are written into the recipe as they are.
+
+    Raises MisfitError when a tensor, a shape, a token or an expert does not fit, Unrelated, OntoBase, ZeroDelta when
+    nothing of a delta would travel, Quantised, NotFinite, CastOverflow, DeltaError or CheckpointError for damaged
+    folders, GraftError for options that meet nothing or contradict each other. Nothing is written then.
     """
-    plan = make_plan(instruct, deltas, scope, dtype)
+    plan = make_plan(instruct, deltas, Options(scope, dtype, merge, tuple(scale_for), waivers))
     if out.resolve() in {path.resolve() for path in (instruct, *(folder for folder, _ in deltas))}:
         raise GraftError(f"{out}: is also read from and would be replaced; choose another --out")
     model = plan.instruct
@@ -65,10 +87,10 @@ def graft(
             "format": 1,
             "instruct": {"digest": model.digest()},
             "deltas": [{"digest": delta.digest, "scale": scale} for delta, scale in plan.deltas],
-            "scope": scope if isinstance(scope, str) else list(scope),
-            "dtype": dtype,
+            **plan.options.recorded(),
             "digest": model_digest({n: (plan.dtype[n], model.info(n).shape, digests[n]) for n in model.names}),
             "files": files,
+            **notes,
         }
         account = receipt(plan, recipe["instruct"]["digest"])
         write_json_atomically(folder / RECIPE, recipe)
@@ -80,26 +102,6 @@ def graft(
         file=sys.stderr,
     )
     return recipe
-
-
-def graft_stage(instruct: Path, delta: Path, sweep: Path | None, scale: float | None, params: Graft, out: Path) -> None:
-    """The stage: an explicit scale wins, then a number in params, then the sweep file, which also gives the scope.
-
-    Raises GraftError when no scale is to be had, and as `graft` does.
-    """
-    scope: Scope = "all"
-    chosen: Any = None
-    if sweep is not None:
-        found = read_json_object(sweep)
-        scope, chosen = found.get("scope", "all"), found.get("scale")
-    if params.scale != "sweep":
-        chosen = params.scale
-    if scale is not None:
-        chosen = scale
-    if not isinstance(chosen, int | float) or isinstance(chosen, bool):
-        where = f"{sweep} says {chosen!r}" if sweep else "graft.scale is `sweep` and no sweep file is given"
-        raise GraftError(f"no scale: {where}; pass --sweep FILE or --scale NUMBER, or set graft.scale in params.yaml")
-    graft(instruct, [(delta, float(chosen))], out, scope, params.dtype)
 
 
 def _side_files(plan: Plan, folder: Path) -> dict[str, str]:

@@ -15,7 +15,7 @@ LARGEST_RECIPE = 1 << 20  # bytes
 
 def rebuild(recipe: dict[str, Any], out: Path, instruct: Path | None = None) -> None:
     """Make the model folder of a registered recipe; see `materialize`."""
-    from shadowft_core.graft import graft
+    from shadowft_core.graft import graft, options_of
     from shadowft_core.pair import resolve
 
     if instruct is None:
@@ -33,7 +33,7 @@ def rebuild(recipe: dict[str, Any], out: Path, instruct: Path | None = None) -> 
         for number, delta in enumerate(recipe["deltas"]):
             stores.fetch_delta(delta["digest"], store, parts / str(number))
             deltas.append((parts / str(number), float(delta["scale"])))
-        made = graft(instruct, deltas, parts / "model", scope=recipe["scope"], dtype=recipe["dtype"])
+        made = graft(instruct, deltas, parts / "model", **options_of(recipe))
         for what, expected, found in [
             ("the weights", recipe["digest"], made["digest"]),
             *(

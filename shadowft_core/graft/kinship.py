@@ -1,0 +1,47 @@
+"""Is the Instruct a relative of the delta's Base, and another model? Judged by a sample, before anything is written."""
+
+import numpy as np
+
+from shadowft_core.checkpoint import FLOATS, Checkpoint
+from shadowft_core.delta import Delta, sample_positions
+from shadowft_core.errors import OntoBase, Unrelated
+from shadowft_core.graft.options import ONTO_BASE, UNRELATED, Options
+from shadowft_core.graft.tokens import is_vocabulary
+
+FAR = 0.5  # published pairs lie between 0.003 and 0.1, independent weights at 0.7
+
+
+def require_kinship(model: Checkpoint, delta: Delta, base: dict[str, np.ndarray], options: Options) -> None:
+    """Hold the sample that the delta keeps of its Base (`Delta.base_sample`) against the Instruct.
+
+    The distance is sigma = sum|B - I| / (sum|B| + sum|I|) over the sampled values of all matrices (Shadow-FT, section
+    3); vectors are left out, for norms are near 1 in every model. Raises Unrelated above 0.5, or when no matrix can be
+    compared; OntoBase when the Instruct is the delta's own Base. Both can be waived by name.
+    """
+    apart = total = 0.0
+    equal, compared = True, False
+    for name, theirs in base.items():
+        if name not in model or model.info(name).dtype not in FLOATS:
+            continue
+        info = model.info(name)
+        positions = sample_positions(info.size)
+        if len(positions) != len(theirs):
+            equal = False
+            continue
+        ours = model.sample(name, positions).astype(np.float32)
+        equal, compared = equal and np.array_equal(ours, theirs), True
+        if len(info.shape) > 1 and not is_vocabulary(name):  # rows may be in another order
+            with np.errstate(invalid="ignore"):  # what is not finite is refused by name where it is read
+                apart += float(np.nansum(np.abs(ours - theirs), dtype=np.float64))
+                total += float(np.nansum(np.abs(ours), dtype=np.float64) + np.nansum(np.abs(theirs), dtype=np.float64))
+    if UNRELATED not in options.waivers and (apart > FAR * total or not compared):
+        sigma = f"{apart / total:.2f} from" if compared else "nowhere comparable to"
+        raise Unrelated(
+            f"{delta.path} on {model.path}: the Instruct is {sigma} the delta's Base (0: equal, 0.7: unrelated, limit "
+            f"{FAR}); pass an Instruct of that Base, or --unrelated"
+        )
+    if ONTO_BASE not in options.waivers and equal and model.digest() == delta.base_digest:
+        raise OntoBase(
+            f"{delta.path} on {model.path}: the Instruct is the model the delta was taken from, {delta.base_digest}; "
+            "pass the Instruct, or --onto-base"
+        )

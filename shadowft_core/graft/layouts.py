@@ -1,0 +1,90 @@
+"""Mixture-of-experts weights in two layouts, one tensor per expert or all experts in one, mapped row by row.
+
+Per expert: `experts.N.gate_proj|up_proj|down_proj.weight`, Mixtral's `experts.N.w1|w3|w2.weight`. In one:
+`experts.gate_up_proj` (E, 2 I, H), gate above up, and `experts.down_proj` (E, H, I). The correspondence is that of
+transformers 5 (conversion_mapping.py, `mixtral` and `qwen2_moe`: MergeModulelist(0), Concatenate(1)).
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+# Model types whose fused experts are stored so; others interleave or transpose them.
+FUSED_TYPES = {
+    *("mixtral", "minimax", "minimax_m2", "qwen2_moe", "qwen3_moe", "qwen3_next", "olmoe", "flex_olmo", "dots1"),
+    *("deepseek_v2", "deepseek_v3", "glm4_moe", "hunyuan_v1_moe"),
+}
+_EXPERT = re.compile(r"(.+)\.experts\.(\d+)\.(w1|w2|w3|gate_proj|up_proj|down_proj)\.weight")
+_FUSED = re.compile(r"(.+)\.experts\.(gate_up_proj|down_proj)(?:\.weight)?")
+_ROUTER = re.compile(r"(.+\.(?:block_sparse_moe|mlp))\.gate\.weight")
+_PART = {"w1": "gate", "w2": "down", "w3": "up", "gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
+
+
+class Place(NamedTuple):
+    """Rows (vectors along the last axis) of a tensor."""
+
+    tensor: str
+    first: int
+    rows: int
+    width: int
+
+
+def is_mixture(name: str) -> bool:
+    return any(pattern.fullmatch(name) for pattern in (_EXPERT, _FUSED, _ROUTER))
+
+
+def places(name: str, shape: tuple[int, ...]) -> dict[tuple[str, ...], Place]:
+    """Where each matrix of a mixture lies in this tensor, by (block, expert, part); empty for any other tensor."""
+    if match := _EXPERT.fullmatch(name):
+        block, expert, part = match.groups()
+        return {(_block(block), expert, _PART[part]): _place(name, shape, 0, 1)} if len(shape) == 2 else {}
+    if match := _ROUTER.fullmatch(name):
+        return {(_block(match[1]), "router"): _place(name, shape, 0, 1)} if len(shape) == 2 else {}
+    match = _FUSED.fullmatch(name)
+    if match is None or len(shape) != 3:
+        return {}
+    block, parts = _block(match[1]), ("gate", "up") if match[2] == "gate_up_proj" else ("down",)
+    if shape[1] % len(parts):
+        return {}
+    count = shape[0] * len(parts)
+    return {
+        (block, str(number // len(parts)), parts[number % len(parts)]): _place(name, shape, number, count)
+        for number in range(count)
+    }
+
+
+def all_places(tensors: Mapping[str, tuple[int, ...]]) -> dict[tuple[str, ...], Place]:
+    found: dict[tuple[str, ...], Place] = {}
+    for name, shape in tensors.items():
+        found |= places(name, shape)
+    return found
+
+
+def kind(name: str) -> str:
+    """A tensor's name as it is in the fused layout: the same for all experts, and for both layouts."""
+    if match := _EXPERT.fullmatch(name):
+        part = "down_proj" if _PART[match[3]] == "down" else "gate_up_proj"
+        return f"{_block(match[1])}.experts.{part}"
+    if match := _FUSED.fullmatch(name):
+        return f"{_block(match[1])}.experts.{match[2]}"
+    if match := _ROUTER.fullmatch(name):
+        return f"{_block(match[1])}.gate.weight"
+    return name
+
+
+def expert_numbers(names: Iterable[str]) -> dict[str, set[int]]:
+    """The experts that have tensors of their own, by block."""
+    found: dict[str, set[int]] = {}
+    for name in names:
+        if match := _EXPERT.fullmatch(name):
+            found.setdefault(_block(match[1]), set()).add(int(match[2]))
+    return found
+
+
+def _block(name: str) -> str:
+    return re.sub(r"\.block_sparse_moe$", ".mlp", name)
+
+
+def _place(name: str, shape: tuple[int, ...], number: int, count: int) -> Place:
+    rows = (shape[0] if len(shape) == 2 else shape[0] * shape[1]) // count
+    return Place(name, number * rows, rows, shape[-1])

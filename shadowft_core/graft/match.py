@@ -1,0 +1,187 @@
+"""Which rows of the Instruct every tensor of a delta belongs to. What fits nowhere is refused, unread."""
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from shadowft_core.checkpoint import FLOATS, NO_TOKEN, Checkpoint, token_marks
+from shadowft_core.delta import Delta
+from shadowft_core.errors import MisfitError, Quantised, ShapeMismatch, TensorMissing, TokenMismatch
+from shadowft_core.graft.layouts import FUSED_TYPES, all_places, expert_numbers, is_mixture, kind, places
+from shadowft_core.graft.tokens import account, is_embedding, is_head, is_vocabulary, match_rows, runs_of
+
+Runs = np.ndarray
+"""int64 (n, 3): first row in the Instruct's tensor, first row in the delta's, rows. A row runs along the last axis."""
+
+
+class Match:
+    """One delta against one Instruct. `tokens` fills with the account of every vocabulary matched by token."""
+
+    def __init__(self, model: Checkpoint, delta: Delta) -> None:
+        self.model, self.delta = model, delta
+        self.base = delta.base_sample()
+        self.tokens: dict[str, dict[str, Any]] = {}
+
+    def targets(self, name: str) -> dict[str, Runs | None]:
+        """Tensors of the Instruct this tensor of the delta goes to, each with its rows; None: all, one to one.
+
+        A tied embedding goes to the embedding and to a head that is stored or not tied in the Instruct. Empty for the
+        head of a Base that was not tied where the Instruct is: the embedding must carry the same delta.
+        Raises TensorMissing, ShapeMismatch, TokenMismatch, MisfitError, Quantised.
+        """
+        if self.model.tied and name == self.model.tied[0]:
+            self._require_equal(name, self.model.tied[1])
+            return {}
+        if is_vocabulary(name):
+            return {target: self._vocabulary(name, target) for target in self._embedded(name)}
+        if name in self.model:
+            self._require_float(name, name)
+            if self.model.info(name).shape != self.delta.shape(name):
+                raise self._misshapen(name, name)
+            return {name: None}
+        return self._mixture(name)
+
+    def require_same_tensors(self) -> None:
+        """The Base and the Instruct hold the same tensors and experts, tied heads aside. Raises TensorMissing."""
+        ours = [n for n in self.model.names if self.model.info(n).dtype in FLOATS and self.model.info(n).size]
+        theirs = list(self.base)
+        sides = [(theirs, ours, "the Base", "the Instruct"), (ours, theirs, "the Instruct", "the Base")]
+        for having, lacking, who, whom in sides:
+            known = {kind(name) for name in lacking}
+            if odd := sorted(name for name in having if kind(name) not in known and not is_head(name)):
+                raise TensorMissing(
+                    f"{self.delta.path} on {self.model.path}: {who} has {odd[0]}, {whom} has not ({len(odd)} in all); "
+                    "take an Instruct of the same family and size"
+                )
+        had, found = expert_numbers(theirs), expert_numbers(ours)
+        for name in ours:
+            for block, expert, *_ in places(name, self.model.info(name).shape):
+                if expert.isdigit():
+                    found.setdefault(block, set()).add(int(expert))
+        for block in had.keys() & found.keys():
+            if odd_ones := sorted(had[block] ^ found[block]):
+                who = "the Base" if odd_ones[0] in had[block] else "the Instruct"
+                raise TensorMissing(
+                    f"{self.delta.path} on {self.model.path}: only {who} has {block}.experts.{odd_ones[0]} "
+                    f"({len(odd_ones)} such experts in all); take an Instruct with the same experts"
+                )
+
+    def _embedded(self, name: str) -> list[str]:
+        """Names of the Instruct's tensors that a vocabulary tensor goes to."""
+        if not is_embedding(name):
+            return [name]
+        if self.model.tied:
+            head = self.model.tied[0]
+            return [name, head] if name == self.model.tied[1] and head in self.model else [name]
+        heads = [n for n in self.model.names if is_head(n)]
+        return [name, *heads] if self._base_tied else [name]
+
+    @cached_property
+    def _base_tied(self) -> bool:
+        """Whether the Base used its one embedding as head: it stored no head, or an equal one."""
+        embeddings = [n for n in self.base if is_embedding(n)]
+        heads = [n for n in self.base if is_head(n)]
+        return len(embeddings) == 1 and all(np.array_equal(self.base[h], self.base[embeddings[0]]) for h in heads)
+
+    def _require_equal(self, head: str, embedding: str) -> None:
+        same = embedding in self.delta.names and self.delta.shape(head) == self.delta.shape(embedding)
+        if same:
+            pairs = zip(self.delta.chunks(head), self.delta.chunks(embedding), strict=True)
+            same = all(np.array_equal(one, other) for (_, one), (_, other) in pairs)
+        if not same:
+            raise MisfitError(
+                f"{self.delta.path}: tensor {head} is a head of its own, {self.model.path} ties it to {embedding} and "
+                "cannot hold both deltas; leave it out with a scope or take an Instruct that is not tied"
+            )
+
+    @cached_property
+    def _marks(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Token marks of Instruct and Base."""
+        return token_marks(self.model.path), self.delta.base_token_marks()
+
+    @cached_property
+    def _same_tokenizer(self) -> bool:
+        ours, theirs = self._marks
+        if ours is not None and theirs is not None and np.array_equal(ours, theirs):
+            return True
+        return self.model.tokenizer_digest() == self.delta.tokenizer_digest
+
+    def _vocabulary(self, name: str, target: str) -> Runs | None:
+        self._require_float(name, target)
+        shape, wanted = self.delta.shape(name), self.model.info(target).shape
+        if shape[1:] != wanted[1:]:
+            raise self._misshapen(name, target)
+        if shape == wanted and self._same_tokenizer:
+            return None
+        where = f"{self.delta.path}: tensor {name}"
+        ours, theirs = self._marks
+        if ours is None or theirs is None:
+            side = self.model.path if ours is None else "the Base"
+            raise TokenMismatch(
+                f"{where} has {shape[0]} rows, {self.model.path} {wanted[0]}, and {side} has no tokenizer.json to "
+                "match their tokens by; put the tokenizer beside the weights and extract again"
+            )
+        ours, theirs = _fitted(ours, wanted[0]), _fitted(theirs, shape[0])
+        rows = match_rows(ours, theirs, where)
+        self.tokens[target] = account(rows, ours, theirs)
+        return runs_of(rows)
+
+    @cached_property
+    def _places(self) -> dict[tuple[str, ...], Any]:
+        return all_places({n: self.model.info(n).shape for n in self.model.names if is_mixture(n)})
+
+    def _mixture(self, name: str) -> dict[str, Runs | None]:
+        """A tensor whose name the Instruct lacks: the same matrices in another layout."""
+        shape = self.delta.shape(name)
+        ours = places(name, shape)
+        lost = [slot for slot in ours if slot not in self._places]
+        if not ours or len(lost) == len(ours):
+            raise TensorMissing(
+                f"{self.delta.path}: tensor {name} is missing in {self.model.path}; graft on an Instruct of the same "
+                "family and layout"
+            )
+        if lost:
+            raise TensorMissing(
+                f"{self.delta.path}: {'.'.join(lost[0])} of tensor {name} is missing in {self.model.path}; take an "
+                "Instruct with the same experts"
+            )
+        family = self.model.config.get("model_type")
+        if any(slot[-1] != "router" for slot in ours) and family not in FUSED_TYPES:
+            raise MisfitError(
+                f"{self.delta.path}: tensor {name} lies in another layout in {self.model.path}, and how {family!r} "
+                "orders its experts is not known here; save both models in one layout"
+            )
+        found: dict[str, list[tuple[int, int, int]]] = {}
+        for slot, place in ours.items():
+            there = self._places[slot]
+            self._require_float(name, there.tensor)
+            if (place.rows, place.width) != (there.rows, there.width):
+                raise self._misshapen(name, there.tensor)
+            found.setdefault(there.tensor, []).append((there.first, place.first, place.rows))
+        return {target: np.array(sorted(runs), np.int64) for target, runs in found.items()}
+
+    def _require_float(self, name: str, target: str) -> None:
+        if target not in self.model:
+            raise TensorMissing(
+                f"{self.delta.path}: tensor {name} is missing in {self.model.path}; graft on an Instruct of the same "
+                "family and layout"
+            )
+        if self.model.info(target).dtype not in FLOATS:
+            raise Quantised(
+                f"{self.delta.path}: tensor {name}: {self.model.path} holds it as {self.model.info(target).dtype}; one "
+                f"of {', '.join(FLOATS)} is wanted"
+            )
+
+    def _misshapen(self, name: str, target: str) -> ShapeMismatch:
+        return ShapeMismatch(
+            f"{self.delta.path}: tensor {name} has shape {self.delta.shape(name)}, {target} of {self.model.path} has "
+            f"{self.model.info(target).shape}; the pair does not fit"
+        )
+
+
+def _fitted(marks: np.ndarray, rows: int) -> np.ndarray:
+    """Marks of exactly the rows a tensor has: rows beyond the vocabulary are padding."""
+    fitted = np.full(rows, NO_TOKEN, np.uint64)
+    fitted[: len(marks)] = marks[:rows]
+    return fitted

@@ -1,0 +1,83 @@
+"""Rows of embeddings and heads are matched by token, never by mere position."""
+
+import re
+from typing import Any
+
+import numpy as np
+
+from shadowft_core.checkpoint import NO_TOKEN
+from shadowft_core.errors import TokenMismatch
+
+# Embeddings and heads of the common families: one row per token id, axis 0.
+_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|tok_embeddings|wte|word_embeddings|embed_in)\.weight$")
+_HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.(weight|bias)$|^((language_)?model\.)?output\.weight$")
+_OTHER = re.compile(r"(^|\.)embed_tokens_per_layer\.weight$")
+
+
+def is_embedding(name: str) -> bool:
+    return _EMBEDDING.search(name) is not None
+
+
+def is_head(name: str) -> bool:
+    return _HEAD.search(name) is not None and not name.endswith(".bias")
+
+
+def is_vocabulary(name: str) -> bool:
+    """Whether axis 0 of this tensor counts token ids."""
+    return any(pattern.search(name) for pattern in (_EMBEDDING, _HEAD, _OTHER))
+
+
+def match_rows(ours: np.ndarray, theirs: np.ndarray, where: str) -> np.ndarray:
+    """For every row of the Instruct the Base's row of the same token, int64; -1 for a token the Base lacks.
+
+    `ours` (Instruct) and `theirs` (Base) are token marks, uint64 by row, `NO_TOKEN` for padding. A token that both have
+    at the same id stays there. Raises TokenMismatch when another token stands at several ids, or when none matches.
+    """
+    found = np.full(len(ours), -1, np.int64)
+    both = min(len(ours), len(theirs))
+    same = np.flatnonzero((ours[:both] == theirs[:both]) & (ours[:both] != NO_TOKEN))
+    found[same] = same
+    moved = np.flatnonzero((found < 0) & (ours != NO_TOKEN))
+    order = np.argsort(theirs, kind="stable")
+    at = np.searchsorted(theirs, ours[moved], sorter=order)
+    at[at == len(theirs)] = 0
+    known = theirs[order[at]] == ours[moved] if len(theirs) else np.zeros(len(moved), bool)
+    found[moved[known]] = order[at[known]]
+    for marks, rows, whose in ((theirs, order[at[known]], "Base"), (ours, moved[known], "Instruct")):
+        values, counts = np.unique(marks[marks != NO_TOKEN], return_counts=True)
+        double = np.isin(marks[rows], values[counts > 1])
+        if double.any():
+            ids = np.flatnonzero(marks == marks[rows[double][0]]).tolist()
+            raise TokenMismatch(
+                f"{where}: ids {ids} of the {whose} are one token, so its row is not certain; save its tokenizer anew"
+            )
+    if not (found >= 0).any():
+        raise TokenMismatch(f"{where}: Base and Instruct have no token in common; the pair does not fit")
+    return found
+
+
+def runs_of(rows: np.ndarray) -> np.ndarray:
+    """Compress a map of rows (-1: none) into int64 (n, 3): first row here, first row there, number of rows."""
+    here = np.flatnonzero(rows >= 0)
+    there = rows[here]
+    starts = np.flatnonzero(np.r_[True, (np.diff(here) != 1) | (np.diff(there) != 1)]) if len(here) else here
+    counts = np.diff(np.r_[starts, len(here)])
+    return np.stack([here[starts], there[starts], counts], axis=1).astype(np.int64)
+
+
+def account(rows: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
+    """What the receipt says of a matched vocabulary; ids as texts `7` or `7-12`."""
+    gone = np.setdiff1d(np.flatnonzero(theirs != NO_TOKEN), rows)
+    return {
+        "matched": int(np.count_nonzero(rows >= 0)),
+        "moved": int(np.count_nonzero((rows >= 0) & (rows != np.arange(len(rows))))),
+        "instruct_only": _ids(np.flatnonzero((rows < 0) & (ours != NO_TOKEN))),
+        "base_only": _ids(gone),
+        "padding": _ids(np.flatnonzero(ours == NO_TOKEN)),
+    }
+
+
+def _ids(rows: np.ndarray) -> dict[str, Any]:
+    parts = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1) if len(rows) else []
+    texts = [f"{part[0]}" if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts]
+    return {"rows": len(rows), "ids": texts}

@@ -1,0 +1,53 @@
+"""A recipe carried to another Instruct of the same Base: a new recipe, which nobody has judged yet."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from shadowft_core.checkpoint import bytes_digest, canonical_json, open_checkpoint, read_json_object
+from shadowft_core.delta import open_delta
+from shadowft_core.errors import GraftError
+
+
+def regraft(
+    recipe: Path, instruct: Path, deltas: Sequence[Path], out: Path, waivers: Collection[str] = ()
+) -> dict[str, Any]:
+    """Write `out` as `graft` does, from the deltas, scales and options of a recipe; return the new recipe.
+
+    Deltas are found by digest among the given folders, else in the store that a registered recipe names. The waivers of
+    the old recipe are not taken over: they were given for another Instruct. The new recipe says `needs_verdict` and
+    `regrafted_from`, the SHA-256 of the old one's canonical JSON.
+
+    Raises GraftError when the recipe is damaged, is already of this Instruct, lacks a delta or does not know one, and
+    what `graft` and the store raise. Nothing is written then.
+    """
+    from shadowft_core.graft import graft, options_of
+    from shadowft_core.params import Store
+
+    old = read_json_object(recipe)
+    try:
+        digest, parts = str(old["instruct"]["digest"]), [(d["digest"], float(d["scale"])) for d in old["deltas"]]
+        known = old["format"] == 1
+    except (KeyError, TypeError, ValueError) as error:
+        raise GraftError(f"{recipe}: no recipe ({error!r:.200}); pass the recipe.json of a grafted folder") from None
+    if not known:
+        raise GraftError(f"{recipe}: recipe format {old['format']!r}, 1 is wanted; graft again")
+    options = options_of(old) | {"waivers": waivers}
+    if open_checkpoint(instruct).digest() == digest:
+        raise GraftError(f"{instruct}: is the recipe's own Instruct, {digest}; pass another, or graft as before")
+    found = {open_delta(folder).digest: folder for folder in deltas}
+    if strange := sorted(set(found) - {part for part, _ in parts}):
+        raise GraftError(f"{found[strange[0]]}: delta {strange[0]} stands not in {recipe}; pass the deltas it names")
+    missing = [part for part, _ in parts if part not in found]
+    if missing and not isinstance(old.get("store"), dict):
+        raise GraftError(f"{recipe}: delta {missing[0]} is not among the given folders; pass it with --delta")
+    notes = {"needs_verdict": True, "regrafted_from": bytes_digest(canonical_json(old))}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.deltas.") as fetched:
+        for number, part in enumerate(missing):
+            from shadowft_core.store import fetch_delta
+
+            found[part] = Path(fetched, str(number))
+            fetch_delta(part, Store(**old["store"]), found[part])
+        return graft(instruct, [(found[part], scale) for part, scale in parts], out, notes=notes, **options)

@@ -222,9 +222,11 @@ equal(G, "own-code", "the Instruct brings modeling code: it must not run", input
 
 G = "The finished folder"
 templates = inputs.more_files("instruct")
-equal(G, "files", Judged.FILES, templates, judged=Judged.FILES)
-equal(G, "loads", Judged.LOADS, judged=Judged.LOADS)
+for name, start in (("", LLAMA), ("-lora", LORA)):
+    equal(G, f"files{name}", Judged.FILES, templates, start=start, judged=Judged.FILES)
+    equal(G, f"loads{name}", Judged.LOADS, start=start, judged=Judged.LOADS)
 equal(G, "loads-vision", Judged.LOADS, start=Start("gemma3", tied=True), judged=Judged.LOADS)
 equal(G, "loads-more-rows", Judged.LOADS, inputs.vocabulary(NEW, 4), judged=Judged.LOADS)
-equal(G, "stays-tied", Judged.TIED, start=TIED, judged=Judged.TIED)
+for name, start in (("", TIED), ("-lora", Start(tied=True, adapter={}))):
+    equal(G, f"stays-tied{name}", Judged.TIED, start=start, judged=Judged.TIED)
 equal(G, "stays-tied-stored", Judged.TIED, edit("instruct", stored), start=TIED, judged=Judged.TIED)

@@ -164,7 +164,8 @@ def another_seed(role: str) -> Change:
     def reseed(tensors: Tensors) -> None:
         rng = np.random.default_rng(99)
         for name, array in tensors.items():
-            tensors[name] = (array.std() * rng.standard_normal(array.shape)).astype(array.dtype)
+            wide = array.astype(np.float32)
+            tensors[name] = (wide.mean() + wide.std() * rng.standard_normal(array.shape)).astype(array.dtype)
 
     return edit(role, reseed)
 
@@ -332,12 +333,11 @@ def own_code(role: str) -> Change:
 
 
 def more_files(role: str) -> Change:
-    """A second chat template and a licence."""
+    """A second chat template."""
 
     def change(case: Path) -> None:
         extra = case / role / "additional_chat_templates"
         extra.mkdir()
         (extra / "tool_use.jinja").write_text("{{ messages | length }} ")
-        (case / role / "LICENSE").write_text("Do as you like.\n")
 
     return change

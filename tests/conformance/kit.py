@@ -17,6 +17,7 @@ from tests.conformance.tools import Answer, Tool
 class Verdict(StrEnum):
     PASS = "pass"
     ROUNDING = "rounding"  # exit code 0, all there, no entry more than one unit in the last place away
+    WRONG = "wrong result"  # exit code 0, the weights are not judged: another file differs, or it does not load clean
     SILENT = "silently wrong"  # exit code 0: other weights, no delta, or what had to be refused
     REFUSED = "refuses"  # what it should do
     LEFT = "leaves a folder"  # a refusal that was right, but the output folder is there
@@ -70,47 +71,47 @@ def _judge(case: Case, folder: Path, answer: Answer) -> tuple[Verdict, str]:
         return Verdict.SILENT, "exit code 0"
     if not out.is_dir():
         return Verdict.SILENT, "exit code 0 and no folder"
-    complaint = _JUDGES[case.judged](case, folder, out)
-    if complaint is None:
-        return Verdict.PASS, ""
-    return complaint if isinstance(complaint, tuple) else (Verdict.SILENT, complaint)
+    if case.judged == Judged.WEIGHTS:
+        return _weights(case, folder, out)
+    complaint = _JUDGES[case.judged](folder / "instruct", out)
+    return (Verdict.WRONG, complaint) if complaint else (Verdict.PASS, "")
 
 
-def _weights(case: Case, folder: Path, out: Path) -> tuple[Verdict, str] | None:
+def _weights(case: Case, folder: Path, out: Path) -> tuple[Verdict, str]:
     found = difference(case.oracle(folder), tensors_of(out), tensors_of(folder / "instruct"))
     if not (found.misplaced or found.entries):
-        return None
+        return Verdict.PASS, ""
     mild = not found.misplaced and not found.undone and found.worst <= 1
     return (Verdict.ROUNDING if mild else Verdict.SILENT), str(found)
 
 
-def _files(case: Case, folder: Path, out: Path) -> str | None:
-    instruct = folder / "instruct"
+def _files(instruct: Path, out: Path) -> str:
+    complaints = []
     for file in sorted(path.relative_to(instruct) for path in instruct.rglob("*") if path.is_file()):
         if not file.name.endswith((".safetensors", ".index.json")):
             if not (out / file).is_file():
-                return f"{file} is missing"
-            if (out / file).read_bytes() != (instruct / file).read_bytes():
-                return f"{file} differs"
-    return None
+                complaints.append(f"{file} is missing")
+            elif (out / file).read_bytes() != (instruct / file).read_bytes():
+                complaints.append(f"{file} differs")
+    return ", ".join(complaints)
 
 
-def _loads(case: Case, folder: Path, out: Path) -> str | None:
+def _loads(instruct: Path, out: Path) -> str:
     from tests.fixtures.models import load_model
 
     try:
         said = load_model(out)[1]
     except Exception as error:  # whatever keeps it from loading is the finding
         return f"does not load: {error}".splitlines()[0]
-    return said[0].splitlines()[0] if said else None
+    return " ".join("; ".join(reversed(said)).split())
 
 
-def _tied(case: Case, folder: Path, out: Path) -> str | None:
+def _tied(instruct: Path, out: Path) -> str:
     from tests.fixtures.models import load_model
 
     model = load_model(out)[0]
     head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
-    return None if head.data_ptr() == embedding.data_ptr() else "head and embedding are two tensors"
+    return "" if head.data_ptr() == embedding.data_ptr() else "head and embedding are two tensors"
 
 
-_JUDGES = {Judged.WEIGHTS: _weights, Judged.FILES: _files, Judged.LOADS: _loads, Judged.TIED: _tied}
+_JUDGES = {Judged.FILES: _files, Judged.LOADS: _loads, Judged.TIED: _tied}

@@ -66,7 +66,7 @@ def converted(case: Path) -> Tensors:
 
 
 def adapted(case: Path) -> Tensors:
-    """instruct + scaling * B A: the product in float64, rounded once to float32. Saved modules go by their difference."""
+    """instruct + scaling * B A: the product in float64, rounded once to float32. A saved module is a difference."""
     from safetensors.numpy import load_file
 
     config = json.loads((case / "adapter" / "adapter_config.json").read_text())

@@ -40,7 +40,7 @@ class Answer:
 
 
 Tool = Callable[[Path, bool, str], Answer | None]
-"""From the folder of a case, whether it is about an adapter, and the Instruct's dtype; None: not a case for this tool."""
+"""From the folder of a case, whether it is about an adapter, the Instruct's dtype; None: no case for this tool."""
 
 
 def ours(case: Path, adapter: bool, dtype: str) -> Answer:

@@ -11,8 +11,8 @@ import pytest
 from tests.conformance import oracle
 from tests.conformance.__main__ import main
 from tests.conformance.cases import CASES, Case
-from tests.conformance.inputs import MARKER
 from tests.conformance.kit import Kit, Verdict
+from tests.conformance.lies import MARKER
 from tests.conformance.tools import Answer, ours
 from tests.fixtures.models import write_weights
 

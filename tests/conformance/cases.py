@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from shadowft_core import errors
-from tests.conformance import inputs, oracle
+from tests.conformance import inputs, lies, oracle
 from tests.conformance.inputs import TOKENS, Change, Start, edit
 from tests.conformance.oracle import Oracle
 
@@ -212,13 +212,13 @@ for role in ("base", "tuned", "instruct"):
 G = "Files that lie"
 lying = {"error": errors.CheckpointError}
 for role in ("tuned", "instruct"):
-    refused(G, f"index-outside-{role}", f"{role}: index with ../", inputs.index_outside(role), **lying)
-    double = inputs.duplicate_key(role, SQUARE, SQUARE.replace(".0.", ".1."))
+    refused(G, f"index-outside-{role}", f"{role}: index with ../", lies.index_outside(role), **lying)
+    double = lies.duplicate_key(role, SQUARE, SQUARE.replace(".0.", ".1."))
     refused(G, f"duplicate-{role}", f"{role}: a key twice in a header", double, **lying)
-    refused(G, f"truncated-{role}", f"{role}: a shard 100 bytes short", inputs.truncated(role), **lying)
-    refused(G, f"stale-{role}", f"{role}: a shard that no index names", inputs.stale_shard(role, SQUARE), **lying)
-    refused(G, f"pickle-{role}", f"{role}: only a pickle, which runs code", inputs.pickle_only(role), **lying)
-equal(G, "own-code", "the Instruct brings modeling code: it must not run", inputs.own_code("instruct"))
+    refused(G, f"truncated-{role}", f"{role}: a shard 100 bytes short", lies.truncated(role), **lying)
+    refused(G, f"stale-{role}", f"{role}: a shard that no index names", lies.stale_shard(role, SQUARE), **lying)
+    refused(G, f"pickle-{role}", f"{role}: only a pickle, which runs code", lies.pickle_only(role), **lying)
+equal(G, "own-code", "the Instruct brings modeling code: it must not run", lies.own_code("instruct"))
 
 G = "The finished folder"
 templates = inputs.more_files("instruct")

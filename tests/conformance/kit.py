@@ -9,7 +9,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from tests.conformance.cases import Case, Expected, Judged
-from tests.conformance.inputs import MARKER, Start
+from tests.conformance.inputs import Start
+from tests.conformance.lies import MARKER
 from tests.conformance.oracle import difference, tensors_of
 from tests.conformance.tools import Answer, Tool
 

@@ -11,6 +11,7 @@ import pytest
 from tests.conformance import oracle
 from tests.conformance.__main__ import main
 from tests.conformance.cases import CASES, Case
+from tests.conformance.inputs import Start
 from tests.conformance.kit import Kit, Verdict
 from tests.conformance.lies import MARKER
 from tests.conformance.tools import Answer, ours
@@ -36,6 +37,15 @@ def test_the_table_holds(kit: Kit, case: Case) -> None:
 
 def test_every_case_has_its_own_name() -> None:
     assert len(BY_ID) == len(CASES)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_the_oracle_converts_experts_as_transformers_does(tmp_path: Path, family: str) -> None:
+    Start(family).build(tmp_path / "split")
+    Start(family, fused=True).build(tmp_path / "fused")
+    split, fused = (oracle.tensors_of(tmp_path / layout / "base") for layout in ("split", "fused"))
+    for converted, expected in ((oracle.fuse(split), fused), (oracle.split(fused, family == "mixtral"), split)):
+        assert {n: a.tobytes() for n, a in converted.items()} == {n: a.tobytes() for n, a in expected.items()}
 
 
 # Tools that are wrong in one way each.

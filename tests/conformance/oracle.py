@@ -61,7 +61,8 @@ def converted(case: Path) -> Tensors:
     """Base and tuned model in the Instruct's layout of experts."""
     base, tuned, instruct = (tensors_of(case / role) for role in ("base", "tuned", "instruct"))
     fused = any(name.endswith("experts.gate_up_proj") for name in instruct)
-    base, tuned = ((fuse if fused else split)(model) for model in (base, tuned))
+    old = any(".block_sparse_moe." in name for name in instruct)
+    base, tuned = (fuse(model) if fused else split(model, old) for model in (base, tuned))
     return grafted(base, tuned, instruct)
 
 
@@ -119,20 +120,23 @@ def fuse(model: Tensors) -> Tensors:
     return result
 
 
-def split(model: Tensors) -> Tensors:
-    """A fused Qwen3-MoE, expert by expert. Does nothing to a split model."""
+def split(model: Tensors, old: bool = False) -> Tensors:
+    """A fused model expert by expert, named as in Qwen3-MoE or, `old`, in Mixtral. A split model stays as it is."""
+    style = 0 if old else 1
     result = {}
     for name, array in model.items():
-        if name.endswith("experts.gate_up_proj"):
-            for number, both in enumerate(array):
-                gate, up = np.split(both, 2)
-                stem = name.replace("gate_up_proj", str(number))
-                result |= {f"{stem}.gate_proj.weight": gate, f"{stem}.up_proj.weight": up}
-        elif name.endswith("experts.down_proj"):
-            stem = name.removesuffix("down_proj")
-            result |= {f"{stem}{number}.down_proj.weight": down for number, down in enumerate(array)}
+        layer, _, kind = name.partition(".mlp.experts.")
+        if kind == "gate_up_proj":
+            halves = ((_GATE, array[:, : array.shape[1] // 2]), (_UP, array[:, array.shape[1] // 2 :]))
+        elif kind == "down_proj":
+            halves = ((_DOWN, array),)
         else:
-            result[name] = array
+            result[name.replace(".mlp.", ".block_sparse_moe.") if old else name] = array
+            continue
+        for names, experts in halves:
+            for number, expert in enumerate(experts):
+                block = "block_sparse_moe" if old else "mlp"
+                result[f"{layer}.{block}.experts.{number}.{names[style]}.weight"] = expert
     return result
 
 

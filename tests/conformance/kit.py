@@ -1,0 +1,118 @@
+"""A case put to a tool: make the folders, run it, judge exit code and output folder."""
+
+import functools
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from tests.conformance.cases import Case, Expected, Judged
+from tests.conformance.inputs import Start
+from tests.conformance.lies import MARKER
+from tests.conformance.oracle import difference, tensors_of
+from tests.conformance.tools import Answer, Tool
+
+
+class Verdict(StrEnum):
+    PASS = "pass"
+    ROUNDING = "rounding"  # exit code 0, all there, no entry more than one unit in the last place away
+    WRONG = "wrong result"  # exit code 0, the weights are not judged: another file differs, or it does not load clean
+    SILENT = "silently wrong"  # exit code 0: other weights, no delta, or what had to be refused
+    REFUSED = "refuses"  # what it should do
+    LEFT = "leaves a folder"  # a refusal that was right, but the output folder is there
+    NOT_ASKED = "-"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    verdict: Verdict
+    note: str
+    answer: Answer | None
+
+
+class Kit:
+    """Runs cases below one folder; each start is built once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._start = functools.cache(self._built)
+
+    def run(self, case: Case, tool: Tool) -> Outcome:
+        with tempfile.TemporaryDirectory(prefix=f"{case.id}-", dir=self.folder) as name:
+            folder = Path(name)
+            shutil.copytree(self._start(repr(case.start), case.start), folder, dirs_exist_ok=True)
+            for change in case.changes:
+                change(folder)
+            for empty in ("work", "made"):
+                (folder / empty).mkdir()
+            dtype = json.loads((folder / "instruct" / "config.json").read_text()).get("dtype", "bfloat16")
+            answer = tool(folder, case.start.adapter is not None, dtype)
+            if answer is None:
+                return Outcome(Verdict.NOT_ASKED, "", None)
+            return Outcome(*_judge(case, folder, answer), answer)
+
+    def _built(self, _key: str, start: Start) -> Path:
+        folder = Path(tempfile.mkdtemp(prefix="start-", dir=self.folder))
+        start.build(folder)
+        return folder
+
+
+def _judge(case: Case, folder: Path, answer: Answer) -> tuple[Verdict, str]:
+    made, out = folder / "made", folder / "made" / "out"
+    if (folder / MARKER).exists():
+        return Verdict.SILENT, "ran code that came with the weights"
+    if answer.code != 0:
+        if case.expected == Expected.EQUAL:
+            return Verdict.REFUSED, answer.said
+        left = sorted(path.name for path in made.rglob("*") if path.is_file() or path == out)
+        return (Verdict.LEFT, f"{', '.join(left)}; {answer.said}") if left else (Verdict.PASS, answer.said)
+    if case.expected == Expected.REFUSED:
+        return Verdict.SILENT, "exit code 0"
+    if not out.is_dir():
+        return Verdict.SILENT, "exit code 0 and no folder"
+    if case.judged == Judged.WEIGHTS:
+        return _weights(case, folder, out)
+    complaint = _JUDGES[case.judged](folder / "instruct", out)
+    return (Verdict.WRONG, complaint) if complaint else (Verdict.PASS, "")
+
+
+def _weights(case: Case, folder: Path, out: Path) -> tuple[Verdict, str]:
+    found = difference(case.oracle(folder), tensors_of(out), tensors_of(folder / "instruct"))
+    if not (found.misplaced or found.entries):
+        return Verdict.PASS, ""
+    mild = not found.misplaced and not found.undone and found.worst <= 1
+    return (Verdict.ROUNDING if mild else Verdict.SILENT), str(found)
+
+
+def _files(instruct: Path, out: Path) -> str:
+    complaints = []
+    for file in sorted(path.relative_to(instruct) for path in instruct.rglob("*") if path.is_file()):
+        if not file.name.endswith((".safetensors", ".index.json")):
+            if not (out / file).is_file():
+                complaints.append(f"{file} is missing")
+            elif (out / file).read_bytes() != (instruct / file).read_bytes():
+                complaints.append(f"{file} differs")
+    return ", ".join(complaints)
+
+
+def _loads(instruct: Path, out: Path) -> str:
+    from tests.fixtures.models import load_model
+
+    try:
+        said = load_model(out)[1]
+    except Exception as error:  # whatever keeps it from loading is the finding
+        return f"does not load: {error}".splitlines()[0]
+    return " ".join("; ".join(reversed(said)).split())
+
+
+def _tied(instruct: Path, out: Path) -> str:
+    from tests.fixtures.models import load_model
+
+    model = load_model(out)[0]
+    head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    return "" if head.data_ptr() == embedding.data_ptr() else "head and embedding are two tensors"
+
+
+_JUDGES = {Judged.FILES: _files, Judged.LOADS: _loads, Judged.TIED: _tied}

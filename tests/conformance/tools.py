@@ -1,0 +1,92 @@
+"""Running a tool on the folders of a case. A tool is a command line; what it did is its exit code and the folder."""
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from shadowft_core.errors import ShadowError
+
+ROOT = Path(__file__).parent.parent.parent
+LIMIT = 300  # seconds a tool may take over a model of a few hundred kilobytes
+
+_EXTRACT = "shadowft extract --base {base} --tuned {tuned} --out {work}/delta"
+_GRAFT = "shadowft graft --instruct {instruct} --delta {work}/delta --scale 1 --out {out}"
+_MERGEKIT = (
+    """printf '{"merge_method": "task_arithmetic", "base_model": "%s", "models": ["""
+    """{"model": "%s", "parameters": {"weight": 1}}, {"model": "%s", "parameters": {"weight": 1}}], """
+    """"dtype": "float32", "out_dtype": "{dtype}"}' {base} {tuned} {instruct} > {work}/config.yaml"""
+    """ && {python} -m mergekit.scripts.run_yaml {work}/config.yaml {out} --lazy-unpickle"""
+)
+NAMED: dict[str, tuple[str, ...]] = {
+    "shadowft": (f"{_EXTRACT} && {_GRAFT}", f"{_EXTRACT} && {_GRAFT}".replace("{tuned}", "{adapter}")),
+    "mergekit": (_MERGEKIT,),
+    "peft": ("{here} -m benchmarks.graft.peers peft {instruct} {adapter} {out}",),
+    "state-dicts": ("{here} -m benchmarks.graft.peers state-dicts {base} {tuned} {instruct} {out}",),
+}
+"""Commands of a tool by name: one with {tuned} for full fine-tunes, one with {adapter} for LoRA."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Exit code, the last line said, and, for a tool run in this process, the error it raised."""
+
+    code: int
+    said: str
+    error: type[ShadowError] | None = None
+
+
+Tool = Callable[[Path, bool, str], Answer | None]
+"""From the folder of a case, whether it is about an adapter, the Instruct's dtype; None: no case for this tool."""
+
+
+def ours(case: Path, adapter: bool, dtype: str) -> Answer:
+    """The commands of `shadowft`, run in this process: a start of Python for every case would take minutes."""
+    from shadowft_core.cli import app
+
+    for step in _fill(NAMED["shadowft"][adapter], case, dtype).split(" && "):
+        try:
+            app(shlex.split(step)[1:], standalone_mode=False)
+        except ShadowError as error:
+            return Answer(error.exit_code, str(error), type(error))
+    return Answer(0, "")
+
+
+def processes(templates: Sequence[str], python: str = sys.executable) -> Tool:
+    """A tool by its command templates. {python} in them is the interpreter that can import the tool."""
+
+    def run(case: Path, adapter: bool, dtype: str) -> Answer | None:
+        fitting = [one for one in templates if ("{adapter}" if adapter else "{tuned}") in one]
+        if not fitting:
+            return None
+        command = _fill(fitting[0], case, dtype, python)
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+        quiet = {"PATH": path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        try:
+            done = subprocess.run(
+                command,
+                shell=True,
+                cwd=ROOT,
+                env=os.environ | quiet,
+                capture_output=True,
+                text=True,
+                timeout=LIMIT,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return Answer(124, f"no end after {LIMIT} s")
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        return Answer(done.returncode, lines[-1] if lines else "")
+
+    return run
+
+
+def _fill(template: str, case: Path, dtype: str, python: str = sys.executable) -> str:
+    places = {role: case / role for role in ("base", "tuned", "instruct", "adapter", "work")}
+    places |= {"out": case / "made" / "out", "here": Path(sys.executable), "python": Path(python)}
+    for name, path in places.items():
+        template = template.replace("{" + name + "}", shlex.quote(str(path)))
+    return template.replace("{dtype}", dtype)

@@ -147,6 +147,7 @@ def test_other_tensors_are_refused(pair: Pair) -> None:
         tensors[Q] = tensors[Q].astype(ml_dtypes.float8_e4m3fn)
 
     original = {f.name: f.read_bytes() for f in pair.instruct.iterdir()}
+
     def transpose_square(tensors: dict[str, np.ndarray]) -> None:
         tensors[Q] = tensors[Q].T
 

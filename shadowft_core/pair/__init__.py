@@ -7,7 +7,7 @@ sigma (see sigma.py). Published pairs lie between 0.003 and 0.1.
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shadowft_core.checkpoint import (
     INDEX,
@@ -18,10 +18,12 @@ from shadowft_core.checkpoint import (
     write_json_atomically,
 )
 from shadowft_core.errors import SameModel, Unrelated
-from shadowft_core.pair.facts import compare, describe
+from shadowft_core.pair.facts import compare
 from shadowft_core.pair.references import is_away, opened, resolve
 from shadowft_core.pair.sigma import measure
-from shadowft_core.params import Fetch
+
+if TYPE_CHECKING:
+    from shadowft_core.params import Fetch
 
 __all__ = ["check_pair", "compare_models", "fetch", "is_away", "model_label", "opened", "resolve"]
 
@@ -48,8 +50,9 @@ def compare_models(
     Raises PairError with all reasons in one line (Swapped, SameModel, Unrelated where that is the reason), Quantised,
     NotFinite, and CheckpointError for a model that cannot be read.
     """
-    matches, reasons = compare(base, instruct)
-    gap = measure(base, instruct, matches, full, hashed=digests)
+    compared = compare(base, instruct)
+    reasons = compared.warned
+    gap = measure(base, instruct, compared.matches, full, hashed=digests)
     sigma = gap.report(aggregations)
     pinned = [{"digest": model.digest()} if digests else {} for model in (base, instruct)]
     both = f"{base.path} and {instruct.path}"
@@ -75,14 +78,14 @@ def compare_models(
         "reasons": reasons,
         "sampled": not full,
         "sigma": sigma,
-        "facts": {"base": describe(base), "instruct": describe(instruct)},
+        "facts": compared.facts,
         "tokenizer_digest": instruct.tokenizer_digest(),
         "base": pinned[0],
         "instruct": pinned[1],
     }
 
 
-def fetch(params: Fetch, out: Path) -> None:
+def fetch(params: "Fetch", out: Path) -> None:
     """The stage: resolve both references, check the pair, write base/, instruct/ and pair.json into `out`.
 
     Files on the same file system are hard links. What headers, configs and tokenizers can refuse is refused before the

@@ -1,6 +1,7 @@
 """What configs, headers, tokenizers and templates say of two models, and what of it speaks against a pair."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +15,18 @@ _MUST_AGREE = ("model_type", "num_attention_heads", "num_key_value_heads", "head
 _PACKED = ("F8_E4M3", "F8_E5M2", "I8", "U8")  # fp8, int8, and four bits two to a byte
 
 
-def describe(model: Checkpoint) -> dict[str, Any]:
-    """Architecture, sizes and habits of one model, read from headers and side files alone; JSON."""
-    infos = [model.info(name) for name in model.names]
-    vocabulary = Vocabularies(model, model).base
-    return {
-        "model_type": model.config.get("model_type"),
-        "architectures": model.config.get("architectures"),
-        "tensors": len(infos),
-        "weights": sum(info.size for info in infos),
-        "dtypes": sorted({info.dtype for info in infos}),
-        "tied": head(model) is None,
-        "tokens": len(vocabulary) or None,
-        "chat_template": has_template(model.path),
-        "rope": _rope(model),
-    }
+@dataclass(frozen=True)
+class Comparison:
+    """What can be known of a pair without its weights."""
+
+    matches: list[Match]
+    warned: list[str]
+    facts: dict[str, dict[str, Any]]
+    """of `base` and `instruct`: architecture, sizes, dtypes, tie, number of tokens, chat template, rope; JSON"""
 
 
-def compare(base: Checkpoint, instruct: Checkpoint) -> tuple[list[Match], list[str]]:
-    """Which weights belong together, and warnings. Reads no weights.
+def compare(base: Checkpoint, instruct: Checkpoint) -> Comparison:
+    """Which weights belong together, warnings, and the facts. Reads no weights.
 
     Raises PairError naming every reason to refuse in one line; as Quantised or Swapped where that is among them.
     """
@@ -44,8 +38,8 @@ def compare(base: Checkpoint, instruct: Checkpoint) -> tuple[list[Match], list[s
         warned.append(f"rms_norm_eps is {setting(base, 'rms_norm_eps')} and {setting(instruct, 'rms_norm_eps')}")
     refused += _templates(base.path, instruct.path)
     matches: list[Match] = []
+    found = Vocabularies(base, instruct)
     try:
-        found = Vocabularies(base, instruct)
         warned += compare_tokenizers(base, instruct, found)
         matches, misfits, odd = match(base, instruct, found)
         refused += [PairError(reason) for reason in misfits]
@@ -56,7 +50,23 @@ def compare(base: Checkpoint, instruct: Checkpoint) -> tuple[list[Match], list[s
         kind = next((type(reason) for reason in refused if type(reason) is not PairError), PairError)
         reasons = "; ".join(map(str, refused))
         raise kind(f"{base.path} and {instruct.path} may not be paired: {reasons}")
-    return matches, warned
+    sides = zip(("base", "instruct"), (base, instruct), found.sizes, strict=True)
+    return Comparison(matches, warned, {role: _describe(model, size) for role, model, size in sides})
+
+
+def _describe(model: Checkpoint, tokens: int) -> dict[str, Any]:
+    infos = [model.info(name) for name in model.names]
+    return {
+        "model_type": model.config.get("model_type"),
+        "architectures": model.config.get("architectures"),
+        "tensors": len(infos),
+        "weights": sum(info.size for info in infos),
+        "dtypes": sorted({info.dtype for info in infos}),
+        "tied": head(model) is None,
+        "tokens": tokens or None,
+        "chat_template": has_template(model.path),
+        "rope": _rope(model),
+    }
 
 
 def setting(model: Checkpoint, key: str) -> Any:

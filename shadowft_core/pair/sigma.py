@@ -20,7 +20,7 @@ from shadowft_core.errors import NotFinite
 from shadowft_core.pair.layout import Match, Span
 
 DEFINITION = "sum|B - I| / (sum|B| + sum|I|), the sums over all weights of the group"
-BLOCK = 1 << 16  # elements per step: the float32 buffers of a step stay near the core; measured
+BLOCK = 1 << 17  # elements per step: the float32 buffers of a step stay near the core; measured
 _WIDTH = 1 << 10  # sums run down columns of so many lanes: few float32 additions behind each other, and vector code
 RANGE, RANGES = 1 << 13, 4  # of a sample: elements per range, and ranges per match
 MOST_RANGES = 1 << 12  # of a whole sample, so that a large model costs no more than 64 MiB a side in bfloat16

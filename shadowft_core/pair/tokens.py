@@ -14,7 +14,11 @@ class Vocabularies:
     """Token by id of both sides, from tokenizer.json; `known` is false when a side has none."""
 
     def __init__(self, base: Checkpoint, instruct: Checkpoint) -> None:
-        read = [read_vocabulary(model.path) for model in (base, instruct)]
+        files = [model.path / "tokenizer.json" for model in (base, instruct)]
+        self.same_file = all(file.is_file() for file in files) and files[0].read_bytes() == files[1].read_bytes()
+        first = read_vocabulary(base.path)
+        read = [first, first if self.same_file else read_vocabulary(instruct.path)]
+        self.sizes = [len(found[0]) if found else 0 for found in read]
         self.known = all(found is not None for found in read)
         # One vocabulary alone says nothing about the other: without both, rows match by number.
         self.base, self.instruct = (found[0] if found and self.known else {} for found in read)
@@ -38,6 +42,8 @@ def compare_tokenizers(base: Checkpoint, instruct: Checkpoint, found: Vocabulari
     """Warnings, each with counts: rows are matched by token. Raises PairError when the vocabularies mostly differ."""
     if not found.known:
         return ["the vocabularies were not compared: both need a tokenizer.json"]
+    if found.same_file:
+        return []
     ours, theirs = found.base, found.instruct
     texts, their_texts = set(ours.values()), set(theirs.values())
     shared, smaller = len(texts & their_texts), min(len(texts), len(their_texts))

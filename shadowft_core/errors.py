@@ -8,6 +8,8 @@
     │   │   └── Quantised       quantised or fp8 weights, which are not numbers to add to
     │   └── AdapterError        an adapter that cannot become an exact delta
     ├── PairError               this Base and this Instruct may not be paired
+    │   ├── SameModel           one and the same model on both sides
+    │   ├── Swapped             the Base in the Instruct's place
     │   └── Unrelated           the weights of two models, or of one tensor, have nothing to do with each other
     ├── MisfitError             two models, or a model and a delta, do not fit
     │   ├── TensorMissing       one side lacks a tensor: dropped, extra or renamed
@@ -66,6 +68,14 @@ class AdapterError(InputError):
 
 class PairError(ShadowError):
     exit_code = 4
+
+
+class SameModel(PairError):
+    pass
+
+
+class Swapped(PairError):
+    pass
 
 
 class Unrelated(PairError):

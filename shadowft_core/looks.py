@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shadowft_core.errors import PairError
+from shadowft_core.errors import CheckpointError, NotFinite, PairError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,24 +21,35 @@ SHOWN = 12  # rows of a table; --json has all
 
 @looks.command(rich_help_panel="Looks")
 def pair(
-    base: Annotated[str, typer.Option(help="a folder, hf:OWNER/NAME@REVISION or pico:base")],
-    instruct: Annotated[str, typer.Option(help="a folder, hf:OWNER/NAME@REVISION or pico:instruct")],
+    base: Annotated[str, typer.Option(help="a folder, hf:OWNER/NAME@REVISION, s3://BUCKET/PREFIX or pico:base")],
+    instruct: Annotated[str, typer.Option(help="the same for the Instruct, or pico:instruct")],
+    full: Annotated[bool, typer.Option("--full", help="read all weights, not a sample, and add digests")] = False,
+    aggregations: Annotated[
+        bool, typer.Option("--aggregations", help="add the three figures that others call sigma, each with its source")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """May this Base and this Instruct be paired? The check of `fetch`; exit code 4 when they are refused.
+    """May this Base and this Instruct be paired? Exit code 4 when they are refused.
 
-    Example: shadowft pair --base pico:base --instruct pico:instruct
+    Reads headers, configs, tokenizers and a sample of the weights: of a model on a hub or in a bucket, ranges only.
+
+    Example: shadowft pair --base pico:base --instruct pico:instruct --full
     """
-    from shadowft_core.pair import check_pair, resolve
+    from contextlib import ExitStack
 
-    references = {"base": base, "instruct": instruct}
-    resolved = {role: resolve(reference) for role, reference in references.items()}
-    named = {role: {"ref": references[role], "label": label} for role, (_, label) in resolved.items()}
+    from shadowft_core.pair import compare_models, opened
+
+    named: dict[str, dict[str, Any]] = {"base": {"ref": base, "label": ""}, "instruct": {"ref": instruct, "label": ""}}
     try:
-        result = check_pair(resolved["base"][0], resolved["instruct"][0])
-    except PairError as error:
+        with ExitStack() as stack:
+            models = {}
+            for role, side in named.items():
+                models[role], side["label"] = stack.enter_context(opened(side["ref"], download=full))
+            result = compare_models(**models, full=full, digests=full, aggregations=aggregations)
+    except (PairError, CheckpointError, NotFinite) as error:
         if as_json:
-            _print_json({"format": 1, **named, "verdict": "refuse", "reasons": [str(error)]})
+            kind = type(error).__name__
+            _print_json({"format": 1, **named, "verdict": "refuse", "class": kind, "reasons": [str(error)]})
         raise
     result |= {role: {**named[role], **result[role]} for role in named}
     if as_json:
@@ -84,13 +95,25 @@ def diff(first: FolderArgument, second: FolderArgument, as_json: JsonOption = Fa
 def _show_pair(result: dict[str, Any]) -> None:
     console = _console()
     for role in ("base", "instruct"):
-        named = result[role]
-        _say(console, f"{role}: {named['ref']} {named['digest']}" + (f" ({named['label']})" if named["label"] else ""))
+        named, facts = result[role], result["facts"][role]
+        label = f" ({named['label']})" if named["label"] else ""
+        _say(console, f"{role}: {named['ref']} {named.get('digest', '')}".rstrip() + label)
+        size = f"{facts['tensors']} tensors, {facts['weights']:,} weights in {', '.join(facts['dtypes'])}"
+        template = "chat template" if facts["chat_template"] else "no chat template"
+        _say(console, f"  {facts['model_type']}, {size}, head {'tied' if facts['tied'] else 'untied'}, {template}")
     _say(console, f"verdict: {result['verdict']}")
     for reason in result["reasons"]:
         _say(console, f"  {reason}")
     sigma = result["sigma"]
-    _say(console, f"sigma {sigma['overall']:.5f} overall (0: identical, 1: unrelated)")
+    read, size = sigma["weights"]["read"], sigma["weights"]["of"]
+    _say(console, f"sampled, {read:,} of {size:,} weights" if result["sampled"] else f"all {size:,} weights read")
+    _say(console, f"sigma {sigma['overall']:.5f} overall, {sigma['definition']} (0: identical, 1: unrelated)")
+    if "vision" in sigma:
+        parts = f"{sigma['language']:.5f} language model, {sigma['vision']['overall']:.5f} vision"
+        _say(console, f"sigma {parts}; below, the language model")
+    for figure in sigma.get("aggregations", {}).values():
+        value = "-" if figure["value"] is None else f"{figure['value']:.5f}"
+        _say(console, f"sigma {value} as {figure['definition']} ({figure['source']})")
     table = _table("", "layer or module", "sigma")
     for layer, value in sorted(sigma["layers"].items(), key=lambda item: int(item[0])):
         table.add_row(f"layer {layer}", f"{value:.5f}")

@@ -9,6 +9,7 @@ import pytest
 from shadowft_core.checkpoint import open_checkpoint
 from shadowft_core.delta import extract, open_delta
 from shadowft_core.graft import graft, grafted_tensors
+from tests.fixtures.adapters import adapt
 from tests.fixtures.models import (
     FAMILIES,
     Pair,
@@ -19,7 +20,6 @@ from tests.fixtures.models import (
     write_model,
     write_weights,
 )
-from tests.test_delta import adapt
 from tests.test_graft import F32, bits, tensors_of
 
 
@@ -28,7 +28,7 @@ def test_a_lora_graft_equals_peft(tiny_llama_pair: Pair, tmp_path: Path) -> None
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    adapt(tiny_llama_pair, tmp_path / "adapter")
+    adapt(tiny_llama_pair.base, tmp_path / "adapter")
     extract(tiny_llama_pair.base, tmp_path / "adapter", tmp_path / "delta")
     model = AutoModelForCausalLM.from_pretrained(tiny_llama_pair.instruct, dtype=torch.float32)
     merged = PeftModel.from_pretrained(model, tmp_path / "adapter").merge_and_unload().state_dict()
@@ -39,7 +39,7 @@ def test_a_lora_graft_equals_peft(tiny_llama_pair: Pair, tmp_path: Path) -> None
 def test_the_lora_product_is_rounded_once_from_float64(tiny_llama_pair: Pair, tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 
-    adapt(tiny_llama_pair, tmp_path / "adapter", use_rslora=True)
+    adapt(tiny_llama_pair.base, tmp_path / "adapter", use_rslora=True)
     extract(tiny_llama_pair.base, tmp_path / "adapter", tmp_path / "delta")
     factors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     name = "model.layers.1.mlp.up_proj"

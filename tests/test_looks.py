@@ -254,7 +254,7 @@ def test_a_folder_that_is_not_grafted_has_no_receipt(grafted: Path, shadowft: An
 
 
 def words_of(pair: Pair) -> tuple[object, ...]:
-    return "pair", "--base", pair.base, "--instruct", pair.instruct
+    return "pair", "--full", "--base", pair.base, "--instruct", pair.instruct
 
 
 def test_a_good_pair(tiny_llama_pair: Pair, shadowft: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

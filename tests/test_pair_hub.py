@@ -124,7 +124,7 @@ def test_a_pinned_pair_arrives_whole(hub: Hub, tiny_llama_pair: Pair, tmp_path: 
 
 def test_a_misfit_is_refused_before_weights_move(hub: Hub, tmp_path: Path) -> None:
     done = run(hub, tmp_path, f"hf:owner/instruct@{REVISION}", f"hf:owner/base@{REVISION}")
-    assert "PairError" in done.stderr
+    assert "shadowft_core.errors.Swapped" in done.stderr
     assert "are Base and Instruct swapped?" in done.stderr
     assert whole_weights(hub) == []
     assert not (tmp_path / "out").exists()

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 from shadowft_core.errors import CheckpointError
 
 HEADER_LIMIT = 100_000_000
+FIRST_READ = 100_000  # bytes: most headers are shorter, so one request to a far file is enough
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "I64": np.dtype("<i8"),
@@ -73,17 +74,23 @@ def read_header(path: Path) -> tuple[bytes, dict[str, TensorInfo]]:
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            prefix = file.read(8)
-            if len(prefix) < 8:
-                raise CheckpointError(f"{path}: {size} bytes, a safetensors file has at least 8; download it again")
-            length = struct.unpack("<Q", prefix)[0]
-            if length > HEADER_LIMIT:
-                raise CheckpointError(f"{path}: header of {length} bytes, the limit is {HEADER_LIMIT}; not safetensors")
-            if length > size - 8:
-                raise CheckpointError(f"{path}: truncated, header of {length} bytes in {size} bytes; download it again")
-            raw = prefix + file.read(length)
+            return ranged_header(path, size, lambda start, length: os.pread(file.fileno(), length, start))
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}; a readable safetensors file is wanted") from None
+
+
+def ranged_header(path: Path, size: int, read: Callable[[int, int], bytes]) -> tuple[bytes, dict[str, TensorInfo]]:
+    """As `read_header`, of a file of `size` bytes that `read(start, length)` gives pieces of, wherever it lies."""
+    first = read(0, min(size, FIRST_READ))
+    if len(first) < 8:
+        raise CheckpointError(f"{path}: {size} bytes, a safetensors file has at least 8; download it again")
+    length = struct.unpack("<Q", first[:8])[0]
+    if length > HEADER_LIMIT:
+        raise CheckpointError(f"{path}: header of {length} bytes, the limit is {HEADER_LIMIT}; not safetensors")
+    if length > size - 8:
+        raise CheckpointError(f"{path}: truncated, header of {length} bytes in {size} bytes; download it again")
+    rest = 8 + length - len(first)
+    raw = first + read(len(first), rest) if rest > 0 else first[: 8 + length]
     tensors = parse_header(raw, path)
     expected = len(raw) + sum(info.nbytes for info in tensors.values())
     if size != expected:

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from shadowft_core.checkpoint.files import bytes_digest, canonical_json, file_digest
-from shadowft_core.checkpoint.header import DTYPES, TensorInfo, read_header
+from shadowft_core.checkpoint.header import DTYPES, TensorInfo, ranged_header, read_header
 from shadowft_core.checkpoint.memo import Memo
 from shadowft_core.errors import CheckpointError
 
@@ -30,8 +31,12 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.
 class Checkpoint:
     """The tensors and side files of one model folder. Made by `open_checkpoint`, which has checked every header."""
 
-    def __init__(self, path: Path, shards: dict[str, bytes], tensors: dict[str, TensorInfo]) -> None:
+    def __init__(
+        self, path: Path, shards: dict[str, bytes], tensors: dict[str, TensorInfo], away: "Away | None" = None
+    ) -> None:
         self.path = path
+        self.away = away
+        """where the weights are when they are not in `path`"""
         self.shards = shards
         """raw header, length prefix included, of every safetensors file by file name"""
         self._tensors = tensors
@@ -111,6 +116,26 @@ class Checkpoint:
         finally:
             os.close(file)
         return found
+
+    def part(self, name: str, start: int, count: int) -> np.ndarray:
+        """Elements `start` to `start + count` of the flattened tensor, in its own dtype; read-only, one read.
+
+        Also of a checkpoint whose weights lie elsewhere (`open_away`). Raises CheckpointError when bytes are missing.
+        """
+        info = self.info(name)
+        dtype = DTYPES[info.dtype]
+        offset, length = info.offset + start * dtype.itemsize, count * dtype.itemsize
+        if self.away:
+            data = self.away.read(info.file.name, offset, length)
+        else:
+            file = os.open(info.file, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                data = os.pread(file, length, offset)
+            finally:
+                os.close(file)
+        if len(data) != length:
+            raise CheckpointError(f"{info.file}: {len(data)} bytes at {offset}, {length} were promised; get it again")
+        return np.frombuffer(data, dtype)
 
     def tensor_digest(self, name: str) -> str:
         """SHA-256 of the tensor's little-endian bytes; read once, then remembered."""
@@ -194,10 +219,46 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: {missing[0]} is missing; download the folder again")
     if stray := sorted(present - set(files)):
         raise CheckpointError(f"{path}: {stray[0]} belongs to no index and would be ignored; move it out of the folder")
+    return _assemble(path, files, weight_map, lambda name: read_header(path / name))
+
+
+@dataclass(frozen=True)
+class Away:
+    """Safetensors files that lie elsewhere: their sizes in bytes by file name, and `read(name, start, length)`."""
+
+    sizes: Mapping[str, int]
+    read: Callable[[str, int, int], bytes]
+
+
+def open_away(path: Path, away: Away) -> Checkpoint:
+    """A checkpoint whose side files, the index among them, lie in `path` and whose weights are read from afar.
+
+    Headers are read and checked as by `open_checkpoint`; files that the index does not name are left alone. Of the
+    weights only `part` is at hand. Raises CheckpointError as `open_checkpoint` does.
+    """
+    weight_map = _weight_map(path / INDEX) if (path / INDEX).exists() else None
+    files = sorted(set(weight_map.values())) if weight_map else [SINGLE]
+    if missing := sorted(set(files) - set(away.sizes)):
+        raise CheckpointError(f"{path}: {missing[0]} is missing; safetensors weights are wanted, see the source")
+
+    def header(name: str) -> tuple[bytes, dict[str, TensorInfo]]:
+        return ranged_header(path / name, away.sizes[name], lambda start, length: away.read(name, start, length))
+
+    return _assemble(path, files, weight_map, header, away)
+
+
+def _assemble(
+    path: Path,
+    files: list[str],
+    weight_map: dict[str, str] | None,
+    header: Callable[[str], tuple[bytes, dict[str, TensorInfo]]],
+    away: Away | None = None,
+) -> Checkpoint:
+    """The checkpoint of these files, once every header and the index agree."""
     shards: dict[str, bytes] = {}
     tensors: dict[str, TensorInfo] = {}
     for name in files:
-        shards[name], found_here = read_header(path / name)
+        shards[name], found_here = header(name)
         for tensor, info in found_here.items():
             if tensor in tensors:
                 raise CheckpointError(f"{path}: tensor {tensor} stands in {tensors[tensor].file.name} and in {name}")
@@ -210,7 +271,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: tensor {lost[0]} stands in the index but in no file; download the folder again")
     if not tensors:
         raise CheckpointError(f"{path}: no tensors at all")
-    return Checkpoint(path, shards, tensors).recall()
+    found = Checkpoint(path, shards, tensors, away)
+    return found if away else found.recall()
 
 
 def open_safetensors(file: Path) -> Checkpoint:

@@ -18,6 +18,7 @@ from shadowft_core.objects.interface import (
     Head,
     checked,
     corrupt,
+    ends_early,
     missing,
     moved,
     require_same,
@@ -93,6 +94,16 @@ class FolderObjects:
         if len(data) > limit:
             raise StoreCorrupt(f"{self.location}: {key} is larger than the {limit} bytes allowed for it")
         return data, bytes_digest(data)
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        try:
+            with open(self.root / checked(key), "rb") as file:
+                data = os.pread(file.fileno(), length, start)
+        except FileNotFoundError:
+            raise missing(self, key) from None
+        if len(data) != length:
+            raise ends_early(self, key, start, length)
+        return data
 
     def swap(self, key: str, data: bytes, tag: str | None) -> str:
         path = self.root / checked(key)

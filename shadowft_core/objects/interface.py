@@ -47,6 +47,9 @@ class Objects(Protocol):
     def read(self, key: str, limit: int) -> tuple[bytes, str] | None:
         """Content and version tag of a small object, None when it is absent. StoreCorrupt above `limit` bytes."""
 
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        """`length` bytes from byte `start` on. Raises StoreError when the object is missing or ends before that."""
+
     def swap(self, key: str, data: bytes, tag: str | None) -> str:
         """Replace the version `tag` (None: the key must be absent) by `data`; returns the new tag.
 
@@ -105,6 +108,10 @@ def require_same(objects: Objects, key: str, size: int, digest: str) -> None:
 
 def missing(objects: Objects, key: str) -> StoreError:
     return StoreError(f"{objects.location}: {key} is missing; check store.uri, or publish the delta again")
+
+
+def ends_early(objects: Objects, key: str, start: int, length: int) -> StoreError:
+    return StoreError(f"{objects.location}: {key} holds no {length} bytes from byte {start} on; it was cut or replaced")
 
 
 def moved(objects: Objects, key: str) -> StoreConflict:

@@ -10,7 +10,18 @@ from typing import Any, BinaryIO, TypeVar
 
 from shadowft_core.checkpoint import bytes_digest
 from shadowft_core.errors import StoreCorrupt, StoreError, StoreUnreachable
-from shadowft_core.objects.interface import BLOCK, Damaged, Head, checked, corrupt, missing, moved, require_same, stream
+from shadowft_core.objects.interface import (
+    BLOCK,
+    Damaged,
+    Head,
+    checked,
+    corrupt,
+    ends_early,
+    missing,
+    moved,
+    require_same,
+    stream,
+)
 
 PATIENCE = 12.0  # seconds of failing answers after which no new attempt is started
 DAMAGED_ATTEMPTS = 3  # damage in flight is gone on the second try; damage at rest is not
@@ -75,6 +86,20 @@ class S3Objects:
                 if answer["ContentLength"] > limit:
                     raise StoreCorrupt(f"{self.location}: {key} is larger than the {limit} bytes allowed for it")
                 return body.read(), answer["ETag"]
+
+        return self._call(key, attempt)
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        if length == 0:
+            return b""
+
+        def attempt() -> bytes:
+            answer = self._client.get_object(**self._at(key), Range=f"bytes={start}-{start + length - 1}")
+            with closing(answer["Body"]) as body:
+                # A server that ignores the range answers with the whole object: that is not read.
+                if answer["ContentLength"] != length:
+                    raise ends_early(self, key, start, length)
+                return bytes(body.read())
 
         return self._call(key, attempt)
 

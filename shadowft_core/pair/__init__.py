@@ -1,0 +1,125 @@
+"""May this Base and this Instruct be paired? And the fetch stage, which resolves, checks and pins both.
+
+What would make a grafted model wrong is refused; what is merely unusual is a warning with both values. The distance is
+sigma (see sigma.py). Published pairs lie between 0.003 and 0.1.
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shadowft_core.checkpoint import (
+    INDEX,
+    Checkpoint,
+    new_folder,
+    open_checkpoint,
+    read_json_object,
+    write_json_atomically,
+)
+from shadowft_core.errors import SameModel, Unrelated
+from shadowft_core.pair.facts import compare
+from shadowft_core.pair.references import is_away, opened, resolve
+from shadowft_core.pair.sigma import measure
+
+if TYPE_CHECKING:
+    from shadowft_core.params import Fetch
+
+__all__ = ["check_pair", "compare_models", "fetch", "is_away", "model_label", "opened", "resolve"]
+
+SIGMA_NEAR, SIGMA_FAR, SIGMA_UNRELATED = 0.001, 0.1, 0.5
+PAIR = "pair.json"
+
+
+def check_pair(base: Path, instruct: Path, *, digests: bool = True) -> dict[str, Any]:
+    """Check a Base folder against an Instruct folder: headers, configs and tokenizers first, then all weights.
+
+    Returns and raises what `compare_models` does; without `digests` nothing is hashed.
+    """
+    return compare_models(open_checkpoint(base), open_checkpoint(instruct), full=True, digests=digests)
+
+
+def compare_models(
+    base: Checkpoint, instruct: Checkpoint, *, full: bool, digests: bool = False, aggregations: bool = False
+) -> dict[str, Any]:
+    """May they be paired? With `full` all weights are read, else a few evenly spread ranges of every tensor.
+
+    Returns `{"verdict": "ok"|"warn", "reasons": [...], "sampled", "sigma": {"overall", "layers": {...}, "modules":
+    {...}, ...}, "facts", "tokenizer_digest", "base": {...}, "instruct": {...}}`, the tokenizer being the Instruct's;
+    with `digests`, which wants `full` and both models at hand, base and instruct hold `digest`.
+    Raises PairError with all reasons in one line (Swapped, SameModel, Unrelated where that is the reason), Quantised,
+    NotFinite, and CheckpointError for a model that cannot be read.
+    """
+    compared = compare(base, instruct)
+    reasons = compared.warned
+    gap = measure(base, instruct, compared.matches, full, hashed=digests)
+    sigma = gap.report(aggregations)
+    pinned = [{"digest": model.digest()} if digests else {} for model in (base, instruct)]
+    both = f"{base.path} and {instruct.path}"
+    if digests and pinned[0] == pinned[1]:
+        raise SameModel(f"{both} are the same model, {pinned[0]['digest']}; pass the Base and its Instruct")
+    if gap.over().apart == 0:
+        read = "of all" if full else f"of {gap.read} sampled"
+        raise SameModel(f"{both} are the same model: none {read} weights differs; pass the Base and its Instruct")
+    about = f"{sigma['overall']:.4f}" + ("" if full else ", estimated from a sample,")
+    if sigma["overall"] > SIGMA_UNRELATED:
+        raise Unrelated(f"{both}: sigma {about} is above {SIGMA_UNRELATED}; pass the Base this Instruct was made from")
+    if odd := gap.unrelated(SIGMA_UNRELATED):
+        raise Unrelated(
+            f"{both}: sigma of {odd[0][0]} is {odd[0][1]:.4f}, above {SIGMA_UNRELATED}, and {about} overall: "
+            f"{len(odd)} tensors are transposed, scrambled or of another model; get both again"
+        )
+    if sigma["overall"] > SIGMA_FAR:
+        reasons.append(f"sigma {about} is above {SIGMA_FAR}: the two are far apart, a graft is a gamble")
+    if sigma["overall"] < SIGMA_NEAR:
+        reasons.append(f"sigma {sigma['overall']:.5f} is below {SIGMA_NEAR}: the two hardly differ")
+    return {
+        "verdict": "warn" if reasons else "ok",
+        "reasons": reasons,
+        "sampled": not full,
+        "sigma": sigma,
+        "facts": compared.facts,
+        "tokenizer_digest": instruct.tokenizer_digest(),
+        "base": pinned[0],
+        "instruct": pinned[1],
+    }
+
+
+def fetch(params: "Fetch", out: Path) -> None:
+    """The stage: resolve both references, check the pair, write base/, instruct/ and pair.json into `out`.
+
+    Files on the same file system are hard links. What headers, configs and tokenizers can refuse is refused before the
+    weights are downloaded or copied. Raises PairError, CheckpointError, InputError; `out` is then as it was.
+    """
+    references = {"base": params.base, "instruct": params.instruct}
+    if any(map(is_away, references.values())):
+        with opened(params.base) as (base, _), opened(params.instruct) as (instruct, _):
+            compare(base, instruct)
+    resolved = {role: resolve(reference) for role, reference in references.items()}
+    result = check_pair(resolved["base"][0], resolved["instruct"][0])
+    record = {"format": 1, **result}
+    with new_folder(out) as folder:
+        for role, (source, label) in resolved.items():
+            _link(open_checkpoint(source), folder / role)
+            record[role] = {"ref": references[role], "label": label, **result[role]}
+        write_json_atomically(folder / PAIR, record)
+
+
+def model_label(model: Path) -> str:
+    """The label that `fetch` recorded for work/pair/base or work/pair/instruct; empty when there is no record."""
+    record = model.parent / PAIR
+    if not record.is_file():
+        return ""
+    return str(read_json_object(record).get(model.name, {}).get("label", ""))
+
+
+def _link(model: Checkpoint, folder: Path) -> None:
+    folder.mkdir()
+    index = [Path(INDEX)] if (model.path / INDEX).is_file() else []
+    for relative in [*map(Path, model.shards), *index, *model.other_files()]:
+        source, target = (model.path / relative).resolve(), folder / relative
+        target.parent.mkdir(exist_ok=True)
+        try:
+            os.link(source, target)
+        except OSError:  # another file system, or one without hard links
+            shutil.copyfile(source, target)

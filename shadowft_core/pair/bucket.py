@@ -1,0 +1,110 @@
+"""Models in an S3 bucket: headers and weights by range, or the whole model, checked as it arrives.
+
+The endpoint of a server other than AWS is taken from AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, as every S3 client does.
+"""
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from shadowft_core.checkpoint import (
+    Away,
+    Checkpoint,
+    bytes_digest,
+    canonical_json,
+    new_folder,
+    open_away,
+    open_checkpoint,
+)
+from shadowft_core.errors import CheckpointError, InputError
+from shadowft_core.objects import Head, Objects, open_objects
+from shadowft_core.pair.references import SMALL_FILES
+
+_SIDE_FILE_LIMIT = 256_000_000  # bytes: the largest tokenizers have some tens of millions
+_BLOCK = 8 << 20  # bytes of a range when all is wanted
+
+
+@contextmanager
+def opened(reference: str) -> Iterator[Checkpoint]:
+    """A checkpoint whose side files lie in a temporary folder and whose weights are read in ranges.
+
+    Raises InputError when there is no model, CheckpointError for a malformed one, StoreError for what the bucket says.
+    """
+    with tempfile.TemporaryDirectory(prefix="shadowft-pair-") as place:
+        yield _open(reference, _objects(reference), Path(place) / reference.removeprefix("s3://"))
+
+
+def download(reference: str) -> Path:
+    """The model as a folder in `$SHADOWFT_CACHE/s3/`, named by what the bucket holds: names, sizes and versions.
+
+    A checksum that the store keeps is verified, else size and version before and after. Raises InputError when the
+    model changes meanwhile, and what `opened` raises.
+    """
+    objects = _objects(reference)
+    with tempfile.TemporaryDirectory(prefix="shadowft-pair-") as place:
+        away = _open(reference, objects, Path(place) / reference.removeprefix("s3://"))
+        names = [*away.shards, *(path.relative_to(away.path).as_posix() for path in _files(away.path))]
+    heads = {name: _head(objects, reference, name) for name in names}
+    held = {name: [head.size, head.tag] for name, head in heads.items()}
+    key = bytes_digest(canonical_json({"format": 1, "reference": objects.location, "held": held}))
+    home = os.environ.get("SHADOWFT_CACHE") or Path.home() / ".cache" / "shadowft"
+    out = Path(home) / "s3" / key.removeprefix("sha256:")[:16]
+    if not out.is_dir():
+        with new_folder(out) as folder:
+            for number, (name, head) in enumerate(heads.items(), 1):
+                print(f"pair: {reference}: file {number}/{len(heads)}, {head.size} bytes", file=sys.stderr)
+                _fetch(objects, reference, name, head, folder / name)
+            open_checkpoint(folder)
+    return out
+
+
+def _objects(reference: str) -> Objects:
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return open_objects(reference, endpoint)
+
+
+def _open(reference: str, objects: Objects, folder: Path) -> Checkpoint:
+    keys = [key for key in objects.list("") if not key.startswith(".")]
+    weights = [key for key in keys if key.endswith(".safetensors") and "/" not in key]
+    if not weights:
+        raise InputError(f"{reference}: {len(keys)} objects, no *.safetensors among them; pass the prefix of a model")
+    for key in keys:
+        inside, _, name = key.rpartition("/")
+        if inside in ("", "additional_chat_templates") and any(fnmatchcase(name, pattern) for pattern in SMALL_FILES):
+            found = objects.read(key, _SIDE_FILE_LIMIT)
+            if found is not None:
+                (folder / key).parent.mkdir(parents=True, exist_ok=True)
+                (folder / key).write_bytes(found[0])
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = {key: _head(objects, reference, key).size for key in weights}
+    try:
+        return open_away(folder, Away(sizes, objects.read_range))
+    except CheckpointError as error:
+        raise type(error)(f"{reference}: {error}") from None
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _head(objects: Objects, reference: str, name: str) -> Head:
+    head = objects.head(name)
+    if head is None:
+        raise InputError(f"{reference}: {name} vanished; somebody changes this model, take one that stands still")
+    return head
+
+
+def _fetch(objects: Objects, reference: str, name: str, head: Head, target: Path) -> None:
+    target.parent.mkdir(exist_ok=True)
+    with target.open("wb") as file:
+        if head.digest:
+            objects.get(name, head.size, head.digest, file)
+            return
+        for start in range(0, head.size, _BLOCK):
+            file.write(objects.read_range(name, start, min(_BLOCK, head.size - start)))
+    if (after := _head(objects, reference, name)).tag != head.tag:
+        raise InputError(f"{reference}: {name} was {head.tag} and became {after.tag} meanwhile; run it again")

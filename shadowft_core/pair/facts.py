@@ -1,0 +1,120 @@
+"""What configs, headers, tokenizers and templates say of two models, and what of it speaks against a pair."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shadowft_core.checkpoint import FLOATS, Checkpoint, read_json_object
+from shadowft_core.errors import PairError, Quantised, Swapped
+from shadowft_core.pair.layout import Match, head, match
+from shadowft_core.pair.tokens import Vocabularies, compare_tokenizers
+
+# Config fields that shapes do not show and that change what a weight means.
+_MUST_AGREE = ("model_type", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act")
+_PACKED = ("F8_E4M3", "F8_E5M2", "I8", "U8")  # fp8, int8, and four bits two to a byte
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What can be known of a pair without its weights."""
+
+    matches: list[Match]
+    warned: list[str]
+    facts: dict[str, dict[str, Any]]
+    """of `base` and `instruct`: architecture, sizes, dtypes, tie, number of tokens, chat template, rope; JSON"""
+
+
+def compare(base: Checkpoint, instruct: Checkpoint) -> Comparison:
+    """Which weights belong together, warnings, and the facts. Reads no weights.
+
+    Raises PairError naming every reason to refuse in one line; as Quantised or Swapped where that is among them.
+    """
+    refused = [*_quantised(base, instruct), *_settings(base, instruct)]
+    warned: list[str] = []
+    if _rope(base) != _rope(instruct):
+        warned.append(f"rope is {_rope(base)} in the Base, {_rope(instruct)} in the Instruct")
+    if setting(base, "rms_norm_eps") != setting(instruct, "rms_norm_eps"):
+        warned.append(f"rms_norm_eps is {setting(base, 'rms_norm_eps')} and {setting(instruct, 'rms_norm_eps')}")
+    refused += _templates(base.path, instruct.path)
+    matches: list[Match] = []
+    found = Vocabularies(base, instruct)
+    try:
+        warned += compare_tokenizers(base, instruct, found)
+        matches, misfits, odd = match(base, instruct, found)
+        refused += [PairError(reason) for reason in misfits]
+        warned += odd
+    except PairError as error:
+        refused.append(error)
+    if refused:
+        kind = next((type(reason) for reason in refused if type(reason) is not PairError), PairError)
+        reasons = "; ".join(map(str, refused))
+        raise kind(f"{base.path} and {instruct.path} may not be paired: {reasons}")
+    sides = zip(("base", "instruct"), (base, instruct), found.sizes, strict=True)
+    return Comparison(matches, warned, {role: _describe(model, size) for role, model, size in sides})
+
+
+def _describe(model: Checkpoint, tokens: int) -> dict[str, Any]:
+    infos = [model.info(name) for name in model.names]
+    return {
+        "model_type": model.config.get("model_type"),
+        "architectures": model.config.get("architectures"),
+        "tensors": len(infos),
+        "weights": sum(info.size for info in infos),
+        "dtypes": sorted({info.dtype for info in infos}),
+        "tied": head(model) is None,
+        "tokens": tokens or None,
+        "chat_template": has_template(model.path),
+        "rope": _rope(model),
+    }
+
+
+def setting(model: Checkpoint, key: str) -> Any:
+    """A config field of the language model: of `text_config` where there is one."""
+    text = model.config.get("text_config")
+    return model.config.get(key, text.get(key) if isinstance(text, dict) else None)
+
+
+def has_template(folder: Path) -> bool:
+    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    config = folder / "tokenizer_config.json"
+    return config.is_file() and bool(read_json_object(config).get("chat_template"))
+
+
+def _quantised(base: Checkpoint, instruct: Checkpoint) -> Iterator[PairError | Quantised]:
+    for name, model in (("Base", base), ("Instruct", instruct)):
+        if model.config.get("quantization_config"):
+            yield Quantised(f"the {name} is quantised; take the original weights")
+        for tensor in model.names:
+            dtype = model.info(tensor).dtype
+            if dtype in _PACKED or dtype == "F64":
+                kind = Quantised if dtype in _PACKED else PairError
+                yield kind(f"the {name} holds {tensor} as {dtype}; {', '.join(FLOATS)} are wanted")
+                break
+
+
+def _settings(base: Checkpoint, instruct: Checkpoint) -> Iterator[PairError]:
+    for key in _MUST_AGREE:
+        ours, theirs = setting(base, key), setting(instruct, key)
+        if ours != theirs:
+            yield PairError(f"{key} is {ours!r} in the Base, {theirs!r} in the Instruct")
+
+
+def _templates(base: Path, instruct: Path) -> Iterator[PairError]:
+    if not has_template(instruct):
+        if has_template(base):
+            yield Swapped("the Instruct has no chat template; are Base and Instruct swapped?")
+        else:
+            yield PairError("the Instruct has no chat template")
+    if not (instruct / "tokenizer.json").is_file() and not (instruct / "tokenizer.model").is_file():
+        yield PairError("the Instruct has no tokenizer.json and no tokenizer.model")
+
+
+def _rope(model: Checkpoint) -> dict[str, Any]:
+    """Rope settings in one spelling: newer configs hold rope_parameters, older ones rope_theta and rope_scaling."""
+    rope = {**(setting(model, "rope_scaling") or {}), **(setting(model, "rope_parameters") or {})}
+    if (theta := setting(model, "rope_theta")) is not None:
+        rope.setdefault("rope_theta", theta)
+    rope.setdefault("rope_type", rope.pop("type", "default"))
+    return rope

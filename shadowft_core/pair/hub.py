@@ -1,0 +1,105 @@
+"""Models on a Hugging Face hub: side files through its cache, headers and weights by HTTP range, or all of it."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+from shadowft_core.checkpoint import Away, Checkpoint, open_away
+from shadowft_core.errors import CheckpointError, InputError, ShadowError
+from shadowft_core.pair.references import SMALL_FILES
+
+_NAME = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
+
+
+@contextmanager
+def opened(reference: str) -> Iterator[Checkpoint]:
+    """A checkpoint whose side files lie in the hub's cache and whose weights are read in ranges.
+
+    Raises InputError when the hub does not deliver, here and from `part`; CheckpointError for a malformed model.
+    """
+    from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.hf_api import RepoFile
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
+
+    repo, revision = _pinned(reference)
+
+    @lru_cache
+    def location(name: str) -> str:
+        """Where the bytes of a file really are, asked once: a hub counts and limits such questions."""
+        return str(get_hf_file_metadata(hf_hub_url(repo, name, revision=revision)).location)
+
+    def read(name: str, start: int, length: int) -> bytes:
+        if length == 0:
+            return b""
+        with _told(reference):
+            url = location(name)
+            # The hub's token is for the hub, not for the storage that a signed address leads to.
+            headers = build_hf_headers() if url.startswith(constants.ENDPOINT + "/") else {}
+            headers["Range"] = f"bytes={start}-{start + length - 1}"
+            headers["Accept-Encoding"] = "identity"
+            timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+            with http_stream_backoff("GET", url, headers=headers, timeout=timeout) as answer:
+                hf_raise_for_status(answer)
+                if answer.status_code != 206:  # the whole file would follow
+                    raise InputError(f"{reference}: {name} is not served in ranges; download it and pass a folder")
+                return bytes(answer.read())
+
+    with _online():
+        folder = _snapshot(reference, SMALL_FILES)
+        with _told(reference):
+            tree = HfApi().list_repo_tree(repo, revision=revision)
+            sizes = {f.path: f.size for f in tree if isinstance(f, RepoFile) and f.path.endswith(".safetensors")}
+        try:
+            model = open_away(folder, Away(sizes, read))
+        except CheckpointError as error:
+            raise type(error)(f"{reference}: {error}") from None
+        yield model
+
+
+def download(reference: str) -> Path:
+    """The folder with the side files and exactly the weight files that the model is loaded from."""
+    with opened(reference) as model:
+        return _snapshot(reference, [*SMALL_FILES, *model.shards])
+
+
+def _snapshot(reference: str, patterns: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    repo, revision = _pinned(reference)
+    with _told(reference):
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+
+
+def _pinned(reference: str) -> tuple[str, str]:
+    match = _NAME.fullmatch(reference)
+    if match is None:
+        raise InputError(f"{reference}: not pinned; use hf:OWNER/NAME@REVISION with the 40 hex digits of a commit")
+    return match["repo"], match["revision"]
+
+
+@contextmanager
+def _online() -> Iterator[None]:
+    """Lift the hub's offline switch for a block."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, False
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+@contextmanager
+def _told(reference: str) -> Iterator[None]:
+    """Raises InputError in one line when the hub does not deliver."""
+    try:
+        yield
+    except ShadowError:
+        raise
+    except Exception as error:  # the hub's library raises errors of four libraries
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{reference}: the hub does not deliver it ({reason:.200}); download it and pass a folder"
+        ) from None

@@ -1,0 +1,176 @@
+"""Which weights of the Base belong to which of the Instruct, whatever the layout of either file.
+
+Mostly a tensor belongs to the tensor of its name. Rows of embeddings and heads belong together by token id. Experts
+are stored one by one (`experts.3.w1.weight`) or fused (`experts.gate_up_proj`, all experts in one tensor); where the
+two sides differ, the fused side is cut into experts. The fused layout, as transformers 5 reads and writes it:
+gate_up_proj is (experts, 2 * intermediate, hidden), the gate first, and down_proj (experts, hidden, intermediate), so
+that every expert is one run of bytes.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from shadowft_core.checkpoint import Checkpoint
+from shadowft_core.errors import PairError
+from shadowft_core.pair.tokens import Run, Vocabularies
+
+_ROWS = re.compile(
+    r"(^|\.)(embed_tokens|tok_embeddings|word_embeddings|wte|embed_in|lm_head)\.weight$|^output\.weight$"
+)
+_HEAD = re.compile(r"(^|\.)lm_head\.weight$")
+_EXPERT = re.compile(r"\.experts\.\d+\.")
+_FUSED = re.compile(r"(?P<block>.*\.experts)\.(?P<part>gate_up_proj|down_proj)")
+_MIXTRAL = (".block_sparse_moe.", ("w1", "w3", "w2"))
+_QWEN = (".mlp.", ("gate_proj", "up_proj", "down_proj"))
+# Where experts lie when stored one by one, and what gate, up and down are called then. Model types whose fused layout
+# is the one above, and no other (transformers 5.23, conversion_mapping).
+EXPERTS = {
+    **dict.fromkeys(("mixtral", "minimax", "minimax_m2"), _MIXTRAL),
+    **dict.fromkeys(("qwen2_moe", "qwen3_moe", "qwen3_next", "olmoe", "flex_olmo", "glm4_moe", "dots1"), _QWEN),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "hunyuan_v1_moe"), _QWEN),
+}
+
+
+@dataclass(frozen=True)
+class View:
+    """Some neighbouring weights of a tensor of a file, in a shape of their own."""
+
+    tensor: str
+    start: int
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Weights of both sides that belong together: tensor and first flat element on either side, and their number."""
+
+    base: str
+    base_start: int
+    instruct: str
+    instruct_start: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Match:
+    """All that is measured under one name; the experts of a layer stand together, as `experts.*`."""
+
+    name: str
+    spans: list[Span]
+    matrix: bool
+
+    @property
+    def size(self) -> int:
+        return sum(span.size for span in self.spans)
+
+
+def match(base: Checkpoint, instruct: Checkpoint, found: Vocabularies) -> tuple[list[Match], list[str], list[str]]:
+    """All matches, reasons to refuse and warnings. Reads no weights.
+
+    Raises PairError when experts are stored in two ways that only the code of that model could convert.
+    """
+    ours, theirs = _views(base), _views(instruct)
+    warned, refused = _drop_heads(ours, theirs), []
+    if (fused := _is_fused(ours)) != _is_fused(theirs) and _has_experts(ours) and _has_experts(theirs):
+        ours, theirs = (_experts(side, instruct) for side in (ours, theirs))
+        ways = ("fused", "one by one") if fused else ("one by one", "fused")
+        warned.append(f"the experts are stored {ways[0]} in the Base, {ways[1]} in the Instruct; compared by expert")
+    for name, one, other in (("Base", ours, theirs), ("Instruct", theirs, ours)):
+        if only := [tensor for tensor in one if tensor not in other]:
+            refused.append(f"{len(only)} tensors stand only in the {name}, the first is {only[0]}")
+    spans: dict[str, list[Span]] = {}
+    matrices: dict[str, bool] = {}
+    misshapen: list[str] = []
+    for name, their in theirs.items():
+        our = ours.get(name)
+        if our is None:
+            continue
+        if our.shape == their.shape and not (_ROWS.search(name) and found.base != found.instruct):
+            runs: list[Run] = [(0, 0, 1)]
+        elif _ROWS.search(name) and our.shape[1:] == their.shape[1:]:
+            runs = found.runs(our.shape[0], their.shape[0])
+            if our.shape != their.shape:
+                kept = their.shape[0] - sum(count for _, _, count in runs)
+                warned.append(
+                    f"{name} has {our.shape[0]} rows in the Base, {their.shape[0]} in the Instruct; {kept} rows "
+                    "have no counterpart and stay the Instruct's"
+                )
+        else:
+            misshapen.append(name)
+            continue
+        key = _EXPERT.sub(".experts.*.", name)
+        unit = their.size if runs == [(0, 0, 1)] else math.prod(their.shape[1:])
+        matrices[key] = len(their.shape) > 1
+        spans.setdefault(key, []).extend(
+            Span(our.tensor, our.start + b * unit, their.tensor, their.start + i * unit, n * unit) for b, i, n in runs
+        )
+    if misshapen:
+        name = misshapen[0]
+        shapes = f"{ours[name].shape} in the Base, {theirs[name].shape} in the Instruct"
+        refused.append(f"{len(misshapen)} shapes differ, the first is {name}: {shapes}")
+    return [Match(name, parts, matrices[name]) for name, parts in spans.items()], refused, warned
+
+
+def head(model: Checkpoint) -> str | None:
+    """The head that has weights of its own: not tied to the embedding by config, nor left out of the file."""
+    if model.tied:
+        return None
+    return next((name for name in model.names if _HEAD.search(name)), None)
+
+
+def _views(model: Checkpoint) -> dict[str, View]:
+    own = head(model)
+    return {n: View(n, 0, model.info(n).shape) for n in model.names if n == own or not _HEAD.search(n)}
+
+
+def _drop_heads(ours: dict[str, View], theirs: dict[str, View]) -> list[str]:
+    """Leave the head out when only one side has one of its own."""
+    heads = [next((name for name in side if _HEAD.search(name)), None) for side in (ours, theirs)]
+    if (heads[0] is None) == (heads[1] is None):
+        return []
+    for side, name in zip((ours, theirs), heads, strict=True):
+        if name:
+            del side[name]
+    tied, own = ("Instruct", "Base") if heads[0] else ("Base", "Instruct")
+    return [f"the head is tied to the embedding in the {tied}, not in the {own}; sigma leaves it out"]
+
+
+def _has_experts(side: Mapping[str, View]) -> bool:
+    return _is_fused(side) or any(_EXPERT.search(name) for name in side)
+
+
+def _is_fused(side: Mapping[str, View]) -> bool:
+    return any(_FUSED.fullmatch(name) for name in side)
+
+
+def _experts(side: Mapping[str, View], instruct: Checkpoint) -> dict[str, View]:
+    """The side with every expert by itself, under the names of the layout that stores them one by one."""
+    kind = str(instruct.config.get("model_type"))
+    if kind not in EXPERTS:
+        raise PairError(
+            f"one side stores its experts one by one, the other fused, and for model_type {kind!r} no conversion is "
+            "known; save both with the same version of transformers"
+        )
+    block, (gate, up, down) = EXPERTS[kind]
+    found: dict[str, View] = {}
+    for name, view in side.items():
+        fused = _FUSED.fullmatch(name)
+        if fused is None:
+            found[name] = view
+            continue
+        if len(view.shape) != 3 or (fused["part"] == "gate_up_proj" and view.shape[1] % 2):
+            raise PairError(f"{name} has shape {view.shape}; (experts, rows, columns) is wanted of fused experts")
+        experts, rows, columns = view.shape
+        parts = (gate, up) if fused["part"] == "gate_up_proj" else (down,)
+        shape = (rows // len(parts), columns)
+        for number in range(experts * len(parts)):
+            expert, part = divmod(number, len(parts))
+            place = f"{fused['block']}.{expert}.{parts[part]}.weight"
+            found[place] = View(name, view.start + number * math.prod(shape), shape)
+    return {name.replace(block, ".mlp."): view for name, view in found.items()}

@@ -1,0 +1,73 @@
+"""What a reference to a model means: a folder, `hf:OWNER/NAME@REVISION`, `s3://BUCKET/PREFIX`, `pico:`, `smollm2:`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from shadowft_core.checkpoint import Checkpoint, open_checkpoint
+from shadowft_core.errors import InputError
+
+# What a model folder has beside its weights; code and other formats stay where they are.
+SMALL_FILES = ["*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken"]
+
+
+def is_away(reference: str) -> bool:
+    """Whether the model lies behind a network."""
+    return reference.startswith(("hf:", "s3://"))
+
+
+def resolve(reference: str) -> tuple[Path, str]:
+    """The folder and the label (empty for a model as published) of a reference; made or downloaded if need be.
+
+    A reference is a folder, `hf:OWNER/NAME@REVISION` with 40 hex digits, `s3://BUCKET/PREFIX`, `pico:base|instruct` or
+    `smollm2:...`. Raises InputError for anything else, and for a hub that does not answer; StoreError for a bucket.
+    """
+    kind, _, name = reference.partition(":")
+    if kind == "pico":
+        if name not in ("base", "instruct"):
+            raise InputError(f"{reference}: unknown; use pico:base or pico:instruct")
+        from shadowft_core.pico import build_pair
+
+        return build_pair() / name, "embedded tiny pair"
+    if kind == "smollm2":
+        from shadowft_core.smollm2 import resolve as resolve_smollm2
+
+        return resolve_smollm2(reference)
+    if kind == "hf":
+        from shadowft_core.pair.hub import download
+
+        return download(reference), ""
+    if reference.startswith("s3://"):
+        from shadowft_core.pair.bucket import download as download_objects
+
+        return download_objects(reference), ""
+    folder = Path(reference)
+    if not folder.is_dir():
+        raise InputError(
+            f"{reference}: no such folder; use a model folder, hf:OWNER/NAME@REVISION, s3://BUCKET/PREFIX or "
+            "pico:base|instruct"
+        )
+    return folder, ""
+
+
+@contextmanager
+def opened(reference: str, download: bool = False) -> Iterator[tuple[Checkpoint, str]]:
+    """The checkpoint of a reference, and its label.
+
+    Without `download` only the side files and headers of a model behind a network are fetched, and `part` reads its
+    weights in ranges as long as the block lasts. Raises
+    what `resolve` does, and CheckpointError for a model that cannot be read.
+    """
+    if reference.startswith("hf:"):
+        from shadowft_core.pair.hub import opened as opened_on_hub
+
+        with opened_on_hub(reference) as model:
+            yield model, ""
+    elif reference.startswith("s3://") and not download:
+        from shadowft_core.pair.bucket import opened as opened_in_bucket
+
+        with opened_in_bucket(reference) as model:
+            yield model, ""
+    else:
+        folder, label = resolve(reference)
+        yield open_checkpoint(folder), label

@@ -1,0 +1,76 @@
+"""Two vocabularies, token id by token id: what a row of an embedding means on either side."""
+
+import numpy as np
+
+from shadowft_core.checkpoint import Checkpoint, read_json_object, read_vocabulary
+from shadowft_core.errors import PairError
+
+Run = tuple[int, int, int]
+"""first row in the Base, first row in the Instruct, number of rows"""
+_SHARED = 0.5  # share of the smaller vocabulary below which the two mostly differ
+
+
+class Vocabularies:
+    """Token by id of both sides, from tokenizer.json; `known` is false when a side has none."""
+
+    def __init__(self, base: Checkpoint, instruct: Checkpoint) -> None:
+        files = [model.path / "tokenizer.json" for model in (base, instruct)]
+        self.same_file = all(file.is_file() for file in files) and files[0].read_bytes() == files[1].read_bytes()
+        first = read_vocabulary(base.path)
+        read = [first, first if self.same_file else read_vocabulary(instruct.path)]
+        self.sizes = [len(found[0]) if found else 0 for found in read]
+        self.known = all(found is not None for found in read)
+        # One vocabulary alone says nothing about the other: without both, rows match by number.
+        self.base, self.instruct = (found[0] if found and self.known else {} for found in read)
+
+    def runs(self, base_rows: int, instruct_rows: int) -> list[Run]:
+        """Rows that stand for the same token, as runs of neighbours; rows beyond both vocabularies match by number."""
+        if self.base == self.instruct:
+            return [(0, 0, min(base_rows, instruct_rows))]
+        place = {token: number for number, token in self.base.items()}
+        rows = np.full(instruct_rows, -1, np.int64)
+        for number in range(instruct_rows):
+            token, same = self.instruct.get(number), self.base.get(number)
+            rows[number] = number if token == same else place.get(token, -1) if token is not None else -1
+        rows[rows >= base_rows] = -1
+        starts = np.flatnonzero(np.diff(rows, prepend=-9) != 1)
+        ends = [*starts[1:], instruct_rows]
+        return [(int(rows[a]), int(a), int(b - a)) for a, b in zip(starts, ends, strict=True) if rows[a] >= 0]
+
+
+def compare_tokenizers(base: Checkpoint, instruct: Checkpoint, found: Vocabularies) -> list[str]:
+    """Warnings, each with counts: rows are matched by token. Raises PairError when the vocabularies mostly differ."""
+    if not found.known:
+        return ["the vocabularies were not compared: both need a tokenizer.json"]
+    if found.same_file:
+        return []
+    ours, theirs = found.base, found.instruct
+    texts, their_texts = set(ours.values()), set(theirs.values())
+    shared, smaller = len(texts & their_texts), min(len(texts), len(their_texts))
+    if shared < _SHARED * smaller:
+        raise PairError(
+            f"the vocabularies mostly differ: {shared} tokens in common, {len(texts)} in the Base, "
+            f"{len(their_texts)} in the Instruct"
+        )
+    warned = []
+    differing = sorted(i for i in ours.keys() & theirs.keys() if ours[i] != theirs[i])
+    moved = [i for i in differing if theirs[i] in texts]
+    if moved:
+        token = theirs[moved[0]]
+        before = next(number for number, text in ours.items() if text == token)
+        warned.append(
+            f"{len(moved)} tokens have another id, the first is {token!r}: {before} in the Base, {moved[0]} in the "
+            "Instruct; their rows are matched by token"
+        )
+    if renamed := [i for i in differing if theirs[i] not in texts]:
+        first = f"{renamed[0]} is {ours[renamed[0]]!r} in the Base, {theirs[renamed[0]]!r} in the Instruct"
+        warned.append(f"{len(renamed)} token ids name different tokens, the first is {first}")
+    if only := ours.keys() - theirs.keys():
+        warned.append(f"{len(only)} token ids stand only in the Base, the first is {min(only)} {ours[min(only)]!r}")
+    if only := theirs.keys() - ours.keys():
+        warned.append(f"{len(only)} token ids only in the Instruct, the first is {min(only)} {theirs[min(only)]!r}")
+    files = [read_json_object(model.path / "tokenizer.json") for model in (base, instruct)]
+    for part in ("normalizer", "pre_tokenizer"):
+        if files[0].get(part) != files[1].get(part):
+            warned.append(f"the tokenizers differ in their {part}")
+    return warned

@@ -1,0 +1,288 @@
+"""sigma: a full pass against a float64 oracle, a sample against the full pass, groups and the three aggregations."""
+
+import json
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from shadowft_core.checkpoint import Checkpoint, open_checkpoint
+from shadowft_core.errors import CheckpointError, NotFinite, SameModel, Unrelated
+from shadowft_core.pair import check_pair, compare_models
+from shadowft_core.pair.sigma import MOST_RANGES, RANGE, RANGES
+from tests.fixtures.models import Pair, save_tokenizer, shifted, write_model
+
+BF16, F16, F32 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16), np.dtype(np.float32)
+Tensors = dict[str, np.ndarray]
+Q, DOWN, NORM = (f"model.layers.0.{part}.weight" for part in ("self_attn.q_proj", "mlp.down_proj", "input_layernorm"))
+
+
+def oracle(base: Tensors, instruct: Tensors, *names: str) -> float:
+    wide = [(base[n].astype(np.float64), instruct[n].astype(np.float64)) for n in names or base]
+    return float(sum(np.abs(b - i).sum() for b, i in wide) / sum(np.abs(b).sum() + np.abs(i).sum() for b, i in wide))
+
+
+def read(folder: Path) -> Tensors:
+    model = open_checkpoint(folder)
+    return {name: model.read(name) for name in model.names}
+
+
+def large(tmp_path: Path, dtype: np.dtype = BF16, distance: float = 0.02) -> Pair:
+    """Tensors of more than one block, with a distance that grows along the rows, so that a lazy sample is wrong."""
+    noise = np.random.default_rng(3)
+    shapes = {Q: (700, 613), DOWN: (997, 400), NORM: (613,), "lm_head.weight": (640, 613)}
+    base = {name: (0.02 * noise.standard_normal(shape)).astype(F32) for name, shape in shapes.items()}
+    instruct = {
+        n: b
+        + distance * np.linspace(0.5, 1.5, b.size, dtype=F32).reshape(b.shape) * 0.02 * noise.standard_normal(b.shape)
+        for n, b in base.items()
+    }
+    pair = Pair(tmp_path / "base", tmp_path / "instruct")
+    for folder, tensors in ((pair.base, base), (pair.instruct, instruct)):
+        write_model(folder, {name: array.astype(dtype) for name, array in tensors.items()}, shards=2)
+        save_tokenizer(folder, template=folder == pair.instruct)
+    return pair
+
+
+def sampled(pair: Pair, **options: bool) -> dict:
+    return compare_models(open_checkpoint(pair.base), open_checkpoint(pair.instruct), full=False, **options)
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16, F32], ids=str)
+def test_a_full_pass_equals_the_oracle(tmp_path: Path, dtype: np.dtype) -> None:
+    pair = large(tmp_path, dtype)
+    base, instruct = read(pair.base), read(pair.instruct)
+    found = check_pair(pair.base, pair.instruct)
+    assert found["sampled"] is False
+    sigma = found["sigma"]
+    assert sigma["overall"] == pytest.approx(oracle(base, instruct), rel=1e-7)
+    for name in base:
+        assert sigma["tensors"][name] == pytest.approx(oracle(base, instruct, name), rel=1e-7)
+    assert sigma["layers"] == {"0": pytest.approx(oracle(base, instruct, Q, DOWN, NORM), rel=1e-7)}
+    assert sigma["weights"] == {"read": sum(a.size for a in base.values()), "of": sum(a.size for a in base.values())}
+    assert "sum|B - I| / (sum|B| + sum|I|)" in sigma["definition"]
+    assert found["base"]["digest"] == open_checkpoint(pair.base).digest()
+
+
+def test_digests_do_not_change_the_figure_and_their_absence_hashes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = large(tmp_path)
+    with_digests = check_pair(pair.base, pair.instruct)
+    monkeypatch.setattr(Checkpoint, "tensor_digest", lambda *_: pytest.fail("hashed"))
+    without = check_pair(pair.base, pair.instruct, digests=False)
+    assert without["sigma"] == with_digests["sigma"]
+    assert without["base"] == {}
+
+
+def test_two_dtypes_are_compared_as_numbers(tmp_path: Path) -> None:
+    pair = large(tmp_path)
+    base = {name: array.astype(F32) for name, array in read(pair.base).items()}
+    wide = write_model(tmp_path / "wide", base)
+    assert check_pair(wide, pair.instruct)["sigma"]["overall"] == pytest.approx(
+        oracle(base, read(pair.instruct)), rel=1e-7
+    )
+
+
+def test_a_sample_is_small_and_near_the_full_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = large(tmp_path)
+    asked: list[tuple[str, int, int]] = []
+    part = Checkpoint.part
+
+    def counted(self: Checkpoint, name: str, start: int, count: int) -> np.ndarray:
+        asked.append((name, start, count))
+        return part(self, name, start, count)
+
+    monkeypatch.setattr(Checkpoint, "part", counted)
+    found = sampled(pair)
+    full = check_pair(pair.base, pair.instruct, digests=False)["sigma"]
+    sigma = found["sigma"]
+    assert found["sampled"] is True
+    assert found["base"] == {}
+    assert sigma["weights"]["read"] == 3 * RANGES * RANGE + 613
+    assert sigma["weights"]["of"] == full["weights"]["of"]
+    assert sigma["overall"] == pytest.approx(full["overall"], rel=0.02)
+    for name, value in full["tensors"].items():
+        assert sigma["tensors"][name] == pytest.approx(value, rel=0.05), name
+    assert sigma["tensors"][NORM] == full["tensors"][NORM], "a small tensor is read whole"
+    eighths = {start // (700 * 613 // 8) for name, start, _ in asked if name == Q}
+    assert sorted(eighths) == [0, 2, 4, 6], "ranges are spread"
+    assert sampled(pair)["sigma"] == sigma, "the same ranges every time"
+
+
+def test_a_sample_of_many_tensors_is_bounded(tmp_path: Path) -> None:
+    tensors = {f"model.layers.{n}.mlp.up_proj.weight": np.full((20, RANGE // 8), 0.5, BF16) for n in range(1500)}
+    assert 1500 * RANGES > MOST_RANGES
+    pair = Pair(write_model(tmp_path / "b", tensors), tmp_path / "i")
+    write_model(pair.instruct, {name: array + BF16.type(0.0625) for name, array in tensors.items()})
+    save_tokenizer(pair.base, template=False)
+    save_tokenizer(pair.instruct)
+    sigma = sampled(pair)["sigma"]
+    assert sigma["weights"] == {"read": 1500 * 2 * RANGE, "of": 1500 * 5 * RANGE // 2}
+    assert sigma["overall"] == pytest.approx(0.0625 / (0.5 + 0.5625), rel=1e-6)
+
+
+def test_constant_weights_lose_nothing_in_the_sums(tmp_path: Path) -> None:
+    """Equal addends are the worst case of a float32 sum: every rounding goes the same way."""
+    base = {Q: np.full((1 << 11, 1 << 10), 1.0078125, F32)}
+    instruct = {Q: base[Q] + F32.type(2**-9)}
+    pair = Pair(write_model(tmp_path / "b", base), write_model(tmp_path / "i", instruct))
+    save_tokenizer(pair.instruct)
+    assert check_pair(pair.base, pair.instruct)["sigma"]["overall"] == pytest.approx(oracle(base, instruct), rel=1e-6)
+
+
+def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
+    big = np.full(12_000_000, 0.5, F32)
+    pair = Pair(write_model(tmp_path / "b", {"w": big}), write_model(tmp_path / "i", {"w": big + F32.type(0.02)}))
+    del big
+    save_tokenizer(pair.instruct)
+    tracemalloc.start()
+    try:
+        check_pair(pair.base, pair.instruct)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 12_000_000, f"{peak} bytes for two tensors of 48 MB"
+
+
+@pytest.mark.parametrize("place", [0, -1])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_not_finite_is_found_where_it_is_read(tmp_path: Path, value: float, place: int) -> None:
+    pair = large(tmp_path)
+    tensors = read(pair.instruct)
+    tensors[Q].reshape(-1)[place] = value
+    tensors[NORM][3] = value
+    for file in pair.instruct.glob("*.safetensors*"):
+        file.unlink()
+    rewritten = write_model(tmp_path / "again", tensors)
+    save_tokenizer(rewritten)
+    with pytest.raises(NotFinite, match=f"{Q} of .*again holds NaN or infinity"):
+        check_pair(pair.base, rewritten)
+    with pytest.raises(NotFinite, match=f"{NORM} of .*again holds NaN or infinity"):
+        sampled(Pair(pair.base, rewritten))
+
+
+def test_two_models_of_nothing_in_common_are_unrelated(tmp_path: Path) -> None:
+    pair = large(tmp_path)
+    other = write_model(tmp_path / "other", {name: array[::-1] for name, array in read(pair.instruct).items()})
+    save_tokenizer(other)
+    for check in (lambda: check_pair(pair.base, other), lambda: sampled(Pair(pair.base, other))):
+        with pytest.raises(Unrelated, match=r"sigma 0\.70\d\d.* is above 0.5; pass the Base this Instruct"):
+            check()
+
+
+def test_a_sample_without_any_difference_is_the_same_model(tmp_path: Path) -> None:
+    pair = large(tmp_path, distance=0.0)
+    with pytest.raises(SameModel, match=r"are the same model: none of [0-9]+ sampled weights differs"):
+        sampled(pair)
+    wide = write_model(tmp_path / "wide", {n: a.astype(F32) for n, a in read(pair.base).items()})
+    with pytest.raises(SameModel, match="none of all weights differs"):
+        check_pair(wide, pair.instruct)
+
+
+def test_a_file_cut_while_it_is_read_is_an_error(tmp_path: Path) -> None:
+    pair = large(tmp_path)
+    base, instruct = open_checkpoint(pair.base), open_checkpoint(pair.instruct)
+    for shard in pair.instruct.glob("*.safetensors"):
+        shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 8])
+    for full in (False, True):
+        with pytest.raises(CheckpointError, match="promised"):
+            compare_models(base, instruct, full=full)
+
+
+def test_the_three_aggregations_are_named_and_told_apart(tiny_llama_pair: Pair) -> None:
+    base, instruct = read(tiny_llama_pair.base), read(tiny_llama_pair.instruct)
+    for full in (False, True):
+        sigma = compare_models(
+            *map(open_checkpoint, (tiny_llama_pair.base, tiny_llama_pair.instruct)), full=full, aggregations=True
+        )["sigma"]
+        figures = sigma["aggregations"]
+        inside = [oracle(base, instruct, name) for name in base if name.startswith("model.layers.")]
+        assert figures["mean_over_layer_tensors"]["value"] == pytest.approx(np.mean(inside), rel=1e-7)
+        assert figures["ratio_over_all_tensors"]["value"] == pytest.approx(oracle(base, instruct), rel=1e-7)
+        assert figures["ratio_over_language_model"]["value"] == figures["ratio_over_all_tensors"]["value"]
+        assert all(figure["definition"] and figure["source"] for figure in figures.values())
+        assert "aggregations" not in sampled(tiny_llama_pair)["sigma"]
+
+
+@pytest.fixture(scope="module")
+def vision_pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """A tiny vision-language pair whose vision part moved five times as far as its language model."""
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    pair = Pair(*(tmp_path_factory.mktemp("vision") / role for role in ("base", "instruct")))
+    text = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": None, "eos_token_id": 4}
+    vision = {"depth": 2, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2}
+    config = AutoConfig.for_model("qwen2_vl", text_config=text, vision_config=vision)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16).save_pretrained(pair.base)
+    shifted(pair.base, pair.instruct, 0.0005, seed=1)
+    moved = read(pair.instruct)
+    noise = np.random.default_rng(2)
+    for name, array in moved.items():
+        if name.startswith("visual."):
+            moved[name] = (array.astype(F32) + 0.003 * noise.standard_normal(array.shape)).astype(array.dtype)
+    (pair.instruct / "model.safetensors").unlink()
+    from shadowft_core.checkpoint import write_checkpoint
+
+    write_checkpoint(pair.instruct, moved.items())
+    save_tokenizer(pair.base, template=False)
+    save_tokenizer(pair.instruct)
+    return pair
+
+
+def test_language_and_vision_are_reported_apart(vision_pair: Pair) -> None:
+    base, instruct = read(vision_pair.base), read(vision_pair.instruct)
+    eyes = [name for name in base if name.startswith("visual.")]
+    text = [name for name in base if name not in eyes]
+    assert len(eyes) > 20
+    assert len(text) > 20
+    sigma = check_pair(vision_pair.base, vision_pair.instruct)["sigma"]
+    assert sigma["language"] == pytest.approx(oracle(base, instruct, *text), rel=1e-7)
+    assert sigma["vision"]["overall"] == pytest.approx(oracle(base, instruct, *eyes), rel=1e-7)
+    assert sigma["vision"]["overall"] > 2 * sigma["language"]
+    assert sigma["overall"] == pytest.approx(oracle(base, instruct), rel=1e-7)
+    first = [name for name in text if ".layers.0." in name]
+    assert sigma["layers"]["0"] == pytest.approx(oracle(base, instruct, *first), rel=1e-7)
+    first = [name for name in eyes if ".blocks.0." in name]
+    assert sigma["vision"]["layers"]["0"] == pytest.approx(oracle(base, instruct, *first), rel=1e-7)
+    assert "fc1" in sigma["vision"]["modules"]
+    assert "fc1" not in sigma["modules"]
+    figures = sampled(vision_pair, aggregations=True)["sigma"]["aggregations"]
+    assert figures["ratio_over_language_model"]["value"] == pytest.approx(sigma["language"], rel=1e-7)
+    assert figures["ratio_over_all_tensors"]["value"] == pytest.approx(sigma["overall"], rel=1e-7)
+
+
+def test_settings_of_a_nested_language_model_are_read(vision_pair: Pair, tmp_path: Path) -> None:
+    config = json.loads((vision_pair.base / "config.json").read_text())
+    config["text_config"]["num_attention_heads"] = 8
+    odd = write_model(tmp_path / "odd", read(vision_pair.base))
+    (odd / "config.json").write_text(json.dumps(config))
+    from shadowft_core.errors import PairError
+
+    with pytest.raises(PairError, match="num_attention_heads is 8 in the Base, 4 in the Instruct"):
+        check_pair(odd, vision_pair.instruct)
+
+
+def test_a_report_holds_the_facts_of_both(family_pair: Callable[..., Pair]) -> None:
+    pair = family_pair("llama")
+    facts = sampled(pair)["facts"]
+    for role, folder in (("base", pair.base), ("instruct", pair.instruct)):
+        tensors = read(folder)
+        assert facts[role] == {
+            "model_type": "llama",
+            "architectures": ["LlamaForCausalLM"],
+            "tensors": len(tensors),
+            "weights": sum(array.size for array in tensors.values()),
+            "dtypes": ["BF16"],
+            "tied": False,
+            "tokens": 53,
+            "chat_template": role == "instruct",
+            "rope": {"rope_theta": 10000.0, "rope_type": "default"},
+        }

@@ -19,10 +19,12 @@ def read_receipt(folder: Path) -> dict[str, Any]:
 
     `retention` (null at scale 0) and every entry of `tensors` hold `weight_norm`, `delta_norm`, `relative` (their
     ratio; null for a zero weight) and, of the delta after the cast, `cosine`, `energy` and `unchanged`. Tensors that
-    lost most energy come first, then those with the largest relative delta. `tokens` has the tensors whose rows were matched by
-    token: `matched` and `moved` count rows, `instruct_only`, `base_only` and `padding` hold `rows` and their `ids` as
-    texts like `7` or `7-12`; such rows of the Instruct stay as they were. `regrafted_from` is the digest of another
-    recipe whose verdict does not count here, or null.
+    lost most energy come first, then those with the largest relative delta.
+
+    `tokens` has the tensors whose rows were matched by token: `matched` and `moved` count rows; `instruct_only`,
+    `base_only` and `padding` hold `rows` and their `ids` as texts like `7` or `7-12`. Rows of tokens that only the
+    Instruct has, and padding, stay as they were. `regrafted_from` is the digest of the recipe this one was made from,
+    whose verdict does not count here, or null.
 
     Raises CheckpointError when the folder was not made by `graft`, or its record is damaged or of another format.
     """

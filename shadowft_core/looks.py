@@ -129,11 +129,14 @@ def _show_receipt(account: dict[str, Any]) -> None:
     _say(console, f"  = instruct {account['instruct']['digest']}")
     for delta in account["deltas"]:
         _say(console, f"  + {delta['scale']:g} * delta {delta['digest']}")
-    rule = ", ".join(f"{key} {value}" for key, value in account["merge"].items())
+    merge = account["merge"]
+    rule = " ".join(["merge", merge["rule"], *(f"{key} {merge[key]}" for key in ("density", "seed") if key in merge)])
     base = ", onto the delta's own Base" if account["onto_base"] else ""
     _say(console, f"{rule}, scope {account['scope']}, dtype {account['dtype']}{base}")
     for pattern, scale in account["scale_for"]:
         _say(console, f"  scale {scale:g} for {pattern}")
+    if account["regrafted_from"]:
+        _say(console, f"regrafted from recipe {account['regrafted_from']}; needs a verdict of its own")
     if account["waivers"]:
         _say(console, f"waived by name: {', '.join(account['waivers'])}")
     _say(console, f"{account['classes']['grafted']} tensors grafted")

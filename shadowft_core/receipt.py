@@ -14,13 +14,17 @@ def read_receipt(folder: Path) -> dict[str, Any]:
     """The account of a folder made by `graft`, as recorded there; no weights are read.
 
     Returns `{"format": 1, "path", "digest", "instruct", "deltas", "scope", "dtype", "merge", "scale_for", "waivers",
-    "onto_base", "classes", "retention", "tensors": [...], "untouched": {reason: [names]}, "left_out": [names],
-    "tokens": {name: {"matched", "moved", "instruct_only", "base_only", "padding"}}}`. `tokens` are the tensors whose
-    rows were matched by token; rows of tokens that only the Instruct has, and padding, stay its own; each of the last
-    three holds `rows` and their `ids` as texts like `7` or `7-12`. `retention` (null at scale 0)
-    and every entry of `tensors` hold `weight_norm`, `delta_norm`, `relative` (their ratio; null for a zero weight) and,
-    of the delta after the cast, `cosine`, `energy` and `unchanged`. Tensors that lost most energy come first, then
-    those with the largest relative delta.
+    "regrafted_from", "onto_base", "classes", "retention", "tensors": [...], "untouched": {reason: [names]},
+    "left_out": [names], "tokens": {name: {...}}}`.
+
+    `retention` (null at scale 0) and every entry of `tensors` hold `weight_norm`, `delta_norm`, `relative` (their
+    ratio; null for a zero weight) and, of the delta after the cast, `cosine`, `energy` and `unchanged`. Tensors that
+    lost most energy come first, then those with the largest relative delta.
+
+    `tokens` has the tensors whose rows were matched by token: `matched` and `moved` count rows; `instruct_only`,
+    `base_only` and `padding` hold `rows` and their `ids` as texts like `7` or `7-12`. Rows of tokens that only the
+    Instruct has, and padding, stay as they were. `regrafted_from` is the digest of the recipe this one was made from,
+    whose verdict does not count here, or null.
 
     Raises CheckpointError when the folder was not made by `graft`, or its record is damaged or of another format.
     """
@@ -40,6 +44,7 @@ def read_receipt(folder: Path) -> dict[str, Any]:
             "format": 1,
             "path": str(folder),
             **{key: recipe[key] for key in _OF_RECIPE},
+            "regrafted_from": recipe.get("regrafted_from"),
             **{key: receipt[key] for key in ("onto_base", "classes", "left_out", "tokens")},
             "retention": _norms(receipt["retention"]) if receipt["retention"] else None,
             "tensors": tensors,

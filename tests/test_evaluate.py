@@ -141,7 +141,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.fixture(scope="session")
 def half(world: World) -> Path:
     """The delta grafted at half its size."""
-    graft(world.instruct, [(world.delta, 0.5)], world.root / "half")
+    graft(world.instruct, [(world.delta, 0.5)], world.root / "half", waivers=["onto-base"])
     return world.root / "half"
 
 
@@ -199,7 +199,7 @@ def test_in_memory_and_on_disk_are_one_model(world: World, half: Path) -> None:
     import torch
 
     on_disk = load_folder(half)
-    in_memory, digest = load_grafted(world.instruct, [(world.delta, 0.5)], "all")
+    in_memory, digest = load_grafted(world.instruct, [(world.delta, 0.5)], "all", waivers=["onto-base"])
     assert digest == open_checkpoint(half).digest()
     assert on_disk.generation_config.to_dict() == in_memory.generation_config.to_dict()
     pairs = zip(on_disk.state_dict().items(), in_memory.state_dict().items(), strict=True)
@@ -209,7 +209,7 @@ def test_in_memory_and_on_disk_are_one_model(world: World, half: Path) -> None:
 
 
 def test_scale_1_is_scored_once(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    graft(world.instruct, [(world.delta, 1.0)], tmp_path / "whole")
+    graft(world.instruct, [(world.delta, 1.0)], tmp_path / "whole", waivers=["onto-base"])
     evaluate(world.instruct, world.data, world.delta, tmp_path / "whole", "direct", world.params(), tmp_path / "out")
     said = capfd.readouterr().err
     assert "direct next 13/13" in said

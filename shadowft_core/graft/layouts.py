@@ -6,7 +6,7 @@ transformers 5 (conversion_mapping.py, `mixtral` and `qwen2_moe`: MergeModulelis
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 # Model types whose fused experts are stored so; others interleave or transpose them.
@@ -72,12 +72,14 @@ def kind(name: str) -> str:
     return name
 
 
-def expert_numbers(names: Iterable[str]) -> dict[str, set[int]]:
-    """The experts that have tensors of their own, by block."""
+def experts(tensors: Mapping[str, tuple[int, ...] | None]) -> dict[str, set[int]]:
+    """The experts of every block; a fused tensor of unknown shape tells of none."""
     found: dict[str, set[int]] = {}
-    for name in names:
+    for name, shape in tensors.items():
         if match := _EXPERT.fullmatch(name):
             found.setdefault(_block(match[1]), set()).add(int(match[2]))
+        elif (match := _FUSED.fullmatch(name)) and shape:
+            found.setdefault(_block(match[1]), set()).update(range(shape[0]))
     return found
 
 

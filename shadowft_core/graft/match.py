@@ -8,7 +8,7 @@ import numpy as np
 from shadowft_core.checkpoint import FLOATS, NO_TOKEN, Checkpoint, token_marks
 from shadowft_core.delta import Delta
 from shadowft_core.errors import MisfitError, Quantised, ShapeMismatch, TensorMissing, TokenMismatch
-from shadowft_core.graft.layouts import FUSED_TYPES, all_places, expert_numbers, is_mixture, kind, places
+from shadowft_core.graft.layouts import FUSED_TYPES, all_places, experts, is_mixture, kind, places
 from shadowft_core.graft.tokens import account, is_embedding, is_head, is_vocabulary, match_rows, runs_of
 
 Runs = np.ndarray
@@ -43,7 +43,7 @@ class Match:
         return self._mixture(name)
 
     def require_same_tensors(self) -> None:
-        """The Base and the Instruct hold the same tensors and experts, tied heads aside. Raises TensorMissing."""
+        """The Base and the Instruct hold the same tensors, tied heads aside. Raises TensorMissing."""
         ours = [n for n in self.model.names if self.model.info(n).dtype in FLOATS and self.model.info(n).size]
         theirs = list(self.base)
         sides = [(theirs, ours, "the Base", "the Instruct"), (ours, theirs, "the Instruct", "the Base")]
@@ -54,17 +54,17 @@ class Match:
                     f"{self.delta.path} on {self.model.path}: {who} has {odd[0]}, {whom} has not ({len(odd)} in all); "
                     "take an Instruct of the same family and size"
                 )
-        had, found = expert_numbers(theirs), expert_numbers(ours)
-        for name in ours:
-            for block, expert, *_ in places(name, self.model.info(name).shape):
-                if expert.isdigit():
-                    found.setdefault(block, set()).add(int(expert))
+
+    def require_same_experts(self) -> None:
+        """The Base and the Instruct hold the same experts, as far as they can be counted. Raises TensorMissing."""
+        found = experts({name: self.model.info(name).shape for name in self.model.names})
+        had = experts(dict.fromkeys(self.base) | {name: self.delta.shape(name) for name in self.delta.names})
         for block in had.keys() & found.keys():
             if odd_ones := sorted(had[block] ^ found[block]):
                 who = "the Base" if odd_ones[0] in had[block] else "the Instruct"
                 raise TensorMissing(
                     f"{self.delta.path} on {self.model.path}: only {who} has {block}.experts.{odd_ones[0]} "
-                    f"({len(odd_ones)} such experts in all); take an Instruct with the same experts"
+                    f"({len(odd_ones)} such in all); take an Instruct with the same experts"
                 )
 
     def _embedded(self, name: str) -> list[str]:
@@ -143,8 +143,8 @@ class Match:
             )
         if lost:
             raise TensorMissing(
-                f"{self.delta.path}: {'.'.join(lost[0])} of tensor {name} is missing in {self.model.path}; take an "
-                "Instruct with the same experts"
+                f"{self.delta.path}: tensor {name}: the {lost[0][2]} matrix of expert {lost[0][1]} is missing in "
+                f"{self.model.path}; take an Instruct with the same experts"
             )
         family = self.model.config.get("model_type")
         if any(slot[-1] != "router" for slot in ours) and family not in FUSED_TYPES:

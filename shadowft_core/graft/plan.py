@@ -86,6 +86,7 @@ def make_plan(instruct: Path, deltas: Sequence[tuple[Path, float]], options: Opt
             raise ZeroDelta(f"{delta.path}: the scope keeps all {len(delta.names)} tensors at home; widen the scope")
         match = Match(model, delta)
         scales = {name: overrides.get(name, own) for name in delta.names}
+        match.require_same_experts()
         targets = {name: match.targets(name) for name in delta.names if name in travelling}
         match.require_same_tensors()
         require_kinship(model, delta, match.base, options)

@@ -1,0 +1,165 @@
+"""What must not be grafted is refused with its own class, nothing written; what a person waives is on record."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shadowft_core.checkpoint import open_checkpoint
+from shadowft_core.cli import main
+from shadowft_core.delta import extract
+from shadowft_core.errors import OntoBase, PairError, TensorMissing, Unrelated
+from shadowft_core.graft import graft, grafted_tensors
+from tests.fixtures.models import write_model
+from tests.test_graft import BF16, F32, SHAPES, Q, Tensors, bits, make, noise, refused, tensors_of
+
+NORM = "model.layers.0.input_layernorm.weight"
+
+
+def save(folder: Path, **models: Tensors) -> dict[str, Path]:
+    return {name: write_model(folder / name, tensors, 2) for name, tensors in models.items()}
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> dict[str, Path]:
+    """Base, Instruct and tuned Base whose norms are near 1, as norms are, and a delta."""
+    models = make(BF16)
+    for number, model in enumerate(models):
+        model[NORM] = (1 + np.arange(8) / 64 + number / 32).astype(BF16)
+    folders = save(tmp_path, base=models[0], instruct=models[1], tuned=models[2])
+    extract(folders["base"], folders["tuned"], tmp_path / "delta")
+    return folders | {"delta": tmp_path / "delta"}
+
+
+def test_a_delta_goes_onto_its_own_base_only_by_name(case: dict[str, Path], tmp_path: Path) -> None:
+    deltas = [(case["delta"], 1.0)]
+    refused(OntoBase, "or --onto-base", case["base"], deltas)
+    refused(OntoBase, "or --onto-base", case["base"], deltas, waivers=["unrelated"])
+    other_shards = write_model(tmp_path / "whole", tensors_of(case["base"]))
+    refused(OntoBase, "or --onto-base", other_shards, deltas)
+    with pytest.raises(OntoBase):
+        grafted_tensors(case["base"], deltas)
+    recipe = graft(case["base"], deltas, tmp_path / "out", waivers=["onto-base"])
+    receipt = json.loads((tmp_path / "out" / "receipt.json").read_bytes())
+    assert (receipt["onto_base"], receipt["waivers"], recipe["waivers"]) == (True, ["onto-base"], ["onto-base"])
+    graft(case["instruct"], deltas, tmp_path / "out")
+    receipt = json.loads((tmp_path / "out" / "receipt.json").read_bytes())
+    assert (receipt["onto_base"], receipt["waivers"]) == (False, [])
+
+
+def test_one_value_that_no_sample_saw_is_another_model(case: dict[str, Path], tmp_path: Path) -> None:
+    """Equal samples are only a suspicion; the digest decides."""
+    nearly = tensors_of(case["base"])
+    nearly[Q][1, 2] += BF16.type(0.01)
+    graft(write_model(tmp_path / "nearly", nearly), [(case["delta"], 1.0)], tmp_path / "out")
+
+
+def test_an_instruct_of_another_family_is_refused(case: dict[str, Path], tmp_path: Path) -> None:
+    stranger = {n: a.astype(BF16) for n, a in noise(77, 0.02).items()}
+    stranger[NORM] = tensors_of(case["instruct"])[NORM]  # norms of near 1 must not make strangers kin
+    folder = write_model(tmp_path / "stranger", stranger)
+    deltas = [(case["delta"], 0.5)]
+    refused(Unrelated, r"stranger: the Instruct is 0\.[67]\d from the delta's Base .* or --unrelated", folder, deltas)
+    assert issubclass(Unrelated, PairError)
+    recipe = graft(folder, deltas, tmp_path / "out", waivers=["unrelated"])
+    assert recipe["waivers"] == ["unrelated"]
+    far = {n: (a.astype(F32) + noise(8, 0.01)[n]).astype(BF16) for n, a in tensors_of(case["base"]).items()}
+    graft(write_model(tmp_path / "far", far), deltas, tmp_path / "out")  # sigma near 0.25: a gamble, yet kin
+
+
+def test_every_tensor_of_both_models_is_accounted_for(case: dict[str, Path], tmp_path: Path) -> None:
+    own = tensors_of(case["instruct"])
+    still = tensors_of(case["base"]) | {Q: tensors_of(case["tuned"])[Q]}
+    extract(case["base"], write_model(tmp_path / "one", still), tmp_path / "only-q")
+    deltas = [(tmp_path / "only-q", 1.0)]
+    extra = own | {"model.layers.2.mlp.down_proj.weight": own["model.layers.1.mlp.down_proj.weight"]}
+    dropped = {n: a for n, a in own.items() if n != NORM}
+    renamed = {n.replace("input_layernorm", "norm1"): a for n, a in own.items()}
+    for number, (tensors, message) in enumerate(
+        [
+            (extra, r"the Instruct has model\.layers\.2\..*, the Base has not \(1 in all\)"),
+            (dropped, r"the Base has .*input_layernorm.weight, the Instruct has not"),
+            (renamed, r"the Base has .*input_layernorm.weight, the Instruct has not"),
+        ]
+    ):
+        refused(TensorMissing, message, write_model(tmp_path / f"other{number}", tensors), deltas)
+    graft(case["instruct"], deltas, tmp_path / "out")
+    receipt = json.loads((tmp_path / "out" / "receipt.json").read_bytes())
+    assert set(receipt["grafted"]) == {Q}
+    assert receipt["untouched"] == dict.fromkeys(set(SHAPES) - {Q}, "no delta")
+
+
+def test_waivers_are_options_of_the_verb(
+    case: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def shadowft(*words: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["shadowft", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0)
+
+    params = Path(__file__).parent.parent / "params.yaml"
+    words = ("graft", "--instruct", case["base"], "--delta", f"{case['delta']}@1", "--out", tmp_path / "out")
+    assert shadowft(*words, "--params", params) == OntoBase.exit_code
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1
+    assert not (tmp_path / "out").exists()
+    assert shadowft(*words, "--params", params, "--onto-base") == 0
+    assert shadowft("receipt", tmp_path / "out") == 0
+    assert "waived by name: onto-base" in capsys.readouterr().out
+
+
+def test_a_waiver_nobody_knows_is_refused(case: dict[str, Path]) -> None:
+    from shadowft_core.errors import GraftError
+
+    refused(
+        GraftError, "waiver 'everything'; known are", case["instruct"], [(case["delta"], 1.0)], waivers=["everything"]
+    )
+
+
+def random_model(rng: np.random.Generator, names: list[str], dtype: Any) -> tuple[Tensors, Tensors, Tensors]:
+    base, instruct, tuned = {}, {}, {}
+    for name in names:
+        dimensions = int(rng.integers(1, 4))
+        shape = tuple(int(n) for n in rng.integers(1, (200_000, 600, 60)[dimensions - 1], dimensions))
+        weights = (0.02 * rng.standard_normal(shape)).astype(F32)
+        base[name] = weights.astype(dtype)
+        instruct[name] = (weights + 0.001 * rng.standard_normal(shape)).astype(dtype)
+        tuned[name] = (weights + 0.002 * rng.standard_normal(shape)).astype(dtype)
+    for model in (base, instruct, tuned):  # one matrix large enough to tell kin by
+        model["kin.weight"] = (np.linspace(-1, 1, 4096) + len(model) / 1e9).reshape(64, 64).astype(dtype)
+    tuned["kin.weight"] = (tuned["kin.weight"].astype(F32) * F32.type(1.125)).astype(dtype)
+    instruct["kin.weight"] = (instruct["kin.weight"].astype(F32) * F32.type(0.875)).astype(dtype)
+    return base, instruct, tuned
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_models_shards_scopes_and_scales(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any shapes, dtypes, shard layouts, threads and chunk sizes: the ten-line definition, bit for bit."""
+    rng = np.random.default_rng(seed)
+    dtype = [BF16, np.dtype(np.float16), F32][seed % 3]
+    names = [f"model.layers.{n}.part{n % 3}.weight" for n in range(int(rng.integers(2, 9)))]
+    base, instruct, tuned = random_model(rng, names, dtype)
+    folders = [
+        write_model(tmp_path / str(number), model, int(rng.integers(1, 4)))
+        for number, model in enumerate((base, instruct, tuned))
+    ]
+    monkeypatch.setattr("shadowft_core.checkpoint.writing.WORKERS", 1 + seed % 2)
+    extract(folders[0], folders[2], tmp_path / "delta")
+    scale, other = float(rng.normal()), float(rng.normal())
+    scope = "all" if seed % 4 else ["*part0*", "kin*"]
+    scale_for = [("*part0*", other)] if seed % 2 else []
+    graft(folders[1], [(tmp_path / "delta", scale)], tmp_path / "out", scope, scale_for=scale_for)
+    expected = {}
+    for name, weights in instruct.items():
+        travels = scope == "all" or "part0" in name or "kin" in name
+        factor = F32.type(other if scale_for and "part0" in name else scale)
+        delta = tuned[name].astype(F32) - base[name].astype(F32)
+        expected[name] = (weights.astype(F32) + factor * delta).astype(dtype) if travels else weights
+    assert bits(tensors_of(tmp_path / "out")) == bits(expected)
+    assert (
+        open_checkpoint(tmp_path / "out").digest() == json.loads((tmp_path / "out/recipe.json").read_bytes())["digest"]
+    )

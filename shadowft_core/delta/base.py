@@ -9,7 +9,7 @@ from shadowft_core.delta.folder import BASE, MARKS, SAMPLE, sample_positions
 
 
 def write_base(base: Checkpoint, folder: Path) -> None:
-    """Write base.safetensors: up to 32 values of every float tensor in its own dtype, and the token marks."""
+    """Write base.safetensors: up to 64 values of every float tensor in its own dtype, and the token marks."""
     arrays: dict[str, np.ndarray] = {}
     layout: dict[str, tuple[str, tuple[int, ...]]] = {}
     for name in sorted(base.names):

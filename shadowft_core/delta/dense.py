@@ -43,6 +43,9 @@ Part = Callable[[str, int], np.ndarray]
 def extract_dense(before: Checkpoint, source: Path, folder: Path, storage: Storage) -> dict[str, Any]:
     """Write the difference `source - before` of every tensor that changed; returns the certificate's entries."""
     after = open_checkpoint(source)
+    for model in (before, after):
+        if model.config.get("quantization_config"):
+            raise Quantised(f"{model.path}: config.json has a quantization_config; pass the dequantised checkpoint")
     names = own_tensors(before)
     _require_same_layout(before, names, after)
     changed = [name for name in names if _changed(before, after, name)]

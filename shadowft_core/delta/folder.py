@@ -74,8 +74,7 @@ class Delta:
         elif form == "frames":
             yield from self._frames(name, stride, size)
         else:
-            part = self._product(name)
-            yield from ((start, part(start // stride)) for start in range(0, size, stride))
+            yield from self._products(name, stride, size)
 
     def parts(self, name: str) -> Callable[[int], np.ndarray]:
         """Parts in any order: a function from a part's number to its flat float32 elements, the same as `chunks` gives.
@@ -85,7 +84,9 @@ class Delta:
         entry, shape = self._tensors[name], self.shape(name)
         stride, size = step(shape), math.prod(shape)
         if entry["form"] == "factors":
-            return self._product(name)
+            left, right = self._factors(name)
+            rows = stride // right.shape[1]
+            return lambda number: (left[number * rows : (number + 1) * rows] @ right).astype(np.float32).reshape(-1)
         weights = self._weights[DENSE]
         self._verify(DENSE, name, entry["digest"])
 
@@ -141,18 +142,30 @@ class Delta:
             decode(head.tobytes(), body.data, out, where)
         return end
 
-    def _product(self, name: str) -> Callable[[int], np.ndarray]:
-        # The product is summed in float64 and rounded once to float32: matrix libraries sum in different orders, and
-        # the digest of a grafted model must not depend on which one, or how many threads, a machine has.
-        entry, (_, columns) = self._tensors[name], self.shape(name)
-        weights = self._weights[FACTORS]
-        a = weights.read(f"{name}.lora_A").astype(np.float64)
-        b = weights.read(f"{name}.lora_B").astype(np.float64)
+    def _products(self, name: str, stride: int, size: int) -> Iterator[tuple[int, np.ndarray]]:
+        left, right = self._factors(name)
+        columns = right.shape[1]
+        wide, values = np.empty(min(stride, size)), np.empty(min(stride, size), np.float32)
+        for start in range(0, size, stride):
+            count = min(stride, size - start)
+            rows = left[start // columns : (start + count) // columns]
+            np.matmul(rows, right, out=wide[:count].reshape(len(rows), columns))
+            np.copyto(values[:count], wide[:count], casting="same_kind")
+            yield start, values[:count]
+
+    def _factors(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """(rows, rank) and (rank, columns), scaled, verified, in float64.
+
+        The product is summed in float64 and rounded once to float32: matrix libraries sum in different orders, and the
+        digest of a grafted model must not depend on which one, or how many threads, a machine has.
+        """
+        entry, weights = self._tensors[name], self._weights[FACTORS]
+        right = weights.read(f"{name}.lora_A").astype(np.float64)
+        left = weights.read(f"{name}.lora_B").astype(np.float64)
         self._verify(FACTORS, f"{name}.lora_A", entry["digest_a"])
         self._verify(FACTORS, f"{name}.lora_B", entry["digest_b"])
-        a *= entry["scaling"]
-        rows = step(self.shape(name)) // max(columns, 1)
-        return lambda number: (b[number * rows : (number + 1) * rows] @ a).astype(np.float32).reshape(-1)
+        right *= entry["scaling"]
+        return left, right
 
     def base_sample(self) -> dict[str, np.ndarray]:
         """A few values of every tensor of the Base, float32, at the positions `sample_positions` names."""

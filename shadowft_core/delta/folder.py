@@ -100,6 +100,7 @@ class Delta:
         starts = [0]
         for start in range(0, size, stride):
             starts.append(self._frame(name, starts[-1], min(stride, size - start), None))
+        self._require_end(name, starts[-1])
 
         def frame(number: int) -> np.ndarray:
             values = np.empty(min(stride, size - number * stride), np.float32)
@@ -114,11 +115,7 @@ class Delta:
             part = values[: min(stride, size - start)]
             end = self._frame(name, end, part.size, part, sha)
             yield start, part
-        where = f"{self.path / DENSE}: tensor {name}"
-        if end != self._weights[DENSE].info(name).size:
-            raise DeltaError(
-                f"{where}: {self._weights[DENSE].info(name).size} bytes, its frames end at {end}; fetch it again"
-            )
+        self._require_end(name, end)
         self._compare(DENSE, name, f"sha256:{sha.hexdigest()}", self._tensors[name]["digest"])
 
     def _frame(self, name: str, start: int, elements: int, out: np.ndarray | None, sha: Any = None) -> int:
@@ -141,6 +138,12 @@ class Delta:
                 sha.update(body)
             decode(head.tobytes(), body.data, out, where)
         return end
+
+    def _require_end(self, name: str, end: int) -> None:
+        if end != (size := self._weights[DENSE].info(name).size):
+            raise DeltaError(
+                f"{self.path / DENSE}: tensor {name}: {size} bytes, its frames end at {end}; fetch it again"
+            )
 
     def _products(self, name: str, stride: int, size: int) -> Iterator[tuple[int, np.ndarray]]:
         left, right = self._factors(name)

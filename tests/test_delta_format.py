@@ -1,0 +1,215 @@
+"""docs/delta-format.md, held to the byte: a two-tensor delta of each kind, and the reader that the page prints."""
+
+import hashlib
+import json
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import zstandard
+from safetensors.numpy import load_file, save_file
+
+from shadowft_core.checkpoint import canonical_json
+from shadowft_core.delta import Storage, extract, open_delta
+from shadowft_core.errors import DeltaError
+from tests.fixtures.models import write_model
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+PAGE = Path(__file__).parents[1] / "docs" / "delta-format.md"
+NAMES = "model.layers.0.mlp.up_proj.weight", "model.norm.weight"
+
+
+def models(folder: Path) -> tuple[Path, Path]:
+    """A Base and a tuned model of two tensors, whose bits no library's generator decides."""
+    grid = (np.arange(96, dtype=np.float32) - 48).reshape(8, 12) / 64
+    moved = grid + np.where(np.arange(96).reshape(8, 12) % 3 == 0, np.float32(2**-11), np.float32(0))
+    moved[0, 0] = grid[0, 0] * np.float32(1.5)
+    moved[7, 11] = 1e-6
+    norm = np.ones(12, np.float32)
+    base = {NAMES[0]: grid.astype(BF16), NAMES[1]: norm.astype(BF16)}
+    tuned = {NAMES[0]: moved.astype(BF16), NAMES[1]: (norm + np.float32(2**-7)).astype(BF16)}
+    return write_model(folder / "base", base), write_model(folder / "tuned", tuned)
+
+
+def adapter(folder: Path) -> Path:
+    """A LoRA adapter of rank 2 for the first tensor."""
+    folder.mkdir()
+    module = "base_model.model." + NAMES[0].removesuffix(".weight")
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["up_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    a, b = np.arange(24, dtype=np.float32).reshape(2, 12) / 256, np.arange(16, dtype=np.float32).reshape(8, 2) / 512
+    save_file({f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}, folder / "adapter_model.safetensors")
+    return folder
+
+
+def make(folder: Path, kind: str) -> Path:
+    base, tuned = models(folder)
+    out = folder / "delta"
+    if kind == "lora":
+        extract(base, adapter(folder / "adapter"), out)
+    elif kind == "lowrank":  # one entry moves: its singular vectors are exact whatever computes them
+        arrays = load_file(base / "model.safetensors")
+        arrays[NAMES[0]][2, 3] += 0.125
+        arrays[NAMES[1]][5] += 0.5
+        extract(base, write_model(folder / "sparse", arrays), out, "float32", lowrank=0.5)
+    else:
+        storage: Storage = kind  # type: ignore[assignment]
+        extract(base, tuned, out, storage)
+    return out
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for file in sorted(folder.iterdir())}
+
+
+PINNED: dict[str, dict[str, str]] = {
+    "compressed": {
+        "base.safetensors": "7baa16406dee6b23",
+        "delta.json": "e8bcf7fd94ae30fd",
+        "dense.safetensors": "ed3f205162150f3d",
+    },
+    "bfloat16": {
+        "base.safetensors": "7baa16406dee6b23",
+        "delta.json": "6cd4b05bbb37bb9b",
+        "dense.safetensors": "79208927e48989f7",
+    },
+    "float32": {
+        "base.safetensors": "7baa16406dee6b23",
+        "delta.json": "0196d663f05f75dd",
+        "dense.safetensors": "7cf2f9688d5124e0",
+    },
+    "lora": {
+        "base.safetensors": "7baa16406dee6b23",
+        "delta.json": "f2eb359a33bafd85",
+        "factors.safetensors": "2640d54237a350a0",
+    },
+    "lowrank": {
+        "base.safetensors": "7baa16406dee6b23",
+        "delta.json": "f50afd587d33de15",
+        "dense.safetensors": "95a1bdde70019457",
+        "factors.safetensors": "ab4b9bf20bf85043",
+    },
+}
+
+
+@pytest.mark.parametrize("kind", list(PINNED))
+def test_the_bytes_of_every_kind(tmp_path: Path, kind: str) -> None:
+    delta = make(tmp_path, kind)
+    certificate = json.loads((delta / "delta.json").read_bytes())
+    certificate["created_by"] = "shadowft"  # the one field that a release changes
+    (delta / "delta.json").write_bytes(canonical_json(certificate))
+    assert digests(delta) == PINNED[kind]
+
+
+def reader() -> Any:
+    """The lines that the page prints, run as they stand."""
+    code = re.search(r"fifteen lines\n\n((?:    .*\n)+)", PAGE.read_text(encoding="utf-8"))
+    assert code
+    lines = [line.removeprefix("    ") for line in code[1].splitlines()]
+    assert len(lines) <= 15
+    space: dict[str, Any] = {"struct": struct, "np": np, "zstandard": zstandard}
+    exec("\n".join(lines), space)
+    return space["part"]
+
+
+@pytest.mark.parametrize("storage", ["compressed", "bfloat16"])
+def test_the_printed_reader_reads(tmp_path: Path, storage: str) -> None:
+    delta = make(tmp_path, storage)
+    opened, stored = open_delta(delta), load_file(delta / "dense.safetensors")
+    for name in NAMES:
+        np.testing.assert_array_equal(reader()(stored[name].tobytes(), 0, BF16), opened.read(name).reshape(-1))
+
+
+def test_all_storages_decode_to_the_same_bits(tmp_path: Path) -> None:
+    found = {}
+    for storage in ("compressed", "bfloat16", "float32"):
+        (tmp_path / storage).mkdir()
+        delta = open_delta(make(tmp_path / storage, storage))
+        found[storage] = [delta.read(name).tobytes() for name in NAMES]
+    assert found["compressed"] == found["bfloat16"] == found["float32"]
+
+
+def with_frame(delta: Path, change: Any) -> None:
+    """Change the stored bytes of the first tensor and certify them anew: a reader must not trust a digest alone."""
+    file = delta / "dense.safetensors"
+    tensors = load_file(file)
+    tensors[NAMES[0]] = np.frombuffer(change(bytearray(tensors[NAMES[0]].tobytes())), np.uint8)
+    save_file(tensors, file)
+    certificate = json.loads((delta / "delta.json").read_bytes())
+    digest = f"sha256:{hashlib.sha256(tensors[NAMES[0]].tobytes()).hexdigest()}"
+    certificate["tensors"][NAMES[0]]["digest"] = digest
+    (delta / "delta.json").write_bytes(canonical_json(certificate))
+
+
+def patched(at: int, value: int) -> Any:
+    def change(data: bytearray) -> bytearray:
+        data[at] = value
+        return data
+
+    return change
+
+
+@pytest.mark.parametrize("storage", ["compressed", "bfloat16"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        patched(0, 3),  # an unknown word
+        patched(1, 2),  # an unknown codec
+        patched(2, 1),  # the reserved bytes
+        patched(4, 95),  # another number of elements
+        patched(8, 255),  # more bytes than there are
+        patched(11, 255),
+        patched(15, 255),  # more exceptions than elements
+        lambda data: data[:10],
+        lambda data: data[:-1],
+        lambda data: data + b"\0",
+        lambda data: b"",
+    ],
+)
+def test_a_frame_that_is_none_is_refused(tmp_path: Path, storage: str, change: Any) -> None:
+    delta = make(tmp_path, storage)
+    with_frame(delta, change)
+    with pytest.raises(DeltaError):
+        open_delta(delta).read(NAMES[0])
+    with pytest.raises(DeltaError):
+        open_delta(delta).parts(NAMES[0])(0)
+
+
+def test_an_exception_outside_its_part_is_refused(tmp_path: Path) -> None:
+    delta = make(tmp_path, "bfloat16")
+
+    def far(data: bytearray) -> bytearray:
+        *_, words, exceptions = struct.unpack("<BBHIII", data[:16])
+        assert exceptions
+        data[16 + words : 20 + words] = struct.pack("<I", 96)
+        return data
+
+    with_frame(delta, far)
+    with pytest.raises(DeltaError, match="exception at 96 of 96"):
+        open_delta(delta).read(NAMES[0])
+
+
+def test_a_bomb_stops_at_the_promised_size(tmp_path: Path) -> None:
+    delta = make(tmp_path, "compressed")
+    bomb = zstandard.ZstdCompressor(level=19).compress(bytes(100_000_000))
+
+    def explode(data: bytearray) -> bytes:
+        return struct.pack("<BBHIII", 1, 1, 0, 96, len(bomb), 0) + bomb
+
+    with_frame(delta, explode)
+    with pytest.raises(DeltaError):
+        open_delta(delta).read(NAMES[0])
+
+
+@pytest.mark.parametrize("version", [1, 3, "2", None])
+def test_another_version_is_refused(tmp_path: Path, version: object) -> None:
+    delta = make(tmp_path, "float32")
+    certificate = json.loads((delta / "delta.json").read_bytes())
+    certificate["format"] = version
+    (delta / "delta.json").write_bytes(canonical_json(certificate))
+    with pytest.raises(DeltaError, match="this version reads 2; extract"):
+        open_delta(delta)

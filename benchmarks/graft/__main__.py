@@ -83,10 +83,10 @@ def _measure(
     version = cases.mergekit_version(mergekit_python)
     if version is None:
         _say(f"mergekit is left out: {NO_MERGEKIT}")
-    _say("store the dense delta")
-    storing = cases.store_delta(triple, stored)
-    measure.run(storing, "warm", logs)
-    found = cases.all_cases(triple, storing.result, outs, mergekit_python if version else None)
+    _say("store the dense deltas")
+    for storing in cases.store_deltas(triple, stored):
+        measure.run(storing, "warm", logs)
+    found = cases.all_cases(triple, stored, outs, mergekit_python if version else None)
     about = machine.describe(here) | cases.versions() | {"commit": _commit()}
     if version:
         about["mergekit"] = version

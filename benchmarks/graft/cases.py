@@ -10,8 +10,14 @@ from benchmarks.graft.triple import Triple
 from shadowft_core.checkpoint import write_atomically
 
 SHADOWFT = str(Path(sys.executable).with_name("shadowft"))
+STORES = ("compressed", "bfloat16")
 READ_AND_WRITE = 'cat "$1"/* "$2"/* > /dev/null && cp -r "$3" "$4"'
 DURABLE_COPY = 'cp -r "$1" "$2" && sync "$2"/*'
+UNDIGESTED = (  # the same program with a hash that does nothing: what digests cost
+    "import hashlib, sys; from types import SimpleNamespace as S; "
+    "hashlib.sha256 = lambda *a: S(update=lambda d: None, hexdigest=lambda: '0' * 64, digest=lambda: bytes(32)); "
+    "from shadowft_core.cli import main; main()"
+)
 SIGMA = (
     "import sys; from pathlib import Path; from shadowft_core.pair import check_pair; "
     "print(check_pair(*map(Path, sys.argv[1:]))['sigma']['overall'])"
@@ -30,25 +36,31 @@ class Case:
     result: Path | None = None
 
 
-def store_delta(triple: Triple, stored: Path) -> Case:
-    """Make the dense delta that the case `graft` reads; not part of the table."""
-    command = _extract(triple.base, triple.tuned, stored / "delta")
-    return Case("store", "", (command,), (triple.base, triple.tuned), stored, stored / "delta")
+def store_deltas(triple: Triple, stored: Path) -> list[Case]:
+    """Make the dense deltas that the graft cases read, and have the digests of Base and Instruct remembered."""
+    inputs, found = (triple.base, triple.tuned, triple.instruct), []
+    for store in STORES:
+        out = stored / store
+        made = extract(triple.base, triple.tuned, out / "delta", remembered(stored), store)
+        use = graft(triple.instruct, out / "delta", out / "model", remembered(stored))
+        found.append(Case(f"store-{store}", "", (made, use), inputs, out, out / "delta"))
+    return found
+
+
+def remembered(stored: Path) -> list[str]:
+    """Prefix of a command whose digests are remembered, as they are from `fetch` on in a run."""
+    return ["env", f"SHADOWFT_CACHE={stored.parent / 'cache'}", SHADOWFT]
 
 
 def all_cases(triple: Triple, stored: Path, outs: Path, mergekit: Path | None) -> list[Case]:
-    """Every case; `stored` is the delta that `store_delta` left, `outs` gets one folder for each case."""
+    """Every case; `stored` is where `store_deltas` left them, `outs` gets one folder for each case."""
     python = sys.executable
     base, tuned, instruct, adapter = triple.base, triple.tuned, triple.instruct, triple.adapter
+    known, anew = remembered(stored), ["env", "SHADOWFT_CACHE=/dev/null/none", SHADOWFT]
+    undigested = [*known[:-1], python, "-c", UNDIGESTED]
 
     def peer(*arguments: object) -> list[str]:
         return [python, "-m", "benchmarks.graft.peers", *map(str, arguments)]
-
-    def graft(delta: Path, out: Path) -> list[str]:
-        return [
-            *(SHADOWFT, "graft", "--instruct", str(instruct), "--delta", str(delta)),
-            *("--scale", "1", "--out", str(out)),
-        ]
 
     found: list[Case] = []
 
@@ -70,11 +82,13 @@ def all_cases(triple: Triple, stored: Path, outs: Path, mergekit: Path | None) -
         ["sh", "-c", READ_AND_WRITE, "sh", *map(str, three), str(outs / "read-3-write-1" / "model")],
         reads=three,
     )
-    for name, about in (
-        ("state-dicts", "peer: three torch state dicts in memory, float32, save_file"),
-        ("transformers", "peer: three models with from_pretrained, float32, save_pretrained"),
-    ):
-        add(name, about, peer(name, *three, outs / name / "model"), reads=three, result="model")
+    add(
+        "state-dicts",
+        "peer: three torch state dicts in memory, float32, save_file",
+        peer("state-dicts", *three, outs / "state-dicts" / "model"),
+        reads=three,
+        result="model",
+    )
     if mergekit is not None:
         config = outs / "mergekit.yaml"
         write_atomically(config, _mergekit_config(triple).encode())
@@ -101,34 +115,35 @@ def all_cases(triple: Triple, stored: Path, outs: Path, mergekit: Path | None) -
         peer("sigma", base, instruct),
         reads=(base, instruct),
     )
-    add("extract", "ours: dense delta", _extract(base, tuned, outs / "extract" / "delta"), reads=(base, tuned))
-    add(
-        "graft",
-        "ours: from the stored dense delta",
-        graft(stored, outs / "graft" / "model"),
-        reads=(instruct, stored),
-        result="model",
-    )
-    add(
-        "extract+graft",
-        "ours: from three checkpoints to one",
-        _extract(base, tuned, outs / "extract+graft" / "delta"),
-        graft(outs / "extract+graft" / "delta", outs / "extract+graft" / "model"),
-        reads=three,
-        result="model",
-    )
+
+    def both(name: str, about: str, shadowft: list[str], store: str) -> None:
+        """From three checkpoints to one."""
+        delta, model = outs / name / "delta", outs / name / "model"
+        steps = extract(base, tuned, delta, shadowft, store), graft(instruct, delta, model, shadowft)
+        add(name, about, *steps, reads=three, result="model")
+
+    for store in STORES:
+        end = "" if store == STORES[0] else f"-{store}"
+        made = extract(base, tuned, outs / f"extract{end}" / "delta", known, store)
+        add(f"extract{end}", f"ours: dense delta, stored {store}", made, reads=(base, tuned))
+        delta = stored / store / "delta"
+        used = graft(instruct, delta, outs / f"graft{end}" / "model", known)
+        add(f"graft{end}", f"ours: from the delta stored {store}", used, reads=(instruct, delta), result="model")
+        both(f"extract+graft{end}", f"ours: from three checkpoints to one, delta stored {store}", known, store)
+    both("first", "ours: extract+graft when no digest is remembered", anew, STORES[0])
+    both("undigested", "ours: extract+graft with a hash that does nothing", undigested, STORES[0])
     add(
         "lora",
-        "ours: extract and graft of the adapter, base read for its digest",
-        _extract(base, adapter, outs / "lora" / "delta"),
-        graft(outs / "lora" / "delta", outs / "lora" / "model"),
+        "ours: extract and graft of the adapter",
+        extract(base, adapter, outs / "lora" / "delta", known),
+        graft(instruct, outs / "lora" / "delta", outs / "lora" / "model", known),
         reads=(base, instruct, adapter),
         result="model",
     )
     add(
         "sigma",
-        "ours: the whole pair check, digests included",
-        [python, "-c", SIGMA, str(base), str(instruct)],
+        "ours: the whole pair check, digests remembered",
+        [*known[:-1], python, "-c", SIGMA, str(base), str(instruct)],
         reads=(base, instruct),
     )
     return found
@@ -150,8 +165,14 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in names}
 
 
-def _extract(base: Path, tuned: Path, out: Path) -> list[str]:
-    return [SHADOWFT, "extract", "--base", str(base), "--tuned", str(tuned), "--out", str(out)]
+def extract(base: Path, tuned: Path, out: Path, shadowft: list[str], store: str = STORES[0]) -> list[str]:
+    folders = ["--base", str(base), "--tuned", str(tuned), "--out", str(out)]
+    return [*shadowft, "extract", *folders, "--store", store]
+
+
+def graft(instruct: Path, delta: Path, out: Path, shadowft: list[str]) -> list[str]:
+    folders = ["--instruct", str(instruct), "--delta", str(delta), "--out", str(out)]
+    return [*shadowft, "graft", *folders, "--scale", "1"]
 
 
 def _mergekit_config(triple: Triple) -> str:

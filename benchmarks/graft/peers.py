@@ -1,7 +1,6 @@
 """What a person would write without this project, as whole processes: `python -m benchmarks.graft.peers NAME ...`.
 
     state-dicts  BASE TUNED INSTRUCT OUT    three state dicts read with safetensors, one file written
-    transformers BASE TUNED INSTRUCT OUT    the same with from_pretrained and save_pretrained
     peft         INSTRUCT ADAPTER OUT       merge_and_unload
     sigma        BASE INSTRUCT              one tensor at a time, prints the figure
 
@@ -24,16 +23,6 @@ def state_dicts(base: Path, tuned: Path, instruct: Path, out: Path) -> None:
     grafted = {n: (i[n].float() + (t[n].float() - b[n].float())).to(i[n].dtype) for n in i}
     shutil.copytree(instruct, out, ignore=shutil.ignore_patterns("*.safetensors", "*.index.json"))
     save_file(grafted, out / "model.safetensors", metadata={"format": "pt"})
-
-
-def transformers(base: Path, tuned: Path, instruct: Path, out: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    models = [AutoModelForCausalLM.from_pretrained(folder, dtype="auto") for folder in (base, tuned, instruct)]
-    b, t, i = (model.state_dict() for model in models)
-    models[2].load_state_dict({n: (i[n].float() + (t[n].float() - b[n].float())).to(i[n].dtype) for n in i})
-    models[2].save_pretrained(out)
-    AutoTokenizer.from_pretrained(instruct).save_pretrained(out)
 
 
 def peft(instruct: Path, adapter: Path, out: Path) -> None:
@@ -63,7 +52,6 @@ def sigma(base: Path, instruct: Path) -> None:
 
 PEERS: dict[str, Callable[..., None]] = {
     "state-dicts": state_dicts,
-    "transformers": transformers,
     "peft": peft,
     "sigma": sigma,
 }

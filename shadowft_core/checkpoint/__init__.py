@@ -8,7 +8,7 @@ from shadowft_core.checkpoint.files import (
     write_atomically,
     write_json_atomically,
 )
-from shadowft_core.checkpoint.header import DTYPES, FLOATS, TensorInfo, build_header, read_header
+from shadowft_core.checkpoint.header import DTYPES, FLOATS, TensorInfo, build_header, parse_header, read_header
 from shadowft_core.checkpoint.model import (
     CHUNK,
     INDEX,
@@ -47,6 +47,7 @@ __all__ = [
     "open_away",
     "open_checkpoint",
     "open_safetensors",
+    "parse_header",
     "read_header",
     "read_json_object",
     "read_vocabulary",

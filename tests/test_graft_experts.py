@@ -170,6 +170,15 @@ def test_what_cannot_be_converted_is_refused(tmp_path: Path) -> None:
         refused(kind, message, instruct, [(deltas[before], 1.0)])
 
 
+def test_an_expert_that_the_delta_leaves_alone_may_not_be_lost_either(tmp_path: Path) -> None:
+    still = {key: BASE[key] if key[0] == 2 else array for key, array in TUNED.items()}
+    fewer = {key: array for key, array in INSTRUCT.items() if key[0] != 2}
+    delta = delta_of(tmp_path, "mixtral", fused=False, tuned=still)
+    for fused in (False, True):
+        instruct = save(tmp_path / str(fused), "mixtral", fused, fewer)
+        refused(TensorMissing, r"only the Base has .*mlp\.experts\.2 \(1 such in all\)", instruct, [(delta, 1.0)])
+
+
 def test_an_instruct_with_more_experts_than_the_delta_has_rows_for(tmp_path: Path) -> None:
     more = INSTRUCT | {(3, part): INSTRUCT[2, part] for part in ("gate", "up", "down")}
     delta = delta_of(tmp_path, "mixtral", fused=True)

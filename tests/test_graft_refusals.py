@@ -70,6 +70,23 @@ def test_an_instruct_of_another_family_is_refused(case: dict[str, Path], tmp_pat
     graft(write_model(tmp_path / "far", far), deltas, tmp_path / "out")  # sigma near 0.25: a gamble, yet kin
 
 
+def test_a_single_matrix_that_was_exchanged_or_transposed_is_seen(tmp_path: Path) -> None:
+    """The shape is right and the model as a whole is near: only the matrix itself tells."""
+    rng, names = np.random.default_rng(3), [f"model.layers.{n}.self_attn.q_proj.weight" for n in range(12)]
+    base = {n: (0.02 * rng.standard_normal((48, 48))).astype(BF16) for n in names}
+    instruct = {n: (a.astype(F32) + 0.001 * rng.standard_normal(a.shape)).astype(BF16) for n, a in base.items()}
+    tuned = {n: (a.astype(F32) * F32.type(1.25)).astype(BF16) for n, a in base.items()}
+    save(tmp_path, base=base, instruct=instruct, tuned=tuned)
+    extract(tmp_path / "base", tmp_path / "tuned", tmp_path / "delta")
+    deltas = [(tmp_path / "delta", 1.0)]
+    graft(tmp_path / "instruct", deltas, tmp_path / "out")
+    transposed = instruct | {names[3]: instruct[names[3]].T}
+    exchanged = instruct | {names[5]: instruct[names[6]], names[6]: instruct[names[5]]}
+    for number, (tensors, layer) in enumerate([(transposed, 3), (exchanged, 5)]):
+        message = rf"tensor model\.layers\.{layer}\.self_attn\.q_proj\.weight alone 0\.\d+ "
+        refused(Unrelated, message, write_model(tmp_path / f"other{number}", tensors), deltas)
+
+
 def test_every_tensor_of_both_models_is_accounted_for(case: dict[str, Path], tmp_path: Path) -> None:
     own = tensors_of(case["instruct"])
     still = tensors_of(case["base"]) | {Q: tensors_of(case["tuned"])[Q]}

@@ -251,3 +251,22 @@ def test_factors_are_kept_exactly(tiny_llama_pair: Pair, tmp_path: Path) -> None
     head = open_delta(tmp_path / "delta").read("lm_head.weight")
     trained = before["base_model.model.lm_head.weight"]
     np.testing.assert_array_equal(head, trained - open_checkpoint(tiny_llama_pair.base).read("lm_head.weight"))
+
+
+@pytest.mark.parametrize("lowrank", [None, 0.3])
+def test_a_delta_of_several_forms_is_grafted_as_one(
+    tiny_llama_pair: Pair, tmp_path: Path, lowrank: float | None
+) -> None:
+    from shadowft_core.graft import graft
+
+    adapt(tiny_llama_pair.base, tmp_path / "adapter", modules_to_save=["lm_head", "norm"], r=2)
+    extract(tiny_llama_pair.base, tmp_path / "adapter", tmp_path / "delta", lowrank=lowrank)
+    delta, before = open_delta(tmp_path / "delta"), open_checkpoint(tiny_llama_pair.instruct)
+    assert {entry["form"] for entry in delta.certificate["tensors"].values()} == {"factors", "frames"}
+    graft(tiny_llama_pair.instruct, [(tmp_path / "delta", 0.5)], tmp_path / "grafted")
+    after = open_checkpoint(tmp_path / "grafted")
+    for name in before.names:
+        wanted = before.read(name).astype(np.float32)
+        if name in delta.names:
+            wanted += np.float32(0.5) * delta.read(name)
+        np.testing.assert_array_equal(after.read(name), wanted.astype(after.read(name).dtype), err_msg=name)

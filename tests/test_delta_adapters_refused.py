@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from shadowft_core.checkpoint import open_checkpoint
-from shadowft_core.errors import AdapterError, DeltaError, Quantised, ShapeMismatch
+from shadowft_core.errors import AdapterError, DeltaError, Quantised, ShapeMismatch, Unrelated
 from tests.fixtures.adapters import adapt, load, refused
 from tests.fixtures.models import Pair, write_model
 
@@ -25,7 +25,13 @@ from tests.fixtures.models import Pair, write_model
         ({"alora_invocation_tokens": [1]}, r"alora_invocation_tokens=\[1\] has no exact delta here"),
         ({"layer_replication": [[0, 2]]}, "layer_replication="),
         ({"peft_type": "IA3"}, "peft_type is 'IA3', LORA is wanted; merge"),
-        ({"r": 0}, "r=0, a positive number"),
+        ({"r": 0}, "r=0, a positive integer"),
+        ({"lora_alpha": "8"}, "lora_alpha='8', a positive number"),
+        ({"rank_pattern": {"q_proj": 2.5}}, "rank_pattern=.*a positive integer"),
+        ({"modules_to_save": "lm_head"}, "modules_to_save='lm_head', a list of names"),
+        ({"trainable_token_indices": {"embed_tokens": 3}}, "trainable_token_indices=.*a list of token ids"),
+        ({"bias": "some"}, "bias='some', none, all or lora_only"),
+        ({"target_modules": "(q_proj"}, r"target_modules: pattern '\(q_proj'"),
         ({"rank_pattern": {"(q_proj": 4}}, r"pattern '\(q_proj'"),
         ({"use_dora": True}, "use_dora=True, yet .* has no lora_magnitude_vector"),
         ({"lora_bias": True}, "lora_bias=True, yet .* has no lora_B.bias"),
@@ -111,3 +117,28 @@ def test_square_experts_do_not_say_which_side_is_the_input(family_pair: Callable
     adapt(base, tmp_path / "adapter")
     write_model(tmp_path / "fused", {name: tensor.numpy().copy() for name, tensor in load(base).state_dict().items()})
     refused(AdapterError, r"gate_up_proj is square, \(3, 32, 32\)", tmp_path / "fused", tmp_path / "adapter")
+
+
+def test_a_module_of_another_model_is_refused(tiny_llama_pair: Pair, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    adapt(tiny_llama_pair.base, tmp_path / "adapter", modules_to_save=["lm_head"], target_modules=["q_proj"])
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    held = load_file(file)
+    held["base_model.model.lm_head.weight"] = held["base_model.model.lm_head.weight"][::-1].copy()
+    save_file(held, file)
+    refused(
+        Unrelated,
+        "difference. of tensor lm_head.weight is 1.* of .weights.",
+        tiny_llama_pair.base,
+        tmp_path / "adapter",
+    )
+
+
+@pytest.mark.parametrize("indices", [[3, 3], [64, 3], [-1, 3], [3]])
+def test_trained_rows_must_be_rows_of_the_embedding(tiny_llama_pair: Pair, tmp_path: Path, indices: list[int]) -> None:
+    base, adapter = tiny_llama_pair.base, tmp_path / "adapter"
+    adapt(base, adapter, target_modules=["q_proj"], trainable_token_indices=[3, 4])
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"trainable_token_indices": indices}))
+    refused(AdapterError, r"names \d rows of \(64, 32\)", tiny_llama_pair.base, tmp_path / "adapter")

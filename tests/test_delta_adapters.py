@@ -259,7 +259,7 @@ def test_a_delta_of_several_forms_is_grafted_as_one(
 ) -> None:
     from shadowft_core.graft import graft
 
-    adapt(tiny_llama_pair.base, tmp_path / "adapter", modules_to_save=["lm_head", "norm"], r=2)
+    adapt(tiny_llama_pair.base, tmp_path / "adapter", noise=0.005, modules_to_save=["lm_head", "norm"], r=2)
     extract(tiny_llama_pair.base, tmp_path / "adapter", tmp_path / "delta", lowrank=lowrank)
     delta, before = open_delta(tmp_path / "delta"), open_checkpoint(tiny_llama_pair.instruct)
     assert {entry["form"] for entry in delta.certificate["tensors"].values()} == {"factors", "frames"}

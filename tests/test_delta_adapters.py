@@ -148,7 +148,7 @@ def test_fast_pissa_is_taken_where_its_iterations_converged(tiny_llama_pair: Pai
     adapt(tiny_llama_pair.base, tmp_path / "vague", **settings)
     refused(
         AdapterError,
-        r"adapter_config.json: the pissa start of .*q_proj.weight is open by .*singular values 4 and 5.*"
+        r"adapter_config.json: init_lora_weights='pissa_niter_2': .* where .*q_proj.weight began .*values 4 and 5.*"
         "save it with path_initial_model_for_weight_conversion",
         tiny_llama_pair.base,
         tmp_path / "vague",
@@ -199,6 +199,9 @@ def test_trained_rows_of_a_tied_embedding_are_its_heads_too(tiny_llama_tied_pair
     extract(base, tmp_path / "adapter", tmp_path / "delta")
     delta = open_delta(tmp_path / "delta")
     np.testing.assert_allclose(logits(load(tuned(base, delta, tmp_path / "tuned"))), logits(adapted), atol=1e-5, rtol=0)
+    apart = {"embed_tokens": [3], "lm_head": [4]}
+    adapt(base, tmp_path / "apart", trainable_token_indices=apart, target_modules=["q_proj"])
+    refused(AdapterError, "the adapter trained them apart", base, tmp_path / "apart")
     touched = np.flatnonzero(np.abs(delta.read("model.embed_tokens.weight")).max(axis=1))
     assert touched.tolist() == [3, 4]
 

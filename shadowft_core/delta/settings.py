@@ -11,7 +11,14 @@ from shadowft_core.errors import AdapterError
 
 MERGE = "merge the adapter into the Base (PEFT merge_and_unload, float32) and pass the merged checkpoint"
 CONVERT = "save it with path_initial_model_for_weight_conversion, or merge it where it was trained, in float32"
+_RETRAIN = "no change of the Base's weights says the same: train LoRA without it"
 
+# What PEFT cannot merge either: it acts on some tokens only, or on another number of layers.
+_PROMPTS = {
+    *("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT", "XLORA"),
+    *("CARTRIDGE", "POLY"),
+}
+_NO_WEIGHTS = {"alora_invocation_tokens", "arrow_config", "layer_replication"}
 # Fields whose effect is computed here or that have none on the weights. Any other field must be at its neutral value.
 _KNOWN = {
     *("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules"),
@@ -30,11 +37,14 @@ class Settings:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._config = config = read_json_object(path)
-        if config.get("peft_type") != "LORA":
-            raise AdapterError(f"{path}: peft_type is {config.get('peft_type')!r}, LORA is wanted; {MERGE}")
+        method = config.get("peft_type")
+        if method != "LORA":
+            remedy = _RETRAIN if method in _PROMPTS else MERGE
+            raise AdapterError(f"{path}: peft_type={method!r}, LORA is wanted; {remedy}")
         for field, value in sorted(config.items()):
             if field not in _KNOWN and value and value != _NEUTRAL.get(field):
-                raise AdapterError(f"{path}: {field}={value!r} has no exact delta here; {MERGE}")
+                remedy = _RETRAIN if field in _NO_WEIGHTS else MERGE
+                raise AdapterError(f"{path}: {field}={value!r} has no exact delta here; {remedy}")
         self._require_types()
         self.dora = bool(config.get("use_dora"))
         self.transposed = bool(config.get("fan_in_fan_out"))
@@ -43,11 +53,12 @@ class Settings:
         self.lora_bias = bool(config.get("lora_bias"))
         self.tied_training = bool(config.get("ensure_weight_tying"))
         self.modules_to_save: list[str] = config.get("modules_to_save") or []
-        self.initial, self.iterations = self._initialisation()
+        self.initialisation = config.get("init_lora_weights", True)
+        self.initial, self.iterations = self._moved_base()
         """"pissa", "olora" or None; subspace iterations of PiSSA's fast form, None for the exact one"""
 
-    def _initialisation(self) -> tuple[str | None, int | None]:
-        value = self._config.get("init_lora_weights", True)
+    def _moved_base(self) -> tuple[str | None, int | None]:
+        value = self.initialisation
         if value in _BASE_KEPT:
             return None, None
         if value == "pissa" or (isinstance(value, str) and re.fullmatch(r"pissa_niter_\d+", value)):

@@ -94,7 +94,8 @@ def extract(
     (plain LoRA, rsLoRA, PiSSA, OLoRA; the factors are kept)
 
     Kind dense: shadowft extract --base work/pair/base --tuned my_checkpoint --out my_delta
-    (a full training; adapters with DoRA, modules_to_save, trained tokens or biases, merged into their own Base first)
+    (a full training; adapters with DoRA, modules_to_save, trained tokens or biases, merged into their own
+    Base first; was it quantised in training, pass it dequantised)
 
     Kind lowrank: shadowft extract --base work/pair/base --tuned my_checkpoint --lowrank 0.05 --out my_delta
     (any of them, lowered to an error you allow: 0.05 keeps 99.75 % of every tensor's energy)

@@ -148,7 +148,7 @@ def test_fast_pissa_is_taken_where_its_iterations_converged(tiny_llama_pair: Pai
     adapt(tiny_llama_pair.base, tmp_path / "vague", **settings)
     refused(
         AdapterError,
-        r"adapter_config.json: the pissa start of .*q_proj.weight is open by .*singular values 4 and 5.*"
+        r"adapter_config.json: init_lora_weights='pissa_niter_2': .* where .*q_proj.weight began .*values 4 and 5.*"
         "save it with path_initial_model_for_weight_conversion",
         tiny_llama_pair.base,
         tmp_path / "vague",
@@ -199,6 +199,9 @@ def test_trained_rows_of_a_tied_embedding_are_its_heads_too(tiny_llama_tied_pair
     extract(base, tmp_path / "adapter", tmp_path / "delta")
     delta = open_delta(tmp_path / "delta")
     np.testing.assert_allclose(logits(load(tuned(base, delta, tmp_path / "tuned"))), logits(adapted), atol=1e-5, rtol=0)
+    apart = {"embed_tokens": [3], "lm_head": [4]}
+    adapt(base, tmp_path / "apart", trainable_token_indices=apart, target_modules=["q_proj"])
+    refused(AdapterError, "the adapter trained them apart", base, tmp_path / "apart")
     touched = np.flatnonzero(np.abs(delta.read("model.embed_tokens.weight")).max(axis=1))
     assert touched.tolist() == [3, 4]
 
@@ -251,3 +254,22 @@ def test_factors_are_kept_exactly(tiny_llama_pair: Pair, tmp_path: Path) -> None
     head = open_delta(tmp_path / "delta").read("lm_head.weight")
     trained = before["base_model.model.lm_head.weight"]
     np.testing.assert_array_equal(head, trained - open_checkpoint(tiny_llama_pair.base).read("lm_head.weight"))
+
+
+@pytest.mark.parametrize("lowrank", [None, 0.3])
+def test_a_delta_of_several_forms_is_grafted_as_one(
+    tiny_llama_pair: Pair, tmp_path: Path, lowrank: float | None
+) -> None:
+    from shadowft_core.graft import graft
+
+    adapt(tiny_llama_pair.base, tmp_path / "adapter", noise=0.005, modules_to_save=["lm_head", "norm"], r=2)
+    extract(tiny_llama_pair.base, tmp_path / "adapter", tmp_path / "delta", lowrank=lowrank)
+    delta, before = open_delta(tmp_path / "delta"), open_checkpoint(tiny_llama_pair.instruct)
+    assert {entry["form"] for entry in delta.certificate["tensors"].values()} == {"factors", "frames"}
+    graft(tiny_llama_pair.instruct, [(tmp_path / "delta", 0.5)], tmp_path / "grafted")
+    after = open_checkpoint(tmp_path / "grafted")
+    for name in before.names:
+        wanted = before.read(name).astype(np.float32)
+        if name in delta.names:
+            wanted += np.float32(0.5) * delta.read(name)
+        np.testing.assert_array_equal(after.read(name), wanted.astype(after.read(name).dtype), err_msg=name)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from shadowft_core.checkpoint import open_checkpoint
-from shadowft_core.errors import AdapterError, DeltaError, Quantised, ShapeMismatch
+from shadowft_core.delta import extract, open_delta
+from shadowft_core.errors import AdapterError, DeltaError, NotFinite, Quantised, ShapeMismatch, Unrelated
 from tests.fixtures.adapters import adapt, load, refused
 from tests.fixtures.models import Pair, write_model
 
@@ -22,10 +23,16 @@ from tests.fixtures.models import Pair, write_model
         ({"init_lora_weights": "loftq"}, "init_lora_weights='loftq' moved the Base.*where it was trained, merge"),
         ({"init_lora_weights": "lora_ga"}, "init_lora_weights='lora_ga' moved the Base"),
         ({"kasa_config": {"beta": 1e-4}}, "kasa_config=.*merge the adapter into the Base"),
-        ({"alora_invocation_tokens": [1]}, r"alora_invocation_tokens=\[1\] has no exact delta here"),
-        ({"layer_replication": [[0, 2]]}, "layer_replication="),
-        ({"peft_type": "IA3"}, "peft_type is 'IA3', LORA is wanted; merge"),
-        ({"r": 0}, "r=0, a positive number"),
+        ({"alora_invocation_tokens": [1]}, r"alora_invocation_tokens=\[1\] has no exact delta here; no change"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication=.*train LoRA without it"),
+        ({"peft_type": "PREFIX_TUNING"}, "peft_type='PREFIX_TUNING', LORA is wanted; no change of the Base"),
+        ({"r": 0}, "r=0, a positive integer"),
+        ({"lora_alpha": "8"}, "lora_alpha='8', a positive number"),
+        ({"rank_pattern": {"q_proj": 2.5}}, "rank_pattern=.*a positive integer"),
+        ({"modules_to_save": "lm_head"}, "modules_to_save='lm_head', a list of names"),
+        ({"trainable_token_indices": {"embed_tokens": 3}}, "trainable_token_indices=.*a list of token ids"),
+        ({"bias": "some"}, "bias='some', none, all or lora_only"),
+        ({"target_modules": "(q_proj"}, r"target_modules: pattern '\(q_proj'"),
         ({"rank_pattern": {"(q_proj": 4}}, r"pattern '\(q_proj'"),
         ({"use_dora": True}, "use_dora=True, yet .* has no lora_magnitude_vector"),
         ({"lora_bias": True}, "lora_bias=True, yet .* has no lora_B.bias"),
@@ -111,3 +118,61 @@ def test_square_experts_do_not_say_which_side_is_the_input(family_pair: Callable
     adapt(base, tmp_path / "adapter")
     write_model(tmp_path / "fused", {name: tensor.numpy().copy() for name, tensor in load(base).state_dict().items()})
     refused(AdapterError, r"gate_up_proj is square, \(3, 32, 32\)", tmp_path / "fused", tmp_path / "adapter")
+
+
+def test_a_module_of_another_model_is_refused(tiny_llama_pair: Pair, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    adapt(tiny_llama_pair.base, tmp_path / "adapter", modules_to_save=["lm_head"], target_modules=["q_proj"])
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    held = load_file(file)
+    held["base_model.model.lm_head.weight"] = held["base_model.model.lm_head.weight"][::-1].copy()
+    save_file(held, file)
+    refused(
+        Unrelated,
+        "difference. of tensor lm_head.weight is 1.* of .weights.",
+        tiny_llama_pair.base,
+        tmp_path / "adapter",
+    )
+
+
+@pytest.mark.parametrize("indices", [[3, 3], [64, 3], [-1, 3], [3]])
+def test_trained_rows_must_be_rows_of_the_embedding(tiny_llama_pair: Pair, tmp_path: Path, indices: list[int]) -> None:
+    base, adapter = tiny_llama_pair.base, tmp_path / "adapter"
+    adapt(base, adapter, target_modules=["q_proj"], trainable_token_indices=[3, 4])
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"trainable_token_indices": indices}))
+    refused(AdapterError, r"names \d rows of \(64, 32\)", tiny_llama_pair.base, tmp_path / "adapter")
+
+
+def test_the_remedy_for_a_refused_adapter_works(tiny_llama_pair: Pair, tmp_path: Path) -> None:
+    import torch
+    from peft import IA3Config, get_peft_model
+
+    base = tiny_llama_pair.base
+    config = IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj"], feedforward_modules=[])
+    adapted = get_peft_model(load(base), config)
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.constant_(parameter, 1.25)
+    adapted.save_pretrained(tmp_path / "adapter")
+    refused(AdapterError, "peft_type='IA3', LORA is wanted; merge the adapter into", base, tmp_path / "adapter")
+    adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
+    extract(base, tmp_path / "merged", tmp_path / "delta")
+    delta, before = open_delta(tmp_path / "delta"), open_checkpoint(base)
+    assert delta.names == [name for name in before.names if name.endswith("k_proj.weight")]
+    for name in delta.names:
+        np.testing.assert_array_equal(delta.read(name), before.read(name).astype(np.float32) * np.float32(0.25))
+
+
+def test_a_damaged_tuned_model_leaves_nothing_behind_when_lowered(tiny_llama_pair: Pair, tmp_path: Path) -> None:
+    adapt(tiny_llama_pair.base, tmp_path / "adapter", target_modules=["q_proj"], modules_to_save=["lm_head"])
+    from safetensors.numpy import load_file, save_file
+
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    held = load_file(file)
+    held["base_model.model.lm_head.weight"][3, 3] = np.inf
+    save_file(held, file)
+    with pytest.raises(NotFinite, match=r"lm_head\.weight"):
+        extract(tiny_llama_pair.base, tmp_path / "adapter", tmp_path / "delta", lowrank=0.1)
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter"}

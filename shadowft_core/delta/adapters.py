@@ -1,6 +1,7 @@
 """What a PEFT LoRA adapter does to each tensor of its Base. Every tensor of the file is used or refused by name."""
 
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -43,8 +44,10 @@ class Adapter:
         self._modules: dict[str, dict[str, str]] = {}
         self.changes: dict[str, Change] = {}
         self._sort_keys()
-        for module, keys in sorted(self._modules.items()):
+        for number, (module, keys) in enumerate(sorted(self._modules.items()), 1):
             self._understand(module, keys)
+            if self.settings.initial and number % 10 == 0:  # a decomposition each
+                print(f"extract: {self.settings.initial}, module {number}/{len(self._modules)}", file=sys.stderr)
         self._require_complete()
         self._merge_tied()
 

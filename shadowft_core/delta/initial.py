@@ -2,7 +2,8 @@
 
 PEFT repeats the split each time it loads the adapter, from the Base alone, and so does this room: P is the part of W in
 its first `rank` singular vectors (PiSSA, Meng et al. 2024, eq. 3) or `scaling` times the first `rank` terms of its QR
-decomposition (OLoRA, Büyükakyüz 2024; PEFT LoraLayer.olora_init). Then `delta = scaling * B A - P`, twice the rank.
+decomposition (OLoRA, Büyükakyüz 2024; PEFT LoraLayer.olora_init). Then `delta = scaling * B A - P`, twice the rank. It
+is the model that PEFT gives on the Base in float32; loaded in bfloat16, PEFT rounds W - P once more.
 """
 
 import math
@@ -43,8 +44,8 @@ def without_initial(before: Checkpoint, name: str, trained: Factors, settings: S
         )
     if doubt > DOUBT * learnt:
         raise AdapterError(
-            f"{settings.path}: the {settings.initial} start of {name} is open by {doubt:.2g}, its delta is "
-            f"{learnt:.2g} ({why}); {CONVERT}"
+            f"{settings.path}: init_lora_weights={settings.initialisation!r}: {before.path} tells where {name} began "
+            f"only to within {doubt:.2g}, what it learnt is {learnt:.2g} ({why}); {CONVERT}"
         )
     return found
 

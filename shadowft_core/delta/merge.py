@@ -4,6 +4,7 @@ The sum, the norms and the difference are formed in float64 and rounded once to 
 float32 to what the adapter means, not the difference of two rounded models.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -14,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shadowft_core.checkpoint import DTYPES, Checkpoint
-from shadowft_core.delta.dense import Storage, write_dense
+from shadowft_core.delta.dense import FAR, Storage, write_dense
 from shadowft_core.delta.folder import step
 from shadowft_core.delta.lora import Factors, write_factors
-from shadowft_core.errors import ZeroDelta
+from shadowft_core.errors import Unrelated, ZeroDelta
 
 if TYPE_CHECKING:
     from shadowft_core.delta.adapters import Adapter
@@ -52,7 +53,7 @@ class Change:
 def write_changes(adapter: "Adapter", folder: Path, storage: Storage) -> dict[str, Any]:
     """Write factors.safetensors and dense.safetensors as needed; returns the certificate's entries.
 
-    Raises ZeroDelta, NotFinite.
+    Raises ZeroDelta, NotFinite, Unrelated.
     """
     changes = adapter.changes
     shapes = {name: adapter.before.info(name).shape for name in changes}
@@ -60,16 +61,26 @@ def write_changes(adapter: "Adapter", folder: Path, storage: Storage) -> dict[st
     dense = {name: shapes[name] for name in sorted(changes) if name not in additive}
     tensor, one_at_a_time = lru_cache(2)(lambda name: _Tensor(adapter, name)), Lock()
 
+    squares: dict[str, dict[int, float]] = {name: {} for name in dense}
+
     def part(name: str, number: int) -> np.ndarray:
         with one_at_a_time:  # two threads ask for parts of the same tensor, at most of two
             prepared = tensor(name)
-        return prepared.difference(number)
+        found, squares[name][number] = prepared.difference(number)
+        return found
 
     entries: dict[str, Any] = {}
     if additive:
         entries |= write_factors(folder, shapes, additive)
     if dense:
         entries |= write_dense(folder, dense, part, storage)
+    for name in dense:
+        weight = math.sqrt(math.fsum(squares[name].values()))
+        if changes[name].replaced and len(shapes[name]) > 1 and weight and entries[name]["norm"] > FAR * weight:
+            raise Unrelated(
+                f"{adapter.source}: |difference| of tensor {name} is {entries[name]['norm'] / weight:.2f} of |weights| "
+                f"(trained: below 0.1, unrelated: 1.4); pass the model it was trained on, not {adapter.before.path}"
+            )
     if not any(entry["norm"] for entry in entries.values()):
         raise ZeroDelta(f"{adapter.source}: the delta is zero in every tensor; train with a higher rate or more steps")
     return entries
@@ -93,8 +104,8 @@ class _Tensor:
                 squares += np.square(self._sum(number)[1]).sum(axis=0)
             self._column_norms = np.sqrt(squares)
 
-    def difference(self, number: int) -> np.ndarray:
-        """Tuned minus Base, flat float32, elements from `number * step(shape)` on."""
+    def difference(self, number: int) -> tuple[np.ndarray, float]:
+        """Tuned minus Base, flat float32, elements from `number * step(shape)` on; and the Base's sum of squares."""
         base, tuned = self._sum(number)
         first = number * self._stride // self._width
         with np.errstate(all="ignore"):  # what is not finite, as of a vector of norm 0, is refused where it is written
@@ -106,7 +117,7 @@ class _Tensor:
                 for index, row in zip(self._change.indices, self._rows, strict=True):
                     if first <= index < first + len(tuned):
                         tuned[index - first] = row
-            return np.asarray(tuned - base, np.float32).reshape(-1)
+            return np.asarray(tuned - base, np.float32).reshape(-1), float(np.sum(np.square(base)))
 
     def _sum(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """`(Base, Base or replaced + what is added)`, whole rows, float64."""

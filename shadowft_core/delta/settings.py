@@ -11,7 +11,14 @@ from shadowft_core.errors import AdapterError
 
 MERGE = "merge the adapter into the Base (PEFT merge_and_unload, float32) and pass the merged checkpoint"
 CONVERT = "save it with path_initial_model_for_weight_conversion, or merge it where it was trained, in float32"
+_RETRAIN = "no change of the Base's weights says the same: train LoRA without it"
 
+# What PEFT cannot merge either: it acts on some tokens only, or on another number of layers.
+_PROMPTS = {
+    *("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT", "XLORA"),
+    *("CARTRIDGE", "POLY"),
+}
+_NO_WEIGHTS = {"alora_invocation_tokens", "arrow_config", "layer_replication"}
 # Fields whose effect is computed here or that have none on the weights. Any other field must be at its neutral value.
 _KNOWN = {
     *("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules"),
@@ -30,15 +37,15 @@ class Settings:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._config = config = read_json_object(path)
-        if config.get("peft_type") != "LORA":
-            raise AdapterError(f"{path}: peft_type is {config.get('peft_type')!r}, LORA is wanted; {MERGE}")
+        method = config.get("peft_type")
+        if method != "LORA":
+            remedy = _RETRAIN if method in _PROMPTS else MERGE
+            raise AdapterError(f"{path}: peft_type={method!r}, LORA is wanted; {remedy}")
         for field, value in sorted(config.items()):
             if field not in _KNOWN and value and value != _NEUTRAL.get(field):
-                raise AdapterError(f"{path}: {field}={value!r} has no exact delta here; {MERGE}")
-        for field in ("r", "lora_alpha"):
-            if not isinstance(config.get(field), int | float) or not config[field] > 0:
-                raise AdapterError(f"{path}: {field}={config.get(field)!r}, a positive number is wanted; save it again")
-        self._require_patterns()
+                remedy = _RETRAIN if field in _NO_WEIGHTS else MERGE
+                raise AdapterError(f"{path}: {field}={value!r} has no exact delta here; {remedy}")
+        self._require_types()
         self.dora = bool(config.get("use_dora"))
         self.transposed = bool(config.get("fan_in_fan_out"))
         """linear weights are stored (inputs, outputs), as in Conv1D"""
@@ -46,11 +53,12 @@ class Settings:
         self.lora_bias = bool(config.get("lora_bias"))
         self.tied_training = bool(config.get("ensure_weight_tying"))
         self.modules_to_save: list[str] = config.get("modules_to_save") or []
-        self.initial, self.iterations = self._initialisation()
+        self.initialisation = config.get("init_lora_weights", True)
+        self.initial, self.iterations = self._moved_base()
         """"pissa", "olora" or None; subspace iterations of PiSSA's fast form, None for the exact one"""
 
-    def _initialisation(self) -> tuple[str | None, int | None]:
-        value = self._config.get("init_lora_weights", True)
+    def _moved_base(self) -> tuple[str | None, int | None]:
+        value = self.initialisation
         if value in _BASE_KEPT:
             return None, None
         if value == "pissa" or (isinstance(value, str) and re.fullmatch(r"pissa_niter_\d+", value)):
@@ -61,14 +69,37 @@ class Settings:
         remedy = MERGE.replace("merge the", "where it was trained, merge the") if value == "loftq" else CONVERT
         raise AdapterError(f"{self.path}: init_lora_weights={value!r} moved the Base by what no file tells; {remedy}")
 
-    def _require_patterns(self) -> None:
+    def _require_types(self) -> None:
+        """What is read below must be of the type PEFT writes: a string taken for a list would match by its letters."""
         config = self._config
-        patterns = [config.get("target_modules"), config.get("exclude_modules")]
-        for pattern in (*patterns, *(config.get("rank_pattern") or ()), *(config.get("alpha_pattern") or ())):
-            try:
-                re.compile(pattern if isinstance(pattern, str) else "")
-            except re.error as error:
-                raise AdapterError(f"{self.path}: pattern {pattern!r}: {error}; save the adapter again") from None
+
+        def refuse(field: str, wanted: str) -> AdapterError:
+            return AdapterError(f"{self.path}: {field}={config.get(field)!r}, {wanted} wanted; save the adapter again")
+
+        ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+        for field, values in (("r", [config.get("r")]), ("rank_pattern", ranks.values())):
+            if not all(isinstance(value, int) and value > 0 for value in values):
+                raise refuse(field, "a positive integer is")
+        for field, values in (("lora_alpha", [config.get("lora_alpha")]), ("alpha_pattern", alphas.values())):
+            if not all(isinstance(value, int | float) and value > 0 for value in values):
+                raise refuse(field, "a positive number is")
+        if config.get("bias") not in (None, "none", "all", "lora_only"):
+            raise refuse("bias", "none, all or lora_only is")
+        for field in ("modules_to_save", "target_parameters"):
+            if not all(isinstance(name, str) for name in config.get(field) or ()) or isinstance(config.get(field), str):
+                raise refuse(field, "a list of names is")
+        for indices in self.token_rows.values():
+            if not isinstance(indices, list) or not all(isinstance(index, int) for index in indices):
+                raise refuse("trainable_token_indices", "a list of token ids is")
+        for field in ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"):
+            value = config.get(field) or ()
+            for pattern in [value] if isinstance(value, str) else value if isinstance(value, dict) else ():
+                try:
+                    re.compile(pattern)
+                except re.error as error:
+                    raise AdapterError(
+                        f"{self.path}: {field}: pattern {pattern!r}: {error}; save the adapter again"
+                    ) from None
 
     def targets(self, module: str) -> bool:
         """Whether PEFT adapts this module (tuners_utils.check_target_module_exists)."""
@@ -84,11 +115,10 @@ class Settings:
         return not wanted or self._layer(module) in wanted
 
     def _layer(self, module: str) -> int | None:
-        patterns = self._config.get("layers_pattern") or [r"[^.]*"]
-        for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            if found := re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module):
-                return int(found[1])
-        return None
+        patterns = self._config.get("layers_pattern") or []
+        named = [rf"(?:^|.*?\.){pattern}" for pattern in ([patterns] if isinstance(patterns, str) else patterns)]
+        matched = (re.match(rf"{pattern}\.(\d+)\.", module) for pattern in named or [r".*?\.[^.]*"])
+        return next((int(found[1]) for found in matched if found), None)
 
     def targets_parameter(self, name: str) -> bool:
         """Whether PEFT adapts this parameter itself (tuners_utils._inject_parameters)."""

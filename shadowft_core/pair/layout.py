@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from shadowft_core.checkpoint import Checkpoint
 from shadowft_core.errors import PairError
@@ -76,7 +77,7 @@ def match(base: Checkpoint, instruct: Checkpoint, found: Vocabularies) -> tuple[
     Raises PairError when experts are stored in two ways that only the code of that model could convert.
     """
     ours, theirs = _views(base), _views(instruct)
-    warned, refused = _drop_heads(ours, theirs), []
+    warned, refused = _drop_heads(base, ours, instruct, theirs), []
     if (fused := _is_fused(ours)) != _is_fused(theirs) and _has_experts(ours) and _has_experts(theirs):
         ours, theirs = (_experts(side, instruct) for side in (ours, theirs))
         ways = ("fused", "one by one") if fused else ("one by one", "fused")
@@ -129,16 +130,24 @@ def _views(model: Checkpoint) -> dict[str, View]:
     return {n: View(n, 0, model.info(n).shape) for n in model.names if n == own or not _HEAD.search(n)}
 
 
-def _drop_heads(ours: dict[str, View], theirs: dict[str, View]) -> list[str]:
-    """Leave the head out when only one side has one of its own."""
+def _drop_heads(base: Checkpoint, ours: dict[str, View], instruct: Checkpoint, theirs: dict[str, View]) -> list[str]:
+    """Leave the head out when only one side has one of its own, and the other does not say it should have one."""
     heads = [next((name for name in side if _HEAD.search(name)), None) for side in (ours, theirs)]
     if (heads[0] is None) == (heads[1] is None):
         return []
+    tied, own, without = ("Instruct", "Base", instruct) if heads[0] else ("Base", "Instruct", base)
+    if language_setting(without, "tie_word_embeddings") is False:
+        return []  # its head was lost, and is missed by name
     for side, name in zip((ours, theirs), heads, strict=True):
         if name:
             del side[name]
-    tied, own = ("Instruct", "Base") if heads[0] else ("Base", "Instruct")
     return [f"the head is tied to the embedding in the {tied}, not in the {own}; sigma leaves it out"]
+
+
+def language_setting(model: Checkpoint, key: str) -> Any:
+    """A config field of the language model: of `text_config` where there is one and the config itself has none."""
+    text = model.config.get("text_config")
+    return model.config.get(key, text.get(key) if isinstance(text, dict) else None)
 
 
 def _has_experts(side: Mapping[str, View]) -> bool:

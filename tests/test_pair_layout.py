@@ -18,6 +18,7 @@ from tests.fixtures.models import Pair, shifted
 
 BF16, F32 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32)
 Tensors = dict[str, np.ndarray]
+Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 
 
 def read(folder: Path) -> Tensors:
@@ -166,6 +167,26 @@ def test_the_conversion_is_that_of_transformers(kind: str) -> None:
     }
     renamed = [c.source_patterns[0] for c in mapping if c.target_patterns == [".mlp."]]
     assert renamed == ([] if block == ".mlp." else [block])
+
+
+def test_pair_and_graft_know_the_same_models_and_the_same_rows() -> None:
+    """What the pair check compares across layouts, and row by row, the graft can carry over, and vice versa."""
+    from shadowft_core.graft.layouts import FUSED_TYPES
+    from shadowft_core.graft.tokens import is_embedding, is_head
+    from shadowft_core.pair.layout import has_token_rows
+
+    assert set(EXPERTS) == FUSED_TYPES
+    stems = ("embed_tokens", "tok_embeddings", "wte", "word_embeddings", "embed_in", "lm_head", "embed_out")
+    names = [f"{prefix}{stem}.weight" for prefix in ("", "model.", "language_model.model.") for stem in stems]
+    names += [
+        "output.weight",
+        "model.output.weight",
+        "model.layers.0.attention.output.weight",
+        Q_PROJ,
+        "model.norm.weight",
+    ]
+    for name in names:
+        assert has_token_rows(name) == (is_embedding(name) or is_head(name)), name
 
 
 # rows by token

@@ -18,7 +18,8 @@ from shadowft_core.errors import PairError
 from shadowft_core.pair.tokens import Run, Vocabularies
 
 _ROWS = re.compile(
-    r"(^|\.)(embed_tokens|tok_embeddings|word_embeddings|wte|embed_in|lm_head)\.weight$|^output\.weight$"
+    r"(^|\.)(embed_tokens|tok_embeddings|word_embeddings|wte|embed_in|embed_out|lm_head)\.weight$"
+    r"|^((language_)?model\.)?output\.weight$"
 )
 _HEAD = re.compile(r"(^|\.)lm_head\.weight$")
 _EXPERT = re.compile(r"\.experts\.\d+\.")
@@ -92,9 +93,9 @@ def match(base: Checkpoint, instruct: Checkpoint, found: Vocabularies) -> tuple[
         our = ours.get(name)
         if our is None:
             continue
-        if our.shape == their.shape and not (_ROWS.search(name) and found.base != found.instruct):
+        if our.shape == their.shape and not (has_token_rows(name) and found.base != found.instruct):
             runs: list[Run] = [(0, 0, 1)]
-        elif _ROWS.search(name) and our.shape[1:] == their.shape[1:]:
+        elif has_token_rows(name) and our.shape[1:] == their.shape[1:]:
             runs = found.runs(our.shape[0], their.shape[0])
             if our.shape != their.shape:
                 kept = their.shape[0] - sum(count for _, _, count in runs)
@@ -116,6 +117,11 @@ def match(base: Checkpoint, instruct: Checkpoint, found: Vocabularies) -> tuple[
         shapes = f"{ours[name].shape} in the Base, {theirs[name].shape} in the Instruct"
         refused.append(f"{len(misshapen)} shapes differ, the first is {name}: {shapes}")
     return [Match(name, parts, matrices[name]) for name, parts in spans.items()], refused, warned
+
+
+def has_token_rows(name: str) -> bool:
+    """Whether a tensor is an embedding or a head: one row per token id."""
+    return _ROWS.search(name) is not None
 
 
 def head(model: Checkpoint) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from shadowft_core.checkpoint import FLOATS, Checkpoint, read_json_object
 from shadowft_core.errors import PairError, Quantised, Swapped
-from shadowft_core.pair.layout import Match, head, match
+from shadowft_core.pair.layout import Match, head, language_setting, match
 from shadowft_core.pair.tokens import Vocabularies, compare_tokenizers
 
 # Config fields that shapes do not show and that change what a weight means.
@@ -34,8 +34,10 @@ def compare(base: Checkpoint, instruct: Checkpoint) -> Comparison:
     warned: list[str] = []
     if _rope(base) != _rope(instruct):
         warned.append(f"rope is {_rope(base)} in the Base, {_rope(instruct)} in the Instruct")
-    if setting(base, "rms_norm_eps") != setting(instruct, "rms_norm_eps"):
-        warned.append(f"rms_norm_eps is {setting(base, 'rms_norm_eps')} and {setting(instruct, 'rms_norm_eps')}")
+    if language_setting(base, "rms_norm_eps") != language_setting(instruct, "rms_norm_eps"):
+        warned.append(
+            f"rms_norm_eps is {language_setting(base, 'rms_norm_eps')} and {language_setting(instruct, 'rms_norm_eps')}"
+        )
     refused += _templates(base.path, instruct.path)
     matches: list[Match] = []
     found = Vocabularies(base, instruct)
@@ -69,12 +71,6 @@ def _describe(model: Checkpoint, tokens: int) -> dict[str, Any]:
     }
 
 
-def setting(model: Checkpoint, key: str) -> Any:
-    """A config field of the language model: of `text_config` where there is one."""
-    text = model.config.get("text_config")
-    return model.config.get(key, text.get(key) if isinstance(text, dict) else None)
-
-
 def has_template(folder: Path) -> bool:
     if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
         return True
@@ -96,7 +92,7 @@ def _quantised(base: Checkpoint, instruct: Checkpoint) -> Iterator[PairError | Q
 
 def _settings(base: Checkpoint, instruct: Checkpoint) -> Iterator[PairError]:
     for key in _MUST_AGREE:
-        ours, theirs = setting(base, key), setting(instruct, key)
+        ours, theirs = language_setting(base, key), language_setting(instruct, key)
         if ours != theirs:
             yield PairError(f"{key} is {ours!r} in the Base, {theirs!r} in the Instruct")
 
@@ -113,8 +109,8 @@ def _templates(base: Path, instruct: Path) -> Iterator[PairError]:
 
 def _rope(model: Checkpoint) -> dict[str, Any]:
     """Rope settings in one spelling: newer configs hold rope_parameters, older ones rope_theta and rope_scaling."""
-    rope = {**(setting(model, "rope_scaling") or {}), **(setting(model, "rope_parameters") or {})}
-    if (theta := setting(model, "rope_theta")) is not None:
+    rope = {**(language_setting(model, "rope_scaling") or {}), **(language_setting(model, "rope_parameters") or {})}
+    if (theta := language_setting(model, "rope_theta")) is not None:
         rope.setdefault("rope_theta", theta)
     rope.setdefault("rope_type", rope.pop("type", "default"))
     return rope

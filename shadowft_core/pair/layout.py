@@ -11,13 +11,15 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from shadowft_core.checkpoint import Checkpoint
 from shadowft_core.errors import PairError
 from shadowft_core.pair.tokens import Run, Vocabularies
 
 _ROWS = re.compile(
-    r"(^|\.)(embed_tokens|tok_embeddings|word_embeddings|wte|embed_in|lm_head)\.weight$|^output\.weight$"
+    r"(^|\.)(embed_tokens|tok_embeddings|word_embeddings|wte|embed_in|embed_out|lm_head)\.weight$"
+    r"|^((language_)?model\.)?output\.weight$"
 )
 _HEAD = re.compile(r"(^|\.)lm_head\.weight$")
 _EXPERT = re.compile(r"\.experts\.\d+\.")
@@ -76,7 +78,7 @@ def match(base: Checkpoint, instruct: Checkpoint, found: Vocabularies) -> tuple[
     Raises PairError when experts are stored in two ways that only the code of that model could convert.
     """
     ours, theirs = _views(base), _views(instruct)
-    warned, refused = _drop_heads(ours, theirs), []
+    warned, refused = _drop_heads(base, ours, instruct, theirs), []
     if (fused := _is_fused(ours)) != _is_fused(theirs) and _has_experts(ours) and _has_experts(theirs):
         ours, theirs = (_experts(side, instruct) for side in (ours, theirs))
         ways = ("fused", "one by one") if fused else ("one by one", "fused")
@@ -91,9 +93,9 @@ def match(base: Checkpoint, instruct: Checkpoint, found: Vocabularies) -> tuple[
         our = ours.get(name)
         if our is None:
             continue
-        if our.shape == their.shape and not (_ROWS.search(name) and found.base != found.instruct):
+        if our.shape == their.shape and not (has_token_rows(name) and found.base != found.instruct):
             runs: list[Run] = [(0, 0, 1)]
-        elif _ROWS.search(name) and our.shape[1:] == their.shape[1:]:
+        elif has_token_rows(name) and our.shape[1:] == their.shape[1:]:
             runs = found.runs(our.shape[0], their.shape[0])
             if our.shape != their.shape:
                 kept = their.shape[0] - sum(count for _, _, count in runs)
@@ -117,6 +119,11 @@ def match(base: Checkpoint, instruct: Checkpoint, found: Vocabularies) -> tuple[
     return [Match(name, parts, matrices[name]) for name, parts in spans.items()], refused, warned
 
 
+def has_token_rows(name: str) -> bool:
+    """Whether a tensor is an embedding or a head: one row per token id."""
+    return _ROWS.search(name) is not None
+
+
 def head(model: Checkpoint) -> str | None:
     """The head that has weights of its own: not tied to the embedding by config, nor left out of the file."""
     if model.tied:
@@ -129,16 +136,24 @@ def _views(model: Checkpoint) -> dict[str, View]:
     return {n: View(n, 0, model.info(n).shape) for n in model.names if n == own or not _HEAD.search(n)}
 
 
-def _drop_heads(ours: dict[str, View], theirs: dict[str, View]) -> list[str]:
-    """Leave the head out when only one side has one of its own."""
+def _drop_heads(base: Checkpoint, ours: dict[str, View], instruct: Checkpoint, theirs: dict[str, View]) -> list[str]:
+    """Leave the head out when only one side has one of its own, and the other does not say it should have one."""
     heads = [next((name for name in side if _HEAD.search(name)), None) for side in (ours, theirs)]
     if (heads[0] is None) == (heads[1] is None):
         return []
+    tied, own, without = ("Instruct", "Base", instruct) if heads[0] else ("Base", "Instruct", base)
+    if language_setting(without, "tie_word_embeddings") is False:
+        return []  # its head was lost, and is missed by name
     for side, name in zip((ours, theirs), heads, strict=True):
         if name:
             del side[name]
-    tied, own = ("Instruct", "Base") if heads[0] else ("Base", "Instruct")
     return [f"the head is tied to the embedding in the {tied}, not in the {own}; sigma leaves it out"]
+
+
+def language_setting(model: Checkpoint, key: str) -> Any:
+    """A config field of the language model: of `text_config` where there is one and the config itself has none."""
+    text = model.config.get("text_config")
+    return model.config.get(key, text.get(key) if isinstance(text, dict) else None)
 
 
 def _has_experts(side: Mapping[str, View]) -> bool:

@@ -55,10 +55,10 @@ def opened(reference: str, download: bool = False) -> Iterator[tuple[Checkpoint,
     """The checkpoint of a reference, and its label.
 
     Without `download` only the side files and headers of a model behind a network are fetched, and `part` reads its
-    weights in ranges as long as the block lasts. Raises
-    what `resolve` does, and CheckpointError for a model that cannot be read.
+    weights in ranges as long as the block lasts.
+    Raises what `resolve` does, and CheckpointError for a model that cannot be read.
     """
-    if reference.startswith("hf:"):
+    if reference.startswith("hf:") and not download:
         from shadowft_core.pair.hub import opened as opened_on_hub
 
         with opened_on_hub(reference) as model:

@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from shadowft_core.checkpoint import FLOATS, WORKERS, Checkpoint
+from shadowft_core.checkpoint import CHUNK, FLOATS, WORKERS, Checkpoint
 from shadowft_core.errors import NotFinite
 from shadowft_core.pair.layout import Match, Span
 
 DEFINITION = "sum|B - I| / (sum|B| + sum|I|), the sums over all weights of the group"
-BLOCK = 1 << 17  # elements per step: the float32 buffers of a step stay near the core; measured
 _WIDTH = 1 << 10  # sums run down columns of so many lanes: few float32 additions behind each other, and vector code
 RANGE, RANGES = 1 << 13, 4  # of a sample: elements per range, and ranges per match
 MOST_RANGES = 1 << 12  # of a whole sample, so that a large model costs no more than 64 MiB a side in bfloat16
@@ -191,7 +190,7 @@ def _sample(match: Match, matches: int) -> list[Span]:
 
 def _sums(base: Checkpoint, instruct: Checkpoint, span: Span, hashed: bool) -> Sums:
     """One pass over a span: float32 sums of short columns, float64 from there on."""
-    rows = -(-min(BLOCK, span.size) // _WIDTH)
+    rows = -(-min(CHUNK, span.size) // _WIDTH)
     scratch = np.empty((3, rows * _WIDTH), np.float32)
     b, i, apart = scratch
     sums = Sums(count=span.size)
@@ -224,10 +223,10 @@ def _absolute_sum(values: np.ndarray) -> float:
 
 
 def _blocks(model: Checkpoint, name: str, first: int, size: int, hashed: bool) -> Iterator[np.ndarray]:
-    """`size` elements of a tensor from `first` on, in their own dtype, BLOCK at a time."""
+    """`size` elements of a tensor from `first` on, in their own dtype, CHUNK at a time."""
     if not model.away and (first, size) == (0, model.info(name).size):
-        return (part for _, part in model.chunks(name, BLOCK, hashed=hashed))
-    return (model.part(name, first + at, min(BLOCK, size - at)) for at in range(0, size, BLOCK))
+        return (part for _, part in model.chunks(name, CHUNK, hashed=hashed))
+    return (model.part(name, first + at, min(CHUNK, size - at)) for at in range(0, size, CHUNK))
 
 
 def _layer(name: str) -> str | None:

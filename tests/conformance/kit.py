@@ -52,7 +52,8 @@ class Kit:
             answer = tool(folder, case.start.adapter is not None, dtype)
             if answer is None:
                 return Outcome(Verdict.NOT_ASKED, "", None)
-            return Outcome(*_judge(case, folder, answer), answer)
+            verdict, note = _judge(case, folder, answer)
+            return Outcome(verdict, note.replace(f"{folder}/", ""), answer)
 
     def _built(self, _key: str, start: Start) -> Path:
         folder = Path(tempfile.mkdtemp(prefix="start-", dir=self.folder))

@@ -113,9 +113,12 @@ def test_the_kit_sees_wrong_weights(
     assert note in outcome.note
 
 
-def test_the_kit_tells_a_second_rounding_from_a_wrong_result(kit: Kit) -> None:
-    """On float16 weights a delta rounded to bfloat16 is off by more than the last place of the sum."""
-    assert kit.run(BY_ID["float16"], writing(rounded_twice)).verdict == Verdict.SILENT
+def test_the_kit_tells_rounding_and_layout_from_a_wrong_result(kit: Kit) -> None:
+    assert kit.run(BY_ID["llama"], writing(rounded_twice)).verdict == Verdict.ROUNDING
+    for finer in ("float16", "float32"):
+        assert kit.run(BY_ID[finer], writing(rounded_twice)).verdict == Verdict.SILENT
+    outcome = kit.run(BY_ID["mixtral"], writing(lambda case: oracle.fuse(oracle.plain(case))))
+    assert (outcome.verdict, outcome.note) == (Verdict.PASS, "under other names")
 
 
 def test_the_kit_sees_wrong_refusals(kit: Kit) -> None:
@@ -134,7 +137,7 @@ def test_the_kit_sees_wrong_refusals(kit: Kit) -> None:
     assert kit.run(BY_ID["nan-tuned"], refuses).verdict == Verdict.PASS
     assert kit.run(BY_ID["mixed-mixtral"], refuses).verdict == Verdict.PASS, "converted or refused, both are right"
     assert kit.run(BY_ID["nan-tuned"], leaves).verdict == Verdict.LEFT
-    assert kit.run(BY_ID["nan-tuned"], writing(oracle.plain)).verdict == Verdict.SILENT
+    assert kit.run(BY_ID["nan-tuned"], writing(oracle.plain)).verdict == Verdict.ACCEPTS
     assert kit.run(BY_ID["pickle-tuned"], runs_code).verdict == Verdict.SILENT
 
 
@@ -159,6 +162,6 @@ def test_the_command_line_fills_the_table(tmp_path: Path, capsys: pytest.Capture
     assert main([*asked, "--markdown", str(file)]) == 1
     text = file.read_text()
     assert text == capsys.readouterr().out
-    assert "| zero | the tuned model is the Base | refused | silently wrong | - |" in text
-    assert "| zero-lora | an adapter at its start | refused | - | silently wrong |" in text
+    assert "| zero | the tuned model is the Base | refused | accepts | - |" in text
+    assert "| zero-lora | an adapter at its start | refused | - | accepts |" in text
     assert main(["--tool", "false {tuned}", "--only", "zero"]) == 0

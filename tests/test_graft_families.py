@@ -1,6 +1,7 @@
 """Grafts of real model classes: they load like the Instruct, stay tied, and agree with PEFT."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from tests.fixtures.models import (
     Pair,
     load_model,
     make_pair,
+    save_model,
     save_tokenizer,
     shifted,
     write_model,
@@ -49,6 +51,17 @@ def test_the_lora_product_is_rounded_once_from_float64(tiny_llama_pair: Pair, tm
 
 
 LAYOUTS = [*((family, False) for family in FAMILIES), ("mixtral", True), ("qwen3_moe", True)]
+
+
+@pytest.mark.parametrize(("family", "fused"), LAYOUTS)
+def test_a_model_of_a_family_is_made_in_a_second_and_always_the_same(tmp_path: Path, family: str, fused: bool) -> None:
+    save_model(tmp_path / "one", family, fused=fused)  # the first also pays for imports
+    start = time.process_time()
+    save_model(tmp_path / "two", family, fused=fused)
+    assert time.process_time() - start < 1
+    save_model(tmp_path / "other", family, seed=1, fused=fused)
+    one, two, other = (open_checkpoint(tmp_path / name).digest() for name in ("one", "two", "other"))
+    assert one == two != other
 
 
 @pytest.mark.parametrize(("family", "fused"), LAYOUTS)

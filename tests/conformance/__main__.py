@@ -73,7 +73,7 @@ def table(cases: Sequence[Case], columns: dict[str, Column]) -> str:
         notes = [
             f"- {key}: {outcome.verdict}: {_short(outcome.note)}"
             for key, outcome in column.items()
-            if not good(outcome)
+            if outcome.note and not good(outcome)
         ]
         if notes:
             lines += ["", f"### Notes on {name}", "", *notes]

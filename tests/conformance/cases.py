@@ -1,5 +1,6 @@
 """The table: one row for each case, what is done to the inputs and what must come of it."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -44,7 +45,7 @@ class Case:
 
 CASES: list[Case] = []
 LLAMA, TIED, HALF = Start(), Start(tied=True), Start(dtype="float16")
-MIXTRAL, QWEN3_MOE = Start("mixtral"), Start("qwen3_moe")
+MIXTRAL = Start("mixtral")
 LORA = Start(adapter={})
 EMBEDDING, HEAD = oracle.VOCABULARY
 SQUARE, WIDE = "model.layers.0.self_attn.q_proj.weight", "model.layers.1.self_attn.k_proj.weight"
@@ -127,19 +128,15 @@ for role, change in zip(("base", "instruct"), no_tokenizer, strict=True):
     refused(G, f"rows-unknown-{role}", f"more rows, no tokenizer in {role}", *unknown, error=errors.TokenMismatch)
 
 G = "Experts"
-fuse, split = inputs.relayout(oracle.fuse), inputs.relayout(oracle.split)
+fuse = edit("instruct", inputs.relayout(oracle.fuse))
 mixed = {"oracle": oracle.converted}
-for name, start in (("mixtral", MIXTRAL), ("qwen3_moe", QWEN3_MOE)):
-    either(G, f"mixed-{name}", "split Base, fused Instruct", edit("instruct", fuse), start=start, **mixed)
-either(
-    G,
-    "mixed-split",
-    "fused Base, split Instruct",
-    edit("instruct", split),
-    start=Start("qwen3_moe", fused=True),
-    **mixed,
-)
-either(G, "mixed-tuned", "split Base, fused tuned model", edit("tuned", fuse), start=MIXTRAL, **mixed)
+for family in ("mixtral", "qwen3_moe"):
+    either(G, f"mixed-{family}", "split Base, fused Instruct", fuse, start=Start(family), **mixed)
+    split = edit("instruct", inputs.relayout(functools.partial(oracle.split, old=family == "mixtral")))
+    fused = Start(family, fused=True)
+    either(G, f"mixed-{family}-back", "fused Base, split Instruct", split, start=fused, **mixed)
+fuse = edit("tuned", inputs.relayout(oracle.fuse))
+either(G, "mixed-tuned", "split Base, fused tuned model", fuse, start=MIXTRAL, **mixed)
 for role in ("tuned", "instruct"):
     dropped = edit(role, inputs.drop(*EXPERT))
     refused(G, f"dropped-{role}", f"one expert gone in {role}", dropped, start=MIXTRAL, error=errors.TensorMissing)

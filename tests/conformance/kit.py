@@ -11,15 +11,16 @@ from pathlib import Path
 from tests.conformance.cases import Case, Expected, Judged
 from tests.conformance.inputs import Start
 from tests.conformance.lies import MARKER
-from tests.conformance.oracle import difference, tensors_of
+from tests.conformance.oracle import difference, one_layout, tensors_of
 from tests.conformance.tools import Answer, Tool
 
 
 class Verdict(StrEnum):
     PASS = "pass"
-    ROUNDING = "rounding"  # exit code 0, all there, no entry more than one unit in the last place away
-    WRONG = "wrong result"  # exit code 0, the weights are not judged: another file differs, or it does not load clean
-    SILENT = "silently wrong"  # exit code 0: other weights, no delta, or what had to be refused
+    ROUNDING = "rounding"  # exit code 0, all there, but in another order of sums or with one rounding too many
+    WRONG = "wrong folder"  # exit code 0, but another file differs, or the model does not load clean
+    SILENT = "silently wrong"  # exit code 0 and other weights, or no delta where one belongs
+    ACCEPTS = "accepts"  # exit code 0 for what it has to refuse
     REFUSED = "refuses"  # what it should do
     LEFT = "leaves a folder"  # a refusal that was right, but the output folder is there
     NOT_ASKED = "-"
@@ -51,7 +52,8 @@ class Kit:
             answer = tool(folder, case.start.adapter is not None, dtype)
             if answer is None:
                 return Outcome(Verdict.NOT_ASKED, "", None)
-            return Outcome(*_judge(case, folder, answer), answer)
+            verdict, note = _judge(case, folder, answer)
+            return Outcome(verdict, note.replace(f"{folder}/", ""), answer)
 
     def _built(self, _key: str, start: Start) -> Path:
         folder = Path(tempfile.mkdtemp(prefix="start-", dir=self.folder))
@@ -69,7 +71,7 @@ def _judge(case: Case, folder: Path, answer: Answer) -> tuple[Verdict, str]:
         left = sorted(path.name for path in made.rglob("*") if path.is_file() or path == out)
         return (Verdict.LEFT, f"{', '.join(left)}; {answer.said}") if left else (Verdict.PASS, answer.said)
     if case.expected == Expected.REFUSED:
-        return Verdict.SILENT, "exit code 0"
+        return Verdict.ACCEPTS, ""
     if not out.is_dir():
         return Verdict.SILENT, "exit code 0 and no folder"
     if case.judged == Judged.WEIGHTS:
@@ -79,11 +81,14 @@ def _judge(case: Case, folder: Path, answer: Answer) -> tuple[Verdict, str]:
 
 
 def _weights(case: Case, folder: Path, out: Path) -> tuple[Verdict, str]:
-    found = difference(case.oracle(folder), tensors_of(out), tensors_of(folder / "instruct"))
-    if not (found.misplaced or found.entries):
-        return Verdict.PASS, ""
-    mild = not found.misplaced and not found.undone and found.worst <= 1
-    return (Verdict.ROUNDING if mild else Verdict.SILENT), str(found)
+    expected, found, instruct = case.oracle(folder), tensors_of(out), tensors_of(folder / "instruct")
+    other_layout = found.keys() != expected.keys()
+    if other_layout:
+        expected, found, instruct = (one_layout(tensors) for tensors in (expected, found, instruct))
+    apart = difference(expected, found, instruct)
+    if not (apart.misplaced or apart.entries):
+        return Verdict.PASS, "under other names" if other_layout else ""
+    return (Verdict.ROUNDING if apart.rounding else Verdict.SILENT), str(apart)
 
 
 def _files(instruct: Path, out: Path) -> str:

@@ -15,15 +15,23 @@ LIMIT = 300  # seconds a tool may take over a model of a few hundred kilobytes
 
 _EXTRACT = "shadowft extract --base {base} --tuned {tuned} --out {work}/delta"
 _GRAFT = "shadowft graft --instruct {instruct} --delta {work}/delta --scale 1 --out {out}"
-_MERGEKIT = (
-    """printf '{"merge_method": "task_arithmetic", "base_model": "%s", "models": ["""
-    """{"model": "%s", "parameters": {"weight": 1}}, {"model": "%s", "parameters": {"weight": 1}}], """
-    """"dtype": "float32", "out_dtype": "{dtype}"}' {base} {tuned} {instruct} > {work}/config.yaml"""
-    """ && {python} -m mergekit.scripts.run_yaml {work}/config.yaml {out} --lazy-unpickle"""
-)
+
+
+def _mergekit(settings: str, *roles: str) -> str:
+    """task_arithmetic over {base}, with the %s of `settings` filled by the folders of `roles`."""
+    models = ", ".join(2 * ['{"model": "%s", "parameters": {"weight": 1}}'])
+    start = f'"merge_method": "task_arithmetic", "base_model": "%s", "models": [{models}], "dtype": "float32"'
+    folders = " ".join(("{base}", "{tuned}", "{instruct}", *roles))
+    return (
+        f"""printf '{{{start}, "out_dtype": "{{dtype}}"{settings}}}' {folders} > {{work}}/config.yaml"""
+        " && {python} -m mergekit.scripts.run_yaml {work}/config.yaml {out} --lazy-unpickle"
+    )
+
+
 NAMED: dict[str, tuple[str, ...]] = {
     "shadowft": (f"{_EXTRACT} && {_GRAFT}", f"{_EXTRACT} && {_GRAFT}".replace("{tuned}", "{adapter}")),
-    "mergekit": (_MERGEKIT,),
+    "mergekit": (_mergekit(""),),
+    "mergekit-tokenizer": (_mergekit(', "tokenizer": {"source": "%s"}', "{instruct}"),),
     "peft": ("{here} -m benchmarks.graft.peers peft {instruct} {adapter} {out}",),
     "state-dicts": ("{here} -m benchmarks.graft.peers state-dicts {base} {tuned} {instruct} {out}",),
 }

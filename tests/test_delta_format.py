@@ -69,27 +69,27 @@ def digests(folder: Path) -> dict[str, str]:
 PINNED: dict[str, dict[str, str]] = {
     "compressed": {
         "base.safetensors": "7baa16406dee6b23",
-        "delta.json": "e8bcf7fd94ae30fd",
+        "delta.json": "99cfcffe161877fc",
         "dense.safetensors": "ed3f205162150f3d",
     },
     "bfloat16": {
         "base.safetensors": "7baa16406dee6b23",
-        "delta.json": "6cd4b05bbb37bb9b",
+        "delta.json": "f81cd33a76b93b53",
         "dense.safetensors": "79208927e48989f7",
     },
     "float32": {
         "base.safetensors": "7baa16406dee6b23",
-        "delta.json": "0196d663f05f75dd",
+        "delta.json": "80926ab37fa3cac9",
         "dense.safetensors": "7cf2f9688d5124e0",
     },
     "lora": {
         "base.safetensors": "7baa16406dee6b23",
-        "delta.json": "f2eb359a33bafd85",
+        "delta.json": "231b85838d13a363",
         "factors.safetensors": "2640d54237a350a0",
     },
     "lowrank": {
         "base.safetensors": "7baa16406dee6b23",
-        "delta.json": "f50afd587d33de15",
+        "delta.json": "9515cb0d6488936f",
         "dense.safetensors": "95a1bdde70019457",
         "factors.safetensors": "ab4b9bf20bf85043",
     },

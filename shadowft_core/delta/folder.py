@@ -44,6 +44,8 @@ class Delta:
         self.kind: str = certificate["kind"]
         self.base_digest: str = certificate["base"]["digest"]
         self.tokenizer_digest: str | None = certificate["base"]["tokenizer_digest"]
+        self.base_tied: bool = certificate["base"]["tied"]
+        """whether the Base used its embedding as head"""
         self._tensors: dict[str, dict[str, Any]] = certificate["tensors"]
         self._weights = weights
 
@@ -212,7 +214,7 @@ def open_delta(path: Path) -> Delta:
         if certificate["kind"] not in KINDS:
             raise DeltaError(f"{file}: kind {certificate['kind']!r}, known are {', '.join(KINDS)}")
         base = certificate["base"]
-        _ = base["digest"], base["tokenizer_digest"]
+        _ = base["digest"], base["tokenizer_digest"], base["tied"]
         expected: dict[str, Layout] = {DENSE: {}, FACTORS: {}}
         for name, entry in certificate["tensors"].items():
             _expect(expected, name, entry, file)

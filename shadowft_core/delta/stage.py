@@ -77,6 +77,7 @@ def _exact(base: Path, tuned: Path, folder: Path, storage: Storage) -> dict[str,
         "base": {
             "digest": digest,
             "tokenizer_digest": before.tokenizer_digest(),
+            "tied": before.tied is not None,
             "sample": file_digest(folder / BASE),
         },
         "tensors": tensors,

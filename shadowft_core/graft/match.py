@@ -75,14 +75,7 @@ class Match:
             head = self.model.tied[0]
             return [name, head] if name == self.model.tied[1] and head in self.model else [name]
         heads = [n for n in self.model.names if is_head(n)]
-        return [name, *heads] if self._base_tied else [name]
-
-    @cached_property
-    def _base_tied(self) -> bool:
-        """Whether the Base used its one embedding as head: it stored no head, or an equal one."""
-        embeddings = [n for n in self.base if is_embedding(n)]
-        heads = [n for n in self.base if is_head(n)]
-        return len(embeddings) == 1 and all(np.array_equal(self.base[h], self.base[embeddings[0]]) for h in heads)
+        return [name, *heads] if self.delta.base_tied else [name]
 
     def _require_equal(self, head: str, embedding: str) -> None:
         same = embedding in self.delta.names and self.delta.shape(head) == self.delta.shape(embedding)

@@ -18,6 +18,7 @@ from shadowft_core.checkpoint import bytes_digest, canonical_json, file_digest, 
 from shadowft_core.errors import DeltaError, StoreConflict, StoreCorrupt, StoreError, StoreUnreachable
 from shadowft_core.objects import PATIENCE, Objects, open_objects
 from shadowft_core.params import Store
+from shadowft_core.store import manifest as manifests
 from shadowft_core.store import promises as probing
 from tests.fixtures.s3 import act_as
 
@@ -173,7 +174,7 @@ def test_publishing_again_repairs_what_was_removed(
 
 
 def _twice(manifest: dict[str, Any]) -> bytes:
-    return canonical_json(manifest)[:-1] + b',"format":1}'
+    return canonical_json(manifest)[:-1] + b',"format":2}'
 
 
 @pytest.mark.parametrize(
@@ -193,8 +194,10 @@ def _twice(manifest: dict[str, Any]) -> bytes:
         (lambda m: m["files"]["delta.safetensors"].update(bytes=10**15), "chunks of 160"),
         (lambda m: m["files"]["delta.safetensors"]["chunks"][0].__setitem__(1, -5), "between 1 and"),
         (lambda m: m["files"]["delta.safetensors"]["chunks"][0].__setitem__(0, "sha256:../../x"), "between 1 and"),
-        (lambda m: m["files"]["delta.json"].update(digest="sha256:" + "0" * 64), "not the one of this delta"),
-        (lambda m: m.update(format=2), "format"),
+        (lambda m: m["files"]["delta.json"]["chunks"][0].__setitem__(0, "sha256:" + "0" * 64), "not the one of this"),
+        (lambda m: m["files"].update({"delta.json": m["files"]["delta.safetensors"]}), "not the one of this delta"),
+        (lambda m: m.update(format=1), "format"),
+        (lambda m: m.update(format=3), "format"),
         (lambda m: m.update(more=1), "more"),
         (_twice, "not canonical JSON"),
     ],
@@ -206,10 +209,10 @@ def test_a_crafted_manifest_is_refused_before_anything_is_written(
     claim_path = Path(folder_store.uri, "deltas", digest[7:])
     claim = json.loads(claim_path.read_bytes())
     name = claim["manifest"]
-    manifest = json.loads(Path(folder_store.uri, room._object_key(name)).read_bytes())
+    manifest = json.loads(Path(folder_store.uri, manifests.object_key(name)).read_bytes())
     changed = change(manifest)
     raw = changed if isinstance(changed, bytes) else canonical_json(manifest)
-    opened(folder_store).put_if_absent(room._object_key(bytes_digest(raw)), raw, bytes_digest(raw))
+    opened(folder_store).put_if_absent(manifests.object_key(bytes_digest(raw)), raw, bytes_digest(raw))
     claim_path.write_bytes(canonical_json(claim | {"manifest": bytes_digest(raw), "manifest_bytes": len(raw)}))
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(StoreCorrupt, match=message):

@@ -49,6 +49,7 @@ __all__ = [
     "holds",
     "located",
     "ls",
+    "opened",
     "probe",
     "publish",
     "verify",
@@ -65,6 +66,19 @@ def located(store: Store) -> Store:
     return store.model_copy(update=changes)
 
 
+def opened(store: Store) -> Objects:
+    """The objects of the store that is meant, for rooms that keep small objects of their own beside the deltas."""
+    store = located(store)
+    return open_objects(
+        store.uri,
+        store.endpoint,
+        store.region,
+        sse=store.sse,
+        sse_kms_key=store.sse_kms_key,
+        bucket_owner=store.bucket_owner,
+    )
+
+
 def publish(delta_dir: Path, store: Store) -> str:
     """Put a delta folder into the store and return its digest. Sends only what is not there; may be repeated and raced.
 
@@ -73,7 +87,7 @@ def publish(delta_dir: Path, store: Store) -> str:
     StoreUnreachable.
     """
     paths = _delta_files(delta_dir)
-    objects = _open(store)
+    objects = opened(store)
     require_probe(objects)
     digest = file_digest(delta_dir / CERTIFICATE)
     standing, since = objects.read(claim_key(digest), LARGEST_CLAIM), last_sweep(objects)
@@ -113,7 +127,7 @@ def publish(delta_dir: Path, store: Store) -> str:
 
 def holds(digest: str, store: Store) -> bool:
     """Whether this delta has been published here, completely."""
-    return _open(store).head(claim_key(digest)) is not None
+    return opened(store).head(claim_key(digest)) is not None
 
 
 def fetch_delta(digest: str, store: Store, out_dir: Path) -> None:
@@ -122,7 +136,7 @@ def fetch_delta(digest: str, store: Store, out_dir: Path) -> None:
     Raises StoreError when there is no such delta or no room for it, StoreCorrupt naming the damaged object,
     StoreUnreachable.
     """
-    objects = _open(store)
+    objects = opened(store)
     manifest = read_manifest(objects, read_claim(objects, digest))
     total = manifest.bytes
     print(f"fetch {digest} ({total} bytes) from {objects.location}", file=sys.stderr)
@@ -140,14 +154,14 @@ def verify(store: Store, digests: Sequence[str] = (), state: Path | None = None)
     Damaged and missing objects are returned, not raised. An interrupted run goes on where it was: `state` is the file
     that knows, `var/verify-<store>.txt` by default. Raises StoreUnreachable.
     """
-    objects = _open(store)
+    objects = opened(store)
     default = Path("var") / f"verify-{bytes_digest(objects.location.encode())[7:19]}.txt"
     return scrub(objects, list(digests), state or default)
 
 
 def ls(store: Store) -> list[Listed]:
     """Every published delta, the oldest first; a damaged one is listed with its problem. Raises StoreUnreachable."""
-    return listing(_open(store))
+    return listing(opened(store))
 
 
 def gc(store: Store, grace: float, dry_run: bool = False) -> Garbage:
@@ -156,7 +170,7 @@ def gc(store: Store, grace: float, dry_run: bool = False) -> Garbage:
     May run beside publishers. Raises StoreCorrupt, with nothing removed, when a claim or manifest cannot be read,
     StoreConflict when another gc runs, StoreUnreachable.
     """
-    return collect(_open(store), grace, dry_run)
+    return collect(opened(store), grace, dry_run)
 
 
 def probe(store: Store) -> None:
@@ -164,7 +178,7 @@ def probe(store: Store) -> None:
 
     Raises StoreError naming the broken promise.
     """
-    run_probe(_open(store))
+    run_probe(opened(store))
 
 
 def check(store: Store) -> None:
@@ -172,23 +186,11 @@ def check(store: Store) -> None:
 
     Raises StoreUnreachable or StoreError within about 15 seconds.
     """
-    objects = _open(store)
+    objects = opened(store)
     found = objects.read("probe/write", 100)
     with suppress(StoreConflict):  # another run checks at the same moment
         objects.swap("probe/write", b"written", found[1] if found else None)
     require_probe(objects)
-
-
-def _open(store: Store) -> Objects:
-    store = located(store)
-    return open_objects(
-        store.uri,
-        store.endpoint,
-        store.region,
-        sse=store.sse,
-        sse_kms_key=store.sse_kms_key,
-        bucket_owner=store.bucket_owner,
-    )
 
 
 def _delta_files(folder: Path) -> list[Path]:

@@ -27,6 +27,7 @@ from shadowft_core.store.manifest import Strict
 TURNS = "turns"
 SWEEP, COMMIT, CLOCK = f"{TURNS}/sweep", f"{TURNS}/commit", f"{TURNS}/clock"
 TURN = 60.0  # seconds; longer than the slowest single request and HOLD together
+SLACK = 2.0  # seconds, for times of whole seconds
 HOLD = 20.0  # seconds after which a holder renews its turn before it does more
 PAUSE = 0.2  # seconds between two looks at the other side
 WAIT = 900.0  # seconds a publisher waits for sweeps
@@ -103,7 +104,7 @@ def commit(objects: Objects, since: str | None, restore: Callable[[], None], cla
             since = tag
         elif not turn.stale:
             head = objects.head(claim())
-            if head is not None and head.modified - turn.opened < TURN - 2:  # a stalled process may come too late
+            if head is not None and head.modified - turn.opened < TURN - SLACK:  # a stalled process may come too late
                 turn.close()
                 return
             since = "too late"
@@ -128,7 +129,7 @@ def sweep(objects: Objects) -> Iterator[Callable[[], None]]:
             if turn.stale:
                 before = turn.opened
                 turn.open()
-                if turn.opened - before > TURN - 2:
+                if turn.opened - before > TURN - SLACK:
                     raise StoreConflict(f"{objects.location}: this process slept and lost its turn; run it again")
 
     try:

@@ -21,7 +21,7 @@ from tests.fixtures.deltas import noise, stored_bytes, trusted, write_delta
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(params=["s3", "folder"])
+@pytest.fixture(params=["s3", "folder", pytest.param("real", marks=pytest.mark.real_store)])
 def store(request: pytest.FixtureRequest) -> Store:
     found: Store = request.getfixturevalue(f"{request.param}_store").model_copy(update={"chunk_bytes": 65536})
     trusted(found)

@@ -23,7 +23,7 @@ from tests.fixtures.deltas import noise, stored_bytes, trusted, write_delta
 WEEK = 7 * 86400.0
 
 
-@pytest.fixture(params=["s3", "folder"])
+@pytest.fixture(params=["s3", "folder", pytest.param("real", marks=pytest.mark.real_store)])
 def store(request: pytest.FixtureRequest) -> Store:
     found: Store = request.getfixturevalue(f"{request.param}_store").model_copy(update={"chunk_bytes": 65536})
     trusted(found)
@@ -182,6 +182,7 @@ def test_gc_clears_what_killed_writers_left_in_a_folder(folder_store: Store) -> 
     assert list(objects.list("probe")) == ["probe/passed"]
 
 
+@pytest.mark.parametrize("store", ["folder", pytest.param("s3", marks=pytest.mark.faults)], indirect=True)
 def test_gc_beside_publishers_never_costs_them_a_chunk(store: Store, tmp_path: Path) -> None:
     """Deltas of few tensors come and go all the time, so that garbage turns into what a publisher relies on."""
     objects = room.opened(store)

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +62,10 @@ class S3Server:
 
 
 @contextmanager
-def seaweedfs(folder: Path) -> Iterator[S3Server]:
+def seaweedfs(folder: Path, flags: Sequence[str] = ()) -> Iterator[S3Server]:
     """Run SeaweedFS with its data in `folder` until the block ends; an existing folder is served again.
+
+    `flags` are further ones of `weed server`, for instance for TLS.
 
     Raises RuntimeError with the end of the log when the server does not accept a write within START_SECONDS.
     """
@@ -73,8 +75,8 @@ def seaweedfs(folder: Path) -> Iterator[S3Server]:
     folder = folder.absolute()
     (folder / "data").mkdir(parents=True, exist_ok=True)
     admin, user, reader = _identities(folder / "identities.json")
-    flags = [f"{part}.port{kind}" for part in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")]
-    ports = dict(zip(flags, _free_ports(len(flags)), strict=True))
+    names = [f"{part}.port{kind}" for part in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")]
+    ports = dict(zip(names, _free_ports(len(names)), strict=True))
     with tempfile.TemporaryDirectory(prefix="weed-") as sockets, open(folder / "server.log", "ab") as log:
         server = subprocess.Popen(
             [
@@ -98,6 +100,7 @@ def seaweedfs(folder: Path) -> Iterator[S3Server]:
                 "-master.electionTimeout=1s",
                 "-master.heartbeatInterval=100ms",
                 "-master.telemetry=false",
+                *flags,
             ],
             stdout=log,
             stderr=log,

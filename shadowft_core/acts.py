@@ -1,10 +1,15 @@
 """The acts: verbs that are not stages, because they change something outside the workspace. All are safe to repeat."""
 
+import json
 import os
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from shadowft_core.errors import StoreCorrupt
 
 if TYPE_CHECKING:
     from shadowft_core.params import Params, Store
@@ -17,6 +22,7 @@ PARAMS = Path("params.yaml")
 ParamsOption = Annotated[Path, typer.Option("--params", help="the params.yaml to read")]
 UriOption = Annotated[str | None, typer.Option(help="a folder or s3://bucket/prefix; default from params.yaml")]
 EndpointOption = Annotated[str | None, typer.Option(help="URL of an S3 server other than AWS")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 
 OntoBaseOption = Annotated[bool, typer.Option("--onto-base", help="allow the Instruct to be the delta's own Base")]
 UnrelatedOption = Annotated[bool, typer.Option("--unrelated", help="allow an Instruct far from the delta's Base")]
@@ -90,7 +96,95 @@ def probe(uri: UriOption = None, endpoint: EndpointOption = None, params: Params
     from shadowft_core.store import probe as run
 
     run(_store(params, uri, endpoint))
-    print("the store keeps its promises: one winner per name, wrong checksums refused, compare-and-swap")
+    print(
+        "the store keeps its promises: one winner per name, wrong checksums refused, compare-and-swap, current listings"
+    )
+
+
+@store.command()
+def ls(
+    uri: UriOption = None,
+    endpoint: EndpointOption = None,
+    as_json: JsonOption = False,
+    params: ParamsOption = PARAMS,
+) -> None:
+    """List the published deltas, the oldest first: digest, kind, bytes, bytes shared with others, when.
+
+    Example: shadowft store ls --uri s3://bucket/deltas
+    """
+    from shadowft_core.store import ls as run
+
+    found = run(_store(params, uri, endpoint))
+    if as_json:
+        print(json.dumps({"deltas": [asdict(delta) for delta in found]}))
+        return
+    for delta in found:
+        when = f"{datetime.fromtimestamp(delta.published, UTC):%Y-%m-%d %H:%M} UTC"
+        about = f"{delta.bytes / 1e6:.1f} MB ({delta.shared_bytes / 1e6:.1f} shared)"
+        print(f"{delta.digest}  {when}  {delta.problem or f'{delta.kind}  {about}'}")
+
+
+@store.command()
+def verify(
+    digests: Annotated[list[str] | None, typer.Argument(help="deltas to check; all when none is named")] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="file that keeps the place of an interrupted run; default var/verify-*.txt")
+    ] = None,
+    uri: UriOption = None,
+    endpoint: EndpointOption = None,
+    as_json: JsonOption = False,
+    params: ParamsOption = PARAMS,
+) -> None:
+    """Read every object of the deltas and compare it with its digest. Names every bad one; exit code 8 if there is any.
+
+    Example: shadowft store verify
+
+    Example: shadowft store verify sha256:... --uri s3://bucket/deltas --json
+    """
+    from shadowft_core.store import verify as run
+
+    found = run(_store(params, uri, endpoint), digests or (), state)
+    if as_json:
+        print(json.dumps(asdict(found)))
+    else:
+        for bad in found.bad:
+            print(f"bad: {bad.problem} (needed by {', '.join(bad.deltas)})")
+        print(
+            f"{found.objects - len(found.bad)} of {found.objects} objects of {found.deltas} deltas are good, "
+            f"{found.bytes / 1e6:.1f} MB; {found.resumed} had been checked before"
+        )
+    if found.bad:
+        raise StoreCorrupt(
+            f"{len(found.bad)} of {found.objects} objects are damaged or missing; remove the damaged ones and publish "
+            "their deltas again"
+        )
+
+
+@store.command()
+def gc(
+    grace_days: Annotated[float, typer.Option(min=0, help="keep what was written in so many last days")] = 7.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="remove nothing, say what would go")] = False,
+    uri: UriOption = None,
+    endpoint: EndpointOption = None,
+    as_json: JsonOption = False,
+    params: ParamsOption = PARAMS,
+) -> None:
+    """Remove what no published delta uses: left by interrupted publishes, or by deltas whose claim was removed.
+
+    Safe beside running publishes. The grace spares what an interrupted publish has sent, for its next try.
+
+    Example: shadowft store gc --dry-run
+    """
+    from shadowft_core.store import gc as run
+
+    found = run(_store(params, uri, endpoint), grace_days * 86400, dry_run)
+    if as_json:
+        print(json.dumps(asdict(found) | {"dry_run": dry_run}))
+        return
+    print(
+        f"{'would remove' if dry_run else 'removed'} {found.removed} objects, {found.removed_bytes / 1e6:.1f} MB; "
+        f"{found.in_use} are in use, {found.kept_young} unused ones are too young"
+    )
 
 
 @acts.command(rich_help_panel="Acts")

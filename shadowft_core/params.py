@@ -111,6 +111,18 @@ class Store(Section):
     uri: str = Field("var/store", min_length=1)
     endpoint: str | None = Field(None, description="URL of an S3 server other than AWS")
     region: str | None = None
+    sse: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = Field(None, description="encryption at rest, S3 only")
+    sse_kms_key: str | None = Field(None, min_length=1, description="id or ARN of the key; with sse aws:kms")
+    bucket_owner: str | None = Field(None, pattern=r"^\d{12}$", description="account that must own the bucket")
+    chunk_bytes: int | None = Field(
+        None, ge=1 << 16, le=256 << 20, description="largest object a tensor is cut into; 16 MiB when null"
+    )
+
+    @model_validator(mode="after")
+    def _key_needs_kms(self) -> Self:
+        if self.sse_kms_key and self.sse not in ("aws:kms", "aws:kms:dsse"):
+            raise ValueError(f"sse_kms_key is given with sse {self.sse!r}; set sse to aws:kms")
+        return self
 
 
 class Registry(Section):

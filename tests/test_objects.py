@@ -18,7 +18,7 @@ from tests.fixtures.s3 import act_as
 DATA = bytes(range(256)) * 5000  # 1.28 MB: more than one block
 
 
-@pytest.fixture(params=["s3", "folder"])
+@pytest.fixture(params=["s3", "folder", pytest.param("real", marks=pytest.mark.real_store)])
 def objects(request: pytest.FixtureRequest) -> Objects:
     store: Store = request.getfixturevalue(f"{request.param}_store")
     return open_objects(store.uri, store.endpoint, store.region)

@@ -18,20 +18,22 @@ from shadowft_core.checkpoint import bytes_digest, canonical_json, file_digest, 
 from shadowft_core.errors import DeltaError, StoreConflict, StoreCorrupt, StoreError, StoreUnreachable
 from shadowft_core.objects import PATIENCE, Objects, open_objects
 from shadowft_core.params import Store
+from shadowft_core.store import manifest as manifests
 from shadowft_core.store import promises as probing
 from tests.fixtures.s3 import act_as
 
 
-@pytest.fixture(params=["s3", "folder"])
+@pytest.fixture(params=["s3", "folder", pytest.param("real", marks=pytest.mark.real_store)])
 def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Store:
     """A store with small chunks. One bucket is probed for the others: the server is the same."""
     monkeypatch.setattr(room, "CHUNK", 40_000)
     found: Store = request.getfixturevalue(f"{request.param}_store")
-    if found.endpoint in _probed:
+    place = "folder" if found.endpoint is None and "://" not in found.uri else found.endpoint
+    if place in _probed:
         opened(found).put_if_absent(probing.PROBED, probing.PASSED, bytes_digest(probing.PASSED))
     else:
         room.check(found)
-        _probed.add(found.endpoint)
+        _probed.add(place)
     return found
 
 
@@ -67,20 +69,12 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def replace(store: Store, s3: S3Server, key: str, data: bytes | None) -> None:
+def replace(store: Store, key: str, data: bytes | None) -> None:
     """What nobody does through the project: overwrite or remove an object."""
-    if store.endpoint is None:
-        path = Path(store.uri, key)
-        path.unlink(missing_ok=True)
-        if data is not None:
-            path.write_bytes(data)
-        return
-    bucket, _, prefix = store.uri.removeprefix("s3://").partition("/")
-    client = s3._client(s3.admin)
-    if data is None:
-        client.delete_object(Bucket=bucket, Key=f"{prefix}/{key}")
-    else:
-        client.put_object(Bucket=bucket, Key=f"{prefix}/{key}", Body=data)
+    objects = opened(store)
+    objects.delete(key)
+    if data is not None:
+        objects.put_if_absent(key, data, bytes_digest(data))
 
 
 def test_round_trip_and_publishing_again_sends_nothing(
@@ -140,31 +134,27 @@ def test_other_weights_under_the_same_certificate_are_a_conflict(store: Store, d
     assert contents(tmp_path / "out") == contents(delta)
 
 
-def test_every_damaged_or_missing_object_is_refused(
-    store: Store, s3_server: S3Server, delta: Path, tmp_path: Path
-) -> None:
+def test_every_damaged_or_missing_object_is_refused(store: Store, delta: Path, tmp_path: Path) -> None:
     digest = room.publish(delta, store)
     damage = [lambda data: data[:50] + bytes([data[50] ^ 4]) + data[51:], lambda data: data[:-1], lambda data: None]
     for number, key in enumerate(keys(store, "objects") + keys(store, "deltas")):
         found = opened(store).read(key, 1 << 20)
         assert found is not None
-        good, kinds = found[0], damage if store.endpoint is None else [damage[number % 3]]
+        good, kinds = found[0], [damage[number % 3]] if "://" in store.uri else damage
         for kind in kinds:
-            replace(store, s3_server, key, kind(good))
+            replace(store, key, kind(good))
             with pytest.raises(StoreError, match=key if key.startswith("objects") else r"deltas/|no delta") as caught:
                 room.fetch_delta(digest, store, tmp_path / "out")
             assert isinstance(caught.value, StoreCorrupt) or kind(good) is None
             assert [path for path in tmp_path.iterdir() if "out" in path.name] == []
-            replace(store, s3_server, key, good)
+            replace(store, key, good)
     room.fetch_delta(digest, store, tmp_path / "out")
     assert contents(tmp_path / "out") == contents(delta)
 
 
-def test_publishing_again_repairs_what_was_removed(
-    store: Store, s3_server: S3Server, delta: Path, tmp_path: Path
-) -> None:
+def test_publishing_again_repairs_what_was_removed(store: Store, delta: Path, tmp_path: Path) -> None:
     digest = room.publish(delta, store)
-    replace(store, s3_server, keys(store, "objects")[0], None)
+    replace(store, keys(store, "objects")[0], None)
     with pytest.raises(StoreError, match="is missing"):
         room.fetch_delta(digest, store, tmp_path / "out")
     room.publish(delta, store)
@@ -173,7 +163,7 @@ def test_publishing_again_repairs_what_was_removed(
 
 
 def _twice(manifest: dict[str, Any]) -> bytes:
-    return canonical_json(manifest)[:-1] + b',"format":1}'
+    return canonical_json(manifest)[:-1] + b',"format":2}'
 
 
 @pytest.mark.parametrize(
@@ -193,8 +183,10 @@ def _twice(manifest: dict[str, Any]) -> bytes:
         (lambda m: m["files"]["delta.safetensors"].update(bytes=10**15), "chunks of 160"),
         (lambda m: m["files"]["delta.safetensors"]["chunks"][0].__setitem__(1, -5), "between 1 and"),
         (lambda m: m["files"]["delta.safetensors"]["chunks"][0].__setitem__(0, "sha256:../../x"), "between 1 and"),
-        (lambda m: m["files"]["delta.json"].update(digest="sha256:" + "0" * 64), "not the one of this delta"),
-        (lambda m: m.update(format=2), "format"),
+        (lambda m: m["files"]["delta.json"]["chunks"][0].__setitem__(0, "sha256:" + "0" * 64), "not the one of this"),
+        (lambda m: m["files"].update({"delta.json": m["files"]["delta.safetensors"]}), "not the one of this delta"),
+        (lambda m: m.update(format=1), "format"),
+        (lambda m: m.update(format=3), "format"),
         (lambda m: m.update(more=1), "more"),
         (_twice, "not canonical JSON"),
     ],
@@ -206,10 +198,10 @@ def test_a_crafted_manifest_is_refused_before_anything_is_written(
     claim_path = Path(folder_store.uri, "deltas", digest[7:])
     claim = json.loads(claim_path.read_bytes())
     name = claim["manifest"]
-    manifest = json.loads(Path(folder_store.uri, room._object_key(name)).read_bytes())
+    manifest = json.loads(Path(folder_store.uri, manifests.object_key(name)).read_bytes())
     changed = change(manifest)
     raw = changed if isinstance(changed, bytes) else canonical_json(manifest)
-    opened(folder_store).put_if_absent(room._object_key(bytes_digest(raw)), raw, bytes_digest(raw))
+    opened(folder_store).put_if_absent(manifests.object_key(bytes_digest(raw)), raw, bytes_digest(raw))
     claim_path.write_bytes(canonical_json(claim | {"manifest": bytes_digest(raw), "manifest_bytes": len(raw)}))
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(StoreCorrupt, match=message):

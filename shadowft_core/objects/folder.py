@@ -5,7 +5,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,6 +15,7 @@ from shadowft_core.objects.interface import (
     BLOCK,
     KEY,
     Damaged,
+    Entry,
     Head,
     checked,
     corrupt,
@@ -24,6 +25,8 @@ from shadowft_core.objects.interface import (
     require_same,
     stream,
 )
+
+_UNFINISHED = ".tmp-"
 
 
 class FolderObjects:
@@ -44,7 +47,7 @@ class FolderObjects:
     def _written(self, path: Path, data: bytes) -> Iterator[Path]:
         """`data` in a synced file beside `path`, removed unless it was renamed."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=_UNFINISHED, dir=path.parent)
         try:
             with open(handle, "wb") as file:
                 file.write(data)
@@ -121,12 +124,36 @@ class FolderObjects:
                 while block := file.read(BLOCK):
                     sha.update(block)
                     size += len(block)
+                modified = os.fstat(file.fileno()).st_mtime
         except FileNotFoundError:
             return None
         digest = "sha256:" + sha.hexdigest()
-        return Head(size, digest, digest)
+        return Head(size, digest, digest, modified)
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        folder = self.root / checked(prefix) if prefix else self.root
+        found = []
+        for path in folder.rglob("*"):
+            key = path.relative_to(self.root).as_posix()
+            with suppress(FileNotFoundError):  # removed while we look
+                if KEY.fullmatch(key) and path.is_file():
+                    about = path.stat()
+                    found.append(Entry(key, about.st_size, about.st_mtime))
+        return iter(sorted(found, key=lambda entry: entry.key))
 
     def list(self, prefix: str) -> Iterator[str]:
-        folder = self.root / checked(prefix) if prefix else self.root
-        keys = (path.relative_to(self.root).as_posix() for path in folder.rglob("*") if path.is_file())
-        return iter(sorted(key for key in keys if KEY.fullmatch(key)))
+        return (entry.key for entry in self.entries(prefix))
+
+    def delete(self, key: str) -> None:
+        with self._lock():
+            (self.root / checked(key)).unlink(missing_ok=True)
+
+    def discard_unfinished(self, before: float) -> int:
+        removed = 0
+        for path in self.root.rglob(f"{_UNFINISHED}*"):
+            with suppress(FileNotFoundError):  # its writer lives and has just finished
+                about = path.stat()
+                if about.st_mtime < before:
+                    path.unlink()
+                    removed += about.st_size
+        return removed

@@ -15,11 +15,24 @@ KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
 @dataclass(frozen=True)
 class Head:
-    """What is known of an object without reading it: bytes, digest if the store keeps it, version tag."""
+    """What is known of an object without reading it: bytes, digest if the store keeps it, version tag, time.
+
+    `modified` is the POSIX time of the write in seconds, by the store's clock; S3 gives whole seconds.
+    """
 
     size: int
     digest: str | None
     tag: str
+    modified: float
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of a listing: key, bytes, and when it was written, as in Head."""
+
+    key: str
+    size: int
+    modified: float
 
 
 class Objects(Protocol):
@@ -57,10 +70,19 @@ class Objects(Protocol):
         """
 
     def head(self, key: str) -> Head | None:
-        """Size, digest and tag, or None when the key is absent."""
+        """Size, digest, tag and time, or None when the key is absent."""
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        """All objects below `prefix` (a whole number of path segments, or empty), sorted by key."""
 
     def list(self, prefix: str) -> Iterator[str]:
-        """All keys below `prefix` (a whole number of path segments, or empty), sorted."""
+        """The keys of `entries`."""
+
+    def delete(self, key: str) -> None:
+        """Remove an object; an absent one is no error. Only collecting garbage does this."""
+
+    def discard_unfinished(self, before: float) -> int:
+        """Remove what writers killed before that POSIX time left outside any key; returns the bytes."""
 
 
 def checked(key: str) -> str:
@@ -87,9 +109,9 @@ def stream(blocks: Iterator[bytes], size: int, digest: str, sink: BinaryIO) -> N
         raise Damaged(f"{seen} bytes, sha256:{sha.hexdigest()}" if seen <= size else f"more than {size} bytes")
 
 
-def require_same(objects: Objects, key: str, size: int, digest: str) -> None:
+def require_same(objects: Objects, key: str, size: int, digest: str, head: Head | None = None) -> None:
     """Raises StoreConflict unless `key` holds exactly these bytes. A checksum the store does not keep is computed."""
-    head = objects.head(key)
+    head = head or objects.head(key)
     if head is not None and head.size == size and head.digest in (None, digest):
         if head.digest == digest:
             return

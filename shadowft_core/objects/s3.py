@@ -13,6 +13,7 @@ from shadowft_core.errors import StoreCorrupt, StoreError, StoreUnreachable
 from shadowft_core.objects.interface import (
     BLOCK,
     Damaged,
+    Entry,
     Head,
     checked,
     corrupt,
@@ -32,18 +33,30 @@ T = TypeVar("T")
 class S3Objects:
     """Objects in a bucket: one plain PutObject each, no multipart, so nothing is ever half there."""
 
-    def __init__(self, bucket: str, prefix: str, endpoint: str | None, region: str | None) -> None:
+    def __init__(
+        self,
+        bucket: str,
+        prefix: str,
+        endpoint: str | None,
+        region: str | None,
+        sse: str | None,
+        sse_kms_key: str | None,
+        bucket_owner: str | None,
+    ) -> None:
         import boto3
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
 
         self.bucket, self.prefix = bucket, prefix + "/" if prefix else ""
         self.location = f"s3://{bucket}/{prefix}".rstrip("/") + (f" at {endpoint}" if endpoint else "")
+        self._every = {"Bucket": bucket} | ({"ExpectedBucketOwner": bucket_owner} if bucket_owner else {})
+        self._encryption = {
+            name: value for name, value in (("ServerSideEncryption", sse), ("SSEKMSKeyId", sse_kms_key)) if value
+        }
         s3: dict[str, Any] = {"addressing_style": "path"} if endpoint else {}
         if endpoint and endpoint.startswith("http://"):
-            s3["payload_signing_enabled"] = (
-                False  # the signed SHA-256 header binds the body already, at a fifth of the cost
-            )
+            # The signed checksum header binds the body already; hashing it again for the signature costs time.
+            s3["payload_signing_enabled"] = False
         config = Config(
             s3=s3,
             connect_timeout=4,
@@ -60,9 +73,10 @@ class S3Objects:
             raise StoreError(f"{self.location}: {_one_line(error)}; correct the store section of params.yaml") from None
 
     def put_if_absent(self, key: str, data: bytes, digest: str) -> bool:
-        if self.head(key) is None and self._put(key, data, digest, IfNoneMatch="*") is not None:
+        head = self.head(key)
+        if head is None and self._put(key, data, digest, IfNoneMatch="*") is not None:
             return True
-        require_same(self, key, len(data), digest)
+        require_same(self, key, len(data), digest, head)
         return False
 
     def get(self, key: str, size: int, digest: str, sink: BinaryIO) -> None:
@@ -124,23 +138,38 @@ class S3Objects:
                 return None
             raise
         sha = answer.get("ChecksumSHA256")
-        return Head(answer["ContentLength"], _from_base64(sha) if sha else None, answer["ETag"])
+        return Head(
+            answer["ContentLength"],
+            _from_base64(sha) if sha else None,
+            answer["ETag"],
+            answer["LastModified"].timestamp(),
+        )
 
-    def list(self, prefix: str) -> Iterator[str]:
+    def entries(self, prefix: str) -> Iterator[Entry]:
         token: dict[str, str] = {}
         where = self.prefix + (checked(prefix) + "/" if prefix else "")
         while True:
             page = self._call(
                 prefix or "list",
-                lambda token=token: self._client.list_objects_v2(Bucket=self.bucket, Prefix=where, **token),  # type: ignore[misc]
+                lambda token=token: self._client.list_objects_v2(**self._every, Prefix=where, **token),  # type: ignore[misc]
             )
-            yield from (entry["Key"].removeprefix(self.prefix) for entry in page.get("Contents", ()))
+            for entry in page.get("Contents", ()):
+                yield Entry(entry["Key"].removeprefix(self.prefix), entry["Size"], entry["LastModified"].timestamp())
             if not page.get("IsTruncated"):
                 return
             token = {"ContinuationToken": page["NextContinuationToken"]}
 
+    def list(self, prefix: str) -> Iterator[str]:
+        return (entry.key for entry in self.entries(prefix))
+
+    def delete(self, key: str) -> None:
+        self._call(key, lambda: self._client.delete_object(**self._at(key)))
+
+    def discard_unfinished(self, before: float) -> int:
+        return 0  # a single put is whole or absent
+
     def _at(self, key: str) -> dict[str, str]:
-        return {"Bucket": self.bucket, "Key": self.prefix + checked(key)}
+        return {**self._every, "Key": self.prefix + checked(key)}
 
     def _put(self, key: str, data: bytes, digest: str, **condition: str) -> str | None:
         """The new tag, or None when the condition did not hold (or a lost reply makes it look so)."""
@@ -150,7 +179,9 @@ class S3Objects:
         try:
             answer = self._call(
                 key,
-                lambda: self._client.put_object(**self._at(key), Body=data, ChecksumSHA256=checksum, **condition),
+                lambda: self._client.put_object(
+                    **self._at(key), Body=data, ChecksumSHA256=checksum, **self._encryption, **condition
+                ),
             )
         except Damaged as error:
             raise StoreCorrupt(f"{self.location}: {key} refused, its bytes are not {digest} ({error})") from None
@@ -161,13 +192,13 @@ class S3Objects:
         return str(answer["ETag"])
 
     def _call(self, key: str, attempt: Callable[[], T]) -> T:
-        """Repeat one request until it is answered, for PATIENCE seconds.
+        """Repeat one request until it is answered, at least once, and for PATIENCE seconds.
 
         Lets ClientError through for 404 and 412, which are answers, and Damaged when the bytes stay wrong.
         """
         from botocore import exceptions as boto
 
-        started, pause, damaged = time.monotonic(), 0.2, 0
+        started, pause, damaged, repeated = time.monotonic(), 0.2, 0, False
         while True:
             try:
                 return attempt()
@@ -181,6 +212,12 @@ class S3Objects:
                 if damaged == DAMAGED_ATTEMPTS:
                     raise
                 last = str(error)
+            except boto.SSLError as error:
+                if "CERTIFICATE_VERIFY_FAILED" in (last := _one_line(error)):
+                    raise StoreUnreachable(
+                        f"{self.location}: its certificate is not trusted ({last}); set AWS_CA_BUNDLE to a file with "
+                        "the certificate of its authority"
+                    ) from None
             except (
                 boto.HTTPClientError,
                 boto.ConnectionError,
@@ -194,13 +231,13 @@ class S3Objects:
                     "AWS_SECRET_ACCESS_KEY (or AWS_PROFILE) and store.region"
                 ) from None
             waited = time.monotonic() - started
-            if waited + pause > PATIENCE:
+            if repeated and waited + pause > PATIENCE:  # on a slow line the first attempt alone may take longer
                 raise StoreUnreachable(
                     f"{self.location}: no usable answer for {key} in {waited:.0f} s ({last}); check that the server "
                     "runs and that store.endpoint is right, then run the same command again"
                 )
             time.sleep(pause * random.uniform(0.7, 1.3))  # noqa: S311  spreads racing writers, nothing secret
-            pause = min(pause * 2, 3.0)
+            pause, repeated = min(pause * 2, 3.0), True
 
     def _judge(self, error: Any, key: str) -> str:
         """Name a refusal that is worth another attempt; raise the others in plain words."""
@@ -217,7 +254,7 @@ class S3Objects:
         if status in (401, 403) or code in ("ExpiredToken", "InvalidToken"):
             raise StoreUnreachable(
                 f"{self.location}: {error.operation_name} refused ({code}); check AWS_ACCESS_KEY_ID, "
-                "AWS_SECRET_ACCESS_KEY, the rights of that identity and this machine's clock"
+                "AWS_SECRET_ACCESS_KEY, the rights of that identity, store.bucket_owner and this machine's clock"
             )
         if status in (404, 412):
             raise error

@@ -14,9 +14,10 @@ PASSED = canonical_json({"format": 1, "rounds": ROUNDS, "writers": RACERS})
 
 
 def run_probe(objects: Objects) -> None:
-    """Check what publishing relies on: one winner among 8 racing writers in 5 rounds, wrong checksums refused, and
-    compare-and-swap. Leaves a few small objects under `probe/`, which need no right to delete.
+    """Check what publishing relies on: one winner among 8 racing writers in 5 rounds, wrong checksums refused,
+    compare-and-swap, and a listing that shows what was just written.
 
+    Leaves a few small objects under `probe/`: publishing needs no right to delete.
     Raises StoreError naming the broken promise.
     """
     folder = f"probe/{uuid.uuid4().hex}"
@@ -43,6 +44,8 @@ def run_probe(objects: Objects) -> None:
         raise _broken(objects, "it replaced a version that was no longer current (If-Match)")
     if objects.read(f"{folder}/swap", 100) != (b"2", new):
         raise _broken(objects, "it does not return what was swapped in")
+    if f"{folder}/swap" not in objects.list(folder):
+        raise _broken(objects, "it does not list what was just written")
 
 
 def require_probe(objects: Objects) -> None:

@@ -1,0 +1,163 @@
+"""What is timed: whole processes that bring a delta into a real S3 server on loopback, and back."""
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from benchmarks.graft.cases import SHADOWFT, Case
+from infra.seaweedfs import S3Server
+from shadowft_core.checkpoint import build_header, bytes_digest, canonical_json, file_digest
+from shadowft_core.params import Store
+from shadowft_core.store import opened, promises
+
+ROOT = Path(__file__).parent.parent.parent
+WEIGHTS = "dense.safetensors"
+MATRIX = 24 << 20  # elements: 96 MiB of float32, some chunks
+AWS_CONFIG = """[default]
+region = us-east-1
+s3 =
+  addressing_style = path
+  payload_signing_enabled = false
+  multipart_threshold = 64MB
+  multipart_chunksize = 64MB
+  max_concurrent_requests = 2
+"""
+
+
+def use(server: S3Server, scratch: Path) -> None:
+    """Credentials and settings of the clients, for the processes to come."""
+    config = scratch / "aws-config"
+    config.write_text(AWS_CONFIG)
+    os.environ |= {
+        "AWS_ACCESS_KEY_ID": server.admin.access_key,
+        "AWS_SECRET_ACCESS_KEY": server.admin.secret_key,
+        "AWS_CONFIG_FILE": str(config),
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "SHADOWFT_STORE_URI", "SHADOWFT_STORE_ENDPOINT"):
+        os.environ.pop(name, None)
+
+
+def make_delta(folder: Path, size: int, seed: int, changed: int | None = None, sparse: bool = False) -> Path:
+    """A delta folder of about `size` bytes: matrices of 96 MiB, a norm of 16 KiB after each, seeded.
+
+    `changed` names a matrix that gets other values. With `sparse`, the file is a hole but for 8 bytes in every MiB, so
+    that no two chunks are the same.
+    """
+    folder.mkdir(parents=True)
+    matrix = min(MATRIX, max(1, size // 16))  # also a small delta has four matrices
+    count = max(1, round(size / (4 * matrix)))
+    layout = {
+        f"layers.{n}.{part}": ("F32", (many,)) for n in range(count) for part, many in (("w", matrix), ("n", 4096))
+    }
+    header = build_header(layout)
+    with (folder / WEIGHTS).open("wb") as file:
+        file.write(header)
+        for number, (_, (elements,)) in enumerate(layout.values()):
+            draw = np.random.default_rng([seed, number, number == changed])
+            if sparse:
+                start = file.tell()
+                for mark in range(0, 4 * elements - 8, 1 << 20):
+                    file.seek(start + mark)
+                    file.write(draw.bytes(8))
+                file.seek(start + 4 * elements)
+            else:
+                for begin in range(0, elements, 1 << 20):
+                    file.write(draw.standard_normal(min(1 << 20, elements - begin), dtype=np.float32).tobytes())
+        file.truncate()
+    certificate = {"format": 2, "kind": "dense", "seed": seed, "changed": changed, "bytes": size}
+    (folder / "delta.json").write_bytes(canonical_json(certificate))
+    return folder
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A bucket of its own for every run, so that nothing is there already and what was sent can be thrown away."""
+
+    server: S3Server
+    scratch: Path
+
+    def bucket(self, name: str) -> Store:
+        """An empty bucket that has taken a write and counts as probed: both happen once in a store's life."""
+        self.server.create_bucket(name)
+        return self.ready(Store(uri=f"s3://{name}/deltas", endpoint=self.server.endpoint, region="us-east-1"))
+
+    def ready(self, store: Store) -> Store:
+        opened(store).put_if_absent(promises.PROBED, promises.PASSED, bytes_digest(promises.PASSED))
+        return store
+
+    def drop(self, name: str) -> None:
+        client: Any = self.server._client(self.server.admin)
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=name):
+            for entry in page.get("Contents", ()):
+                client.delete_object(Bucket=name, Key=entry["Key"])
+        client.delete_bucket(Bucket=name)
+
+    def ours(self, name: str, store: Store, delta: Path, about: tuple[str, str]) -> list[Case]:
+        """Publish and fetch; the settings travel in a params.yaml, as for a user."""
+        raw = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+        params = self.scratch / f"{name}.yaml"
+        params.write_text(yaml.safe_dump(raw | {"store": store.model_dump()}))
+        up, down = f"publish{name}", f"fetch{name}"
+        got = self.scratch / "out" / down / "got"
+        publish = [SHADOWFT, "store", "publish", "--delta", str(delta), "--params", str(params)]
+        fetch = [SHADOWFT, "store", "fetch", file_digest(delta / "delta.json"), "--out", str(got)]
+        fetch += ["--params", str(params)]
+        return [
+            Case(up, about[0], (publish,), (delta,), self.scratch / "out" / up),
+            Case(down, about[1], (fetch,), (), got.parent, got),
+        ]
+
+    def boto3(self, bucket: str, file: Path) -> list[Case]:
+        got = self.scratch / "out" / "boto3-down" / "got"
+        command = [sys.executable, "-m", "benchmarks.store.peers"]
+        where = [bucket, "delta", self.server.endpoint]
+        return [
+            Case(
+                "boto3-up",
+                "upload_file, 64 MiB x 2 threads, payload unsigned",
+                ([*command, "up", str(file), *where],),
+                (file.parent,),
+                self.scratch / "out" / "boto3-up",
+            ),
+            Case(
+                "boto3-down",
+                "download_file, 64 MiB x 2 threads",
+                ([*command, "down", str(got / WEIGHTS), *where],),
+                (),
+                got.parent,
+                got,
+            ),
+        ]
+
+    def aws(self, bucket: str, file: Path) -> list[Case]:
+        """Empty when the command is not installed."""
+        program = shutil.which("aws")
+        if program is None:
+            return []
+        got = self.scratch / "out" / "aws-down" / "got"
+        there, more = f"s3://{bucket}/delta", ["--only-show-errors", "--endpoint-url", self.server.endpoint]
+        return [
+            Case(
+                "aws-up",
+                "aws s3 cp, the same settings in its configuration",
+                ([program, "s3", "cp", str(file), there, *more],),
+                (file.parent,),
+                self.scratch / "out" / "aws-up",
+            ),
+            Case(
+                "aws-down",
+                "aws s3 cp, the same settings in its configuration",
+                ([program, "s3", "cp", there, str(got / WEIGHTS), *more],),
+                (),
+                got.parent,
+                got,
+            ),
+        ]

@@ -18,9 +18,10 @@ from shadowft_core.registry.registration import Registration
 _REFERENCE = re.compile(
     r"models:/([A-Za-z0-9][A-Za-z0-9._-]{0,99})(?:@([A-Za-z][A-Za-z0-9_-]{0,99})|/([1-9][0-9]{0,8}))"
 )
-_PATIENCE = {  # the defaults block for four minutes when the server is down
+_SETTINGS = {  # by default a call blocks for four minutes when the server is down
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is for what a verb answers
 }
 
 
@@ -28,7 +29,7 @@ _PATIENCE = {  # the defaults block for four minutes when the server is down
 def connected(registry: Registry) -> Iterator[Any]:
     """An MLflow client with bounded waits; whatever MLflow or its database raise becomes one line."""
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-    for name, value in _PATIENCE.items():
+    for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     named = os.environ.get("MLFLOW_TRACKING_URI")
     uri = named or registry.tracking_uri
@@ -125,7 +126,14 @@ def log(client: Any, registry: Registry, registration: Registration) -> None:
     except mlflow.exceptions.MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    client.create_model_version(registration.name, model.model_uri, run_id=run.info.run_id, tags=tags)
+    _create(client, registration.name, model.model_uri, run.info.run_id, tags)
+
+
+def _create(client: Any, name: str, source: str, run_id: str, tags: dict[str, str]) -> Any:
+    """A version of a logged model. A server wants its id beside the source `models:/ID`, a database does not care."""
+    return client.create_model_version(
+        name, source, run_id=run_id, tags=tags, model_id=source.removeprefix("models:/"), await_creation_for=0
+    )
 
 
 def _log_datasets(datasets: list[dict[str, str]]) -> None:
@@ -172,7 +180,7 @@ def version_again(client: Any, name: str, source: str, run_id: str) -> Any:
 
     try:
         tags = {key: value for key, value in client.get_run(run_id).data.tags.items() if key.startswith("shadowft.")}
-        return client.create_model_version(name, source, run_id=run_id, tags=tags)
+        return _create(client, name, source, run_id, tags)
     except MlflowException as error:
         raise RegistryError(
             f"{name}: run {run_id} or its recipe is gone from the registry ({_one_line(error)}); roll back to another "

@@ -6,7 +6,7 @@
     │   ├── DataError           a data file or a row of it
     │   ├── CheckpointError     a model folder: missing, truncated, malformed, unsafe
     │   │   └── Quantised       quantised or fp8 weights, which are not numbers to add to
-    │   └── AdapterError        an adapter that cannot become an exact delta
+    │   └── AdapterError        an adapter that cannot become an exact delta, a delta that cannot become an adapter
     ├── PairError               this Base and this Instruct may not be paired
     │   ├── SameModel           one and the same model on both sides
     │   ├── Swapped             the Base in the Instruct's place
@@ -29,6 +29,7 @@
     │   ├── StoreConflict       the name is taken by other content
     │   └── StoreCorrupt        bytes that do not match their digest
     ├── RegistryError           the tracking server or the model registry
+    │   ├── RegistrationPending MLflow could not take it now; it is kept and sent later
     │   └── LedgerError         the promotion ledger: an edited entry, a lost race
     └── PromotionRefused        the verdict does not allow it
 
@@ -152,6 +153,10 @@ class StoreCorrupt(StoreError):
 
 class RegistryError(ShadowError):
     exit_code = 9
+
+
+class RegistrationPending(RegistryError):
+    pass
 
 
 class LedgerError(RegistryError):

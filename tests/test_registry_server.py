@@ -1,0 +1,188 @@
+"""Against a real MLflow server: what a database file forgives, a server refuses; and it is killed on the way."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shadowft_core import promotion
+from shadowft_core import registry as room
+from shadowft_core.errors import LedgerError, RegistrationPending
+from shadowft_core.params import Registry
+from tests.fixtures.runs import Run
+
+pytestmark = pytest.mark.faults
+ROOT = Path(__file__).parent.parent
+
+
+class Server:
+    """`mlflow server` over a database file, artifacts proxied; killed and started again by its process group."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{port}"
+        self._folder, self._port = folder, str(port)
+
+    def start(self) -> None:
+        options = {
+            "--backend-store-uri": f"sqlite:///{self._folder}/mlflow.db",
+            "--artifacts-destination": str(self._folder / "artifacts"),
+            "--host": "127.0.0.1",
+            "--port": self._port,
+            "--workers": "1",
+        }
+        with (self._folder / "log").open("a") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "mlflow", "server", *(word for pair in options.items() for word in pair)],
+                env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + 180
+        while True:
+            try:
+                with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
+                    return
+            except OSError:
+                assert time.monotonic() < deadline, (self._folder / "log").read_text()[-2000:]
+                time.sleep(0.3)
+
+    def kill(self) -> None:
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    found = Server(tmp_path_factory.mktemp("server"))
+    found.start()
+    yield found
+    found.kill()
+
+
+@pytest.fixture
+def served(run: Run, server: Server) -> Run:
+    registry = Registry(name=run.params.registry.name, tracking_uri=server.uri)
+    run.params = run.params.model_copy(update={"registry": registry})
+    return run
+
+
+def mlflow_client(server: Server) -> Any:
+    import mlflow
+
+    return mlflow.MlflowClient(tracking_uri=server.uri, registry_uri=server.uri)
+
+
+def test_the_whole_life_of_a_champion(served: Run, server: Server, tmp_path: Path) -> None:
+    registry, store = served.params.registry, served.params.store
+    room.preflight(served.params)
+    assert served.register().number == 1
+    served.judge("promote")
+    started = time.monotonic()
+    assert served.register().number == 2
+    registering = time.monotonic() - started
+    first = promotion.promote(registry, store, "1").entry
+    promotion.promote(registry, store, "2")
+    started = time.monotonic()
+    assert promotion.rollback(registry, store).number == 1
+    rolling_back = time.monotonic() - started
+    print(f"register {registering:.2f} s, rollback {rolling_back:.2f} s")
+    assert rolling_back < 1
+    client = mlflow_client(server)
+    client.delete_model_version(registry.name, "1")
+    assert promotion.reconcile(registry, store).number == 3
+    assert promotion.history(store, registry.name)[-1].recipe == first.recipe
+
+    script = f"""
+import mlflow
+model = mlflow.pyfunc.load_model("models:/{registry.name}@champion")
+print(len(model.predict([[{{"role": "user", "content": "word1 word2"}}]])))
+"""
+    environment = {
+        "MLFLOW_TRACKING_URI": server.uri,
+        "SHADOWFT_CACHE": str(tmp_path / "cache"),
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "1"
+
+
+def test_of_eight_promoters_one_wins_each_round(served: Run, server: Server) -> None:
+    registry, store = served.params.registry, served.params.store
+    for _ in range(3):
+        served.judge("promote")
+        served.lock.write_text(f"schema: '2.0'\nround: {_}\n")
+        served.register()
+    client, rounds = mlflow_client(server), 10
+    for number in range(1, rounds + 1):
+        barrier = threading.Barrier(8)
+
+        def attempt(place: int, barrier: threading.Barrier = barrier, last: int = number - 1) -> Any:
+            barrier.wait(30)
+            try:
+                return promotion.promote(registry, store, str(place % 3 + 1), after=last)
+            except LedgerError as error:
+                return str(error)
+
+        with ThreadPoolExecutor(8) as pool:
+            outcomes = list(pool.map(attempt, range(8)))
+        (winner,) = [found for found in outcomes if not isinstance(found, str) and found.changed]
+        assert all(f"won with entry {number}" in found for found in outcomes if isinstance(found, str))
+        chain = promotion.history(store, registry.name)
+        assert chain[number - 1 :] == [winner.entry]
+        assert int(client.get_model_version_by_alias(registry.name, "champion").version) == winner.number
+
+
+def test_a_server_killed_before_and_in_the_middle_of_a_registration(served: Run, server: Server) -> None:
+    assert served.register().number == 1
+    server.kill()
+    served.judge("hold")
+    started = time.monotonic()
+    with pytest.raises(
+        RegistrationPending, match=r"registry at http://127.*is kept in .*`shadowft register --pending`"
+    ):
+        served.register()
+    assert time.monotonic() - started < 30
+    server.start()
+    (version,) = room.register_pending(served.params.registry, served.pending)
+    assert (version.number, version.decision) == (2, "hold")
+
+    served.judge("undecided")
+    stop = threading.Thread(target=lambda: (time.sleep(0.7), server.kill()))
+    stop.start()
+    try:
+        number = served.register().number
+    except RegistrationPending:
+        stop.join()
+        server.start()
+        (version,) = room.register_pending(served.params.registry, served.pending)
+        number = version.number
+    else:
+        stop.join()
+        server.start()
+    assert number == 3
+    rows = mlflow_client(server).search_model_versions(f"name = '{served.params.registry.name}'")
+    assert sorted(int(row.version) for row in rows) == [1, 2, 3]
+    assert not list(served.pending.iterdir())

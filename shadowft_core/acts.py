@@ -94,57 +94,6 @@ def probe(uri: UriOption = None, endpoint: EndpointOption = None, params: Params
 
 
 @acts.command(rich_help_panel="Acts")
-def register(
-    work: Annotated[Path, typer.Option(help="folder with the outputs of all stages")] = Path("work"),
-    lock: Annotated[Path, typer.Option(help="the dvc.lock of the run")] = Path("dvc.lock"),
-    params: ParamsOption = PARAMS,
-) -> None:
-    """Record the run in MLflow and register its recipe as `challenger`; the delta is published first.
-
-    Example: shadowft register --work work
-    """
-    from shadowft_core.registry import git_state
-    from shadowft_core.registry import register as run
-
-    version = run(read_params(params), work, lock, params, git_state(lock.absolute().parent))
-    print(f"models:/{version.name}/{version.number}")
-
-
-@acts.command(rich_help_panel="Acts")
-def promote(
-    version: Annotated[str, typer.Argument(help="a version number or an alias")] = "challenger",
-    override: Annotated[str | None, typer.Option(help="promote against the verdict; the reason is recorded")] = None,
-    params: ParamsOption = PARAMS,
-) -> None:
-    """Point `champion` at a version, if its verdict says so.
-
-    Example: shadowft promote challenger
-    """
-    from shadowft_core.registry import promote as run
-
-    done = run(read_params(params).registry, version, override)
-    before = f"was version {done.previous}" if done.previous else "was not set"
-    print(f"champion of {done.name} is version {done.number}" + (f" ({before})" if done.changed else " already"))
-
-
-@acts.command(rich_help_panel="Acts")
-def materialize(
-    reference: Annotated[str, typer.Argument(help="models:/NAME@champion or models:/NAME/3")],
-    out: Annotated[Path, typer.Option(help="folder to make: the complete Hugging Face model")],
-    instruct: Annotated[Path | None, typer.Option(help="folder of the Instruct; default as recorded")] = None,
-    params: ParamsOption = PARAMS,
-) -> None:
-    """Rebuild a registered model from its recipe, bit for bit.
-
-    Example: shadowft materialize models:/shadowft-pico@champion --out my_model
-    """
-    from shadowft_core.registry import materialize as run
-
-    recipe = run(reference, out, read_params(params).registry, instruct)
-    print(f"{out}: {recipe['digest']}, as registered")
-
-
-@acts.command(rich_help_panel="Acts")
 def regraft(
     recipe: Annotated[Path, typer.Option(help="recipe.json of a grafted folder, or a registered one")],
     instruct: Annotated[Path, typer.Option(help="the new Instruct: a newer release or a variant of the same Base")],

@@ -11,6 +11,7 @@ import typer
 from shadowft_core.acts import PARAMS, OntoBaseOption, ParamsOption, UnrelatedOption, acts, read_params, waivers_of
 from shadowft_core.errors import ShadowError
 from shadowft_core.looks import JsonOption, looks
+from shadowft_core.releases import releases
 
 app = typer.Typer(
     name="shadowft",
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 
 app.add_typer(acts)
+app.add_typer(releases)
 app.add_typer(looks)
 
 INTERRUPTED = 130  # the exit code a shell expects after Ctrl-C

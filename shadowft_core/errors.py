@@ -29,6 +29,7 @@
     │   ├── StoreConflict       the name is taken by other content
     │   └── StoreCorrupt        bytes that do not match their digest
     ├── RegistryError           the tracking server or the model registry
+    │   ├── RegistrationPending MLflow could not take it now; it is kept and sent later
     │   └── LedgerError         the promotion ledger: an edited entry, a lost race
     └── PromotionRefused        the verdict does not allow it
 
@@ -152,6 +153,10 @@ class StoreCorrupt(StoreError):
 
 class RegistryError(ShadowError):
     exit_code = 9
+
+
+class RegistrationPending(RegistryError):
+    pass
 
 
 class LedgerError(RegistryError):

@@ -18,8 +18,9 @@ LAYERS = [
     "params",
     "checkpoint objects",
     "pair store diff",
-    "prepare train delta graft sweep evaluate verdict report registry receipt recipe_model pico smollm2",
-    "acts looks",
+    "prepare train delta graft sweep evaluate verdict report registry promotion export receipt recipe_model pico"
+    " smollm2",
+    "acts looks releases",
     "cli",
 ]
 LAYER = {room: height for height, rooms in enumerate(LAYERS) for room in rooms.split()}
@@ -31,6 +32,9 @@ EXCEPTIONS = {  # named on the page: who may look beside or above
     "evaluate": {"graft"},
     "report": {"verdict"},
     "registry": {"graft", "delta", "recipe_model"},
+    "promotion": {"registry"},
+    "export": {"graft", "delta"},
+    "releases": {"acts"},
     "receipt": {"graft"},
     "recipe_model": {"registry"},
 }

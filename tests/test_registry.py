@@ -63,7 +63,12 @@ class Run:
     params: Params
 
     def register(self) -> room.Version:
-        return room.register(self.params, self.work, self.lock, ROOT / "params.yaml", room.Git("c" * 40, dirty=False))
+        git = room.Git("c" * 40, dirty=False)
+        return room.register(self.params, self.work, self.lock, ROOT / "params.yaml", git, self.pending)
+
+    @property
+    def pending(self) -> Path:
+        return self.work.parent / "var" / "pending"
 
     def judge(self, decision: str) -> None:
         write_verdict(self.work, decision, json.loads((self.work / "verdict.json").read_bytes())["recipe_digest"])

@@ -1,38 +1,38 @@
-"""The memory of the house, in MLflow: a version is a recipe of a few kB; `champion` moves only on a positive verdict.
+"""The memory of the house, in MLflow: a version is a recipe of a few kB, and its run says where it comes from.
 
-Weights never pass through the tracking server. Loading a version unpickles nothing. Registering and promoting are keyed
-by content: repeating them changes nothing.
+Weights never pass through the tracking server. Loading a version unpickles nothing. Registering is keyed by content:
+repeating it changes nothing. A registration is kept in var/pending/ until MLflow has it.
 """
 
-import getpass
-import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import shadowft_core.store as stores
-from shadowft_core.checkpoint import bytes_digest, canonical_json, file_digest
-from shadowft_core.errors import PromotionRefused, RegistryError
-from shadowft_core.params import Params, Registry
+from shadowft_core.errors import RegistrationPending, RegistryError
+from shadowft_core.params import Params, Registry, Store
 from shadowft_core.registry.evidence import Evidence, Git, git_state
-from shadowft_core.registry.rebuild import read_recipe, rebuild
-from shadowft_core.registry.tracking import alias_of, connected, find, log, parsed, recipe_of, record_of, version_of
+from shadowft_core.registry.rebuild import ingredients, read_recipe, rebuild
+from shadowft_core.registry.registration import PENDING, Registration, drop, keep, load, waiting_in
+from shadowft_core.registry.tracking import connected, find, log, parsed, point, recipe_of, settled
 
 __all__ = [
+    "CANDIDATE",
     "Git",
-    "Promotion",
     "Version",
     "git_state",
+    "ingredients",
     "materialize",
     "preflight",
-    "promote",
     "read_recipe",
     "rebuild",
+    "recipe_named",
     "register",
+    "register_pending",
 ]
 
-CANDIDATE, CHAMPION = "challenger", "champion"
+CANDIDATE = "challenger"
 
 
 @dataclass(frozen=True)
@@ -46,24 +46,13 @@ class Version:
     new: bool
 
 
-@dataclass(frozen=True)
-class Promotion:
-    """Where `champion` points now and where it pointed; `changed` is False when it pointed there already."""
-
-    name: str
-    number: int
-    previous: int | None
-    changed: bool
-
-
 def preflight(params: Params) -> None:
-    """Are registry and store there, may we write, does the store keep its promises? For the start of a run.
+    """Are store and registry there, may we write, does the store keep its promises? For the start of a run.
 
-    Raises RegistryError, StoreUnreachable or StoreError within about 15 seconds each.
+    Raises StoreUnreachable or StoreError, then RegistryError, within about 15 seconds each.
     """
-    with connected(params.registry) as client:
-        client.search_experiments(max_results=1)
     stores.check(params.store)
+    _require_answer(params.registry)
 
 
 def register(
@@ -72,27 +61,75 @@ def register(
     lock: Path = Path("dvc.lock"),
     params_file: Path = Path("params.yaml"),
     git: Git | None = None,
+    pending: Path = PENDING,
 ) -> Version:
     """Record the run whose outputs are in `work` and register its candidate; the alias `challenger` moves to it.
 
     Keyed by the content of dvc.lock and of the recipe: registered before, the same version is returned and nothing new
-    is logged. The delta is published first when it is not in the store. `git` is the state before the run.
+    is logged; two who register the same run at once end with one version. The delta is published first when it is not
+    in the store. Registrations that wait in `pending` go first. `git` is the state before the run.
 
-    Raises RegistryError when outputs are missing or do not belong together, or MLflow does not answer; store errors.
+    Raises RegistryError when outputs are missing or do not belong together; store errors; RegistrationPending when
+    MLflow cannot take it now: all it needs is then kept in `pending`, for `register_pending`.
     """
     evidence = Evidence(params, work, lock, params_file)
     if not stores.holds(evidence.delta, params.store):
         stores.publish(work / "delta" / "shadow", params.store)
-    recipe = evidence.recipe()
-    key = bytes_digest(canonical_json({"lock": file_digest(lock), "recipe": bytes_digest(canonical_json(recipe))}))
-    tags = evidence.tags(git) | {"shadowft.key": key, "shadowft.recipe": bytes_digest(canonical_json(recipe))}
-    name = params.registry.name
-    with connected(params.registry) as client:
-        found = version_of(client, name, key)
-        made = found or log(client, params.registry, recipe, tags, evidence)
-        first = version_of(client, name, key) or made
-        version = Version(name, int(first.version), first.run_id, evidence.decision, new=found is None)
-        client.set_registered_model_alias(name, CANDIDATE, str(version.number))
+    registration = evidence.registration(git)
+    kept = keep(registration, pending)
+    try:
+        sent, problems = _send_waiting(params.registry, pending)
+        if kept in problems:
+            raise problems[kept]
+        return sent.get(registration.key) or _send(params.registry, registration)
+    except RegistryError as error:
+        raise RegistrationPending(
+            f"{error}. The registration is kept in {kept}; `shadowft register --pending` sends it"
+        ) from None
+
+
+def register_pending(registry: Registry, pending: Path = PENDING) -> list[Version]:
+    """Send the registrations that wait, oldest first. May be repeated and raced.
+
+    Raises RegistrationPending when MLflow does not answer or refuses one of them; the others are sent.
+    """
+    try:
+        sent, problems = _send_waiting(registry, pending)
+    except RegistryError as error:
+        raise RegistrationPending(f"{error}. {len(waiting_in(pending))} registrations wait in {pending}") from None
+    if problems:
+        raise RegistrationPending("; ".join(f"{folder}: {error}" for folder, error in problems.items()))
+    return list(sent.values())
+
+
+def _send_waiting(registry: Registry, pending: Path) -> tuple[dict[str, Version], dict[Path, RegistryError]]:
+    """Versions by key, and what MLflow would not take. Raises RegistryError when it does not answer at all."""
+    sent: dict[str, Version] = {}
+    problems: dict[Path, RegistryError] = {}
+    waiting = waiting_in(pending)
+    if waiting:
+        _require_answer(registry)
+    for folder in waiting:
+        try:
+            if (registration := load(folder)) is not None:
+                sent[registration.key] = _send(registry, registration)
+                drop(folder)
+        except RegistryError as error:
+            problems[folder] = error
+    return sent, problems
+
+
+def _send(registry: Registry, registration: Registration) -> Version:
+    name, key = registration.name, registration.key
+    with connected(registry) as client:
+        found = settled(client, name, key)
+        if found is None:
+            log(client, registry, registration)
+        first = settled(client, name, key)
+        if first is None:
+            raise RegistryError(f"{name}: the version just made is gone again; repeat `shadowft register`")
+        version = Version(name, int(first.version), first.run_id, registration.decision, new=found is None)
+        point(client, name, CANDIDATE, version.number)
     print(
         f"{'registered' if version.new else 'registered before'}: {name} version {version.number}, verdict "
         f"{version.decision}, alias {CANDIDATE}",
@@ -101,63 +138,33 @@ def register(
     return version
 
 
-def promote(registry: Registry, version: str = CANDIDATE, override: str | None = None) -> Promotion:
-    """Point `champion` at a version (a number or an alias) whose recorded verdict says `promote`.
-
-    `override` is the reason of a person who promotes against the verdict; it is recorded with their name.
-
-    Raises PromotionRefused with the verdict's reasons; RegistryError for an unknown version or a damaged record.
-    """
-    if override is not None and not override.strip():
-        raise PromotionRefused("--override needs a reason in words; it is recorded with the version")
+def _require_answer(registry: Registry) -> None:
     with connected(registry) as client:
-        found = find(client, registry.name, version)
-        recipe, verdict = record_of(client, found)
-        decision, reasons = str(verdict.get("decision")), "; ".join(map(str, verdict.get("reasons", [])))
-        if verdict.get("recipe_digest") != recipe["digest"]:
-            raise RegistryError(
-                f"{registry.name} version {found.version}: its verdict judged {verdict.get('recipe_digest')}, its "
-                f"recipe makes {recipe['digest']}; register the run again"
-            )
-        if decision != "promote" and override is None:
-            raise PromotionRefused(
-                f"{registry.name} version {found.version}: the verdict is {decision}: {reasons or 'no reason given'}. "
-                f"Nothing was moved; a person may promote with --override REASON"
-            )
-        before = alias_of(client, registry.name, CHAMPION)
-        number = int(found.version)
-        if before == number:
-            return Promotion(registry.name, number, before, changed=False)
-        notes = {"shadowft.promoted_by": _user(), "shadowft.replaced": str(before or "none")}
-        if decision != "promote":
-            notes |= {"shadowft.override.by": _user(), "shadowft.override.reason": str(override).strip()[:500]}
-        for name, value in notes.items():  # first the record, then the pointer
-            client.set_model_version_tag(registry.name, found.version, name, value)
-        client.set_registered_model_alias(registry.name, CHAMPION, found.version)
-        if (now := alias_of(client, registry.name, CHAMPION)) != number:
-            raise RegistryError(
-                f"{registry.name}: {CHAMPION} points at version {now}, {number} was set; someone else promoted at the "
-                "same moment, look and repeat"
-            )
-    return Promotion(registry.name, number, before, changed=True)
+        client.search_experiments(max_results=1)
 
 
-def materialize(reference: str, out: Path, registry: Registry, instruct: Path | None = None) -> dict[str, Any]:
-    """Rebuild a registered model, bit for bit, from its recipe: `models:/NAME@alias` or `models:/NAME/3`.
+def recipe_named(reference: str, registry: Registry, store: Store | None = None) -> dict[str, Any]:
+    """The recipe of `models:/NAME@alias` or `models:/NAME/3`, held against its digest.
 
-    `instruct` is the folder of the Instruct when its recorded reference cannot be resolved here. Returns the recipe.
-    Raises RegistryError, store errors, PairError, or GraftError when the result is not what was registered; `out` is
-    then absent.
+    `store` takes the place of the recorded one. Raises RegistryError.
     """
     name, version = parsed(reference)
     with connected(registry) as client:
         recipe = recipe_of(client, find(client, name, version))
-    rebuild(recipe, out, instruct)
+    if store is not None:
+        recipe["store"] = {"uri": store.uri, "endpoint": store.endpoint, "region": store.region}
     return recipe
 
 
-def _user() -> str:
-    try:
-        return f"{getpass.getuser()}@{socket.gethostname()}"
-    except (OSError, KeyError):
-        return f"unknown@{socket.gethostname()}"
+def materialize(
+    reference: str, out: Path, registry: Registry, instruct: Path | None = None, store: Store | None = None
+) -> dict[str, Any]:
+    """Rebuild a registered model, bit for bit, from its recipe: `models:/NAME@alias` or `models:/NAME/3`.
+
+    `instruct` is the folder of the Instruct when its recorded reference cannot be resolved here, `store` where its
+    deltas are now. Returns the recipe. Raises RegistryError, store errors, PairError, or GraftError when the result is
+    not what was registered; `out` is then absent.
+    """
+    recipe = recipe_named(reference, registry, store)
+    rebuild(recipe, out, instruct)
+    return recipe

@@ -1,15 +1,19 @@
-"""The outputs of one run, found to belong together, and the code they were made with."""
+"""The outputs of one run, found to belong together, and the code they were made with: what a registration tells."""
 
 import json
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import shadowft_core.store as stores
-from shadowft_core.checkpoint import file_digest
+from shadowft_core.checkpoint import bytes_digest, canonical_json, file_digest
 from shadowft_core.errors import RegistryError
 from shadowft_core.params import Params
+from shadowft_core.registry.registration import Registration
+
+CONTEXTS = {"train": "training", "valid": "validation", "dev": "dev", "test": "testing"}
 
 
 @dataclass(frozen=True)
@@ -72,19 +76,35 @@ class Evidence:
         except (KeyError, TypeError) as error:
             raise RegistryError(f"{work}: recipe, pair or verdict lacks {error}; run `dvc repro` again") from None
 
-    def recipe(self) -> dict[str, Any]:
+    def registration(self, git: Git | None) -> Registration:
+        """All that MLflow is told. `git` is the code before the run, which rewrites dvc.lock."""
+        recipe = self._recipe()
+        digest = bytes_digest(canonical_json(recipe))
+        key = bytes_digest(canonical_json({"lock": file_digest(self.lock), "recipe": digest}))
+        return Registration(
+            name=self.params.registry.name,
+            key=key,
+            decision=self.decision,
+            recipe=recipe,
+            tags=self._tags(git) | {"shadowft.key": key, "shadowft.recipe": digest},
+            params=_flat(self.params.model_dump(mode="json")),
+            metrics=self._metrics(),
+            datasets=self._datasets(),
+            files={path.name: path.read_bytes() for path in self.files},
+        )
+
+    def _recipe(self) -> dict[str, Any]:
         """What is registered: the recipe of the graft, and where its ingredients are."""
-        store = stores.located(self.params.store)
-        uri = store.uri if "://" in store.uri else str(Path(store.uri).absolute())
+        store = stores.located(self.params.store)  # as configured: a relative folder means one on the reader's machine
         return self.graft | {
             "instruct": self.pair["instruct"],
             "base": self.pair["base"],
-            "store": {"uri": uri, "endpoint": store.endpoint, "region": store.region},
+            "store": {"uri": store.uri, "endpoint": store.endpoint, "region": store.region},
             "verdict": {"digest": file_digest(self.work / "verdict.json"), "decision": self.decision},
             "lineage": {"lock": file_digest(self.lock), "data": self._data_digest(), "train": self._train_digest()},
         }
 
-    def tags(self, git: Git | None) -> dict[str, str]:
+    def _tags(self, git: Git | None) -> dict[str, str]:
         """Lineage, for the run and for the version."""
         return {
             "shadowft.lock": file_digest(self.lock),
@@ -100,7 +120,7 @@ class Evidence:
             "shadowft.git.dirty": str(git.dirty).lower() if git else "unknown",
         }
 
-    def metrics(self) -> dict[str, float]:
+    def _metrics(self) -> dict[str, float]:
         """`ARM/TASK`: mean score of every arm and task."""
         found = {}
         for path in sorted((self.work / "scores").glob("*/*/scores.json")):
@@ -108,6 +128,24 @@ class Evidence:
             for task, entry in scores["tasks"].items():
                 found[f"{scores['arm']}/{task}"] = float(entry["mean"])
         return found
+
+    def _datasets(self) -> list[dict[str, str]]:
+        """The splits that hold rows. One digest names them all; it is the one train.json and the delta carry."""
+        report = self.work / "data" / "data-report.json"
+        if not report.is_file():  # a workspace without a prepare stage
+            return []
+        found = json_object(report)
+        return [
+            {
+                "name": f"data/{split}",
+                "context": CONTEXTS[split],
+                "digest": str(found["digest"]),
+                "rows": str(rows),
+                "source": self.params.prepare.data,
+            }
+            for split, rows in found["splits"].items()
+            if rows
+        ]
 
     def _data_digest(self) -> str:
         return str(self.train.get("data_digest", "unknown"))
@@ -129,4 +167,19 @@ def json_object(path: Path) -> dict[str, Any]:
         raise RegistryError(f"{path}: not JSON: {error}; run `dvc repro` again") from None
     if not isinstance(found, dict):
         raise RegistryError(f"{path}: a JSON object is wanted; run `dvc repro` again")
+    return found
+
+
+def without_password(text: str) -> str:
+    """Text without the user and password of the URLs in it."""
+    return re.sub(r"//[^@/\s]*@", "//***@", text)
+
+
+def _flat(tree: dict[str, Any], above: str = "") -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{above}{name}.")
+        else:
+            found[above + name] = without_password(str(value))[:6000]
     return found

@@ -7,15 +7,19 @@ from typing import Any
 
 import shadowft_core.store as stores
 from shadowft_core.checkpoint import canonical_json, new_folder, open_checkpoint
-from shadowft_core.errors import GraftError, RegistryError
+from shadowft_core.errors import GraftError, RegistryError, StoreError, StoreUnreachable
 from shadowft_core.params import Store
 
 LARGEST_RECIPE = 1 << 20  # bytes
 
 
-def rebuild(recipe: dict[str, Any], out: Path, instruct: Path | None = None) -> None:
-    """Make the model folder of a registered recipe; see `materialize`."""
-    from shadowft_core.graft import graft, options_of
+def ingredients(
+    recipe: dict[str, Any], parts: Path, instruct: Path | None = None
+) -> tuple[Path, list[tuple[Path, float]]]:
+    """The folder of the Instruct and (delta folder, scale) of every delta, fetched into the folder `parts`.
+
+    Raises GraftError when the Instruct is another one, PairError when its reference cannot be resolved, store errors.
+    """
     from shadowft_core.pair import resolve
 
     if instruct is None:
@@ -26,13 +30,25 @@ def rebuild(recipe: dict[str, Any], out: Path, instruct: Path | None = None) -> 
             "with --instruct"
         )
     store = Store(**recipe["store"])
+    deltas = []
+    for number, delta in enumerate(recipe["deltas"]):
+        try:
+            stores.fetch_delta(delta["digest"], store, parts / str(number))
+        except StoreUnreachable:
+            raise
+        except StoreError as error:
+            raise type(error)(f"{error}. Elsewhere? Name the store with --store or SHADOWFT_STORE_URI") from None
+        deltas.append((parts / str(number), float(delta["scale"])))
+    return instruct, deltas
+
+
+def rebuild(recipe: dict[str, Any], out: Path, instruct: Path | None = None) -> None:
+    """Make the model folder of a registered recipe; see `materialize`."""
+    from shadowft_core.graft import graft, options_of
+
     with new_folder(out) as folder:
         parts = folder / ".parts"
-        parts.mkdir()
-        deltas = []
-        for number, delta in enumerate(recipe["deltas"]):
-            stores.fetch_delta(delta["digest"], store, parts / str(number))
-            deltas.append((parts / str(number), float(delta["scale"])))
+        instruct, deltas = ingredients(recipe, parts, instruct)
         made = graft(instruct, deltas, parts / "model", **options_of(recipe))
         for what, expected, found in [
             ("the weights", recipe["digest"], made["digest"]),

@@ -11,8 +11,9 @@ from typing import Any
 from shadowft_core.checkpoint import canonical_json, file_digest
 from shadowft_core.errors import RegistryError, ShadowError
 from shadowft_core.params import Registry
-from shadowft_core.registry.evidence import Evidence, json_object
+from shadowft_core.registry.evidence import json_object, without_password
 from shadowft_core.registry.rebuild import read_recipe
+from shadowft_core.registry.registration import Registration
 
 _REFERENCE = re.compile(
     r"models:/([A-Za-z0-9][A-Za-z0-9._-]{0,99})(?:@([A-Za-z][A-Za-z0-9_-]{0,99})|/([1-9][0-9]{0,8}))"
@@ -44,6 +45,7 @@ def connected(registry: Registry) -> Iterator[Any]:
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     import mlflow
     from mlflow.exceptions import MlflowException
+    from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
@@ -54,85 +56,146 @@ def connected(registry: Registry) -> Iterator[Any]:
         yield mlflow.MlflowClient()
     except ShadowError:
         raise
-    except (MlflowException, SQLAlchemyError) as error:
-        text = _public(" ".join(str(error).split()))[:300]
+    except (MlflowException, RequestException, SQLAlchemyError) as error:
         raise RegistryError(
-            f"registry at {_public(uri)}: {text}; check that it runs and registry.tracking_uri is right"
+            f"registry at {without_password(uri)}: {_one_line(error)}; check that it runs and that "
+            "registry.tracking_uri is right"
         ) from None
 
 
-def _public(text: str) -> str:
-    """Text without the user and password of the URLs in it."""
-    return re.sub(r"//[^@/\s]*@", "//***@", text)
+def _one_line(error: Exception) -> str:
+    return without_password(" ".join(str(error).split()))[:300]
 
 
 def _database(uri: str) -> Path:
     return Path(uri.removeprefix("sqlite:///").partition("?")[0])
 
 
-def _experiment(client: Any, registry: Registry) -> str:
+def _experiment(client: Any, registry: Registry, name: str) -> str:
     """The experiment named as the model. With a database file the artifacts live beside it."""
-    found = client.get_experiment_by_name(registry.name)
-    if found is not None:
-        return str(found.experiment_id)
+    from mlflow.exceptions import MlflowException
+
     uri = os.environ.get("MLFLOW_TRACKING_URI") or registry.tracking_uri
     beside = (_database(uri).parent / "artifacts").absolute().as_uri() if uri.startswith("sqlite:///") else None
-    return str(client.create_experiment(registry.name, artifact_location=beside))
+    if (found := client.get_experiment_by_name(name)) is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=beside))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)
+    return str(found.experiment_id)
 
 
-def log(client: Any, registry: Registry, recipe: dict[str, Any], tags: dict[str, str], evidence: Evidence) -> Any:
+def log(client: Any, registry: Registry, registration: Registration) -> None:
     """One finished run and one version, which carries the key from its first moment: half a record is no record."""
     import mlflow
 
     import shadowft_core
 
-    experiment = _experiment(client, registry)
-    for rest in client.search_runs([experiment], f"tags.`shadowft.key` = '{tags['shadowft.key']}'"):
+    recipe, tags = registration.recipe, registration.tags
+    experiment = _experiment(client, registry, registration.name)
+    for rest in client.search_runs([experiment], f"tags.`shadowft.key` = '{registration.key}'"):
         if rest.info.status == "RUNNING":  # of a killed process
             client.set_terminated(rest.info.run_id, "KILLED")
-    with mlflow.start_run(
-        experiment_id=experiment, run_name=f"{registry.name} {recipe['digest'][7:19]}", tags=tags
-    ) as run:
-        mlflow.log_params(flat(evidence.params.model_dump(mode="json")))
-        mlflow.log_metrics(evidence.metrics())
-        for path in evidence.files:
-            mlflow.log_artifact(str(path))
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder, "recipe.json")
-            file.write_bytes(canonical_json(recipe))
-            model = mlflow.pyfunc.log_model(
-                name="recipe",
-                python_model=str(Path(shadowft_core.__file__).with_name("recipe_model.py")),
-                artifacts={"recipe": str(file)},
-                pip_requirements=["shadowft"],
-                metadata={"shadowft.recipe": tags["shadowft.recipe"]},
-            )
+    run_name = f"{registration.name} {recipe['digest'][7:19]}"
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mlflow.start_run(experiment_id=experiment, run_name=run_name, tags=tags) as run,
+    ):
+        mlflow.log_params(registration.params)
+        mlflow.log_metrics(registration.metrics)
+        _log_datasets(registration.datasets)
+        attached = Path(folder, "files")
+        attached.mkdir()
+        for name, data in registration.files.items():
+            (attached / name).write_bytes(data)
+        mlflow.log_artifacts(str(attached))
+        file = Path(folder, "recipe.json")
+        file.write_bytes(canonical_json(recipe))
+        model = mlflow.pyfunc.log_model(
+            name="recipe",
+            python_model=str(Path(shadowft_core.__file__).with_name("recipe_model.py")),
+            artifacts={"recipe": str(file)},
+            pip_requirements=["shadowft"],
+            metadata={"shadowft.recipe": tags["shadowft.recipe"]},
+        )
     try:
-        client.create_registered_model(registry.name)
+        client.create_registered_model(registration.name)
     except mlflow.exceptions.MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    return client.create_model_version(registry.name, model.model_uri, run_id=run.info.run_id, tags=tags)
+    client.create_model_version(registration.name, model.model_uri, run_id=run.info.run_id, tags=tags)
 
 
-def flat(tree: dict[str, Any], above: str = "") -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            found |= flat(value, f"{above}{name}.")
-        else:
-            found[above + name] = _public(str(value))[:6000]
-    return found
+def _log_datasets(datasets: list[dict[str, str]]) -> None:
+    """The splits as inputs of the run. MLflow keeps 36 characters of a digest, so the whole one is a tag beside it."""
+    import mlflow
+    from mlflow.data.code_dataset_source import CodeDatasetSource
+    from mlflow.data.meta_dataset import MetaDataset
+
+    for one in datasets:
+        facts = {"shadowft.data": one["digest"], "shadowft.rows": one["rows"]}
+        source = CodeDatasetSource({"path": one["source"], "digest": one["digest"]})
+        short = one["digest"].removeprefix("sha256:")[:36]
+        mlflow.log_input(MetaDataset(source, name=one["name"], digest=short), context=one["context"], tags=facts)
 
 
-def version_of(client: Any, name: str, key: str) -> Any | None:
-    """The first version with this key, so that two who register the same run at once agree."""
-    found = client.search_model_versions(f"name = '{name}' and tags.`shadowft.key` = '{key}'")
-    return min(found, key=lambda version: int(version.version), default=None)
+def settled(client: Any, name: str, key: str) -> Any | None:
+    """The one version with this key, or None. Of several, made at the same moment, the first stays.
+
+    Every writer looks after it wrote, and a higher number was written later, so each later row is seen by its writer.
+    """
+    from mlflow.exceptions import MlflowException
+
+    first, *rest = versions_with(client, name, "shadowft.key", key) or [None]
+    for row in rest:
+        if not row.aliases:
+            try:
+                client.delete_model_version(name, row.version)
+                client.delete_run(row.run_id)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # the other writer was faster
+                    raise
+    return first
+
+
+def versions_with(client: Any, name: str, tag: str, value: str) -> list[Any]:
+    """The versions that carry a tag, oldest first; deleted ones are not among them."""
+    found = client.search_model_versions(f"name = '{name}' and tags.`{tag}` = '{value}'")
+    return sorted(found, key=lambda version: int(version.version))
+
+
+def version_again(client: Any, name: str, source: str, run_id: str) -> Any:
+    """A new version of a recipe whose version was deleted: same run, same files, same tags."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        tags = {key: value for key, value in client.get_run(run_id).data.tags.items() if key.startswith("shadowft.")}
+        return client.create_model_version(name, source, run_id=run_id, tags=tags)
+    except MlflowException as error:
+        raise RegistryError(
+            f"{name}: run {run_id} or its recipe is gone from the registry ({_one_line(error)}); roll back to another "
+            "version with `shadowft rollback --to VERSION`"
+        ) from None
+
+
+def point(client: Any, name: str, alias: str, number: int) -> None:
+    """Let an alias point at a version, if it does not yet."""
+    if alias_of(client, name, alias) != number:
+        client.set_registered_model_alias(name, alias, str(number))
 
 
 def alias_of(client: Any, name: str, alias: str) -> int | None:
-    number = client.get_registered_model(name).aliases.get(alias)
+    """The version an alias points at; None when it stands nowhere or the model was never registered."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        number = client.get_registered_model(name).aliases.get(alias)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        number = None
     return None if number is None else int(number)
 
 

@@ -1,0 +1,216 @@
+"""The ledger of one registered model: who was champion, by whose hand, in an order that no clock decides.
+
+In the delta store, per model name: `ledger/NAME/entries/<hex>` holds an entry under the SHA-256 of its bytes, and
+`ledger/NAME/head` names the last one. An entry names the one before it, so an edited, missing or reordered entry shows;
+the head moves by compare-and-swap only, so of any number of writers one wins. What this does not stop is a person with
+write rights who moves the head back and removes the entries behind it; the bucket's own versioning does.
+"""
+
+import getpass
+import json
+import socket
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+import shadowft_core.store as stores
+from shadowft_core.checkpoint import bytes_digest, canonical_json
+from shadowft_core.errors import LedgerError, StoreConflict, StoreUnreachable
+from shadowft_core.objects import open_objects
+from shadowft_core.params import Store
+
+LARGEST = 64 << 10  # bytes of an entry; a usual one has 900
+_DIGEST = r"^sha256:[0-9a-f]{64}$"
+
+M = TypeVar("M", bound="_Strict")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Entry(_Strict):
+    """One move of `champion`: what it points at from here on, and why."""
+
+    format: int = Field(1, ge=1, le=1)
+    name: str
+    number: int = Field(ge=1, description="1, 2, 3 ...: the order")
+    id: str = Field(description="random, so that two equal moves are two entries")
+    action: Literal["promote", "rollback", "reconcile"]
+    version: int = Field(ge=1, description="of the registered model")
+    model: str = Field(pattern=_DIGEST, description="digest of the weights that the version rebuilds to")
+    recipe: str = Field(pattern=_DIGEST)
+    verdict: str = Field(pattern=_DIGEST)
+    decision: str
+    override: bool
+    reason: str
+    who: str
+    when: str = Field(description="ISO 8601, UTC, by the clock of the machine that wrote it")
+    run_id: str
+    source: str = Field(description="where MLflow keeps the recipe; outlives the version")
+    previous: str | None = Field(pattern=_DIGEST, description="the entry before, by digest")
+    undo: str | None = Field(pattern=_DIGEST, description="the entry a rollback returns to, by digest")
+
+    @property
+    def digest(self) -> str:
+        return bytes_digest(self.raw)
+
+    @property
+    def raw(self) -> bytes:
+        return canonical_json(self.model_dump())
+
+
+class _Head(_Strict):
+    format: int = Field(ge=1, le=1)
+    name: str
+    number: int = Field(ge=1)
+    entry: str = Field(pattern=_DIGEST)
+
+
+@dataclass(frozen=True)
+class Tip:
+    """Where a ledger ends; `entry` is None when nothing was ever promoted."""
+
+    entry: Entry | None
+    tag: str | None
+
+    @property
+    def number(self) -> int:
+        return self.entry.number if self.entry else 0
+
+
+class Ledger:
+    """The ledger of the registered model `name` in a store.
+
+    All methods raise LedgerError when what they read is damaged, and StoreUnreachable.
+    """
+
+    def __init__(self, store: Store, name: str) -> None:
+        place = stores.located(store)
+        self._objects = open_objects(place.uri, place.endpoint, place.region)
+        self.name = name
+        self.where = f"ledger of {name} in {self._objects.location}"
+
+    def tip(self) -> Tip:
+        key = f"ledger/{self.name}/head"
+        found = self._objects.read(key, LARGEST)
+        if found is None:
+            return Tip(None, None)
+        head = self._parse(_Head, found[0], key)
+        entry = self.entry(head.entry)
+        if entry.number != head.number:
+            raise LedgerError(f"{self.where}: {key} says entry {head.number}, that entry is number {entry.number}")
+        return Tip(entry, found[1])
+
+    def entry(self, digest: str) -> Entry:
+        """An entry by its digest, verified."""
+        key = self._key(digest)
+        found = self._objects.read(key, LARGEST)
+        if found is None:
+            raise LedgerError(f"{self.where}: {key} is missing; restore it from a backup or the bucket's versions")
+        if (real := bytes_digest(found[0])) != digest:
+            raise LedgerError(
+                f"{self.where}: {key} was edited: it is {real}, the chain says {digest}; restore it from a backup or "
+                "the bucket's versions"
+            )
+        entry = self._parse(Entry, found[0], key)
+        if entry.name != self.name:
+            raise LedgerError(f"{self.where}: {key} belongs to {entry.name!r}; restore the one of {self.name!r}")
+        return entry
+
+    def backwards(self, tip: Tip) -> Iterator[Entry]:
+        """The chain from its end to entry 1, each link verified."""
+        entry = tip.entry
+        while entry is not None:
+            yield entry
+            before = self.entry(entry.previous) if entry.previous else None
+            if (before.number if before else 0) != entry.number - 1:
+                raise LedgerError(
+                    f"{self.where}: entry {entry.number} follows entry {before.number if before else 'none'}; entries "
+                    "are missing or reordered, restore them from a backup or the bucket's versions"
+                )
+            entry = before
+
+    def chain(self) -> list[Entry]:
+        """All entries, first to last, and proof that none behind the last was cut off.
+
+        A writer that lost a race leaves an entry that nothing follows; one that is followed had been the head.
+        """
+        tip = self.tip()
+        chain = list(self.backwards(tip))[::-1]
+        known = {entry.digest for entry in chain}
+        for key in self._objects.list(f"ledger/{self.name}/entries"):
+            digest = "sha256:" + key.rpartition("/")[2]
+            if digest in known:
+                continue
+            entry = self.entry(digest)
+            if entry.previous is not None and entry.previous not in known:
+                raise LedgerError(
+                    f"{self.where}: ends at entry {tip.number}, yet entry {entry.number} of {entry.when} follows one "
+                    "that is not in it any more: the head was moved back; restore it from the bucket's versions"
+                )
+        return chain
+
+    def append(self, tip: Tip, undo: str | None, **facts: Any) -> Entry:
+        """Write the entry that follows `tip`; return it. Raises LedgerError naming the winner when the head has moved.
+
+        `facts` are the fields of Entry that say what happened.
+        """
+        entry = Entry(
+            name=self.name,
+            number=tip.number + 1,
+            id=uuid.uuid4().hex,
+            who=_who(),
+            when=datetime.now(UTC).isoformat(timespec="seconds"),
+            previous=tip.entry.digest if tip.entry else None,
+            undo=undo,
+            **facts,
+        )
+        head = _Head(format=1, name=self.name, number=entry.number, entry=entry.digest)
+        self._objects.put_if_absent(self._key(entry.digest), entry.raw, entry.digest)
+        try:
+            self._objects.swap(f"ledger/{self.name}/head", canonical_json(head.model_dump()), tip.tag)
+        except StoreConflict:
+            raise self.lost(self.tip()) from None
+        except StoreUnreachable as error:
+            raise LedgerError(
+                f"{self.where}: it is not known whether entry {entry.number} was written ({error}); look with "
+                f"`shadowft history {self.name}`, then run `shadowft reconcile {self.name}`"
+            ) from None
+        return entry
+
+    def lost(self, tip: Tip) -> LedgerError:
+        """What a writer is told whose view of the ledger is out of date."""
+        if tip.entry is None:
+            return LedgerError(f"{self.where}: is empty now; nothing was moved, look and repeat")
+        won = tip.entry
+        return LedgerError(
+            f"{self.where}: {won.who} won with entry {won.number} ({won.action}, version {won.version}, {won.when}); "
+            "nothing was moved, look and repeat"
+        )
+
+    def _key(self, digest: str) -> str:
+        return f"ledger/{self.name}/entries/{digest.removeprefix('sha256:')}"
+
+    def _parse(self, model: type[M], raw: bytes, key: str) -> M:
+        try:
+            parsed = model.model_validate_json(raw)
+            if canonical_json(json.loads(raw)) != raw:
+                raise ValueError("not canonical JSON")
+        except (ValidationError, ValueError) as error:
+            first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+            raise LedgerError(
+                f"{self.where}: {key} is damaged ({first}); restore it from a backup or the bucket's versions"
+            ) from None
+        return parsed
+
+
+def _who() -> str:
+    try:
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    except (OSError, KeyError):
+        return f"unknown@{socket.gethostname()}"

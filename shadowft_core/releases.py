@@ -1,0 +1,233 @@
+"""The verbs from a judged run to a served model: register, promote and its way back, materialize, export."""
+
+import json
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shadowft_core.acts import PARAMS, ParamsOption, read_params
+from shadowft_core.errors import InputError
+
+if TYPE_CHECKING:
+    from shadowft_core.params import Registry, Store
+    from shadowft_core.promotion import Promotion
+
+releases = typer.Typer()
+
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="the registered model")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object for machines")]
+StoreOption = Annotated[
+    str | None, typer.Option("--store", help="where the deltas are now, a folder or s3://bucket/prefix")
+]
+INSTRUCT = "folder of the Instruct; default as recorded"
+
+
+class Target(StrEnum):
+    """What is exported."""
+
+    MERGED = "merged"
+    VLLM = "vllm"
+
+
+@releases.command(rich_help_panel="Acts")
+def register(
+    work: Annotated[Path, typer.Option(help="folder with the outputs of all stages")] = Path("work"),
+    lock: Annotated[Path, typer.Option(help="the dvc.lock of the run")] = Path("dvc.lock"),
+    pending: Annotated[bool, typer.Option("--pending", help="send what waits in var/pending, nothing else")] = False,
+    params: ParamsOption = PARAMS,
+    as_json: JsonOption = False,
+) -> None:
+    """Record the run in MLflow and register its recipe as `challenger`; the delta is published first.
+
+    When MLflow does not answer, all it needs is kept in var/pending and sent by the next `register`, or by --pending.
+
+    Example: shadowft register --work work
+    """
+    from dataclasses import asdict
+
+    from shadowft_core.registry import git_state, register_pending
+    from shadowft_core.registry import register as run
+
+    read = read_params(params)
+    if pending:
+        versions = register_pending(read.registry)
+    else:
+        versions = [run(read, work, lock, params, git_state(lock.absolute().parent))]
+    if as_json:
+        _print_json({"versions": [asdict(version) for version in versions]})
+        return
+    for version in versions:
+        print(f"models:/{version.name}/{version.number}")
+    if not versions:
+        print("no registration waits")
+
+
+@releases.command(rich_help_panel="Acts")
+def promote(
+    version: Annotated[str, typer.Argument(help="a version number or an alias")] = "challenger",
+    override: Annotated[str | None, typer.Option(help="promote against the verdict; the reason is recorded")] = None,
+    after: Annotated[
+        int | None, typer.Option(min=0, help="only if the ledger still ends at this entry (0: is empty)")
+    ] = None,
+    params: ParamsOption = PARAMS,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a version the champion, if its verdict says so: first in the ledger, then the alias `champion`.
+
+    Example: shadowft promote challenger
+    """
+    from shadowft_core.promotion import promote as run
+
+    read = read_params(params)
+    _show_promotion(run(read.registry, read.store, version, override, after), as_json)
+
+
+@releases.command(rich_help_panel="Acts")
+def rollback(
+    name: NameArgument,
+    to: Annotated[str | None, typer.Option(help="a version number, or the digest of a model or recipe")] = None,
+    reason: Annotated[str, typer.Option(help="why; recorded")] = "",
+    params: ParamsOption = PARAMS,
+    as_json: JsonOption = False,
+) -> None:
+    """Make the champion before this one champion again; repeated, one further back.
+
+    Example: shadowft rollback shadowft-pico --reason "answers in the wrong language"
+    """
+    from shadowft_core.promotion import rollback as run
+
+    registry, store = _named(params, name)
+    _show_promotion(run(registry, store, to, reason), as_json)
+
+
+@releases.command(rich_help_panel="Acts")
+def reconcile(
+    name: NameArgument,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done, change nothing")] = False,
+    params: ParamsOption = PARAMS,
+    as_json: JsonOption = False,
+) -> None:
+    """Make the alias `champion` follow the ledger again, and say what was wrong.
+
+    For an alias moved by hand, a version deleted from the registry, a promotion that was killed half-way.
+
+    Example: shadowft reconcile shadowft-pico --dry-run
+    """
+    from shadowft_core.promotion import reconcile as run
+
+    found = run(*_named(params, name), dry_run)
+    if as_json:
+        _print_json({"name": found.name, "champion": found.number, "dry_run": dry_run, "done": list(found.done)})
+        return
+    for line in found.done:
+        print(f"{'would repair' if dry_run else 'repaired'}: {line}")
+    if not found.done:
+        champion = f"champion is version {found.number}" if found.number else "nothing was ever promoted"
+        print(f"{name}: alias and ledger agree, {champion}")
+
+
+@releases.command(rich_help_panel="Looks")
+def history(name: NameArgument, params: ParamsOption = PARAMS, as_json: JsonOption = False) -> None:
+    """Every move of `champion`, first to last. Exit code 9 when an entry was edited, removed or reordered.
+
+    Example: shadowft history shadowft-pico
+    """
+    from shadowft_core.promotion import history as run
+
+    _, store = _named(params, name)
+    chain = run(store, name)
+    if as_json:
+        _print_json({"name": name, "entries": [entry.model_dump() | {"digest": entry.digest} for entry in chain]})
+        return
+    for entry in chain:
+        against = f" AGAINST the verdict {entry.decision}" if entry.override else ""
+        print(
+            f"{entry.number:>4} {entry.when} {entry.action:<9} version {entry.version} {entry.model} by {entry.who}"
+            f"{against}{': ' if entry.reason else ''}{entry.reason}"
+        )
+    print(f"{len(chain)} entries, the chain is whole")
+
+
+@releases.command("who-was", rich_help_panel="Looks")
+def who_was(
+    name: NameArgument,
+    at: Annotated[str, typer.Option(help="ISO 8601 with a time zone, for instance 2026-11-22T10:00Z")],
+    params: ParamsOption = PARAMS,
+    as_json: JsonOption = False,
+) -> None:
+    """Which version was champion at a time, and by whose hand.
+
+    Example: shadowft who-was shadowft-pico --at 2026-11-22T10:00Z
+    """
+    from shadowft_core.promotion import who_was as run
+
+    try:
+        moment = datetime.fromisoformat(at)
+    except ValueError:
+        raise InputError(f"--at {at!r}: not a time; write 2026-11-22T10:00Z") from None
+    _, store = _named(params, name)
+    entry = run(store, name, moment)
+    if as_json:
+        _print_json(entry.model_dump() | {"digest": entry.digest})
+        return
+    print(
+        f"champion of {name} at {at}: version {entry.version}, model {entry.model} "
+        f"({entry.action} by {entry.who}, {entry.when}, entry {entry.number})"
+    )
+
+
+@releases.command(rich_help_panel="Acts")
+def materialize(
+    reference: Annotated[str, typer.Argument(help="models:/NAME@champion or models:/NAME/3")],
+    out: Annotated[Path, typer.Option(help="folder to make: the complete Hugging Face model")],
+    instruct: Annotated[Path | None, typer.Option(help=INSTRUCT)] = None,
+    store: StoreOption = None,
+    params: ParamsOption = PARAMS,
+) -> None:
+    """Rebuild a registered model from its recipe, bit for bit.
+
+    Example: shadowft materialize models:/shadowft-pico@champion --out my_model
+    """
+    from shadowft_core.registry import materialize as run
+
+    recipe = run(reference, out, read_params(params).registry, instruct, _elsewhere(store, params))
+    print(f"{out}: {recipe['digest']}, as registered")
+
+
+def _elsewhere(uri: str | None, params: Path) -> "Store | None":
+    return read_params(params).store.model_copy(update={"uri": uri}) if uri else None
+
+
+def _named(params: Path, name: str) -> "tuple[Registry, Store]":
+    """Registry and store of params.yaml, for this registered model. Raises InputError for a name that cannot be one."""
+    from pydantic import ValidationError
+
+    from shadowft_core.params import Registry
+
+    read = read_params(params)
+    try:
+        return Registry.model_validate(read.registry.model_dump() | {"name": name}), read.store
+    except ValidationError:
+        raise InputError(f"{name[:80]!r}: letters, digits, '.', '_' and '-' make the name of a model") from None
+
+
+def _show_promotion(done: "Promotion", as_json: bool) -> None:
+    if as_json:
+        entry = done.entry.model_dump() | {"digest": done.entry.digest}
+        _print_json(
+            {"name": done.name, "champion": done.number, "previous": done.previous, "changed": done.changed}
+            | {"entry": entry}
+        )
+        return
+    before = f"was version {done.previous}" if done.previous else "was not set"
+    print(
+        f"champion of {done.name} is version {done.number}"
+        + (f" ({before}), ledger entry {done.entry.number}" if done.changed else " already")
+    )
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, indent=2, allow_nan=False))

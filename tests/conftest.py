@@ -13,4 +13,4 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import shadowft_core  # noqa: E402, F401  switches telemetry off before anything else is imported
 
-pytest_plugins = ["tests.fixtures.models", "tests.fixtures.pico", "tests.fixtures.s3"]
+pytest_plugins = ["tests.fixtures.models", "tests.fixtures.pico", "tests.fixtures.s3", "tests.fixtures.runs"]

@@ -1,101 +1,24 @@
-"""Versions are recipes in a real MLflow on SQLite; deltas lie in a real S3 server; champion follows the verdict."""
+"""Versions are recipes in a real MLflow on SQLite; deltas lie in a real S3 server; what cannot be sent waits."""
 
-import itertools
-import json
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shadowft_core import registry as room
-from shadowft_core.checkpoint import file_digest, open_checkpoint, write_json_atomically
-from shadowft_core.errors import GraftError, PromotionRefused, RegistryError
-from shadowft_core.params import Fetch, Params, Registry, Store, load_params
-from tests.fixtures.models import Pair, shifted
+from shadowft_core.checkpoint import file_digest, open_checkpoint
+from shadowft_core.errors import GraftError, RegistrationPending, RegistryError, StoreError
+from shadowft_core.params import Store
+from shadowft_core.registry.registration import waiting_in
+from tests.fixtures.models import Pair
+from tests.fixtures.runs import Run, write_verdict
 
 ROOT = Path(__file__).parent.parent
-_numbers = itertools.count()
-
-
-@pytest.fixture(scope="session")
-def finished_work(tmp_path_factory: pytest.TempPathFactory, tiny_llama_pair: Pair) -> Path:
-    """A work folder with a real pair, delta and graft; its scores and verdict are written by hand. Copy it."""
-    from shadowft_core.delta import extract
-    from shadowft_core.graft import graft
-    from shadowft_core.pair import fetch
-
-    work = tmp_path_factory.mktemp("run") / "work"
-    fetch(Fetch(base=str(tiny_llama_pair.base), instruct=str(tiny_llama_pair.instruct)), work / "pair")
-    (work.parent / "tuned").mkdir()
-    shifted(tiny_llama_pair.base, work.parent / "tuned" / "model", 0.01, seed=2)
-    write_json_atomically(work.parent / "tuned" / "train.json", {"data_digest": "sha256:" + "d" * 64, "seed": 0})
-    extract(tiny_llama_pair.base, work.parent / "tuned", work / "delta" / "shadow")
-    recipe = graft(work / "pair" / "instruct", [(work / "delta" / "shadow", 0.5)], work / "grafted" / "shadow")
-    for arm in ("instruct", "shadow", "shadow_scaled"):
-        scores = {
-            "format": 1,
-            "arm": arm,
-            "tasks": {"domain": {"role": "domain", "metric": "acc", "n": 8, "mean": 0.5}},
-        }
-        write_json_atomically(work / "scores" / arm.partition("_")[0] / arm / "scores.json", scores)
-    (work / "report.html").write_text("<p>report</p>")
-    (work.parent / "dvc.lock").write_text("schema: '2.0'\n")
-    write_verdict(work, "promote", recipe["digest"])
-    return work
-
-
-def write_verdict(work: Path, decision: str, digest: str) -> None:
-    reasons = ["domain gain too small", "guard <harm>"] if decision != "promote" else []
-    verdict = {"format": 1, "decision": decision, "reasons": reasons, "recipe_digest": digest}
-    write_json_atomically(work / "verdict.json", verdict)
-
-
-@dataclass
-class Run:
-    """One run's workspace and where it registers."""
-
-    work: Path
-    lock: Path
-    params: Params
-
-    def register(self) -> room.Version:
-        git = room.Git("c" * 40, dirty=False)
-        return room.register(self.params, self.work, self.lock, ROOT / "params.yaml", git, self.pending)
-
-    @property
-    def pending(self) -> Path:
-        return self.work.parent / "var" / "pending"
-
-    def judge(self, decision: str) -> None:
-        write_verdict(self.work, decision, json.loads((self.work / "verdict.json").read_bytes())["recipe_digest"])
-        self.lock.write_text(f"schema: '2.0'\nverdict: {decision}\n")
-
-
-@pytest.fixture(scope="session")
-def tracking(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/var/mlflow.db"
-
-
-@pytest.fixture
-def run(finished_work: Path, tracking: str, folder_store: Store, tmp_path: Path, monkeypatch: Any) -> Run:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    shutil.copytree(finished_work, tmp_path / "work")
-    shutil.copy(finished_work.parent / "dvc.lock", tmp_path / "dvc.lock")
-    registry = Registry(name=f"model-{next(_numbers)}", tracking_uri=tracking)
-    params = load_params(ROOT / "params.yaml").model_copy(update={"store": folder_store, "registry": registry})
-    return Run(tmp_path / "work", tmp_path / "dvc.lock", params)
-
-
-@pytest.fixture
-def client(run: Run) -> Any:
-    import mlflow
-
-    uri = run.params.registry.tracking_uri  # named twice: MLflow else asks the registry that another test used last
-    return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 def test_registering_twice_is_one_version_of_a_few_kilobytes(run: Run, client: Any) -> None:
@@ -131,7 +54,8 @@ def test_registering_twice_is_one_version_of_a_few_kilobytes(run: Run, client: A
     files = [path for path in models[0].rglob("*") if path.is_file()]
     assert {"recipe.json", "recipe_model.py"} <= {path.name for path in files}
     assert sum(path.stat().st_size for path in files) < 10_000
-    assert not [path for path in files if path.suffix in (".pkl", ".safetensors", ".bin")]
+    assert {path.suffix for path in files} <= {".json", ".py", ".txt", ".yaml", ""}, files  # no pickle, no weights
+    assert not [path for path in files if b"\x80\x04\x95" in path.read_bytes()]  # the first bytes of a pickle
 
 
 def test_a_new_verdict_is_a_new_version(run: Run) -> None:
@@ -148,44 +72,6 @@ def test_outputs_of_different_runs_are_not_registered(run: Run, client: Any) -> 
     with pytest.raises(RegistryError, match=r"report\.html: no such file; run `dvc repro`"):
         run.register()
     assert client.search_model_versions(f"name = '{run.params.registry.name}'") == []
-
-
-def test_champion_moves_only_on_a_positive_verdict(run: Run, client: Any) -> None:
-    registry, name = run.params.registry, run.params.registry.name
-    run.register()
-    assert room.promote(registry) == room.Promotion(name, 1, None, changed=True)
-    assert room.promote(registry) == room.Promotion(name, 1, 1, changed=False)
-    run.judge("hold")
-    run.register()
-    with pytest.raises(
-        PromotionRefused, match=r"version 2: the verdict is hold: domain gain too small; guard <harm>\."
-    ):
-        room.promote(registry)
-    with pytest.raises(PromotionRefused, match="needs a reason"):
-        room.promote(registry, override="  ")
-    assert client.get_model_version_by_alias(name, "champion").version == 1
-    assert room.promote(registry, "2", override="shown to the customer") == room.Promotion(name, 2, 1, changed=True)
-    tags = client.get_model_version(name, "2").tags
-    assert tags["shadowft.override.reason"] == "shown to the customer"
-    assert tags["shadowft.override.by"]
-    assert tags["shadowft.replaced"] == "1"
-    assert "shadowft.override.reason" not in client.get_model_version(name, "1").tags
-    assert room.promote(registry, "1").previous == 2
-    with pytest.raises(RegistryError, match=f"no version '7' of '{name}'"):
-        room.promote(registry, "7")
-
-
-def test_a_verdict_edited_in_the_registry_promotes_nothing(run: Run, client: Any) -> None:
-    run.judge("hold")
-    version = run.register()
-    verdict = json.loads((run.work / "verdict.json").read_bytes()) | {"decision": "promote"}
-    edited = run.work / "edited" / "verdict.json"
-    write_json_atomically(edited, verdict)
-    client.log_artifact(version.run_id, str(edited))
-    client.set_model_version_tag(version.name, "1", "shadowft.decision", "promote")
-    with pytest.raises(RegistryError, match=r"its verdict\.json is sha256:.* registered was sha256:.*was changed"):
-        room.promote(run.params.registry)
-    assert "champion" not in client.get_registered_model(version.name).aliases
 
 
 def test_materialize_from_s3_gives_the_registered_bits(run: Run, s3_store: Store, tmp_path: Path) -> None:
@@ -234,6 +120,7 @@ assert not opened, opened
 print(len(model.predict([[{{"role": "user", "content": "word1 word2"}}]], params=None)))
 assert not opened, opened
 """
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "1"
@@ -270,3 +157,91 @@ def test_the_environment_names_the_registry(run: Run, tmp_path: Path, monkeypatc
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/elsewhere/mlflow.db")
     room.preflight(run.params)
     assert (tmp_path / "elsewhere" / "mlflow.db").exists()
+
+
+def test_the_lineage_is_complete(run: Run, client: Any) -> None:
+    logged = client.get_run(run.register().run_id)
+    inputs = {one.dataset.name: one for one in logged.inputs.dataset_inputs}
+    assert set(inputs) == {"data/train", "data/dev", "data/test"}
+    for name, context, rows in (("train", "training", "10"), ("dev", "dev", "2"), ("test", "testing", "3")):
+        one = inputs[f"data/{name}"]
+        tags = {tag.key: tag.value for tag in one.tags}
+        assert one.dataset.digest == "d" * 36
+        assert tags == {
+            "mlflow.data.context": context,
+            "shadowft.data": "sha256:" + "d" * 64,
+            "shadowft.rows": rows,
+        }
+        assert run.params.prepare.data in one.dataset.source
+
+
+def test_the_recipe_names_the_store_as_configured_and_another_can_take_its_place(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run.params = run.params.model_copy(update={"store": Store(uri="var/store")})
+    reference = f"models:/{run.register().name}/1"
+    recipe = room.recipe_named(reference, run.params.registry)
+    assert recipe["store"] == {"uri": "var/store", "endpoint": None, "region": None}
+    there = shutil.copytree(tmp_path / "var/store", tmp_path / "elsewhere/store")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match=r"var/store: no delta sha256:.* --store or SHADOWFT_STORE_URI"):
+        room.materialize(reference, tmp_path / "model", run.params.registry)
+    room.materialize(reference, tmp_path / "model", run.params.registry, store=Store(uri=str(there)))
+    assert open_checkpoint(tmp_path / "model").digest() == recipe["digest"]
+    monkeypatch.setenv("SHADOWFT_STORE_URI", str(there))
+    room.materialize(reference, tmp_path / "model", run.params.registry)
+
+
+def test_a_registration_waits_for_mlflow_and_is_sent_once(run: Run, client: Any, tmp_path: Path) -> None:
+    up = run.params
+    down = up.registry.model_copy(update={"tracking_uri": f"sqlite:///{tmp_path}/dvc.lock/x.db"})
+    run.params = up.model_copy(update={"registry": down})
+    for _ in range(2):
+        with pytest.raises(RegistrationPending, match=r"kept in .*000001-.*; `shadowft register --pending` sends it"):
+            run.register()
+    assert len(waiting_in(run.pending)) == 1
+    with pytest.raises(RegistrationPending, match=r"1 registrations wait"):
+        room.register_pending(down, run.pending)
+    before = (run.work / "verdict.json").read_bytes()
+    run.judge("hold")  # the next run, which writes over the work folder
+    with pytest.raises(RegistrationPending):
+        run.register()
+    shutil.rmtree(run.work)
+
+    first, second = room.register_pending(up.registry, run.pending)
+    assert (first.number, first.decision, second.number, second.decision) == (1, "promote", 2, "hold")
+    assert waiting_in(run.pending) == []
+    assert room.register_pending(up.registry, run.pending) == []
+    assert client.get_model_version_by_alias(first.name, "challenger").version == 2
+    assert Path(client.download_artifacts(first.run_id, "verdict.json", str(tmp_path))).read_bytes() == before
+    assert client.get_run(first.run_id).data.tags["shadowft.git.commit"] == "c" * 40
+
+
+def test_what_waits_goes_first_and_one_that_is_refused_holds_up_nobody(run: Run, client: Any, capsys: Any) -> None:
+    broken = run.pending / "000001-0000-1"
+    broken.mkdir(parents=True)
+    (broken / "registration.json").write_text('{"format":2}')
+    (broken / "files").mkdir()
+    assert run.register().number == 1
+    with pytest.raises(RegistrationPending, match=r"000001-0000-1: not a kept registration \(another format\)"):
+        room.register_pending(run.params.registry, run.pending)
+    assert waiting_in(run.pending) == [broken]
+
+
+def test_two_who_register_the_same_run_at_once_end_with_one_version(run: Run, client: Any) -> None:
+    room.preflight(run.params)
+    barrier = threading.Barrier(2)
+
+    def register(place: int) -> room.Version:
+        barrier.wait(30)
+        lock, params = run.lock, run.params
+        return room.register(params, run.work, lock, ROOT / "params.yaml", None, run.pending / str(place))
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(register, range(2)))
+    rows = client.search_model_versions(f"name = '{run.params.registry.name}'")
+    assert len(rows) == 1
+    assert {(version.number, version.run_id) for version in found} == {(int(rows[0].version), rows[0].run_id)}
+    experiment = client.get_experiment_by_name(run.params.registry.name)
+    assert [one.info.run_id for one in client.search_runs([experiment.experiment_id])] == [rows[0].run_id]

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 import shadowft_core.store as stores
-from shadowft_core.errors import InputError, LedgerError, PromotionRefused, RegistryError
+from shadowft_core.errors import InputError, LedgerError, PromotionRefused, RegistryError, StoreError
 from shadowft_core.params import Registry, Store
 from shadowft_core.promotion.ledger import Entry, Ledger
 from shadowft_core.registry import tracking
@@ -73,11 +73,10 @@ def promote(
                 f"{registry.name} version {found.version}: the verdict is {decision}: {reasons or 'no reason given'}. "
                 f"Nothing was moved; a person may promote with --override REASON"
             )
-        _require_deltas(recipe, store)
+        _require_deltas(recipe)
         number, before = int(found.version), tip.entry
         if before is not None and (before.version, before.recipe) == (number, found.tags["shadowft.recipe"]):
-            now = _follow(client, ledger)
-            return Promotion(registry.name, now.version, number, changed=False, entry=now)
+            return _unmoved(client, ledger, before)
         overridden = decision != "promote"
         entry = ledger.append(
             tip,
@@ -119,10 +118,9 @@ def rollback(registry: Registry, store: Store, to: str | None = None, reason: st
     with tracking.connected(registry) as client:
         version = _standing(client, wanted) or _registered_again(client, wanted)
         recipe = tracking.recipe_of(client, version)
-        _require_deltas(recipe, store)
+        _require_deltas(recipe)
         if (tip.entry.version, tip.entry.recipe) == (int(version.version), wanted.recipe):
-            now = _follow(client, ledger)
-            return Promotion(registry.name, now.version, now.version, changed=False, entry=now)
+            return _unmoved(client, ledger, tip.entry)
         entry = ledger.append(
             tip,
             undo=wanted.undo,
@@ -212,12 +210,13 @@ def _facts(version: Any, recipe: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _require_deltas(recipe: dict[str, Any], store: Store) -> None:
+def _require_deltas(recipe: dict[str, Any]) -> None:
+    store = Store(**recipe["store"])
     for delta in recipe["deltas"]:
         if not stores.holds(delta["digest"], store):
-            raise LedgerError(
+            raise StoreError(
                 f"store {stores.located(store).uri}: delta {delta['digest']} of this version is not there, so nobody "
-                "could rebuild it; publish it again. Nothing was moved"
+                "could rebuild it; publish it again, or name its store with SHADOWFT_STORE_URI. Nothing was moved"
             )
 
 
@@ -235,6 +234,13 @@ def _registered_again(client: Any, entry: Entry) -> Any:
             f"{entry.number} of the ledger has {entry.recipe}; roll back to another version with --to"
         )
     return version
+
+
+def _unmoved(client: Any, ledger: Ledger, standing: Entry) -> Promotion:
+    """The answer to who asked for the standing champion; the alias is repaired if a killed process left it behind."""
+    if _follow(client, ledger) != standing:
+        raise ledger.lost(ledger.tip())
+    return Promotion(ledger.name, standing.version, standing.version, changed=False, entry=standing)
 
 
 def _follow(client: Any, ledger: Ledger) -> Entry:

@@ -1,0 +1,316 @@
+"""The ledger and the alias, on a real MLflow over SQLite and a real store: races, crashes, hands that meddle."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from shadowft_core import promotion as room
+from shadowft_core.checkpoint import canonical_json
+from shadowft_core.errors import InputError, LedgerError, PromotionRefused, RegistryError, StoreError
+from shadowft_core.params import Store
+from shadowft_core.promotion.ledger import Entry, Ledger
+from tests.fixtures.runs import Released, Run
+
+ROOT = Path(__file__).parent.parent
+
+
+def entries(released: Released) -> dict[int, Path]:
+    """The files of the ledger by entry number."""
+    folder = Path(released.store.uri) / "ledger" / released.name / "entries"
+    return {json.loads(path.read_bytes())["number"]: path for path in folder.iterdir()}
+
+
+def test_champion_moves_only_on_a_positive_verdict_or_with_a_reason(released: Released) -> None:
+    registry, store = released.registry, released.store
+    first = room.promote(registry, store, "1")
+    assert (first.number, first.previous, first.changed, first.entry.number) == (1, None, True, 1)
+    again = room.promote(registry, store, "1")
+    assert (again.previous, again.changed, again.entry) == (1, False, first.entry)
+    with pytest.raises(
+        PromotionRefused, match=r"version 3: the verdict is hold: domain gain too small; guard <harm>\."
+    ):
+        room.promote(registry, store, "3")
+    with pytest.raises(PromotionRefused, match="needs a reason"):
+        room.promote(registry, store, "3", override="  ")
+    assert released.champion() == 1
+    third = room.promote(registry, store, "3", override="shown to the customer")
+    assert (third.number, third.previous) == (3, 1)
+    assert (third.entry.override, third.entry.reason, third.entry.decision) == (True, "shown to the customer", "hold")
+    assert third.entry.previous == first.entry.digest
+    assert "@" in third.entry.who
+    assert released.champion() == 3
+    with pytest.raises(RegistryError, match=f"no version '7' of '{released.name}'"):
+        room.promote(registry, store, "7")
+    assert room.history(store, released.name) == [first.entry, third.entry]
+
+
+def test_a_verdict_edited_in_the_registry_promotes_nothing(run: Run, client: object) -> None:
+    run.judge("hold")
+    version = run.register()
+    edited = run.work / "edited" / "verdict.json"
+    edited.parent.mkdir()
+    verdict = json.loads((run.work / "verdict.json").read_bytes()) | {"decision": "promote"}
+    edited.write_bytes(canonical_json(verdict))
+    client.log_artifact(version.run_id, str(edited))  # type: ignore[attr-defined]
+    client.set_model_version_tag(version.name, "1", "shadowft.decision", "promote")  # type: ignore[attr-defined]
+    with pytest.raises(RegistryError, match=r"its verdict\.json is sha256:.* registered was sha256:.*was changed"):
+        room.promote(run.params.registry, run.params.store)
+    assert "champion" not in client.get_registered_model(version.name).aliases  # type: ignore[attr-defined]
+    assert room.history(run.params.store, version.name) == []
+
+
+def test_a_version_whose_delta_is_gone_is_not_promoted(released: Released, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHADOWFT_STORE_URI", released.store.uri)
+    next(Path(released.store.uri, "deltas").iterdir()).unlink()
+    with pytest.raises(StoreError, match="is not there, so nobody could rebuild it"):
+        room.promote(released.registry, released.store, "1")
+    assert released.champion() is None
+    assert room.history(released.store, released.name) == []
+
+
+def test_of_eight_promoters_one_wins_and_the_others_are_told_who(released: Released) -> None:
+    registry, store = released.registry, released.store
+    room.promote(registry, store, "1")
+    for number in range(2, 5):
+        outcomes = race(released, store, after=number - 1)
+        chain = room.history(store, registry.name)
+        (winner,) = [found for found in outcomes if isinstance(found, room.Promotion) and found.changed]
+        assert chain[number - 1 :] == [winner.entry]
+        for found in outcomes:
+            if isinstance(found, str):
+                assert f"won with entry {number} (promote, version {winner.number}," in found
+            elif found != winner:  # asked for the champion of the moment, and was told that it is one
+                assert (found.entry, found.changed) == (chain[number - 2], False)
+        assert sum(isinstance(found, str) for found in outcomes) >= 4
+        assert released.champion() == winner.number
+
+
+def test_promoters_on_s3_leave_alias_and_ledger_equal(released: Released, s3_store: Store) -> None:
+    """Without `after`: some may promote one after the other, each then stands in the chain."""
+    outcomes = race(released, s3_store, after=None)
+    chain = room.history(s3_store, released.name)
+    moved = [found.entry for found in outcomes if isinstance(found, room.Promotion) and found.changed]
+    assert sorted(moved, key=lambda entry: entry.number) == chain != []
+    assert all("won with entry" in found for found in outcomes if isinstance(found, str)), outcomes
+    assert released.champion() == chain[-1].version
+
+
+def race(released: Released, store: Store, after: int | None) -> list[room.Promotion | str]:
+    """Eight promoters of three versions at one moment: what each was told."""
+    barrier = threading.Barrier(8)
+
+    def attempt(place: int) -> room.Promotion | str:
+        barrier.wait(30)
+        try:
+            override = "race" if place % 3 == 2 else None
+            return room.promote(released.registry, store, str(place % 3 + 1), override, after)
+        except LedgerError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(attempt, range(8)))
+
+
+def test_rollback_goes_back_one_champion_at_a_time(released: Released) -> None:
+    registry, store = released.registry, released.store
+    with pytest.raises(LedgerError, match="nothing was ever promoted"):
+        room.rollback(registry, store)
+    one = room.promote(registry, store, "1").entry
+    room.promote(registry, store, "2")
+    room.promote(registry, store, "3", override="a mistake")
+    back = room.rollback(registry, store, reason="wrong language")
+    assert (back.number, back.previous, back.entry.reason) == (2, 3, "wrong language")
+    back = room.rollback(registry, store)
+    assert (back.number, back.entry.model, back.entry.recipe) == (1, one.model, one.recipe)
+    with pytest.raises(LedgerError, match="no champion before version 1; name one with --to"):
+        room.rollback(registry, store)
+    assert room.rollback(registry, store, to="3").number == 3  # in full knowledge
+    assert room.rollback(registry, store).previous == 3  # the mistake is still undone to what stood before it
+    assert released.champion() == 2
+    assert room.rollback(registry, store, to=one.recipe).number == 1
+    with pytest.raises(LedgerError, match="7 was never champion"):
+        room.rollback(registry, store, to="7")
+    assert [entry.action for entry in room.history(store, registry.name)] == ["promote"] * 3 + ["rollback"] * 5
+
+
+def test_rollback_needs_nothing_of_the_newest_version_and_takes_less_than_a_second(released: Released) -> None:
+    registry, store = released.registry, released.store
+    one = room.promote(registry, store, "1").entry
+    newest = room.promote(registry, store, "2").entry
+    released.client.delete_run(newest.run_id)
+    released.client.delete_model_version(registry.name, "2")
+    assert released.champion() is None
+    started = time.monotonic()
+    back = room.rollback(registry, store)
+    seconds = time.monotonic() - started
+    released.client.restore_run(newest.run_id)
+    assert (back.number, back.entry.model) == (1, one.model)
+    assert released.champion() == 1
+    assert seconds < 1, f"rollback took {seconds:.2f} s"
+
+
+def test_rollback_registers_a_deleted_version_again(released: Released) -> None:
+    registry, store = released.registry, released.store
+    one = room.promote(registry, store, "1").entry
+    room.promote(registry, store, "2")
+    released.client.delete_model_version(registry.name, "1")
+    back = room.rollback(registry, store)
+    assert (back.number, back.entry.recipe, back.entry.model) == (4, one.recipe, one.model)
+    assert released.champion() == 4
+
+
+def test_reconcile_repairs_what_hands_and_crashes_did(released: Released) -> None:
+    registry, store, client = released.registry, released.store, released.client
+    assert room.reconcile(registry, store) == room.Repair(registry.name, None, ())
+    client.set_registered_model_alias(registry.name, "champion", "3")
+    with pytest.raises(LedgerError, match="is empty, yet champion points at version 3; `shadowft promote 3`"):
+        room.reconcile(registry, store)
+    first = room.promote(registry, store, "1").entry
+    assert room.reconcile(registry, store) == room.Repair(registry.name, 1, ())
+
+    client.set_registered_model_alias(registry.name, "champion", "3")
+    words = ("champion pointed at version 3, it is set to version 1",)
+    assert room.reconcile(registry, store, dry_run=True) == room.Repair(registry.name, 1, words)
+    assert released.champion() == 3
+    assert room.reconcile(registry, store) == room.Repair(registry.name, 1, words)
+    assert released.champion() == 1
+
+    client.delete_model_version(registry.name, "1")
+    assert released.champion() is None
+    assert room.reconcile(registry, store, dry_run=True).number is None
+    assert [row.version for row in client.search_model_versions(f"name = '{registry.name}'")] == [3, 2]
+    repair = room.reconcile(registry, store)
+    assert repair.number == released.champion() == 4
+    assert repair.done == (
+        "version 1 is gone from the registry",
+        "its recipe is registered again as a new version",
+        "champion pointed nowhere, it is set to version 4",
+    )
+    chain = room.history(store, registry.name)
+    assert [entry.action for entry in chain] == ["promote", "reconcile", "reconcile"]
+    assert {entry.recipe for entry in chain} == {first.recipe}
+    assert room.reconcile(registry, store).done == ()
+
+
+def test_a_promoter_killed_between_ledger_and_alias_is_made_up_for(released: Released) -> None:
+    registry, store = released.registry, released.store
+    room.promote(registry, store, "1")
+    code = f"""
+import os, signal
+from shadowft_core.params import Registry, Store
+from shadowft_core.registry import tracking
+from shadowft_core.promotion import promote
+tracking.point = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+promote(Registry(**{registry.model_dump()!r}), Store(**{store.model_dump()!r}), "2")
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == -9
+    assert released.champion() == 1
+    assert room.history(store, registry.name)[-1].version == 2
+    assert room.reconcile(registry, store).done == ("champion pointed at version 1, it is set to version 2",)
+    assert released.champion() == 2
+
+
+@pytest.fixture
+def chain(released: Released) -> list[Entry]:
+    for version in ("1", "2", "1", "2"):
+        room.promote(released.registry, released.store, version)
+    return room.history(released.store, released.name)
+
+
+def test_an_edited_entry_is_found(released: Released, chain: list[Entry]) -> None:
+    path = entries(released)[2]
+    path.write_bytes(chain[1].model_copy(update={"who": "nobody@nowhere"}).raw)
+    with pytest.raises(
+        LedgerError, match=rf"{path.name} was edited: it is sha256:.*, the chain says {chain[1].digest}"
+    ):
+        room.history(released.store, released.name)
+
+
+def test_a_missing_entry_is_found(released: Released, chain: list[Entry]) -> None:
+    entries(released)[3].unlink()
+    with pytest.raises(LedgerError, match="is missing; restore it"):
+        room.history(released.store, released.name)
+
+
+def test_a_reordered_chain_is_found(released: Released, chain: list[Entry]) -> None:
+    """Whoever may write can make entries with right digests; their numbers then do not follow each other."""
+    forged = chain[3].model_copy(update={"previous": chain[1].digest})
+    folder = Path(released.store.uri) / "ledger" / released.name
+    (folder / "entries" / forged.digest.removeprefix("sha256:")).write_bytes(forged.raw)
+    head = json.loads((folder / "head").read_bytes()) | {"entry": forged.digest}
+    (folder / "head").write_bytes(canonical_json(head))
+    with pytest.raises(LedgerError, match="entry 4 follows entry 2; entries are missing or reordered"):
+        room.history(released.store, released.name)
+
+
+def test_a_head_moved_back_is_found(released: Released, chain: list[Entry]) -> None:
+    head = Path(released.store.uri) / "ledger" / released.name / "head"
+    real = json.loads(head.read_bytes())
+    head.write_bytes(canonical_json(real | {"number": 2, "entry": chain[1].digest}))
+    with pytest.raises(LedgerError, match=r"ends at entry 2, yet entry 4 of .* the head was moved back"):
+        room.history(released.store, released.name)
+    head.write_bytes(canonical_json(real | {"number": 3}))
+    with pytest.raises(LedgerError, match="says entry 3, that entry is number 4"):
+        room.promote(released.registry, released.store, "1")
+
+
+def test_a_writer_that_lost_leaves_the_history_whole(released: Released, chain: list[Entry]) -> None:
+    ledger = Ledger(released.store, released.name)
+    before = ledger.tip()
+    room.promote(released.registry, released.store, "1")
+    facts = chain[1].model_dump(include={"version", "model", "recipe", "verdict", "decision", "run_id", "source"})
+    with pytest.raises(LedgerError, match=r"won with entry 5 \(promote, version 1, 20.*nothing was moved"):
+        ledger.append(before, undo=None, action="promote", override=False, reason="", **facts)
+    assert len(room.history(released.store, released.name)) == 5
+    assert len(entries(released)) == 5  # by number: two entries claim to be the fifth
+    assert len(list(Path(released.store.uri, "ledger", released.name, "entries").iterdir())) == 6
+
+
+def test_who_was_champion_at_a_time(released: Released, chain: list[Entry]) -> None:
+    now = datetime.now(UTC)
+    assert room.who_was(released.store, released.name, now + timedelta(minutes=1)) == chain[-1]
+    with pytest.raises(LedgerError, match=r"had no champion at .* the first was made champion at"):
+        room.who_was(released.store, released.name, now - timedelta(days=1))
+    with pytest.raises(InputError, match="no time zone"):
+        room.who_was(released.store, released.name, datetime(2026, 1, 1))
+
+
+def test_the_verbs_speak_to_people_and_to_machines(released: Released, tmp_path: Path) -> None:
+    import yaml
+
+    from shadowft_core.cli import app
+
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params |= {"store": released.store.model_dump(), "registry": released.registry.model_dump()}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    options = ["--params", str(tmp_path / "params.yaml")]
+
+    def say(*words: str) -> str:
+        done = CliRunner().invoke(app, [*words, *options], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    name = released.name
+    assert say("promote", "1") == f"champion of {name} is version 1 (was not set), ledger entry 1\n"
+    assert say("promote", "1") == f"champion of {name} is version 1 already\n"
+    assert json.loads(say("promote", "2", "--json"))["previous"] == 1
+    assert say("rollback", name) == f"champion of {name} is version 1 (was version 2), ledger entry 3\n"
+    assert json.loads(say("reconcile", name, "--json")) == {"name": name, "champion": 1, "dry_run": False, "done": []}
+    assert say("reconcile", name, "--dry-run") == f"{name}: alias and ledger agree, champion is version 1\n"
+    lines = say("history", name).splitlines()
+    assert len(lines) == 4
+    assert lines[2].split()[:1] + lines[2].split()[2:5] == ["3", "rollback", "version", "1"]
+    facts = json.loads(say("history", name, "--json"))["entries"]
+    assert [entry["version"] for entry in facts] == [1, 2, 1]
+    assert facts[1]["previous"] == facts[0]["digest"]
+    assert "version 1" in say("who-was", name, "--at", "2999-01-01T00:00Z")
+    with pytest.raises(InputError, match="not a time"):
+        CliRunner().invoke(app, ["who-was", name, "--at", "yesterday", *options], catch_exceptions=False)

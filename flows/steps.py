@@ -19,7 +19,7 @@ from prefect.states import Completed, Failed
 
 from flows import guard
 from flows.plan import changed
-from shadowft_core.errors import InputError, RegistryError, ShadowError, StoreUnreachable
+from shadowft_core.errors import InputError, RegistrationPending, RegistryError, ShadowError, StoreUnreachable
 from shadowft_core.params import Params, Registry, load_params
 
 if TYPE_CHECKING:
@@ -100,13 +100,18 @@ def publish(params: Params, delta: str, say: Say) -> State:
 
 @task(cache_policy=NO_CACHE, persist_result=False, retries=2, retry_delay_seconds=5, retry_condition_fn=_may_pass)
 def register(params: Params, git: "Git", say: Say) -> State:
-    """Register the recipe; Completed with the version and its alias as the message."""
+    """Register the recipe; Completed with the version and its alias as the message.
+
+    An outage of MLflow does not undo a training: Completed, named Waiting, with what to do later as the message.
+    """
     from shadowft_core import registry
 
     try:
         with _heard(say):
             version = registry.register(params, git=git)
         return Completed(message=f"models:/{version.name}/{version.number} (alias {registry.CANDIDATE})")
+    except RegistrationPending as error:
+        return Completed(name="Waiting", message=str(error))
     except ShadowError as error:
         return _failed(error)
 
@@ -121,7 +126,10 @@ def _heard(say: Say) -> Iterator[None]:
 
 
 def preflight(params_file: Path, model_name: str | None) -> Params:
-    """Everything that can be refused before the first stage: params, data, store, registry. Raises a ShadowError."""
+    """Everything that can be refused before the first stage: params, data, store. Raises a ShadowError.
+
+    A registry that does not answer is only told of: by the end of the run it may, and till then a registration waits.
+    """
     from shadowft_core import registry
 
     params = load_params(params_file)
@@ -131,8 +139,14 @@ def preflight(params_file: Path, model_name: str | None) -> Params:
     for name, path in (("prepare.data", params.prepare.data), ("evaluate.tasks", params.evaluate.tasks)):
         if not Path(path).exists():
             raise InputError(f"{params_file}: {name}: {path} does not exist; name an existing file or folder")
+    outage = ""
     with _heard(lambda line: None):  # MLflow tells of the tables it makes
-        registry.preflight(params)
+        try:
+            registry.preflight(params)
+        except RegistryError as error:
+            outage = str(error)
+    if outage:
+        print(f"{outage}. The run goes on, its registration will wait in {registry.PENDING}", file=sys.stderr)
     return params
 
 

@@ -6,7 +6,7 @@
     │   ├── DataError           a data file or a row of it
     │   ├── CheckpointError     a model folder: missing, truncated, malformed, unsafe
     │   │   └── Quantised       quantised or fp8 weights, which are not numbers to add to
-    │   └── AdapterError        an adapter that cannot become an exact delta
+    │   └── AdapterError        an adapter that cannot become an exact delta, a delta that cannot become an adapter
     ├── PairError               this Base and this Instruct may not be paired
     │   ├── SameModel           one and the same model on both sides
     │   ├── Swapped             the Base in the Instruct's place

@@ -197,6 +197,75 @@ def materialize(
     print(f"{out}: {recipe['digest']}, as registered")
 
 
+@releases.command(rich_help_panel="Acts")
+def export(
+    target: Annotated[Target, typer.Option("--for", help="merged: a complete model; vllm: a LoRA adapter")],
+    out: Annotated[Path, typer.Option(help="folder to make")],
+    delta: Annotated[
+        str | None, typer.Option(metavar="DIR@SCALE", help="folder made by `extract`, and its scale")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(metavar="models:/NAME@ALIAS", help="a registered version")] = None,
+    instruct: Annotated[Path | None, typer.Option(help="folder of the Instruct; with --recipe as recorded")] = None,
+    max_lora_rank: Annotated[int, typer.Option(help="what the vLLM server is started with")] = 512,
+    store: StoreOption = None,
+    params: ParamsOption = PARAMS,
+    as_json: JsonOption = False,
+) -> None:
+    """Make what a server loads: a complete model, or the delta alone as an adapter for vLLM.
+
+    The adapter needs a LoRA delta on linear layers at one scale; rules with their sources say what else.
+
+    Example: shadowft export --for vllm --recipe models:/shadowft-pico@champion --out my_adapter
+
+    Example: shadowft export --for vllm --delta my_delta@0.75 --instruct my_instruct --out my_adapter
+    """
+    if (delta is None) == (recipe is None):
+        raise InputError("export: pass either --delta DIR@SCALE or --recipe models:/NAME@ALIAS")
+    if delta is not None:
+        made = _export_delta(target, delta, instruct, out, max_lora_rank)
+    else:
+        made = _export_version(target, str(recipe), instruct, out, max_lora_rank, store, params)
+    if as_json:
+        _print_json({"out": str(out), "for": target.value, **made})
+    else:
+        print(f"{out}: {made.get('digest') or 'an adapter for ' + made['base_model_name_or_path']}")
+
+
+def _export_delta(target: Target, delta: str, instruct: Path | None, out: Path, max_rank: int) -> dict[str, Any]:
+    from shadowft_core.export import export_adapter
+    from shadowft_core.graft import graft, parse_delta
+
+    folder, scale = parse_delta(delta)
+    if scale is None or instruct is None:
+        raise InputError(
+            f"--delta {delta}: DIR@SCALE is wanted, for instance my_delta@0.75, and --instruct DIR with it"
+        )
+    if target is Target.MERGED:
+        return graft(instruct, [(folder, scale)], out)
+    return export_adapter(instruct, [(folder, scale)], out, max_rank=max_rank)
+
+
+def _export_version(
+    target: Target, version: str, instruct: Path | None, out: Path, max_rank: int, uri: str | None, params: Path
+) -> dict[str, Any]:
+    import tempfile
+
+    from shadowft_core.export import export_adapter
+    from shadowft_core.graft import Options, options_of
+    from shadowft_core.registry import ingredients, recipe_named
+    from shadowft_core.registry import materialize as rebuilt
+
+    registry, store = read_params(params).registry, _elsewhere(uri, params)
+    if target is Target.MERGED:
+        return rebuilt(version, out, registry, instruct, store)
+    recipe = recipe_named(version, registry, store)
+    reference = str(recipe["instruct"]["ref"])  # a server knows hub names and folders
+    named = reference.removeprefix("hf:").partition("@")[0] if reference.startswith("hf:") else None
+    with tempfile.TemporaryDirectory() as parts:
+        folder, deltas = ingredients(recipe, Path(parts), instruct)
+        return export_adapter(folder, deltas, out, Options(**options_of(recipe)), named, max_rank)
+
+
 def _elsewhere(uri: str | None, params: Path) -> "Store | None":
     return read_params(params).store.model_copy(update={"uri": uri}) if uri else None
 

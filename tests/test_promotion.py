@@ -167,6 +167,17 @@ def test_rollback_registers_a_deleted_version_again(released: Released) -> None:
     assert released.champion() == 4
 
 
+def test_a_champion_that_is_gone_for_good_is_named_and_the_way_back_too(run: Run, client: object) -> None:
+    version = run.register()
+    standing = room.promote(run.params.registry, run.params.store).entry
+    client.delete_model_version(version.name, "1")  # type: ignore[attr-defined]
+    client.delete_logged_model(standing.source.rpartition("/")[2])  # type: ignore[attr-defined]
+    with pytest.raises(RegistryError, match=rf"run {standing.run_id} or its recipe is gone .*rollback --to VERSION"):
+        room.reconcile(run.params.registry, run.params.store)
+    assert room.history(run.params.store, version.name) == [standing]
+    assert client.search_model_versions(f"name = '{version.name}'") == []  # type: ignore[attr-defined]
+
+
 def test_reconcile_repairs_what_hands_and_crashes_did(released: Released) -> None:
     registry, store, client = released.registry, released.store, released.client
     assert room.reconcile(registry, store) == room.Repair(registry.name, None, ())

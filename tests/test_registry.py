@@ -245,3 +245,26 @@ def test_two_who_register_the_same_run_at_once_end_with_one_version(run: Run, cl
     assert {(version.number, version.run_id) for version in found} == {(int(rows[0].version), rows[0].run_id)}
     experiment = client.get_experiment_by_name(run.params.registry.name)
     assert [one.info.run_id for one in client.search_runs([experiment.experiment_id])] == [rows[0].run_id]
+
+
+def test_an_outage_of_mlflow_ends_no_flow(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tasks of the flow by themselves: the look ahead goes on, registering ends well and says what waits."""
+    import yaml
+
+    from flows import steps
+
+    monkeypatch.chdir(tmp_path)
+    down = {"name": run.params.registry.name, "tracking_uri": f"sqlite:///{tmp_path}/dvc.lock/x.db"}
+    params = run.params.model_dump(mode="json") | {"registry": down}
+    params["prepare"]["data"] = params["evaluate"]["tasks"] = "work"
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    read = steps.preflight(Path("params.yaml"), None)
+    assert "The run goes on, its registration will wait in var/pending" in capsys.readouterr().err
+    state = steps.register.fn(read, room.Git("c" * 40, dirty=False), print)
+    assert (state.is_completed(), state.name) == (True, "Waiting")
+    assert "kept in var/pending/000001-" in state.message
+    assert "`shadowft register --pending` sends it" in state.message
+    (version,) = room.register_pending(run.params.registry, Path("var/pending"))
+    assert version.decision == "promote"

@@ -19,6 +19,7 @@ from shadowft_core.registry.tracking import connected, find, log, parsed, point,
 
 __all__ = [
     "CANDIDATE",
+    "PENDING",
     "Git",
     "Version",
     "git_state",

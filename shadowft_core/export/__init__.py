@@ -1,0 +1,151 @@
+"""A LoRA delta at one scale as an adapter folder that vLLM loads onto the Instruct, and the rules it must keep.
+
+The adapter is the delta itself, its scale and scaling folded into B (float64, one rounding to float32), so that
+`lora_alpha / r` is 1. A server adds it unmerged and in its own dtype (`--lora-dtype`, by default the model's): the sum
+is rounded elsewhere than in a grafted model, and only the merged export has the digest that was judged.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shadowft_core.checkpoint import (
+    Checkpoint,
+    build_header,
+    new_folder,
+    open_safetensors,
+    write_json_atomically,
+    write_safetensors,
+)
+from shadowft_core.delta import Delta
+from shadowft_core.delta.folder import FACTORS
+from shadowft_core.errors import AdapterError, DeltaError
+from shadowft_core.export.rules import CONFIG, RANKS, WEIGHTS, lint
+from shadowft_core.graft.options import Options
+from shadowft_core.graft.plan import Source, make_plan
+
+__all__ = ["RANKS", "export_adapter", "lint"]
+
+AS_IS = Options()
+_MERGED = "use `shadowft export --for merged`"
+
+
+def export_adapter(
+    instruct: Path,
+    deltas: Sequence[tuple[Path, float]],
+    out: Path,
+    options: Options = AS_IS,
+    reference: str | None = None,
+    max_rank: int = RANKS[-1],
+) -> dict[str, Any]:
+    """Write the adapter folder `out` (adapter_config.json, adapter_model.safetensors in float32); return its config.
+
+    `options` are those of the graft; the dtype of the result is the server's affair. `reference` is what stands for
+    the Instruct in the config; its folder by default. `max_rank` is the server's --max-lora-rank. The delta must fit
+    the Instruct as it must for `graft`, whose errors are raised; AdapterError when it is not one LoRA on linear layers.
+    Nothing is written then.
+    """
+    plan = make_plan(instruct, deltas, options)
+    used = {source.delta.digest for sources in plan.sources.values() for source in sources}
+    if len(used) != 1:
+        raise AdapterError(f"{instruct}: {len(used)} deltas with a scale other than 0, an adapter is one; {_MERGED}")
+    if options.merge.rule != "sum":
+        raise AdapterError(f"{instruct}: merge rule {options.merge.rule} is no sum of LoRA factors; {_MERGED}")
+    tensors = {name: _factored(name, sources[0]) for name, sources in plan.sources.items()}
+    rank = max(factors.rank for factors in tensors.values())
+    layout: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for name, factors in sorted(tensors.items()):
+        rows, columns = factors.shape
+        layout[f"{_module(name)}.lora_A.weight"] = ("F32", (rank, columns))
+        layout[f"{_module(name)}.lora_B.weight"] = ("F32", (rows, rank))
+    keys = {f"{_module(name)}.lora_{factor}.weight": (name, factor) for name in tensors for factor in "AB"}
+
+    def produce(key: str) -> Iterator[np.ndarray]:
+        name, factor = keys[key]
+        yield tensors[name].padded(factor, rank).reshape(-1)
+
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": reference or str(instruct),
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": _targets(plan.instruct, set(tensors)),
+    }
+    with new_folder(out) as folder:
+        write_safetensors(folder / WEIGHTS, build_header(layout), produce)
+        write_json_atomically(folder / CONFIG, config)
+        if problems := lint(folder, instruct, max_rank):
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            raise AdapterError(f"{out}: vLLM would not serve it: {problems[0]}{more}; {_MERGED}")
+    need = next(limit for limit in RANKS if limit >= rank)
+    print(
+        f"export: {len(tensors)} modules at rank {rank}; serve with `vllm serve {config['base_model_name_or_path']} "
+        f"--enable-lora --max-lora-rank {need} --lora-modules NAME={out}`",
+        file=sys.stderr,
+    )
+    return config
+
+
+@dataclass(frozen=True)
+class _Factors:
+    """The factors of one tensor and the factor that B takes along."""
+
+    delta: Delta
+    name: str
+    shape: tuple[int, int]
+    rank: int
+    factor: float
+
+    def padded(self, which: str, rank: int) -> np.ndarray:
+        """A [rank, columns] or B [rows, rank], float32; zeros beyond the tensor's own rank add nothing.
+
+        Raises DeltaError when the stored bytes are not those of the certificate, AdapterError on overflow.
+        """
+        file = open_safetensors(self.delta.path / FACTORS)
+        key = f"{self.name}.lora_{which}"
+        array = file.read(key)
+        expected = self.delta.certificate["tensors"][self.name][f"digest_{which.lower()}"]
+        if (found := file.tensor_digest(key)) != expected:
+            raise DeltaError(
+                f"{self.delta.path / FACTORS}: tensor {key} is {found}, delta.json says {expected}; extract it again"
+            )
+        whole = np.zeros((rank, self.shape[1]) if which == "A" else (self.shape[0], rank), np.float32)
+        if which == "A":
+            whole[: self.rank] = array
+        else:
+            with np.errstate(over="ignore"):  # refused by name just below
+                whole[:, : self.rank] = (array.astype(np.float64) * self.factor).astype(np.float32)
+            if not np.isfinite(whole).all():
+                raise AdapterError(f"{self.delta.path}: tensor {self.name} times {self.factor:g} overflows float32")
+        return whole
+
+
+def _factored(name: str, source: Source) -> _Factors:
+    """The factors behind one tensor of the Instruct. Raises AdapterError when it is not LoRA on all its rows."""
+    piece = source.pieces[0]
+    entry = source.delta.certificate["tensors"][piece.tensor]
+    if entry["form"] != "factors" or len(source.pieces) != 1 or piece.runs is not None or piece.tensor != name:
+        raise AdapterError(
+            f"{source.delta.path}: tensor {piece.tensor} is no LoRA of {name} ({entry['form']}); {_MERGED}"
+        )
+    rows, columns = entry["shape"]
+    return _Factors(source.delta, name, (rows, columns), int(entry["rank"]), float(entry["scaling"]) * piece.scale)
+
+
+def _module(name: str) -> str:
+    return f"base_model.model.{name.removesuffix('.weight')}"
+
+
+def _targets(instruct: Checkpoint, covered: set[str]) -> list[str]:
+    """Names of layers when all layers of a name are covered, else every module by its full name."""
+    endings = {name.split(".")[-2] for name in covered}
+    alike = {name for name in instruct.names if name.endswith(".weight") and name.split(".")[-2] in endings}
+    return sorted(endings) if alike == covered else sorted(name.removesuffix(".weight") for name in covered)

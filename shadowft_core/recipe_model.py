@@ -48,13 +48,10 @@ class RecipeModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow sh
         if self._loaded is None:
             from transformers import AutoModelForCausalLM, AutoTokenizer
 
-            from shadowft_core.registry import read_recipe, rebuild
+            from shadowft_core.registry import cached, read_recipe
 
-            recipe = read_recipe(self._recipe)
             cache = Path(os.environ.get("SHADOWFT_CACHE", Path.home() / ".cache" / "shadowft"))
-            folder = cache / recipe["digest"].removeprefix("sha256:")
-            if not folder.exists():
-                rebuild(recipe, folder)
+            folder = cached(read_recipe(self._recipe), cache)
             model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype="auto")
             self._loaded = AutoTokenizer.from_pretrained(folder), model.eval()
         return self._loaded

@@ -129,7 +129,7 @@ def test_what_is_no_single_lora_is_refused(lora: tuple[Pair, Path], tmp_path: Pa
         export_adapter(pair.instruct, [(delta, float("nan"))], out)
     shifted(pair.base, tmp_path / "tuned", 0.01, seed=2)
     extract(pair.base, tmp_path / "tuned", tmp_path / "dense")
-    with pytest.raises(AdapterError, match=r"is no LoRA of .* \(plain\); use `shadowft export --for merged`"):
+    with pytest.raises(AdapterError, match=r"is no LoRA of .* \(\w+\); use `shadowft export --for merged`"):
         export_adapter(pair.instruct, [(tmp_path / "dense", 1.0)], out)
     damaged = shutil.copytree(delta, tmp_path / "damaged")
     raw = bytearray((damaged / "factors.safetensors").read_bytes())
@@ -226,6 +226,6 @@ def test_a_registered_version_is_exported(released: Released, tmp_path: Path) ->
     assert done.exit_code == 0, done.output
     digest = released.client.get_model_version(released.name, "1").tags["shadowft.model"]
     assert open_checkpoint(tmp_path / "merged").digest() == digest
-    with pytest.raises(AdapterError, match=r"is no LoRA of .* \(plain\); use `shadowft export --for merged`"):
+    with pytest.raises(AdapterError, match=r"is no LoRA of .* \(\w+\); use `shadowft export --for merged`"):
         CliRunner().invoke(app, [*words, "--for", "vllm", "--out", str(tmp_path / "adapter")], catch_exceptions=False)
     assert not (tmp_path / "adapter").exists()

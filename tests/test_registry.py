@@ -124,7 +124,27 @@ assert not opened, opened
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "1"
-    assert len(list((tmp_path / "cache").iterdir())) == 1
+    recipe = room.recipe_named(f"models:/{name}/1", run.params.registry)
+    (folder,) = (tmp_path / "cache").glob("[0-9a-f]" * 64)
+    assert folder.name == recipe["digest"].removeprefix("sha256:")
+
+
+def test_a_cached_model_is_used_while_it_is_whole(run: Run, tmp_path: Path, capsys: Any) -> None:
+    recipe = room.recipe_named(f"models:/{run.register().name}/1", run.params.registry)
+    with ThreadPoolExecutor(2) as pool:  # two servers that start at once wait for each other
+        folder, same = pool.map(lambda _: room.cached(recipe, tmp_path / "cache"), range(2))
+    assert folder == same
+    assert capsys.readouterr().err.count("graft:") == 1
+    template = (folder / "tokenizer_config.json").read_bytes()
+    (folder / "tokenizer_config.json").write_bytes(template + b" ")
+    room.cached(recipe, tmp_path / "cache")
+    assert (folder / "tokenizer_config.json").read_bytes() == template
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x55")
+    room.cached(recipe, tmp_path / "cache")
+    assert open_checkpoint(folder).digest() == recipe["digest"]
+    assert capsys.readouterr().err.count("graft:") == 2
 
 
 def test_preflight_names_what_does_not_answer_in_bounded_time(run: Run, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import shadowft_core.store as stores
 from shadowft_core.errors import RegistrationPending, RegistryError
 from shadowft_core.params import Params, Registry, Store
 from shadowft_core.registry.evidence import Evidence, Git, git_state
-from shadowft_core.registry.rebuild import ingredients, read_recipe, rebuild
+from shadowft_core.registry.rebuild import cached, ingredients, read_recipe, rebuild
 from shadowft_core.registry.registration import PENDING, Registration, drop, keep, load, waiting_in
 from shadowft_core.registry.tracking import connected, find, log, parsed, point, recipe_of, settled
 
@@ -22,6 +22,7 @@ __all__ = [
     "PENDING",
     "Git",
     "Version",
+    "cached",
     "git_state",
     "ingredients",
     "materialize",

@@ -1,13 +1,14 @@
 """From a registered recipe to the same model, anywhere."""
 
+import fcntl
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import shadowft_core.store as stores
-from shadowft_core.checkpoint import canonical_json, new_folder, open_checkpoint
-from shadowft_core.errors import GraftError, RegistryError, StoreError, StoreUnreachable
+from shadowft_core.checkpoint import canonical_json, file_digest, new_folder, open_checkpoint
+from shadowft_core.errors import CheckpointError, GraftError, RegistryError, StoreError, StoreUnreachable
 from shadowft_core.params import Store
 
 LARGEST_RECIPE = 1 << 20  # bytes
@@ -62,6 +63,30 @@ def rebuild(recipe: dict[str, Any], out: Path, instruct: Path | None = None) -> 
         for entry in (parts / "model").iterdir():
             entry.rename(folder / entry.name)
         shutil.rmtree(parts)
+
+
+def cached(recipe: dict[str, Any], cache: Path) -> Path:
+    """The rebuilt model of a recipe in a folder of its own under `cache`; rebuilt when absent or no longer whole.
+
+    Several processes may ask at once: one rebuilds, the others wait. Raises as `materialize` does.
+    """
+    folder = cache / str(recipe["digest"]).removeprefix("sha256:")
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / f".{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _whole(recipe, folder):
+            rebuild(recipe, folder)
+    return folder
+
+
+def _whole(recipe: dict[str, Any], folder: Path) -> bool:
+    """Whether a folder still holds what the recipe makes."""
+    try:
+        return open_checkpoint(folder).digest() == recipe["digest"] and all(
+            file_digest(folder / name) == digest for name, digest in recipe["files"].items()
+        )
+    except (CheckpointError, OSError):
+        return False
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

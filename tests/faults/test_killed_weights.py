@@ -1,4 +1,4 @@
-"""Extract and graft are killed with SIGKILL at every change of a file: no folder looks finished, the next run succeeds."""
+"""Extract and graft killed with SIGKILL at every change of a file: no folder looks finished, the next run succeeds."""
 
 import shutil
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """Lets the MLflow server talk to PostgreSQL through asyncpg, the one driver for it that is installed with Prefect.
 
-Read by the server's Python at its start. SQLAlchemy's blocking mode for asyncpg wants an event loop in every thread, and
-asyncpg wants integers where MLflow hands over their digits, as other drivers allow.
+Read by the server's Python at its start. SQLAlchemy's blocking mode for asyncpg wants an event loop in every thread,
+and asyncpg wants integers where MLflow hands over their digits, as other drivers allow.
 """
 
 import asyncio

@@ -125,7 +125,9 @@ def log(client: Any, registry: Registry, registration: Registration) -> None:
     except mlflow.exceptions.MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    client.create_model_version(registration.name, model.model_uri, run_id=run.info.run_id, tags=tags)
+    client.create_model_version(  # a server takes a source that is a logged model only with its id
+        registration.name, model.model_uri, run_id=run.info.run_id, tags=tags, model_id=model.model_id
+    )
 
 
 def _log_datasets(datasets: list[dict[str, str]]) -> None:
@@ -172,7 +174,8 @@ def version_again(client: Any, name: str, source: str, run_id: str) -> Any:
 
     try:
         tags = {key: value for key, value in client.get_run(run_id).data.tags.items() if key.startswith("shadowft.")}
-        return client.create_model_version(name, source, run_id=run_id, tags=tags)
+        model_id = source.removeprefix("models:/")
+        return client.create_model_version(name, source, run_id=run_id, tags=tags, model_id=model_id)
     except MlflowException as error:
         raise RegistryError(
             f"{name}: run {run_id} or its recipe is gone from the registry ({_one_line(error)}); roll back to another "

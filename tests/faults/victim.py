@@ -24,7 +24,7 @@ import shadowft_core.delta
 import shadowft_core.graft
 import shadowft_core.store
 
-CHUNK = 20_000  # bytes: the delta of a tiny model is four chunks and more
+CHUNK = 4_000  # bytes: the delta of a tiny model is four chunks and more
 KILLED = -signal.SIGKILL
 
 _context = multiprocessing.get_context("forkserver")

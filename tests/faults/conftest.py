@@ -4,7 +4,6 @@ import hashlib
 import itertools
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,7 +143,7 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     tensors = {name: noise.standard_normal(shape).astype(ml_dtypes.bfloat16) for name, shape in shapes.items()}
     pair = Pair(write_model(folder / "base", tensors, shards=2), folder / "instruct")
     (pair.base / "generation_config.json").write_text('{"max_new_tokens": 9}')
-    shutil.copytree(pair.base, pair.instruct)
+    shifted(pair.base, pair.instruct, 0.001, seed=1)
     (pair.instruct / "chat_template.jinja").write_text("{{ messages }}")
     return pair
 

@@ -103,7 +103,7 @@ def test_a_result_set_aside_by_a_kill_outlives_a_second_kill(arguments: Callable
     out = tmp_path / "run" / "out"
     aside = out.with_name(".out.old")
     line, expected = arguments("extract", out)  # type: ignore[misc]
-    for number in range(1, 20):
+    for number in range(1, 9):
         aside.mkdir(parents=True)
         (aside / "former.txt").write_bytes(FORMER["former.txt"])
         assert run(line, out.parent, number) == KILLED

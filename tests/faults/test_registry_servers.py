@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.timeout(1200),
     pytest.mark.skipif(why_no_postgresql() is not None, reason=str(why_no_postgresql())),
 ]
-PROMOTERS, ROUNDS = 8, int(os.environ.get("SHADOWFT_ROUNDS", "50"))
+PROMOTERS, ROUNDS = 8, 50
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,8 @@ def write_json_atomically(path: Path, obj: Any) -> None:
 def new_folder(out: Path) -> Iterator[Path]:
     """Yield an empty sibling folder that becomes `out` when the block ends well, and vanishes when it raises.
 
-    An existing `out` is replaced as a whole. A killed process leaves only `.NAME.partial`, which the next one clears.
+    An existing `out` is replaced as a whole. A killed process leaves only `.NAME.partial`, which the next one clears,
+    and, killed between the two renames, the former folder as `.NAME.old`, which the next one puts back.
     Raises ShadowError when `out` is a file, holds the current folder, or is being written by another process.
     """
     out = out.absolute()
@@ -70,6 +71,8 @@ def new_folder(out: Path) -> Iterator[Path]:
     partial, old = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")
     lock = _claim(partial, out)
     try:
+        if old.exists() and not out.exists():  # a run killed between its two renames left the former folder aside
+            os.rename(old, out)
         for rest in partial.iterdir():
             shutil.rmtree(rest) if rest.is_dir() and not rest.is_symlink() else rest.unlink()
         shutil.rmtree(old, ignore_errors=True)

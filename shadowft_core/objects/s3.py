@@ -225,7 +225,9 @@ class S3Objects:
                 boto.IncompleteReadError,
             ) as e:
                 last = _one_line(e)
-            except boto.BotoCoreError as error:  # no, partial or expired credentials, no region
+            except (boto.BotoCoreError, RuntimeError) as error:  # no, partial or expired credentials, no region
+                if isinstance(error, RuntimeError) and "expired" not in str(error):
+                    raise  # boto has no class of its own for credentials that a refresh leaves expired
                 raise StoreUnreachable(
                     f"{self.location}: {_one_line(error)}; set AWS_ACCESS_KEY_ID and "
                     "AWS_SECRET_ACCESS_KEY (or AWS_PROFILE) and store.region"

@@ -1,0 +1,23 @@
+"""Lets the MLflow server talk to PostgreSQL through asyncpg, the one driver for it that is installed with Prefect.
+
+Read by the server's Python at its start. SQLAlchemy's blocking mode for asyncpg wants an event loop in every thread,
+and asyncpg wants integers where MLflow hands over their digits, as other drivers allow.
+"""
+
+import asyncio
+
+from sqlalchemy.dialects.postgresql import asyncpg
+
+
+class _LoopPerThread(asyncio.DefaultEventLoopPolicy):
+    def get_event_loop(self) -> asyncio.AbstractEventLoop:
+        try:
+            return super().get_event_loop()
+        except RuntimeError:
+            self.set_event_loop(self.new_event_loop())
+            return super().get_event_loop()
+
+
+asyncio.set_event_loop_policy(_LoopPerThread())
+for _kind in (asyncpg.AsyncpgInteger, asyncpg.AsyncpgBigInteger):
+    _kind.bind_processor = lambda self, dialect: lambda value: None if value is None else int(value)

@@ -1,0 +1,91 @@
+"""Eight processes publish under one name at the same moment, on a real S3 server."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shadowft_core import store as room
+from shadowft_core.errors import StoreConflict
+from shadowft_core.params import Store
+from tests.faults.conftest import Place, Published, contents
+from tests.faults.victim import barrier, ended, spawn
+
+WRITERS, ROUNDS = 8, 50
+
+
+def write(meeting: Any, rounds: list[tuple[Path, Store]], environment: Mapping[str, str], log: Path) -> None:
+    """One writer: at every round wait for the others, publish, note what came of it."""
+    os.environ.update(environment)
+    outcomes = []
+    for folder, store in rounds:
+        meeting.wait(120)
+        try:
+            outcomes.append(room.publish(folder, store))
+        except StoreConflict as error:
+            outcomes.append(f"conflict: {error}")
+    log.write_text(json.dumps(outcomes))
+
+
+def race(count: int, folders: list[Path], fresh: Callable[[], Place], logs: Path) -> list[tuple[Place, list[str]]]:
+    """`count` rounds, writer N publishing folder N; the outcomes of each round, by writer."""
+    places = [fresh() for _ in range(count)]
+    meeting = barrier(WRITERS)
+    processes = [
+        spawn(write, meeting, [(folder, place.direct) for place in places], dict(os.environ), logs / f"{number}.json")
+        for number, folder in enumerate(folders)
+    ]
+    assert [ended(process, 900) for process in processes] == [0] * WRITERS
+    outcomes = [json.loads((logs / f"{number}.json").read_text()) for number in range(WRITERS)]
+    return list(zip(places, [list(by_round) for by_round in zip(*outcomes, strict=True)], strict=True))
+
+
+@pytest.fixture(scope="session")
+def rivals(tmp_path_factory: pytest.TempPathFactory, delta: Published) -> list[Path]:
+    """Eight folders with one certificate and different weights: they claim the same name."""
+    folders = []
+    for number in range(WRITERS):
+        folder = Path(shutil.copytree(delta.folder, tmp_path_factory.mktemp("rival") / "delta"))
+        weights = bytearray((folder / "dense.safetensors").read_bytes())
+        weights[-1] ^= number
+        (folder / "dense.safetensors").write_bytes(weights)
+        folders.append(folder)
+    return folders
+
+
+def run_rounds(
+    count: int, rivals: list[Path], fresh: Callable[[], Place], delta: Published, folder: Path
+) -> tuple[int, int]:
+    """Rounds with different and with the same content; (conflicts in the first, successes in the second)."""
+    conflicts = successes = 0
+    for place, outcomes in race(count, rivals, fresh, folder):
+        winners = [number for number, outcome in enumerate(outcomes) if outcome == delta.digest]
+        assert len(winners) == 1, outcomes
+        assert all("is there with another dense.safetensors" in x for x in outcomes if x != delta.digest), outcomes
+        conflicts += WRITERS - 1
+        assert place.visible() == [delta.digest]
+        room.fetch_delta(delta.digest, place.direct, folder / "won")
+        assert contents(folder / "won") == contents(rivals[winners[0]])
+        shutil.rmtree(folder / "won")
+    for place, outcomes in race(count, [delta.folder] * WRITERS, fresh, folder):
+        assert outcomes == [delta.digest] * WRITERS
+        assert place.visible() == [delta.digest]
+        successes += WRITERS
+    return conflicts, successes
+
+
+@pytest.mark.faults
+def test_eight_writers_of_one_name_fifty_times(
+    fresh_place: Callable[[], Place],
+    rivals: list[Path],
+    delta: Published,
+    tmp_path: Path,
+    figures: Callable[[str], None],
+) -> None:
+    conflicts, successes = run_rounds(ROUNDS, rivals, fresh_place, delta, tmp_path)
+    figures(f"{ROUNDS} rounds of different content: {ROUNDS} single winners, {conflicts} conflicts")
+    figures(f"{ROUNDS} rounds of the same content: {successes} of {ROUNDS * WRITERS} succeeded")

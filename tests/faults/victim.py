@@ -1,0 +1,116 @@
+"""Processes of our own that run one verb of the command line, and die by SIGKILL where a test wants them to.
+
+They are forked from a server process that has imported everything once: a kill costs tens of milliseconds, not seconds.
+"""
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import boto3  # noqa: F401  imported for the processes forked later
+import botocore.client  # noqa: F401
+import ml_dtypes  # noqa: F401
+import numpy  # noqa: F401
+
+import shadowft_core.cli
+import shadowft_core.delta
+import shadowft_core.graft
+import shadowft_core.store
+
+CHUNK = 4_000  # bytes: the delta of a tiny model is four chunks and more
+KILLED = -signal.SIGKILL
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["__main__", __name__])
+
+
+def spawn(act: Callable[..., Any], *arguments: Any) -> ForkServerProcess:
+    """Start a process that calls `act(*arguments)`."""
+    process = _context.Process(target=act, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
+def ended(process: ForkServerProcess, seconds: float = 120) -> int:
+    """Wait for its exit code; minus the number of the signal that ended it."""
+    process.join(seconds)
+    code = process.exitcode
+    if code is None:
+        process.kill()
+        process.join()
+        raise AssertionError(f"process {process.pid} did not end within {seconds} s")
+    process.close()
+    return code
+
+
+def barrier(parties: int) -> Any:
+    """A barrier that processes started by `spawn` can share."""
+    return _context.Barrier(parties)
+
+
+def verb(arguments: Iterable[str], environment: Mapping[str, str], log: Path, kill: tuple[int, Path] | None) -> None:
+    """Run `shadowft ARGUMENTS` here, its output going to `log`; `kill` is (N, folder) as in `die_at`."""
+    small_chunks()
+    os.environ.update(environment)
+    sys.argv = ["shadowft", *arguments]
+    with log.open("a") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        if kill:
+            die_at(*kill)
+        shadowft_core.cli.main()
+
+
+def small_chunks() -> None:
+    """Make the store cut files into pieces of CHUNK bytes in this process."""
+    assert isinstance(shadowft_core.store.CHUNK, int)
+    shadowft_core.store.CHUNK = CHUNK
+
+
+def die_at(number: int, folder: Path) -> None:
+    """From here on this process is killed when it begins its `number`-th change of a file below `folder`.
+
+    A change is: a file opened for writing, each half of a write, a sync, an allocation, a copy, a rename, a removal, a
+    new folder. What Python writes through a buffer of its own is seen at the opening and at the sync after it.
+    """
+    changes, root, killer = itertools.count(1), str(folder), os.getpid()
+
+    def change() -> None:
+        if next(changes) == number:
+            os.kill(killer, signal.SIGKILL)
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open":
+            path, _, flags = arguments
+            writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+            if writes and isinstance(path, str | bytes | os.PathLike) and os.fsdecode(path).startswith(root):
+                change()
+        elif event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"):
+            change()
+
+    def counted(name: str) -> Callable[..., Any]:
+        real = getattr(os, name)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            change()
+            return real(*arguments, **named)
+
+        return call
+
+    def torn(file: int, data: Any, offset: int) -> int:
+        change()
+        half = len(data) // 2
+        written = real_pwrite(file, data[:half], offset) if half else 0
+        change()
+        return written + real_pwrite(file, data[written:], offset + written)
+
+    real_pwrite = os.pwrite
+    os.pwrite = torn  # type: ignore[assignment]
+    for name in ("fsync", "fdatasync", "posix_fallocate", "ftruncate", "sendfile", "copy_file_range", "write"):
+        setattr(os, name, counted(name))
+    sys.addaudithook(watch)

@@ -99,7 +99,7 @@ def test_what_is_no_regular_file_is_never_opened(tmp_path: Path) -> None:
 
 
 def test_a_tensor_name_is_never_a_path(tmp_path: Path) -> None:
-    names = ["../../evil", "/tmp/evil", "a\0b", "x" * 3000, "", "CON", "é\u202e", "__metadata"]
+    names = ["../../evil", f"{tmp_path}/evil", "a\0b", "x" * 3000, "", "CON", "é\u202e", "__metadata"]
     rng = np.random.default_rng(0)
     base = {name: rng.standard_normal((4, 8)).astype(np.float32) for name in names}
     tuned = {name: array + np.float32(0.01) for name, array in base.items()}
@@ -115,7 +115,6 @@ def test_a_tensor_name_is_never_a_path(tmp_path: Path) -> None:
         np.testing.assert_array_equal(result.read(name), expected)
     assert {path.name for path in top.iterdir()} == {"base", "tuned", "instruct", "delta", "out"}
     assert [path.name for path in tmp_path.iterdir()] == ["deep"]
-    assert not Path("/tmp/evil").exists()
 
 
 FULL_DISK = """

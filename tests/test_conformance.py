@@ -164,4 +164,14 @@ def test_the_command_line_fills_the_table(tmp_path: Path, capsys: pytest.Capture
     assert text == capsys.readouterr().out
     assert "| zero | the tuned model is the Base | refused | accepts | - |" in text
     assert "| zero-lora | an adapter at its start | refused | - | accepts |" in text
-    assert main(["--tool", "false {tuned}", "--only", "zero"]) == 0
+    assert main(["--tool", "false {tuned} {out}", "--only", "zero"]) == 0
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--tool", "shadowfft"], ["--tool", "cp {tuned}"], ["--tool", "peft", "--only", "x-x"]]
+)
+def test_a_table_of_nothing_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert arguments[-1] in capsys.readouterr().err

@@ -32,6 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cases = [case for case in CASES if options.only in case.id or options.only in case.group]
     if not cases:
         parser.error(f"--only {options.only!r} meets none of {len(CASES)} cases")
+    for name in options.tool:
+        for template in NAMED.get(name, (name,)):
+            if "{out}" not in template or not ("{tuned}" in template or "{adapter}" in template):
+                parser.error(f"--tool {name!r} is none of {', '.join(NAMED)}, nor a command with {{out}} and {{tuned}}")
     columns: dict[str, Column] = {}
     with tempfile.TemporaryDirectory(prefix="conformance-") as folder:
         kit = Kit(Path(folder))

@@ -9,13 +9,14 @@ import math
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from shadowft_core.checkpoint import build_header, open_safetensors, write_safetensors
+from shadowft_core.checkpoint import WORKERS, build_header, open_safetensors, write_safetensors
 from shadowft_core.delta.dense import Storage, write_dense
 from shadowft_core.delta.folder import DENSE, FACTORS, Delta, rounded
 from shadowft_core.delta.lora import Factors, write_factors
@@ -35,27 +36,28 @@ def lower(delta: Delta, budget: float, folder: Path, storage: Storage) -> tuple[
 
     Each tensor keeps the budget by itself. The error in its entry was measured on the float32 product that a reader
     gets. What is no matrix, or has no factors that take fewer bytes than it takes now, stays exact, without error.
-    Returns the certificate's entries and the relative error over all tensors. Needs room for one matrix in memory.
+    Returns the certificate's entries and the relative error over all tensors. Needs room for a few matrices in memory.
     """
     spill = folder / "factors"
     spill.mkdir()
-    kept, most = _kept(delta), _most(delta)
-    found: dict[str, Factors] = {}
+    names, found, most = sorted(delta.names), _kept(delta), _most(delta)
     errors: dict[str, float] = {}
     lost = total = 0.0
-    for number, name in enumerate(sorted(delta.names)):
+
+    def fitted(name: str) -> tuple[float, Factors | None, float]:
         square = sum(_square(part) for _, part in delta.chunks(name))
-        total += square
         fitting = _fit(delta.read(name), math.sqrt(square), budget, most[name]) if most[name] and square else None
-        if fitting is not None:
-            left, right, error = fitting
-            found[name] = _spilled(spill / f"{number}.safetensors", left, right)
-            errors[name] = rounded(error)
-            lost += error * error * square
-        elif name in kept:
-            found[name] = kept[name]
-        if (number + 1) % 25 == 0:
-            print(f"extract: low rank, tensor {number + 1}/{len(delta.names)}", file=sys.stderr)
+        if fitting is None:
+            return square, None, 0.0
+        return square, _spilled(spill / f"{names.index(name)}.safetensors", *fitting[:2]), fitting[2]
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for number, (name, (square, factors, error)) in enumerate(zip(names, pool.map(fitted, names), strict=True), 1):
+            total, lost = total + square, lost + error * error * square
+            if factors is not None:
+                found[name], errors[name] = factors, rounded(error)
+            if number % 25 == 0:
+                print(f"extract: low rank, tensor {number}/{len(names)}", file=sys.stderr)
     dense = {name: delta.shape(name) for name in delta.names if name not in found}
     entries: dict[str, Any] = {}
     if found:
@@ -101,14 +103,17 @@ def _most(delta: Delta) -> dict[str, int]:
 def _fit(matrix: np.ndarray, norm: float, budget: float, most: int) -> tuple[np.ndarray, np.ndarray, float] | None:
     """`(left, right, error)` of the smallest rank within the budget, float32; None where it would exceed `most`."""
     squares, vectors = spectrum(matrix)
-    tails = np.cumsum(squares[::-1])[::-1]  # tails[r]: what rank r leaves out, summed from the smallest
-    rank = max(1, int(np.sum(tails > (budget * norm) ** 2)))
+    tails = np.cumsum(squares[::-1])[::-1] / norm**2  # tails[r]: what rank r leaves out, summed from the smallest
+    rank = max(1, int(np.sum(tails > budget**2)))
     while rank <= min(most, len(squares)):
         left, right = (f.astype(np.float32) for f in project(matrix, vectors[:, :rank]))
         error = math.sqrt(_distance(matrix, left, right)) / norm
         if error <= budget:
             return left, right, error
-        rank += 1  # the budget lies below what float32 factors of this rank can say
+        rounding = error**2 - (tails[rank] if rank < len(tails) else 0.0)
+        if rounding >= budget**2:  # no rank helps: the budget is below what float32 factors can say
+            return None
+        rank = max(rank + 1, int(np.sum(tails > budget**2 - rounding)))
     return None
 
 

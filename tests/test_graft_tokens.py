@@ -1,6 +1,7 @@
 """Rows of embeddings and heads meet by token; tied and untied heads in either model."""
 
 import json
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shadowft_core.checkpoint import build_header, canonical_json, write_safetensors
 from shadowft_core.delta import extract, open_delta
 from shadowft_core.errors import MisfitError, ShapeMismatch, TokenMismatch
-from shadowft_core.graft import graft, grafted_tensors
+from shadowft_core.graft import Merge, graft, grafted_tensors
 from tests.fixtures.models import write_model
 from tests.test_graft import BF16, F32, Tensors, bits, refused, tensors_of
 
@@ -218,3 +220,67 @@ def test_other_families_name_them_otherwise(tmp_path: Path, names: tuple[str, st
     for name in names:
         expected = by_token(own[name], ours, open_delta(delta).read(name), words(90), 1.0)
         assert bits({"": found[name]}) == bits({"": expected})
+
+
+@pytest.mark.parametrize("merge", [Merge("ties", 0.3), Merge("dare", 0.3, 4)], ids=lambda merge: merge.rule)
+def test_a_rule_thins_out_the_delta_before_its_rows_move(tmp_path: Path, merge: Merge) -> None:
+    """On an Instruct of other ids a token's row gets what it gets on one of the same ids."""
+    base = {EMBEDDING: values(1, 90), HEAD: values(2, 90)}
+    first = delta_of(tmp_path / "first", base, words(90))
+    second = delta_of(tmp_path / "second", {n: near(a, 80) for n, a in base.items()}, words(90))
+    own = {n: near(a) for n, a in base.items()}
+    at = [int(token.removeprefix("token")) for token in SHUFFLED]
+    straight = save(tmp_path / "straight", own, words(90))
+    shuffled = save(tmp_path / "shuffled", {n: a[at] for n, a in own.items()}, SHUFFLED)
+    deltas = [(first, 0.6), (second, 0.4)]
+    expected, found = (dict(grafted_tensors(model, deltas, merge=merge)) for model in (straight, shuffled))
+    for name in own:
+        assert bits({"": found[name]}) == bits({"": expected[name][at]})
+        assert bits({"": found[name]}) != bits({"": own[name][at]})
+
+
+def test_rows_of_factors_meet_by_token_too(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    base = save(tmp_path / "base", {EMBEDDING: values(1, 90), HEAD: values(2, 90)}, words(90))
+    factors = {
+        "base_model.model.lm_head.lora_A.weight": rng.standard_normal((4, WIDTH)).astype(F32) * F32.type(0.01),
+        "base_model.model.lm_head.lora_B.weight": rng.standard_normal((90, 4)).astype(F32) * F32.type(0.1),
+    }
+    (tmp_path / "adapter").mkdir()
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["lm_head"]}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    header = build_header({n: ("F32", a.shape) for n, a in factors.items()})
+    write_safetensors(tmp_path / "adapter" / "adapter_model.safetensors", header, lambda n: iter([factors[n].ravel()]))
+    extract(base, tmp_path / "adapter", tmp_path / "delta")
+    ours = ["<|new|>", *words(90)]
+    own = {n: near(np.roll(np.resize(values(k, 90), (91, WIDTH)), 1, axis=0)) for k, n in ((1, EMBEDDING), (2, HEAD))}
+    instruct = save(tmp_path / "instruct", own, ours)
+    found = dict(grafted_tensors(instruct, [(tmp_path / "delta", 0.7)]))
+    expected = by_token(own[HEAD], ours, open_delta(tmp_path / "delta").read(HEAD), words(90), 0.7)
+    assert bits({"": found[HEAD]}) == bits({"": expected})
+    assert bits({"": found[EMBEDDING]}) == bits({"": own[EMBEDDING]})
+
+
+def test_memory_does_not_grow_with_the_vocabulary(tmp_path: Path) -> None:
+    """Matched by token and trimmed: parts are in memory, never the tensor."""
+    peaks = {}
+    for rows in (300, 2400):
+        folder = tmp_path / str(rows)
+        base = {EMBEDDING: values(1, rows)}
+        first, second = (delta_of(folder / n, base, words(rows), tied=True) for n in ("first", "second"))
+        own = {EMBEDDING: np.roll(near(np.resize(base[EMBEDDING], (rows + 1, WIDTH))), 1, axis=0)}
+        (folder / "second" / "delta" / "delta.json").write_bytes(_renamed(folder / "second" / "delta" / "delta.json"))
+        instruct = save(folder / "instruct", own, ["<|new|>", *words(rows)], tied=True)
+        tracemalloc.start()
+        try:
+            graft(instruct, [(first, 0.5), (second, 0.5)], folder / "out", merge=Merge("ties", 0.2))
+            peaks[rows] = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert peaks[2400] < 24_000_000, f"{peaks} bytes; the tensor is 48 MB in float32"
+    assert peaks[2400] < 1.3 * peaks[300] + 1_000_000, f"{peaks} bytes by rows"
+
+
+def _renamed(certificate: Path) -> bytes:
+    """The same weights under another certificate: two deltas for the price of one."""
+    return canonical_json(json.loads(certificate.read_bytes()) | {"created_by": "another"})

@@ -270,6 +270,7 @@ class ServerThatIgnoresConditions(http.server.BaseHTTPRequestHandler):
         self.send_response(status)
         if data is not None:
             self.send_header("ETag", f'"{hash(data)}"')
+            self.send_header("Last-Modified", self.date_time_string())
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":

@@ -137,13 +137,11 @@ class S3Objects:
             if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
                 return None
             raise
+        if "LastModified" not in answer:
+            raise StoreError(f"{self.location}: the server does not say when {key} was written; use another one")
         sha = answer.get("ChecksumSHA256")
-        return Head(
-            answer["ContentLength"],
-            _from_base64(sha) if sha else None,
-            answer["ETag"],
-            answer["LastModified"].timestamp(),
-        )
+        digest, modified = _from_base64(sha) if sha else None, answer["LastModified"].timestamp()
+        return Head(answer["ContentLength"], digest, answer["ETag"], modified)
 
     def entries(self, prefix: str) -> Iterator[Entry]:
         token: dict[str, str] = {}

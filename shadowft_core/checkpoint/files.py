@@ -62,10 +62,10 @@ def new_folder(out: Path) -> Iterator[Path]:
     and, killed between the two renames, the former folder as `.NAME.old`, which the next one puts back.
     Raises ShadowError when `out` is a file, holds the current folder, or is being written by another process.
     """
-    out = out.absolute()
+    out = out.resolve()  # a link stays a link to the new folder
     if out.exists() and not out.is_dir():
         raise ShadowError(f"{out}: is a file, a folder is wanted; choose another --out")
-    if Path.cwd().is_relative_to(out.resolve()):
+    if Path.cwd().is_relative_to(out):
         raise ShadowError(f"{out}: holds the current folder and would be replaced; choose another --out")
     out.parent.mkdir(parents=True, exist_ok=True)
     partial, old = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")

@@ -26,7 +26,7 @@ class Route(Section):
 
 
 class Fetch(Section):
-    """Which two models: a folder, `hf:OWNER/NAME@REVISION` (40 hex digits), `s3://bucket/prefix` or `pico:base|instruct`."""
+    """Which two models: a folder, `hf:OWNER/NAME@REVISION` (40 hex digits), `s3://bucket/prefix` or `pico:...`."""
 
     base: str = Field(min_length=1, description="the pretrained model, the shadow")
     instruct: str = Field(min_length=1, description="the post-trained model that will be grafted")

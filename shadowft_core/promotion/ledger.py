@@ -20,7 +20,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 import shadowft_core.store as stores
 from shadowft_core.checkpoint import bytes_digest, canonical_json
 from shadowft_core.errors import LedgerError, StoreConflict, StoreUnreachable
-from shadowft_core.objects import open_objects
 from shadowft_core.params import Store
 
 LARGEST = 64 << 10  # bytes of an entry; a usual one has 900
@@ -90,8 +89,7 @@ class Ledger:
     """
 
     def __init__(self, store: Store, name: str) -> None:
-        place = stores.located(store)
-        self._objects = open_objects(place.uri, place.endpoint, place.region)
+        self._objects = stores.opened(store)
         self.name = name
         self.where = f"ledger of {name} in {self._objects.location}"
 

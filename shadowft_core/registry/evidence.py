@@ -96,7 +96,8 @@ class Evidence:
     def _recipe(self) -> dict[str, Any]:
         """What is registered: the recipe of the graft, and where its ingredients are."""
         store = stores.located(self.params.store)  # as configured: a relative folder means one on the reader's machine
-        return self.graft | {
+        judged = {name: value for name, value in self.graft.items() if name != "needs_verdict"}  # it has one here
+        return judged | {
             "instruct": self.pair["instruct"],
             "base": self.pair["base"],
             "store": {"uri": store.uri, "endpoint": store.endpoint, "region": store.region},

@@ -100,6 +100,8 @@ class _Rows:
 def _scaled(delta: Delta, tensor: str, scale: float, merge: Merge) -> Scaled:
     """How one tensor of a delta is scaled, thinned out by the rule. Reads it twice for ties."""
     if merge.rule == "sum" or merge.density is None:
+        if scale == 1:
+            return lambda part, start, room: part
         return lambda part, start, room: np.multiply(part, np.float32(scale), out=room)
     if merge.rule == "dare":
         keep = kept_by_chance(delta.digest, tensor, merge.density, merge.seed or 0)

@@ -95,10 +95,10 @@ class Match:
 
     @cached_property
     def _same_tokenizer(self) -> bool:
-        ours, theirs = self._marks
-        if ours is not None and theirs is not None and np.array_equal(ours, theirs):
+        if self.model.tokenizer_digest() == self.delta.tokenizer_digest:
             return True
-        return self.model.tokenizer_digest() == self.delta.tokenizer_digest
+        ours, theirs = self._marks
+        return ours is not None and theirs is not None and np.array_equal(ours, theirs)
 
     def _vocabulary(self, name: str, target: str) -> Runs | None:
         self._require_float(name, target)

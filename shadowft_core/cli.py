@@ -88,6 +88,9 @@ def extract(
         Literal["compressed", "bfloat16", "float32"],
         typer.Option(help="how differences are kept, all exact: smallest, fastest, or readable by any tool"),
     ] = "compressed",
+    unrelated: Annotated[
+        bool, typer.Option("--unrelated", help="waive the check that no matrix moved by more than its own norm")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Take the weight delta, exactly: LoRA factors as they are, anything else as a float32 difference.
@@ -104,7 +107,7 @@ def extract(
     """
     from shadowft_core.delta import extract as run
 
-    facts = run(base, tuned, out, store, lowrank)
+    facts = run(base, tuned, out, store, lowrank, unrelated)
     if as_json:
         typer.echo(json.dumps({"format": 1, **facts}))
     else:

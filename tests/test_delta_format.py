@@ -69,27 +69,27 @@ def digests(folder: Path) -> dict[str, str]:
 PINNED: dict[str, dict[str, str]] = {
     "compressed": {
         "base.safetensors": "7baa16406dee6b23",
-        "delta.json": "99cfcffe161877fc",
+        "delta.json": "4408d144798086d1",
         "dense.safetensors": "ed3f205162150f3d",
     },
     "bfloat16": {
         "base.safetensors": "7baa16406dee6b23",
-        "delta.json": "f81cd33a76b93b53",
+        "delta.json": "438e74e59db46a2f",
         "dense.safetensors": "79208927e48989f7",
     },
     "float32": {
         "base.safetensors": "7baa16406dee6b23",
-        "delta.json": "80926ab37fa3cac9",
+        "delta.json": "9547e7e1817ae218",
         "dense.safetensors": "7cf2f9688d5124e0",
     },
     "lora": {
         "base.safetensors": "7baa16406dee6b23",
-        "delta.json": "231b85838d13a363",
+        "delta.json": "85e392ccb7a8941b",
         "factors.safetensors": "2640d54237a350a0",
     },
     "lowrank": {
         "base.safetensors": "7baa16406dee6b23",
-        "delta.json": "9515cb0d6488936f",
+        "delta.json": "5e4eb7b0376e61d8",
         "dense.safetensors": "95a1bdde70019457",
         "factors.safetensors": "ab4b9bf20bf85043",
     },

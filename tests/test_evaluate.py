@@ -115,7 +115,7 @@ def write_models(root: Path) -> tuple[Path, Path]:
 def build_world(root: Path) -> World:
     root.mkdir()
     instruct, tuned = write_models(root)
-    extract(instruct, tuned, root / "delta" / "shadow")
+    extract(instruct, tuned, root / "delta" / "shadow", unrelated=True)  # taught from noise, it moves far
     tasks, data = root / "tasks", root / "data"
     tasks.mkdir()
     data.mkdir()

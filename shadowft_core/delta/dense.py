@@ -40,8 +40,11 @@ Part = Callable[[str, int], np.ndarray]
 """`part(name, number)`: a flat float32 part, `step(shape)` elements, of a tensor's delta; the next one may reuse it"""
 
 
-def extract_dense(before: Checkpoint, source: Path, folder: Path, storage: Storage) -> dict[str, Any]:
-    """Write the difference `source - before` of every tensor that changed; returns the certificate's entries."""
+def extract_dense(before: Checkpoint, source: Path, folder: Path, storage: Storage, unrelated: bool) -> dict[str, Any]:
+    """Write the difference `source - before` of every tensor that changed; returns the certificate's entries.
+
+    `unrelated` waives the check that no matrix moved by more than its own norm.
+    """
     after = open_checkpoint(source)
     for model in (before, after):
         if model.config.get("quantization_config"):
@@ -71,10 +74,10 @@ def extract_dense(before: Checkpoint, source: Path, folder: Path, storage: Stora
     entries = write_dense(folder, {name: before.info(name).shape for name in changed}, difference, storage)
     for name, entry in entries.items():
         weight = math.sqrt(sum(weights[name, number] for number in range(_parts(before.info(name).shape))))
-        if len(entry["shape"]) > 1 and weight and entry["norm"] > FAR * weight:
+        if not unrelated and len(entry["shape"]) > 1 and weight and entry["norm"] > FAR * weight:
             raise Unrelated(
                 f"tensor {name}: |difference| is {entry['norm'] / weight:.2f} of |weights| (tuned: below 0.1, "
-                f"unrelated or transposed: 1.4); pass the model that was tuned from {before.path}"
+                f"unrelated or transposed: 1.4); pass the model that was tuned from {before.path}, or --unrelated"
             )
     return entries
 

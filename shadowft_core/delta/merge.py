@@ -50,7 +50,7 @@ class Change:
         return replace(self, factors=None, outputs_are_columns=False) == Change()
 
 
-def write_changes(adapter: "Adapter", folder: Path, storage: Storage) -> dict[str, Any]:
+def write_changes(adapter: "Adapter", folder: Path, storage: Storage, unrelated: bool) -> dict[str, Any]:
     """Write factors.safetensors and dense.safetensors as needed; returns the certificate's entries.
 
     Raises ZeroDelta, NotFinite, Unrelated.
@@ -76,10 +76,11 @@ def write_changes(adapter: "Adapter", folder: Path, storage: Storage) -> dict[st
         entries |= write_dense(folder, dense, part, storage)
     for name in dense:
         weight = math.sqrt(math.fsum(squares[name].values()))
-        if changes[name].replaced and len(shapes[name]) > 1 and weight and entries[name]["norm"] > FAR * weight:
+        whole = changes[name].replaced and len(shapes[name]) > 1 and not unrelated
+        if whole and weight and entries[name]["norm"] > FAR * weight:
             raise Unrelated(
                 f"{adapter.source}: |difference| of tensor {name} is {entries[name]['norm'] / weight:.2f} of |weights| "
-                f"(trained: below 0.1, unrelated: 1.4); pass the model it was trained on, not {adapter.before.path}"
+                f"(trained: below 0.1, unrelated: 1.4); pass the model it was trained on, not {adapter.before.path}; or --unrelated"
             )
     if not any(entry["norm"] for entry in entries.values()):
         raise ZeroDelta(f"{adapter.source}: the delta is zero in every tensor; train with a higher rate or more steps")

@@ -16,7 +16,12 @@ from shadowft_core.errors import DeltaError, WrongBase
 
 
 def extract(
-    base: Path, tuned: Path, out: Path, storage: Storage = "compressed", lowrank: float | None = None
+    base: Path,
+    tuned: Path,
+    out: Path,
+    storage: Storage = "compressed",
+    lowrank: float | None = None,
+    unrelated: bool = False,
 ) -> dict[str, Any]:
     """Write the delta folder `out` from the model before tuning and what tuning left; returns its facts.
 
@@ -24,6 +29,8 @@ def extract(
     The kind is `lora` where every tensor's delta is a product of the adapter's own factors, `dense` otherwise; with
     `lowrank`, a relative error, it is the exact delta lowered to factors within that error in every tensor.
     Facts: `kind`, `tensors` (by form), `bytes` of the folder and `error`, |D - delta| / |D| over all tensors.
+
+    `unrelated` waives the check that no matrix moved by more than its own norm, and stands in the certificate.
 
     Raises AdapterError for an adapter that cannot be exact, MisfitError when the two do not fit, Unrelated when a
     matrix has nothing to do with the Base's, ZeroDelta, NotFinite, WrongBase when train.json names another model,
@@ -33,11 +40,11 @@ def extract(
         require_budget(lowrank)
     with new_folder(out) as folder:
         if lowrank is None:
-            certificate = _exact(base, tuned, folder, storage)
+            certificate = _exact(base, tuned, folder, storage, unrelated)
         else:
             exact = folder / "exact"
             exact.mkdir()
-            certificate = _exact(base, tuned, exact, storage)
+            certificate = _exact(base, tuned, exact, storage, unrelated)
             entries, error = lower(open_delta(exact), lowrank, folder, storage)
             certificate |= {"kind": "lowrank", "lowrank": {"budget": lowrank, "error": error}, "tensors": entries}
             (exact / BASE).rename(folder / BASE)
@@ -52,7 +59,7 @@ def extract(
     }
 
 
-def _exact(base: Path, tuned: Path, folder: Path, storage: Storage) -> dict[str, Any]:
+def _exact(base: Path, tuned: Path, folder: Path, storage: Storage, unrelated: bool) -> dict[str, Any]:
     """Write a whole delta into an existing folder; returns its certificate."""
     before = open_checkpoint(base)
     record = tuned / "train.json"
@@ -63,9 +70,9 @@ def _exact(base: Path, tuned: Path, folder: Path, storage: Storage) -> dict[str,
     source = inner[0] if inner else tuned
     adapter = (source / ADAPTER_CONFIG).is_file()
     if adapter:
-        tensors = write_changes(Adapter(before, source), folder, storage)
+        tensors = write_changes(Adapter(before, source), folder, storage, unrelated)
     else:
-        tensors = extract_dense(before, source, folder, storage)
+        tensors = extract_dense(before, source, folder, storage, unrelated)
     write_base(before, folder)
     digest = before.digest()
     if train is not None and train.get("model_digest", digest) != digest:
@@ -84,6 +91,7 @@ def _exact(base: Path, tuned: Path, folder: Path, storage: Storage) -> dict[str,
         "train": None
         if train is None
         else {"digest": file_digest(record), "data_digest": train.get("data_digest"), "seed": train.get("seed")},
+        "waivers": ["unrelated"] if unrelated else [],
         "created_by": f"shadowft {version('shadowft')}",
     }
     write_json_atomically(folder / CERTIFICATE, certificate)

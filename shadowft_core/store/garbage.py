@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from shadowft_core.errors import StoreCorrupt, StoreError, StoreUnreachable
 from shadowft_core.objects import Entry, Objects
 from shadowft_core.store.chunks import each
-from shadowft_core.store.manifest import OBJECTS, claimed, object_key, read_claim, read_manifest
+from shadowft_core.store.manifest import OBJECTS, claim_key, claimed, object_key, read_claim, read_manifest
 from shadowft_core.store.turns import PAUSE, SWEEP, TURNS, store_time, sweep
 
 BATCH = 500  # objects removed in one turn, so that a publisher waits for seconds
@@ -84,7 +84,12 @@ def _live(objects: Objects, manifests: dict[str, set[str]]) -> set[str]:
     """Keys of all chunks and manifests in use. `manifests` keeps what was read before: a manifest never changes."""
 
     def one(digest: str, _: float) -> set[str]:
-        claim = read_claim(objects, digest)
+        try:
+            claim = read_claim(objects, digest)
+        except StoreError:
+            if objects.head(claim_key(digest)) is None:  # removed since it was listed: it keeps nothing alive
+                return set()
+            raise
         if claim.manifest not in manifests:
             chunks = {object_key(chunk) for chunk, _ in read_manifest(objects, claim).chunks()}
             manifests[claim.manifest] = chunks | {object_key(claim.manifest)}

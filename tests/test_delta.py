@@ -20,6 +20,7 @@ from shadowft_core.errors import (
     ShadowError,
     ShapeMismatch,
     TensorMissing,
+    Unrelated,
     WrongBase,
     ZeroDelta,
 )
@@ -64,6 +65,16 @@ def test_a_dense_delta_is_the_float32_difference(tmp_path: Path) -> None:
     assert delta.kind == "dense"
     assert delta.base_digest == open_checkpoint(base).digest()
     assert delta.certificate["train"] is None
+
+
+def test_a_matrix_that_moved_beyond_its_own_norm_wants_a_word(tmp_path: Path) -> None:
+    base = write_model(tmp_path / "base", BASE)
+    stranger = write_model(tmp_path / "stranger", BASE | {Q: RNG.standard_normal(BASE[Q].shape).astype(BF16)})
+    refused(Unrelated, r"q_proj.*1\.4\d of \|weights\|.*or --unrelated", base, stranger)
+    extract(base, stranger, tmp_path / "delta", unrelated=True)
+    assert open_delta(tmp_path / "delta").certificate["waivers"] == ["unrelated"]
+    extract(base, write_model(tmp_path / "tuned", TUNED), tmp_path / "delta")
+    assert open_delta(tmp_path / "delta").certificate["waivers"] == []
 
 
 @pytest.mark.parametrize("storage", ["compressed", "bfloat16", "float32"])

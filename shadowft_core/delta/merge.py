@@ -80,7 +80,7 @@ def write_changes(adapter: "Adapter", folder: Path, storage: Storage, unrelated:
         if whole and weight and entries[name]["norm"] > FAR * weight:
             raise Unrelated(
                 f"{adapter.source}: |difference| of tensor {name} is {entries[name]['norm'] / weight:.2f} of |weights| "
-                f"(trained: below 0.1, unrelated: 1.4); pass the model it was trained on, not {adapter.before.path}, or "
+                f"(trained: below 0.1, unrelated: 1.4); pass its own Base, not {adapter.before.path}, or "
                 "--unrelated"
             )
     if not any(entry["norm"] for entry in entries.values()):

@@ -82,9 +82,10 @@ def fetch(
 
     Example: shadowft store fetch sha256:... --out my_delta
     """
+    from shadowft_core.delta import open_delta
     from shadowft_core.store import fetch_delta as run
 
-    run(digest, _store(params, uri, endpoint), out)
+    run(digest, _store(params, uri, endpoint), out, lambda folder: open_delta(folder).verify())
 
 
 @store.command()

@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from shadowft_core.checkpoint import (
     CHUNK,
+    WORKERS,
     Checkpoint,
     bytes_digest,
     canonical_json,
@@ -171,6 +173,20 @@ class Delta:
         self._verify(FACTORS, f"{name}.lora_B", entry["digest_b"])
         right *= entry["scaling"]
         return left, right
+
+    def verify(self) -> None:
+        """Hold every stored tensor against the certificate. Raises DeltaError naming the first that differs."""
+        with ThreadPoolExecutor(WORKERS) as pool:
+            for _ in pool.map(self._verify_entry, self._tensors):
+                pass
+
+    def _verify_entry(self, name: str) -> None:
+        entry = self._tensors[name]
+        if entry["form"] == "factors":
+            self._verify(FACTORS, f"{name}.lora_A", entry["digest_a"])
+            self._verify(FACTORS, f"{name}.lora_B", entry["digest_b"])
+        else:
+            self._verify(DENSE, name, entry["digest"])
 
     def base_sample(self) -> dict[str, np.ndarray]:
         """A few values of every tensor of the Base, float32, at the positions `sample_positions` names."""

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -130,11 +130,14 @@ def holds(digest: str, store: Store) -> bool:
     return opened(store).head(claim_key(digest)) is not None
 
 
-def fetch_delta(digest: str, store: Store, out_dir: Path) -> None:
+def fetch_delta(digest: str, store: Store, out_dir: Path, check: Callable[[Path], object] | None = None) -> None:
     """Make `out_dir` the delta folder of this digest; every byte is verified, the folder is complete or absent.
 
+    `check` looks at the files before they become `out_dir` and raises when they are no delta: who may write the store
+    can make manifest and claim fit a changed chunk, but not the digests in delta.json, whose own digest was asked for.
+
     Raises StoreError when there is no such delta or no room for it, StoreCorrupt naming the damaged object,
-    StoreUnreachable.
+    StoreUnreachable, and what `check` raises.
     """
     objects = opened(store)
     manifest = read_manifest(objects, read_claim(objects, digest))
@@ -146,6 +149,8 @@ def fetch_delta(digest: str, store: Store, out_dir: Path) -> None:
                 f"{out_dir}: {free} bytes are free, the delta has {total}; make room or choose another --out"
             )
         receive(manifest, objects, folder, Progress("fetch", total))
+        if check is not None:
+            check(folder)
 
 
 def verify(store: Store, digests: Sequence[str] = (), state: Path | None = None) -> Scrub:

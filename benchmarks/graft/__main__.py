@@ -1,6 +1,7 @@
 """The command line of the benchmark: build, time in random order, check, write the table."""
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -123,8 +124,8 @@ def _shown(case: cases.Case, here: Path) -> str:
     """The commands of a case with folders named from the scratch folder on."""
     steps = []
     for step in case.steps:
-        program = Path(step[0]).name if "/" in step[0] else step[0]
-        words = [program, *(word.replace(f"{here}/", "") for word in step[1:])]
+        short = [word.replace(f"{here}/", "") for word in step]
+        words = [Path(word).name if word.startswith("/") and os.access(word, os.X_OK) else word for word in short]
         steps.append(" ".join(f"'{word}'" if " " in word else word for word in words))
     return f"{case.name}: {' && '.join(steps)}"
 

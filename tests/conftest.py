@@ -2,6 +2,9 @@
 
 import os
 import signal
+from collections.abc import Iterator
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 for _name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY"):
@@ -14,3 +17,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 import shadowft_core  # noqa: E402, F401  switches telemetry off before anything else is imported
 
 pytest_plugins = ["tests.fixtures.models", "tests.fixtures.pico", "tests.fixtures.s3", "tests.fixtures.runs"]
+
+
+@pytest.fixture(autouse=True)
+def environment_as_it_was() -> Iterator[None]:
+    """A verb that runs in this process may set variables, and so does MLflow: the next test must not see them."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    for name, value in before.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value

@@ -141,12 +141,21 @@ def _log_datasets(datasets: list[dict[str, str]]) -> None:
     import mlflow
     from mlflow.data.code_dataset_source import CodeDatasetSource
     from mlflow.data.meta_dataset import MetaDataset
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     for one in datasets:
         facts = {"shadowft.data": one["digest"], "shadowft.rows": one["rows"]}
         source = CodeDatasetSource({"path": one["source"], "digest": one["digest"]})
         short = one["digest"].removeprefix("sha256:")[:36]
-        mlflow.log_input(MetaDataset(source, name=one["name"], digest=short), context=one["context"], tags=facts)
+        dataset = MetaDataset(source, name=one["name"], digest=short)
+        try:
+            mlflow.log_input(dataset, context=one["context"], tags=facts)
+        except (MlflowException, SQLAlchemyError) as error:
+            if "UNIQUE constraint" not in str(error) and "IntegrityError" not in str(error):
+                raise
+            # MLflow looks first and inserts then; somebody who registers the same data was faster, now it finds it
+            mlflow.log_input(dataset, context=one["context"], tags=facts)
 
 
 def settled(client: Any, name: str, key: str) -> Any | None:

@@ -1,7 +1,6 @@
 """The acts: verbs that are not stages, because they change something outside the workspace. All are safe to repeat."""
 
 import json
-import os
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,11 +46,9 @@ def _store(params: Path, uri: str | None, endpoint: str | None) -> "Store":
     from shadowft_core.params import Store
 
     if uri is not None:
-        os.environ["SHADOWFT_STORE_URI"] = uri
-        os.environ.pop("SHADOWFT_STORE_ENDPOINT", None)
-    if endpoint is not None:
-        os.environ["SHADOWFT_STORE_ENDPOINT"] = endpoint
-    return Store.model_validate({}) if uri is not None else read_params(params).store
+        return Store.model_validate({"uri": uri, "endpoint": endpoint})
+    store = read_params(params).store
+    return store.model_copy(update={"endpoint": endpoint}) if endpoint is not None else store
 
 
 @store.command()

@@ -1,5 +1,6 @@
 """params.yaml as frozen models: one section per stage, unknown fields refused, the unit in each field's text."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -158,8 +159,16 @@ class Params(Section):
         return self
 
 
+def located(store: Store) -> Store:
+    """The store that is meant where a file names one: SHADOWFT_STORE_URI and SHADOWFT_STORE_ENDPOINT override it."""
+    changes = {
+        field: value for field in ("uri", "endpoint") if (value := os.environ.get(f"SHADOWFT_STORE_{field.upper()}"))
+    }
+    return store.model_copy(update=changes)
+
+
 def load_params(path: Path) -> Params:
-    """Read and check a params.yaml.
+    """Read and check a params.yaml; the environment may name another store (`located`).
 
     Raises ParamsError naming the file, every bad field and what was expected.
     """
@@ -170,7 +179,8 @@ def load_params(path: Path) -> Params:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ParamsError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     try:
-        return Params.model_validate(raw)
+        params = Params.model_validate(raw)
+        return params.model_copy(update={"store": located(params.store)})
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(str(part) for part in e['loc']) or 'file'}: {e['msg']} (found {e['input']!r:.80})"

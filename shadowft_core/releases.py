@@ -258,11 +258,11 @@ def _export_version(
     registry, store = read_params(params).registry, _elsewhere(uri, params)
     if target is Target.MERGED:
         return rebuilt(version, out, registry, instruct, store)
-    recipe = recipe_named(version, registry, store)
+    recipe = recipe_named(version, registry)
     reference = str(recipe["instruct"]["ref"])  # a server knows hub names and folders
     named = reference.removeprefix("hf:").partition("@")[0] if reference.startswith("hf:") else None
     with tempfile.TemporaryDirectory() as parts:
-        folder, deltas = ingredients(recipe, Path(parts), instruct)
+        folder, deltas = ingredients(recipe, Path(parts), instruct, store)
         return export_adapter(folder, deltas, out, Options(**options_of(recipe)), named, max_rank)
 
 

@@ -11,16 +11,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from infra.seaweedfs import S3Server
 from shadowft_core import store as room
 from shadowft_core.checkpoint import bytes_digest, canonical_json, file_digest, write_safetensors
+from shadowft_core.cli import app
 from shadowft_core.errors import DeltaError, StoreConflict, StoreCorrupt, StoreError, StoreUnreachable
 from shadowft_core.objects import PATIENCE, Objects, open_objects
-from shadowft_core.params import Store
+from shadowft_core.params import Store, load_params
 from shadowft_core.store import manifest as manifests
 from shadowft_core.store import promises as probing
 from tests.fixtures.s3 import act_as
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(params=["s3", "folder", pytest.param("real", marks=pytest.mark.real_store)])
@@ -222,12 +226,18 @@ def test_a_folder_that_is_no_delta_is_not_published(folder_store: Store, delta: 
     assert keys(folder_store, "objects") == []
 
 
-def test_the_environment_names_the_store(folder_store: Store, delta: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_names_the_store_and_the_command_line_has_the_last_word(
+    folder_store: Store, delta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SHADOWFT_STORE_URI", folder_store.uri + "-other")
-    digest = room.publish(delta, folder_store)
-    monkeypatch.delenv("SHADOWFT_STORE_URI")
+    assert load_params(ROOT / "params.yaml").store.uri == folder_store.uri + "-other"
+    words = ["store", "publish", "--delta", str(delta), "--params", str(ROOT / "params.yaml")]
+    digest = CliRunner().invoke(app, words).stdout.strip().rpartition("\n")[2]
+    other = Store(uri=folder_store.uri + "-other")
+    assert room.holds(digest, other)
     assert not room.holds(digest, folder_store)
-    assert room.holds(digest, Store(uri=folder_store.uri + "-other"))
+    assert CliRunner().invoke(app, [*words, "--uri", folder_store.uri]).exit_code == 0
+    assert room.holds(digest, folder_store)
 
 
 def test_credentials_and_endpoints_are_refused_at_the_start_in_bounded_time(

@@ -232,7 +232,6 @@ def test_the_verbs(store: Store, two: tuple[str, str], tmp_path: Path, monkeypat
     place = ["--uri", store.uri, *(["--endpoint", store.endpoint] if store.endpoint else [])]
 
     def shadowft(*words: str) -> Any:
-        monkeypatch.delenv("SHADOWFT_STORE_URI", raising=False)
         return CliRunner().invoke(app, ["store", *words, *place])
 
     listed = json.loads(shadowft("ls", "--json").stdout)["deltas"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import shadowft_core.store as stores
 from shadowft_core.errors import InputError, LedgerError, PromotionRefused, RegistryError, StoreError
-from shadowft_core.params import Registry, Store
+from shadowft_core.params import Registry, Store, located
 from shadowft_core.promotion.ledger import Entry, Ledger
 from shadowft_core.registry import tracking
 
@@ -211,11 +211,11 @@ def _facts(version: Any, recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _require_deltas(recipe: dict[str, Any]) -> None:
-    store = Store(**recipe["store"])
+    store = located(Store(**recipe["store"]))
     for delta in recipe["deltas"]:
         if not stores.holds(delta["digest"], store):
             raise StoreError(
-                f"store {stores.located(store).uri}: delta {delta['digest']} of this version is not there, so nobody "
+                f"store {store.uri}: delta {delta['digest']} of this version is not there, so nobody "
                 "could rebuild it; publish it again, or name its store with SHADOWFT_STORE_URI. Nothing was moved"
             )
 

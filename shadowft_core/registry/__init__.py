@@ -145,17 +145,11 @@ def _require_answer(registry: Registry) -> None:
         client.search_experiments(max_results=1)
 
 
-def recipe_named(reference: str, registry: Registry, store: Store | None = None) -> dict[str, Any]:
-    """The recipe of `models:/NAME@alias` or `models:/NAME/3`, held against its digest.
-
-    `store` takes the place of the recorded one. Raises RegistryError.
-    """
+def recipe_named(reference: str, registry: Registry) -> dict[str, Any]:
+    """The recipe of `models:/NAME@alias` or `models:/NAME/3`, held against its digest. Raises RegistryError."""
     name, version = parsed(reference)
     with connected(registry) as client:
-        recipe = recipe_of(client, find(client, name, version))
-    if store is not None:
-        recipe["store"] = {"uri": store.uri, "endpoint": store.endpoint, "region": store.region}
-    return recipe
+        return recipe_of(client, find(client, name, version))
 
 
 def materialize(
@@ -167,6 +161,6 @@ def materialize(
     deltas are now. Returns the recipe. Raises RegistryError, store errors, PairError, or GraftError when the result is
     not what was registered; `out` is then absent.
     """
-    recipe = recipe_named(reference, registry, store)
-    rebuild(recipe, out, instruct)
+    recipe = recipe_named(reference, registry)
+    rebuild(recipe, out, instruct, store)
     return recipe

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import shadowft_core.store as stores
 from shadowft_core.checkpoint import bytes_digest, canonical_json, file_digest
 from shadowft_core.errors import RegistryError
 from shadowft_core.params import Params
@@ -95,7 +94,7 @@ class Evidence:
 
     def _recipe(self) -> dict[str, Any]:
         """What is registered: the recipe of the graft, and where its ingredients are."""
-        store = stores.located(self.params.store)  # as configured: a relative folder means one on the reader's machine
+        store = self.params.store  # as configured: a relative folder means one on the reader's machine
         judged = {name: value for name, value in self.graft.items() if name != "needs_verdict"}  # it has one here
         return judged | {
             "instruct": self.pair["instruct"],

@@ -9,16 +9,17 @@ from typing import Any
 import shadowft_core.store as stores
 from shadowft_core.checkpoint import canonical_json, file_digest, new_folder, open_checkpoint
 from shadowft_core.errors import CheckpointError, GraftError, RegistryError, StoreError, StoreUnreachable
-from shadowft_core.params import Store
+from shadowft_core.params import Store, located
 
 LARGEST_RECIPE = 1 << 20  # bytes
 
 
 def ingredients(
-    recipe: dict[str, Any], parts: Path, instruct: Path | None = None
+    recipe: dict[str, Any], parts: Path, instruct: Path | None = None, store: Store | None = None
 ) -> tuple[Path, list[tuple[Path, float]]]:
     """The folder of the Instruct and (delta folder, scale) of every delta, fetched into the folder `parts`.
 
+    `store` takes the place of the one that the recipe names, or the environment in its stead.
     Raises GraftError when the Instruct is another one, PairError when its reference cannot be resolved, store errors.
     """
     from shadowft_core.pair import resolve
@@ -30,7 +31,7 @@ def ingredients(
             f"{instruct}: its weights are {found}, the recipe wants {recipe['instruct']['digest']}; pass the right one "
             "with --instruct"
         )
-    store = Store(**recipe["store"])
+    store = store or located(Store(**recipe["store"]))
     deltas = []
     for number, delta in enumerate(recipe["deltas"]):
         try:
@@ -43,13 +44,13 @@ def ingredients(
     return instruct, deltas
 
 
-def rebuild(recipe: dict[str, Any], out: Path, instruct: Path | None = None) -> None:
+def rebuild(recipe: dict[str, Any], out: Path, instruct: Path | None = None, store: Store | None = None) -> None:
     """Make the model folder of a registered recipe; see `materialize`."""
     from shadowft_core.graft import graft, options_of
 
     with new_folder(out) as folder:
         parts = folder / ".parts"
-        instruct, deltas = ingredients(recipe, parts, instruct)
+        instruct, deltas = ingredients(recipe, parts, instruct, store)
         made = graft(instruct, deltas, parts / "model", **options_of(recipe))
         for what, expected, found in [
             ("the weights", recipe["digest"], made["digest"]),

@@ -23,7 +23,7 @@ def regraft(
     what `graft` and the store raise. Nothing is written then.
     """
     from shadowft_core.graft import graft, options_of
-    from shadowft_core.params import Store
+    from shadowft_core.params import Store, located
 
     old = read_json_object(recipe)
     try:
@@ -49,5 +49,5 @@ def regraft(
             from shadowft_core.store import fetch_delta
 
             found[part] = Path(fetched, str(number))
-            fetch_delta(part, Store(**old["store"]), found[part])
+            fetch_delta(part, located(Store(**old["store"])), found[part])
         return graft(instruct, [(found[part], scale) for part, scale in parts], out, notes=notes, **options)

@@ -4,11 +4,10 @@ Keys: `objects/sha256/ab/<hex>` for chunks and manifests, named by their content
 the claim, which names the manifest; `turns/` and `probe/` for small objects of no lasting worth. The claim is written
 last: a delta whose claim stands is complete.
 
-SHADOWFT_STORE_URI and SHADOWFT_STORE_ENDPOINT in the environment override params.store, as AWS_* do for credentials.
+SHADOWFT_STORE_URI and SHADOWFT_STORE_ENDPOINT override the store that params.yaml or a recipe names (params.located).
 """
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -47,7 +46,6 @@ __all__ = [
     "fetch_delta",
     "gc",
     "holds",
-    "located",
     "ls",
     "opened",
     "probe",
@@ -58,17 +56,8 @@ __all__ = [
 CHUNK = 16 << 20  # bytes; docs/store.md says how it was chosen
 
 
-def located(store: Store) -> Store:
-    """The store that is meant: params.store, with what the environment overrides."""
-    changes = {
-        field: value for field in ("uri", "endpoint") if (value := os.environ.get(f"SHADOWFT_STORE_{field.upper()}"))
-    }
-    return store.model_copy(update=changes)
-
-
 def opened(store: Store) -> Objects:
-    """The objects of the store that is meant, for rooms that keep small objects of their own beside the deltas."""
-    store = located(store)
+    """The objects of a store, for rooms that keep small objects of their own beside the deltas."""
     return open_objects(
         store.uri,
         store.endpoint,

@@ -25,7 +25,7 @@ repro: venv  ## the stages alone, through DVC
 	dvc repro
 
 venv: .venv/ready  ## create .venv from constraints.txt
-.venv/ready: pyproject.toml constraints.txt
+.venv/ready: pyproject.toml constraints.txt shadowft_core/checkpoint/kernel.c
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	($(BIN)/pip install -q -c constraints.txt uv && UV_FIND_LINKS="$(FIND_LINKS)" $(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python $(INSTALL)) \
 	  || $(BIN)/pip install -q $(INSTALL)

@@ -136,8 +136,12 @@ def sweep(
 @app.command(rich_help_panel="Stages")
 def graft(
     instruct: Annotated[Path, typer.Option(help="the untouched Instruct")],
-    delta: Annotated[list[str], typer.Option(metavar="DIR[@SCALE]", help="folder made by `extract`; repeatable")],
     out: Annotated[Path, typer.Option(help="folder to make: a complete Hugging Face model, recipe.json, receipt.json")],
+    delta: Annotated[
+        list[str] | None, typer.Option(metavar="DIR[@SCALE]", help="folder made by `extract`; repeatable")
+    ] = None,
+    base: Annotated[Path | None, typer.Option(help="with --tuned: take their difference, and keep no delta")] = None,
+    tuned: Annotated[Path | None, typer.Option(help="the checkpoint that was tuned from --base")] = None,
     sweep: Annotated[Path | None, typer.Option(help="take scale and scope from this sweep file")] = None,
     scale: Annotated[float | None, typer.Option(help="scale of a delta without its own; else params, sweep")] = None,
     scope: Annotated[
@@ -160,15 +164,25 @@ def graft(
 
     Two deltas: shadowft graft --instruct my_instruct --delta maths@0.6 --delta code@0.4 --merge ties --density 0.2
     --out my_model
+
+    In one pass, no delta kept: shadowft graft --instruct my_instruct --base my_base --tuned my_tuned --scale 1
+    --out my_model
     """
     import json
 
+    from shadowft_core.checkpoint import open_checkpoint
+    from shadowft_core.delta import Difference
     from shadowft_core.graft import Merge, parse_delta, parse_scale_for
     from shadowft_core.graft import graft_stage as run
 
+    if (base is None) != (tuned is None) or not (delta or base):
+        raise typer.BadParameter("pass --delta, or --base and --tuned together")
+    deltas: list[tuple[Path | Difference, float | None]] = [parse_delta(text) for text in delta or ()]
+    if base and tuned:
+        deltas.append((Difference(open_checkpoint(base), open_checkpoint(tuned), unrelated), None))
     recipe = run(
         instruct,
-        [parse_delta(text) for text in delta],
+        deltas,
         sweep,
         scale,
         read_params(params).graft,

@@ -59,7 +59,7 @@ def summed(parts: Sequence[np.ndarray]) -> np.ndarray:
 def test_deltas_sum_in_their_order_before_the_one_rounding(
     three: tuple[Path, list[Path]], tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shadowft_core.checkpoint.writing.WORKERS", workers)
+    monkeypatch.setattr("shadowft_core.checkpoint.parallel.WORKERS", workers)
     instruct, folders = three
     expected = {
         name: summed([F32.type(s) * d for s, d in zip(SCALES, deltas_of(folders, name), strict=True) if d is not None])
@@ -118,7 +118,7 @@ def chance(seed: int, digest: str, name: str, size: int, density: float) -> np.n
 def test_dare_is_its_oracle_whatever_the_chunks_and_threads(
     three: tuple[Path, list[Path]], tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shadowft_core.checkpoint.writing.WORKERS", workers)
+    monkeypatch.setattr("shadowft_core.checkpoint.parallel.WORKERS", workers)
     instruct, folders = three
     expected = {}
     for name, weights in tensors_of(instruct).items():

@@ -164,7 +164,7 @@ def test_random_models_shards_scopes_and_scales(tmp_path: Path, seed: int, monke
         write_model(tmp_path / str(number), model, int(rng.integers(1, 4)))
         for number, model in enumerate((base, instruct, tuned))
     ]
-    monkeypatch.setattr("shadowft_core.checkpoint.writing.WORKERS", 1 + seed % 2)
+    monkeypatch.setattr("shadowft_core.checkpoint.parallel.WORKERS", 1 + seed % 2)
     extract(folders[0], folders[2], tmp_path / "delta")
     scale, other = float(rng.normal()), float(rng.normal())
     scope = "all" if seed % 4 else ["*part0*", "kin*"]

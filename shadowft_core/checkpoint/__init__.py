@@ -1,5 +1,6 @@
 """Weights on disk: the only room that reads or writes safetensors files. Also the digests and the atomic writes."""
 
+from shadowft_core.checkpoint import kernel
 from shadowft_core.checkpoint.files import (
     bytes_digest,
     canonical_json,
@@ -22,9 +23,16 @@ from shadowft_core.checkpoint.model import (
     open_safetensors,
     read_json_object,
 )
+from shadowft_core.checkpoint.parallel import in_order, threaded
 from shadowft_core.checkpoint.scratch import scratch
 from shadowft_core.checkpoint.vocabulary import NO_TOKEN, read_vocabulary, token_marks
-from shadowft_core.checkpoint.writing import append_safetensors, write_checkpoint, write_safetensors
+from shadowft_core.checkpoint.writing import (
+    Bytes,
+    append_safetensors,
+    write_checkpoint,
+    write_safetensors,
+    write_shards,
+)
 
 __all__ = [
     "CHUNK",
@@ -35,6 +43,7 @@ __all__ = [
     "SINGLE",
     "WORKERS",
     "Away",
+    "Bytes",
     "Checkpoint",
     "TensorInfo",
     "append_safetensors",
@@ -42,6 +51,8 @@ __all__ = [
     "bytes_digest",
     "canonical_json",
     "file_digest",
+    "in_order",
+    "kernel",
     "model_digest",
     "new_folder",
     "open_away",
@@ -52,9 +63,11 @@ __all__ = [
     "read_json_object",
     "read_vocabulary",
     "scratch",
+    "threaded",
     "token_marks",
     "write_atomically",
     "write_checkpoint",
     "write_json_atomically",
     "write_safetensors",
+    "write_shards",
 ]

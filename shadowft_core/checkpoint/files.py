@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,6 +98,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 def _claim(partial: Path, out: Path) -> int:
     """Make and lock the partial folder; the lock lives as long as the descriptor, so a killed owner releases it."""
+    patience = time.monotonic() + 1  # seconds: the workers of an owner that was killed end a moment after it
     while True:
         partial.mkdir(exist_ok=True)
         lock = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
@@ -104,6 +106,9 @@ def _claim(partial: Path, out: Path) -> int:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock)
+            if time.monotonic() < patience:
+                time.sleep(0.02)
+                continue
             raise ShadowError(f"{out}: another process is writing it; wait for it or end it") from None
         try:
             if os.path.samestat(os.fstat(lock), os.stat(partial)):

@@ -134,6 +134,10 @@ class Checkpoint:
                 pass
         return self._digests[name]
 
+    def learn(self, digests: Mapping[str, str]) -> None:
+        """Take over digests of tensors that passes in other processes have found (`tensor_digest` there)."""
+        self._digests |= digests
+
     def digest(self) -> str:
         """The model digest: independent of shards, file names and machine. Reads what no pass has hashed yet.
 

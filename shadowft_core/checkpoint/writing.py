@@ -5,53 +5,83 @@ import math
 import os
 import struct
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from shadowft_core.checkpoint.header import DTYPES, TensorInfo, build_header, dtype_name, parse_header
-from shadowft_core.checkpoint.model import SINGLE, WORKERS
+from shadowft_core.checkpoint.model import SINGLE
+from shadowft_core.checkpoint.parallel import in_order
 from shadowft_core.errors import CheckpointError
 
 FLUSH = 64 << 20  # bytes
-Producer = Callable[[str], Iterator[np.ndarray]]
+Producer = Callable[[str], Iterator[np.ndarray] | Generator[np.ndarray, None, Any]]
+"""The flat parts of a tensor; a generator may return a small fact on top, which comes back with the digest"""
 
 
-def write_safetensors(path: Path, header: bytes, produce: Producer, label: str = "") -> dict[str, str]:
-    """Write one safetensors file and return `{tensor name: digest}`.
+Bytes = bytes | memoryview
 
-    `header` comes from `build_header` or, verbatim, from a file whose layout is kept. `produce(name)` yields the
+
+@dataclass(frozen=True)
+class Written:
+    """What is known of a tensor once it is written: `sha256:<hex>` of its bytes, and what its producer returned."""
+
+    digest: str
+    fact: Any
+
+
+def write_safetensors(path: Path, header: bytes, produce: Producer) -> dict[str, str]:
+    """Write one safetensors file as `write_shards` does and return `{tensor name: digest}`."""
+    return {name: written.digest for name, written in write_shards({path: header}, produce).items()}
+
+
+def write_shards(files: Mapping[Path, bytes], produce: Producer, label: str = "") -> dict[str, Written]:
+    """Write safetensors files, given as `{path: header}`, and return what is known of every tensor.
+
+    A header comes from `build_header` or, verbatim, from a file whose layout is kept. `produce(name)` yields the
     tensor's flat parts in order, in the dtype of the header; a part may be overwritten after the next is asked for.
-    Two threads take whole tensors, so sums and hashes inside a tensor run in file order whatever the timing. Call it
-    inside `new_folder`, which syncs and publishes. With a `label`, progress goes to stderr.
+    Workers (`in_order`) take whole tensors, so sums and hashes inside a tensor run in file order whatever the timing,
+    and what a producer changes in memory may be lost: it returns what shall be known. Call it inside `new_folder`,
+    which syncs and publishes. With a `label`, progress goes to stderr.
 
     Raises CheckpointError when a producer yields too much or too little, OSError when the disk is full.
     """
-    tensors = parse_header(header, path)
-    size = len(header) + sum(info.nbytes for info in tensors.values())
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    pool, flush = ThreadPoolExecutor(WORKERS), _Flush(file)
+    opened: dict[Path, int] = {}
+    tensors: dict[str, TensorInfo] = {}
+    flush = _Flush()
     try:
-        os.posix_fallocate(file, 0, size)  # a full disk shows before the work, not after it
-        _write_fully(file, memoryview(header), 0)
-        work = pool.map(lambda item: _write_tensor(file, item[0], item[1], produce), tensors.items())
-        digests: dict[str, str] = {}
-        for name, digest in zip(tensors, work, strict=True):
-            digests[name] = digest
-            flush.wrote(tensors[name].nbytes)
-            if label and len(digests) % 100 == 0:
-                print(f"{label}: tensor {len(digests)}/{len(tensors)}", file=sys.stderr)
-        return digests
+        for path, header in files.items():
+            found = parse_header(header, path)
+            opened[path] = file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            size = len(header) + sum(info.nbytes for info in found.values())
+            os.posix_fallocate(file, 0, size)  # a full disk shows before the work, not after it
+            _write_fully(file, memoryview(header), 0)
+            tensors |= found
+        longest_first = sorted(tensors, key=lambda name: -tensors[name].nbytes)  # so that all workers end together
+
+        def write(name: str) -> tuple[Written, bytes]:
+            return _write_tensor(opened[tensors[name].file], name, tensors[name], produce), b""
+
+        work = in_order(write, longest_first)
+        done: dict[str, Written] = {}
+        for name, (written, _) in zip(longest_first, work, strict=True):
+            done[name] = written
+            flush.wrote(opened[tensors[name].file], tensors[name].nbytes)
+            if label and len(done) % 100 == 0:
+                print(f"{label}: tensor {len(done)}/{len(tensors)}", file=sys.stderr)
+        return {name: done[name] for name in tensors}
     finally:
-        pool.shutdown(cancel_futures=True)
         flush.end()
-        os.close(file)
+        for file in opened.values():
+            os.close(file)
 
 
 def append_safetensors(
-    path: Path, layout: Mapping[str, tuple[str, tuple[int, ...] | None]], pieces: Iterable[tuple[str, bytes]]
+    path: Path, layout: Mapping[str, tuple[str, tuple[int, ...] | None]], pieces: Iterable[tuple[str, Bytes]]
 ) -> dict[str, str]:
     """Write tensors of one dtype as their bytes come, and return `{name: digest}`.
 
@@ -63,7 +93,7 @@ def append_safetensors(
     room = len(build_header({n: (dtype, most if shape is None else shape) for n, (dtype, shape) in layout.items()}))
     sizes, hashes = dict.fromkeys(layout, 0), {name: hashlib.sha256() for name in layout}
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    flush = _Flush(file)
+    flush = _Flush()
     try:
         end = room
         for name, piece in pieces:
@@ -71,7 +101,7 @@ def append_safetensors(
             _write_fully(file, memoryview(piece), end)
             sizes[name] += len(piece)
             end += len(piece)
-            flush.wrote(len(piece))
+            flush.wrote(file, len(piece))
         found = {
             n: (t, (sizes[n] // DTYPES[t].itemsize,) if shape is None else shape) for n, (t, shape) in layout.items()
         }
@@ -101,27 +131,33 @@ def write_checkpoint(folder: Path, tensors: Iterable[tuple[str, np.ndarray]]) ->
 
 
 class _Flush:
-    """Sends a file to the disk while it is being written, so that the sync that publishes it waits little."""
+    """Sends files to the disk while they are being written, so that the sync that publishes them waits little."""
 
-    def __init__(self, file: int) -> None:
-        self._file, self._bytes = file, 0
+    def __init__(self) -> None:
+        self._bytes: dict[int, int] = {}
         self._thread = ThreadPoolExecutor(1)
         self._running: Future[None] | None = None
 
-    def wrote(self, count: int) -> None:
-        self._bytes += count
-        if self._bytes >= FLUSH and (self._running is None or self._running.done()):
-            self._bytes, self._running = 0, self._thread.submit(os.fdatasync, self._file)
+    def wrote(self, file: int, count: int) -> None:
+        self._bytes[file] = self._bytes.get(file, 0) + count
+        if self._running is None or self._running.done():
+            most = max(self._bytes, key=self._bytes.__getitem__)
+            if self._bytes[most] >= FLUSH:
+                self._bytes[most], self._running = 0, self._thread.submit(os.fdatasync, most)
 
     def end(self) -> None:
         """Wait; whether the disk took it all is told by the sync that publishes."""
         self._thread.shutdown()
 
 
-def _write_tensor(file: int, name: str, info: TensorInfo, produce: Producer) -> str:
-    sha = hashlib.sha256()
-    done = 0
-    for part in produce(name):
+def _write_tensor(file: int, name: str, info: TensorInfo, produce: Producer) -> Written:
+    sha, done, fact = hashlib.sha256(), 0, None
+
+    def produced() -> Iterator[np.ndarray]:
+        nonlocal fact
+        fact = yield from produce(name)  # type: ignore[func-returns-value]
+
+    for part in produced():
         if part.size == 0:
             continue
         if done + part.nbytes > info.nbytes or dtype_name(part.dtype) != info.dtype:
@@ -132,7 +168,7 @@ def _write_tensor(file: int, name: str, info: TensorInfo, produce: Producer) -> 
         done += part.nbytes
     if done != info.nbytes:
         raise CheckpointError(f"{info.file}: tensor {name}: {done} bytes came, {info.nbytes} are promised")
-    return f"sha256:{sha.hexdigest()}"
+    return Written(f"sha256:{sha.hexdigest()}", fact)
 
 
 def _write_fully(file: int, view: memoryview, offset: int) -> None:

@@ -6,7 +6,11 @@ tuned - base in bfloat16 with its exceptions, compressed or not. `plain`: the sa
 """
 
 from shadowft_core.delta.dense import Storage
+from shadowft_core.delta.difference import Difference
 from shadowft_core.delta.folder import Delta, open_delta, sample_positions, step
 from shadowft_core.delta.stage import extract
 
-__all__ = ["Delta", "Storage", "extract", "open_delta", "sample_positions", "step"]
+AnyDelta = Delta | Difference
+"""Stored in a folder, or taken from two checkpoints as it is read."""
+
+__all__ = ["AnyDelta", "Delta", "Difference", "Storage", "extract", "open_delta", "sample_positions", "step"]

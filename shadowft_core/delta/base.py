@@ -8,15 +8,21 @@ from shadowft_core.checkpoint import FLOATS, Checkpoint, build_header, token_mar
 from shadowft_core.delta.folder import BASE, MARKS, SAMPLE, sample_positions
 
 
+def sampled(base: Checkpoint) -> dict[str, np.ndarray]:
+    """Up to 64 values of every float tensor in its own dtype, by name: flat, at `sample_positions`."""
+    infos = {name: base.info(name) for name in sorted(base.names)}
+    return {
+        name: base.sample(name, sample_positions(info.size))
+        for name, info in infos.items()
+        if info.dtype in FLOATS and info.size
+    }
+
+
 def write_base(base: Checkpoint, folder: Path) -> None:
-    """Write base.safetensors: up to 64 values of every float tensor in its own dtype, and the token marks."""
-    arrays: dict[str, np.ndarray] = {}
-    layout: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for name in sorted(base.names):
-        info = base.info(name)
-        if info.dtype in FLOATS and info.size:
-            arrays[SAMPLE + name] = base.sample(name, sample_positions(info.size))
-            layout[SAMPLE + name] = (info.dtype, arrays[SAMPLE + name].shape)
+    """Write base.safetensors: the sample of every float tensor, and the token marks."""
+    sample = sampled(base)
+    arrays = {SAMPLE + name: values for name, values in sample.items()}
+    layout = {SAMPLE + name: (base.info(name).dtype, values.shape) for name, values in sample.items()}
     marks = token_marks(base.path)
     if marks is not None:
         arrays[MARKS], layout[MARKS] = marks, ("U64", marks.shape)

@@ -52,6 +52,16 @@ class Delta:
         self._weights = weights
 
     @property
+    def recorded(self) -> dict[str, Any]:
+        """What a recipe says of it."""
+        return {"digest": self.digest}
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The folders that are read."""
+        return (self.path,)
+
+    @property
     def names(self) -> list[str]:
         return list(self._tensors)
 

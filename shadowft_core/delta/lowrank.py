@@ -64,7 +64,7 @@ def lower(delta: Delta, budget: float, folder: Path, storage: Storage) -> tuple[
         entries |= write_factors(folder, {name: delta.shape(name) for name in found}, found)
     if dense:
         reader = lru_cache(2)(delta.parts)
-        entries |= write_dense(folder, dense, lambda name, number: reader(name)(number), storage)
+        entries |= write_dense(folder, dense, lambda name, number: (reader(name)(number), 0.0), storage)
     for name, error in errors.items():
         entries[name]["error"] = error
     shutil.rmtree(spill)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shadowft_core.checkpoint import DTYPES, Checkpoint
-from shadowft_core.delta.dense import FAR, Storage, write_dense
+from shadowft_core.delta.dense import Storage, write_dense
+from shadowft_core.delta.difference import FAR
 from shadowft_core.delta.folder import step
 from shadowft_core.delta.lora import Factors, write_factors
 from shadowft_core.errors import Unrelated, ZeroDelta
@@ -61,28 +62,25 @@ def write_changes(adapter: "Adapter", folder: Path, storage: Storage, unrelated:
     dense = {name: shapes[name] for name in sorted(changes) if name not in additive}
     tensor, one_at_a_time = lru_cache(2)(lambda name: _Tensor(adapter, name)), Lock()
 
-    squares: dict[str, dict[int, float]] = {name: {} for name in dense}
-
-    def part(name: str, number: int) -> np.ndarray:
-        with one_at_a_time:  # two threads ask for parts of the same tensor, at most of two
+    def part(name: str, number: int) -> tuple[np.ndarray, float]:
+        with one_at_a_time:  # two workers ask for parts of the same tensor, at most of two
             prepared = tensor(name)
-        found, squares[name][number] = prepared.difference(number)
-        return found
+        return prepared.difference(number)
+
+    def require_related(name: str, square: float, before: float) -> None:
+        whole = changes[name].replaced and len(shapes[name]) > 1 and not unrelated
+        if whole and before and square > FAR**2 * before:
+            raise Unrelated(
+                f"{adapter.source}: |difference| of tensor {name} is {math.sqrt(square / before):.2f} of |weights| "
+                f"(trained: below 0.1, unrelated: 1.4); pass its own Base, not {adapter.before.path}, or "
+                "--unrelated"
+            )
 
     entries: dict[str, Any] = {}
     if additive:
         entries |= write_factors(folder, shapes, additive)
     if dense:
-        entries |= write_dense(folder, dense, part, storage)
-    for name in dense:
-        weight = math.sqrt(math.fsum(squares[name].values()))
-        whole = changes[name].replaced and len(shapes[name]) > 1 and not unrelated
-        if whole and weight and entries[name]["norm"] > FAR * weight:
-            raise Unrelated(
-                f"{adapter.source}: |difference| of tensor {name} is {entries[name]['norm'] / weight:.2f} of |weights| "
-                f"(trained: below 0.1, unrelated: 1.4); pass its own Base, not {adapter.before.path}, or "
-                "--unrelated"
-            )
+        entries |= write_dense(folder, dense, part, storage, require_related)
     if not any(entry["norm"] for entry in entries.values()):
         raise ZeroDelta(f"{adapter.source}: the delta is zero in every tensor; train with a higher rate or more steps")
     return entries

@@ -8,7 +8,8 @@ from typing import Any
 from shadowft_core.checkpoint import file_digest, new_folder, open_checkpoint, read_json_object, write_json_atomically
 from shadowft_core.delta.adapters import ADAPTER_CONFIG, Adapter
 from shadowft_core.delta.base import write_base
-from shadowft_core.delta.dense import Storage, extract_dense
+from shadowft_core.delta.dense import Storage, write_dense
+from shadowft_core.delta.difference import Difference
 from shadowft_core.delta.folder import BASE, CERTIFICATE, FORMAT, open_delta
 from shadowft_core.delta.lowrank import lower, require_budget
 from shadowft_core.delta.merge import write_changes
@@ -72,7 +73,9 @@ def _exact(base: Path, tuned: Path, folder: Path, storage: Storage, unrelated: b
     if adapter:
         tensors = write_changes(Adapter(before, source), folder, storage, unrelated)
     else:
-        tensors = extract_dense(before, source, folder, storage, unrelated)
+        delta = Difference(before, open_checkpoint(source), unrelated)
+        shapes = {name: delta.shape(name) for name in delta.names}
+        tensors = write_dense(folder, shapes, delta.part, storage, delta.require_related)
     write_base(before, folder)
     digest = before.digest()
     if train is not None and train.get("model_digest", digest) != digest:

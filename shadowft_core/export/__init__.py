@@ -131,6 +131,8 @@ class _Factors:
 def _factored(name: str, source: Source) -> _Factors:
     """The factors behind one tensor of the Instruct. Raises AdapterError when it is not LoRA on all its rows."""
     piece = source.pieces[0]
+    if not isinstance(source.delta, Delta):
+        raise AdapterError(f"{source.delta.path}: a difference of checkpoints is no LoRA; {_MERGED}")
     entry = source.delta.certificate["tensors"][piece.tensor]
     if entry["form"] != "factors" or len(source.pieces) != 1 or piece.runs is not None or piece.tensor != name:
         raise AdapterError(

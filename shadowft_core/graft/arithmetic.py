@@ -1,18 +1,16 @@
 """The sum and its one rounding, and the account of what the rounding left of the delta."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import numpy as np
 
-from shadowft_core.checkpoint import CHUNK, DTYPES
+from shadowft_core.checkpoint import CHUNK, DTYPES, kernel
 from shadowft_core.delta import step
 from shadowft_core.errors import CastOverflow, NotFinite
 from shadowft_core.graft.combine import combined
 from shadowft_core.graft.plan import Plan
-
-_SUMS = ("weight2", "delta2", "reached2", "product", "error2", "moves", "lost")  # over the entries of a tensor
 
 
 def whole(plan: Plan, name: str) -> np.ndarray:
@@ -25,68 +23,55 @@ def whole(plan: Plan, name: str) -> np.ndarray:
     return array.reshape(info.shape)
 
 
-def parts(plan: Plan, name: str) -> Iterator[np.ndarray]:
-    """The tensor of the result in flat parts; a part may be overwritten by the next. The arithmetic of the project."""
+Learnt = tuple[str, list[float] | None]
+"""digest of the Instruct's tensor, and the sums `kernel.SUMS` names if something was added to it"""
+
+
+def parts(plan: Plan, name: str) -> Generator[np.ndarray, None, Learnt]:
+    """The tensor of the result in flat parts; a part may be overwritten by the next. The arithmetic of the project.
+
+    Returns what the pass has shown, for `learn`.
+    """
     info, sources = plan.instruct.info(name), plan.sources.get(name, [])
     target = DTYPES[plan.dtype[name]]
     if not sources and plan.dtype[name] == info.dtype:
         for _, part in plan.instruct.chunks(name, 2 * CHUNK, hashed=True):
             yield part
-        return
-    sums = np.zeros(len(_SUMS))
+        return plan.instruct.tensor_digest(name), None
+    sums = np.zeros(len(kernel.SUMS))
     stride = step(info.shape)
     ours = plan.instruct.chunks(name, stride, hashed=True)
-    kept = _Kept(min(stride, info.size), target)
+    room = np.empty(min(stride, info.size), target)
     for (_, weights), delta in zip(ours, combined(plan, name), strict=True):
-        if weights.size < kept.before.size:  # the last part
-            kept = _Kept(weights.size, target)
+        result = room[: weights.size]
         with np.errstate(all="ignore"):  # what is not finite is refused by name just below
-            np.copyto(kept.before, weights)
-            np.add(kept.before, delta, out=kept.spare)
-            np.copyto(kept.result, kept.spare, casting="unsafe")
-            np.copyto(kept.reached, kept.result)
-            np.subtract(kept.reached, kept.before, out=kept.reached)
-            found = _sums(kept, kept.before, delta, kept.reached)
-        if not all(map(math.isfinite, found)):  # a value that is not, or squares beyond float32
-            reached = kept.result.astype(np.float32)
-            if not np.isfinite(reached).all():
-                _refuse(plan, name, kept.before, delta, reached)
-            found = _sums(kept, *(x.astype(np.float64) for x in (kept.before, delta, kept.reached)))
+            found = kernel.add(weights, delta, result)
+        if not np.isfinite(found).all():
+            found = _in_float64(plan, name, weights.astype(np.float32), delta)
         sums += found
-        yield kept.result
-    if sources:
-        plan.receipts[name] = dict(zip(_SUMS, sums.tolist(), strict=True))
+        yield result
+    return plan.instruct.tensor_digest(name), sums.tolist() if sources else None
 
 
-class _Kept:
-    """The arrays of one tensor's pass, used again for every part: fresh memory costs more than the arithmetic in it."""
-
-    def __init__(self, size: int, target: np.dtype[Any]) -> None:
-        self.before, self.reached, self.spare = (np.empty(size, np.float32) for _ in range(3))
-        self.result = np.empty(size, target)
-        self.moves, self.arrives = np.empty(size, np.bool_), np.empty(size, np.bool_)
-
-
-def _sums(kept: _Kept, before: np.ndarray, delta: np.ndarray, reached: np.ndarray) -> tuple[float, ...]:
-    """What `_SUMS` names, of one part, summed in the type of the arrays."""
-    np.not_equal(delta, 0, out=kept.moves)
-    np.not_equal(reached, 0, out=kept.arrives)
-    moves = int(np.count_nonzero(kept.moves))
-    arrived = int(np.count_nonzero(np.logical_and(kept.moves, kept.arrives, out=kept.arrives)))
-    gap = np.subtract(reached, delta, out=kept.spare if reached.dtype == np.float32 else None)
-    squares = (_square(before), _square(delta), _square(reached))
-    return *squares, float(np.dot(delta, reached)), _square(gap), moves, moves - arrived
+def learn(plan: Plan, facts: Mapping[str, Learnt]) -> None:
+    """Take over what the passes of `parts` returned, by tensor name: they may have run in other processes."""
+    plan.instruct.learn({name: digest for name, (digest, _) in facts.items()})
+    for name, (_, sums) in facts.items():
+        if sums is not None:
+            plan.receipts[name] = dict(zip(kernel.SUMS, sums, strict=True))
 
 
-def _square(x: np.ndarray) -> float:
-    return float(np.dot(x, x))
-
-
-def _refuse(plan: Plan, name: str, before: np.ndarray, delta: np.ndarray, reached: np.ndarray) -> None:
+def _in_float64(plan: Plan, name: str, before: np.ndarray, delta: np.ndarray) -> np.ndarray:
+    """The account of a part whose squares are beyond float32. Raises NotFinite, CastOverflow for values that are."""
+    with np.errstate(all="ignore"):
+        after = (before + delta).astype(DTYPES[plan.dtype[name]]).astype(np.float32)
+        finite = np.isfinite(after)
+    if finite.all():
+        return kernel.account(*(x.astype(np.float64) for x in (before, delta, after - before)))
     for whose, values in (("the Instruct's tensor", before), ("the delta's tensor", delta)):
         if not np.isfinite(values).all():
             raise NotFinite(f"{plan.instruct.path}: {whose} {name} holds NaN or infinity; use an intact one")
-    at = int(np.argmin(np.isfinite(reached)))
+    at = int(np.argmin(finite))
     raise CastOverflow(
         f"{plan.instruct.path}: tensor {name}: {before[at]:g} + {delta[at]:g} overflows {plan.dtype[name]}; "
         "lower the scale or choose graft.dtype float32"
@@ -96,7 +81,7 @@ def _refuse(plan: Plan, name: str, before: np.ndarray, delta: np.ndarray, reache
 def receipt(plan: Plan, instruct_digest: str) -> dict[str, Any]:
     """Classes, waivers, rows matched by token, norms, and what the cast left of the delta."""
     sums = list(plan.receipts.values())
-    overall = {key: sum(one[key] for one in sums) for key in _SUMS}
+    overall = {key: sum(one[key] for one in sums) for key in kernel.SUMS}
     return {
         "format": 1,
         "onto_base": any(delta.base_digest == instruct_digest for delta, _ in plan.deltas),

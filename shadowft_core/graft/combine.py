@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from shadowft_core.delta import Delta, step
+from shadowft_core.delta import AnyDelta, step
 from shadowft_core.graft.merging import NOTHING, elected, kept_by_chance, threshold
 from shadowft_core.graft.options import Merge
 from shadowft_core.graft.plan import Plan, Source
@@ -97,7 +97,7 @@ class _Rows:
         return self.held[2].reshape(-1, self.width)[offset : offset + count]
 
 
-def _scaled(delta: Delta, tensor: str, scale: float, merge: Merge) -> Scaled:
+def _scaled(delta: AnyDelta, tensor: str, scale: float, merge: Merge) -> Scaled:
     """How one tensor of a delta is scaled, thinned out by the rule. Reads it twice for ties."""
     if merge.rule == "sum" or merge.density is None:
         if scale == 1:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from shadowft_core.checkpoint import FLOATS, Checkpoint
-from shadowft_core.delta import Delta, sample_positions
+from shadowft_core.delta import AnyDelta, sample_positions
 from shadowft_core.errors import OntoBase, Unrelated
 from shadowft_core.graft.options import ONTO_BASE, UNRELATED, Options
 from shadowft_core.graft.tokens import is_vocabulary
@@ -12,7 +12,7 @@ FAR = 0.5  # published pairs lie between 0.003 and 0.1, independent weights at 0
 FAR_MATRIX = 0.55  # of one matrix, whose sample of 64 estimates its sigma to 0.035; published ones reach 0.35
 
 
-def require_kinship(model: Checkpoint, delta: Delta, base: dict[str, np.ndarray], options: Options) -> None:
+def require_kinship(model: Checkpoint, delta: AnyDelta, base: dict[str, np.ndarray], options: Options) -> None:
     """Hold the sample that the delta keeps of its Base (`Delta.base_sample`) against the Instruct.
 
     The distance is sigma = sum|B - I| / (sum|B| + sum|I|) over the sampled values of all matrices (Shadow-FT, section

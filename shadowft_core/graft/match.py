@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from shadowft_core.checkpoint import FLOATS, NO_TOKEN, Checkpoint, token_marks
-from shadowft_core.delta import Delta
+from shadowft_core.delta import AnyDelta
 from shadowft_core.errors import MisfitError, Quantised, ShapeMismatch, TensorMissing, TokenMismatch
 from shadowft_core.graft.layouts import FUSED_TYPES, all_places, experts, is_mixture, kind, places
 from shadowft_core.graft.tokens import account, is_embedding, is_head, is_vocabulary, match_rows, runs_of
@@ -18,7 +18,7 @@ Runs = np.ndarray
 class Match:
     """One delta against one Instruct. `tokens` fills with the account of every vocabulary matched by token."""
 
-    def __init__(self, model: Checkpoint, delta: Delta) -> None:
+    def __init__(self, model: Checkpoint, delta: AnyDelta) -> None:
         self.model, self.delta = model, delta
         self.base = delta.base_sample()
         self.tokens: dict[str, dict[str, Any]] = {}

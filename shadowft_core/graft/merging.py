@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from shadowft_core.delta import Delta
+from shadowft_core.delta import AnyDelta
 from shadowft_core.errors import NotFinite
 
 NOTHING = np.float32(-0.0)  # added to a weight it leaves every bit of it, also the sign of a zero
@@ -14,7 +14,7 @@ _INFINITY = 0x7F80  # upper half of the bits of float32 infinity
 
 
 @lru_cache(maxsize=1024)  # experts that lie in one tensor share it
-def threshold(delta: Delta, tensor: str, density: float) -> np.float32:
+def threshold(delta: AnyDelta, tensor: str, density: float) -> np.float32:
     """The smallest magnitude among the `density` share of largest magnitudes of one tensor, exact.
 
     At least one entry is kept, and all entries as large as the threshold. Two passes: magnitudes of float32 are ordered

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shadowft_core.checkpoint import FLOATS, Checkpoint, open_checkpoint
-from shadowft_core.delta import Delta, open_delta
+from shadowft_core.delta import AnyDelta, Difference, open_delta
 from shadowft_core.errors import GraftError, MisfitError, Quantised, ZeroDelta
 from shadowft_core.graft.kinship import require_kinship
 from shadowft_core.graft.layouts import kind
@@ -38,7 +38,7 @@ class Piece:
 class Source:
     """What one delta gives to one tensor of the Instruct: one whole tensor, or pieces that do not overlap."""
 
-    delta: Delta
+    delta: AnyDelta
     pieces: list[Piece]
 
 
@@ -47,7 +47,7 @@ class Plan:
     """What happens to each tensor of the Instruct; all checks that need no weights have passed."""
 
     instruct: Checkpoint
-    deltas: list[tuple[Delta, float]]
+    deltas: list[tuple[AnyDelta, float]]
     options: Options
     sources: dict[str, list[Source]]
     """per grafted tensor, in the order of the deltas"""
@@ -64,15 +64,17 @@ class Plan:
         return any(dtype != self.instruct.info(name).dtype for name, dtype in self.dtype.items())
 
 
-def make_plan(instruct: Path, deltas: Sequence[tuple[Path, float]], options: Options) -> Plan:
+def make_plan(instruct: Path, deltas: Sequence[tuple[Path | Difference, float]], options: Options) -> Plan:
     """Open everything and decide. Raises what `graft` raises, but for what only the sums can show."""
     model = open_checkpoint(instruct)
     if model.config.get("quantization_config"):
         raise Quantised(f"{instruct}: config.json has a quantization_config; graft on the unquantised Instruct")
     if options.dtype != "instruct" and options.dtype not in OUTPUTS:
         raise GraftError(f"dtype {options.dtype!r}; known are instruct, {', '.join(OUTPUTS)}")
-    opened = [(open_delta(path), _finite(path, scale)) for path, scale in deltas]
+    opened = [(open_delta(d) if isinstance(d, Path) else d, _finite(d, scale)) for d, scale in deltas]
     _require_distinct(opened)
+    if options.merge.rule == "dare" and any(isinstance(delta, Difference) for delta, _ in opened):
+        raise GraftError("merge rule dare draws by a stored delta's digest; extract the difference and pass its folder")
     if options.merge.rule == "ties" and len(opened) < 2:
         raise GraftError(f"merge rule ties elects a sign among deltas, {len(opened)} is given; pass several or use sum")
     names = sorted({name for delta, _ in opened for name in delta.names})
@@ -117,14 +119,15 @@ def make_plan(instruct: Path, deltas: Sequence[tuple[Path, float]], options: Opt
     )
 
 
-def _finite(path: Path, scale: float) -> float:
+def _finite(delta: Path | Difference, scale: float) -> float:
     if not math.isfinite(scale):
+        path = delta if isinstance(delta, Path) else delta.path
         raise GraftError(f"{path}: scale {scale}; a finite number is wanted")
     return float(scale)
 
 
-def _require_distinct(deltas: Sequence[tuple[Delta, float]]) -> None:
-    seen: dict[str, Delta] = {}
+def _require_distinct(deltas: Sequence[tuple[AnyDelta, float]]) -> None:
+    seen: dict[str, AnyDelta] = {}
     for delta, _ in deltas:
         if delta.digest in seen:
             raise GraftError(

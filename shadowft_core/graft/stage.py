@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from shadowft_core.checkpoint import read_json_object
+from shadowft_core.delta import Difference
 from shadowft_core.errors import GraftError
 from shadowft_core.graft.options import Scope
 from shadowft_core.graft.write import graft
@@ -13,7 +14,7 @@ from shadowft_core.params import Graft
 
 def graft_stage(
     instruct: Path,
-    deltas: Sequence[tuple[Path, float | None]],
+    deltas: Sequence[tuple[Path | Difference, float | None]],
     sweep: Path | None,
     scale: float | None,
     params: Graft,

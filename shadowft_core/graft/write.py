@@ -20,10 +20,11 @@ from shadowft_core.checkpoint import (
     read_json_object,
     write_atomically,
     write_json_atomically,
-    write_safetensors,
+    write_shards,
 )
+from shadowft_core.delta import Difference
 from shadowft_core.errors import GraftError
-from shadowft_core.graft.arithmetic import parts, receipt, whole
+from shadowft_core.graft.arithmetic import learn, parts, receipt, whole
 from shadowft_core.graft.options import Merge, Options, Scope
 from shadowft_core.graft.plan import OUTPUTS, Plan, make_plan
 
@@ -53,7 +54,7 @@ def grafted_tensors(
 
 def graft(
     instruct: Path,
-    deltas: Sequence[tuple[Path, float]],
+    deltas: Sequence[tuple[Path | Difference, float]],
     out: Path,
     scope: Scope = "all",
     dtype: str = "instruct",
@@ -65,31 +66,30 @@ def graft(
 ) -> dict[str, Any]:
     """Write the complete model folder `out` with recipe.json and receipt.json; return the recipe.
 
-    `deltas` are (delta folder, scale). `scope` is `all`, `linear` or glob patterns over the delta's tensor names;
-    `scale_for`, `merge` and `waivers` are those of `Options`; `notes` are written into the recipe as they are.
+    `deltas` are (delta folder, scale); a `Difference` of two checkpoints stands for a delta that nobody stored. `scope`
+    is `all`, `linear` or glob patterns over the delta's tensor names; `scale_for`, `merge` and `waivers` are those of
+    `Options`; `notes` are written into the recipe as they are.
 
     Raises MisfitError when a tensor, a shape, a token or an expert does not fit, Unrelated, OntoBase, ZeroDelta when
     nothing of a delta would travel, Quantised, NotFinite, CastOverflow, DeltaError or CheckpointError for damaged
     folders, GraftError for options that meet nothing or contradict each other. Nothing is written then.
     """
     plan = make_plan(instruct, deltas, Options(scope, dtype, merge, tuple(scale_for), waivers))
-    if out.resolve() in {path.resolve() for path in (instruct, *(folder for folder, _ in deltas))}:
+    if out.resolve() in {path.resolve() for path in (instruct, *(p for delta, _ in plan.deltas for p in delta.paths))}:
         raise GraftError(f"{out}: is also read from and would be replaced; choose another --out")
     model = plan.instruct
     with new_folder(out) as folder:
-        digests: dict[str, str] = {}
-        for file, raw in model.shards.items():
-            layout = {n: (plan.dtype[n], model.info(n).shape) for n in model.names if model.info(n).file.name == file}
-            header = build_header(layout) if plan.recast else raw
-            digests |= write_safetensors(folder / file, header, lambda name: parts(plan, name), label=f"graft {file}")
-        files = _side_files(plan, folder)
+        files = {folder / file: _header(plan, file) for file in model.shards}
+        written = write_shards(files, lambda name: parts(plan, name), label="graft")
+        learn(plan, {name: one.fact for name, one in written.items()})
+        beside = _side_files(plan, folder)
         recipe: dict[str, Any] = {
             "format": 1,
             "instruct": {"digest": model.digest()},
-            "deltas": [{"digest": delta.digest, "scale": scale} for delta, scale in plan.deltas],
+            "deltas": [delta.recorded | {"scale": scale} for delta, scale in plan.deltas],
             **plan.options.recorded(),
-            "digest": model_digest({n: (plan.dtype[n], model.info(n).shape, digests[n]) for n in model.names}),
-            "files": files,
+            "digest": model_digest({n: (plan.dtype[n], model.info(n).shape, written[n].digest) for n in model.names}),
+            "files": beside,
             **notes,
         }
         account = receipt(plan, recipe["instruct"]["digest"])
@@ -102,6 +102,15 @@ def graft(
         file=sys.stderr,
     )
     return recipe
+
+
+def _header(plan: Plan, file: str) -> bytes:
+    model = plan.instruct
+    if not plan.recast:
+        return model.shards[file]
+    return build_header(
+        {n: (plan.dtype[n], model.info(n).shape) for n in model.names if model.info(n).file.name == file}
+    )
 
 
 def _side_files(plan: Plan, folder: Path) -> dict[str, str]:

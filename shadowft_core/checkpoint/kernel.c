@@ -1,0 +1,115 @@
+/* One pass over bfloat16 words where numpy needs a dozen: measured, it halves the CPU time of a graft.
+ *
+ * Same bits as numpy and ml_dtypes: every operation is float32, in this order, never fused (-ffp-contract=off), and the
+ * cast rounds to nearest even. NaN is not cast as they do: callers look at the sums, which it makes NaN, and refuse.
+ * Sums run in LANES float32 lanes over BLOCK elements and then in double, so they do not depend on the compiler.
+ */
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define LANES 8
+#define BLOCK 4096 /* elements, a multiple of LANES */
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define EVERY_MACHINE __attribute__((target_clones("avx2", "default")))
+#else
+#define EVERY_MACHINE
+#endif
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+
+typedef uint16_t words __attribute__((vector_size(2 * LANES)));
+typedef uint32_t bits __attribute__((vector_size(4 * LANES)));
+typedef float floats __attribute__((vector_size(4 * LANES)));
+
+ALWAYS_INLINE void widen(floats *out, const words *in)
+{
+    bits wide = __builtin_convertvector(*in, bits) << 16;
+    memcpy(out, &wide, sizeof wide);
+}
+
+ALWAYS_INLINE void narrow(words *out, const floats *in)
+{
+    bits wide;
+    memcpy(&wide, in, sizeof wide);
+    wide = (wide + 0x7fffu + ((wide >> 16) & 1u)) >> 16;
+    *out = __builtin_convertvector(wide, words);
+}
+
+/* out = after - before */
+EVERY_MACHINE void shadowft_subtract(const uint16_t *after, const uint16_t *before, float *out, size_t size)
+{
+    size_t i = 0;
+    for (; i + LANES <= size; i += LANES) {
+        words a, b;
+        floats x, y;
+        memcpy(&a, after + i, sizeof a);
+        memcpy(&b, before + i, sizeof b);
+        widen(&x, &a);
+        widen(&y, &b);
+        x -= y;
+        memcpy(out + i, &x, sizeof x);
+    }
+    if (i < size) {
+        words a = {0}, b = {0};
+        floats x, y;
+        memcpy(&a, after + i, 2 * (size - i));
+        memcpy(&b, before + i, 2 * (size - i));
+        widen(&x, &a);
+        widen(&y, &b);
+        x -= y;
+        memcpy(out + i, &x, 4 * (size - i));
+    }
+}
+
+/* result = bfloat16(weights + delta); sums += |weights|^2, |delta|^2, |reached|^2, <delta, reached>,
+ * |reached - delta|^2, entries that move, moving entries that reach nothing; reached = result - weights.
+ * Entries beyond the end are zeros and leave every sum as it is. */
+EVERY_MACHINE void shadowft_add(
+    const uint16_t *weights, const float *delta, uint16_t *result, size_t size, double sums[7])
+{
+    const bits one = (bits){0} + 1;
+    for (size_t start = 0; start < size; start += BLOCK) {
+        size_t end = size - start < BLOCK ? size : start + BLOCK;
+        floats weight2 = {0}, delta2 = {0}, reached2 = {0}, product = {0}, error2 = {0};
+        bits moves = {0}, lost = {0};
+        for (size_t i = start; i < end; i += LANES) {
+            size_t count = end - i < LANES ? end - i : LANES;
+            words word = {0};
+            floats w, d = {0}, sum, reached, error;
+            if (count == LANES) {
+                memcpy(&word, weights + i, sizeof word);
+                memcpy(&d, delta + i, sizeof d);
+            } else {
+                memcpy(&word, weights + i, 2 * count);
+                memcpy(&d, delta + i, 4 * count);
+            }
+            widen(&w, &word);
+            sum = w + d;
+            narrow(&word, &sum);
+            if (count == LANES)
+                memcpy(result + i, &word, sizeof word);
+            else
+                memcpy(result + i, &word, 2 * count);
+            widen(&reached, &word);
+            reached -= w;
+            error = reached - d;
+            weight2 += w * w;
+            delta2 += d * d;
+            reached2 += reached * reached;
+            product += d * reached;
+            error2 += error * error;
+            moves += (bits)(d != 0) & one;
+            lost += (bits)(d != 0) & (bits)(reached == 0) & one;
+        }
+        for (size_t lane = 0; lane < LANES; lane++) {
+            sums[0] += weight2[lane];
+            sums[1] += delta2[lane];
+            sums[2] += reached2[lane];
+            sums[3] += product[lane];
+            sums[4] += error2[lane];
+            sums[5] += moves[lane];
+            sums[6] += lost[lane];
+        }
+    }
+}

@@ -1,0 +1,75 @@
+"""The sums over bfloat16 parts: one compiled pass where kernel.c was built at installation, numpy otherwise.
+
+Results have the same bits either way; only the account of a sum (`add`) may differ in its last digits.
+"""
+
+import ctypes
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from shadowft_core.checkpoint.scratch import scratch
+
+SUMS = ("weight2", "delta2", "reached2", "product", "error2", "moves", "lost")  # over the entries of a part
+_BF16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def _built() -> ctypes.CDLL | None:
+    for suffix in EXTENSION_SUFFIXES:
+        file = Path(__file__).with_name(f"kernel_c{suffix}")
+        if file.is_file():
+            return ctypes.CDLL(str(file))
+    return None
+
+
+library = _built()
+
+
+def subtract(after: np.ndarray, before: np.ndarray, out: np.ndarray) -> None:
+    """out = after - before: flat arrays of any float dtype, `out` float32."""
+    if library is not None and after.dtype == before.dtype == _BF16:
+        library.shadowft_subtract(_at(after), _at(before), _at(out), ctypes.c_size_t(out.size))
+        return
+    was = scratch.array("was", before.size, np.float32)
+    np.copyto(was, before)
+    np.copyto(out, after)
+    np.subtract(out, was, out=out)
+
+
+def add(weights: np.ndarray, delta: np.ndarray, result: np.ndarray) -> np.ndarray:
+    """result = cast(weights + delta), added in float32 and rounded once; returns the account `SUMS`, float64.
+
+    Flat arrays: `weights` and `result` of any float dtype, `delta` float32. `reached` is result - weights, the delta
+    that arrived: squares of weights, delta and reached, delta * reached, squares of reached - delta, entries of delta
+    that are not zero, and those of them that reached nothing. Squares are summed in float32: not finite when a value is
+    not, or when a square is beyond float32.
+    """
+    if library is not None and weights.dtype == result.dtype == _BF16:
+        sums = np.zeros(len(SUMS))
+        library.shadowft_add(_at(weights), _at(delta), _at(result), ctypes.c_size_t(result.size), _at(sums))
+        return sums
+    before, reached, spare = (scratch.array(label, delta.size, np.float32) for label in ("before", "reached", "spare"))
+    np.copyto(before, weights)
+    np.add(before, delta, out=spare)
+    np.copyto(result, spare, casting="unsafe")
+    np.copyto(reached, result)
+    np.subtract(reached, before, out=reached)
+    return account(before, delta, reached)
+
+
+def account(before: np.ndarray, delta: np.ndarray, reached: np.ndarray) -> np.ndarray:
+    """What `add` returns, summed in the dtype of these flat arrays."""
+    moves, arrives = (scratch.array(label, delta.size, np.bool_) for label in ("moves", "arrives"))
+    np.not_equal(delta, 0, out=moves)
+    np.not_equal(reached, 0, out=arrives)
+    moved = int(np.count_nonzero(moves))
+    arrived = int(np.count_nonzero(np.logical_and(moves, arrives, out=arrives)))
+    gap = np.subtract(reached, delta, out=scratch.array("gap", delta.size, delta.dtype))
+    squares = (np.dot(before, before), np.dot(delta, delta), np.dot(reached, reached))
+    return np.array([*squares, np.dot(delta, reached), np.dot(gap, gap), moved, moved - arrived], np.float64)
+
+
+def _at(array: np.ndarray) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)

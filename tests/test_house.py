@@ -35,6 +35,7 @@ EXCEPTIONS = {  # named on the page: who may look beside or above
     "promotion": {"registry"},
     "export": {"graft", "delta"},
     "releases": {"acts"},
+    "looks": {"acts"},
     "receipt": {"graft"},
     "recipe_model": {"registry"},
 }

@@ -1,5 +1,7 @@
-"""Weights on disk: the only room that reads or writes safetensors files. Also the digests and the atomic writes."""
+"""Weights on disk: the only room that reads or writes safetensors files. Also the digests, the atomic writes,
+and what tensor names mean in the families known here."""
 
+from shadowft_core.checkpoint.families import EXPERTS, SINGLE_EXPERTS, is_embedding, is_head, is_vocabulary
 from shadowft_core.checkpoint.files import (
     bytes_digest,
     canonical_json,
@@ -29,10 +31,12 @@ from shadowft_core.checkpoint.writing import append_safetensors, write_checkpoin
 __all__ = [
     "CHUNK",
     "DTYPES",
+    "EXPERTS",
     "FLOATS",
     "INDEX",
     "NO_TOKEN",
     "SINGLE",
+    "SINGLE_EXPERTS",
     "WORKERS",
     "Away",
     "Checkpoint",
@@ -42,6 +46,9 @@ __all__ = [
     "bytes_digest",
     "canonical_json",
     "file_digest",
+    "is_embedding",
+    "is_head",
+    "is_vocabulary",
     "model_digest",
     "new_folder",
     "open_away",

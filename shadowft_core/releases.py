@@ -12,7 +12,7 @@ from shadowft_core.errors import InputError
 
 if TYPE_CHECKING:
     from shadowft_core.params import Registry, Store
-    from shadowft_core.promotion import Promotion
+    from shadowft_core.promotion import Entry, Promotion
 
 releases = typer.Typer()
 
@@ -131,6 +131,8 @@ def reconcile(
 def history(name: NameArgument, params: ParamsOption = PARAMS, as_json: JsonOption = False) -> None:
     """Every move of `champion`, first to last. Exit code 9 when an entry was edited, removed or reordered.
 
+    An entry that the head does not name is listed as dangling: a promotion that was cut off, or a head moved back.
+
     Example: shadowft history shadowft-pico
     """
     from shadowft_core.promotion import history as run
@@ -138,15 +140,18 @@ def history(name: NameArgument, params: ParamsOption = PARAMS, as_json: JsonOpti
     _, store = _named(params, name)
     chain = run(store, name)
     if as_json:
-        print_json({"name": name, "entries": [entry.model_dump() | {"digest": entry.digest} for entry in chain]})
+        print_json({"name": name, "entries": _dumped(chain.entries), "dangling": _dumped(chain.dangling)})
         return
-    for entry in chain:
+    for entry in chain.entries:
         against = f" AGAINST the verdict {entry.decision}" if entry.override else ""
         print(
             f"{entry.number:>4} {entry.when} {entry.action:<9} version {entry.version} {entry.model} by {entry.who}"
             f"{against}{': ' if entry.reason else ''}{entry.reason}"
         )
-    print(f"{len(chain)} entries, the chain is whole")
+    remedy = f"shadowft reconcile {name}" if chain.entries else "shadowft promote"
+    for remark in chain.remarks:
+        print(f"dangling: {remark}; run `{remedy}`")
+    print(f"{len(chain.entries)} entries, the chain is whole{' up to its head' if chain.dangling else ''}")
 
 
 @releases.command("who-was", rich_help_panel="Looks")
@@ -169,7 +174,7 @@ def who_was(
     _, store = _named(params, name)
     entry = run(store, name, moment)
     if as_json:
-        print_json(entry.model_dump() | {"digest": entry.digest})
+        print_json(*_dumped([entry]))
         return
     print(
         f"champion of {name} at {at}: version {entry.version}, model {entry.model} "
@@ -281,13 +286,14 @@ def _named(params: Path, name: str) -> "tuple[Registry, Store]":
         raise InputError(f"{name[:80]!r}: letters, digits, '.', '_' and '-' make the name of a model") from None
 
 
+def _dumped(entries: "list[Entry]") -> list[dict[str, Any]]:
+    return [entry.model_dump() | {"digest": entry.digest} for entry in entries]
+
+
 def _show_promotion(done: "Promotion", as_json: bool) -> None:
     if as_json:
-        entry = done.entry.model_dump() | {"digest": done.entry.digest}
-        print_json(
-            {"name": done.name, "champion": done.number, "previous": done.previous, "changed": done.changed}
-            | {"entry": entry}
-        )
+        facts = {"name": done.name, "champion": done.number, "previous": done.previous, "changed": done.changed}
+        print_json(facts | {"entry": _dumped([done.entry])[0]})
         return
     before = f"was version {done.previous}" if done.previous else "was not set"
     print(

@@ -24,17 +24,17 @@ from shadowft_core.pair.sigma import measure
 if TYPE_CHECKING:
     from shadowft_core.params import Fetch
 
-__all__ = ["check_pair", "compare_models", "fetch", "is_away", "opened", "resolve"]
+__all__ = ["check_pair", "compare_models", "fetch", "opened", "resolve"]
 
 SIGMA_NEAR, SIGMA_FAR, SIGMA_UNRELATED = 0.001, 0.1, 0.5
 
 
-def check_pair(base: Path, instruct: Path, *, digests: bool = True) -> dict[str, Any]:
+def check_pair(base: Path, instruct: Path) -> dict[str, Any]:
     """Check a Base folder against an Instruct folder: headers, configs and tokenizers first, then all weights.
 
-    Returns and raises what `compare_models` does; without `digests` nothing is hashed.
+    Returns and raises what `compare_models` does, with digests.
     """
-    return compare_models(open_checkpoint(base), open_checkpoint(instruct), full=True, digests=digests)
+    return compare_models(open_checkpoint(base), open_checkpoint(instruct), full=True, digests=True)
 
 
 def compare_models(

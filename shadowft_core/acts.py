@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,7 +21,7 @@ PARAMS = Path("params.yaml")
 ParamsOption = Annotated[Path, typer.Option("--params", help="the params.yaml to read")]
 UriOption = Annotated[str | None, typer.Option(help="a folder or s3://bucket/prefix; default from params.yaml")]
 EndpointOption = Annotated[str | None, typer.Option(help="URL of an S3 server other than AWS")]
-JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object for machines")]
 
 OntoBaseOption = Annotated[bool, typer.Option("--onto-base", help="allow the Instruct to be the delta's own Base")]
 UnrelatedOption = Annotated[bool, typer.Option("--unrelated", help="allow an Instruct far from the delta's Base")]
@@ -32,6 +32,11 @@ def read_params(path: Path) -> "Params":
     from shadowft_core.params import load_params
 
     return load_params(path)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One JSON object on stdout, indented, without NaN: what --json of most verbs prints."""
+    print(json.dumps(value, indent=2, allow_nan=False))
 
 
 def waivers_of(onto_base: bool, unrelated: bool) -> list[str]:
@@ -202,10 +207,8 @@ def regraft(
     Example: shadowft regraft --recipe work/grafted/shadow/recipe.json --instruct my_newer_instruct
     --delta work/delta/shadow --out my_model
     """
-    import json
-
     from shadowft_core.registry.regraft import regraft as run
 
     made = run(recipe, instruct, delta or [], out, waivers_of(onto_base, unrelated))
     if as_json:
-        print(json.dumps(made, indent=2, allow_nan=False))
+        print_json(made)

@@ -8,9 +8,19 @@ from typing import Annotated, Literal
 
 import typer
 
-from shadowft_core.acts import PARAMS, OntoBaseOption, ParamsOption, UnrelatedOption, acts, read_params, waivers_of
+from shadowft_core.acts import (
+    PARAMS,
+    JsonOption,
+    OntoBaseOption,
+    ParamsOption,
+    UnrelatedOption,
+    acts,
+    print_json,
+    read_params,
+    waivers_of,
+)
 from shadowft_core.errors import ShadowError
-from shadowft_core.looks import JsonOption, looks
+from shadowft_core.looks import looks
 from shadowft_core.releases import releases
 
 app = typer.Typer(
@@ -168,8 +178,6 @@ def graft(
     In one pass, no delta kept: shadowft graft --instruct my_instruct --base my_base --tuned my_tuned --scale 1
     --out my_model
     """
-    import json
-
     from shadowft_core.checkpoint import open_checkpoint
     from shadowft_core.delta import Difference
     from shadowft_core.graft import Merge, parse_delta, parse_scale_for
@@ -193,7 +201,7 @@ def graft(
         waivers=waivers_of(onto_base, unrelated),
     )
     if as_json:
-        print(json.dumps(recipe, indent=2, allow_nan=False))
+        print_json(recipe)
 
 
 @app.command(rich_help_panel="Stages")

@@ -1,11 +1,11 @@
 """The looks: verbs that only read, as tables for people and, with --json, as one JSON object for machines."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shadowft_core.acts import JsonOption, print_json
 from shadowft_core.errors import CheckpointError, NotFinite, PairError
 
 if TYPE_CHECKING:
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 looks = typer.Typer()
 
-JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object instead of tables")]
 FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="a folder of safetensors")]
 SHOWN = 12  # rows of a table; --json has all
 
@@ -49,11 +48,11 @@ def pair(
     except (PairError, CheckpointError, NotFinite) as error:
         if as_json:
             kind = type(error).__name__
-            _print_json({"format": 1, **named, "verdict": "refuse", "class": kind, "reasons": [str(error)]})
+            print_json({"format": 1, **named, "verdict": "refuse", "class": kind, "reasons": [str(error)]})
         raise
     result |= {role: {**named[role], **result[role]} for role in named}
     if as_json:
-        _print_json({"format": 1, **result})
+        print_json({"format": 1, **result})
     else:
         _show_pair(result)
 
@@ -70,7 +69,7 @@ def receipt(
 
     account = read_receipt(folder)
     if as_json:
-        _print_json(account)
+        print_json(account)
     else:
         _show_receipt(account)
 
@@ -85,7 +84,7 @@ def diff(first: FolderArgument, second: FolderArgument, as_json: JsonOption = Fa
 
     found = run(first, second)
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         _show_diff(found)
     if not found["equal"]:
@@ -243,7 +242,3 @@ def _table(title: str, first: str, *columns: str) -> "Table":
     for column in columns:
         table.add_column(column, justify="right")
     return table
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    print(json.dumps(value, indent=2, allow_nan=False))

@@ -1,6 +1,5 @@
 """The verbs from a judged run to a served model: register, promote and its way back, materialize, export."""
 
-import json
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -8,17 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shadowft_core.acts import PARAMS, ParamsOption, read_params
+from shadowft_core.acts import PARAMS, JsonOption, ParamsOption, print_json, read_params
 from shadowft_core.errors import InputError
 
 if TYPE_CHECKING:
     from shadowft_core.params import Registry, Store
-    from shadowft_core.promotion import Promotion
+    from shadowft_core.promotion import Entry, Promotion
 
 releases = typer.Typer()
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="the registered model")]
-JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object for machines")]
 StoreOption = Annotated[
     str | None, typer.Option("--store", help="where the deltas are now, a folder or s3://bucket/prefix")
 ]
@@ -57,7 +55,7 @@ def register(
     else:
         versions = [run(read, work, lock, params, git_state(lock.absolute().parent))]
     if as_json:
-        _print_json({"versions": [asdict(version) for version in versions]})
+        print_json({"versions": [asdict(version) for version in versions]})
         return
     for version in versions:
         print(f"models:/{version.name}/{version.number}")
@@ -120,7 +118,7 @@ def reconcile(
 
     found = run(*_named(params, name), dry_run)
     if as_json:
-        _print_json({"name": found.name, "champion": found.number, "dry_run": dry_run, "done": list(found.done)})
+        print_json({"name": found.name, "champion": found.number, "dry_run": dry_run, "done": list(found.done)})
         return
     for line in found.done:
         print(f"{'would repair' if dry_run else 'repaired'}: {line}")
@@ -133,6 +131,8 @@ def reconcile(
 def history(name: NameArgument, params: ParamsOption = PARAMS, as_json: JsonOption = False) -> None:
     """Every move of `champion`, first to last. Exit code 9 when an entry was edited, removed or reordered.
 
+    An entry that the head does not name is listed as dangling: a promotion that was cut off, or a head moved back.
+
     Example: shadowft history shadowft-pico
     """
     from shadowft_core.promotion import history as run
@@ -140,15 +140,18 @@ def history(name: NameArgument, params: ParamsOption = PARAMS, as_json: JsonOpti
     _, store = _named(params, name)
     chain = run(store, name)
     if as_json:
-        _print_json({"name": name, "entries": [entry.model_dump() | {"digest": entry.digest} for entry in chain]})
+        print_json({"name": name, "entries": _dumped(chain.entries), "dangling": _dumped(chain.dangling)})
         return
-    for entry in chain:
+    for entry in chain.entries:
         against = f" AGAINST the verdict {entry.decision}" if entry.override else ""
         print(
             f"{entry.number:>4} {entry.when} {entry.action:<9} version {entry.version} {entry.model} by {entry.who}"
             f"{against}{': ' if entry.reason else ''}{entry.reason}"
         )
-    print(f"{len(chain)} entries, the chain is whole")
+    remedy = f"shadowft reconcile {name}" if chain.entries else "shadowft promote"
+    for remark in chain.remarks:
+        print(f"dangling: {remark}; run `{remedy}`")
+    print(f"{len(chain.entries)} entries, the chain is whole{' up to its head' if chain.dangling else ''}")
 
 
 @releases.command("who-was", rich_help_panel="Looks")
@@ -171,7 +174,7 @@ def who_was(
     _, store = _named(params, name)
     entry = run(store, name, moment)
     if as_json:
-        _print_json(entry.model_dump() | {"digest": entry.digest})
+        print_json(*_dumped([entry]))
         return
     print(
         f"champion of {name} at {at}: version {entry.version}, model {entry.model} "
@@ -226,7 +229,7 @@ def export(
     else:
         made = _export_version(target, str(recipe), instruct, out, max_lora_rank, store, params)
     if as_json:
-        _print_json({"out": str(out), "for": target.value, **made})
+        print_json({"out": str(out), "for": target.value, **made})
     else:
         print(f"{out}: {made.get('digest') or 'an adapter for ' + made['base_model_name_or_path']}")
 
@@ -283,20 +286,17 @@ def _named(params: Path, name: str) -> "tuple[Registry, Store]":
         raise InputError(f"{name[:80]!r}: letters, digits, '.', '_' and '-' make the name of a model") from None
 
 
+def _dumped(entries: "list[Entry]") -> list[dict[str, Any]]:
+    return [entry.model_dump() | {"digest": entry.digest} for entry in entries]
+
+
 def _show_promotion(done: "Promotion", as_json: bool) -> None:
     if as_json:
-        entry = done.entry.model_dump() | {"digest": done.entry.digest}
-        _print_json(
-            {"name": done.name, "champion": done.number, "previous": done.previous, "changed": done.changed}
-            | {"entry": entry}
-        )
+        facts = {"name": done.name, "champion": done.number, "previous": done.previous, "changed": done.changed}
+        print_json(facts | {"entry": _dumped([done.entry])[0]})
         return
     before = f"was version {done.previous}" if done.previous else "was not set"
     print(
         f"champion of {done.name} is version {done.number}"
         + (f" ({before}), ledger entry {done.entry.number}" if done.changed else " already")
     )
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    print(json.dumps(value, indent=2, allow_nan=False))

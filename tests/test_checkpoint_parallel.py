@@ -39,7 +39,7 @@ def test_threads_keep_the_order_and_raise_the_first_error() -> None:
         return n * n
 
     assert list(threaded(act, range(40))) == [n * n for n in range(40)]
-    with pytest.raises(ValueError, match="^41$"):
+    with pytest.raises(ValueError, match=r"^41$"):
         list(threaded(act, range(60)))
 
 

@@ -11,7 +11,6 @@ from shadowft_core.checkpoint import open_checkpoint
 from shadowft_core.delta import extract, open_delta
 from shadowft_core.errors import MisfitError, ShapeMismatch, TensorMissing
 from shadowft_core.graft import Merge, graft, grafted_tensors
-from shadowft_core.graft.layouts import FUSED_TYPES
 from tests.fixtures.models import FAMILIES as CONFIGS
 from tests.fixtures.models import SIZES, shifted, write_model
 from tests.test_graft import BF16, F32, Tensors, bits, refused, tensors_of
@@ -188,20 +187,6 @@ def test_an_instruct_with_more_experts_than_the_delta_has_rows_for(tmp_path: Pat
         save(tmp_path / "more", "mixtral", False, more),
         [(delta, 1.0)],
     )
-
-
-def test_the_known_layouts_are_those_of_transformers() -> None:
-    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
-
-    for family in FUSED_TYPES:
-        operations = {
-            converter.target_patterns[0].lstrip("\\").rpartition(".")[2]: converter.operations
-            for converter in get_checkpoint_conversion_mapping(family)
-            if getattr(converter, "operations", None) and "experts" in converter.target_patterns[0]
-        }
-        kinds = {n: [(type(o).__name__, o.dim) for o in found] for n, found in operations.items()}
-        merge = ("MergeModulelist", 0)
-        assert kinds == {"gate_up_proj": [merge, ("Concatenate", 1)], "down_proj": [merge]}, family
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])

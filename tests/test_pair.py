@@ -23,7 +23,7 @@ from shadowft_core.errors import (
     Swapped,
     Unrelated,
 )
-from shadowft_core.pair import check_pair, fetch, model_label, resolve
+from shadowft_core.pair import check_pair, fetch, resolve
 from shadowft_core.params import Fetch
 from tests.fixtures.models import FAMILIES, Pair, shifted, write_model
 
@@ -222,7 +222,6 @@ def test_fetch_links_checks_and_pins(pair: Pair, tmp_path: Path) -> None:
         assert os.path.samefile(out / role / "model.safetensors", source / "model.safetensors")
     assert record["format"] == 1
     assert record["verdict"] == "ok"
-    assert model_label(out / "base") == ""
 
 
 def test_fetch_again_into_what_a_runner_left(pair: Pair, tmp_path: Path) -> None:
@@ -236,13 +235,6 @@ def test_fetch_again_into_what_a_runner_left(pair: Pair, tmp_path: Path) -> None
     fetch(params, out)
     assert (out / "pair.json").read_bytes() == first
     assert sorted(f.name for f in out.iterdir()) == ["base", "instruct", "pair.json"]
-
-
-def test_a_label_is_read_back(tmp_path: Path) -> None:
-    (tmp_path / "pair.json").write_text(json.dumps({"base": {"label": "synthetic base"}}))
-    assert model_label(tmp_path / "base") == "synthetic base"
-    assert model_label(tmp_path / "instruct") == ""
-    assert model_label(tmp_path / "elsewhere" / "base") == ""
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ import pytest
 from shadowft_core.checkpoint import open_checkpoint, write_checkpoint
 from shadowft_core.errors import PairError
 from shadowft_core.pair import check_pair, compare_models
-from shadowft_core.pair.layout import EXPERTS
 from tests.fixtures.models import Pair, shifted
 
 BF16, F32 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32)
@@ -143,50 +142,6 @@ def test_experts_of_a_model_without_a_known_conversion_are_refused(layouts: dict
         PairError, match=r"one side stores its experts one by one, .* 'mystery_moe' no conversion is known"
     ):
         check_pair(pair.base, pair.instruct)
-
-
-@pytest.mark.parametrize("kind", EXPERTS)
-def test_the_conversion_is_that_of_transformers(kind: str) -> None:
-    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
-    from transformers.core_model_loading import Concatenate, MergeModulelist, WeightConverter
-
-    block, (gate, up, down) = EXPERTS[kind]
-    mapping = get_checkpoint_conversion_mapping(kind)
-    assert mapping is not None
-    found = {
-        converter.target_patterns[0].rpartition(".")[2]: (
-            [pattern.rpartition("*.")[2] for pattern in converter.source_patterns],
-            [(type(operation), operation.dim) for operation in converter.operations],
-        )
-        for converter in mapping
-        if isinstance(converter, WeightConverter)
-    }
-    assert found == {
-        "gate_up_proj": ([f"{gate}.weight", f"{up}.weight"], [(MergeModulelist, 0), (Concatenate, 1)]),
-        "down_proj": ([f"{down}.weight"], [(MergeModulelist, 0)]),
-    }
-    renamed = [c.source_patterns[0] for c in mapping if c.target_patterns == [".mlp."]]
-    assert renamed == ([] if block == ".mlp." else [block])
-
-
-def test_pair_and_graft_know_the_same_models_and_the_same_rows() -> None:
-    """What the pair check compares across layouts, and row by row, the graft can carry over, and vice versa."""
-    from shadowft_core.graft.layouts import FUSED_TYPES
-    from shadowft_core.graft.tokens import is_embedding, is_head
-    from shadowft_core.pair.layout import has_token_rows
-
-    assert set(EXPERTS) == FUSED_TYPES
-    stems = ("embed_tokens", "tok_embeddings", "wte", "word_embeddings", "embed_in", "lm_head", "embed_out")
-    names = [f"{prefix}{stem}.weight" for prefix in ("", "model.", "language_model.model.") for stem in stems]
-    names += [
-        "output.weight",
-        "model.output.weight",
-        "model.layers.0.attention.output.weight",
-        Q_PROJ,
-        "model.norm.weight",
-    ]
-    for name in names:
-        assert has_token_rows(name) == (is_embedding(name) or is_head(name)), name
 
 
 # rows by token

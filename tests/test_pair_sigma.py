@@ -4,6 +4,7 @@ import json
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -47,6 +48,10 @@ def large(tmp_path: Path, dtype: np.dtype = BF16, distance: float = 0.02) -> Pai
     return pair
 
 
+def whole(pair: Pair) -> dict[str, Any]:
+    return compare_models(open_checkpoint(pair.base), open_checkpoint(pair.instruct), full=True)
+
+
 def sampled(pair: Pair, **options: bool) -> dict:
     return compare_models(open_checkpoint(pair.base), open_checkpoint(pair.instruct), full=False, **options)
 
@@ -73,7 +78,7 @@ def test_digests_do_not_change_the_figure_and_their_absence_hashes_nothing(
     pair = large(tmp_path)
     with_digests = check_pair(pair.base, pair.instruct)
     monkeypatch.setattr(Checkpoint, "tensor_digest", lambda *_: pytest.fail("hashed"))
-    without = check_pair(pair.base, pair.instruct, digests=False)
+    without = whole(pair)
     assert without["sigma"] == with_digests["sigma"]
     assert without["base"] == {}
 
@@ -98,7 +103,7 @@ def test_a_sample_is_small_and_near_the_full_figure(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(Checkpoint, "part", counted)
     found = sampled(pair)
-    full = check_pair(pair.base, pair.instruct, digests=False)["sigma"]
+    full = whole(pair)["sigma"]
     sigma = found["sigma"]
     assert found["sampled"] is True
     assert found["base"] == {}

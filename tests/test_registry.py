@@ -1,5 +1,6 @@
 """Versions are recipes in a real MLflow on SQLite; deltas lie in a real S3 server; what cannot be sent waits."""
 
+import http.server
 import shutil
 import subprocess
 import sys
@@ -12,11 +13,13 @@ import pytest
 
 from shadowft_core import registry as room
 from shadowft_core.checkpoint import file_digest, open_checkpoint
-from shadowft_core.errors import GraftError, RegistrationPending, RegistryError, StoreError
+from shadowft_core.errors import GraftError, RegistrationPending, RegistryError, StoreError, StoreUnreachable
 from shadowft_core.params import Store
+from shadowft_core.registry.evidence import Evidence
 from shadowft_core.registry.registration import waiting_in
 from tests.fixtures.models import Pair
 from tests.fixtures.runs import Run, write_verdict
+from tests.test_objects_secure import Recorder
 
 ROOT = Path(__file__).parent.parent
 
@@ -211,6 +214,28 @@ def test_the_recipe_names_the_store_as_configured_and_another_can_take_its_place
     assert open_checkpoint(tmp_path / "model").digest() == recipe["digest"]
     monkeypatch.setenv("SHADOWFT_STORE_URI", str(there))
     room.materialize(reference, tmp_path / "model", run.params.registry)
+
+
+def test_the_recipe_keeps_owner_and_encryption_of_its_bucket(
+    run: Run, s3_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owned = s3_store.model_copy(update={"bucket_owner": "123456789012"})
+    for store in (owned, Store(uri="s3://bucket/x", sse="aws:kms", sse_kms_key="alias/deltas", chunk_bytes=1 << 20)):
+        run.params = run.params.model_copy(update={"store": store})
+        evidence = Evidence(run.params, run.work, run.lock, ROOT / "params.yaml")
+        assert Store(**evidence.registration(None).recipe["store"]) == store
+    run.params = run.params.model_copy(update={"store": owned})
+    reference = f"models:/{run.register().name}/1"
+    handler = type("Handler", (Recorder,), {"seen": []})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        monkeypatch.setenv("SHADOWFT_STORE_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        try:
+            with pytest.raises(StoreUnreachable):
+                room.materialize(reference, tmp_path / "model", run.params.registry)
+        finally:
+            server.shutdown()
+    assert {headers.get("x-amz-expected-bucket-owner") for _, headers in handler.seen} == {"123456789012"}
 
 
 def test_a_registration_waits_for_mlflow_and_is_sent_once(run: Run, client: Any, tmp_path: Path) -> None:

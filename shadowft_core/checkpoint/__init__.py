@@ -1,6 +1,8 @@
-"""Weights on disk: the only room that reads or writes safetensors files. Also the digests and the atomic writes."""
+"""Weights on disk: the only room that reads or writes safetensors files. Also the digests, the atomic writes,
+and what tensor names mean in the families known here."""
 
 from shadowft_core.checkpoint import kernel
+from shadowft_core.checkpoint.families import EXPERTS, SINGLE_EXPERTS, is_embedding, is_head, is_vocabulary
 from shadowft_core.checkpoint.files import (
     bytes_digest,
     canonical_json,
@@ -37,10 +39,12 @@ from shadowft_core.checkpoint.writing import (
 __all__ = [
     "CHUNK",
     "DTYPES",
+    "EXPERTS",
     "FLOATS",
     "INDEX",
     "NO_TOKEN",
     "SINGLE",
+    "SINGLE_EXPERTS",
     "WORKERS",
     "Away",
     "Bytes",
@@ -52,6 +56,9 @@ __all__ = [
     "canonical_json",
     "file_digest",
     "in_order",
+    "is_embedding",
+    "is_head",
+    "is_vocabulary",
     "kernel",
     "model_digest",
     "new_folder",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from shadowft_core.checkpoint import SINGLE_EXPERTS
 from shadowft_core.delta.lora import Factors
 from shadowft_core.delta.merge import Change
 from shadowft_core.errors import AdapterError
@@ -18,7 +19,10 @@ from shadowft_core.errors import AdapterError
 if TYPE_CHECKING:
     from shadowft_core.delta.adapters import Adapter
 
-_MATRICES = {"gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")), "down_proj": (("down_proj",), ("w2",))}
+_MATRICES = {  # by fused parameter, the matrices it is made of, as each family calls them
+    "gate_up_proj": tuple((names.gate, names.up) for names in SINGLE_EXPERTS),
+    "down_proj": tuple((names.down,) for names in SINGLE_EXPERTS),
+}
 
 
 def fused_name(name: str) -> str:

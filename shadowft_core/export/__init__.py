@@ -28,7 +28,7 @@ from shadowft_core.export.rules import CONFIG, RANKS, WEIGHTS, lint
 from shadowft_core.graft.options import Options
 from shadowft_core.graft.plan import Source, make_plan
 
-__all__ = ["RANKS", "export_adapter", "lint"]
+__all__ = ["export_adapter", "lint"]
 
 AS_IS = Options()
 _MERGED = "use `shadowft export --for merged`"

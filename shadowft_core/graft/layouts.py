@@ -1,23 +1,18 @@
 """Mixture-of-experts weights in two layouts, one tensor per expert or all experts in one, mapped row by row.
 
-Per expert: `experts.N.gate_proj|up_proj|down_proj.weight`, Mixtral's `experts.N.w1|w3|w2.weight`. In one:
-`experts.gate_up_proj` (E, 2 I, H), gate above up, and `experts.down_proj` (E, H, I). The correspondence is that of
-transformers 5 (conversion_mapping.py, `mixtral` and `qwen2_moe`: MergeModulelist(0), Concatenate(1)).
+checkpoint/families.py describes the two.
 """
 
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-# Model types whose fused experts are stored so; others interleave or transpose them.
-FUSED_TYPES = {
-    *("mixtral", "minimax", "minimax_m2", "qwen2_moe", "qwen3_moe", "qwen3_next", "olmoe", "flex_olmo", "dots1"),
-    *("deepseek_v2", "deepseek_v3", "glm4_moe", "hunyuan_v1_moe"),
-}
-_EXPERT = re.compile(r"(.+)\.experts\.(\d+)\.(w1|w2|w3|gate_proj|up_proj|down_proj)\.weight")
+from shadowft_core.checkpoint import SINGLE_EXPERTS
+
+_PART = {getattr(names, part): part for names in SINGLE_EXPERTS for part in ("gate", "up", "down")}
+_EXPERT = re.compile(rf"(.+)\.experts\.(\d+)\.({'|'.join(_PART)})\.weight")
 _FUSED = re.compile(r"(.+)\.experts\.(gate_up_proj|down_proj)(?:\.weight)?")
 _ROUTER = re.compile(r"(.+\.(?:block_sparse_moe|mlp))\.gate\.weight")
-_PART = {"w1": "gate", "w2": "down", "w3": "up", "gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
 
 
 class Place(NamedTuple):

@@ -5,11 +5,20 @@ from typing import Any
 
 import numpy as np
 
-from shadowft_core.checkpoint import FLOATS, NO_TOKEN, Checkpoint, token_marks
+from shadowft_core.checkpoint import (
+    EXPERTS,
+    FLOATS,
+    NO_TOKEN,
+    Checkpoint,
+    is_embedding,
+    is_head,
+    is_vocabulary,
+    token_marks,
+)
 from shadowft_core.delta import AnyDelta
 from shadowft_core.errors import MisfitError, Quantised, ShapeMismatch, TensorMissing, TokenMismatch
-from shadowft_core.graft.layouts import FUSED_TYPES, all_places, experts, is_mixture, kind, places
-from shadowft_core.graft.tokens import account, is_embedding, is_head, is_vocabulary, match_rows, runs_of
+from shadowft_core.graft.layouts import all_places, experts, is_mixture, kind, places
+from shadowft_core.graft.tokens import account, match_rows, runs_of
 
 Runs = np.ndarray
 """int64 (n, 3): first row in the Instruct's tensor, first row in the delta's, rows. A row runs along the last axis."""
@@ -140,7 +149,7 @@ class Match:
                 f"{self.model.path}; take an Instruct with the same experts"
             )
         family = self.model.config.get("model_type")
-        if any(slot[-1] != "router" for slot in ours) and family not in FUSED_TYPES:
+        if any(slot[-1] != "router" for slot in ours) and family not in EXPERTS:
             raise MisfitError(
                 f"{self.delta.path}: tensor {name} lies in another layout in {self.model.path}, and how {family!r} "
                 "orders its experts is not known here; save both models in one layout"

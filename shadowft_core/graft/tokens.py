@@ -1,30 +1,11 @@
 """Rows of embeddings and heads are matched by token, never by mere position."""
 
-import re
 from typing import Any
 
 import numpy as np
 
 from shadowft_core.checkpoint import NO_TOKEN
 from shadowft_core.errors import TokenMismatch
-
-# Embeddings and heads of the common families: one row per token id, axis 0.
-_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|tok_embeddings|wte|word_embeddings|embed_in)\.weight$")
-_HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.(weight|bias)$|^((language_)?model\.)?output\.weight$")
-_OTHER = re.compile(r"(^|\.)embed_tokens_per_layer\.weight$")
-
-
-def is_embedding(name: str) -> bool:
-    return _EMBEDDING.search(name) is not None
-
-
-def is_head(name: str) -> bool:
-    return _HEAD.search(name) is not None and not name.endswith(".bias")
-
-
-def is_vocabulary(name: str) -> bool:
-    """Whether axis 0 of this tensor counts token ids."""
-    return any(pattern.search(name) for pattern in (_EMBEDDING, _HEAD, _OTHER))
 
 
 def match_rows(ours: np.ndarray, theirs: np.ndarray, where: str) -> np.ndarray:

@@ -14,7 +14,6 @@ from shadowft_core.checkpoint import (
     Checkpoint,
     new_folder,
     open_checkpoint,
-    read_json_object,
     write_json_atomically,
 )
 from shadowft_core.errors import SameModel, Unrelated
@@ -25,18 +24,17 @@ from shadowft_core.pair.sigma import measure
 if TYPE_CHECKING:
     from shadowft_core.params import Fetch
 
-__all__ = ["check_pair", "compare_models", "fetch", "is_away", "model_label", "opened", "resolve"]
+__all__ = ["check_pair", "compare_models", "fetch", "opened", "resolve"]
 
 SIGMA_NEAR, SIGMA_FAR, SIGMA_UNRELATED = 0.001, 0.1, 0.5
-PAIR = "pair.json"
 
 
-def check_pair(base: Path, instruct: Path, *, digests: bool = True) -> dict[str, Any]:
+def check_pair(base: Path, instruct: Path) -> dict[str, Any]:
     """Check a Base folder against an Instruct folder: headers, configs and tokenizers first, then all weights.
 
-    Returns and raises what `compare_models` does; without `digests` nothing is hashed.
+    Returns and raises what `compare_models` does, with digests.
     """
-    return compare_models(open_checkpoint(base), open_checkpoint(instruct), full=True, digests=digests)
+    return compare_models(open_checkpoint(base), open_checkpoint(instruct), full=True, digests=True)
 
 
 def compare_models(
@@ -102,15 +100,7 @@ def fetch(params: "Fetch", out: Path) -> None:
         for role, (source, label) in resolved.items():
             _link(open_checkpoint(source), folder / role)
             record[role] = {"ref": references[role], "label": label, **result[role]}
-        write_json_atomically(folder / PAIR, record)
-
-
-def model_label(model: Path) -> str:
-    """The label that `fetch` recorded for work/pair/base or work/pair/instruct; empty when there is no record."""
-    record = model.parent / PAIR
-    if not record.is_file():
-        return ""
-    return str(read_json_object(record).get(model.name, {}).get("label", ""))
+        write_json_atomically(folder / "pair.json", record)
 
 
 def _link(model: Checkpoint, folder: Path) -> None:

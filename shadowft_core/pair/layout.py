@@ -1,10 +1,7 @@
 """Which weights of the Base belong to which of the Instruct, whatever the layout of either file.
 
 Mostly a tensor belongs to the tensor of its name. Rows of embeddings and heads belong together by token id. Experts
-are stored one by one (`experts.3.w1.weight`) or fused (`experts.gate_up_proj`, all experts in one tensor); where the
-two sides differ, the fused side is cut into experts. The fused layout, as transformers 5 reads and writes it:
-gate_up_proj is (experts, 2 * intermediate, hidden), the gate first, and down_proj (experts, hidden, intermediate), so
-that every expert is one run of bytes.
+are stored one by one or fused (checkpoint/families.py); where the two sides differ, the fused side is cut into experts.
 """
 
 import math
@@ -13,26 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shadowft_core.checkpoint import Checkpoint
+from shadowft_core.checkpoint import EXPERTS, Checkpoint, is_embedding, is_head
 from shadowft_core.errors import PairError
 from shadowft_core.pair.tokens import Run, Vocabularies
 
-_ROWS = re.compile(
-    r"(^|\.)(embed_tokens|tok_embeddings|word_embeddings|wte|embed_in|embed_out|lm_head)\.weight$"
-    r"|^((language_)?model\.)?output\.weight$"
-)
 _HEAD = re.compile(r"(^|\.)lm_head\.weight$")
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 _FUSED = re.compile(r"(?P<block>.*\.experts)\.(?P<part>gate_up_proj|down_proj)")
-_MIXTRAL = (".block_sparse_moe.", ("w1", "w3", "w2"))
-_QWEN = (".mlp.", ("gate_proj", "up_proj", "down_proj"))
-# Where experts lie when stored one by one, and what gate, up and down are called then. Model types whose fused layout
-# is the one above, and no other (transformers 5.23, conversion_mapping).
-EXPERTS = {
-    **dict.fromkeys(("mixtral", "minimax", "minimax_m2"), _MIXTRAL),
-    **dict.fromkeys(("qwen2_moe", "qwen3_moe", "qwen3_next", "olmoe", "flex_olmo", "glm4_moe", "dots1"), _QWEN),
-    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "hunyuan_v1_moe"), _QWEN),
-}
 
 
 @dataclass(frozen=True)
@@ -121,7 +105,7 @@ def match(base: Checkpoint, instruct: Checkpoint, found: Vocabularies) -> tuple[
 
 def has_token_rows(name: str) -> bool:
     """Whether a tensor is an embedding or a head: one row per token id."""
-    return _ROWS.search(name) is not None
+    return is_embedding(name) or is_head(name)
 
 
 def head(model: Checkpoint) -> str | None:
@@ -172,7 +156,7 @@ def _experts(side: Mapping[str, View], instruct: Checkpoint) -> dict[str, View]:
             f"one side stores its experts one by one, the other fused, and for model_type {kind!r} no conversion is "
             "known; save both with the same version of transformers"
         )
-    block, (gate, up, down) = EXPERTS[kind]
+    block, gate, up, down = EXPERTS[kind]
     found: dict[str, View] = {}
     for name, view in side.items():
         fused = _FUSED.fullmatch(name)

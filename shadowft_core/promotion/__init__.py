@@ -12,10 +12,10 @@ from typing import Any
 import shadowft_core.store as stores
 from shadowft_core.errors import InputError, LedgerError, PromotionRefused, RegistryError, StoreError
 from shadowft_core.params import Registry, Store, located
-from shadowft_core.promotion.ledger import Entry, Ledger
+from shadowft_core.promotion.ledger import Chain, Entry, Ledger
 from shadowft_core.registry import tracking
 
-__all__ = ["Entry", "Promotion", "Repair", "history", "promote", "reconcile", "rollback", "who_was"]
+__all__ = ["Chain", "Entry", "Promotion", "Repair", "history", "promote", "reconcile", "rollback", "who_was"]
 
 CHAMPION = "champion"
 LONGEST_REASON = 2000  # characters
@@ -137,11 +137,13 @@ def rollback(registry: Registry, store: Store, to: str | None = None, reason: st
 def reconcile(registry: Registry, store: Store, dry_run: bool = False) -> Repair:
     """Make the alias follow the ledger: moved by hand, its version deleted, or left behind by a killed process.
 
-    What was done stands in the ledger too. Raises LedgerError when the alias stands without a ledger, or when the
-    champion's version is gone and cannot be registered again; nothing is moved then.
+    What was done stands in the ledger too, and so does an entry that dangles, with whoever wrote it. Raises LedgerError
+    when the alias stands without a ledger or at a dangling entry, when the ledger is damaged, or when the champion's
+    version is gone and cannot be registered again; nothing is moved then.
     """
     ledger = Ledger(store, registry.name)
-    tip = ledger.tip()
+    chain = ledger.chain()
+    tip = chain.tip
     with tracking.connected(registry) as client:
         alias = tracking.alias_of(client, registry.name, CHAMPION)
         if tip.entry is None:
@@ -151,7 +153,16 @@ def reconcile(registry: Registry, store: Store, dry_run: bool = False) -> Repair
                     "makes it the first entry"
                 )
             return Repair(registry.name, None, ())
-        done = []
+        if alias != tip.entry.version and (ahead := [e for e in chain.dangling if e.version == alias]):
+            if (now := ledger.tip()) != tip:
+                raise ledger.lost(now)
+            raise LedgerError(
+                f"{ledger.where}: ends at entry {tip.number}, version {tip.entry.version}, yet {CHAMPION} points at "
+                f"version {alias} of entry {ahead[0].number}, which the head does not name: the head was moved back, "
+                "or the alias by hand; restore the head from the bucket's versions, or confirm version "
+                f"{tip.entry.version} with `shadowft rollback {registry.name} --to {tip.entry.version}`"
+            )
+        done = chain.remarks
         version = _standing(client, tip.entry)
         if version is None or int(version.version) != tip.entry.version:
             done.append(f"version {tip.entry.version} is gone from the registry")
@@ -169,7 +180,7 @@ def reconcile(registry: Registry, store: Store, dry_run: bool = False) -> Repair
                 undo=tip.entry.undo,
                 action="reconcile",
                 override=tip.entry.override,
-                reason="; ".join(done),
+                reason="; ".join(done)[:LONGEST_REASON],
                 decision=tip.entry.decision,
                 **_facts(version, tracking.recipe_of(client, version)),
             )
@@ -177,8 +188,12 @@ def reconcile(registry: Registry, store: Store, dry_run: bool = False) -> Repair
     return Repair(registry.name, number, tuple(done))
 
 
-def history(store: Store, name: str) -> list[Entry]:
-    """The whole chain, first entry first. Raises LedgerError on an edited, missing or reordered entry."""
+def history(store: Store, name: str) -> Chain:
+    """The whole chain, first entry first. Raises LedgerError on an edited, missing or reordered entry.
+
+    An entry that dangles is no error: a promotion may be under way, or was cut off. It may also be the only trace of a
+    head moved back by one.
+    """
     return Ledger(store, name).chain()
 
 

@@ -2,8 +2,11 @@
 
 In the delta store, per model name: `ledger/NAME/entries/<hex>` holds an entry under the SHA-256 of its bytes, and
 `ledger/NAME/head` names the last one. An entry names the one before it, so an edited, missing or reordered entry shows;
-the head moves by compare-and-swap only, so of any number of writers one wins. What this does not stop is a person with
-write rights who moves the head back and removes the entries behind it; the bucket's own versioning does.
+the head moves by compare-and-swap only, so of any number of writers one wins. A writer killed before it moved the head
+leaves an entry that dangles: it follows the last one, and no head names it. So does a head moved back by one; `history`
+names the entry, `reconcile` writes into the chain that it stood there. What this does not stop is a person with write
+rights who moves the head back and removes the entries behind it, or has another promotion take their place; the
+bucket's own versioning does.
 """
 
 import getpass
@@ -82,6 +85,25 @@ class Tip:
         return self.entry.number if self.entry else 0
 
 
+@dataclass(frozen=True)
+class Chain:
+    """A whole ledger: its entries, first to last, and those that would be next, but that the head does not name."""
+
+    tip: Tip
+    entries: list[Entry]
+    dangling: list[Entry]
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is to be said of each dangling entry."""
+        return [
+            f"entry {entry.number} ({entry.action}, version {entry.version}, {entry.who}, {entry.when}, "
+            f"{entry.digest}) exists, the head does not name it: a promotion that was cut off or is under way, or a "
+            "head moved back"
+            for entry in self.dangling
+        ]
+
+
 class Ledger:
     """The ledger of the registered model `name` in a store.
 
@@ -133,25 +155,29 @@ class Ledger:
                 )
             entry = before
 
-    def chain(self) -> list[Entry]:
-        """All entries, first to last, and proof that none behind the last was cut off.
+    def chain(self) -> Chain:
+        """All entries, and proof that of those behind the last at most one generation was cut off: it dangles.
 
         A writer that lost a race leaves an entry that nothing follows; one that is followed had been the head.
         """
+        # Listed before the head is read: an entry found here that was ever the head is in the chain of that head.
+        keys = list(self._objects.list(f"ledger/{self.name}/entries"))
         tip = self.tip()
         chain = list(self.backwards(tip))[::-1]
-        known = {entry.digest for entry in chain}
-        for key in self._objects.list(f"ledger/{self.name}/entries"):
-            digest = "sha256:" + key.rpartition("/")[2]
+        known, dangling = {entry.digest for entry in chain}, []
+        last = tip.entry.digest if tip.entry else None
+        for digest in ("sha256:" + key.rpartition("/")[2] for key in keys):
             if digest in known:
                 continue
             entry = self.entry(digest)
-            if entry.previous is not None and entry.previous not in known:
+            if entry.previous == last:
+                dangling.append(entry)
+            elif entry.previous is not None and entry.previous not in known:
                 raise LedgerError(
                     f"{self.where}: ends at entry {tip.number}, yet entry {entry.number} of {entry.when} follows one "
                     "that is not in it any more: the head was moved back; restore it from the bucket's versions"
                 )
-        return chain
+        return Chain(tip, chain, dangling)
 
     def append(self, tip: Tip, undo: str | None, **facts: Any) -> Entry:
         """Write the entry that follows `tip`; return it. Raises LedgerError naming the winner when the head has moved.

@@ -99,7 +99,9 @@ class Evidence:
         return judged | {
             "instruct": self.pair["instruct"],
             "base": self.pair["base"],
-            "store": {"uri": store.uri, "endpoint": store.endpoint, "region": store.region},
+            # Three fields always: a run registered before keeps its key. Of the rest, none a secret, what was set.
+            "store": {"uri": store.uri, "endpoint": store.endpoint, "region": store.region}
+            | store.model_dump(exclude_defaults=True),
             "verdict": {"digest": file_digest(self.work / "verdict.json"), "decision": self.decision},
             "lineage": {"lock": file_digest(self.lock), "data": self._data_digest(), "train": self._train_digest()},
         }

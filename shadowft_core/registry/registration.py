@@ -1,6 +1,6 @@
 """One registration, whole and by itself: what MLflow is told of a run, kept on disk until MLflow has it.
 
-`var/pending/NUMBER-KEY/` holds registration.json and the files to attach. It is written before MLflow is asked for
+`var/pending/NUMBER-KEY-PID/` holds registration.json and the files to attach. It is written before MLflow is asked for
 anything and removed when the version stands, so neither an outage nor a killed process loses a registration, and the
 next run may overwrite work/ meanwhile.
 """

@@ -1,0 +1,141 @@
+"""The chain of a ledger: what was edited, removed, reordered, cut off or moved back is found."""
+
+import json
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from shadowft_core import promotion as room
+from shadowft_core.checkpoint import canonical_json
+from shadowft_core.errors import InputError, LedgerError
+from shadowft_core.promotion.ledger import Entry, Ledger
+from tests.fixtures.runs import Released
+
+ROOT = Path(__file__).parent.parent
+
+
+def entries(released: Released) -> dict[int, Path]:
+    """The files of the ledger by entry number."""
+    folder = Path(released.store.uri) / "ledger" / released.name / "entries"
+    return {json.loads(path.read_bytes())["number"]: path for path in folder.iterdir()}
+
+
+@pytest.fixture
+def chain(released: Released) -> list[Entry]:
+    for version in ("1", "2", "1", "2"):
+        room.promote(released.registry, released.store, version)
+    return room.history(released.store, released.name).entries
+
+
+def test_an_edited_entry_is_found(released: Released, chain: list[Entry]) -> None:
+    path = entries(released)[2]
+    path.write_bytes(chain[1].model_copy(update={"who": "nobody@nowhere"}).raw)
+    with pytest.raises(
+        LedgerError, match=rf"{path.name} was edited: it is sha256:.*, the chain says {chain[1].digest}"
+    ):
+        room.history(released.store, released.name)
+
+
+def test_a_missing_entry_is_found(released: Released, chain: list[Entry]) -> None:
+    entries(released)[3].unlink()
+    with pytest.raises(LedgerError, match="is missing; restore it"):
+        room.history(released.store, released.name)
+
+
+def test_a_reordered_chain_is_found(released: Released, chain: list[Entry]) -> None:
+    """Whoever may write can make entries with right digests; their numbers then do not follow each other."""
+    forged = chain[3].model_copy(update={"previous": chain[1].digest})
+    folder = Path(released.store.uri) / "ledger" / released.name
+    (folder / "entries" / forged.digest.removeprefix("sha256:")).write_bytes(forged.raw)
+    head = json.loads((folder / "head").read_bytes()) | {"entry": forged.digest}
+    (folder / "head").write_bytes(canonical_json(head))
+    with pytest.raises(LedgerError, match="entry 4 follows entry 2; entries are missing or reordered"):
+        room.history(released.store, released.name)
+
+
+def test_a_head_moved_back_is_found(released: Released, chain: list[Entry]) -> None:
+    head = Path(released.store.uri) / "ledger" / released.name / "head"
+    real = json.loads(head.read_bytes())
+    released.move_back(chain[1])
+    with pytest.raises(LedgerError, match=r"ends at entry 2, yet entry 4 of .* the head was moved back"):
+        room.history(released.store, released.name)
+    head.write_bytes(canonical_json(real | {"number": 3}))
+    with pytest.raises(LedgerError, match="says entry 3, that entry is number 4"):
+        room.promote(released.registry, released.store, "1")
+
+
+def test_a_head_moved_back_by_one_is_named_and_recorded(released: Released, chain: list[Entry]) -> None:
+    """It looks like a promotion that was cut off, but for the alias, which follows only where the head has been."""
+    registry, store = released.registry, released.store
+    released.move_back(chain[2])
+    found = room.history(store, registry.name)
+    assert (found.entries, found.dangling) == (chain[:3], [chain[3]])
+    (remark,) = found.remarks
+    assert re.match(r"entry 4 \(promote, version 2, .*does not name it: a promotion that was cut off", remark)
+    with pytest.raises(LedgerError, match=r"champion points at version 2 of entry 4, .* was moved back, or"):
+        room.reconcile(registry, store)
+    assert room.history(store, registry.name) == found
+    assert released.champion() == 2
+
+    assert room.rollback(registry, store, to="1").changed is False  # the way out that the error names
+    assert released.champion() == 1
+    assert room.reconcile(registry, store, dry_run=True).done == (remark,)
+    assert room.history(store, registry.name) == found
+    assert room.reconcile(registry, store) == room.Repair(registry.name, 1, (remark,))
+    settled = room.history(store, registry.name)
+    assert (settled.dangling, settled.entries[-1].action, settled.entries[-1].reason) == ([], "reconcile", remark)
+    assert room.reconcile(registry, store).done == ()
+
+
+def test_a_head_that_is_gone_leaves_the_first_entry_dangling(released: Released) -> None:
+    first = room.promote(released.registry, released.store, "1").entry
+    (Path(released.store.uri) / "ledger" / released.name / "head").unlink()
+    found = room.history(released.store, released.name)
+    assert (found.entries, found.dangling) == ([], [first])
+    with pytest.raises(LedgerError, match="is empty, yet champion points at version 1"):
+        room.reconcile(released.registry, released.store)
+
+
+def test_a_promoter_killed_before_it_moved_the_head_leaves_an_entry_that_dangles(released: Released) -> None:
+    registry, store = released.registry, released.store
+    room.promote(registry, store, "1")
+    code = f"""
+import os, signal
+from shadowft_core.objects.folder import FolderObjects
+from shadowft_core.params import Registry, Store
+from shadowft_core.promotion import promote
+FolderObjects.swap = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+promote(Registry(**{registry.model_dump()!r}), Store(**{store.model_dump()!r}), "2")
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == -9
+    found = room.history(store, registry.name)
+    assert [entry.version for entry in found.dangling] == [2]
+    assert released.champion() == 1
+    assert room.reconcile(registry, store) == room.Repair(registry.name, 1, tuple(found.remarks))
+    assert room.promote(registry, store, "2").entry.number == 3
+    assert room.history(store, registry.name).dangling == []
+
+
+def test_a_writer_that_lost_leaves_the_history_whole(released: Released, chain: list[Entry]) -> None:
+    ledger = Ledger(released.store, released.name)
+    before = ledger.tip()
+    room.promote(released.registry, released.store, "1")
+    facts = chain[1].model_dump(include={"version", "model", "recipe", "verdict", "decision", "run_id", "source"})
+    with pytest.raises(LedgerError, match=r"won with entry 5 \(promote, version 1, 20.*nothing was moved"):
+        ledger.append(before, undo=None, action="promote", override=False, reason="", **facts)
+    assert len(room.history(released.store, released.name).entries) == 5
+    assert len(entries(released)) == 5  # by number: two entries claim to be the fifth
+    assert len(list(Path(released.store.uri, "ledger", released.name, "entries").iterdir())) == 6
+
+
+def test_who_was_champion_at_a_time(released: Released, chain: list[Entry]) -> None:
+    now = datetime.now(UTC)
+    assert room.who_was(released.store, released.name, now + timedelta(minutes=1)) == chain[-1]
+    with pytest.raises(LedgerError, match=r"had no champion at .* the first was made champion at"):
+        room.who_was(released.store, released.name, now - timedelta(days=1))
+    with pytest.raises(InputError, match="no time zone"):
+        room.who_was(released.store, released.name, datetime(2026, 1, 1))

@@ -201,10 +201,7 @@ class S3Objects:
             try:
                 return attempt()
             except boto.ClientError as error:
-                judged = self._judge(error, key)
-                if judged is None:
-                    raise  # not inside _judge: a frame that holds what it raises keeps the body until the next gc
-                if (last := judged) == "BadDigest":
+                if (last := self._judge(error, key)) == "BadDigest":
                     damaged += 1
                     if damaged == DAMAGED_ATTEMPTS:
                         raise Damaged("the store found another checksum") from None
@@ -242,8 +239,8 @@ class S3Objects:
             time.sleep(pause * random.uniform(0.7, 1.3))  # noqa: S311  spreads racing writers, nothing secret
             pause, repeated = min(pause * 2, 3.0), True
 
-    def _judge(self, error: Any, key: str) -> str | None:
-        """Name a refusal that is worth another attempt, None for an answer; raise the others in plain words."""
+    def _judge(self, error: Any, key: str) -> str:
+        """Name a refusal that is worth another attempt; raise the others in plain words."""
         code = str(error.response.get("Error", {}).get("Code", ""))
         status = int(error.response["ResponseMetadata"]["HTTPStatusCode"])
         if code == "NoSuchKey" and error.operation_name == "GetObject":
@@ -260,7 +257,10 @@ class S3Objects:
                 "AWS_SECRET_ACCESS_KEY, the rights of that identity, store.bucket_owner and this machine's clock"
             )
         if status in (404, 412):
-            return None
+            try:
+                raise error
+            finally:
+                del error  # else this frame and its own exception keep the sent chunk alive until the next collection
         if (
             status in (408, 409, 429)
             or (status >= 500 and status != 501)

@@ -1,9 +1,11 @@
 """Objects keep their promises on a real S3 server and in a folder."""
 
+import gc
 import io
 import os
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,24 @@ def test_round_trip(objects: Objects) -> None:
     objects.put_if_absent("ab", b"d", bytes_digest(b"d"))
     assert list(objects.list("")) == ["a/b", "a/c", "ab"]
     assert list(objects.list("a")) == ["a/b", "a/c"]
+
+
+class Body(bytearray):
+    """Bytes that can be watched."""
+
+
+def test_what_was_sent_is_let_go_at_once(objects: Objects) -> None:
+    gc.collect()
+    gc.disable()  # a chunk that waits for the collector in a cycle makes memory grow with what is sent
+    try:
+        for key in ("new", "new", "other"):
+            body = Body(DATA)
+            watched = weakref.ref(body)
+            objects.put_if_absent(key, body, bytes_digest(body))
+            del body
+            assert watched() is None
+    finally:
+        gc.enable()
 
 
 def test_a_taken_name_is_never_overwritten(objects: Objects) -> None:

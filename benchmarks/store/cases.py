@@ -1,5 +1,6 @@
 """What is timed: whole processes that bring a delta into a real S3 server on loopback, and back."""
 
+import hashlib
 import os
 import shutil
 import sys
@@ -19,6 +20,7 @@ from shadowft_core.store import opened, promises
 ROOT = Path(__file__).parent.parent.parent
 WEIGHTS = "dense.safetensors"
 MATRIX = 24 << 20  # elements: 96 MiB of float32, some chunks
+BLOCK = 1 << 18  # elements: 1 MiB
 AWS_CONFIG = """[default]
 region = us-east-1
 s3 =
@@ -46,7 +48,7 @@ def use(server: S3Server, scratch: Path) -> None:
 
 
 def make_delta(folder: Path, size: int, seed: int, changed: int | None = None, sparse: bool = False) -> Path:
-    """A delta folder of about `size` bytes: matrices of 96 MiB, a norm of 16 KiB after each, seeded.
+    """A delta folder of about `size` bytes: plain matrices of 96 MiB, a norm of 16 KiB after each, seeded.
 
     `changed` names a matrix that gets other values. With `sparse`, the file is a hole but for 8 bytes in every MiB, so
     that no two chunks are the same.
@@ -57,22 +59,31 @@ def make_delta(folder: Path, size: int, seed: int, changed: int | None = None, s
     layout = {
         f"layers.{n}.{part}": ("F32", (many,)) for n in range(count) for part, many in (("w", matrix), ("n", 4096))
     }
-    header = build_header(layout)
+    tensors = {}
     with (folder / WEIGHTS).open("wb") as file:
-        file.write(header)
-        for number, (_, (elements,)) in enumerate(layout.values()):
+        file.write(build_header(layout))
+        for number, (name, (_, (elements,))) in enumerate(layout.items()):
             draw = np.random.default_rng([seed, number, number == changed])
-            if sparse:
-                start = file.tell()
-                for mark in range(0, 4 * elements - 8, 1 << 20):
-                    file.seek(start + mark)
-                    file.write(draw.bytes(8))
-                file.seek(start + 4 * elements)
-            else:
-                for begin in range(0, elements, 1 << 20):
-                    file.write(draw.standard_normal(min(1 << 20, elements - begin), dtype=np.float32).tobytes())
+            sha, squares = hashlib.sha256(), 0.0
+            for begin in range(0, elements, BLOCK):
+                values = np.zeros(min(BLOCK, elements - begin), np.float32)
+                marks = values[:2] if sparse else values
+                draw.standard_normal(out=marks, dtype=np.float32)
+                sha.update(values)
+                squares += float(np.square(marks, dtype=np.float64).sum())
+                file.write(marks)
+                file.seek(values.nbytes - marks.nbytes, os.SEEK_CUR)
+            norm = float(f"{squares**0.5:.9g}")
+            digest = f"sha256:{sha.hexdigest()}"
+            tensors[name] = {"form": "plain", "shape": [elements], "norm": norm, "digest": digest}
         file.truncate()
-    certificate = {"format": 2, "kind": "dense", "seed": seed, "changed": changed, "bytes": size}
+    sample = {f"sample.{name}": ("F32", (64,)) for name in layout}
+    drawn = np.random.default_rng(seed).standard_normal(64 * len(sample), dtype=np.float32)
+    (folder / "base.safetensors").write_bytes(build_header(sample) + drawn.tobytes())
+    base = {"digest": bytes_digest(b"synthetic base"), "tokenizer_digest": None, "tied": False}
+    base |= {"sample": file_digest(folder / "base.safetensors")}
+    certificate = {"format": 2, "kind": "dense", "base": base, "tensors": tensors, "train": None, "waivers": []}
+    certificate |= {"created_by": f"benchmark seed {seed}"}
     (folder / "delta.json").write_bytes(canonical_json(certificate))
     return folder
 

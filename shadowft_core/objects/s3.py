@@ -257,7 +257,10 @@ class S3Objects:
                 "AWS_SECRET_ACCESS_KEY, the rights of that identity, store.bucket_owner and this machine's clock"
             )
         if status in (404, 412):
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # else this frame and its own exception keep the sent chunk alive until the next collection
         if (
             status in (408, 409, 429)
             or (status >= 500 and status != 501)

@@ -23,7 +23,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     built = tmp_path_factory.mktemp("kernel") / "kernel.so"
     flags = ["-O3", "-ffp-contract=off", "-Wno-psabi", "-Wall", "-Werror", "-shared", "-fPIC"]
     subprocess.run([compiler, *flags, "-o", built, SOURCE], check=True)
-    return ctypes.CDLL(str(built))
+    return kernel.typed(ctypes.CDLL(str(built)))
 
 
 def every_word() -> np.ndarray:

@@ -36,37 +36,37 @@ ALWAYS_INLINE void narrow(words *out, const floats *in)
     *out = __builtin_convertvector(wide, words);
 }
 
+/* as memcpy, which is one instruction for a full vector */
+ALWAYS_INLINE void take(void *out, const void *in, size_t width, size_t count)
+{
+    if (count == LANES)
+        memcpy(out, in, width * LANES);
+    else
+        memcpy(out, in, width * count);
+}
+
 /* out = after - before */
 EVERY_MACHINE void shadowft_subtract(const uint16_t *after, const uint16_t *before, float *out, size_t size)
 {
-    size_t i = 0;
-    for (; i + LANES <= size; i += LANES) {
-        words a, b;
-        floats x, y;
-        memcpy(&a, after + i, sizeof a);
-        memcpy(&b, before + i, sizeof b);
-        widen(&x, &a);
-        widen(&y, &b);
-        x -= y;
-        memcpy(out + i, &x, sizeof x);
-    }
-    if (i < size) {
+    for (size_t i = 0; i < size; i += LANES) {
+        size_t count = size - i < LANES ? size - i : LANES;
         words a = {0}, b = {0};
         floats x, y;
-        memcpy(&a, after + i, 2 * (size - i));
-        memcpy(&b, before + i, 2 * (size - i));
+        take(&a, after + i, 2, count);
+        take(&b, before + i, 2, count);
         widen(&x, &a);
         widen(&y, &b);
         x -= y;
-        memcpy(out + i, &x, 4 * (size - i));
+        take(out + i, &x, 4, count);
     }
 }
 
-/* result = bfloat16(weights + delta); sums += |weights|^2, |delta|^2, |reached|^2, <delta, reached>,
+/* result = bfloat16(weights + delta), where delta is NULL for (after - before) * scale; sums += |weights|^2, |delta|^2, |reached|^2, <delta, reached>,
  * |reached - delta|^2, entries that move, moving entries that reach nothing; reached = result - weights.
  * Entries beyond the end are zeros and leave every sum as it is. */
 EVERY_MACHINE void shadowft_add(
-    const uint16_t *weights, const float *delta, uint16_t *result, size_t size, double sums[7])
+    const uint16_t *weights, const float *delta, const uint16_t *after, const uint16_t *before, float scale,
+    uint16_t *result, size_t size, double sums[7])
 {
     const bits one = (bits){0} + 1;
     for (size_t start = 0; start < size; start += BLOCK) {
@@ -77,20 +77,20 @@ EVERY_MACHINE void shadowft_add(
             size_t count = end - i < LANES ? end - i : LANES;
             words word = {0};
             floats w, d = {0}, sum, reached, error;
-            if (count == LANES) {
-                memcpy(&word, weights + i, sizeof word);
-                memcpy(&d, delta + i, sizeof d);
-            } else {
-                memcpy(&word, weights + i, 2 * count);
-                memcpy(&d, delta + i, 4 * count);
+            if (delta)
+                take(&d, delta + i, 4, count);
+            else {
+                take(&word, after + i, 2, count);
+                widen(&d, &word);
+                take(&word, before + i, 2, count);
+                widen(&w, &word);
+                d = (d - w) * scale;
             }
+            take(&word, weights + i, 2, count);
             widen(&w, &word);
             sum = w + d;
             narrow(&word, &sum);
-            if (count == LANES)
-                memcpy(result + i, &word, sizeof word);
-            else
-                memcpy(result + i, &word, 2 * count);
+            take(result + i, &word, 2, count);
             widen(&reached, &word);
             reached -= w;
             error = reached - d;

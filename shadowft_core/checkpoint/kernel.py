@@ -6,6 +6,7 @@ Results have the same bits either way; only the account of a sum (`add`) may dif
 import ctypes
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -20,17 +21,41 @@ def _built() -> ctypes.CDLL | None:
     for suffix in EXTENSION_SUFFIXES:
         file = Path(__file__).with_name(f"kernel_c{suffix}")
         if file.is_file():
-            return ctypes.CDLL(str(file))
+            return typed(ctypes.CDLL(str(file)))
     return None
+
+
+def typed(found: ctypes.CDLL) -> ctypes.CDLL:
+    """The library with the argument types of its functions: addresses are then passed as plain integers."""
+    address, size = ctypes.c_void_p, ctypes.c_size_t
+    found.shadowft_subtract.argtypes = [address, address, address, size]
+    found.shadowft_add.argtypes = [*[address] * 4, ctypes.c_float, address, size, address]
+    for function in (found.shadowft_subtract, found.shadowft_add):
+        function.restype = None
+    return found
 
 
 library = _built()
 
 
+class Apart(NamedTuple):
+    """A part of a delta that nobody has formed: (after - before) * scale, in float32."""
+
+    after: np.ndarray
+    before: np.ndarray
+    scale: float
+
+    def formed(self) -> np.ndarray:
+        """Flat float32; valid until the same thread forms the next."""
+        delta = scratch.array("formed", self.after.size, np.float32)
+        subtract(self.after, self.before, delta)
+        return delta if self.scale == 1 else np.multiply(delta, np.float32(self.scale), out=delta)
+
+
 def subtract(after: np.ndarray, before: np.ndarray, out: np.ndarray) -> None:
     """out = after - before: flat arrays of any float dtype, `out` float32."""
     if library is not None and after.dtype == before.dtype == _BF16:
-        library.shadowft_subtract(_at(after), _at(before), _at(out), ctypes.c_size_t(out.size))
+        library.shadowft_subtract(after.ctypes.data, before.ctypes.data, out.ctypes.data, out.size)
         return
     was = scratch.array("was", before.size, np.float32)
     np.copyto(was, before)
@@ -38,18 +63,28 @@ def subtract(after: np.ndarray, before: np.ndarray, out: np.ndarray) -> None:
     np.subtract(out, was, out=out)
 
 
-def add(weights: np.ndarray, delta: np.ndarray, result: np.ndarray) -> np.ndarray:
+def add(weights: np.ndarray, delta: np.ndarray | Apart, result: np.ndarray) -> np.ndarray:
     """result = cast(weights + delta), added in float32 and rounded once; returns the account `SUMS`, float64.
 
-    Flat arrays: `weights` and `result` of any float dtype, `delta` float32. `reached` is result - weights, the delta
-    that arrived: squares of weights, delta and reached, delta * reached, squares of reached - delta, entries of delta
-    that are not zero, and those of them that reached nothing. Squares are summed in float32: not finite when a value is
-    not, or when a square is beyond float32.
+    Flat arrays: `weights` and `result` of any float dtype, `delta` float32 or apart. `reached` is result - weights, the
+    delta that arrived: squares of weights, delta and reached, delta * reached, squares of reached - delta, entries of
+    delta that are not zero, and those of them that reached nothing. Squares are summed in float32: not finite when a
+    value is not, or when a square is beyond float32.
     """
-    if library is not None and weights.dtype == result.dtype == _BF16:
+    compiled = library if weights.dtype == result.dtype == _BF16 else None
+    if isinstance(delta, Apart) and {delta.after.dtype, delta.before.dtype} != {_BF16}:
+        delta = delta.formed()
+    if compiled is not None:
         sums = np.zeros(len(SUMS))
-        library.shadowft_add(_at(weights), _at(delta), _at(result), ctypes.c_size_t(result.size), _at(sums))
+        source: tuple[int | None, int | None, int | None, float]
+        if isinstance(delta, Apart):
+            source = (None, delta.after.ctypes.data, delta.before.ctypes.data, delta.scale)
+        else:
+            source = (delta.ctypes.data, None, None, 1.0)
+        compiled.shadowft_add(weights.ctypes.data, *source, result.ctypes.data, result.size, sums.ctypes.data)
         return sums
+    if isinstance(delta, Apart):
+        delta = delta.formed()
     before, reached, spare = (scratch.array(label, delta.size, np.float32) for label in ("before", "reached", "spare"))
     np.copyto(before, weights)
     np.add(before, delta, out=spare)
@@ -69,7 +104,3 @@ def account(before: np.ndarray, delta: np.ndarray, reached: np.ndarray) -> np.nd
     gap = np.subtract(reached, delta, out=scratch.array("gap", delta.size, delta.dtype))
     squares = (np.dot(before, before), np.dot(delta, delta), np.dot(reached, reached))
     return np.array([*squares, np.dot(delta, reached), np.dot(gap, gap), moved, moved - arrived], np.float64)
-
-
-def _at(array: np.ndarray) -> ctypes.c_void_p:
-    return ctypes.c_void_p(array.ctypes.data)

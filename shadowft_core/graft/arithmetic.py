@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from shadowft_core.checkpoint import CHUNK, DTYPES, kernel
-from shadowft_core.delta import step
 from shadowft_core.errors import CastOverflow, NotFinite
-from shadowft_core.graft.combine import combined
+from shadowft_core.graft.combine import combined, stride_of
 from shadowft_core.graft.plan import Plan
 
 
@@ -39,7 +38,7 @@ def parts(plan: Plan, name: str) -> Generator[np.ndarray, None, Learnt]:
             yield part
         return plan.instruct.tensor_digest(name), None
     sums = np.zeros(len(kernel.SUMS))
-    stride = step(info.shape)
+    stride = stride_of(plan, name)
     ours = plan.instruct.chunks(name, stride, hashed=True)
     room = np.empty(min(stride, info.size), target)
     for (_, weights), delta in zip(ours, combined(plan, name), strict=True):
@@ -47,7 +46,8 @@ def parts(plan: Plan, name: str) -> Generator[np.ndarray, None, Learnt]:
         with np.errstate(all="ignore"):  # what is not finite is refused by name just below
             found = kernel.add(weights, delta, result)
         if not np.isfinite(found).all():
-            found = _in_float64(plan, name, weights.astype(np.float32), delta)
+            formed = delta.formed() if isinstance(delta, kernel.Apart) else delta
+            found = _in_float64(plan, name, weights.astype(np.float32), formed)
         sums += found
         yield result
     return plan.instruct.tensor_digest(name), sums.tolist() if sources else None

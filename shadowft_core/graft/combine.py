@@ -5,25 +5,37 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from shadowft_core.delta import AnyDelta, step
+from shadowft_core.checkpoint import kernel
+from shadowft_core.delta import AnyDelta, Difference, step
 from shadowft_core.graft.merging import NOTHING, elected, kept_by_chance, threshold
 from shadowft_core.graft.options import Merge
-from shadowft_core.graft.plan import Plan, Source
+from shadowft_core.graft.plan import Piece, Plan, Source
 
 Scaled = Callable[[np.ndarray, int, np.ndarray], np.ndarray]
 """(flat part of a delta's tensor, its first position, room for as many float32): the part as it is added"""
 
 
-def combined(plan: Plan, name: str) -> Iterator[np.ndarray]:
-    """Flat float32 parts, `step(shape)` elements of the Instruct's tensor at a time; a part may be overwritten.
+def stride_of(plan: Plan, name: str) -> int:
+    """Elements of one part of a tensor: those of a stored part, or more where nothing is stored in parts."""
+    shape = plan.instruct.info(name).shape
+    return 2 * step(shape) if _apart(plan, name) else step(shape)
 
-    Nothing (-0.0) for a tensor without a delta. Raises DeltaError as `Delta.chunks` does, NotFinite.
+
+def combined(plan: Plan, name: str) -> Iterator[np.ndarray | kernel.Apart]:
+    """Flat float32 parts, `stride_of` elements of the Instruct's tensor at a time; a part may be overwritten.
+
+    Parts of a difference of checkpoints, where nothing else is added, come unformed. A tensor without a delta gets
+    nothing (-0.0). Raises DeltaError as `Delta.chunks` does, NotFinite.
     """
     shape, sources, merge = plan.instruct.info(name).shape, plan.sources.get(name, []), plan.options.merge
-    size, stride = math.prod(shape), step(shape)
+    size, stride = math.prod(shape), stride_of(plan, name)
     if not sources:
         nothing = np.full(min(stride, size), NOTHING, np.float32)
         yield from (nothing[: min(stride, size - start)] for start in range(0, size, stride))
+        return
+    if (apart := _apart(plan, name)) is not None:
+        delta, piece = apart
+        yield from delta.apart(piece.tensor, piece.scale, stride)
         return
     streams = [_stream(source, shape, merge) for source in sources]
     if merge.rule == "ties":
@@ -34,6 +46,14 @@ def combined(plan: Plan, name: str) -> Iterator[np.ndarray]:
         for part in parts[1:]:
             total += part
         yield total
+
+
+def _apart(plan: Plan, name: str) -> tuple[Difference, Piece] | None:
+    """The difference of checkpoints that alone is added to this tensor, row by row as it is."""
+    match plan.sources.get(name, []):
+        case [Source(delta=Difference() as delta, pieces=[Piece(runs=None) as piece])] if plan.options.merge == Merge():
+            return delta, piece
+    return None
 
 
 def _stream(source: Source, shape: tuple[int, ...], merge: Merge) -> Iterator[np.ndarray]:

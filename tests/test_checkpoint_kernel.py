@@ -106,3 +106,83 @@ def test_an_overflow_of_the_cast_shows_in_the_sums(compiled: ctypes.CDLL, monkey
     weights, delta = np.full(9, largest, BF16), np.full(9, largest / 100, np.float32)
     monkeypatch.setattr(kernel, "library", compiled)
     assert not np.isfinite(kernel.add(weights, delta, np.empty(9, BF16))).all()
+
+
+@pytest.mark.parametrize("size", [1, 63, 64, 65, 4097, 131_075])
+@pytest.mark.parametrize("share", [0.0, 0.003, 0.5, 1.0])
+def test_rounding_and_its_exceptions_are_those_of_numpy(
+    compiled: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, size: int, share: float
+) -> None:
+    random = np.random.default_rng(size)
+    values = random.choice(finite(every_word()), size).astype(np.float32)
+    exceptions = random.random(size) < share
+    values[exceptions] = np.nextafter(values[exceptions], np.float32(0), dtype=np.float32)
+    values[:1] = np.finfo(np.float32).max  # overflows bfloat16
+    found = []
+    for library in (compiled, None):
+        monkeypatch.setattr(kernel, "library", library)
+        words = np.empty(size, "<u2")
+        odd, square = kernel.rounded(values, words)
+        found.append((words.copy(), odd.copy(), square))
+    (ours, odd, square), (theirs, expected, exact) = found
+    assert np.array_equal(ours, theirs)
+    assert np.array_equal(odd, expected)
+    with np.errstate(over="ignore"):
+        assert np.array_equal(odd, np.flatnonzero(values.astype(BF16).astype(np.float32) != values))
+    assert square == pytest.approx(exact, rel=1e-12)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_shows_in_the_square(
+    compiled: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, bad: float
+) -> None:
+    for at in (0, 70, 130):
+        values = np.ones(131, np.float32)
+        values[at] = bad
+        for library in (compiled, None):
+            monkeypatch.setattr(kernel, "library", library)
+            assert not np.isfinite(kernel.rounded(values, np.empty(131, "<u2"))[1])
+
+
+@pytest.mark.parametrize("size", [1, 15, 65_536, 131_075])
+def test_planes_are_those_of_numpy_and_come_together_again(
+    compiled: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    words = np.resize(np.arange(1 << 16, dtype="<u2"), size)
+    found = []
+    for library in (compiled, None):
+        monkeypatch.setattr(kernel, "library", library)
+        planes, values = np.empty(2 * size, np.uint8), np.empty(size, np.float32)
+        kernel.split(words, planes)
+        kernel.joined(planes, 2, values)
+        found.append((planes, values))
+    (ours, back), (theirs, expected) = found
+    assert np.array_equal(ours, theirs)
+    assert np.array_equal(back.view(np.uint32), expected.view(np.uint32))
+    assert np.array_equal(back.view(np.uint32), words.astype(np.uint32) << 16)
+
+
+def test_wide_words_come_together_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).standard_normal(1001).astype(np.float32)
+    planes, back = np.empty(4004, np.uint8), np.empty(1001, np.float32)
+    kernel.split(values.view("<u4"), planes)
+    kernel.joined(planes, 4, back)
+    assert np.array_equal(back.view(np.uint32), values.view(np.uint32))
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.3, -0.75])
+@pytest.mark.parametrize("size", [1, 9, 4097, 131_075])
+def test_a_difference_may_be_formed_inside_the_sum(
+    compiled: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, size: int, scale: float
+) -> None:
+    random = np.random.default_rng(size)
+    before, weights = ((random.standard_normal(size) * 0.02).astype(BF16) for _ in range(2))
+    after = (before.astype(np.float32) + random.standard_normal(size).astype(np.float32) * 1e-3).astype(BF16)
+    delta = (after.astype(np.float32) - before.astype(np.float32)) * np.float32(scale)
+    expected = (weights.astype(np.float32) + delta).astype(BF16)
+    for library in (compiled, None):
+        monkeypatch.setattr(kernel, "library", library)
+        result = np.empty(size, BF16)
+        sums = kernel.add(weights, kernel.Apart(after, before, scale), result)
+        assert np.array_equal(result.view(np.uint16), expected.view(np.uint16))
+        np.testing.assert_allclose(sums, kernel.add(weights, delta, np.empty(size, BF16)), rtol=1e-6)

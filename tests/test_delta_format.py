@@ -69,8 +69,8 @@ def digests(folder: Path) -> dict[str, str]:
 PINNED: dict[str, dict[str, str]] = {
     "compressed": {
         "base.safetensors": "7baa16406dee6b23",
-        "delta.json": "4408d144798086d1",
-        "dense.safetensors": "ed3f205162150f3d",
+        "delta.json": "37273d68f2c76096",
+        "dense.safetensors": "b4b29792aa877057",
     },
     "bfloat16": {
         "base.safetensors": "7baa16406dee6b23",

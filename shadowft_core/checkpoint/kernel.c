@@ -21,6 +21,8 @@
 typedef uint16_t words __attribute__((vector_size(2 * LANES)));
 typedef uint32_t bits __attribute__((vector_size(4 * LANES)));
 typedef float floats __attribute__((vector_size(4 * LANES)));
+typedef float half __attribute__((vector_size(2 * LANES)));
+typedef double doubles __attribute__((vector_size(4 * LANES))); /* of half the lanes */
 
 ALWAYS_INLINE void widen(floats *out, const words *in)
 {
@@ -111,5 +113,69 @@ EVERY_MACHINE void shadowft_add(
             sums[5] += moves[lane];
             sums[6] += lost[lane];
         }
+    }
+}
+
+/* words = bfloat16(values), and the positions, in order, of the values that are none; returns how many. *square gets
+ * the sum of squares, in double. */
+EVERY_MACHINE size_t shadowft_round(
+    const float *values, uint16_t *out, uint32_t *odd, size_t size, double *square)
+{
+    enum { FEW = 64 }; /* elements, a multiple of LANES: one exception costs a second look at so many */
+    size_t found = 0;
+    doubles low2 = {0}, high2 = {0};
+    for (size_t start = 0; start < size; start += FEW) {
+        size_t end = size - start < FEW ? size : start + FEW;
+        bits differs = {0};
+        uint32_t any = 0;
+        for (size_t i = start; i < end; i += LANES) {
+            size_t count = end - i < LANES ? end - i : LANES;
+            floats value = {0}, back;
+            words word;
+            take(&value, values + i, 4, count);
+            narrow(&word, &value);
+            widen(&back, &word);
+            take(out + i, &word, 2, count);
+            differs |= (bits)(back != value);
+            half halves[2];
+            memcpy(halves, &value, sizeof value);
+            doubles low = __builtin_convertvector(halves[0], doubles), high = __builtin_convertvector(halves[1], doubles);
+            low2 += low * low;
+            high2 += high * high;
+        }
+        for (size_t lane = 0; lane < LANES; lane++)
+            any |= differs[lane];
+        if (any)
+            for (size_t i = start; i < end; i++) {
+                uint32_t wide = (uint32_t)out[i] << 16;
+                float back;
+                memcpy(&back, &wide, sizeof back);
+                if (back != values[i])
+                    odd[found++] = (uint32_t)i;
+            }
+    }
+    *square = 0;
+    for (size_t lane = 0; lane < LANES / 2; lane++)
+        *square += low2[lane] + high2[lane];
+    return found;
+}
+
+/* planes = the low bytes, then the high bytes, of the words rotated left by one bit */
+EVERY_MACHINE void shadowft_split(const uint16_t *in, uint8_t *planes, size_t size)
+{
+    for (size_t i = 0; i < size; i++) {
+        uint16_t rotated = (uint16_t)(in[i] << 1 | in[i] >> 15);
+        planes[i] = (uint8_t)rotated;
+        planes[size + i] = (uint8_t)(rotated >> 8);
+    }
+}
+
+/* the float32 values of the words that shadowft_split took apart */
+EVERY_MACHINE void shadowft_join(const uint8_t *planes, float *out, size_t size)
+{
+    for (size_t i = 0; i < size; i++) {
+        uint32_t rotated = (uint32_t)planes[i] | (uint32_t)planes[size + i] << 8;
+        uint32_t wide = (rotated >> 1 | rotated << 15) << 16;
+        memcpy(out + i, &wide, sizeof wide);
     }
 }

@@ -29,8 +29,11 @@ def typed(found: ctypes.CDLL) -> ctypes.CDLL:
     """The library with the argument types of its functions: addresses are then passed as plain integers."""
     address, size = ctypes.c_void_p, ctypes.c_size_t
     found.shadowft_subtract.argtypes = [address, address, address, size]
+    found.shadowft_round.argtypes = [address, address, address, size, address]
+    found.shadowft_split.argtypes = found.shadowft_join.argtypes = [address, address, size]
     found.shadowft_add.argtypes = [*[address] * 4, ctypes.c_float, address, size, address]
-    for function in (found.shadowft_subtract, found.shadowft_add):
+    found.shadowft_round.restype = size
+    for function in (found.shadowft_subtract, found.shadowft_add, found.shadowft_split, found.shadowft_join):
         function.restype = None
     return found
 
@@ -104,3 +107,57 @@ def account(before: np.ndarray, delta: np.ndarray, reached: np.ndarray) -> np.nd
     gap = np.subtract(reached, delta, out=scratch.array("gap", delta.size, delta.dtype))
     squares = (np.dot(before, before), np.dot(delta, delta), np.dot(reached, reached))
     return np.array([*squares, np.dot(delta, reached), np.dot(gap, gap), moved, moved - arrived], np.float64)
+
+
+def rounded(values: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, float]:
+    """words (uint16) = bfloat16 of flat float32 values; returns the positions (uint32) of the values that are none.
+
+    And the sum of their squares, in float64: not finite when a value is not, and then nothing else counts. The
+    positions are valid until the same thread asks again.
+    """
+    odd = scratch.array("odd", values.size, np.uint32)
+    if library is not None:
+        square = np.zeros(1)
+        found = library.shadowft_round(
+            values.ctypes.data, words.ctypes.data, odd.ctypes.data, values.size, square.ctypes.data
+        )
+        return odd[:found], float(square[0])
+    back, wide = scratch.array("back", values.size, np.float32), scratch.array("wide", values.size, np.float64)
+    np.copyto(wide, values)
+    with np.errstate(over="ignore"):  # what overflows bfloat16 is none
+        np.copyto(words.view(_BF16), values, casting="unsafe")
+    np.copyto(back, words.view(_BF16))
+    positions = np.flatnonzero(np.not_equal(back, values, out=scratch.array("flags", values.size, np.bool_)))
+    odd[: positions.size] = positions
+    return odd[: positions.size], float(np.dot(wide, wide))
+
+
+def split(words: np.ndarray, planes: np.ndarray) -> None:
+    """planes (uint8) = bytes of flat words (uint16 or uint32) rotated left by one bit: plane by plane, lowest first."""
+    width, size = words.dtype.itemsize, words.size
+    if library is not None and width == 2:
+        library.shadowft_split(words.ctypes.data, planes.ctypes.data, size)
+        return
+    rotated, carry = (scratch.array(label, size, words.dtype) for label in ("rotated", "carry"))
+    np.left_shift(words, 1, out=rotated)
+    rotated |= np.right_shift(words, 8 * width - 1, out=carry)
+    for number in range(width):
+        np.copyto(planes[number * size : (number + 1) * size], rotated, casting="unsafe")  # keeps the lowest byte
+        rotated >>= 8
+
+
+def joined(planes: np.ndarray, width: int, out: np.ndarray) -> None:
+    """out (float32) = the values whose bfloat16 (`width` 2) or float32 (4) words `split` took apart."""
+    size = out.size
+    if library is not None and width == 2:
+        library.shadowft_join(planes.ctypes.data, out.ctypes.data, size)
+        return
+    words, carry = (scratch.array(label, size, np.dtype(f"u{width}")) for label in ("rotated", "carry"))
+    np.copyto(words, planes[(width - 1) * size :])
+    for number in range(width - 2, -1, -1):
+        words <<= 8
+        words |= planes[number * size : (number + 1) * size]
+    np.left_shift(words, 8 * width - 1, out=carry)
+    words >>= 1
+    words |= carry
+    np.copyto(out, words.view(_BF16 if width == 2 else np.float32))

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from shadowft_core.checkpoint import Bytes, append_safetensors, in_order, scratch
+from shadowft_core.checkpoint import Bytes, append_safetensors, in_order, kernel, scratch
 from shadowft_core.delta.folder import DENSE, rounded, step
 from shadowft_core.delta.frames import encode
 from shadowft_core.errors import NotFinite
@@ -17,7 +17,7 @@ Storage = Literal["compressed", "bfloat16", "float32"]
 
 Part = Callable[[str, int], tuple[np.ndarray, float]]
 """`part(name, number)`: a flat float32 part, `step(shape)` elements, of a tensor's delta, which the next one may reuse;
-and the sum of squares of the weights that it was taken from"""
+and the sum of squares of the weights that it was taken from, 0 where that is not asked"""
 
 
 def write_dense(
@@ -31,15 +31,21 @@ def write_dense(
 
     `compressed` and `bfloat16` are frames (frames.py), with and without entropy coding, `float32` is a plain tensor
     that any reader of safetensors understands; all are exact. `check(name, square, weight)` gets the sums of squares of
-    every tensor's delta and weights. Raises NotFinite naming the tensor, and what `check` raises.
+    every tensor's delta and weights, over the parts whose weight is known. Raises NotFinite naming the tensor, and what
+    `check` raises.
     """
-    squares = {name: np.zeros(2) for name in shapes}
+    squares = {name: np.zeros(3) for name in shapes}
     work = [(name, number) for name, shape in shapes.items() for number in range(_parts(shape))]
 
-    def encoded(item: tuple[str, int]) -> tuple[tuple[float, float], bytes]:
+    def encoded(item: tuple[str, int]) -> tuple[tuple[float, float, float], Bytes]:
         values, weight = part(*item)
-        square = _square(item[0], values)
-        return (square, weight), values.tobytes() if storage == "float32" else encode(values, storage == "compressed")
+        if storage == "float32":
+            piece, square = values.tobytes(), kernel.rounded(values, scratch.array("words", values.size, "<u2"))[1]
+        else:
+            piece, square = encode(values, storage == "compressed")
+        if not math.isfinite(square):
+            raise NotFinite(f"tensor {item[0]}: its delta is not finite; the training diverged or a weight is damaged")
+        return (square, square if weight else 0.0, weight), piece
 
     def pieces() -> Iterator[tuple[str, Bytes]]:
         for count, ((name, _), (sums, piece)) in enumerate(zip(work, in_order(encoded, work), strict=True), 1):
@@ -54,9 +60,9 @@ def write_dense(
     form = "plain" if plain else "frames"
     entries: dict[str, Any] = {}
     for name, shape in shapes.items():
-        square, weight = (float(total) for total in squares[name])
+        square, weighed, weight = (float(total) for total in squares[name])
         if check:
-            check(name, square, weight)
+            check(name, weighed, weight)
         entries[name] = {
             "form": form,
             "shape": list(shape),
@@ -64,16 +70,6 @@ def write_dense(
             "digest": digests[name],
         }
     return entries
-
-
-def _square(name: str, values: np.ndarray) -> float:
-    """Sum of squares, in float64: the certificate holds nine digits of the norm, the same on every machine."""
-    wide = scratch.array("wide", values.size, np.float64)
-    np.copyto(wide, values)
-    square = float(np.dot(wide, wide))
-    if not math.isfinite(square):
-        raise NotFinite(f"tensor {name}: its delta is not finite; the training diverged or a weight is damaged")
-    return square
 
 
 def _parts(shape: tuple[int, ...]) -> int:

@@ -58,7 +58,10 @@ class Difference:
         return self.before.info(name).shape
 
     def part(self, name: str, number: int) -> tuple[np.ndarray, float]:
-        """A flat float32 part, `step(shape)` elements, and the sum of squares of the Base's; the next overwrites it."""
+        """A flat float32 part, `step(shape)` elements, which the next overwrites; and the sum of squares of the Base's.
+
+        That of every 32nd part: enough to tell a stranger, who lies 1.4 norms away in all of them.
+        """
         info, stride = self.before.info(name), step(self.shape(name))
         count = min(stride, info.size - number * stride)
         was, now = (
@@ -67,7 +70,7 @@ class Difference:
         )
         self.before.read_into(name, number * stride, was)
         self.after.read_into(name, number * stride, now)
-        return self._subtracted(was, now), _square(was)
+        return self._subtracted(was, now), 0.0 if number % 32 else _square(was)
 
     def _subtracted(self, was: np.ndarray, now: np.ndarray) -> np.ndarray:
         difference = scratch.array("difference", was.size, np.float32)

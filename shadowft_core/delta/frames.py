@@ -16,9 +16,9 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import zstandard
+from zstandard.backend_cffi import ffi, lib  # the other backend has no setting for the coding of literals
 
-from shadowft_core.checkpoint import scratch
+from shadowft_core.checkpoint import kernel, scratch
 from shadowft_core.errors import DeltaError
 
 HEAD = struct.Struct("<BBHIII")
@@ -29,39 +29,71 @@ _BF16 = np.dtype(ml_dtypes.bfloat16)
 
 
 class _Coder(threading.local):
-    """Per thread: zstd contexts are not shared. Matching finds little in weights, so it is kept to its fastest form."""
+    """zstd, a context per thread. Weights repeat nothing: entropy coding does it all, the search for matches is short.
+
+    Measured at an update of rms 1e-4: 28 % of bfloat16 at 0.83 GB/s, where the fastest level with a full search takes
+    30 % at 0.32 GB/s.
+    """
 
     def __init__(self) -> None:
-        fast = zstandard.ZstdCompressionParameters(
-            strategy=zstandard.STRATEGY_FAST, window_log=19, hash_log=6, min_match=7, write_content_size=True
+        self._compressing = ffi.gc(lib.ZSTD_createCCtx(), lib.ZSTD_freeCCtx)
+        self._decompressing = ffi.gc(lib.ZSTD_createDCtx(), lib.ZSTD_freeDCtx)
+        for setting, value in (
+            (lib.ZSTD_c_strategy, lib.ZSTD_fast),
+            (lib.ZSTD_c_windowLog, 19),
+            (lib.ZSTD_c_hashLog, 6),
+            (lib.ZSTD_c_minMatch, 7),
+            (lib.ZSTD_c_targetLength, 1 << 17),  # steps of the search
+            (lib.ZSTD_c_literalCompressionMode, lib.ZSTD_lcm_huffman),
+        ):
+            self._sound(lib.ZSTD_CCtx_setParameter(self._compressing, setting, value))
+
+    def compress(self, data: np.ndarray) -> memoryview:
+        """One zstd frame; valid until the thread compresses again."""
+        room = scratch.array("compressed", lib.ZSTD_compressBound(data.nbytes), np.uint8)
+        size = lib.ZSTD_compress2(
+            self._compressing, ffi.from_buffer(room), room.nbytes, ffi.from_buffer(data), data.nbytes
         )
-        self.compressor = zstandard.ZstdCompressor(compression_params=fast)
-        self.decompressor = zstandard.ZstdDecompressor()
+        return room[: self._sound(size)].data
+
+    def decompress(self, data: memoryview, out: np.ndarray) -> None:
+        """Raises ValueError unless `data` is one zstd frame of exactly the bytes that `out` holds."""
+        size = lib.ZSTD_decompressDCtx(
+            self._decompressing, ffi.from_buffer(out), out.nbytes, ffi.from_buffer(data), len(data)
+        )
+        if (found := self._sound(size)) != out.nbytes:
+            raise ValueError(f"{found} bytes of {out.nbytes}")
+
+    @staticmethod
+    def _sound(result: int) -> int:
+        if lib.ZSTD_isError(result):
+            raise ValueError(ffi.string(lib.ZSTD_getErrorName(result)).decode())
+        return result
 
 
 _coder = _Coder()
 
 
-def encode(values: np.ndarray, compress: bool) -> bytes:
-    """One frame of finite float32 `values`; the same values always give the same bytes."""
+def encode(values: np.ndarray, compress: bool) -> tuple[bytes, float]:
+    """One frame of flat float32 `values`, and their sum of squares, in float64; where that is finite, so are they.
+
+    The same values always give the same bytes.
+    """
     size = values.size
-    rounded, back = scratch.array("rounded", size, _BF16), scratch.array("back", size, np.float32)
-    flags = scratch.array("flags", size, np.bool_)
-    if not np.not_equal(values, 0, out=flags).any():
-        return HEAD.pack(ZERO, RAW, 0, size, 0, 0)
-    with np.errstate(over="ignore"):  # what overflows bfloat16 is an exception
-        np.copyto(rounded, values, casting="unsafe")
-    np.copyto(back, rounded)
-    odd = np.flatnonzero(np.not_equal(back, values, out=flags))
-    if 4 * odd.size < size:
-        words, kind = rounded.view("<u2"), BFLOAT16
-    else:
+    words: np.ndarray = scratch.array("words", size, "<u2")
+    odd, square = kernel.rounded(values, words)
+    if square == 0:
+        return HEAD.pack(ZERO, RAW, 0, size, 0, 0), square
+    kind = BFLOAT16
+    if 4 * odd.size >= size:
         words, kind, odd = values.view("<u4"), FLOAT32, odd[:0]
-    payload = _coder.compressor.compress(_planes(words).data) if compress else words.data
-    head = HEAD.pack(
-        kind, ZSTD if compress else RAW, 0, size, len(payload) * (1 if compress else words.itemsize), odd.size
-    )
-    return b"".join((head, payload, odd.astype("<u4").data, values[odd].astype("<f4").data))
+    payload = words.data
+    if compress:
+        planes = scratch.array("planes", words.nbytes, np.uint8)
+        kernel.split(words, planes)
+        payload = _coder.compress(planes)
+    head = HEAD.pack(kind, ZSTD if compress else RAW, 0, size, payload.nbytes, odd.size)
+    return b"".join((head, payload, odd.astype("<u4").data, values[odd].astype("<f4").data)), square
 
 
 def body_bytes(head: bytes, elements: int, where: str) -> int:
@@ -83,44 +115,18 @@ def decode(head: bytes, body: memoryview, out: np.ndarray, where: str) -> None:
     dtype = _WORD[word]
     if codec == RAW:
         words = np.frombuffer(body[:payload], dtype)
+        if words.size != count:
+            raise DeltaError(f"{where}: a frame holds {words.size} of {count} elements; fetch or extract it again")
+        np.copyto(out, words.view(_BF16 if word == BFLOAT16 else np.float32))
     else:
+        planes = scratch.array("planes", count * dtype.itemsize, np.uint8)
         try:
-            planes = _coder.decompressor.decompress(body[:payload], max_output_size=count * dtype.itemsize)
-        except zstandard.ZstdError as error:
+            _coder.decompress(body[:payload], planes)
+        except ValueError as error:
             raise DeltaError(f"{where}: a frame does not decompress ({error}); fetch or extract it again") from None
-        words = _joined(np.frombuffer(planes, np.uint8), dtype)
-    if words.size != count:
-        raise DeltaError(f"{where}: a frame holds {words.size} of {count} elements; fetch or extract it again")
-    np.copyto(out, words.view(_BF16 if word == BFLOAT16 else np.float32))
+        kernel.joined(planes, dtype.itemsize, out)
     if odd:
         positions = np.frombuffer(body[payload : payload + 4 * odd], "<u4")
         if positions.max() >= count:
             raise DeltaError(f"{where}: exception at {positions.max()} of {count} elements; fetch or extract it again")
         out[positions] = np.frombuffer(body[payload + 4 * odd : payload + 8 * odd], "<f4")
-
-
-def _planes(words: np.ndarray) -> np.ndarray:
-    """Bytes of rotated words, plane by plane, lowest first; rotation puts the whole exponent in one plane."""
-    width, size = words.dtype.itemsize, words.size
-    rotated, carry = (scratch.array(label, size, words.dtype) for label in ("rotated", "carry"))
-    np.left_shift(words, 1, out=rotated)
-    rotated |= np.right_shift(words, 8 * width - 1, out=carry)
-    planes = scratch.array("planes", width * size, np.uint8)
-    for number in range(width):
-        np.copyto(planes[number * size : (number + 1) * size], rotated, casting="unsafe")  # keeps the lowest byte
-        rotated >>= 8
-    return planes
-
-
-def _joined(planes: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    width = dtype.itemsize
-    size = planes.size // width
-    rotated, carry = (scratch.array(label, size, dtype) for label in ("rotated", "carry"))
-    np.copyto(rotated, planes[(width - 1) * size :])
-    for number in range(width - 2, -1, -1):
-        rotated <<= 8
-        rotated |= planes[number * size : (number + 1) * size]
-    np.left_shift(rotated, 8 * width - 1, out=carry)
-    rotated >>= 1
-    rotated |= carry
-    return rotated

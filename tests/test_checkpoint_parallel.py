@@ -7,8 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from shadowft_core.checkpoint import scratch
 from shadowft_core.checkpoint.parallel import in_order, threaded
 
 ROOT = Path(__file__).parent.parent
@@ -98,8 +100,8 @@ list(in_order(act, range(100)))
 def test_workers_end_with_their_parent() -> None:
     body = """
 def act(n):
-    print(os.getpid(), flush=True)
-    time.sleep(600)
+    os.write(1, b"%d\\n" % os.getpid())  # in one piece: two workers write here
+    time.sleep(20)
     return n, b""
 list(in_order(act, range(2)))
 """
@@ -129,3 +131,12 @@ def running(process: int) -> bool:
 def test_little_work_needs_no_workers() -> None:
     assert list(in_order(lambda n: (n, b"x"), [3])) == [(3, b"x")]
     assert list(in_order(lambda n: (n, b"x"), [])) == []
+
+
+def test_threads_keep_what_an_act_overwrites() -> None:
+    def act(n: int) -> tuple[int, memoryview]:
+        room = scratch.array("overwritten", 1000, np.uint8)
+        room.fill(n)
+        return n, room.data
+
+    assert [bytes(data) for _, data in in_order(act, [*range(50)])] == [bytes([n]) * 1000 for n in range(50)]

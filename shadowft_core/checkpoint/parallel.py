@@ -8,7 +8,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing.connection import Connection, Pipe
+from select import select
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
@@ -27,13 +28,22 @@ _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 def in_order(act: Callable[[T], Result[R]], work: Sequence[T]) -> Iterator[Result[R]]:
     """Yield `act(item)`, a fact and some bytes, for every item, in their order; the next one may overwrite the bytes.
 
+    An act may return a view of memory that its next call overwrites.
+
     Numpy's short calls let two threads of one interpreter wait for each other a quarter of the time, so every worker is
     a process of its own, forked here: of an act only what it returns comes back, and facts must be small. A process
     that has other threads is not forked, for a lock that they hold would stay locked: threads do the work then.
     Little waits in memory: a worker goes on when its results were taken, but for what a pipe holds (`AHEAD`).
     The first error in the order of the work is raised and ends it; ShadowError when a worker was killed.
     """
-    return _forked(act, work) if len(work) > 1 and _alone() else threaded(act, work)
+    if len(work) > 1 and _alone():
+        return _forked(act, work)
+
+    def kept(item: T) -> Result[R]:
+        fact, data = act(item)
+        return fact, bytes(data)  # the thread may overwrite them before they are asked for
+
+    return threaded(kept, work)
 
 
 def threaded(act: Callable[[T], R], work: Sequence[T]) -> Iterator[R]:
@@ -80,8 +90,8 @@ def _forked(act: Callable[[T], Result[R]], work: Sequence[T]) -> Iterator[Result
         for number in range(len(work)):
             while number not in heads:
                 waiting = {head[0] for head in heads.values()}
-                ready = wait([pipe for pipe in workers if pipe not in waiting])
-                for pipe in [pipe for pipe in workers if pipe in ready]:
+                ready, _, _ = select([pipe for pipe in workers if pipe not in waiting], [], [])
+                for pipe in ready:
                     try:
                         found, fact, length, error = pipe.recv()
                     except EOFError:

@@ -10,10 +10,12 @@ import numpy as np
 
 from shadowft_core.checkpoint import Bytes, append_safetensors, in_order, kernel, scratch
 from shadowft_core.delta.folder import DENSE, rounded, step
-from shadowft_core.delta.frames import encode
+from shadowft_core.delta.frames import encode, longest
 from shadowft_core.errors import NotFinite
 
 Storage = Literal["compressed", "bfloat16", "float32"]
+
+TOGETHER = 4  # parts of a tensor that a worker encodes at a time
 
 Part = Callable[[str, int], tuple[np.ndarray, float]]
 """`part(name, number)`: a flat float32 part, `step(shape)` elements, of a tensor's delta, which the next one may reuse;
@@ -35,22 +37,33 @@ def write_dense(
     `check` raises.
     """
     squares = {name: np.zeros(3) for name in shapes}
-    work = [(name, number) for name, shape in shapes.items() for number in range(_parts(shape))]
+    work = [
+        (name, range(_parts(shape))[first : first + TOGETHER])
+        for name, shape in shapes.items()
+        for first in range(0, _parts(shape), TOGETHER)
+    ]
 
-    def encoded(item: tuple[str, int]) -> tuple[tuple[float, float, float], Bytes]:
-        values, weight = part(*item)
-        if storage == "float32":
-            piece, square = values.tobytes(), kernel.rounded(values, scratch.array("words", values.size, "<u2"))[1]
-        else:
-            piece, square = encode(values, storage == "compressed")
-        if not math.isfinite(square):
-            raise NotFinite(f"tensor {item[0]}: its delta is not finite; the training diverged or a weight is damaged")
-        return (square, square if weight else 0.0, weight), piece
+    def encoded(item: tuple[str, range]) -> tuple[np.ndarray, memoryview]:
+        (name, numbers), sums, end = item, np.zeros(3), 0
+        room = scratch.array("frames", len(numbers) * longest(step(shapes[name])), np.uint8)
+        for number in numbers:
+            values, weight = part(name, number)
+            if storage == "float32":
+                square = kernel.rounded(values, scratch.array("words", values.size, "<u2"))[1]
+                room[end : end + values.nbytes] = values.view(np.uint8)
+                end += values.nbytes
+            else:
+                length, square = encode(values, storage == "compressed", room[end:])
+                end += length
+            if not math.isfinite(square):
+                raise NotFinite(f"tensor {name}: its delta is not finite; the training diverged or a weight is damaged")
+            sums += (square, square if weight else 0.0, weight)
+        return sums, room[:end].data
 
     def pieces() -> Iterator[tuple[str, Bytes]]:
         for count, ((name, _), (sums, piece)) in enumerate(zip(work, in_order(encoded, work), strict=True), 1):
             squares[name] += sums
-            if count % 1000 == 0:
+            if count % 250 == 0:
                 print(f"extract: {count / len(work):.0%} of {len(shapes)} tensors", file=sys.stderr)
             yield name, piece
 

@@ -48,13 +48,11 @@ class _Coder(threading.local):
         ):
             self._sound(lib.ZSTD_CCtx_setParameter(self._compressing, setting, value))
 
-    def compress(self, data: np.ndarray) -> memoryview:
-        """One zstd frame; valid until the thread compresses again."""
-        room = scratch.array("compressed", lib.ZSTD_compressBound(data.nbytes), np.uint8)
-        size = lib.ZSTD_compress2(
-            self._compressing, ffi.from_buffer(room), room.nbytes, ffi.from_buffer(data), data.nbytes
+    def compress(self, data: np.ndarray, out: np.ndarray) -> int:
+        """Write one zstd frame into `out`; returns its bytes."""
+        return self._sound(
+            lib.ZSTD_compress2(self._compressing, ffi.from_buffer(out), out.nbytes, ffi.from_buffer(data), data.nbytes)
         )
-        return room[: self._sound(size)].data
 
     def decompress(self, data: memoryview, out: np.ndarray) -> None:
         """Raises ValueError unless `data` is one zstd frame of exactly the bytes that `out` holds."""
@@ -74,26 +72,38 @@ class _Coder(threading.local):
 _coder = _Coder()
 
 
-def encode(values: np.ndarray, compress: bool) -> tuple[bytes, float]:
-    """One frame of flat float32 `values`, and their sum of squares, in float64; where that is finite, so are they.
+def longest(elements: int) -> int:
+    """Bytes that a frame of so many elements may take."""
+    return HEAD.size + int(lib.ZSTD_compressBound(4 * elements))  # 2 + 8 / 4 bytes an element, or 4
 
-    The same values always give the same bytes.
+
+def encode(values: np.ndarray, compress: bool, out: np.ndarray) -> tuple[int, float]:
+    """Write one frame of flat float32 `values` into `out` (uint8); returns its bytes, and the values' sum of squares.
+
+    That is a float64, and finite only if all values are. The same values always give the same bytes.
     """
     size = values.size
     words: np.ndarray = scratch.array("words", size, "<u2")
     odd, square = kernel.rounded(values, words)
     if square == 0:
-        return HEAD.pack(ZERO, RAW, 0, size, 0, 0), square
+        HEAD.pack_into(out.data, 0, ZERO, RAW, 0, size, 0, 0)
+        return HEAD.size, square
     kind = BFLOAT16
     if 4 * odd.size >= size:
         words, kind, odd = values.view("<u4"), FLOAT32, odd[:0]
-    payload = words.data
     if compress:
         planes = scratch.array("planes", words.nbytes, np.uint8)
         kernel.split(words, planes)
-        payload = _coder.compress(planes)
-    head = HEAD.pack(kind, ZSTD if compress else RAW, 0, size, payload.nbytes, odd.size)
-    return b"".join((head, payload, odd.astype("<u4").data, values[odd].astype("<f4").data)), square
+        payload = _coder.compress(planes, out[HEAD.size :])
+    else:
+        payload = words.nbytes
+        out[HEAD.size : HEAD.size + payload] = words.view(np.uint8)
+    HEAD.pack_into(out.data, 0, kind, ZSTD if compress else RAW, 0, size, payload, odd.size)
+    end = HEAD.size + payload
+    for exceptions in (odd.astype("<u4"), values[odd].astype("<f4")):
+        out[end : end + exceptions.nbytes] = exceptions.view(np.uint8)
+        end += exceptions.nbytes
+    return end, square
 
 
 def body_bytes(head: bytes, elements: int, where: str) -> int:

@@ -49,13 +49,24 @@ def same_as_two_steps(
     one, two = files(tmp / "one"), files(tmp / "two")
     assert json.loads(one.pop("recipe.json")) == made
     assert two.pop("recipe.json") != canonical_json(made)
-    assert one == two, "receipt, weights, index, config and tokenizer"
+    receipt = same_receipt(one.pop("receipt.json"), two.pop("receipt.json"))
+    assert one == two, "weights, index, config and tokenizer"
     assert open_checkpoint(tmp / "one").digest() == made["digest"]
     assert bits(dict(grafted_tensors(instruct, [(difference(base, tuned), scale)], **options))) == bits(
         tensors_of(tmp / "two")
     )
-    receipt: dict[str, Any] = json.loads(one["receipt.json"])
     return receipt
+
+
+def same_receipt(one: bytes, two: bytes) -> dict[str, Any]:
+    """Equal but for the last digits of its norms, which are summed in float32 over parts of another length."""
+    receipt, other = (json.loads(text) for text in (one, two))
+    norms = [{"overall": found.pop("retention")} | found.pop("grafted") for found in (receipt, other)]
+    assert receipt == other
+    assert norms[0].keys() == norms[1].keys()
+    for name, kept in norms[0].items():
+        assert kept == pytest.approx(norms[1][name], rel=1e-5), name
+    return {**receipt, "grafted": norms[0]}
 
 
 def written(folder: Path, dtype: Any = BF16, shards: int = 2) -> tuple[Path, Path, Path]:
@@ -184,7 +195,7 @@ def test_beside_a_stored_delta_and_beside_another_pair(
         assert [set(entry) for entry in made["deltas"]] == [
             {"base", "tuned", "scale"} if isinstance(delta, Difference) else {"digest", "scale"} for delta in deltas
         ]
-        assert files(tmp_path / "made")["receipt.json"] == files(tmp_path / "stored")["receipt.json"]
+        same_receipt(*((tmp_path / name / "receipt.json").read_bytes() for name in ("made", "stored")))
 
 
 Shadowft = Callable[..., tuple[int, str, str]]

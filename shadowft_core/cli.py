@@ -151,7 +151,9 @@ def graft(
         list[str] | None, typer.Option(metavar="DIR[@SCALE]", help="folder made by `extract`; repeatable")
     ] = None,
     base: Annotated[Path | None, typer.Option(help="with --tuned: take their difference, and keep no delta")] = None,
-    tuned: Annotated[Path | None, typer.Option(help="the checkpoint that was tuned from --base")] = None,
+    tuned: Annotated[
+        Path | None, typer.Option(help="what was tuned from --base: a checkpoint, or a folder made by `train`")
+    ] = None,
     sweep: Annotated[Path | None, typer.Option(help="take scale and scope from this sweep file")] = None,
     scale: Annotated[float | None, typer.Option(help="scale of a delta without its own; else params, sweep")] = None,
     scope: Annotated[
@@ -178,8 +180,7 @@ def graft(
     In one pass, no delta kept: shadowft graft --instruct my_instruct --base my_base --tuned my_tuned --scale 1
     --out my_model
     """
-    from shadowft_core.checkpoint import open_checkpoint
-    from shadowft_core.delta import Difference
+    from shadowft_core.delta import Difference, open_difference
     from shadowft_core.graft import Merge, parse_delta, parse_scale_for
     from shadowft_core.graft import graft_stage as run
 
@@ -187,7 +188,7 @@ def graft(
         raise typer.BadParameter("pass --delta, or --base and --tuned together")
     deltas: list[tuple[Path | Difference, float | None]] = [parse_delta(text) for text in delta or ()]
     if base and tuned:
-        deltas.append((Difference(open_checkpoint(base), open_checkpoint(tuned), unrelated), None))
+        deltas.append((open_difference(base, tuned, unrelated), None))
     recipe = run(
         instruct,
         deltas,

@@ -127,7 +127,10 @@ def _show_receipt(account: dict[str, Any]) -> None:
     _say(console, f"{account['path']}: {account['digest']}")
     _say(console, f"  = instruct {account['instruct']['digest']}")
     for delta in account["deltas"]:
-        _say(console, f"  + {delta['scale']:g} * delta {delta['digest']}")
+        what = (
+            f"delta {delta['digest']}" if "digest" in delta else f"({delta['tuned']} - {delta['base']}), no delta kept"
+        )
+        _say(console, f"  + {delta['scale']:g} * {what}")
     merge = account["merge"]
     rule = " ".join(["merge", merge["rule"], *(f"{key} {merge[key]}" for key in ("density", "seed") if key in merge)])
     base = ", onto the delta's own Base" if account["onto_base"] else ""

@@ -15,6 +15,7 @@ from benchmarks.graft import cases, check, measure, table
 from benchmarks.graft.launch import main as launch
 from benchmarks.graft.triple import SHAPES, Triple, build
 from shadowft_core.checkpoint import open_checkpoint
+from shadowft_core.checkpoint.memo import Memo
 from shadowft_core.errors import GraftError, PairError, ShadowError
 
 ROOT = Path(__file__).parent.parent
@@ -80,6 +81,30 @@ def test_ours_equals_the_oracle_and_a_damaged_result_is_found(timed: dict[str, c
         check.check_results(results)
 
 
+def test_every_goal_of_two_steps_is_one_of_one_pass_too(timed: dict[str, cases.Case]) -> None:
+    goals = {ours: {row[1:] for row in table.RATIOS if row[0] == ours} for ours in ("one-pass", "extract+graft")}
+    assert goals["extract+graft"] == {row for row in goals["one-pass"] if row[0] != "undigested"}
+    assert table.PEAKS["one-pass"] == table.PEAKS["extract+graft"]
+    named = {name for row in table.RATIOS for name in row[:2]} | table.PEAKS.keys()
+    assert named - {"mergekit"} <= timed.keys(), "a goal of a case that nobody runs"
+
+
+def test_one_pass_remembers_every_digest_and_stores_no_delta(timed: dict[str, cases.Case], triple: Triple) -> None:
+    result = timed["one-pass"].result
+    assert result is not None
+    assert [made.name for made in timed["one-pass"].out.iterdir()] == ["model"]
+    recipe = json.loads((result / "recipe.json").read_bytes())
+    digests = {name: open_checkpoint(getattr(triple, name)).digest() for name in ("base", "tuned")}
+    assert recipe["deltas"] == [digests | {"scale": 1.0}]
+    cache = Path(timed["one-pass"].steps[0][1].partition("=")[2])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SHADOWFT_CACHE", str(cache))
+        for folder in (triple.base, triple.tuned, triple.instruct):
+            shards = folder.glob("*.safetensors")
+            known = {name for shard in shards for name in Memo(shard).digests}
+            assert known == set(open_checkpoint(folder).names), f"{folder.name} would be read again to be hashed"
+
+
 def test_the_lora_case_grafts_the_adapter(timed: dict[str, cases.Case], triple: Triple) -> None:
     result = timed["lora"].result
     assert result is not None
@@ -140,8 +165,15 @@ def test_ratios_are_taken_within_a_round_and_held_against_goals() -> None:
     (ratio,) = table.ratios(samples, "1.1B")
     assert (ratio.median, ratio.lowest, ratio.highest, ratio.met) == (1, 0.5, 3, True)
     samples |= {("cp", "warm"): walls(1, 1, 0.2), ("extract+graft", "warm"): walls(1, 1, 1)}
+    samples |= {("one-pass", "warm"): walls(4, 3, 1), ("undigested", "warm"): walls(4, 2, 1)}
     met = {(one.ours, one.peer): one.met for one in table.ratios(samples, "1.1B")}
-    assert met == {("extract", "graft"): True, ("graft", "cp"): False, ("extract+graft", "cp"): True}
+    assert met == {
+        ("extract", "graft"): True,
+        ("graft", "cp"): False,
+        ("extract+graft", "cp"): True,
+        ("one-pass", "cp"): False,
+        ("one-pass", "undigested"): True,
+    }
     assert {one.met for one in table.ratios(samples, "0.15B")} == {None}, "the goals are those of another size"
 
 

@@ -14,7 +14,7 @@ from tests.conformance.cases import CASES, Case
 from tests.conformance.inputs import Start
 from tests.conformance.kit import Kit, Verdict
 from tests.conformance.lies import MARKER
-from tests.conformance.tools import Answer, ours
+from tests.conformance.tools import Answer, one_pass, ours
 from tests.fixtures.models import write_weights
 
 BY_ID = {case.id: case for case in CASES}
@@ -33,6 +33,15 @@ def test_the_table_holds(kit: Kit, case: Case) -> None:
     if outcome.answer.error is not None:
         assert issubclass(outcome.answer.error, case.error), outcome.answer
         assert "\n" not in outcome.answer.said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_the_table_holds_in_one_pass(kit: Kit, case: Case) -> None:
+    outcome = kit.run(case, one_pass)
+    assert outcome.verdict in (Verdict.PASS, Verdict.NOT_ASKED), f"{case.about}: {outcome.verdict}: {outcome.note}"
+    if outcome.answer is not None and outcome.answer.error is not None:
+        assert issubclass(outcome.answer.error, case.error), outcome.answer
 
 
 def test_every_case_has_its_own_name() -> None:

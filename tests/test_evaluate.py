@@ -14,7 +14,7 @@ import pytest
 
 from shadowft_core.checkpoint import canonical_json, open_checkpoint
 from shadowft_core.delta import extract
-from shadowft_core.errors import EvaluationError
+from shadowft_core.errors import EvaluationError, GraftError
 from shadowft_core.evaluate import evaluate, load_folder, load_grafted, open_bench
 from shadowft_core.graft import graft
 from shadowft_core.params import Evaluate
@@ -233,6 +233,16 @@ def test_a_folder_that_is_not_its_recipe_is_refused(world: World, half: Path, tm
         recipe["deltas"] *= 2
     (grafted / "recipe.json").write_bytes(canonical_json(recipe))
     with pytest.raises(EvaluationError, match=r"run `shadowft graft` again"):
+        evaluate(world.instruct, world.data, world.delta, grafted, "shadow", world.params(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_grafted_in_one_pass_keeps_no_delta_to_judge(world: World, half: Path, tmp_path: Path) -> None:
+    grafted = shutil.copytree(half, tmp_path / "grafted")
+    recipe = json.loads((grafted / "recipe.json").read_bytes())
+    recipe["deltas"] = [{"base": "sha256:1", "tuned": "sha256:2", "scale": 0.5}]
+    (grafted / "recipe.json").write_bytes(canonical_json(recipe))
+    with pytest.raises(GraftError, match=r"recipe\.json: adds sha256:2 - sha256:1 in one pass and no delta was kept"):
         evaluate(world.instruct, world.data, world.delta, grafted, "shadow", world.params(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

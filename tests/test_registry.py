@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from shadowft_core import registry as room
-from shadowft_core.checkpoint import file_digest, open_checkpoint
+from shadowft_core.checkpoint import file_digest, open_checkpoint, read_json_object, write_json_atomically
 from shadowft_core.errors import GraftError, RegistrationPending, RegistryError, StoreError, StoreUnreachable
 from shadowft_core.params import Store
 from shadowft_core.registry.evidence import Evidence
@@ -75,6 +75,29 @@ def test_outputs_of_different_runs_are_not_registered(run: Run, client: Any) -> 
     with pytest.raises(RegistryError, match=r"report\.html: no such file; run `dvc repro`"):
         run.register()
     assert client.search_model_versions(f"name = '{run.params.registry.name}'") == []
+
+
+def test_a_graft_of_which_no_delta_was_kept_is_not_registered(run: Run, client: Any) -> None:
+    recipe = run.work / "grafted" / "shadow" / "recipe.json"
+    pair = {"base": "sha256:" + "1" * 64, "tuned": "sha256:" + "2" * 64, "scale": 0.5}
+    write_json_atomically(recipe, read_json_object(recipe) | {"deltas": [pair]})
+    with pytest.raises(
+        GraftError, match=r"recipe\.json: adds sha256:22.* - sha256:11.*nobody could rebuild it; run"
+    ) as e:
+        run.register()
+    assert "\n" not in str(e.value)
+    assert client.search_model_versions(f"name = '{run.params.registry.name}'") == []
+    assert not run.pending.exists(), "it does not wait either"
+
+
+def test_a_registered_recipe_names_the_digest_of_every_delta(run: Run, tmp_path: Path) -> None:
+    recipe = Evidence(run.params, run.work, run.lock, ROOT / "params.yaml").registration(None).recipe
+    write_json_atomically(tmp_path / "recipe.json", recipe)
+    assert room.read_recipe(tmp_path / "recipe.json") == recipe
+    for deltas in ([{"base": "sha256:1", "tuned": "sha256:2", "scale": 1.0}], [{"digest": "sha256:1"}], 3):
+        write_json_atomically(tmp_path / "recipe.json", recipe | {"deltas": deltas})
+        with pytest.raises(RegistryError, match="not a recipe of format 1 as `shadowft register` writes it"):
+            room.read_recipe(tmp_path / "recipe.json")
 
 
 def test_materialize_from_s3_gives_the_registered_bits(run: Run, s3_store: Store, tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ SHADOWFT = str(Path(sys.executable).with_name("shadowft"))
 STORES = ("compressed", "bfloat16")
 READ_AND_WRITE = 'cat "$1"/* "$2"/* > /dev/null && cp -r "$3" "$4"'
 DURABLE_COPY = 'cp -r "$1" "$2" && sync "$2"/*'
-UNDIGESTED = (  # the same program with a hash that does nothing: what digests cost
-    "import hashlib, sys; from types import SimpleNamespace as S; "
-    "hashlib.sha256 = lambda *a: S(update=lambda d: None, hexdigest=lambda: '0' * 64, digest=lambda: bytes(32)); "
+UNDIGESTED = (  # the same program with a hash of weights that does nothing, and is not remembered: what digests cost
+    "import hashlib; from types import SimpleNamespace as S; from shadowft_core.checkpoint.memo import Memo; "
+    "Memo.remember = lambda *a: None; real, nothing = hashlib.sha256, S(update=len, hexdigest=lambda: '0' * 64); "
+    "hashlib.sha256 = lambda *a: real(*a) if a else nothing; "
     "from shadowft_core.cli import main; main()"
 )
 SIGMA = (
@@ -37,14 +38,15 @@ class Case:
 
 
 def store_deltas(triple: Triple, stored: Path) -> list[Case]:
-    """Make the dense deltas that the graft cases read, and have the digests of Base and Instruct remembered."""
-    inputs, found = (triple.base, triple.tuned, triple.instruct), []
+    """Make the dense deltas that the graft cases read, and have the digests of the three models remembered."""
+    inputs, known, found = (triple.base, triple.tuned, triple.instruct), remembered(stored), []
     for store in STORES:
         out = stored / store
-        made = extract(triple.base, triple.tuned, out / "delta", remembered(stored), store)
-        use = graft(triple.instruct, out / "delta", out / "model", remembered(stored))
+        made = extract(triple.base, triple.tuned, out / "delta", known, store)
+        use = graft(triple.instruct, out / "delta", out / "model", known)
         found.append(Case(f"store-{store}", "", (made, use), inputs, out, out / "delta"))
-    return found
+    out = stored / "one-pass"
+    return [*found, Case("store-one-pass", "", (one_pass(triple, out / "model", known),), inputs, out)]
 
 
 def remembered(stored: Path) -> list[str]:
@@ -116,12 +118,6 @@ def all_cases(triple: Triple, stored: Path, outs: Path, mergekit: Path | None) -
         reads=(base, instruct),
     )
 
-    def both(name: str, about: str, shadowft: list[str], store: str) -> None:
-        """From three checkpoints to one."""
-        delta, model = outs / name / "delta", outs / name / "model"
-        steps = extract(base, tuned, delta, shadowft, store), graft(instruct, delta, model, shadowft)
-        add(name, about, *steps, reads=three, result="model")
-
     for store in STORES:
         end = "" if store == STORES[0] else f"-{store}"
         made = extract(base, tuned, outs / f"extract{end}" / "delta", known, store)
@@ -129,9 +125,20 @@ def all_cases(triple: Triple, stored: Path, outs: Path, mergekit: Path | None) -
         delta = stored / store / "delta"
         used = graft(instruct, delta, outs / f"graft{end}" / "model", known)
         add(f"graft{end}", f"ours: from the delta stored {store}", used, reads=(instruct, delta), result="model")
-        both(f"extract+graft{end}", f"ours: from three checkpoints to one, delta stored {store}", known, store)
-    both("first", "ours: extract+graft when no digest is remembered", anew, STORES[0])
-    both("undigested", "ours: extract+graft with a hash that does nothing", undigested, STORES[0])
+    delta, model = (outs / "extract+graft" / name for name in ("delta", "model"))
+    add(
+        "extract+graft",
+        "ours: from three checkpoints to one, and a compressed delta to keep",
+        *(extract(base, tuned, delta, known), graft(instruct, delta, model, known)),
+        reads=three,
+        result="model",
+    )
+    for name, about, shadowft in (
+        ("one-pass", "ours: from three checkpoints to one, no delta stored", known),
+        ("first", "ours: one-pass when no digest is remembered", anew),
+        ("undigested", "ours: one-pass with a hash that does nothing", undigested),
+    ):
+        add(name, about, one_pass(triple, outs / name / "model", shadowft), reads=three, result="model")
     add(
         "lora",
         "ours: extract and graft of the adapter",
@@ -173,6 +180,11 @@ def extract(base: Path, tuned: Path, out: Path, shadowft: list[str], store: str 
 def graft(instruct: Path, delta: Path, out: Path, shadowft: list[str]) -> list[str]:
     folders = ["--instruct", str(instruct), "--delta", str(delta), "--out", str(out)]
     return [*shadowft, "graft", *folders, "--scale", "1"]
+
+
+def one_pass(triple: Triple, out: Path, shadowft: list[str]) -> list[str]:
+    folders = ["--instruct", str(triple.instruct), "--base", str(triple.base), "--tuned", str(triple.tuned)]
+    return [*shadowft, "graft", *folders, "--out", str(out), "--scale", "1"]
 
 
 def _mergekit_config(triple: Triple) -> str:

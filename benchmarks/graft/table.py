@@ -11,7 +11,7 @@ Samples = Mapping[tuple[str, str], Sequence[Sample]]
 CACHES = ("warm", "cold")
 GOAL_SIZE = "1.1B"
 # Ours, the peer, `faster` (peer / ours) or `of` (ours / peer), the goal, and the page cache it speaks of.
-BOTH = ("extract+graft", "extract+graft-bfloat16")
+BOTH = ("one-pass", "extract+graft")
 GRAFT = ("graft", "graft-bfloat16")
 RATIOS = [
     *((ours, "mergekit", "faster", 12.0, CACHES) for ours in (*BOTH, *GRAFT)),
@@ -21,7 +21,7 @@ RATIOS = [
     *((ours, "read-3-write-1", "of", 1.2, ("cold",)) for ours in (*BOTH, *GRAFT)),
     ("extract", "graft", "of", 1.0, CACHES),
     ("extract-bfloat16", "graft-bfloat16", "of", 1.0, CACHES),
-    ("extract+graft", "undigested", "of", 1.25, CACHES),
+    ("one-pass", "undigested", "of", 1.25, CACHES),
     ("first", "undigested", "of", 1.25, CACHES),
     ("lora", "peft", "faster", 5.0, CACHES),
     ("sigma", "sigma-torch", "faster", 7.0, CACHES),

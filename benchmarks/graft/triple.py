@@ -14,8 +14,15 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from shadowft_core.checkpoint import CHUNK, INDEX, Checkpoint, build_header, new_folder, open_checkpoint
-from shadowft_core.checkpoint import write_safetensors as write
+from shadowft_core.checkpoint import (
+    CHUNK,
+    INDEX,
+    Checkpoint,
+    build_header,
+    new_folder,
+    open_checkpoint,
+    write_shards,
+)
 
 SPREAD, TUNING, DISTANCE = 0.02, 1e-4, 0.02 * 0.02
 SHARD_BYTES = 500_000_000
@@ -103,11 +110,12 @@ def _model(shape: Shape, out: Path, produce: Any) -> None:
     shards = _shards(tensors)
     total = sum(2 * int(np.prod(dims)) for dims in tensors.values())
     with new_folder(out) as folder:
-        weight_map = {}
+        weight_map, files = {}, {}
         for number, names in enumerate(shards, 1):
             file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-            write(folder / file, build_header({n: ("BF16", tensors[n]) for n in names}), produce, f"bench: {out.name}")
+            files[folder / file] = build_header({n: ("BF16", tensors[n]) for n in names})
             weight_map |= dict.fromkeys(names, file)
+        write_shards(files, produce, f"bench: {out.name}")
         _json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
         _json(folder / "config.json", shape.config())
         _json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2})
@@ -164,7 +172,7 @@ def _adapter(shape: Shape, out: Path) -> None:
 
     with new_folder(out) as folder:
         header = build_header({name: ("F32", dims) for name, dims in factors.items()})
-        write(folder / "adapter_model.safetensors", header, factor, "bench: adapter")
+        write_shards({folder / "adapter_model.safetensors": header}, factor, "bench: adapter")
         config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": ALPHA, "bias": "none"}
         _json(folder / "adapter_config.json", config | {"target_modules": PROJECTIONS, "inference_mode": True})
 

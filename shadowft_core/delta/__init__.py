@@ -9,8 +9,19 @@ from shadowft_core.delta.dense import Storage
 from shadowft_core.delta.difference import Difference
 from shadowft_core.delta.folder import Delta, open_delta, sample_positions, step
 from shadowft_core.delta.stage import extract
+from shadowft_core.delta.tuned import open_difference
 
 AnyDelta = Delta | Difference
 """Stored in a folder, or taken from two checkpoints as it is read."""
 
-__all__ = ["AnyDelta", "Delta", "Difference", "Storage", "extract", "open_delta", "sample_positions", "step"]
+__all__ = [
+    "AnyDelta",
+    "Delta",
+    "Difference",
+    "Storage",
+    "extract",
+    "open_delta",
+    "open_difference",
+    "sample_positions",
+    "step",
+]

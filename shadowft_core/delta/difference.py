@@ -70,13 +70,8 @@ class Difference:
         )
         self.before.read_into(name, number * stride, was)
         self.after.read_into(name, number * stride, now)
-        return self._subtracted(was, now), 0.0 if number % 32 else _square(was)
-
-    def _subtracted(self, was: np.ndarray, now: np.ndarray) -> np.ndarray:
-        difference = scratch.array("difference", was.size, np.float32)
-        with np.errstate(all="ignore"):  # what is not finite is refused by name where it is written
-            kernel.subtract(now, was, difference)
-        return difference
+        difference = _subtracted(was, now, scratch.array("difference", was.size, np.float32))
+        return difference, 0.0 if number % 32 else _square(was)
 
     def require_related(self, name: str, square: float, before: float) -> None:
         """Hold the sum of squares of a tensor's delta against that of its weights. Raises Unrelated."""
@@ -126,21 +121,29 @@ class Difference:
         pairs = zip(self.before.chunks(name, stride), self.after.chunks(name, stride), strict=True)
         for number, ((_, was), (_, now)) in enumerate(pairs):
             if number % 32 == 0:
-                square, before = square + _square(self._subtracted(was, now)), before + _square(was)
+                part = _subtracted(was, now, scratch.array("difference", was.size, np.float32))
+                square, before = square + _square(part), before + _square(was)
             yield kernel.Apart(now, was, scale)
         self.require_related(name, square, before)
 
     def chunks(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
         """As `Delta.chunks`; raises what `apart` raises."""
         stride = step(self.shape(name))
+        room = np.empty(min(stride, self.before.info(name).size), np.float32)  # of this pass: others may run beside it
         for number, pair in enumerate(self.apart(name, 1, stride)):
-            yield number * stride, self._subtracted(pair.before, pair.after)
+            yield number * stride, _subtracted(pair.before, pair.after, room[: pair.before.size])
 
     def parts(self, name: str) -> Callable[[int], np.ndarray]:
         """As `Delta.parts`; the tensor is held against the Base's first."""
         for _ in self.chunks(name):
             pass
-        return lambda number: self.part(name, number)[0]
+        return lambda number: self.part(name, number)[0].copy()
+
+
+def _subtracted(was: np.ndarray, now: np.ndarray, out: np.ndarray) -> np.ndarray:
+    with np.errstate(all="ignore"):  # what is not finite is refused by name where it is written
+        kernel.subtract(now, was, out)
+    return out
 
 
 def _square(values: np.ndarray) -> float:

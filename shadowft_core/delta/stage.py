@@ -5,15 +5,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.checkpoint import file_digest, new_folder, open_checkpoint, read_json_object, write_json_atomically
-from shadowft_core.delta.adapters import ADAPTER_CONFIG, Adapter
+from shadowft_core.checkpoint import file_digest, new_folder, open_checkpoint, write_json_atomically
+from shadowft_core.delta.adapters import Adapter
 from shadowft_core.delta.base import write_base
 from shadowft_core.delta.dense import Storage, write_dense
 from shadowft_core.delta.difference import Difference
 from shadowft_core.delta.folder import BASE, CERTIFICATE, FORMAT, open_delta
 from shadowft_core.delta.lowrank import lower, require_budget
 from shadowft_core.delta.merge import write_changes
-from shadowft_core.errors import DeltaError, WrongBase
+from shadowft_core.delta.tuned import read_tuned
 
 
 def extract(
@@ -63,37 +63,33 @@ def extract(
 def _exact(base: Path, tuned: Path, folder: Path, storage: Storage, unrelated: bool) -> dict[str, Any]:
     """Write a whole delta into an existing folder; returns its certificate."""
     before = open_checkpoint(base)
-    record = tuned / "train.json"
-    train = read_json_object(record) if record.is_file() else None
-    inner = [tuned / name for name in ("adapter", "model") if (tuned / name).is_dir()]
-    if len(inner) > 1:
-        raise DeltaError(f"{tuned}: holds both adapter/ and model/; pass one of them")
-    source = inner[0] if inner else tuned
-    adapter = (source / ADAPTER_CONFIG).is_file()
-    if adapter:
-        tensors = write_changes(Adapter(before, source), folder, storage, unrelated)
+    left = read_tuned(tuned)
+    if left.adapter:
+        tensors = write_changes(Adapter(before, left.weights), folder, storage, unrelated)
     else:
-        delta = Difference(before, open_checkpoint(source), unrelated)
+        delta = Difference(before, open_checkpoint(left.weights), unrelated)
         shapes = {name: delta.shape(name) for name in delta.names}
         tensors = write_dense(folder, shapes, delta.part, storage, delta.require_related)
     write_base(before, folder)
-    digest = before.digest()
-    if train is not None and train.get("model_digest", digest) != digest:
-        raise WrongBase(f"{record}: was tuned from {train['model_digest']}, {base} is {digest}; pass that model")
+    left.require_start(before)
     factors_only = all(entry["form"] == "factors" for entry in tensors.values())
     certificate = {
         "format": FORMAT,
-        "kind": "lora" if adapter and factors_only else "dense",
+        "kind": "lora" if left.adapter and factors_only else "dense",
         "base": {
-            "digest": digest,
+            "digest": before.digest(),
             "tokenizer_digest": before.tokenizer_digest(),
             "tied": before.tied is not None,
             "sample": file_digest(folder / BASE),
         },
         "tensors": tensors,
         "train": None
-        if train is None
-        else {"digest": file_digest(record), "data_digest": train.get("data_digest"), "seed": train.get("seed")},
+        if left.train is None
+        else {
+            "digest": file_digest(left.record),
+            "data_digest": left.train.get("data_digest"),
+            "seed": left.train.get("seed"),
+        },
         "waivers": ["unrelated"] if unrelated else [],
         "created_by": f"shadowft {version('shadowft')}",
     }

@@ -31,7 +31,7 @@ def evaluate(
     model, bit for bit, it is scored once.
 
     Raises EvaluationError: see `open_bench` and `Bench.score`; also a grafted folder whose weights, delta or Instruct
-    are not those of its recipe. Nothing is written then.
+    are not those of its recipe; GraftError for one that kept no delta. Nothing is written then.
     """
     if (delta is None) != (grafted is None):
         raise EvaluationError(
@@ -61,12 +61,14 @@ def evaluate(
 
 
 def _checked_recipe(instruct: Path, delta: Path, grafted: Path) -> dict[str, Any]:
+    from shadowft_core.graft import deltas_of
+
     path = grafted / "recipe.json"
     try:
         recipe: dict[str, Any] = json.loads(path.read_bytes())
-        [part] = recipe["deltas"]
+        [(digest, _)] = deltas_of(recipe, path)
         expected = {
-            delta / "delta.json": (part["digest"], file_digest(delta / "delta.json")),
+            delta / "delta.json": (digest, file_digest(delta / "delta.json")),
             instruct: (recipe["instruct"]["digest"], open_checkpoint(instruct).digest()),
             grafted: (recipe["digest"], open_checkpoint(grafted).digest()),
         }

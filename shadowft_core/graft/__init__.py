@@ -6,7 +6,7 @@ is written. Rows of embeddings and heads meet by token, experts by their number 
 tensors and a few chunks are in memory, whatever the model's size.
 """
 
-from shadowft_core.graft.options import ONTO_BASE, UNRELATED, Merge, Options, options_of
+from shadowft_core.graft.options import ONTO_BASE, UNRELATED, Merge, Options, deltas_of, options_of
 from shadowft_core.graft.stage import graft_stage, parse_delta, parse_scale_for
 from shadowft_core.graft.write import graft, grafted_tensors
 
@@ -15,6 +15,7 @@ __all__ = [
     "UNRELATED",
     "Merge",
     "Options",
+    "deltas_of",
     "graft",
     "graft_stage",
     "grafted_tensors",

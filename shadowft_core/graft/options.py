@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from shadowft_core.errors import GraftError
@@ -87,3 +88,20 @@ def options_of(recipe: dict[str, Any]) -> dict[str, Any]:
         }
     except (KeyError, TypeError, ValueError) as error:
         raise GraftError(f"the recipe's options are damaged ({error!r:.200}); take an intact recipe") from None
+
+
+def deltas_of(recipe: dict[str, Any], where: Path) -> list[tuple[str, float]]:
+    """(digest, scale) of every delta that a recipe adds; `where` is the file that an error names.
+
+    Raises GraftError when an entry is damaged, or is the difference of two checkpoints, of which no delta was kept.
+    """
+    try:
+        for entry in recipe["deltas"]:
+            if "digest" not in entry and "tuned" in entry:
+                raise GraftError(
+                    f"{where}: adds {entry['tuned']} - {entry['base']} in one pass and no delta was kept, so nobody "
+                    "could rebuild it; run extract, publish, and graft from that delta"
+                )
+        return [(str(entry["digest"]), float(entry["scale"])) for entry in recipe["deltas"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise GraftError(f"{where}: no recipe ({error!r:.200}); pass the recipe.json of a grafted folder") from None

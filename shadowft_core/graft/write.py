@@ -35,7 +35,7 @@ NO_NOTES: Mapping[str, Any] = {}
 
 def grafted_tensors(
     instruct: Path,
-    deltas: Sequence[tuple[Path, float]],
+    deltas: Sequence[tuple[Path | Difference, float]],
     scope: Scope = "all",
     dtype: str = "instruct",
     *,
@@ -75,8 +75,9 @@ def graft(
     folders, GraftError for options that meet nothing or contradict each other. Nothing is written then.
     """
     plan = make_plan(instruct, deltas, Options(scope, dtype, merge, tuple(scale_for), waivers))
-    if out.resolve() in {path.resolve() for path in (instruct, *(p for delta, _ in plan.deltas for p in delta.paths))}:
-        raise GraftError(f"{out}: is also read from and would be replaced; choose another --out")
+    for path in (instruct, *(path for delta, _ in plan.deltas for path in delta.paths)):
+        if path.resolve().is_relative_to(out.resolve()):
+            raise GraftError(f"{out}: is also read from and would be replaced; choose another --out")
     model = plan.instruct
     with new_folder(out) as folder:
         files = {folder / file: _header(plan, file) for file in model.shards}

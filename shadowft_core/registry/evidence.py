@@ -9,6 +9,7 @@ from typing import Any
 
 from shadowft_core.checkpoint import bytes_digest, canonical_json, file_digest
 from shadowft_core.errors import RegistryError
+from shadowft_core.graft import deltas_of
 from shadowft_core.params import Params
 from shadowft_core.registry.registration import Registration
 
@@ -54,6 +55,7 @@ class Evidence:
             grafted / "receipt.json",
         ]
         self.graft = json_object(grafted / "recipe.json")
+        self.deltas = deltas_of(self.graft, grafted / "recipe.json")
         self.pair = json_object(work / "pair" / "pair.json")
         self.verdict = json_object(work / "verdict.json")
         self.delta = file_digest(there(work / "delta" / "shadow" / "delta.json"))
@@ -64,7 +66,7 @@ class Evidence:
             self.decision = str(self.verdict["decision"])
             for what, expected, found in [
                 ("the Instruct", self.graft["instruct"]["digest"], self.pair["instruct"]["digest"]),
-                ("the delta", [delta["digest"] for delta in self.graft["deltas"]], [self.delta]),
+                ("the delta", [digest for digest, _ in self.deltas], [self.delta]),
                 ("the judged model", self.graft["digest"], self.verdict["recipe_digest"]),
             ]:
                 if expected != found:
@@ -115,7 +117,7 @@ class Evidence:
             "shadowft.instruct": str(self.pair["instruct"]["digest"]),
             "shadowft.delta": self.delta,
             "shadowft.model": str(self.graft["digest"]),
-            "shadowft.scale": str(self.graft["deltas"][0]["scale"]),
+            "shadowft.scale": str(self.deltas[0][1]),
             "shadowft.verdict": file_digest(self.work / "verdict.json"),
             "shadowft.decision": self.decision,
             "shadowft.git.commit": git.commit if git else "unknown",

@@ -96,7 +96,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
     try:
         recipe = json.loads(raw)
         complete = recipe["format"] == 1 and canonical_json(recipe) == raw
-        _ = recipe["instruct"]["ref"], recipe["deltas"], recipe["digest"], recipe["files"], recipe["verdict"]["digest"]
+        _ = recipe["instruct"]["ref"], recipe["digest"], recipe["files"], recipe["verdict"]["digest"]
+        _ = [(delta["digest"], delta["scale"]) for delta in recipe["deltas"]]
         Store(**recipe["store"])
     except (ValueError, KeyError, TypeError):
         complete = False

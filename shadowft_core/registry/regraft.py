@@ -22,17 +22,17 @@ def regraft(
     Raises GraftError when the recipe is damaged, is already of this Instruct, lacks a delta or does not know one, and
     what `graft` and the store raise. Nothing is written then.
     """
-    from shadowft_core.graft import graft, options_of
+    from shadowft_core.graft import deltas_of, graft, options_of
     from shadowft_core.params import Store, located
 
     old = read_json_object(recipe)
     try:
-        digest, parts = str(old["instruct"]["digest"]), [(d["digest"], float(d["scale"])) for d in old["deltas"]]
-        known = old["format"] == 1
+        digest, known = str(old["instruct"]["digest"]), old["format"] == 1
     except (KeyError, TypeError, ValueError) as error:
         raise GraftError(f"{recipe}: no recipe ({error!r:.200}); pass the recipe.json of a grafted folder") from None
     if not known:
         raise GraftError(f"{recipe}: recipe format {old['format']!r}, 1 is wanted; graft again")
+    parts = deltas_of(old, recipe)
     options = options_of(old) | {"waivers": waivers}
     if open_checkpoint(instruct).digest() == digest:
         raise GraftError(f"{instruct}: is the recipe's own Instruct, {digest}; pass another, or graft as before")

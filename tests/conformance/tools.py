@@ -30,6 +30,7 @@ def _mergekit(settings: str, *roles: str) -> str:
 
 NAMED: dict[str, tuple[str, ...]] = {
     "shadowft": (f"{_EXTRACT} && {_GRAFT}", f"{_EXTRACT} && {_GRAFT}".replace("{tuned}", "{adapter}")),
+    "shadowft-one-pass": ("shadowft graft --instruct {instruct} --base {base} --tuned {tuned} --scale 1 --out {out}",),
     "mergekit": (_mergekit(""),),
     "mergekit-tokenizer": (_mergekit(', "tokenizer": {"source": "%s"}', "{instruct}"),),
     "peft": ("{here} -m benchmarks.graft.peers peft {instruct} {adapter} {out}",),
@@ -53,9 +54,18 @@ Tool = Callable[[Path, bool, str], Answer | None]
 
 def ours(case: Path, adapter: bool, dtype: str) -> Answer:
     """The commands of `shadowft`, run in this process: a start of Python for every case would take minutes."""
+    return _in_this_process(NAMED["shadowft"][adapter], case, dtype)
+
+
+def one_pass(case: Path, adapter: bool, dtype: str) -> Answer | None:
+    """As `ours`, without a delta in between; adapters are no case for it."""
+    return None if adapter else _in_this_process(NAMED["shadowft-one-pass"][0], case, dtype)
+
+
+def _in_this_process(template: str, case: Path, dtype: str) -> Answer:
     from shadowft_core.cli import app
 
-    for step in _fill(NAMED["shadowft"][adapter], case, dtype).split(" && "):
+    for step in _fill(template, case, dtype).split(" && "):
         try:
             app(shlex.split(step)[1:], standalone_mode=False)
         except ShadowError as error:

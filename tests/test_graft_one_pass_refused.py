@@ -1,0 +1,128 @@
+"""What a graft from two checkpoints refuses, with the class of `extract` and `graft`, and nothing written."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shadowft_core.checkpoint import open_checkpoint, write_json_atomically
+from shadowft_core.delta import extract
+from shadowft_core.delta import open_difference as difference
+from shadowft_core.errors import (
+    AdapterError,
+    CheckpointError,
+    DeltaError,
+    GraftError,
+    NotFinite,
+    OntoBase,
+    Quantised,
+    ShadowError,
+    ShapeMismatch,
+    TensorMissing,
+    Unrelated,
+    WrongBase,
+    ZeroDelta,
+)
+from shadowft_core.graft import Merge, graft
+from tests.fixtures.models import write_model
+from tests.test_graft import Q, Tensors, bits, refused, tensors_of
+from tests.test_graft_one_pass import DOWN, files, written
+from tests.test_graft_tokens import EMBEDDING, HEAD, near, save, values, words
+
+
+def test_what_the_recipe_cannot_name_or_repeat_is_refused(tmp_path: Path) -> None:
+    instruct, base, tuned = written(tmp_path)
+    pair = difference(base, tuned)
+    refused(GraftError, "dare draws by a stored delta's digest", instruct, [(pair, 1.0)], merge=Merge("dare", 0.5, 1))
+    refused(GraftError, "the same delta as", instruct, [(pair, 0.5), (difference(base, tuned), 0.5)])
+    refused(GraftError, "tuned: scale nan; a finite number", instruct, [(pair, float("nan"))])
+    refused(OntoBase, "is the model the delta was taken from", base, [(pair, 1.0)])
+    graft(base, [(pair, 1.0)], tmp_path / "onto", waivers=["onto-base"])
+    assert bits(tensors_of(tmp_path / "onto")) == bits(tensors_of(tuned)), "the way back to the tuned model"
+    for folder in (instruct, base, tuned, tmp_path):
+        before = files(folder)
+        with pytest.raises(GraftError, match="is also read from and would be replaced; choose another --out"):
+            graft(instruct, [(pair, 1.0)], folder)
+        assert files(folder) == before
+
+
+def test_two_checkpoints_that_are_no_pair_are_refused(tmp_path: Path) -> None:
+    _, base, tuned = written(tmp_path)
+    tensors, moved = tensors_of(base), tensors_of(tuned)
+    config = {"quantization_config": {"bits": 4}}
+    cases: list[tuple[type[ShadowError], str, Tensors, dict[str, Any]]] = [
+        (ZeroDelta, "every tensor equals", tensors, {}),
+        (ShapeMismatch, f"tensor {Q}: .*300, 700.*300, 699", moved | {Q: moved[Q][:, :-1]}, {}),
+        (TensorMissing, f"only .*base has {Q} \\(1 in all\\)", {n: a for n, a in moved.items() if n != Q}, {}),
+        (TensorMissing, "only .* has more.weight", moved | {"more.weight": moved[Q]}, {}),
+        (Quantised, "quantization_config", moved, config),
+        (Quantised, f"tensor {Q} is BF16 .*, I8", moved | {Q: np.ones((300, 700), np.int8)}, {}),
+    ]
+    for number, (kind, message, after, options) in enumerate(cases):
+        folder = write_model(tmp_path / f"other{number}", after, **options)
+        with pytest.raises(kind, match=message) as caught:
+            difference(base, folder)
+        assert "\n" not in str(caught.value)
+        with pytest.raises(kind):
+            extract(base, folder, tmp_path / "delta")
+
+
+def test_what_training_left_is_read_as_extract_reads_it(tmp_path: Path) -> None:
+    instruct, base, tuned = written(tmp_path)
+    (tmp_path / "left").mkdir()
+    left = tuned.rename(tmp_path / "left" / "model").parent
+    write_json_atomically(left / "train.json", {"model_digest": open_checkpoint(base).digest()})
+    made = graft(instruct, [(difference(base, left), 1.0)], tmp_path / "out")
+    assert made["deltas"][0]["tuned"] == open_checkpoint(left / "model").digest()
+    with pytest.raises(WrongBase, match=r"train\.json: was tuned from sha256:.*pass that model"):
+        difference(instruct, left)
+    (left / "model").rename(tmp_path / "model")
+    (left / "adapter").mkdir()
+    write_json_atomically(left / "adapter" / "adapter_config.json", {})
+    with pytest.raises(AdapterError, match="is an adapter; run `shadowft extract` and graft its folder with --delta"):
+        difference(base, left)
+    (left / "model").mkdir()
+    with pytest.raises(DeltaError, match="holds both"):
+        difference(base, left)
+
+
+def test_weights_that_are_wrong_are_found_in_the_pass(tmp_path: Path) -> None:
+    """Nothing is written then: not in one pass either, where they are read when the output is half done."""
+    instruct, base, tuned = written(tmp_path)
+    moved = tensors_of(tuned)
+    for value, whose in ((np.nan, "nan"), (np.inf, "inf")):
+        damaged = moved | {DOWN: moved[DOWN].copy()}
+        damaged[DOWN][-1, -1] = value
+        pair = difference(base, write_model(tmp_path / whose, damaged, 2))
+        refused(NotFinite, f"the delta's tensor {DOWN} holds NaN or infinity", instruct, [(pair, 1.0)])
+    stranger = write_model(tmp_path / "stranger", moved | {DOWN: moved[DOWN][::-1].copy()}, 2)
+    message = rf"tensor {DOWN}: \|difference\| is 1\.4. of \|weights\|"
+    refused(Unrelated, message, instruct, [(difference(base, stranger), 1.0)])
+    waived = graft(instruct, [(difference(base, stranger, True), 1.0)], tmp_path / "out", waivers=["unrelated"])
+    extract(base, stranger, tmp_path / "delta", unrelated=True)
+    assert waived["digest"] == graft(instruct, [(tmp_path / "delta", 1.0)], tmp_path / "two")["digest"]
+    assert waived["waivers"] == ["unrelated"]
+
+
+def test_an_unrelated_vocabulary_is_found_where_rows_are_read_out_of_order(tmp_path: Path) -> None:
+    base = {EMBEDDING: values(1, 90), HEAD: values(2, 90)}
+    other = {EMBEDDING: values(11, 90), HEAD: values(12, 90)}
+    own = {name: near(weights) for name, weights in base.items()}
+    instruct = save(tmp_path / "instruct", own, words(90)[::-1])
+    folders = [save(tmp_path / n, t, words(90)) for n, t in (("base", base), ("other", other))]
+    refused(
+        Unrelated, r"tensor (lm_head|model\.embed_tokens)\.weight: .* is 1\.4", instruct, [(difference(*folders), 1.0)]
+    )
+
+
+def test_a_damaged_pair_of_checkpoints_is_named(tmp_path: Path) -> None:
+    instruct, base, tuned = written(tmp_path, shards=1)
+    pair = difference(base, tuned)
+    shard = next(tuned.glob("*.safetensors"))
+    data = shard.read_bytes()
+    shard.write_bytes(data[: len(data) // 2])
+    refused(CheckpointError, str(tuned), instruct, [(pair, 1.0)])
+    write_json_atomically(tuned / "config.json", {"model_type": "llama"})
+    with pytest.raises(CheckpointError):
+        difference(base, tuned)

@@ -87,7 +87,7 @@ def fetch(
     from shadowft_core.delta import open_delta
     from shadowft_core.store import fetch_delta as run
 
-    run(digest, _store(params, uri, endpoint), out, lambda folder: open_delta(folder).verify())
+    run(digest, _store(params, uri, endpoint), out, lambda folder, digests: open_delta(folder).verify(digests))
 
 
 @store.command()

@@ -3,6 +3,7 @@
 import ctypes
 import shutil
 import subprocess
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import ml_dtypes
@@ -186,3 +187,16 @@ def test_a_difference_may_be_formed_inside_the_sum(
         sums = kernel.add(weights, kernel.Apart(after, before, scale), result)
         assert np.array_equal(result.view(np.uint16), expected.view(np.uint16))
         np.testing.assert_allclose(sums, kernel.add(weights, delta, np.empty(size, BF16)), rtol=1e-6)
+
+
+def test_a_kernel_of_another_version_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: ctypes.CDLL
+) -> None:
+    built = tmp_path / f"kernel_c{EXTENSION_SUFFIXES[0]}"
+    shutil.copy(compiled._name, built)
+    monkeypatch.setattr(kernel, "__file__", str(tmp_path / "kernel.py"))
+    assert kernel._built() is not None
+    monkeypatch.setattr(kernel, "VERSION", kernel.VERSION + 1)
+    assert kernel._built() is None
+    built.unlink()
+    assert kernel._built() is None

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from shadowft_core.checkpoint import canonical_json, open_checkpoint
+from shadowft_core.checkpoint import canonical_json, open_checkpoint, open_safetensors
 from shadowft_core.delta import Storage, extract, open_delta, step
 from shadowft_core.errors import (
     CheckpointError,
@@ -213,3 +213,21 @@ def test_a_folder_with_two_results_is_ambiguous(tmp_path: Path) -> None:
     write_model(tmp_path / "run" / "model", TUNED)
     (tmp_path / "run" / "adapter").mkdir()
     refused(DeltaError, "both adapter/ and model/", base, tmp_path / "run")
+
+
+def test_what_its_writer_vouches_for_is_held_against_the_certificate_unread(tiny_pair: Pair, tmp_path: Path) -> None:
+    shifted(tiny_pair.base, tmp_path / "tuned", 1e-3, seed=8)
+    extract(tiny_pair.base, tmp_path / "tuned", tmp_path / "delta")
+    file = tmp_path / "delta" / "dense.safetensors"
+    found = open_safetensors(file)
+    known = {
+        (file.name, found.info(name).offset, found.info(name).nbytes): found.tensor_digest(name) for name in found.names
+    }
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))  # whoever vouches is believed
+    open_delta(tmp_path / "delta").verify(known)
+    with pytest.raises(DeltaError, match="dense.safetensors: tensor"):
+        open_delta(tmp_path / "delta").verify()
+    wrong = dict.fromkeys(known, "sha256:" + "0" * 64)
+    with pytest.raises(DeltaError, match="dense.safetensors: tensor"):
+        open_delta(tmp_path / "delta").verify(wrong)

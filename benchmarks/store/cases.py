@@ -19,7 +19,7 @@ from shadowft_core.store import opened, promises
 
 ROOT = Path(__file__).parent.parent.parent
 WEIGHTS = "dense.safetensors"
-MATRIX = 24 << 20  # elements: 96 MiB of float32, some chunks
+MATRIX = 2 << 20  # elements: 8 MiB, as a compressed matrix of a model of 2 to 4 billion weights
 BLOCK = 1 << 18  # elements: 1 MiB
 AWS_CONFIG = """[default]
 region = us-east-1
@@ -48,7 +48,7 @@ def use(server: S3Server, scratch: Path) -> None:
 
 
 def make_delta(folder: Path, size: int, seed: int, changed: int | None = None, sparse: bool = False) -> Path:
-    """A delta folder of about `size` bytes: plain matrices of 96 MiB, a norm of 16 KiB after each, seeded.
+    """A delta folder of about `size` bytes: plain matrices of 8 MiB, a norm of 16 KiB after each, seeded.
 
     `changed` names a matrix that gets other values. With `sparse`, the file is a hole but for 8 bytes in every MiB, so
     that no two chunks are the same.

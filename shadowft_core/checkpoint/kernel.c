@@ -8,6 +8,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#define VERSION 1 /* counts up when a function's arguments or meaning change; kernel.py wants its own */
 #define LANES 8
 #define BLOCK 4096 /* elements, a multiple of LANES */
 
@@ -23,6 +24,11 @@ typedef uint32_t bits __attribute__((vector_size(4 * LANES)));
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef float half __attribute__((vector_size(2 * LANES)));
 typedef double doubles __attribute__((vector_size(4 * LANES))); /* of half the lanes */
+
+int shadowft_version(void)
+{
+    return VERSION;
+}
 
 ALWAYS_INLINE void widen(floats *out, const words *in)
 {

@@ -13,6 +13,7 @@ import numpy as np
 
 from shadowft_core.checkpoint.scratch import scratch
 
+VERSION = 1  # of kernel.c
 SUMS = ("weight2", "delta2", "reached2", "product", "error2", "moves", "lost")  # over the entries of a part
 _BF16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -21,7 +22,9 @@ def _built() -> ctypes.CDLL | None:
     for suffix in EXTENSION_SUFFIXES:
         file = Path(__file__).with_name(f"kernel_c{suffix}")
         if file.is_file():
-            return typed(ctypes.CDLL(str(file)))
+            found = ctypes.CDLL(str(file))
+            if getattr(found, "shadowft_version", int)() == VERSION:  # else one that an earlier source left behind
+                return typed(found)
     return None
 
 

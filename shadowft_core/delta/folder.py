@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ FORMAT = 2
 CERTIFICATE, DENSE, FACTORS, BASE = "delta.json", "dense.safetensors", "factors.safetensors", "base.safetensors"
 Layout = dict[str, tuple[str, tuple[int, ...] | None]]
 KINDS = ("lora", "dense", "lowrank")
+NOTHING_KNOWN: Mapping[tuple[str, int, int], str] = {}
 MARKS, SAMPLE = "token_marks", "sample."  # tensors of base.safetensors
 
 
@@ -184,8 +185,16 @@ class Delta:
         right *= entry["scaling"]
         return left, right
 
-    def verify(self) -> None:
-        """Hold every stored tensor against the certificate. Raises DeltaError naming the first that differs."""
+    def verify(self, known: Mapping[tuple[str, int, int], str] = NOTHING_KNOWN) -> None:
+        """Hold every stored tensor against the certificate. Raises DeltaError naming the first that differs.
+
+        `known` are digests of pieces of the files that their writer vouches for, by (file name, offset, bytes): a
+        tensor that is one of them is not read.
+        """
+        for model in self._weights.values():
+            places = {name: model.info(name) for name in model.names}
+            keys = {name: (info.file.name, info.offset, info.nbytes) for name, info in places.items()}
+            model.learn({name: known[key] for name, key in keys.items() if key in known})
         with ThreadPoolExecutor(WORKERS) as pool:
             for _ in pool.map(self._verify_entry, self._tensors):
                 pass

@@ -10,7 +10,7 @@ SHADOWFT_STORE_URI and SHADOWFT_STORE_ENDPOINT override the store that params.ya
 import json
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from shadowft_core.checkpoint import bytes_digest, canonical_json, file_digest, 
 from shadowft_core.errors import DeltaError, StoreConflict, StoreError
 from shadowft_core.objects import Objects, open_objects
 from shadowft_core.params import Store
-from shadowft_core.store.chunks import Progress, cut, differs, receive, send, send_missing
+from shadowft_core.store.chunks import Progress, cut, differs, places, receive, send, send_missing
 from shadowft_core.store.garbage import Garbage, collect
 from shadowft_core.store.manifest import (
     CERTIFICATE,
@@ -53,6 +53,7 @@ __all__ = [
     "verify",
 ]
 
+Check = Callable[[Path, Mapping[tuple[str, int, int], str]], object]
 CHUNK = 16 << 20  # bytes; docs/store.md says how it was chosen
 
 
@@ -119,11 +120,13 @@ def holds(digest: str, store: Store) -> bool:
     return opened(store).head(claim_key(digest)) is not None
 
 
-def fetch_delta(digest: str, store: Store, out_dir: Path, check: Callable[[Path], object] | None = None) -> None:
+def fetch_delta(digest: str, store: Store, out_dir: Path, check: Check | None = None) -> None:
     """Make `out_dir` the delta folder of this digest; every byte is verified, the folder is complete or absent.
 
-    `check` looks at the files before they become `out_dir` and raises when they are no delta: who may write the store
-    can make manifest and claim fit a changed chunk, but not the digests in delta.json, whose own digest was asked for.
+    `check(folder, digests)` looks at the files before they become `out_dir` and raises when they are no delta: who may
+    write the store can make manifest and claim fit a changed chunk, but not the digests in delta.json, whose own digest
+    was asked for. `digests` are those of the chunks just written, by (file name, offset, bytes), so that it need not
+    read them again.
 
     Raises StoreError when there is no such delta or no room for it, StoreCorrupt naming the damaged object,
     StoreUnreachable, and what `check` raises.
@@ -139,7 +142,7 @@ def fetch_delta(digest: str, store: Store, out_dir: Path, check: Callable[[Path]
             )
         receive(manifest, objects, folder, Progress("fetch", total))
         if check is not None:
-            check(folder)
+            check(folder, {(name, offset, size): chunk for name, chunk, size, offset in places(manifest)})
 
 
 def verify(store: Store, digests: Sequence[str] = (), state: Path | None = None) -> Scrub:

@@ -157,11 +157,12 @@ def receive(manifest: Manifest, objects: Objects, folder: Path, progress: Progre
     for name, file in manifest.files.items():
         with (folder / name).open("xb") as empty:
             empty.truncate(file.bytes)
-    for _ in each(one, _places(manifest)):
+    for _ in each(one, places(manifest)):
         pass
 
 
-def _places(manifest: Manifest) -> Iterator[tuple[str, str, int, int]]:
+def places(manifest: Manifest) -> Iterator[tuple[str, str, int, int]]:
+    """(file name, digest, bytes, offset in the file) of every chunk."""
     for name, file in manifest.files.items():
         offset = 0
         for digest, size in file.chunks:

@@ -57,7 +57,7 @@ def test_a_tampered_chunk_with_digests_made_right_grafts_nothing(
             tamper(place, delta.digest, file, number, rng.randrange(2**30))
             out = tmp_path / "out"
             try:
-                room.fetch_delta(delta.digest, place.direct, out, lambda folder: open_delta(folder).verify())
+                room.fetch_delta(delta.digest, place.direct, out, lambda found, known: open_delta(found).verify(known))
             except ShadowError:
                 at_fetch += 1
                 assert not out.exists()

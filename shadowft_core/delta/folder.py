@@ -105,7 +105,8 @@ class Delta:
 
             def product(number: int) -> np.ndarray:
                 block = left[number * rows : (number + 1) * rows].astype(np.float64)
-                return (block @ right).astype(np.float32).reshape(-1)
+                values: np.ndarray = (block @ right).astype(np.float32).reshape(-1)
+                return values
 
             return product
         weights = self._weights[DENSE]

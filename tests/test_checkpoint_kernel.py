@@ -200,3 +200,42 @@ def test_a_kernel_of_another_version_is_left_alone(
     assert kernel._built() is None
     built.unlink()
     assert kernel._built() is None
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 1023, 1024, 1025, 4095, 4096, 4097, 5129, 131_072, 131_075])
+def test_a_distance_is_that_of_numpy(compiled: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    random = np.random.default_rng(size)
+    ours = (random.standard_normal(size) * 0.02).astype(BF16)
+    theirs = (ours.astype(np.float32) + random.standard_normal(size) * 1e-3).astype(BF16)
+    monkeypatch.setattr(kernel, "library", compiled)
+    sums = kernel.distance(ours, theirs)
+    monkeypatch.setattr(kernel, "library", None)
+    expected = kernel.distance(ours, theirs)
+    np.testing.assert_allclose(sums, expected, rtol=1e-14)  # the same columns, added up in another order
+    b, i = ours.astype(np.float64), theirs.astype(np.float64)
+    exact = [np.abs(b - i).sum(), np.abs(b).sum(), np.abs(i).sum()]
+    np.testing.assert_allclose(sums, exact, rtol=1e-6)
+
+
+def test_a_distance_takes_every_word(compiled: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = finite(every_word())
+    words = words[np.abs(words.astype(np.float32)) < 1e36]  # so that no column overflows
+    random = np.random.default_rng(0)
+    pairs = words, random.permutation(words)
+    monkeypatch.setattr(kernel, "library", compiled)
+    sums = kernel.distance(*pairs)
+    monkeypatch.setattr(kernel, "library", None)
+    np.testing.assert_allclose(sums, kernel.distance(*pairs), rtol=1e-14)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("at", [0, 8, 4095, 4096, 4100])
+def test_what_is_not_finite_shows_in_its_side_of_a_distance(
+    compiled: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, bad: float, at: int
+) -> None:
+    intact, damaged = np.ones(4101, BF16), np.ones(4101, BF16)
+    damaged[at] = bad
+    for library in (compiled, None):
+        monkeypatch.setattr(kernel, "library", library)
+        assert np.isfinite(kernel.distance(intact, damaged)).tolist() == [False, True, False]
+        assert np.isfinite(kernel.distance(damaged, intact)).tolist() == [False, False, True]

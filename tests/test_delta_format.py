@@ -213,3 +213,33 @@ def test_another_version_is_refused(tmp_path: Path, version: object) -> None:
     (delta / "delta.json").write_bytes(canonical_json(certificate))
     with pytest.raises(DeltaError, match="this version reads 2; extract"):
         open_delta(delta)
+
+
+def test_a_product_in_blocks_is_the_whole_product_also_when_two_are_read_in_turn(tmp_path: Path) -> None:
+    """Blocks are taller than parts, the last of both is short, and a delta has nothing in memory that another needs."""
+    random, (rows, columns), rank = np.random.default_rng(7), (700, 5632), 3
+    base = write_model(tmp_path / "base", {NAMES[0]: np.ones((rows, columns), BF16)})
+    expected, opened = [], []
+    for number in range(2):
+        shapes = (rank, columns), (rows, rank)  # short values, so that float64 sums are exact in any order
+        a, b = (random.standard_normal(shape).astype(BF16).astype(np.float32) for shape in shapes)
+        folder = tmp_path / f"adapter{number}"
+        folder.mkdir()
+        settings = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": ["up_proj"]}
+        (folder / "adapter_config.json").write_text(json.dumps(settings))
+        module = "base_model.model." + NAMES[0].removesuffix(".weight")
+        save_file({f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}, folder / "adapter_model.safetensors")
+        extract(base, folder, tmp_path / f"delta{number}")
+        opened.append(open_delta(tmp_path / f"delta{number}"))
+        whole = b.astype(np.float64) @ (a.astype(np.float64) * 2)
+        expected.append(whole.astype(np.float32))
+        norm = opened[number].certificate["tensors"][NAMES[0]]["norm"]
+        assert norm == pytest.approx(np.linalg.norm(whole), rel=1e-8)
+    found = np.empty((2, rows * columns), np.float32)
+    parts = [delta.parts(NAMES[0]) for delta in opened]
+    for number, both in enumerate(zip(*(delta.chunks(NAMES[0]) for delta in opened), strict=True)):
+        for place, part, (start, values) in zip(found, parts, both, strict=True):
+            assert values.size == min(128 * 1024 // columns * columns, rows * columns - start)
+            place[start : start + values.size] = values
+            assert np.array_equal(values, part(number))
+    assert np.array_equal(found, np.reshape(expected, found.shape))

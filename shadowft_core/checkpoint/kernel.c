@@ -185,3 +185,48 @@ EVERY_MACHINE void shadowft_join(const uint8_t *planes, float *out, size_t size)
         memcpy(out + i, &wide, sizeof wide);
     }
 }
+
+/* sums += |b - i|, |b|, |i|. Every sum runs down COLUMNS columns in float32 and then over the columns in double, which
+ * is how kernel.py sums them with numpy: each column has the same bits. */
+#define COLUMNS 1024
+#define ROWS 4 /* taken together, so that the column sums are loaded and stored less often */
+
+ALWAYS_INLINE void add_distance(floats sums[3], const words *ours, const words *theirs)
+{
+    const bits magnitude = (bits){0} + 0x7fffffffu;
+    floats b, i, apart;
+    widen(&b, ours);
+    widen(&i, theirs);
+    apart = b - i;
+    sums[0] += (floats)((bits)apart & magnitude);
+    sums[1] += (floats)((bits)b & magnitude);
+    sums[2] += (floats)((bits)i & magnitude);
+}
+
+EVERY_MACHINE void shadowft_distance(const uint16_t *b, const uint16_t *i, size_t size, double sums[3])
+{
+    floats columns[COLUMNS / LANES][3] = {0};
+    size_t start = 0;
+    for (; start + ROWS * COLUMNS <= size; start += ROWS * COLUMNS)
+        for (size_t column = 0; column < COLUMNS; column += LANES) {
+            floats kept[3];
+            memcpy(kept, columns[column / LANES], sizeof kept);
+            for (size_t at = start + column; at < start + ROWS * COLUMNS; at += COLUMNS) {
+                words ours, theirs;
+                memcpy(&ours, b + at, sizeof ours);
+                memcpy(&theirs, i + at, sizeof theirs);
+                add_distance(kept, &ours, &theirs);
+            }
+            memcpy(columns[column / LANES], kept, sizeof kept);
+        }
+    for (; start < size; start += LANES) {
+        size_t count = size - start < LANES ? size - start : LANES;
+        words ours = {0}, theirs = {0};
+        take(&ours, b + start, 2, count);
+        take(&theirs, i + start, 2, count);
+        add_distance(columns[start % COLUMNS / LANES], &ours, &theirs);
+    }
+    for (size_t column = 0; column < COLUMNS; column++)
+        for (size_t sum = 0; sum < 3; sum++)
+            sums[sum] += columns[column / LANES][sum][column % LANES];
+}

@@ -1,6 +1,7 @@
 """The sums over bfloat16 parts: one compiled pass where kernel.c was built at installation, numpy otherwise.
 
-Results have the same bits either way; only the account of a sum (`add`) may differ in its last digits.
+Results have the same bits either way; only the account of a sum (`add`) may differ in its last digits. A distance is
+summed in the same columns, and differs at most in the last bits of the float64 sum over them.
 """
 
 import ctypes
@@ -15,6 +16,7 @@ from shadowft_core.checkpoint.scratch import scratch
 
 VERSION = 1  # of kernel.c
 SUMS = ("weight2", "delta2", "reached2", "product", "error2", "moves", "lost")  # over the entries of a part
+_COLUMNS = 1 << 10  # COLUMNS of kernel.c: few float32 additions behind each other, and vector code
 _BF16 = np.dtype(ml_dtypes.bfloat16)
 
 
@@ -35,9 +37,10 @@ def typed(found: ctypes.CDLL) -> ctypes.CDLL:
     found.shadowft_round.argtypes = [address, address, address, size, address]
     found.shadowft_split.argtypes = found.shadowft_join.argtypes = [address, address, size]
     found.shadowft_add.argtypes = [*[address] * 4, ctypes.c_float, address, size, address]
+    found.shadowft_distance.argtypes = [address, address, size, address]
     found.shadowft_round.restype = size
-    for function in (found.shadowft_subtract, found.shadowft_add, found.shadowft_split, found.shadowft_join):
-        function.restype = None
+    for name in ("subtract", "add", "split", "join", "distance"):
+        getattr(found, f"shadowft_{name}").restype = None
     return found
 
 
@@ -164,3 +167,25 @@ def joined(planes: np.ndarray, width: int, out: np.ndarray) -> None:
     words >>= 1
     words |= carry
     np.copyto(out, words.view(_BF16 if width == 2 else np.float32))
+
+
+def distance(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """sum|ours - theirs|, sum|ours|, sum|theirs|, float64, of flat arrays of any float dtype.
+
+    Differences are float32; sums run down short columns in float32 and over them in float64. Not finite when a value is
+    not, or when a column is beyond float32.
+    """
+    if library is not None and ours.dtype == theirs.dtype == _BF16:
+        sums = np.zeros(3)
+        library.shadowft_distance(ours.ctypes.data, theirs.ctypes.data, ours.size, sums.ctypes.data)
+        return sums
+    rows = -(-ours.size // _COLUMNS)
+    b, i, apart = wide = scratch.array("distance", 3 * rows * _COLUMNS, np.float32).reshape(3, -1)
+    wide[:, ours.size :] = 0
+    np.copyto(b[: ours.size], ours)
+    np.copyto(i[: ours.size], theirs)
+    with np.errstate(invalid="ignore", over="ignore"):
+        np.subtract(b, i, out=apart)
+        np.abs(wide, out=wide)
+        columns = (np.add.reduce(values.reshape(-1, _COLUMNS), axis=0) for values in (apart, b, i))
+        return np.array([float(column.sum(dtype=np.float64)) for column in columns])

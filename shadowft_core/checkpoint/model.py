@@ -58,10 +58,10 @@ class Checkpoint:
         except KeyError:
             raise CheckpointError(f"{self.path}: no tensor {name}; it holds {len(self._tensors)} others") from None
 
-    def read(self, name: str) -> np.ndarray:
-        """The whole tensor, in its shape and own dtype (ml_dtypes.bfloat16 for BF16)."""
+    def read(self, name: str, hashed: bool = False) -> np.ndarray:
+        """The whole tensor, in its shape and own dtype (ml_dtypes.bfloat16 for BF16); `hashed` as in `chunks`."""
         info = self.info(name)
-        whole = [part for _, part in self.chunks(name, max(info.size, 1))]
+        whole = [part for _, part in self.chunks(name, max(info.size, 1), hashed)]
         return (whole[0] if whole else np.empty(0, DTYPES[info.dtype])).reshape(info.shape)
 
     def chunks(self, name: str, elements: int, hashed: bool = False) -> Iterator[tuple[int, np.ndarray]]:

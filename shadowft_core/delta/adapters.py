@@ -56,7 +56,7 @@ class Adapter:
         info = self.weights.info(key)
         if info.dtype not in FLOATS:
             raise Quantised(f"{info.file}: tensor {key} is {info.dtype}, one of {', '.join(FLOATS)} is wanted")
-        array = self.weights.read(key).astype(np.float32)
+        array = self.weights.read(key).astype(np.float32, copy=False)
         if not np.isfinite(array).all():
             raise NotFinite(f"{info.file}: tensor {key} holds NaN or infinity; the training diverged")
         return array

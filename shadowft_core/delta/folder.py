@@ -28,6 +28,8 @@ CERTIFICATE, DENSE, FACTORS, BASE = "delta.json", "dense.safetensors", "factors.
 Layout = dict[str, tuple[str, tuple[int, ...] | None]]
 KINDS = ("lora", "dense", "lowrank")
 NOTHING_KNOWN: Mapping[tuple[str, int, int], str] = {}
+_TALL = 128  # rows of a product at a time: a matrix library is slow on fewer
+_WIDE = 1 << 20  # elements of it, float64, at most, unless one part has more
 MARKS, SAMPLE = "token_marks", "sample."  # tensors of base.safetensors
 
 
@@ -101,7 +103,13 @@ class Delta:
         if entry["form"] == "factors":
             left, right = self._factors(name)
             rows = stride // right.shape[1]
-            return lambda number: (left[number * rows : (number + 1) * rows] @ right).astype(np.float32).reshape(-1)
+
+            def product(number: int) -> np.ndarray:
+                block = left[number * rows : (number + 1) * rows].astype(np.float64)
+                values: np.ndarray = (block @ right).astype(np.float32).reshape(-1)
+                return values
+
+            return product
         weights = self._weights[DENSE]
         self._verify(DENSE, name, entry["digest"])
 
@@ -163,27 +171,32 @@ class Delta:
     def _products(self, name: str, stride: int, size: int) -> Iterator[tuple[int, np.ndarray]]:
         left, right = self._factors(name)
         columns = right.shape[1]
-        wide, values = np.empty(min(stride, size)), np.empty(min(stride, size), np.float32)
-        for start in range(0, size, stride):
-            count = min(stride, size - start)
-            rows = left[start // columns : (start + count) // columns]
-            np.matmul(rows, right, out=wide[:count].reshape(len(rows), columns))
-            np.copyto(values[:count], wide[:count], casting="same_kind")
-            yield start, values[:count]
+        rows = stride // columns
+        taken = rows * max(1, min(-(-_TALL // rows), _WIDE // stride))  # of several parts at once
+        wide = np.empty(min(taken, len(left)) * columns)  # no scratch: products of several deltas are read in turn
+        values = np.empty(min(stride, size), np.float32)
+        for first in range(0, len(left), taken):
+            block = left[first : first + taken]
+            tall = scratch.array("left", block.size, np.float64).reshape(block.shape)
+            np.copyto(tall, block)
+            product = wide[: len(block) * columns]
+            np.matmul(tall, right, out=product.reshape(len(block), columns))
+            for start in range(0, product.size, stride):
+                part = values[: min(stride, product.size - start)]
+                np.copyto(part, product[start : start + part.size], casting="same_kind")
+                yield first * columns + start, part
 
     def _factors(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """(rows, rank) and (rank, columns), scaled, verified, in float64.
+        """(rows, rank), float32, and (rank, columns), float64 and scaled; verified.
 
         The product is summed in float64 and rounded once to float32: matrix libraries sum in different orders, and the
         digest of a grafted model must not depend on which one, or how many threads, a machine has.
         """
         entry, weights = self._tensors[name], self._weights[FACTORS]
-        right = weights.read(f"{name}.lora_A").astype(np.float64)
-        left = weights.read(f"{name}.lora_B").astype(np.float64)
+        a, left = (weights.read(f"{name}.{side}", hashed=True) for side in ("lora_A", "lora_B"))
         self._verify(FACTORS, f"{name}.lora_A", entry["digest_a"])
         self._verify(FACTORS, f"{name}.lora_B", entry["digest_b"])
-        right *= entry["scaling"]
-        return left, right
+        return left, np.multiply(a, entry["scaling"], dtype=np.float64)
 
     def verify(self, known: Mapping[tuple[str, int, int], str] = NOTHING_KNOWN) -> None:
         """Hold every stored tensor against the certificate. Raises DeltaError naming the first that differs.

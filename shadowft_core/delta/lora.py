@@ -1,15 +1,17 @@
 """Factors: the low-rank form of a tensor's delta, `scaling * left right`, written as factors.safetensors."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from shadowft_core.checkpoint import build_header, write_safetensors
+from shadowft_core.checkpoint import build_header, write_shards
 from shadowft_core.delta.folder import FACTORS, rounded
+
+_ROWS = 512  # of a factor that are float64 at a time: 512 KiB at rank 128
 
 
 @dataclass(frozen=True)
@@ -25,32 +27,57 @@ class Factors:
 
     def product_norm(self) -> float:
         """Frobenius norm of the delta without forming it: |L R|^2 = sum(L'L * R R')."""
-        left, right = self.left().astype(np.float64), self.right().astype(np.float64)
-        return abs(self.scaling) * math.sqrt(max(0.0, float(np.sum((left.T @ left) * (right @ right.T)))))
+        return self._norm(self.left(), self.right())
+
+    def right_and_norm(self) -> tuple[np.ndarray, float]:
+        """`right()` and `product_norm()` from one reading."""
+        right = self.right()
+        return right, self._norm(self.left(), right)
+
+    def _norm(self, left: np.ndarray, right: np.ndarray) -> float:
+        return abs(self.scaling) * math.sqrt(max(0.0, float(np.sum(_gram(left) * _gram(right.T)))))
+
+
+def _gram(tall: np.ndarray) -> np.ndarray:
+    """tall' tall in float64, of a (length, rank) float32 matrix; few rows are wide at a time."""
+    gram = np.zeros((tall.shape[1],) * 2)
+    for start in range(0, len(tall), _ROWS):
+        wide = tall[start : start + _ROWS].astype(np.float64)
+        gram += wide.T @ wide
+    return gram
 
 
 def write_factors(folder: Path, shapes: Mapping[str, tuple[int, ...]], found: Mapping[str, Factors]) -> dict[str, Any]:
     """Write factors.safetensors; returns the certificate's entries."""
-    wanted: dict[str, Callable[[], np.ndarray]] = {}
     layout: dict[str, tuple[str, tuple[int, ...]]] = {}
-    entries: dict[str, Any] = {}
+    owners: dict[str, Factors] = {}
     for name, factors in sorted(found.items()):
         rows, columns = shapes[name]
-        wanted |= {f"{name}.lora_A": factors.right, f"{name}.lora_B": factors.left}
+        owners |= {f"{name}.lora_A": factors, f"{name}.lora_B": factors}
         layout |= {
             f"{name}.lora_A": ("F32", (factors.rank, columns)),
             f"{name}.lora_B": ("F32", (rows, factors.rank)),
         }
-        entries[name] = {
-            "shape": [rows, columns],
+
+    def produce(key: str) -> Generator[np.ndarray, None, float | None]:
+        norm = None
+        if key.endswith(".lora_A"):
+            array, norm = owners[key].right_and_norm()
+        else:
+            array = owners[key].left()
+        yield np.ascontiguousarray(array).reshape(-1)
+        return norm
+
+    written = write_shards({folder / FACTORS: build_header(layout)}, produce)
+    return {
+        name: {
+            "shape": list(shapes[name]),
             "form": "factors",
             "rank": factors.rank,
             "scaling": factors.scaling,
-            "norm": rounded(factors.product_norm()),
+            "norm": rounded(written[f"{name}.lora_A"].fact),
+            "digest_a": written[f"{name}.lora_A"].digest,
+            "digest_b": written[f"{name}.lora_B"].digest,
         }
-    digests = write_safetensors(
-        folder / FACTORS, build_header(layout), lambda name: iter([np.ascontiguousarray(wanted[name]()).reshape(-1)])
-    )
-    for name, entry in entries.items():
-        entry |= {"digest_a": digests[f"{name}.lora_A"], "digest_b": digests[f"{name}.lora_B"]}
-    return entries
+        for name, factors in sorted(found.items())
+    }

@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from shadowft_core.checkpoint import CHUNK, FLOATS, WORKERS, Checkpoint
+from shadowft_core.checkpoint import CHUNK, FLOATS, WORKERS, Checkpoint, in_order, kernel
 from shadowft_core.errors import NotFinite
 from shadowft_core.pair.layout import Match, Span
 
 DEFINITION = "sum|B - I| / (sum|B| + sum|I|), the sums over all weights of the group"
-_WIDTH = 1 << 10  # sums run down columns of so many lanes: few float32 additions behind each other, and vector code
 RANGE, RANGES = 1 << 13, 4  # of a sample: elements per range, and ranges per match
 MOST_RANGES = 1 << 12  # of a whole sample, so that a large model costs no more than 64 MiB a side in bfloat16
 REQUESTS = 16  # ranges under way at once when they come over a network
@@ -46,6 +45,10 @@ class Sums:
     @property
     def sigma(self) -> float:
         return float(f"{self.apart / self.total:.9g}") if self.total else 0.0
+
+
+_Read = tuple[Sums, dict[str, str], dict[str, str]]
+"""what a pass has shown of a span: its sums, and the digests of tensors read whole, of Base and Instruct"""
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ def is_language(name: str) -> bool:
 
 
 def measure(base: Checkpoint, instruct: Checkpoint, matches: list[Match], full: bool, hashed: bool = False) -> Gap:
-    """Read both sides, all of them or a sample, two threads at a time and in chunks.
+    """Read both sides, all of them or a sample, several pieces at a time and in chunks.
 
     With `hashed`, which wants `full`, the digests of all tensors that were read whole stay behind in both checkpoints.
     Raises NotFinite for NaN or infinity, CheckpointError when a file ends early.
@@ -160,14 +163,26 @@ def measure(base: Checkpoint, instruct: Checkpoint, matches: list[Match], full: 
         for span in (match.spans if full else _sample(match, len(matches)))
         if span.size
     ]
-    found: list[dict[str, Sums]] = [{} for _ in matches]
-    with ThreadPoolExecutor(REQUESTS if base.away or instruct.away else WORKERS) as pool:
-        results = pool.map(lambda piece: _sums(base, instruct, piece[1], hashed), pieces)
-        for done, ((number, span), sums) in enumerate(zip(pieces, results, strict=True), 1):
-            found[number].setdefault(span.instruct, Sums()).add(sums)
-            if done % (100 if full else 1000) == 0:
-                print(f"pair: {'tensor' if full else 'range'} {done}/{len(pieces)} compared", file=sys.stderr)
-    return Gap([(match, sums) for match, sums in zip(matches, found, strict=True) if sums])
+    largest_first = sorted(range(len(pieces)), key=lambda at: -pieces[at][1].size)  # so that all workers end together
+
+    def act(at: int) -> tuple[_Read, bytes]:
+        return _read(base, instruct, pieces[at][1], hashed), b""
+
+    found: dict[int, Sums] = {}
+    away = base.away or instruct.away
+    with ThreadPoolExecutor(REQUESTS if away else WORKERS) as pool:
+        waits = away or not full  # for a network or a disk rather than for a core
+        results = pool.map(act, largest_first) if waits else in_order(act, largest_first)
+        for at, ((sums, *digests), _) in zip(largest_first, results, strict=True):
+            found[at] = sums
+            for model, learnt in zip((base, instruct), digests, strict=True):
+                model.learn(learnt)
+            if len(found) % (100 if full else 1000) == 0:
+                print(f"pair: {'tensor' if full else 'range'} {len(found)}/{len(pieces)} compared", file=sys.stderr)
+    together: list[dict[str, Sums]] = [{} for _ in matches]
+    for at, (number, span) in enumerate(pieces):
+        together[number].setdefault(span.instruct, Sums()).add(found[at])
+    return Gap([(match, sums) for match, sums in zip(matches, together, strict=True) if sums])
 
 
 def _sample(match: Match, matches: int) -> list[Span]:
@@ -188,43 +203,29 @@ def _sample(match: Match, matches: int) -> list[Span]:
     return list(chosen)
 
 
-def _sums(base: Checkpoint, instruct: Checkpoint, span: Span, hashed: bool) -> Sums:
-    """One pass over a span: float32 sums of short columns, float64 from there on."""
-    rows = -(-min(CHUNK, span.size) // _WIDTH)
-    scratch = np.empty((3, rows * _WIDTH), np.float32)
-    b, i, apart = scratch
-    sums = Sums(count=span.size)
-    sides = [0.0, 0.0]
-    with np.errstate(invalid="ignore", over="ignore"):
-        for ours, theirs in zip(
-            _blocks(base, span.base, span.base_start, span.size, hashed),
-            _blocks(instruct, span.instruct, span.instruct_start, span.size, hashed),
-            strict=True,
-        ):
-            size = ours.size
-            if size < b.size:
-                scratch[:, size:] = 0
-            np.copyto(b[:size], ours)
-            np.copyto(i[:size], theirs)
-            np.subtract(b, i, out=apart)
-            sums.apart += _absolute_sum(apart)
-            sides[0] += _absolute_sum(b)
-            sides[1] += _absolute_sum(i)
-    for model, name, side in zip((base, instruct), (span.base, span.instruct), sides, strict=True):
+def _read(base: Checkpoint, instruct: Checkpoint, span: Span, hashed: bool) -> _Read:
+    """One pass over a span."""
+    sums, sides = np.zeros(3), ((base, span.base, span.base_start), (instruct, span.instruct, span.instruct_start))
+    for ours, theirs in zip(*(_blocks(*side, span.size, hashed) for side in sides), strict=True):
+        sums += kernel.distance(ours, theirs)
+    for (model, name, _), side in zip(sides, sums[1:], strict=True):
         if not np.isfinite(side):
             raise NotFinite(f"tensor {name} of {model.path} holds NaN or infinity; use intact models")
-    sums.total = sides[0] + sides[1]
-    return sums
+    base_digests, instruct_digests = (
+        {name: model.tensor_digest(name)} if hashed and _whole(model, name, first, span.size) else {}
+        for model, name, first in sides
+    )
+    apart, ours, theirs = sums.tolist()
+    return Sums(apart, ours + theirs, span.size), base_digests, instruct_digests
 
 
-def _absolute_sum(values: np.ndarray) -> float:
-    np.abs(values, out=values)
-    return float(np.add.reduce(values.reshape(-1, _WIDTH), axis=0).sum(dtype=np.float64))
+def _whole(model: Checkpoint, name: str, first: int, size: int) -> bool:
+    return not model.away and (first, size) == (0, model.info(name).size)
 
 
 def _blocks(model: Checkpoint, name: str, first: int, size: int, hashed: bool) -> Iterator[np.ndarray]:
     """`size` elements of a tensor from `first` on, in their own dtype, CHUNK at a time."""
-    if not model.away and (first, size) == (0, model.info(name).size):
+    if _whole(model, name, first, size):
         return (part for _, part in model.chunks(name, CHUNK, hashed=hashed))
     return (model.part(name, first + at, min(CHUNK, size - at)) for at in range(0, size, CHUNK))
 

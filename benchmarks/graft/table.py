@@ -14,18 +14,22 @@ GOAL_SIZE = "1.1B"
 BOTH = ("one-pass", "extract+graft")
 GRAFT = ("graft", "graft-bfloat16")
 RATIOS = [
-    *((ours, "mergekit", "faster", 12.0, CACHES) for ours in (*BOTH, *GRAFT)),
-    *((ours, "state-dicts", "faster", 5.0, CACHES) for ours in (*BOTH, *GRAFT)),
+    *(
+        (ours, peer, "faster", goal, CACHES if ours == "one-pass" else ("warm",))
+        for peer, goal in (("mergekit", 12.0), ("state-dicts", 5.0))
+        for ours in (*BOTH, *GRAFT)
+    ),
     *((ours, "cp", "of", 3.5, ("warm",)) for ours in (*BOTH, *GRAFT)),
     *((ours, "cp-durable", "of", None, ("warm",)) for ours in (*BOTH, *GRAFT)),
-    *((ours, "read-3-write-1", "of", 1.2, ("cold",)) for ours in (*BOTH, *GRAFT)),
+    *((ours, "read-3-write-1", "of", 1.2, ("cold",)) for ours in (*BOTH, "graft")),
     ("extract", "graft", "of", 1.0, CACHES),
-    ("extract-bfloat16", "graft-bfloat16", "of", 1.0, CACHES),
-    ("one-pass", "undigested", "of", 1.25, CACHES),
-    ("first", "undigested", "of", 1.25, CACHES),
-    ("lora", "peft", "faster", 5.0, CACHES),
-    ("sigma", "sigma-torch", "faster", 7.0, CACHES),
+    ("extract-bfloat16", "graft-bfloat16", "of", 1.0, ("warm",)),
+    ("one-pass", "undigested", "of", 1.25, ("warm",)),
+    ("first", "undigested", "of", 1.25, ("warm",)),
+    ("lora", "peft", "faster", 5.0, ("warm",)),
+    ("sigma", "sigma-torch", "faster", 7.0, ("warm",)),
 ]
+COLD = {name for ours, peer, _, _, caches in RATIOS for name in (ours, peer) if "cold" in caches}  # what is run cold
 PEAKS = dict.fromkeys(("extract", "extract-bfloat16", *GRAFT, *BOTH), 100) | {"lora": 300, "sigma": None}  # MB
 
 

@@ -8,9 +8,9 @@
 #include <stdint.h>
 #include <string.h>
 
-#define VERSION 1 /* counts up when a function's arguments or meaning change; kernel.py wants its own */
+#define VERSION 2 /* counts up when a function's arguments or meaning change; kernel.py wants its own */
 #define LANES 8
-#define BLOCK 4096 /* elements, a multiple of LANES */
+#define BLOCK 4096 /* elements, a multiple of 2 * LANES */
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define EVERY_MACHINE __attribute__((target_clones("avx2", "default")))
@@ -69,56 +69,106 @@ EVERY_MACHINE void shadowft_subtract(const uint16_t *after, const uint16_t *befo
     }
 }
 
-/* result = bfloat16(weights + delta), where delta is NULL for (after - before) * scale; sums += |weights|^2, |delta|^2, |reached|^2, <delta, reached>,
- * |reached - delta|^2, entries that move, moving entries that reach nothing; reached = result - weights.
- * Entries beyond the end are zeros and leave every sum as it is. */
-EVERY_MACHINE void shadowft_add(
-    const uint16_t *weights, const float *delta, const uint16_t *after, const uint16_t *before, float scale,
-    uint16_t *result, size_t size, double sums[7])
+/* What the cast left of a delta: |weights|^2, |delta|^2, |reached|^2, <delta, reached>, |reached - delta|^2, entries that
+ * move, moving entries that reach nothing; reached = result - weights. Zeros leave every sum as it is. */
+typedef struct {
+    floats weight2, delta2, reached2, product, error2;
+    bits moves, lost;
+} account;
+
+/* the rounded sum, a bfloat16 number as float32 */
+ALWAYS_INLINE void add_rounded(bits *out, const floats *weights, const floats *delta, account *sums)
 {
     const bits one = (bits){0} + 1;
+    floats w = *weights, d = *delta, sum = w + d, reached, error;
+    bits wide;
+    memcpy(&wide, &sum, sizeof wide);
+    wide = (wide + 0x7fffu + ((wide >> 16) & 1u)) & 0xffff0000u;
+    memcpy(&reached, &wide, sizeof reached);
+    reached -= w;
+    error = reached - d;
+    sums->weight2 += w * w;
+    sums->delta2 += d * d;
+    sums->reached2 += reached * reached;
+    sums->product += d * reached;
+    sums->error2 += error * error;
+    sums->moves += (bits)(d != 0) & one;
+    sums->lost += (bits)(d != 0) & (bits)(reached == 0) & one;
+    *out = wide;
+}
+
+ALWAYS_INLINE void add_account(double sums[7], const account *found)
+{
+    for (size_t lane = 0; lane < LANES; lane++) {
+        sums[0] += found->weight2[lane];
+        sums[1] += found->delta2[lane];
+        sums[2] += found->reached2[lane];
+        sums[3] += found->product[lane];
+        sums[4] += found->error2[lane];
+        sums[5] += found->moves[lane];
+        sums[6] += found->lost[lane];
+    }
+}
+
+/* result = bfloat16(weights + delta); sums += its account */
+EVERY_MACHINE void shadowft_add(
+    const uint16_t *weights, const float *delta, uint16_t *result, size_t size, double sums[7])
+{
     for (size_t start = 0; start < size; start += BLOCK) {
         size_t end = size - start < BLOCK ? size : start + BLOCK;
-        floats weight2 = {0}, delta2 = {0}, reached2 = {0}, product = {0}, error2 = {0};
-        bits moves = {0}, lost = {0};
+        account found = {0};
         for (size_t i = start; i < end; i += LANES) {
             size_t count = end - i < LANES ? end - i : LANES;
             words word = {0};
-            floats w, d = {0}, sum, reached, error;
-            if (delta)
-                take(&d, delta + i, 4, count);
-            else {
-                take(&word, after + i, 2, count);
-                widen(&d, &word);
-                take(&word, before + i, 2, count);
-                widen(&w, &word);
-                d = (d - w) * scale;
-            }
+            floats w, d = {0};
+            bits wide;
             take(&word, weights + i, 2, count);
+            take(&d, delta + i, 4, count);
             widen(&w, &word);
-            sum = w + d;
-            narrow(&word, &sum);
+            add_rounded(&wide, &w, &d, &found);
+            word = __builtin_convertvector(wide >> 16, words);
             take(result + i, &word, 2, count);
-            widen(&reached, &word);
-            reached -= w;
-            error = reached - d;
-            weight2 += w * w;
-            delta2 += d * d;
-            reached2 += reached * reached;
-            product += d * reached;
-            error2 += error * error;
-            moves += (bits)(d != 0) & one;
-            lost += (bits)(d != 0) & (bits)(reached == 0) & one;
         }
-        for (size_t lane = 0; lane < LANES; lane++) {
-            sums[0] += weight2[lane];
-            sums[1] += delta2[lane];
-            sums[2] += reached2[lane];
-            sums[3] += product[lane];
-            sums[4] += error2[lane];
-            sums[5] += moves[lane];
-            sums[6] += lost[lane];
+        add_account(sums, &found);
+    }
+}
+
+/* The same for a delta of (after - before) * scale. Two words are one 32-bit lane, and both are float32 numbers once
+ * the other is shifted or masked away: nothing is widened, nothing packed. Little-endian, as safetensors is. */
+EVERY_MACHINE void shadowft_add_apart(
+    const uint16_t *weights, const uint16_t *after, const uint16_t *before, float scale, uint16_t *result, size_t size,
+    double sums[7])
+{
+    const bits high = (bits){0} + 0xffff0000u;
+    for (size_t start = 0; start < size; start += BLOCK) {
+        size_t end = size - start < BLOCK ? size : start + BLOCK;
+        account found = {0};
+        for (size_t i = start; i < end; i += 2 * LANES) {
+            size_t count = end - i < 2 * LANES ? end - i : 2 * LANES;
+            bits w = {0}, a = {0}, b = {0}, low, out;
+            floats x, d, before_;
+            if (count == 2 * LANES) {
+                memcpy(&w, weights + i, sizeof w);
+                memcpy(&a, after + i, sizeof a);
+                memcpy(&b, before + i, sizeof b);
+            } else {
+                memcpy(&w, weights + i, 2 * count);
+                memcpy(&a, after + i, 2 * count);
+                memcpy(&b, before + i, 2 * count);
+            }
+            x = (floats)(w << 16), d = (floats)(a << 16), before_ = (floats)(b << 16);
+            d = (d - before_) * scale;
+            add_rounded(&low, &x, &d, &found);
+            x = (floats)(w & high), d = (floats)(a & high), before_ = (floats)(b & high);
+            d = (d - before_) * scale;
+            add_rounded(&out, &x, &d, &found);
+            out |= low >> 16;
+            if (count == 2 * LANES)
+                memcpy(result + i, &out, sizeof out);
+            else
+                memcpy(result + i, &out, 2 * count);
         }
+        add_account(sums, &found);
     }
 }
 

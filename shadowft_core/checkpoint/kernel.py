@@ -14,7 +14,7 @@ import numpy as np
 
 from shadowft_core.checkpoint.scratch import scratch
 
-VERSION = 1  # of kernel.c
+VERSION = 2  # of kernel.c
 SUMS = ("weight2", "delta2", "reached2", "product", "error2", "moves", "lost")  # over the entries of a part
 _COLUMNS = 1 << 10  # COLUMNS of kernel.c: few float32 additions behind each other, and vector code
 _BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -36,10 +36,11 @@ def typed(found: ctypes.CDLL) -> ctypes.CDLL:
     found.shadowft_subtract.argtypes = [address, address, address, size]
     found.shadowft_round.argtypes = [address, address, address, size, address]
     found.shadowft_split.argtypes = found.shadowft_join.argtypes = [address, address, size]
-    found.shadowft_add.argtypes = [*[address] * 4, ctypes.c_float, address, size, address]
+    found.shadowft_add.argtypes = [address, address, address, size, address]
+    found.shadowft_add_apart.argtypes = [address, address, address, ctypes.c_float, address, size, address]
     found.shadowft_distance.argtypes = [address, address, size, address]
     found.shadowft_round.restype = size
-    for name in ("subtract", "add", "split", "join", "distance"):
+    for name in ("subtract", "add", "add_apart", "split", "join", "distance"):
         getattr(found, f"shadowft_{name}").restype = None
     return found
 
@@ -85,12 +86,12 @@ def add(weights: np.ndarray, delta: np.ndarray | Apart, result: np.ndarray) -> n
         delta = delta.formed()
     if compiled is not None:
         sums = np.zeros(len(SUMS))
-        source: tuple[int | None, int | None, int | None, float]
+        end = result.ctypes.data, result.size, sums.ctypes.data
         if isinstance(delta, Apart):
-            source = (None, delta.after.ctypes.data, delta.before.ctypes.data, delta.scale)
+            both = delta.after.ctypes.data, delta.before.ctypes.data
+            compiled.shadowft_add_apart(weights.ctypes.data, *both, delta.scale, *end)
         else:
-            source = (delta.ctypes.data, None, None, 1.0)
-        compiled.shadowft_add(weights.ctypes.data, *source, result.ctypes.data, result.size, sums.ctypes.data)
+            compiled.shadowft_add(weights.ctypes.data, delta.ctypes.data, *end)
         return sums
     if isinstance(delta, Apart):
         delta = delta.formed()

@@ -4,7 +4,6 @@ They are forked from a server process that has imported everything once: a kill 
 """
 
 import contextlib
-import itertools
 import multiprocessing
 import os
 import signal
@@ -73,16 +72,20 @@ def small_chunks() -> None:
 
 
 def die_at(number: int, folder: Path) -> None:
-    """From here on this process is killed when it begins its `number`-th change of a file below `folder`.
+    """From here on this process is killed when it, or a worker it forks, begins their `number`-th change of a file.
+
+    Files that are opened count below `folder` only.
 
     A change is: a file opened for writing, each half of a write, a sync, an allocation, a copy, a rename, a removal, a
     new folder. What Python writes through a buffer of its own is seen at the opening and at the sync after it.
     """
-    changes, root, killer = itertools.count(1), str(folder), os.getpid()
+    changes, root, victim = multiprocessing.Value("q", 0), str(folder), os.getpid()
 
     def change() -> None:
-        if next(changes) == number:
-            os.kill(killer, signal.SIGKILL)
+        with changes.get_lock():
+            changes.value += 1
+            if changes.value == number:
+                os.kill(victim, signal.SIGKILL)
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":

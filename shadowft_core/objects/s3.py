@@ -195,6 +195,7 @@ class S3Objects:
         Lets ClientError through for 404 and 412, which are answers, and Damaged when the bytes stay wrong.
         """
         from botocore import exceptions as boto
+        from urllib3.exceptions import HTTPError
 
         started, pause, damaged, repeated = time.monotonic(), 0.2, 0, False
         while True:
@@ -221,6 +222,7 @@ class S3Objects:
                 boto.ConnectionError,
                 boto.FlexibleChecksumError,
                 boto.IncompleteReadError,
+                HTTPError,  # of a refusal whose text breaks off; boto does not translate it
             ) as e:
                 last = _one_line(e)
             except (boto.BotoCoreError, RuntimeError) as error:  # no, partial or expired credentials, no region
@@ -256,6 +258,8 @@ class S3Objects:
                 f"{self.location}: {error.operation_name} refused ({code}); check AWS_ACCESS_KEY_ID, "
                 "AWS_SECRET_ACCESS_KEY, the rights of that identity, store.bucket_owner and this machine's clock"
             )
+        if status == 404 and error.operation_name == "GetObject":
+            return "404 without a reason that can be read"  # damaged on its way: no such object, or no such bucket?
         if status in (404, 412):
             try:
                 raise error

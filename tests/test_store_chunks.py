@@ -4,6 +4,7 @@ import random
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from shadowft_core import store as room
 from shadowft_core.checkpoint import build_header, read_header
-from shadowft_core.errors import CheckpointError, DeltaError
+from shadowft_core.errors import CheckpointError, DeltaError, StoreError
 from shadowft_core.objects import Objects
 from shadowft_core.params import Store
 from shadowft_core.store import chunks
@@ -189,3 +190,18 @@ def test_memory_does_not_grow_with_the_delta(tmp_path: Path) -> None:
         peaks.append(int(done.stdout) / 1024)
     assert max(peaks) < 300, peaks
     assert abs(peaks[1] - peaks[0]) < 40, peaks
+
+
+def test_after_a_failure_nothing_that_waits_in_line_begins() -> None:
+    begun: list[int] = []
+
+    def act(number: int) -> int:
+        begun.append(number)
+        time.sleep(0.2)
+        if number < chunks.THREADS:
+            raise StoreError(f"number {number}")
+        return number
+
+    with pytest.raises(StoreError, match="number 0"):
+        list(chunks.each(act, ((number,) for number in range(100))))
+    assert sorted(begun) == list(range(chunks.THREADS))

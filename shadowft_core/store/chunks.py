@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -95,11 +95,22 @@ class Progress:
 
 def each(act: Callable[..., T], work: Iterable[tuple[Any, ...]]) -> Iterator[T]:
     """Results in order, from THREADS threads; work is drawn as it is done, and the first error ends it."""
+    failed = threading.Event()
+
+    def unless_failed(arguments: tuple[Any, ...]) -> T:
+        if failed.is_set():  # what waits in line would spend its whole patience on a store that is gone
+            raise CancelledError
+        try:
+            return act(*arguments)
+        except BaseException:
+            failed.set()
+            raise
+
     with ThreadPoolExecutor(THREADS) as pool:
         pending: list[Future[T]] = []
         try:
             for arguments in work:
-                pending.append(pool.submit(act, *arguments))
+                pending.append(pool.submit(unless_failed, arguments))
                 if len(pending) > 2 * THREADS:
                     yield pending.pop(0).result()
             while pending:

@@ -77,7 +77,7 @@ def test_a_sampled_check_reads_ranges_of_objects(
     assert found["sigma"]["weights"] == {"read": 2 * RANGES * RANGE, "of": 900_000}
     assert sum(length for key, length in asked) == 2 * (2 * RANGES * RANGE * 2) + 3 * 100_000
     assert not base.path.exists(), "nothing is left behind"
-    assert not (tmp_path / "cache").exists()
+    assert not (tmp_path / "cache" / "s3").exists()  # digests of the local pair may be remembered beside it
 
 
 def test_the_verb_reads_a_bucket(s3_server: S3Server, bucket: str, pair: Pair) -> None:

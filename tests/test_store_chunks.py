@@ -1,22 +1,26 @@
 """What travels: where files are cut, what is sent again, how much memory it takes."""
 
+import math
 import random
 import re
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from shadowft_core import store as room
-from shadowft_core.checkpoint import build_header, read_header
+from shadowft_core.checkpoint import build_header, bytes_digest, read_header
+from shadowft_core.delta.dense import Storage, write_dense
 from shadowft_core.errors import CheckpointError, DeltaError, StoreError
 from shadowft_core.objects import Objects
 from shadowft_core.params import Store
 from shadowft_core.store import chunks
-from shadowft_core.store.manifest import read_claim, read_manifest
+from shadowft_core.store.chunks import Progress
+from shadowft_core.store.manifest import object_key, read_claim, read_manifest
 from tests.fixtures.deltas import noise, stored_bytes, trusted, write_delta
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +36,7 @@ def store(request: pytest.FixtureRequest) -> Store:
 @pytest.mark.parametrize("seed", range(20))
 def test_cuts_cover_the_file_once_and_every_larger_tensor_starts_one(tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
-    sizes = [rng.choice([0, 1, 7, 1000, 1024, 1025, 5000, 40_000]) for _ in range(rng.randrange(1, 30))]
+    sizes = [rng.choice([0, 1, 7, 1000, 16_384, 16_385, 40_000]) for _ in range(rng.randrange(1, 30))]
     path = tmp_path / "dense.safetensors"
     header = build_header({f"t{number}": ("F32", (size,)) for number, size in enumerate(sizes)})
     path.write_bytes(header + rng.randbytes(4 * sum(sizes)))
@@ -42,10 +46,10 @@ def test_cuts_cover_the_file_once_and_every_larger_tensor_starts_one(tmp_path: P
     assert all(0 < piece.size <= largest for piece in pieces)
     starts = {piece.offset for piece in pieces} | {path.stat().st_size}
     for info in read_header(path)[1].values():
-        if info.nbytes > chunks.TINY:
+        if info.nbytes > chunks.SMALL:
             assert {info.offset, info.offset + info.nbytes} <= starts
     assert len(header) in starts
-    groups = [size for size in sizes if 4 * size > chunks.TINY]
+    groups = [size for size in sizes if 4 * size > chunks.SMALL]
     if not groups and largest > 4 * sum(sizes):
         assert len(pieces) <= len(range(0, len(header), largest)) + 1, "small tensors travel together"
 
@@ -79,6 +83,45 @@ def test_one_changed_tensor_sends_its_own_chunks_only(
     assert stored_bytes(objects) == before + sent + manifest
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_only_what_may_be_there_is_asked_for_before_it_is_sent(
+    s3_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    objects = trusted(s3_store)
+    tensors = {f"t{number}": noise(number, 20_000) for number in range(12)}
+    old, new = dict(list(tensors.items())[:6]), tensors
+    cuts = [
+        chunks.cut(write_delta(tmp_path / name, some) / "dense.safetensors", 1 << 20)
+        for name, some in (("old", old), ("new", new))
+    ]
+    standing = {key.rpartition("/")[2] for key in map(object_key, chunks.send(cuts[0], objects, Progress("old", 1)))}
+    for number in range(20):
+        chaff = str(number).encode()
+        objects.put_if_absent(object_key(bytes_digest(chaff)), chaff, bytes_digest(chaff))
+    asked, sent = set(), set()
+
+    def note(params: dict[str, Any], model: Any, **_: Any) -> None:
+        {"HeadObject": asked, "PutObject": sent}.get(model.name, set()).add(params["url_path"].rpartition("/")[2])
+
+    if not whole:
+        monkeypatch.setattr(chunks, "LISTED", 1)
+    objects._client.meta.events.register("before-call.s3", note)  # type: ignore[attr-defined]
+    wanted = {digest.removeprefix("sha256:") for digest in chunks.send(cuts[1], objects, Progress("new", 1))}
+    assert sent == wanted - standing, "what stood is not sent again"
+    assert len(wanted & standing) == 6
+    listed = sorted(key.rpartition("/")[2] for key in objects.list("objects") if key.rpartition("/")[2] not in sent)
+    beyond = "~" if whole else listed[len(cuts[1]) - 1]
+    assert asked == (wanted & standing) | {key for key in wanted if key > beyond}
+
+
+@pytest.mark.parametrize("storage", ["compressed", "float32"])
+def test_the_norms_of_all_layers_travel_in_one_chunk(tmp_path: Path, storage: Storage) -> None:
+    shapes = {f"{n}.{part}": shape for n in range(4) for part, shape in (("norm", (64,)), ("w", (300, 200)))}
+    values = {name: noise(seed, math.prod(shape)) for seed, (name, shape) in enumerate(shapes.items())}
+    write_dense(tmp_path, shapes, lambda name, _: (values[name].copy(), 0.0), storage)
+    assert len(chunks.cut(tmp_path / "dense.safetensors", 1 << 24)) == 1 + 1 + 4, "header, norms, matrices"
+
+
 def test_a_tensor_of_two_deltas_is_stored_once_wherever_it_stands(folder_store: Store, tmp_path: Path) -> None:
     objects, shared = trusted(folder_store), noise(0, 30_000)
     first = room.publish(write_delta(tmp_path / "one", {"x": noise(1, 100), "w": shared}), folder_store)
@@ -99,12 +142,12 @@ def test_an_interrupted_publish_goes_on_where_it_was(
     objects, delta = trusted(store), write_delta(tmp_path / "delta", {"w": noise(0, 160_000)})
     real, put = type(objects).put_if_absent, []
 
-    def dying(self: Objects, key: str, data: bytes, digest: str) -> bool:
+    def dying(self: Objects, key: str, data: bytes, digest: str, ask: bool = True) -> bool:
         if key.startswith("objects"):
             put.append(key)
             if len(put) > 4:
                 raise KeyboardInterrupt
-        return real(self, key, data, digest)  # type: ignore[arg-type]
+        return real(self, key, data, digest, ask)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
         patch.setattr(type(objects), "put_if_absent", dying)

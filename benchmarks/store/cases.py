@@ -48,7 +48,7 @@ def use(server: S3Server, scratch: Path) -> None:
 
 
 def make_delta(folder: Path, size: int, seed: int, changed: int | None = None, sparse: bool = False) -> Path:
-    """A delta folder of about `size` bytes: plain matrices of 8 MiB, a norm of 16 KiB after each, seeded.
+    """A delta folder of about `size` bytes: plain matrices of 8 MiB after as many norms of 16 KiB, seeded.
 
     `changed` names a matrix that gets other values. With `sparse`, the file is a hole but for 8 bytes in every MiB, so
     that no two chunks are the same.
@@ -57,13 +57,13 @@ def make_delta(folder: Path, size: int, seed: int, changed: int | None = None, s
     matrix = min(MATRIX, max(1, size // 16))  # also a small delta has four matrices
     count = max(1, round(size / (4 * matrix)))
     layout = {
-        f"layers.{n}.{part}": ("F32", (many,)) for n in range(count) for part, many in (("w", matrix), ("n", 4096))
+        f"layers.{n}.{part}": ("F32", (many,)) for part, many in (("n", 4096), ("w", matrix)) for n in range(count)
     }
     tensors = {}
     with (folder / WEIGHTS).open("wb") as file:
         file.write(build_header(layout))
         for number, (name, (_, (elements,))) in enumerate(layout.items()):
-            draw = np.random.default_rng([seed, number, number == changed])
+            draw = np.random.default_rng([seed, number, name == f"layers.{changed}.w"])
             sha, squares = hashlib.sha256(), 0.0
             for begin in range(0, elements, BLOCK):
                 values = np.zeros(min(BLOCK, elements - begin), np.float32)

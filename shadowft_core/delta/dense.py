@@ -15,6 +15,7 @@ from shadowft_core.errors import NotFinite
 
 Storage = Literal["compressed", "bfloat16", "float32"]
 
+SMALL = 1 << 14  # elements; such tensors come first, side by side: a store moves them together
 TOGETHER = 4  # parts of a tensor that a worker encodes at a time
 
 Part = Callable[[str, int], tuple[np.ndarray, float]]
@@ -36,6 +37,7 @@ def write_dense(
     every tensor's delta and weights, over the parts whose weight is known. Raises NotFinite naming the tensor, and what
     `check` raises.
     """
+    shapes = dict(sorted(shapes.items(), key=lambda item: math.prod(item[1]) > SMALL))
     squares = {name: np.zeros(3) for name in shapes}
     work = [
         (name, range(_parts(shape))[first : first + TOGETHER])

@@ -66,7 +66,7 @@ class FolderObjects:
         finally:
             os.close(folder)
 
-    def put_if_absent(self, key: str, data: bytes, digest: str) -> bool:
+    def put_if_absent(self, key: str, data: bytes, digest: str, ask: bool = True) -> bool:
         path = self.root / checked(key)
         found = bytes_digest(data)
         if found != digest:

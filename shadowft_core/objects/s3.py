@@ -72,8 +72,8 @@ class S3Objects:
         except (ValueError, BotoCoreError) as error:
             raise StoreError(f"{self.location}: {_one_line(error)}; correct the store section of params.yaml") from None
 
-    def put_if_absent(self, key: str, data: bytes, digest: str) -> bool:
-        head = self.head(key)
+    def put_if_absent(self, key: str, data: bytes, digest: str, ask: bool = True) -> bool:
+        head = self.head(key) if ask else None
         if head is None and self._put(key, data, digest, IfNoneMatch="*") is not None:
             return True
         require_same(self, key, len(data), digest, head)

@@ -7,16 +7,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 from shadowft_core.checkpoint import bytes_digest, read_header
 from shadowft_core.errors import DeltaError
 from shadowft_core.objects import Objects
-from shadowft_core.store.manifest import CERTIFICATE, LARGEST_CHUNK, File, Manifest, object_key
+from shadowft_core.store.manifest import CERTIFICATE, LARGEST_CHUNK, OBJECTS, File, Manifest, object_key
 
 THREADS = 4
-TINY = 4096  # bytes; smaller tensors travel together, a request for each would cost more than they do
+SMALL = 1 << 16  # bytes; such tensors travel together, a request for each would cost more than they do
+LISTED = 10  # keys of a listing that are read for every piece to be sent
 SAY_EVERY = 5.0  # seconds
 
 T = TypeVar("T")
@@ -43,7 +45,7 @@ def cut(path: Path, largest: int) -> list[Piece]:
     """The pieces of a delta's file, in order, of at most `largest` bytes each.
 
     A safetensors header is cut off, and every tensor starts a piece of its own, so that a tensor which two deltas share
-    is stored once whatever stands before it; neighbours of at most TINY bytes stay together. delta.json is one piece.
+    is stored once whatever stands before it; neighbours of at most SMALL bytes stay together. delta.json is one piece.
     Raises CheckpointError for a malformed safetensors file, DeltaError for a delta.json above 256 MiB.
     """
     if path.name == CERTIFICATE:
@@ -54,10 +56,10 @@ def cut(path: Path, largest: int) -> list[Piece]:
     header, tensors = read_header(path)
     runs, together = [len(header)], 0
     for size in (info.nbytes for info in tensors.values()):
-        if size > TINY or together + size > largest:
+        if size > SMALL or together + size > largest:
             runs.append(together)
             together = 0
-        if size > TINY:
+        if size > SMALL:
             runs.append(size)
         else:
             together += size
@@ -122,11 +124,16 @@ def each(act: Callable[..., T], work: Iterable[tuple[Any, ...]]) -> Iterator[T]:
 
 def send(pieces: list[Piece], objects: Objects, progress: Progress) -> list[str]:
     """Put every piece that is not there; returns their digests."""
+    # A page of a listing shows 1000 keys: at most one request for 100 pieces, in place of one for each.
+    limit = LISTED * len(pieces)
+    listed = list(islice(objects.list(OBJECTS), limit))
+    there, unseen = set(listed), listed[-1] if len(listed) == limit else "~"  # keys above it were not listed
 
     def one(piece: Piece) -> str:
         data = piece.read()
         digest = bytes_digest(data)
-        sent = objects.put_if_absent(object_key(digest), data, digest)
+        key = object_key(digest)
+        sent = objects.put_if_absent(key, data, digest, ask=key in there or key > unseen)
         progress.add(piece.size, piece.size if sent else 0)
         return digest
 

@@ -74,7 +74,9 @@ def _measure(
     about = machine.describe(here) | _versions()
     _say(f"make a delta of {size / 1e6:.0f} MB")
     delta = cases.make_delta(here / "delta", size, seed=0)
+    large = cases.make_delta(here / "large", size, seed=2, matrix=cases.LARGE)
     weights = delta / cases.WEIGHTS
+    sent: dict[str, Path] = defaultdict(lambda: delta) | {"fetch-large": large}
     samples: dict[str, list[measure.Sample]] = defaultdict(list)
     shown: dict[str, str] = {}
     order = random.Random(0)
@@ -83,8 +85,11 @@ def _measure(
         bench = cases.Bench(server, here)
         for number in range(1, rounds + 1):
             store = bench.bucket(f"round-{number}")
+            about_ours = ("ours, tensors of 8 MiB", "ours, every byte verified, files synced")
             pairs = [
-                bench.ours("", store, delta, ("ours, chunks of 16 MiB", "ours, every byte verified, files synced")),
+                [bench.start(store)],
+                bench.ours("", store, delta, about_ours),
+                bench.ours("-large", store, large, ("ours, tensors of 96 MiB, chunks of 16 MiB", about_ours[1])),
                 bench.boto3(f"round-{number}", weights),
                 bench.aws(f"round-{number}", weights),
             ]
@@ -96,7 +101,7 @@ def _measure(
             for case in (case for pair in pairs for case in pair):
                 shown[case.name] = case.about
                 samples[case.name].append(_run(case, here, f"round {number}/{rounds}"))
-                _check(case, delta)
+                _check(case, sent[case.name])
             bench.drop(f"round-{number}")
         again = _republish(bench, delta, size)
         grown = [_memory(bench, one) for one in sizes]

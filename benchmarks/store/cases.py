@@ -20,6 +20,7 @@ from shadowft_core.store import opened, promises
 ROOT = Path(__file__).parent.parent.parent
 WEIGHTS = "dense.safetensors"
 MATRIX = 2 << 20  # elements: 8 MiB, as a compressed matrix of a model of 2 to 4 billion weights
+LARGE = 24 << 20  # elements: 96 MiB, as one of 70 billion
 BLOCK = 1 << 18  # elements: 1 MiB
 AWS_CONFIG = """[default]
 region = us-east-1
@@ -47,14 +48,16 @@ def use(server: S3Server, scratch: Path) -> None:
         os.environ.pop(name, None)
 
 
-def make_delta(folder: Path, size: int, seed: int, changed: int | None = None, sparse: bool = False) -> Path:
-    """A delta folder of about `size` bytes: plain matrices of 8 MiB after as many norms of 16 KiB, seeded.
+def make_delta(
+    folder: Path, size: int, seed: int, changed: int | None = None, sparse: bool = False, matrix: int = MATRIX
+) -> Path:
+    """A delta folder of about `size` bytes: plain matrices of `matrix` elements after as many norms of 16 KiB, seeded.
 
     `changed` names a matrix that gets other values. With `sparse`, the file is a hole but for 8 bytes in every MiB, so
     that no two chunks are the same.
     """
     folder.mkdir(parents=True)
-    matrix = min(MATRIX, max(1, size // 16))  # also a small delta has four matrices
+    matrix = min(matrix, max(1, size // 16))  # also a small delta has four matrices
     count = max(1, round(size / (4 * matrix)))
     layout = {
         f"layers.{n}.{part}": ("F32", (many,)) for part, many in (("n", 4096), ("w", matrix)) for n in range(count)
@@ -112,10 +115,8 @@ class Bench:
         client.delete_bucket(Bucket=name)
 
     def ours(self, name: str, store: Store, delta: Path, about: tuple[str, str]) -> list[Case]:
-        """Publish and fetch; the settings travel in a params.yaml, as for a user."""
-        raw = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-        params = self.scratch / f"{name}.yaml"
-        params.write_text(yaml.safe_dump(raw | {"store": store.model_dump()}))
+        """Publish and fetch."""
+        params = self._params(f"ours{name}", store)
         up, down = f"publish{name}", f"fetch{name}"
         got = self.scratch / "out" / down / "got"
         publish = [SHADOWFT, "store", "publish", "--delta", str(delta), "--params", str(params)]
@@ -126,11 +127,25 @@ class Bench:
             Case(down, about[1], (fetch,), (), got.parent, got),
         ]
 
+    def start(self, store: Store) -> Case:
+        params = self._params("start", store)
+        command = [SHADOWFT, "store", "ls", "--params", str(params)]
+        return Case("start", "ours, an empty store listed", (command,), (), self.scratch / "out" / "start")
+
+    def _params(self, name: str, store: Store) -> Path:
+        """The settings travel in a params.yaml, as for a user."""
+        raw = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+        params = self.scratch / f"{name}.yaml"
+        params.write_text(yaml.safe_dump(raw | {"store": store.model_dump()}))
+        return params
+
     def boto3(self, bucket: str, file: Path) -> list[Case]:
         got = self.scratch / "out" / "boto3-down" / "got"
         command = [sys.executable, "-m", "benchmarks.store.peers"]
         where = [bucket, "delta", self.server.endpoint]
+        start = self.scratch / "out" / "boto3-start"
         return [
+            Case("boto3-start", "the same, the bucket asked for", ([*command, "start", "-", *where],), (), start),
             Case(
                 "boto3-up",
                 "upload_file, 64 MiB x 2 threads, payload unsigned",
@@ -154,8 +169,11 @@ class Bench:
         if program is None:
             return []
         got = self.scratch / "out" / "aws-down" / "got"
+        start = self.scratch / "out" / "aws-start"
         there, more = f"s3://{bucket}/delta", ["--only-show-errors", "--endpoint-url", self.server.endpoint]
+        look = [program, "s3", "ls", f"s3://{bucket}", *more[1:]]
         return [
+            Case("aws-start", "aws s3 ls of an empty bucket", (look,), (), start),
             Case(
                 "aws-up",
                 "aws s3 cp, the same settings in its configuration",

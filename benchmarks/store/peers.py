@@ -1,5 +1,6 @@
-"""What ours is held against: `python -m benchmarks.store.peers up|down FILE BUCKET KEY ENDPOINT`, boto3 at its best.
+"""What ours is held against: `python -m benchmarks.store.peers up|down|start FILE BUCKET KEY ENDPOINT`.
 
+boto3 at its best:
 64 MiB parts on two threads, and no payload signing over plain HTTP, were its fastest settings here; checksums stay as
 they come by default: CRC32 of every part on the way up, none of the whole on the way down.
 """
@@ -19,7 +20,9 @@ def main(way: str, file: str, bucket: str, key: str, endpoint: str) -> None:
         config=Config(s3={"addressing_style": "path", "payload_signing_enabled": False}),
     )
     best = TransferConfig(multipart_threshold=64 << 20, multipart_chunksize=64 << 20, max_concurrency=2)
-    if way == "up":
+    if way == "start":
+        client.head_bucket(Bucket=bucket)
+    elif way == "up":
         client.upload_file(file, bucket, key, Config=best)
     else:
         Path(file).parent.mkdir(parents=True, exist_ok=True)

@@ -76,7 +76,7 @@ def _measure(
     delta = cases.make_delta(here / "delta", size, seed=0)
     large = cases.make_delta(here / "large", size, seed=2, matrix=cases.LARGE)
     weights = delta / cases.WEIGHTS
-    sent: dict[str, Path] = defaultdict(lambda: delta) | {"fetch-large": large}
+    sent: dict[str, Path] = defaultdict(lambda: delta) | {f"fetch-{kind}": large for kind in ("large", *CHUNKS)}
     samples: dict[str, list[measure.Sample]] = defaultdict(list)
     shown: dict[str, str] = {}
     order = random.Random(0)
@@ -96,7 +96,7 @@ def _measure(
             for size_ in CHUNKS if chunks else ():
                 other = store.model_copy(update={"uri": f"{store.uri}-{size_}", "chunk_bytes": size_ << 20})
                 bench.ready(other)
-                pairs.append(bench.ours(f"-{size_}", other, delta, (f"ours, chunks of {size_} MiB",) * 2))
+                pairs.append(bench.ours(f"-{size_}", other, large, (f"ours, 96 MiB in chunks of {size_} MiB",) * 2))
             order.shuffle(pairs)
             for case in (case for pair in pairs for case in pair):
                 shown[case.name] = case.about

@@ -5,11 +5,12 @@ import fcntl
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
 from select import select
+from threading import Event
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
@@ -46,14 +47,25 @@ def in_order(act: Callable[[T], Result[R]], work: Sequence[T]) -> Iterator[Resul
     return threaded(kept, work)
 
 
-def threaded(act: Callable[[T], R], work: Sequence[T]) -> Iterator[R]:
-    """As `in_order`, in threads, for what waits for a disk or a network."""
+def threaded(act: Callable[[T], R], work: Iterable[T], threads: int = WORKERS) -> Iterator[R]:
+    """As `in_order`, in threads, for what waits for a disk or a network; work is drawn as it is done."""
     pending: deque[Future[R]] = deque()
-    pool = ThreadPoolExecutor(WORKERS)
+    failed = Event()
+
+    def unless_failed(item: T) -> R:
+        if failed.is_set():  # what waits in line would spend its whole patience on a store that is gone
+            raise CancelledError
+        try:
+            return act(item)
+        except BaseException:
+            failed.set()
+            raise
+
+    pool = ThreadPoolExecutor(threads)
     try:
         for item in work:
-            pending.append(pool.submit(act, item))
-            if len(pending) > 2 * WORKERS:
+            pending.append(pool.submit(unless_failed, item))
+            if len(pending) > 2 * threads:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

@@ -5,13 +5,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from shadowft_core.checkpoint import bytes_digest, read_header
+from shadowft_core.checkpoint import bytes_digest, read_header, threaded
 from shadowft_core.errors import DeltaError
 from shadowft_core.objects import Objects
 from shadowft_core.store.manifest import CERTIFICATE, LARGEST_CHUNK, OBJECTS, File, Manifest, object_key
@@ -96,30 +95,8 @@ class Progress:
 
 
 def each(act: Callable[..., T], work: Iterable[tuple[Any, ...]]) -> Iterator[T]:
-    """Results in order, from THREADS threads; work is drawn as it is done, and the first error ends it."""
-    failed = threading.Event()
-
-    def unless_failed(arguments: tuple[Any, ...]) -> T:
-        if failed.is_set():  # what waits in line would spend its whole patience on a store that is gone
-            raise CancelledError
-        try:
-            return act(*arguments)
-        except BaseException:
-            failed.set()
-            raise
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        pending: list[Future[T]] = []
-        try:
-            for arguments in work:
-                pending.append(pool.submit(unless_failed, arguments))
-                if len(pending) > 2 * THREADS:
-                    yield pending.pop(0).result()
-            while pending:
-                yield pending.pop(0).result()
-        finally:
-            for future in pending:
-                future.cancel()
+    """Results in order, from THREADS threads; the first error ends it."""
+    return threaded(lambda arguments: act(*arguments), work, THREADS)
 
 
 def send(pieces: list[Piece], objects: Objects, progress: Progress) -> list[str]:

@@ -1,0 +1,182 @@
+"""What a registered version costs: `python -m benchmarks.registry`, after `make demo`, writes results/registry.md.
+
+A real MLflow server behind a relay that counts bytes, and SeaweedFS for the deltas and the ledger, all on loopback.
+Client start-up (imports, first answers of both servers) is timed apart; every further call is timed in this process.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.graft import machine
+from infra.seaweedfs import seaweedfs
+from shadowft_core.checkpoint import write_atomically
+from shadowft_core.errors import ShadowError
+from shadowft_core.params import Registry, Store, load_params
+
+ROOT = Path(__file__).parent.parent
+START_SECONDS = 120
+MOST = {"register": 2.0, "rollback": 1.0}  # seconds
+MOST_MOVED = 1e6  # bytes of one registration
+
+
+class Relay:
+    """Passes connections on to a server on loopback and counts the bytes of both directions."""
+
+    def __init__(self, port: int) -> None:
+        self.moved = 0
+        self._port, self._lock = port, threading.Lock()
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.uri = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            client, _ = self._socket.accept()
+            server = socket.create_connection(("127.0.0.1", self._port))
+            for ends in ((client, server), (server, client)):
+                threading.Thread(target=self._copy, args=ends, daemon=True).start()
+
+    def _copy(self, source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                with self._lock:
+                    self.moved += len(data)
+                sink.sendall(data)
+        with suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)
+
+
+@contextmanager
+def mlflow_server(folder: Path) -> Iterator[int]:
+    """The port of an MLflow server over a database file, with artifacts passing through it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    folder.mkdir(parents=True)
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "art")]
+    quiet = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen(command, env=quiet, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+        try:
+            deadline = time.monotonic() + START_SECONDS
+            while True:
+                try:
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+                        break
+                except OSError:
+                    if server.poll() is not None or time.monotonic() > deadline:
+                        raise ShadowError(f"MLflow does not answer; read {folder}/log") from None
+                    time.sleep(0.3)
+            yield port
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def run(
+    scratch: Annotated[Path, typer.Option(help="folder for the servers' data; a subfolder is made and deleted after")],
+    root: Annotated[Path, typer.Option(help="a workspace whose run has finished: work/, dvc.lock, params.yaml")] = ROOT,
+    rounds: Annotated[int, typer.Option(min=2, help="versions that are registered")] = 5,
+    out: Annotated[Path, typer.Option(help="folder for registry.md and registry.json")] = Path("benchmarks/results"),
+) -> None:
+    """Time registering, promoting and rolling back, and count what registering sends through MLflow.
+
+    Example: make demo && python -m benchmarks.registry --scratch /var/tmp
+    """
+    here = scratch.resolve() / "shadowft-bench-registry"
+    shutil.rmtree(here, ignore_errors=True)
+    try:
+        with seaweedfs(here / "s3") as s3, mlflow_server(here / "mlflow") as port:
+            s3.create_bucket("shadowft")
+            os.environ |= {"AWS_ACCESS_KEY_ID": s3.user.access_key, "AWS_SECRET_ACCESS_KEY": s3.user.secret_key}
+            store = Store(uri="s3://shadowft/deltas", endpoint=s3.endpoint, region="us-east-1")
+            facts = {"machine": machine.describe(here)} | _measure(here, root, rounds, store, Relay(port))
+    finally:
+        shutil.rmtree(here, ignore_errors=True)
+    write_atomically(out / "registry.md", _page(facts).encode())
+    write_atomically(out / "registry.json", json.dumps(facts, indent=1).encode() + b"\n")
+    print(_page(facts))
+
+
+def _measure(here: Path, root: Path, rounds: int, store: Store, relay: Relay) -> dict[str, Any]:
+    began = time.perf_counter()
+    from shadowft_core import promotion, registry
+    from shadowft_core import store as stores
+
+    params = load_params(root / "params.yaml")
+    settings = {"store": store, "registry": Registry(name="bench", tracking_uri=relay.uri)}
+    params = params.model_copy(update=settings)
+    stores.publish(root / "work" / "delta" / "shadow", store)
+    registry.preflight(params)
+    start = time.perf_counter() - began
+    taken: dict[str, list[float]] = {"register": [], "promote": [], "rollback": []}
+    moved: list[int] = []
+
+    def timed(what: str, act: Callable[[], Any]) -> None:
+        began = time.perf_counter()
+        act()
+        taken[what].append(time.perf_counter() - began)
+
+    git, lock = registry.git_state(root), here / "dvc.lock"
+    for number in range(1, rounds + 1):
+        # A version is keyed by dvc.lock: a comment makes the same run a new one.
+        lock.write_text((root / "dvc.lock").read_text() + f"# run {number}\n")
+        before = relay.moved
+        files = root / "work", lock, root / "params.yaml", git, here / "pending"
+        timed("register", lambda files=files: registry.register(params, *files))
+        moved.append(relay.moved - before)
+        promote = (params.registry, store, str(number), "timed only")
+        timed("promote", lambda promote=promote: promotion.promote(*promote))
+    for _ in range(rounds - 1):
+        timed("rollback", lambda: promotion.rollback(params.registry, store))
+    return {"format": 1, "start": start, "seconds": taken, "moved": moved}
+
+
+def _page(facts: dict[str, Any]) -> str:
+    lines = [
+        "# Registry: what a version costs",
+        "",
+        "A real MLflow server and SeaweedFS on loopback; seconds are median (lowest..highest) of calls in one process",
+        f"after its start-up, which took {facts['start']:.1f} s with the first publish and the probe of the store.",
+        "",
+        "| call | calls | seconds | goal | met |",
+        "|---|---|---|---|---|",
+    ]
+    for what, found in facts["seconds"].items():
+        goal, met = "", ""
+        if what in MOST:
+            goal, met = f"at most {MOST[what]:g}", "yes" if max(found) <= MOST[what] else "**no**"
+        lines.append(
+            f"| {what} | {len(found)} | {median(found):.2f} ({min(found):.2f}..{max(found):.2f}) | {goal} | {met} |"
+        )
+    most = max(facts["moved"])
+    met = "yes" if most <= MOST_MOVED else "**no**"
+    lines += [
+        "",
+        f"Bytes to and from MLflow for one registration: at most {most} (goal: {MOST_MOVED:.0f}, met: {met}).",
+    ]
+    lines += ["", "## Machine", "", *(f"- {key}: {value}" for key, value in facts["machine"].items())]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m benchmarks.registry")

@@ -105,7 +105,6 @@ def log(client: Any, registry: Registry, registration: Registration) -> None:
         mlflow.start_run(experiment_id=experiment, run_name=run_name, tags=tags) as run,
     ):
         mlflow.log_params(registration.params)
-        mlflow.log_metrics(registration.metrics)
         _log_datasets(registration.datasets)
         attached = Path(folder, "files")
         attached.mkdir()
@@ -121,6 +120,8 @@ def log(client: Any, registry: Registry, registration: Registration) -> None:
             pip_requirements=["shadowft"],
             metadata={"shadowft.recipe": tags["shadowft.recipe"]},
         )
+        # After the model: what stands before it, MLflow asks back and copies to it, one request for every metric.
+        mlflow.log_metrics(registration.metrics, model_id=model.model_id)
     try:
         client.create_registered_model(registration.name)
     except mlflow.exceptions.MlflowException as error:

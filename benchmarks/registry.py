@@ -9,13 +9,11 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -23,13 +21,13 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.graft import machine
+from infra.mlflow_server import MLflowServer
 from infra.seaweedfs import seaweedfs
 from shadowft_core.checkpoint import write_atomically
 from shadowft_core.errors import ShadowError
 from shadowft_core.params import Registry, Store, load_params
 
 ROOT = Path(__file__).parent.parent
-START_SECONDS = 120
 MOST = {"register": 2.0, "rollback": 1.0}  # seconds
 MOST_MOVED = 1e6  # bytes of one registration
 
@@ -63,33 +61,6 @@ class Relay:
             sink.shutdown(socket.SHUT_WR)
 
 
-@contextmanager
-def mlflow_server(folder: Path) -> Iterator[int]:
-    """The port of an MLflow server over a database file, with artifacts passing through it."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    folder.mkdir(parents=True)
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "art")]
-    quiet = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen(command, env=quiet, cwd=folder, stdout=log, stderr=log, start_new_session=True)
-        try:
-            deadline = time.monotonic() + START_SECONDS
-            while True:
-                try:
-                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
-                        break
-                except OSError:
-                    if server.poll() is not None or time.monotonic() > deadline:
-                        raise ShadowError(f"MLflow does not answer; read {folder}/log") from None
-                    time.sleep(0.3)
-            yield port
-        finally:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
-
-
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -105,14 +76,21 @@ def run(
     Example: make demo && python -m benchmarks.registry --scratch /var/tmp
     """
     here = scratch.resolve() / "shadowft-bench-registry"
+    for needed in ("dvc.lock", "work/delta/shadow/delta.json", "work/verdict.json"):
+        if not (root / needed).is_file():
+            raise ShadowError(f"{root / needed}: no such file; finish a run first (make demo), or name its --root")
     shutil.rmtree(here, ignore_errors=True)
+    (here / "mlflow").mkdir(parents=True)
+    mlflow = MLflowServer(here / "mlflow")
     try:
-        with seaweedfs(here / "s3") as s3, mlflow_server(here / "mlflow") as port:
+        with seaweedfs(here / "s3") as s3:
+            mlflow.start()
             s3.create_bucket("shadowft")
             os.environ |= {"AWS_ACCESS_KEY_ID": s3.user.access_key, "AWS_SECRET_ACCESS_KEY": s3.user.secret_key}
             store = Store(uri="s3://shadowft/deltas", endpoint=s3.endpoint, region="us-east-1")
-            facts = {"machine": machine.describe(here)} | _measure(here, root, rounds, store, Relay(port))
+            facts = {"machine": machine.describe(here)} | _measure(here, root, rounds, store, Relay(mlflow.port))
     finally:
+        mlflow.kill()
         shutil.rmtree(here, ignore_errors=True)
     write_atomically(out / "registry.md", _page(facts).encode())
     write_atomically(out / "registry.json", json.dumps(facts, indent=1).encode() + b"\n")
@@ -184,5 +162,15 @@ def _page(facts: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def main() -> None:
+    """Run the command line; an error is one line and an exit code, and no server is left running."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        app(prog_name="python -m benchmarks.registry")
+    except ShadowError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
 if __name__ == "__main__":
-    app(prog_name="python -m benchmarks.registry")
+    main()

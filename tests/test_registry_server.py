@@ -1,13 +1,10 @@
 """Against a real MLflow server: what a database file forgives, a server refuses; and it is killed on the way."""
 
 import os
-import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from infra.mlflow_server import MLflowServer
 from shadowft_core import promotion
 from shadowft_core import registry as room
 from shadowft_core.errors import LedgerError, RegistrationPending
@@ -25,68 +23,28 @@ pytestmark = pytest.mark.faults
 ROOT = Path(__file__).parent.parent
 
 
-class Server:
-    """`mlflow server` over a database file, artifacts proxied; killed and started again by its process group."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{port}"
-        self._folder, self._port = folder, str(port)
-
-    def start(self) -> None:
-        options = {
-            "--backend-store-uri": f"sqlite:///{self._folder}/mlflow.db",
-            "--artifacts-destination": str(self._folder / "artifacts"),
-            "--host": "127.0.0.1",
-            "--port": self._port,
-            "--workers": "1",
-        }
-        with (self._folder / "log").open("a") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", "server", *(word for pair in options.items() for word in pair)],
-                env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + 180
-        while True:
-            try:
-                with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
-                    return
-            except OSError:
-                assert time.monotonic() < deadline, (self._folder / "log").read_text()[-2000:]
-                time.sleep(0.3)
-
-    def kill(self) -> None:
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-
-
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    found = Server(tmp_path_factory.mktemp("server"))
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MLflowServer]:
+    found = MLflowServer(tmp_path_factory.mktemp("server"))
     found.start()
     yield found
     found.kill()
 
 
 @pytest.fixture
-def served(run: Run, server: Server) -> Run:
+def served(run: Run, server: MLflowServer) -> Run:
     registry = Registry(name=run.params.registry.name, tracking_uri=server.uri)
     run.params = run.params.model_copy(update={"registry": registry})
     return run
 
 
-def mlflow_client(server: Server) -> Any:
+def mlflow_client(server: MLflowServer) -> Any:
     import mlflow
 
     return mlflow.MlflowClient(tracking_uri=server.uri, registry_uri=server.uri)
 
 
-def test_the_whole_life_of_a_champion(served: Run, server: Server, tmp_path: Path) -> None:
+def test_the_whole_life_of_a_champion(served: Run, server: MLflowServer, tmp_path: Path) -> None:
     registry, store = served.params.registry, served.params.store
     room.preflight(served.params)
     assert served.register().number == 1
@@ -129,7 +87,7 @@ print(len(model.predict([[{{"role": "user", "content": "word1 word2"}}]])))
     assert done.stdout.strip() == "1"
 
 
-def test_of_eight_promoters_one_wins_each_round(served: Run, server: Server) -> None:
+def test_of_eight_promoters_one_wins_each_round(served: Run, server: MLflowServer) -> None:
     registry, store = served.params.registry, served.params.store
     for _ in range(3):
         served.judge("promote")
@@ -155,7 +113,7 @@ def test_of_eight_promoters_one_wins_each_round(served: Run, server: Server) -> 
         assert int(client.get_model_version_by_alias(registry.name, "champion").version) == winner.number
 
 
-def test_a_server_killed_before_and_in_the_middle_of_a_registration(served: Run, server: Server) -> None:
+def test_a_server_killed_before_and_in_the_middle_of_a_registration(served: Run, server: MLflowServer) -> None:
     assert served.register().number == 1
     server.kill()
     served.judge("hold")

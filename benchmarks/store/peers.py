@@ -1,8 +1,7 @@
 """What ours is held against: `python -m benchmarks.store.peers up|down|start FILE BUCKET KEY ENDPOINT`.
 
-boto3 at its best:
-64 MiB parts on two threads, and no payload signing over plain HTTP, were its fastest settings here; checksums stay as
-they come by default: CRC32 of every part on the way up, none of the whole on the way down.
+boto3 at its best: 64 MiB parts on two threads, and no payload signing over plain HTTP, were its fastest settings here.
+Checksums stay as they come by default: CRC32 of every part on the way up, none of the whole on the way down.
 """
 
 import sys

@@ -15,7 +15,7 @@ from shadowft_core.errors import NotFinite
 
 Storage = Literal["compressed", "bfloat16", "float32"]
 
-SMALL = 1 << 14  # elements; such tensors come first, side by side: a store moves them together
+SMALL = 1 << 14  # elements; such tensors come first, side by side: a store moves them together (store.chunks.SMALL)
 TOGETHER = 4  # parts of a tensor that a worker encodes at a time
 
 Part = Callable[[str, int], tuple[np.ndarray, float]]

@@ -3,20 +3,17 @@
 import os
 import pwd
 import shutil
-import signal
 import socket
 import subprocess
-import sys
 import tempfile
-import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from infra.mlflow_server import MLflowServer
+
 POSTGRESQL = Path("/usr/lib/postgresql/15/bin")
-START_SECONDS = 120
 
 
 def why_no_postgresql() -> str | None:
@@ -55,54 +52,15 @@ def postgresql() -> Iterator[str]:
         shutil.rmtree(folder)
 
 
-class MLflowServer:
-    """An MLflow server over a database; `start` and `kill` may alternate, the address stays."""
-
-    def __init__(self, database: str, folder: Path) -> None:
-        self._database, self._folder, self._port = database, folder, free_port()
-        self._process: subprocess.Popen[bytes] | None = None
-        self.endpoint = f"http://127.0.0.1:{self._port}"
-
-    def start(self) -> None:
-        """Start it and wait until it answers. Raises RuntimeError with the end of its log when it does not."""
-        shim = Path(__file__).with_name("asyncpg_in_threads")
-        environment = os.environ | {
-            "PYTHONPATH": str(shim),
-            "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",  # a connection belongs to the thread that opened it
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-        }
-        command = [str(Path(sys.executable).with_name("mlflow")), "server", "--host", "127.0.0.1"]
-        command += ["--port", str(self._port), "--workers", "1", "--backend-store-uri", self._database]
-        command += ["--artifacts-destination", str(self._folder / "artifacts")]
-        with open(self._folder / "mlflow.log", "ab") as log:
-            self._process = subprocess.Popen(
-                command, env=environment, cwd=self._folder, stdout=log, stderr=log, start_new_session=True
-            )
-        deadline = time.monotonic() + START_SECONDS
-        while self._process.poll() is None and time.monotonic() < deadline:
-            try:
-                with urllib.request.urlopen(f"{self.endpoint}/health", timeout=2):
-                    return
-            except OSError:
-                time.sleep(0.3)
-        self.kill()
-        tail = (self._folder / "mlflow.log").read_text(errors="replace").splitlines()[-3:]
-        raise RuntimeError(f"MLflow did not answer within {START_SECONDS} s: {' | '.join(tail)}")
-
-    def kill(self) -> None:
-        """End it and its worker by SIGKILL."""
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)  # it leads a session of its own
-            self._process.wait()
-            self._process = None
-
-
 @contextmanager
 def mlflow_on_postgresql(folder: Path) -> Iterator[MLflowServer]:
     """Both servers, until the block ends."""
     with postgresql() as database:
-        server = MLflowServer(database, folder)
+        shim = Path(__file__).with_name("asyncpg_in_threads")
+        # A connection belongs to the thread that opened it, so none is kept.
+        server = MLflowServer(
+            folder, database, {"PYTHONPATH": str(shim), "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool"}
+        )
         try:
             server.start()
             yield server

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from infra.mlflow_server import MLflowServer
 from infra.seaweedfs import S3Server
 from shadowft_core import promotion
 from shadowft_core import registry as room
@@ -17,7 +18,7 @@ from shadowft_core.errors import LedgerError, RegistrationPending
 from shadowft_core.params import Params, Registry, Store, load_params
 from shadowft_core.promotion.ledger import Ledger
 from tests.faults.proxy import Fault, Kind, Proxy, proxied
-from tests.faults.servers import MLflowServer, mlflow_on_postgresql, why_no_postgresql
+from tests.faults.servers import mlflow_on_postgresql, why_no_postgresql
 from tests.faults.victim import barrier, ended, spawn
 from tests.fixtures.runs import ROOT
 
@@ -37,7 +38,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MLflowServer]:
 
 @pytest.fixture(scope="module")
 def proxy(server: MLflowServer) -> Iterator[Proxy]:
-    with proxied(server.endpoint) as running:
+    with proxied(server.uri) as running:
         yield running
 
 
@@ -99,7 +100,7 @@ def test_eight_promoters_fifty_times(
     tmp_path: Path,
     figures: Callable[[str], None],
 ) -> None:
-    registry = Registry(name="raced", tracking_uri=server.endpoint)
+    registry = Registry(name="raced", tracking_uri=server.uri)
     register(registry.name, registry.tracking_uri)
     client = client_of(registry.tracking_uri)
     first = client.get_model_version(registry.name, "1")
@@ -167,7 +168,7 @@ def test_mlflow_is_killed_while_a_run_is_registered(
 
 def settled(name: str, server: MLflowServer, register: Callable[[str, str], room.Version], folder: Path) -> None:
     """One version, with a finished run and the alias, nothing that waits or seems to run; registering again is that."""
-    client = client_of(server.endpoint)
+    client = client_of(server.uri)
     (version,) = client.search_model_versions(f"name = '{name}'")
     assert client.get_model_version_by_alias(name, "challenger").version == version.version
     experiment = client.get_experiment_by_name(name)
@@ -175,7 +176,7 @@ def settled(name: str, server: MLflowServer, register: Callable[[str, str], room
     assert {run.info.run_id: run.info.status for run in runs}[version.run_id] == "FINISHED"
     assert "RUNNING" not in {run.info.status for run in runs}
     assert not (folder / "pending").exists() or list((folder / "pending").iterdir()) == []
-    again = register(name, server.endpoint)
+    again = register(name, server.uri)
     assert (again.number, again.new) == (int(version.version), False)
 
 
@@ -189,12 +190,10 @@ def test_mlflow_is_killed_before_and_after_a_run_is_registered(
     server.kill()
     started = time.monotonic()
     with pytest.raises(RegistrationPending, match="is kept in"):
-        register("before-and-after", server.endpoint)
+        register("before-and-after", server.uri)
     waited = time.monotonic() - started
     server.start()
-    versions = room.register_pending(
-        Registry(name="before-and-after", tracking_uri=server.endpoint), tmp_path / "pending"
-    )
+    versions = room.register_pending(Registry(name="before-and-after", tracking_uri=server.uri), tmp_path / "pending")
     assert [version.number for version in versions] == [1]
     server.kill()
     server.start()

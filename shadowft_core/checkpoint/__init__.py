@@ -2,7 +2,7 @@
 and what tensor names mean in the families known here."""
 
 from shadowft_core.checkpoint import kernel
-from shadowft_core.checkpoint.families import EXPERTS, SINGLE_EXPERTS, is_embedding, is_head, is_vocabulary
+from shadowft_core.checkpoint.families import EXPERTS, LINEAR, SINGLE_EXPERTS, Family
 from shadowft_core.checkpoint.files import (
     bytes_digest,
     canonical_json,
@@ -42,6 +42,7 @@ __all__ = [
     "EXPERTS",
     "FLOATS",
     "INDEX",
+    "LINEAR",
     "NO_TOKEN",
     "SINGLE",
     "SINGLE_EXPERTS",
@@ -49,6 +50,7 @@ __all__ = [
     "Away",
     "Bytes",
     "Checkpoint",
+    "Family",
     "TensorInfo",
     "append_safetensors",
     "build_header",
@@ -56,9 +58,6 @@ __all__ = [
     "canonical_json",
     "file_digest",
     "in_order",
-    "is_embedding",
-    "is_head",
-    "is_vocabulary",
     "kernel",
     "model_digest",
     "new_folder",

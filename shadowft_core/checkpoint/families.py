@@ -1,21 +1,43 @@
-"""What tensor names mean in the model families known here: which tensors have token rows, how experts are stored.
+"""What is known of the families of models: ties, kinds of module, names in memory and in files, ways to store experts.
 
-Names only; no file is read. A row of an embedding or head stands for a token id (axis 0). The experts of a mixture are
-stored in one of two layouts:
+The facts are those of the pinned transformers, in families.json (written by infra/families.py), so that rooms which
+read weights need neither torch nor transformers. A family that is not in the table is judged by what its config says
+and by the names that published models share.
+
+The experts of a mixture are stored in one of two layouts:
 
 - one by one, a matrix each: `experts.N.gate_proj|up_proj|down_proj.weight`, or Mixtral's `w1|w3|w2`;
 - fused, all in one tensor: `experts.gate_up_proj` (experts, 2 * intermediate, hidden), gate above up, and
   `experts.down_proj` (experts, hidden, intermediate), so that every matrix is one run of bytes.
-
-The correspondence is that of transformers 5.23 (conversion_mapping.py: MergeModulelist(0), then Concatenate(1)).
 """
 
+import json
 import re
-from typing import NamedTuple
+from collections.abc import Collection, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
 
-_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|tok_embeddings|wte|word_embeddings|embed_in)\.weight$")
-_HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.(weight|bias)$|^((language_)?model\.)?output\.weight$")
-_OTHER = re.compile(r"(^|\.)embed_tokens_per_layer\.weight$")
+_EMBEDDING = re.compile(
+    r"(^|\.)(embed_tokens|tok_embeddings|wte|word_embeddings|embed_in|shared|embed_tokens_per_layer)\.weight$"
+)
+_HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$|^((language_)?model\.)?output\.weight$")
+_ROUTER = re.compile(r"(^|\.)(router|mlp\.gate|block_sparse_moe\.gate|moe\.gate)\.weight$")
+_MATRIX = re.compile(r"(^|\.)(\w*proj|\w*fc\d*|wqkv|w[123qkvo]|W_pack|query_key_value|dense\w*|c_attn)\.weight$")
+KINDS = ("linear", "conv1d", "experts", "embedding", "positions", "head", "router", "other")
+LINEAR = ("linear", "conv1d", "experts")
+"""kinds that `linear` means: the matrices that are neither embedding, head, norm nor router"""
+
+
+class Experts(NamedTuple):
+    """How a stack of experts, one parameter in memory, lies in files."""
+
+    turned: bool
+    """in memory a matrix is (inputs, outputs), as PEFT reads it"""
+    parts: tuple[str, ...] = ()
+    """names of the matrices stored one by one, in the order in which their outputs are joined; empty: stored fused"""
+    transposed: bool = False
+    """in files every matrix is the transpose of the one in memory"""
 
 
 class SingleExperts(NamedTuple):
@@ -27,25 +49,181 @@ class SingleExperts(NamedTuple):
     down: str
 
 
-_QWEN = SingleExperts(".mlp.", "gate_proj", "up_proj", "down_proj")
-_MIXTRAL = SingleExperts(".block_sparse_moe.", "w1", "w3", "w2")
-SINGLE_EXPERTS = (_QWEN, _MIXTRAL)
-# By model type, those whose fused layout is the one above; others interleave or transpose their experts.
-EXPERTS = {
-    **dict.fromkeys(("mixtral", "minimax", "minimax_m2"), _MIXTRAL),
-    **dict.fromkeys(("qwen2_moe", "qwen3_moe", "qwen3_next", "olmoe", "flex_olmo", "glm4_moe", "dots1"), _QWEN),
-    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "hunyuan_v1_moe"), _QWEN),
-}
+@cache
+def table() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(Path(__file__).with_name("families.json").read_text(encoding="utf-8"))
+    return found
 
 
-def is_embedding(name: str) -> bool:
-    return _EMBEDDING.search(name) is not None
+class Family:
+    """The class of a model as its config names it; `names` are the tensors of its files."""
+
+    def __init__(self, config: Mapping[str, Any], names: Collection[str]) -> None:
+        self._config, self._names = config, names
+        self._entries = list(_entries(config))
+        main = self._entries[0] if self._entries and _class_of(config) else {}
+        self.known = bool(main)
+        """whether the class is in the table; else only names and config speak"""
+        self.title = _class_of(config) or str(config.get("model_type") or "a family without a name")
+        self._files: dict[str, str] = dict(main.get("files", []))
+        self._memory = {theirs: ours for ours, theirs in self._files.items()}
+        self._prefix: str = main.get("prefix", "model")
+        self._ties: list[dict[str, Any]] = main.get("ties", [])
+        self._ignored = [re.compile(pattern) for entry in self._entries for pattern in entry.get("ignored", [])]
+        self.experts = {
+            name: Experts(way["turned"], tuple(way.get("parts", ())), way.get("transposed", False))
+            for entry in reversed(self._entries)
+            for name, way in entry.get("experts", {}).items()
+        }
+        """by the last word of the parameter's name"""
+        self.converted = {pattern for entry in self._entries for pattern in entry.get("converted", [])}
+        """patterns of parameters that lie in files in a way that only transformers converts"""
+
+    def kind(self, name: str) -> str | None:
+        """One of `KINDS`, of a matrix by its name in memory or in files; None where nothing is known of it."""
+        ends = list(_ends(_pattern(name)))
+        for entry in self._entries:
+            if found := next((entry["kinds"][end] for end in reversed(ends) if end in entry.get("kinds", {})), None):
+                return str(found)
+        if found := next((table()["kinds"][end] for end in ends if end in table()["kinds"]), None):
+            return str(found)
+        guesses = ((_EMBEDDING, "embedding"), (_HEAD, "head"), (_ROUTER, "router"), (_MATRIX, "linear"))
+        return next((kind for pattern, kind in guesses if pattern.search(name)), None)
+
+    def is_embedding(self, name: str) -> bool:
+        return self.kind(name) == "embedding" and "per_layer" not in name
+
+    def is_head(self, name: str) -> bool:
+        return self.kind(name) == "head"
+
+    def is_vocabulary(self, name: str) -> bool:
+        """Whether axis 0 counts token ids: embeddings, heads and their biases, embeddings per layer."""
+        whole = re.sub(r"\.bias$", ".weight", name)
+        return self.kind(whole) in ("embedding", "head") if whole == name else self.is_head(whole)
+
+    def in_files(self, parameter: str) -> str:
+        """The name in files of a parameter of the loaded model; the name itself where the files do not hold it."""
+        begun = _replaced(parameter, self._files)
+        bare = begun.removeprefix(f"{self._prefix}.")
+        candidates = (begun, parameter, bare, f"{self._prefix}.{begun}")
+        return next((name for name in candidates if name in self._names), begun)
+
+    def in_memory(self, name: str) -> str:
+        """The name in the loaded model of a tensor of the files that is a parameter of its own there."""
+        found = _replaced(name, self._memory)
+        if found == name and self._bare and self.kind(name) != "head":
+            return f"{self._prefix}.{name}"
+        return found
+
+    @property
+    def _bare(self) -> bool:
+        """The files leave the prefix of the base model out, as GPT-2's on the hub do."""
+        return self.known and not self._files and not any(n.startswith(f"{self._prefix}.") for n in self._names)
+
+    @property
+    def says_tied(self) -> bool | None:
+        """What config.json says by itself, whatever the class makes of it; None where it says nothing."""
+        paths = ("tie_word_embeddings", "text_config.tie_word_embeddings")
+        return next((bool(v) for path in paths if (v := _field(self._config, path)) is not None), None)
+
+    def ties(self) -> dict[str, str] | None:
+        """Tied tensors of the files, each with the one that stands for both; None where only the weights could tell.
+
+        The one that stands for both is the embedding, or what is stored in its place where the embedding is not.
+        """
+        if self.known:
+            pairs = [
+                pair
+                for tie in self._ties
+                if _state(self._config, tie["fields"]) in tie["tied"]
+                for pair in tie["pairs"]
+            ]
+            return self._by_stored([(self.in_files(target), self.in_files(source)) for target, source in pairs])
+        heads = [name for name in self._names if self.kind(name) == "head"]
+        embeddings = [name for name in self._names if self.is_embedding(name)]
+        if len(embeddings) != 1:
+            return {}
+        if heads:
+            return None
+        return {} if self.says_tied is False else {"lm_head.weight": embeddings[0]}
+
+    def _by_stored(self, pairs: list[tuple[str, str]]) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for source in dict.fromkeys(source for _, source in pairs):
+            alike = [source, *(target for target, whose in pairs if whose == source)]
+            home = next((name for name in alike if name in self._names), source)
+            found |= {name: home for name in alike if name != home}
+        return found
+
+    def ignores(self, name: str) -> bool:
+        """Whether the class leaves a tensor of a file out when it loads: rotary buffers, prediction layers."""
+        return any(pattern.search(name) for pattern in self._ignored)
 
 
-def is_head(name: str) -> bool:
-    return _HEAD.search(name) is not None and not name.endswith(".bias")
+def _entries(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The table's entries of the class and of its text model, the outer one first."""
+    text = config.get("text_config")
+    for part in (config, text if isinstance(text, dict) else {}):
+        if name := _class_of(part):
+            yield table()["classes"][name]
 
 
-def is_vocabulary(name: str) -> bool:
-    """Whether axis 0 counts token ids: embeddings, heads and their biases, embeddings per layer."""
-    return any(pattern.search(name) for pattern in (_EMBEDDING, _HEAD, _OTHER))
+def _class_of(config: Mapping[str, Any]) -> str | None:
+    named, classes = config.get("architectures"), table()["classes"]
+    if isinstance(named, list) and named and named[0] in classes:
+        return str(named[0])
+    kind = config.get("model_type")
+    found = table()["types"].get(kind) if isinstance(kind, str) else None
+    return str(found) if found else None
+
+
+def _field(config: Mapping[str, Any], path: str) -> Any:
+    for step in path.split("."):
+        if not isinstance(config, Mapping) or step not in config:
+            return None
+        config = config[step]
+    return config
+
+
+def _state(config: Mapping[str, Any], fields: Collection[str]) -> str:
+    values = [_field(config, path) for path in fields]
+    return "".join("-" if value is None else "T" if value else "F" for value in values)
+
+
+def _pattern(name: str) -> str:
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "#", name)
+
+
+def _replaced(name: str, rules: Mapping[str, str]) -> str:
+    """A name with its longest known beginning exchanged; `#` in a beginning is a number, kept."""
+    if not rules:
+        return name
+    steps = name.split(".")
+    shown = _pattern(name).split(".")
+    for length in range(len(steps), 0, -1):
+        if (found := rules.get(".".join(shown[:length]))) is not None:
+            numbers = iter([s for s, p in zip(steps[:length], shown[:length], strict=True) if p == "#"])
+            return ".".join([next(numbers) if s == "#" else s for s in found.split(".")] + steps[length:])
+    return name
+
+
+def _ends(name: str) -> Iterator[str]:
+    """The ends of a name in whole steps, shortest first; the last word of a weight never stands alone."""
+    steps = name.split(".")
+    for length in range(2 if steps[-1] in ("weight", "bias") else 1, len(steps) + 1):
+        yield ".".join(steps[-length:])
+
+
+def _single(entry: Mapping[str, Any]) -> SingleExperts | None:
+    ways = entry.get("experts", {})
+    parts = [*ways.get("gate_up_proj", {}).get("parts", ()), *ways.get("down_proj", {}).get("parts", ())]
+    if len(parts) != 3:
+        return None
+    renamed = [theirs for ours, theirs in entry.get("files", []) if re.search(r"\.mlp(\.router)?$", ours)]
+    block = ".block_sparse_moe." if any(".block_sparse_moe" in name for name in renamed) else ".mlp."
+    return SingleExperts(block, *parts)
+
+
+EXPERTS = {kind: way for kind, name in table()["types"].items() if (way := _single(table()["classes"][name]))}
+"""by model type, those whose fused layout is the one above; others interleave or transpose their experts"""
+SINGLE_EXPERTS = tuple(sorted(set(EXPERTS.values())))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from shadowft_core.checkpoint.families import Family
 from shadowft_core.checkpoint.files import bytes_digest, canonical_json, file_digest
 from shadowft_core.checkpoint.header import DTYPES, TensorInfo, ranged_header, read_header
 from shadowft_core.checkpoint.memo import Memo
@@ -163,15 +164,55 @@ class Checkpoint:
         """The parsed config.json. Raises CheckpointError when it is missing or no JSON object."""
         return read_json_object(self.path / "config.json")
 
-    @property
-    def tied(self) -> tuple[str, str] | None:
-        """`(head, embedding)` when the config ties them, whether or not the file holds the head; else None."""
-        text = self.config.get("text_config")
-        inner = text.get("tie_word_embeddings", False) if isinstance(text, dict) else False
-        if not self.config.get("tie_word_embeddings", inner):
-            return None
-        embeddings = [name for name in self._tensors if name.endswith("embed_tokens.weight")]
-        return ("lm_head.weight", embeddings[0]) if len(embeddings) == 1 else None
+    @cached_property
+    def family(self) -> Family:
+        """What is known of the model's class. Raises CheckpointError when config.json cannot be read."""
+        return Family(self.config, self._tensors)
+
+    @cached_property
+    def ties(self) -> dict[str, str]:
+        """Tied tensors by name, stored or not, each with the stored one that stands for both (`home`).
+
+        Raises CheckpointError when config and weights of a family that is not known here disagree.
+        """
+        found = self.family.ties()
+        return self._evident_ties() if found is None else found
+
+    def home(self, name: str) -> str:
+        """The tensor that stands for this one: a tied head's is the embedding; most stand for themselves."""
+        return self.ties.get(name, name)
+
+    def require_ties_equal(self) -> None:
+        """Raises CheckpointError when tied tensors that are both stored differ: transformers would not tie them."""
+        for name, home in self.ties.items():
+            if name in self and self.tensor_digest(name) != self.tensor_digest(home):
+                raise CheckpointError(
+                    f"{self.path}: config.json ties {name} to {home}, yet they differ; set tie_word_embeddings to "
+                    "false if both were trained, else remove the stale one"
+                )
+
+    def _evident_ties(self) -> dict[str, str]:
+        """Of a family that is not in the table and stores a head: config and equal weights must say the same."""
+        says = self.family.says_tied
+        (embedding,) = (name for name in self._tensors if self.family.is_embedding(name))
+        found = {}
+        for head in (name for name in self._tensors if self.family.is_head(name)):
+            same = self.info(head).shape == self.info(embedding).shape and self._equal(head, embedding)
+            if says is not None and same != says:
+                raise CheckpointError(
+                    f"{self.path}: {self.family.title} is no family known here; config.json says "
+                    f"tie_word_embeddings={str(says).lower()}, yet {head} and {embedding} "
+                    f"{'are equal' if same else 'differ'}; correct the one that is wrong"
+                )
+            if same:
+                found[head] = embedding
+        return found
+
+    def _equal(self, one: str, other: str) -> bool:
+        if self.away is None:
+            return self.tensor_digest(one) == self.tensor_digest(other)
+        ends = [(start, min(CHUNK, self.info(one).size)) for start in (0, max(0, self.info(one).size - CHUNK))]
+        return all(np.array_equal(self.part(one, *end), self.part(other, *end)) for end in ends)
 
     def other_files(self) -> list[Path]:
         """Relative paths of all that travels with the weights: configs, tokenizer, templates; never weights or code."""

@@ -63,8 +63,7 @@ class Adapter:
 
     def home(self, name: str) -> str:
         """The tensor of the Base that a name stands for: a tied head is the embedding."""
-        tied = self.before.tied
-        return tied[1] if tied is not None and name == tied[0] else name
+        return self.before.home(name)
 
     def stored(self, name: str) -> str:
         """The name on disk of a parameter of the loaded model."""
@@ -224,24 +223,24 @@ class Adapter:
                     f"{self._file}: {name} was trained, says {ADAPTER_CONFIG}, but is missing; save the adapter again"
                 )
         trained = [module for module, keys in self._modules.items() if "rows" in keys]
-        tied_head = (self.before.tied or ("",))[0].removesuffix(".weight")
+        tied = [alias.removesuffix(".weight") for alias in self.before.ties]
         for pattern in settings.token_rows:
-            if not any(matches([pattern], module) for module in [*trained, tied_head]):
+            if not any(matches([pattern], module) for module in [*trained, *tied]):
                 raise AdapterError(f"{self._file}: the trained rows of {pattern} are missing; save the adapter again")
 
     def _merge_tied(self) -> None:
         """One tensor serves as embedding and head: both must have learnt the same, or no checkpoint can hold them."""
-        tied = self.before.tied
-        if tied is None or not {*tied} & set(self.changes):
-            return
-        head, embedding = (self.changes.pop(name, Change()) for name in tied)
-        alone = head == Change() and embedding == Change(rows=embedding.rows, indices=embedding.indices)
-        if not alone and not self._same(head, embedding):  # PEFT ties trained rows by itself
-            raise AdapterError(
-                f"{self._file}: {self.before.path} ties {tied[0]} to {tied[1]}, the adapter trained them apart; "
-                "train with ensure_weight_tying=True, or merge it into an untied Base"
-            )
-        self.changes[tied[1]] = embedding
+        for alias, home in self.before.ties.items():
+            if not {alias, home} & set(self.changes):
+                continue
+            head, embedding = (self.changes.pop(name, Change()) for name in (alias, home))
+            alone = head == Change() and embedding == Change(rows=embedding.rows, indices=embedding.indices)
+            if not alone and not self._same(head, embedding):  # PEFT ties trained rows by itself
+                raise AdapterError(
+                    f"{self._file}: {self.before.path} ties {alias} to {home}, the adapter trained them apart; "
+                    "train with ensure_weight_tying=True, or merge it into an untied Base"
+                )
+            self.changes[home] = embedding
 
     def _same(self, head: Change, embedding: Change) -> bool:
         def arrays(change: Change) -> list[np.ndarray]:

@@ -21,7 +21,6 @@ from shadowft_core.checkpoint import (
 from shadowft_core.delta.base import sampled
 from shadowft_core.delta.folder import step
 from shadowft_core.errors import (
-    CheckpointError,
     Quantised,
     ShapeMismatch,
     TensorMissing,
@@ -107,7 +106,7 @@ class Difference:
 
     @property
     def base_tied(self) -> bool:
-        return self.before.tied is not None
+        return bool(self.before.ties)
 
     def base_sample(self) -> dict[str, np.ndarray]:
         return {name: values.astype(np.float32) for name, values in sampled(self.before).items()}
@@ -155,16 +154,9 @@ def _square(values: np.ndarray) -> float:
 
 
 def _own_tensors(model: Checkpoint) -> list[str]:
-    """Names without a head that is tied and yet stored; it must then equal the embedding."""
-    tied = model.tied
-    if tied is None or tied[0] not in model:
-        return model.names
-    head, embedding = tied
-    if model.tensor_digest(head) != model.tensor_digest(embedding):
-        raise CheckpointError(
-            f"{model.path}: config.json ties {head} to {embedding}, yet they differ; set tie_word_embeddings"
-        )
-    return [name for name in model.names if name != head]
+    """Names without what is tied and yet stored, which must then equal what it is tied to."""
+    model.require_ties_equal()
+    return [name for name in model.names if model.home(name) == name]
 
 
 def _require_same_layout(before: Checkpoint, names: list[str], after: Checkpoint) -> None:

@@ -79,7 +79,7 @@ def _exact(base: Path, tuned: Path, folder: Path, storage: Storage, unrelated: b
         "base": {
             "digest": before.digest(),
             "tokenizer_digest": before.tokenizer_digest(),
-            "tied": before.tied is not None,
+            "tied": bool(before.ties),
             "sample": file_digest(folder / BASE),
         },
         "tensors": tensors,

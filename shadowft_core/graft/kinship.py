@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from shadowft_core.checkpoint import FLOATS, Checkpoint, is_vocabulary
+from shadowft_core.checkpoint import FLOATS, Checkpoint
 from shadowft_core.delta import AnyDelta, sample_positions
 from shadowft_core.errors import OntoBase, Unrelated
 from shadowft_core.graft.options import ONTO_BASE, UNRELATED, Options
@@ -31,7 +31,7 @@ def require_kinship(model: Checkpoint, delta: AnyDelta, base: dict[str, np.ndarr
             continue
         ours = model.sample(name, positions).astype(np.float32)
         equal, compared = equal and np.array_equal(ours, theirs), True
-        if len(info.shape) > 1 and not is_vocabulary(name):  # rows may be in another order
+        if len(info.shape) > 1 and not model.family.is_vocabulary(name):  # rows may be in another order
             with np.errstate(invalid="ignore"):  # what is not finite is refused by name where it is read
                 gap = float(np.nansum(np.abs(ours - theirs), dtype=np.float64))
                 size = float(np.nansum(np.abs(ours), dtype=np.float64) + np.nansum(np.abs(theirs), dtype=np.float64))

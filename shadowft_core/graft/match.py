@@ -10,9 +10,6 @@ from shadowft_core.checkpoint import (
     FLOATS,
     NO_TOKEN,
     Checkpoint,
-    is_embedding,
-    is_head,
-    is_vocabulary,
     token_marks,
 )
 from shadowft_core.delta import AnyDelta
@@ -39,10 +36,10 @@ class Match:
         head of a Base that was not tied where the Instruct is: the embedding must carry the same delta.
         Raises TensorMissing, ShapeMismatch, TokenMismatch, MisfitError, Quantised.
         """
-        if self.model.tied and name == self.model.tied[0]:
-            self._require_equal(name, self.model.tied[1])
+        if (home := self.model.home(name)) != name:
+            self._require_equal(name, home)
             return {}
-        if is_vocabulary(name):
+        if self.model.family.is_vocabulary(name):
             return {target: self._vocabulary(name, target) for target in self._embedded(name)}
         if name in self.model:
             self._require_float(name, name)
@@ -58,7 +55,7 @@ class Match:
         sides = [(theirs, ours, "the Base", "the Instruct"), (ours, theirs, "the Instruct", "the Base")]
         for having, lacking, who, whom in sides:
             known = {kind(name) for name in lacking}
-            if odd := sorted(name for name in having if kind(name) not in known and not is_head(name)):
+            if odd := sorted(name for name in having if kind(name) not in known and not self._may_be_alone(name)):
                 raise TensorMissing(
                     f"{self.delta.path} on {self.model.path}: {who} has {odd[0]}, {whom} has not ({len(odd)} in all); "
                     "take an Instruct of the same family and size"
@@ -78,13 +75,14 @@ class Match:
 
     def _embedded(self, name: str) -> list[str]:
         """Names of the Instruct's tensors that a vocabulary tensor goes to."""
-        if not is_embedding(name):
-            return [name]
-        if self.model.tied:
-            head = self.model.tied[0]
-            return [name, head] if name == self.model.tied[1] and head in self.model else [name]
-        heads = [n for n in self.model.names if is_head(n)]
-        return [name, *heads] if self.delta.base_tied else [name]
+        stored = [alias for alias, home in self.model.ties.items() if home == name and alias in self.model]
+        if not self.model.family.is_embedding(name) or self.model.ties or not self.delta.base_tied:
+            return [name, *stored]
+        return [name, *(n for n in self.model.names if self.model.family.is_head(n))]
+
+    def _may_be_alone(self, name: str) -> bool:
+        """A head may stand on one side alone, for it may be tied on the other; what the class never loads, too."""
+        return self.model.family.is_head(name) or self.model.family.ignores(name) or self.model.home(name) != name
 
     def _require_equal(self, head: str, embedding: str) -> None:
         same = embedding in self.delta.names and self.delta.shape(head) == self.delta.shape(embedding)

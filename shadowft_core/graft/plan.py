@@ -69,6 +69,7 @@ def make_plan(instruct: Path, deltas: Sequence[tuple[Path | Difference, float]],
     model = open_checkpoint(instruct)
     if model.config.get("quantization_config"):
         raise Quantised(f"{instruct}: config.json has a quantization_config; graft on the unquantised Instruct")
+    model.require_ties_equal()
     if options.dtype != "instruct" and options.dtype not in OUTPUTS:
         raise GraftError(f"dtype {options.dtype!r}; known are instruct, {', '.join(OUTPUTS)}")
     opened = [(open_delta(d) if isinstance(d, Path) else d, _finite(d, scale)) for d, scale in deltas]
@@ -165,12 +166,9 @@ def _in_scope(names: list[str], scope: Scope) -> set[str]:
 
 def _require_heads_travel_alike(match: Match, targets: dict[str, dict[str, Any]], scales: dict[str, float]) -> None:
     """A head that the Instruct ties to its embedding has no place of its own: both must travel, at one scale."""
-    tied = match.model.tied
-    if tied is None or tied[0] not in targets:
-        return
-    head, embedding = tied
-    if embedding not in targets or scales[head] != scales[embedding]:
-        raise MisfitError(
-            f"{match.delta.path}: {match.model.path} ties {head} to {embedding}, so both must travel at one scale; "
-            "widen the scope or leave both out"
-        )
+    for head, embedding in match.model.ties.items():
+        if head in targets and (embedding not in targets or scales[head] != scales[embedding]):
+            raise MisfitError(
+                f"{match.delta.path}: {match.model.path} ties {head} to {embedding}, so both must travel at one scale; "
+                "widen the scope or leave both out"
+            )

@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shadowft_core.checkpoint import EXPERTS, Checkpoint, is_embedding, is_head
+from shadowft_core.checkpoint import EXPERTS, Checkpoint
 from shadowft_core.errors import PairError
 from shadowft_core.pair.tokens import Run, Vocabularies
 
-_HEAD = re.compile(r"(^|\.)lm_head\.weight$")
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 _FUSED = re.compile(r"(?P<block>.*\.experts)\.(?P<part>gate_up_proj|down_proj)")
 
@@ -77,9 +76,10 @@ def match(base: Checkpoint, instruct: Checkpoint, found: Vocabularies) -> tuple[
         our = ours.get(name)
         if our is None:
             continue
-        if our.shape == their.shape and not (has_token_rows(name) and found.base != found.instruct):
+        token_rows = instruct.family.is_embedding(name) or instruct.family.is_head(name)
+        if our.shape == their.shape and not (token_rows and found.base != found.instruct):
             runs: list[Run] = [(0, 0, 1)]
-        elif has_token_rows(name) and our.shape[1:] == their.shape[1:]:
+        elif token_rows and our.shape[1:] == their.shape[1:]:
             runs = found.runs(our.shape[0], their.shape[0])
             if our.shape != their.shape:
                 kept = their.shape[0] - sum(count for _, _, count in runs)
@@ -103,30 +103,23 @@ def match(base: Checkpoint, instruct: Checkpoint, found: Vocabularies) -> tuple[
     return [Match(name, parts, matrices[name]) for name, parts in spans.items()], refused, warned
 
 
-def has_token_rows(name: str) -> bool:
-    """Whether a tensor is an embedding or a head: one row per token id."""
-    return is_embedding(name) or is_head(name)
-
-
 def head(model: Checkpoint) -> str | None:
-    """The head that has weights of its own: not tied to the embedding by config, nor left out of the file."""
-    if model.tied:
-        return None
-    return next((name for name in model.names if _HEAD.search(name)), None)
+    """The head that has weights of its own: neither tied to the embedding nor left out of the file."""
+    return next((name for name in model.names if model.family.is_head(name) and model.home(name) == name), None)
 
 
 def _views(model: Checkpoint) -> dict[str, View]:
-    own = head(model)
-    return {n: View(n, 0, model.info(n).shape) for n in model.names if n == own or not _HEAD.search(n)}
+    own = (name for name in model.names if model.home(name) == name and not model.family.ignores(name))
+    return {name: View(name, 0, model.info(name).shape) for name in own}
 
 
 def _drop_heads(base: Checkpoint, ours: dict[str, View], instruct: Checkpoint, theirs: dict[str, View]) -> list[str]:
     """Leave the head out when only one side has one of its own, and the other does not say it should have one."""
-    heads = [next((name for name in side if _HEAD.search(name)), None) for side in (ours, theirs)]
+    heads = [next(filter(model.family.is_head, side), None) for model, side in ((base, ours), (instruct, theirs))]
     if (heads[0] is None) == (heads[1] is None):
         return []
     tied, own, without = ("Instruct", "Base", instruct) if heads[0] else ("Base", "Instruct", base)
-    if language_setting(without, "tie_word_embeddings") is False:
+    if not without.ties:
         return []  # its head was lost, and is missed by name
     for side, name in zip((ours, theirs), heads, strict=True):
         if name:

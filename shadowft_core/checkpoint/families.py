@@ -169,12 +169,11 @@ def _entries(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _class_of(config: Mapping[str, Any]) -> str | None:
-    named, classes = config.get("architectures"), table()["classes"]
-    if isinstance(named, list) and named and named[0] in classes:
-        return str(named[0])
-    kind = config.get("model_type")
-    found = table()["types"].get(kind) if isinstance(kind, str) else None
-    return str(found) if found else None
+    """The class that transformers' Auto classes make of a config: its model type decides, not what it calls itself."""
+    kind, named, classes = config.get("model_type"), config.get("architectures"), table()["classes"]
+    if isinstance(kind, str) and kind in table()["types"]:
+        return str(table()["types"][kind])
+    return str(named[0]) if isinstance(named, list) and named and named[0] in classes else None
 
 
 def _field(config: Mapping[str, Any], path: str) -> Any:

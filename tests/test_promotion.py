@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from shadowft_core import promotion as room
+from shadowft_core import store as stores
 from shadowft_core.checkpoint import canonical_json
 from shadowft_core.errors import InputError, LedgerError, PromotionRefused, RegistryError, StoreError
 from shadowft_core.params import Store
@@ -87,6 +88,8 @@ def test_of_eight_promoters_one_wins_and_the_others_are_told_who(released: Relea
 
 def test_promoters_on_s3_leave_alias_and_ledger_equal(released: Released, s3_store: Store) -> None:
     """Without `after`: some may promote one after the other, each then stands in the chain."""
+    for path in Path(released.store.uri, "records").iterdir():
+        stores.keep_record(path.read_bytes(), s3_store)
     outcomes = race(released, s3_store, after=None)
     chain = room.history(s3_store, released.name).entries
     moved = [found.entry for found in outcomes if isinstance(found, room.Promotion) and found.changed]

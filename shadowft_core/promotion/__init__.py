@@ -10,14 +10,36 @@ from datetime import datetime
 from typing import Any
 
 import shadowft_core.store as stores
-from shadowft_core.errors import InputError, LedgerError, PromotionRefused, RegistryError, StoreError
+from shadowft_core.errors import InputError, LedgerError, PromotionRefused, StoreError
 from shadowft_core.params import Registry, Store, located
+from shadowft_core.promotion import records
+from shadowft_core.promotion.champion import (
+    CHAMPION,
+    agreed,
+    is_champion,
+    materialize,
+    recipe_named,
+    require_alias_agrees,
+)
 from shadowft_core.promotion.ledger import Chain, Entry, Ledger
 from shadowft_core.registry import tracking
 
-__all__ = ["Chain", "Entry", "Promotion", "Repair", "history", "promote", "reconcile", "rollback", "who_was"]
+__all__ = [
+    "CHAMPION",
+    "Chain",
+    "Entry",
+    "Promotion",
+    "Repair",
+    "history",
+    "materialize",
+    "promote",
+    "recipe_named",
+    "reconcile",
+    "require_alias_agrees",
+    "rollback",
+    "who_was",
+]
 
-CHAMPION = "champion"
 LONGEST_REASON = 2000  # characters
 PATIENCE = 20  # times the alias is set while others move the ledger
 
@@ -45,13 +67,13 @@ class Repair:
 def promote(
     registry: Registry, store: Store, version: str = "challenger", override: str | None = None, after: int | None = None
 ) -> Promotion:
-    """Make a version (a number or an alias) champion if its recorded verdict says `promote`.
+    """Make a version (a number or an alias) champion if the claims of its verdict, as the store has it, say `promote`.
 
     `override` is the reason of a person who promotes against the verdict. `after` is the number of the ledger's last
     entry as the caller saw it: when the ledger has moved on, nothing happens. Without it, the ledger is read first.
 
     Raises PromotionRefused with the verdict's reasons; LedgerError naming the winner of a race; RegistryError for an
-    unknown version or a damaged record; StoreError when a delta of the recipe is not in the store.
+    unknown version, a record that the store lacks or MLflow has otherwise; StoreError when a delta is not in its store.
     """
     if override is not None and not 0 < len(override.strip()) <= LONGEST_REASON:
         raise PromotionRefused(f"--override needs a reason in words, at most {LONGEST_REASON} characters; it is kept")
@@ -60,14 +82,10 @@ def promote(
     if after is not None and tip.number != after:
         raise ledger.lost(tip)
     with tracking.connected(registry) as client:
+        if is_champion(version):
+            version = str(agreed(client, ledger).version)
         found = tracking.find(client, registry.name, version)
-        recipe, verdict = tracking.record_of(client, found)
-        decision, reasons = str(verdict.get("decision")), "; ".join(map(str, verdict.get("reasons", [])))
-        if verdict.get("recipe_digest") != recipe["digest"]:
-            raise RegistryError(
-                f"{registry.name} version {found.version}: its verdict judged {verdict.get('recipe_digest')}, its "
-                f"recipe makes {recipe['digest']}; register the run again"
-            )
+        recipe, decision, reasons = records.judgement_of(client, store, found)
         if decision != "promote" and override is None:
             raise PromotionRefused(
                 f"{registry.name} version {found.version}: the verdict is {decision}: {reasons or 'no reason given'}. "
@@ -117,7 +135,7 @@ def rollback(registry: Registry, store: Store, to: str | None = None, reason: st
         wanted = ledger.entry(tip.entry.undo)
     with tracking.connected(registry) as client:
         version = _standing(client, wanted) or _registered_again(client, wanted)
-        recipe = tracking.recipe_of(client, version)
+        recipe = tracking.recipe_of(client, version, wanted.recipe)
         _require_deltas(recipe)
         if (tip.entry.version, tip.entry.recipe) == (int(version.version), wanted.recipe):
             return _unmoved(client, ledger, tip.entry)
@@ -182,7 +200,7 @@ def reconcile(registry: Registry, store: Store, dry_run: bool = False) -> Repair
                 override=tip.entry.override,
                 reason="; ".join(done)[:LONGEST_REASON],
                 decision=tip.entry.decision,
-                **_facts(version, tracking.recipe_of(client, version)),
+                **_facts(version, tracking.recipe_of(client, version, tip.entry.recipe)),
             )
             number = _follow(client, ledger).version
     return Repair(registry.name, number, tuple(done))
@@ -242,13 +260,7 @@ def _standing(client: Any, entry: Entry) -> Any | None:
 
 
 def _registered_again(client: Any, entry: Entry) -> Any:
-    version = tracking.version_again(client, entry.name, entry.source, entry.run_id)
-    if version.tags.get("shadowft.recipe") != entry.recipe:
-        raise LedgerError(
-            f"{entry.name}: run {entry.run_id} carries recipe {version.tags.get('shadowft.recipe')}, entry "
-            f"{entry.number} of the ledger has {entry.recipe}; roll back to another version with --to"
-        )
-    return version
+    return tracking.version_again(client, entry.name, entry.source, entry.run_id, entry.recipe)
 
 
 def _unmoved(client: Any, ledger: Ledger, standing: Entry) -> Promotion:

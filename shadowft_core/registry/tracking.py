@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.checkpoint import canonical_json, file_digest
+from shadowft_core.checkpoint import bytes_digest, canonical_json
 from shadowft_core.errors import RegistryError, ShadowError
 from shadowft_core.params import Registry
-from shadowft_core.registry.evidence import json_object, without_password
-from shadowft_core.registry.rebuild import read_recipe
-from shadowft_core.registry.registration import Registration
+from shadowft_core.registry.evidence import without_password
+from shadowft_core.registry.rebuild import parse_recipe
+from shadowft_core.registry.registration import Registration, tags_of
 
 _REFERENCE = re.compile(
     r"models:/([A-Za-z0-9][A-Za-z0-9._-]{0,99})(?:@([A-Za-z][A-Za-z0-9_-]{0,99})|/([1-9][0-9]{0,8}))"
@@ -23,6 +23,10 @@ _SETTINGS = {  # by default a call blocks for four minutes when the server is do
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is for what a verb answers
 }
+
+
+DUPLICATE = "shadowft.duplicate_of"  # on a version: the number of the first one with the same key
+SUPERSEDED = "shadowft.superseded_by"  # on the run of an attempt that ended early: the run that took its place
 
 
 @contextmanager
@@ -88,17 +92,17 @@ def _experiment(client: Any, registry: Registry, name: str) -> str:
     return str(found.experiment_id)
 
 
-def log(client: Any, registry: Registry, registration: Registration) -> None:
-    """One finished run and one version, which carries the key from its first moment: half a record is no record."""
+def log(client: Any, registry: Registry, registration: Registration) -> str:
+    """One finished run and one version, which carries the key from its first moment: half a record is no record.
+
+    Returns the id of the run. What a failed attempt leaves, `tidy` marks once a version stands.
+    """
     import mlflow
 
     import shadowft_core
 
     recipe, tags = registration.recipe, registration.tags
     experiment = _experiment(client, registry, registration.name)
-    for rest in client.search_runs([experiment], f"tags.`shadowft.key` = '{registration.key}'"):
-        if rest.info.status == "RUNNING":  # of a killed process
-            client.set_terminated(rest.info.run_id, "KILLED")
     run_name = f"{registration.name} {recipe['digest'][7:19]}"
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -128,6 +132,7 @@ def log(client: Any, registry: Registry, registration: Registration) -> None:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     _create(client, registration.name, model.model_uri, run.info.run_id, tags)
+    return str(run.info.run_id)
 
 
 def _create(client: Any, name: str, source: str, run_id: str, tags: dict[str, str]) -> Any:
@@ -160,22 +165,46 @@ def _log_datasets(datasets: list[dict[str, str]]) -> None:
 
 
 def settled(client: Any, name: str, key: str) -> Any | None:
-    """The one version with this key, or None. Of several, made at the same moment, the first stays.
+    """The one version with this key, or None. Of several, made at the same moment, it is the first.
 
-    Every writer looks after it wrote, and a higher number was written later, so each later row is seen by its writer.
+    The others stay as they are, for an alias or the ledger may name them, and are marked by the tag DUPLICATE, whose
+    value is the first's number. Every writer looks after it wrote, and a higher number was written later, so each later
+    row is seen by its writer.
     """
     from mlflow.exceptions import MlflowException
 
     first, *rest = versions_with(client, name, "shadowft.key", key) or [None]
-    for row in rest:
-        if not row.aliases:
-            try:
-                client.delete_model_version(name, row.version)
-                client.delete_run(row.run_id)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # the other writer was faster
-                    raise
+    try:
+        for row in rest:
+            if row.tags.get(DUPLICATE) != str(first.version):
+                client.set_model_version_tag(name, str(row.version), DUPLICATE, str(first.version))
+        if first is not None and DUPLICATE in first.tags:  # the one before it was deleted
+            client.delete_model_version_tag(name, str(first.version), DUPLICATE)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # somebody deleted it at this moment
+            raise
     return first
+
+
+def tidy(client: Any, name: str, key: str) -> None:
+    """Leave no run of this key that seems to run or to have failed, now that a version with it stands.
+
+    An attempt that was killed or lost its line leaves a run RUNNING or FAILED, and the attempt after it begins a new
+    one. Such a run becomes KILLED and names its successor by the tag SUPERSEDED; the run of a version is FINISHED, also
+    when somebody took it for one of those while it was written.
+    """
+    experiment = client.get_experiment_by_name(name)
+    versions = versions_with(client, name, "shadowft.key", key)
+    if experiment is None or not versions:
+        return
+    told = {row.run_id for row in versions}
+    for run in client.search_runs([experiment.experiment_id], f"tags.`shadowft.key` = '{key}'"):
+        if run.info.run_id in told:
+            if run.info.status != "FINISHED":
+                client.set_terminated(run.info.run_id, "FINISHED")
+        elif run.info.status not in ("FINISHED", "KILLED"):
+            client.set_tag(run.info.run_id, SUPERSEDED, versions[0].run_id)
+            client.set_terminated(run.info.run_id, "KILLED")
 
 
 def versions_with(client: Any, name: str, tag: str, value: str) -> list[Any]:
@@ -184,12 +213,20 @@ def versions_with(client: Any, name: str, tag: str, value: str) -> list[Any]:
     return sorted(found, key=lambda version: int(version.version))
 
 
-def version_again(client: Any, name: str, source: str, run_id: str) -> Any:
-    """A new version of a recipe whose version was deleted: same run, same files, same tags."""
+def version_again(client: Any, name: str, source: str, run_id: str, recipe: str) -> Any:
+    """A new version of a recipe whose version was deleted: same run, same files, same tags.
+
+    Raises RegistryError when run or recipe are gone, or are not those of the recipe with this digest.
+    """
     from mlflow.exceptions import MlflowException
 
     try:
         tags = {key: value for key, value in client.get_run(run_id).data.tags.items() if key.startswith("shadowft.")}
+        if (found := tags.get("shadowft.recipe")) != recipe:
+            raise RegistryError(
+                f"{name}: run {run_id} carries recipe {found}, the ledger has {recipe}; roll back to another version "
+                "with `shadowft rollback --to VERSION`"
+            )
         return _create(client, name, source, run_id, tags)
     except MlflowException as error:
         raise RegistryError(
@@ -241,33 +278,43 @@ def find(client: Any, name: str, version: str) -> Any:
         raise
 
 
-def recipe_of(client: Any, version: Any) -> dict[str, Any]:
-    """The recipe of a version, held against the digest that the version carries."""
+def recipe_of(client: Any, version: Any, digest: str) -> dict[str, Any]:
+    """MLflow's copy of a version's recipe, held against the digest that it must have."""
+    uri = f"models:/{version.name}/{version.version}/artifacts/recipe.json"
+    raw = _copy(version, "recipe.json", digest, artifact_uri=uri)
+    return parse_recipe(raw, f"{version.name} version {version.version}: recipe.json")
+
+
+def require_copy(client: Any, version: Any, name: str, digest: str) -> None:
+    """Raises RegistryError unless the file `name` of the version's run has this digest."""
+    _copy(version, name, digest, run_id=version.run_id, artifact_path=name)
+
+
+def _copy(version: Any, name: str, digest: str, **where: str) -> bytes:
+    """A file that MLflow keeps for people, held against the digest that it must have."""
     import mlflow
 
     with tempfile.TemporaryDirectory() as folder:
-        uri = f"models:/{version.name}/{version.version}/artifacts/recipe.json"
-        file = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
-        _require(version, file, version.tags.get("shadowft.recipe"))
-        return read_recipe(file)
-
-
-def record_of(client: Any, version: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Recipe and verdict of a version; the recipe holds the verdict's digest, so neither can be exchanged alone."""
-    import mlflow
-
-    recipe = recipe_of(client, version)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(
-            mlflow.artifacts.download_artifacts(run_id=version.run_id, artifact_path="verdict.json", dst_path=folder)
-        )
-        _require(version, file, recipe["verdict"]["digest"])
-        return recipe, json_object(file)
-
-
-def _require(version: Any, file: Path, expected: str | None) -> None:
-    if (found := file_digest(file)) != expected:
+        try:
+            raw = Path(mlflow.artifacts.download_artifacts(**where, dst_path=folder)).read_bytes()
+        except OSError as error:
+            raise RegistryError(
+                f"{version.name} version {version.version}: its {name} is gone from the registry ({_one_line(error)}); "
+                "register the run again"
+            ) from None
+    if (found := bytes_digest(raw)) != digest:
         raise RegistryError(
-            f"{version.name} version {version.version}: its {file.name} is {found}, registered was {expected}; the "
-            "record was changed, register the run again"
+            f"{version.name} version {version.version}: its {name} is {found}, registered was {digest}; the record was "
+            "changed, register the run again"
         )
+    return raw
+
+
+def require_tags(version: Any, recipe: dict[str, Any]) -> None:
+    """Raises RegistryError when a tag of the version is not the one that its recipe makes."""
+    for name, expected in tags_of(recipe).items():
+        if (found := version.tags.get(name)) != expected:
+            raise RegistryError(
+                f"{version.name} version {version.version}: its tag {name} is {found}, its recipe makes it {expected}; "
+                "the record was changed, register the run again"
+            )

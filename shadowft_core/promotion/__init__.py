@@ -22,7 +22,7 @@ from shadowft_core.promotion.champion import (
     require_alias_agrees,
 )
 from shadowft_core.promotion.ledger import Chain, Entry, Ledger
-from shadowft_core.registry import tracking
+from shadowft_core.registry import copies, tracking
 
 __all__ = [
     "CHAMPION",
@@ -85,7 +85,7 @@ def promote(
         if is_champion(version):
             version = str(agreed(client, ledger).version)
         found = tracking.find(client, registry.name, version)
-        recipe, decision, reasons = records.judgement_of(client, store, found)
+        recipe, decision, reasons = records.judgement_of(store, found)
         if decision != "promote" and override is None:
             raise PromotionRefused(
                 f"{registry.name} version {found.version}: the verdict is {decision}: {reasons or 'no reason given'}. "
@@ -135,7 +135,7 @@ def rollback(registry: Registry, store: Store, to: str | None = None, reason: st
         wanted = ledger.entry(tip.entry.undo)
     with tracking.connected(registry) as client:
         version = _standing(client, wanted) or _registered_again(client, wanted)
-        recipe = tracking.recipe_of(client, version, wanted.recipe)
+        recipe = copies.recipe_of(version, wanted.recipe)
         _require_deltas(recipe)
         if (tip.entry.version, tip.entry.recipe) == (int(version.version), wanted.recipe):
             return _unmoved(client, ledger, tip.entry)
@@ -156,8 +156,8 @@ def reconcile(registry: Registry, store: Store, dry_run: bool = False) -> Repair
     """Make the alias follow the ledger: moved by hand, its version deleted, or left behind by a killed process.
 
     What was done stands in the ledger too, and so does an entry that dangles, with whoever wrote it. Raises LedgerError
-    when the alias stands without a ledger or at a dangling entry, when the ledger is damaged, or when the champion's
-    version is gone and cannot be registered again; nothing is moved then.
+    when the alias stands without a ledger or at a dangling entry, or when the ledger is damaged; RegistryError when the
+    champion's version is gone and cannot be registered again, or has another recipe.json; nothing is moved then.
     """
     ledger = Ledger(store, registry.name)
     chain = ledger.chain()
@@ -183,11 +183,12 @@ def reconcile(registry: Registry, store: Store, dry_run: bool = False) -> Repair
         done = chain.remarks
         version = _standing(client, tip.entry)
         if version is None or int(version.version) != tip.entry.version:
-            done.append(f"version {tip.entry.version} is gone from the registry")
+            done.append(f"version {tip.entry.version} is gone from the registry, or carries another recipe")
         if version is None:
             done.append("its recipe is registered again as a new version")
             if not dry_run:
                 version = _registered_again(client, tip.entry)
+        recipe = copies.recipe_of(version, tip.entry.recipe) if version is not None else {}
         number = int(version.version) if version is not None else None
         if alias is None or alias != number:
             where = "nowhere" if alias is None else f"at version {alias}"
@@ -200,7 +201,7 @@ def reconcile(registry: Registry, store: Store, dry_run: bool = False) -> Repair
                 override=tip.entry.override,
                 reason="; ".join(done)[:LONGEST_REASON],
                 decision=tip.entry.decision,
-                **_facts(version, tracking.recipe_of(client, version, tip.entry.recipe)),
+                **_facts(version, recipe),
             )
             number = _follow(client, ledger).version
     return Repair(registry.name, number, tuple(done))
@@ -260,7 +261,7 @@ def _standing(client: Any, entry: Entry) -> Any | None:
 
 
 def _registered_again(client: Any, entry: Entry) -> Any:
-    return tracking.version_again(client, entry.name, entry.source, entry.run_id, entry.recipe)
+    return copies.version_again(client, entry.name, entry.source, entry.run_id, entry.recipe)
 
 
 def _unmoved(client: Any, ledger: Ledger, standing: Entry) -> Promotion:

@@ -1,5 +1,6 @@
 """Who `@champion` is: the ledger says so. The alias in MLflow is only a sign, and one that disagrees is an error."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,10 @@ from shadowft_core.errors import LedgerError, RegistryError
 from shadowft_core.params import Registry, Store
 from shadowft_core.promotion import records
 from shadowft_core.promotion.ledger import Entry, Ledger
-from shadowft_core.registry import rebuild, tracking
+from shadowft_core.registry import copies, rebuild, tracking
 
 CHAMPION = "champion"
+PAUSE = 1.0  # seconds that a promotion gets to bring the alias behind the ledger
 
 
 def recipe_named(reference: str, registry: Registry, store: Store) -> dict[str, Any]:
@@ -21,9 +23,9 @@ def recipe_named(reference: str, registry: Registry, store: Store) -> dict[str, 
     name, version = tracking.parsed(reference)
     with tracking.connected(registry) as client:
         if not is_champion(version):
-            return records.recipe_of(client, store, tracking.find(client, name, version))
+            return records.recipe_of(store, tracking.find(client, name, version))
         entry = agreed(client, Ledger(store, name))
-        return tracking.recipe_of(client, tracking.find(client, name, str(entry.version)), entry.recipe)
+        return copies.recipe_of(tracking.find(client, name, str(entry.version)), entry.recipe)
 
 
 def materialize(
@@ -70,7 +72,10 @@ def is_champion(version: str) -> bool:
 
 def agreed(client: Any, ledger: Ledger) -> Entry:
     """The entry of the standing champion. Raises LedgerError when the alias names another version than the ledger."""
-    alias, entry = tracking.alias_of(client, ledger.name, CHAMPION), ledger.tip().entry
+    entry, alias = ledger.tip().entry, tracking.alias_of(client, ledger.name, CHAMPION)
+    if entry is not None and alias != entry.version:  # a promotion may be between ledger and alias: one more look
+        time.sleep(PAUSE)
+        entry, alias = ledger.tip().entry, tracking.alias_of(client, ledger.name, CHAMPION)
     if entry is None and alias is None:
         raise RegistryError(f"{ledger.where}: nothing was ever promoted; `shadowft promote` makes a champion")
     if entry is None or alias != entry.version:

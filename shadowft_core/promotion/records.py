@@ -11,21 +11,21 @@ from typing import Any
 import shadowft_core.store as stores
 from shadowft_core.errors import EvaluationError, RegistryError
 from shadowft_core.params import Store
-from shadowft_core.registry import tracking
+from shadowft_core.registry import copies
 from shadowft_core.registry.rebuild import parse_recipe
 
 
-def recipe_of(client: Any, store: Store, version: Any) -> dict[str, Any]:
+def recipe_of(store: Store, version: Any) -> dict[str, Any]:
     """The recipe of a version, from the store. Raises RegistryError when it is not there or MLflow differs."""
     digest = version.tags.get("shadowft.recipe", "")
     raw = _record(store, version, "recipe", digest)
     recipe = parse_recipe(raw, f"store {store.uri}: recipe {digest}")
-    tracking.require_tags(version, recipe)
-    tracking.recipe_of(client, version, digest)
+    copies.require_tags(version, recipe)
+    copies.recipe_of(version, digest)
     return recipe
 
 
-def judgement_of(client: Any, store: Store, version: Any) -> tuple[dict[str, Any], str, str]:
+def judgement_of(store: Store, version: Any) -> tuple[dict[str, Any], str, str]:
     """Recipe of a version, the decision that the claims of its verdict make, and the verdict's reasons as one line.
 
     Raises RegistryError when a record is not in the store, when MLflow's copy or tag differs, when the verdict is of
@@ -33,10 +33,10 @@ def judgement_of(client: Any, store: Store, version: Any) -> tuple[dict[str, Any
     """
     from shadowft_core.verdict import decision_of
 
-    recipe = recipe_of(client, store, version)
+    recipe = recipe_of(store, version)
     digest = recipe["verdict"]["digest"]
     verdict = json.loads(_record(store, version, "verdict", digest))
-    tracking.require_copy(client, version, "verdict.json", digest)
+    copies.require_copy(version, "verdict.json", digest)
     where = f"{version.name} version {version.version}"
     if verdict.get("recipe_digest") != recipe["digest"]:
         raise RegistryError(

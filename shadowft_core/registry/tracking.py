@@ -1,4 +1,4 @@
-"""The conversation with MLflow: bounded waits, one line per failure, records held against their digests."""
+"""The conversation with MLflow: bounded waits, one line per failure, nothing deleted."""
 
 import os
 import re
@@ -8,12 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.checkpoint import bytes_digest, canonical_json
+from shadowft_core.checkpoint import canonical_json
 from shadowft_core.errors import RegistryError, ShadowError
 from shadowft_core.params import Registry
 from shadowft_core.registry.evidence import without_password
-from shadowft_core.registry.rebuild import parse_recipe
-from shadowft_core.registry.registration import Registration, tags_of
+from shadowft_core.registry.registration import Registration
 
 _REFERENCE = re.compile(
     r"models:/([A-Za-z0-9][A-Za-z0-9._-]{0,99})(?:@([A-Za-z][A-Za-z0-9_-]{0,99})|/([1-9][0-9]{0,8}))"
@@ -63,12 +62,12 @@ def connected(registry: Registry) -> Iterator[Any]:
         raise
     except (MlflowException, RequestException, SQLAlchemyError) as error:
         raise RegistryError(
-            f"registry at {without_password(uri)}: {_one_line(error)}; check that it runs and that "
+            f"registry at {without_password(uri)}: {one_line(error)}; check that it runs and that "
             "registry.tracking_uri is right"
         ) from None
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     return without_password(" ".join(str(error).split()))[:300]
 
 
@@ -131,11 +130,11 @@ def log(client: Any, registry: Registry, registration: Registration) -> str:
     except mlflow.exceptions.MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    _create(client, registration.name, model.model_uri, run.info.run_id, tags)
+    create(client, registration.name, model.model_uri, run.info.run_id, tags)
     return str(run.info.run_id)
 
 
-def _create(client: Any, name: str, source: str, run_id: str, tags: dict[str, str]) -> Any:
+def create(client: Any, name: str, source: str, run_id: str, tags: dict[str, str]) -> Any:
     """A version of a logged model. A server wants its id beside the source `models:/ID`, a database does not care."""
     return client.create_model_version(
         name, source, run_id=run_id, tags=tags, model_id=source.removeprefix("models:/"), await_creation_for=0
@@ -213,28 +212,6 @@ def versions_with(client: Any, name: str, tag: str, value: str) -> list[Any]:
     return sorted(found, key=lambda version: int(version.version))
 
 
-def version_again(client: Any, name: str, source: str, run_id: str, recipe: str) -> Any:
-    """A new version of a recipe whose version was deleted: same run, same files, same tags.
-
-    Raises RegistryError when run or recipe are gone, or are not those of the recipe with this digest.
-    """
-    from mlflow.exceptions import MlflowException
-
-    try:
-        tags = {key: value for key, value in client.get_run(run_id).data.tags.items() if key.startswith("shadowft.")}
-        if (found := tags.get("shadowft.recipe")) != recipe:
-            raise RegistryError(
-                f"{name}: run {run_id} carries recipe {found}, the ledger has {recipe}; roll back to another version "
-                "with `shadowft rollback --to VERSION`"
-            )
-        return _create(client, name, source, run_id, tags)
-    except MlflowException as error:
-        raise RegistryError(
-            f"{name}: run {run_id} or its recipe is gone from the registry ({_one_line(error)}); roll back to another "
-            "version with `shadowft rollback --to VERSION`"
-        ) from None
-
-
 def point(client: Any, name: str, alias: str, number: int) -> None:
     """Let an alias point at a version, if it does not yet."""
     if alias_of(client, name, alias) != number:
@@ -276,45 +253,3 @@ def find(client: Any, name: str, version: str) -> Any:
                 f"no version {version!r} of {name!r} in the registry; `shadowft register` makes one"
             ) from None
         raise
-
-
-def recipe_of(client: Any, version: Any, digest: str) -> dict[str, Any]:
-    """MLflow's copy of a version's recipe, held against the digest that it must have."""
-    uri = f"models:/{version.name}/{version.version}/artifacts/recipe.json"
-    raw = _copy(version, "recipe.json", digest, artifact_uri=uri)
-    return parse_recipe(raw, f"{version.name} version {version.version}: recipe.json")
-
-
-def require_copy(client: Any, version: Any, name: str, digest: str) -> None:
-    """Raises RegistryError unless the file `name` of the version's run has this digest."""
-    _copy(version, name, digest, run_id=version.run_id, artifact_path=name)
-
-
-def _copy(version: Any, name: str, digest: str, **where: str) -> bytes:
-    """A file that MLflow keeps for people, held against the digest that it must have."""
-    import mlflow
-
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            raw = Path(mlflow.artifacts.download_artifacts(**where, dst_path=folder)).read_bytes()
-        except OSError as error:
-            raise RegistryError(
-                f"{version.name} version {version.version}: its {name} is gone from the registry ({_one_line(error)}); "
-                "register the run again"
-            ) from None
-    if (found := bytes_digest(raw)) != digest:
-        raise RegistryError(
-            f"{version.name} version {version.version}: its {name} is {found}, registered was {digest}; the record was "
-            "changed, register the run again"
-        )
-    return raw
-
-
-def require_tags(version: Any, recipe: dict[str, Any]) -> None:
-    """Raises RegistryError when a tag of the version is not the one that its recipe makes."""
-    for name, expected in tags_of(recipe).items():
-        if (found := version.tags.get(name)) != expected:
-            raise RegistryError(
-                f"{version.name} version {version.version}: its tag {name} is {found}, its recipe makes it {expected}; "
-                "the record was changed, register the run again"
-            )

@@ -101,7 +101,13 @@ def parse_recipe(raw: bytes, where: str) -> dict[str, Any]:
         recipe = json.loads(raw)
         complete = recipe["format"] == 1 and canonical_json(recipe) == raw
         _ = recipe["instruct"]["ref"], recipe["digest"], recipe["files"], recipe["verdict"]["digest"]
-        _ = [(delta["digest"], delta["scale"]) for delta in recipe["deltas"]]
+        _ = (
+            recipe["base"]["digest"],
+            recipe["lineage"]["lock"],
+            recipe["lineage"]["data"],
+            recipe["verdict"]["decision"],
+        )
+        complete = complete and bool([(delta["digest"], float(delta["scale"])) for delta in recipe["deltas"]])
         Store(**recipe["store"])
     except (ValueError, KeyError, TypeError):
         complete = False

@@ -139,6 +139,18 @@ def test_a_forged_champion_is_neither_rebuilt_nor_rolled_back_to_nor_registered_
     assert run.materialize(f"models:/{name}@champion", run.work / "model")["verdict"]["decision"] == "promote"
 
 
+def test_a_version_that_only_claims_to_be_this_run_does_not_keep_it_out(run: Run, client: Any) -> None:
+    name = run.register().name
+    Forger(client, name).tag(model="sha256:" + "0" * 64)
+    with pytest.raises(
+        RegistrationPending, match=r"version 1: its tag shadowft\.model is sha256:0000.*delete this version"
+    ):
+        run.register()
+    client.delete_model_version(name, "1")
+    (version,) = register_pending(run.params.registry, run.pending)
+    assert room.promote(run.params.registry, run.params.store).number == version.number == 2
+
+
 def test_a_verdict_on_another_model_promotes_nothing(run: Run, client: Any) -> None:
     """Even in the store: a recipe of other weights cannot borrow a good verdict."""
     forger = Forger(client, run.register().name)

@@ -7,14 +7,16 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from shadowft_core import promotion as room
-from shadowft_core.checkpoint import canonical_json
+from shadowft_core import store as stores
 from shadowft_core.errors import InputError, LedgerError, PromotionRefused, RegistryError, StoreError
 from shadowft_core.params import Store
+from shadowft_core.registry import tracking
 from tests.fixtures.runs import Released, Run
 
 ROOT = Path(__file__).parent.parent
@@ -44,19 +46,34 @@ def test_champion_moves_only_on_a_positive_verdict_or_with_a_reason(released: Re
     assert room.history(store, released.name).entries == [first.entry, third.entry]
 
 
-def test_a_verdict_edited_in_the_registry_promotes_nothing(run: Run, client: object) -> None:
-    run.judge("hold")
-    version = run.register()
-    edited = run.work / "edited" / "verdict.json"
-    edited.parent.mkdir()
-    verdict = json.loads((run.work / "verdict.json").read_bytes()) | {"decision": "promote"}
-    edited.write_bytes(canonical_json(verdict))
-    client.log_artifact(version.run_id, str(edited))  # type: ignore[attr-defined]
-    client.set_model_version_tag(version.name, "1", "shadowft.decision", "promote")  # type: ignore[attr-defined]
-    with pytest.raises(RegistryError, match=r"its verdict\.json is sha256:.* registered was sha256:.*was changed"):
-        room.promote(run.params.registry, run.params.store)
-    assert "champion" not in client.get_registered_model(version.name).aliases  # type: ignore[attr-defined]
-    assert room.history(run.params.store, version.name).entries == []
+def test_a_needless_override_is_none(released: Released) -> None:
+    entry = room.promote(released.registry, released.store, "1", override="to be sure").entry
+    assert (entry.override, entry.reason, entry.decision) == (False, "better than the Instruct", "promote")
+
+
+def test_who_saw_an_older_ledger_moves_nothing(released: Released) -> None:
+    registry, store = released.registry, released.store
+    first = room.promote(registry, store, "1", after=0).entry
+    for stale in (0, 7):
+        with pytest.raises(LedgerError, match=r"won with entry 1 \(promote, version 1.*nothing was moved"):
+            room.promote(registry, store, "2", after=stale)
+    assert room.history(store, registry.name).entries == [first]
+    assert released.champion() == 1
+    assert room.promote(registry, store, "2", after=1).number == 2
+
+
+def test_the_alias_is_looked_at_again(released: Released, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another hand sets it at the very moment: the promoter that goes last brings it back to the ledger."""
+    real, other = tracking.point, ["3"]
+
+    def point(client: Any, name: str, alias: str, number: int) -> None:
+        real(client, name, alias, number)
+        if other:
+            client.set_registered_model_alias(name, alias, other.pop())
+
+    monkeypatch.setattr(tracking, "point", point)
+    room.promote(released.registry, released.store, "1")
+    assert (released.champion(), other) == (1, [])
 
 
 def test_a_version_whose_delta_is_gone_is_not_promoted(released: Released, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,6 +83,19 @@ def test_a_version_whose_delta_is_gone_is_not_promoted(released: Released, monke
         room.promote(released.registry, released.store, "1")
     assert released.champion() is None
     assert room.history(released.store, released.name).entries == []
+
+
+def test_nobody_rolls_back_to_a_version_whose_delta_is_gone(
+    released: Released, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHADOWFT_STORE_URI", released.store.uri)
+    for version in ("1", "2"):
+        room.promote(released.registry, released.store, version)
+    next(Path(released.store.uri, "deltas").iterdir()).unlink()
+    with pytest.raises(StoreError, match="is not there, so nobody could rebuild it"):
+        room.rollback(released.registry, released.store)
+    assert released.champion() == 2
+    assert len(room.history(released.store, released.name).entries) == 2
 
 
 def test_of_eight_promoters_one_wins_and_the_others_are_told_who(released: Released) -> None:
@@ -87,6 +117,8 @@ def test_of_eight_promoters_one_wins_and_the_others_are_told_who(released: Relea
 
 def test_promoters_on_s3_leave_alias_and_ledger_equal(released: Released, s3_store: Store) -> None:
     """Without `after`: some may promote one after the other, each then stands in the chain."""
+    for path in Path(released.store.uri, "records").iterdir():
+        stores.keep_record(path.read_bytes(), s3_store)
     outcomes = race(released, s3_store, after=None)
     chain = room.history(s3_store, released.name).entries
     moved = [found.entry for found in outcomes if isinstance(found, room.Promotion) and found.changed]
@@ -193,7 +225,7 @@ def test_reconcile_repairs_what_hands_and_crashes_did(released: Released) -> Non
     repair = room.reconcile(registry, store)
     assert repair.number == released.champion() == 4
     assert repair.done == (
-        "version 1 is gone from the registry",
+        "version 1 is gone from the registry, or carries another recipe",
         "its recipe is registered again as a new version",
         "champion pointed nowhere, it is set to version 4",
     )

@@ -48,12 +48,13 @@ class RecipeModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow sh
         if self._loaded is None:
             from transformers import AutoModelForCausalLM, AutoTokenizer
 
+            from shadowft_core.loading import load, load_model
             from shadowft_core.registry import cached, read_recipe
 
             cache = Path(os.environ.get("SHADOWFT_CACHE", Path.home() / ".cache" / "shadowft"))
             folder = cached(read_recipe(self._recipe), cache)
-            model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype="auto")
-            self._loaded = AutoTokenizer.from_pretrained(folder), model.eval()
+            model, _ = load_model(AutoModelForCausalLM, folder, dtype="auto")
+            self._loaded = load(AutoTokenizer, folder), model.eval()
         return self._loaded
 
 

@@ -196,7 +196,8 @@ def materialize(
     """
     from shadowft_core.registry import materialize as run
 
-    recipe = run(reference, out, read_params(params).registry, instruct, _elsewhere(store, params))
+    read = read_params(params)
+    recipe = run(reference, out, read.registry, instruct, _elsewhere(store, params), read.store)
     print(f"{out}: {recipe['digest']}, as registered")
 
 
@@ -255,17 +256,17 @@ def _export_version(
 
     from shadowft_core.export import export_adapter
     from shadowft_core.graft import Options, options_of
-    from shadowft_core.registry import ingredients, recipe_named
+    from shadowft_core.registry import ingredients, recipe_named, store_for
     from shadowft_core.registry import materialize as rebuilt
 
-    registry, store = read_params(params).registry, _elsewhere(uri, params)
+    read, store = read_params(params), _elsewhere(uri, params)
     if target is Target.MERGED:
-        return rebuilt(version, out, registry, instruct, store)
-    recipe = recipe_named(version, registry)
+        return rebuilt(version, out, read.registry, instruct, store, read.store)
+    recipe = recipe_named(version, read.registry)
     reference = str(recipe["instruct"]["ref"])  # a server knows hub names and folders
     named = reference.removeprefix("hf:").partition("@")[0] if reference.startswith("hf:") else None
     with tempfile.TemporaryDirectory() as parts:
-        folder, deltas = ingredients(recipe, Path(parts), instruct, store)
+        folder, deltas = ingredients(recipe, Path(parts), instruct, store or store_for(recipe, read.store))
         return export_adapter(folder, deltas, out, Options(**options_of(recipe)), named, max_rank)
 
 

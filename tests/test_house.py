@@ -38,7 +38,7 @@ EXCEPTIONS = {  # named on the page: who may look beside or above
     "releases": {"acts"},
     "looks": {"acts"},
     "receipt": {"graft"},
-    "recipe_model": {"registry"},
+    "recipe_model": {"registry", "promotion"},
 }
 FENCES = {
     "safetensors": {"checkpoint"},

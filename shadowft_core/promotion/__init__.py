@@ -11,9 +11,9 @@ from typing import Any
 
 import shadowft_core.store as stores
 from shadowft_core.errors import InputError, LedgerError, PromotionRefused, RegistryError, StoreError
-from shadowft_core.params import Registry, Store, located
+from shadowft_core.params import Registry, Store
 from shadowft_core.promotion.ledger import Chain, Entry, Ledger
-from shadowft_core.registry import tracking
+from shadowft_core.registry import store_for, tracking
 
 __all__ = ["Chain", "Entry", "Promotion", "Repair", "history", "promote", "reconcile", "rollback", "who_was"]
 
@@ -73,7 +73,7 @@ def promote(
                 f"{registry.name} version {found.version}: the verdict is {decision}: {reasons or 'no reason given'}. "
                 f"Nothing was moved; a person may promote with --override REASON"
             )
-        _require_deltas(recipe)
+        _require_deltas(recipe, store)
         number, before = int(found.version), tip.entry
         if before is not None and (before.version, before.recipe) == (number, found.tags["shadowft.recipe"]):
             return _unmoved(client, ledger, before)
@@ -118,7 +118,7 @@ def rollback(registry: Registry, store: Store, to: str | None = None, reason: st
     with tracking.connected(registry) as client:
         version = _standing(client, wanted) or _registered_again(client, wanted)
         recipe = tracking.recipe_of(client, version)
-        _require_deltas(recipe)
+        _require_deltas(recipe, store)
         if (tip.entry.version, tip.entry.recipe) == (int(version.version), wanted.recipe):
             return _unmoved(client, ledger, tip.entry)
         entry = ledger.append(
@@ -225,8 +225,8 @@ def _facts(version: Any, recipe: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _require_deltas(recipe: dict[str, Any]) -> None:
-    store = located(Store(**recipe["store"]))
+def _require_deltas(recipe: dict[str, Any], configured: Store) -> None:
+    store = store_for(recipe, configured)
     for delta in recipe["deltas"]:
         if not stores.holds(delta["digest"], store):
             raise StoreError(
@@ -270,3 +270,23 @@ def _follow(client: Any, ledger: Ledger) -> Entry:
     raise LedgerError(
         f"{ledger.where}: moved on {PATIENCE} times; run `shadowft reconcile {ledger.name}` when it rests"
     )
+
+
+def require_alias_agrees(registry: Registry, store: Store, version: int, recipe: str) -> None:
+    """For whoever loads a version that MLflow resolved: raise where `champion` names it and the ledger does not.
+
+    `version` is a number of the registered model `registry.name`, `recipe` the digest of its recipe, and `store` holds
+    the ledger. A version that is not called champion passes: nobody was told that it is one.
+    Raises LedgerError naming alias and ledger, RegistryError when MLflow does not answer, store errors.
+    """
+    with tracking.connected(registry) as client:
+        if tracking.alias_of(client, registry.name, CHAMPION) != version:
+            return
+    ledger = Ledger(store, registry.name)
+    entry = ledger.tip().entry
+    if entry is None or (entry.version, entry.recipe) != (version, recipe):
+        says = f"ends at entry {entry.number}, version {entry.version}, {entry.recipe}" if entry else "is empty"
+        raise LedgerError(
+            f"{ledger.where}: {says}, yet {CHAMPION} points at version {version}, {recipe}; run "
+            f"`shadowft reconcile {registry.name}`"
+        )

@@ -13,7 +13,7 @@ import shadowft_core.store as stores
 from shadowft_core.errors import RegistrationPending, RegistryError
 from shadowft_core.params import Params, Registry, Store
 from shadowft_core.registry.evidence import Evidence, Git, git_state
-from shadowft_core.registry.rebuild import cached, ingredients, read_recipe, rebuild
+from shadowft_core.registry.rebuild import cached, ingredients, read_recipe, rebuild, store_for
 from shadowft_core.registry.registration import PENDING, Registration, drop, keep, load, waiting_in
 from shadowft_core.registry.tracking import connected, find, log, parsed, point, recipe_of, settled
 
@@ -32,6 +32,7 @@ __all__ = [
     "recipe_named",
     "register",
     "register_pending",
+    "store_for",
 ]
 
 CANDIDATE = "challenger"
@@ -153,14 +154,19 @@ def recipe_named(reference: str, registry: Registry) -> dict[str, Any]:
 
 
 def materialize(
-    reference: str, out: Path, registry: Registry, instruct: Path | None = None, store: Store | None = None
+    reference: str,
+    out: Path,
+    registry: Registry,
+    instruct: Path | None = None,
+    store: Store | None = None,
+    configured: Store | None = None,
 ) -> dict[str, Any]:
     """Rebuild a registered model, bit for bit, from its recipe: `models:/NAME@alias` or `models:/NAME/3`.
 
     `instruct` is the folder of the Instruct when its recorded reference cannot be resolved here, `store` where its
-    deltas are now. Returns the recipe. Raises RegistryError, store errors, PairError, or GraftError when the result is
+    deltas are now; without it they are where the recipe says, if `store_for` allows it with `configured`. Returns the recipe. Raises RegistryError, store errors, PairError, or GraftError when the result is
     not what was registered; `out` is then absent.
     """
     recipe = recipe_named(reference, registry)
-    rebuild(recipe, out, instruct, store)
+    rebuild(recipe, out, instruct, store or store_for(recipe, configured))
     return recipe

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.checkpoint import canonical_json, file_digest
+from shadowft_core.checkpoint import file_digest
 from shadowft_core.errors import RegistryError, ShadowError
 from shadowft_core.params import Registry
+from shadowft_core.registry import serving
 from shadowft_core.registry.evidence import json_object, without_password
 from shadowft_core.registry.rebuild import read_recipe
 from shadowft_core.registry.registration import Registration
@@ -22,6 +23,7 @@ _SETTINGS = {  # by default a call blocks for four minutes when the server is do
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is for what a verb answers
+    "MLFLOW_UV_AUTO_DETECT": "false",  # a version needs what its requirements say, not what lies in the working folder
 }
 
 
@@ -92,8 +94,6 @@ def log(client: Any, registry: Registry, registration: Registration) -> None:
     """One finished run and one version, which carries the key from its first moment: half a record is no record."""
     import mlflow
 
-    import shadowft_core
-
     recipe, tags = registration.recipe, registration.tags
     experiment = _experiment(client, registry, registration.name)
     for rest in client.search_runs([experiment], f"tags.`shadowft.key` = '{registration.key}'"):
@@ -111,16 +111,7 @@ def log(client: Any, registry: Registry, registration: Registration) -> None:
         for name, data in registration.files.items():
             (attached / name).write_bytes(data)
         mlflow.log_artifacts(str(attached))
-        file = Path(folder, "recipe.json")
-        file.write_bytes(canonical_json(recipe))
-        model = mlflow.pyfunc.log_model(
-            name="recipe",
-            python_model=str(Path(shadowft_core.__file__).with_name("recipe_model.py")),
-            artifacts={"recipe": str(file)},
-            pip_requirements=["shadowft"],
-            metadata={"shadowft.recipe": tags["shadowft.recipe"]},
-        )
-        # After the model: what stands before it, MLflow asks back and copies to it, one request for every metric.
+        model = serving.log_model(client, experiment, run.info.run_id, recipe, registration.params)
         mlflow.log_metrics(registration.metrics, model_id=model.model_id)
     try:
         client.create_registered_model(registration.name)

@@ -107,7 +107,9 @@ def test_materialize_from_s3_gives_the_registered_bits(run: Run, s3_store: Store
     grafted = run.work / "grafted" / "shadow"
     expected = {path.name: path.read_bytes() for path in grafted.iterdir() if path.name != "receipt.json"}
     shutil.rmtree(run.work)
-    recipe = room.materialize(f"models:/{name}@challenger", tmp_path / "model", run.params.registry)
+    recipe = room.materialize(
+        f"models:/{name}@challenger", tmp_path / "model", run.params.registry, configured=s3_store
+    )
     assert open_checkpoint(tmp_path / "model").digest() == recipe["digest"]
     made = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir() if path.name != "receipt.json"}
     assert made == expected

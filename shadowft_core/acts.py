@@ -129,7 +129,9 @@ def ls(
 
 @store.command()
 def verify(
-    digests: Annotated[list[str] | None, typer.Argument(help="deltas to check; all when none is named")] = None,
+    digests: Annotated[
+        list[str] | None, typer.Argument(help="deltas, recipes and verdicts to check; all when none is named")
+    ] = None,
     state: Annotated[
         Path | None, typer.Option(help="file that keeps the place of an interrupted run; default var/verify-*.txt")
     ] = None,
@@ -138,7 +140,9 @@ def verify(
     as_json: JsonOption = False,
     params: ParamsOption = PARAMS,
 ) -> None:
-    """Read every object of the deltas and compare it with its digest. Names every bad one; exit code 8 if there is any.
+    """Read every object of the deltas, recipes and verdicts and compare it with its digest. Names every bad one.
+
+    Exit code 8 if there is any.
 
     Example: shadowft store verify
 
@@ -151,15 +155,15 @@ def verify(
         print(json.dumps(asdict(found)))
     else:
         for bad in found.bad:
-            print(f"bad: {bad.problem} (needed by {', '.join(bad.deltas)})")
+            print(f"bad: {bad.problem} (needed by {', '.join(bad.deltas) or 'whoever names it'})")
         print(
-            f"{found.objects - len(found.bad)} of {found.objects} objects of {found.deltas} deltas are good, "
-            f"{found.bytes / 1e6:.1f} MB; {found.resumed} had been checked before"
+            f"{found.objects - len(found.bad)} of {found.objects} objects of {found.deltas} deltas and {found.records} "
+            f"records are good, {found.bytes / 1e6:.1f} MB; {found.resumed} had been checked before"
         )
     if found.bad:
         raise StoreCorrupt(
-            f"{len(found.bad)} of {found.objects} objects are damaged or missing; remove the damaged ones and publish "
-            "their deltas again"
+            f"{len(found.bad)} of {found.objects} objects are damaged or missing; remove the damaged ones, publish "
+            "their deltas and register their runs again"
         )
 
 

@@ -18,7 +18,7 @@ releases = typer.Typer()
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="the registered model")]
 StoreOption = Annotated[
-    str | None, typer.Option("--store", help="where the deltas are now, a folder or s3://bucket/prefix")
+    str | None, typer.Option("--store", help="where deltas, records and ledger are now, a folder or s3://bucket/prefix")
 ]
 INSTRUCT = "folder of the Instruct; default as recorded"
 
@@ -194,10 +194,10 @@ def materialize(
 
     Example: shadowft materialize models:/shadowft-pico@champion --out my_model
     """
-    from shadowft_core.registry import materialize as run
+    from shadowft_core.promotion import materialize as run
 
-    read = read_params(params)
-    recipe = run(reference, out, read.registry, instruct, _elsewhere(store, params), read.store)
+    read, elsewhere = read_params(params), _elsewhere(store, params)
+    recipe = run(reference, out, read.registry, elsewhere or read.store, instruct, elsewhere)
     print(f"{out}: {recipe['digest']}, as registered")
 
 
@@ -256,13 +256,14 @@ def _export_version(
 
     from shadowft_core.export import export_adapter
     from shadowft_core.graft import Options, options_of
-    from shadowft_core.registry import ingredients, recipe_named, store_for
-    from shadowft_core.registry import materialize as rebuilt
+    from shadowft_core.promotion import materialize as rebuilt
+    from shadowft_core.promotion import recipe_named
+    from shadowft_core.registry import ingredients, store_for
 
     read, store = read_params(params), _elsewhere(uri, params)
     if target is Target.MERGED:
-        return rebuilt(version, out, read.registry, instruct, store, read.store)
-    recipe = recipe_named(version, read.registry)
+        return rebuilt(version, out, read.registry, store or read.store, instruct, store)
+    recipe = recipe_named(version, read.registry, store or read.store)
     reference = str(recipe["instruct"]["ref"])  # a server knows hub names and folders
     named = reference.removeprefix("hf:").partition("@")[0] if reference.startswith("hf:") else None
     with tempfile.TemporaryDirectory() as parts:

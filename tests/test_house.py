@@ -33,7 +33,7 @@ EXCEPTIONS = {  # named on the page: who may look beside or above
     "evaluate": {"graft"},
     "report": {"verdict"},
     "registry": {"graft", "delta"},
-    "promotion": {"registry"},
+    "promotion": {"registry", "verdict"},
     "export": {"graft", "delta"},
     "releases": {"acts"},
     "looks": {"acts"},

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from shadowft_core import promotion
 from shadowft_core import registry as room
 from shadowft_core.checkpoint import file_digest, open_checkpoint, read_json_object, write_json_atomically
 from shadowft_core.errors import GraftError, RegistrationPending, RegistryError, StoreError, StoreUnreachable
@@ -107,9 +108,7 @@ def test_materialize_from_s3_gives_the_registered_bits(run: Run, s3_store: Store
     grafted = run.work / "grafted" / "shadow"
     expected = {path.name: path.read_bytes() for path in grafted.iterdir() if path.name != "receipt.json"}
     shutil.rmtree(run.work)
-    recipe = room.materialize(
-        f"models:/{name}@challenger", tmp_path / "model", run.params.registry, configured=s3_store
-    )
+    recipe = run.materialize(f"models:/{name}@challenger", tmp_path / "model")
     assert open_checkpoint(tmp_path / "model").digest() == recipe["digest"]
     made = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir() if path.name != "receipt.json"}
     assert made == expected
@@ -121,15 +120,15 @@ def test_materialize_refuses_another_instruct_and_a_result_that_differs(
     name = run.register().name
     reference = f"models:/{name}/1"
     with pytest.raises(GraftError, match=r"its weights are sha256:.*, the recipe wants sha256:.*--instruct"):
-        room.materialize(reference, tmp_path / "model", run.params.registry, tiny_llama_pair.base)
+        run.materialize(reference, tmp_path / "model", instruct=tiny_llama_pair.base)
     other = shutil.copytree(tiny_llama_pair.instruct, tmp_path / "other")
     (other / "generation_config.json").write_text('{"temperature": 2}')
     with pytest.raises(GraftError, match=r"file generation_config\.json came out as sha256:.*nothing was kept"):
-        room.materialize(reference, tmp_path / "model", run.params.registry, other)
+        run.materialize(reference, tmp_path / "model", instruct=other)
     assert [path for path in tmp_path.iterdir() if "model" in path.name] == []
     for wrong in ("models:/../x/1", f"{name}@champion", "models:/a/0", "models:/a@b@c"):
         with pytest.raises(RegistryError, match="is wanted"):
-            room.materialize(wrong, tmp_path / "model", run.params.registry)
+            run.materialize(wrong, tmp_path / "model")
 
 
 def test_standard_clients_load_the_version_and_nothing_is_unpickled(
@@ -152,13 +151,13 @@ assert not opened, opened
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "1"
-    recipe = room.recipe_named(f"models:/{name}/1", run.params.registry)
+    recipe = promotion.recipe_named(f"models:/{name}/1", run.params.registry, run.params.store)
     (folder,) = (tmp_path / "cache").glob("[0-9a-f]" * 64)
     assert folder.name == recipe["digest"].removeprefix("sha256:")
 
 
 def test_a_cached_model_is_used_while_it_is_whole(run: Run, tmp_path: Path, capsys: Any) -> None:
-    recipe = room.recipe_named(f"models:/{run.register().name}/1", run.params.registry)
+    recipe = promotion.recipe_named(f"models:/{run.register().name}/1", run.params.registry, run.params.store)
     with ThreadPoolExecutor(2) as pool:  # two servers that start at once wait for each other
         folder, same = pool.map(lambda _: room.cached(recipe, tmp_path / "cache"), range(2))
     assert folder == same
@@ -229,16 +228,19 @@ def test_the_recipe_names_the_store_as_configured_and_another_can_take_its_place
     monkeypatch.chdir(tmp_path)
     run.params = run.params.model_copy(update={"store": Store(uri="var/store")})
     reference = f"models:/{run.register().name}/1"
-    recipe = room.recipe_named(reference, run.params.registry)
+    recipe = promotion.recipe_named(reference, run.params.registry, run.params.store)
     assert recipe["store"] == {"uri": "var/store", "endpoint": None, "region": None}
     there = shutil.copytree(tmp_path / "var/store", tmp_path / "elsewhere/store")
     monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(RegistryError, match=r"its recipe sha256:.* not in store var/store.*with SHADOWFT_STORE_URI"):
+        run.materialize(reference, tmp_path / "model")
+    moved = Store(uri=str(there))
     with pytest.raises(StoreError, match=r"var/store: no delta sha256:.* --store or SHADOWFT_STORE_URI"):
-        room.materialize(reference, tmp_path / "model", run.params.registry)
-    room.materialize(reference, tmp_path / "model", run.params.registry, store=Store(uri=str(there)))
+        promotion.materialize(reference, tmp_path / "model", run.params.registry, moved)
+    promotion.materialize(reference, tmp_path / "model", run.params.registry, moved, deltas=moved)
     assert open_checkpoint(tmp_path / "model").digest() == recipe["digest"]
     monkeypatch.setenv("SHADOWFT_STORE_URI", str(there))
-    room.materialize(reference, tmp_path / "model", run.params.registry)
+    run.materialize(reference, tmp_path / "model")
 
 
 def test_the_recipe_keeps_owner_and_encryption_of_its_bucket(
@@ -257,7 +259,7 @@ def test_the_recipe_keeps_owner_and_encryption_of_its_bucket(
         monkeypatch.setenv("SHADOWFT_STORE_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         try:
             with pytest.raises(StoreUnreachable):
-                room.materialize(reference, tmp_path / "model", run.params.registry)
+                run.materialize(reference, tmp_path / "model")
         finally:
             server.shutdown()
     assert {headers.get("x-amz-expected-bucket-owner") for _, headers in handler.seen} == {"123456789012"}
@@ -310,11 +312,15 @@ def test_two_who_register_the_same_run_at_once_end_with_one_version(run: Run, cl
 
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(register, range(2)))
-    rows = client.search_model_versions(f"name = '{run.params.registry.name}'")
-    assert len(rows) == 1
-    assert {(version.number, version.run_id) for version in found} == {(int(rows[0].version), rows[0].run_id)}
-    experiment = client.get_experiment_by_name(run.params.registry.name)
-    assert [one.info.run_id for one in client.search_runs([experiment.experiment_id])] == [rows[0].run_id]
+    name = run.params.registry.name
+    first, *rest = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda row: int(row.version))
+    assert {(version.number, version.run_id) for version in found} == {(1, first.run_id)}
+    assert [row.tags.get("shadowft.duplicate_of") for row in (first, *rest)] == [None, *("1" for _ in rest)]
+    assert sum(version.new for version in found) == 1
+    experiment = client.get_experiment_by_name(name)
+    assert {one.info.status for one in client.search_runs([experiment.experiment_id])} == {"FINISHED"}
+    again = run.register()
+    assert (again.number, again.new) == (1, False)
 
 
 def test_an_outage_of_mlflow_ends_no_flow(

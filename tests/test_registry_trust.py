@@ -251,26 +251,31 @@ def test_the_alias_champion_is_held_against_the_ledger(
         load(f"models:/{never}@champion")
 
 
-def test_the_ledger_names_the_recipe_of_the_champion(
+def test_ledger_and_store_know_the_recipe(
     run: Run, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Recipe, MLmodel and tag changed alike by who may write to MLflow: the ledger is out of his reach."""
+    """Recipe, MLmodel and tag changed alike, by somebody who may write to MLflow: ledger and store are out of their reach."""
     import mlflow
 
     monkeypatch.setenv("SHADOWFT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("SHADOWFT_STORE_URI", run.params.store.uri)
     name = run.register().name
-    promotion.promote(run.params.registry, run.params.store)
+    run.judge("promote")
+    run.register()
+    promotion.promote(run.params.registry, run.params.store, "1")
     folder = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/1"))
     forged = Forged(run, client, name, folder, "")
     forged.edit("http://127.0.0.1:9", "tag")
     with pytest.raises(LedgerError, match=f"{forged.digest}.*shadowft reconcile"):
         mlflow.pyfunc.load_model(f"models:/{name}@champion")
+    promotion.promote(run.params.registry, run.params.store, "2")
+    with pytest.raises(RegistryError, match=f"recipe {forged.digest} is not in store"):
+        mlflow.pyfunc.load_model(f"models:/{name}/1")
 
 
 def test_a_cached_model_with_something_beside_it_is_made_anew(run: Run, tmp_path: Path, capsys: Any) -> None:
     """A template or an adapter that the recipe does not know would be read by the libraries."""
-    recipe = room.recipe_named(f"models:/{run.register().name}/1", run.params.registry)
+    recipe = promotion.recipe_named(f"models:/{run.register().name}/1", run.params.registry, run.params.store)
     folder = room.cached(recipe, tmp_path / "cache")
     for stranger in ("chat_template.jinja", "adapter_config.json", "additional_chat_templates/tool.jinja"):
         if stranger in recipe["files"]:
@@ -286,7 +291,7 @@ def test_a_cached_model_with_something_beside_it_is_made_anew(run: Run, tmp_path
 
 def test_a_recipe_names_its_model_by_a_digest(run: Run, tmp_path: Path) -> None:
     """It becomes the name of a folder."""
-    recipe = room.recipe_named(f"models:/{run.register().name}/1", run.params.registry)
+    recipe = promotion.recipe_named(f"models:/{run.register().name}/1", run.params.registry, run.params.store)
     for digest in ("sha256:../../x", "", "x" * 64, None, "sha256:" + "0" * 63):
         (tmp_path / "recipe.json").write_bytes(canonical_json(recipe | {"digest": digest}))
         with pytest.raises(RegistryError, match="not a recipe of format 1"):

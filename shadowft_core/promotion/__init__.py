@@ -10,14 +10,36 @@ from datetime import datetime
 from typing import Any
 
 import shadowft_core.store as stores
-from shadowft_core.errors import InputError, LedgerError, PromotionRefused, RegistryError, StoreError
+from shadowft_core.errors import InputError, LedgerError, PromotionRefused, StoreError
 from shadowft_core.params import Registry, Store
+from shadowft_core.promotion import records
+from shadowft_core.promotion.champion import (
+    CHAMPION,
+    agreed,
+    is_champion,
+    materialize,
+    recipe_named,
+    require_alias_agrees,
+)
 from shadowft_core.promotion.ledger import Chain, Entry, Ledger
-from shadowft_core.registry import store_for, tracking
+from shadowft_core.registry import copies, store_for, tracking
 
-__all__ = ["Chain", "Entry", "Promotion", "Repair", "history", "promote", "reconcile", "rollback", "who_was"]
+__all__ = [
+    "CHAMPION",
+    "Chain",
+    "Entry",
+    "Promotion",
+    "Repair",
+    "history",
+    "materialize",
+    "promote",
+    "recipe_named",
+    "reconcile",
+    "require_alias_agrees",
+    "rollback",
+    "who_was",
+]
 
-CHAMPION = "champion"
 LONGEST_REASON = 2000  # characters
 PATIENCE = 20  # times the alias is set while others move the ledger
 
@@ -45,13 +67,13 @@ class Repair:
 def promote(
     registry: Registry, store: Store, version: str = "challenger", override: str | None = None, after: int | None = None
 ) -> Promotion:
-    """Make a version (a number or an alias) champion if its recorded verdict says `promote`.
+    """Make a version (a number or an alias) champion if the claims of its verdict, as the store has it, say `promote`.
 
     `override` is the reason of a person who promotes against the verdict. `after` is the number of the ledger's last
     entry as the caller saw it: when the ledger has moved on, nothing happens. Without it, the ledger is read first.
 
     Raises PromotionRefused with the verdict's reasons; LedgerError naming the winner of a race; RegistryError for an
-    unknown version or a damaged record; StoreError when a delta of the recipe is not in the store.
+    unknown version, a record that the store lacks or MLflow has otherwise; StoreError when a delta is not in its store.
     """
     if override is not None and not 0 < len(override.strip()) <= LONGEST_REASON:
         raise PromotionRefused(f"--override needs a reason in words, at most {LONGEST_REASON} characters; it is kept")
@@ -60,14 +82,10 @@ def promote(
     if after is not None and tip.number != after:
         raise ledger.lost(tip)
     with tracking.connected(registry) as client:
+        if is_champion(version):
+            version = str(agreed(client, ledger).version)
         found = tracking.find(client, registry.name, version)
-        recipe, verdict = tracking.record_of(client, found)
-        decision, reasons = str(verdict.get("decision")), "; ".join(map(str, verdict.get("reasons", [])))
-        if verdict.get("recipe_digest") != recipe["digest"]:
-            raise RegistryError(
-                f"{registry.name} version {found.version}: its verdict judged {verdict.get('recipe_digest')}, its "
-                f"recipe makes {recipe['digest']}; register the run again"
-            )
+        recipe, decision, reasons = records.judgement_of(store, found)
         if decision != "promote" and override is None:
             raise PromotionRefused(
                 f"{registry.name} version {found.version}: the verdict is {decision}: {reasons or 'no reason given'}. "
@@ -117,7 +135,7 @@ def rollback(registry: Registry, store: Store, to: str | None = None, reason: st
         wanted = ledger.entry(tip.entry.undo)
     with tracking.connected(registry) as client:
         version = _standing(client, wanted) or _registered_again(client, wanted)
-        recipe = tracking.recipe_of(client, version)
+        recipe = copies.recipe_of(version, wanted.recipe)
         _require_deltas(recipe, store)
         if (tip.entry.version, tip.entry.recipe) == (int(version.version), wanted.recipe):
             return _unmoved(client, ledger, tip.entry)
@@ -138,8 +156,8 @@ def reconcile(registry: Registry, store: Store, dry_run: bool = False) -> Repair
     """Make the alias follow the ledger: moved by hand, its version deleted, or left behind by a killed process.
 
     What was done stands in the ledger too, and so does an entry that dangles, with whoever wrote it. Raises LedgerError
-    when the alias stands without a ledger or at a dangling entry, when the ledger is damaged, or when the champion's
-    version is gone and cannot be registered again; nothing is moved then.
+    when the alias stands without a ledger or at a dangling entry, or when the ledger is damaged; RegistryError when the
+    champion's version is gone and cannot be registered again, or has another recipe.json; nothing is moved then.
     """
     ledger = Ledger(store, registry.name)
     chain = ledger.chain()
@@ -165,11 +183,12 @@ def reconcile(registry: Registry, store: Store, dry_run: bool = False) -> Repair
         done = chain.remarks
         version = _standing(client, tip.entry)
         if version is None or int(version.version) != tip.entry.version:
-            done.append(f"version {tip.entry.version} is gone from the registry")
+            done.append(f"version {tip.entry.version} is gone from the registry, or carries another recipe")
         if version is None:
             done.append("its recipe is registered again as a new version")
             if not dry_run:
                 version = _registered_again(client, tip.entry)
+        recipe = copies.recipe_of(version, tip.entry.recipe) if version is not None else {}
         number = int(version.version) if version is not None else None
         if alias is None or alias != number:
             where = "nowhere" if alias is None else f"at version {alias}"
@@ -182,7 +201,7 @@ def reconcile(registry: Registry, store: Store, dry_run: bool = False) -> Repair
                 override=tip.entry.override,
                 reason="; ".join(done)[:LONGEST_REASON],
                 decision=tip.entry.decision,
-                **_facts(version, tracking.recipe_of(client, version)),
+                **_facts(version, recipe),
             )
             number = _follow(client, ledger).version
     return Repair(registry.name, number, tuple(done))
@@ -242,13 +261,7 @@ def _standing(client: Any, entry: Entry) -> Any | None:
 
 
 def _registered_again(client: Any, entry: Entry) -> Any:
-    version = tracking.version_again(client, entry.name, entry.source, entry.run_id)
-    if version.tags.get("shadowft.recipe") != entry.recipe:
-        raise LedgerError(
-            f"{entry.name}: run {entry.run_id} carries recipe {version.tags.get('shadowft.recipe')}, entry "
-            f"{entry.number} of the ledger has {entry.recipe}; roll back to another version with --to"
-        )
-    return version
+    return copies.version_again(client, entry.name, entry.source, entry.run_id, entry.recipe)
 
 
 def _unmoved(client: Any, ledger: Ledger, standing: Entry) -> Promotion:
@@ -270,23 +283,3 @@ def _follow(client: Any, ledger: Ledger) -> Entry:
     raise LedgerError(
         f"{ledger.where}: moved on {PATIENCE} times; run `shadowft reconcile {ledger.name}` when it rests"
     )
-
-
-def require_alias_agrees(registry: Registry, store: Store, version: int, recipe: str) -> None:
-    """For whoever loads a version that MLflow resolved: raise where `champion` names it and the ledger does not.
-
-    `version` is a number of the registered model `registry.name`, `recipe` the digest of its recipe, and `store` holds
-    the ledger. A version that is not called champion passes: nobody was told that it is one.
-    Raises LedgerError naming alias and ledger, RegistryError when MLflow does not answer, store errors.
-    """
-    with tracking.connected(registry) as client:
-        if tracking.alias_of(client, registry.name, CHAMPION) != version:
-            return
-    ledger = Ledger(store, registry.name)
-    entry = ledger.tip().entry
-    if entry is None or (entry.version, entry.recipe) != (version, recipe):
-        says = f"ends at entry {entry.number}, version {entry.version}, {entry.recipe}" if entry else "is empty"
-        raise LedgerError(
-            f"{ledger.where}: {says}, yet {CHAMPION} points at version {version}, {recipe}; run "
-            f"`shadowft reconcile {registry.name}`"
-        )

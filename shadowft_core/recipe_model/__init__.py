@@ -10,19 +10,22 @@ and SHADOWFT_STORE_ENDPOINT name the store; a recipe alone may point to a folder
 import os
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from shadowft_core.errors import CheckpointError, InputError
+from shadowft_core.errors import CheckpointError, InputError, RegistryError
 from shadowft_core.recipe_model.requests import Conversation, Settings, conversations, settings
 from shadowft_core.registry.serving import MAX_NEW_TOKENS, Registered
+
+if TYPE_CHECKING:
+    from shadowft_core.params import Store
 
 
 def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> "RecipeModel":
     """What MLflow calls with the folder it downloaded.
 
-    Raises before any request is sent to a store: RegistryError when the recipe is not the registered one. Then
+    Raises RegistryError before any request is sent to a store when the recipe is not the registered one; then
     LedgerError when the alias `champion` names the version and the ledger another, and what `shadowft materialize`
-    raises when the model cannot be rebuilt.
+    raises: the record must be in the store, and the model must come out with the recipe's digest.
     """
     from shadowft_core.registry import cached, store_for
     from shadowft_core.registry.serving import registered
@@ -31,17 +34,21 @@ def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> "Reci
         raise InputError(f"model_config: {sorted(model_config)[0]} is not known; a version has no settings of its own")
     found = registered(Path(path))
     store = store_for(found.recipe)
-    _require_champion(found, store)
+    _require_record(found, store)
     home = os.environ.get("SHADOWFT_CACHE") or Path.home() / ".cache" / "shadowft"
     return RecipeModel(cached(found.recipe, Path(home), store))
 
 
-def _require_champion(found: Registered, store: Any) -> None:
-    """MLflow has resolved `@champion` before: if it names this version, so must the ledger."""
-    from shadowft_core.promotion import require_alias_agrees
+def _require_record(found: Registered, store: "Store") -> None:
+    """MLflow has resolved name and alias before, and may have been told anything: ledger and store must say the same."""
+    from shadowft_core.promotion import recipe_named, require_alias_agrees
 
-    if found.registry is not None and found.number is not None:
-        require_alias_agrees(found.registry, store, found.number, found.digest)
+    if found.registry is None or found.number is None:
+        return
+    require_alias_agrees(found.registry, store, found.number, found.digest)
+    reference = f"models:/{found.registry.name}/{found.number}"
+    if recipe_named(reference, found.registry, store) != found.recipe:
+        raise RegistryError(f"{reference}: its recipe changed while it was loaded; load it again")
 
 
 class RecipeModel:

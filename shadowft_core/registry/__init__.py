@@ -7,15 +7,15 @@ repeating it changes nothing. A registration is kept in var/pending/ until MLflo
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import shadowft_core.store as stores
+from shadowft_core.checkpoint import canonical_json
 from shadowft_core.errors import RegistrationPending, RegistryError
 from shadowft_core.params import Params, Registry, Store
 from shadowft_core.registry.evidence import Evidence, Git, git_state
 from shadowft_core.registry.rebuild import cached, ingredients, read_recipe, rebuild, store_for
 from shadowft_core.registry.registration import PENDING, Registration, drop, keep, load, waiting_in
-from shadowft_core.registry.tracking import connected, find, log, parsed, point, recipe_of, settled
+from shadowft_core.registry.tracking import connected, log, point, settled, tidy
 
 __all__ = [
     "CANDIDATE",
@@ -25,11 +25,9 @@ __all__ = [
     "cached",
     "git_state",
     "ingredients",
-    "materialize",
     "preflight",
     "read_recipe",
     "rebuild",
-    "recipe_named",
     "register",
     "register_pending",
     "store_for",
@@ -69,8 +67,9 @@ def register(
     """Record the run whose outputs are in `work` and register its candidate; the alias `challenger` moves to it.
 
     Keyed by the content of dvc.lock and of the recipe: registered before, the same version is returned and nothing new
-    is logged; two who register the same run at once end with one version. The delta is published first when it is not
-    in the store. Registrations that wait in `pending` go first. `git` is the state before the run.
+    is logged; of two who register the same run at once, the later version is marked as a duplicate of the first. The
+    delta, when it is not in the store, and recipe and verdict go there before MLflow hears of them. Registrations that
+    wait in `pending` go first. `git` is the state before the run.
 
     Raises RegistryError when outputs are missing or do not belong together; store errors; RegistrationPending when
     MLflow cannot take it now: all it needs is then kept in `pending`, for `register_pending`.
@@ -79,6 +78,7 @@ def register(
     if not stores.holds(evidence.delta, params.store):
         stores.publish(work / "delta" / "shadow", params.store)
     registration = evidence.registration(git)
+    _record(registration, params.store)
     kept = keep(registration, pending)
     try:
         sent, problems = _send_waiting(params.registry, pending)
@@ -122,17 +122,29 @@ def _send_waiting(registry: Registry, pending: Path) -> tuple[dict[str, Version]
     return sent, problems
 
 
+def _record(registration: Registration, store: Store) -> None:
+    """Put recipe and verdict into the store, where `promote` reads them; what MLflow has are copies for people."""
+    verdict = stores.keep_record(registration.files["verdict.json"], store)
+    if verdict != registration.recipe["verdict"]["digest"]:
+        raise RegistryError(
+            f"verdict.json changed while it was registered: {registration.recipe['verdict']['digest']}, now {verdict}; "
+            "register the run again"
+        )
+    stores.keep_record(canonical_json(registration.recipe), store)
+
+
 def _send(registry: Registry, registration: Registration) -> Version:
     name, key = registration.name, registration.key
     with connected(registry) as client:
-        found = settled(client, name, key)
-        if found is None:
-            log(client, registry, registration)
-        first = settled(client, name, key)
+        first, logged = settled(client, name, key), None
+        if first is None:
+            logged = log(client, registry, registration)
+            first = settled(client, name, key)
         if first is None:
             raise RegistryError(f"{name}: the version just made is gone again; repeat `shadowft register`")
-        version = Version(name, int(first.version), first.run_id, registration.decision, new=found is None)
+        version = Version(name, int(first.version), first.run_id, registration.decision, new=first.run_id == logged)
         point(client, name, CANDIDATE, version.number)
+        tidy(client, name, key)
     print(
         f"{'registered' if version.new else 'registered before'}: {name} version {version.number}, verdict "
         f"{version.decision}, alias {CANDIDATE}",
@@ -144,29 +156,3 @@ def _send(registry: Registry, registration: Registration) -> Version:
 def _require_answer(registry: Registry) -> None:
     with connected(registry) as client:
         client.search_experiments(max_results=1)
-
-
-def recipe_named(reference: str, registry: Registry) -> dict[str, Any]:
-    """The recipe of `models:/NAME@alias` or `models:/NAME/3`, held against its digest. Raises RegistryError."""
-    name, version = parsed(reference)
-    with connected(registry) as client:
-        return recipe_of(client, find(client, name, version))
-
-
-def materialize(
-    reference: str,
-    out: Path,
-    registry: Registry,
-    instruct: Path | None = None,
-    store: Store | None = None,
-    configured: Store | None = None,
-) -> dict[str, Any]:
-    """Rebuild a registered model, bit for bit, from its recipe: `models:/NAME@alias` or `models:/NAME/3`.
-
-    `instruct` is the folder of the Instruct when its recorded reference cannot be resolved here, `store` where its
-    deltas are now; without it they are where the recipe says, if `store_for` allows it with `configured`. Returns the recipe. Raises RegistryError, store errors, PairError, or GraftError when the result is
-    not what was registered; `out` is then absent.
-    """
-    recipe = recipe_named(reference, registry)
-    rebuild(recipe, out, instruct, store or store_for(recipe, configured))
-    return recipe

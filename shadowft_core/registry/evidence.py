@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.checkpoint import bytes_digest, canonical_json, file_digest
+from shadowft_core.checkpoint import file_digest
 from shadowft_core.errors import RegistryError
 from shadowft_core.graft import deltas_of
 from shadowft_core.params import Params
-from shadowft_core.registry.registration import Registration
+from shadowft_core.registry.registration import Registration, key_of, tags_of
 
 CONTEXTS = {"train": "training", "valid": "validation", "dev": "dev", "test": "testing"}
 
@@ -80,14 +80,12 @@ class Evidence:
     def registration(self, git: Git | None) -> Registration:
         """All that MLflow is told. `git` is the code before the run, which rewrites dvc.lock."""
         recipe = self._recipe()
-        digest = bytes_digest(canonical_json(recipe))
-        key = bytes_digest(canonical_json({"lock": file_digest(self.lock), "recipe": digest}))
         return Registration(
             name=self.params.registry.name,
-            key=key,
+            key=key_of(recipe),
             decision=self.decision,
             recipe=recipe,
-            tags=self._tags(git) | {"shadowft.key": key, "shadowft.recipe": digest},
+            tags=tags_of(recipe) | _git_tags(git),
             params=_flat(self.params.model_dump(mode="json")),
             metrics=self._metrics(),
             datasets=self._datasets(),
@@ -106,22 +104,6 @@ class Evidence:
             | store.model_dump(exclude_defaults=True),
             "verdict": {"digest": file_digest(self.work / "verdict.json"), "decision": self.decision},
             "lineage": {"lock": file_digest(self.lock), "data": self._data_digest(), "train": self._train_digest()},
-        }
-
-    def _tags(self, git: Git | None) -> dict[str, str]:
-        """Lineage, for the run and for the version."""
-        return {
-            "shadowft.lock": file_digest(self.lock),
-            "shadowft.data": self._data_digest(),
-            "shadowft.base": str(self.pair["base"]["digest"]),
-            "shadowft.instruct": str(self.pair["instruct"]["digest"]),
-            "shadowft.delta": self.delta,
-            "shadowft.model": str(self.graft["digest"]),
-            "shadowft.scale": str(self.deltas[0][1]),
-            "shadowft.verdict": file_digest(self.work / "verdict.json"),
-            "shadowft.decision": self.decision,
-            "shadowft.git.commit": git.commit if git else "unknown",
-            "shadowft.git.dirty": str(git.dirty).lower() if git else "unknown",
         }
 
     def _metrics(self) -> dict[str, float]:
@@ -156,6 +138,13 @@ class Evidence:
 
     def _train_digest(self) -> str:
         return str(self.train.get("digest", "unknown"))
+
+
+def _git_tags(git: Git | None) -> dict[str, str]:
+    return {
+        "shadowft.git.commit": git.commit if git else "unknown",
+        "shadowft.git.dirty": str(git.dirty).lower() if git else "unknown",
+    }
 
 
 def there(path: Path) -> Path:

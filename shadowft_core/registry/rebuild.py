@@ -141,7 +141,11 @@ def _whole(recipe: dict[str, Any], folder: Path) -> bool:
 
 def read_recipe(path: Path) -> dict[str, Any]:
     """A registered recipe from its file. Raises RegistryError when it is not one."""
-    raw = path.read_bytes() if path.stat().st_size <= LARGEST_RECIPE else b""
+    return parse_recipe(path.read_bytes() if path.stat().st_size <= LARGEST_RECIPE else b"", str(path))
+
+
+def parse_recipe(raw: bytes, where: str) -> dict[str, Any]:
+    """A registered recipe from its bytes; `where` is what an error names. Raises RegistryError when it is not one."""
     try:
         recipe = json.loads(raw)
         complete = recipe["format"] == 1 and canonical_json(recipe) == raw
@@ -153,7 +157,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         complete = False
     if not complete:
         raise RegistryError(
-            f"{path}: not a recipe of format 1 as `shadowft register` writes it; register the run again"
+            f"{where}: not a recipe of format 1 as `shadowft register` writes it; register the run again"
         )
     return dict(recipe)
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.checkpoint import canonical_json, new_folder, read_json_object, write_atomically
+from shadowft_core.checkpoint import bytes_digest, canonical_json, new_folder, read_json_object, write_atomically
 from shadowft_core.errors import RegistryError
 
 PENDING = Path("var/pending")
@@ -34,6 +34,29 @@ class Registration:
     datasets: list[dict[str, str]]
     """per split: name, context, digest, rows, source"""
     files: dict[str, bytes]
+
+
+def key_of(recipe: dict[str, Any]) -> str:
+    """What makes registering idempotent: the digest of dvc.lock and recipe."""
+    recipe_digest = bytes_digest(canonical_json(recipe))
+    return bytes_digest(canonical_json({"lock": recipe["lineage"]["lock"], "recipe": recipe_digest}))
+
+
+def tags_of(recipe: dict[str, Any]) -> dict[str, str]:
+    """The tags of a version that follow from its recipe, so that they can be held against it."""
+    return {
+        "shadowft.key": key_of(recipe),
+        "shadowft.recipe": bytes_digest(canonical_json(recipe)),
+        "shadowft.lock": str(recipe["lineage"]["lock"]),
+        "shadowft.data": str(recipe["lineage"]["data"]),
+        "shadowft.base": str(recipe["base"]["digest"]),
+        "shadowft.instruct": str(recipe["instruct"]["digest"]),
+        "shadowft.delta": str(recipe["deltas"][0]["digest"]),
+        "shadowft.model": str(recipe["digest"]),
+        "shadowft.scale": str(float(recipe["deltas"][0]["scale"])),
+        "shadowft.verdict": str(recipe["verdict"]["digest"]),
+        "shadowft.decision": str(recipe["verdict"]["decision"]),
+    }
 
 
 def keep(registration: Registration, pending: Path) -> Path:

@@ -15,9 +15,9 @@ def regraft(
 ) -> dict[str, Any]:
     """Write `out` as `graft` does, from the deltas, scales and options of a recipe; return the new recipe.
 
-    Deltas are found by digest among the given folders, else in the store of a registered recipe (`store_for`). The waivers of
-    the old recipe are not taken over: they were given for another Instruct. The new recipe says `needs_verdict` and
-    `regrafted_from`, the SHA-256 of the old one's canonical JSON.
+    Deltas are found by digest among the given folders, else in the store of a registered recipe (`store_for`). The
+    waivers of the old recipe are not taken over: they were given for another Instruct. The new recipe says
+    `needs_verdict` and `regrafted_from`, the SHA-256 of the old one's canonical JSON.
 
     Raises GraftError when the recipe is damaged, is already of this Instruct, lacks a delta or does not know one, and
     what `graft` and the store raise. Nothing is written then.

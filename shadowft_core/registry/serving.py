@@ -24,7 +24,7 @@ MAX_NEW_TOKENS = 256
 TAG = "shadowft.recipe"
 _RESOLVED = "registered_model_meta"  # MLflow writes it into what it downloads for models:/NAME/3 or models:/NAME@alias
 
-# What the loader imports, and the template engine of the tokenizers. The project's own package is not asked of an index.
+# What the loader imports, and the template engine of the tokenizers. An index is not asked for the project itself.
 PACKAGES = (
     "boto3",
     "botocore",

@@ -1,4 +1,4 @@
-"""The conversation with MLflow: bounded waits, one line per failure, records held against their digests."""
+"""The conversation with MLflow: bounded waits, one line per failure, nothing deleted."""
 
 import os
 import re
@@ -8,12 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.checkpoint import file_digest
 from shadowft_core.errors import RegistryError, ShadowError
 from shadowft_core.params import Registry
 from shadowft_core.registry import serving
-from shadowft_core.registry.evidence import json_object, without_password
-from shadowft_core.registry.rebuild import read_recipe
+from shadowft_core.registry.evidence import without_password
 from shadowft_core.registry.registration import Registration
 
 _REFERENCE = re.compile(
@@ -25,6 +23,10 @@ _SETTINGS = {  # by default a call blocks for four minutes when the server is do
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is for what a verb answers
     "MLFLOW_UV_AUTO_DETECT": "false",  # a version needs what its requirements say, not what lies in the working folder
 }
+
+
+DUPLICATE = "shadowft.duplicate_of"  # on a version: the number of the first one with the same key
+SUPERSEDED = "shadowft.superseded_by"  # on the run of an attempt that ended early: the run that took its place
 
 
 @contextmanager
@@ -61,12 +63,12 @@ def connected(registry: Registry) -> Iterator[Any]:
         raise
     except (MlflowException, RequestException, SQLAlchemyError) as error:
         raise RegistryError(
-            f"registry at {without_password(uri)}: {_one_line(error)}; check that it runs and that "
+            f"registry at {without_password(uri)}: {one_line(error)}; check that it runs and that "
             "registry.tracking_uri is right"
         ) from None
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     return without_password(" ".join(str(error).split()))[:300]
 
 
@@ -90,15 +92,15 @@ def _experiment(client: Any, registry: Registry, name: str) -> str:
     return str(found.experiment_id)
 
 
-def log(client: Any, registry: Registry, registration: Registration) -> None:
-    """One finished run and one version, which carries the key from its first moment: half a record is no record."""
+def log(client: Any, registry: Registry, registration: Registration) -> str:
+    """One finished run and one version, which carries the key from its first moment: half a record is no record.
+
+    Returns the id of the run. What a failed attempt leaves, `tidy` marks once a version stands.
+    """
     import mlflow
 
     recipe, tags = registration.recipe, registration.tags
     experiment = _experiment(client, registry, registration.name)
-    for rest in client.search_runs([experiment], f"tags.`shadowft.key` = '{registration.key}'"):
-        if rest.info.status == "RUNNING":  # of a killed process
-            client.set_terminated(rest.info.run_id, "KILLED")
     run_name = f"{registration.name} {recipe['digest'][7:19]}"
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -118,10 +120,11 @@ def log(client: Any, registry: Registry, registration: Registration) -> None:
     except mlflow.exceptions.MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    _create(client, registration.name, model.model_uri, run.info.run_id, tags)
+    create(client, registration.name, model.model_uri, run.info.run_id, tags)
+    return str(run.info.run_id)
 
 
-def _create(client: Any, name: str, source: str, run_id: str, tags: dict[str, str]) -> Any:
+def create(client: Any, name: str, source: str, run_id: str, tags: dict[str, str]) -> Any:
     """A version of a logged model. A server wants its id beside the source `models:/ID`, a database does not care."""
     return client.create_model_version(
         name, source, run_id=run_id, tags=tags, model_id=source.removeprefix("models:/"), await_creation_for=0
@@ -151,42 +154,52 @@ def _log_datasets(datasets: list[dict[str, str]]) -> None:
 
 
 def settled(client: Any, name: str, key: str) -> Any | None:
-    """The one version with this key, or None. Of several, made at the same moment, the first stays.
+    """The one version with this key, or None. Of several, made at the same moment, it is the first.
 
-    Every writer looks after it wrote, and a higher number was written later, so each later row is seen by its writer.
+    The others stay as they are, for an alias or the ledger may name them, and are marked by the tag DUPLICATE, whose
+    value is the first's number. Every writer looks after it wrote, and a higher number was written later, so each later
+    row is seen by its writer.
     """
     from mlflow.exceptions import MlflowException
 
     first, *rest = versions_with(client, name, "shadowft.key", key) or [None]
-    for row in rest:
-        if not row.aliases:
-            try:
-                client.delete_model_version(name, row.version)
-                client.delete_run(row.run_id)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # the other writer was faster
-                    raise
+    try:
+        for row in rest:
+            if row.tags.get(DUPLICATE) != str(first.version):
+                client.set_model_version_tag(name, str(row.version), DUPLICATE, str(first.version))
+        if first is not None and DUPLICATE in first.tags:  # the one before it was deleted
+            client.delete_model_version_tag(name, str(first.version), DUPLICATE)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # somebody deleted it at this moment
+            raise
     return first
+
+
+def tidy(client: Any, name: str, key: str) -> None:
+    """Leave no run of this key that seems to run or to have failed, now that a version with it stands.
+
+    An attempt that was killed or lost its line leaves a run RUNNING or FAILED, and the attempt after it begins a new
+    one. Such a run becomes KILLED and names its successor by the tag SUPERSEDED; the run of a version is FINISHED, also
+    when somebody took it for one of those while it was written.
+    """
+    experiment = client.get_experiment_by_name(name)
+    versions = versions_with(client, name, "shadowft.key", key)
+    if experiment is None or not versions:
+        return
+    told = {row.run_id for row in versions}
+    for run in client.search_runs([experiment.experiment_id], f"tags.`shadowft.key` = '{key}'"):
+        if run.info.run_id in told:
+            if run.info.status != "FINISHED":
+                client.set_terminated(run.info.run_id, "FINISHED")
+        elif run.info.status not in ("FINISHED", "KILLED"):
+            client.set_tag(run.info.run_id, SUPERSEDED, versions[0].run_id)
+            client.set_terminated(run.info.run_id, "KILLED")
 
 
 def versions_with(client: Any, name: str, tag: str, value: str) -> list[Any]:
     """The versions that carry a tag, oldest first; deleted ones are not among them."""
     found = client.search_model_versions(f"name = '{name}' and tags.`{tag}` = '{value}'")
     return sorted(found, key=lambda version: int(version.version))
-
-
-def version_again(client: Any, name: str, source: str, run_id: str) -> Any:
-    """A new version of a recipe whose version was deleted: same run, same files, same tags."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        tags = {key: value for key, value in client.get_run(run_id).data.tags.items() if key.startswith("shadowft.")}
-        return _create(client, name, source, run_id, tags)
-    except MlflowException as error:
-        raise RegistryError(
-            f"{name}: run {run_id} or its recipe is gone from the registry ({_one_line(error)}); roll back to another "
-            "version with `shadowft rollback --to VERSION`"
-        ) from None
 
 
 def point(client: Any, name: str, alias: str, number: int) -> None:
@@ -230,35 +243,3 @@ def find(client: Any, name: str, version: str) -> Any:
                 f"no version {version!r} of {name!r} in the registry; `shadowft register` makes one"
             ) from None
         raise
-
-
-def recipe_of(client: Any, version: Any) -> dict[str, Any]:
-    """The recipe of a version, held against the digest that the version carries."""
-    import mlflow
-
-    with tempfile.TemporaryDirectory() as folder:
-        uri = f"models:/{version.name}/{version.version}/artifacts/recipe.json"
-        file = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
-        _require(version, file, version.tags.get("shadowft.recipe"))
-        return read_recipe(file)
-
-
-def record_of(client: Any, version: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Recipe and verdict of a version; the recipe holds the verdict's digest, so neither can be exchanged alone."""
-    import mlflow
-
-    recipe = recipe_of(client, version)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(
-            mlflow.artifacts.download_artifacts(run_id=version.run_id, artifact_path="verdict.json", dst_path=folder)
-        )
-        _require(version, file, recipe["verdict"]["digest"])
-        return recipe, json_object(file)
-
-
-def _require(version: Any, file: Path, expected: str | None) -> None:
-    if (found := file_digest(file)) != expected:
-        raise RegistryError(
-            f"{version.name} version {version.version}: its {file.name} is {found}, registered was {expected}; the "
-            "record was changed, register the run again"
-        )

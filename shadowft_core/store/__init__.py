@@ -1,8 +1,8 @@
 """Deltas by content: published once and whole, fetched by digest, verified byte by byte. Promises: docs/store.md.
 
 Keys: `objects/sha256/ab/<hex>` for chunks and manifests, named by their content; `deltas/<hex>` of the delta's digest,
-the claim, which names the manifest; `turns/` and `probe/` for small objects of no lasting worth. The claim is written
-last: a delta whose claim stands is complete.
+the claim, which names the manifest; `records/<hex>`, recipes and verdicts under their own digest; `turns/` and `probe/`
+for small objects of no lasting worth. The claim is written last: a delta whose claim stands is complete.
 
 SHADOWFT_STORE_URI and SHADOWFT_STORE_ENDPOINT override the store that params.yaml or a recipe names (params.located).
 """
@@ -34,6 +34,7 @@ from shadowft_core.store.manifest import (
     read_manifest,
 )
 from shadowft_core.store.promises import require_probe, run_probe
+from shadowft_core.store.records import read_record, write_record
 from shadowft_core.store.turns import commit, last_sweep
 from shadowft_core.store.upkeep import Bad, Listed, Scrub, listing, scrub
 
@@ -46,10 +47,12 @@ __all__ = [
     "fetch_delta",
     "gc",
     "holds",
+    "keep_record",
     "ls",
     "opened",
     "probe",
     "publish",
+    "record",
     "verify",
 ]
 
@@ -120,6 +123,22 @@ def holds(digest: str, store: Store) -> bool:
     return opened(store).head(claim_key(digest)) is not None
 
 
+def keep_record(raw: bytes, store: Store) -> str:
+    """Keep a recipe or a verdict by content; returns its digest. May be repeated and raced, replaces nothing.
+
+    Raises StoreConflict when other bytes lie in its place, StoreError when it is too large, StoreUnreachable.
+    """
+    return write_record(opened(store), raw)
+
+
+def record(digest: str, store: Store) -> bytes | None:
+    """The record with this digest, verified; None when the store has none.
+
+    Raises StoreCorrupt when other bytes lie in its place, StoreError for what is no digest, StoreUnreachable.
+    """
+    return read_record(opened(store), digest)
+
+
 def fetch_delta(digest: str, store: Store, out_dir: Path, check: Check | None = None) -> None:
     """Make `out_dir` the delta folder of this digest; every byte is verified, the folder is complete or absent.
 
@@ -146,7 +165,7 @@ def fetch_delta(digest: str, store: Store, out_dir: Path, check: Check | None = 
 
 
 def verify(store: Store, digests: Sequence[str] = (), state: Path | None = None) -> Scrub:
-    """Read every object of the given deltas, of all when none is given, and compare it with its digest.
+    """Read every object of the given deltas and records, of all when none is given, and compare it with its digest.
 
     Damaged and missing objects are returned, not raised. An interrupted run goes on where it was: `state` is the file
     that knows, `var/verify-<store>.txt` by default. Raises StoreUnreachable.

@@ -22,7 +22,7 @@ LARGEST_CHUNK = 256 << 20  # bytes
 LARGEST_MANIFEST = 16 << 20
 LARGEST_CLAIM = 4096
 
-_DIGEST = r"^sha256:[0-9a-f]{64}$"
+DIGEST = r"^sha256:[0-9a-f]{64}$"
 _FILE = re.compile(r"delta\.json|[A-Za-z0-9][A-Za-z0-9._-]{0,199}\.safetensors")
 
 
@@ -38,7 +38,7 @@ class File(Strict):
 
     @model_validator(mode="after")
     def _chunks_make_the_file(self) -> "File":
-        if not all(re.match(_DIGEST, digest) and 0 < size <= LARGEST_CHUNK for digest, size in self.chunks):
+        if not all(re.match(DIGEST, digest) and 0 < size <= LARGEST_CHUNK for digest, size in self.chunks):
             raise ValueError(f"a chunk has no sha256 digest or not between 1 and {LARGEST_CHUNK} bytes")
         if sum(size for _, size in self.chunks) != self.bytes:
             raise ValueError(f"chunks of {sum(size for _, size in self.chunks)} bytes for a file of {self.bytes}")
@@ -49,7 +49,7 @@ class Manifest(Strict):
     """All files of a delta. delta.json is a single chunk, so that its digest is that of the delta."""
 
     format: int = Field(ge=FORMAT, le=FORMAT)
-    delta: str = Field(pattern=_DIGEST)
+    delta: str = Field(pattern=DIGEST)
     files: dict[str, File] = Field(min_length=2, max_length=10_000)
 
     @model_validator(mode="after")
@@ -75,8 +75,8 @@ class Claim(Strict):
     """The commit: this delta is complete, and this is its manifest."""
 
     format: int = Field(ge=1, le=1)
-    delta: str = Field(pattern=_DIGEST)
-    manifest: str = Field(pattern=_DIGEST)
+    delta: str = Field(pattern=DIGEST)
+    manifest: str = Field(pattern=DIGEST)
     manifest_bytes: int = Field(gt=0, le=LARGEST_MANIFEST)
 
 
@@ -91,7 +91,7 @@ def object_key(digest: str) -> str:
 
 def claim_key(digest: str) -> str:
     """Raises StoreError for what is no delta digest."""
-    if not re.match(_DIGEST, digest):
+    if not re.match(DIGEST, digest):
         raise StoreError(f"{digest[:80]!r} is no delta digest; sha256: and 64 hex digits are wanted")
     return f"{DELTAS}/{digest.removeprefix('sha256:')}"
 
@@ -100,7 +100,7 @@ def claimed(objects: Objects) -> Iterator[tuple[str, float]]:
     """Digest of every delta that has a claim, and the POSIX time of the claim; sorted. StoreCorrupt for an odd key."""
     for entry in objects.entries(DELTAS):
         digest = "sha256:" + entry.key.removeprefix(f"{DELTAS}/")
-        if not re.match(_DIGEST, digest):
+        if not re.match(DIGEST, digest):
             raise StoreCorrupt(
                 f"{objects.location}: {entry.key} is no claim; move it away, it was not written by publish"
             )

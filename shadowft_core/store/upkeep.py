@@ -21,6 +21,7 @@ from shadowft_core.store.manifest import (
     read_claim,
     read_manifest,
 )
+from shadowft_core.store.records import read_record, record_key, recorded
 
 
 class _Nowhere:
@@ -38,7 +39,7 @@ class _Nowhere:
 
 @dataclass(frozen=True)
 class Bad:
-    """An object that is damaged or missing, what is wrong with it, and the deltas that need it."""
+    """An object that is damaged or missing, what is wrong with it, and the deltas that need it; none for a record."""
 
     key: str
     problem: str
@@ -47,10 +48,11 @@ class Bad:
 
 @dataclass(frozen=True)
 class Scrub:
-    """What `verify` found: deltas, their objects, the bytes of their chunks, how many chunks an interrupted run had
-    found good, and the bad objects."""
+    """What `verify` found: deltas, records (recipes and verdicts), the objects of both, the bytes of chunks and
+    records, how many chunks an interrupted run had found good, and the bad objects."""
 
     deltas: int
+    records: int
     objects: int
     bytes: int
     resumed: int
@@ -58,12 +60,17 @@ class Scrub:
 
 
 def scrub(objects: Objects, digests: list[str], state: Path) -> Scrub:
-    """Read every object of these deltas, of all when empty, and compare it with its digest.
+    """Read every object of these deltas and records, of all when empty, and compare it with its digest.
 
     `state` is a text file of the objects found good, so that an interrupted scrub goes on where it was; it is removed
     when the scrub ends. Raises StoreUnreachable; damage is returned.
     """
-    wanted = digests or [digest for digest, _ in claimed(objects)]
+    records = dict(recorded(objects))
+    if digests:
+        records = {digest: size for digest, size in records.items() if digest in digests}
+        wanted = [digest for digest in digests if digest not in records]
+    else:
+        wanted = [digest for digest, _ in claimed(objects)]
     sizes: dict[str, tuple[str, int]] = {}
     needs: dict[str, list[str]] = defaultdict(list)
     problems: dict[str, str] = {}
@@ -105,9 +112,25 @@ def scrub(objects: Objects, digests: list[str], state: Path) -> Scrub:
                 done.add(key)
             else:
                 problems[key] = problem
-    bad = tuple(Bad(key, problem, tuple(needs[key])) for key, problem in sorted(problems.items()))
+    for digest, problem in each(lambda digest: (digest, _problem_of(objects, digest)), ((one,) for one in records)):
+        if problem is not None:
+            problems[record_key(digest)] = problem
+    bad = tuple(Bad(key, problem, tuple(needs.get(key, ()))) for key, problem in sorted(problems.items()))
     state.unlink(missing_ok=True)
-    return Scrub(len(wanted), len(needs), sum(size for _, size in sizes.values()), resumed, bad)
+    total = sum(size for _, size in sizes.values()) + sum(records.values())
+    return Scrub(len(wanted), len(records), len(needs) + len(records), total, resumed, bad)
+
+
+def _problem_of(objects: Objects, digest: str) -> str | None:
+    """What is wrong with a record that was listed; None when it is what its digest says."""
+    try:
+        if read_record(objects, digest) is not None:
+            return None
+    except StoreUnreachable:
+        raise
+    except StoreError as error:
+        return str(error)
+    return f"{objects.location}: {record_key(digest)} is missing; register the run that made it again"
 
 
 class _Done:

@@ -7,12 +7,13 @@ cannot settle makes the decision `undecided`.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from shadowft_core.checkpoint import write_json_atomically
 from shadowft_core.errors import EvaluationError
@@ -87,7 +88,7 @@ def judge(arms: Mapping[str, Arm], params: Verdict) -> dict[str, Any]:
 
 def superiority(arms: Mapping[str, Arm], params: Verdict) -> list[Claim]:
     """The candidate against the Instruct and, when present, both direct arms, on the domain."""
-    rivals = [name for name in arms if name == "instruct" or name.startswith("direct")]
+    rivals = _rivals(arms)
     tasks = arms[CANDIDATE].tasks("domain")
     compared = [_Comparison(arms, rival, tasks, params) for rival in rivals]
     p_values = [p_greater(c.differences, params.resamples, params.seed) for c in compared]
@@ -142,6 +143,33 @@ def decide(claims: Sequence[Claim]) -> Decision:
     if outcomes & {"worse", "tie", "harmed"}:
         return "hold"
     return "undecided" if "too few items" in outcomes else "promote"
+
+
+def decision_of(found: Mapping[str, Any]) -> Decision:
+    """The decision that the claims of a verdict.json make, whatever the file says it is.
+
+    Raises EvaluationError when its claims are malformed, or none compares the candidate with a rival it was judged by.
+    """
+    try:
+        claims = TypeAdapter(list[Claim]).validate_python(found["claims"])
+        rivals = _rivals(arm_names(["shadow", "direct"] if found["direct_control"] else ["shadow"]))
+    except (KeyError, TypeError, ValidationError) as error:
+        problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else f"{error} is missing"
+        raise EvaluationError(
+            f"the verdict's claims cannot be read ({problem}); run `shadowft verdict` again"
+        ) from None
+    compared = {claim.against for claim in claims if claim.claim == "superiority" and claim.arm == CANDIDATE}
+    if lacking := [name for name in rivals if name not in compared]:
+        raise EvaluationError(
+            f"the verdict compares {CANDIDATE} with {sorted(compared) or 'nothing'}, not with {lacking[0]}; run "
+            "`shadowft verdict` again"
+        )
+    return decide(claims)
+
+
+def _rivals(arms: Iterable[str]) -> list[str]:
+    """The arms that the candidate must beat on the domain."""
+    return [name for name in arms if name == "instruct" or name.startswith("direct")]
 
 
 class _Comparison:

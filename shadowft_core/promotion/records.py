@@ -1,0 +1,67 @@
+"""What a version is believed by: recipe and verdict as the store keeps them. MLflow's copies are for people.
+
+The tag `shadowft.recipe` says which recipe a version claims to be. That recipe is read from the store by its digest, it
+names its verdict by digest, and every copy and tag that MLflow has must say the same. Who may write to MLflow alone can
+then point at another run's whole record, never change one.
+"""
+
+import json
+from typing import Any
+
+import shadowft_core.store as stores
+from shadowft_core.errors import EvaluationError, RegistryError
+from shadowft_core.params import Store
+from shadowft_core.registry import copies
+from shadowft_core.registry.rebuild import parse_recipe
+
+
+def recipe_of(store: Store, version: Any) -> dict[str, Any]:
+    """The recipe of a version, from the store. Raises RegistryError when it is not there or MLflow differs."""
+    digest = version.tags.get("shadowft.recipe", "")
+    raw = _record(store, version, "recipe", digest)
+    recipe = parse_recipe(raw, f"store {store.uri}: recipe {digest}")
+    copies.require_tags(version, recipe)
+    copies.recipe_of(version, digest)
+    return recipe
+
+
+def judgement_of(store: Store, version: Any) -> tuple[dict[str, Any], str, str]:
+    """Recipe of a version, the decision that the claims of its verdict make, and the verdict's reasons as one line.
+
+    Raises RegistryError when a record is not in the store, when MLflow's copy or tag differs, when the verdict is of
+    another model, or says another decision than its claims make; store errors.
+    """
+    from shadowft_core.verdict import decision_of
+
+    recipe = recipe_of(store, version)
+    digest = recipe["verdict"]["digest"]
+    verdict = json.loads(_record(store, version, "verdict", digest))
+    copies.require_copy(version, "verdict.json", digest)
+    where = f"{version.name} version {version.version}"
+    if verdict.get("recipe_digest") != recipe["digest"]:
+        raise RegistryError(
+            f"{where}: its verdict judged {verdict.get('recipe_digest')}, its recipe makes {recipe['digest']}; "
+            "register the run again"
+        )
+    try:
+        decision = decision_of(verdict)
+    except EvaluationError as error:
+        raise RegistryError(f"{where}: {error}, then register") from None
+    for what, said in (("verdict", verdict.get("decision")), ("recipe", recipe["verdict"].get("decision"))):
+        if said != decision:
+            raise RegistryError(
+                f"{where}: its {what} says {said}, the claims of its verdict make it {decision}; run `shadowft "
+                "verdict` again, then register"
+            )
+    return recipe, decision, "; ".join(map(str, verdict.get("reasons", [])))
+
+
+def _record(store: Store, version: Any, what: str, digest: str) -> bytes:
+    found = stores.record(digest, store) if digest else None
+    if found is None:
+        raise RegistryError(
+            f"{version.name} version {version.version}: its {what} {digest or '(no tag names one)'} is not in store "
+            f"{store.uri}: registered before the store kept it, changed in MLflow, or registered with another store; "
+            "run `shadowft register` for that run again, or name its store with SHADOWFT_STORE_URI"
+        )
+    return found

@@ -1,0 +1,75 @@
+"""What MLflow keeps of a recipe and its verdict: copies for people, held against the digests that they must have."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from shadowft_core.checkpoint import bytes_digest
+from shadowft_core.errors import RegistryError
+from shadowft_core.registry.rebuild import parse_recipe
+from shadowft_core.registry.registration import tags_of
+from shadowft_core.registry.tracking import create, one_line
+
+_REMEDY = "the registry was changed; delete this version there and register its run again"
+
+
+def recipe_of(version: Any, digest: str) -> dict[str, Any]:
+    """The copy of a version's recipe. Raises RegistryError unless it has this digest."""
+    return _recipe(f"{version.name} version {version.version}", f"models:/{version.name}/{version.version}", digest)
+
+
+def require_copy(version: Any, name: str, digest: str) -> None:
+    """Raises RegistryError unless the file `name` of the version's run has this digest."""
+    where = f"{version.name} version {version.version}"
+    _copy(where, name, digest, run_id=version.run_id, artifact_path=name)
+
+
+def require_tags(version: Any, recipe: dict[str, Any]) -> None:
+    """Raises RegistryError when a tag of the version is not the one that its recipe makes."""
+    where = f"{version.name} version {version.version}"
+    for name, expected in tags_of(recipe).items():
+        if (found := version.tags.get(name)) != expected:
+            raise RegistryError(f"{where}: its tag {name} is {found}, its recipe makes it {expected}; {_REMEDY}")
+
+
+def version_again(client: Any, name: str, source: str, run_id: str, recipe: str) -> Any:
+    """A new version of a recipe whose version was deleted: same run, same files, same tags.
+
+    Raises RegistryError when run or recipe are gone, or are not those of the recipe with this digest.
+    """
+    from mlflow.exceptions import MlflowException
+
+    other = "roll back to another version with `shadowft rollback --to VERSION`"
+    try:
+        tags = {key: value for key, value in client.get_run(run_id).data.tags.items() if key.startswith("shadowft.")}
+        if (found := tags.get("shadowft.recipe")) != recipe:
+            raise RegistryError(f"{name}: run {run_id} carries recipe {found}, the ledger has {recipe}; {other}")
+        model = client.get_logged_model(source.removeprefix("models:/")).artifact_location
+        tags |= tags_of(_recipe(f"{name}: run {run_id}", model, recipe))
+        return create(client, name, source, run_id, tags)
+    except MlflowException as error:
+        raise RegistryError(
+            f"{name}: run {run_id} or its recipe is gone from the registry ({one_line(error)}); {other}"
+        ) from None
+
+
+def _recipe(where: str, model: str, digest: str) -> dict[str, Any]:
+    raw = _copy(where, "recipe.json", digest, artifact_uri=f"{model}/artifacts/recipe.json")
+    return parse_recipe(raw, f"{where}: recipe.json")
+
+
+def _copy(where: str, name: str, digest: str, **place: str) -> bytes:
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            raw = Path(mlflow.artifacts.download_artifacts(**place, dst_path=folder)).read_bytes()
+        except (OSError, MlflowException) as error:
+            raise RegistryError(
+                f"{where}: its {name} cannot be read ({one_line(error)}); check that the registry runs. If it was "
+                "removed there, delete this version and register its run again"
+            ) from None
+    if (found := bytes_digest(raw)) != digest:
+        raise RegistryError(f"{where}: its {name} is {found}, registered was {digest}; {_REMEDY}")
+    return raw

@@ -1,0 +1,172 @@
+"""A run that is registered again: nothing that an alias or the ledger names is lost, no attempt is left open."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from infra.mlflow_server import MLflowServer
+from shadowft_core import promotion
+from shadowft_core import registry as room
+from shadowft_core.errors import RegistrationPending
+from shadowft_core.params import Registry
+from shadowft_core.registry import tracking
+from shadowft_core.registry.evidence import Evidence
+from tests.faults.servers import mlflow_on_postgresql, why_no_postgresql
+from tests.fixtures.runs import ROOT, Run
+
+
+@pytest.fixture(scope="module")
+def sqlite_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MLflowServer]:
+    found = MLflowServer(tmp_path_factory.mktemp("sqlite"))
+    found.start()
+    yield found
+    found.kill()
+
+
+@pytest.fixture(scope="module")
+def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MLflowServer]:
+    if (reason := why_no_postgresql()) is not None:
+        pytest.skip(reason)
+    with mlflow_on_postgresql(tmp_path_factory.mktemp("postgresql")) as running:
+        yield running
+
+
+SERVERS = [pytest.param(f"{name}_server", marks=pytest.mark.faults) for name in ("sqlite", "postgresql")]
+
+
+@pytest.fixture(params=["file", *SERVERS])
+def somewhere(request: pytest.FixtureRequest, run: Run) -> Run:
+    """A run that registers with a database file, with a server over SQLite, with a server over PostgreSQL."""
+    if request.param != "file":
+        uri = request.getfixturevalue(request.param).uri
+        registry = Registry(name=run.params.registry.name, tracking_uri=uri)
+        run.params = run.params.model_copy(update={"registry": registry})
+    return run
+
+
+def client_of(run: Run) -> Any:
+    import mlflow
+
+    uri = run.params.registry.tracking_uri
+    mlflow.set_tracking_uri(uri)
+    return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def statuses(run: Run) -> dict[str, str]:
+    client = client_of(run)
+    experiment = client.get_experiment_by_name(run.params.registry.name)
+    return {one.info.run_id: one.info.status for one in client.search_runs([experiment.experiment_id])}
+
+
+def twin(run: Run, first: room.Version) -> int:
+    """A second version of the same key, with a run of its own, as two writers at one moment make it."""
+    registration = Evidence(run.params, run.work, run.lock, ROOT / "params.yaml").registration(None)
+    with tracking.connected(run.params.registry) as client:
+        run_id = tracking.log(client, run.params.registry, registration)
+        rows = client.search_model_versions(f"run_id = '{run_id}'")
+    assert registration.key == client.get_model_version(first.name, str(first.number)).tags["shadowft.key"]
+    return int(rows[0].version)
+
+
+@pytest.mark.parametrize("champion", [1, 2])
+def test_of_two_versions_of_one_run_both_stay_and_champion_resolves(somewhere: Run, champion: int) -> None:
+    run, registry, store = somewhere, somewhere.params.registry, somewhere.params.store
+    first = run.register()
+    name = first.name
+    assert twin(run, first) == 2
+    entry = promotion.promote(registry, store, str(champion)).entry
+    before = statuses(run)
+    assert len(before) == 2
+    for _ in range(2):
+        again = run.register()
+        assert (again.number, again.run_id, again.new) == (1, first.run_id, False)
+    client = client_of(run)
+    assert statuses(run) == before == dict.fromkeys(before, "FINISHED")
+    rows = client.search_model_versions(f"name = '{name}'")
+    marks = {int(row.version): row.tags.get("shadowft.duplicate_of") for row in rows}
+    assert marks == {1: None, 2: "1"}
+    assert int(client.get_model_version_by_alias(name, "champion").version) == champion
+    assert int(client.get_model_version_by_alias(name, "challenger").version) == 1
+    assert promotion.recipe_named(f"models:/{name}@champion", registry, store)["digest"] == entry.model
+    assert promotion.reconcile(registry, store) == promotion.Repair(name, champion, ())
+
+    client.delete_model_version(name, "1")  # by a person: the next one takes its place
+    assert run.register().number == 2
+    assert "shadowft.duplicate_of" not in client.get_model_version(name, "2").tags
+    assert promotion.reconcile(registry, store).number == 2
+
+
+def test_a_version_registered_again_by_reconcile_is_no_duplicate(run: Run, client: Any) -> None:
+    registry, store = run.params.registry, run.params.store
+    name = run.register().name
+    promotion.promote(registry, store)
+    client.delete_model_version(name, "1")
+    assert promotion.reconcile(registry, store).number == 2
+    assert run.register().number == 2
+    aliases = client.get_registered_model(name).aliases
+    assert {alias: int(number) for alias, number in aliases.items()} == {"champion": 2, "challenger": 2}
+
+
+def killed(run: Run) -> None:
+    """An attempt whose process dies when the artifacts are sent."""
+    code = f"""
+import os, signal
+from pathlib import Path
+import mlflow
+from shadowft_core.params import Params
+from shadowft_core.registry import tracking
+from shadowft_core.registry.evidence import Evidence
+mlflow.log_artifacts = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+params = Params.model_validate_json({run.params.model_dump_json()!r})
+work, lock = Path({str(run.work)!r}), Path({str(run.lock)!r})
+registration = Evidence(params, work, lock, Path("params.yaml")).registration(None)
+with tracking.connected(params.registry) as client:
+    tracking.log(client, params.registry, registration)
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == -signal.SIGKILL
+
+
+def failed(run: Run) -> None:
+    """An attempt that MLflow refuses half-way, and that waits."""
+    from mlflow.exceptions import MlflowException
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise MlflowException("the artifact store is full")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mlflow.pyfunc.log_model", refused)
+        with pytest.raises(RegistrationPending, match="the artifact store is full"):
+            run.register()
+
+
+@pytest.mark.parametrize("attempts", [[killed], [failed], [failed, killed, failed]], ids=["killed", "failed", "both"])
+def test_an_attempt_that_was_repeated_leaves_no_run_open(somewhere: Run, attempts: list[Callable[[Run], None]]) -> None:
+    run = somewhere
+    for attempt in attempts:
+        attempt(run)
+    left = statuses(run)
+    assert len(left) == len(attempts)
+    assert set(left.values()) <= {"RUNNING", "FAILED"}
+    version = run.register()
+    assert version.number == 1
+    assert statuses(run) == dict.fromkeys(left, "KILLED") | {version.run_id: "FINISHED"}
+    client = client_of(run)
+    for run_id in left:
+        assert client.get_run(run_id).data.tags["shadowft.superseded_by"] == version.run_id
+    killed(run)  # beside a version that stands, as by a second worker
+    assert "RUNNING" in statuses(run).values()
+    assert run.register() == room.Version(version.name, 1, version.run_id, "promote", new=False)
+    assert set(statuses(run).values()) == {"KILLED", "FINISHED"}
+
+
+def test_only_attempts_of_the_same_registration_are_closed(run: Run, client: Any) -> None:
+    version = run.register()
+    experiment = client.get_run(version.run_id).info.experiment_id
+    others = [client.create_run(experiment, tags=tags).info.run_id for tags in ({}, {"shadowft.key": "sha256:other"})]
+    client.set_terminated(version.run_id, "KILLED")  # somebody took the run of a version for a dead attempt
+    run.register()
+    assert statuses(run) == dict.fromkeys(others, "RUNNING") | {version.run_id: "FINISHED"}

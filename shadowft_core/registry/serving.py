@@ -36,6 +36,7 @@ PACKAGES = (
     "pydantic",
     "pyyaml",
     "requests",
+    "scipy",
     "sqlalchemy",
     "tokenizers",
     "torch",

@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -15,6 +16,7 @@ from shadowft_core import promotion as room
 from shadowft_core import store as stores
 from shadowft_core.errors import InputError, LedgerError, PromotionRefused, RegistryError, StoreError
 from shadowft_core.params import Store
+from shadowft_core.registry import tracking
 from tests.fixtures.runs import Released, Run
 
 ROOT = Path(__file__).parent.parent
@@ -44,6 +46,36 @@ def test_champion_moves_only_on_a_positive_verdict_or_with_a_reason(released: Re
     assert room.history(store, released.name).entries == [first.entry, third.entry]
 
 
+def test_a_needless_override_is_none(released: Released) -> None:
+    entry = room.promote(released.registry, released.store, "1", override="to be sure").entry
+    assert (entry.override, entry.reason, entry.decision) == (False, "better than the Instruct", "promote")
+
+
+def test_who_saw_an_older_ledger_moves_nothing(released: Released) -> None:
+    registry, store = released.registry, released.store
+    first = room.promote(registry, store, "1", after=0).entry
+    for stale in (0, 7):
+        with pytest.raises(LedgerError, match=r"won with entry 1 \(promote, version 1.*nothing was moved"):
+            room.promote(registry, store, "2", after=stale)
+    assert room.history(store, registry.name).entries == [first]
+    assert released.champion() == 1
+    assert room.promote(registry, store, "2", after=1).number == 2
+
+
+def test_the_alias_is_looked_at_again(released: Released, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another hand sets it at the very moment: the promoter that goes last brings it back to the ledger."""
+    real, other = tracking.point, ["3"]
+
+    def point(client: Any, name: str, alias: str, number: int) -> None:
+        real(client, name, alias, number)
+        if other:
+            client.set_registered_model_alias(name, alias, other.pop())
+
+    monkeypatch.setattr(tracking, "point", point)
+    room.promote(released.registry, released.store, "1")
+    assert (released.champion(), other) == (1, [])
+
+
 def test_a_version_whose_delta_is_gone_is_not_promoted(released: Released, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHADOWFT_STORE_URI", released.store.uri)
     next(Path(released.store.uri, "deltas").iterdir()).unlink()
@@ -51,6 +83,19 @@ def test_a_version_whose_delta_is_gone_is_not_promoted(released: Released, monke
         room.promote(released.registry, released.store, "1")
     assert released.champion() is None
     assert room.history(released.store, released.name).entries == []
+
+
+def test_nobody_rolls_back_to_a_version_whose_delta_is_gone(
+    released: Released, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHADOWFT_STORE_URI", released.store.uri)
+    for version in ("1", "2"):
+        room.promote(released.registry, released.store, version)
+    next(Path(released.store.uri, "deltas").iterdir()).unlink()
+    with pytest.raises(StoreError, match="is not there, so nobody could rebuild it"):
+        room.rollback(released.registry, released.store)
+    assert released.champion() == 2
+    assert len(room.history(released.store, released.name).entries) == 2
 
 
 def test_of_eight_promoters_one_wins_and_the_others_are_told_who(released: Released) -> None:

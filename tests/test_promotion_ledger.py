@@ -6,12 +6,14 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from shadowft_core import promotion as room
 from shadowft_core.checkpoint import canonical_json
-from shadowft_core.errors import InputError, LedgerError
+from shadowft_core.errors import InputError, LedgerError, StoreUnreachable
+from shadowft_core.objects.folder import FolderObjects
 from shadowft_core.promotion.ledger import Entry, Ledger
 from tests.fixtures.runs import Released
 
@@ -132,8 +134,66 @@ def test_a_writer_that_lost_leaves_the_history_whole(released: Released, chain: 
     assert len(list(Path(released.store.uri, "ledger", released.name, "entries").iterdir())) == 6
 
 
+def test_an_entry_of_another_model_is_found(released: Released, chain: list[Entry]) -> None:
+    """Its digest is right and its number too: only the name tells."""
+    foreign = chain[3].model_copy(update={"name": "another-model"})
+    folder = Path(released.store.uri) / "ledger" / released.name
+    (folder / "entries" / foreign.digest.removeprefix("sha256:")).write_bytes(foreign.raw)
+    head = json.loads((folder / "head").read_bytes()) | {"entry": foreign.digest}
+    (folder / "head").write_bytes(canonical_json(head))
+    with pytest.raises(LedgerError, match="belongs to 'another-model'; restore the one of"):
+        room.history(released.store, released.name)
+
+
+def test_history_beside_promotions_finds_the_chain_whole(
+    released: Released, chain: list[Entry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two promotions take place after its first look, whichever that is: neither is taken for a head moved back."""
+    waiting = ["1", "2"]
+
+    def beside(method: str) -> None:
+        real = getattr(FolderObjects, method)
+
+        def looked(self: FolderObjects, *arguments: Any) -> Any:
+            found = list(real(self, *arguments)) if method == "list" else real(self, *arguments)
+            todo, waiting[:] = waiting[:], []
+            for version in todo:
+                room.promote(released.registry, released.store, version)
+            return found
+
+        monkeypatch.setattr(FolderObjects, method, looked)
+
+    beside("list")
+    beside("read")
+    found = room.history(released.store, released.name)
+    assert waiting == []
+    assert [entry.number for entry in found.entries] == [1, 2, 3, 4, 5, 6]
+    assert found.dangling == []
+
+
+def test_a_lost_reply_at_the_swap_names_the_way_on(released: Released, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry, store = released.registry, released.store
+    room.promote(registry, store, "1")
+    real = FolderObjects.swap
+
+    def lost(self: FolderObjects, *arguments: Any) -> str:
+        real(self, *arguments)
+        raise StoreUnreachable("no answer in 12 s")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderObjects, "swap", lost)
+        with pytest.raises(
+            LedgerError,
+            match=rf"not known whether entry 2 was written \(no answer in 12 s\); .*history {released.name}`, then",
+        ):
+            room.promote(registry, store, "2")
+    assert released.champion() == 1
+    assert room.reconcile(registry, store).number == released.champion() == 2
+
+
 def test_who_was_champion_at_a_time(released: Released, chain: list[Entry]) -> None:
     now = datetime.now(UTC)
+    assert room.who_was(released.store, released.name, datetime.fromisoformat(chain[-1].when)) == chain[-1]
     assert room.who_was(released.store, released.name, now + timedelta(minutes=1)) == chain[-1]
     with pytest.raises(LedgerError, match=r"had no champion at .* the first was made champion at"):
         room.who_was(released.store, released.name, now - timedelta(days=1))

@@ -41,6 +41,10 @@ class Forger:
     def tag(self, **tags: str) -> None:
         for tag, value in tags.items():
             self.client.set_model_version_tag(self.name, "1", f"shadowft.{tag}", value)
+        self.tag_run(**tags)
+
+    def tag_run(self, **tags: str) -> None:
+        for tag, value in tags.items():
             self.client.set_tag(self.version.run_id, f"shadowft.{tag}", value)
 
     def recipe(self, changes: Mapping[str, Any] = {}) -> dict[str, Any]:
@@ -80,6 +84,7 @@ FORGERIES: dict[str, tuple[Callable[[Forger], Any], str]] = {
     ),
     "recipe with a store of the forger's": (Forger.other_store, "its recipe sha256:.* is not in store"),
     "all of it, every digest right": (Forger.everything, "its recipe sha256:.* is not in store"),
+    "decision of the run": (lambda f: f.tag_run(decision="promote"), "its run's tag shadowft.decision is promote"),
     "verdict removed": (lambda f: f.remove("_verdict"), r"its verdict\.json cannot be read"),
     "recipe removed": (lambda f: f.remove("_recipe"), r"its recipe\.json cannot be read"),
 } | {f"tag {tag}": (lambda f, tag=tag: f.tag(**{tag: "sha256:" + "0" * 64}), ".*") for tag in MADE}
@@ -98,7 +103,7 @@ def test_what_is_forged_in_mlflow_promotes_nothing(run: Run, client: Any, tmp_pa
         assert "\n" not in str(refused.value)
     assert "champion" not in client.get_registered_model(name).aliases
     assert room.history(store, name) == room.Chain(room.history(store, name).tip, [], [])
-    if "recipe" in forgery or "tag" in forgery:
+    if "recipe" in forgery or "tag" in forgery:  # what a model is rebuilt by
         with pytest.raises(RegistryError, match=message):
             run.materialize(f"models:/{name}/1", tmp_path / "model")
         assert not (tmp_path / "model").exists()

@@ -186,6 +186,12 @@ def _twice(manifest: dict[str, Any]) -> bytes:
         (lambda m: m["files"].update({"evil.py": m["files"].pop("delta.safetensors")}), "is not delta.json"),
         (lambda m: m["files"]["delta.safetensors"].update(bytes=10**15), "chunks of 160"),
         (lambda m: m["files"]["delta.safetensors"]["chunks"][0].__setitem__(1, -5), "between 1 and"),
+        (
+            lambda m: m["files"].update(
+                {"delta.safetensors": {"bytes": 2**28 + 1, "chunks": [["sha256:" + "1" * 64, 2**28 + 1]]}}
+            ),
+            "between 1 and 268435456 bytes",
+        ),
         (lambda m: m["files"]["delta.safetensors"]["chunks"][0].__setitem__(0, "sha256:../../x"), "between 1 and"),
         (lambda m: m["files"]["delta.json"]["chunks"][0].__setitem__(0, "sha256:" + "0" * 64), "not the one of this"),
         (lambda m: m["files"].update({"delta.json": m["files"]["delta.safetensors"]}), "not the one of this delta"),
@@ -211,6 +217,18 @@ def test_a_crafted_manifest_is_refused_before_anything_is_written(
     with pytest.raises(StoreCorrupt, match=message):
         room.fetch_delta(digest, folder_store, tmp_path / "out")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_claim_of_another_delta_is_refused(store: Store, delta: Path, tmp_path: Path) -> None:
+    digest = room.publish(delta, store)
+    other = room.publish(make_delta(tmp_path / "other", seed=8), store)
+    found = opened(store).read(f"deltas/{other[7:]}", 4096)
+    assert found is not None
+    replace(store, f"deltas/{digest[7:]}", found[0])
+    with pytest.raises(StoreCorrupt, match=f"deltas/{digest[7:]} leads to {other}, expected {digest}"):
+        room.fetch_delta(digest, store, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert {row.digest: bool(row.problem) for row in room.ls(store)} == {digest: True, other: False}
 
 
 def test_a_folder_that_is_no_delta_is_not_published(folder_store: Store, delta: Path, tmp_path: Path) -> None:

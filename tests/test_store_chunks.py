@@ -1,6 +1,7 @@
 """What travels: where files are cut, what is sent again, how much memory it takes."""
 
 import math
+import os
 import random
 import re
 import subprocess
@@ -48,6 +49,9 @@ def test_cuts_cover_the_file_once_and_every_larger_tensor_starts_one(tmp_path: P
     for info in read_header(path)[1].values():
         if info.nbytes > chunks.SMALL:
             assert {info.offset, info.offset + info.nbytes} <= starts
+        elif info.nbytes <= largest:
+            last = info.offset + info.nbytes
+            assert not [s for s in starts if info.offset < s < last], "a small tensor is never cut"
     assert len(header) in starts
     groups = [size for size in sizes if 4 * size > chunks.SMALL]
     if not groups and largest > 4 * sum(sizes):
@@ -191,6 +195,10 @@ def test_a_file_that_changes_meanwhile_is_not_published(
     with pytest.raises(DeltaError, match=r"delta\.json changed while it was published"):
         room.publish(delta, folder_store)
     assert list(objects.list("deltas")) == []
+    os.truncate(delta / "dense.safetensors", 70_000)
+    for act in (pieces[-1].read, lambda: chunks.send(pieces, objects, progress)):
+        with pytest.raises(DeltaError, match=r"dense\.safetensors: 70000 bytes now; it changed while it was published"):
+            act()
 
 
 def test_a_delta_that_does_not_fit_the_disk_is_refused_before_a_byte_comes(

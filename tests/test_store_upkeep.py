@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from shadowft_core import store as room
 from shadowft_core.checkpoint import bytes_digest
 from shadowft_core.cli import app
-from shadowft_core.errors import StoreCorrupt, StoreUnreachable
+from shadowft_core.errors import StoreConflict, StoreCorrupt, StoreError, StoreUnreachable
 from shadowft_core.objects import Objects
 from shadowft_core.objects.folder import FolderObjects
 from shadowft_core.params import Store
@@ -101,6 +101,41 @@ def test_verify_names_every_bad_object_and_who_needs_it(
     damage(objects, f"deltas/{two[0][7:]}")
     assert f"deltas/{two[0][7:]}" in {bad.key for bad in room.verify(store).bad}
     assert list((tmp_path / "var").iterdir()) == [], "a scrub that ended leaves no state"
+
+
+def test_records_are_read_again_by_verify_and_never_removed(
+    store: Store, two: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    objects = room.opened(store)
+    texts = [b'{"decision":"hold"}', b'{"format":1}']
+    recipe, verdict = digests = [room.keep_record(text, store) for text in texts]
+    assert digests == [bytes_digest(text) for text in texts] == [room.keep_record(text, store) for text in texts]
+    assert [room.record(digest, store) for digest in digests] == texts
+    assert room.record("sha256:" + "0" * 64, store) is None
+    unpublish(objects, two[0])
+    assert room.gc(store, 0).removed > 0
+    assert [room.record(digest, store) for digest in digests] == texts, "no claim names them, yet a registry may"
+    before = room.verify(store)
+    assert (before.deltas, before.records, before.bad) == (1, 2, ())
+
+    damage(objects, f"records/{verdict[7:]}")
+    (bad,) = room.verify(store).bad
+    assert (bad.key, bad.deltas) == (f"records/{verdict[7:]}", ())
+    assert "is damaged: it is sha256:" in bad.problem
+    named = room.verify(store, [recipe, two[1]])
+    assert (named.deltas, named.records, named.bad) == (1, 1, ())
+    assert [one.key for one in room.verify(store, [verdict]).bad] == [f"records/{verdict[7:]}"]
+    with pytest.raises(StoreCorrupt, match="is damaged: it is sha256:"):
+        room.record(verdict, store)
+    with pytest.raises(StoreConflict, match="nothing was overwritten"):
+        room.keep_record(texts[1], store)
+    with pytest.raises(StoreError, match="at most 16777216 are allowed"):
+        room.keep_record(b"x" * (16 << 20) + b"x", store)
+    done = CliRunner().invoke(app, ["store", "verify", "--uri", store.uri, "--endpoint", store.endpoint or ""])
+    assert isinstance(done.exception, StoreCorrupt)
+    assert f"records/{verdict[7:]} is damaged" in done.stdout
+    assert "objects of 1 deltas and 2 records are good" in done.stdout
 
 
 def test_verify_goes_on_after_an_interruption(

@@ -85,7 +85,7 @@ def promote(
         if is_champion(version):
             version = str(agreed(client, ledger).version)
         found = tracking.find(client, registry.name, version)
-        recipe, decision, reasons = records.judgement_of(store, found)
+        recipe, decision, reasons = records.judgement_of(client, store, found)
         if decision != "promote" and override is None:
             raise PromotionRefused(
                 f"{registry.name} version {found.version}: the verdict is {decision}: {reasons or 'no reason given'}. "

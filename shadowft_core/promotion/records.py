@@ -25,7 +25,7 @@ def recipe_of(store: Store, version: Any) -> dict[str, Any]:
     return recipe
 
 
-def judgement_of(store: Store, version: Any) -> tuple[dict[str, Any], str, str]:
+def judgement_of(client: Any, store: Store, version: Any) -> tuple[dict[str, Any], str, str]:
     """Recipe of a version, the decision that the claims of its verdict make, and the verdict's reasons as one line.
 
     Raises RegistryError when a record is not in the store, when MLflow's copy or tag differs, when the verdict is of
@@ -35,9 +35,11 @@ def judgement_of(store: Store, version: Any) -> tuple[dict[str, Any], str, str]:
 
     recipe = recipe_of(store, version)
     digest = recipe["verdict"]["digest"]
-    verdict = json.loads(_record(store, version, "verdict", digest))
+    raw = _record(store, version, "verdict", digest)
     copies.require_copy(version, "verdict.json", digest)
+    copies.require_run_tags(client, version, recipe)
     where = f"{version.name} version {version.version}"
+    verdict = _object(raw, where)
     if verdict.get("recipe_digest") != recipe["digest"]:
         raise RegistryError(
             f"{where}: its verdict judged {verdict.get('recipe_digest')}, its recipe makes {recipe['digest']}; "
@@ -54,6 +56,16 @@ def judgement_of(store: Store, version: Any) -> tuple[dict[str, Any], str, str]:
                 "verdict` again, then register"
             )
     return recipe, decision, "; ".join(map(str, verdict.get("reasons", [])))
+
+
+def _object(raw: bytes, where: str) -> dict[str, Any]:
+    try:
+        found = json.loads(raw)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise RegistryError(f"{where}: its verdict is no JSON object; run `shadowft verdict` again, then register")
+    return found
 
 
 def _record(store: Store, version: Any, what: str, digest: str) -> bytes:

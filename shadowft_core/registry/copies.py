@@ -26,10 +26,19 @@ def require_copy(version: Any, name: str, digest: str) -> None:
 
 def require_tags(version: Any, recipe: dict[str, Any]) -> None:
     """Raises RegistryError when a tag of the version is not the one that its recipe makes."""
-    where = f"{version.name} version {version.version}"
+    _require_tags(f"{version.name} version {version.version}: its tag", version.tags, recipe)
+
+
+def require_run_tags(client: Any, version: Any, recipe: dict[str, Any]) -> None:
+    """As `require_tags`, for the run of the version."""
+    tags = client.get_run(version.run_id).data.tags
+    _require_tags(f"{version.name} version {version.version}: its run's tag", tags, recipe)
+
+
+def _require_tags(which: str, tags: dict[str, str], recipe: dict[str, Any]) -> None:
     for name, expected in tags_of(recipe).items():
-        if (found := version.tags.get(name)) != expected:
-            raise RegistryError(f"{where}: its tag {name} is {found}, its recipe makes it {expected}; {_REMEDY}")
+        if (found := tags.get(name)) != expected:
+            raise RegistryError(f"{which} {name} is {found}, its recipe makes it {expected}; {_REMEDY}")
 
 
 def version_again(client: Any, name: str, source: str, run_id: str, recipe: str) -> Any:

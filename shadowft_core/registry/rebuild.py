@@ -151,7 +151,13 @@ def parse_recipe(raw: bytes, where: str) -> dict[str, Any]:
         complete = recipe["format"] == 1 and canonical_json(recipe) == raw
         _ = recipe["instruct"]["ref"], recipe["files"], recipe["verdict"]["digest"]
         complete = complete and _DIGEST.fullmatch(recipe["digest"]) is not None
-        _ = [(delta["digest"], delta["scale"]) for delta in recipe["deltas"]]
+        _ = (
+            recipe["base"]["digest"],
+            recipe["lineage"]["lock"],
+            recipe["lineage"]["data"],
+            recipe["verdict"]["decision"],
+        )
+        complete = complete and bool([(delta["digest"], float(delta["scale"])) for delta in recipe["deltas"]])
         Store(**recipe["store"])
     except (ValueError, KeyError, TypeError):
         complete = False

@@ -1,4 +1,4 @@
-"""The conversation with MLflow: bounded waits, one line per failure, nothing deleted."""
+"""The conversation with MLflow: bounded waits, one line per failure, no run or version deleted."""
 
 import os
 import re

@@ -1,0 +1,82 @@
+"""What a registration tells: outputs of one run, the code they were made with, no secret, nothing to unpickle."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shadowft_core import registry as room
+from shadowft_core.checkpoint import read_json_object, write_json_atomically
+from shadowft_core.errors import RegistryError
+from shadowft_core.registry import tracking
+from tests.fixtures.runs import Run
+
+OTHER = "sha256:" + "0" * 64
+FOREIGN: dict[str, tuple[str, dict[str, Any], str]] = {
+    "pair": ("pair/pair.json", {"instruct": {"ref": "x", "digest": OTHER, "label": ""}}, "the Instruct"),
+    "delta": ("delta/shadow/delta.json", {"seed": 7}, "the delta"),
+    "verdict": ("verdict.json", {"recipe_digest": OTHER}, "the judged model"),
+}
+
+
+@pytest.mark.parametrize("which", FOREIGN)
+def test_a_file_of_another_run_is_not_registered(run: Run, client: Any, which: str) -> None:
+    file, change, what = FOREIGN[which]
+    write_json_atomically(run.work / file, read_json_object(run.work / file) | change)
+    with pytest.raises(RegistryError, match=rf"{what} is .*sha256:.*, recipe\.json says .*outputs of different runs"):
+        run.register()
+    assert client.search_model_versions(f"name = '{run.params.registry.name}'") == []
+    assert not run.pending.exists(), "it does not wait either"
+    assert not Path(run.params.store.uri, "records").exists(), "nor is anything kept of it"
+
+
+def test_the_state_of_the_code(tmp_path: Path) -> None:
+    assert room.git_state(tmp_path) is None
+
+    def git(*words: str) -> str:
+        who = ["-c", "user.name=x", "-c", "user.email=x@localhost", "-c", "commit.gpgsign=false"]
+        command = ["git", "-C", str(tmp_path), *who, *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q")
+    for name in ("code.py", "dvc.lock"):
+        (tmp_path / name).write_text("1\n")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    clean = room.Git(git("rev-parse", "HEAD"), dirty=False)
+    assert room.git_state(tmp_path) == clean
+    (tmp_path / "untracked").write_text("")
+    (tmp_path / "dvc.lock").write_text("2\n")  # a run writes it
+    assert room.git_state(tmp_path) == clean
+    (tmp_path / "code.py").write_text("2\n")
+    assert room.git_state(tmp_path) == room.Git(clean.commit, dirty=True)
+    git("add", "code.py")
+    assert room.git_state(tmp_path) == room.Git(clean.commit, dirty=True)
+
+
+def test_no_password_of_an_address_is_logged(run: Run, client: Any) -> None:
+    prepare = run.params.prepare.model_copy(update={"data": "https://me:hidden@127.0.0.1/rows.jsonl"})
+    run.params = run.params.model_copy(update={"prepare": prepare})
+    logged = client.get_run(run.register().run_id).data
+    assert logged.params["prepare.data"] == "https://***@127.0.0.1/rows.jsonl"
+    assert "hidden" not in str(logged.params)
+
+
+def test_no_pickle_is_loaded_whatever_the_environment_allows(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    class Pickled(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+        def predict(self, context: Any, model_input: list[str], params: Any = None) -> list[str]:
+            return model_input
+
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "true")
+    mlflow.pyfunc.save_model(str(tmp_path / "model"), python_model=Pickled(), pip_requirements=[])
+    assert mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(["x"]) == ["x"], "this would run anything"
+    with (
+        pytest.raises(RegistryError, match="using pickle is disallowed"),
+        tracking.connected(run.params.registry),
+    ):
+        mlflow.pyfunc.load_model(str(tmp_path / "model"))

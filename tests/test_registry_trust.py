@@ -254,7 +254,7 @@ def test_the_alias_champion_is_held_against_the_ledger(
 def test_ledger_and_store_know_the_recipe(
     run: Run, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Recipe, MLmodel and tag changed alike, by somebody who may write to MLflow: ledger and store are out of their reach."""
+    """Recipe, MLmodel and tag changed alike, by somebody who may write to MLflow but not to the store."""
     import mlflow
 
     monkeypatch.setenv("SHADOWFT_CACHE", str(tmp_path / "cache"))

@@ -40,7 +40,7 @@ def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> "Reci
 
 
 def _require_record(found: Registered, store: "Store") -> None:
-    """MLflow has resolved name and alias before, and may have been told anything: ledger and store must say the same."""
+    """MLflow resolved name and alias, and may have been told anything: ledger and store must say the same."""
     from shadowft_core.promotion import recipe_named, require_alias_agrees
 
     if found.registry is None or found.number is None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from shadowft_core.errors import RegistryError, ShadowError
 from shadowft_core.params import Registry
-from shadowft_core.registry import serving
+from shadowft_core.registry import card, serving
 from shadowft_core.registry.evidence import without_password
 from shadowft_core.registry.registration import Registration
 
@@ -98,6 +98,7 @@ def log(client: Any, registry: Registry, registration: Registration) -> str:
     Returns the id of the run. What a failed attempt leaves, `tidy` marks once a version stands.
     """
     import mlflow
+    from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
     recipe, tags = registration.recipe, registration.tags
     experiment = _experiment(client, registry, registration.name)
@@ -106,6 +107,7 @@ def log(client: Any, registry: Registry, registration: Registration) -> str:
         tempfile.TemporaryDirectory() as folder,
         mlflow.start_run(experiment_id=experiment, run_name=run_name, tags=tags) as run,
     ):
+        client.set_tag(run.info.run_id, MLFLOW_RUN_NOTE, card.card(registration, experiment, run.info.run_id))
         mlflow.log_params(registration.params)
         _log_datasets(registration.datasets)
         attached = Path(folder, "files")
@@ -116,7 +118,7 @@ def log(client: Any, registry: Registry, registration: Registration) -> str:
         model = serving.log_model(client, experiment, run.info.run_id, recipe, registration.params)
         mlflow.log_metrics(registration.metrics, model_id=model.model_id)
     try:
-        client.create_registered_model(registration.name)
+        client.create_registered_model(registration.name, description=card.MODEL)
     except mlflow.exceptions.MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
@@ -129,6 +131,15 @@ def create(client: Any, name: str, source: str, run_id: str, tags: dict[str, str
     return client.create_model_version(
         name, source, run_id=run_id, tags=tags, model_id=source.removeprefix("models:/"), await_creation_for=0
     )
+
+
+def describe(client: Any, version: Any) -> None:
+    """Give a version the page that its run carries, unless it has one: a person may have written another."""
+    from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+
+    if not version.description and (text := client.get_run(version.run_id).data.tags.get(MLFLOW_RUN_NOTE)):
+        number = str(version.version)
+        client.update_model_version(version.name, number, text.replace(card.NUMBER, number))
 
 
 def _log_datasets(datasets: list[dict[str, str]]) -> None:

@@ -1,6 +1,7 @@
 """The command line: one verb per stage, act and look. A room is imported when its verb runs: `--help` is instant."""
 
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -256,7 +257,12 @@ def report(
 
 
 def main() -> None:
-    """Run the command line; a ShadowError is one line on stderr and its exit code."""
+    """Run the command line; a ShadowError is one line on stderr and its exit code.
+
+    No verb reads stdin, so libraries and child processes that ask there get an end of file: nothing says yes for us.
+    """
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
     if not sys.warnoptions:  # libraries announce their own deprecations; `python -W` brings them back
         warnings.simplefilter("ignore")
     try:

@@ -258,7 +258,7 @@ def _export_version(
     from shadowft_core.graft import Options, options_of
     from shadowft_core.promotion import materialize as rebuilt
     from shadowft_core.promotion import recipe_named
-    from shadowft_core.registry import ingredients
+    from shadowft_core.registry import ingredients, store_for
 
     read, store = read_params(params), _elsewhere(uri, params)
     if target is Target.MERGED:
@@ -267,7 +267,7 @@ def _export_version(
     reference = str(recipe["instruct"]["ref"])  # a server knows hub names and folders
     named = reference.removeprefix("hf:").partition("@")[0] if reference.startswith("hf:") else None
     with tempfile.TemporaryDirectory() as parts:
-        folder, deltas = ingredients(recipe, Path(parts), instruct, store)
+        folder, deltas = ingredients(recipe, Path(parts), instruct, store or store_for(recipe, read.store))
         return export_adapter(folder, deltas, out, Options(**options_of(recipe)), named, max_rank)
 
 

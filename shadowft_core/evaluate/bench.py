@@ -20,6 +20,7 @@ from typing import Any, Literal, TextIO
 from shadowft_core.checkpoint import bytes_digest, canonical_json
 from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate.taskfiles import TaskFiles
+from shadowft_core.loading import load
 from shadowft_core.params import Evaluate
 
 Role = Literal["domain", "guard"]
@@ -77,7 +78,12 @@ class Bench:
         with quiet():
             from lm_eval.models.huggingface import HFLM
 
-            lm = HFLM(pretrained=model, tokenizer=self._tokenizer, batch_size=self._params.batch_size)
+            lm = HFLM(
+                pretrained=model,
+                tokenizer=self._tokenizer,
+                batch_size=self._params.batch_size,
+                trust_remote_code=False,
+            )
         return {name: self._score(lm, arm, name) for name in self._tasks}
 
     def _score(self, lm: Any, arm: str, name: str) -> TaskScore:
@@ -174,7 +180,7 @@ def _tokenizer(instruct: Path) -> Any:
     with quiet():
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(instruct, local_files_only=True)
+        tokenizer = load(AutoTokenizer, instruct)
     if not tokenizer.chat_template:
         raise EvaluationError(f"{instruct}: its tokenizer has no chat template; the Instruct must bring one")
     return tokenizer

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.checkpoint import DTYPES, model_digest
+from shadowft_core.checkpoint import DTYPES, model_digest, read_json_object
 from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate.bench import quiet
+from shadowft_core.loading import load, load_model
 
 SMALL = 50_000_000  # parameters up to which one thread is as fast as many, and the same on every machine
 
@@ -16,7 +17,7 @@ def load_folder(folder: Path) -> Any:
     """A Hugging Face folder as a causal language model, in evaluation mode.
 
     On a CUDA device with the weights' own dtype, on the CPU in float32.
-    Raises EvaluationError: not a causal language model, weights missing or left over.
+    Raises EvaluationError: not a causal language model, weights missing or left over; CheckpointError as `load_model`.
     """
     return _load(folder, None)
 
@@ -51,23 +52,22 @@ def _load(folder: Path, weights: dict[str, Any] | None) -> Any:
     with quiet():
         from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, GenerationConfig
 
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = load(AutoConfig, folder)
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise EvaluationError(
                 f"{folder}: {config.model_type} is not a causal language model; choose one that generates text"
             )
         options = {}
         if weights is not None and (folder / "generation_config.json").is_file():
-            options["generation_config"] = GenerationConfig.from_pretrained(folder, local_files_only=True)
+            settings = read_json_object(folder / "generation_config.json")
+            options["generation_config"] = GenerationConfig.from_dict(settings)
         cuda = torch.cuda.is_available()
-        model, info = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].from_pretrained(
-            folder if weights is None else None,
+        model, info = load_model(
+            MODEL_FOR_CAUSAL_LM_MAPPING[type(config)],
+            folder,
+            weights,
             config=config,
-            state_dict=weights,
             dtype="auto" if cuda else torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
             **options,
         )
     wrong = {kind: sorted(map(str, names)) for kind, names in info.items() if names}

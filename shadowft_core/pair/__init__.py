@@ -17,6 +17,7 @@ from shadowft_core.checkpoint import (
     write_json_atomically,
 )
 from shadowft_core.errors import SameModel, Unrelated
+from shadowft_core.loading import require_loadable
 from shadowft_core.pair.facts import compare
 from shadowft_core.pair.references import is_away, opened, resolve
 from shadowft_core.pair.sigma import measure
@@ -87,13 +88,18 @@ def fetch(params: "Fetch", out: Path) -> None:
     """The stage: resolve both references, check the pair, write base/, instruct/ and pair.json into `out`.
 
     Files on the same file system are hard links. What headers, configs and tokenizers can refuse is refused before the
-    weights are downloaded or copied. Raises PairError, CheckpointError, InputError; `out` is then as it was.
+    weights are downloaded or copied; so is a model that nothing but code of its own could load.
+    Raises PairError, CheckpointError, InputError; `out` is then as it was.
     """
     references = {"base": params.base, "instruct": params.instruct}
     if any(map(is_away, references.values())):
         with opened(params.base) as (base, _), opened(params.instruct) as (instruct, _):
             compare(base, instruct)
+            require_loadable(base.path)
+            require_loadable(instruct.path)
     resolved = {role: resolve(reference) for role, reference in references.items()}
+    for folder, _ in resolved.values():
+        require_loadable(folder)
     result = check_pair(resolved["base"][0], resolved["instruct"][0])
     record = {"format": 1, **result}
     with new_folder(out) as folder:

@@ -7,6 +7,7 @@ from typing import Any
 
 from shadowft_core.checkpoint import FLOATS, Checkpoint, read_json_object
 from shadowft_core.errors import PairError, Quantised, Swapped
+from shadowft_core.loading import own_code
 from shadowft_core.pair.layout import Match, head, language_setting, match
 from shadowft_core.pair.tokens import Vocabularies, compare_tokenizers
 
@@ -38,6 +39,9 @@ def compare(base: Checkpoint, instruct: Checkpoint) -> Comparison:
         warned.append(
             f"rms_norm_eps is {language_setting(base, 'rms_norm_eps')} and {language_setting(instruct, 'rms_norm_eps')}"
         )
+    for name, model in (("Base", base), ("Instruct", instruct)):
+        if code := own_code(model.path):
+            warned.append(f"the {name} brings code, which is never run ({', '.join(code)})")
     refused += _templates(base.path, instruct.path)
     matches: list[Match] = []
     found = Vocabularies(base, instruct)

@@ -11,7 +11,7 @@ from typing import Any
 
 import shadowft_core.store as stores
 from shadowft_core.errors import InputError, LedgerError, PromotionRefused, StoreError
-from shadowft_core.params import Registry, Store, located
+from shadowft_core.params import Registry, Store
 from shadowft_core.promotion import records
 from shadowft_core.promotion.champion import (
     CHAMPION,
@@ -22,7 +22,7 @@ from shadowft_core.promotion.champion import (
     require_alias_agrees,
 )
 from shadowft_core.promotion.ledger import Chain, Entry, Ledger
-from shadowft_core.registry import copies, tracking
+from shadowft_core.registry import copies, store_for, tracking
 
 __all__ = [
     "CHAMPION",
@@ -91,7 +91,7 @@ def promote(
                 f"{registry.name} version {found.version}: the verdict is {decision}: {reasons or 'no reason given'}. "
                 f"Nothing was moved; a person may promote with --override REASON"
             )
-        _require_deltas(recipe)
+        _require_deltas(recipe, store)
         number, before = int(found.version), tip.entry
         if before is not None and (before.version, before.recipe) == (number, found.tags["shadowft.recipe"]):
             return _unmoved(client, ledger, before)
@@ -136,7 +136,7 @@ def rollback(registry: Registry, store: Store, to: str | None = None, reason: st
     with tracking.connected(registry) as client:
         version = _standing(client, wanted) or _registered_again(client, wanted)
         recipe = copies.recipe_of(version, wanted.recipe)
-        _require_deltas(recipe)
+        _require_deltas(recipe, store)
         if (tip.entry.version, tip.entry.recipe) == (int(version.version), wanted.recipe):
             return _unmoved(client, ledger, tip.entry)
         entry = ledger.append(
@@ -244,8 +244,8 @@ def _facts(version: Any, recipe: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _require_deltas(recipe: dict[str, Any]) -> None:
-    store = located(Store(**recipe["store"]))
+def _require_deltas(recipe: dict[str, Any], configured: Store) -> None:
+    store = store_for(recipe, configured)
     for delta in recipe["deltas"]:
         if not stores.holds(delta["digest"], store):
             raise StoreError(

@@ -8,7 +8,7 @@ from shadowft_core.errors import LedgerError, RegistryError
 from shadowft_core.params import Registry, Store
 from shadowft_core.promotion import records
 from shadowft_core.promotion.ledger import Entry, Ledger
-from shadowft_core.registry import copies, rebuild, tracking
+from shadowft_core.registry import copies, rebuild, store_for, tracking
 
 CHAMPION = "champion"
 PAUSE = 1.0  # seconds that a promotion gets to bring the alias behind the ledger
@@ -43,7 +43,7 @@ def materialize(
     GraftError when the result is not what was registered; `out` is then absent.
     """
     recipe = recipe_named(reference, registry, store)
-    rebuild(recipe, out, instruct, deltas)
+    rebuild(recipe, out, instruct, deltas or store_for(recipe, store))
     return recipe
 
 

@@ -14,9 +14,9 @@ from shadowft_core.errors import RegistrationPending, RegistryError
 from shadowft_core.params import Params, Registry, Store
 from shadowft_core.registry.copies import require_tags
 from shadowft_core.registry.evidence import Evidence, Git, git_state
-from shadowft_core.registry.rebuild import cached, ingredients, read_recipe, rebuild
+from shadowft_core.registry.rebuild import cached, ingredients, read_recipe, rebuild, store_for
 from shadowft_core.registry.registration import PENDING, Registration, drop, keep, load, waiting_in
-from shadowft_core.registry.tracking import connected, log, point, settled, tidy
+from shadowft_core.registry.tracking import connected, describe, log, point, settled, tidy
 
 __all__ = [
     "CANDIDATE",
@@ -31,6 +31,7 @@ __all__ = [
     "rebuild",
     "register",
     "register_pending",
+    "store_for",
 ]
 
 CANDIDATE = "challenger"
@@ -144,6 +145,7 @@ def _send(registry: Registry, registration: Registration) -> Version:
             raise RegistryError(f"{name}: the version just made is gone again; repeat `shadowft register`")
         require_tags(first, registration.recipe)
         version = Version(name, int(first.version), first.run_id, registration.decision, new=first.run_id == logged)
+        describe(client, first)
         point(client, name, CANDIDATE, version.number)
         tidy(client, name, key)
     print(

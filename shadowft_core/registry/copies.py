@@ -8,7 +8,7 @@ from shadowft_core.checkpoint import bytes_digest
 from shadowft_core.errors import RegistryError
 from shadowft_core.registry.rebuild import parse_recipe
 from shadowft_core.registry.registration import tags_of
-from shadowft_core.registry.tracking import create, one_line
+from shadowft_core.registry.tracking import create, describe, one_line
 
 _REMEDY = "the registry was changed; delete this version there and register its run again"
 
@@ -55,7 +55,9 @@ def version_again(client: Any, name: str, source: str, run_id: str, recipe: str)
             raise RegistryError(f"{name}: run {run_id} carries recipe {found}, the ledger has {recipe}; {other}")
         model = client.get_logged_model(source.removeprefix("models:/")).artifact_location
         tags |= tags_of(_recipe(f"{name}: run {run_id}", model, recipe))
-        return create(client, name, source, run_id, tags)
+        version = create(client, name, source, run_id, tags)
+        describe(client, version)
+        return version
     except MlflowException as error:
         raise RegistryError(
             f"{name}: run {run_id} or its recipe is gone from the registry ({one_line(error)}); {other}"

@@ -2,16 +2,60 @@
 
 import fcntl
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import shadowft_core.store as stores
-from shadowft_core.checkpoint import canonical_json, file_digest, new_folder, open_checkpoint
+from shadowft_core.checkpoint import INDEX, canonical_json, file_digest, new_folder, open_checkpoint
 from shadowft_core.errors import CheckpointError, GraftError, RegistryError, StoreError, StoreUnreachable
+from shadowft_core.graft.write import RECEIPT, RECIPE
 from shadowft_core.params import Store, located
 
 LARGEST_RECIPE = 1 << 20  # bytes
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")  # it names a folder of the cache
+
+
+def store_for(recipe: dict[str, Any], configured: Store | None = None) -> Store:
+    """The store that the deltas of a recipe are read from. A recipe comes from elsewhere: it names no new endpoint.
+
+    SHADOWFT_STORE_URI, when set, names the store. Else it is the one of the recipe, if that is a folder (which takes no
+    credentials, and every byte read is held against its digest) or lies on an endpoint that was named here: that of
+    `configured`, the `store` of params.yaml, or SHADOWFT_STORE_ENDPOINT.
+
+    Raises StoreError for any other; no request has been sent then.
+    """
+    try:
+        named = Store(**recipe["store"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"the recipe names no usable store ({' '.join(str(error).split()):.200})") from None
+    if os.environ.get("SHADOWFT_STORE_URI"):
+        return located(configured or named.model_copy(update={"endpoint": None}))
+    if not named.uri.startswith("s3://"):
+        return named
+    if endpoint := os.environ.get("SHADOWFT_STORE_ENDPOINT"):
+        return named.model_copy(update={"endpoint": endpoint})
+    here = configured if configured and configured.uri.startswith("s3://") else None
+    if here and _server(here) == _server(named):
+        owner = here.bucket_owner or named.bucket_owner
+        return named.model_copy(update={"endpoint": here.endpoint, "bucket_owner": owner})
+    raise StoreError(
+        f"the recipe's deltas are in {named.uri} at {_server(named)}, configured is "
+        f"{f'{here.uri} at {_server(here)}' if here else 'no S3 store'}: credentials are not sent where only a recipe "
+        f"points. If you trust it, set SHADOWFT_STORE_URI={named.uri}"
+        + (f" and SHADOWFT_STORE_ENDPOINT={_server(named)}" if named.endpoint else "")
+    )
+
+
+def _server(store: Store) -> str:
+    """Scheme, host and port of an S3 endpoint, without the password that somebody may have put there."""
+    if not store.endpoint:
+        return "AWS"
+    parts = urlsplit(store.endpoint)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2].lower()}{parts.path.rstrip('/')}"
 
 
 def ingredients(
@@ -19,11 +63,12 @@ def ingredients(
 ) -> tuple[Path, list[tuple[Path, float]]]:
     """The folder of the Instruct and (delta folder, scale) of every delta, fetched into the folder `parts`.
 
-    `store` takes the place of the one that the recipe names, or the environment in its stead.
+    `store` is where the deltas are; without it, `store_for` says.
     Raises GraftError when the Instruct is another one, PairError when its reference cannot be resolved, store errors.
     """
     from shadowft_core.pair import resolve
 
+    store = store or store_for(recipe)
     if instruct is None:
         instruct, _ = resolve(recipe["instruct"]["ref"])
     if (found := open_checkpoint(instruct).digest()) != recipe["instruct"]["digest"]:
@@ -31,7 +76,6 @@ def ingredients(
             f"{instruct}: its weights are {found}, the recipe wants {recipe['instruct']['digest']}; pass the right one "
             "with --instruct"
         )
-    store = store or located(Store(**recipe["store"]))
     deltas = []
     for number, delta in enumerate(recipe["deltas"]):
         try:
@@ -66,7 +110,7 @@ def rebuild(recipe: dict[str, Any], out: Path, instruct: Path | None = None, sto
         shutil.rmtree(parts)
 
 
-def cached(recipe: dict[str, Any], cache: Path) -> Path:
+def cached(recipe: dict[str, Any], cache: Path, store: Store | None = None) -> Path:
     """The rebuilt model of a recipe in a folder of its own under `cache`; rebuilt when absent or no longer whole.
 
     Several processes may ask at once: one rebuilds, the others wait. Raises as `materialize` does.
@@ -76,15 +120,20 @@ def cached(recipe: dict[str, Any], cache: Path) -> Path:
     with (cache / f".{folder.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not _whole(recipe, folder):
-            rebuild(recipe, folder)
+            rebuild(recipe, folder, store=store)
     return folder
 
 
 def _whole(recipe: dict[str, Any], folder: Path) -> bool:
-    """Whether a folder still holds what the recipe makes."""
+    """Whether a folder still holds what the recipe makes, and nothing that a library would read besides."""
     try:
-        return open_checkpoint(folder).digest() == recipe["digest"] and all(
-            file_digest(folder / name) == digest for name, digest in recipe["files"].items()
+        model = open_checkpoint(folder)
+        known = {*model.shards, INDEX, RECIPE, RECEIPT, *recipe["files"]}
+        found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+        return (
+            found <= known
+            and model.digest() == recipe["digest"]
+            and all(file_digest(folder / name) == digest for name, digest in recipe["files"].items())
         )
     except (CheckpointError, OSError):
         return False
@@ -100,7 +149,8 @@ def parse_recipe(raw: bytes, where: str) -> dict[str, Any]:
     try:
         recipe = json.loads(raw)
         complete = recipe["format"] == 1 and canonical_json(recipe) == raw
-        _ = recipe["instruct"]["ref"], recipe["digest"], recipe["files"], recipe["verdict"]["digest"]
+        _ = recipe["instruct"]["ref"], recipe["files"], recipe["verdict"]["digest"]
+        complete = complete and _DIGEST.fullmatch(recipe["digest"]) is not None
         _ = (
             recipe["base"]["digest"],
             recipe["lineage"]["lock"],

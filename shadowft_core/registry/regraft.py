@@ -15,15 +15,15 @@ def regraft(
 ) -> dict[str, Any]:
     """Write `out` as `graft` does, from the deltas, scales and options of a recipe; return the new recipe.
 
-    Deltas are found by digest among the given folders, else in the store that a registered recipe names. The waivers of
-    the old recipe are not taken over: they were given for another Instruct. The new recipe says `needs_verdict` and
-    `regrafted_from`, the SHA-256 of the old one's canonical JSON.
+    Deltas are found by digest among the given folders, else in the store of a registered recipe (`store_for`). The
+    waivers of the old recipe are not taken over: they were given for another Instruct. The new recipe says
+    `needs_verdict` and `regrafted_from`, the SHA-256 of the old one's canonical JSON.
 
     Raises GraftError when the recipe is damaged, is already of this Instruct, lacks a delta or does not know one, and
     what `graft` and the store raise. Nothing is written then.
     """
     from shadowft_core.graft import deltas_of, graft, options_of
-    from shadowft_core.params import Store, located
+    from shadowft_core.registry.rebuild import store_for
 
     old = read_json_object(recipe)
     try:
@@ -49,5 +49,5 @@ def regraft(
             from shadowft_core.store import fetch_delta
 
             found[part] = Path(fetched, str(number))
-            fetch_delta(part, located(Store(**old["store"])), found[part])
+            fetch_delta(part, store_for(old), found[part])
         return graft(instruct, [(found[part], scale) for part, scale in parts], out, notes=notes, **options)

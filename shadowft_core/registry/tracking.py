@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.checkpoint import canonical_json
 from shadowft_core.errors import RegistryError, ShadowError
 from shadowft_core.params import Registry
+from shadowft_core.registry import card, serving
 from shadowft_core.registry.evidence import without_password
 from shadowft_core.registry.registration import Registration
 
@@ -21,6 +21,7 @@ _SETTINGS = {  # by default a call blocks for four minutes when the server is do
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is for what a verb answers
+    "MLFLOW_UV_AUTO_DETECT": "false",  # a version needs what its requirements say, not what lies in the working folder
 }
 
 
@@ -97,8 +98,7 @@ def log(client: Any, registry: Registry, registration: Registration) -> str:
     Returns the id of the run. What a failed attempt leaves, `tidy` marks once a version stands.
     """
     import mlflow
-
-    import shadowft_core
+    from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
     recipe, tags = registration.recipe, registration.tags
     experiment = _experiment(client, registry, registration.name)
@@ -107,6 +107,7 @@ def log(client: Any, registry: Registry, registration: Registration) -> str:
         tempfile.TemporaryDirectory() as folder,
         mlflow.start_run(experiment_id=experiment, run_name=run_name, tags=tags) as run,
     ):
+        client.set_tag(run.info.run_id, MLFLOW_RUN_NOTE, card.card(registration, experiment, run.info.run_id))
         mlflow.log_params(registration.params)
         _log_datasets(registration.datasets)
         attached = Path(folder, "files")
@@ -114,19 +115,10 @@ def log(client: Any, registry: Registry, registration: Registration) -> str:
         for name, data in registration.files.items():
             (attached / name).write_bytes(data)
         mlflow.log_artifacts(str(attached))
-        file = Path(folder, "recipe.json")
-        file.write_bytes(canonical_json(recipe))
-        model = mlflow.pyfunc.log_model(
-            name="recipe",
-            python_model=str(Path(shadowft_core.__file__).with_name("recipe_model.py")),
-            artifacts={"recipe": str(file)},
-            pip_requirements=["shadowft"],
-            metadata={"shadowft.recipe": tags["shadowft.recipe"]},
-        )
-        # After the model: what stands before it, MLflow asks back and copies to it, one request for every metric.
+        model = serving.log_model(client, experiment, run.info.run_id, recipe, registration.params)
         mlflow.log_metrics(registration.metrics, model_id=model.model_id)
     try:
-        client.create_registered_model(registration.name)
+        client.create_registered_model(registration.name, description=card.MODEL)
     except mlflow.exceptions.MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
@@ -139,6 +131,15 @@ def create(client: Any, name: str, source: str, run_id: str, tags: dict[str, str
     return client.create_model_version(
         name, source, run_id=run_id, tags=tags, model_id=source.removeprefix("models:/"), await_creation_for=0
     )
+
+
+def describe(client: Any, version: Any) -> None:
+    """Give a version the page that its run carries, unless it has one: a person may have written another."""
+    from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+
+    if not version.description and (text := client.get_run(version.run_id).data.tags.get(MLFLOW_RUN_NOTE)):
+        number = str(version.version)
+        client.update_model_version(version.name, number, text.replace(card.NUMBER, number))
 
 
 def _log_datasets(datasets: list[dict[str, str]]) -> None:

@@ -15,11 +15,11 @@ import datasets
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from shadowft_core import checkpoint
+from shadowft_core import checkpoint, loading
 from shadowft_core.errors import CheckpointError, DataError, TrainError
 from shadowft_core.params import Train
 from shadowft_core.train.labels import Encoded, Encoder
@@ -90,10 +90,7 @@ def run(model: Path, instruct: Path, data: Path, params: Train, out: Path) -> No
 
 def load_tokenizer(instruct: Path) -> Any:
     """The Instruct's tokenizer. Raises CheckpointError when it cannot be read, TrainError without a chat template."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(instruct, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{instruct}: no usable tokenizer: {' '.join(str(error).split())[:200]}") from None
+    tokenizer = loading.load(AutoTokenizer, instruct)
     if not isinstance(tokenizer.chat_template, str):
         raise TrainError(
             f"{instruct}: its tokenizer has no chat template; an Instruct model has one, check fetch.instruct"
@@ -105,7 +102,7 @@ def stop_ids(tokenizer: Any, instruct: Path) -> set[int]:
     """The ids that end a reply: the tokenizer's eos and every eos of generation_config.json."""
     found = {tokenizer.eos_token_id}
     if (instruct / "generation_config.json").exists():
-        listed = GenerationConfig.from_pretrained(instruct, local_files_only=True).eos_token_id
+        listed = checkpoint.read_json_object(instruct / "generation_config.json").get("eos_token_id")
         found |= set(listed) if isinstance(listed, list) else {listed}
     return found - {None}
 
@@ -115,17 +112,7 @@ def load_model(model: Path, tokenizer: Any) -> Any:
 
     Raises CheckpointError when weights are missing or misshapen, TrainError when the vocabulary does not fit.
     """
-    try:
-        network, info = AutoModelForCausalLM.from_pretrained(
-            model,
-            dtype=torch.float32,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{model}: cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    network, info = loading.load_model(AutoModelForCausalLM, model, dtype=torch.float32)
     if lost := sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"]):
         raise CheckpointError(f"{model}: tensor {lost[0]} is missing or misshapen ({len(lost)} in all); fetch it again")
     highest, size = max(tokenizer.get_vocab().values()), network.get_input_embeddings().num_embeddings

@@ -1,0 +1,111 @@
+"""The one door to the loaders of transformers. It runs no code of a model folder and reads no weights but its own.
+
+Left alone, transformers asks on stdin whether to run a folder's Python files (`auto_map`), and without asking it adds
+an adapter that lies beside the weights, follows a config to another file of weights, and fetches attention kernels by
+the name of a repository.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from shadowft_core.checkpoint import read_json_object
+from shadowft_core.errors import CheckpointError
+
+_SIDE_FILES = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
+_KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
+
+
+def load(loader: Any, folder: Path, **options: Any) -> Any:
+    """`loader.from_pretrained(folder, **options)`, `loader` being a class of transformers: local files, its own code.
+
+    Where transformers has a class of its own for a model that also names code, that class is taken.
+    Raises CheckpointError in one line when the folder would bring code, a kernel, an adapter or other weights along,
+    and when it cannot be loaded.
+    """
+    _require_plain(folder)
+    return _call(loader, folder, folder, **options)
+
+
+def load_model(loader: Any, folder: Path, weights: dict[str, Any] | None = None, **options: Any) -> tuple[Any, Any]:
+    """As `load`, a model and transformers' account of its keys: missing_keys, unexpected_keys, mismatched_keys.
+
+    The weights are the folder's safetensors, or `weights`, tensors by name, in their place.
+    """
+    _require_plain(folder)
+    source = folder if weights is None else None
+    if weights is not None:
+        options["state_dict"] = weights
+    found: tuple[Any, Any] = _call(loader, folder, source, use_safetensors=True, output_loading_info=True, **options)
+    return found
+
+
+def own_code(folder: Path) -> list[str]:
+    """What the folder would have run, `FILE: auto_map REFERENCE` each, in the order of the files."""
+    found = []
+    for name in _SIDE_FILES:
+        if (folder / name).is_file() and (named := read_json_object(folder / name).get("auto_map")):
+            references = [named] if isinstance(named, str) else named.values() if isinstance(named, dict) else named
+            found += [f"{name}: auto_map {next(_texts(reference), reference)}" for reference in references]
+    return found
+
+
+def require_loadable(folder: Path) -> None:
+    """Raises CheckpointError when config or tokenizer name code and transformers has no class of its own for them."""
+    if own_code(folder):
+        from transformers import AutoConfig, AutoTokenizer
+
+        load(AutoConfig, folder)
+        load(AutoTokenizer, folder)
+
+
+def _call(loader: Any, folder: Path, source: Path | None, **options: Any) -> Any:
+    from transformers import __version__
+
+    try:
+        return loader.from_pretrained(source, local_files_only=True, trust_remote_code=False, **options)
+    except Exception as error:  # configs and tokenizers of others make it raise nearly anything
+        reason = " ".join(str(error).split())
+        if code := own_code(folder):
+            raise CheckpointError(
+                f"{folder / code[0]}: code that comes with a model is never run, and transformers {__version__} alone "
+                f"cannot load this one; take a model whose class transformers has ({reason:.100})"
+            ) from None
+        raise CheckpointError(f"{folder}: cannot be loaded: {reason or type(error).__name__:.300}") from None
+
+
+def _require_plain(folder: Path) -> None:
+    if (folder / "adapter_config.json").exists():
+        raise CheckpointError(
+            f"{folder / 'adapter_config.json'}: an adapter beside a model, which transformers would add to its weights; "
+            "move it into a folder of its own"
+        )
+    path = folder / "config.json"
+    if not path.is_file():
+        return
+    for key, value in _settings(read_json_object(path)):
+        if key == "transformers_weights" and value:
+            raise CheckpointError(
+                f"{path}: transformers_weights is {value!r}, and only model.safetensors and its index are read; "
+                "rename the weights and drop the field"
+            )
+        if key in _KERNELS and (kernel := next((text for text in _texts(value) if "/" in text), None)):
+            raise CheckpointError(
+                f"{path}: {key} is {kernel!r}, code to be downloaded, which is never run; drop the field"
+            )
+
+
+def _settings(config: Any) -> Iterator[tuple[str, Any]]:
+    """Every field of a config and of the configs inside it."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            yield key, value
+            yield from _settings(value)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)

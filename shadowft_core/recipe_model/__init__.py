@@ -1,0 +1,128 @@
+"""What MLflow loads for a registered version. It is installed code; the registry holds a recipe, and no code.
+
+    mlflow.pyfunc.load_model("models:/NAME@champion").predict({"messages": [{"role": "user", "content": "Hello"}]})
+
+answers each conversation with the text of the next turn. Loading rebuilds the model from its recipe, bit for bit, once:
+rebuilt models are kept under SHADOWFT_CACHE (~/.cache/shadowft), in a folder named by their digest. SHADOWFT_STORE_URI
+and SHADOWFT_STORE_ENDPOINT name the store; a recipe alone may point to a folder, never to a server.
+"""
+
+import os
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shadowft_core.errors import CheckpointError, InputError, RegistryError
+from shadowft_core.recipe_model.requests import Conversation, Settings, conversations, settings
+from shadowft_core.registry.serving import MAX_NEW_TOKENS, Registered
+
+if TYPE_CHECKING:
+    from shadowft_core.params import Store
+
+
+def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> "RecipeModel":
+    """What MLflow calls with the folder it downloaded.
+
+    Raises RegistryError before any request is sent to a store when the recipe is not the registered one; then
+    LedgerError when the alias `champion` names the version and the ledger another, and what `shadowft materialize`
+    raises: the record must be in the store, and the model must come out with the recipe's digest.
+    """
+    from shadowft_core.registry import cached, store_for
+    from shadowft_core.registry.serving import registered
+
+    if model_config:
+        raise InputError(f"model_config: {sorted(model_config)[0]} is not known; a version has no settings of its own")
+    found = registered(Path(path))
+    store = store_for(found.recipe)
+    _require_record(found, store)
+    home = os.environ.get("SHADOWFT_CACHE") or Path.home() / ".cache" / "shadowft"
+    return RecipeModel(cached(found.recipe, Path(home), store))
+
+
+def _require_record(found: Registered, store: "Store") -> None:
+    """MLflow resolved name and alias, and may have been told anything: ledger and store must say the same."""
+    from shadowft_core.promotion import recipe_named, require_alias_agrees
+
+    if found.registry is None or found.number is None:
+        return
+    require_alias_agrees(found.registry, store, found.number, found.digest)
+    reference = f"models:/{found.registry.name}/{found.number}"
+    if recipe_named(reference, found.registry, store) != found.recipe:
+        raise RegistryError(f"{reference}: its recipe changed while it was loaded; load it again")
+
+
+class RecipeModel:
+    """A model folder as MLflow asks for it: `predict` answers conversations, one at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from shadowft_core.loading import load, load_model
+
+        self._tokenizer = load(AutoTokenizer, folder)
+        if not self._tokenizer.chat_template:
+            raise CheckpointError(f"{folder}: its tokenizer has no chat template, so it holds no conversation")
+        model, keys = load_model(AutoModelForCausalLM, folder, dtype="auto")
+        if odd := sorted(f"{kind} {name}" for kind, names in keys.items() for name in map(str, names)):
+            raise CheckpointError(f"{folder}: does not fit {type(model).__name__}: {odd[0]} ({len(odd)} in all)")
+        self._model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+        self._turn = threading.Lock()  # a server asks from many threads
+
+    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[str]:
+        """One reply per conversation; `requests` says which forms are taken, `registry.serving` which parameters.
+
+        Raises MlflowException, INVALID_PARAMETER_VALUE, in one line for a request that is none.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            asked, how = conversations(model_input), settings(params, MAX_NEW_TOKENS)
+            with self._turn:
+                prompts = [self._prompt(number, one) for number, one in enumerate(asked, 1)]
+                return [self._reply(prompt, how) for prompt in prompts]
+        except InputError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from None
+
+    def _prompt(self, number: int, conversation: Conversation) -> Any:
+        """Token ids and mask, [1, tokens] each. Raises InputError when the template or the model cannot take them."""
+        from jinja2 import TemplateError
+
+        try:
+            prompt = self._tokenizer.apply_chat_template(
+                conversation, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+        except TemplateError as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"conversation {number}: the model's chat template refuses it: {reason:.200}") from None
+        tokens, limit = prompt["input_ids"].shape[1], self._positions()
+        if limit is not None and tokens >= limit:
+            raise InputError(f"conversation {number}: {tokens} tokens, the model takes {limit} with its reply")
+        return prompt.to(self._model.device)
+
+    def _positions(self) -> int | None:
+        return getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+
+    def _reply(self, prompt: Any, how: Settings) -> str:
+        import torch
+        from transformers import StoppingCriteriaList
+
+        begin = prompt["input_ids"].shape[1]
+        room = (limit := self._positions()) and limit - begin
+        drawn: dict[str, Any] = {"do_sample": True, "temperature": how.temperature} if how.temperature else {}
+
+        def text(tokens: Any) -> str:
+            return str(self._tokenizer.decode(tokens[0, begin:], skip_special_tokens=True))
+
+        def stopped(tokens: Any, scores: Any, **_: Any) -> Any:
+            return torch.full((1,), any(stop in text(tokens) for stop in how.stop), device=tokens.device)
+
+        with torch.inference_mode():
+            tokens = self._model.generate(
+                **prompt,
+                max_new_tokens=min(how.max_new_tokens, room or how.max_new_tokens),
+                stopping_criteria=StoppingCriteriaList([stopped] if how.stop else []),
+                **({"do_sample": False} | drawn),
+            )
+        reply = text(tokens)
+        return reply[: min([len(reply), *(at for stop in how.stop if (at := reply.find(stop)) >= 0)])]

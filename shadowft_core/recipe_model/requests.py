@@ -1,0 +1,140 @@
+"""What people send to a chat model, in every form that MLflow passes on, brought to conversations and settings."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from shadowft_core.errors import InputError
+
+ROLES = ("system", "user", "assistant", "tool")
+_SETTINGS = ("max_new_tokens", "temperature", "stop")
+
+Conversation = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to generate."""
+
+    max_new_tokens: int
+    """at most so many tokens a reply"""
+    temperature: float = 0.0
+    """0 is greedy; above it, tokens are drawn, as the model's generation_config says"""
+    stop: tuple[str, ...] = ()
+    """texts that end a reply, which is what stands before the first of them"""
+
+
+def settings(params: Any, default: int) -> Settings:
+    """The parameters of a request; `default` is the usual max_new_tokens.
+
+    Raises InputError naming the parameter, what was sent and what is wanted.
+    """
+    params = {} if params is None else params
+    if not isinstance(params, dict):
+        raise InputError(f"params: an object is wanted, found {_shown(params)}")
+    if unknown := sorted(set(map(str, params)) - set(_SETTINGS)):
+        raise InputError(f"params: {unknown[0]} is not known; {', '.join(_SETTINGS)} are")
+    tokens = _value(params, "max_new_tokens", default)
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
+        raise InputError(f"max_new_tokens: a whole number from 1 on is wanted, found {_shown(tokens)}")
+    temperature = _value(params, "temperature", 0.0)
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 <= temperature < math.inf:
+        raise InputError(f"temperature: a number from 0 on is wanted, found {_shown(temperature)}")
+    stop = _value(params, "stop", [])
+    texts = [stop] if isinstance(stop, str) else stop
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) and text for text in texts):
+        raise InputError(f"stop: a text or a list of texts is wanted, none empty, found {_shown(stop)}")
+    return Settings(tokens, float(temperature), tuple(texts))
+
+
+def conversations(sent: Any) -> list[Conversation]:
+    """The conversations of a request, each a list of `{"role", "content"}` with content as text. Taken are:
+
+    `{"messages": M}`, a list of such objects, or a data frame with the column `messages`, where M is one conversation
+    or a list of them; a list of conversations; one conversation. The content of a message is text, or a list of parts
+    `{"type": "text", "text": ...}`, whose texts follow each other line by line.
+
+    Raises InputError naming the message and what is wanted: nothing that was sent is left out.
+    """
+    sent = _plain(sent)
+    rows = sent if isinstance(sent, list) else [sent]
+    if rows and all(isinstance(row, dict) and "role" in row and "messages" not in row for row in rows):
+        rows = [rows]  # one conversation
+    found: list[Conversation] = []
+    for row in rows:
+        found += _row(row)
+    if not found:
+        raise InputError('no conversation; send {"messages": [{"role": "user", "content": "..."}]}')
+    return found
+
+
+def _row(row: Any) -> list[Conversation]:
+    """The conversations of `{"messages": ...}`, or of a list of messages or of such lists."""
+    if isinstance(row, dict):
+        if "messages" not in row:
+            raise InputError(f"messages: missing; found {', '.join(map(str, row)) or 'an empty object'}")
+        if strange := sorted(str(name) for name, value in row.items() if name != "messages" and value is not None):
+            raise InputError(f"{strange[0]}: not known beside messages; parameters are {', '.join(_SETTINGS)}")
+        row = row["messages"]
+    if not isinstance(row, list):
+        raise InputError(f"a conversation is a list of messages, found {_shown(row)}")
+    many = row if row and all(isinstance(inner, list) for inner in row) else [row]
+    return [_conversation(messages) for messages in many]
+
+
+def _conversation(messages: list[Any]) -> Conversation:
+    if not messages:
+        raise InputError("a conversation has no message; one of the user is wanted")
+    return [_message(number, message) for number, message in enumerate(messages, 1)]
+
+
+def _message(number: int, message: Any) -> dict[str, str]:
+    if not isinstance(message, dict):
+        raise InputError(f"message {number}: an object with role and content is wanted, found {_shown(message)}")
+    given = {name: value for name, value in message.items() if value is not None}
+    if strange := sorted(map(str, set(given) - {"role", "content"})):
+        raise InputError(f"message {number}: {strange[0]} is not supported; role and content are")
+    role = given.get("role")
+    if role not in ROLES:
+        raise InputError(f"message {number}: role is {_shown(role)}; one of {', '.join(ROLES)} is wanted")
+    content = given.get("content")
+    if isinstance(content, list):
+        content = "\n".join(_part(number, part) for part in content) if content else None
+    if not isinstance(content, str):
+        raise InputError(f"message {number}: content is {_shown(content)}; text or a list of text parts is wanted")
+    try:
+        content.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InputError(f"message {number}: content holds half a character (a lone surrogate)") from None
+    return {"role": str(role), "content": content}
+
+
+def _part(number: int, part: Any) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind != "text" or not isinstance(part.get("text"), str):
+        raise InputError(
+            f'message {number}: a part of its content is {_shown(part)}; {{"type": "text", "text": "..."}} is wanted'
+        )
+    return str(part["text"])
+
+
+def _plain(value: Any) -> Any:
+    """Lists, dicts and Python's own scalars in place of data frames, series and arrays."""
+    if hasattr(value, "to_dict") and hasattr(value, "columns"):  # a data frame
+        return [_plain(row) for row in value.to_dict(orient="records")]
+    if hasattr(value, "tolist") and not isinstance(value, str):  # an array, a series, a numpy scalar
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value
+
+
+def _value(params: dict[str, Any], name: str, default: Any) -> Any:
+    value = _plain(params.get(name))
+    return default if value is None else value
+
+
+def _shown(value: Any) -> str:
+    return f"{value!r:.80}" if value is not None else "none"

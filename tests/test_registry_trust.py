@@ -1,0 +1,298 @@
+"""A registered recipe is data from elsewhere: it decides neither whom we send credentials to nor what is believed."""
+
+import http.server
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from infra.seaweedfs import Identity
+from shadowft_core import promotion
+from shadowft_core import registry as room
+from shadowft_core.checkpoint import bytes_digest, canonical_json, read_json_object
+from shadowft_core.cli import app
+from shadowft_core.errors import LedgerError, RegistryError, ShadowError, StoreError
+from shadowft_core.params import Store
+from tests.fixtures.models import Pair
+from tests.fixtures.runs import Released, Run
+from tests.fixtures.s3 import act_as
+from tests.test_objects_secure import Recorder
+
+ROOT = Path(__file__).parent.parent
+CLOSED = "http://127.0.0.1:9"
+EVIL = "http://evil.example:9000"
+AWS = Store(uri="s3://team/deltas")
+OURS = Store(uri="s3://team/deltas", endpoint="https://s3.team.example/", bucket_owner="123456789012")
+
+
+@pytest.mark.parametrize(
+    ("named", "configured", "environment", "expected"),
+    [
+        (Store(uri="/shared/deltas"), None, {}, Store(uri="/shared/deltas")),
+        (Store(uri="/shared/deltas"), OURS, {}, Store(uri="/shared/deltas")),
+        (Store(uri="/shared/deltas"), None, {"URI": "s3://ours/x"}, Store(uri="s3://ours/x")),
+        (AWS, AWS, {}, AWS),
+        (Store(uri="s3://other/deltas"), AWS, {}, Store(uri="s3://other/deltas")),
+        (
+            Store(uri="s3://other/deltas", endpoint="HTTPS://S3.team.example"),
+            OURS,
+            {},
+            Store(uri="s3://other/deltas", endpoint=OURS.endpoint, bucket_owner=OURS.bucket_owner),
+        ),
+        (Store(uri="s3://team/x", endpoint=EVIL), None, {"URI": "s3://ours/x"}, Store(uri="s3://ours/x")),
+        (
+            Store(uri="s3://team/x", endpoint=EVIL),
+            OURS,
+            {"URI": "s3://y/x"},
+            OURS.model_copy(update={"uri": "s3://y/x"}),
+        ),
+        (
+            Store(uri="s3://team/x", endpoint=EVIL),
+            None,
+            {"ENDPOINT": "http://127.0.0.1:1"},
+            Store(uri="s3://team/x", endpoint="http://127.0.0.1:1"),
+        ),
+        (AWS, None, {}, "s3://team/deltas at AWS, configured is no S3 store.*set SHADOWFT_STORE_URI=s3://team/deltas$"),
+        (AWS, Store(uri="var/store"), {}, "at AWS, configured is no S3 store"),
+        (AWS, OURS, {}, "at AWS, configured is s3://team/deltas at https://s3.team.example: credentials"),
+        (
+            Store(uri="s3://team/deltas", endpoint=EVIL),
+            AWS,
+            {},
+            "at http://evil.example:9000, configured is s3://team/deltas at AWS.*SHADOWFT_STORE_ENDPOINT=http://evil",
+        ),
+        (Store(uri="s3://team/x", endpoint=EVIL), OURS, {"URI": "", "ENDPOINT": ""}, "at http://evil.example:9000"),
+        (
+            Store(uri="s3://team/x", endpoint="http://s3.team.example"),
+            OURS,
+            {},
+            "at http://s3.team.example, configured",
+        ),
+        (
+            Store(uri="s3://team/x", endpoint="https://s3.team.example:444"),
+            OURS,
+            {},
+            "at https://s3.team.example:444, configured",
+        ),
+    ],
+)
+def test_a_recipe_names_no_endpoint(
+    named: Store, configured: Store | None, environment: dict[str, str], expected: Store | str, monkeypatch: Any
+) -> None:
+    for field in ("URI", "ENDPOINT"):
+        monkeypatch.delenv(f"SHADOWFT_STORE_{field}", raising=False)
+        if field in environment:
+            monkeypatch.setenv(f"SHADOWFT_STORE_{field}", environment[field])
+    recipe = {"store": named.model_dump(exclude_defaults=True)}
+    if isinstance(expected, Store):
+        assert room.store_for(recipe, configured) == expected
+    else:
+        with pytest.raises(StoreError, match=expected) as error:
+            room.store_for(recipe, configured)
+        assert "\n" not in str(error.value)
+
+
+def test_a_recipe_without_a_usable_store_is_one_line() -> None:
+    for store in (None, 3, {}, {"uri": ""}, {"uri": "x", "strange": 1}):
+        with pytest.raises(StoreError, match="names no usable store") as error:
+            room.store_for({"store": store} if store != {} else {})
+        assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[Any]]]:
+    """A server that is not ours, and what it was sent; credentials for ours are in the environment."""
+    act_as(monkeypatch, Identity("ours-access-key", "ours-secret-key"))
+    handler = type("Handler", (Recorder,), {"seen": []})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}", handler.seen
+        server.shutdown()
+
+
+@dataclass
+class Forged:
+    """A registered version whose recipe points to a server that is not ours, in the files that MLflow keeps."""
+
+    run: Run
+    client: Any
+    name: str
+    folder: Path
+    digest: str
+
+    def edit(self, where: str, place: str) -> None:
+        """Change the recipe's store, and the digest beside it as deep as `place` says."""
+        recipe = read_json_object(self.folder / "artifacts" / "recipe.json")
+        recipe["store"] = {"uri": "s3://theirs/deltas", "endpoint": where, "region": "us-east-1"}
+        raw = canonical_json(recipe)
+        (self.folder / "artifacts" / "recipe.json").write_bytes(raw)
+        self.digest = bytes_digest(raw)
+        if place in ("MLmodel", "tag"):
+            described = yaml.safe_load((self.folder / "MLmodel").read_text())
+            described["metadata"] = {"shadowft.recipe": self.digest}
+            (self.folder / "MLmodel").write_text(yaml.safe_dump(described))
+        if place == "tag":
+            self.client.set_model_version_tag(self.name, "1", "shadowft.recipe", self.digest)
+
+
+@pytest.fixture
+def forged(run: Run, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Forged:
+    import mlflow
+
+    monkeypatch.setenv("SHADOWFT_CACHE", str(tmp_path / "cache"))
+    name = run.register().name
+    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/1"))
+    assert folder.is_relative_to(Path(run.params.registry.tracking_uri.removeprefix("sqlite:///")).parent)
+    return Forged(run, client, name, folder, "")
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("recipe", r"recipe\.json: is sha256:.*, MLmodel says sha256:.*; the record was changed"),
+        ("MLmodel", r"version 1: its recipe is sha256:.*, registered was sha256:.*; the record was changed"),
+        ("tag", "credentials are not sent where only a recipe points"),
+    ],
+)
+def test_an_edited_recipe_is_refused_before_any_request(
+    forged: Forged, elsewhere: tuple[str, list[Any]], place: str, message: str
+) -> None:
+    import mlflow
+
+    where, seen = elsewhere
+    forged.edit(where, place)
+    with pytest.raises(ShadowError, match=message) as error:
+        mlflow.pyfunc.load_model(f"models:/{forged.name}@challenger")
+    assert "\n" not in str(error.value)
+    assert seen == []
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ["materialize", "models:/NAME/1", "--out", "OUT"],
+        ["export", "--for", "merged", "--recipe", "models:/NAME/1", "--out", "OUT"],
+        ["export", "--for", "vllm", "--recipe", "models:/NAME/1", "--out", "OUT"],
+        ["promote", "1"],
+        ["regraft", "--recipe", "RECIPE", "--instruct", "INSTRUCT", "--out", "OUT"],
+    ],
+    ids=lambda words: "-".join(words[:3]).replace("--", ""),
+)
+@pytest.mark.parametrize("configured", ["a folder", "another server"])
+def test_no_verb_follows_a_recipe_to_another_server(
+    forged: Forged,
+    elsewhere: tuple[str, list[Any]],
+    verb: list[str],
+    configured: str,
+    tiny_llama_pair: Pair,
+    tmp_path: Path,
+) -> None:
+    where, seen = elsewhere
+    forged.edit(where, "tag")
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    store = forged.run.params.store if configured == "a folder" else Store(uri="s3://ours/x", endpoint=CLOSED)
+    params |= {"store": store.model_dump(), "registry": forged.run.params.registry.model_dump()}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    words = {
+        "models:/NAME/1": f"models:/{forged.name}/1",
+        "OUT": str(tmp_path / "out"),
+        "RECIPE": str(forged.folder / "artifacts" / "recipe.json"),
+        "INSTRUCT": str(tiny_llama_pair.base),
+    }
+    asked = [words.get(word, word) for word in verb]
+    if verb[0] != "regraft":
+        asked += ["--params", str(tmp_path / "params.yaml")]
+    with pytest.raises(ShadowError) as error:
+        CliRunner().invoke(app, asked, catch_exceptions=False)
+    assert "\n" not in str(error.value)
+    assert seen == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_alias_champion_is_held_against_the_ledger(
+    released: Released, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    monkeypatch.setenv("SHADOWFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("SHADOWFT_STORE_URI", released.store.uri)
+    client, name = released.client, released.name
+    load = mlflow.pyfunc.load_model
+    promotion.promote(released.registry, released.store, "1")
+    assert load(f"models:/{name}@champion").predict([[{"role": "user", "content": "word1"}]])
+    client.set_registered_model_alias(name, "champion", "2")  # by hand
+    for reference in (f"models:/{name}@champion", f"models:/{name}/2"):
+        with pytest.raises(LedgerError, match=rf"version 1.*champion points at version 2.*shadowft reconcile {name}"):
+            load(reference)
+    load(f"models:/{name}/1")  # nobody calls it champion
+    load(f"models:/{name}/3")
+    promotion.reconcile(released.registry, released.store)
+    load(f"models:/{name}@champion")
+    load(f"models:/{name}/2")
+
+    kept = shutil.copytree(mlflow.artifacts.download_artifacts(f"models:/{name}@champion"), tmp_path / "kept")
+    load(str(kept))  # a folder that was resolved before stays what it was
+    client.set_registered_model_alias(name, "champion", "2")
+    load(str(kept))
+    promotion.promote(released.registry, released.store, "2")
+    load(str(kept))
+
+    never = f"{name}-never"
+    client.create_registered_model(never)
+    client.copy_model_version(f"models:/{name}/1", never)
+    client.set_registered_model_alias(never, "champion", "1")
+    with pytest.raises(LedgerError, match=f"is empty, yet champion points at version 1.*shadowft reconcile {never}"):
+        load(f"models:/{never}@champion")
+
+
+def test_ledger_and_store_know_the_recipe(
+    run: Run, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recipe, MLmodel and tag changed alike, by somebody who may write to MLflow but not to the store."""
+    import mlflow
+
+    monkeypatch.setenv("SHADOWFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("SHADOWFT_STORE_URI", run.params.store.uri)
+    name = run.register().name
+    run.judge("promote")
+    run.register()
+    promotion.promote(run.params.registry, run.params.store, "1")
+    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/1"))
+    forged = Forged(run, client, name, folder, "")
+    forged.edit("http://127.0.0.1:9", "tag")
+    with pytest.raises(LedgerError, match=f"{forged.digest}.*shadowft reconcile"):
+        mlflow.pyfunc.load_model(f"models:/{name}@champion")
+    promotion.promote(run.params.registry, run.params.store, "2")
+    with pytest.raises(RegistryError, match=f"recipe {forged.digest} is not in store"):
+        mlflow.pyfunc.load_model(f"models:/{name}/1")
+
+
+def test_a_cached_model_with_something_beside_it_is_made_anew(run: Run, tmp_path: Path, capsys: Any) -> None:
+    """A template or an adapter that the recipe does not know would be read by the libraries."""
+    recipe = promotion.recipe_named(f"models:/{run.register().name}/1", run.params.registry, run.params.store)
+    folder = room.cached(recipe, tmp_path / "cache")
+    for stranger in ("chat_template.jinja", "adapter_config.json", "additional_chat_templates/tool.jinja"):
+        if stranger in recipe["files"]:
+            continue
+        (folder / stranger).parent.mkdir(exist_ok=True)
+        (folder / stranger).write_text("{}")
+        assert room.cached(recipe, tmp_path / "cache") == folder
+        assert not (folder / stranger).exists()
+    capsys.readouterr()
+    room.cached(recipe, tmp_path / "cache")
+    assert "graft:" not in capsys.readouterr().err, "what is whole is used"
+
+
+def test_a_recipe_names_its_model_by_a_digest(run: Run, tmp_path: Path) -> None:
+    """It becomes the name of a folder."""
+    recipe = promotion.recipe_named(f"models:/{run.register().name}/1", run.params.registry, run.params.store)
+    for digest in ("sha256:../../x", "", "x" * 64, None, "sha256:" + "0" * 63):
+        (tmp_path / "recipe.json").write_bytes(canonical_json(recipe | {"digest": digest}))
+        with pytest.raises(RegistryError, match="not a recipe of format 1"):
+            room.read_recipe(tmp_path / "recipe.json")

@@ -22,6 +22,7 @@ from shadowft_core.acts import (
 from shadowft_core.errors import ShadowError
 from shadowft_core.looks import looks
 from shadowft_core.releases import releases
+from shadowft_core.workspace import filled_in, run_code_of_workspace
 
 app = typer.Typer(
     name="shadowft",
@@ -54,18 +55,24 @@ def fetch(
 
 @app.command(rich_help_panel="Stages")
 def prepare(
-    data: Annotated[Path, typer.Option(help="one file or a folder of json, jsonl or parquet files")],
-    tasks: Annotated[Path, typer.Option(help="task folder; training rows that stand in its items are dropped")],
     out: Annotated[Path, typer.Option(help="folder to make: train, valid, dev, test .parquet and data-report.json")],
+    data: Annotated[
+        Path | None, typer.Option(help="one file or a folder of json, jsonl or parquet files; else prepare.data")
+    ] = None,
+    tasks: Annotated[
+        Path | None, typer.Option(help="task folder, whose items no training row may hold; else evaluate.tasks")
+    ] = None,
     params: ParamsOption = PARAMS,
 ) -> None:
     """Read, validate, normalise, deduplicate, decontaminate and split the data.
 
     Example: shadowft prepare --data my_rows.jsonl --tasks my_tasks --out work/data
     """
+    from shadowft_core.params import Prepare
     from shadowft_core.prepare import prepare as run
 
-    run(data, tasks, read_params(params).prepare, out)
+    p = read_params(params, **{"prepare": Prepare(data=str(data))} if data else {})
+    run(data or Path(p.prepare.data), tasks or Path(p.evaluate.tasks), p.prepare, out)
 
 
 @app.command(rich_help_panel="Stages")
@@ -229,6 +236,9 @@ def verdict(
     scores: Annotated[Path, typer.Option(help="folder of score folders")],
     recipe: Annotated[Path, typer.Option(help="recipe.json of the candidate")],
     out: Annotated[Path, typer.Option(help="JSON file to write")],
+    metrics: Annotated[
+        Path | None, typer.Option(help="JSON file to write: the few numbers by which runs are compared")
+    ] = None,
     params: ParamsOption = PARAMS,
 ) -> None:
     """Decide, with paired statistics, whether the graft beats the untouched Instruct and direct tuning.
@@ -238,13 +248,16 @@ def verdict(
     from shadowft_core.verdict import verdict as run
 
     p = read_params(params)
-    run(scores, recipe, list(p.routes), p.verdict, out)
+    run(scores, recipe, list(p.routes), p.verdict, out, metrics)
 
 
 @app.command(rich_help_panel="Stages")
 def report(
     work: Annotated[Path, typer.Option(help="folder with the outputs of all stages")],
     out: Annotated[Path, typer.Option(help="HTML file to write")],
+    plots: Annotated[
+        Path | None, typer.Option(help="folder to make: the figures' points as JSON, for `dvc plots`")
+    ] = None,
 ) -> None:
     """Write the one page a person reads before signing. Opens from disk, without a network.
 
@@ -252,7 +265,7 @@ def report(
     """
     from shadowft_core.report import report as run
 
-    run(work, out)
+    run(work, out, plots)
 
 
 def main() -> None:
@@ -260,7 +273,8 @@ def main() -> None:
     if not sys.warnoptions:  # libraries announce their own deprecations; `python -W` brings them back
         warnings.simplefilter("ignore")
     try:
-        app()
+        run_code_of_workspace()
+        app(filled_in(sys.argv[1:]), prog_name="shadowft")
     except ShadowError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -271,3 +285,7 @@ def main() -> None:
         if end.code == INTERRUPTED:
             print("error: interrupted; nothing half-written is left, run the same command again", file=sys.stderr)
         raise
+
+
+if __name__ == "__main__":
+    main()

@@ -41,7 +41,10 @@ INTERRUPTED = 130  # the exit code a shell expects after Ctrl-C
 
 @app.command(rich_help_panel="Stages")
 def fetch(
-    out: Annotated[Path, typer.Option(help="folder to make: pair.json, base/, instruct/")],
+    out: Annotated[Path | None, typer.Option(help="folder to make: pair.json, base/, instruct/")] = None,
+    origin: Annotated[
+        Path | None, typer.Option(help="JSON file to write instead: the sources of a pair that is made here")
+    ] = None,
     params: ParamsOption = PARAMS,
 ) -> None:
     """Resolve and pin both models and check that they may be paired.
@@ -49,8 +52,14 @@ def fetch(
     Example: shadowft fetch --out work/pair
     """
     from shadowft_core.pair import fetch as run
+    from shadowft_core.pair import write_origin
 
-    run(read_params(params).fetch, out)
+    if (out is None) == (origin is None):
+        raise typer.BadParameter("pass either --out or --origin")
+    if out is not None:
+        run(read_params(params).fetch, out)
+    elif origin is not None:
+        write_origin(read_params(params).fetch, origin)
 
 
 @app.command(rich_help_panel="Stages")

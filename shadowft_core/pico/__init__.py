@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 PRETRAIN_STEPS = 1500
 POSTTRAIN_STEPS = 300
+SOURCES = ("__init__.py", "world.py")  # what the pair is made from, beside the versions of three libraries
 ROWS, BLOCK = 64, 32  # rows a step, tokens a row
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '" + TURN + "' + message['role'] + '\\n' }}"
@@ -49,7 +50,7 @@ def build_pair(seed: int = 0, pretrain_steps: int = PRETRAIN_STEPS, posttrain_st
     Progress goes to stderr.
     """
     made_of = {
-        "sources": {name: file_digest(Path(__file__).with_name(name)) for name in ("__init__.py", "world.py")},
+        "sources": {name: file_digest(Path(__file__).with_name(name)) for name in SOURCES},
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
         "seed": seed,
         "steps": [pretrain_steps, posttrain_steps],

@@ -22,6 +22,7 @@ from shadowft_core.acts import (
 from shadowft_core.errors import ShadowError
 from shadowft_core.looks import looks
 from shadowft_core.releases import releases
+from shadowft_core.workspace import filled_in, run_code_of_workspace
 
 app = typer.Typer(
     name="shadowft",
@@ -40,7 +41,10 @@ INTERRUPTED = 130  # the exit code a shell expects after Ctrl-C
 
 @app.command(rich_help_panel="Stages")
 def fetch(
-    out: Annotated[Path, typer.Option(help="folder to make: pair.json, base/, instruct/")],
+    out: Annotated[Path | None, typer.Option(help="folder to make: pair.json, base/, instruct/")] = None,
+    origin: Annotated[
+        Path | None, typer.Option(help="JSON file to write instead: the sources of a pair that is made here")
+    ] = None,
     params: ParamsOption = PARAMS,
 ) -> None:
     """Resolve and pin both models and check that they may be paired.
@@ -48,24 +52,36 @@ def fetch(
     Example: shadowft fetch --out work/pair
     """
     from shadowft_core.pair import fetch as run
+    from shadowft_core.pair import write_origin
 
-    run(read_params(params).fetch, out)
+    if (out is None) == (origin is None):
+        raise typer.BadParameter("pass either --out or --origin")
+    if out is not None:
+        run(read_params(params).fetch, out)
+    elif origin is not None:
+        write_origin(read_params(params).fetch, origin)
 
 
 @app.command(rich_help_panel="Stages")
 def prepare(
-    data: Annotated[Path, typer.Option(help="one file or a folder of json, jsonl or parquet files")],
-    tasks: Annotated[Path, typer.Option(help="task folder; training rows that stand in its items are dropped")],
     out: Annotated[Path, typer.Option(help="folder to make: train, valid, dev, test .parquet and data-report.json")],
+    data: Annotated[
+        Path | None, typer.Option(help="one file or a folder of json, jsonl or parquet files; else prepare.data")
+    ] = None,
+    tasks: Annotated[
+        Path | None, typer.Option(help="task folder, whose items no training row may hold; else evaluate.tasks")
+    ] = None,
     params: ParamsOption = PARAMS,
 ) -> None:
     """Read, validate, normalise, deduplicate, decontaminate and split the data.
 
     Example: shadowft prepare --data my_rows.jsonl --tasks my_tasks --out work/data
     """
+    from shadowft_core.params import Prepare
     from shadowft_core.prepare import prepare as run
 
-    run(data, tasks, read_params(params).prepare, out)
+    p = read_params(params, **{"prepare": Prepare(data=str(data))} if data else {})
+    run(data or Path(p.prepare.data), tasks or Path(p.evaluate.tasks), p.prepare, out)
 
 
 @app.command(rich_help_panel="Stages")
@@ -229,6 +245,9 @@ def verdict(
     scores: Annotated[Path, typer.Option(help="folder of score folders")],
     recipe: Annotated[Path, typer.Option(help="recipe.json of the candidate")],
     out: Annotated[Path, typer.Option(help="JSON file to write")],
+    metrics: Annotated[
+        Path | None, typer.Option(help="JSON file to write: the few numbers by which runs are compared")
+    ] = None,
     params: ParamsOption = PARAMS,
 ) -> None:
     """Decide, with paired statistics, whether the graft beats the untouched Instruct and direct tuning.
@@ -238,13 +257,16 @@ def verdict(
     from shadowft_core.verdict import verdict as run
 
     p = read_params(params)
-    run(scores, recipe, list(p.routes), p.verdict, out)
+    run(scores, recipe, list(p.routes), p.verdict, out, metrics)
 
 
 @app.command(rich_help_panel="Stages")
 def report(
     work: Annotated[Path, typer.Option(help="folder with the outputs of all stages")],
     out: Annotated[Path, typer.Option(help="HTML file to write")],
+    plots: Annotated[
+        Path | None, typer.Option(help="folder to make: the figures' points as JSON, for `dvc plots`")
+    ] = None,
 ) -> None:
     """Write the one page a person reads before signing. Opens from disk, without a network.
 
@@ -252,7 +274,7 @@ def report(
     """
     from shadowft_core.report import report as run
 
-    run(work, out)
+    run(work, out, plots)
 
 
 def main() -> None:
@@ -260,7 +282,8 @@ def main() -> None:
     if not sys.warnoptions:  # libraries announce their own deprecations; `python -W` brings them back
         warnings.simplefilter("ignore")
     try:
-        app()
+        run_code_of_workspace()
+        app(filled_in(sys.argv[1:]), prog_name="shadowft")
     except ShadowError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -271,3 +294,7 @@ def main() -> None:
         if end.code == INTERRUPTED:
             print("error: interrupted; nothing half-written is left, run the same command again", file=sys.stderr)
         raise
+
+
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,7 @@ from shadowft_core.checkpoint import kernel
 from shadowft_core.checkpoint.families import EXPERTS, LINEAR, SINGLE_EXPERTS, Family
 from shadowft_core.checkpoint.files import (
     bytes_digest,
+    cache_folder,
     canonical_json,
     file_digest,
     new_folder,
@@ -55,6 +56,7 @@ __all__ = [
     "append_safetensors",
     "build_header",
     "bytes_digest",
+    "cache_folder",
     "canonical_json",
     "file_digest",
     "in_order",

@@ -18,13 +18,13 @@ from shadowft_core.checkpoint import (
 )
 from shadowft_core.errors import SameModel, Unrelated
 from shadowft_core.pair.facts import compare
-from shadowft_core.pair.references import is_away, opened, resolve
+from shadowft_core.pair.references import is_away, made_from, opened, resolve
 from shadowft_core.pair.sigma import measure
 
 if TYPE_CHECKING:
     from shadowft_core.params import Fetch
 
-__all__ = ["check_pair", "compare_models", "fetch", "opened", "resolve"]
+__all__ = ["check_pair", "compare_models", "fetch", "opened", "resolve", "write_origin"]
 
 SIGMA_NEAR, SIGMA_FAR, SIGMA_UNRELATED = 0.001, 0.1, 0.5
 
@@ -81,6 +81,11 @@ def compare_models(
         "base": pinned[0],
         "instruct": pinned[1],
     }
+
+
+def write_origin(params: "Fetch", out: Path) -> None:
+    """Write what both references are made from where this project makes them: what `fetch` must run again for."""
+    write_json_atomically(out, {"format": 1, "base": made_from(params.base), "instruct": made_from(params.instruct)})
 
 
 def fetch(params: "Fetch", out: Path) -> None:

@@ -28,6 +28,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object 
 
 OntoBaseOption = Annotated[bool, typer.Option("--onto-base", help="allow the Instruct to be the delta's own Base")]
 UnrelatedOption = Annotated[bool, typer.Option("--unrelated", help="allow an Instruct far from the delta's Base")]
+IgnoreOption = Annotated[
+    list[str] | None,
+    typer.Option("--ignore", metavar="PATTERN", help="tensors that one side alone may hold; repeatable, on record"),
+]
 
 
 def read_params(path: Path | None, **sections: "Section") -> "Params":

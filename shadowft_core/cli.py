@@ -10,6 +10,7 @@ import typer
 
 from shadowft_core.acts import (
     PARAMS,
+    IgnoreOption,
     JsonOption,
     OntoBaseOption,
     ParamsOption,
@@ -57,7 +58,8 @@ def fetch(
     if (out is None) == (origin is None):
         raise typer.BadParameter("pass either --out or --origin")
     if out is not None:
-        run(read_params(params).fetch, out)
+        p = read_params(params)
+        run(p.fetch, out, p.extract.ignore)
     elif origin is not None:
         write_origin(read_params(params).fetch, origin)
 
@@ -117,7 +119,9 @@ def extract(
     unrelated: Annotated[
         bool, typer.Option("--unrelated", help="waive the check that no matrix moved by more than its own norm")
     ] = False,
+    ignore: IgnoreOption = None,
     as_json: JsonOption = False,
+    params: ParamsOption = PARAMS,
 ) -> None:
     """Take the weight delta, exactly: LoRA factors as they are, anything else as a float32 difference.
 
@@ -130,15 +134,27 @@ def extract(
 
     Kind lowrank: shadowft extract --base work/pair/base --tuned my_checkpoint --lowrank 0.05 --out my_delta
     (any of them, lowered to an error you allow: 0.05 keeps 99.75 % of every tensor's energy)
+
+    What one side alone holds: shadowft extract --base my_base --tuned my_checkpoint --ignore 'mtp.*' --out my_delta
+    (on record in the delta, and honoured by its grafts; in a project set extract.ignore)
     """
     from shadowft_core.delta import extract as run
 
-    facts = run(base, tuned, out, store, lowrank, unrelated)
+    standing = () if ignore else read_params(params).extract.ignore
+    facts = run(base, tuned, out, store, lowrank, unrelated, ignore or (), standing)
     if as_json:
         typer.echo(json.dumps({"format": 1, **facts}))
     else:
         forms = ", ".join(f"{count} {form}" for form, count in facts["tensors"].items())
         typer.echo(f"{out}: kind {facts['kind']}, tensors: {forms}; {facts['bytes']} bytes, error {facts['error']:g}")
+        for reason, sides in facts["ignored"].items():
+            for side, names in sides.items():
+                typer.echo(f"  {len(names)} only in the {side}, {reason}: {', '.join(names[:3])}")
+        for name, rows in facts["tokens"].items():
+            typer.echo(
+                f"  {name}: {rows['matched']} rows matched by token; not carried: {rows['tuned_only']['rows']} "
+                f"of tokens only in the tuned model, {rows['base_only']['rows']} only in the Base"
+            )
 
 
 @app.command(rich_help_panel="Stages")
@@ -183,6 +199,7 @@ def graft(
     seed: Annotated[int | None, typer.Option(help="of dare's drops")] = None,
     onto_base: OntoBaseOption = False,
     unrelated: UnrelatedOption = False,
+    ignore: IgnoreOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the recipe")] = False,
     params: ParamsOption = PARAMS,
 ) -> None:
@@ -204,7 +221,7 @@ def graft(
         raise typer.BadParameter("pass --delta, or --base and --tuned together")
     deltas: list[tuple[Path | Difference, float | None]] = [parse_delta(text) for text in delta or ()]
     if base and tuned:
-        deltas.append((open_difference(base, tuned, unrelated), None))
+        deltas.append((open_difference(base, tuned, unrelated, ignore or ()), None))
     recipe = run(
         instruct,
         deltas,
@@ -216,6 +233,7 @@ def graft(
         merge=Merge(merge, density, seed),
         scale_for=[parse_scale_for(text) for text in scale_for or ()],
         waivers=waivers_of(onto_base, unrelated),
+        ignore=ignore or (),
     )
     if as_json:
         print_json(recipe)

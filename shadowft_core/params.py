@@ -83,6 +83,14 @@ class Train(Section):
     threads: int = Field(1, ge=1, description="CPU threads; part of what makes two runs equal bit for bit")
 
 
+class Extract(Section):
+    """What is taken of a training."""
+
+    ignore: tuple[str, ...] = Field(
+        (), description="glob patterns of tensors that one of Base, tuned model and Instruct alone may hold"
+    )
+
+
 class Sweep(Section):
     """Choosing the scale, on dev items only."""
 
@@ -156,6 +164,7 @@ class Params(Section):
     fetch: Fetch
     prepare: Prepare
     train: Train
+    extract: Extract = Extract()
     sweep: Sweep
     graft: Graft
     evaluate: Evaluate
@@ -203,7 +212,10 @@ def default_params(**sections: Section) -> Params:
 
     A section that has a field without default, and is not given, raises ParamsError when it is asked for.
     """
-    defaults: dict[str, Any] = {"train": Train(), "graft": Graft(), "verdict": Verdict(), "store": located(Store())}
+    defaults: dict[str, Any] = {
+        **{"train": Train(), "extract": Extract(), "graft": Graft(), "verdict": Verdict()},
+        "store": located(Store()),
+    }
     return _Unwritten.model_construct(None, routes=ROUTES, **defaults | sections)
 
 

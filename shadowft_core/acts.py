@@ -212,6 +212,7 @@ def regraft(
     ] = None,
     onto_base: OntoBaseOption = False,
     unrelated: UnrelatedOption = False,
+    ignore: IgnoreOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the new recipe")] = False,
 ) -> None:
     """Carry the deltas of a recipe to another Instruct of the same Base. The new recipe needs its own verdict.
@@ -221,6 +222,6 @@ def regraft(
     """
     from shadowft_core.registry.regraft import regraft as run
 
-    made = run(recipe, instruct, delta or [], out, waivers_of(onto_base, unrelated))
+    made = run(recipe, instruct, delta or [], out, waivers_of(onto_base, unrelated), ignore or ())
     if as_json:
         print_json(made)

@@ -45,7 +45,8 @@ def pair(
             models = {}
             for role, side in named.items():
                 models[role], side["label"] = stack.enter_context(opened(side["ref"], download=full))
-            result = compare_models(**models, full=full, digests=full, aggregations=aggregations, ignore=ignore or ())
+            both = models["base"], models["instruct"]
+            result = compare_models(*both, full=full, digests=full, aggregations=aggregations, ignore=ignore or ())
     except (PairError, CheckpointError, NotFinite) as error:
         if as_json:
             kind = type(error).__name__

@@ -109,9 +109,9 @@ class Family:
         return self.kind(whole) in ("embedding", "head") if whole == name else self.is_head(whole)
 
     def has_token_rows(self, name: str, shape: tuple[int, ...]) -> bool:
-        """Whether a matrix has a row for every token: by its name, or because it has as many as the vocabulary."""
+        """`is_vocabulary`; of a family that is not in the table also a matrix of as many rows as the vocabulary has."""
         sizes = [size for path in ("vocab_size", "text_config.vocab_size") if (size := _field(self._config, path))]
-        return len(shape) == 2 and (self.is_embedding(name) or self.is_head(name) or shape[0] in sizes)
+        return self.is_vocabulary(name) or (not self.known and len(shape) == 2 and shape[0] in sizes)
 
     def is_linear(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether `linear` means this tensor: a matrix, or the bias of one, of the kinds in `LINEAR`.

@@ -30,13 +30,13 @@ def ties_of(model: "Checkpoint") -> dict[str, str]:
 def _evident(model: "Checkpoint") -> dict[str, str]:
     """Config and equal weights must say the same: of everything that has a row for every token."""
     family, says = model.family, model.family.says_tied
-    rows = [name for name in model.names if family.has_token_rows(name, model.info(name).shape)]
+    shapes = {name: model.info(name).shape for name in model.names}
+    rows = [name for name, shape in shapes.items() if len(shape) == 2 and family.has_token_rows(name, shape)]
     rows.sort(key=lambda name: (not family.is_embedding(name), family.is_head(name)))  # an embedding stands for both
     found: dict[str, str] = {}
     for number, name in enumerate(rows):
         own = (other for other in rows[:number] if other not in found)
-        shape = model.info(name).shape
-        alike = next((other for other in own if model.info(other).shape == shape and model.equal(other, name)), None)
+        alike = next((other for other in own if shapes[other] == shapes[name] and model.equal(other, name)), None)
         if alike is not None:
             found[name] = alike
     others = [name for name in rows if not family.is_head(name)]

@@ -73,7 +73,7 @@ def layout(before: Checkpoint, after: Checkpoint, ignore: Sequence[str] = (), st
         old, new = before.info(name).shape, after.info(their).shape
         if old == new:
             continue
-        if before.family.is_vocabulary(name) and old[1:] == new[1:] and new[0]:
+        if before.family.has_token_rows(name, old) and old[1:] == new[1:] and new[0]:
             rows[name], tokens[name] = _by_token(before, after, name, old[0], new[0])
         else:
             raise _misshapen(before, after, name, old, new)

@@ -55,12 +55,14 @@ class Match:
         if home != here and (other := self._carrier(name, home)):
             self._require_equal(name, other)
             return {}
-        if self.model.family.is_vocabulary(home):
-            return {target: self._vocabulary(name, target) for target in self._tied_to(home)}
-        self._require_float(name, home)
-        if self.model.info(home).shape != self.delta.shape(name):
-            raise self._misshapen(name, home)
-        return {home: None}
+        targets = self._tied_to(home)
+        if any(self.model.family.has_token_rows(target, self.model.info(target).shape) for target in targets):
+            return {target: self._vocabulary(name, target) for target in targets}
+        for target in targets:
+            self._require_float(name, target)
+            if self.model.info(target).shape != self.delta.shape(name):
+                raise self._misshapen(name, target)
+        return dict.fromkeys(targets)
 
     def is_ignored(self, name: str) -> bool:
         """Whether a tensor of the delta has no place in the Instruct, and need not have one."""
@@ -114,7 +116,7 @@ class Match:
         return other or (None if self.delta.base_tied else home)
 
     def _tied_to(self, home: str) -> list[str]:
-        """Names of the Instruct's tensors that a vocabulary tensor goes to."""
+        """Names of the Instruct's tensors that go with one of its own: stored copies, and what the Base tied to it."""
         family, found = self.model.family, [home]
         found += [alias for alias, own in self.model.ties.items() if own == home and alias in self.model]
         if self.delta.base_tied and (family.is_embedding(home) or family.is_head(home)):

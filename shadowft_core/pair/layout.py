@@ -96,7 +96,7 @@ def match(
         our = ours.get(name)
         if our is None:
             continue
-        token_rows = instruct.family.is_embedding(name) or instruct.family.is_head(name)
+        token_rows = instruct.family.has_token_rows(name, their.shape)
         if our.shape == their.shape and not (token_rows and found.base != found.instruct):
             runs: list[Run] = [(0, 0, 1)]
         elif token_rows and our.shape[1:] == their.shape[1:]:
@@ -131,14 +131,16 @@ def head(model: Checkpoint) -> str | None:
 def _views(model: Checkpoint) -> dict[str, View]:
     """Every tensor of its own, under its name; one that stands for several that are tied, under the embedding's."""
     own = [name for name in model.names if model.home(name) == name and not model.family.ignores(name)]
-    called = {home: alias for alias, home in model.ties.items() if model.family.is_embedding(alias)}
+    called: dict[str, str] = {}
+    for alias, home in model.ties.items():
+        called[home] = min(filter(model.family.is_embedding, (alias, home, called.get(home, home))), default=home)
     return {called.get(name, name): View(name, 0, model.info(name).shape) for name in own}
 
 
 def _placed(name: str, base: Checkpoint, instruct: Checkpoint, theirs: Mapping[str, View]) -> str:
     """The name of a tensor of the Base among those of the Instruct, where the two were saved in two ways."""
-    here = name if name in theirs else instruct.named(name, base.family)
-    return here if here in theirs else name
+    here = None if name in theirs else instruct.named(name, base.family)
+    return here if here is not None and here in theirs else name
 
 
 def _drop_heads(base: Checkpoint, ours: dict[str, View], instruct: Checkpoint, theirs: dict[str, View]) -> list[str]:

@@ -194,9 +194,10 @@ class Match:
         ours = places(name, shape)
         lost = [slot for slot in ours if slot not in self._places]
         if not ours or len(lost) == len(ours):
+            waiver = remedy({"base": [name]}, [known for known, here in self.here.items() if here])
             raise TensorMissing(
                 f"{self.delta.path}: tensor {name} is missing in {self.model.path}; graft on an Instruct of the same "
-                "family and layout"
+                f"family and layout{waiver}"
             )
         if lost:
             raise TensorMissing(

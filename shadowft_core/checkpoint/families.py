@@ -23,10 +23,13 @@ _EMBEDDING = re.compile(
 )
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$|^((language_)?model\.)?output\.weight$")
 _ROUTER = re.compile(r"(^|\.)(router|mlp\.gate|block_sparse_moe\.gate|moe\.gate)\.weight$")
+_EXPERT = re.compile(r"(.+\.experts)\.\d+\.(\w+)\.weight")
 _MATRIX = re.compile(r"(^|\.)(\w*proj|\w*fc\d*|wqkv|w[123qkvo]|W_pack|query_key_value|dense\w*|c_attn)\.weight$")
+_NO_MATRIX = re.compile(r"embed|position|norm|router|(^|\.)(wpe|ln\w*|gate)\.weight$")
 KINDS = ("linear", "conv1d", "experts", "embedding", "positions", "head", "router", "other")
 LINEAR = ("linear", "conv1d", "experts")
 """kinds that `linear` means: the matrices that are neither embedding, head, norm nor router"""
+_FUSED = {"gate_up_proj": ("gate", "up"), "down_proj": ("down",)}
 
 
 class Experts(NamedTuple):
@@ -81,6 +84,10 @@ class Family:
 
     def kind(self, name: str) -> str | None:
         """One of `KINDS`, of a matrix by its name in memory or in files; None where nothing is known of it."""
+        found = self._kind(name)
+        return "experts" if found == "linear" and _EXPERT.fullmatch(name) else found
+
+    def _kind(self, name: str) -> str | None:
         ends = list(_ends(_pattern(name)))
         for entry in self._entries:
             if found := next((entry["kinds"][end] for end in reversed(ends) if end in entry.get("kinds", {})), None):
@@ -101,11 +108,28 @@ class Family:
         whole = re.sub(r"\.bias$", ".weight", name)
         return self.kind(whole) in ("embedding", "head") if whole == name else self.is_head(whole)
 
+    def has_token_rows(self, name: str, shape: tuple[int, ...]) -> bool:
+        """`is_vocabulary`; of a family that is not in the table also a matrix of as many rows as the vocabulary has."""
+        sizes = [size for path in ("vocab_size", "text_config.vocab_size") if (size := _field(self._config, path))]
+        return self.is_vocabulary(name) or (not self.known and len(shape) == 2 and shape[0] in sizes)
+
+    def is_linear(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether `linear` means this tensor: a matrix, or the bias of one, of the kinds in `LINEAR`.
+
+        Of a module that nothing is known of: every matrix that is neither embedding, head, norm nor router by its name.
+        """
+        matrix = re.sub(r"(\.|_)bias$", lambda found: ".weight" if found[1] == "." else "", name)
+        if matrix == name and len(shape) < 2:
+            return False
+        kind = self.kind(matrix)
+        return kind in LINEAR if kind else matrix.endswith(".weight") and not _NO_MATRIX.search(matrix)
+
     def in_files(self, parameter: str) -> str:
         """The name in files of a parameter of the loaded model; the name itself where the files do not hold it."""
         begun = _replaced(parameter, self._files)
         bare = begun.removeprefix(f"{self._prefix}.")
-        candidates = (begun, parameter, bare, f"{self._prefix}.{begun}")
+        mixtral = parameter if self.known else parameter.replace(".mlp.", ".block_sparse_moe.")
+        candidates = (begun, parameter, bare, f"{self._prefix}.{begun}", mixtral)
         return next((name for name in candidates if name in self._names), begun)
 
     def in_memory(self, name: str) -> str:
@@ -114,6 +138,26 @@ class Family:
         if found == name and self._bare and self.kind(name) != "head":
             return f"{self._prefix}.{name}"
         return found
+
+    def parameter(self, name: str) -> str:
+        """The parameter of the loaded model that a tensor of the files is, or a part of, as one expert's matrix is."""
+        found = self.in_memory(name)
+        if single := _EXPERT.fullmatch(found):
+            for last in {*self.experts, *_FUSED}:
+                if any(single[2] in parts for parts in self.parts(last)):
+                    block = single[1] if self.known else single[1].replace(".block_sparse_moe.", ".mlp.")
+                    return f"{block}.{last}"
+        return found
+
+    def parts(self, last: str) -> list[tuple[str, ...]]:
+        """Ways to store fused experts one by one, by the last word of the parameter: names of an expert's matrices."""
+        if self.known:
+            return [self.experts[last].parts] if last in self.experts and self.experts[last].parts else []
+        return [tuple(getattr(names, part) for part in _FUSED[last]) for names in SINGLE_EXPERTS if last in _FUSED]
+
+    def is_converted(self, parameter: str) -> bool:
+        """Whether a parameter lies in files in a way that only transformers converts."""
+        return _pattern(parameter) in self.converted
 
     @property
     def _bare(self) -> bool:
@@ -139,13 +183,21 @@ class Family:
                 for pair in tie["pairs"]
             ]
             return self._by_stored([(self.in_files(target), self.in_files(source)) for target, source in pairs])
-        heads = [name for name in self._names if self.kind(name) == "head"]
         embeddings = [name for name in self._names if self.is_embedding(name)]
-        if len(embeddings) != 1:
-            return {}
-        if heads:
-            return None
-        return {} if self.says_tied is False else {"lm_head.weight": embeddings[0]}
+        if len(embeddings) == 1 and not any(self.is_head(name) for name in self._names) and self.says_tied is not False:
+            return {"lm_head.weight": embeddings[0]}
+        return None
+
+    def ties_within(self, name: str) -> bool:
+        """Whether a tied tensor is tied by a part of the model that has a config of its own, not by the whole."""
+        whole = [pair for tie in self._ties if "within" not in tie for pair in tie["pairs"]]
+        return self.known and not any(name in map(self.in_files, pair) for pair in whole)
+
+    def tied_by_class(self) -> set[str]:
+        """Tensors of the files that the class ties whatever config.json says."""
+        return {
+            self.in_files(name) for tie in self._ties if not tie["fields"] for pair in tie["pairs"] for name in pair
+        }
 
     def _by_stored(self, pairs: list[tuple[str, str]]) -> dict[str, str]:
         found: dict[str, str] = {}

@@ -43,6 +43,9 @@ def test_a_colleague_trains_nothing_again(
 ) -> None:
     """Another path, another compiler: only what never travels (the pair, the grafted models) is made again."""
     act_as(monkeypatch, s3_server.user)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):  # DVC wants files, /dev/null is none to it
+        (tmp_path / name).touch()
+        monkeypatch.setenv(name, str(tmp_path / name))
     s3_server.create_bucket("team")
     run(author, "dvc", "remote", "add", "-f", "-d", "team", "s3://team/dvc")
     run(author, "dvc", "remote", "modify", "team", "endpointurl", s3_server.endpoint)

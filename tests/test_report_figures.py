@@ -8,7 +8,7 @@ import pytest
 
 from shadowft_core.errors import EvaluationError
 from shadowft_core.report import figures, report
-from tests.test_report import dump, finished, write_work  # noqa: F401  a fixture
+from tests.test_report import dump, write_work
 
 
 def drawn(monkeypatch: pytest.MonkeyPatch, draw: Any, facts: Any) -> Any:
@@ -17,8 +17,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch, draw: Any, facts: Any) -> Any:
     return draw(facts).axes[0]
 
 
-def test_the_forest_shows_each_claim_as_it_is(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    claims = json.loads((finished / "verdict.json").read_bytes())["claims"]
+def test_the_forest_shows_each_claim_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    claims = json.loads((write_work(tmp_path) / "verdict.json").read_bytes())["claims"]
     assert any(claim["difference"] for claim in claims)
     lines = drawn(monkeypatch, figures.forest, claims).lines
     for row, claim in enumerate(claims):
@@ -27,9 +27,9 @@ def test_the_forest_shows_each_claim_as_it_is(finished: Path, monkeypatch: pytes
 
 
 def test_the_plane_has_what_is_kept_to_the_right_and_what_is_learnt_upwards(
-    finished: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arms = json.loads((finished / "verdict.json").read_bytes())["arms"]
+    arms = json.loads((write_work(tmp_path) / "verdict.json").read_bytes())["arms"]
     axes = drawn(monkeypatch, figures.plane, arms)
     found = {bar.get_label(): tuple(float(at[0]) for at in bar[0].get_data()) for bar in axes.containers}
     assert found == {name: (arm["guards"]["mean"], arm["domain"]["mean"]) for name, arm in arms.items()}

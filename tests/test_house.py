@@ -15,6 +15,7 @@ ROOMS = sorted(
 )
 LAYERS = [
     "errors",
+    "yamlfile",
     "params",
     "checkpoint objects loading",
     "pair store diff",

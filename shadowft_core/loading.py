@@ -77,8 +77,8 @@ def _call(loader: Any, folder: Path, source: Path | None, **options: Any) -> Any
 def _require_plain(folder: Path) -> None:
     if (folder / "adapter_config.json").exists():
         raise CheckpointError(
-            f"{folder / 'adapter_config.json'}: an adapter beside a model, which transformers would add to its weights; "
-            "move it into a folder of its own"
+            f"{folder / 'adapter_config.json'}: an adapter beside a model, which transformers would add to its "
+            "weights; move it into a folder of its own"
         )
     path = folder / "config.json"
     if not path.is_file():

@@ -44,9 +44,7 @@ def shadowft(
     if limit_bytes is not None:
         program = ["prlimit", f"--fsize={limit_bytes}", *program]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-    return subprocess.run(
-        program, cwd=folder, env=environment, input=said, capture_output=True, text=True, check=False
-    )
+    return subprocess.run(program, cwd=folder, env=environment, input=said, capture_output=True, text=True, check=False)
 
 
 def assert_one_line(done: subprocess.CompletedProcess[str], code: int, *parts: str) -> None:

@@ -162,7 +162,7 @@ def test_a_class_of_transformers_is_taken_where_there_is_one(
     assert (asked, canary.exists()) == ([], False)
 
 
-def test_a_yes_on_stdin_runs_nothing(world: World, tmp_path: Path) -> None:
+def test_a_yes_on_stdin_runs_nothing(world: World, tmp_path: Path) -> None:  # noqa: F811
     folder, canary = with_code(world.instruct, tmp_path, own_class)
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params["evaluate"] |= {"tasks": str(world.tasks), "domain": ["next"], "guards": []}

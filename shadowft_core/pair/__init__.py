@@ -68,6 +68,12 @@ def compare_models(
             f"{both}: sigma of {odd[0][0]} is {odd[0][1]:.4f}, above {SIGMA_UNRELATED}, and {about} overall: "
             f"{len(odd)} tensors are transposed, scrambled or of another model; get both again"
         )
+    for number, name in enumerate(("Base", "Instruct")):
+        if grid := gap.grid(number):
+            reasons.append(
+                f"the {name} was dequantised: {grid}; sigma measures that grid, and a graft keeps it; take the "
+                "original weights"
+            )
     if sigma["overall"] > SIGMA_FAR:
         reasons.append(f"sigma {about} is above {SIGMA_FAR}: the two are far apart, a graft is a gamble")
     if sigma["overall"] < SIGMA_NEAR:

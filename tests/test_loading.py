@@ -2,6 +2,8 @@
 
 import ast
 import json
+import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import pytest
 import yaml
 
 from shadowft_core.checkpoint import open_checkpoint
-from shadowft_core.errors import CheckpointError
+from shadowft_core.errors import CheckpointError, EvaluationError
 from shadowft_core.evaluate import load_folder, open_bench
 from shadowft_core.pair import compare_models, fetch
 from shadowft_core.params import Evaluate, Fetch
@@ -214,6 +216,33 @@ def test_code_beside_a_known_class_is_a_warning_and_stays_behind(
     reasons = json.loads((tmp_path / "out/pair.json").read_text())["reasons"]
     assert any("brings code" in reason and "tokenizer_config.json: auto_map own.Own" in reason for reason in reasons)
     assert not (tmp_path / "out/instruct/own.py").exists()
+    assert (asked, canary.exists()) == ([], False)
+
+
+class Bomb:
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.canary),)
+
+
+@pytest.mark.parametrize("kind", ["script", "pickle"])
+def test_data_of_a_task_is_data(tiny_llama_pair: Pair, tmp_path: Path, asked: list[str], kind: str) -> None:
+    tasks, canary = tmp_path / "tasks", tmp_path / "code-ran"
+    (tasks / "rows").mkdir(parents=True)
+    (tasks / "rows/rows.py").write_text(CODE.format(str(canary)))
+    (tasks / "rows.pkl").write_bytes(pickle.dumps(Bomb(canary)))
+    path, options = {
+        "script": (tasks / "rows/rows.py", {"trust_remote_code": True}),
+        "pickle": ("pandas", {"data_files": {"test": "rows.pkl"}}),
+    }[kind]
+    task = {"task": "odd", "dataset_path": str(path), "dataset_kwargs": options, "test_split": "test"}
+    task |= {"output_type": "generate_until", "doc_to_text": "q", "doc_to_target": "a"}
+    (tasks / "odd.yaml").write_text(yaml.safe_dump(task))
+    params = Evaluate(tasks=str(tasks), domain=("odd",))
+    with pytest.raises(EvaluationError, match="^task odd"):
+        open_bench(tiny_llama_pair.instruct, tmp_path, params, ("odd",), ()).__enter__()
     assert (asked, canary.exists()) == ([], False)
 
 

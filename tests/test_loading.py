@@ -212,9 +212,16 @@ def test_code_beside_a_known_class_is_a_warning_and_stays_behind(
     tiny_llama_pair: Pair, tmp_path: Path, asked: list[str]
 ) -> None:
     folder, canary = with_code(tiny_llama_pair.instruct, tmp_path, code_beside_a_known_class)
-    fetch(Fetch(base=str(tiny_llama_pair.base), instruct=str(folder)), tmp_path / "out")
+    base = shutil.copytree(tiny_llama_pair.base, tmp_path / "base")
+    edit(base, "config.json", auto_map=OWN_MODEL)
+    (base / "tokenizer.json").unlink()  # a Base is trained with the Instruct's tokenizer and needs none
+    edit(base, "tokenizer_config.json", auto_map={"AutoTokenizer": ["own.Own", None]})
+    edit(base, "processor_config.json", auto_map=7)
+    fetch(Fetch(base=str(base), instruct=str(folder)), tmp_path / "out")
     reasons = json.loads((tmp_path / "out/pair.json").read_text())["reasons"]
-    assert any("brings code" in reason and "tokenizer_config.json: auto_map own.Own" in reason for reason in reasons)
+    for name in ("Base", "Instruct"):
+        listed = "config.json: auto_map own.Own, tokenizer_config.json: auto_map own.Own"
+        assert f"the {name} brings code, which is never run ({listed})" in reasons
     assert not (tmp_path / "out/instruct/own.py").exists()
     assert (asked, canary.exists()) == ([], False)
 
@@ -241,7 +248,7 @@ def test_data_of_a_task_is_data(tiny_llama_pair: Pair, tmp_path: Path, asked: li
     task |= {"output_type": "generate_until", "doc_to_text": "q", "doc_to_target": "a"}
     (tasks / "odd.yaml").write_text(yaml.safe_dump(task))
     params = Evaluate(tasks=str(tasks), domain=("odd",))
-    with pytest.raises(EvaluationError, match="^task odd"):
+    with pytest.raises(EvaluationError, match=r"^task odd"):
         open_bench(tiny_llama_pair.instruct, tmp_path, params, ("odd",), ()).__enter__()
     assert (asked, canary.exists()) == ([], False)
 

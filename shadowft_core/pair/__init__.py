@@ -101,11 +101,11 @@ def fetch(params: "Fetch", out: Path) -> None:
     if any(map(is_away, references.values())):
         with opened(params.base) as (base, _), opened(params.instruct) as (instruct, _):
             compare(base, instruct)
-            require_loadable(base.path)
-            require_loadable(instruct.path)
+            require_loadable(base.path, tokenizer=False)  # both are trained with the Instruct's
+            require_loadable(instruct.path, tokenizer=True)
     resolved = {role: resolve(reference) for role, reference in references.items()}
-    for folder, _ in resolved.values():
-        require_loadable(folder)
+    for role, (folder, _) in resolved.items():
+        require_loadable(folder, tokenizer=role == "instruct")
     result = check_pair(resolved["base"][0], resolved["instruct"][0])
     record = {"format": 1, **result}
     with new_folder(out) as folder:

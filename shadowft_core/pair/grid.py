@@ -28,6 +28,8 @@ def count_levels(weights: np.ndarray, width: int) -> float | None:
     (clipped ones) and a piece of one constant.
     """
     piece = weights[:PIECE]
+    if piece.dtype not in _MANTISSA:
+        return None
     bits = piece.view(np.dtype(f"u{piece.itemsize}")).astype(np.int64)
     sign = 1 << 8 * piece.itemsize - 1
     size, mantissa = bits & sign - 1, _MANTISSA[piece.dtype]

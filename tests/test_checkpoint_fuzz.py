@@ -78,7 +78,7 @@ def _damage_a_member(draw: st.DrawFn, file: File) -> None:
     at = draw(st.integers(0, len(file.members) - 1))
     key, value = file.members[at]
     what = draw(
-        st.sampled_from(["whole", "twice", "name", "field", "field", "field", "item", "item", "shift", "empty"])
+        st.sampled_from(["whole", "twice", "name", "field", "field", "field", "item", "shift", "empty", "empty"])
     )
     if what == "whole":
         value = draw(st.sampled_from(ODD))
@@ -101,8 +101,8 @@ def _damage_a_member(draw: st.DrawFn, file: File) -> None:
             if isinstance(numbers := value.get(field), list):
                 numbers[draw(st.integers(0, 2)) :] = draw(st.lists(st.sampled_from(ODD), max_size=2))
         elif what == "empty":  # of no bytes, whatever stands beside the 0
-            huge = draw(st.lists(st.sampled_from(NUMBERS), max_size=3))
-            value = value | {"shape": draw(st.permutations([0, *huge])), "data_offsets": [0, 0]}
+            others = draw(st.lists(st.sampled_from([1, 7, 2**31, 2**32 + 1, 2**63 - 1, MINUS_0]), max_size=3))
+            value = value | {"dtype": "U8", "shape": draw(st.permutations([0, *others])), "data_offsets": [0, 0]}
         else:
             by = draw(st.sampled_from([-8, -1, 1, 8, 2**32, 2**63]))
             offsets = value.get("data_offsets")
@@ -110,7 +110,7 @@ def _damage_a_member(draw: st.DrawFn, file: File) -> None:
                 [n + by if isinstance(n, int) else n for n in offsets] if isinstance(offsets, list) else by
             )
     elif isinstance(value, dict):
-        value = {"format": draw(st.sampled_from(ODD))}
+        value = {draw(st.sampled_from(["format", "\udfff"])): draw(st.sampled_from([*ODD, "pt", "\ud800"]))}
     file.members[at] = key, value
 
 

@@ -114,6 +114,7 @@ SMOOTH: dict[str, Change] = {
     "narrower than a step of the dtype": lambda w: 1 + 0.01 * w,
     "of rank 4": lambda w: noise.standard_normal((w.shape[0], 4)) @ noise.standard_normal((4, w.shape[1])),
     "bfloat16 before": lambda w: w.astype(BF16).astype(float),
+    "around one, bfloat16 before": lambda w: (1 + w).astype(BF16).astype(float),
     "bfloat16 before, then scaled": lambda w: w.astype(BF16).astype(float) * 0.0883,
     "float16 before": lambda w: w.astype(np.float16).astype(float),
     "equal rows": lambda w: np.repeat(w[:1], len(w), axis=0)[:, : w.shape[1]],

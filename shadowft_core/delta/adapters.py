@@ -87,8 +87,8 @@ class Adapter:
         return self.before.family.in_files(name)
 
     @cached_property
-    def shown_experts(self) -> set[bool]:
-        return set(shown_orientations(self))
+    def shown_experts(self) -> frozenset[bool]:
+        return frozenset(shown_orientations(self))
 
     def _is_biased(self) -> bool:
         """Whether every layer to which the file gives a bias of its own (BEFT) has one in the Base."""

@@ -138,7 +138,7 @@ def _is_turned(adapter: "Adapter", stack: Stack, keys: dict[str, str]) -> bool:
         return turned
     shown = adapter.shown_experts  # the parameters of a class are all read in the same way
     if len(shown) == 1:
-        return shown.pop()
+        return True in shown
     version, family = adapter.settings.peft, adapter.before.family
     if version and version < SWAPS:
         return True

@@ -1,0 +1,88 @@
+"""What a graft must be, worked out in torch alone: from models as transformers loads them, by no table of ours."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.families.tiny import config_of
+
+THREE = ("base", "tuned", "instruct")
+
+
+def save_three(folder: Path, model_type: str, class_name: str, dtype: str = "bfloat16", **settings: Any) -> None:
+    """`base`, `tuned` and `instruct` under `folder`, as save_pretrained writes them: every floating tensor of the
+    state dict, norms and buffers too, differs between any two."""
+    import torch
+    import transformers
+
+    kind = getattr(transformers, class_name)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = config_of(model_type, **settings)
+        kind._from_config(config, dtype=getattr(torch, dtype)).save_pretrained(folder / "base")
+        model = kind.from_pretrained(folder / "base", dtype="auto")  # what the class keeps in float32 is float32 now
+        for name, step in zip(THREE, (0.5, 0.1, 0.2), strict=True):
+            if name != "instruct":  # which begins where the tuned one did
+                start = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+            _move(model, start, step)
+            model.save_pretrained(folder / name)
+
+
+def _move(model: Any, start: dict[str, Any], step: float) -> None:
+    """Set every tensor to that of `start` and noise in proportion to it, zeros too."""
+    import torch
+
+    seen: set[int] = set()
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            tensor.copy_(start[name] + step * (0.02 + start[name].abs()) * torch.randn(tensor.shape))
+
+
+def load(folder: Path) -> Any:
+    """The model that config.json names, without a word from transformers: every key was found and used."""
+    import transformers
+
+    kind = getattr(transformers, json.loads((folder / "config.json").read_text())["architectures"][0])
+    model, info = kind.from_pretrained(folder, output_loading_info=True, dtype="auto")
+    assert not any(info.values()), f"{folder.name} loads with {info}"
+    return model
+
+
+def differing(folder: Path, moved: Callable[[str], bool] = lambda name: True) -> list[str]:
+    """Names in `grafted` whose bits are not those of the float32 sum of base, tuned and instruct, cast once; where
+    `moved` says no, of instruct. Every tensor of the loaded models counts, tied ones under both names."""
+    import torch
+
+    base, tuned, instruct, grafted = (load(folder / name).state_dict() for name in (*THREE, "grafted"))
+    assert base.keys() == tuned.keys() == instruct.keys() == grafted.keys()
+    wrong = []
+    for name, own in instruct.items():
+        want = own
+        if own.is_floating_point() and moved(name):
+            want = (own.float() + (tuned[name].float() - base[name].float())).to(own.dtype)
+            assert own.numel() == 0 or not torch.equal(want, own), f"{name} shows no delta"
+        if not torch.equal(grafted[name], want):
+            wrong.append(name)
+    return wrong
+
+
+def linear_parameters(model: Any) -> set[str]:
+    """Names of what `linear` means: weights and biases of nn.Linear, Conv1D and stacks of experts, but for the head
+    and the routers, which give a number for every expert."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    found = set()
+    for prefix, module in model.named_modules():
+        kind, leaf = type(module).__name__, prefix.rpartition(".")[2]
+        if module is head or "Router" in kind or leaf in ("router", "gate") or kind.endswith("Gate"):
+            continue
+        matrix = isinstance(module, torch.nn.Linear | Conv1D)
+        stack = "Experts" in kind
+        for name, tensor in module.named_parameters(recurse=False):
+            if matrix or (stack and tensor.ndim >= 2):
+                found.add(f"{prefix}.{name}")
+    return found

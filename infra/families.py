@@ -93,7 +93,8 @@ def _pattern(name: str) -> str:
 def _ties(model: Any) -> Iterator[dict[str, Any]]:
     """Tied parameters, [target, source] in memory, and in which states of the fields of config.json they are tied.
 
-    A state has a letter for every field: `T`rue, `F`alse or `-`, absent.
+    A state has a letter for every field: `T`rue, `F`alse or `-`, absent. `within` names the part of the model that
+    ties, where it is not the model itself.
     """
     from transformers import PreTrainedModel
 
@@ -109,7 +110,7 @@ def _ties(model: Any) -> Iterator[dict[str, Any]]:
         # Blocks that share their weights by number (Zamba) are no ties that a table of names could hold.
         pairs = [pair for pair in pairs if _pattern(pair[0]) == pair[0] and _pattern(pair[1]) == pair[1]]
         if pairs and states["tied"]:
-            yield {"pairs": pairs, **states}
+            yield {"pairs": pairs, **states} | ({"within": ".".join(place)} if place else {})
 
 
 def _place(config: Any, wanted: Any, path: tuple[str, ...] = ()) -> tuple[str, ...]:
@@ -178,6 +179,9 @@ def _in_files(model: Any, names: Collection[str]) -> tuple[dict[str, str], dict[
         leaf = name.rpartition(".")[2]
         if way in (["Chunk", "SplitModulelist"], ["SplitModulelist"]) and turned.get(name) is not None:
             experts[leaf] = {"turned": turned[name], "parts": ends}
+            for end in ends:  # an expert's matrix, as if it were a parameter of its own
+                single = name.replace(leaf, f"0.{end}.weight")
+                stored[single] = loading.apply_renamings(single, renamings)
         elif way == ["Transpose"] and turned.get(name) is not None:
             experts[leaf] = {"turned": turned[name], "transposed": True}
         elif found is not None:

@@ -23,10 +23,12 @@ _EMBEDDING = re.compile(
 )
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$|^((language_)?model\.)?output\.weight$")
 _ROUTER = re.compile(r"(^|\.)(router|mlp\.gate|block_sparse_moe\.gate|moe\.gate)\.weight$")
+_EXPERT = re.compile(r"(.+\.experts)\.\d+\.(\w+)\.weight")
 _MATRIX = re.compile(r"(^|\.)(\w*proj|\w*fc\d*|wqkv|w[123qkvo]|W_pack|query_key_value|dense\w*|c_attn)\.weight$")
 KINDS = ("linear", "conv1d", "experts", "embedding", "positions", "head", "router", "other")
 LINEAR = ("linear", "conv1d", "experts")
 """kinds that `linear` means: the matrices that are neither embedding, head, norm nor router"""
+_FUSED = {"gate_up_proj": ("gate", "up"), "down_proj": ("down",)}
 
 
 class Experts(NamedTuple):
@@ -81,6 +83,10 @@ class Family:
 
     def kind(self, name: str) -> str | None:
         """One of `KINDS`, of a matrix by its name in memory or in files; None where nothing is known of it."""
+        found = self._kind(name)
+        return "experts" if found == "linear" and _EXPERT.fullmatch(name) else found
+
+    def _kind(self, name: str) -> str | None:
         ends = list(_ends(_pattern(name)))
         for entry in self._entries:
             if found := next((entry["kinds"][end] for end in reversed(ends) if end in entry.get("kinds", {})), None):
@@ -105,7 +111,8 @@ class Family:
         """The name in files of a parameter of the loaded model; the name itself where the files do not hold it."""
         begun = _replaced(parameter, self._files)
         bare = begun.removeprefix(f"{self._prefix}.")
-        candidates = (begun, parameter, bare, f"{self._prefix}.{begun}")
+        mixtral = parameter if self.known else parameter.replace(".mlp.", ".block_sparse_moe.")
+        candidates = (begun, parameter, bare, f"{self._prefix}.{begun}", mixtral)
         return next((name for name in candidates if name in self._names), begun)
 
     def in_memory(self, name: str) -> str:
@@ -114,6 +121,26 @@ class Family:
         if found == name and self._bare and self.kind(name) != "head":
             return f"{self._prefix}.{name}"
         return found
+
+    def parameter(self, name: str) -> str:
+        """The parameter of the loaded model that a tensor of the files is, or a part of, as one expert's matrix is."""
+        found = self.in_memory(name)
+        if single := _EXPERT.fullmatch(found):
+            for last in {*self.experts, *_FUSED}:
+                if any(single[2] in parts for parts in self.parts(last)):
+                    block = single[1] if self.known else single[1].replace(".block_sparse_moe.", ".mlp.")
+                    return f"{block}.{last}"
+        return found
+
+    def parts(self, last: str) -> list[tuple[str, ...]]:
+        """Ways to store fused experts one by one, by the last word of the parameter: names of an expert's matrices."""
+        if self.known:
+            return [self.experts[last].parts] if last in self.experts and self.experts[last].parts else []
+        return [tuple(getattr(names, part) for part in _FUSED[last]) for names in SINGLE_EXPERTS if last in _FUSED]
+
+    def is_converted(self, parameter: str) -> bool:
+        """Whether a parameter lies in files in a way that only transformers converts."""
+        return _pattern(parameter) in self.converted
 
     @property
     def _bare(self) -> bool:
@@ -146,6 +173,11 @@ class Family:
         if heads:
             return None
         return {} if self.says_tied is False else {"lm_head.weight": embeddings[0]}
+
+    def ties_within(self, name: str) -> bool:
+        """Whether a tied tensor is tied by a part of the model that has a config of its own, not by the whole."""
+        whole = [pair for tie in self._ties if "within" not in tie for pair in tie["pairs"]]
+        return self.known and not any(name in map(self.in_files, pair) for pair in whole)
 
     def _by_stored(self, pairs: list[tuple[str, str]]) -> dict[str, str]:
         found: dict[str, str] = {}

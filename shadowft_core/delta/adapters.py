@@ -1,24 +1,29 @@
-"""What a PEFT LoRA adapter does to each tensor of its Base. Every tensor of the file is used or refused by name."""
+"""What a PEFT LoRA adapter does to each tensor of its Base. Every tensor of the file is used or refused by name.
+
+An adapter names modules as the loaded model does, or, when an older transformers trained it, as the files do.
+"""
 
 import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from shadowft_core.checkpoint import FLOATS, Checkpoint, open_safetensors
-from shadowft_core.delta.experts import fused_name, split_experts
+from shadowft_core.delta.complete import require_complete
+from shadowft_core.delta.experts import Stack, expert_changes, find_stack, shown_orientations
 from shadowft_core.delta.initial import without_initial
 from shadowft_core.delta.lora import Factors
 from shadowft_core.delta.merge import Change
-from shadowft_core.delta.settings import Settings, matches
+from shadowft_core.delta.settings import CONVERT, EMBEDDING, MERGE, Settings, matches
+from shadowft_core.delta.ties import merge_tied
 from shadowft_core.errors import AdapterError, NotFinite, Quantised, ShapeMismatch
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 _SUFFIXES = {  # of the names PEFT gives, with what they hold; the first group is the module
     r"(.+)\.lora_A\.weight": "A",
     r"(.+)\.lora_B\.weight": "B",
@@ -28,6 +33,11 @@ _SUFFIXES = {  # of the names PEFT gives, with what they hold; the first group i
     r"(.+)\.lora_magnitude_vector(?:\.weight)?": "magnitude",
     r"(.+)\.token_adapter\.trainable_tokens_delta": "rows",
 }
+_NAMED = re.compile(  # as a state dict of the training has them, with the adapter's name still in
+    r".+\.(?:lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|trainable_tokens_delta|modules_to_save)\."
+    r"([^.]+)(?:\.weight|\.bias)?"
+)
+_OTHER_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 
 
 class Adapter:
@@ -35,21 +45,26 @@ class Adapter:
 
     def __init__(self, before: Checkpoint, source: Path) -> None:
         self.before, self.source = before, source
-        self.settings = Settings(source / ADAPTER_CONFIG)
-        if not (source / ADAPTER_WEIGHTS).is_file():
+        self.file = source / ADAPTER_WEIGHTS
+        self.settings = Settings(source / ADAPTER_CONFIG, self._is_biased())
+        if not self.file.is_file():
             raise AdapterError(f"{source}: no {ADAPTER_WEIGHTS}; save the adapter with safe_serialization")
-        self.weights = open_safetensors(source / ADAPTER_WEIGHTS)
+        self.weights = open_safetensors(self.file)
         self.read_again = lru_cache(8)(self.read)  # for tensors of which every expert takes a part
+        self.stack: Callable[[str], Stack | None] = lru_cache(None)(lambda parameter: find_stack(self, parameter))
         self._require_float_base()
-        self._modules: dict[str, dict[str, str]] = {}
+        self.modules: dict[str, dict[str, str]] = {}
+        """by module, the keys of the file that adapt it, by part"""
+        self.given: set[str] = set()
+        """tensors of the Base that the file holds whole, changed or not"""
         self.changes: dict[str, Change] = {}
         self._sort_keys()
-        for number, (module, keys) in enumerate(sorted(self._modules.items()), 1):
+        for number, (module, keys) in enumerate(sorted(self.modules.items()), 1):
             self._understand(module, keys)
             if self.settings.initial and number % 10 == 0:  # a decomposition each
-                print(f"extract: {self.settings.initial}, module {number}/{len(self._modules)}", file=sys.stderr)
-        self._require_complete()
-        self._merge_tied()
+                print(f"extract: {self.settings.initial}, module {number}/{len(self.modules)}", file=sys.stderr)
+        require_complete(self)
+        merge_tied(self)
 
     def read(self, key: str) -> np.ndarray:
         """One tensor of the file, float32. Raises Quantised, NotFinite."""
@@ -66,9 +81,18 @@ class Adapter:
         return self.before.home(name)
 
     def stored(self, name: str) -> str:
-        """The name on disk of a parameter of the loaded model."""
-        old = name.replace(".mlp.", ".block_sparse_moe.")  # Mixtral keeps its old names on disk
-        return old if name not in self.before and old in self.before else name
+        """The name in files of a parameter of the loaded model."""
+        return self.before.family.in_files(name)
+
+    @cached_property
+    def shown_experts(self) -> set[bool]:
+        return set(shown_orientations(self))
+
+    def _is_biased(self) -> bool:
+        """Whether every layer to which the file gives a bias of its own (BEFT) has one in the Base."""
+        names = open_safetensors(self.file).names if self.file.is_file() else []
+        given = [n.removeprefix(PREFIX).removesuffix(".beft_bias") for n in names if n.endswith(".beft_bias")]
+        return all(self.stored(f"{module}.bias") in self.before for module in given)
 
     def _require_float_base(self) -> None:
         if quantised := self.before.config.get("quantization_config"):
@@ -80,26 +104,36 @@ class Adapter:
 
     def _sort_keys(self) -> None:
         for key in self.weights.names:
-            if not key.startswith(_PREFIX):
-                raise AdapterError(f"{self._file}: tensor {key} does not begin with {_PREFIX}; save it with PEFT")
-            name = key.removeprefix(_PREFIX)
+            if not key.startswith(PREFIX):
+                raise AdapterError(f"{self.file}: tensor {key} does not begin with {PREFIX}; save it with PEFT")
+            name = key.removeprefix(PREFIX)
             found = next(((m[1], part) for s, part in _SUFFIXES.items() if (m := re.fullmatch(s, name))), None)
             if found is not None:
                 module, part = found
-                self._modules.setdefault(module, {})[part] = key
-                continue
-            name = self.stored(
-                name.replace(".base_layer.", ".")
-            )  # a copy of the Base's, or what was trained as a whole
-            self._require_known(name, key)
-            wanted, given = self.before.info(self.home(name)).shape, self.weights.info(key).shape
-            if wanted != given:
-                raise ShapeMismatch(
-                    f"{self._file}: tensor {key} is {given}, {self.before.path} has {wanted}; "
-                    "pass the Base it was trained on, resized as it was then"
+                self.modules.setdefault(module, {})[part] = key
+            elif named := _NAMED.fullmatch(name):
+                raise AdapterError(
+                    f"{self.file}: tensor {key} has the name of an adapter, {named[1]}, in it, as in a state dict of "
+                    "the training; save the adapter with PEFT's save_pretrained, which leaves it out"
                 )
-            if self._differs(name, key):
-                self._put(name, Change(replaced=key))
+            else:  # a copy of the Base's, or what was trained as a whole
+                self._understand_whole(name.replace(".base_layer.", "."), key)
+
+    def _understand_whole(self, parameter: str, key: str) -> None:
+        name = self.stored(parameter)
+        stack = self.stack(parameter) if name not in self.before or parameter.count(".experts.") else None
+        if stack and (stack.transposed or stack.parts):
+            raise self.converted(parameter)
+        self._require_known(parameter, key)
+        wanted, given = self.before.info(self.home(name)).shape, self.weights.info(key).shape
+        if wanted != given:
+            raise ShapeMismatch(
+                f"{self.file}: tensor {key} is {given}, {self.before.path} has {wanted}; "
+                "pass the Base it was trained on, resized as it was then"
+            )
+        self.given.add(name)
+        if self._differs(name, key):
+            self._put(name, Change(replaced=key))
 
     def _understand(self, module: str, keys: dict[str, str]) -> None:
         """Turn the tensors of one adapted module into changes."""
@@ -111,85 +145,144 @@ class Adapter:
         if set(factors) not in ({"A", "B"}, {"embedding_A", "embedding_B"}):
             only = ", ".join(sorted(factors)) or "none"
             raise AdapterError(
-                f"{self._file}: {module} has only factor {only}; the file is incomplete, save the adapter again"
+                f"{self.file}: {module} has only factor {only}; the file is incomplete, save the adapter again"
             )
         if self.settings.dora != ("magnitude" in keys):
             raise AdapterError(
-                f"{self._file}: use_dora={self.settings.dora}, yet {module} has "
+                f"{self.file}: use_dora={self.settings.dora}, yet {module} has "
                 f"{'a' if 'magnitude' in keys else 'no'} lora_magnitude_vector; save the adapter again"
             )
         if self.settings.lora_bias != ("shift" in keys):
             raise AdapterError(
-                f"{self._file}: lora_bias={self.settings.lora_bias}, yet {module} has "
+                f"{self.file}: lora_bias={self.settings.lora_bias}, yet {module} has "
                 f"{'a' if 'shift' in keys else 'no'} lora_B.bias; save the adapter again"
             )
         name = self.stored(f"{module}.weight")
-        if self.home(name) not in self.before:
-            for expert_name, change in split_experts(self, module, keys).items():
+        if self.before.family.is_converted(f"{module}.weight"):
+            raise self.converted(f"{module}.weight")
+        if self.home(name) in self.before:
+            self._understand_matrix(module, name, keys)
+        else:
+            for expert_name, change in expert_changes(self, module, keys).items():
                 self._put(expert_name, change)
-            return
+
+    def _understand_matrix(self, module: str, name: str, keys: dict[str, str]) -> None:
         self.require_float(name)
         embedding = "embedding_A" in keys
-        swapped = embedding or self.settings.transposed
         a, b = (keys[f"embedding_{f}"] if embedding else keys[f] for f in "AB")
         parameter = self.settings.targets_parameter(f"{module}.weight")
         tied = self.settings.tied_training and self.home(name) != name  # then PEFT adapts the head with its embedding
         if not (parameter or tied or self.settings.targets(module)):
-            raise AdapterError(
-                f"{self._file}: {module} has factors, {ADAPTER_CONFIG} does not target it; save it again"
-            )
+            raise AdapterError(f"{self.file}: {module} has factors, {ADAPTER_CONFIG} does not target it; save it again")
         rank, scaling = self.settings.rank_and_scaling(f"{module}.weight" if parameter else module)
         shape, found = self.before.info(self.home(name)).shape, [self.weights.info(key).shape for key in (a, b)]
-        rows, columns = shape[::-1] if swapped and len(shape) == 2 else (shape[0], shape[-1])
-        if found != [(rank, columns), (rows, rank)] or len(shape) != 2:
+        if len(shape) != 2:
+            kind = self.before.family.kind(name) or "other"
+            raise AdapterError(f"{self.file}: adapts {module}, which is no matrix but {shape} ({kind}); {MERGE}")
+        swapped = embedding or (not parameter and self._is_conv1d(name, found))
+        rows, columns = shape[::-1] if swapped else shape
+        if found != [(rank, columns), (rows, rank)]:
             raise AdapterError(
-                f"{self._file}: factors of {module} are {found[1]} x {found[0]}, rank {rank} and the tensor want "
+                f"{self.file}: factors of {module} are {found[1]} x {found[0]}, rank {rank} and the tensor want "
                 f"{(rows, rank)} x {(rank, columns)}; pass the model it was trained on"
             )
         left, right = (a, b) if swapped else (b, a)
         made = Factors(rank, scaling, self._reader(left, swapped), self._reader(right, swapped))
-        if self.settings.initial and embedding:
-            raise AdapterError(f"{self._file}: {module} is an embedding, which {self.settings.initial} does not adapt")
-        if self.settings.initial:
+        initial = self.settings.initial
+        if initial and embedding:
+            raise AdapterError(f"{self.file}: {module} is an embedding, which {initial} does not adapt")
+        if initial == "olora" and swapped:  # PEFT decomposes it as if it were (outputs, inputs)
+            raise AdapterError(f"{self.file}: {module} is a Conv1D, which olora moved in another way; {CONVERT}")
+        if initial:
             made = without_initial(self.before, self.home(name), made, self.settings, swapped)
         self._put(name, Change(factors=made, magnitude=keys.get("magnitude"), outputs_are_columns=swapped))
         if "shift" in keys:
+            if self.stored(f"{module}.bias") not in self.before:
+                raise AdapterError(
+                    f"{self.file}: tensor {keys['shift']} is the bias of a layer that has none in {self.before.path}; "
+                    "no tensor can take it up: train without lora_bias"
+                )
             self._require_known(f"{module}.bias", keys["shift"])
-            self._put(f"{module}.bias", Change(shift=keys["shift"], shift_scaling=scaling))
+            self._put(self.stored(f"{module}.bias"), Change(shift=keys["shift"], shift_scaling=scaling))
+
+    def _is_conv1d(self, name: str, factors: list[tuple[int, ...]]) -> bool:
+        """Whether a matrix is stored (inputs, outputs): by its kind, or by its shape where the kind is not known."""
+        family, shape = self.before.family, self.before.info(self.home(name)).shape
+        if family.known and (kind := family.kind(name)):
+            return kind == "conv1d"
+        if shape[0] != shape[1]:
+            return _outputs_are_columns(shape, factors)
+        if self.settings.transposed or self._shows_conv1d:
+            raise AdapterError(
+                f"{self.file}: {name} is square, {shape}, {family.title} is no family known here, and the adapter has "
+                f"layers with weights (inputs, outputs) beside it; {MERGE}"
+            )
+        return False
+
+    @cached_property
+    def _shows_conv1d(self) -> bool:
+        """Whether shapes show that some layer's weight is stored (inputs, outputs)."""
+        for module, keys in self.modules.items():
+            name = self.home(self.stored(f"{module}.weight"))
+            if {"A", "B"} <= set(keys) and name in self.before:
+                factors = [self.weights.info(keys[factor]).shape for factor in "AB"]
+                if _outputs_are_columns(self.before.info(name).shape, factors):
+                    return True
+        return False
 
     def _reader(self, key: str, swapped: bool) -> Callable[[], np.ndarray]:
         return lambda: self.read(key).T if swapped else self.read(key)
 
     def _understand_rows(self, module: str, key: str) -> None:
         self._require_known(f"{module}.weight", key)
-        rows = self.settings.token_rows
-        indices = next((rows[pattern] for pattern in rows if matches([pattern], module)), [])
-        shape = self.before.info(self.home(f"{module}.weight")).shape
+        name = self.stored(f"{module}.weight")
+        indices = next((ids for p, ids in self.settings.token_rows.items() if self.has_rows(p, module)), [])
+        shape = self.before.info(self.home(name)).shape
         wrong = sorted({i for i in indices if not 0 <= i < shape[0] or indices.count(i) > 1})
         if wrong or self.weights.info(key).shape != (len(indices), *shape[1:]):
             raise AdapterError(
-                f"{self._file}: tensor {key} is {self.weights.info(key).shape}, trainable_token_indices names "
+                f"{self.file}: tensor {key} is {self.weights.info(key).shape}, trainable_token_indices names "
                 f"{len(indices)} rows of {shape}{f', {wrong[0]} twice or outside' if wrong else ''}; save it again"
             )
-        self._put(f"{module}.weight", Change(rows=key, indices=tuple(indices)))
+        self._put(name, Change(rows=key, indices=tuple(indices)))
+
+    def has_rows(self, pattern: str, module: str) -> bool:
+        """Whether trainable_token_indices means this module by that name."""
+        if pattern == EMBEDDING:
+            return self.before.family.is_embedding(self.stored(f"{module}.weight"))
+        return matches([pattern], module)
 
     def _put(self, name: str, change: Change) -> None:
         """Add what one more tensor of the file says about a parameter."""
         held = self.changes.get(name, Change())
         fields = {field: value for field, value in vars(change).items() if value != vars(Change())[field]}
         if twice := [field for field in fields if vars(held)[field] != vars(Change())[field]]:
-            raise AdapterError(f"{self._file}: {name} has two {twice[0]}; save the adapter again")
+            raise AdapterError(f"{self.file}: {name} has two {twice[0]}; save the adapter again")
         if (held.rows or change.rows) and (held.factors or change.factors):
-            raise AdapterError(f"{self._file}: {name} has factors and trained rows; merge it (PEFT merge_and_unload)")
+            raise AdapterError(f"{self.file}: {name} has factors and trained rows; merge it (PEFT merge_and_unload)")
         self.changes[name] = replace(held, **fields)
 
-    def _require_known(self, name: str, key: str) -> None:
+    def _require_known(self, parameter: str, key: str) -> None:
+        name = self.stored(parameter)
+        if self.before.family.is_converted(parameter):
+            raise self.converted(parameter)
         if self.home(name) not in self.before:
+            if self.settings.task in _OTHER_TASKS:
+                raise AdapterError(
+                    f"{self.file}: tensor {key} belongs to the head of a {self.settings.task} model, which no language "
+                    "model has; train with task_type CAUSAL_LM, or remove the tensor and its modules_to_save"
+                )
             raise AdapterError(
-                f"{self._file}: tensor {key} adapts {name}, which {self.before.path} does not hold; "
-                "pass the model it was trained on"
+                f"{self.file}: tensor {key} is {parameter}, which {self.before.path} does not hold; pass the model it "
+                "was trained on; if it was added to that one for the training, no delta of the Base can hold it"
             )
         self.require_float(name)
+
+    def converted(self, parameter: str) -> AdapterError:
+        return AdapterError(
+            f"{self.file}: {parameter} lies in the files of {self.before.path} in a way that only transformers "
+            f"converts; {MERGE}"
+        )
 
     def require_float(self, name: str) -> None:
         info = self.before.info(self.home(name))
@@ -203,54 +296,8 @@ class Adapter:
         pairs = zip(self.before.chunks(self.home(name), 1 << 17), self.weights.chunks(key, 1 << 17), strict=True)
         return any(not np.array_equal(x.astype(np.float32), y.astype(np.float32)) for (_, x), (_, y) in pairs)
 
-    def _require_complete(self) -> None:
-        """Every module the config names must have its tensors in the file."""
-        settings, adapted = self.settings, {self.home(name) for name in self.changes}
-        given = {self.stored(key.removeprefix(_PREFIX).replace(".base_layer.", ".")) for key in self.weights.names}
-        for name in self.before.names:
-            module, _, kind = name.rpartition(".")
-            matrix = kind == "weight" and len(self.before.info(name).shape) == 2
-            targeted = (matrix and settings.targets(module)) or settings.targets_parameter(fused_name(name))
-            if targeted and self.home(name) not in adapted:
-                raise AdapterError(
-                    f"{self._file}: {module} is targeted but has no factors; the file is incomplete, save it again"
-                )
-            biased = kind == "bias" and (
-                settings.bias == "all" or (settings.bias.endswith("_only") and module in self._modules)
-            )
-            if name not in given and (biased or settings.saves(module)):
-                raise AdapterError(
-                    f"{self._file}: {name} was trained, says {ADAPTER_CONFIG}, but is missing; save the adapter again"
-                )
-        trained = [module for module, keys in self._modules.items() if "rows" in keys]
-        tied = [alias.removesuffix(".weight") for alias in self.before.ties]
-        for pattern in settings.token_rows:
-            if not any(matches([pattern], module) for module in [*trained, *tied]):
-                raise AdapterError(f"{self._file}: the trained rows of {pattern} are missing; save the adapter again")
 
-    def _merge_tied(self) -> None:
-        """One tensor serves as embedding and head: both must have learnt the same, or no checkpoint can hold them."""
-        for alias, home in self.before.ties.items():
-            if not {alias, home} & set(self.changes):
-                continue
-            head, embedding = (self.changes.pop(name, Change()) for name in (alias, home))
-            alone = head == Change() and embedding == Change(rows=embedding.rows, indices=embedding.indices)
-            if not alone and not self._same(head, embedding):  # PEFT ties trained rows by itself
-                raise AdapterError(
-                    f"{self._file}: {self.before.path} ties {alias} to {home}, the adapter trained them apart; "
-                    "train with ensure_weight_tying=True, or merge it into an untied Base"
-                )
-            self.changes[home] = embedding
-
-    def _same(self, head: Change, embedding: Change) -> bool:
-        def arrays(change: Change) -> list[np.ndarray]:
-            pair = change.factors
-            factors = [] if pair is None else [np.array(pair.scaling), pair.left(), pair.right()]
-            return [*factors, *(self.read(key) for key in (change.replaced, change.magnitude) if key)]
-
-        ours, theirs = arrays(head), arrays(embedding)
-        return len(ours) == len(theirs) > 0 and all(map(np.array_equal, ours, theirs))
-
-    @property
-    def _file(self) -> Path:
-        return self.source / ADAPTER_WEIGHTS
+def _outputs_are_columns(shape: tuple[int, ...], factors: list[tuple[int, ...]]) -> bool:
+    """Whether A, (rank, inputs), and B, (outputs, rank), fit an oblong tensor only as (inputs, outputs)."""
+    (*_, inputs), (outputs, *_) = factors
+    return shape[0] != shape[1] and (inputs, outputs) == shape

@@ -1,122 +1,181 @@
 """Factors on the fused weights of a mixture of experts, given back to the tensors as the Base stores them.
 
-The loaded model holds `experts.gate_up_proj` and `experts.down_proj`, (experts, outputs, inputs) each, and PEFT adapts
-them as whole parameters: A is (experts * rank, inputs) with an expert's rows together, B is (outputs, rank * experts)
-with the expert running fastest (ParamWrapper.get_delta_weight). A folder may hold one tensor per expert and matrix.
+PEFT adapts such a parameter, (experts, rows, columns) in memory, as a whole: A is (experts * rank, inputs) with an
+expert's rows together, B is (outputs, rank * experts) with the expert running fastest (ParamWrapper.get_delta_weight).
+Which of rows and columns are the inputs shows in the shapes unless both are equal; then it is what PEFT makes of the
+class: since 0.19.0 the columns, unless the class says that its experts are (inputs, outputs), and always the rows
+before. A folder may hold the parameter as it is, every matrix transposed, or one tensor per expert and matrix.
 """
 
-import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from shadowft_core.checkpoint import SINGLE_EXPERTS
 from shadowft_core.delta.lora import Factors
 from shadowft_core.delta.merge import Change
+from shadowft_core.delta.settings import MERGE
 from shadowft_core.errors import AdapterError
 
 if TYPE_CHECKING:
     from shadowft_core.delta.adapters import Adapter
 
-_MATRICES = {  # by fused parameter, the matrices it is made of, as each family calls them
-    "gate_up_proj": tuple((names.gate, names.up) for names in SINGLE_EXPERTS),
-    "down_proj": tuple((names.down,) for names in SINGLE_EXPERTS),
-}
+SWAPS = (0, 19)
+"""the PEFT that began to take the columns of experts for their inputs"""
 
 
-def fused_name(name: str) -> str:
-    """The parameter of the loaded model that holds a stored tensor: of an expert's matrix, the fused one."""
-    if found := re.fullmatch(r"(.+\.experts)\.\d+\.(\w+)\.weight", name):
-        for parameter, layouts in _MATRICES.items():
-            if any(found[2] in layout for layout in layouts):
-                return f"{found[1].replace('.block_sparse_moe.', '.mlp.')}.{parameter}"
-    return name
+class Stack(NamedTuple):
+    """A fused parameter and the tensors of the Base that hold it."""
+
+    parameter: str
+    shape: tuple[int, int, int]
+    """(experts, rows, columns) in memory"""
+    whole: str | None
+    """the one tensor that holds it"""
+    transposed: bool
+    """every matrix is stored (columns, rows)"""
+    parts: list[list[str]]
+    """by expert, the tensors whose rows make the matrix"""
 
 
-def split_experts(adapter: "Adapter", module: str, keys: dict[str, str]) -> dict[str, Change]:
+def find_stack(adapter: "Adapter", parameter: str) -> Stack | None:
+    """The fused experts of that name in memory; None when the Base holds none."""
+    model, last = adapter.before, parameter.rpartition(".")[2]
+    whole, way = adapter.stored(parameter), model.family.experts.get(last)
+    if whole in model and len(shape := model.info(whole).shape) == 3:
+        transposed = way is not None and way.transposed
+        count, rows, columns = shape
+        return Stack(parameter, (count, columns, rows) if transposed else (count, rows, columns), whole, transposed, [])
+    holder = parameter.removesuffix(f".{last}")
+
+    def row(expert: int, matrices: tuple[str, ...]) -> list[str]:
+        return [adapter.stored(f"{holder}.{expert}.{matrix}.weight") for matrix in matrices]
+
+    for matrices in model.family.parts(last):
+        found: list[list[str]] = []
+        while all(name in model for name in row(len(found), matrices)):
+            found.append(row(len(found), matrices))
+        if found:
+            shapes = [model.info(name).shape for name in found[0]]
+            rows = sum(shape[0] for shape in shapes)
+            return Stack(parameter, (len(found), rows, shapes[0][-1]), None, False, found)
+    return None
+
+
+def expert_changes(adapter: "Adapter", module: str, keys: dict[str, str]) -> dict[str, Change]:
     """Changes by tensor name of the Base. Raises AdapterError when no experts of these shapes are there."""
+    stack = _adapted(adapter, module, keys)
+    if stack is None:
+        raise AdapterError(
+            f"{adapter.file}: adapts {module}, and {adapter.before.path} holds neither its weight nor experts of its "
+            "shapes; pass the model it was trained on, or merge the adapter (PEFT merge_and_unload) and pass the result"
+        )
+    turned = _is_turned(adapter, stack, keys)
+    (count, rows, _), (rank, scaling) = stack.shape, adapter.settings.rank_and_scaling(stack.parameter)
+
+    def factors(expert: int, first: int = 0, end: int = rows) -> Factors:
+        """Of rows `first` to `end` of an expert's matrix in memory."""
+        a, b = _pair(adapter, keys, rank, count, expert)
+        left, right = (a, b) if turned else (b, a)
+        return Factors(
+            rank,
+            scaling,
+            lambda: (left().T if turned else left())[first:end],
+            lambda: right().T if turned else right(),
+        )
+
+    if stack.whole is not None:
+        adapter.require_float(stack.whole)
+
+        def delta(expert: int) -> np.ndarray:
+            made = factors(expert)
+            product: np.ndarray = scaling * (made.left().astype(np.float64) @ made.right())
+            return product.T if stack.transposed else product
+
+        return {stack.whole: Change(stacked=delta)}
+    found: dict[str, Change] = {}
+    for expert, names in enumerate(stack.parts):
+        first = 0
+        for name in names:
+            adapter.require_float(name)
+            end = first + adapter.before.info(name).shape[0]
+            found[name] = Change(factors=factors(expert, first, end))
+            first = end
+    return found
+
+
+def _adapted(adapter: "Adapter", module: str, keys: dict[str, str]) -> Stack | None:
+    """The fused experts that the factors of a module belong to."""
     holder = module
     while holder.endswith(".base_layer"):  # one wrapper in another, one for each adapted parameter
         holder = holder.removesuffix(".base_layer")
-    if set(keys) == {"A", "B"}:
-        for parameter in _MATRICES:
-            if adapter.settings.targets_parameter(f"{holder}.{parameter}"):
-                found = _stacked(adapter, holder, parameter, keys) or _separate(adapter, holder, parameter, keys)
-                if found:
-                    return found
+    if set(keys) != {"A", "B"}:
+        return None
+    names = adapter.settings.parameters_of(holder)
+    if odd := next((n for n in names if adapter.before.family.is_converted(f"{holder}.{n}")), None):
+        raise adapter.converted(f"{holder}.{odd}")
+    stacks = [stack for name in names if (stack := adapter.stack(f"{holder}.{name}"))]
+    fitting = [stack for stack in stacks if any(_fit(adapter, stack, keys))]
+    depth = module.count(".base_layer")  # the first parameter is wrapped by all others
+    if depth < len(stacks) and (meant := stacks[len(stacks) - 1 - depth]) in fitting:
+        return meant
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _fit(adapter: "Adapter", stack: Stack, keys: dict[str, str]) -> tuple[bool, bool]:
+    """Whether the factors' shapes are those of matrices (outputs, inputs), and of matrices (inputs, outputs)."""
+    (count, rows, columns), rank = stack.shape, adapter.settings.rank_and_scaling(stack.parameter)[0]
+    found = [adapter.weights.info(keys[factor]).shape for factor in "AB"]
+    width = count * rank
+    turned = [(width, rows), (columns, width)]
+    return found == [(width, columns), (rows, width)], found == turned and count > 1  # PEFT turns no lone expert
+
+
+def _is_turned(adapter: "Adapter", stack: Stack, keys: dict[str, str]) -> bool:
+    """Whether the rows of a matrix in memory are its inputs. Raises AdapterError where nothing tells."""
+    straight, turned = _fit(adapter, stack, keys)
+    if straight != turned:
+        return turned
+    shown = adapter.shown_experts  # the parameters of a class are all read in the same way
+    if len(shown) == 1:
+        return shown.pop()
+    version, family = adapter.settings.peft, adapter.before.family
+    if version and version < SWAPS:
+        return True
+    if version and family.known and not shown:
+        way = family.experts.get(stack.parameter.rpartition(".")[2])
+        return way is not None and way.turned
+    why = f"{family.title} is no family known here" if version else f"{adapter.settings.path.name} has no peft_version"
+    if shown:
+        why = "other experts of the file lie in two ways"
     raise AdapterError(
-        f"{adapter.source}: adapts {module}, and {adapter.before.path} holds neither its weight nor experts of its "
-        "shapes; pass the model it was trained on, or merge the adapter (PEFT merge_and_unload) and pass the result"
+        f"{adapter.file}: {stack.parameter} is square, {stack.shape}, and which side is the input stands nowhere: "
+        f"{why}; {MERGE}"
     )
 
 
-def _stacked(adapter: "Adapter", holder: str, parameter: str, keys: dict[str, str]) -> dict[str, Change]:
-    """One tensor of all experts: no matrix, so its delta is given expert by expert."""
-    name = adapter.stored(f"{holder}.{parameter}")
-    if name not in adapter.before or len(shape := adapter.before.info(name).shape) != 3:
-        return {}
-    rank, scaling = adapter.settings.rank_and_scaling(f"{holder}.{parameter}")
-    count, rows, columns = shape
-    straight, turned = (_fits(adapter, keys, count * rank, *sides) for sides in ((columns, rows), (rows, columns)))
-    if straight and turned:
-        raise AdapterError(
-            f"{adapter.source}: {name} is square, {shape}: which side is the input stands in no file; "
-            "merge the adapter (PEFT merge_and_unload) and pass the result"
-        )
-    if not (straight or turned):
-        return {}
-    adapter.require_float(name)
-
-    def delta(expert: int) -> np.ndarray:
-        left, right = (get() for get in _pair(adapter, keys, rank, count, expert, slice(None)))
-        product: np.ndarray = scaling * (left.astype(np.float64) @ right)
-        return product if straight else product.T
-
-    return {name: Change(stacked=delta)}
-
-
-def _separate(adapter: "Adapter", holder: str, parameter: str, keys: dict[str, str]) -> dict[str, Change]:
-    """A tensor for every expert and matrix: each gets its own factors."""
-    rank, scaling = adapter.settings.rank_and_scaling(f"{holder}.{parameter}")
-    for matrices in _MATRICES[parameter]:
-        names: list[list[str]] = []
-        while (row := [adapter.stored(f"{holder}.{len(names)}.{m}.weight") for m in matrices])[0] in adapter.before:
-            names.append(row)
-        if not names or not all(name in adapter.before for row in names for name in row):
-            continue
-        shapes = [adapter.before.info(name).shape for name in names[0]]
-        outputs = sum(shape[0] for shape in shapes)
-        if not _fits(adapter, keys, len(names) * rank, shapes[0][-1], outputs):
-            return {}
-        found: dict[str, Change] = {}
-        for expert, row in enumerate(names):
-            start = 0
-            for name, shape in zip(row, shapes, strict=True):
-                adapter.require_float(name)
-                left, right = _pair(adapter, keys, rank, len(names), expert, slice(start, start + shape[0]))
-                found[name] = Change(factors=Factors(rank, scaling, left, right))
-                start += shape[0]
-        return found
-    return {}
-
-
-def _fits(adapter: "Adapter", keys: dict[str, str], width: int, inputs: int, outputs: int) -> bool:
-    found = [adapter.weights.info(keys[factor]).shape for factor in "AB"]
-    return found == [(width, inputs), (outputs, width)]
+def shown_orientations(adapter: "Adapter") -> Iterator[bool]:
+    """Whether rows are inputs, of those of the adapter's experts whose shapes show it."""
+    for module, keys in adapter.modules.items():
+        if adapter.home(adapter.stored(f"{module}.weight")) not in adapter.before:
+            stack = _adapted(adapter, module, keys)
+            if stack and len(set(fit := _fit(adapter, stack, keys))) == 2:
+                yield fit[1]
 
 
 def _pair(
-    adapter: "Adapter", keys: dict[str, str], rank: int, count: int, expert: int, outputs: slice
+    adapter: "Adapter", keys: dict[str, str], rank: int, count: int, expert: int
 ) -> tuple[Callable[[], np.ndarray], Callable[[], np.ndarray]]:
-    def left() -> np.ndarray:
-        whole: np.ndarray = adapter.read_again(keys["B"])
-        mine: np.ndarray = whole.reshape(-1, rank, count)[outputs, :, expert]
-        return mine
+    """One expert's A, (rank, inputs), and B, (outputs, rank)."""
 
-    def right() -> np.ndarray:
+    def a() -> np.ndarray:
         whole: np.ndarray = adapter.read_again(keys["A"])
         mine: np.ndarray = whole.reshape(count, rank, -1)[expert]
         return mine
 
-    return left, right
+    def b() -> np.ndarray:
+        whole: np.ndarray = adapter.read_again(keys["B"])
+        mine: np.ndarray = whole.reshape(-1, rank, count)[:, :, expert]
+        return mine
+
+    return a, b

@@ -13,10 +13,10 @@ MERGE = "merge the adapter into the Base (PEFT merge_and_unload, float32) and pa
 CONVERT = "save it with path_initial_model_for_weight_conversion, or merge it where it was trained, in float32"
 _RETRAIN = "no change of the Base's weights says the same: train LoRA without it"
 
-# What PEFT cannot merge either: it acts on some tokens only, or on another number of layers.
-_PROMPTS = {
-    *("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT", "XLORA"),
-    *("CARTRIDGE", "POLY"),
+# What PEFT cannot merge either: prompts and key-value caches, and layers whose change depends on their input.
+_UNMERGED = {
+    *("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT", "CARTRIDGE"),
+    *("XLORA", "POLY", "LILY", "SHADOW"),
 }
 _NO_WEIGHTS = {"alora_invocation_tokens", "arrow_config", "layer_replication"}
 # Fields whose effect is computed here or that have none on the weights. Any other field must be at its neutral value.
@@ -27,19 +27,23 @@ _KNOWN = {
     *("trainable_token_indices", "ensure_weight_tying", "inference_mode", "auto_mapping", "runtime_config"),
     *("base_model_name_or_path", "revision", "peft_version"),
 }
+EMBEDDING = "the input embedding"
 _NEUTRAL = {"megatron_core": "megatron.core", "qalora_group_size": 16}
 _BASE_KEPT = (True, False, "gaussian", "eva", "orthogonal", "mica")  # initialisations that leave the Base as it is
 
 
 class Settings:
-    """The checked config. Raises AdapterError naming the file, the field, its value and the remedy."""
+    """The checked config. Raises AdapterError naming the file, the field, its value and the remedy.
 
-    def __init__(self, path: Path) -> None:
+    `biased`: every layer that the adapter gives a bias has one in the Base, so that PEFT can merge it.
+    """
+
+    def __init__(self, path: Path, biased: bool = True) -> None:
         self.path = path
         self._config = config = read_json_object(path)
         method = config.get("peft_type")
         if method != "LORA":
-            remedy = _RETRAIN if method in _PROMPTS else MERGE
+            remedy = _RETRAIN if method in _UNMERGED or (method == "BEFT" and not biased) else MERGE
             raise AdapterError(f"{path}: peft_type={method!r}, LORA is wanted; {remedy}")
         for field, value in sorted(config.items()):
             if field not in _KNOWN and value and value != _NEUTRAL.get(field):
@@ -48,7 +52,7 @@ class Settings:
         self._require_types()
         self.dora = bool(config.get("use_dora"))
         self.transposed = bool(config.get("fan_in_fan_out"))
-        """linear weights are stored (inputs, outputs), as in Conv1D"""
+        """what PEFT saved of the last layer it wrapped: its weight is stored (inputs, outputs), as in Conv1D"""
         self.bias: str = config.get("bias") or "none"
         self.lora_bias = bool(config.get("lora_bias"))
         self.tied_training = bool(config.get("ensure_weight_tying"))
@@ -63,7 +67,7 @@ class Settings:
             return None, None
         if value == "pissa" or (isinstance(value, str) and re.fullmatch(r"pissa_niter_\d+", value)):
             return "pissa", None if value == "pissa" else int(value.rpartition("_")[2])
-        if value == "olora" and not self.transposed:
+        if value == "olora":
             return "olora", None
         # CorDA and LoRA-GA moved the Base by factors that came from data; LoftQ replaced it by its quantised form.
         remedy = MERGE.replace("merge the", "where it was trained, merge the") if value == "loftq" else CONVERT
@@ -124,6 +128,24 @@ class Settings:
         """Whether PEFT adapts this parameter itself (tuners_utils._inject_parameters)."""
         return matches(self._config.get("target_parameters"), name)
 
+    def parameters_of(self, module: str) -> list[str]:
+        """Last words of the parameters of a module that PEFT adapts, in the order in which it wraps them: experts have
+        their inner matrices first."""
+        last = {name.rpartition(".")[2] for name in self._config.get("target_parameters") or ()}
+        return sorted(
+            (name for name in last if self.targets_parameter(f"{module}.{name}")), key=lambda n: (n[:4] == "down", n)
+        )
+
+    @property
+    def peft(self) -> tuple[int, ...] | None:
+        """Major and minor version of the PEFT that saved the adapter; None where it does not say (before 0.18)."""
+        found = re.match(r"(\d+)\.(\d+)", str(self._config.get("peft_version") or ""))
+        return tuple(map(int, found.groups())) if found else None
+
+    @property
+    def task(self) -> str | None:
+        return self._config.get("task_type")
+
     def saves(self, module: str) -> bool:
         """Whether this module, or one that holds it, was trained as a whole (utils.other._set_trainable)."""
         steps = module.split(".")
@@ -132,9 +154,12 @@ class Settings:
 
     @property
     def token_rows(self) -> dict[str, list[int]]:
-        """By module: ids of the tokens whose rows were trained, in the order in which the rows are saved."""
+        """By module: ids of the tokens whose rows were trained, in the order in which the rows are saved.
+
+        A plain list is that of the input embedding, whatever its name: it stands under EMBEDDING.
+        """
         found = self._config.get("trainable_token_indices") or {}
-        return found if isinstance(found, dict) else {"embed_tokens": found}
+        return found if isinstance(found, dict) else {EMBEDDING: found}
 
     def rank_and_scaling(self, key: str) -> tuple[int, float]:
         """Of a module or parameter: alpha/rank (Hu et al. 2021), or alpha/sqrt(rank) (rsLoRA, Kalajdzievski 2023)."""

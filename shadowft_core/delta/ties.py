@@ -1,0 +1,37 @@
+"""Adapters of tied tensors: one tensor stands for all that are tied to it, so all must have learnt the same."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from shadowft_core.delta.merge import Change
+from shadowft_core.errors import AdapterError
+
+if TYPE_CHECKING:
+    from shadowft_core.delta.adapters import Adapter
+
+
+def merge_tied(adapter: "Adapter") -> None:
+    """Leave one change for every set of tied tensors. Raises AdapterError where they were trained apart."""
+    for alias, home in adapter.before.ties.items():
+        if not {alias, home} & set(adapter.changes):
+            continue
+        other, kept = (adapter.changes.pop(name, Change()) for name in (alias, home))
+        # PEFT ties trained rows by itself, where the config of the whole model says that it is tied.
+        only_rows = other == Change() and kept == Change(rows=kept.rows, indices=kept.indices)
+        if not (only_rows and not adapter.before.family.ties_within(alias)) and not _same(adapter, other, kept):
+            raise AdapterError(
+                f"{adapter.file}: {adapter.before.path} ties {alias} to {home}, the adapter trained them apart; "
+                "train with ensure_weight_tying=True, or merge it into an untied Base"
+            )
+        adapter.changes[home] = kept
+
+
+def _same(adapter: "Adapter", one: Change, other: Change) -> bool:
+    def arrays(change: Change) -> list[np.ndarray]:
+        pair = change.factors
+        factors = [] if pair is None else [np.array(pair.scaling), pair.left(), pair.right()]
+        return [*factors, *(adapter.read(key) for key in (change.replaced, change.magnitude) if key)]
+
+    ours, theirs = arrays(one), arrays(other)
+    return len(ours) == len(theirs) > 0 and all(map(np.array_equal, ours, theirs))

@@ -3,41 +3,57 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from shadowft_core.checkpoint.families import table
 from tests.families.tiny import config_of
 
 THREE = ("base", "tuned", "instruct")
 
 
-def save_three(folder: Path, model_type: str, class_name: str, dtype: str = "bfloat16", **settings: Any) -> None:
-    """`base`, `tuned` and `instruct` under `folder`, as save_pretrained writes them: every floating tensor of the
-    state dict, norms and buffers too, differs between any two."""
+def start(model_type: str, dtype: str, **settings: Any) -> Any:
+    """A tiny model of the class that the table names for a type, every value random, float32 where the class keeps it."""
     import torch
     import transformers
 
-    kind = getattr(transformers, class_name)
-    with torch.random.fork_rng():
+    kind = getattr(transformers, table()["types"][model_type])
+    with torch.random.fork_rng(), TemporaryDirectory() as folder:
         torch.manual_seed(0)
-        config = config_of(model_type, **settings)
-        kind._from_config(config, dtype=getattr(torch, dtype)).save_pretrained(folder / "base")
-        model = kind.from_pretrained(folder / "base", dtype="auto")  # what the class keeps in float32 is float32 now
-        for name, step in zip(THREE, (0.5, 0.1, 0.2), strict=True):
-            if name != "instruct":  # which begins where the tuned one did
-                start = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-            _move(model, start, step)
+        kind._from_config(config_of(model_type, **settings), dtype=getattr(torch, dtype)).save_pretrained(folder)
+        model = kind.from_pretrained(folder, dtype="auto")
+        _move(model, _values(model), 0.5)
+    return model
+
+
+def save_three(folder: Path, model_type: str) -> None:
+    """`base`, `tuned` and `instruct` under `folder`, bfloat16, as save_pretrained writes them: every floating tensor
+    of the state dict, norms and buffers too, differs between any two."""
+    import torch
+
+    model = start(model_type, "bfloat16")
+    model.save_pretrained(folder / "base")
+    base = _values(model)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        for name, step in (("tuned", 0.1), ("instruct", 0.2)):
+            _move(model, base, step)
             model.save_pretrained(folder / name)
 
 
-def _move(model: Any, start: dict[str, Any], step: float) -> None:
-    """Set every tensor to that of `start` and noise in proportion to it, zeros too."""
+def _values(model: Any) -> dict[str, Any]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def _move(model: Any, values: dict[str, Any], step: float) -> None:
+    """Set every tensor to that of `values` and noise in proportion to it, zeros too."""
     import torch
 
     seen: set[int] = set()
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and tensor.data_ptr() not in seen:
             seen.add(tensor.data_ptr())
-            tensor.copy_(start[name] + step * (0.02 + start[name].abs()) * torch.randn(tensor.shape))
+            tensor.copy_(values[name] + step * (0.02 + values[name].abs()) * torch.randn(tensor.shape))
 
 
 def load(folder: Path) -> Any:

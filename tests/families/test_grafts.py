@@ -19,7 +19,7 @@ BY_COMMAND = ("gemma3", "gpt2", "mixtral")
 @pytest.mark.parametrize("model_type", sorted(table()["types"].keys() - UNMADE))
 def test_a_graft_loads_as_the_sum_rounded_once(model_type: str, tmp_path: Path) -> None:
     """Bit for bit in every tensor of the loaded model, with no key left over; in scope `linear`, the matrices alone."""
-    save_three(tmp_path, model_type, table()["types"][model_type])
+    save_three(tmp_path, model_type)
     extract(tmp_path / "base", tmp_path / "tuned", tmp_path / "delta")
     graft(tmp_path / "instruct", [(tmp_path / "delta", 1.0)], tmp_path / "grafted")
     assert not differing(tmp_path)
@@ -30,7 +30,7 @@ def test_a_graft_loads_as_the_sum_rounded_once(model_type: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("model_type", BY_COMMAND)
 def test_the_command_line_does_the_same(model_type: str, tmp_path: Path) -> None:
-    save_three(tmp_path, model_type, table()["types"][model_type])
+    save_three(tmp_path, model_type)
 
     def shadowft(*words: str) -> None:
         subprocess.run([sys.executable, "-m", "shadowft_core.cli", *words], cwd=tmp_path, check=True)

@@ -11,27 +11,39 @@ import typer
 from shadowft_core.errors import StoreCorrupt
 
 if TYPE_CHECKING:
-    from shadowft_core.params import Params, Store
+    from shadowft_core.params import Params, Section, Store
 
 acts = typer.Typer()
 store = typer.Typer(help="The delta store: deltas by digest, in an S3 bucket or a folder.", no_args_is_help=True)
 acts.add_typer(store, name="store", rich_help_panel="Acts")
 
-PARAMS = Path("params.yaml")
-ParamsOption = Annotated[Path, typer.Option("--params", help="the params.yaml to read")]
+PARAMS: Path | None = None
+PARAMS_FILE = Path("params.yaml")
+ParamsOption = Annotated[
+    Path | None, typer.Option("--params", help="the params.yaml to read; without one in this folder, defaults hold")
+]
 UriOption = Annotated[str | None, typer.Option(help="a folder or s3://bucket/prefix; default from params.yaml")]
 EndpointOption = Annotated[str | None, typer.Option(help="URL of an S3 server other than AWS")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object for machines")]
 
 OntoBaseOption = Annotated[bool, typer.Option("--onto-base", help="allow the Instruct to be the delta's own Base")]
 UnrelatedOption = Annotated[bool, typer.Option("--unrelated", help="allow an Instruct far from the delta's Base")]
+IgnoreOption = Annotated[
+    list[str] | None,
+    typer.Option("--ignore", metavar="PATTERN", help="tensors that one side alone may hold; repeatable, on record"),
+]
 
 
-def read_params(path: Path) -> "Params":
-    """params.yaml, its reader imported only now: `--help` is instant."""
-    from shadowft_core.params import load_params
+def read_params(path: Path | None, **sections: "Section") -> "Params":
+    """The params.yaml that was named, else that of this folder, else the defaults and the `sections` given.
 
-    return load_params(path)
+    Its reader is imported only now: `--help` is instant.
+    """
+    from shadowft_core.params import default_params, load_params
+
+    if path is None and not PARAMS_FILE.exists():
+        return default_params(**sections)
+    return load_params(path or PARAMS_FILE)
 
 
 def print_json(value: dict[str, Any]) -> None:
@@ -46,7 +58,7 @@ def waivers_of(onto_base: bool, unrelated: bool) -> list[str]:
     return [name for name, given in ((ONTO_BASE, onto_base), (UNRELATED, unrelated)) if given]
 
 
-def _store(params: Path, uri: str | None, endpoint: str | None) -> "Store":
+def _store(params: Path | None, uri: str | None, endpoint: str | None) -> "Store":
     """The store of the command line, else of the environment, else of params.yaml, which --uri makes unneeded."""
     from shadowft_core.params import Store
 
@@ -200,6 +212,7 @@ def regraft(
     ] = None,
     onto_base: OntoBaseOption = False,
     unrelated: UnrelatedOption = False,
+    ignore: IgnoreOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the new recipe")] = False,
 ) -> None:
     """Carry the deltas of a recipe to another Instruct of the same Base. The new recipe needs its own verdict.
@@ -209,6 +222,6 @@ def regraft(
     """
     from shadowft_core.registry.regraft import regraft as run
 
-    made = run(recipe, instruct, delta or [], out, waivers_of(onto_base, unrelated))
+    made = run(recipe, instruct, delta or [], out, waivers_of(onto_base, unrelated), ignore or ())
     if as_json:
         print_json(made)

@@ -10,6 +10,7 @@ import typer
 
 from shadowft_core.acts import (
     PARAMS,
+    IgnoreOption,
     JsonOption,
     OntoBaseOption,
     ParamsOption,
@@ -22,6 +23,7 @@ from shadowft_core.acts import (
 from shadowft_core.errors import ShadowError
 from shadowft_core.looks import looks
 from shadowft_core.releases import releases
+from shadowft_core.workspace import filled_in, run_code_of_workspace
 
 app = typer.Typer(
     name="shadowft",
@@ -40,7 +42,10 @@ INTERRUPTED = 130  # the exit code a shell expects after Ctrl-C
 
 @app.command(rich_help_panel="Stages")
 def fetch(
-    out: Annotated[Path, typer.Option(help="folder to make: pair.json, base/, instruct/")],
+    out: Annotated[Path | None, typer.Option(help="folder to make: pair.json, base/, instruct/")] = None,
+    origin: Annotated[
+        Path | None, typer.Option(help="JSON file to write instead: the sources of a pair that is made here")
+    ] = None,
     params: ParamsOption = PARAMS,
 ) -> None:
     """Resolve and pin both models and check that they may be paired.
@@ -48,24 +53,37 @@ def fetch(
     Example: shadowft fetch --out work/pair
     """
     from shadowft_core.pair import fetch as run
+    from shadowft_core.pair import write_origin
 
-    run(read_params(params).fetch, out)
+    if (out is None) == (origin is None):
+        raise typer.BadParameter("pass either --out or --origin")
+    if out is not None:
+        p = read_params(params)
+        run(p.fetch, out, p.extract.ignore)
+    elif origin is not None:
+        write_origin(read_params(params).fetch, origin)
 
 
 @app.command(rich_help_panel="Stages")
 def prepare(
-    data: Annotated[Path, typer.Option(help="one file or a folder of json, jsonl or parquet files")],
-    tasks: Annotated[Path, typer.Option(help="task folder; training rows that stand in its items are dropped")],
     out: Annotated[Path, typer.Option(help="folder to make: train, valid, dev, test .parquet and data-report.json")],
+    data: Annotated[
+        Path | None, typer.Option(help="one file or a folder of json, jsonl or parquet files; else prepare.data")
+    ] = None,
+    tasks: Annotated[
+        Path | None, typer.Option(help="task folder, whose items no training row may hold; else evaluate.tasks")
+    ] = None,
     params: ParamsOption = PARAMS,
 ) -> None:
     """Read, validate, normalise, deduplicate, decontaminate and split the data.
 
     Example: shadowft prepare --data my_rows.jsonl --tasks my_tasks --out work/data
     """
+    from shadowft_core.params import Prepare
     from shadowft_core.prepare import prepare as run
 
-    run(data, tasks, read_params(params).prepare, out)
+    p = read_params(params, **{"prepare": Prepare(data=str(data))} if data else {})
+    run(data or Path(p.prepare.data), tasks or Path(p.evaluate.tasks), p.prepare, out)
 
 
 @app.command(rich_help_panel="Stages")
@@ -102,7 +120,9 @@ def extract(
     unrelated: Annotated[
         bool, typer.Option("--unrelated", help="waive the check that no matrix moved by more than its own norm")
     ] = False,
+    ignore: IgnoreOption = None,
     as_json: JsonOption = False,
+    params: ParamsOption = PARAMS,
 ) -> None:
     """Take the weight delta, exactly: LoRA factors as they are, anything else as a float32 difference.
 
@@ -115,15 +135,27 @@ def extract(
 
     Kind lowrank: shadowft extract --base work/pair/base --tuned my_checkpoint --lowrank 0.05 --out my_delta
     (any of them, lowered to an error you allow: 0.05 keeps 99.75 % of every tensor's energy)
+
+    What one side alone holds: shadowft extract --base my_base --tuned my_checkpoint --ignore 'mtp.*' --out my_delta
+    (on record in the delta, and honoured by its grafts; in a project set extract.ignore)
     """
     from shadowft_core.delta import extract as run
 
-    facts = run(base, tuned, out, store, lowrank, unrelated)
+    standing = () if ignore else read_params(params).extract.ignore
+    facts = run(base, tuned, out, store, lowrank, unrelated, ignore or (), standing)
     if as_json:
         typer.echo(json.dumps({"format": 1, **facts}))
     else:
         forms = ", ".join(f"{count} {form}" for form, count in facts["tensors"].items())
         typer.echo(f"{out}: kind {facts['kind']}, tensors: {forms}; {facts['bytes']} bytes, error {facts['error']:g}")
+        for reason, sides in facts["ignored"].items():
+            for side, names in sides.items():
+                typer.echo(f"  {len(names)} only in the {side}, {reason}: {', '.join(names[:3])}")
+        for name, rows in facts["tokens"].items():
+            typer.echo(
+                f"  {name}: {rows['matched']} rows matched by token; not carried: {rows['tuned_only']['rows']} "
+                f"of tokens only in the tuned model, {rows['base_only']['rows']} only in the Base"
+            )
 
 
 @app.command(rich_help_panel="Stages")
@@ -168,6 +200,7 @@ def graft(
     seed: Annotated[int | None, typer.Option(help="of dare's drops")] = None,
     onto_base: OntoBaseOption = False,
     unrelated: UnrelatedOption = False,
+    ignore: IgnoreOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the recipe")] = False,
     params: ParamsOption = PARAMS,
 ) -> None:
@@ -189,7 +222,7 @@ def graft(
         raise typer.BadParameter("pass --delta, or --base and --tuned together")
     deltas: list[tuple[Path | Difference, float | None]] = [parse_delta(text) for text in delta or ()]
     if base and tuned:
-        deltas.append((open_difference(base, tuned, unrelated), None))
+        deltas.append((open_difference(base, tuned, unrelated, ignore or ()), None))
     recipe = run(
         instruct,
         deltas,
@@ -201,6 +234,7 @@ def graft(
         merge=Merge(merge, density, seed),
         scale_for=[parse_scale_for(text) for text in scale_for or ()],
         waivers=waivers_of(onto_base, unrelated),
+        ignore=ignore or (),
     )
     if as_json:
         print_json(recipe)
@@ -230,6 +264,9 @@ def verdict(
     scores: Annotated[Path, typer.Option(help="folder of score folders")],
     recipe: Annotated[Path, typer.Option(help="recipe.json of the candidate")],
     out: Annotated[Path, typer.Option(help="JSON file to write")],
+    metrics: Annotated[
+        Path | None, typer.Option(help="JSON file to write: the few numbers by which runs are compared")
+    ] = None,
     params: ParamsOption = PARAMS,
 ) -> None:
     """Decide, with paired statistics, whether the graft beats the untouched Instruct and direct tuning.
@@ -239,13 +276,16 @@ def verdict(
     from shadowft_core.verdict import verdict as run
 
     p = read_params(params)
-    run(scores, recipe, list(p.routes), p.verdict, out)
+    run(scores, recipe, list(p.routes), p.verdict, out, metrics)
 
 
 @app.command(rich_help_panel="Stages")
 def report(
     work: Annotated[Path, typer.Option(help="folder with the outputs of all stages")],
     out: Annotated[Path, typer.Option(help="HTML file to write")],
+    plots: Annotated[
+        Path | None, typer.Option(help="folder to make: the figures' points as JSON, for `dvc plots`")
+    ] = None,
 ) -> None:
     """Write the one page a person reads before signing. Opens from disk, without a network.
 
@@ -253,7 +293,7 @@ def report(
     """
     from shadowft_core.report import report as run
 
-    run(work, out)
+    run(work, out, plots)
 
 
 def main() -> None:
@@ -261,7 +301,8 @@ def main() -> None:
     if not sys.warnoptions:  # libraries announce their own deprecations; `python -W` brings them back
         warnings.simplefilter("ignore")
     try:
-        app()
+        run_code_of_workspace()
+        app(filled_in(sys.argv[1:]), prog_name="shadowft")
     except ShadowError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -272,3 +313,7 @@ def main() -> None:
         if end.code == INTERRUPTED:
             print("error: interrupted; nothing half-written is left, run the same command again", file=sys.stderr)
         raise
+
+
+if __name__ == "__main__":
+    main()

@@ -5,7 +5,7 @@
     │   ├── ParamsError         params.yaml: unknown field, wrong type, contradiction
     │   ├── DataError           a data file or a row of it
     │   ├── CheckpointError     a model folder: missing, truncated, malformed, unsafe
-    │   │   └── Quantised       quantised or fp8 weights, which are not numbers to add to
+    │   │   └── Quantised       weights of a type that is not added to: quantised, fp8, float64, integers
     │   └── AdapterError        an adapter that cannot become an exact delta, a delta that cannot become an adapter
     ├── PairError               this Base and this Instruct may not be paired
     │   ├── SameModel           one and the same model on both sides

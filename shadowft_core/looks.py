@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shadowft_core.acts import JsonOption, print_json
+from shadowft_core.acts import IgnoreOption, JsonOption, print_json
 from shadowft_core.errors import CheckpointError, NotFinite, PairError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def pair(
     aggregations: Annotated[
         bool, typer.Option("--aggregations", help="add the three figures that others call sigma, each with its source")
     ] = False,
+    ignore: IgnoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """May this Base and this Instruct be paired? Exit code 4 when they are refused.
@@ -44,7 +45,8 @@ def pair(
             models = {}
             for role, side in named.items():
                 models[role], side["label"] = stack.enter_context(opened(side["ref"], download=full))
-            result = compare_models(**models, full=full, digests=full, aggregations=aggregations)
+            both = models["base"], models["instruct"]
+            result = compare_models(*both, full=full, digests=full, aggregations=aggregations, ignore=ignore or ())
     except (PairError, CheckpointError, NotFinite) as error:
         if as_json:
             kind = type(error).__name__
@@ -144,8 +146,7 @@ def _show_receipt(account: dict[str, Any]) -> None:
     _say(console, f"{account['classes']['grafted']} tensors grafted")
     for reason, names in account["untouched"].items():
         _say(console, f"{len(names)} untouched, {reason}: {_some(names)}")
-    if account["left_out"]:
-        _say(console, f"{len(account['left_out'])} of the delta left out by the scope: {_some(account['left_out'])}")
+    _show_left(console, account)
     for name, rows in account["tokens"].items():
         _say(console, f"{name}: {rows['matched']} rows matched by token, {rows['moved']} of them at another id")
         for whose, what in (
@@ -158,7 +159,7 @@ def _show_receipt(account: dict[str, Any]) -> None:
     if account["retention"] is None:
         return
     table = _table(
-        "retention after the cast, most affected first",
+        "what the cast kept of what was added, most affected first",
         *("tensor", "|delta|", "|delta|/|weight|", "cosine", "energy", "unchanged"),
     )
     rows = [{"name": "overall", **account["retention"]}, *account["tensors"][:SHOWN]]
@@ -172,6 +173,20 @@ def _show_receipt(account: dict[str, Any]) -> None:
         )
     console.print(table)
     _say_more(console, len(account["tensors"]))
+
+
+def _show_left(console: "Console", account: dict[str, Any]) -> None:
+    """What of the delta stays, and what only one side holds."""
+    from shadowft_core.checkpoint import percent
+
+    if account["left_out"]:
+        _say(console, f"{len(account['left_out'])} of the delta left out by the scope: {_some(account['left_out'])}")
+    if travel := account["travel"]:
+        shares = ", ".join(f"{leaf} {percent(share)}" for leaf, share in travel["stays"].items())
+        _say(console, f"{percent(travel['energy'])} of the delta's energy travels; what stays: {shares}")
+    for reason, sides in account["ignored"].items():
+        for side, names in sides.items():
+            _say(console, f"{len(names)} only in the {side}, {reason}: {_some(names)}")
 
 
 def _show_diff(found: dict[str, Any]) -> None:

@@ -1,8 +1,11 @@
 """params.yaml as frozen models: one section per stage, unknown fields refused, the unit in each field's text."""
 
+import json
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -14,9 +17,14 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
-    """Common rules of all sections: immutable, no unknown fields."""
+    """Common rules of all sections: immutable, no unknown fields, no NaN or infinity."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)  # built when first used: half the import
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        defer_build=True,  # built when first used: half the import
+    )
 
 
 class Route(Section):
@@ -24,6 +32,12 @@ class Route(Section):
 
     model: Literal["base", "instruct"] = Field(description="the model that is tuned")
     graft: Literal["", "--onto-base"] = Field("", description="waiver of the graft stage")
+
+
+ROUTES: dict[Literal["shadow", "direct"], Route] = {
+    "shadow": Route(model="base"),
+    "direct": Route(model="instruct", graft="--onto-base"),
+}
 
 
 class Fetch(Section):
@@ -67,6 +81,14 @@ class Train(Section):
     max_length: int = Field(1024, ge=8, description="tokens; longer rows are counted and left out")
     seed: int = Field(0, ge=0)
     threads: int = Field(1, ge=1, description="CPU threads; part of what makes two runs equal bit for bit")
+
+
+class Extract(Section):
+    """What is taken of a training."""
+
+    ignore: tuple[str, ...] = Field(
+        (), description="glob patterns of tensors that one of Base, tuned model and Instruct alone may hold"
+    )
 
 
 class Sweep(Section):
@@ -142,6 +164,7 @@ class Params(Section):
     fetch: Fetch
     prepare: Prepare
     train: Train
+    extract: Extract = Extract()
     sweep: Sweep
     graft: Graft
     evaluate: Evaluate
@@ -151,10 +174,9 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _routes_train_their_own_model(self) -> Self:
-        if self.routes.get("shadow") != Route(model="base"):
+        if self.routes.get("shadow") != ROUTES["shadow"]:
             raise ValueError("routes.shadow must be {model: base, graft: ''}: the shadow is the tuned Base")
-        control = Route(model="instruct", graft="--onto-base")
-        if self.routes.get("direct", control) != control:
+        if self.routes.get("direct", ROUTES["direct"]) != ROUTES["direct"]:
             raise ValueError("routes.direct must be {model: instruct, graft: --onto-base}: the control")
         return self
 
@@ -170,20 +192,119 @@ def located(store: Store) -> Store:
 def load_params(path: Path) -> Params:
     """Read and check a params.yaml; the environment may name another store (`located`).
 
+    A value has the type that is written: text is no number, `yes` no truth, `1e-4` is a number, as DVC reads them.
     Raises ParamsError naming the file, every bad field and what was expected.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # JSON has lists where Python has tuples, and no other type than YAML 1.2
+        params = Params.model_validate_json(json.dumps(read_yaml(path)), strict=True)
     except FileNotFoundError:
-        raise ParamsError(f"{path}: no such file; run from the repository root or pass --params FILE") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ParamsError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
-    try:
-        params = Params.model_validate(raw)
-        return params.model_copy(update={"store": located(params.store)})
+        raise ParamsError(f"{path}: no such file; name an existing one with --params FILE") from None
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(str(part) for part in e['loc']) or 'file'}: {e['msg']} (found {e['input']!r:.80})"
-            for e in error.errors()
-        )
-        raise ParamsError(f"{path}: {problems}") from None
+        raise ParamsError(f"{path}: {_problems(error)}") from None
+    except (ValueError, TypeError) as error:  # an alias inside of what it names, a list as a key
+        raise ParamsError(f"{path}: not a tree of named values: {error}; write it out") from None
+    return params.model_copy(update={"store": located(params.store)})
+
+
+def default_params(**sections: Section) -> Params:
+    """What holds where there is no params.yaml: the defaults of every section, and the `sections` given.
+
+    A section that has a field without default, and is not given, raises ParamsError when it is asked for.
+    """
+    defaults: dict[str, Any] = {
+        **{"train": Train(), "extract": Extract(), "graft": Graft(), "verdict": Verdict()},
+        "store": located(Store()),
+    }
+    return _Unwritten.model_construct(None, routes=ROUTES, **defaults | sections)
+
+
+class _Unwritten(Params):
+    """The sections of no file."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in Params.model_fields:
+            raise ParamsError(f"params.yaml: no such file, and `{name}` is needed; write one, or name it with --params")
+        return super().__getattr__(name)  # type: ignore[misc]
+
+
+def _problems(error: ValidationError) -> str:
+    return "; ".join(
+        f"{'.'.join(str(part) for part in e['loc']) or 'file'}: {e['msg']} (found {e['input']!r:.80})"
+        for e in error.errors()
+    )
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML 1.2, as DVC reads the same file: `on` and `12:30` are text, 1e-4 is a number, 010 is ten."""
+
+
+_Yaml.yaml_implicit_resolvers = {}  # not those of YAML 1.1
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+."),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("merge", r"<<", "<"),
+):
+    _Yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), list(_first))
+_Yaml.add_constructor(
+    "tag:yaml.org,2002:int",
+    lambda loader, node: int(node.value, 0 if node.value[:2] in ("0o", "0x") else 10),
+)
+
+
+def read_yaml(path: Path) -> Any:
+    """What stands in a YAML 1.2 file that a person wrote. Raises ParamsError as `check_keys` does."""
+    text = check_keys(path)
+    try:
+        return yaml.load(text, Loader=_Yaml)  # noqa: S506 a safe loader
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ParamsError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+
+
+def check_keys(path: Path) -> str:
+    """The text of a YAML file in which no key stands twice in one mapping, merged ones (`<<`) included.
+
+    Raises ParamsError for such a key with both lines: readers let the last one win and say nothing. Also for a file
+    that is not YAML.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        for where, first, second in _repeated(yaml.compose(text, Loader=_Yaml), "", set()):
+            lines = f"lines {first + 1} and {second + 1}" if first != second else f"line {first + 1}"
+            raise ParamsError(f"{path}: {where} stands twice, in {lines}; keep one, or the last would win unseen")
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ParamsError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    return text
+
+
+def _repeated(node: yaml.Node | None, above: str, seen: set[int]) -> Iterator[tuple[str, int, int]]:
+    """Every key that stands twice in one mapping of the tree: its dotted name and both lines, from 0."""
+    if node is None or id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        lines: dict[str, int] = {}
+        for key, line in _keys(node, set()):
+            if key in lines:
+                yield above + key, min(lines[key], line), max(lines[key], line)
+            lines[key] = line
+        for key_node, value in node.value:
+            yield from _repeated(value, f"{above}{key_node.value}.", seen)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _repeated(item, above, seen)
+
+
+def _keys(node: yaml.Node, seen: set[int]) -> Iterator[tuple[str, int]]:
+    """The keys of a mapping, and of those merged into it, each with its line."""
+    if id(node) in seen:
+        return
+    seen = seen | {id(node)}
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        yield str(key.value), key.start_mark.line
+        if key.tag == "tag:yaml.org,2002:merge":
+            for merged in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                yield from _keys(merged, seen)

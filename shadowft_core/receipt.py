@@ -15,11 +15,15 @@ def read_receipt(folder: Path) -> dict[str, Any]:
 
     Returns `{"format": 1, "path", "digest", "instruct", "deltas", "scope", "dtype", "merge", "scale_for", "waivers",
     "regrafted_from", "onto_base", "classes", "retention", "tensors": [...], "untouched": {reason: [names]},
-    "left_out": [names], "tokens": {name: {...}}}`.
+    "left_out": [names], "travel", "tokens": {name: {...}}, "ignored": {reason: {side: [names]}}}`.
 
     `retention` (null at scale 0) and every entry of `tensors` hold `weight_norm`, `delta_norm`, `relative` (their
     ratio; null for a zero weight) and, of the delta after the cast, `cosine`, `energy` and `unchanged`. Tensors that
     lost most energy come first, then those with the largest relative delta.
+
+    `travel` (null where all of the delta travels) has `energy`, the share of the deltas' squared norms that is added to
+    anything, and `stays`, the shares that are not, by the last word of the tensors' names. `ignored` is what only one
+    side holds, and why that is no error: its class does not load it, or a person waived it by name.
 
     `tokens` has the tensors whose rows were matched by token: `matched` and `moved` count rows; `instruct_only`,
     `base_only` and `padding` hold `rows` and their `ids` as texts like `7` or `7-12`. Rows of tokens that only the
@@ -46,6 +50,8 @@ def read_receipt(folder: Path) -> dict[str, Any]:
             **{key: recipe[key] for key in _OF_RECIPE},
             "regrafted_from": recipe.get("regrafted_from"),
             **{key: receipt[key] for key in ("onto_base", "classes", "left_out", "tokens")},
+            "travel": receipt.get("travel"),
+            "ignored": receipt.get("ignored", {}),
             "retention": _norms(receipt["retention"]) if receipt["retention"] else None,
             "tensors": tensors,
             "untouched": untouched,

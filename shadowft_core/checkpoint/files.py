@@ -11,7 +11,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.errors import ShadowError
+from shadowft_core.errors import InputError, ShadowError
+
+
+def cache_folder() -> Path:
+    """Where digests and models that can be made again are kept: $SHADOWFT_CACHE, or ~/.cache/shadowft when it is empty.
+
+    Raises InputError when there is neither that nor a home.
+    """
+    try:
+        return Path(os.environ.get("SHADOWFT_CACHE") or "~/.cache/shadowft").expanduser()
+    except RuntimeError:
+        raise InputError("SHADOWFT_CACHE: not set, and there is no home folder; set it to a folder") from None
 
 
 def canonical_json(obj: Any) -> bytes:

@@ -2,18 +2,17 @@
 
 As git does, a file is recognised by device, inode, size and the times of its last change (mtime and ctime, which
 no user program can set back). A file changed less than `SETTLED` seconds before it was hashed is never remembered: a
-second change within the clock's resolution could go unseen. Kept under SHADOWFT_CACHE (~/.cache/shadowft).
+second change within the clock's resolution could go unseen. Kept in `cache_folder()`.
 """
 
 import hashlib
 import json
-import os
 import re
 import time
 from contextlib import suppress
 from pathlib import Path
 
-from shadowft_core.checkpoint.files import write_json_atomically
+from shadowft_core.checkpoint.files import cache_folder, write_json_atomically
 
 SETTLED = 2.0
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -41,9 +40,8 @@ class Memo:
                 self.digests = digests
 
     def _place(self) -> Path:
-        cache = Path(os.environ.get("SHADOWFT_CACHE", Path.home() / ".cache" / "shadowft"))
         name = hashlib.sha256(repr(self._stamp).encode()).hexdigest()
-        return cache / "digests" / f"{name}.json"
+        return cache_folder() / "digests" / f"{name}.json"
 
 
 def _stamp(file: Path) -> list[int]:

@@ -16,6 +16,7 @@ from shadowft_core.checkpoint.families import Family
 from shadowft_core.checkpoint.files import bytes_digest, canonical_json, file_digest
 from shadowft_core.checkpoint.header import DTYPES, TensorInfo, ranged_header, read_header
 from shadowft_core.checkpoint.memo import Memo
+from shadowft_core.checkpoint.ties import ties_of
 from shadowft_core.errors import CheckpointError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -171,44 +172,29 @@ class Checkpoint:
 
     @cached_property
     def ties(self) -> dict[str, str]:
-        """Tied tensors by name, stored or not, each with the stored one that stands for both (`home`).
+        """As `ties_of`: tied tensors by name, each with the stored one that stands for both (`home`)."""
+        return ties_of(self)
 
-        Raises CheckpointError when config and weights of a family that is not known here disagree.
-        """
-        found = self.family.ties()
-        return self._evident_ties() if found is None else found
+    @property
+    def head_is_tied(self) -> bool:
+        """Whether the embedding serves as head."""
+        return any(self.family.is_head(name) for pair in self.ties.items() for name in pair)
 
     def home(self, name: str) -> str:
         """The tensor that stands for this one: a tied head's is the embedding; most stand for themselves."""
         return self.ties.get(name, name)
 
-    def require_ties_equal(self) -> None:
-        """Raises CheckpointError when tied tensors that are both stored differ: transformers would not tie them."""
-        for name, home in self.ties.items():
-            if name in self and self.tensor_digest(name) != self.tensor_digest(home):
-                raise CheckpointError(
-                    f"{self.path}: config.json ties {name} to {home}, yet they differ; set tie_word_embeddings to "
-                    "false if both were trained, else remove the stale one"
-                )
+    def named(self, name: str, family: Family | None = None) -> str | None:
+        """What a tensor that another model (of `family`, else of this one's) calls `name` is called here; its `home` is
+        stored. Names differ where one side was saved by its class and the other was not. None where there is none."""
+        if self.home(name) in self:
+            return name
+        memory = (family or self.family).in_memory(name)
+        names = (self.family.in_files(name), self.family.in_files(memory), memory)
+        return next((found for found in names if self.home(found) in self), None)
 
-    def _evident_ties(self) -> dict[str, str]:
-        """Of a family that is not in the table and stores a head: config and equal weights must say the same."""
-        says = self.family.says_tied
-        (embedding,) = (name for name in self._tensors if self.family.is_embedding(name))
-        found = {}
-        for head in (name for name in self._tensors if self.family.is_head(name)):
-            same = self.info(head).shape == self.info(embedding).shape and self._equal(head, embedding)
-            if says is not None and same != says:
-                raise CheckpointError(
-                    f"{self.path}: {self.family.title} is no family known here; config.json says "
-                    f"tie_word_embeddings={str(says).lower()}, yet {head} and {embedding} "
-                    f"{'are equal' if same else 'differ'}; correct the one that is wrong"
-                )
-            if same:
-                found[head] = embedding
-        return found
-
-    def _equal(self, one: str, other: str) -> bool:
+    def equal(self, one: str, other: str) -> bool:
+        """Whether two tensors hold the same bytes; of weights that lie elsewhere, their two ends."""
         if self.away is None:
             return self.tensor_digest(one) == self.tensor_digest(other)
         ends = [(start, min(CHUNK, self.info(one).size)) for start in (0, max(0, self.info(one).size - CHUNK))]

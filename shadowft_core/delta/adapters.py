@@ -5,14 +5,14 @@ An adapter names modules as the loaded model does, or, when an older transformer
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from shadowft_core.checkpoint import FLOATS, Checkpoint, open_safetensors
+from shadowft_core.checkpoint import FLOATS, Checkpoint, Ignored, open_safetensors
 from shadowft_core.delta.complete import require_complete
 from shadowft_core.delta.experts import Stack, expert_changes, find_stack, shown_orientations
 from shadowft_core.delta.initial import without_initial
@@ -43,8 +43,10 @@ _OTHER_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 class Adapter:
     """An adapter folder, understood against its Base: `changes` by tensor name of the Base."""
 
-    def __init__(self, before: Checkpoint, source: Path) -> None:
-        self.before, self.source = before, source
+    def __init__(self, before: Checkpoint, source: Path, ignore: Sequence[str] = ()) -> None:
+        self.before, self.source, self.ignore = before, source, ignore
+        self.ignored: Ignored = {}
+        """tensors of the Base that the adapter need not know of"""
         self.file = source / ADAPTER_WEIGHTS
         self.settings = Settings(source / ADAPTER_CONFIG, self._is_biased())
         if not self.file.is_file():

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from shadowft_core.checkpoint import by_reason, remedy, require_one_sided
 from shadowft_core.errors import AdapterError
 
 if TYPE_CHECKING:
@@ -13,7 +14,14 @@ def require_complete(adapter: "Adapter") -> None:
     before, settings, family = adapter.before, adapter.settings, adapter.before.family
     adapted = {adapter.home(name) for name in adapter.changes}
     by_files = any(_is_named_as_in_files(adapter, module) for module in adapter.modules)
+    mine = {name for name in before.names if adapter.home(name) in adapted}
+    require_one_sided(adapter.ignore, mine, f"{before.path} and {adapter.file}")
+    alone = {"base": set(before.names) - mine}
+    left, adapter.ignored = by_reason(alone, adapter.ignore, lambda _: False, family.title)
+    asked = mine.union(left.get("base", ()))
     for name in before.names:
+        if name not in asked or family.ignores(name):
+            continue
         parameter = name if by_files else family.parameter(name)
         is_own = by_files or not family.known or parameter == family.in_memory(name)  # else fused with others in memory
         module, _, kind = (family.in_memory(name) if is_own and not by_files else parameter).rpartition(".")
@@ -22,7 +30,7 @@ def require_complete(adapter: "Adapter") -> None:
         if targeted and adapter.home(name) not in adapted:
             raise AdapterError(
                 f"{adapter.file}: {module if matrix else parameter} is targeted but has no factors; the file is "
-                "incomplete, save it again"
+                f"incomplete, save it again{remedy({'base': [name]}, mine)}"
             )
         biased = kind == "bias" and (
             settings.bias == "all" or (settings.bias.endswith("_only") and module in adapter.modules)

@@ -1,7 +1,7 @@
 """Tuned - base of two checkpoints: what `extract` stores, and what `graft` can add without storing it."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,38 +15,45 @@ from shadowft_core.checkpoint import (
     bytes_digest,
     canonical_json,
     kernel,
+    note_unknown,
+    runs_of,
     scratch,
     token_marks,
 )
 from shadowft_core.delta.base import sampled
 from shadowft_core.delta.folder import step
-from shadowft_core.errors import (
-    Quantised,
-    ShapeMismatch,
-    TensorMissing,
-    Unrelated,
-    ZeroDelta,
-)
+from shadowft_core.delta.layout import layout
+from shadowft_core.errors import Quantised, Unrelated, ZeroDelta
 
+_COUNTERS = ("I64", "I32", "I16", "U64", "U32", "U16", "BOOL")  # eight bits and less are codes of quantised weights
 FAR = 1.0  # |T - B| / |B|: training moves a matrix by a few percent, an unrelated one lies at 1.4
 
 
 class Difference:
     """A delta that is nowhere stored: read like a `Delta`, from the two checkpoints it is the difference of.
 
-    `path` is that of the tuned model. `unrelated` waives the check that no matrix moved by more than its own norm.
-    Raises TensorMissing or ShapeMismatch when the two do not fit, ZeroDelta when they are equal, Quantised,
-    CheckpointError.
+    `path` is that of the tuned model. `unrelated` waives the check that no matrix moved by more than its own norm;
+    `ignore` and `standing` are those of `layout`, which matches the two.
+    Raises ZeroDelta when they are equal, Quantised, CheckpointError, and what `layout` raises.
     """
 
-    def __init__(self, base: Checkpoint, tuned: Checkpoint, unrelated: bool = False) -> None:
+    def __init__(
+        self,
+        base: Checkpoint,
+        tuned: Checkpoint,
+        unrelated: bool = False,
+        ignore: Sequence[str] = (),
+        standing: Sequence[str] = (),
+    ) -> None:
         self.before, self.after, self.path, self._unrelated = base, tuned, tuned.path, unrelated
         for model in (self.before, self.after):
             if model.config.get("quantization_config"):
                 raise Quantised(f"{model.path}: config.json has a quantization_config; pass the dequantised checkpoint")
-        names = _own_tensors(self.before)
-        _require_same_layout(self.before, names, self.after)
-        self.names = [name for name in names if _changed(self.before, self.after, name)]
+            note_unknown(model)
+        self.layout = layout(self.before, self.after, ignore, standing)
+        self.ignore = (*ignore, *standing)
+        self._norms: dict[str, float] = {}
+        self.names = [name for name in self.layout.theirs if self._changed(name)]
         """of the tensors that changed"""
         if not self.names:
             raise ZeroDelta(
@@ -62,15 +69,60 @@ class Difference:
         That of every 32nd part: enough to tell a stranger, who lies 1.4 norms away in all of them.
         """
         info, stride = self.before.info(name), step(self.shape(name))
-        count = min(stride, info.size - number * stride)
-        was, now = (
-            scratch.array(label, count, DTYPES[model.info(name).dtype])
-            for label, model in (("before", self.before), ("after", self.after))
-        )
+        was = scratch.array("before", min(stride, info.size - number * stride), DTYPES[info.dtype])
         self.before.read_into(name, number * stride, was)
-        self.after.read_into(name, number * stride, now)
+        now = self._now(name, number * stride, was)
         difference = _subtracted(was, now, scratch.array("difference", was.size, np.float32))
         return difference, 0.0 if number % 32 else _square(was)
+
+    def _now(self, name: str, start: int, was: np.ndarray) -> np.ndarray:
+        """The tuned model's weights for those of the Base, `was`, which begin at `start`.
+
+        Where rows were matched by token, float32; a row whose token the tuned model lacks is the Base's.
+        """
+        their = self.layout.theirs[name]
+        dtype, rows = DTYPES[self.after.info(their).dtype], self.layout.rows.get(name)
+        if rows is None:
+            now = scratch.array("after", was.size, dtype)
+            self.after.read_into(their, start, now)
+            return now
+        width = math.prod(self.shape(name)[1:])
+        now = was.astype(np.float32)
+        for here, there, count in runs_of(rows[start // width : (start + was.size) // width]).tolist():
+            read = scratch.array("after", count * width, dtype)
+            self.after.read_into(their, there * width, read)
+            now[here * width : (here + count) * width] = read
+        return now
+
+    def _changed(self, name: str) -> bool:
+        their = self.layout.theirs[name]
+        old, new = self.before.info(name), self.after.info(their)
+        graftable = old.dtype in FLOATS and new.dtype in FLOATS
+        few = min(old.size, new.size, 1 << 10)
+        matched = name in self.layout.rows
+        # what was tuned differs nearly everywhere: a look at its start saves the pass
+        if graftable and not matched and _differ(self.before.part(name, 0, few), self.after.part(their, 0, few)):
+            return True
+        for was, now in self._pairs(name, step(old.shape)):
+            if graftable and _differ(was, now):
+                return True
+            if not graftable and not np.array_equal(was, now):
+                raise _no_number(name, self.before, self.after, their)
+        return False
+
+    def _pairs(self, name: str, stride: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Parts of both sides, in order; a part is overwritten by the next."""
+        ours = self.before.chunks(name, stride)
+        if name in self.layout.rows:
+            return ((was, self._now(name, start, was)) for start, was in ours)
+        theirs = self.after.chunks(self.layout.theirs[name], stride)
+        return ((was, now) for (_, was), (_, now) in zip(ours, theirs, strict=True))
+
+    def norm(self, name: str) -> float:
+        """The Frobenius norm of a tensor's delta; reads it, once."""
+        if name not in self._norms:
+            self._norms[name] = math.sqrt(sum(_square(part) for _, part in self.chunks(name)))
+        return self._norms[name]
 
     def require_related(self, name: str, square: float, before: float) -> None:
         """Hold the sum of squares of a tensor's delta against that of its weights. Raises Unrelated."""
@@ -106,7 +158,7 @@ class Difference:
 
     @property
     def base_tied(self) -> bool:
-        return bool(self.before.ties)
+        return self.before.head_is_tied
 
     def base_sample(self) -> dict[str, np.ndarray]:
         return {name: values.astype(np.float32) for name, values in sampled(self.before).items()}
@@ -117,8 +169,7 @@ class Difference:
     def apart(self, name: str, scale: float, stride: int) -> Iterator[kernel.Apart]:
         """Parts of `stride` elements, scaled, not formed yet. Raises Unrelated at the end, by every 32nd."""
         square = before = 0.0
-        pairs = zip(self.before.chunks(name, stride), self.after.chunks(name, stride), strict=True)
-        for number, ((_, was), (_, now)) in enumerate(pairs):
+        for number, (was, now) in enumerate(self._pairs(name, stride)):
             if number % 32 == 0:
                 part = _subtracted(was, now, scratch.array("difference", was.size, np.float32))
                 square, before = square + _square(part), before + _square(was)
@@ -153,46 +204,17 @@ def _square(values: np.ndarray) -> float:
         return float(np.dot(wide, wide))
 
 
-def _own_tensors(model: Checkpoint) -> list[str]:
-    """Names without what is tied and yet stored, which must then equal what it is tied to."""
-    model.require_ties_equal()
-    return [name for name in model.names if model.home(name) == name]
-
-
-def _require_same_layout(before: Checkpoint, names: list[str], after: Checkpoint) -> None:
-    theirs = _own_tensors(after)
-    dropped, extra = sorted(set(names) - set(theirs)), sorted(set(theirs) - set(names))
-    if dropped or extra:
-        both = [
-            f"only {path} has {odd[0]} ({len(odd)} in all)"
-            for path, odd in ((before.path, dropped), (after.path, extra))
-            if odd
-        ]
-        raise TensorMissing(f"{' and '.join(both)}; pass the model that was tuned, its tensors under the same names")
-    for name in names:
-        old, new = before.info(name), after.info(name)
-        if old.shape != new.shape:
-            raise ShapeMismatch(
-                f"tensor {name}: {before.path} has {old.shape}, {after.path} {new.shape}; pass the model that was tuned"
-            )
-
-
-def _changed(before: Checkpoint, after: Checkpoint, name: str) -> bool:
-    old, new = before.info(name), after.info(name)
-    graftable = old.dtype in FLOATS and new.dtype in FLOATS
-    few = min(old.size, 1 << 10)  # what was tuned differs nearly everywhere: a look at its start saves the pass
-    if graftable and _differ(before.part(name, 0, few), after.part(name, 0, few)):
-        return True
-    stride = step(old.shape)
-    for (_, x), (_, y) in zip(before.chunks(name, stride), after.chunks(name, stride), strict=True):
-        if graftable and _differ(x, y):
-            return True
-        if not graftable and not np.array_equal(x, y):
-            raise Quantised(
-                f"tensor {name} is {old.dtype} in {before.path}, {new.dtype} in {after.path}, and changed; "
-                "dequantise both"
-            )
-    return False
+def _no_number(name: str, before: Checkpoint, after: Checkpoint, their: str) -> Quantised:
+    """What changed and is no tensor of floats that deltas are taken of."""
+    old, new = before.info(name).dtype, after.info(their).dtype
+    what = f"tensor {name} is {old} in {before.path}, {new} in {after.path}, and changed"
+    if "F64" in (old, new):
+        return Quantised(f"{what}; float64 is not added to here, save both in one of {', '.join(FLOATS)}")
+    if old == new and old in _COUNTERS:
+        return Quantised(
+            f"{what}: a counter or a mask, no weight, so a delta cannot carry it; give the tuned model the Base's"
+        )
+    return Quantised(f"{what}; dequantise both")
 
 
 def _differ(x: np.ndarray, y: np.ndarray) -> bool:

@@ -51,6 +51,8 @@ class Delta:
         self.tokenizer_digest: str | None = certificate["base"]["tokenizer_digest"]
         self.base_tied: bool = certificate["base"]["tied"]
         """whether the Base used its embedding as head"""
+        self.ignore: tuple[str, ...] = tuple(certificate.get("ignored", {}).get("patterns", ()))
+        """patterns of tensors that one side alone may hold, said at the extraction"""
         self._tensors: dict[str, dict[str, Any]] = certificate["tensors"]
         self._weights = weights
 
@@ -70,6 +72,10 @@ class Delta:
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._tensors[name]["shape"])
+
+    def norm(self, name: str) -> float:
+        """The Frobenius norm of a tensor's delta, as certified."""
+        return float(self._tensors[name]["norm"])
 
     def read(self, name: str) -> np.ndarray:
         """The whole delta of one tensor, float32; the same bits as its parts."""

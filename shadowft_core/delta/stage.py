@@ -1,11 +1,19 @@
 """The extract stage: from the model before tuning and what tuning left to a delta folder."""
 
 import shutil
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.checkpoint import file_digest, new_folder, open_checkpoint, write_json_atomically
+from shadowft_core.checkpoint import (
+    file_digest,
+    new_folder,
+    note_unknown,
+    open_checkpoint,
+    require_met,
+    write_json_atomically,
+)
 from shadowft_core.delta.adapters import Adapter
 from shadowft_core.delta.base import write_base
 from shadowft_core.delta.dense import Storage, write_dense
@@ -23,6 +31,8 @@ def extract(
     storage: Storage = "compressed",
     lowrank: float | None = None,
     unrelated: bool = False,
+    ignore: Sequence[str] = (),
+    standing: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write the delta folder `out` from the model before tuning and what tuning left; returns its facts.
 
@@ -31,7 +41,9 @@ def extract(
     `lowrank`, a relative error, it is the exact delta lowered to factors within that error in every tensor.
     Facts: `kind`, `tensors` (by form), `bytes` of the folder and `error`, |D - delta| / |D| over all tensors.
 
-    `unrelated` waives the check that no matrix moved by more than its own norm, and stands in the certificate.
+    `unrelated` waives the check that no matrix moved by more than its own norm, `ignore` names, by glob patterns,
+    tensors that only one side holds. `standing` does so for a whole project: patterns that may meet nothing here, for
+    they are meant for the Instruct too. All stand in the certificate, and a graft of this delta honours the patterns.
 
     Raises AdapterError for an adapter that cannot be exact, MisfitError when the two do not fit, Unrelated when a
     matrix has nothing to do with the Base's, ZeroDelta, NotFinite, WrongBase when train.json names another model,
@@ -41,11 +53,11 @@ def extract(
         require_budget(lowrank)
     with new_folder(out) as folder:
         if lowrank is None:
-            certificate = _exact(base, tuned, folder, storage, unrelated)
+            certificate = _exact(base, tuned, folder, storage, unrelated, ignore, standing)
         else:
             exact = folder / "exact"
             exact.mkdir()
-            certificate = _exact(base, tuned, exact, storage, unrelated)
+            certificate = _exact(base, tuned, exact, storage, unrelated, ignore, standing)
             entries, error = lower(open_delta(exact), lowrank, folder, storage)
             certificate |= {"kind": "lowrank", "lowrank": {"budget": lowrank, "error": error}, "tensors": entries}
             (exact / BASE).rename(folder / BASE)
@@ -57,19 +69,37 @@ def extract(
         "tensors": {form: forms.count(form) for form in sorted(set(forms))},
         "bytes": sum(file.stat().st_size for file in out.iterdir()),
         "error": certificate.get("lowrank", {}).get("error", 0.0),
+        "ignored": certificate.get("ignored", {}).get("names", {}),
+        "tokens": certificate.get("tokens", {}),
     }
 
 
-def _exact(base: Path, tuned: Path, folder: Path, storage: Storage, unrelated: bool) -> dict[str, Any]:
+def _exact(
+    base: Path,
+    tuned: Path,
+    folder: Path,
+    storage: Storage,
+    unrelated: bool,
+    ignore: Sequence[str],
+    standing: Sequence[str],
+) -> dict[str, Any]:
     """Write a whole delta into an existing folder; returns its certificate."""
     before = open_checkpoint(base)
     left = read_tuned(tuned)
+    beside: dict[str, Any] = {}
     if left.adapter:
-        tensors = write_changes(Adapter(before, left.weights), folder, storage, unrelated)
+        note_unknown(before)
+        adapter = Adapter(before, left.weights, [*ignore, *standing])
+        require_met(ignore, adapter.ignored, f"{base} and {left.weights}")
+        tensors, ignored = write_changes(adapter, folder, storage, unrelated), adapter.ignored
     else:
-        delta = Difference(before, open_checkpoint(left.weights), unrelated)
+        delta = Difference(before, open_checkpoint(left.weights), unrelated, ignore, standing)
         shapes = {name: delta.shape(name) for name in delta.names}
         tensors = write_dense(folder, shapes, delta.part, storage, delta.require_related)
+        ignored = delta.layout.ignored
+        beside |= {"tokens": delta.layout.tokens} if delta.layout.tokens else {}
+    if ignored or ignore or standing:
+        beside |= {"ignored": {"patterns": [*ignore, *standing], "names": ignored}}
     write_base(before, folder)
     left.require_start(before)
     factors_only = all(entry["form"] == "factors" for entry in tensors.values())
@@ -79,7 +109,7 @@ def _exact(base: Path, tuned: Path, folder: Path, storage: Storage, unrelated: b
         "base": {
             "digest": before.digest(),
             "tokenizer_digest": before.tokenizer_digest(),
-            "tied": bool(before.ties),
+            "tied": before.head_is_tied,
             "sample": file_digest(folder / BASE),
         },
         "tensors": tensors,
@@ -92,6 +122,7 @@ def _exact(base: Path, tuned: Path, folder: Path, storage: Storage, unrelated: b
         },
         "waivers": ["unrelated"] if unrelated else [],
         "created_by": f"shadowft {version('shadowft')}",
+        **beside,
     }
     write_json_atomically(folder / CERTIFICATE, certificate)
     return certificate

@@ -1,5 +1,7 @@
 """What training left, and from which model it says it started: read by `extract`, and where no delta is stored."""
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -7,6 +9,9 @@ from shadowft_core.checkpoint import Checkpoint, open_checkpoint, read_json_obje
 from shadowft_core.delta.adapters import ADAPTER_CONFIG
 from shadowft_core.delta.difference import Difference
 from shadowft_core.errors import AdapterError, DeltaError, WrongBase
+
+_ADAPTER = re.compile(r"adapter_config\.json|adapter_model\.(safetensors|bin)")
+_MODEL = re.compile(r"(?!adapter_).*\.safetensors(\.index\.json)?|pytorch_model.*\.bin(\.index\.json)?")
 
 
 class Tuned(NamedTuple):
@@ -30,16 +35,33 @@ class Tuned(NamedTuple):
 
 
 def read_tuned(folder: Path) -> Tuned:
-    """Raises DeltaError when the folder holds both an adapter and a model."""
-    inner = [folder / name for name in ("adapter", "model") if (folder / name).is_dir()]
-    if len(inner) > 1:
-        raise DeltaError(f"{folder}: holds both adapter/ and model/; pass one of them")
+    """What training left in a folder; those within it, such as checkpoint-500/, are not looked at.
+
+    Raises DeltaError when it can be read in two ways, naming both.
+    """
+    inner = [name for name in ("adapter", "model") if (folder / name).is_dir()]
+    found = [*(f"{name}/" for name in inner), *_kinds(folder)]
+    if len(found) == 1 and inner:
+        weights = folder / inner[0]
+        found = [f"{inner[0]}/{name}" for name in _kinds(weights)]
+    else:
+        weights = folder
+    if len(found) > 1:
+        raise DeltaError(f"{folder}: holds both {found[0]} and {found[1]}; leave one of them in the folder, or pass it")
     record = folder / "train.json"
-    return Tuned(inner[0] if inner else folder, record, read_json_object(record) if record.is_file() else None)
+    return Tuned(weights, record, read_json_object(record) if record.is_file() else None)
 
 
-def open_difference(base: Path, tuned: Path, unrelated: bool = False) -> Difference:
+def _kinds(folder: Path) -> list[str]:
+    """A file of each kind of tuned model that lies in a folder itself: an adapter, weights of a whole model."""
+    names = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
+    return [name for pattern in (_ADAPTER, _MODEL) if (name := next(filter(pattern.fullmatch, names), None))]
+
+
+def open_difference(base: Path, tuned: Path, unrelated: bool = False, ignore: Sequence[str] = ()) -> Difference:
     """The difference of a checkpoint folder and what training left of it.
+
+    `ignore`: patterns of tensors that only one side holds; they may meet none here and be meant for the Instruct.
 
     Raises AdapterError for an adapter, DeltaError, WrongBase when train.json names another model, CheckpointError for
     unusable folders, and as `Difference` does.
@@ -48,6 +70,6 @@ def open_difference(base: Path, tuned: Path, unrelated: bool = False) -> Differe
     if found.adapter:
         raise AdapterError(f"{found.weights}: is an adapter; run `shadowft extract` and graft its folder with --delta")
     before = open_checkpoint(base)
-    difference = Difference(before, open_checkpoint(found.weights), unrelated)
+    difference = Difference(before, open_checkpoint(found.weights), unrelated, standing=ignore)
     found.require_start(before)
     return difference

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.errors import EvaluationError
+from shadowft_core.errors import EvaluationError, ParamsError
+from shadowft_core.params import check_keys
 
 BUILT_IN = Path(__file__).parent / "tasks"  # heldout and heldout_dev, beside whatever the user's folder offers
 
@@ -24,7 +25,10 @@ class TaskFiles:
         self._folder, self._paths = folder, dict[str, Path]()
         for path in [*sorted(BUILT_IN.rglob("*.yaml")), *sorted(folder.rglob("*.yaml"))]:
             try:
+                check_keys(path)
                 name = load_yaml(path, resolve_func=False).get("task")
+            except ParamsError as error:
+                raise EvaluationError(str(error)) from None
             except Exception as error:
                 raise EvaluationError(f"{path}: not a task file: {' '.join(str(error).split()):.300}") from error
             if not isinstance(name, str):
@@ -71,11 +75,15 @@ class TaskFiles:
 
 
 def _absolute(files: Any, folder: Path, data: Path) -> Any:
+    """The data files as patterns, which is how the datasets library reads any path: `runs [2]` is the folder's name."""
     if isinstance(files, dict):
         return {split: _absolute(part, folder, data) for split, part in files.items()}
     if isinstance(files, list):
         return [_absolute(part, folder, data) for part in files]
-    return str(folder / str(files).replace("{data}", str(data)))
+    if (file := folder / str(files).replace("{data}", str(data))).is_file():
+        return glob.escape(str(file))
+    pattern = str(files).replace("{data}", glob.escape(str(data)))
+    return str(Path(glob.escape(str(folder))) / pattern)
 
 
 def _flat(files: Any) -> Iterator[str]:

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from shadowft_core.checkpoint import CHUNK, DTYPES, kernel
+from shadowft_core.delta import AnyDelta, Difference
 from shadowft_core.errors import CastOverflow, NotFinite
-from shadowft_core.graft.combine import combined, stride_of
+from shadowft_core.graft.combine import apart_of, combined, stride_of
 from shadowft_core.graft.plan import Plan
 
 
@@ -79,7 +80,7 @@ def _in_float64(plan: Plan, name: str, before: np.ndarray, delta: np.ndarray) ->
 
 
 def receipt(plan: Plan, instruct_digest: str) -> dict[str, Any]:
-    """Classes, waivers, rows matched by token, norms, and what the cast left of the delta."""
+    """Classes, waivers, rows matched by token, norms, which share of the delta travels, what the cast left of that."""
     sums = list(plan.receipts.values())
     overall = {key: sum(one[key] for one in sums) for key in kernel.SUMS}
     return {
@@ -91,8 +92,44 @@ def receipt(plan: Plan, instruct_digest: str) -> dict[str, Any]:
         "grafted": {name: _retention(one) for name, one in sorted(plan.receipts.items())},
         "untouched": plan.untouched,
         "left_out": plan.left_out,
+        "travel": _travel(plan),
         "tokens": plan.tokens,
+        "ignored": plan.ignored,
     }
+
+
+def _travel(plan: Plan) -> dict[str, Any] | None:
+    """Which share of the deltas' energy (squared norms, each delta at its own scale) is added to anything.
+
+    `energy` is that share, `stays` the shares that are not, by the last word of the tensors' names, largest first, to
+    four digits: squares are summed in float32. None
+    where every tensor travels, or every delta is at scale 0. Of a difference of checkpoints the tensors that stay are
+    read for it.
+    """
+    stays: dict[str, float] = {}
+    for delta, name, own in plan.still:
+        leaf = name.removesuffix(".weight").rpartition(".")[2]
+        stays[leaf] = stays.get(leaf, 0.0) + (own * delta.norm(name)) ** 2
+    still = {(id(delta), name) for delta, name, _ in plan.still}
+    total = sum(stays.values()) + sum(
+        (own * _norm(plan, delta, name)) ** 2
+        for delta, own in plan.deltas
+        for name in delta.names
+        if stays and own and (id(delta), name) not in still
+    )
+    if not total:
+        return None
+    shares = {leaf: float(f"{square / total:.4g}") for leaf, square in sorted(stays.items(), key=lambda i: -i[1])}
+    return {"energy": min(round(1 - sum(shares.values()), 6), math.nextafter(1, 0)), "stays": shares}
+
+
+def _norm(plan: Plan, delta: AnyDelta, name: str) -> float:
+    """Of a delta's tensor, unscaled. Of a difference of checkpoints the pass that added it has mostly shown it."""
+    if isinstance(delta, Difference) and (found := apart_of(plan, name)) is not None and name in plan.receipts:
+        piece = found[1]
+        if piece.tensor == name:
+            return math.sqrt(plan.receipts[name]["delta2"]) / abs(piece.scale)
+    return delta.norm(name)
 
 
 def _retention(sums: dict[str, float]) -> dict[str, float]:

@@ -18,7 +18,7 @@ Scaled = Callable[[np.ndarray, int, np.ndarray], np.ndarray]
 def stride_of(plan: Plan, name: str) -> int:
     """Elements of one part of a tensor: those of a stored part, or more where nothing is stored in parts."""
     shape = plan.instruct.info(name).shape
-    return 2 * step(shape) if _apart(plan, name) else step(shape)
+    return 2 * step(shape) if apart_of(plan, name) else step(shape)
 
 
 def combined(plan: Plan, name: str) -> Iterator[np.ndarray | kernel.Apart]:
@@ -33,7 +33,7 @@ def combined(plan: Plan, name: str) -> Iterator[np.ndarray | kernel.Apart]:
         nothing = np.full(min(stride, size), NOTHING, np.float32)
         yield from (nothing[: min(stride, size - start)] for start in range(0, size, stride))
         return
-    if (apart := _apart(plan, name)) is not None:
+    if (apart := apart_of(plan, name)) is not None:
         delta, piece = apart
         yield from delta.apart(piece.tensor, piece.scale, stride)
         return
@@ -48,7 +48,7 @@ def combined(plan: Plan, name: str) -> Iterator[np.ndarray | kernel.Apart]:
         yield total
 
 
-def _apart(plan: Plan, name: str) -> tuple[Difference, Piece] | None:
+def apart_of(plan: Plan, name: str) -> tuple[Difference, Piece] | None:
     """The difference of checkpoints that alone is added to this tensor, row by row as it is."""
     match plan.sources.get(name, []):
         case [Source(delta=Difference() as delta, pieces=[Piece(runs=None) as piece])] if plan.options.merge == Merge():

@@ -2,16 +2,17 @@
 
 import numpy as np
 
-from shadowft_core.checkpoint import FLOATS, Checkpoint
-from shadowft_core.delta import AnyDelta, sample_positions
+from shadowft_core.checkpoint import FLOATS
+from shadowft_core.delta import sample_positions
 from shadowft_core.errors import OntoBase, Unrelated
+from shadowft_core.graft.match import Match
 from shadowft_core.graft.options import ONTO_BASE, UNRELATED, Options
 
 FAR = 0.5  # published pairs lie between 0.003 and 0.1, independent weights at 0.7
 FAR_MATRIX = 0.55  # of one matrix, whose sample of 64 estimates its sigma to 0.035; published ones reach 0.35
 
 
-def require_kinship(model: Checkpoint, delta: AnyDelta, base: dict[str, np.ndarray], options: Options) -> None:
+def require_kinship(match: Match, options: Options) -> None:
     """Hold the sample that the delta keeps of its Base (`Delta.base_sample`) against the Instruct.
 
     The distance is sigma = sum|B - I| / (sum|B| + sum|I|) over the sampled values of all matrices (Shadow-FT, section
@@ -19,19 +20,20 @@ def require_kinship(model: Checkpoint, delta: AnyDelta, base: dict[str, np.ndarr
     delta would change lies above 0.55, or when none can be compared; OntoBase when the Instruct is the delta's own
     Base. Both can be waived by name.
     """
+    model, delta = match.model, match.delta
     apart = total = 0.0
     equal, compared, odd = True, False, ""
-    for name, theirs in base.items():
-        if name not in model or model.info(name).dtype not in FLOATS:
+    for name, theirs in match.base.items():
+        here = match.here[name]
+        if here is None or (info := model.info(model.home(here))).dtype not in FLOATS:
             continue
-        info = model.info(name)
         positions = sample_positions(info.size)
         if len(positions) != len(theirs):
             equal = False
             continue
-        ours = model.sample(name, positions).astype(np.float32)
+        ours = model.sample(model.home(here), positions).astype(np.float32)
         equal, compared = equal and np.array_equal(ours, theirs), True
-        if len(info.shape) > 1 and not model.family.is_vocabulary(name):  # rows may be in another order
+        if len(info.shape) > 1 and not model.family.has_token_rows(here, info.shape):  # rows may be in another order
             with np.errstate(invalid="ignore"):  # what is not finite is refused by name where it is read
                 gap = float(np.nansum(np.abs(ours - theirs), dtype=np.float64))
                 size = float(np.nansum(np.abs(ours), dtype=np.float64) + np.nansum(np.abs(theirs), dtype=np.float64))

@@ -1,5 +1,7 @@
 """Which rows of the Instruct every tensor of a delta belongs to. What fits nowhere is refused, unread."""
 
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
@@ -8,26 +10,36 @@ import numpy as np
 from shadowft_core.checkpoint import (
     EXPERTS,
     FLOATS,
-    NO_TOKEN,
     Checkpoint,
+    Ignored,
+    account,
+    by_reason,
+    fitted,
+    match_rows,
+    remedy,
+    require_one_sided,
+    runs_of,
     token_marks,
 )
 from shadowft_core.delta import AnyDelta
 from shadowft_core.errors import MisfitError, Quantised, ShapeMismatch, TensorMissing, TokenMismatch
 from shadowft_core.graft.layouts import all_places, experts, is_mixture, kind, places
-from shadowft_core.graft.tokens import account, match_rows, runs_of
 
 Runs = np.ndarray
 """int64 (n, 3): first row in the Instruct's tensor, first row in the delta's, rows. A row runs along the last axis."""
 
 
 class Match:
-    """One delta against one Instruct. `tokens` fills with the account of every vocabulary matched by token."""
+    """One delta against one Instruct. `tokens` fills with the account of every vocabulary matched by token, `ignored`
+    with what only one side holds; `ignore` are patterns, by hand, of such tensors, beside those the delta came with."""
 
-    def __init__(self, model: Checkpoint, delta: AnyDelta) -> None:
-        self.model, self.delta = model, delta
+    def __init__(self, model: Checkpoint, delta: AnyDelta, ignore: Sequence[str] = ()) -> None:
+        self.model, self.delta, self._patterns = model, delta, [*ignore, *delta.ignore]
         self.base = delta.base_sample()
         self.tokens: dict[str, dict[str, Any]] = {}
+        self.ignored: Ignored = {}
+        self.here = {name: model.named(name) for name in (*self.base, *delta.names)}
+        """what the Instruct calls a tensor of the Base, tied copies by their own name; None where it has none"""
 
     def targets(self, name: str) -> dict[str, Runs | None]:
         """Tensors of the Instruct this tensor of the delta goes to, each with its rows; None: all, one to one.
@@ -36,30 +48,55 @@ class Match:
         head of a Base that was not tied where the Instruct is: the embedding must carry the same delta.
         Raises TensorMissing, ShapeMismatch, TokenMismatch, MisfitError, Quantised.
         """
-        if (home := self.model.home(name)) != name:
-            self._require_equal(name, home)
+        here = self.here[name]
+        if here is None:
+            return self._mixture(name)
+        home = self.model.home(here)
+        if home != here and (other := self._carrier(name, home)):
+            self._require_equal(name, other)
             return {}
-        if self.model.family.is_vocabulary(name):
-            return {target: self._vocabulary(name, target) for target in self._embedded(name)}
-        if name in self.model:
-            self._require_float(name, name)
-            if self.model.info(name).shape != self.delta.shape(name):
-                raise self._misshapen(name, name)
-            return {name: None}
-        return self._mixture(name)
+        targets = self._tied_to(home)
+        if any(self.model.family.has_token_rows(target, self.model.info(target).shape) for target in targets):
+            return {target: self._vocabulary(name, target) for target in targets}
+        for target in targets:
+            self._require_float(name, target)
+            if self.model.info(target).shape != self.delta.shape(name):
+                raise self._misshapen(name, target)
+        return dict.fromkeys(targets)
+
+    def is_ignored(self, name: str) -> bool:
+        """Whether a tensor of the delta has no place in the Instruct, and need not have one."""
+        lacking = self.here[name] is None and kind(name) not in self._kinds
+        return lacking and any(fnmatchcase(name, pattern) for pattern in self._patterns)
 
     def require_same_tensors(self) -> None:
-        """The Base and the Instruct hold the same tensors, tied heads aside. Raises TensorMissing."""
+        """The Base and the Instruct hold the same tensors, but for tied heads and what may stand on one side alone.
+
+        Raises TensorMissing, InputError for a pattern that meets what both hold.
+        """
         ours = [n for n in self.model.names if self.model.info(n).dtype in FLOATS and self.model.info(n).size]
-        theirs = list(self.base)
-        sides = [(theirs, ours, "the Base", "the Instruct"), (ours, theirs, "the Instruct", "the Base")]
-        for having, lacking, who, whom in sides:
-            known = {kind(name) for name in lacking}
-            if odd := sorted(name for name in having if kind(name) not in known and not self._may_be_alone(name)):
+        met = {own for here in self.here.values() if here for own in (here, self.model.home(here))}
+        kinds = {kind(name) for name in ours} & {kind(name) for name in self.here}
+        alone = {
+            "base": [n for n, here in self.here.items() if here is None],
+            "instruct": [n for n in ours if n not in met and self.model.home(n) not in met],
+        }
+        alone = {
+            side: [n for n in names if kind(n) not in kinds and not self._may_be_alone(n)]
+            for side, names in alone.items()
+        }
+        left, self.ignored = by_reason(alone, self._patterns, self.model.family.ignores, self.model.family.title)
+        for side, having, lacking in (("base", "the Base", "the Instruct"), ("instruct", "the Instruct", "the Base")):
+            if odd := left.get(side):
                 raise TensorMissing(
-                    f"{self.delta.path} on {self.model.path}: {who} has {odd[0]}, {whom} has not ({len(odd)} in all); "
-                    "take an Instruct of the same family and size"
+                    f"{self.delta.path} on {self.model.path}: {having} has {odd[0]}, {lacking} has not ({len(odd)} in "
+                    f"all); take an Instruct of the same family and size{remedy(left, met)}"
                 )
+
+    def require_one_sided(self, patterns: Sequence[str]) -> None:
+        """Raises InputError for a pattern that meets a tensor of the delta that has a place in the Instruct."""
+        placed = {name for name in self.delta.names if not self.is_ignored(name)}
+        require_one_sided(patterns, placed, f"{self.delta.path} and {self.model.path}")
 
     def require_same_experts(self) -> None:
         """The Base and the Instruct hold the same experts, as far as they can be counted. Raises TensorMissing."""
@@ -73,16 +110,32 @@ class Match:
                     f"({len(odd_ones)} such in all); take an Instruct with the same experts"
                 )
 
-    def _embedded(self, name: str) -> list[str]:
-        """Names of the Instruct's tensors that a vocabulary tensor goes to."""
-        stored = [alias for alias, home in self.model.ties.items() if home == name and alias in self.model]
-        if not self.model.family.is_embedding(name) or self.model.ties or not self.delta.base_tied:
-            return [name, *stored]
-        return [name, *(n for n in self.model.names if self.model.family.is_head(n))]
+    def _carrier(self, name: str, home: str) -> str | None:
+        """The delta's tensor for what a tied copy stands for; None where the copy is all that a tied Base stored."""
+        other = next((n for n in self.delta.names if n != name and self.here[n] == home), None)
+        return other or (None if self.delta.base_tied else home)
+
+    def _tied_to(self, home: str) -> list[str]:
+        """Names of the Instruct's tensors that go with one of its own: stored copies, and what the Base tied to it."""
+        family, found = self.model.family, [home]
+        found += [alias for alias, own in self.model.ties.items() if own == home and alias in self.model]
+        if self.delta.base_tied and (family.is_embedding(home) or family.is_head(home)):
+            other = family.is_head if family.is_embedding(home) else family.is_embedding
+            found += [n for n in self.model.names if other(n) and n not in found and not self._has_own(n, home)]
+        return found
+
+    def _has_own(self, name: str, home: str) -> bool:
+        """Whether the Base held this tensor apart from the other, not as a stored copy of it."""
+        was = {here: values for n, here in self.here.items() if here and (values := self.base.get(n)) is not None}
+        changed = any(self.here[n] == name for n in self.delta.names)
+        return changed or (name in was and not (home in was and np.array_equal(was[name], was[home])))
 
     def _may_be_alone(self, name: str) -> bool:
-        """A head may stand on one side alone, for it may be tied on the other; what the class never loads, too."""
-        return self.model.family.is_head(name) or self.model.family.ignores(name) or self.model.home(name) != name
+        """A head may stand on one side alone, for it may be tied on the other, or stand for the embedding there."""
+        family = self.model.family
+        if self.delta.base_tied and family.is_embedding(name):
+            return not any(family.is_embedding(other) for other in self.base)
+        return family.is_head(name) or self.model.home(name) != name
 
     def _require_equal(self, head: str, embedding: str) -> None:
         same = embedding in self.delta.names and self.delta.shape(head) == self.delta.shape(embedding)
@@ -94,6 +147,10 @@ class Match:
                 f"{self.delta.path}: tensor {head} is a head of its own, {self.model.path} ties it to {embedding} and "
                 "cannot hold both deltas; leave it out with a scope or take an Instruct that is not tied"
             )
+
+    @cached_property
+    def _kinds(self) -> set[str]:
+        return {kind(name) for name in self.model.names}
 
     @cached_property
     def _marks(self) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -122,7 +179,7 @@ class Match:
                 f"{where} has {shape[0]} rows, {self.model.path} {wanted[0]}, and {side} has no tokenizer.json to "
                 "match their tokens by; put the tokenizer beside the weights and extract again"
             )
-        ours, theirs = _fitted(ours, wanted[0]), _fitted(theirs, shape[0])
+        ours, theirs = fitted(ours, wanted[0]), fitted(theirs, shape[0])
         rows = match_rows(ours, theirs, where)
         self.tokens[target] = account(rows, ours, theirs)
         return runs_of(rows)
@@ -178,10 +235,3 @@ class Match:
             f"{self.delta.path}: tensor {name} has shape {self.delta.shape(name)}, {target} of {self.model.path} has "
             f"{self.model.info(target).shape}; the pair does not fit"
         )
-
-
-def _fitted(marks: np.ndarray, rows: int) -> np.ndarray:
-    """Marks of exactly the rows a tensor has: rows beyond the vocabulary are padding."""
-    fitted = np.full(rows, NO_TOKEN, np.uint64)
-    fitted[: len(marks)] = marks[:rows]
-    return fitted

@@ -54,6 +54,8 @@ class Options:
     scale_for: tuple[tuple[str, float], ...] = ()
     """(glob pattern over the delta's tensor names, scale): replaces every delta's own scale; the last match wins"""
     waivers: Collection[str] = ()
+    ignore: Sequence[str] = ()
+    """glob patterns of tensors that one side alone may hold, beside those that a delta came with"""
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.waivers) - set(WAIVERS)):
@@ -70,6 +72,7 @@ class Options:
             "merge": self.merge.recorded(),
             "scale_for": [[pattern, scale] for pattern, scale in self.scale_for],
             "waivers": sorted(set(self.waivers)),
+            **({"ignore": list(self.ignore)} if self.ignore else {}),
         }
 
 
@@ -85,6 +88,7 @@ def options_of(recipe: dict[str, Any]) -> dict[str, Any]:
             "merge": Merge(**recipe.get("merge", {})),
             "scale_for": tuple((str(pattern), float(scale)) for pattern, scale in recipe.get("scale_for", [])),
             "waivers": tuple(recipe.get("waivers", [])),
+            "ignore": tuple(recipe.get("ignore", [])),
         }
     except (KeyError, TypeError, ValueError) as error:
         raise GraftError(f"the recipe's options are damaged ({error!r:.200}); take an intact recipe") from None

@@ -1,14 +1,21 @@
 """What happens to each tensor of the Instruct: decided, and refused, before any weight is added."""
 
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.checkpoint import FLOATS, Checkpoint, open_checkpoint
+from shadowft_core.checkpoint import (
+    FLOATS,
+    Checkpoint,
+    Ignored,
+    note_unknown,
+    open_checkpoint,
+    require_equal,
+    require_met,
+)
 from shadowft_core.delta import AnyDelta, Difference, open_delta
 from shadowft_core.errors import GraftError, MisfitError, Quantised, ZeroDelta
 from shadowft_core.graft.kinship import require_kinship
@@ -17,11 +24,6 @@ from shadowft_core.graft.match import Match, Runs
 from shadowft_core.graft.options import Options, Scope
 
 OUTPUTS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-# The projections of attention and feed-forward blocks, with the names that fused or older layouts give them.
-_LINEAR = re.compile(
-    r"\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj|qkv_proj|gate_up_proj|wqkv|wo|w1|w2|w3|W_pack"
-    r"|query_key_value)(\.weight|\.bias)?$"
-)
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,14 @@ class Plan:
     """per grafted tensor, in the order of the deltas"""
     untouched: dict[str, str]
     left_out: list[str]
-    """tensors of a delta that the scope keeps at home"""
+    """tensors of a delta that the scope keeps at home, or that have no place in the Instruct and are ignored by name"""
     dtype: dict[str, str]
     tokens: dict[str, dict[str, Any]]
-    """per tensor whose rows were matched by token: the account of tokens.account"""
+    """per tensor whose rows were matched by token: the account of checkpoint.account"""
+    still: list[tuple[AnyDelta, str, float]]
+    """of every delta the tensors that do not travel, left out or at scale 0, and the delta's own scale"""
+    ignored: Ignored
+    """what only one side holds, by reason and side"""
     receipts: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
@@ -69,7 +75,8 @@ def make_plan(instruct: Path, deltas: Sequence[tuple[Path | Difference, float]],
     model = open_checkpoint(instruct)
     if model.config.get("quantization_config"):
         raise Quantised(f"{instruct}: config.json has a quantization_config; graft on the unquantised Instruct")
-    model.require_ties_equal()
+    require_equal(model)
+    note_unknown(model)
     if options.dtype != "instruct" and options.dtype not in OUTPUTS:
         raise GraftError(f"dtype {options.dtype!r}; known are instruct, {', '.join(OUTPUTS)}")
     opened = [(open_delta(d) if isinstance(d, Path) else d, _finite(d, scale)) for d, scale in deltas]
@@ -79,20 +86,30 @@ def make_plan(instruct: Path, deltas: Sequence[tuple[Path | Difference, float]],
     if options.merge.rule == "ties" and len(opened) < 2:
         raise GraftError(f"merge rule ties elects a sign among deltas, {len(opened)} is given; pass several or use sum")
     names = sorted({name for delta, _ in opened for name in delta.names})
-    travelling = _in_scope(names, options.scope)
+    shapes = {name: delta.shape(name) for delta, _ in opened for name in delta.names}
+    travelling = _in_scope(shapes, options.scope, model)
     overrides = _overrides(names, options.scale_for)
     found: dict[str, list[Source]] = {}
     reasons: dict[str, str] = {}
     tokens: dict[str, dict[str, Any]] = {}
+    still: list[tuple[AnyDelta, str, float]] = []
+    ignored: Ignored = {}
+    homeless: set[str] = set()
     for delta, own in opened:
         if not travelling & set(delta.names):
             raise ZeroDelta(f"{delta.path}: the scope keeps all {len(delta.names)} tensors at home; widen the scope")
-        match = Match(model, delta)
+        match = Match(model, delta, options.ignore)
+        match.require_one_sided(options.ignore)
+        lost = {name for name in delta.names if match.is_ignored(name)}
         scales = {name: overrides.get(name, own) for name in delta.names}
         match.require_same_experts()
-        targets = {name: match.targets(name) for name in delta.names if name in travelling}
+        targets = {name: match.targets(name) for name in delta.names if name in travelling - lost}
         match.require_same_tensors()
-        require_kinship(model, delta, match.base, options)
+        require_kinship(match, options)
+        still += [(delta, name, own) for name in delta.names if name not in targets or not scales[name]]
+        homeless |= lost
+        _join(ignored, match.ignored)
+        _join(ignored, delta.layout.ignored if isinstance(delta, Difference) else {})
         _require_heads_travel_alike(match, targets, scales)
         given: dict[str, list[Piece]] = {}
         for name, places in targets.items():
@@ -103,7 +120,8 @@ def make_plan(instruct: Path, deltas: Sequence[tuple[Path | Difference, float]],
         for target, pieces in given.items():
             found.setdefault(target, []).append(Source(delta, pieces))
         tokens |= match.tokens
-    left_out = [name for name in names if name not in travelling]
+    require_met(options.ignore, ignored, " and ".join(map(str, (instruct, *(delta.path for delta, _ in opened)))))
+    left_out = [name for name in names if name not in travelling - homeless]
     kept = {kind(name) for name in left_out}
     wanted = OUTPUTS.get(options.dtype)
     return Plan(
@@ -117,6 +135,8 @@ def make_plan(instruct: Path, deltas: Sequence[tuple[Path | Difference, float]],
         left_out=left_out,
         dtype={n: wanted if wanted and model.info(n).dtype in FLOATS else model.info(n).dtype for n in model.names},
         tokens=tokens,
+        still=still,
+        ignored=ignored,
     )
 
 
@@ -151,23 +171,32 @@ def _overrides(names: list[str], scale_for: Sequence[tuple[str, float]]) -> dict
     return found
 
 
-def _in_scope(names: list[str], scope: Scope) -> set[str]:
+def _in_scope(shapes: Mapping[str, tuple[int, ...]], scope: Scope, model: Checkpoint) -> set[str]:
     """Delta tensors that travel. Raises GraftError when the scope, or one of its patterns, meets none of them."""
     if scope == "all":
-        return set(names)
+        return set(shapes)
     if scope == "linear":
-        found = {name for name in names if _LINEAR.search(name)}
+        found = {name for name, shape in shapes.items() if model.family.is_linear(name, shape)}
         if not found:
-            raise GraftError(f"scope `linear` meets none of the delta's {len(names)} tensors; pass patterns or `all`")
+            raise GraftError(f"scope `linear` meets none of the delta's {len(shapes)} tensors; pass patterns or `all`")
         return found
     patterns = [scope] if isinstance(scope, str) else scope
-    return set().union(*(_matching(names, pattern, "scope") for pattern in patterns))
+    return set().union(*(_matching(sorted(shapes), pattern, "scope") for pattern in patterns))
+
+
+def _join(found: Ignored, more: Ignored) -> None:
+    for reason, sides in more.items():
+        for side, names in sides.items():
+            held = found.setdefault(reason, {}).setdefault(side, [])
+            held += [name for name in names if name not in set(held)]
 
 
 def _require_heads_travel_alike(match: Match, targets: dict[str, dict[str, Any]], scales: dict[str, float]) -> None:
     """A head that the Instruct ties to its embedding has no place of its own: both must travel, at one scale."""
-    for head, embedding in match.model.ties.items():
-        if head in targets and (embedding not in targets or scales[head] != scales[embedding]):
+    carried = {match.here[name]: name for name in match.delta.names if targets.get(name) != {}}
+    for head in (name for name, places in targets.items() if not places):
+        embedding = carried.get(match.model.home(match.here[head] or head))
+        if embedding not in targets or scales[head] != scales[embedding]:
             raise MisfitError(
                 f"{match.delta.path}: {match.model.path} ties {head} to {embedding}, so both must travel at one scale; "
                 "widen the scope or leave both out"

@@ -17,6 +17,7 @@ from shadowft_core.checkpoint import (
     file_digest,
     model_digest,
     new_folder,
+    percent,
     read_json_object,
     write_atomically,
     write_json_atomically,
@@ -42,13 +43,14 @@ def grafted_tensors(
     merge: Merge = SUM,
     scale_for: Sequence[tuple[str, float]] = (),
     waivers: Collection[str] = (),
+    ignore: Sequence[str] = (),
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield `(name, array)` of every tensor of the Instruct, in file order, grafted or untouched; nothing is written.
 
     Raises at the call what `graft` raises when names, shapes, types, tokens, kinship or scope do not fit, and in place
     of a tensor that is damaged or whose sum is not finite in the output dtype.
     """
-    plan = make_plan(instruct, deltas, Options(scope, dtype, merge, tuple(scale_for), waivers))
+    plan = make_plan(instruct, deltas, Options(scope, dtype, merge, tuple(scale_for), waivers, tuple(ignore)))
     return ((name, whole(plan, name)) for name in plan.instruct.names)
 
 
@@ -62,19 +64,20 @@ def graft(
     merge: Merge = SUM,
     scale_for: Sequence[tuple[str, float]] = (),
     waivers: Collection[str] = (),
+    ignore: Sequence[str] = (),
     notes: Mapping[str, Any] = NO_NOTES,
 ) -> dict[str, Any]:
     """Write the complete model folder `out` with recipe.json and receipt.json; return the recipe.
 
     `deltas` are (delta folder, scale); a `Difference` of two checkpoints stands for a delta that nobody stored. `scope`
-    is `all`, `linear` or glob patterns over the delta's tensor names; `scale_for`, `merge` and `waivers` are those of
-    `Options`; `notes` are written into the recipe as they are.
+    is `all`, `linear` or glob patterns over the delta's tensor names; `scale_for`, `merge`, `waivers` and `ignore` are
+    those of `Options`; `notes` are written into the recipe as they are.
 
     Raises MisfitError when a tensor, a shape, a token or an expert does not fit, Unrelated, OntoBase, ZeroDelta when
     nothing of a delta would travel, Quantised, NotFinite, CastOverflow, DeltaError or CheckpointError for damaged
     folders, GraftError for options that meet nothing or contradict each other. Nothing is written then.
     """
-    plan = make_plan(instruct, deltas, Options(scope, dtype, merge, tuple(scale_for), waivers))
+    plan = make_plan(instruct, deltas, Options(scope, dtype, merge, tuple(scale_for), waivers, tuple(ignore)))
     for path in (instruct, *(path for delta, _ in plan.deltas for path in delta.paths)):
         if path.resolve().is_relative_to(out.resolve()):
             raise GraftError(f"{out}: is also read from and would be replaced; choose another --out")
@@ -96,13 +99,33 @@ def graft(
         account = receipt(plan, recipe["instruct"]["digest"])
         write_json_atomically(folder / RECIPE, recipe)
         write_json_atomically(folder / RECEIPT, account)
-    kept = account["retention"]
-    print(
-        f"graft: {len(plan.sources)} tensors grafted, {len(plan.untouched)} untouched"
-        + (f", {kept['energy']:.1%} of the delta's energy survives the cast" if kept else ""),
-        file=sys.stderr,
-    )
+    said = _said(account, plan.options.scope)
+    print(f"graft: {len(plan.sources)} tensors grafted, {len(plan.untouched)} untouched{said}", file=sys.stderr)
     return recipe
+
+
+def _said(account: Mapping[str, Any], scope: Scope) -> str:
+    """What became of the delta: which share travels, what stays, and how much the rounding left of what travels."""
+    travel, kept = account["travel"], account["retention"]
+    words = []
+    if travel:
+        what = "" if scope == "all" else f"{scope}: " if isinstance(scope, str) else "scope: "
+        words.append(
+            f"{what}{percent(travel['energy'])} of the delta's energy travels, {percent(1 - travel['energy'])} stays "
+            f"({_listed(list(travel['stays']))})"
+        )
+    lost = {name: rows["base_only"]["rows"] for name, rows in account["tokens"].items() if rows["base_only"]["rows"]}
+    words += [f"{count} rows of {name} stay, the Instruct has no such tokens" for name, count in lost.items()]
+    if kept:
+        whole = "of what travels" if travel or lost else "of the delta's energy"
+        words.append(f"{whole} {percent(kept['energy'])} survives the rounding")
+    for reason, sides in account["ignored"].items():
+        words += [f"{len(names)} only in the {side} ({reason})" for side, names in sides.items()]
+    return "".join(f"; {part}" for part in words)
+
+
+def _listed(names: Sequence[str], shown: int = 8) -> str:
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def _header(plan: Plan, file: str) -> bytes:

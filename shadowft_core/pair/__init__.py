@@ -6,6 +6,7 @@ sigma (see sigma.py). Published pairs lie between 0.003 and 0.1.
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,33 +15,43 @@ from shadowft_core.checkpoint import (
     Checkpoint,
     new_folder,
     open_checkpoint,
+    require_equal,
     write_json_atomically,
 )
 from shadowft_core.errors import SameModel, Unrelated
 from shadowft_core.pair.facts import compare
-from shadowft_core.pair.references import is_away, opened, resolve
+from shadowft_core.pair.references import is_away, made_from, opened, resolve
 from shadowft_core.pair.sigma import measure
 
 if TYPE_CHECKING:
     from shadowft_core.params import Fetch
 
-__all__ = ["check_pair", "compare_models", "fetch", "opened", "resolve"]
+__all__ = ["check_pair", "compare_models", "fetch", "opened", "resolve", "write_origin"]
 
 SIGMA_NEAR, SIGMA_FAR, SIGMA_UNRELATED = 0.001, 0.1, 0.5
 
 
-def check_pair(base: Path, instruct: Path) -> dict[str, Any]:
+def check_pair(base: Path, instruct: Path, standing: Sequence[str] = ()) -> dict[str, Any]:
     """Check a Base folder against an Instruct folder: headers, configs and tokenizers first, then all weights.
 
     Returns and raises what `compare_models` does, with digests.
     """
-    return compare_models(open_checkpoint(base), open_checkpoint(instruct), full=True, digests=True)
+    return compare_models(open_checkpoint(base), open_checkpoint(instruct), full=True, digests=True, standing=standing)
 
 
 def compare_models(
-    base: Checkpoint, instruct: Checkpoint, *, full: bool, digests: bool = False, aggregations: bool = False
+    base: Checkpoint,
+    instruct: Checkpoint,
+    *,
+    full: bool,
+    digests: bool = False,
+    aggregations: bool = False,
+    ignore: Sequence[str] = (),
+    standing: Sequence[str] = (),
 ) -> dict[str, Any]:
     """May they be paired? With `full` all weights are read, else a few evenly spread ranges of every tensor.
+
+    `ignore` and `standing` are patterns of tensors that only one side may hold, by hand and of params.yaml.
 
     Returns `{"verdict": "ok"|"warn", "reasons": [...], "sampled", "sigma": {"overall", "layers": {...}, "modules":
     {...}, ...}, "facts", "tokenizer_digest", "base": {...}, "instruct": {...}}`, the tokenizer being the Instruct's;
@@ -48,11 +59,13 @@ def compare_models(
     Raises PairError with all reasons in one line (Swapped, SameModel, Unrelated where that is the reason), Quantised,
     NotFinite, and CheckpointError for a model that cannot be read.
     """
-    compared = compare(base, instruct)
+    compared = compare(base, instruct, ignore, standing)
     reasons = compared.warned
     gap = measure(base, instruct, compared.matches, full, hashed=digests)
     sigma = gap.report(aggregations)
     pinned = [{"digest": model.digest()} if digests else {} for model in (base, instruct)]
+    for model in (base, instruct):
+        require_equal(model)
     both = f"{base.path} and {instruct.path}"
     if digests and pinned[0] == pinned[1]:
         raise SameModel(f"{both} are the same model, {pinned[0]['digest']}; pass the Base and its Instruct")
@@ -83,8 +96,15 @@ def compare_models(
     }
 
 
-def fetch(params: "Fetch", out: Path) -> None:
+def write_origin(params: "Fetch", out: Path) -> None:
+    """Write what both references are made from where this project makes them: what `fetch` must run again for."""
+    write_json_atomically(out, {"format": 1, "base": made_from(params.base), "instruct": made_from(params.instruct)})
+
+
+def fetch(params: "Fetch", out: Path, standing: Sequence[str] = ()) -> None:
     """The stage: resolve both references, check the pair, write base/, instruct/ and pair.json into `out`.
+
+    `standing` as in `compare_models`.
 
     Files on the same file system are hard links. What headers, configs and tokenizers can refuse is refused before the
     weights are downloaded or copied. Raises PairError, CheckpointError, InputError; `out` is then as it was.
@@ -92,9 +112,9 @@ def fetch(params: "Fetch", out: Path) -> None:
     references = {"base": params.base, "instruct": params.instruct}
     if any(map(is_away, references.values())):
         with opened(params.base) as (base, _), opened(params.instruct) as (instruct, _):
-            compare(base, instruct)
+            compare(base, instruct, standing=standing)
     resolved = {role: resolve(reference) for role, reference in references.items()}
-    result = check_pair(resolved["base"][0], resolved["instruct"][0])
+    result = check_pair(resolved["base"][0], resolved["instruct"][0], standing)
     record = {"format": 1, **result}
     with new_folder(out) as folder:
         for role, (source, label) in resolved.items():

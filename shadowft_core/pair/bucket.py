@@ -15,6 +15,7 @@ from shadowft_core.checkpoint import (
     Away,
     Checkpoint,
     bytes_digest,
+    cache_folder,
     canonical_json,
     new_folder,
     open_away,
@@ -51,8 +52,7 @@ def download(reference: str) -> Path:
     heads = {name: _head(objects, reference, name) for name in names}
     held = {name: [head.size, head.tag] for name, head in heads.items()}
     key = bytes_digest(canonical_json({"format": 1, "reference": objects.location, "held": held}))
-    home = os.environ.get("SHADOWFT_CACHE") or Path.home() / ".cache" / "shadowft"
-    out = Path(home) / "s3" / key.removeprefix("sha256:")[:16]
+    out = cache_folder() / "s3" / key.removeprefix("sha256:")[:16]
     if not out.is_dir():
         with new_folder(out) as folder:
             for number, (name, head) in enumerate(heads.items(), 1):

@@ -1,11 +1,11 @@
 """What configs, headers, tokenizers and templates say of two models, and what of it speaks against a pair."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.checkpoint import FLOATS, Checkpoint, read_json_object
+from shadowft_core.checkpoint import FLOATS, Checkpoint, note_unknown, read_json_object
 from shadowft_core.errors import PairError, Quantised, Swapped
 from shadowft_core.pair.layout import Match, head, language_setting, match
 from shadowft_core.pair.tokens import Vocabularies, compare_tokenizers
@@ -25,11 +25,15 @@ class Comparison:
     """of `base` and `instruct`: architecture, sizes, dtypes, tie, number of tokens, chat template, rope; JSON"""
 
 
-def compare(base: Checkpoint, instruct: Checkpoint) -> Comparison:
-    """Which weights belong together, warnings, and the facts. Reads no weights.
+def compare(
+    base: Checkpoint, instruct: Checkpoint, ignore: Sequence[str] = (), standing: Sequence[str] = ()
+) -> Comparison:
+    """Which weights belong together, warnings, and the facts. Reads no weights; `ignore`, `standing` as in `match`.
 
     Raises PairError naming every reason to refuse in one line; as Quantised or Swapped where that is among them.
     """
+    for model in (base, instruct):
+        note_unknown(model)
     refused = [*_quantised(base, instruct), *_settings(base, instruct)]
     warned: list[str] = []
     if _rope(base) != _rope(instruct):
@@ -43,7 +47,7 @@ def compare(base: Checkpoint, instruct: Checkpoint) -> Comparison:
     found = Vocabularies(base, instruct)
     try:
         warned += compare_tokenizers(base, instruct, found)
-        matches, misfits, odd = match(base, instruct, found)
+        matches, misfits, odd = match(base, instruct, found, ignore, standing)
         refused += [PairError(reason) for reason in misfits]
         warned += odd
     except PairError as error:

@@ -6,11 +6,11 @@ are stored one by one or fused (checkpoint/families.py); where the two sides dif
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shadowft_core.checkpoint import EXPERTS, Checkpoint
+from shadowft_core.checkpoint import EXPERTS, Checkpoint, by_reason, remedy, require_met, require_one_sided
 from shadowft_core.errors import PairError
 from shadowft_core.pair.tokens import Run, Vocabularies
 
@@ -55,20 +55,40 @@ class Match:
         return sum(span.size for span in self.spans)
 
 
-def match(base: Checkpoint, instruct: Checkpoint, found: Vocabularies) -> tuple[list[Match], list[str], list[str]]:
+def match(
+    base: Checkpoint,
+    instruct: Checkpoint,
+    found: Vocabularies,
+    ignore: Sequence[str] = (),
+    standing: Sequence[str] = (),
+) -> tuple[list[Match], list[str], list[str]]:
     """All matches, reasons to refuse and warnings. Reads no weights.
+
+    `ignore` are patterns, by hand, of tensors that only one side holds; `standing` those of params.yaml, which may meet
+    nothing here, or what both hold. Raises InputError for one of `ignore` that does.
 
     Raises PairError when experts are stored in two ways that only the code of that model could convert.
     """
     ours, theirs = _views(base), _views(instruct)
+    ours = {_placed(name, base, instruct, theirs): view for name, view in ours.items()}
     warned, refused = _drop_heads(base, ours, instruct, theirs), []
     if (fused := _is_fused(ours)) != _is_fused(theirs) and _has_experts(ours) and _has_experts(theirs):
         ours, theirs = (_experts(side, instruct) for side in (ours, theirs))
         ways = ("fused", "one by one") if fused else ("one by one", "fused")
         warned.append(f"the experts are stored {ways[0]} in the Base, {ways[1]} in the Instruct; compared by expert")
-    for name, one, other in (("Base", ours, theirs), ("Instruct", theirs, ours)):
-        if only := [tensor for tensor in one if tensor not in other]:
-            refused.append(f"{len(only)} tensors stand only in the {name}, the first is {only[0]}")
+    both, where = ours.keys() & theirs.keys(), f"{base.path} and {instruct.path}"
+    require_one_sided(ignore, both, where)
+    alone = {"Base": [n for n in ours if n not in both], "Instruct": [n for n in theirs if n not in both]}
+    left, ignored = by_reason(alone, [*ignore, *standing], lambda _: False, instruct.family.title)
+    unloaded = {
+        role: [n for n in m.names if m.family.ignores(n)] for role, m in (("Base", base), ("Instruct", instruct))
+    }
+    require_met(ignore, ignored | {"": unloaded}, where)
+    for reason, sides in ignored.items():
+        warned += [f"{len(names)} tensors stand only in the {side}, {reason}" for side, names in sides.items()]
+    for side, names in left.items():
+        waiver = remedy(left, both) if side == list(left)[-1] else ""
+        refused.append(f"{len(names)} tensors stand only in the {side}, the first is {names[0]}{waiver}")
     spans: dict[str, list[Span]] = {}
     matrices: dict[str, bool] = {}
     misshapen: list[str] = []
@@ -76,7 +96,7 @@ def match(base: Checkpoint, instruct: Checkpoint, found: Vocabularies) -> tuple[
         our = ours.get(name)
         if our is None:
             continue
-        token_rows = instruct.family.is_embedding(name) or instruct.family.is_head(name)
+        token_rows = instruct.family.has_token_rows(name, their.shape)
         if our.shape == their.shape and not (token_rows and found.base != found.instruct):
             runs: list[Run] = [(0, 0, 1)]
         elif token_rows and our.shape[1:] == their.shape[1:]:
@@ -109,8 +129,18 @@ def head(model: Checkpoint) -> str | None:
 
 
 def _views(model: Checkpoint) -> dict[str, View]:
-    own = (name for name in model.names if model.home(name) == name and not model.family.ignores(name))
-    return {name: View(name, 0, model.info(name).shape) for name in own}
+    """Every tensor of its own, under its name; one that stands for several that are tied, under the embedding's."""
+    own = [name for name in model.names if model.home(name) == name and not model.family.ignores(name)]
+    called: dict[str, str] = {}
+    for alias, home in model.ties.items():
+        called[home] = min(filter(model.family.is_embedding, (alias, home, called.get(home, home))), default=home)
+    return {called.get(name, name): View(name, 0, model.info(name).shape) for name in own}
+
+
+def _placed(name: str, base: Checkpoint, instruct: Checkpoint, theirs: Mapping[str, View]) -> str:
+    """The name of a tensor of the Base among those of the Instruct, where the two were saved in two ways."""
+    here = None if name in theirs else instruct.named(name, base.family)
+    return here if here is not None and here in theirs else name
 
 
 def _drop_heads(base: Checkpoint, ours: dict[str, View], instruct: Checkpoint, theirs: dict[str, View]) -> list[str]:

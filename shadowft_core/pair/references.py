@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shadowft_core.checkpoint import Checkpoint, open_checkpoint
+from shadowft_core.checkpoint import Checkpoint, file_digest, open_checkpoint
 from shadowft_core.errors import InputError
 
 # What a model folder has beside its weights; code and other formats stay where they are.
@@ -48,6 +48,22 @@ def resolve(reference: str) -> tuple[Path, str]:
             "pico:base|instruct"
         )
     return folder, ""
+
+
+def made_from(reference: str) -> dict[str, str]:
+    """The files of this project that a pair of its own is made from, with their digests; none for any other model."""
+    kind = reference.partition(":")[0]
+    if kind == "pico":
+        from shadowft_core import pico
+
+        files = [Path(pico.__file__).with_name(name) for name in pico.SOURCES]
+    elif kind == "smollm2":
+        from shadowft_core import smollm2
+
+        files = [Path(smollm2.__file__)]
+    else:
+        files = []
+    return {f"{kind}/{file.name}": file_digest(file) for file in files}
 
 
 @contextmanager

@@ -7,7 +7,6 @@ depending on the seed, the style of the data and the learning rate. No setting h
 """
 
 import fcntl
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,14 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shadowft_core.checkpoint import bytes_digest, canonical_json, file_digest, new_folder, write_json_atomically
+from shadowft_core.checkpoint import (
+    bytes_digest,
+    cache_folder,
+    canonical_json,
+    file_digest,
+    new_folder,
+    write_json_atomically,
+)
 from shadowft_core.pico.world import END_OF_TEXT, END_OF_TURN, SPECIAL, TURN, UNKNOWN, World, vocabulary
 
 if TYPE_CHECKING:
@@ -25,6 +31,7 @@ if TYPE_CHECKING:
 
 PRETRAIN_STEPS = 1500
 POSTTRAIN_STEPS = 300
+SOURCES = ("__init__.py", "world.py")  # what the pair is made from, beside the versions of three libraries
 ROWS, BLOCK = 64, 32  # rows a step, tokens a row
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '" + TURN + "' + message['role'] + '\\n' }}"
@@ -43,13 +50,13 @@ def build_pair(seed: int = 0, pretrain_steps: int = PRETRAIN_STEPS, posttrain_st
     Progress goes to stderr.
     """
     made_of = {
-        "sources": {name: file_digest(Path(__file__).with_name(name)) for name in ("__init__.py", "world.py")},
+        "sources": {name: file_digest(Path(__file__).with_name(name)) for name in SOURCES},
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
         "seed": seed,
         "steps": [pretrain_steps, posttrain_steps],
     }
     key = bytes_digest(canonical_json(made_of)).removeprefix("sha256:")[:16]
-    shelf = Path(os.environ.get("SHADOWFT_CACHE") or Path.home() / ".cache" / "shadowft") / "pico"
+    shelf = cache_folder() / "pico"
     pair = shelf / key
     if not pair.is_dir():
         shelf.mkdir(parents=True, exist_ok=True)

@@ -11,13 +11,18 @@ from shadowft_core.errors import GraftError
 
 
 def regraft(
-    recipe: Path, instruct: Path, deltas: Sequence[Path], out: Path, waivers: Collection[str] = ()
+    recipe: Path,
+    instruct: Path,
+    deltas: Sequence[Path],
+    out: Path,
+    waivers: Collection[str] = (),
+    ignore: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write `out` as `graft` does, from the deltas, scales and options of a recipe; return the new recipe.
 
     Deltas are found by digest among the given folders, else in the store that a registered recipe names. The waivers of
-    the old recipe are not taken over: they were given for another Instruct. The new recipe says `needs_verdict` and
-    `regrafted_from`, the SHA-256 of the old one's canonical JSON.
+    the old recipe, `ignore` among them, are not taken over: they were given for another Instruct. The new recipe says
+    `needs_verdict` and `regrafted_from`, the SHA-256 of the old one's canonical JSON.
 
     Raises GraftError when the recipe is damaged, is already of this Instruct, lacks a delta or does not know one, and
     what `graft` and the store raise. Nothing is written then.
@@ -33,7 +38,7 @@ def regraft(
     if not known:
         raise GraftError(f"{recipe}: recipe format {old['format']!r}, 1 is wanted; graft again")
     parts = deltas_of(old, recipe)
-    options = options_of(old) | {"waivers": waivers}
+    options = options_of(old) | {"waivers": waivers, "ignore": ignore}
     if open_checkpoint(instruct).digest() == digest:
         raise GraftError(f"{instruct}: is the recipe's own Instruct, {digest}; pass another, or graft as before")
     found = {open_delta(folder).digest: folder for folder in deltas}

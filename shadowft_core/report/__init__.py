@@ -5,7 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.checkpoint import bytes_digest, canonical_json, read_json_object, write_atomically
+from shadowft_core.checkpoint import (
+    bytes_digest,
+    canonical_json,
+    new_folder,
+    read_json_object,
+    write_atomically,
+)
 from shadowft_core.errors import EvaluationError
 from shadowft_core.report import figures
 from shadowft_core.verdict import CANDIDATE
@@ -29,8 +35,10 @@ ARM_NOTES = {
 }
 
 
-def report(work: Path, out: Path) -> None:
+def report(work: Path, out: Path, plots: Path | None = None) -> None:
     """Write one self-contained HTML page from the outputs of all stages under `work`; the same files, the same bytes.
+
+    With `plots` also a folder of the points its figures are drawn from (`points`), each a JSON list.
 
     verdict.json and the scores it speaks of must be there; of everything else the page says so when it is missing.
     Raises EvaluationError or CheckpointError naming a file that is absent, not readable as JSON or incomplete.
@@ -38,10 +46,18 @@ def report(work: Path, out: Path) -> None:
     from jinja2 import UndefinedError
 
     try:
-        page = render(gather(work))
+        facts = gather(work)
+        page = render(facts)
+        lists = {name: canonical_json(rows) for name, rows in points(facts).items()}
     except (KeyError, UndefinedError) as error:
         raise EvaluationError(f"{work}: a stage's file lacks {error}; run that stage again") from error
+    except ValueError as error:  # canonical JSON has no NaN
+        raise EvaluationError(f"{work}: a score or a loss is not a number ({error}); run that stage again") from error
     write_atomically(out, page.encode("utf-8"))
+    if plots is not None:
+        with new_folder(plots) as folder:
+            for name, rows in lists.items():
+                write_atomically(folder / f"{name}.json", rows)
 
 
 def gather(work: Path) -> dict[str, Any]:
@@ -105,6 +121,26 @@ def render(facts: Mapping[str, Any]) -> str:
         shown=TENSORS,
     )
     return page
+
+
+def points(facts: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The figures as lists of points, by name: arms, scale curves and losses. A list without points is left out.
+
+    `arms-domain`, `arms-guards`: {arm, score}; `domain-ROUTE`, `guards-ROUTE`: {scale, score} on dev items, scale 0
+    being the Instruct; `loss-ROUTE`: {step, loss}.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for group in ("domain", "guards"):
+        arms = facts["verdict"]["arms"].items()
+        found[f"arms-{group}"] = [{"arm": name, "score": arm[group]["mean"]} for name, arm in arms if arm[group]]
+        for route, sweep in facts["sweep"].items():
+            curve = figures.curve(sweep)
+            found[f"{group}-{route}"] = [
+                {"scale": at["scale"], "score": at[group]} for at in curve if at.get(group) is not None
+            ]
+    for route, steps in facts["steps"].items():
+        found[f"loss-{route}"] = [{"step": line["step"], "loss": line["loss"]} for line in steps if "loss" in line]
+    return {name: rows for name, rows in found.items() if rows}
 
 
 def _outputs(path: Path) -> dict[tuple[str, str], dict[str, Any]]:

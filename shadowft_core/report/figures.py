@@ -113,7 +113,7 @@ def sweep(sweeps: Mapping[str, Mapping[str, Any]]) -> str:
     """Dev scores over the scale, one panel a route; a vertical line marks the chosen scale."""
     figure, panels = _canvas(2.5, len(sweeps))
     for axes, (route, found) in zip(panels, sweeps.items(), strict=True):
-        points = sorted([found["instruct"] | {"scale": 0.0}, *found["curve"]], key=lambda point: point["scale"])
+        points = curve(found)
         scales = [point["scale"] for point in points]
         axes.axvline(found["scale"], color=FAINT, linewidth=0.8, linestyle=":", label="chosen")
         axes.plot(scales, [p["domain"] for p in points], color=COLOURS[route], marker="o", markersize=3, label="domain")
@@ -138,6 +138,12 @@ def loss(steps: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     axes.set_ylabel("training loss")
     axes.legend(loc="upper right")
     return _svg(figure, "loss")
+
+
+def curve(sweep: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The points of a sweep from scale 0, the Instruct itself, upwards."""
+    swept = [point for point in sweep["curve"] if point["scale"] != 0]
+    return sorted([sweep["instruct"] | {"scale": 0.0}, *swept], key=lambda point: point["scale"])
 
 
 def _canvas(height: float, columns: int = 0) -> tuple[Any, Any]:

@@ -47,8 +47,10 @@ class Claim:
     reason: str  # the claim as a sentence
 
 
-def verdict(scores: Path, recipe: Path, routes: Sequence[str], params: Verdict, out: Path) -> None:
-    """Judge the arms under `scores` and write verdict.json (docs/architecture.md).
+def verdict(
+    scores: Path, recipe: Path, routes: Sequence[str], params: Verdict, out: Path, metrics: Path | None = None
+) -> None:
+    """Judge the arms under `scores` and write verdict.json (docs/architecture.md); its numbers also to `metrics`.
 
     Raises EvaluationError when a score folder is missing or damaged, when the arms did not answer the same items under
     the same template, or when the candidate that was scored is not the model of `recipe`.
@@ -61,7 +63,24 @@ def verdict(scores: Path, recipe: Path, routes: Sequence[str], params: Verdict, 
             f"{recipe}: makes model {expected}, but the scores of {CANDIDATE} are of {found}; "
             "evaluate the grafted folder again"
         )
-    write_json_atomically(out, judge(arms, params) | {"recipe_digest": expected})
+    judged = judge(arms, params)
+    write_json_atomically(out, judged | {"recipe_digest": expected})
+    if metrics is not None:
+        write_json_atomically(metrics, numbers(judged))
+
+
+def numbers(found: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a verdict by which runs are compared, flat. What was not measured is left out, never written as 0.
+
+    `domain.ARM` and `guards.ARM` are mean scores, `worst_guard` is the candidate minus the Instruct on the guard task
+    that lost most, `scale` is the candidate's.
+    """
+    made: dict[str, float | None] = {"scale": found["arms"][CANDIDATE]["scale"]}
+    for group in ("domain", "guards"):
+        made |= {f"{group}.{name}": (arm[group] or {}).get("mean") for name, arm in found["arms"].items()}
+    guards = [claim["difference"] for claim in found["claims"] if claim["role"] == "guard"]
+    made["worst_guard"] = min(guards, default=None)
+    return {name: value for name, value in made.items() if value is not None}
 
 
 def judge(arms: Mapping[str, Arm], params: Verdict) -> dict[str, Any]:

@@ -4,15 +4,18 @@ from typing import Any
 
 import numpy as np
 
-from shadowft_core.checkpoint import NO_TOKEN
+from shadowft_core.checkpoint.vocabulary import NO_TOKEN
 from shadowft_core.errors import TokenMismatch
 
 
-def match_rows(ours: np.ndarray, theirs: np.ndarray, where: str) -> np.ndarray:
-    """For every row of the Instruct the Base's row of the same token, int64; -1 for a token the Base lacks.
+def match_rows(
+    ours: np.ndarray, theirs: np.ndarray, where: str, whose: tuple[str, str] = ("Instruct", "Base")
+) -> np.ndarray:
+    """For every row of ours their row of the same token, int64; -1 for a token they lack.
 
-    `ours` (Instruct) and `theirs` (Base) are token marks, uint64 by row, `NO_TOKEN` for padding. A token that both have
-    at the same id stays there. Raises TokenMismatch when another token stands at several ids, or when none matches.
+    `ours` and `theirs` are token marks, uint64 by row, `NO_TOKEN` for padding, of the models that `whose` names. A
+    token that both have at the same id stays there. Raises TokenMismatch when another token stands at several ids, or
+    when none matches.
     """
     found = np.full(len(ours), -1, np.int64)
     both = min(len(ours), len(theirs))
@@ -24,16 +27,16 @@ def match_rows(ours: np.ndarray, theirs: np.ndarray, where: str) -> np.ndarray:
     at[at == len(theirs)] = 0
     known = theirs[order[at]] == ours[moved] if len(theirs) else np.zeros(len(moved), bool)
     found[moved[known]] = order[at[known]]
-    for marks, rows, whose in ((theirs, order[at[known]], "Base"), (ours, moved[known], "Instruct")):
+    for marks, rows, owner in ((theirs, order[at[known]], whose[1]), (ours, moved[known], whose[0])):
         values, counts = np.unique(marks[marks != NO_TOKEN], return_counts=True)
         double = np.isin(marks[rows], values[counts > 1])
         if double.any():
             ids = np.flatnonzero(marks == marks[rows[double][0]]).tolist()
             raise TokenMismatch(
-                f"{where}: ids {ids} of the {whose} are one token, so its row is not certain; save its tokenizer anew"
+                f"{where}: ids {ids} of the {owner} are one token, so its row is not certain; save its tokenizer anew"
             )
     if not (found >= 0).any():
-        raise TokenMismatch(f"{where}: Base and Instruct have no token in common; the pair does not fit")
+        raise TokenMismatch(f"{where}: {whose[1]} and {whose[0]} have no token in common; the two do not fit")
     return found
 
 
@@ -46,14 +49,23 @@ def runs_of(rows: np.ndarray) -> np.ndarray:
     return np.stack([here[starts], there[starts], counts], axis=1).astype(np.int64)
 
 
-def account(rows: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
-    """What the receipt says of a matched vocabulary; ids as texts `7` or `7-12`."""
+def fitted(marks: np.ndarray, rows: int) -> np.ndarray:
+    """Marks of exactly the rows a tensor has: rows beyond the vocabulary are padding."""
+    found = np.full(rows, NO_TOKEN, np.uint64)
+    found[: len(marks)] = marks[:rows]
+    return found
+
+
+def account(
+    rows: np.ndarray, ours: np.ndarray, theirs: np.ndarray, whose: tuple[str, str] = ("instruct", "base")
+) -> dict[str, Any]:
+    """What a record says of a matched vocabulary; ids as texts `7` or `7-12`."""
     gone = np.setdiff1d(np.flatnonzero(theirs != NO_TOKEN), rows)
     return {
         "matched": int(np.count_nonzero(rows >= 0)),
         "moved": int(np.count_nonzero((rows >= 0) & (rows != np.arange(len(rows))))),
-        "instruct_only": _ids(np.flatnonzero((rows < 0) & (ours != NO_TOKEN))),
-        "base_only": _ids(gone),
+        f"{whose[0]}_only": _ids(np.flatnonzero((rows < 0) & (ours != NO_TOKEN))),
+        f"{whose[1]}_only": _ids(gone),
         "padding": _ids(np.flatnonzero(ours == NO_TOKEN)),
     }
 

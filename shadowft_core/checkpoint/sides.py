@@ -1,0 +1,89 @@
+"""What only one of two models holds: what needs no counterpart, and the waiver that the rest would need."""
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+from shadowft_core.errors import InputError
+
+Ignored = dict[str, dict[str, list[str]]]
+"""names of tensors by reason, then by side"""
+
+
+def by_reason(
+    only: Mapping[str, Collection[str]],
+    patterns: Sequence[str],
+    unloaded: Callable[[str], bool],
+    title: str,
+) -> tuple[dict[str, list[str]], Ignored]:
+    """What must be refused, by side, and what need not be: waived by a pattern, or not loaded by the class `title`."""
+    left: dict[str, list[str]] = {}
+    ignored: Ignored = {}
+    for side, names in only.items():
+        for name in sorted(names):
+            pattern = next((p for p in patterns if fnmatchcase(name, p)), None)
+            if pattern is None and not unloaded(name):
+                left.setdefault(side, []).append(name)
+                continue
+            reason = f"{title} does not load it" if pattern is None else f"waived by name: {pattern}"
+            ignored.setdefault(reason, {}).setdefault(side, []).append(name)
+    return left, ignored
+
+
+def require_one_sided(patterns: Sequence[str], both: Collection[str], where: str) -> None:
+    """Raises InputError for a pattern that meets a tensor of both sides: what was trained is not ignored."""
+    for pattern in patterns:
+        if met := next((name for name in sorted(both) if fnmatchcase(name, pattern)), None):
+            raise InputError(
+                f"--ignore {pattern!r} meets {met}, which stands on both sides ({where}); only what one side lacks "
+                "can be ignored, make it narrower"
+            )
+
+
+def require_met(patterns: Sequence[str], ignored: Ignored, where: str) -> None:
+    """Raises InputError for a pattern that meets nothing of what only one side holds."""
+    met = [name for sides in ignored.values() for names in sides.values() for name in names]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in met):
+            raise InputError(
+                f"--ignore {pattern!r} meets nothing that stands on one side alone ({where}); correct it or drop it"
+            )
+
+
+def remedy(left: Mapping[str, Sequence[str]], both: Collection[str]) -> str:
+    """The options that would waive all that is left, `; or ...`; empty where it looks like one tensor of two names."""
+    leaves = [{".".join(name.split(".")[-2:]) for name in names} for names in left.values()]
+    if len(leaves) > 1 and set.intersection(*leaves):
+        return ""
+    found: list[str] = []
+    for name in (name for names in left.values() for name in names):
+        if not any(fnmatchcase(name, pattern) for pattern in found):
+            found.append(_pattern(name, both))
+    options = " ".join(f"--ignore '{pattern}'" for pattern in found)
+    return f"; or waive by name what one side lacks: {options} (in a project: extract.ignore)"
+
+
+def _pattern(name: str, both: Collection[str]) -> str:
+    """The widest pattern of a name's beginning that meets none of both sides."""
+    steps = name.split(".")
+    for length in range(1, len(steps) + 1):
+        start = ".".join(steps[:length])
+        whole = length == len(steps)
+        if not whole and any(other.startswith(f"{start}.") for other in both):
+            continue
+        for shown in (re.sub(r"(?<=\.)\d+(?=\.|$)", "*", start), start):
+            pattern = _escaped(shown) if whole else f"{_escaped(shown)}.*"
+            if not any(fnmatchcase(other, pattern) for other in both):
+                return pattern
+    return _escaped(name)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", "[[]")
+
+
+def percent(share: float) -> str:
+    """A share as text, `99.98 %`; only the whole reads 100 %, only nothing 0 %."""
+    if 0 < share < 0.0001 or 0.9999 < share < 1:
+        return "less than 0.01 %" if share < 0.5 else "more than 99.99 %"
+    return f"{100 * share:.2f}".rstrip("0").rstrip(".") + " %"

@@ -1,0 +1,179 @@
+"""Which tensor of a tuned checkpoint is which of its Base; what has no counterpart is refused with its cause."""
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from shadowft_core.checkpoint import (
+    Checkpoint,
+    Ignored,
+    account,
+    by_reason,
+    fitted,
+    match_rows,
+    remedy,
+    require_equal,
+    require_met,
+    require_one_sided,
+    token_marks,
+)
+from shadowft_core.errors import MisfitError, Quantised, ShapeMismatch, TensorMissing, TokenMismatch
+
+_CODES = re.compile(
+    r"\.(weight_scale(_inv)?|weight_packed|input_scale|qweight|qzeros|scales|absmax)$|_(blocks|scales)$"
+)
+_WRAPPERS = {
+    "_orig_mod": "torch.compile has wrapped the model that was saved; save the one within (model._orig_mod)",
+    "module": "a parallel wrapper was saved; save the model within (model.module)",
+}
+
+
+class Layout(NamedTuple):
+    """How a tuned model answers to its Base."""
+
+    theirs: dict[str, str]
+    """by tensor of the Base that is one of its own (no tied copy): the tuned model's"""
+    rows: dict[str, np.ndarray]
+    """by tensor of the Base whose rows were matched by token: the tuned model's row for each, -1 for none"""
+    tokens: dict[str, dict[str, Any]]
+    """of these tensors: what is said of the match"""
+    ignored: Ignored
+    """what only one side holds"""
+
+
+def layout(before: Checkpoint, after: Checkpoint, ignore: Sequence[str] = (), standing: Sequence[str] = ()) -> Layout:
+    """Match the tensors of two checkpoints. `ignore` are patterns, given by hand, of tensors that only one side holds;
+    `standing` those of params.yaml, which may meet nothing here.
+
+    Raises TensorMissing, ShapeMismatch, TokenMismatch, Quantised, InputError for a pattern that meets the wrong
+    tensors, CheckpointError for ties that the weights contradict.
+    """
+    ours, theirs = _own_tensors(before), _own_tensors(after)
+    found: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in ours:
+        named = after.named(name, before.family)
+        if named is not None and (home := after.home(named)) not in taken:
+            found[name] = home
+            taken.add(home)
+    only = {"base": set(ours) - found.keys(), "tuned": set(theirs) - taken}
+    both, where = found.keys() | taken, f"{before.path} and {after.path}"
+    require_one_sided([*ignore, *standing], both, where)
+    left, ignored = by_reason(
+        only, [*ignore, *standing], lambda n: before.family.ignores(n) or after.family.ignores(n), after.family.title
+    )
+    require_met(ignore, ignored, where)
+    if left:
+        raise _lacking(before, after, left, both)
+    rows: dict[str, np.ndarray] = {}
+    tokens: dict[str, dict[str, Any]] = {}
+    for name, their in found.items():
+        old, new = before.info(name).shape, after.info(their).shape
+        if old == new:
+            continue
+        if before.family.has_token_rows(name, old) and old[1:] == new[1:] and new[0]:
+            rows[name], tokens[name] = _by_token(before, after, name, old[0], new[0])
+        else:
+            raise _misshapen(before, after, name, old, new)
+    return Layout(found, rows, tokens, ignored)
+
+
+def _own_tensors(model: Checkpoint) -> list[str]:
+    """Names without what is tied and yet stored, which must then equal what it is tied to."""
+    require_equal(model)
+    return [name for name in model.names if model.home(name) == name]
+
+
+def _lacking(
+    before: Checkpoint, after: Checkpoint, left: Mapping[str, Sequence[str]], both: Collection[str]
+) -> MisfitError | Quantised:
+    """What to say of tensors that only one side holds: the cause where it shows, else the waiver."""
+    models = {"base": before, "tuned": after}
+    odd = " and ".join(f"only {models[side].path} has {n[0]} ({len(n)} in all)" for side, n in left.items())
+    for side, names in left.items():
+        if codes := next(filter(_CODES.search, names), None):
+            return Quantised(
+                f"{models[side].path}: holds {codes}, so its weights are codes, which are no numbers to add to, though "
+                "config.json has no quantization_config; pass the dequantised checkpoint"
+            )
+    if cause := next(_causes(before, after, left), None):
+        return TensorMissing(f"{odd}; {cause}")
+    if len(left) > 1 and {before.info(n).shape for n in left["base"]} & {after.info(n).shape for n in left["tuned"]}:
+        waiver = ""  # perhaps one tensor of two names: to ignore both would drop what was trained
+    else:
+        waiver = remedy(left, both)
+    return TensorMissing(f"{odd}; pass the model that was tuned, its tensors under the same names{waiver}")
+
+
+def _causes(before: Checkpoint, after: Checkpoint, left: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    models = {"base": before, "tuned": after}
+    for wrapper, cause in _WRAPPERS.items():
+        for side, names in left.items():
+            other = models["tuned" if side == "base" else "base"]
+            inner = [re.sub(rf"(^|(?<=\.)){wrapper}\.", "", name) for name in names]
+            if all(one != name and other.named(one) for one, name in zip(inner, names, strict=True)):
+                yield cause
+    for name in left.get("tuned", ()):
+        if (home := before.home(name)) != name or (before.head_is_tied and after.family.is_head(name)):
+            yield _untied(before, after, name, home)
+    for name in left.get("base", ()):
+        if (home := after.home(name)) != name:
+            yield (
+                f"the head was trained apart in the one, {after.path} ties {name} to {home}; save the tuned model "
+                "untied (tie_word_embeddings false) with its own head"
+            )
+    if before.family.title != after.family.title:
+        yield (
+            f"{before.path} is {before.family.title}, {after.path} {after.family.title}: a part of a model, or another "
+            "class, was saved; save the whole model with the Base's class, or pass the Base that this part was"
+        )
+    for longer, shorter in (("tuned", "base"), ("base", "tuned")):
+        first = next(iter(left.get(longer, ())), "")
+        for name in left.get(shorter, ()):
+            start = first.removesuffix(name)
+            if start.endswith(".") and all(one.startswith(start) for one in left[longer]):
+                yield f"the names of {models[longer].path} begin with {start}; save both models in one way"
+
+
+def _untied(before: Checkpoint, after: Checkpoint, name: str, home: str) -> str:
+    """The tuned model has a head of its own, the Base has none: a delta has one tensor for both."""
+    embedding = home if home != name else next((h for h in before.ties.values()), name)
+    there = after.named(embedding, before.family) or embedding
+    same = there in after and after.info(there).shape == after.info(name).shape and after.equal(there, name)
+    tied = f"{before.path} ties {name} to {embedding}, {after.path} does not"
+    if same:
+        return f"{tied}, yet the two are equal; set tie_word_embeddings to true in the config.json of the tuned model"
+    return (
+        f"{tied} and trained a head of its own, for which the delta has no place; untie the Base before it is tuned "
+        f"(store {embedding} as {name} too, tie_word_embeddings false), and the Instruct likewise"
+    )
+
+
+def _by_token(
+    before: Checkpoint, after: Checkpoint, name: str, had: int, has: int
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """The tuned model's row for every row of the Base, and the account of it."""
+    marks = {model: token_marks(model.path) for model in (before, after)}
+    for model, found in marks.items():
+        if found is None:
+            raise TokenMismatch(
+                f"tensor {name}: {before.path} has {had} rows, {after.path} {has}, and {model.path} has no "
+                "tokenizer.json to match their tokens by; put the tokenizer it was trained with beside the weights"
+            )
+    ours, theirs = fitted(marks[before], had), fitted(marks[after], has)  # type: ignore[arg-type]
+    rows = match_rows(ours, theirs, f"{after.path}: tensor {name}", ("Base", "tuned model"))
+    return rows, account(rows, ours, theirs, ("base", "tuned"))
+
+
+def _misshapen(
+    before: Checkpoint, after: Checkpoint, name: str, old: tuple[int, ...], new: tuple[int, ...]
+) -> ShapeMismatch:
+    for model, shape, other in ((before, old, new), (after, new, old)):
+        if 0 in shape and 0 not in other:
+            return ShapeMismatch(
+                f"tensor {name}: {before.path} has {old}, {after.path} {new}: it is empty in {model.path}, as ZeRO-3 "
+                "leaves it; gather the weights when saving (stage3_gather_16bit_weights_on_model_save, zero_to_fp32.py)"
+            )
+    return ShapeMismatch(f"tensor {name}: {before.path} has {old}, {after.path} {new}; pass the model that was tuned")

@@ -1,0 +1,49 @@
+"""A verb that DVC runs: with the code of the workspace, and with the words that stand for its route filled in.
+
+A shell reads the command of a stage, so dvc.yaml puts no value of params.yaml into one. It writes {route}, {model} and
+{graft}, and the verb looks them up, by the name of the stage, in params.yaml, where they have been checked.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from shadowft_core.errors import ParamsError
+
+STAGE = "DVC_STAGE"  # what DVC calls the stage it runs, as in train@shadow
+WORDS = ("{route}", "{model}", "{graft}")
+
+
+def run_code_of_workspace() -> None:
+    """Start again with the shadowft_core of the current folder, where DVC runs a stage and another one was started.
+
+    The command `shadowft` belongs to one checkout. In another one (a clone, the folder of `dvc exp run --temp`) the
+    stage would run code that is not the code DVC keeps the digest of.
+    """
+    here = Path("shadowft_core")
+    if STAGE in os.environ and (here / "cli.py").is_file() and not here.samefile(Path(__file__).parent):
+        path = [str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+        os.execv(sys.executable, [sys.executable, "-m", "shadowft_core.cli", *sys.argv[1:]])  # noqa: S606
+
+
+def filled_in(arguments: Sequence[str], params: Path = Path("params.yaml")) -> list[str]:
+    """The arguments of a verb; where DVC runs it as the stage of a route, with the words of that route.
+
+    {route} is its name, {model} the model it tunes, {graft} its waiver, or nothing. Raises ParamsError when params.yaml
+    has no such route.
+    """
+    stage = os.environ.get(STAGE)
+    if stage is None or not any(word in argument for argument in arguments for word in WORDS):
+        return list(arguments)
+    from shadowft_core.params import load_params
+
+    routes, name = load_params(params).routes, stage.rpartition("@")[2]
+    if name not in routes:
+        raise ParamsError(f"{params}: no route {name!r}, which stage {stage} is for; it has {', '.join(routes)}")
+    route = routes[name]
+    values = {"{route}": name, "{model}": route.model, "{graft}": route.graft}
+    given = (word for word in arguments if values.get(word) != "")  # no waiver is no word
+    return [re.sub("|".join(map(re.escape, values)), lambda found: values[found[0]], word) for word in given]

@@ -1,0 +1,154 @@
+"""What DVC watches, and what it hands to a shell: the real dvc.yaml in a checkout of its own, asked and run by DVC."""
+
+import json
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from shadowft_core.pair import write_origin
+from shadowft_core.params import Fetch
+from tests.fixtures.checkouts import checkout, edit_params, ran, run
+from tests.fixtures.models import Pair
+
+ROOT = Path(__file__).parent.parent
+ROW = '{"messages": [{"role": "user", "content": "hi %d"}, {"role": "assistant", "content": "hello"}]}\n'
+JUNK = """
+kernel_c.cpython-311-x86_64-linux-gnu.so kernel_c.abi3.so kernel.o model.py~ .model.py.swp #model.py# .#model.py
+model.py.orig model.py.rej model.py.bak 4913 core tags .DS_Store Thumbs.db .coverage build/lib/model.py
+build/temp.linux-x86_64/kernel.c __pycache__/model.cpython-311.pyc .mypy_cache/3.11/model.data.json
+.ruff_cache/0.1/notes.json .pytest_cache/v/lastfailed.json .ipynb_checkpoints/model.py .idea/room.py .vscode/room.json
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    return checkout(folder)
+
+
+@contextmanager
+def repository(folder: Path) -> Iterator[Any]:
+    from dvc.repo import Repo
+
+    with chdir(folder), Repo() as repo:
+        yield repo
+
+
+def code_dependencies() -> set[str]:
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"].values()
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    named = {dep for stage in stages for dep in stage.get("do", stage)["deps"]}
+    named |= {params["prepare"]["data"], params["evaluate"]["tasks"]}  # which lie beside the code
+    return {dep for dep in named if dep.startswith("shadowft_core")}
+
+
+def test_dvc_sees_what_git_tracks_whatever_lies_beside_it(place: Path) -> None:
+    """A library that a compiler built here must not make a training stale elsewhere."""
+    for folder in {path.parent for path in (place / "shadowft_core").rglob("*.py")}:
+        for name in JUNK.split():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("junk", encoding="utf-8")
+    assert len(code_dependencies()) > 15
+    with repository(place) as repo:
+        for dependency in code_dependencies():
+            seen = set(repo.dvcignore.find(repo.fs, str(place / dependency))) or {str(place / dependency)}
+            tracked = run(place, "git", "ls-files", "-z", "--", dependency).split("\0")
+            assert seen == {str(place / name) for name in tracked if name}, dependency
+            assert not any(map(repo.dvcignore.is_ignored_file, seen)), dependency
+
+
+NAMES = [
+    "my rows [v1] (2) {a} 'q' \"d\" `touch ran`.jsonl",
+    "$(touch ran); touch ran & ünï→|>ran $HOME.jsonl",
+    "-rf --out.jsonl",
+    "a:b#c?d%20* ${train.seed} {route}.jsonl",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_a_name(place: Path, name: str) -> None:
+    """Data and tasks under any name: prepared by `dvc repro`, prepared again when they change, run by no shell."""
+    tasks = f"tasks {name}" if not name.startswith("-") else "-tasks"
+    (place / name).write_text("".join(ROW % i for i in range(60)), encoding="utf-8")
+    (place / tasks).mkdir()
+    (place / tasks / "items.jsonl").write_text('{"prompt": "hi 3"}\n', encoding="utf-8")
+    edit_params(place, prepare={"data": name}, evaluate={"tasks": tasks})
+    run(place, "dvc", "repro", "-s", "prepare")
+    report = json.loads((place / "work/data/data-report.json").read_text(encoding="utf-8"))
+    assert report["files"][0]["file"] == name
+    assert report["contaminated"]["count"] == 1
+    assert not list(place.rglob("ran"))
+    with repository(place) as repo:
+        assert repo.status(targets=["prepare"]) == {}
+    for changed in (name, f"{tasks}/items.jsonl"):
+        before = (place / changed).read_text(encoding="utf-8")
+        (place / changed).write_text(before + ROW % 100, encoding="utf-8")
+        with repository(place) as repo:
+            assert "prepare" in repo.status(targets=["prepare"]), changed
+        (place / changed).write_text(before, encoding="utf-8")
+
+
+EVIL = "$(touch ran)`touch ran`; touch ran"
+
+
+@pytest.mark.parametrize(
+    "routes",
+    [
+        {"shadow": {"model": "base", "graft": EVIL}},
+        {"shadow": {"model": f"{EVIL}/../base", "graft": ""}},
+        {EVIL: {"model": "base", "graft": ""}},
+        {"shadow": {"model": "base", EVIL: ""}},
+        {"shadow": {"model": "base", "graft": ""}, "-o x": {"model": "base", "graft": ""}},
+    ],
+)
+def test_a_route_is_no_command(place: Path, routes: dict[str, dict[str, str]]) -> None:
+    """Every stage of a route, forced to run: refused by the verb in one line, and nothing in its values was run."""
+    params = yaml.safe_load((place / "params.yaml").read_text(encoding="utf-8"))
+    (place / "params.yaml").write_text(yaml.safe_dump(params | {"routes": routes}), encoding="utf-8")
+    key = next(reversed(routes))
+    for folder in ("pair/base", "pair/instruct", "data", f"tuned/{key}", f"delta/{key}"):
+        (place / "work" / folder).mkdir(parents=True, exist_ok=True)
+        (place / "work" / folder / "file").write_text("x", encoding="utf-8")
+    for stage in ("train", "extract"):
+        said = run(place, "dvc", "repro", "-f", "-s", f"{stage}@{key}", code=255)
+        assert "error: params.yaml: routes" in said or "ERROR: " in said
+    assert not list(place.rglob("ran"))
+
+
+def test_a_stage_runs_the_code_of_its_workspace(place: Path) -> None:
+    """`shadowft` was installed from another checkout, and DVC keeps the digests of this one's code."""
+    room = place / "shadowft_core/prepare/__init__.py"
+    room.write_text(room.read_text(encoding="utf-8").replace("prepare: read", "prepare: read here"), encoding="utf-8")
+    said = run(place, "dvc", "repro", "-s", "prepare")
+    assert "prepare: read here train_alpaca.json" in said
+
+
+def test_the_embedded_pair_is_no_matter_for_another(place: Path, tiny_llama_pair: Pair) -> None:
+    edit_params(place, fetch={"base": str(tiny_llama_pair.base), "instruct": str(tiny_llama_pair.instruct)})
+    assert ran(run(place, "dvc", "repro", "fetch")) == ["fetch-origin", "fetch"]
+    for source in ("pico/world.py", "pico/__init__.py", "smollm2.py"):
+        with (place / "shadowft_core" / source).open("a", encoding="utf-8") as file:
+            file.write("\n# edited\n")
+    assert ran(run(place, "dvc", "repro", "fetch")) == ["fetch-origin"]
+
+    edit_params(place, fetch={"base": "pico:base", "instruct": "smollm2:instruct"})
+    run(place, "dvc", "repro", "-s", "fetch-origin")
+    first = (place / "work/origin.json").read_bytes()
+    with (place / "shadowft_core/pico/world.py").open("a", encoding="utf-8") as file:
+        file.write("\n# edited again\n")
+    run(place, "dvc", "repro", "-s", "fetch-origin")
+    assert (place / "work/origin.json").read_bytes() != first
+
+
+@pytest.mark.parametrize(
+    ("reference", "made"), [("pico:base", 2), ("smollm2:base?steps=3", 1), ("hf:a/b@c", 0), ("x", 0)]
+)
+def test_what_a_reference_is_made_from(tmp_path: Path, reference: str, made: int) -> None:
+    write_origin(Fetch(base=reference, instruct="elsewhere"), tmp_path / "origin.json")
+    found = json.loads((tmp_path / "origin.json").read_bytes())
+    assert (len(found["base"]), found["instruct"]) == (made, {})

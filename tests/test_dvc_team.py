@@ -1,0 +1,93 @@
+"""A team's habits on the real road, run to its end twice: push, clone elsewhere, pull, repro; then runs are compared."""
+
+import json
+import shutil
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from infra.seaweedfs import S3Server
+from tests.fixtures.checkouts import checkout, commit, edit_params, ran, run
+from tests.fixtures.s3 import act_as
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+COSTLY = ("train", "extract", "sweep", "evaluate")
+CHEAP = {"fetch", "graft@shadow", "graft@direct", "verdict", "report"}
+
+
+@pytest.fixture(scope="module")
+def author(tmp_path_factory: pytest.TempPathFactory, pico_pair: Path) -> Path:
+    """A finished run on the embedded pair, committed: few steps, few items."""
+    place = checkout(tmp_path_factory.mktemp("author"))
+    (place / f"shadowft_core/checkpoint/kernel_c{sysconfig.get_config_var('EXT_SUFFIX')}").write_bytes(b"one compiler")
+    edit_params(
+        place,
+        train={"max_steps": 4},
+        sweep={"scales": [0.5, 1.0]},
+        evaluate={"limit": 8},
+        verdict={"resamples": 999},
+    )
+    run(place, "dvc", "repro")
+    commit(place, "a run")
+    return place
+
+
+def test_a_colleague_trains_nothing_again(
+    author: Path, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another path, another compiler: only what never travels (the pair, the grafted models) is made again."""
+    act_as(monkeypatch, s3_server.user)
+    s3_server.create_bucket("team")
+    run(author, "dvc", "remote", "add", "-f", "-d", "team", "s3://team/dvc")
+    run(author, "dvc", "remote", "modify", "team", "endpointurl", s3_server.endpoint)
+    commit(author, "a remote")
+    run(author, "dvc", "push")
+
+    clone = tmp_path / "else where" / "clone"
+    run(tmp_path, "git", "clone", "-q", str(author), str(clone))
+    (clone / "shadowft_core/checkpoint/kernel_c.abi3.so").write_bytes(b"another compiler")
+    run(clone, "dvc", "pull")
+    for file in ("verdict.json", "report.html", "metrics.json", "plots/arms-domain.json"):
+        assert (clone / "work" / file).read_bytes() == (author / "work" / file).read_bytes()
+    again = ran(run(clone, "dvc", "repro"))
+    assert not [stage for stage in again if stage.startswith(COSTLY)]
+    assert set(again) <= CHEAP
+    assert "fetch" in again
+    assert run(clone, "git", "status", "--porcelain") == ""  # dvc.lock too: the same bytes came out
+
+
+def test_runs_are_compared(author: Path, tmp_path: Path) -> None:
+    """An experiment in a folder of its own, which has no ignored file of this one, and everything that tells it apart."""
+    said = run(author, "dvc", "exp", "run", "--temp", "--name", "fixed", "-S", "graft.scale=0.25")
+    again = ran(said)
+    assert not [stage for stage in again if stage.startswith(("train", "extract", "sweep"))]
+    assert "graft@shadow" in again
+
+    params = json.loads(run(author, "dvc", "params", "diff", "HEAD", "fixed", "--json"))
+    assert params == {"params.yaml": {"graft.scale": {"old": "sweep", "new": 0.25}}}
+    metrics = json.loads(run(author, "dvc", "metrics", "diff", "HEAD", "fixed", "--json"))
+    assert metrics["work/metrics.json"]["scale"]["new"] == 0.25
+    assert json.loads(run(author, "dvc", "metrics", "show", "--json"))[""]["data"]["work/metrics.json"][
+        "data"
+    ].keys() == {
+        "scale",
+        "worst_guard",
+        *(
+            f"{group}.{arm}"
+            for group in ("domain", "guards")
+            for arm in ("instruct", "direct", "direct_scaled", "shadow", "shadow_scaled")
+        ),
+    }
+
+    shown = json.loads(run(author, "dvc", "exp", "show", "--json"))
+    assert {
+        experiment["name"] for row in shown for group in row["experiments"] or () for experiment in group["revs"]
+    } == {"fixed"}
+    drawn = json.loads(run(author, "dvc", "plots", "diff", "HEAD", "fixed", "--json"))
+    assert set(drawn["data"]) == {"arms, domain", "arms, guards", "scale, domain", "scale, guards", "training loss"}
+    assert not drawn.get("errors")
+    page = run(author, "dvc", "plots", "show", "-o", str(tmp_path / "plots")).strip()
+    assert (tmp_path / "plots" / "index.html").is_file(), page
+    shutil.rmtree(author / "dvc_plots", ignore_errors=True)

@@ -1,0 +1,119 @@
+"""params.yaml is read as DVC reads it, a key stands once, a value has the type that is written."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from dvc.utils.serialize import parse_yaml
+
+from shadowft_core.errors import EvaluationError, ParamsError
+from shadowft_core.evaluate.taskfiles import TaskFiles
+from shadowft_core.params import Graft, Train, default_params, load_params, read_yaml
+
+WRITTEN = (Path(__file__).parent.parent / "params.yaml").read_text(encoding="utf-8")
+
+
+def edited(folder: Path, old: str, new: str) -> Path:
+    assert WRITTEN.count(old) >= 1
+    file = folder / "params.yaml"
+    file.write_text(WRITTEN.replace(old, new, 1), encoding="utf-8")
+    return file
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key", "lines"),
+    [
+        ("store:\n", "store: {uri: s3://other}\nstore:\n", "store", "lines 57 and 58"),
+        ("  margin: 0.03", "  margin: 0.03\n  seed: 1", "verdict.seed", "lines 53 and 56"),
+        ("rank: 16,", "rank: 16, 'rank': 8,", "train.lora.rank", "line 20"),
+        ("rank: 16,", "<<: {rank: 8}, rank: 16,", "train.lora.rank", "line 20"),
+        ("rank: 16,", "<<: [{rank: 8}, {rank: 16}],", "train.lora.rank", "line 20"),
+        ("rank: 16,", "<<: {rank: 8}, <<: {alpha: 16},", "train.lora.<<", "line 20"),
+        ("[pico_domain_dev]", "[{a: 1, a: 2}]", "sweep.domain.a", "line 35"),
+    ],
+)
+def test_a_key_that_stands_twice_is_named_with_both_lines(
+    tmp_path: Path, old: str, new: str, key: str, lines: str
+) -> None:
+    with pytest.raises(ParamsError) as refused:
+        load_params(edited(tmp_path, old, new))
+    assert f"params.yaml: {key} stands twice, in {lines};" in str(refused.value)
+
+
+def test_an_alias_and_a_merge_without_a_second_value_are_read(tmp_path: Path) -> None:
+    file = edited(tmp_path, "{rank: 16, alpha: 32, rslora: false}", "{<<: {rank: 8}, alpha: &a 32}\n  batch_size: *a")
+    file.write_text(file.read_text().replace("  batch_size: 16\n", ""), encoding="utf-8")
+    train = load_params(file).train
+    assert (train.lora.rank, train.lora.alpha, train.batch_size) == (8, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("batch_size: 16", "batch_size: '16'", "train.batch_size: .*integer .*found '16'"),
+        ("batch_size: 16", "batch_size: 16.0", "train.batch_size: .*integer .*found 16.0"),
+        ("batch_size: 16", "batch_size: true", "train.batch_size: .*integer .*found True"),
+        ("batch_size: 16", "batch_size: 0:16", "train.batch_size: .*integer .*found '0:16'"),
+        ("rslora: false", "rslora: on", "train.lora.rslora: .*boolean .*found 'on'"),
+        ("rslora: false", "rslora: 1", "train.lora.rslora: .*boolean .*found 1"),
+        ("alpha: 32", "alpha: true", "train.lora.alpha: .*number .*found True"),
+        ("epochs: 1", "epochs: .inf", "train.epochs: .*finite"),
+        ("valid: 0.05", "valid: .nan", "prepare.valid: .*finite"),
+        ("margin: 0.03", "margin: -.inf", "verdict.margin"),
+        ("name: shadowft-pico", "name: 12", "registry.name: .*string .*found 12"),
+        ("uri: var/store", "uri: null", "store.uri: .*string"),
+        ("[pico_domain_dev]", "&a [*a]", "not a tree of named values"),
+        ("routes:", "? [a, b]\n: 1\nroutes:", "not readable as YAML"),
+        ("routes:", "a: !!python/name:os.system\nroutes:", "not readable as YAML"),
+        ("routes:", "a: 1\n---\nroutes:", "not readable as YAML"),
+    ],
+)
+def test_a_value_that_is_not_what_it_seems_is_refused(tmp_path: Path, old: str, new: str, problem: str) -> None:
+    with pytest.raises(ParamsError, match=problem) as refused:
+        load_params(edited(tmp_path, old, new))
+    assert "\n" not in str(refused.value)
+
+
+# DVC puts the values into paths and compares them between commits; what it reads must be what the verbs read.
+SCALARS = """
+1e-4 1.5e3 .5 +1 yes no on off y True FALSE 010 08 0o17 0x1F 12:30 1:30.5 ~ null Null nan .nan .inf -.INF 1.0e-05 _1
+'on' "1" a:b 1e 0.0 -0 1.
+"""
+
+
+@pytest.mark.parametrize("scalar", SCALARS.split())
+def test_scalars_are_read_as_dvc_reads_them(tmp_path: Path, scalar: str) -> None:
+    (tmp_path / "p.yaml").write_text(f"a: {scalar}\n", encoding="utf-8")
+    ours, theirs = read_yaml(tmp_path / "p.yaml")["a"], parse_yaml(f"a: {scalar}\n", "p.yaml")["a"]
+    assert (type(ours), repr(ours)) == (type(theirs), repr(theirs))
+
+
+def test_what_we_write_is_what_we_read(tmp_path: Path) -> None:
+    values: dict[str, Any] = {
+        "rate": 1e-5,
+        "text": "yes",
+        "number": "12",
+        "path": "a: b #c",
+        "none": None,
+        "flag": True,
+    }
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    assert read_yaml(tmp_path / "p.yaml") == values
+
+
+def test_without_a_file_the_defaults_hold_and_what_has_none_is_named() -> None:
+    found = default_params()
+    assert (found.train, found.graft, list(found.routes)) == (Train(), Graft(), ["shadow", "direct"])
+    assert found.store.uri == "var/store"
+    for section in ("fetch", "prepare", "sweep", "evaluate"):
+        with pytest.raises(ParamsError, match=f"no such file, and `{section}` is needed"):
+            getattr(found, section)
+
+
+def test_a_task_file_gives_no_key_twice(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "task: mine\nmetric_list:\n  - metric: acc\n    metric: exact_match\nprocess_docs: !function a.b\n", "utf-8"
+    )
+    with pytest.raises(EvaluationError, match=r"mine.yaml: metric_list.metric stands twice, in lines 3 and 4"):
+        TaskFiles(tmp_path)

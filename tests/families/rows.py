@@ -9,6 +9,8 @@ EXACT = "exact"
 MERGE = r"no exact delta here; merge the adapter into the Base|LORA is wanted; merge the adapter into the Base"
 RETRAIN = r"no change of the Base's weights says the same: train LoRA without it"
 APART = r"ties .*, the adapter trained them apart; train with ensure_weight_tying=True, or merge it into an untied Base"
+UNHEARD = APART
+"""PEFT hears ensure_weight_tying only of an embedding called embed_tokens"""
 
 
 class Row(NamedTuple):
@@ -79,7 +81,6 @@ OPTIONS = [
     # PEFT decomposes in float32 where the delta is formed in float64: what differs is PEFT's own rounding.
     _lora("llama", "pissa", init_lora_weights="pissa")._replace(limit=5e-4),
     _lora("llama", "pissa of random vectors", "pissa_niter_4|begins? at|random", init_lora_weights="pissa_niter_4"),
-    _lora("llama", "loftq", "loftq", init_lora_weights="loftq"),
     _lora("llama", "layer replication", RETRAIN, layer_replication=[[0, 2], [1, 2]]),
     _lora("llama", "activated", RETRAIN, alora_invocation_tokens=[5]),
     _lora("llama", "qalora", MERGE, use_qalora=True, qalora_group_size=16),
@@ -88,10 +89,14 @@ EVERYTHING = [  # on each of these, every layer that PEFT itself calls linear
     _lora(family, "all linear", model={}, target_modules="all-linear")
     for family in (
         *("gpt2", "falcon", "gpt_neox", "bloom", "opt", "phi", "phi3", "gemma2", "qwen2", "qwen3", "mistral", "cohere2"),
-        *("lfm2", "mamba", "mamba2", "jamba", "olmoe", "granitemoe", "mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss"),
+        *("lfm2", "jamba", "olmoe", "granitemoe", "mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss"),
         *("deepseek_v3", "qwen3_next", "gemma3n_text", "llama4_text", "glm4_moe", "phimoe", "ernie4_5_moe", "smollm3"),
         *("codegen", "gpt_bigcode", "gptj", "stablelm", "nemotron", "minimax_m2", "bart", "bert"),
     )
+]
+EVERYTHING += [  # of a Mamba block PEFT adapts these alone
+    _lora("mamba", "in_proj, x_proj", model={}, target_modules=["in_proj", "x_proj"]),
+    _lora("mamba2", "in_proj", model={}, target_modules=["in_proj"]),
 ]
 CONV1D = [
     _lora("gpt2", "c_attn", model={}, target_modules=["c_attn"]),
@@ -154,20 +159,21 @@ _NAMES = {  # of embedding and head, and a layer to adapt
     "gemma2": ("embed_tokens", "lm_head", "q_proj", {}),
     "gpt2": ("wte", "lm_head", "c_attn", {}),
     "bloom": ("word_embeddings", "lm_head", "query_key_value", {}),
-    "gpt_neox": ("embed_in", "embed_out", "query_key_value", TIED),
+    "gpt_neox": ("embed_in", "lm_head", "query_key_value", TIED),
     "gemma3": ("embed_tokens", "lm_head", "q_proj", {}),
 }
 TIES = [
     Row(family, what, outcome, {"target_modules": [layer, *adapted], "modules_to_save": saved or None} | more, model=model)
     for family, (embedding, head, layer, model) in _NAMES.items()
+    for together in [EXACT if embedding == "embed_tokens" else UNHEARD]
     for what, adapted, saved, more, outcome in (
         ("tied", [], [], {}, EXACT),
         ("tied, embedding saved", [], [embedding], {}, APART),
         ("tied, head saved", [], [head], {}, APART),
         ("tied, embedding adapted", [embedding], [], {}, APART),
         ("tied, head adapted", [head], [], {}, APART),
-        ("tied, embedding saved with its head", [], [embedding], {"ensure_weight_tying": True}, EXACT),
-        ("tied, embedding adapted with its head", [embedding], [], {"ensure_weight_tying": True}, EXACT),
+        ("tied, embedding saved with its head", [], [embedding], {"ensure_weight_tying": True}, together),
+        ("tied, embedding adapted with its head", [embedding], [], {"ensure_weight_tying": True}, together),
         ("tied, trained rows", [], [], {"trainable_token_indices": {embedding: [3, 9]}}, EXACT),
     )
 ]
@@ -182,21 +188,21 @@ TUNERS = [
         ("BOFT", MERGE, _LINEAR | {"boft_block_size": 4}),
         ("IA3", MERGE, _LINEAR | {"feedforward_modules": []}),
         ("HRA", MERGE, _LINEAR),
-        ("FourierFT", MERGE, _LINEAR | {"n_frequency": 20}),
+        ("FourierFT", MERGE, _LINEAR | {"n_frequency": 20, "scaling": 1.0}),
         ("Vera", MERGE, {"target_modules": ["q_proj"]}),
         ("VBLoRA", MERGE, _LINEAR | {"vector_length": 4, "num_vectors": 8}),
-        ("RandLora", MERGE, _LINEAR),
-        ("Shira", MERGE, _LINEAR),
+        ("RandLora", MERGE, _LINEAR | {"r": 4, "randlora_alpha": 1}),
+        ("Shira", MERGE, _LINEAR | {"r": 4}),
         ("C3A", MERGE, {"target_modules": ["q_proj"], "block_size": 8}),
-        ("Miss", MERGE, _LINEAR),
-        ("WaveFT", MERGE, _LINEAR | {"n_frequency": 20}),
+        ("Miss", MERGE, _LINEAR | {"r": 4}),
+        ("WaveFT", MERGE, _LINEAR | {"n_frequency": 20, "scaling": 1.0}),
         ("LNTuning", MERGE, {"target_modules": ["norm"]}),
         ("TrainableTokens", MERGE, {"token_indices": [3, 4]}),
         ("Delora", MERGE, _LINEAR),
         ("Gralora", MERGE, _LINEAR),
         ("OSF", MERGE, _LINEAR),
         ("Pvera", MERGE, {"target_modules": ["q_proj"]}),
-        ("Psoft", MERGE, _LINEAR),
+        ("Psoft", MERGE, _LINEAR | {"r": 4}),
         ("TinyLora", MERGE, _LINEAR),
         ("UniLora", MERGE, _LINEAR),
         ("Hira", MERGE, _LINEAR),
@@ -204,7 +210,7 @@ TUNERS = [
         ("Adamss", MERGE, _LINEAR),
         ("Frod", MERGE, _LINEAR),
         ("Deft", MERGE, _LINEAR),
-        ("Road", MERGE, _LINEAR),
+        ("Road", MERGE, _LINEAR | {"group_size": 4}),
         ("Glora", MERGE, _LINEAR),
         ("Supertuning", MERGE, _LINEAR),
         ("Beft", RETRAIN, _LINEAR),

@@ -6,7 +6,7 @@ FIND_LINKS = $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
 INSTALL = -c constraints.txt -e '.[dev,real]'
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help venv lint test test-slow test-faults test-gpu demo demo-s3 demo-real run repro clean
+.PHONY: help venv lint test test-slow test-faults test-families test-gpu demo demo-s3 demo-real run repro clean
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
@@ -43,6 +43,8 @@ test-slow: venv  ## servers, schedules and whole runs; minutes
 	pytest -m slow
 test-faults: venv  ## every crash point and fault, enumerated
 	pytest -m faults
+test-families: venv  ## every family of models, every kind of adapter; minutes
+	pytest -m families -n 2
 test-gpu: venv  ## needs a CUDA device
 	pytest -m gpu
 

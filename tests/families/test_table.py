@@ -1,0 +1,11 @@
+"""The whole table of families against the installed transformers; tests/test_checkpoint_families.py looks at a dozen."""
+
+import pytest
+
+from infra import families
+
+pytestmark = pytest.mark.families
+
+
+def test_the_table_is_what_transformers_says_today() -> None:
+    assert families.generate() == families.TABLE.read_text(encoding="utf-8"), "run python infra/families.py"

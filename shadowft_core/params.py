@@ -1,13 +1,14 @@
 """params.yaml as frozen models: one section per stage, unknown fields refused, the unit in each field's text."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from shadowft_core.errors import ParamsError
+from shadowft_core.errors import ParamsError, without_passwords
 
 Scale = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -160,15 +161,31 @@ class Params(Section):
 
 
 def located(store: Store) -> Store:
-    """The store that is meant where a file names one: SHADOWFT_STORE_URI and SHADOWFT_STORE_ENDPOINT override it."""
-    changes = {
-        field: value for field in ("uri", "endpoint") if (value := os.environ.get(f"SHADOWFT_STORE_{field.upper()}"))
-    }
+    """The store that is meant where a file names one: SHADOWFT_STORE_URI and SHADOWFT_STORE_ENDPOINT override it.
+
+    Raises ParamsError when one of them holds a password: they go into the recipe, and S3 has no use for it.
+    """
+    names = {field: f"SHADOWFT_STORE_{field.upper()}" for field in ("uri", "endpoint")}
+    changes = {field: value for field, name in names.items() if (value := os.environ.get(name))}
+    for field, value in changes.items():
+        refuse_password(names[field], value)
     return store.model_copy(update=changes)
+
+
+def refuse_password(name: str, text: str) -> None:
+    """Raise ParamsError when the text called `name` is a URL with a password."""
+    if (shown := without_passwords(text)) != text:
+        raise ParamsError(
+            f"{name}: {shown} holds a password, and would be copied into records; take it out. The registry's belongs "
+            "into MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; the store takes "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        )
 
 
 def load_params(path: Path) -> Params:
     """Read and check a params.yaml; the environment may name another store (`located`).
+
+    No URL in it may hold a password: the file is attached to every registered run and lies in git and in clones.
 
     Raises ParamsError naming the file, every bad field and what was expected.
     """
@@ -176,8 +193,13 @@ def load_params(path: Path) -> Params:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ParamsError(f"{path}: no such file; run from the repository root or pass --params FILE") from None
+    except yaml.MarkedYAMLError as error:  # its own text quotes the line, which may hold anything
+        at = f"line {mark.line + 1}, column {mark.column + 1}: " if (mark := error.problem_mark) else ""
+        raise ParamsError(f"{path}: not readable as YAML: {at}{error.problem}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ParamsError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+    for name, text in _texts(raw):
+        refuse_password(f"{path}: {name}", text)
     try:
         params = Params.model_validate(raw)
         return params.model_copy(update={"store": located(params.store)})
@@ -187,3 +209,16 @@ def load_params(path: Path) -> Params:
             for e in error.errors()
         )
         raise ParamsError(f"{path}: {problems}") from None
+
+
+def _texts(tree: Any, above: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in what a YAML file holds, names included, with the dotted path to it."""
+    if isinstance(tree, str):
+        yield above.removesuffix("."), tree
+    elif isinstance(tree, dict):
+        for name, value in tree.items():
+            yield f"{above}(a name)", str(name)
+            yield from _texts(value, f"{above}{name}.")
+    elif isinstance(tree, list):
+        for place, value in enumerate(tree):
+            yield from _texts(value, f"{above}{place}.")

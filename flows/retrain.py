@@ -18,7 +18,7 @@ from pathlib import Path
 
 from prefect import Task, flow, runtime
 from prefect.artifacts import create_markdown_artifact
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import State, StateType
 from prefect.states import Completed, Failed
 
 from flows import steps
@@ -44,8 +44,10 @@ def retrain(
         store_endpoint: URL of an S3 server other than AWS; params.yaml decides when empty
         model_name: name of the registered model; params.yaml decides when empty
 
-    Completed with the verdict's decision in its message, or Failed with one line. Whatever ends the run early, no
-    process of it lives on, and the next run starts at the unfinished stage.
+    Completed with the verdict's decision in its message, or Failed with one line. Failed, named Waiting, when all is
+    done but MLflow has not taken a registration, of this run or of an earlier one: an alarm for whoever watches, while
+    the next run, `shadowft register --pending` or `shadowft reconcile` sends it. Whatever ends the run early, no process
+    of it lives on, and the next run starts at the unfinished stage.
     """
     chosen = {"SHADOWFT_STORE_URI": store_uri, "SHADOWFT_STORE_ENDPOINT": store_endpoint}
     with contextlib.chdir(workspace), _environment({name: value for name, value in chosen.items() if value}):
@@ -59,7 +61,7 @@ def retrain(
 
 
 def _retrain(model_name: str | None) -> State:
-    from shadowft_core.registry import git_state
+    from shadowft_core.registry import git_state, waiting
 
     params = steps.preflight(Path("params.yaml"), model_name)
     plan = read_plan()
@@ -88,16 +90,20 @@ def _retrain(model_name: str | None) -> State:
         if not registered.is_completed():
             return Failed(message=registered.message)
 
+    waits = waiting()
     verdict = json.loads(Path(plan["verdict"].out("verdict.json")).read_text(encoding="utf-8"))
     facts = {
         "delta": published.message,
         "version": registered.message,
         "report": plan["report"].outs[0],
-    }
+    } | ({"waiting": "; ".join(waits)} if waits else {})
     result = Result(verdict, params.evaluate.guards, {name: fact or "" for name, fact in facts.items()})
     create_markdown_artifact(result.markdown(), key="verdict", description="the arms and the verdict of this run")
     result.print(display.console)
-    return Completed(message=f"{verdict['decision']}: {registered.message}")
+    message = f"{verdict['decision']}: {registered.message}"
+    if waits:
+        return State(type=StateType.FAILED, name=steps.WAITING, message=f"{message}. What waits: {'; '.join(waits)}")
+    return Completed(message=message)
 
 
 @contextlib.contextmanager

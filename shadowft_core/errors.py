@@ -39,7 +39,7 @@ the password of a URL: `without_passwords` is the one rule for what is printed, 
 
 import re
 
-_END = r"\s'\"<>"  # what a URL in running text ends at
+_END = r"\s'\"`<>"  # what a URL in running text ends at
 _NAMES = (  # how the name of a query parameter ends that holds a secret
     r"passw(?:or)?d|passphrase|pass|pwd|secret|token|sig(?:nature)?|credentials?|odbc_connect"
     r"|(?:api|access|secret)[-_.]?key(?:[-_]?id)?"

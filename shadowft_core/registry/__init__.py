@@ -14,7 +14,7 @@ from shadowft_core.errors import RegistrationPending, RegistryError
 from shadowft_core.params import Params, Registry, Store
 from shadowft_core.registry.evidence import Evidence, Git, git_state
 from shadowft_core.registry.rebuild import cached, ingredients, read_recipe, rebuild
-from shadowft_core.registry.registration import PENDING, Registration, drop, keep, load, waiting_in
+from shadowft_core.registry.registration import PENDING, Registration, drop, keep, load, waiting, waiting_in
 from shadowft_core.registry.tracking import connected, find, log, parsed, point, recipe_of, settled
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "recipe_named",
     "register",
     "register_pending",
+    "waiting",
 ]
 
 CANDIDATE = "challenger"

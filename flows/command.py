@@ -39,7 +39,7 @@ def run(
     """Retrain, graft, judge and register, stage by stage; what is up to date is not done again.
 
     With PREFECT_API_URL set, the run is recorded there; without it, a server of its own keeps the records in
-    WORKSPACE/var/prefect. Exit code 0 with any verdict, 1 on an error, 11 when all is done but the registration waits for
+    WORKSPACE/var/prefect. Exit code 0 with any verdict, 1 on an error, 11 when all is done but a registration waits for
     MLflow, 130 when interrupted.
 
     Example: python -m flows.retrain

@@ -1,7 +1,7 @@
 """A program: have DVC reproduce one stage of the workspace in the current folder. `python reproduce.py STAGE`
 
-As `dvc repro -q -s STAGE`, except for the end. The exit code is that of the stage's command, 128 + n when signal n killed
-it (`dvc` makes 255 of everything), and what DVC itself finds wrong is one line on stderr.
+As `dvc repro -q -s STAGE`, except for its end: the exit code is that of the stage's command, 128 + n when signal n
+killed it, where `dvc` makes 255 of everything, and what DVC itself finds wrong is one line on stderr.
 """
 
 import logging

@@ -46,8 +46,8 @@ def retrain(
 
     Completed with the verdict's decision in its message, or Failed with one line. Failed, named Waiting, when all is
     done but MLflow has not taken a registration, of this run or of an earlier one: an alarm for whoever watches, while
-    the next run, `shadowft register --pending` or `shadowft reconcile` sends it. Whatever ends the run early, no process
-    of it lives on, and the next run starts at the unfinished stage.
+    the next run, `shadowft register --pending` or `shadowft reconcile` sends it. Whatever ends the run early, no
+    process of it lives on, and the next run starts at the unfinished stage.
     """
     chosen = {"SHADOWFT_STORE_URI": store_uri, "SHADOWFT_STORE_ENDPOINT": store_endpoint}
     with contextlib.chdir(workspace), _environment({name: value for name, value in chosen.items() if value}):

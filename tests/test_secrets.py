@@ -1,9 +1,6 @@
 """No password leaves the process: not in a message, a log, a record, a database or an object."""
 
-import base64
-import os
 from pathlib import Path
-from urllib.parse import quote
 
 import pytest
 import yaml

@@ -1,13 +1,26 @@
 """No password leaves the process: not in a message, a log, a record, a database or an object."""
 
+import base64
+import contextlib
+import os
+import re
+import sqlite3
+import stat
+import subprocess
+import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import yaml
 
-from shadowft_core.errors import ParamsError, RegistryError, StoreError, without_passwords
+from infra.mlflow_server import MLflowServer
+from infra.seaweedfs import S3Server
+from shadowft_core.errors import ParamsError, RegistrationPending, RegistryError, StoreError, without_passwords
 from shadowft_core.objects import open_objects
-from shadowft_core.params import Store, load_params, located
+from shadowft_core.params import Registry, Store, load_params, located
+from tests.fixtures.runs import Run
+from tests.fixtures.workspace import make_workspace
 
 ROOT = Path(__file__).parent.parent
 SECRET = "hunter2"
@@ -93,3 +106,139 @@ def test_an_address_from_the_command_line_is_not_quoted_with_its_password() -> N
         with pytest.raises(StoreError, match=r"\*\*\*@") as e:
             open_objects(uri)
         assert SECRET not in str(e.value)
+
+
+class Canary:
+    """A password, and every spelling in which it could turn up somewhere."""
+
+    def __init__(self, user: str, password: str) -> None:
+        self.words = {password, quote(password, safe=""), quote(quote(password, safe=""), safe="")}
+        for plain in (password, f"{user}:{password}"):
+            self.words |= {base64.b64encode(plain.encode()).decode().rstrip("="), plain.encode().hex()}
+
+    def seen_in(self, content: bytes) -> bool:
+        return any(word.encode() in content for word in self.words)
+
+    def files_below(self, folder: Path) -> list[str]:
+        """Files, databases with their journals included, that hold it."""
+        return [str(path) for path in sorted(folder.rglob("*")) if path.is_file() and self.seen_in(path.read_bytes())]
+
+
+def test_no_password_is_left_anywhere_by_runs_that_use_it(
+    tmp_path: Path, s3_server: S3Server, s3_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two whole runs as a person starts them: MLflow is away, then it is there and takes what waits.
+
+    The URL of MLflow holds a password, the store has its secret key; nothing but the process's environment knows them.
+    """
+    password = "c4n/ry:&pass"
+    canary = Canary("someone", password)
+    secret = Canary(s3_server.user.access_key, s3_server.user.secret_key)
+    workspace = make_workspace(tmp_path / "workspace", store=s3_store)
+    for name in ("mlflow", "home", "tmp"):
+        (tmp_path / name).mkdir()
+    server = MLflowServer(tmp_path / "mlflow")
+    environment = os.environ | {
+        "MLFLOW_TRACKING_URI": server.uri.replace("//", f"//someone:{quote(password, safe='')}@"),
+        "HOME": str(tmp_path / "home"),
+        "TMPDIR": str(tmp_path / "tmp"),
+        "PREFECT_LOGGING_LEVEL": "DEBUG",
+    }
+
+    def run() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "flows.retrain", "--workspace", str(workspace)]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+    def shadowft(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", "from shadowft_core.cli import main; main()", *words]
+        return subprocess.run(command, cwd=workspace, env=environment, capture_output=True, text=True, check=False)
+
+    waited = run()
+    assert waited.returncode == RegistrationPending.exit_code == 11, waited.stderr
+    assert "waiting: shadowft-pico (verdict hold) in var/pending/000001-" in waited.stdout
+    assert re.search(r"error: hold: registry at http://\*\*\*@127.*What waits: shadowft-pico", waited.stderr)
+    assert states(workspace) == [("Waiting", "FAILED")]
+    server.start()
+    try:
+        sent = run()
+        assert sent.returncode == 0, sent.stderr
+        assert "models:/shadowft-pico/1" in sent.stdout
+        assert states(workspace) == [("Waiting", "FAILED"), ("Completed", "COMPLETED")]
+        assert list((workspace / "var/pending").iterdir()) == []
+        told = [shadowft(*words) for words in (("promote", "--override", "why"), ("history", "shadowft-pico"))]
+        assert [done.returncode for done in told] == [0, 0], told
+        artifacts = [path.name for path in (tmp_path / "mlflow" / "artifacts").rglob("*")]
+        assert {"params.yaml", "recipe.json", "verdict.json"} <= set(artifacts)
+        for one in (canary, secret):
+            assert one.files_below(tmp_path) == []
+            assert [
+                done.args for done in (waited, sent, *told) if one.seen_in((done.stdout + done.stderr).encode())
+            ] == []
+            objects = open_objects(s3_store.uri, s3_store.endpoint, s3_store.region)
+            keys = list(objects.list(""))
+            assert len(keys) > 4
+            assert [key for key in keys if one.seen_in((objects.read(key, 1 << 24) or (b"",))[0])] == []
+    finally:
+        server.kill()
+
+    var = workspace / "var"
+    assert mode(var) == 0o700
+    databases = [path for path in var.rglob("*") if path.suffix == ".db"]
+    assert {path.name for path in databases} == {"prefect.db"}
+    assert {mode(path) for path in databases} == {0o600}
+
+
+def states(workspace: Path) -> list[tuple[str, str]]:
+    """Name and type of the final state of every run of the flow, oldest first, as Prefect's database keeps them."""
+    with contextlib.closing(sqlite3.connect(f"file:{workspace}/var/prefect/prefect.db?mode=ro", uri=True)) as database:
+        return database.execute("select state_name, state_type from flow_run order by start_time").fetchall()
+
+
+def test_databases_are_for_their_owner_alone(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = os.umask(0o022)
+    try:
+        registry = Registry(name="modes", tracking_uri="sqlite:///var/mlflow/mlflow.db")
+        run.params = run.params.model_copy(update={"registry": registry})
+        run.register()
+    finally:
+        os.umask(before)
+    assert mode(tmp_path / "var") == 0o700
+    assert mode(tmp_path / "var/mlflow/mlflow.db") == 0o600
+
+
+@pytest.mark.parametrize("maker", ["store", "pending", "durations"])
+def test_whoever_makes_var_makes_it_for_its_owner_alone(
+    maker: str, finished_work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.clock import Clock
+    from shadowft_core.registry.registration import Registration, keep
+    from shadowft_core.store import publish
+
+    monkeypatch.chdir(tmp_path)
+    before = os.umask(0o022)
+    try:
+        if maker == "store":
+            publish(finished_work / "delta" / "shadow", Store(uri="var/store"))
+        elif maker == "pending":
+            keep(Registration("name", "sha256:0", "hold", {}, {}, {}, {}, [], {"file": b""}), Path("var/pending"))
+        else:
+            Clock({"step": 1}, Path("var/durations.json")).record("step", 1)
+    finally:
+        os.umask(before)
+    assert mode(tmp_path / "var") == 0o700
+
+
+def test_a_var_that_is_open_is_closed_by_the_next_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows import steps
+
+    (tmp_path / "var").mkdir()
+    (tmp_path / "var").chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ParamsError):
+        steps.preflight(Path("params.yaml"), None)
+    assert mode(tmp_path / "var") == 0o700
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)

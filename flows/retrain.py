@@ -15,11 +15,13 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 from prefect import Task, flow, runtime
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State, StateType
 from prefect.states import Completed, Failed
+from pydantic import Field
 
 from flows import steps
 from flows.clock import Clock
@@ -34,7 +36,10 @@ REACHES_OUT = {"fetch"}  # tried twice; a training that failed would fail again
 
 @flow(name="retrain", persist_result=False)
 def retrain(
-    workspace: str = ".", store_uri: str | None = None, store_endpoint: str | None = None, model_name: str | None = None
+    workspace: str = ".",
+    store_uri: str | None = None,
+    store_endpoint: Annotated[str | None, Field(pattern="^[^@?]*$")] = None,  # Prefect refuses one with a password
+    model_name: str | None = None,
 ) -> State:
     """Retrain, graft, judge and register; never promotes.
 

@@ -160,7 +160,8 @@ def preflight(params_file: Path, model_name: str | None) -> Params:
     from shadowft_core import registry
 
     make_folder(var := Path("var"))
-    var.chmod(0o700)  # one of an earlier version, or made by hand
+    with contextlib.suppress(PermissionError):  # a link to a folder of somebody else
+        var.chmod(0o700)  # one of an earlier version, or made by hand
     params = load_params(params_file)
     if model_name:
         chosen = Registry.model_validate(params.registry.model_dump() | {"name": model_name})

@@ -205,7 +205,9 @@ def load_params(path: Path) -> Params:
         return params.model_copy(update={"store": located(params.store)})
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(str(part) for part in e['loc']) or 'file'}: {e['msg']} (found {e['input']!r:.80})"
+            f"{'.'.join(str(part) for part in e['loc']) or 'file'}: {e['msg']}"
+            # The value of a field that does not exist may be a key or a password in a wrong place.
+            + ("" if e["type"] in ("extra_forbidden", "missing") else f" (found {e['input']!r:.80})")
             for e in error.errors()
         )
         raise ParamsError(f"{path}: {problems}") from None

@@ -83,7 +83,6 @@ def test_what_is_no_password_stays(text: str) -> None:
         "evaluate: {guards: [a, 'http://user:hunter2@host']}",
         "store: {endpoint: http://user:hunter2@host, nonsense: 1}",
         "store: {secret_key: hunter2}",
-        "hunter2",
     ],
 )
 def test_a_params_file_that_cannot_be_used_is_not_quoted(content: str, tmp_path: Path) -> None:

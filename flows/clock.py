@@ -23,7 +23,6 @@ class Clock:
     def record(self, step: str, seconds: float) -> None:
         """Remember what a step took."""
         self._measured[step] = round(seconds, 2)
-        self._file.parent.mkdir(parents=True, exist_ok=True)
         write_json_atomically(self._file, self._measured)
 
     def expect(self, step: str) -> float:

@@ -18,8 +18,9 @@ import typer
 from rich.console import Console
 
 from flows import guard
-from shadowft_core.errors import ShadowError
-from shadowft_core.params import load_params
+from shadowft_core.checkpoint import make_private_file
+from shadowft_core.errors import RegistrationPending, ShadowError
+from shadowft_core.params import load_params, refuse_password
 
 START_SECONDS = 120  # of the Prefect server; a first start makes its database
 
@@ -38,7 +39,8 @@ def run(
     """Retrain, graft, judge and register, stage by stage; what is up to date is not done again.
 
     With PREFECT_API_URL set, the run is recorded there; without it, a server of its own keeps the records in
-    WORKSPACE/var/prefect. Exit code 0 with any verdict, 1 on an error, 130 when interrupted.
+    WORKSPACE/var/prefect. Exit code 0 with any verdict, 1 on an error, 11 when all is done but a registration waits for
+    MLflow, 130 when interrupted.
 
     Example: python -m flows.retrain
 
@@ -49,9 +51,12 @@ def run(
         signal.signal(number, _interrupt)
     try:
         load_params(workspace / "params.yaml")  # a typing error there should not wait for a server
+        for option, value in (("--store", store), ("--endpoint", endpoint)):
+            refuse_password(option, value or "")  # Prefect keeps what a flow is called with
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
         with Console(stderr=True).status("starting Prefect"), _prefect_server(workspace.resolve() / "var" / "prefect"):
             from flows.retrain import retrain  # seconds, while the server starts
+            from flows.steps import WAITING
 
         state = retrain(str(workspace), store, endpoint, name, return_state=True)
     except KeyboardInterrupt:
@@ -59,7 +64,7 @@ def run(
     except ShadowError as error:
         _end(str(error), error.exit_code)
     if not state.is_completed():
-        _end(state.message or state.type.value, 1)
+        _end(state.message or state.type.value, RegistrationPending.exit_code if state.name == WAITING else 1)
     print(f"total: {time.monotonic() - started:.0f} seconds")
 
 
@@ -80,7 +85,7 @@ def _prefect_server(home: Path) -> Iterator[None]:
     if "PREFECT_API_URL" in os.environ:
         yield
         return
-    home.mkdir(parents=True, exist_ok=True)
+    make_private_file(home / "prefect.db")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -15,11 +15,13 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 from prefect import Task, flow, runtime
 from prefect.artifacts import create_markdown_artifact
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import State, StateType
 from prefect.states import Completed, Failed
+from pydantic import Field
 
 from flows import steps
 from flows.clock import Clock
@@ -34,7 +36,10 @@ REACHES_OUT = {"fetch"}  # tried twice; a training that failed would fail again
 
 @flow(name="retrain", persist_result=False)
 def retrain(
-    workspace: str = ".", store_uri: str | None = None, store_endpoint: str | None = None, model_name: str | None = None
+    workspace: str = ".",
+    store_uri: str | None = None,
+    store_endpoint: Annotated[str | None, Field(pattern="^[^@?]*$")] = None,  # Prefect refuses one with a password
+    model_name: str | None = None,
 ) -> State:
     """Retrain, graft, judge and register; never promotes.
 
@@ -44,7 +49,9 @@ def retrain(
         store_endpoint: URL of an S3 server other than AWS; params.yaml decides when empty
         model_name: name of the registered model; params.yaml decides when empty
 
-    Completed with the verdict's decision in its message, or Failed with one line. Whatever ends the run early, no
+    Completed with the verdict's decision in its message, or Failed with one line. Failed, named Waiting, when all is
+    done but MLflow has not taken a registration, of this run or of an earlier one: an alarm for whoever watches, while
+    the next run, `shadowft register --pending` or `shadowft reconcile` sends it. Whatever ends the run early, no
     process of it lives on, and the next run starts at the unfinished stage.
     """
     chosen = {"SHADOWFT_STORE_URI": store_uri, "SHADOWFT_STORE_ENDPOINT": store_endpoint}
@@ -59,7 +66,7 @@ def retrain(
 
 
 def _retrain(model_name: str | None) -> State:
-    from shadowft_core.registry import git_state
+    from shadowft_core.registry import git_state, waiting
 
     params = steps.preflight(Path("params.yaml"), model_name)
     plan = read_plan()
@@ -88,16 +95,20 @@ def _retrain(model_name: str | None) -> State:
         if not registered.is_completed():
             return Failed(message=registered.message)
 
+    waits = waiting()
     verdict = json.loads(Path(plan["verdict"].out("verdict.json")).read_text(encoding="utf-8"))
     facts = {
         "delta": published.message,
         "version": registered.message,
         "report": plan["report"].outs[0],
-    }
+    } | ({"waiting": "; ".join(waits)} if waits else {})
     result = Result(verdict, params.evaluate.guards, {name: fact or "" for name, fact in facts.items()})
     create_markdown_artifact(result.markdown(), key="verdict", description="the arms and the verdict of this run")
     result.print(display.console)
-    return Completed(message=f"{verdict['decision']}: {registered.message}")
+    message = f"{verdict['decision']}: {registered.message}"
+    if waits:
+        return State(type=StateType.FAILED, name=steps.WAITING, message=f"{message}. What waits: {'; '.join(waits)}")
+    return Completed(message=message)
 
 
 @contextlib.contextmanager

@@ -97,9 +97,10 @@ class Display:
         table = Table.grid(padding=(0, 2))
         for row in self._rows.values():
             seconds = time.monotonic() - self._started if row is self._running else row.seconds
+            style = STYLES.get(row.state, STYLES[FAILED])  # a state may have a name of its own: Waiting, Refused
             table.add_row(
-                Text(row.name, STYLES[row.state]),
-                Text(row.state, STYLES[row.state]),
+                Text(row.name, style),
+                Text(row.state, style),
                 Text("" if row.state == WAITING else _duration(seconds), justify="right"),
                 Text(row.description if row.state == WAITING else row.line, "dim", no_wrap=True, overflow="ellipsis"),
             )

@@ -5,6 +5,7 @@ import io
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,7 +20,15 @@ from prefect.states import Completed, Failed
 
 from flows import guard
 from flows.plan import changed
-from shadowft_core.errors import InputError, RegistrationPending, RegistryError, ShadowError, StoreUnreachable
+from shadowft_core.checkpoint import make_folder
+from shadowft_core.errors import (
+    InputError,
+    RegistrationPending,
+    RegistryError,
+    ShadowError,
+    StoreUnreachable,
+    without_passwords,
+)
 from shadowft_core.params import Params, Registry, load_params
 
 if TYPE_CHECKING:
@@ -27,6 +36,7 @@ if TYPE_CHECKING:
 
 FLOOR = 10**9  # bytes that must be free when the sizes of the models are not known yet
 REFUSED = "Refused"  # the name of a failed state that a second try cannot mend
+WAITING = "Waiting"  # the name of a state: all is done but for MLflow, which has not taken a registration yet
 Say = Callable[[str], None]
 
 _children: set[subprocess.Popen[str]] = set()
@@ -44,14 +54,14 @@ def reproduce(stage: str, stale: bool, say: Say) -> State:
     logger = get_run_logger()
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     child = guard.start(
-        [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "-q", "-s", stage],
+        [sys.executable, "-P", str(Path(__file__).with_name("reproduce.py")), stage],
         env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"},
     )
     _children.add(child)
     try:
         error = ""
         for line in map(str.strip, child.stdout or ()):
-            if line:
+            if line := without_passwords(line):
                 say(line)
                 logger.info(line)
                 error = line if _explains(line) >= _explains(error) else error
@@ -60,8 +70,7 @@ def reproduce(stage: str, stale: bool, say: Say) -> State:
         guard.stop(child)
         _children.discard(child)
     if code:
-        reason = re.sub(r"^error:\s*", "", error, flags=re.IGNORECASE) or f"exit code {code}, without a message"
-        return Failed(message=f"{stage}: {reason}")
+        return Failed(message=f"{stage}: {_reason(code, error)}")
     return Completed(message=f"{stage}: reproduced")
 
 
@@ -75,6 +84,21 @@ def stop_all() -> None:
 def _explains(line: str) -> int:
     """How well a line explains a failure: a stage's own error best, then DVC's, then any other."""
     return 2 if line.startswith("error:") else 1 if line.startswith("ERROR:") else 0
+
+
+def _reason(code: int, error: str) -> str:
+    """Why a stage ended with an exit code that is not 0; `error` is the line that explains it best, empty when none."""
+    number = -code if code < 0 else code - 128  # negative when the guard itself was killed
+    words = re.sub(r"^error:\s*", "", error, flags=re.IGNORECASE)
+    if number not in set(signal.Signals) or (_explains(error) == 2 and number != signal.SIGKILL):
+        return words or f"exit code {code}, without a message"
+    reason = f"killed by signal {number} ({signal.Signals(number).name})"
+    if number == signal.SIGKILL:
+        reason += (
+            ", as the kernel does when memory runs out; give the machine more or the stage less to do at once "
+            "(its batch_size, max_length, rank), then run again"
+        )
+    return f"{reason}. Its last line: {words}" if words else reason
 
 
 def _failed(error: ShadowError) -> State:
@@ -102,7 +126,8 @@ def publish(params: Params, delta: str, say: Say) -> State:
 def register(params: Params, git: "Git", say: Say) -> State:
     """Register the recipe; Completed with the version and its alias as the message.
 
-    An outage of MLflow does not undo a training: Completed, named Waiting, with what to do later as the message.
+    An outage of MLflow does not undo a training: Completed, named Waiting, with what to do later as the message. It is
+    the flow that tells the world.
     """
     from shadowft_core import registry
 
@@ -111,18 +136,20 @@ def register(params: Params, git: "Git", say: Say) -> State:
             version = registry.register(params, git=git)
         return Completed(message=f"models:/{version.name}/{version.number} (alias {registry.CANDIDATE})")
     except RegistrationPending as error:
-        return Completed(name="Waiting", message=str(error))
+        return Completed(name=WAITING, message=str(error))
     except ShadowError as error:
         return _failed(error)
 
 
 @contextlib.contextmanager
 def _heard(say: Say) -> Iterator[None]:
-    """Hand what an act writes to stderr to `say` when it is done."""
+    """Hand what an act writes to stderr to `say` when it is over."""
     with contextlib.redirect_stderr(io.StringIO()) as words:
-        yield
-    for line in words.getvalue().splitlines():
-        say(line)
+        try:
+            yield
+        finally:
+            for line in words.getvalue().splitlines():
+                say(without_passwords(line))
 
 
 def preflight(params_file: Path, model_name: str | None) -> Params:
@@ -132,6 +159,9 @@ def preflight(params_file: Path, model_name: str | None) -> Params:
     """
     from shadowft_core import registry
 
+    make_folder(var := Path("var"))
+    with contextlib.suppress(PermissionError):  # a link to a folder of somebody else
+        var.chmod(0o700)  # one of an earlier version, or made by hand
     params = load_params(params_file)
     if model_name:
         chosen = Registry.model_validate(params.registry.model_dump() | {"name": model_name})

@@ -94,7 +94,7 @@ def seaweedfs(folder: Path, flags: Sequence[str] = ()) -> Iterator[S3Server]:
                 f"-s3.config={folder / 'identities.json'}",
                 f"-s3.localSocket={sockets}/s3",
                 f"-filer.localSocket={sockets}/filer",
-                "-volume.max=200",  # every bucket takes several volumes
+                "-volume.max=1000",  # a bucket takes one at least; they cost nothing while they are empty
                 "-master.volumeSizeLimitMB=1024",
                 "-volume.minFreeSpace=1",
                 "-master.electionTimeout=1s",
@@ -102,6 +102,7 @@ def seaweedfs(folder: Path, flags: Sequence[str] = ()) -> Iterator[S3Server]:
                 "-master.telemetry=false",
                 *flags,
             ],
+            env=os.environ | {"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"},  # volumes a bucket begins with, else seven
             stdout=log,
             stderr=log,
         )

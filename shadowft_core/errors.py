@@ -29,18 +29,39 @@
     │   ├── StoreConflict       the name is taken by other content
     │   └── StoreCorrupt        bytes that do not match their digest
     ├── RegistryError           the tracking server or the model registry
-    │   ├── RegistrationPending MLflow could not take it now; it is kept and sent later
+    │   ├── RegistrationPending MLflow could not take it now; it is kept and sent later; an exit code of its own
     │   └── LedgerError         the promotion ledger: an edited entry, a lost race
     └── PromotionRefused        the verdict does not allow it
 
-`exit_code` is what the command line returns for the class; 2 is kept for usage errors, as in typer.
+`exit_code` is what the command line returns for the class; 2 is kept for usage errors, as in typer. No message shows
+the password of a URL: `without_passwords` is the one rule for what is printed, logged, recorded or refused.
 """
+
+import re
+
+_END = r"\s'\"`<>"  # what a URL in running text ends at
+_NAMES = (  # how the name of a query parameter ends that holds a secret
+    r"passw(?:or)?d|passphrase|pass|pwd|secret|token|sig(?:nature)?|credentials?|odbc_connect"
+    r"|(?:api|access|secret)[-_.]?key(?:[-_]?id)?"
+)
+# User and password in front of the host. With http a user alone is a token; with others it is a name, and is shown.
+# Of several @ the last one counts, and a slash may stand in the password: databases take both unquoted.
+_USER = re.compile(rf"(\bhttps?://)[^{_END}/?#]*@|((?<!/)//)[^{_END}:/@?#]*:(?!\d*/)[^{_END}]*@", re.IGNORECASE)
+_QUERY = re.compile(rf"([?&;][\w.-]*(?:{_NAMES})=)[^&;#{_END}]+", re.IGNORECASE)
+
+
+def without_passwords(text: str) -> str:
+    """Text with `***` in place of the user and password, and of the secret query parameters, of every URL in it."""
+    return _QUERY.sub(r"\1***", _USER.sub(lambda found: f"{found[1] or found[2]}***@", text))
 
 
 class ShadowError(Exception):
-    """Root of all errors a user can act on."""
+    """Root of all errors a user can act on. Its message shows no password that a URL in it held."""
 
     exit_code = 1
+
+    def __init__(self, *words: object) -> None:
+        super().__init__(*(without_passwords(str(word)) for word in words))
 
 
 class InputError(ShadowError):
@@ -156,7 +177,7 @@ class RegistryError(ShadowError):
 
 
 class RegistrationPending(RegistryError):
-    pass
+    exit_code = 11
 
 
 class LedgerError(RegistryError):

@@ -2,12 +2,13 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from shadowft_core.errors import ParamsError
+from shadowft_core.errors import ParamsError, without_passwords
 from shadowft_core.yamlfile import read_yaml
 
 Scale = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
@@ -180,22 +181,41 @@ class Params(Section):
 
 
 def located(store: Store) -> Store:
-    """The store that is meant where a file names one: SHADOWFT_STORE_URI and SHADOWFT_STORE_ENDPOINT override it."""
-    changes = {
-        field: value for field in ("uri", "endpoint") if (value := os.environ.get(f"SHADOWFT_STORE_{field.upper()}"))
-    }
+    """The store that is meant where a file names one: SHADOWFT_STORE_URI and SHADOWFT_STORE_ENDPOINT override it.
+
+    Raises ParamsError when one of them holds a password: they go into the recipe, and S3 has no use for it.
+    """
+    names = {field: f"SHADOWFT_STORE_{field.upper()}" for field in ("uri", "endpoint")}
+    changes = {field: value for field, name in names.items() if (value := os.environ.get(name))}
+    for field, value in changes.items():
+        refuse_password(names[field], value)
     return store.model_copy(update=changes)
+
+
+def refuse_password(name: str, text: str) -> None:
+    """Raise ParamsError when the text called `name` is a URL with a password."""
+    if (shown := without_passwords(text)) != text:
+        raise ParamsError(
+            f"{name}: {shown} holds a password, and would be copied into records; take it out. The registry's belongs "
+            "into MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; the store takes "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        )
 
 
 def load_params(path: Path) -> Params:
     """Read and check a params.yaml; the environment may name another store (`located`).
 
     A value has the type that is written: text is no number, `yes` no truth, `1e-4` is a number, as DVC reads them.
+    No URL in it may hold a password: the file is attached to every registered run and lies in git and in clones.
+
     Raises ParamsError naming the file, every bad field and what was expected.
     """
     try:
-        # JSON has lists where Python has tuples, and no other type than YAML 1.2
-        params = Params.model_validate_json(json.dumps(read_yaml(path)), strict=True)
+        raw = read_yaml(path)
+        text = json.dumps(raw)  # JSON has lists where Python has tuples, and no other type than YAML 1.2
+        for name, value in _texts(raw):
+            refuse_password(f"{path}: {name}", value)
+        params = Params.model_validate_json(text, strict=True)
     except FileNotFoundError:
         raise ParamsError(f"{path}: no such file; name an existing one with --params FILE") from None
     except ValidationError as error:
@@ -233,3 +253,16 @@ def _problems(error: ValidationError) -> str:
         + ("" if e["type"] in ("extra_forbidden", "missing") else f" (found {e['input']!r:.80})")
         for e in error.errors()
     )
+
+
+def _texts(tree: Any, above: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in what a YAML file holds, names included, with the dotted path to it."""
+    if isinstance(tree, str):
+        yield above.removesuffix("."), tree
+    elif isinstance(tree, dict):
+        for name, value in tree.items():
+            yield f"{above}(a name)", str(name)
+            yield from _texts(value, f"{above}{name}.")
+    elif isinstance(tree, list):
+        for place, value in enumerate(tree):
+            yield from _texts(value, f"{above}{place}.")

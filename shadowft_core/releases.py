@@ -108,21 +108,30 @@ def reconcile(
     params: ParamsOption = PARAMS,
     as_json: JsonOption = False,
 ) -> None:
-    """Make the alias `champion` follow the ledger again, and say what was wrong.
+    """Make the alias `champion` follow the ledger again, send every registration that waits, and say what was wrong.
 
-    For an alias moved by hand, a version deleted from the registry, a promotion that was killed half-way.
+    For an alias moved by hand, a version deleted from the registry, a promotion that was killed half-way, an outage of
+    MLflow.
 
     Example: shadowft reconcile shadowft-pico --dry-run
     """
     from shadowft_core.promotion import reconcile as run
+    from shadowft_core.registry import register_pending, waiting
 
-    found = run(*_named(params, name), dry_run)
+    registry, store = _named(params, name)
+    found = run(registry, store, dry_run)
+    done, repaired = list(found.done), "would repair" if dry_run else "repaired"
+    if not as_json:
+        print("".join(f"{repaired}: {line}\n" for line in done), end="")
+    late = [f"a registration waited: {line}" for line in waiting()]
+    sent = [] if dry_run else register_pending(registry)
+    late += [f"registered now: models:/{version.name}/{version.number}" for version in sent]
+    done += late
     if as_json:
-        print_json({"name": found.name, "champion": found.number, "dry_run": dry_run, "done": list(found.done)})
+        print_json({"name": found.name, "champion": found.number, "dry_run": dry_run, "done": done})
         return
-    for line in found.done:
-        print(f"{'would repair' if dry_run else 'repaired'}: {line}")
-    if not found.done:
+    print("".join(f"{repaired}: {line}\n" for line in late), end="")
+    if not done:
         champion = f"champion is version {found.number}" if found.number else "nothing was ever promoted"
         print(f"{name}: alias and ledger agree, {champion}")
 

@@ -4,7 +4,6 @@ import subprocess
 import sys
 import time
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,8 +39,32 @@ NONE = (
     "model.embed_tokens.weight_scale",
     "my_lm_head.weight",
 )
-FRESH = ("bart", "gemma2", "gemma3", "gpt2", "gpt_oss", "jamba", "llama", "mixtral", "mllama", "qwen2_5_vl", "qwen2_moe")
-SAVED = ("bloom", "deepseek_v3", "gemma3", "gpt2", "gpt_oss", "llava", "mixtral", "mllama", "phimoe", "qwen2_5_vl", "t5")
+FRESH = (
+    "bart",
+    "gemma2",
+    "gemma3",
+    "gpt2",
+    "gpt_oss",
+    "jamba",
+    "llama",
+    "mixtral",
+    "mllama",
+    "qwen2_5_vl",
+    "qwen2_moe",
+)
+SAVED = (
+    "bloom",
+    "deepseek_v3",
+    "gemma3",
+    "gpt2",
+    "gpt_oss",
+    "llava",
+    "mixtral",
+    "mllama",
+    "phimoe",
+    "qwen2_5_vl",
+    "t5",
+)
 TIE = "tie_word_embeddings"
 
 
@@ -84,7 +107,9 @@ def test_names_lead_to_files_and_back(saved: tuple[Any, Family, set[str]]) -> No
     experts = {name for name in found if name.rpartition(".")[2] in family.experts}
     assert {name for name in found if found[name] not in names} <= experts
     whole = {name: there for name, there in found.items() if there in names}
-    assert {there: family.in_memory(there) for there in whole.values()} == {there: name for name, there in whole.items()}
+    assert {there: family.in_memory(there) for there in whole.values()} == {
+        there: name for name, there in whole.items()
+    }
 
 
 def test_kinds_are_those_of_torch(saved: tuple[Any, Family, set[str]]) -> None:
@@ -113,7 +138,9 @@ def test_published_names_of_gpt2_lack_the_prefix() -> None:
     assert bare.ties() == {"lm_head.weight": "wte.weight"}
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gemma2", "gpt2", "gpt_neox", "bloom", "gemma3", "llava", "qwen2_5_vl"])
+@pytest.mark.parametrize(
+    "model_type", ["llama", "gemma2", "gpt2", "gpt_neox", "bloom", "gemma3", "llava", "qwen2_5_vl"]
+)
 def test_ties_are_those_that_the_class_makes(model_type: str) -> None:
     """Whatever config.json says: the field true, false or left out, in the config of the whole, of its text, in both."""
     import transformers
@@ -123,7 +150,9 @@ def test_ties_are_those_that_the_class_makes(model_type: str) -> None:
     states = [None, True, False]
     for whole in states:
         for text in states if "text_config" in plain else [None]:
-            written = {key: value for key, value in plain.items() if key != TIE} | ({} if whole is None else {TIE: whole})
+            written = {key: value for key, value in plain.items() if key != TIE} | (
+                {} if whole is None else {TIE: whole}
+            )
             if "text_config" in plain:
                 inner = {key: value for key, value in plain["text_config"].items() if key != TIE}
                 written["text_config"] = inner | ({} if text is None else {TIE: text})

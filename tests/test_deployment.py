@@ -69,7 +69,7 @@ def prefect(home: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Pop
 
 
 @pytest.mark.slow
-def test_the_schedule_makes_runs_and_a_worker_finishes_them(home: Path, prefect) -> None:
+def test_the_schedule_makes_runs_and_a_worker_finishes_them(home: Path, prefect, tmp_path: Path) -> None:
     def answers() -> bool:
         try:
             return httpx.get(f"{prefect.api}/health").status_code == 200
@@ -90,6 +90,10 @@ def test_the_schedule_makes_runs_and_a_worker_finishes_them(home: Path, prefect)
     assert deployment["concurrency_options"]["collision_strategy"] == "ENQUEUE"
     assert set(deployment["parameters"]) == {"workspace", "store_uri", "store_endpoint", "model_name"}
 
+    asked = {"parameters": {"store_endpoint": "http://someone:hunter2@127.0.0.1:8333"}}
+    answer = httpx.post(f"{prefect.api}/deployments/{deployment['id']}/create_flow_run", json=asked, timeout=60)
+    assert answer.status_code == 409  # a password is refused by the server, before it is stored
+
     def runs(**state: object) -> list[dict]:
         chosen = {"deployment_id": {"any_": [deployment["id"]]}} | ({"state": state} if state else {})
         return post("flow_runs/filter", flow_runs=chosen)
@@ -105,6 +109,8 @@ def test_the_schedule_makes_runs_and_a_worker_finishes_them(home: Path, prefect)
     order = (home / "order.txt").read_text(encoding="utf-8").split()
     assert order == ["fetch", "extract@shadow", "graft@shadow", "verdict", "report"]
 
+    assert not [path for path in (tmp_path / "prefect").glob("prefect.db*") if b"hunter2" in path.read_bytes()]
+
     # Cancel, as the button on Prefect's page does it: the stage that runs dies with its whole process tree.
     quick = (home / "graft.sh").read_text(encoding="utf-8")
     (home / "graft.sh").write_text("sleep 4321\n", encoding="utf-8")
@@ -116,6 +122,19 @@ def test_the_schedule_makes_runs_and_a_worker_finishes_them(home: Path, prefect)
     httpx.post(f"{prefect.api}/flow_runs/{running['id']}/set_state", json=state, timeout=60).raise_for_status()
     wait_for(lambda: not sleepers(), 90)
     wait_for(lambda: [run for run in runs(type={"any_": ["CANCELLED"]}) if run["id"] == running["id"]], 90)
+
+
+def test_a_run_of_which_nothing_is_heard_is_called_crashed_whatever_its_last_state() -> None:
+    """As Prefect reads it: every state of a run is a sign of life, one with a name of its own too."""
+    from prefect.server.events.schemas.automations import AutomationCore, EventTrigger
+
+    read = AutomationCore.model_validate(yaml.safe_load((ROOT / "infra/lost-runs.yaml").read_text(encoding="utf-8")))
+    assert isinstance(read.trigger, EventTrigger)
+    assert read.trigger.starts_after("prefect.flow-run.heartbeat")
+    assert not read.trigger.starts_after("prefect.flow-run.Running")  # a run by hand may send none
+    for event in ("heartbeat", "Completed", "Waiting", "Cancelling"):
+        assert read.trigger.expects(f"prefect.flow-run.{event}")
+    assert [action.model_dump()["state"] for action in read.actions] == ["CRASHED"]
 
 
 def sleepers() -> list[psutil.Process]:

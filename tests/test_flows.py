@@ -8,24 +8,17 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
+from shadowft_core.params import Store, load_params
+from tests.fixtures.deltas import noise, write_delta
 from tests.fixtures.processes import marked, none_left
 from tests.fixtures.workspace import make_workspace
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="session")
-def prefect_api() -> Iterator[str]:
-    from prefect.settings import PREFECT_API_URL
-    from prefect.testing.utilities import prefect_test_harness
-
-    with prefect_test_harness(server_startup_timeout=120):
-        yield str(PREFECT_API_URL.value())
 
 
 @pytest.fixture
@@ -67,6 +60,24 @@ def task_states(flow_run_id: uuid.UUID) -> dict[str, str]:
     return states
 
 
+def committed(folder: Path, *files: str) -> str:
+    """Put these files under git and commit them; the commit."""
+    who = (["config", "user.name", "a"], ["config", "user.email", "a@example.org"])
+    for words in (["init", "-q"], *who, ["add", *files], ["commit", "-qm", "what is run"]):
+        subprocess.run(["git", *words], cwd=folder, check=True)
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def registered_code(folder: Path) -> tuple[str, str]:
+    """Commit and dirty flag that the one registered version carries."""
+    import mlflow
+
+    uri = f"sqlite:///{folder}/var/mlflow/mlflow.db"
+    tags = mlflow.MlflowClient(uri, uri).get_model_version("shadowft-pico", "1").tags
+    return tags["shadowft.git.commit"], tags["shadowft.git.dirty"]
+
+
 def wait_until(condition, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -78,16 +89,21 @@ def test_a_failure_stops_the_road_and_the_next_run_does_only_what_is_left(
     workspace: Path,
     prefect_api: str,
     tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    from flows import steps
     from flows.retrain import retrain
 
+    monkeypatch.setattr(steps, "reproduce", steps.reproduce.with_options(retry_delay_seconds=0))
     twin = make_workspace(tmp_path_factory.mktemp("twin"))
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], cwd=twin, check=True, env=environment)
     order = ran(twin)
     assert sorted(order) == ["extract@shadow", "fetch", "graft@shadow", "report", "verdict"]
 
+    # fetch reaches out and is tried twice, a stage that computes is not
+    (workspace / "fetch.sh").write_text("test -e tried || { touch tried; exit 1; }\n", encoding="utf-8")
     healthy = (workspace / "graft.sh").read_text(encoding="utf-8")
     (workspace / "graft.sh").write_text(
         "echo working\necho 'error: w.bias: 3 rows, expected 4; name another Base' >&2\nexit 5\n", encoding="utf-8"
@@ -96,13 +112,15 @@ def test_a_failure_stops_the_road_and_the_next_run_does_only_what_is_left(
     assert failed.is_failed()
     assert failed.message == "graft@shadow: w.bias: 3 rows, expected 4; name another Base"
     at = order.index("graft@shadow")
-    assert ran(workspace) == order[: at + 1]
+    assert ran(workspace) == ["fetch", *order[: at + 1]]
 
-    (workspace / "graft.sh").write_text(healthy, encoding="utf-8")
+    (workspace / "graft.sh").write_text(f"{healthy}git commit -qm meanwhile --allow-empty\n", encoding="utf-8")
+    commit = committed(workspace, "params.yaml", "dvc.yaml", "dvc.lock", "graft.sh")
     repaired = retrain(str(workspace), return_state=True)
     assert repaired.is_completed(), repaired.message
     assert repaired.message == "hold: models:/shadowft-pico/1 (alias challenger)"
-    assert ran(workspace) == order[: at + 1] + order[at:]
+    assert ran(workspace) == ["fetch", *order[: at + 1], *order[at:]]
+    assert registered_code(workspace) == (commit, "false")  # as the run found it, before it wrote dvc.lock
     states = task_states(repaired.state_details.flow_run_id)
     assert {name: state for name, state in states.items() if name in order} == {
         name: "Unchanged" if place < at else "Completed" for place, name in enumerate(order)
@@ -112,7 +130,7 @@ def test_a_failure_stops_the_road_and_the_next_run_does_only_what_is_left(
     capsys.readouterr()
     again = retrain(str(workspace), return_state=True)
     assert again.message == repaired.message  # the same version: nothing was registered twice
-    assert ran(workspace) == order[: at + 1] + order[at:]
+    assert ran(workspace) == ["fetch", *order[: at + 1], *order[at:]]
     states = task_states(again.state_details.flow_run_id)
     assert {state for name, state in states.items() if name in order} == {"Unchanged"}
     shown = capsys.readouterr().out
@@ -131,6 +149,56 @@ def test_bad_params_fail_before_the_first_stage(workspace: Path, prefect_api: st
     assert state.is_failed()
     assert state.message == "params.yaml: prepare.data: nowhere does not exist; name an existing file or folder"
     assert ran(workspace) == []
+
+
+@pytest.mark.parametrize(
+    ("store", "tries", "name"),
+    [
+        ({"uri": "s3://bucket/deltas", "endpoint": "http://127.0.0.1:9", "region": "us-east-1"}, 3, "Failed"),
+        ({"uri": "ftp://nowhere"}, 1, "Refused"),
+    ],
+)
+def test_a_silent_store_is_tried_again_and_a_refusal_is_not(
+    store: dict[str, str], tries: int, name: str, tmp_path: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shadowft_core.objects.s3 as s3
+    from flows import steps
+    from shadowft_core import store as room
+
+    monkeypatch.setattr(s3, "PATIENCE", 0.0)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nobody")
+    tried: list[Path] = []
+    publish = room.publish
+
+    def counted(folder: Path, where: object) -> str:
+        tried.append(folder)
+        return publish(folder, where)
+
+    monkeypatch.setattr(room, "publish", counted)
+    delta = write_delta(tmp_path / "delta", {"w": noise(0, 8)})
+    params = load_params(ROOT / "params.yaml").model_copy(update={"store": Store(**store)})
+    task = steps.publish.with_options(retry_delay_seconds=0)
+    state = task(params, str(delta), lambda _: None, return_state=True)
+    assert (state.is_failed(), state.name, len(tried)) == (True, name, tries), state.message
+
+
+def test_the_exit_code_tells_a_failed_run(
+    workspace: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flows import command
+
+    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    (workspace / "graft.sh").write_text("echo 'error: no such luck' >&2; exit 5\n", encoding="utf-8")
+    try:
+        with pytest.raises(SystemExit) as ended:
+            command.run(workspace, None, None, None)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.endswith("error: graft@shadow: no such luck\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -155,6 +223,7 @@ def test_kill_9_leaves_no_orphan_and_the_next_run_succeeds(workspace: Path, mark
     run = start(workspace)
     wait_until(lambda: ran(workspace) == ["fetch"], seconds=180)
     assert len(marked(mark)) > 5
+    assert listening(mark) == {"127.0.0.1"}
     run.kill()
     run.communicate()
     assert none_left(mark, seconds=15)
@@ -167,6 +236,12 @@ def test_kill_9_leaves_no_orphan_and_the_next_run_succeeds(workspace: Path, mark
     assert "models:/shadowft-pico/1" in out
     assert ran(workspace) == ["fetch", "fetch", "extract@shadow", "graft@shadow", "verdict", "report"]
     assert none_left(mark, seconds=1)
+
+
+def listening(mark: str) -> set[str]:
+    """The addresses at which processes of the test take connections."""
+    found = [place for process in marked(mark) for place in process.net_connections("inet")]
+    return {place.laddr.ip for place in found if place.status == psutil.CONN_LISTEN}
 
 
 def start(workspace: Path, **environment: str) -> subprocess.Popen[str]:

@@ -8,8 +8,10 @@ import time
 import weakref
 from pathlib import Path
 
+import psutil
 import pytest
 
+from infra.seaweedfs import S3Server
 from shadowft_core import objects as room
 from shadowft_core.checkpoint import bytes_digest
 from shadowft_core.errors import StoreConflict, StoreCorrupt, StoreError, StoreUnreachable
@@ -175,3 +177,21 @@ def test_an_unreachable_endpoint_is_given_up_in_bounded_time(s3_store: Store) ->
 def test_an_address_that_is_no_store(uri: str) -> None:
     with pytest.raises(StoreError, match="store address"):
         open_objects(uri)
+
+
+def test_a_bucket_begins_with_one_volume(s3_server: S3Server, s3_store: Store) -> None:
+    """The tests make a bucket each, all on one server; one that is out of volumes answers 500."""
+    bucket = s3_store.uri.removeprefix("s3://").partition("/")[0]
+    open_objects(s3_store.uri, s3_store.endpoint).put_if_absent("a", DATA, bytes_digest(DATA))
+    volumes = {
+        Path(file.path).name for file in psutil.Process(s3_server.pid).open_files() if file.path.endswith(".dat")
+    }
+    assert len([name for name in volumes if name.startswith(f"{bucket}_")]) == 1
+
+
+@pytest.mark.slow
+def test_the_server_of_the_tests_takes_sixty_buckets(s3_server: S3Server, s3_store: Store) -> None:
+    for number in range(60):
+        s3_server.create_bucket(f"many-{number}")
+        objects = open_objects(f"s3://many-{number}/x", s3_store.endpoint)
+        assert objects.put_if_absent("a", b"a", bytes_digest(b"a"))

@@ -45,9 +45,22 @@ def file_digest(path: Path) -> str:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where absent. One called `var` is for its owner alone: databases lie there."""
+    for place in reversed([folder, *folder.parents]):
+        if not place.is_dir():
+            place.mkdir(mode=0o700 if place.name == "var" else 0o777, exist_ok=True)
+
+
+def make_private_file(path: Path) -> None:
+    """Make an empty file that only its owner may read and write, unless there is one, for a database to fill."""
+    make_folder(path.parent)
+    os.close(os.open(path, os.O_CREAT | os.O_RDONLY, 0o600))
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that a reader sees the old content or the new, never a part; the folder is made if absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
@@ -79,7 +92,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         raise ShadowError(f"{out}: is a file, a folder is wanted; choose another --out")
     if Path.cwd().is_relative_to(out):
         raise ShadowError(f"{out}: holds the current folder and would be replaced; choose another --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     partial, old = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")
     lock = _claim(partial, out)
     try:

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from shadowft_core.checkpoint import bytes_digest
+from shadowft_core.checkpoint import bytes_digest, make_folder
 from shadowft_core.errors import StoreCorrupt
 from shadowft_core.objects.interface import (
     BLOCK,
@@ -38,7 +38,7 @@ class FolderObjects:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        self.root.mkdir(parents=True, exist_ok=True)
+        make_folder(self.root)
         with open(self.root / ".lock", "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
@@ -46,7 +46,7 @@ class FolderObjects:
     @contextmanager
     def _written(self, path: Path, data: bytes) -> Iterator[Path]:
         """`data` in a synced file beside `path`, removed unless it was renamed."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         handle, name = tempfile.mkstemp(prefix=_UNFINISHED, dir=path.parent)
         try:
             with open(handle, "wb") as file:

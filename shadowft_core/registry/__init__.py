@@ -15,7 +15,7 @@ from shadowft_core.params import Params, Registry, Store
 from shadowft_core.registry.copies import require_tags
 from shadowft_core.registry.evidence import Evidence, Git, git_state
 from shadowft_core.registry.rebuild import cached, ingredients, read_recipe, rebuild, store_for
-from shadowft_core.registry.registration import PENDING, Registration, drop, keep, load, waiting_in
+from shadowft_core.registry.registration import PENDING, Registration, drop, keep, load, waiting, waiting_in
 from shadowft_core.registry.tracking import connected, describe, log, point, settled, tidy
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "register",
     "register_pending",
     "store_for",
+    "waiting",
 ]
 
 CANDIDATE = "challenger"

@@ -1,16 +1,15 @@
 """The outputs of one run, found to belong together, and the code they were made with: what a registration tells."""
 
 import json
-import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shadowft_core.checkpoint import file_digest
-from shadowft_core.errors import RegistryError
+from shadowft_core.errors import RegistryError, without_passwords
 from shadowft_core.graft import deltas_of
-from shadowft_core.params import Params
+from shadowft_core.params import Params, refuse_password
 from shadowft_core.registry.registration import Registration, key_of, tags_of
 
 CONTEXTS = {"train": "training", "valid": "validation", "dev": "dev", "test": "testing"}
@@ -46,6 +45,7 @@ class Evidence:
         self.params = params
         self.lock = lock
         self.work = work
+        self.params_file = params_file
         self.files = [
             work / "report.html",
             work / "verdict.json",
@@ -54,6 +54,8 @@ class Evidence:
             grafted / "recipe.json",
             grafted / "receipt.json",
         ]
+        for name, value in (("store.uri", params.store.uri), ("store.endpoint", params.store.endpoint)):
+            refuse_password(name, value or "")  # the recipe holds them
         self.graft = json_object(grafted / "recipe.json")
         self.deltas = deltas_of(self.graft, grafted / "recipe.json")
         self.pair = json_object(work / "pair" / "pair.json")
@@ -89,7 +91,8 @@ class Evidence:
             params=_flat(self.params.model_dump(mode="json")),
             metrics=self._metrics(),
             datasets=self._datasets(),
-            files={path.name: path.read_bytes() for path in self.files},
+            files={path.name: path.read_bytes() for path in self.files}
+            | {self.params_file.name: without_passwords(self.params_file.read_text(encoding="utf-8")).encode()},
         )
 
     def _recipe(self) -> dict[str, Any]:
@@ -163,16 +166,11 @@ def json_object(path: Path) -> dict[str, Any]:
     return found
 
 
-def without_password(text: str) -> str:
-    """Text without the user and password of the URLs in it."""
-    return re.sub(r"//[^@/\s]*@", "//***@", text)
-
-
 def _flat(tree: dict[str, Any], above: str = "") -> dict[str, str]:
     found: dict[str, str] = {}
     for name, value in tree.items():
         if isinstance(value, dict):
             found |= _flat(value, f"{above}{name}.")
         else:
-            found[above + name] = without_password(str(value))[:6000]
+            found[above + name] = without_passwords(str(value))[:6000]
     return found

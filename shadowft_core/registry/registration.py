@@ -82,6 +82,18 @@ def waiting_in(pending: Path) -> list[Path]:
     return sorted(pending.glob("[0-9]*-*-*")) if pending.is_dir() else []
 
 
+def waiting(pending: Path = PENDING) -> list[str]:
+    """What waits, one line each for a person: its folder, the model's name and the verdict; oldest first."""
+    lines = []
+    for folder in waiting_in(pending):
+        try:
+            if (kept := load(folder)) is not None:
+                lines.append(f"{kept.name} (verdict {kept.decision}) in {folder}")
+        except RegistryError as error:
+            lines.append(str(error))
+    return lines
+
+
 def load(folder: Path) -> Registration | None:
     """A kept registration; None when another process has sent and removed it meanwhile."""
     try:

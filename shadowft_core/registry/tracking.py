@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.errors import RegistryError, ShadowError
+from shadowft_core.checkpoint import make_private_file
+from shadowft_core.errors import RegistryError, ShadowError, without_passwords
 from shadowft_core.params import Registry
 from shadowft_core.registry import card, serving
-from shadowft_core.registry.evidence import without_password
 from shadowft_core.registry.registration import Registration
 
 _REFERENCE = re.compile(
@@ -39,7 +39,7 @@ def connected(registry: Registry) -> Iterator[Any]:
     uri = named or registry.tracking_uri
     if uri.startswith("sqlite:///"):
         try:
-            _database(uri).parent.mkdir(parents=True, exist_ok=True)
+            make_private_file(_database(uri))
         except OSError as error:
             raise RegistryError(
                 f"registry at {uri}: {error.filename}: {error.strerror}; correct registry.tracking_uri"
@@ -63,13 +63,16 @@ def connected(registry: Registry) -> Iterator[Any]:
         raise
     except (MlflowException, RequestException, SQLAlchemyError) as error:
         raise RegistryError(
-            f"registry at {without_password(uri)}: {one_line(error)}; check that it runs and that "
-            "registry.tracking_uri is right"
+            f"registry at {uri}: {one_line(error)}; check that it runs and that registry.tracking_uri is right"
+        ) from None
+    except ModuleNotFoundError as error:  # SQLAlchemy imports a database's driver when it is first asked for
+        raise RegistryError(
+            f"registry at {uri}: its driver {error.name} is not installed; for PostgreSQL install shadowft[postgres]"
         ) from None
 
 
 def one_line(error: Exception) -> str:
-    return without_password(" ".join(str(error).split()))[:300]
+    return without_passwords(" ".join(str(error).split()))[:300]
 
 
 def _database(uri: str) -> Path:

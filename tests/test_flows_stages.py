@@ -1,0 +1,155 @@
+"""One stage at a time, on a real DVC workspace: when it runs, how its failure is told, what is refused before it."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prefect.client.schemas.objects import State
+from prefect.logging import disable_run_logger
+
+from flows import guard, steps
+from flows.plan import read_plan
+from shadowft_core.errors import InputError
+from shadowft_core.params import load_params
+from tests.fixtures.workspace import make_workspace
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace in which every stage is up to date. Copy it."""
+    folder = make_workspace(tmp_path_factory.mktemp("finished"))
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q"], cwd=folder, check=True, env=environment)
+    return folder
+
+
+@pytest.fixture
+def workspace(finished: Path, tmp_path: Path) -> Iterator[Path]:
+    """The current folder: a copy of the finished workspace."""
+    folder = shutil.copytree(finished, tmp_path / "workspace", symlinks=True)
+    with contextlib.chdir(folder):
+        yield folder
+
+
+def reproduced(stage: str, *, stale: bool = True) -> tuple[State, list[str]]:
+    """The task on one stage, without a flow around it: its state and what the stage said."""
+    said: list[str] = []
+    with disable_run_logger():
+        return steps.reproduce.fn(stage, stale, said.append), said
+
+
+def test_everything_downstream_of_a_change_may_have_to_run(workspace: Path) -> None:
+    assert read_plan().stale == frozenset()
+    (workspace / "graft.sh").write_text("echo changed >&2\n", encoding="utf-8")
+    assert read_plan().stale == {"graft@shadow", "verdict", "report"}
+
+
+def test_a_stage_runs_only_when_it_is_stale_and_its_inputs_differ(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workspace / "graft.sh").write_text("echo changed >&2\n", encoding="utf-8")
+    with monkeypatch.context() as patch:
+        patch.setattr(guard, "start", lambda *_, **__: pytest.fail("a child was started"))
+        state, _ = reproduced("verdict")  # downstream of the change, and its inputs may come out equal
+        assert (state.is_completed(), state.name) == (True, "Unchanged")
+        state, _ = reproduced("graft@shadow", stale=False)  # the plan decided before anything ran
+        assert (state.is_completed(), state.name) == (True, "Unchanged")
+    state, said = reproduced("graft@shadow")
+    assert (state.is_completed(), state.name, said[0]) == (True, "Completed", "changed")
+    assert reproduced("graft@shadow")[0].name == "Unchanged"
+
+
+MEMORY = "killed by signal 9 (SIGKILL), as the kernel does when memory runs out; "
+FAILURES = {  # graft.sh -> how the failure is told
+    "echo 'error: w.bias: 3 rows, expected 4' >&2; echo bye; exit 5": "w.bias: 3 rows, expected 4",
+    "exit 7": "exit code 7, without a message",
+    "echo loading; kill -9 $$": MEMORY,
+    "sh -c 'kill -9 $$'; exit $?": MEMORY,  # the shell in between makes 137 of it
+    "kill -SEGV $$": "killed by signal 11 (SIGSEGV)",
+    "rm -r work/delta/shadow; exit 0": "work/delta/shadow",  # the verb's own refusal
+}
+
+
+@pytest.mark.parametrize("script", FAILURES)
+def test_a_failed_stage_says_why(workspace: Path, script: str) -> None:
+    (workspace / "graft.sh").write_text(script, encoding="utf-8")
+    state, _ = reproduced("graft@shadow")
+    assert state.is_failed()
+    assert state.message.startswith("graft@shadow: ")
+    assert FAILURES[script] in state.message
+    assert "\n" not in state.message
+    if "loading" in script:
+        assert state.message.endswith("then run again. Its last line: loading")
+
+
+def test_a_stage_killed_from_outside_names_the_signal_and_memory(workspace: Path) -> None:
+    """As the kernel's killer does it: SIGKILL for the process of the stage alone, DVC and the guard live on."""
+    import threading
+
+    import psutil
+
+    (workspace / "graft.sh").write_text("exec sleep 4322\n", encoding="utf-8")
+
+    def kill() -> None:
+        while not (found := [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "4322"]]):
+            pass
+        found[0].kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    state, _ = reproduced("graft@shadow")
+    killer.join()
+    assert state.is_failed()
+    assert MEMORY in state.message
+
+
+def test_what_dvc_itself_finds_wrong_is_told(workspace: Path) -> None:
+    shutil.rmtree(workspace / "tuned")
+    state, _ = reproduced("extract@shadow")
+    assert state.is_failed()
+    assert "exit code" not in state.message
+    assert "tuned" in state.message
+
+
+@pytest.mark.parametrize(
+    ("code", "line", "told"),
+    [
+        (-9, "", MEMORY),  # the guard itself
+        (137, "error: no room", f"{MEMORY}give the machine more"),
+        (137, "error: no room", "Its last line: no room"),
+        (143, "error: interrupted", "interrupted"),  # a stage that has its own word for it
+        (143, "", "killed by signal 15 (SIGTERM)"),
+        (255, "ERROR: failed to reproduce 'x'", "failed to reproduce 'x'"),
+    ],
+)
+def test_an_exit_code_in_words(code: int, line: str, told: str) -> None:
+    assert told in steps._reason(code, line)
+
+
+def sparse(folder: Path, size: int) -> str:
+    """A folder with a weights file of so many bytes, none of which takes room."""
+    folder.mkdir()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.truncate(size)
+    return str(folder)
+
+
+def test_a_disk_that_is_too_small_is_refused_before_the_first_stage(workspace: Path, tmp_path: Path) -> None:
+    params = load_params(workspace / "params.yaml")
+    full = params.model_copy(update={"train": params.train.model_copy(update={"method": "full"})})
+    free = shutil.disk_usage(".").free
+
+    def pair(size: int) -> tuple[str, str]:
+        return sparse(tmp_path / f"base-{size}", size), sparse(tmp_path / f"instruct-{size}", size)
+
+    assert len(params.routes) == 2  # each route writes a model
+    steps.require_disk(params, pair(free // 3))
+    steps.require_disk(full, pair(free // 40))  # tuned and delta in float32, twice each, and the graft: nine times two
+    for settings, size in ((params, free // 2 + free // 8), (full, free // 12)):
+        with pytest.raises(InputError, match=r"disk: \d+\.\d GB free, the run may write \d+\.\d GB; make room"):
+            steps.require_disk(settings, pair(size))

@@ -45,18 +45,20 @@ def own_code(folder: Path) -> list[str]:
     found = []
     for name in _SIDE_FILES:
         if (folder / name).is_file() and (named := read_json_object(folder / name).get("auto_map")):
-            references = [named] if isinstance(named, str) else named.values() if isinstance(named, dict) else named
-            found += [f"{name}: auto_map {next(_texts(reference), reference)}" for reference in references]
+            found += [f"{name}: auto_map {reference:.100}" for reference in dict.fromkeys(_texts(named))]
     return found
 
 
-def require_loadable(folder: Path) -> None:
-    """Raises CheckpointError when config or tokenizer name code and transformers has no class of its own for them."""
+def require_loadable(folder: Path, tokenizer: bool) -> None:
+    """Raises CheckpointError when the folder names code and transformers has no config of its own for it.
+
+    With `tokenizer`, also when it has no tokenizer of its own.
+    """
     if own_code(folder):
         from transformers import AutoConfig, AutoTokenizer
 
-        load(AutoConfig, folder)
-        load(AutoTokenizer, folder)
+        for loader in (AutoConfig, AutoTokenizer)[: 1 + tokenizer]:
+            load(loader, folder)
 
 
 def _call(loader: Any, folder: Path, source: Path | None, **options: Any) -> Any:
@@ -77,8 +79,8 @@ def _call(loader: Any, folder: Path, source: Path | None, **options: Any) -> Any
 def _require_plain(folder: Path) -> None:
     if (folder / "adapter_config.json").exists():
         raise CheckpointError(
-            f"{folder / 'adapter_config.json'}: an adapter beside a model, which transformers would add to its weights; "
-            "move it into a folder of its own"
+            f"{folder / 'adapter_config.json'}: an adapter beside a model, which transformers would add to its "
+            "weights; move it into a folder of its own"
         )
     path = folder / "config.json"
     if not path.is_file():

@@ -33,13 +33,18 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def shadowft(folder: Path, *words: str, limit_bytes: int | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own; `limit_bytes` caps the size of a file it may write, as a full disk."""
+def shadowft(
+    folder: Path, *words: str, limit_bytes: int | None = None, said: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own that finds `said` on its stdin.
+
+    `limit_bytes` caps the size of a file it may write, as a full disk.
+    """
     program = [sys.executable, "-c", "import sys; from shadowft_core.cli import main; sys.exit(main())", *words]
     if limit_bytes is not None:
         program = ["prlimit", f"--fsize={limit_bytes}", *program]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
-    return subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(program, cwd=folder, env=environment, input=said, capture_output=True, text=True, check=False)
 
 
 def assert_one_line(done: subprocess.CompletedProcess[str], code: int, *parts: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from shadowft_core.checkpoint import open_checkpoint, write_checkpoint
 from shadowft_core.delta import Delta, extract, open_delta
@@ -273,3 +274,24 @@ def test_a_delta_of_several_forms_is_grafted_as_one(
         if name in delta.names:
             wanted += np.float32(0.5) * delta.read(name)
         np.testing.assert_array_equal(after.read(name), wanted.astype(after.read(name).dtype), err_msg=name)
+
+
+def test_what_an_adapter_rescales_is_rounded_once(tmp_path: Path) -> None:
+    """DoRA on weights near 1: two roundings to float32 would leave errors of 6e-8, hundreds of units of a delta."""
+    rng, name = np.random.default_rng(0), "model.layers.0.self_attn.q_proj"
+    weight = rng.uniform(0.5, 1.5, (48, 32)).astype(np.float32)
+    a, b = (1e-3 * rng.standard_normal(shape).astype(np.float32) for shape in ((4, 32), (48, 4)))
+    magnitude = np.linalg.norm(weight, axis=1).astype(np.float32) * np.float32(1.0001)
+    base = write_model(tmp_path / "base", {f"{name}.weight": weight})
+    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "use_dora": True, "target_modules": ["q_proj"]}
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_config.json").write_text(json.dumps(settings))
+    factors = {"lora_A.weight": a, "lora_B.weight": b, "lora_magnitude_vector": magnitude}
+    whole = {f"base_model.model.{name}.{factor}": array for factor, array in factors.items()}
+    save_file(whole, tmp_path / "adapter/adapter_model.safetensors")
+    extract(base, tmp_path / "adapter", tmp_path / "delta", "float32")
+    moved = weight.astype(np.float64) + 2 * b.astype(np.float64) @ a.astype(np.float64)
+    exact = magnitude[:, None] / np.linalg.norm(moved, axis=1, keepdims=True) * moved - weight
+    assert np.abs(exact).max() < 1e-3
+    found = open_delta(tmp_path / "delta").read(f"{name}.weight")
+    np.testing.assert_allclose(found, exact, rtol=2**-23, atol=1e-14)

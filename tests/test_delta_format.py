@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from shadowft_core.checkpoint import canonical_json
 from shadowft_core.delta import Storage, extract, open_delta
+from shadowft_core.delta.frames import body_bytes
 from shadowft_core.errors import DeltaError
 from tests.fixtures.models import write_model
 
@@ -203,6 +204,37 @@ def test_a_bomb_stops_at_the_promised_size(tmp_path: Path) -> None:
     with_frame(delta, explode)
     with pytest.raises(DeltaError):
         open_delta(delta).read(NAMES[0])
+
+
+def test_a_short_frame_leaves_nothing_of_the_one_before(tmp_path: Path) -> None:
+    delta = make(tmp_path, "compressed")
+    short = zstandard.ZstdCompressor().compress(bytes(range(1, 101)))
+    with_frame(delta, lambda data: struct.pack("<BBHIII", 1, 1, 0, 96, len(short), 0) + short)
+    with pytest.raises(DeltaError, match=r"does not decompress \(100 bytes of 192\)"):
+        open_delta(delta).read(NAMES[0])
+
+
+@pytest.mark.parametrize(
+    ("head", "body"),
+    [
+        ((1, 0, 0, 96, 192, 0), 192),
+        ((1, 0, 0, 96, 193, 0), None),  # raw words take no more than their size
+        ((2, 0, 0, 96, 384, 0), 384),
+        ((2, 0, 0, 96, 385, 0), None),
+        ((1, 1, 0, 96, 192 + 1024, 96), 192 + 1024 + 8 * 96),
+        ((1, 1, 0, 96, 193 + 1024, 0), None),  # a codec does not make them much longer
+        ((1, 1, 0, 96, 0, 97), None),
+        ((0, 0, 0, 96, 1, 0), None),
+        ((1, 1, 0, 95, 0, 0), None),
+    ],
+)
+def test_a_frame_head_promises_no_more_than_its_elements_can_take(head: tuple[int, ...], body: int | None) -> None:
+    packed = struct.pack("<BBHIII", *head)
+    if body is None:
+        with pytest.raises(DeltaError, match=r"^here: frame [0-9a-f]{32} is not one of 96 elements"):
+            body_bytes(packed, 96, "here")
+    else:
+        assert body_bytes(packed, 96, "here") == body
 
 
 @pytest.mark.parametrize("version", [1, 3, "2", None])

@@ -190,8 +190,15 @@ def test_tensors_that_a_server_cannot_place_are_found(lora: tuple[Pair, Path], t
     assert "is no LoRA factor of a linear layer" in magnitude[0]
     head = {f"base_model.model.lm_head.lora_{f}.weight": arrays[first.replace("A.w", f"{f}.w")] for f in "AB"}
     assert "target modules: lm_head is no linear layer" in with_tensors(arrays | head)[0]
-    (tmp_path / "a" / "adapter_model.bin").write_bytes(b"")
-    assert "weights are safetensors: adapter_model.bin is a pickle" in lint(tmp_path / "a", pair.instruct)[0]
+    second = first.replace("lora_A", "lora_B")
+    for name, rest in ((first, np.s_[:, 1:]), (first, np.s_[1:]), (second, np.s_[:, 1:]), (second, np.s_[1:])):
+        cut = with_tensors(arrays | {name: np.ascontiguousarray(arrays[name][rest])})
+        assert "shapes: model.layers.0.self_attn.q_proj has B x A of" in cut[0], (name, rest)
+    with_tensors(arrays)
+    for name in ("adapter_model.bin", "adapter_model.pt", "optimizer.pkl"):
+        (tmp_path / "a" / name).write_bytes(b"")
+        assert f"weights are safetensors: {name} is a pickle" in lint(tmp_path / "a", pair.instruct)[0]
+        (tmp_path / "a" / name).unlink()
 
 
 def test_the_verb_exports_a_delta_both_ways(lora: tuple[Pair, Path], tmp_path: Path) -> None:

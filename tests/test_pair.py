@@ -148,6 +148,9 @@ def test_other_tensors_are_refused(pair: Pair) -> None:
 
     original = {f.name: f.read_bytes() for f in pair.instruct.iterdir()}
 
+    def widen(tensors: dict[str, np.ndarray]) -> None:
+        tensors[Q] = tensors[Q].astype(np.float64)
+
     def transpose_square(tensors: dict[str, np.ndarray]) -> None:
         tensors[Q] = tensors[Q].T
 
@@ -157,6 +160,7 @@ def test_other_tensors_are_refused(pair: Pair) -> None:
         (transpose_square, r"sigma of .*layers.0.*q_proj.weight is 0\.\d+, above 0.5, .* 1 tensors are", Unrelated),
         (poison, "q_proj.weight of .* holds NaN or infinity", NotFinite),
         (quantise, "holds .*q_proj.weight as F8_E4M3", Quantised),
+        (widen, "the Instruct holds .*q_proj.weight as F64; F32, BF16, F16 are wanted", PairError),
     ]
     for change, message, kind in cases:
         rewrite(pair.instruct, change)
@@ -187,6 +191,12 @@ def test_a_base_without_tokenizer_is_a_warning_an_instruct_is_refused(pair: Pair
     ]
     (pair.instruct / "tokenizer.json").unlink()
     refused(pair, "the Instruct has no tokenizer")
+
+
+def test_another_epsilon_is_a_warning(pair: Pair) -> None:
+    edit(pair.base / "config.json", lambda c: c.update(rms_norm_eps=1e-5))
+    edit(pair.instruct / "config.json", lambda c: c.update(rms_norm_eps=1e-6))
+    assert check_pair(pair.base, pair.instruct)["reasons"] == ["rms_norm_eps is 1e-05 and 1e-06"]
 
 
 def test_another_rope_is_a_warning_in_either_spelling(pair: Pair) -> None:

@@ -118,6 +118,19 @@ def test_a_sample_is_small_and_near_the_full_figure(tmp_path: Path, monkeypatch:
     assert sampled(pair)["sigma"] == sigma, "the same ranges every time"
 
 
+def test_a_sample_counts_every_tensor_by_its_size(tmp_path: Path) -> None:
+    """Of both as many weights are read, but the one of ten times the size counts ten times."""
+    shapes = {Q: (64, RANGE), DOWN: (640, RANGE)}
+    base = {name: np.ones(shape, BF16) for name, shape in shapes.items()}
+    instruct = {Q: base[Q] * BF16.type(1.5), DOWN: base[DOWN] * BF16.type(1.0625)}
+    pair = Pair(write_model(tmp_path / "b", base), write_model(tmp_path / "i", instruct))
+    save_tokenizer(pair.instruct)
+    found = sampled(pair)["sigma"]
+    assert found["weights"]["read"] == 2 * RANGES * RANGE
+    expected = (0.5 + 10 * 0.0625) / (2.5 + 10 * 2.0625)
+    assert found["overall"] == found["layers"]["0"] == pytest.approx(expected, rel=1e-6)
+
+
 def test_a_sample_of_many_tensors_is_bounded(tmp_path: Path) -> None:
     tensors = {f"model.layers.{n}.mlp.up_proj.weight": np.full((20, RANGE // 8), 0.5, BF16) for n in range(1500)}
     assert 1500 * RANGES > MOST_RANGES

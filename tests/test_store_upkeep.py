@@ -4,6 +4,8 @@ import json
 import os
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +196,29 @@ def test_gc_removes_what_nothing_uses_and_only_that(store: Store, two: tuple[str
     room.publish(tmp_path / "delta-1", store)
     room.fetch_delta(two[0], store, tmp_path / "out")
     assert room.verify(store, [], tmp_path / "state").bad == ()
+
+
+def test_gc_looks_again_when_its_turn_comes(
+    folder_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A delta that is published between gc's first look and its turn keeps its chunks."""
+    objects = trusted(folder_store)
+    folder = write_delta(tmp_path / "delta", {"own": noise(1, 30_000)}, "dense")
+    unpublish(objects, room.publish(folder, folder_store))
+    before = set(objects.list("objects"))
+    whole = turns.sweep
+
+    @contextmanager
+    def sweep(objects: Objects) -> Iterator[Callable[[], None]]:
+        room.publish(folder, folder_store)
+        with whole(objects) as hold:
+            yield hold
+
+    monkeypatch.setattr(garbage, "sweep", sweep)
+    assert room.gc(folder_store, 0).removed == 0
+    assert set(objects.list("objects")) == before
+    monkeypatch.undo()
+    assert room.gc(folder_store, 0).removed == 0
 
 
 def test_gc_removes_nothing_when_it_cannot_tell_what_is_in_use(store: Store, two: tuple[str, str]) -> None:

@@ -1,6 +1,7 @@
 """Training on a tiny model of random weights with a word-level tokenizer: real TRL, real PEFT, seconds on one core."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from shadowft_core.errors import CheckpointError, DataError, TrainError
 from shadowft_core.params import Lora, Prepare, Train
 from shadowft_core.prepare import prepare
 from shadowft_core.train import train
-from shadowft_core.train.labels import IGNORED, Encoder
+from shadowft_core.train.labels import IGNORED, Encoded, Encoder
 
 WORDS = [*map(str, range(12)), "plus", "is", "be", "kind", "user", "assistant", "system", ":", "."]
 TEMPLATE = (
@@ -178,6 +179,88 @@ def test_the_trainer_uses_exactly_the_intended_labels(place: Path, tmp_path: Pat
                 == f"<|im_start|> user : {a} plus {b} <|im_end|> . <|im_start|> assistant :"
             )
     assert len(spoken) == len(rows.input_ids) > 40
+
+
+@pytest.mark.parametrize(
+    ("settings", "trained"),
+    [
+        ({}, {"gradient_accumulation_steps": 1, "scaling": 2.0, "rates": [1, 1, 1, 1]}),
+        ({"accumulation": 3}, {"gradient_accumulation_steps": 3}),
+        ({"batch_size": 5}, {"per_device_train_batch_size": 5}),
+        ({"lora": Lora(rank=8, alpha=4)}, {"scaling": 0.5}),
+        ({"lora": Lora(rank=16, alpha=8, rslora=True)}, {"scaling": 2.0, "rank": 16}),
+        ({"schedule": "linear"}, {"rates": [1, 0.75, 0.5, 0.25]}),
+        ({"schedule": "cosine"}, {"rates": [1, 0.8535534, 0.5, 0.1464466]}),
+        ({"warmup": 0.5}, {"rates": [0, 0.5, 1, 1]}),
+        ({"warmup": 0.5, "schedule": "linear"}, {"rates": [0, 0.5, 1, 0.5]}),
+        ({"epochs": 2.5}, {"num_train_epochs": 2.5, "max_steps": -1}),
+        ({"max_steps": 7}, {"max_steps": 7}),
+        ({"seed": 5}, {"seed": 5, "data_seed": 5}),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) and "scaling" not in value else "",
+)
+def test_every_setting_reaches_the_trainer(
+    place: Path, tmp_path: Path, settings: dict[str, Any], trained: dict[str, Any]
+) -> None:
+    """`rates` are the learning rates of steps 0 to 3 of 4, as shares of the one that is set."""
+    from shadowft_core.train.run import _with_adapter, load_model, load_tokenizer, make_trainer
+
+    params = SETTINGS.model_copy(update=settings)
+    tokenizer = load_tokenizer(place / "instruct")
+    network = _with_adapter(load_model(place / "base", tokenizer), params)
+    trainer = make_trainer(network, tokenizer, Encoded([[1, 2]] * 8, [[1, 2]] * 8), params, tmp_path)
+    trainer.create_optimizer_and_scheduler(num_training_steps=4)
+    rates = []
+    for _ in range(4):
+        rates.append(trainer.lr_scheduler.get_last_lr()[0] / params.learning_rate)
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    adapters = [module for module in network.modules() if hasattr(module, "lora_A")]
+    assert len(adapters) == 14
+    for field, expected in trained.items():
+        if field == "rates":
+            assert rates == pytest.approx(expected)
+        elif field == "scaling":
+            assert {module.scaling["default"] for module in adapters} == {expected}
+        elif field == "rank":
+            assert {module.lora_A["default"].weight.shape[0] for module in adapters} == {expected}
+        else:
+            assert getattr(trainer.args, field) == expected
+
+
+@pytest.mark.parametrize(
+    ("listed", "stops"),
+    [
+        (None, {3}),
+        ({}, {3}),
+        ({"eos_token_id": None}, {3}),
+        ({"eos_token_id": 7}, {3, 7}),
+        ({"eos_token_id": [7, 9]}, {3, 7, 9}),
+    ],
+)
+def test_every_end_token_ends_a_reply(tmp_path: Path, listed: dict[str, Any] | None, stops: set[int]) -> None:
+    from shadowft_core.train.run import stop_ids
+
+    if listed is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(listed))
+    assert stop_ids(word_tokenizer(), tmp_path) == stops
+
+
+def test_weights_that_are_not_finite_are_not_kept(place: Path, tmp_path: Path) -> None:
+    """A row of the embedding that no batch looks up: neither loss nor gradient tells of it."""
+    from safetensors.numpy import load_file, save_file
+
+    base = shutil.copytree(place / "base", tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+    tensors["model.embed_tokens.weight"][0, 5] = float("nan")
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    settings = SETTINGS.model_copy(update={"method": "full", "max_steps": 1})
+    with pytest.raises(TrainError, match=r"embed_tokens\.weight: not finite after the last step; lower"):
+        train(base, place / "instruct", place / "data", settings, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
 def test_rows_too_long_or_with_control_tokens_are_counted_and_left_out(place: Path, tmp_path: Path) -> None:

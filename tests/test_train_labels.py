@@ -125,3 +125,56 @@ def test_a_template_that_cannot_be_marked_names_the_row() -> None:
     tokenizer.chat_template = "{{ raise_exception('no talk today') }}"
     with pytest.raises(TrainError, match=r"rows\.jsonl:8: .* refuses this row: no talk today"):
         Encoder(tokenizer, {3}).encode(TALK, "rows.jsonl:8")
+
+
+def test_a_row_of_exactly_the_longest_length_is_used(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    encoder = Encoder(word_tokenizer(), {3})
+    longest = len(encoder.encode(TALK, "row")[0])
+    pq.write_table(pa.Table.from_pylist([{"messages": TALK, "source": "row"}]), tmp_path / "rows.parquet")
+    for limit, left_out in ((longest, 0), (longest - 1, 1)):
+        encoded = encoder.encode_file(tmp_path / "rows.parquet", limit)
+        assert (encoded.too_long, len(encoded.input_ids)) == (left_out, 1 - left_out)
+
+
+DROPS_A_THOUGHT = (  # a reply is written differently once more turns follow, as of models that think
+    "{% for m in messages %}{% if m.role == 'user' %}user : {{ m.content }} . {% else %}"
+    "assistant : {% if loop.last %}kind {% endif %}{{ m.content }} END {% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}assistant : {% endif %}"
+)
+
+
+@pytest.mark.parametrize("end", [".", "<|im_end|>"], ids=["no stop id", "a stop id"])
+def test_a_reply_whose_end_nothing_marks_is_refused(end: str) -> None:
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = DROPS_A_THOUGHT.replace("END", end)
+    encoder = Encoder(tokenizer, {tokenizer.eos_token_id})
+    if end == ".":
+        with pytest.raises(TrainError, match=r"^row: .* no end token marks where it ends; drop or split this row"):
+            encoder.encode(TALK, "row")
+    else:
+        ids, labels = encoder.encode(TALK, "row")
+        said = tokenizer.decode([label for label in labels if label != IGNORED])
+        assert said == "is 3 <|im_end|> kind is 4 <|im_end|>", "nothing of the user's next turn"
+        assert len(ids) == len(labels)
+
+
+@pytest.mark.parametrize(
+    ("ending", "learned"),
+    [
+        ("<|im_end|> .", "is 3 <|im_end|>"),  # up to its last special token
+        ("<|im_start|> : <|im_end|> .", "is 3 <|im_start|> : <|im_end|>"),
+        (".", "is 3 ."),  # no special token: all of it
+    ],
+)
+def test_without_a_stop_id_a_reply_ends_with_its_last_special_token(ending: str, learned: str) -> None:
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }} : {{ m.content }} "
+        "{% if m.role == 'assistant' %}END {% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}assistant : {% endif %}"
+    ).replace("END", ending)
+    _, labels = Encoder(tokenizer, set()).encode(TALK[:2], "row")
+    assert tokenizer.decode([label for label in labels if label != IGNORED]) == learned

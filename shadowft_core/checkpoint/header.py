@@ -16,7 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from shadowft_core.errors import CheckpointError
+from shadowft_core.errors import CheckpointError, Quantised
 
 HEADER_LIMIT = 100_000_000
 FIRST_READ = 100_000  # bytes: most headers are shorter, so one request to a far file is enough
@@ -38,6 +38,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
 }
 FLOATS = ("F32", "BF16", "F16")  # what can be grafted: quantised and fp8 weights are not numbers to add to
+UNREAD = ("F4", "F6_E2M3", "F6_E3M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "C64")  # the format has them, too
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -67,7 +68,8 @@ def read_header(path: Path) -> tuple[bytes, dict[str, TensorInfo]]:
     """Read and check the header of a file.
 
     Returns its raw bytes, length prefix included, and the tensors in the order of their bytes.
-    Raises CheckpointError on anything the format forbids: nothing of the file has been used then.
+    Raises CheckpointError on anything the format forbids, Quantised for a type of UNREAD: nothing of the file has been
+    used then.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no regular file; a safetensors file is wanted")
@@ -101,7 +103,7 @@ def ranged_header(path: Path, size: int, read: Callable[[int, int], bytes]) -> t
 def parse_header(raw: bytes, path: Path) -> dict[str, TensorInfo]:
     """Tensors of a raw header (length prefix included), in the order of their bytes; `path` is where they lie."""
     try:
-        entries = json.loads(raw[8:].decode("utf-8"), object_pairs_hook=_without_duplicates)
+        entries = json.loads(raw[8:].decode("utf-8"), object_pairs_hook=_strict, parse_int=_natural)
         if raw[8:9] != b"{" or not isinstance(entries, dict):
             raise ValueError("it does not begin with {")
         metadata = entries.pop("__metadata__", {})
@@ -113,11 +115,9 @@ def parse_header(raw: bytes, path: Path) -> dict[str, TensorInfo]:
     tensors = dict(sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)))
     end = len(raw)
     for name, info in tensors.items():
-        if any("\ud800" <= letter <= "\udfff" for letter in name):
-            raise CheckpointError(f"{path}: tensor {name!r} is no Unicode text; download it again")
         if info.offset != end:
             raise CheckpointError(
-                f"{path}: tensor {name} starts at byte {info.offset}, the one before ends at {end}; "
+                f"{path}: tensor {name!r:.200} starts at byte {info.offset}, the one before ends at {end}; "
                 "tensors may neither overlap nor leave holes"
             )
         end += info.nbytes
@@ -139,28 +139,49 @@ def build_header(layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _strict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys stand once each, and whose texts are Unicode: an escape may spell half a letter."""
     found = dict(pairs)
     if len(found) != len(pairs):
         seen: set[str] = set()
         duplicate = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {duplicate!r} stands twice")
+        raise ValueError(f"key {duplicate!r:.200} stands twice")
+    for text in (*found, *(value for value in found.values() if isinstance(value, str))):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{text!r:.200} is no Unicode text") from None
     return found
+
+
+def _natural(text: str) -> int:
+    if text.startswith("-"):  # Python would take -0 for 0
+        raise ValueError(f"{text:.20} stands where natural numbers are wanted")
+    return int(text)
 
 
 def _tensor(name: str, entry: Any, path: Path, start: int) -> TensorInfo:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"entry {name!r} is not exactly dtype, shape and data_offsets")
+        raise ValueError(f"entry {name!r:.200} is not exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if isinstance(dtype, str) and dtype in UNREAD:
+        raise Quantised(
+            f"{path}: tensor {name!r:.200} is {dtype}, {', '.join(FLOATS)} are wanted; take the original weights"
+        )
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"tensor {name!r} has dtype {dtype!r}, known are {', '.join(DTYPES)}")
+        raise ValueError(f"tensor {name!r:.200} has dtype {dtype!r:.200}, known are {', '.join(DTYPES)}")
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
-        raise ValueError(f"tensor {name!r} has shape {shape!r} and offsets {offsets!r}; natural numbers are wanted")
+        raise ValueError(
+            f"tensor {name!r:.200} has shape {shape!r:.200} and offsets {offsets!r:.200}; natural numbers are wanted"
+        )
     nbytes = math.prod(shape) * DTYPES[dtype].itemsize
     if offsets[1] - offsets[0] != nbytes:
         raise ValueError(
-            f"tensor {name!r} has {offsets[1] - offsets[0]} bytes, its shape and dtype {dtype} want {nbytes}"
+            f"tensor {name!r:.200} has {offsets[1] - offsets[0]} bytes, its shape and dtype {dtype} want {nbytes}"
         )
+    # A 0 makes the product small, not its parts, which overflow elsewhere.
+    if math.prod(max(length, 1) for length in shape) * DTYPES[dtype].itemsize >= 2**63:
+        raise ValueError(f"tensor {name!r:.200} has shape {shape!r:.200}, more than any file holds")
     return TensorInfo(dtype, tuple(shape), path, start + offsets[0], nbytes)
 
 

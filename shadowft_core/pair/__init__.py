@@ -68,6 +68,12 @@ def compare_models(
             f"{both}: sigma of {odd[0][0]} is {odd[0][1]:.4f}, above {SIGMA_UNRELATED}, and {about} overall: "
             f"{len(odd)} tensors are transposed, scrambled or of another model; get both again"
         )
+    for number, name in enumerate(("Base", "Instruct")):
+        if grid := gap.grid(number):
+            reasons.append(
+                f"the {name} was dequantised: {grid}; sigma measures that grid, and a graft keeps it; take the "
+                "original weights"
+            )
     if sigma["overall"] > SIGMA_FAR:
         reasons.append(f"sigma {about} is above {SIGMA_FAR}: the two are far apart, a graft is a gamble")
     if sigma["overall"] < SIGMA_NEAR:
@@ -95,11 +101,11 @@ def fetch(params: "Fetch", out: Path) -> None:
     if any(map(is_away, references.values())):
         with opened(params.base) as (base, _), opened(params.instruct) as (instruct, _):
             compare(base, instruct)
-            require_loadable(base.path)
-            require_loadable(instruct.path)
+            require_loadable(base.path, tokenizer=False)  # both are trained with the Instruct's
+            require_loadable(instruct.path, tokenizer=True)
     resolved = {role: resolve(reference) for role, reference in references.items()}
-    for folder, _ in resolved.values():
-        require_loadable(folder)
+    for role, (folder, _) in resolved.items():
+        require_loadable(folder, tokenizer=role == "instruct")
     result = check_pair(resolved["base"][0], resolved["instruct"][0])
     record = {"format": 1, **result}
     with new_folder(out) as folder:

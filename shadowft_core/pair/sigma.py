@@ -17,11 +17,13 @@ import numpy as np
 
 from shadowft_core.checkpoint import CHUNK, FLOATS, WORKERS, Checkpoint, in_order, kernel
 from shadowft_core.errors import NotFinite
+from shadowft_core.pair.grid import FOUR_BITS, count_levels
 from shadowft_core.pair.layout import Match, Span
 
 DEFINITION = "sum|B - I| / (sum|B| + sum|I|), the sums over all weights of the group"
 RANGE, RANGES = 1 << 13, 4  # of a sample: elements per range, and ranges per match
 MOST_RANGES = 1 << 12  # of a whole sample, so that a large model costs no more than 64 MiB a side in bfloat16
+ODD_SHARE = 0.05  # of a model's matrices; a table that happens to look like a grid is no sign, and hardly moves sigma
 REQUESTS = 16  # ranges under way at once when they come over a network
 _VISION = re.compile(
     r"(^|\.)(visual|vision\w*|image\w*|multi_modal\w*|mm_projector|embed_vision|audio\w*|embed_audio)\."
@@ -47,15 +49,18 @@ class Sums:
         return float(f"{self.apart / self.total:.9g}") if self.total else 0.0
 
 
-_Read = tuple[Sums, dict[str, str], dict[str, str]]
-"""what a pass has shown of a span: its sums, and the digests of tensors read whole, of Base and Instruct"""
+_Levels = tuple[float | None, float | None]
+"""of Base and Instruct: about how many levels the weights of a matrix lie on; see grid.py"""
+_Read = tuple[Sums, tuple[dict[str, str], dict[str, str]], _Levels]
+"""what a pass has shown of a span: its sums, of either side the digests of tensors read whole, and the levels"""
 
 
 @dataclass(frozen=True)
 class Gap:
-    """The sums of every match, by tensor of the Instruct, and what the names tell of it."""
+    """The sums of every match, by tensor of the Instruct, and what the names tell of it; the levels of every matrix."""
 
     matches: list[tuple[Match, dict[str, Sums]]]
+    levels: dict[str, _Levels]
 
     @property
     def read(self) -> int:
@@ -91,6 +96,16 @@ class Gap:
             for tensor, sums in found.items()
             if sums.sigma > far
         ]
+
+    def grid(self, side: int) -> str:
+        """What speaks for a dequantised side, 0 the Base or 1 the Instruct; empty when nothing does."""
+        sizes = {match.name: match.size for match, _ in self.matches if match.name in self.levels}
+        found = {name: count for name in sizes if (count := self.levels[name][side])}
+        if sum(sizes[name] for name in found) <= ODD_SHARE * sum(sizes.values()):
+            return ""
+        count = float(np.median(list(found.values())))
+        kind = "4 bits or fewer (int4, nf4, mxfp4)" if count <= FOUR_BITS else "8 bits (int8, fp8)"
+        return f"{len(found)} of {len(sizes)} matrices lie on a grid of {kind}, the first is {next(iter(found))}"
 
     def report(self, aggregations: bool) -> dict[str, Any]:
         """`{"definition", "overall", "layers", "modules", "tensors", "weights": {"read", "of"}}`.
@@ -165,16 +180,24 @@ def measure(base: Checkpoint, instruct: Checkpoint, matches: list[Match], full: 
     ]
     largest_first = sorted(range(len(pieces)), key=lambda at: -pieces[at][1].size)  # so that all workers end together
 
+    largest: dict[int, int] = {}  # of the pieces of each matrix, which its levels are taken from
+    for at in reversed(largest_first):
+        if matches[pieces[at][0]].matrix:
+            largest[pieces[at][0]] = at
+
     def act(at: int) -> tuple[_Read, bytes]:
-        return _read(base, instruct, pieces[at][1], hashed), b""
+        return _read(base, instruct, pieces[at][1], hashed, largest.get(pieces[at][0]) == at), b""
 
     found: dict[int, Sums] = {}
+    levels: dict[str, _Levels] = {}
     away = base.away or instruct.away
     with ThreadPoolExecutor(REQUESTS if away else WORKERS) as pool:
         waits = away or not full  # for a network or a disk rather than for a core
         results = pool.map(act, largest_first) if waits else in_order(act, largest_first)
-        for at, ((sums, *digests), _) in zip(largest_first, results, strict=True):
+        for at, ((sums, digests, on_grid), _) in zip(largest_first, results, strict=True):
             found[at] = sums
+            if largest.get(number := pieces[at][0]) == at:
+                levels[matches[number].name] = on_grid
             for model, learnt in zip((base, instruct), digests, strict=True):
                 model.learn(learnt)
             if len(found) % (100 if full else 1000) == 0:
@@ -182,7 +205,7 @@ def measure(base: Checkpoint, instruct: Checkpoint, matches: list[Match], full: 
     together: list[dict[str, Sums]] = [{} for _ in matches]
     for at, (number, span) in enumerate(pieces):
         together[number].setdefault(span.instruct, Sums()).add(found[at])
-    return Gap([(match, sums) for match, sums in zip(matches, together, strict=True) if sums])
+    return Gap([(match, sums) for match, sums in zip(matches, together, strict=True) if sums], levels)
 
 
 def _sample(match: Match, matches: int) -> list[Span]:
@@ -203,11 +226,16 @@ def _sample(match: Match, matches: int) -> list[Span]:
     return list(chosen)
 
 
-def _read(base: Checkpoint, instruct: Checkpoint, span: Span, hashed: bool) -> _Read:
-    """One pass over a span."""
+def _read(base: Checkpoint, instruct: Checkpoint, span: Span, hashed: bool, with_levels: bool) -> _Read:
+    """One pass over a span; `with_levels` of its first weights."""
     sums, sides = np.zeros(3), ((base, span.base, span.base_start), (instruct, span.instruct, span.instruct_start))
+    found: _Levels = (None, None)
     for ours, theirs in zip(*(_blocks(*side, span.size, hashed) for side in sides), strict=True):
         sums += kernel.distance(ours, theirs)
+        if with_levels:
+            widths = (model.info(name).shape[-1] for model, name, _ in sides)
+            found = (count_levels(ours, next(widths)), count_levels(theirs, next(widths)))
+            with_levels = False
     for (model, name, _), side in zip(sides, sums[1:], strict=True):
         if not np.isfinite(side):
             raise NotFinite(f"tensor {name} of {model.path} holds NaN or infinity; use intact models")
@@ -216,7 +244,7 @@ def _read(base: Checkpoint, instruct: Checkpoint, span: Span, hashed: bool) -> _
         for model, name, first in sides
     )
     apart, ours, theirs = sums.tolist()
-    return Sums(apart, ours + theirs, span.size), base_digests, instruct_digests
+    return Sums(apart, ours + theirs, span.size), (base_digests, instruct_digests), found
 
 
 def _whole(model: Checkpoint, name: str, first: int, size: int) -> bool:

@@ -1,0 +1,89 @@
+"""What a score is: per byte, from 0 to 1, of an item that its answer tells apart, from weights of full precision."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import ml_dtypes
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from shadowft_core.checkpoint import open_checkpoint, write_checkpoint
+from shadowft_core.errors import EvaluationError
+from shadowft_core.evaluate import load_folder
+from tests.test_evaluate import World, judge_instruct, world, write_task  # noqa: F401  the fixture
+
+METRIC = """
+task: odd
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: odd.jsonl}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{q}}}}"
+doc_to_target: a
+generation_kwargs: {{until: ["<end>"], max_gen_toks: 3}}
+process_results: !function helper.score
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+
+
+def test_letters_of_several_bytes_count_as_several(world: World, tmp_path: Path) -> None:  # noqa: F811
+    """The same tokens (unknown ones) in fewer bytes have a log-likelihood per byte that is larger by just that."""
+    scores = {}
+    for name, reply in (("ascii", "A B"), ("wide", "é 漢")):
+        held = [{"prompt": f"say {letter}", "reply": reply} for letter in "abc"]
+        (tmp_path / name).mkdir()
+        pq.write_table(pa.Table.from_pylist(held), tmp_path / name / "test.parquet")
+        there = dataclasses.replace(world, data=tmp_path / name)
+        scores[name], _ = judge_instruct(there, tmp_path / f"{name}-out", domain=("heldout",), guards=())
+    narrow, wide = (scores[name]["tasks"]["heldout"]["mean"] for name in ("ascii", "wide"))
+    assert len("é 漢".encode()) == 2 * len("A B")
+    assert narrow < 0
+    assert wide == pytest.approx(narrow / 2)
+
+
+@pytest.mark.parametrize(
+    ("value", "fits"), [("1.0", True), ("0", True), ("1.01", False), ("-0.01", False), ("float('nan')", False)]
+)
+def test_a_score_is_a_number_from_0_to_1(world: World, tmp_path: Path, value: str, fits: bool) -> None:  # noqa: F811
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    (tasks / "odd.jsonl").write_text(json.dumps({"q": "say a", "a": "a"}) + "\n")
+    (tasks / "odd.yaml").write_text(METRIC.format())
+    (tasks / "helper.py").write_text(f"def score(doc, results):\n    return {{'acc': {value}}}\n")
+    options = {"tasks": str(tasks), "domain": ("odd",), "guards": ()}
+    if fits:
+        assert judge_instruct(world, tmp_path / "out", **options)[0]["tasks"]["odd"]["mean"] == float(value)
+    else:
+        with pytest.raises(EvaluationError, match=r"task odd: acc gave .*, a number from 0 to 1 an item is needed"):
+            judge_instruct(world, tmp_path / "out", **options)
+
+
+def test_items_of_one_prompt_and_two_answers_are_two(world: World, tmp_path: Path) -> None:  # noqa: F811
+    """Pairing by the prompt alone would hold the score of one against that of the other."""
+    found = []
+    for number, rows in enumerate([[("say a", "a"), ("say a", "b")], [("say a", "b"), ("say a", "a")]]):
+        tasks = tmp_path / str(number)
+        tasks.mkdir()
+        write_task(tasks, "asked", rows)
+        options = {"tasks": str(tasks), "domain": ("asked",), "guards": ()}
+        _, items = judge_instruct(world, tmp_path / f"out{number}", **options)
+        assert not any("#" in item["item"] for item in items)
+        found.append({item["item"]: item["score"] for item in items})
+    assert found[0] == found[1], "whatever the order of the rows"
+    assert sorted(found[0].values()) == [0.0, 1.0]
+
+
+def test_bfloat16_weights_are_scored_in_float32_on_a_cpu(world: World, tmp_path: Path) -> None:  # noqa: F811
+    import torch
+
+    folder = shutil.copytree(world.instruct, tmp_path / "half")
+    model = open_checkpoint(world.instruct)
+    (folder / "model.safetensors").unlink()
+    write_checkpoint(folder, ((name, model.read(name).astype(ml_dtypes.bfloat16)) for name in model.names))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    wanted = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    assert {parameter.dtype for parameter in load_folder(folder).parameters()} == {wanted}

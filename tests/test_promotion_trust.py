@@ -62,8 +62,11 @@ class Forger:
 
     def everything(self) -> None:
         """Verdict, recipe, and every tag, so that all digests in MLflow agree."""
-        verdict = {"digest": self.verdict(), "decision": "promote"}
-        recipe = self.recipe({"verdict": verdict, "waivers": ["onto-base"]})
+        self.whole({"verdict": {"digest": self.verdict(), "decision": "promote"}, "waivers": ["onto-base"]})
+
+    def whole(self, changes: Mapping[str, Any]) -> None:
+        """The recipe, and every tag that follows from it."""
+        recipe = self.recipe(changes)
         self.tag(**{tag.removeprefix("shadowft."): value for tag, value in tags_of(recipe).items()})
 
     def other_store(self) -> None:
@@ -134,6 +137,27 @@ def test_a_forged_champion_is_neither_rebuilt_nor_rolled_back_to_nor_registered_
     assert run.register().number == 2
     assert room.reconcile(registry, store).number == 2
     assert run.materialize(f"models:/{name}@champion", run.work / "model")["verdict"]["decision"] == "promote"
+
+
+def test_a_version_that_only_claims_to_be_this_run_does_not_keep_it_out(run: Run, client: Any) -> None:
+    name = run.register().name
+    Forger(client, name).tag(model="sha256:" + "0" * 64)
+    with pytest.raises(
+        RegistrationPending, match=r"version 1: its tag shadowft\.model is sha256:0000.*delete this version"
+    ):
+        run.register()
+    client.delete_model_version(name, "1")
+    (version,) = register_pending(run.params.registry, run.pending)
+    assert room.promote(run.params.registry, run.params.store).number == version.number == 2
+
+
+def test_a_verdict_on_another_model_promotes_nothing(run: Run, client: Any) -> None:
+    """Even in the store: a recipe of other weights cannot borrow a good verdict."""
+    forger = Forger(client, run.register().name)
+    forger.whole({"digest": "sha256:" + "0" * 64})
+    stores.keep_record(canonical_json(forger.recipe()), run.params.store)
+    with pytest.raises(RegistryError, match=r"its verdict judged sha256:.*, its recipe makes sha256:0000"):
+        room.promote(run.params.registry, run.params.store)
 
 
 CONTRADICTIONS: list[tuple[str, dict[str, Any], str]] = [

@@ -8,7 +8,7 @@ from scipy.stats import binom, norm
 
 from shadowft_core.errors import EvaluationError
 from shadowft_core.params import Verdict
-from shadowft_core.verdict import Claim, decide, judge, superiority
+from shadowft_core.verdict import Claim, decide, decision_of, judge, superiority
 from shadowft_core.verdict.scores import Arm
 
 PARAMS = Verdict(alpha=0.05, margin=0.03, worthwhile=0.05, resamples=999, seed=0)
@@ -250,3 +250,22 @@ def test_decisions_follow_from_outcomes_alone() -> None:
     assert decide(claims("better", "too few items", "harmed")) == "hold"
     assert decide(claims("tie", "passed")) == "hold"
     assert decide(claims("worse", "passed")) == "hold"
+
+
+def test_a_written_verdict_is_decided_again_from_its_claims() -> None:
+    items = (np.arange(200) % 2).astype(float)
+    for better in (items, np.ones(200)):
+        found = judge(arena({name: better if name.startswith("shadow") else items for name in ARMS}), PARAMS)
+        written = json.loads(json.dumps(found | {"recipe_digest": "x"}))
+        assert decision_of(written | {"decision": "whatever it says"}) == found["decision"]
+    for rival in ("instruct", "direct", "direct_scaled"):
+        fewer = [claim for claim in written["claims"] if claim["against"] != rival or claim["role"] == "guard"]
+        with pytest.raises(EvaluationError, match=f"compares shadow_scaled with .*, not with {rival}; run"):
+            decision_of(written | {"claims": fewer})
+    alone = [claim for claim in written["claims"] if claim["against"] == "instruct"]
+    assert decision_of(written | {"claims": alone, "direct_control": False}) == "promote"
+    for broken in ({"claims": []}, {"claims": [written["claims"][0] | {"outcome": "fine"}]}, {"claims": None}):
+        with pytest.raises(EvaluationError, match=r"cannot be read|compares shadow_scaled with nothing"):
+            decision_of(written | broken)
+    with pytest.raises(EvaluationError, match="'claims' is missing"):
+        decision_of({"decision": "promote"})

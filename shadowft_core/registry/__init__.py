@@ -12,6 +12,7 @@ import shadowft_core.store as stores
 from shadowft_core.checkpoint import canonical_json
 from shadowft_core.errors import RegistrationPending, RegistryError
 from shadowft_core.params import Params, Registry, Store
+from shadowft_core.registry.copies import require_tags
 from shadowft_core.registry.evidence import Evidence, Git, git_state
 from shadowft_core.registry.rebuild import cached, ingredients, read_recipe, rebuild, store_for
 from shadowft_core.registry.registration import PENDING, Registration, drop, keep, load, waiting_in
@@ -142,6 +143,7 @@ def _send(registry: Registry, registration: Registration) -> Version:
             first = settled(client, name, key)
         if first is None:
             raise RegistryError(f"{name}: the version just made is gone again; repeat `shadowft register`")
+        require_tags(first, registration.recipe)
         version = Version(name, int(first.version), first.run_id, registration.decision, new=first.run_id == logged)
         describe(client, first)
         point(client, name, CANDIDATE, version.number)

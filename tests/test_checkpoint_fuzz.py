@@ -72,6 +72,11 @@ def files(draw: st.DrawFn) -> File:
 
 
 def _damage_a_member(draw: st.DrawFn, file: File) -> None:
+    if draw(st.integers(0, 3)) == 0:  # a tensor of no bytes fits anywhere, whatever stands beside the 0
+        others = draw(st.lists(st.sampled_from([1, 2**31, 2**33, 2**63 - 1, MINUS_0]), max_size=3))
+        shape = draw(st.permutations([0, *others]))
+        file.members.append(("empty", {"dtype": "U8", "shape": shape, "data_offsets": [0, 0]}))
+        return
     if not file.members:
         file.members.append(("a", draw(st.sampled_from(ODD))))
         return
@@ -100,9 +105,6 @@ def _damage_a_member(draw: st.DrawFn, file: File) -> None:
             field = draw(st.sampled_from(["shape", "data_offsets"]))
             if isinstance(numbers := value.get(field), list):
                 numbers[draw(st.integers(0, 2)) :] = draw(st.lists(st.sampled_from(ODD), max_size=2))
-        elif what == "empty":  # of no bytes, whatever stands beside the 0
-            others = draw(st.lists(st.sampled_from([1, 7, 2**31, 2**32 + 1, 2**63 - 1, MINUS_0]), max_size=3))
-            value = value | {"dtype": "U8", "shape": draw(st.permutations([0, *others])), "data_offsets": [0, 0]}
         else:
             by = draw(st.sampled_from([-8, -1, 1, 8, 2**32, 2**63]))
             offsets = value.get("data_offsets")
@@ -116,7 +118,7 @@ def _damage_a_member(draw: st.DrawFn, file: File) -> None:
 
 def _damage_bytes(draw: st.DrawFn, header: bytes, data: bytes) -> tuple[bytes, bytes, int]:
     """Header, data and the length that the file claims for its header."""
-    what = draw(st.sampled_from(["none", "none", "pad", "byte", "length", "data", "insert", "deep"]))
+    what = draw(st.sampled_from(["none", "none", "none", "none", "pad", "byte", "length", "data", "insert", "deep"]))
     claimed = None
     if what == "pad":
         before, behind = (
@@ -183,7 +185,7 @@ def test_ours_refuses_whatever_the_library_refuses() -> None:
     seen: Counter[tuple[bool, bool]] = Counter()
 
     @settings(
-        max_examples=1500,
+        max_examples=1200,
         derandomize=True,
         database=None,
         deadline=None,
@@ -202,8 +204,8 @@ def test_ours_refuses_whatever_the_library_refuses() -> None:
             assert len(mine) < 1000
 
     compare()
-    assert seen[True, True] > 300, "sound files were among them"
-    assert seen[False, False] > 700
+    assert seen[True, True] > 250, "sound files were among them"
+    assert seen[False, False] > 500
 
 
 ENTRY = '{"a":{"dtype":"U8","shape":%s,"data_offsets":[0,0]}}'

@@ -4,7 +4,8 @@ Keys: `objects/sha256/ab/<hex>` for chunks and manifests, named by their content
 the claim, which names the manifest; `records/<hex>`, recipes and verdicts under their own digest; `turns/` and `probe/`
 for small objects of no lasting worth. The claim is written last: a delta whose claim stands is complete.
 
-SHADOWFT_STORE_URI and SHADOWFT_STORE_ENDPOINT override the store that params.yaml or a recipe names (params.located).
+SHADOWFT_STORE_URI and SHADOWFT_STORE_ENDPOINT override the store of params.yaml (params.located); registry.store_for
+says where a recipe may point.
 """
 
 import json

@@ -25,8 +25,8 @@ class TaskFiles:
         self._folder, self._paths = folder, dict[str, Path]()
         for path in [*sorted(BUILT_IN.rglob("*.yaml")), *sorted(folder.rglob("*.yaml"))]:
             try:
-                check_keys(path)
                 name = load_yaml(path, resolve_func=False).get("task")
+                check_keys(path)
             except ParamsError as error:
                 raise EvaluationError(str(error)) from None
             except Exception as error:

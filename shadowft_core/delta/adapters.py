@@ -84,6 +84,13 @@ class Adapter:
         """The name in files of a parameter of the loaded model."""
         return self.before.family.in_files(name)
 
+    def is_fused(self, module: str) -> bool:
+        """Whether factors of a module adapt a parameter of fused experts, or of anything but the module's weight."""
+        parameter = f"{module}.weight"
+        if (name := self.home(self.stored(parameter))) not in self.before:
+            return True
+        return len(self.before.info(name).shape) == 3 and self.settings.targets_parameter(parameter)
+
     @cached_property
     def shown_experts(self) -> frozenset[bool]:
         return frozenset(shown_orientations(self))
@@ -160,7 +167,7 @@ class Adapter:
         name = self.stored(f"{module}.weight")
         if self.before.family.is_converted(f"{module}.weight"):
             raise self.converted(f"{module}.weight")
-        if self.home(name) in self.before:
+        if not self.is_fused(module):
             self._understand_matrix(module, name, keys)
         else:
             for expert_name, change in expert_changes(self, module, keys).items():

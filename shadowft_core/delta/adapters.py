@@ -200,7 +200,8 @@ class Adapter:
             raise AdapterError(f"{self.file}: {module} is an embedding, which {initial} does not adapt")
         if initial == "olora" and swapped:  # PEFT decomposes it as if it were (outputs, inputs)
             raise AdapterError(f"{self.file}: {module} is a Conv1D, which olora moved in another way; {CONVERT}")
-        if initial:
+        held = self.changes.get(name)  # an embedding or head that PEFT saved whole is what the Base became: W - P
+        if initial and not (held and held.replaced):
             made = without_initial(self.before, self.home(name), made, self.settings, swapped)
         self._put(name, Change(factors=made, magnitude=keys.get("magnitude"), outputs_are_columns=swapped))
         if "shift" in keys:

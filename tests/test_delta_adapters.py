@@ -68,6 +68,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [  # family, kind of the delta, s
     ("llama", "lora", PISSA | {"use_rslora": True, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 3}}),
     ("llama", "lora", {"init_lora_weights": "olora", "noise": 0.002}),
     ("llama", "dense", PISSA | {"use_dora": True}),
+    ("llama", "dense", PISSA | {"target_modules": ["q_proj", "lm_head"]}),
     ("llama", "dense", {"use_dora": True}),
     ("llama", "dense", {"use_dora": True, "target_modules": ["embed_tokens", "o_proj", "lm_head"]}),
     ("llama", "dense", {"modules_to_save": ["lm_head", "norm"]}),

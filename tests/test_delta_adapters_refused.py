@@ -126,6 +126,7 @@ def test_only_what_peft_can_merge_is_told_to_be_merged(
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     more = {"ADALORA": {"total_step": 10}, "BOFT": {"boft_block_size": 4}, "C3A": {"block_size": 4}}.get(method, {})
+    more |= {"ROAD": {"group_size": 8}, "SHIRA": {"r": 2}, "MISS": {"r": 4}}.get(method, {})
     more |= {"OFT": {"oft_block_size": 4}, "FOURIERFT": {"n_frequency": 8}}.get(method, {})
     config = PEFT_TYPE_TO_CONFIG_MAPPING[method](task_type="CAUSAL_LM", **settings, **more)
     adapted = get_peft_model(load(tiny_llama_pair.base), config)

@@ -116,7 +116,7 @@ def test_layers_that_are_all_covered_are_targeted_by_name(tiny_llama_pair: Pair,
 
 @pytest.mark.parametrize(
     ("family", "targets"),
-    [("gpt2", ["attn.c_attn", "attn.c_proj", "lm_head"]), ("gemma3", ["q_proj", "up_proj"]), ("phimoe", ["o_proj"])],
+    [("gpt2", ["attn.c_attn", "attn.c_proj", "lm_head"]), ("gemma3", ["q_proj"]), ("phimoe", ["o_proj"])],
 )
 def test_the_layers_of_peculiar_families_are_served_as_they_compute(
     tmp_path: Path, family: str, targets: list[str]
@@ -139,28 +139,23 @@ def test_the_layers_of_peculiar_families_are_served_as_they_compute(
         with pytest.raises(AdapterError, match=r"tensor lm_head.weight is of kind `head`, and servers adapt linear"):
             export_adapter(instruct, [(tmp_path / "delta", 0.75)], tmp_path / "adapter")
         assert not (tmp_path / "adapter").exists()
-    options = Options(scope=["*attn*", "*mlp*"])
+    options = Options(scope=["*attn*"])
     export_adapter(instruct, [(tmp_path / "delta", 0.75)], tmp_path / "adapter", options)
     assert lint(tmp_path / "adapter", instruct) == []
-    graft(instruct, [(tmp_path / "delta", 0.75)], tmp_path / "grafted", scope=["*attn*", "*mlp*"])
+    graft(instruct, [(tmp_path / "delta", 0.75)], tmp_path / "grafted", scope=["*attn*"])
     merged = PeftModel.from_pretrained(load(instruct), tmp_path / "adapter").merge_and_unload().state_dict()
     before, moved = load(instruct).state_dict(), 0
     for name, tensor in load(tmp_path / "grafted").state_dict().items():
         torch.testing.assert_close(merged[name], tensor, rtol=1e-6, atol=1e-6, msg=name)
         moved += not torch.equal(tensor, before[name])
-    assert moved == 2 * len([target for target in targets if target != "lm_head"])
     weights = open_safetensors(tmp_path / "adapter" / WEIGHTS)
-    turned = {name: weights.read(name) for name in weights.names}
-    for name in [n for n in turned if "c_attn" in n or "up_proj" in n]:
-        other = name.replace("lora_A", "?").replace("lora_B", "lora_A").replace("?", "lora_B")
-        turned[name] = weights.read(other).T
-    (tmp_path / "adapter" / WEIGHTS).unlink()
-    header = build_header({name: ("F32", array.shape) for name, array in turned.items()})
-    write_safetensors(
-        tmp_path / "adapter" / WEIGHTS, header, lambda name: iter([np.ascontiguousarray(turned[name]).reshape(-1)])
-    )
-    found = lint(tmp_path / "adapter", instruct)
-    assert [line for line in found if line.startswith("shapes: ")] or family == "phimoe", found
+    assert moved == len(weights.names) // 2 >= 2
+    if family == "gpt2":  # factors as they would be of the stored matrix
+        arrays = {n: weights.read(n.translate(str.maketrans("AB", "BA"))).T for n in weights.names if "c_attn" in n}
+        (tmp_path / "adapter" / WEIGHTS).unlink()
+        header = build_header({name: ("F32", array.shape) for name, array in arrays.items()})
+        write_safetensors(tmp_path / "adapter" / WEIGHTS, header, lambda n: iter([arrays[n].reshape(-1)]))
+        assert "shapes: transformer.h.0.attn.c_attn has B x A of" in lint(tmp_path / "adapter", instruct)[0]
 
 
 @pytest.mark.parametrize(

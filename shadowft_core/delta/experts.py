@@ -157,7 +157,7 @@ def _is_turned(adapter: "Adapter", stack: Stack, keys: dict[str, str]) -> bool:
 def shown_orientations(adapter: "Adapter") -> Iterator[bool]:
     """Whether rows are inputs, of those of the adapter's experts whose shapes show it."""
     for module, keys in adapter.modules.items():
-        if adapter.home(adapter.stored(f"{module}.weight")) not in adapter.before:
+        if adapter.is_fused(module):
             stack = _adapted(adapter, module, keys)
             if stack and len(set(fit := _fit(adapter, stack, keys))) == 2:
                 yield fit[1]

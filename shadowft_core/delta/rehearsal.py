@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from shadowft_core.checkpoint import open_checkpoint
-from shadowft_core.delta.adapters import Adapter
-from shadowft_core.errors import ShapeMismatch, TensorMissing
+from shadowft_core.delta.adapters import ADAPTER_WEIGHTS, Adapter
+from shadowft_core.errors import ShadowError, ShapeMismatch, TensorMissing
 
 
 def require_extractable(model: Path, planned: Path | Mapping[str, tuple[int, ...]]) -> None:
@@ -16,7 +16,14 @@ def require_extractable(model: Path, planned: Path | Mapping[str, tuple[int, ...
     """
     before = open_checkpoint(model)
     if isinstance(planned, Path):
-        Adapter(before, planned)
+        try:
+            Adapter(before, planned)
+        except ShadowError as error:
+            said = str(error).replace(f"{planned / ADAPTER_WEIGHTS}: ", "").replace(f"{planned}", "the adapter")
+            raise type(error)(
+                f"{model}: after a training of train.method lora `extract` would refuse: {said}; or use train.method: "
+                "full"
+            ) from None
         return
     own = {before.home(name): shape for name, shape in planned.items() if not before.family.ignores(name)}
     if odd := sorted(name for name in own if name not in before):

@@ -19,7 +19,8 @@ from tests.test_graft import BF16, F32, Tensors, refused, tensors_of
 
 TEXT: dict[str, Any] = {
     **{"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1},
-    **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 1},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8},
+    **{"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3},
 }
 PLAIN = {key: value for key, value in TEXT.items() if key not in ("num_key_value_heads", "head_dim")}
 VISION: dict[str, Any] = {
@@ -43,7 +44,8 @@ CASES = {
     "llama": Case(TEXT | TIED, "model.embed_tokens.weight", "lm_head.weight"),
     "gemma2": Case(TEXT, "model.embed_tokens.weight", "lm_head.weight", True),
     "gpt2": Case(
-        {"vocab_size": 64, "n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 64},
+        {"vocab_size": 64, "n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 64}
+        | {"bos_token_id": 2, "eos_token_id": 3},
         *("transformer.wte.weight", "lm_head.weight", True),
     ),
     "bloom": Case(
@@ -94,6 +96,9 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = getattr(transformers, case.auto).from_config(config)
+        for weights in model.parameters():
+            if not weights.any():  # a trained model has no matrix of zeros
+                torch.nn.init.normal_(weights, std=0.02)
     model.save_pretrained(folder / "base")
     if case.silent:
         file = folder / "base" / "config.json"

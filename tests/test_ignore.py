@@ -128,6 +128,8 @@ def test_a_pattern_meets_something_of_one_side_and_nothing_of_both(tmp_path: Pat
         for attempt in attempts:
             with pytest.raises(InputError, match=message):
                 attempt()
+    # A pattern that the delta carries may be said again.
+    assert graft(instruct, [(tmp_path / "delta", 1.0)], tmp_path / "out", ignore=["mtp.*"])["ignore"] == ["mtp.*"]
     # Those of a project may meet nothing here, or what both hold where nothing is trained; never what was trained.
     extract(plain, tuned, tmp_path / "delta", standing=["mtp.*"])
     assert open_delta(tmp_path / "delta").ignore == ("mtp.*",)

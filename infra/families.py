@@ -93,8 +93,8 @@ def _pattern(name: str) -> str:
 def _ties(model: Any) -> Iterator[dict[str, Any]]:
     """Tied parameters, [target, source] in memory, and in which states of the fields of config.json they are tied.
 
-    A state has a letter for every field: `T`rue, `F`alse or `-`, absent. `within`: the part of the model that ties, where
-    it is not the model itself.
+    A state has a letter for every field: `T`rue, `F`alse or `-`, absent. `within` names the part of the model that
+    ties, where it is not the model itself.
     """
     from transformers import PreTrainedModel
 

@@ -98,9 +98,10 @@ def train(
 
     Example: shadowft train --model work/pair/base --instruct work/pair/instruct --data work/data --out my_tuned
     """
+    from shadowft_core.delta import require_extractable
     from shadowft_core.train import train as run
 
-    run(model, instruct, data, read_params(params).train, out)
+    run(model, instruct, data, read_params(params).train, out, accept=require_extractable)
 
 
 @app.command(rich_help_panel="Stages")

@@ -8,6 +8,7 @@ tuned - base in bfloat16 with its exceptions, compressed or not. `plain`: the sa
 from shadowft_core.delta.dense import Storage
 from shadowft_core.delta.difference import Difference
 from shadowft_core.delta.folder import Delta, open_delta, sample_positions, step
+from shadowft_core.delta.rehearsal import require_extractable
 from shadowft_core.delta.stage import extract
 from shadowft_core.delta.tuned import open_difference
 
@@ -22,6 +23,7 @@ __all__ = [
     "extract",
     "open_delta",
     "open_difference",
+    "require_extractable",
     "sample_positions",
     "step",
 ]

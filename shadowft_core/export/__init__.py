@@ -24,7 +24,7 @@ from shadowft_core.checkpoint import (
 from shadowft_core.delta import Delta
 from shadowft_core.delta.folder import FACTORS
 from shadowft_core.errors import AdapterError, DeltaError
-from shadowft_core.export.rules import CONFIG, RANKS, WEIGHTS, lint
+from shadowft_core.export.rules import CONFIG, LAYERS, RANKS, WEIGHTS, layer_shape, lint, of_kind
 from shadowft_core.graft.options import Options
 from shadowft_core.graft.plan import Source, make_plan
 
@@ -55,14 +55,16 @@ def export_adapter(
         raise AdapterError(f"{instruct}: {len(used)} deltas with a scale other than 0, an adapter is one; {_MERGED}")
     if options.merge.rule != "sum":
         raise AdapterError(f"{instruct}: merge rule {options.merge.rule} is no sum of LoRA factors; {_MERGED}")
-    tensors = {name: _factored(name, sources[0]) for name, sources in plan.sources.items()}
+    model = plan.instruct
+    tensors = {name: _factored(model, name, sources[0]) for name, sources in plan.sources.items()}
     rank = max(factors.rank for factors in tensors.values())
     layout: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for name, factors in sorted(tensors.items()):
-        rows, columns = factors.shape
-        layout[f"{_module(name)}.lora_A.weight"] = ("F32", (rank, columns))
-        layout[f"{_module(name)}.lora_B.weight"] = ("F32", (rows, rank))
-    keys = {f"{_module(name)}.lora_{factor}.weight": (name, factor) for name in tensors for factor in "AB"}
+    keys: dict[str, tuple[str, str]] = {}
+    for name in sorted(tensors):
+        outputs, inputs = layer_shape(model, name)
+        for factor, shape in (("A", (rank, inputs)), ("B", (outputs, rank))):
+            key = f"base_model.model.{_module(model, name)}.lora_{factor}.weight"
+            layout[key], keys[key] = ("F32", shape), (name, factor)
 
     def produce(key: str) -> Iterator[np.ndarray]:
         name, factor = keys[key]
@@ -77,7 +79,7 @@ def export_adapter(
         "lora_alpha": rank,
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": _targets(plan.instruct, set(tensors)),
+        "target_modules": _targets(model, set(tensors)),
     }
     with new_folder(out) as folder:
         write_safetensors(folder / WEIGHTS, build_header(layout), produce)
@@ -100,36 +102,39 @@ class _Factors:
 
     delta: Delta
     name: str
-    shape: tuple[int, int]
+    turned: bool
+    """the tensor is stored (inputs, outputs), and so are its factors"""
     rank: int
     factor: float
 
     def padded(self, which: str, rank: int) -> np.ndarray:
-        """A [rank, columns] or B [rows, rank], float32; zeros beyond the tensor's own rank add nothing.
+        """A [rank, inputs] or B [outputs, rank], float32; zeros beyond the tensor's own rank add nothing.
 
         Raises DeltaError when the stored bytes are not those of the certificate, AdapterError on overflow.
         """
         file = open_safetensors(self.delta.path / FACTORS)
-        key = f"{self.name}.lora_{which}"
-        array = file.read(key)
-        expected = self.delta.certificate["tensors"][self.name][f"digest_{which.lower()}"]
+        source = {"A": "B", "B": "A"}[which] if self.turned else which
+        key = f"{self.name}.lora_{source}"
+        array = file.read(key).T if self.turned else file.read(key)
+        expected = self.delta.certificate["tensors"][self.name][f"digest_{source.lower()}"]
         if (found := file.tensor_digest(key)) != expected:
             raise DeltaError(
                 f"{self.delta.path / FACTORS}: tensor {key} is {found}, delta.json says {expected}; extract it again"
             )
-        whole = np.zeros((rank, self.shape[1]) if which == "A" else (self.shape[0], rank), np.float32)
         if which == "A":
+            whole = np.zeros((rank, array.shape[1]), np.float32)
             whole[: self.rank] = array
-        else:
-            with np.errstate(over="ignore"):  # refused by name just below
-                whole[:, : self.rank] = (array.astype(np.float64) * self.factor).astype(np.float32)
-            if not np.isfinite(whole).all():
-                raise AdapterError(f"{self.delta.path}: tensor {self.name} times {self.factor:g} overflows float32")
+            return whole
+        whole = np.zeros((array.shape[0], rank), np.float32)
+        with np.errstate(over="ignore"):  # refused by name just below
+            whole[:, : self.rank] = (array.astype(np.float64) * self.factor).astype(np.float32)
+        if not np.isfinite(whole).all():
+            raise AdapterError(f"{self.delta.path}: tensor {self.name} times {self.factor:g} overflows float32")
         return whole
 
 
-def _factored(name: str, source: Source) -> _Factors:
-    """The factors behind one tensor of the Instruct. Raises AdapterError when it is not LoRA on all its rows."""
+def _factored(model: Checkpoint, name: str, source: Source) -> _Factors:
+    """The factors behind one tensor of the Instruct. Raises AdapterError when it is not LoRA on a linear layer."""
     piece = source.pieces[0]
     if not isinstance(source.delta, Delta):
         raise AdapterError(f"{source.delta.path}: a difference of checkpoints is no LoRA; {_MERGED}")
@@ -138,16 +143,23 @@ def _factored(name: str, source: Source) -> _Factors:
         raise AdapterError(
             f"{source.delta.path}: tensor {piece.tensor} is no LoRA of {name} ({entry['form']}); {_MERGED}"
         )
-    rows, columns = entry["shape"]
-    return _Factors(source.delta, name, (rows, columns), int(entry["rank"]), float(entry["scaling"]) * piece.scale)
+    kind = model.family.kind(name)
+    if kind not in LAYERS:
+        raise AdapterError(
+            f"{source.delta.path}: tensor {name} is {of_kind(kind)}, and servers adapt linear layers; {_MERGED}"
+        )
+    scale = float(entry["scaling"]) * piece.scale
+    return _Factors(source.delta, name, kind == "conv1d", int(entry["rank"]), scale)
 
 
-def _module(name: str) -> str:
-    return f"base_model.model.{name.removesuffix('.weight')}"
+def _module(model: Checkpoint, name: str) -> str:
+    """The module that holds a tensor, as the loaded model calls it."""
+    return model.family.in_memory(name).removesuffix(".weight")
 
 
-def _targets(instruct: Checkpoint, covered: set[str]) -> list[str]:
+def _targets(model: Checkpoint, covered: set[str]) -> list[str]:
     """Names of layers when all layers of a name are covered, else every module by its full name."""
-    endings = {name.split(".")[-2] for name in covered}
-    alike = {name for name in instruct.names if name.endswith(".weight") and name.split(".")[-2] in endings}
-    return sorted(endings) if alike == covered else sorted(name.removesuffix(".weight") for name in covered)
+    modules = {name: _module(model, name) for name in model.names if name.endswith(".weight")}
+    endings = {modules[name].rpartition(".")[2] for name in covered}
+    alike = {name for name, module in modules.items() if module.rpartition(".")[2] in endings}
+    return sorted(endings) if alike == covered else sorted(modules[name] for name in covered)

@@ -12,12 +12,9 @@ from shadowft_core.checkpoint import Checkpoint, open_checkpoint, open_safetenso
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank may be: vllm/config/lora.py, MaxLoRARanks
 _KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
-# Linear layers of attention and feed-forward blocks, separate or fused. Embeddings, heads and experts are left out:
-# servers differ in whether and how they apply an adapter there.
-_LINEAR = re.compile(
-    r"(?!.*\.experts\.).*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj|qkv_proj|gate_up_proj|c_attn|c_proj"
-    r"|c_fc|query_key_value|dense|dense_h_to_4h|dense_4h_to_h|wqkv|wo|w1|w2|w3)"
-)
+# Embeddings, heads and experts are left out: servers differ in whether and how they apply an adapter there.
+LAYERS = ("linear", "conv1d")
+"""kinds of module that a server adapts"""
 
 
 @dataclass(frozen=True)
@@ -37,6 +34,10 @@ class _Adapter:
             if match := _KEY.fullmatch(key):
                 found.setdefault(match[1], {})[match[2]] = shape
         return found
+
+    def stored(self, module: str) -> str:
+        """The Instruct's tensor that holds the weight of a module."""
+        return self.instruct.family.in_files(f"{module}.weight")
 
 
 def lint(folder: Path, instruct: Path, max_rank: int = RANKS[-1]) -> list[str]:
@@ -97,21 +98,33 @@ def _names(a: _Adapter) -> str:
 
 
 def _layers(a: _Adapter) -> str:
-    odd = sorted(module for module in a.modules() if not _LINEAR.fullmatch(module))
-    return f"{odd[0]} is no linear layer of an attention or feed-forward block" if odd else ""
+    for module in sorted(a.modules()):
+        if (kind := a.instruct.family.kind(a.stored(module))) not in LAYERS:
+            return f"{module} is {of_kind(kind)}, no linear layer"
+    return ""
+
+
+def of_kind(kind: str | None) -> str:
+    return f"of kind `{kind}`" if kind else "of a kind that is not known"
 
 
 def _shapes(a: _Adapter) -> str:
     rank = a.config.get("r")
     for module, factors in sorted(a.modules().items()):
-        name = f"{module}.weight"
+        name = a.stored(module)
         if name not in a.instruct:
             return f"{module} is not in {a.instruct.path}"
-        rows, columns = a.instruct.info(name).shape
-        found, wanted = (factors.get("B"), factors.get("A")), ((rows, rank), (rank, columns))
+        outputs, inputs = layer_shape(a.instruct, name)
+        found, wanted = (factors.get("B"), factors.get("A")), ((outputs, rank), (rank, inputs))
         if found != wanted:
             return f"{module} has B x A of {found}, rank and Instruct want {wanted}"
     return ""
+
+
+def layer_shape(model: Checkpoint, name: str) -> tuple[int, int]:
+    """(outputs, inputs) of the layer whose matrix is stored under this name; a Conv1D's is stored (inputs, outputs)."""
+    rows, columns = model.info(name).shape
+    return (columns, rows) if model.family.kind(name) == "conv1d" else (rows, columns)
 
 
 def _base(a: _Adapter) -> str:

@@ -16,18 +16,20 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, TrainerCallback
+from transformers.core_model_loading import revert_weight_conversion
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from shadowft_core import checkpoint
 from shadowft_core.errors import CheckpointError, DataError, TrainError
 from shadowft_core.params import Train
+from shadowft_core.train import Accept
 from shadowft_core.train.labels import Encoded, Encoder
 
 VERSIONS = ("torch", "transformers", "trl", "peft", "accelerate", "tokenizers")
 
 
-def run(model: Path, instruct: Path, data: Path, params: Train, out: Path) -> None:
+def run(model: Path, instruct: Path, data: Path, params: Train, out: Path, accept: Accept) -> None:
     """See `shadowft_core.train.train`."""
     began = time.monotonic()
     _settle(params)
@@ -45,6 +47,8 @@ def run(model: Path, instruct: Path, data: Path, params: Train, out: Path) -> No
     network = load_model(model, tokenizer)
     if params.method == "lora":
         network = _with_adapter(network, params)
+    with tempfile.TemporaryDirectory() as scratch:
+        accept(model, _planned(network, params, Path(scratch)))
     with checkpoint.new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
         progress = Progress()
         trainer = make_trainer(network, tokenizer, rows, params, Path(scratch))
@@ -264,6 +268,16 @@ def _check_finite(network: Any) -> None:
     for name, weight in network.named_parameters():
         if weight.requires_grad and not bool(torch.isfinite(weight).all()):
             raise TrainError(f"{name}: not finite after the last step; lower train.learning_rate")
+
+
+def _planned(network: Any, params: Train, scratch: Path) -> Path | dict[str, tuple[int, ...]]:
+    """What `_save` will write: the adapter as it begins, or the names and shapes of a full checkpoint."""
+    if params.method == "lora":
+        _save(network, params, scratch)
+        return scratch / "adapter"
+    unsaved = network._keys_to_ignore_on_save or ()
+    shapes = {name: tensor.to("meta") for name, tensor in network.state_dict().items() if name not in unsaved}
+    return {name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(network, shapes).items()}
 
 
 def _save(network: Any, params: Train, folder: Path) -> None:

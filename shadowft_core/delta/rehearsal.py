@@ -1,0 +1,40 @@
+"""What a training is about to leave, judged before its first step: can `extract` take it?"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from shadowft_core.checkpoint import open_checkpoint
+from shadowft_core.delta.adapters import ADAPTER_WEIGHTS, Adapter
+from shadowft_core.errors import ShadowError, ShapeMismatch, TensorMissing
+
+
+def require_extractable(model: Path, planned: Path | Mapping[str, tuple[int, ...]]) -> None:
+    """Raises what `extract` would raise after the training, as far as config, names and shapes tell.
+
+    `planned` is a folder with the adapter as it is before the first step, or the shapes, by their names in files, of
+    the tensors that a full training will save. Tensors that only `model` holds are left to the waivers of `extract`.
+    """
+    before = open_checkpoint(model)
+    if isinstance(planned, Path):
+        try:
+            Adapter(before, planned)
+        except ShadowError as error:
+            said = str(error).replace(f"{planned / ADAPTER_WEIGHTS}: ", "").replace(f"{planned}", "the adapter")
+            raise type(error)(
+                f"{model}: after a training of train.method lora `extract` would refuse: {said}; or use train.method: "
+                "full"
+            ) from None
+        return
+    own = {before.home(name): shape for name, shape in planned.items() if not before.family.ignores(name)}
+    if odd := sorted(name for name in own if name not in before):
+        raise TensorMissing(
+            f"{model}: a full training would save {odd[0]}, a name that the folder does not hold ({len(odd)} in all), "
+            "and no delta could be taken; save the model with save_pretrained of this transformers, or use "
+            "train.method: lora"
+        )
+    for name, shape in own.items():
+        if (held := before.info(name).shape) != shape:
+            raise ShapeMismatch(
+                f"{model}: a full training would save {name} as {shape}, the folder holds {held}; save the model with "
+                "save_pretrained of this transformers"
+            )

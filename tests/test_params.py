@@ -7,9 +7,9 @@ import pytest
 import yaml
 from dvc.utils.serialize import parse_yaml
 
-from shadowft_core.errors import EvaluationError, ParamsError
-from shadowft_core.evaluate.taskfiles import TaskFiles
-from shadowft_core.params import Graft, Train, default_params, load_params, read_yaml
+from shadowft_core.errors import ParamsError
+from shadowft_core.params import Graft, Train, default_params, load_params
+from shadowft_core.yamlfile import read_yaml
 
 WRITTEN = (Path(__file__).parent.parent / "params.yaml").read_text(encoding="utf-8")
 
@@ -109,11 +109,3 @@ def test_without_a_file_the_defaults_hold_and_what_has_none_is_named() -> None:
     for section in ("fetch", "prepare", "sweep", "evaluate"):
         with pytest.raises(ParamsError, match=f"no such file, and `{section}` is needed"):
             getattr(found, section)
-
-
-def test_a_task_file_gives_no_key_twice(tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text(
-        "task: mine\nmetric_list:\n  - metric: acc\n    metric: exact_match\nprocess_docs: !function a.b\n", "utf-8"
-    )
-    with pytest.raises(EvaluationError, match=r"mine.yaml: metric_list.metric stands twice, in lines 3 and 4"):
-        TaskFiles(tmp_path)

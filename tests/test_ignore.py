@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from shadowft_core.checkpoint import canonical_json, open_checkpoint, remedy
-from shadowft_core.delta import extract, open_delta, open_difference
+from shadowft_core.delta import extract, open_delta, open_difference, require_extractable
 from shadowft_core.errors import AdapterError, InputError, PairError, ShadowError, TensorMissing
 from shadowft_core.graft import graft, grafted_tensors
 from shadowft_core.pair import compare_models
@@ -246,7 +246,7 @@ def test_a_pattern_is_as_wide_as_it_may_be(names: list[str], both: list[str], pa
 
 
 def test_an_adapter_need_not_know_of_a_layer_that_its_training_never_loaded(
-    tmp_path: Path, tiny_llama_pair: Pair
+    tmp_path: Path, tiny_llama_pair: Pair, capsys: pytest.CaptureFixture[str]
 ) -> None:
     adapt(tiny_llama_pair.base, tmp_path / "adapter", target_modules=["q_proj", "down_proj"])
     extract(tiny_llama_pair.base, tmp_path / "adapter", tmp_path / "expected")
@@ -261,6 +261,8 @@ def test_an_adapter_need_not_know_of_a_layer_that_its_training_never_loaded(
     with pytest.raises(AdapterError, match="is targeted but has no factors; the file is incomplete") as caught:
         extract(base, adapter, tmp_path / "delta")
     assert offered(caught.value) == ["model.layers.2.*"]
+    require_extractable(base, adapter)  # no reason not to train: the waiver will do
+    assert "--ignore 'model.layers.2.*'" in capsys.readouterr().err
     facts = extract(base, adapter, tmp_path / "delta", ignore=offered(caught.value))
     assert facts["ignored"] == {"waived by name: model.layers.2.*": {"base": sorted(layer)}}
     expected = open_delta(tmp_path / "expected")

@@ -217,22 +217,30 @@ def test_training_that_unties_is_refused_with_the_way_out(tmp_path: Path) -> Non
         (None, "absent", "tied"),
     ],
 )
+@pytest.mark.parametrize("sized", [True, False], ids=["vocab_size", "no vocab_size"])
 @pytest.mark.parametrize("embedding", [EMBEDDING, "tok.emb.weight"])
 def test_a_family_that_nobody_knows_is_judged_by_config_and_equal_weights(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], says: bool | None, head: str, outcome: str, embedding: str
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    says: bool | None,
+    head: str,
+    outcome: str,
+    embedding: str,
+    sized: bool,
 ) -> None:
     if embedding != EMBEDDING and head == "absent":
         pytest.skip("nothing shows which tensor a head could be tied to")
-    config: dict[str, Any] = {"model_type": "nobody", "vocab_size": 40, "tie_word_embeddings": says}
+    config: dict[str, Any] = {"model_type": "nobody"} | ({"vocab_size": 40} if sized else {})
 
     def model(place: str, seed: int) -> Path:
         tensors = near(bare(), seed)
         tensors[embedding] = tensors.pop(EMBEDDING)
         if head != "absent":
             tensors[HEAD] = tensors[embedding] if head == "equal" else near(bare(), seed + 10)[EMBEDDING]
-        folder = write_model(tmp_path / place, tensors, **config)
-        if says is None:
-            (folder / "config.json").write_text(json.dumps({"model_type": "nobody", "vocab_size": 40}))
+        folder = write_model(tmp_path / place, tensors)
+        (folder / "config.json").write_text(
+            json.dumps(config | ({} if says is None else {"tie_word_embeddings": says}))
+        )
         return folder
 
     base, tuned, instruct = (model(place, seed) for seed, place in enumerate(SIDES))

@@ -9,6 +9,7 @@ import pytest
 
 from shadowft_core.checkpoint import Family, open_checkpoint, percent
 from shadowft_core.delta import extract, open_delta, open_difference
+from shadowft_core.errors import NotFinite, Unrelated
 from shadowft_core.graft import Merge, graft, grafted_tensors
 from shadowft_core.looks import receipt as show_receipt
 from shadowft_core.receipt import read_receipt
@@ -246,3 +247,18 @@ def test_the_scope_of_a_fused_delta_is_that_of_its_experts(tmp_path: Path) -> No
     own = tensors_of(tmp_path / "instruct")
     assert {n for n in own if not np.array_equal(own[n], found[n])} == set(single)
     assert open_checkpoint(tmp_path / "instruct").family.known
+
+
+def test_what_a_scope_leaves_is_measured_not_judged(tmp_path: Path) -> None:
+    """A new head that the scope leaves at home: one pass measures it, and does not call the model a stranger."""
+    base, tuned, instruct = written(tmp_path)
+    other = tensors_of(tuned) | {HEAD: np.random.default_rng(9).standard_normal(SHAPES[HEAD]).astype(BF16)}
+    new = write_model(tmp_path / "new", other)
+    graft(instruct, [(open_difference(base, new), 1.0)], tmp_path / "out", "linear")
+    assert read_receipt(tmp_path / "out")["travel"]["stays"]["lm_head"] > 0.9
+    with pytest.raises(Unrelated, match=r"lm_head\.weight"):
+        graft(instruct, [(open_difference(base, new), 1.0)], tmp_path / "no")
+    broken = write_model(tmp_path / "broken", other | {HEAD: np.full(SHAPES[HEAD], np.nan, BF16)})
+    with pytest.raises(NotFinite, match=r"lm_head\.weight: its delta is not finite"):
+        graft(instruct, [(open_difference(base, broken), 1.0)], tmp_path / "no", "linear")
+    assert not (tmp_path / "no").exists()

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +12,13 @@ import numpy as np
 import pytest
 
 from shadowft_core.checkpoint import canonical_json, open_checkpoint, remedy
-from shadowft_core.delta import extract, open_delta, open_difference
-from shadowft_core.errors import InputError, PairError, ShadowError, TensorMissing
+from shadowft_core.delta import extract, open_delta, open_difference, require_extractable
+from shadowft_core.errors import AdapterError, InputError, PairError, ShadowError, TensorMissing
 from shadowft_core.graft import graft, grafted_tensors
 from shadowft_core.pair import compare_models
 from shadowft_core.receipt import read_receipt
-from tests.fixtures.models import save_tokenizer, write_model
+from tests.fixtures.adapters import adapt
+from tests.fixtures.models import Pair, save_tokenizer, write_model, write_weights
 from tests.test_graft import BF16, F32, Tensors, bits, tensors_of
 
 LAYER = "model.layers.{}.self_attn.q_proj.weight"
@@ -128,6 +130,8 @@ def test_a_pattern_meets_something_of_one_side_and_nothing_of_both(tmp_path: Pat
         for attempt in attempts:
             with pytest.raises(InputError, match=message):
                 attempt()
+    # A pattern that the delta carries may be said again.
+    assert graft(instruct, [(tmp_path / "delta", 1.0)], tmp_path / "out", ignore=["mtp.*"])["ignore"] == ["mtp.*"]
     # Those of a project may meet nothing here, or what both hold where nothing is trained; never what was trained.
     extract(plain, tuned, tmp_path / "delta", standing=["mtp.*"])
     assert open_delta(tmp_path / "delta").ignore == ("mtp.*",)
@@ -239,3 +243,37 @@ def test_patterns_of_a_delta_stand_in_its_digest(tmp_path: Path) -> None:
 def test_a_pattern_is_as_wide_as_it_may_be(names: list[str], both: list[str], patterns: list[str]) -> None:
     assert all(f"--ignore '{pattern}'" in remedy({"base": names}, both) for pattern in patterns)
     assert remedy({"base": names}, both).count("--ignore") == len(patterns)
+
+
+def test_an_adapter_need_not_know_of_a_layer_that_its_training_never_loaded(
+    tmp_path: Path, tiny_llama_pair: Pair, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapt(tiny_llama_pair.base, tmp_path / "adapter", target_modules=["q_proj", "down_proj"])
+    extract(tiny_llama_pair.base, tmp_path / "adapter", tmp_path / "expected")
+    base, instruct = (
+        shutil.copytree(side, tmp_path / side.name) for side in (tiny_llama_pair.base, tiny_llama_pair.instruct)
+    )
+    for folder in (base, instruct):
+        held = tensors_of(folder)
+        layer = {n.replace(".layers.1.", ".layers.2."): a for n, a in held.items() if ".layers.1." in n}
+        write_weights(folder, held | layer)
+    adapter = tmp_path / "adapter"
+    with pytest.raises(AdapterError, match="is targeted but has no factors; the file is incomplete") as caught:
+        extract(base, adapter, tmp_path / "delta")
+    assert offered(caught.value) == ["model.layers.2.*"]
+    require_extractable(base, adapter)  # no reason not to train: the waiver will do
+    assert "--ignore 'model.layers.2.*'" in capsys.readouterr().err
+    facts = extract(base, adapter, tmp_path / "delta", ignore=offered(caught.value))
+    assert facts["ignored"] == {"waived by name: model.layers.2.*": {"base": sorted(layer)}}
+    expected = open_delta(tmp_path / "expected")
+    delta = open_delta(tmp_path / "delta")
+    assert bits({n: delta.read(n) for n in delta.names}) == bits({n: expected.read(n) for n in expected.names})
+    graft(instruct, [(tmp_path / "delta", 1.0)], tmp_path / "out")
+    out = tensors_of(tmp_path / "out")
+    assert all(bits({"": out[n]}) == bits({"": a}) for n, a in layer.items())
+    for patterns, message in (
+        (["model.layers.2.*", "*q_proj*"], r"'\*q_proj\*' meets .* both sides"),
+        (["model.layers.2.*", "mtp.*"], r"'mtp\.\*' meets nothing"),
+    ):
+        with pytest.raises(InputError, match=message):
+            extract(base, adapter, tmp_path / "no", ignore=patterns)

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 EXACT = "exact"
 MERGE = r"no exact delta here; merge the adapter into the Base|LORA is wanted; merge the adapter into the Base"
 RETRAIN = r"no change of the Base's weights says the same: train LoRA without it"
-APART = r"ties .*, the adapter trained them apart; train with ensure_weight_tying=True, or merge it into an untied Base"
-UNHEARD = APART
+APART = "ties .*, the adapter trained them apart; train with ensure_weight_tying=True, or merge it into an untied Base"
+UNHEARD = "ties .*, the adapter trained them apart; merge it where it was trained, into an untied Base"
 """PEFT hears ensure_weight_tying only of an embedding called embed_tokens"""
 
 
@@ -45,8 +45,12 @@ OPTIONS = [
     _lora("llama", "all linear", target_modules="all-linear"),
     _lora("llama", "regex", target_modules=r".*layers\.1\.(mlp\.up|self_attn\.q)_proj"),
     _lora("llama", "rslora", use_rslora=True),
-    _lora("llama", "rank pattern", target_modules=SEVEN, rank_pattern={"up_proj": 2, r"layers\.1\.self_attn\.q_proj": 6}),
-    _lora("llama", "alpha pattern", target_modules=SEVEN, alpha_pattern={"down_proj": 3, "^model.layers.0.mlp.up_proj": 5}),
+    _lora(
+        "llama", "rank pattern", target_modules=SEVEN, rank_pattern={"up_proj": 2, r"layers\.1\.self_attn\.q_proj": 6}
+    ),
+    _lora(
+        "llama", "alpha pattern", target_modules=SEVEN, alpha_pattern={"down_proj": 3, "^model.layers.0.mlp.up_proj": 5}
+    ),
     _lora("llama", "rslora with patterns", use_rslora=True, rank_pattern={"q_proj": 2}, alpha_pattern={"v_proj": 16}),
     _lora("llama", "layers", layers_to_transform=[1]),
     _lora("llama", "layer", layers_to_transform=1),
@@ -88,7 +92,20 @@ OPTIONS = [
 EVERYTHING = [  # on each of these, every layer that PEFT itself calls linear
     _lora(family, "all linear", model={}, target_modules="all-linear")
     for family in (
-        *("gpt2", "falcon", "gpt_neox", "bloom", "opt", "phi", "phi3", "gemma2", "qwen2", "qwen3", "mistral", "cohere2"),
+        *(
+            "gpt2",
+            "falcon",
+            "gpt_neox",
+            "bloom",
+            "opt",
+            "phi",
+            "phi3",
+            "gemma2",
+            "qwen2",
+            "qwen3",
+            "mistral",
+            "cohere2",
+        ),
         *("lfm2", "jamba", "olmoe", "granitemoe", "mixtral", "qwen2_moe", "qwen3_moe", "gpt_oss"),
         *("deepseek_v3", "qwen3_next", "gemma3n_text", "llama4_text", "glm4_moe", "phimoe", "ernie4_5_moe", "smollm3"),
         *("codegen", "gpt_bigcode", "gptj", "stablelm", "nemotron", "minimax_m2", "bart", "bert"),
@@ -125,12 +142,14 @@ EXPERTS = [
         for family in ("mixtral", "qwen2_moe", "gpt_oss")
         for name in BOTH
     ),
-    _lora("gpt_oss", "square experts", model={"intermediate_size": 32}, target_parameters=[f"experts.{n}" for n in BOTH]),
-    _lora("gpt_oss", "square down", model={"intermediate_size": 32}, target_parameters=["experts.down_proj"]),
     _lora(
-        "qwen3_moe", "square experts", model={"moe_intermediate_size": 32}, target_parameters=["experts.down_proj"]
+        "gpt_oss", "square experts", model={"intermediate_size": 32}, target_parameters=[f"experts.{n}" for n in BOTH]
     ),
-    _lora("mixtral", "experts with patterns", model={}, target_parameters=[f"experts.{n}" for n in BOTH], use_rslora=True),
+    _lora("gpt_oss", "square down", model={"intermediate_size": 32}, target_parameters=["experts.down_proj"]),
+    _lora("qwen3_moe", "square experts", model={"moe_intermediate_size": 32}, target_parameters=["experts.down_proj"]),
+    _lora(
+        "mixtral", "experts with patterns", model={}, target_parameters=[f"experts.{n}" for n in BOTH], use_rslora=True
+    ),
     _lora("qwen2_moe", "the usual seven", model={}, target_modules=SEVEN),
     _lora("qwen3_moe", "the usual seven", model={}, target_modules=SEVEN),
     _lora("deepseek_v3", "the usual seven", model={}, target_modules=[*SEVEN, "kv_b_proj", "q_b_proj"]),
@@ -163,15 +182,21 @@ _NAMES = {  # of embedding and head, and a layer to adapt
     "gemma3": ("embed_tokens", "lm_head", "q_proj", {}),
 }
 TIES = [
-    Row(family, what, outcome, {"target_modules": [layer, *adapted], "modules_to_save": saved or None} | more, model=model)
+    Row(
+        family,
+        what,
+        outcome,
+        {"target_modules": [layer, *adapted], "modules_to_save": saved or None} | more,
+        model=model,
+    )
     for family, (embedding, head, layer, model) in _NAMES.items()
-    for together in [EXACT if embedding == "embed_tokens" else UNHEARD]
+    for apart, together in [(APART, EXACT) if embedding == "embed_tokens" else (UNHEARD, UNHEARD)]
     for what, adapted, saved, more, outcome in (
         ("tied", [], [], {}, EXACT),
-        ("tied, embedding saved", [], [embedding], {}, APART),
-        ("tied, head saved", [], [head], {}, APART),
-        ("tied, embedding adapted", [embedding], [], {}, APART),
-        ("tied, head adapted", [head], [], {}, APART),
+        ("tied, embedding saved", [], [embedding], {}, apart),
+        ("tied, head saved", [], [head], {}, apart),
+        ("tied, embedding adapted", [embedding], [], {}, apart),
+        ("tied, head adapted", [head], [], {}, apart),
         ("tied, embedding saved with its head", [], [embedding], {"ensure_weight_tying": True}, together),
         ("tied, embedding adapted with its head", [embedding], [], {"ensure_weight_tying": True}, together),
         ("tied, trained rows", [], [], {"trainable_token_indices": {embedding: [3, 9]}}, EXACT),

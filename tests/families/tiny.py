@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from infra import families
@@ -19,8 +18,14 @@ SIZES = (  # by the name of a field; the first that fits counts. Whatever fits n
     (r"experts?_per_tok(en)?$|^moe_topk$|^moe_k$", 2),
     (r"(^|_)experts$", 4),
     (r"ffn_dim$|intermediate_size|^d_ff$|^dff$|^n_inner$|^dim_ff$|mlp_dim$|ffn_hidden_size$|^ffn_dim", 48),
-    (r"hidden_size|^d_model$|^n_embd$|embed_dim$|^dim$|hidden_dim$|projection_dim$|output_dim$|embed_proj_dim$|^emb_dim$", 32),
-    (r"^base_channels$|^adapter_(in|out)_dim$|^adapter_input_size$|^embedding_size$|input_dim$|_embed_dim$|feature_size$|_hidden_dimension$", 32),
+    (
+        r"hidden_size|^d_model$|^n_embd$|embed_dim$|^dim$|hidden_dim$|projection_dim$|output_dim$|embed_proj_dim$|^emb_dim$",
+        32,
+    ),
+    (
+        r"^base_channels$|^adapter_(in|out)_dim$|^adapter_input_size$|^embedding_size$|input_dim$|_embed_dim$|feature_size$|_hidden_dimension$",
+        32,
+    ),
     (r"^image_size$|^crop_size$", 16),
     (r"(^|_)patch_size$", 4),
     (r"position_embeddings$|^n_positions$|^n_ctx$|^max_seq_len$|source_positions$|target_positions$", 64),
@@ -29,10 +34,18 @@ SIZES = (  # by the name of a field; the first that fits counts. Whatever fits n
 _MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16}
 SETTINGS: dict[str, dict[str, Any]] = {  # by model type, where sizes by name do not suffice
     "bamba": _MAMBA | {"attn_layer_indices": [1]},
-    "cosmos3_edge": {"text_config": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}},
+    "cosmos3_edge": {
+        "text_config": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}
+    },
     "dots3_note": {"text_config": {"num_key_value_heads": 4}},
     "dots3_note_text": {"num_key_value_heads": 4},
-    "ernie4_5_vl_moe": {"text_config": {"moe_intermediate_size": [48, 24], "head_dim": 16,  "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [3, 3, 2]}}},
+    "ernie4_5_vl_moe": {
+        "text_config": {
+            "moe_intermediate_size": [48, 24],
+            "head_dim": 16,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [3, 3, 2]},
+        }
+    },
     "falcon_h1": _MAMBA | {"mamba_d_ssm": 64},
     "florence2": {
         "vision_config": {"embed_dim": [16, 16, 16, 32], "num_heads": [2] * 4, "num_groups": [2] * 4, "depths": [1] * 4}
@@ -60,7 +73,9 @@ _TOKEN = re.compile(r"token(_id|_index)?$|_id$|_token_ids$|_token_index$")
 def settings_of(config: Any) -> dict[str, Any]:
     """The fields of a config to be given so that a model of its class is small; parts within likewise."""
     found: dict[str, Any] = {}
-    layers = next((v for k in ("num_hidden_layers", "n_layer", "num_layers") if isinstance(v := vars(config).get(k), int)), 0)
+    layers = next(
+        (v for k in ("num_hidden_layers", "n_layer", "num_layers") if isinstance(v := vars(config).get(k), int)), 0
+    )
     for field, value in vars(config).items():
         if hasattr(value, "sub_configs"):
             found[field] = {"model_type": value.model_type} | settings_of(value)

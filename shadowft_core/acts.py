@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shadowft_core.errors import StoreCorrupt
+from shadowft_core.errors import ParamsError, StoreCorrupt
 
 if TYPE_CHECKING:
     from shadowft_core.params import Params, Section, Store
@@ -19,8 +19,19 @@ acts.add_typer(store, name="store", rich_help_panel="Acts")
 
 PARAMS: Path | None = None
 PARAMS_FILE = Path("params.yaml")
+
+
+def _there(path: Path | None) -> Path | None:
+    if path is not None and not path.is_file():
+        raise ParamsError(f"{path}: no such file; name an existing one with --params FILE")
+    return path
+
+
 ParamsOption = Annotated[
-    Path | None, typer.Option("--params", help="the params.yaml to read; without one in this folder, defaults hold")
+    Path | None,
+    typer.Option(
+        "--params", callback=_there, help="the params.yaml to read; without one in this folder, defaults hold"
+    ),
 ]
 UriOption = Annotated[str | None, typer.Option(help="a folder or s3://bucket/prefix; default from params.yaml")]
 EndpointOption = Annotated[str | None, typer.Option(help="URL of an S3 server other than AWS")]

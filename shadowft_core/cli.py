@@ -221,14 +221,15 @@ def graft(
     if (base is None) != (tuned is None) or not (delta or base):
         raise typer.BadParameter("pass --delta, or --base and --tuned together")
     deltas: list[tuple[Path | Difference, float | None]] = [parse_delta(text) for text in delta or ()]
+    p = read_params(params)
     if base and tuned:
-        deltas.append((open_difference(base, tuned, unrelated, ignore or ()), None))
+        deltas.append((open_difference(base, tuned, unrelated, ignore or p.extract.ignore), None))
     recipe = run(
         instruct,
         deltas,
         sweep,
         scale,
-        read_params(params).graft,
+        p.graft,
         out,
         scope or (),
         merge=Merge(merge, density, seed),

@@ -2,15 +2,13 @@
 
 import json
 import os
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from shadowft_core.errors import ParamsError
+from shadowft_core.yamlfile import read_yaml
 
 Scale = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -230,81 +228,8 @@ class _Unwritten(Params):
 
 def _problems(error: ValidationError) -> str:
     return "; ".join(
-        f"{'.'.join(str(part) for part in e['loc']) or 'file'}: {e['msg']} (found {e['input']!r:.80})"
+        f"{'.'.join(str(part) for part in e['loc']) or 'file'}: {e['msg']}"
+        # The value of a field that does not exist may be a key or a password in a wrong place.
+        + ("" if e["type"] in ("extra_forbidden", "missing") else f" (found {e['input']!r:.80})")
         for e in error.errors()
     )
-
-
-class _Yaml(yaml.SafeLoader):
-    """YAML 1.2, as DVC reads the same file: `on` and `12:30` are text, 1e-4 is a number, 010 is ten."""
-
-
-_Yaml.yaml_implicit_resolvers = {}  # not those of YAML 1.1
-for _tag, _pattern, _first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
-    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+."),
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("merge", r"<<", "<"),
-):
-    _Yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), list(_first))
-_Yaml.add_constructor(
-    "tag:yaml.org,2002:int",
-    lambda loader, node: int(node.value, 0 if node.value[:2] in ("0o", "0x") else 10),
-)
-
-
-def read_yaml(path: Path) -> Any:
-    """What stands in a YAML 1.2 file that a person wrote. Raises ParamsError as `check_keys` does."""
-    text = check_keys(path)
-    try:
-        return yaml.load(text, Loader=_Yaml)  # noqa: S506 a safe loader
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ParamsError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
-
-
-def check_keys(path: Path) -> str:
-    """The text of a YAML file in which no key stands twice in one mapping, merged ones (`<<`) included.
-
-    Raises ParamsError for such a key with both lines: readers let the last one win and say nothing. Also for a file
-    that is not YAML.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        for where, first, second in _repeated(yaml.compose(text, Loader=_Yaml), "", set()):
-            lines = f"lines {first + 1} and {second + 1}" if first != second else f"line {first + 1}"
-            raise ParamsError(f"{path}: {where} stands twice, in {lines}; keep one, or the last would win unseen")
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ParamsError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
-    return text
-
-
-def _repeated(node: yaml.Node | None, above: str, seen: set[int]) -> Iterator[tuple[str, int, int]]:
-    """Every key that stands twice in one mapping of the tree: its dotted name and both lines, from 0."""
-    if node is None or id(node) in seen:
-        return
-    seen.add(id(node))
-    if isinstance(node, yaml.MappingNode):
-        lines: dict[str, int] = {}
-        for key, line in _keys(node, set()):
-            if key in lines:
-                yield above + key, min(lines[key], line), max(lines[key], line)
-            lines[key] = line
-        for key_node, value in node.value:
-            yield from _repeated(value, f"{above}{key_node.value}.", seen)
-    elif isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            yield from _repeated(item, above, seen)
-
-
-def _keys(node: yaml.Node, seen: set[int]) -> Iterator[tuple[str, int]]:
-    """The keys of a mapping, and of those merged into it, each with its line."""
-    if id(node) in seen:
-        return
-    seen = seen | {id(node)}
-    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
-        yield str(key.value), key.start_mark.line
-        if key.tag == "tag:yaml.org,2002:merge":
-            for merged in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-                yield from _keys(merged, seen)

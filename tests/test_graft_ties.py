@@ -19,7 +19,8 @@ from tests.test_graft import BF16, F32, Tensors, refused, tensors_of
 
 TEXT: dict[str, Any] = {
     **{"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1},
-    **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 1},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8},
+    **{"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3},
 }
 PLAIN = {key: value for key, value in TEXT.items() if key not in ("num_key_value_heads", "head_dim")}
 VISION: dict[str, Any] = {
@@ -43,7 +44,8 @@ CASES = {
     "llama": Case(TEXT | TIED, "model.embed_tokens.weight", "lm_head.weight"),
     "gemma2": Case(TEXT, "model.embed_tokens.weight", "lm_head.weight", True),
     "gpt2": Case(
-        {"vocab_size": 64, "n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 64},
+        {"vocab_size": 64, "n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 64}
+        | {"bos_token_id": 2, "eos_token_id": 3},
         *("transformer.wte.weight", "lm_head.weight", True),
     ),
     "bloom": Case(
@@ -94,6 +96,9 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = getattr(transformers, case.auto).from_config(config)
+        for weights in model.parameters():
+            if not weights.any():  # a trained model has no matrix of zeros
+                torch.nn.init.normal_(weights, std=0.02)
     model.save_pretrained(folder / "base")
     if case.silent:
         file = folder / "base" / "config.json"
@@ -212,22 +217,30 @@ def test_training_that_unties_is_refused_with_the_way_out(tmp_path: Path) -> Non
         (None, "absent", "tied"),
     ],
 )
+@pytest.mark.parametrize("sized", [True, False], ids=["vocab_size", "no vocab_size"])
 @pytest.mark.parametrize("embedding", [EMBEDDING, "tok.emb.weight"])
 def test_a_family_that_nobody_knows_is_judged_by_config_and_equal_weights(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], says: bool | None, head: str, outcome: str, embedding: str
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    says: bool | None,
+    head: str,
+    outcome: str,
+    embedding: str,
+    sized: bool,
 ) -> None:
     if embedding != EMBEDDING and head == "absent":
         pytest.skip("nothing shows which tensor a head could be tied to")
-    config: dict[str, Any] = {"model_type": "nobody", "vocab_size": 40, "tie_word_embeddings": says}
+    config: dict[str, Any] = {"model_type": "nobody"} | ({"vocab_size": 40} if sized else {})
 
     def model(place: str, seed: int) -> Path:
         tensors = near(bare(), seed)
         tensors[embedding] = tensors.pop(EMBEDDING)
         if head != "absent":
             tensors[HEAD] = tensors[embedding] if head == "equal" else near(bare(), seed + 10)[EMBEDDING]
-        folder = write_model(tmp_path / place, tensors, **config)
-        if says is None:
-            (folder / "config.json").write_text(json.dumps({"model_type": "nobody", "vocab_size": 40}))
+        folder = write_model(tmp_path / place, tensors)
+        (folder / "config.json").write_text(
+            json.dumps(config | ({} if says is None else {"tie_word_embeddings": says}))
+        )
         return folder
 
     base, tuned, instruct = (model(place, seed) for seed, place in enumerate(SIDES))

@@ -15,6 +15,7 @@ ROOMS = sorted(
 )
 LAYERS = [
     "errors",
+    "yamlfile",
     "params",
     "checkpoint objects",
     "pair store diff",

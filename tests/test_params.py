@@ -7,9 +7,9 @@ import pytest
 import yaml
 from dvc.utils.serialize import parse_yaml
 
-from shadowft_core.errors import EvaluationError, ParamsError
-from shadowft_core.evaluate.taskfiles import TaskFiles
-from shadowft_core.params import Graft, Train, default_params, load_params, read_yaml
+from shadowft_core.errors import ParamsError
+from shadowft_core.params import Graft, Train, default_params, load_params
+from shadowft_core.yamlfile import read_yaml
 
 WRITTEN = (Path(__file__).parent.parent / "params.yaml").read_text(encoding="utf-8")
 
@@ -24,13 +24,13 @@ def edited(folder: Path, old: str, new: str) -> Path:
 @pytest.mark.parametrize(
     ("old", "new", "key", "lines"),
     [
-        ("store:\n", "store: {uri: s3://other}\nstore:\n", "store", "lines 57 and 58"),
-        ("  margin: 0.03", "  margin: 0.03\n  seed: 1", "verdict.seed", "lines 53 and 56"),
+        ("store:\n", "store: {uri: s3://other}\nstore:\n", "store", "lines 60 and 61"),
+        ("  margin: 0.03", "  margin: 0.03\n  seed: 1", "verdict.seed", "lines 56 and 59"),
         ("rank: 16,", "rank: 16, 'rank': 8,", "train.lora.rank", "line 20"),
         ("rank: 16,", "<<: {rank: 8}, rank: 16,", "train.lora.rank", "line 20"),
         ("rank: 16,", "<<: [{rank: 8}, {rank: 16}],", "train.lora.rank", "line 20"),
         ("rank: 16,", "<<: {rank: 8}, <<: {alpha: 16},", "train.lora.<<", "line 20"),
-        ("[pico_domain_dev]", "[{a: 1, a: 2}]", "sweep.domain.a", "line 35"),
+        ("[pico_domain_dev]", "[{a: 1, a: 2}]", "sweep.domain.a", "line 38"),
     ],
 )
 def test_a_key_that_stands_twice_is_named_with_both_lines(
@@ -109,11 +109,3 @@ def test_without_a_file_the_defaults_hold_and_what_has_none_is_named() -> None:
     for section in ("fetch", "prepare", "sweep", "evaluate"):
         with pytest.raises(ParamsError, match=f"no such file, and `{section}` is needed"):
             getattr(found, section)
-
-
-def test_a_task_file_gives_no_key_twice(tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text(
-        "task: mine\nmetric_list:\n  - metric: acc\n    metric: exact_match\nprocess_docs: !function a.b\n", "utf-8"
-    )
-    with pytest.raises(EvaluationError, match=r"mine.yaml: metric_list.metric stands twice, in lines 3 and 4"):
-        TaskFiles(tmp_path)

@@ -111,6 +111,10 @@ BAD = {
     "unsupported role 'tool'": json.dumps(turns("user", "tool", "assistant")).encode(),
     "unsupported role 'function_call'": b'{"conversations": [{"from": "function_call", "value": "f()"}]}',
     "unsupported field 'tools'": b'{"question": "a", "answer": "b", "tools": [{"name": "f"}]}',
+    "unsupported role 'tool_calls'": (
+        b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "tool_calls": [1]}]}'
+    ),
+    "unsupported field 'history'": b'{"instruction": "a", "output": "b", "history": [["c", "d"]]}',
     "unsupported field 'chosen'": b'{"prompt": "a", "chosen": "b", "rejected": "c"}',
     "no user turn": json.dumps(turns("system")).encode(),
     "user and assistant do not alternate": json.dumps(turns("user", "user", "assistant")).encode(),
@@ -317,3 +321,24 @@ def test_a_line_without_end_is_never_held_in_memory(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert found == [(1, None), (2, "longer than 16 MiB"), (3, None)]
     assert peak < 3 * rows.ROW_LIMIT
+
+
+def test_a_hidden_file_is_no_data(stage: Stage) -> None:
+    """What an editor or a file manager leaves: read as data, it would train on rows that were taken out."""
+    (stage.data / "rows.jsonl").write_bytes(lines([talk("kept")]))
+    (stage.data / ".rows.jsonl").write_bytes(lines([talk("taken out")]))
+    assert [file["file"] for file in stage.run()["files"]] == ["rows.jsonl"]
+    assert [row["prompt"] for row in stage.split()] == ["kept"]
+
+
+def test_a_row_stays_in_its_split_from_release_to_release(stage: Stage) -> None:
+    """Pinned: another hash, or another order of the shares, would move rows that were judged on into training."""
+    (stage.data / "rows.jsonl").write_bytes(lines([talk(f"question {n}") for n in range(20)]))
+    stage.run(Prepare(data="-", valid=0.2, dev=0.2, test=0.2))
+    found = {name: sorted(int(row["prompt"].split()[1]) for row in stage.split(name)) for name in SPLITS}
+    assert found == {
+        "train": [0, 2, 5, 6, 8, 10, 12, 14, 16, 17, 18],
+        "valid": [3, 7, 11, 13, 15],
+        "dev": [4],
+        "test": [1, 9, 19],
+    }

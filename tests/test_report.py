@@ -266,3 +266,28 @@ def test_an_incomplete_file_is_an_error(tmp_path: Path) -> None:
     dump(tmp_path / "pair/pair.json", {"format": 1})
     with pytest.raises(EvaluationError, match=r"lacks .*base"):
         report(tmp_path, tmp_path / "report.html")
+
+
+HEADLINES = {"promote": "may become champion", "hold": "The champion stays", "undecided": "too few to settle"}
+
+
+@pytest.mark.parametrize("decision", HEADLINES)
+def test_the_headline_is_that_of_the_decision(tmp_path: Path, decision: str) -> None:
+    path = write_work(tmp_path) / "verdict.json"
+    dump(path, json.loads(path.read_bytes()) | {"decision": decision})
+    said = page(tmp_path).text
+    assert {name for name, words in HEADLINES.items() if words in said} == {decision}
+
+
+def test_without_a_guard_it_says_so(tmp_path: Path, shown: Page) -> None:
+    sentence = "No guard task was measured, so nothing is claimed about what the Instruct keeps."
+    path = write_work(tmp_path) / "verdict.json"
+    found = json.loads(path.read_bytes())
+    dump(path, found | {"claims": [claim for claim in found["claims"] if claim["role"] == "domain"]})
+    assert sentence in page(tmp_path).text
+    assert sentence not in shown.text
+
+
+def test_the_tensors_that_moved_most_stand_first(shown: Page) -> None:
+    layers = [int(at) for at in re.findall(r"model\.layers\.(\d+)\.self_attn", shown.text)]
+    assert layers == list(range(13, 5, -1))

@@ -85,4 +85,15 @@ def test_items_that_choose_do_not_judge(world: World, tmp_path: Path) -> None:  
         sweep(
             world.instruct, world.delta, world.data, PARAMS, world.params(domain=("next_dev",)), tmp_path / "out.json"
         )
+    with pytest.raises(EvaluationError, match="task say_dev: stands under sweep and under evaluate"):
+        sweep(world.instruct, world.delta, world.data, PARAMS, world.params(guards=("say_dev",)), tmp_path / "out.json")
     assert not (tmp_path / "out.json").exists()
+
+
+def test_only_what_is_in_scope_is_swept(world: World, tmp_path: Path) -> None:  # noqa: F811
+    """No scale of the norms alone teaches what the whole delta teaches."""
+    norms = PARAMS.model_copy(update={"scope": ("*norm*",)})
+    sweep(world.instruct, world.delta, world.data, norms, world.params(), tmp_path / "out.json")
+    result = json.loads((tmp_path / "out.json").read_bytes())
+    assert result["scope"] == ["*norm*"]
+    assert result["curve"][-1]["domain"] < 1.0

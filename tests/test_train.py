@@ -1,6 +1,7 @@
 """Training on a tiny model of random weights with a word-level tokenizer: real TRL, real PEFT, seconds on one core."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -8,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from shadowft_core.errors import CheckpointError, DataError, TrainError
+from shadowft_core.delta import extract
+from shadowft_core.errors import AdapterError, CheckpointError, DataError, TensorMissing, TrainError
 from shadowft_core.params import Lora, Prepare, Train
 from shadowft_core.prepare import prepare
 from shadowft_core.train import train
@@ -231,6 +234,56 @@ def test_models_and_tokenizers_that_do_not_fit_are_refused(place: Path, tmp_path
     with pytest.raises(DataError, match=r"train\.parquet: no such file; run `shadowft prepare` first"):
         train(place / "base", place / "instruct", tmp_path, SETTINGS, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_extract_could_not_take_is_refused_before_the_first_step(
+    place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.numpy import load_file, save_file
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from typer.testing import CliRunner
+
+    from shadowft_core.cli import app
+
+    tokenizer, hidden = word_tokenizer(), {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    sizes = {"vocab_size": len(tokenizer), "num_attention_heads": 4, "head_dim": 8}
+    for family, settings in (("hrm_text", sizes | hidden), ("gpt2", {"n_embd": 32, "n_layer": 1, "n_head": 4} | sizes)):
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings)).save_pretrained(tmp_path / family)
+        tokenizer.save_pretrained(tmp_path / family)
+    file = tmp_path / "gpt2" / "model.safetensors"  # as on the hub, without the prefix that transformers saves
+    bare = {name.removeprefix("transformer."): array for name, array in load_file(file).items()}
+    save_file(bare, file, {"format": "pt"})
+
+    def done(family: str, method: str) -> Any:
+        params = {"train": SETTINGS.model_copy(update={"method": method, "max_steps": 1}).model_dump(mode="json")}
+        whole = yaml.safe_load((Path(__file__).parent.parent / "params.yaml").read_text()) | params
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(whole))
+        words = ["--instruct", str(place / "instruct"), "--data", str(place / "data"), "--out", str(tmp_path / "out")]
+        words += ["--params", str(tmp_path / "params.yaml"), "--model", str(tmp_path / family)]
+        return CliRunner().invoke(app, ["train", *words])
+
+    for family, method, error, message in (
+        (
+            "hrm_text",
+            "lora",
+            AdapterError,
+            r"hrm_text: after a training of .*: \S+_proj\.weight lies in .* only transformers converts; .* full$",
+        ),
+        (
+            "gpt2",
+            "full",
+            TensorMissing,
+            r"would save transformer\.\S+, a name that the folder does not hold \(\d+ in all",
+        ),
+    ):
+        found = done(family, method).exception
+        assert isinstance(found, error)
+        assert re.search(message, str(found))
+        assert not (tmp_path / "out").exists()
+        assert "step 1/" not in capfd.readouterr().err
+    assert done("gpt2", "lora").exit_code == 0
+    assert extract(tmp_path / "gpt2", tmp_path / "out", tmp_path / "delta")["kind"] == "lora"
+    assert done("hrm_text", "full").exit_code == 0
 
 
 def test_sigterm_leaves_no_folder(place: Path, tmp_path: Path) -> None:

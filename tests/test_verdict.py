@@ -10,6 +10,7 @@ from shadowft_core.errors import EvaluationError
 from shadowft_core.params import Verdict
 from shadowft_core.verdict import Claim, decide, judge, superiority
 from shadowft_core.verdict.scores import Arm
+from shadowft_core.verdict.statistics import items_to_detect
 
 PARAMS = Verdict(alpha=0.05, margin=0.03, worthwhile=0.05, resamples=999, seed=0)
 ARMS = ["instruct", "direct", "direct_scaled", "shadow", "shadow_scaled"]
@@ -250,3 +251,59 @@ def test_decisions_follow_from_outcomes_alone() -> None:
     assert decide(claims("better", "too few items", "harmed")) == "hold"
     assert decide(claims("tie", "passed")) == "hold"
     assert decide(claims("worse", "passed")) == "hold"
+
+
+def test_four_rivals_share_the_error() -> None:
+    """20 wins, 8 losses in 60: p is 0.02 by itself, 0.05 and more after Holm over three rivals."""
+    before = np.repeat([0.0, 1.0, 1.0], [20, 8, 32])
+    after = np.repeat([1.0, 0.0, 1.0], [20, 8, 32])
+    arms = arena(dict.fromkeys(ARMS[:-1], before) | {"shadow_scaled": after})
+    found = judge(arms, PARAMS)
+    rivals = [claim for claim in found["claims"] if claim["role"] == "domain"]
+    assert len(rivals) == 3
+    assert all(claim["p"] < PARAMS.alpha < claim["p_adjusted"] and claim["interval"][0] > 0 for claim in rivals)
+    assert found["decision"] == "undecided"
+    alone = superiority({name: arms[name] for name in ("instruct", "shadow_scaled")}, PARAMS)
+    assert decide(alone) == "promote"
+    hardest = items_to_detect([after - before], [(-1.0, 1.0)], PARAMS.worthwhile, PARAMS.alpha / 3)
+    assert superiority(arms, PARAMS)[0].items_needed == hardest
+
+
+def test_the_margin_is_the_margin() -> None:
+    """On a guard where nothing differs in 400 items the interval ends near -0.01: a margin inside it is not kept."""
+    arms = arena(five(CLEAR))
+    low = judge(arms, PARAMS)["claims"][-1]["interval"][0]
+    assert -0.02 < low < 0
+    for margin, decision in ((-low + 0.002, "promote"), (-low - 0.002, "undecided")):
+        assert judge(arms, PARAMS.model_copy(update={"margin": margin}))["decision"] == decision
+
+
+def test_intervals_cover_what_they_say() -> None:
+    """95 of 100 intervals hold the true difference: 0.9 of them would betray a narrower one."""
+    rng = np.random.default_rng(11)
+    held = 0
+    for _ in range(400):
+        arms = arena({"instruct": answers(rng, 200, 0.5), "shadow_scaled": answers(rng, 200, 0.6)})
+        low, high = superiority(arms, PARAMS)[0].interval
+        held += low <= 0.1 <= high
+    assert held >= binom.ppf(0.02, 400, 0.95)
+
+
+def test_every_guard_counts() -> None:
+    def arms(kept: float) -> dict[str, Arm]:
+        shares = {"instruct": 1.0, "shadow_scaled": kept}
+        items = np.arange(400)
+        return {
+            name: arm(
+                name,
+                {
+                    "skill": ("domain", (items < CLEAR[name]).astype(float)),
+                    "a": ("guard", np.ones(400)),
+                    "b": ("guard", (items < 400 * share).astype(float)),
+                },
+            )
+            for name, share in shares.items()
+        }
+
+    assert judge(arms(1.0), PARAMS)["decision"] == "promote"
+    assert judge(arms(0.5), PARAMS)["decision"] == "hold"

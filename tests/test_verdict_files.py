@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from shadowft_core.errors import EvaluationError
-from shadowft_core.verdict import verdict
+from shadowft_core.verdict import judge, numbers, verdict
 from shadowft_core.verdict.scores import Arm, read_arms
-from tests.test_verdict import ARMS, CLEAR, PARAMS, arena, five
+from tests.test_verdict import ARMS, CLEAR, PARAMS, arena, arm, five
 
 RECIPE = "sha256:" + "c" * 64
 
@@ -116,3 +116,51 @@ def test_an_item_that_stands_twice_counts_once(work: Path) -> None:
         skill["n"] += 1
         edit(path.with_name("scores.json"), tasks=head["tasks"])
     assert len(read_arms(work / "scores", ["shadow", "direct"])["instruct"].scores["skill"]) == 100
+
+
+def test_the_arms_of_two_folders_exchanged_are_refused(work: Path) -> None:
+    one, other = work / "scores/shadow/shadow", work / "scores/shadow/shadow_scaled"
+    one.rename(work / "aside")
+    other.rename(one)
+    (work / "aside").rename(other)
+    with pytest.raises(EvaluationError, match=r"arm is 'shadow_scaled', the folder says 'shadow'"):
+        run(work)
+
+
+def test_items_that_were_lost_are_refused_whatever_their_mean(work: Path) -> None:
+    """A file cut short may keep its mean."""
+    path = work / "scores/instruct/instruct/items.jsonl"
+    rows = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
+    general = [row for row in rows if row["task"] == "general"]
+    assert len({row["score"] for row in general}) == 1
+    kept = [row for row in rows if row is not general[-1]]
+    path.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
+    with pytest.raises(EvaluationError, match=r"'general' has 399 items .*scores.json says 400 "):
+        run(work)
+
+
+@pytest.mark.parametrize(("field", "value"), [("role", "guard"), ("metric", "exact_match")])
+def test_a_task_has_one_role_and_one_metric(work: Path, field: str, value: str) -> None:
+    path = work / "scores/direct/direct/scores.json"
+    tasks = json.loads(path.read_text())["tasks"]
+    tasks["skill"][field] = value
+    edit(path, tasks=tasks)
+    with pytest.raises(EvaluationError, match=f"were measured differently: {field}s is "):
+        run(work)
+
+
+def test_the_metrics_are_what_was_measured_and_nothing_else(work: Path) -> None:
+    out, metrics = work / "verdict.json", work / "metrics.json"
+    verdict(work / "scores", work / "recipe.json", ["shadow", "direct"], PARAMS, out, metrics)
+    found, judged = json.loads(metrics.read_bytes()), json.loads(out.read_bytes())
+    assert found == {
+        "scale": judged["arms"]["shadow_scaled"]["scale"],
+        "worst_guard": 0.0,
+        **{f"{group}.{arm}": judged["arms"][arm][group]["mean"] for arm in ARMS for group in ("domain", "guards")},
+    }
+
+
+def test_what_was_not_measured_is_no_metric() -> None:
+    items = {"skill": ("domain", np.arange(40) % 2.0)}
+    bare = judge({name: arm(name, items) for name in ("instruct", "shadow_scaled")}, PARAMS)
+    assert set(numbers(bare)) == {"scale", "domain.instruct", "domain.shadow_scaled"}

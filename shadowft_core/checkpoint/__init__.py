@@ -29,7 +29,15 @@ from shadowft_core.checkpoint.model import (
 from shadowft_core.checkpoint.parallel import in_order, threaded
 from shadowft_core.checkpoint.rows import account, fitted, match_rows, runs_of
 from shadowft_core.checkpoint.scratch import scratch
-from shadowft_core.checkpoint.sides import Ignored, by_reason, percent, remedy, require_met, require_one_sided
+from shadowft_core.checkpoint.sides import (
+    Ignored,
+    by_reason,
+    percent,
+    remedy,
+    require_met,
+    require_no_codes,
+    require_one_sided,
+)
 from shadowft_core.checkpoint.ties import note_unknown, require_equal
 from shadowft_core.checkpoint.vocabulary import NO_TOKEN, read_vocabulary, token_marks
 from shadowft_core.checkpoint.writing import (
@@ -83,6 +91,7 @@ __all__ = [
     "remedy",
     "require_equal",
     "require_met",
+    "require_no_codes",
     "require_one_sided",
     "runs_of",
     "scratch",

@@ -63,6 +63,7 @@ class Family:
 
     def __init__(self, config: Mapping[str, Any], names: Collection[str]) -> None:
         self._config, self._names = config, names
+        self._kinds: dict[str, str | None] = {}
         self._entries = list(_entries(config))
         main = self._entries[0] if self._entries and _class_of(config) else {}
         self.known = bool(main)
@@ -84,8 +85,11 @@ class Family:
 
     def kind(self, name: str) -> str | None:
         """One of `KINDS`, of a matrix by its name in memory or in files; None where nothing is known of it."""
-        found = self._kind(name)
-        return "experts" if found == "linear" and _EXPERT.fullmatch(name) else found
+        shown = _pattern(name)  # layers and experts are alike
+        if shown not in self._kinds:
+            found = self._kind(name)
+            self._kinds[shown] = "experts" if found == "linear" and _EXPERT.fullmatch(name) else found
+        return self._kinds[shown]
 
     def _kind(self, name: str) -> str | None:
         ends = list(_ends(_pattern(name)))

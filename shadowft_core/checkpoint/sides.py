@@ -3,9 +3,13 @@
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 
-from shadowft_core.errors import InputError
+from shadowft_core.errors import InputError, Quantised
 
+_CODES = re.compile(
+    r"\.(weight_scale(_inv)?|weight_packed|input_scale|q(weight|zeros)|scales|absmax)$|_(blocks|scales)$"
+)
 Ignored = dict[str, dict[str, list[str]]]
 """names of tensors by reason, then by side"""
 
@@ -30,6 +34,15 @@ def by_reason(
     return left, ignored
 
 
+def require_no_codes(names: Collection[str], path: Path) -> None:
+    """Raises Quantised where one of these tensors, which the other side lacks, belongs to quantised weights."""
+    if found := next(filter(_CODES.search, sorted(names)), None):
+        raise Quantised(
+            f"{path}: holds {found}, so its weights are codes, no numbers to add to, though config.json has no "
+            "quantization_config; pass the dequantised checkpoint"
+        )
+
+
 def require_one_sided(patterns: Sequence[str], both: Collection[str], where: str) -> None:
     """Raises InputError for a pattern that meets a tensor of both sides: what was trained is not ignored."""
     for pattern in patterns:
@@ -51,9 +64,10 @@ def require_met(patterns: Sequence[str], ignored: Ignored, where: str) -> None:
 
 
 def remedy(left: Mapping[str, Sequence[str]], both: Collection[str]) -> str:
-    """The options that would waive all that is left, `; or ...`; empty where it looks like one tensor of two names."""
+    """The options that would waive all that is left, `; or ...`; empty where it looks like one tensor of two names, or
+    where the two have nothing in common."""
     leaves = [{".".join(name.split(".")[-2:]) for name in names} for names in left.values()]
-    if len(leaves) > 1 and set.intersection(*leaves):
+    if not both or (len(leaves) > 1 and set.intersection(*leaves)):
         return ""
     found: list[str] = []
     for name in (name for names in left.values() for name in names):

@@ -28,10 +28,12 @@ def ties_of(model: "Checkpoint") -> dict[str, str]:
 
 
 def _evident(model: "Checkpoint") -> dict[str, str]:
-    """Config and equal weights must say the same: of everything that has a row for every token."""
+    """Config and equal weights must say the same: of all that has a row for every token, or the shape of a head."""
     family, says = model.family, model.family.says_tied
     shapes = {name: model.info(name).shape for name in model.names}
-    rows = [name for name, shape in shapes.items() if len(shape) == 2 and family.has_token_rows(name, shape)]
+    heads = {shape for name, shape in shapes.items() if family.is_head(name)}
+    matrices = ((name, shape) for name, shape in shapes.items() if len(shape) == 2)
+    rows = [name for name, shape in matrices if shape in heads or family.has_token_rows(name, shape)]
     rows.sort(key=lambda name: (not family.is_embedding(name), family.is_head(name)))  # an embedding stands for both
     found: dict[str, str] = {}
     for number, name in enumerate(rows):

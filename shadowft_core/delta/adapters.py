@@ -86,9 +86,16 @@ class Adapter:
         """The name in files of a parameter of the loaded model."""
         return self.before.family.in_files(name)
 
+    def is_fused(self, module: str) -> bool:
+        """Whether factors of a module adapt a parameter of fused experts, or of anything but the module's weight."""
+        parameter = f"{module}.weight"
+        if (name := self.home(self.stored(parameter))) not in self.before:
+            return True
+        return len(self.before.info(name).shape) == 3 and self.settings.targets_parameter(parameter)
+
     @cached_property
-    def shown_experts(self) -> set[bool]:
-        return set(shown_orientations(self))
+    def shown_experts(self) -> frozenset[bool]:
+        return frozenset(shown_orientations(self))
 
     def _is_biased(self) -> bool:
         """Whether every layer to which the file gives a bias of its own (BEFT) has one in the Base."""
@@ -162,7 +169,7 @@ class Adapter:
         name = self.stored(f"{module}.weight")
         if self.before.family.is_converted(f"{module}.weight"):
             raise self.converted(f"{module}.weight")
-        if self.home(name) in self.before:
+        if not self.is_fused(module):
             self._understand_matrix(module, name, keys)
         else:
             for expert_name, change in expert_changes(self, module, keys).items():
@@ -195,7 +202,8 @@ class Adapter:
             )
         left, right = (a, b) if swapped else (b, a)
         made = Factors(rank, scaling, self._reader(left, swapped), self._reader(right, swapped))
-        if initial:
+        held = self.changes.get(name)  # an embedding or head that PEFT saved whole is what the Base became: W - P
+        if initial and not (held and held.replaced):
             made = without_initial(self.before, self.home(name), made, self.settings, swapped)
         self._put(name, Change(factors=made, magnitude=keys.get("magnitude"), outputs_are_columns=swapped))
         if "shift" in keys:

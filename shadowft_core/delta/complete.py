@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from shadowft_core.delta.adapters import Adapter
 
 
+class NotAdapted(AdapterError):
+    """A tensor that the config targets and the file does not adapt; of one side alone, where training left it out."""
+
+
 def require_complete(adapter: "Adapter") -> None:
     """Every module and parameter the config names must have its tensors in the file. Raises AdapterError."""
     before, settings, family = adapter.before, adapter.settings, adapter.before.family
@@ -28,7 +32,7 @@ def require_complete(adapter: "Adapter") -> None:
         matrix = is_own and kind == "weight" and len(before.info(name).shape) == 2
         targeted = (matrix and settings.targets(module)) or settings.targets_parameter(parameter)
         if targeted and adapter.home(name) not in adapted:
-            raise AdapterError(
+            raise NotAdapted(
                 f"{adapter.file}: {module if matrix else parameter} is targeted but has no factors; the file is "
                 f"incomplete, save it again{remedy({'base': [name]}, mine)}"
             )

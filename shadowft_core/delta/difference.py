@@ -23,7 +23,7 @@ from shadowft_core.checkpoint import (
 from shadowft_core.delta.base import sampled
 from shadowft_core.delta.folder import step
 from shadowft_core.delta.layout import layout
-from shadowft_core.errors import Quantised, Unrelated, ZeroDelta
+from shadowft_core.errors import NotFinite, Quantised, Unrelated, ZeroDelta
 
 _COUNTERS = ("I64", "I32", "I16", "U64", "U32", "U16", "BOOL")  # eight bits and less are codes of quantised weights
 FAR = 1.0  # |T - B| / |B|: training moves a matrix by a few percent, an unrelated one lies at 1.4
@@ -119,9 +119,14 @@ class Difference:
         return ((was, now) for (_, was), (_, now) in zip(ours, theirs, strict=True))
 
     def norm(self, name: str) -> float:
-        """The Frobenius norm of a tensor's delta; reads it, once."""
+        """The Frobenius norm of a tensor's delta; reads it, once. Raises NotFinite."""
         if name not in self._norms:
-            self._norms[name] = math.sqrt(sum(_square(part) for _, part in self.chunks(name)))
+            square = 0.0
+            for was, now in self._pairs(name, step(self.shape(name))):
+                square += _square(_subtracted(was, now, scratch.array("difference", was.size, np.float32)))
+            if not math.isfinite(square):
+                raise NotFinite(f"{self.path}: tensor {name}: its delta is not finite; use an intact checkpoint")
+            self._norms[name] = math.sqrt(square)
         return self._norms[name]
 
     def require_related(self, name: str, square: float, before: float) -> None:

@@ -138,7 +138,7 @@ def _is_turned(adapter: "Adapter", stack: Stack, keys: dict[str, str]) -> bool:
         return turned
     shown = adapter.shown_experts  # the parameters of a class are all read in the same way
     if len(shown) == 1:
-        return shown.pop()
+        return True in shown
     version, family = adapter.settings.peft, adapter.before.family
     if version and version < SWAPS:
         return True
@@ -157,7 +157,7 @@ def _is_turned(adapter: "Adapter", stack: Stack, keys: dict[str, str]) -> bool:
 def shown_orientations(adapter: "Adapter") -> Iterator[bool]:
     """Whether rows are inputs, of those of the adapter's experts whose shapes show it."""
     for module, keys in adapter.modules.items():
-        if adapter.home(adapter.stored(f"{module}.weight")) not in adapter.before:
+        if adapter.is_fused(module):
             stack = _adapted(adapter, module, keys)
             if stack and len(set(fit := _fit(adapter, stack, keys))) == 2:
                 yield fit[1]

@@ -16,14 +16,12 @@ from shadowft_core.checkpoint import (
     remedy,
     require_equal,
     require_met,
+    require_no_codes,
     require_one_sided,
     token_marks,
 )
-from shadowft_core.errors import MisfitError, Quantised, ShapeMismatch, TensorMissing, TokenMismatch
+from shadowft_core.errors import ShapeMismatch, TensorMissing, TokenMismatch
 
-_CODES = re.compile(
-    r"\.(weight_scale(_inv)?|weight_packed|input_scale|qweight|qzeros|scales|absmax)$|_(blocks|scales)$"
-)
 _WRAPPERS = {
     "_orig_mod": "torch.compile has wrapped the model that was saved; save the one within (model._orig_mod)",
     "module": "a parallel wrapper was saved; save the model within (model.module)",
@@ -88,16 +86,12 @@ def _own_tensors(model: Checkpoint) -> list[str]:
 
 def _lacking(
     before: Checkpoint, after: Checkpoint, left: Mapping[str, Sequence[str]], both: Collection[str]
-) -> MisfitError | Quantised:
-    """What to say of tensors that only one side holds: the cause where it shows, else the waiver."""
+) -> TensorMissing:
+    """What to say of tensors that only one side holds: the cause where it shows, else the waiver. Raises Quantised."""
     models = {"base": before, "tuned": after}
     odd = " and ".join(f"only {models[side].path} has {n[0]} ({len(n)} in all)" for side, n in left.items())
     for side, names in left.items():
-        if codes := next(filter(_CODES.search, names), None):
-            return Quantised(
-                f"{models[side].path}: holds {codes}, so its weights are codes, which are no numbers to add to, though "
-                "config.json has no quantization_config; pass the dequantised checkpoint"
-            )
+        require_no_codes(names, models[side].path)
     if cause := next(_causes(before, after, left), None):
         return TensorMissing(f"{odd}; {cause}")
     if len(left) > 1 and {before.info(n).shape for n in left["base"]} & {after.info(n).shape for n in left["tuned"]}:

@@ -1,22 +1,34 @@
 """What a training is about to leave, judged before its first step: can `extract` take it?"""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from shadowft_core.checkpoint import open_checkpoint
-from shadowft_core.delta.adapters import Adapter
-from shadowft_core.errors import ShapeMismatch, TensorMissing
+from shadowft_core.delta.adapters import ADAPTER_WEIGHTS, Adapter
+from shadowft_core.delta.complete import NotAdapted
+from shadowft_core.errors import ShadowError, ShapeMismatch, TensorMissing
 
 
 def require_extractable(model: Path, planned: Path | Mapping[str, tuple[int, ...]]) -> None:
     """Raises what `extract` would raise after the training, as far as config, names and shapes tell.
 
     `planned` is a folder with the adapter as it is before the first step, or the shapes, by their names in files, of
-    the tensors that a full training will save. Tensors that only `model` holds are left to the waivers of `extract`.
+    the tensors that a full training will save. Tensors that only `model` holds are left to the waivers of `extract`,
+    of an adapter with a note.
     """
     before = open_checkpoint(model)
     if isinstance(planned, Path):
-        Adapter(before, planned)
+        try:
+            Adapter(before, planned)
+        except NotAdapted as error:  # what PEFT has just saved is complete: the rest is not in the loaded model
+            print(f"note: `extract` will ask for a waiver: {error}", file=sys.stderr)
+        except ShadowError as error:
+            said = str(error).replace(f"{planned / ADAPTER_WEIGHTS}: ", "").replace(f"{planned}", "the adapter")
+            raise type(error)(
+                f"{model}: after a training of train.method lora `extract` would refuse: {said}; or use train.method: "
+                "full"
+            ) from None
         return
     own = {before.home(name): shape for name, shape in planned.items() if not before.family.ignores(name)}
     if odd := sorted(name for name in own if name not in before):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from shadowft_core.errors import EvaluationError, ParamsError
-from shadowft_core.params import check_keys
+from shadowft_core.yamlfile import check_keys
 
 BUILT_IN = Path(__file__).parent / "tasks"  # heldout and heldout_dev, beside whatever the user's folder offers
 
@@ -25,8 +25,8 @@ class TaskFiles:
         self._folder, self._paths = folder, dict[str, Path]()
         for path in [*sorted(BUILT_IN.rglob("*.yaml")), *sorted(folder.rglob("*.yaml"))]:
             try:
-                check_keys(path)
                 name = load_yaml(path, resolve_func=False).get("task")
+                check_keys(path)
             except ParamsError as error:
                 raise EvaluationError(str(error)) from None
             except Exception as error:

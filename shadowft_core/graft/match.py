@@ -17,6 +17,7 @@ from shadowft_core.checkpoint import (
     fitted,
     match_rows,
     remedy,
+    require_no_codes,
     require_one_sided,
     runs_of,
     token_marks,
@@ -92,6 +93,10 @@ class Match:
                     f"{self.delta.path} on {self.model.path}: {having} has {odd[0]}, {lacking} has not ({len(odd)} in "
                     f"all); take an Instruct of the same family and size{remedy(left, met)}"
                 )
+
+    def require_numbers(self) -> None:
+        """Raises Quantised where the Instruct holds what belongs to quantised weights, and the Base does not."""
+        require_no_codes(set(self.model.names) - set(self.here.values()), self.model.path)
 
     def require_one_sided(self, patterns: Sequence[str]) -> None:
         """Raises InputError for a pattern that meets a tensor of the delta that has a place in the Instruct."""
@@ -194,9 +199,10 @@ class Match:
         ours = places(name, shape)
         lost = [slot for slot in ours if slot not in self._places]
         if not ours or len(lost) == len(ours):
+            waiver = remedy({"base": [name]}, [known for known, here in self.here.items() if here])
             raise TensorMissing(
                 f"{self.delta.path}: tensor {name} is missing in {self.model.path}; graft on an Instruct of the same "
-                "family and layout"
+                f"family and layout{waiver}"
             )
         if lost:
             raise TensorMissing(

@@ -16,7 +16,7 @@ from shadowft_core.checkpoint import (
     require_equal,
     require_met,
 )
-from shadowft_core.delta import AnyDelta, Difference, open_delta
+from shadowft_core.delta import AnyDelta, Delta, Difference, open_delta
 from shadowft_core.errors import GraftError, MisfitError, Quantised, ZeroDelta
 from shadowft_core.graft.kinship import require_kinship
 from shadowft_core.graft.layouts import kind
@@ -79,12 +79,7 @@ def make_plan(instruct: Path, deltas: Sequence[tuple[Path | Difference, float]],
     note_unknown(model)
     if options.dtype != "instruct" and options.dtype not in OUTPUTS:
         raise GraftError(f"dtype {options.dtype!r}; known are instruct, {', '.join(OUTPUTS)}")
-    opened = [(open_delta(d) if isinstance(d, Path) else d, _finite(d, scale)) for d, scale in deltas]
-    _require_distinct(opened)
-    if options.merge.rule == "dare" and any(isinstance(delta, Difference) for delta, _ in opened):
-        raise GraftError("merge rule dare draws by a stored delta's digest; extract the difference and pass its folder")
-    if options.merge.rule == "ties" and len(opened) < 2:
-        raise GraftError(f"merge rule ties elects a sign among deltas, {len(opened)} is given; pass several or use sum")
+    opened = _opened(deltas, options)
     names = sorted({name for delta, _ in opened for name in delta.names})
     shapes = {name: delta.shape(name) for delta, _ in opened for name in delta.names}
     travelling = _in_scope(shapes, options.scope, model)
@@ -96,11 +91,12 @@ def make_plan(instruct: Path, deltas: Sequence[tuple[Path | Difference, float]],
     ignored: Ignored = {}
     homeless: set[str] = set()
     for delta, own in opened:
-        if not travelling & set(delta.names):
-            raise ZeroDelta(f"{delta.path}: the scope keeps all {len(delta.names)} tensors at home; widen the scope")
         match = Match(model, delta, options.ignore)
+        match.require_numbers()
         match.require_one_sided(options.ignore)
         lost = {name for name in delta.names if match.is_ignored(name)}
+        if not travelling & set(delta.names) - lost:
+            raise ZeroDelta(f"{delta.path}: the scope keeps all {len(delta.names)} tensors at home; widen the scope")
         scales = {name: overrides.get(name, own) for name in delta.names}
         match.require_same_experts()
         targets = {name: match.targets(name) for name in delta.names if name in travelling - lost}
@@ -120,7 +116,8 @@ def make_plan(instruct: Path, deltas: Sequence[tuple[Path | Difference, float]],
         for target, pieces in given.items():
             found.setdefault(target, []).append(Source(delta, pieces))
         tokens |= match.tokens
-    require_met(options.ignore, ignored, " and ".join(map(str, (instruct, *(delta.path for delta, _ in opened)))))
+    carried = {pattern for delta, _ in opened if isinstance(delta, Delta) for pattern in delta.ignore}
+    require_met([p for p in options.ignore if p not in carried], ignored, f"the deltas and {instruct}")
     left_out = [name for name in names if name not in travelling - homeless]
     kept = {kind(name) for name in left_out}
     wanted = OUTPUTS.get(options.dtype)
@@ -138,6 +135,16 @@ def make_plan(instruct: Path, deltas: Sequence[tuple[Path | Difference, float]],
         still=still,
         ignored=ignored,
     )
+
+
+def _opened(deltas: Sequence[tuple[Path | Difference, float]], options: Options) -> list[tuple[AnyDelta, float]]:
+    opened = [(open_delta(d) if isinstance(d, Path) else d, _finite(d, scale)) for d, scale in deltas]
+    _require_distinct(opened)
+    if options.merge.rule == "dare" and any(isinstance(delta, Difference) for delta, _ in opened):
+        raise GraftError("merge rule dare draws by a stored delta's digest; extract the difference and pass its folder")
+    if options.merge.rule == "ties" and len(opened) < 2:
+        raise GraftError(f"merge rule ties elects a sign among deltas, {len(opened)} is given; pass several or use sum")
+    return opened
 
 
 def _finite(delta: Path | Difference, scale: float) -> float:

@@ -1,0 +1,181 @@
+"""LoRA of families whose weights lie in files otherwise than in memory: Base + delta is the model that PEFT merges."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shadowft_core.checkpoint import open_checkpoint
+from shadowft_core.delta import extract
+from shadowft_core.errors import AdapterError
+from shadowft_core.graft import graft
+from tests.fixtures.adapters import adapt, load, refused
+from tests.fixtures.families import MIXTURES, save_family
+from tests.fixtures.vision import VISION, save_vision
+
+SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def logits(model: Any) -> np.ndarray:
+    import torch
+
+    with torch.no_grad():
+        found: np.ndarray = model.eval()(torch.arange(8, 32).reshape(2, 12)).logits.numpy()
+    return found
+
+
+def grafted(base: Path, adapter: Path) -> Path:
+    """Base + delta, by the verbs' own functions."""
+    folder = adapter.parent
+    extract(base, adapter, folder / "delta")
+    graft(base, [(folder / "delta", 1.0)], folder / "grafted", waivers=["onto-base"])
+    return folder / "grafted"
+
+
+def require_merged(base: Path, adapter: Path, adapted: Any) -> None:
+    """What transformers loads of Base + delta is PEFT's merge, tensor for tensor, and nothing is lost on the way."""
+    meant = logits(adapted)
+    model, info = type(adapted.get_base_model()).from_pretrained(grafted(base, adapter), output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
+    before, merged = load_as(model, base).state_dict(), adapted.merge_and_unload().state_dict()
+    moved = 0
+    for name, tensor in model.state_dict().items():
+        # PEFT sums in float32 and we in float64: weights below 1 differ by a few times 6e-8.
+        np.testing.assert_allclose(tensor.numpy(), merged[name].numpy(), atol=1e-6, rtol=0, err_msg=name)
+        moved += not np.array_equal(tensor.numpy(), before[name].numpy())
+    assert moved
+    np.testing.assert_allclose(logits(model), meant, atol=2e-5, rtol=0)
+
+
+def load_as(model: Any, base: Path) -> Any:
+    return type(model).from_pretrained(base)
+
+
+@pytest.mark.parametrize("family", VISION)
+def test_a_lora_that_was_trained_on_a_vision_language_model(tmp_path: Path, family: str) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForImageTextToText
+
+    base = save_vision(tmp_path / "base", family)
+    assert any(name.startswith(("language_model.", "model.layers", "visual.")) for name in open_checkpoint(base).names)
+    torch.manual_seed(0)
+    adapted = get_peft_model(
+        AutoModelForImageTextToText.from_pretrained(base), LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")
+    )
+    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=0.02)
+    for _ in range(2):
+        tokens = torch.arange(8, 32).reshape(2, 12)
+        # The vision tower sees no image here: a term of its own moves its factors, too.
+        loss = adapted(tokens, labels=tokens).loss + 0.1 * sum(parameter.mean() for parameter in trained)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    adapted.save_pretrained(tmp_path / "adapter")
+    require_merged(base, tmp_path / "adapter", adapted)
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+@pytest.mark.parametrize("which", ["modules", "parameters"])
+def test_mixtures_of_experts(tmp_path: Path, family: str, which: str) -> None:
+    """The usual modules leave experts alone that are one parameter in memory; as parameters they are adapted."""
+    base = save_family(tmp_path / "base", family)
+    up = "up_proj" if family == "nemotron_h" else "gate_up_proj"
+    modules = MIXTURES[family].get("modules", SEVEN)
+    settings = {"target_modules": modules} if which == "modules" else {"target_modules": modules[:1]}
+    if which == "parameters":
+        settings["target_parameters"] = [f"experts.{up}", "experts.down_proj"]
+        settings["rank_pattern"] = {f".*{up}": 2}
+    adapted = adapt(base, tmp_path / "adapter", **settings)
+    experts = [name for name, _ in adapted.named_parameters() if ".experts." in name and "lora_" in name]
+    assert bool(experts) == (which == "parameters")
+    require_merged(base, tmp_path / "adapter", adapted)
+
+
+@contextmanager
+def older_peft(model: Any) -> Iterator[None]:
+    """Within, PEFT wraps experts as it did before 0.19: their rows for inputs, whatever the class says."""
+    experts = [module for module in model.modules() if type(module).__name__.endswith("Experts")]
+    said = [module.is_transposed for module in experts]
+    assert experts
+    for module in experts:
+        module.is_transposed = True
+    yield
+    for module, was in zip(experts, said, strict=True):
+        module.is_transposed = was
+
+
+@pytest.mark.parametrize(("family", "square"), [("qwen2_moe", False), ("qwen2_moe", True), ("gpt_oss", True)])
+def test_experts_of_an_older_peft(tmp_path: Path, family: str, square: bool) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    sizes = {"moe_intermediate_size": 16 if square else 24}  # gate_up_proj is (experts, 2 * 16, 32)
+    base = save_family(tmp_path / "base", family, **(sizes if family == "qwen2_moe" else {}))
+    model = load(base)
+    parameter = "down_proj" if family == "gpt_oss" else "gate_up_proj"
+    settings = LoraConfig(r=2, target_modules=[], target_parameters=[f"experts.{parameter}"])
+    with older_peft(model):
+        adapted = get_peft_model(model, settings)
+    with torch.no_grad():
+        for tensor in adapted.parameters():
+            if tensor.requires_grad:
+                tensor.normal_(std=0.1)
+    adapted.save_pretrained(tmp_path / "adapter")
+    config = tmp_path / "adapter" / "adapter_config.json"
+    written = json.loads(config.read_text())
+    assert written["peft_version"]
+    if square:
+        config.write_text(json.dumps({key: value for key, value in written.items() if key != "peft_version"}))
+        refused(AdapterError, "is square, .*adapter_config.json has no peft_version; merge", base, tmp_path / "adapter")
+    # An oblong shape is proof, whatever the file says of its version.
+    config.write_text(json.dumps(written | ({"peft_version": "0.18.1"} if square else {})))
+    require_merged(base, tmp_path / "adapter", adapted)
+
+
+def test_experts_that_are_square_are_read_as_those_beside_them(tmp_path: Path) -> None:
+    """One class has one orientation: where gate_up_proj shows it, square down_proj has it, too."""
+    base = save_family(tmp_path / "base", "gpt_oss")
+    settings = {"target_modules": [], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
+    adapted = adapt(base, tmp_path / "adapter", **settings)
+    config = tmp_path / "adapter" / "adapter_config.json"
+    written = json.loads(config.read_text())
+    config.write_text(json.dumps({key: value for key, value in written.items() if key != "peft_version"}))
+    require_merged(base, tmp_path / "adapter", adapted)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe"])
+def test_experts_that_were_modules_when_the_adapter_was_trained(tmp_path: Path, family: str) -> None:
+    """An older transformers had a linear layer for every expert and matrix, and called it as the files do."""
+    from safetensors.numpy import load_file, save_file
+
+    base = save_family(tmp_path / "base", family)
+    matrices = ["w1", "w2", "w3"] if family == "mixtral" else ["gate_proj", "up_proj", "down_proj"]
+    block = "block_sparse_moe" if family == "mixtral" else "mlp"
+    adapt(base, tmp_path / "adapter", target_modules=["q_proj"])
+    file, noise = tmp_path / "adapter" / "adapter_model.safetensors", np.random.default_rng(0)
+    held, model = load_file(file), open_checkpoint(base)
+    for name in model.names:
+        if ".experts." in name:
+            (rows, columns), key = model.info(name).shape, f"base_model.model.{name.removesuffix('.weight')}"
+            for factor, shape in (("A", (4, columns)), ("B", (rows, 4))):
+                held[f"{key}.lora_{factor}.weight"] = (0.1 * noise.standard_normal(shape)).astype(np.float32)
+    save_file(held, file)
+    config = tmp_path / "adapter" / "adapter_config.json"
+    written = json.loads(config.read_text())
+    config.write_text(json.dumps(written | {"target_modules": rf".*(q_proj|experts\.\d+\.({'|'.join(matrices)}))"}))
+    save_file({n: a for n, a in held.items() if f"layers.1.{block}.experts.2.{matrices[0]}" not in n}, file)
+    refused(AdapterError, rf"experts\.2\.{matrices[0]} is targeted but has no factors", base, tmp_path / "adapter")
+    save_file(held, file)
+    result = open_checkpoint(grafted(base, tmp_path / "adapter"))
+    for name in model.names:
+        key = f"base_model.model.{name.removesuffix('.weight')}"
+        delta = (
+            2.0 * held[f"{key}.lora_B.weight"] @ held[f"{key}.lora_A.weight"] if f"{key}.lora_A.weight" in held else 0
+        )
+        np.testing.assert_allclose(result.read(name), model.read(name) + delta, atol=1e-6, rtol=0, err_msg=name)

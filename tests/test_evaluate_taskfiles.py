@@ -1,0 +1,60 @@
+"""A task folder under any name: its data files are the ones that are read, not what a pattern finds."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from shadowft_core.errors import EvaluationError
+from shadowft_core.evaluate.taskfiles import TaskFiles
+
+TASK = """task: mine
+dataset_path: json
+dataset_kwargs: {data_files: {test: %s}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{prompt}}"
+doc_to_target: "{{prompt}}"
+metric_list:
+  - {metric: exact_match, aggregation: mean, higher_is_better: true}
+"""
+
+
+def write(folder: Path, files: str, **rows: str) -> Path:
+    folder.mkdir()
+    (folder / "mine.yaml").write_text(TASK % files, encoding="utf-8")
+    for name, prompt in rows.items():
+        (folder / f"{name}.jsonl").write_text(json.dumps({"prompt": prompt}) + "\n", encoding="utf-8")
+    return folder
+
+
+def prompts(folder: Path, place: Path) -> list[str]:
+    return sorted(row["prompt"] for row in TaskFiles(folder).build("mine", place / "data", place / "cache").test_docs())
+
+
+@pytest.mark.parametrize("name", ["runs [2]", 'it\'s "q" {x} (2)', "ünï → *?", "-rf", "[!a]{b}", "50% #1"])
+def test_the_folder_is_the_one_that_was_named(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "runs 2", "rows.jsonl", rows="another's")  # which the pattern `runs [2]` finds
+    assert prompts(write(tmp_path / name, "rows.jsonl", rows="mine"), tmp_path) == ["mine"]
+
+
+def test_so_is_the_folder_of_held_out_rows(tmp_path: Path) -> None:
+    place = tmp_path / "work [1]"
+    (place / "data").mkdir(parents=True)
+    (place / "data" / "rows.jsonl").write_text('{"prompt": "held out"}\n', encoding="utf-8")
+    assert prompts(write(place / "tasks", "'{data}/rows.jsonl'"), place) == ["held out"]
+
+
+def test_a_file_is_a_file_and_a_pattern_is_a_pattern(tmp_path: Path) -> None:
+    named = write(tmp_path / "named", "'rows [1].jsonl'", **{"rows [1]": "mine", "rows 1": "another's"})
+    assert prompts(named, tmp_path) == ["mine"]
+    several = write(tmp_path / "several [x]", "'part*.jsonl'", part1="one", part2="two", other="three")
+    assert prompts(several, tmp_path) == ["one", "two"]
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    folder = write(tmp_path / "tasks", "rows.jsonl", rows="mine")
+    with (folder / "mine.yaml").open("a", encoding="utf-8") as file:
+        file.write("process_docs: !function mine.docs\ntest_split: train\n")
+    with pytest.raises(EvaluationError, match=r"mine.yaml: test_split stands twice, in lines 4 and 11"):
+        TaskFiles(folder)

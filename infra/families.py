@@ -74,7 +74,7 @@ def facts(model: Any) -> tuple[dict[str, Any], dict[str, str]]:
     stored, experts, other = _in_files(model, names)
     kinds = _kinds(model, names)
     entry = {
-        "prefix": model.base_model_prefix,
+        "prefix": model.base_model_prefix if any(n.startswith(f"{model.base_model_prefix}.") for n in names) else "",
         "ties": list(_ties(model)),
         "files": _beginnings(stored),
         "experts": experts,

@@ -1,4 +1,4 @@
-"""What is known of the families of models, held against transformers itself, and against names where it has no class."""
+"""What is known of the families of models, against transformers itself and, where it has no class, by names."""
 
 import subprocess
 import sys
@@ -119,7 +119,7 @@ def test_kinds_are_those_of_torch(saved: tuple[Any, Family, set[str]]) -> None:
     linear = linear_parameters(model)
     for name, tensor in model.named_parameters():
         there = family.in_files(name)
-        if tensor.ndim < 2 or there not in names:
+        if tensor.ndim < 2 or "bias" in name or there not in names:
             continue
         kind, module = family.kind(there), model.get_submodule(name.rpartition(".")[0])
         assert kind == family.kind(name)
@@ -142,7 +142,7 @@ def test_published_names_of_gpt2_lack_the_prefix() -> None:
     "model_type", ["llama", "gemma2", "gpt2", "gpt_neox", "bloom", "gemma3", "llava", "qwen2_5_vl"]
 )
 def test_ties_are_those_that_the_class_makes(model_type: str) -> None:
-    """Whatever config.json says: the field true, false or left out, in the config of the whole, of its text, in both."""
+    """Whatever config.json says: the field true, false or left out, for the whole and for its text."""
     import transformers
 
     name = table()["types"][model_type]
@@ -163,12 +163,19 @@ def test_ties_are_those_that_the_class_makes(model_type: str) -> None:
 
 
 def test_a_class_that_is_not_in_the_table_is_judged_by_its_config_and_names() -> None:
-    names = ["model.embed_tokens.weight", "lm_head.weight"]
-    config = {"model_type": "nobody_knows", TIE: True}
-    assert not Family(config, names).known
-    assert Family(config, names).ties() is None, "the weights must tell"
-    assert Family(config, names[:1]).ties() == {"lm_head.weight": "model.embed_tokens.weight"}
-    assert Family({"model_type": "nobody_knows", TIE: False}, names[:1]).ties() == {}
+    """Where no head is stored it is the embedding, unless the config says no; else the weights must tell."""
+    both = ["model.embed_tokens.weight", "lm_head.weight"]
+    for names, says, ties in (
+        (both, {TIE: True}, None),
+        (both, {}, None),
+        (both[:1], {TIE: True}, {"lm_head.weight": "model.embed_tokens.weight"}),
+        (both[:1], {}, {"lm_head.weight": "model.embed_tokens.weight"}),
+        (both[:1], {TIE: False}, None),
+        (["norm.weight"], {TIE: True}, None),
+    ):
+        family = Family({"model_type": "nobody_knows"} | says, names)
+        assert not family.known
+        assert family.ties() == ties, f"{names} {says}"
 
 
 def test_only_what_the_class_leaves_out_is_ignored() -> None:

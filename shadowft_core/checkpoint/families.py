@@ -71,7 +71,7 @@ class Family:
         self.title = _class_of(config) or str(config.get("model_type") or "a family without a name")
         self._files: dict[str, str] = dict(main.get("files", []))
         self._memory = {theirs: ours for ours, theirs in self._files.items()}
-        self._prefix: str = main.get("prefix", "model")
+        self._prefix: str = main.get("prefix", "" if main else "model")
         self._ties: list[dict[str, Any]] = main.get("ties", [])
         self._ignored = [re.compile(pattern) for entry in self._entries for pattern in entry.get("ignored", [])]
         self.experts = {
@@ -166,7 +166,9 @@ class Family:
     @property
     def _bare(self) -> bool:
         """The files leave the prefix of the base model out, as GPT-2's on the hub do."""
-        return self.known and not self._files and not any(n.startswith(f"{self._prefix}.") for n in self._names)
+        if not (self.known and self._prefix) or self._files:
+            return False
+        return not any(n.startswith(f"{self._prefix}.") for n in self._names)
 
     @property
     def says_tied(self) -> bool | None:

@@ -189,6 +189,11 @@ class Adapter:
             kind = self.before.family.kind(name) or "other"
             raise AdapterError(f"{self.file}: adapts {module}, which is no matrix but {shape} ({kind}); {MERGE}")
         swapped = embedding or (not parameter and self._is_conv1d(name, found))
+        initial = self.settings.initial
+        if initial and embedding:
+            raise AdapterError(f"{self.file}: {module} is an embedding, which {initial} does not adapt")
+        if initial == "olora" and swapped:  # PEFT decomposes it as if it were (outputs, inputs)
+            raise AdapterError(f"{self.file}: {module} is a Conv1D, which olora moved in another way; {CONVERT}")
         rows, columns = shape[::-1] if swapped else shape
         if found != [(rank, columns), (rows, rank)]:
             raise AdapterError(
@@ -197,11 +202,6 @@ class Adapter:
             )
         left, right = (a, b) if swapped else (b, a)
         made = Factors(rank, scaling, self._reader(left, swapped), self._reader(right, swapped))
-        initial = self.settings.initial
-        if initial and embedding:
-            raise AdapterError(f"{self.file}: {module} is an embedding, which {initial} does not adapt")
-        if initial == "olora" and swapped:  # PEFT decomposes it as if it were (outputs, inputs)
-            raise AdapterError(f"{self.file}: {module} is a Conv1D, which olora moved in another way; {CONVERT}")
         held = self.changes.get(name)  # an embedding or head that PEFT saved whole is what the Base became: W - P
         if initial and not (held and held.replaced):
             made = without_initial(self.before, self.home(name), made, self.settings, swapped)

@@ -20,9 +20,12 @@ def merge_tied(adapter: "Adapter") -> None:
         # PEFT ties trained rows by itself, where the config of the whole model says that it is tied.
         only_rows = other == Change() and kept == Change(rows=kept.rows, indices=kept.indices)
         if not (only_rows and not adapter.before.family.ties_within(alias)) and not _same(adapter, other, kept):
+            # PEFT hears the setting only of an embedding called embed_tokens, and then leaves the head as it was.
+            heard = "embed_tokens" in home and not adapter.settings.tied_training
+            remedy = "train with ensure_weight_tying=True, or merge it" if heard else "merge it where it was trained,"
             raise AdapterError(
                 f"{adapter.file}: {adapter.before.path} ties {alias} to {home}, the adapter trained them apart; "
-                "train with ensure_weight_tying=True, or merge it into an untied Base"
+                f"{remedy} into an untied Base"
             )
         adapter.changes[home] = kept
 

@@ -13,7 +13,7 @@ THREE = ("base", "tuned", "instruct")
 
 
 def start(model_type: str, dtype: str, **settings: Any) -> Any:
-    """A tiny model of the class that the table names for a type, every value random, float32 where the class keeps it."""
+    """A tiny model of the class that the table names for a type, random, float32 where the class keeps that."""
     import torch
     import transformers
 
@@ -85,8 +85,8 @@ def differing(folder: Path, moved: Callable[[str], bool] = lambda name: True) ->
 
 
 def linear_parameters(model: Any) -> set[str]:
-    """Names of what `linear` means: weights and biases of nn.Linear, Conv1D and stacks of experts, but for the head
-    and the routers, which give a number for every expert."""
+    """Names of what `linear` means: weights and biases of nn.Linear, Conv1D, nn.MultiheadAttention and stacks of
+    experts, but for the head and the routers."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
@@ -96,7 +96,7 @@ def linear_parameters(model: Any) -> set[str]:
         kind, leaf = type(module).__name__, prefix.rpartition(".")[2]
         if module is head or "Router" in kind or leaf in ("router", "gate") or kind.endswith("Gate"):
             continue
-        matrix = isinstance(module, torch.nn.Linear | Conv1D)
+        matrix = isinstance(module, torch.nn.Linear | Conv1D | torch.nn.MultiheadAttention)
         stack = "Experts" in kind
         for name, tensor in module.named_parameters(recurse=False):
             if matrix or (stack and tensor.ndim >= 2):

@@ -1,4 +1,4 @@
-"""The whole table of families against the installed transformers; tests/test_checkpoint_families.py looks at a dozen."""
+"""The whole table of families against the installed transformers; test_checkpoint_families.py looks at a dozen."""
 
 import pytest
 

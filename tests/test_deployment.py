@@ -49,7 +49,7 @@ def prefect(home: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Pop
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         "SHADOWFT_HOME": str(home),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(home),
+        "PYTHONPATH": f"{home}:{ROOT}",
     }
     started = []
 

@@ -7,7 +7,6 @@ rebuilt models are kept under SHADOWFT_CACHE (~/.cache/shadowft), in a folder na
 and SHADOWFT_STORE_ENDPOINT name the store; a recipe alone may point to a folder, never to a server.
 """
 
-import os
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> "Reci
     LedgerError when the alias `champion` names the version and the ledger another, and what `shadowft materialize`
     raises: the record must be in the store, and the model must come out with the recipe's digest.
     """
+    from shadowft_core.checkpoint import cache_folder
     from shadowft_core.registry import cached, store_for
     from shadowft_core.registry.serving import registered
 
@@ -35,8 +35,7 @@ def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> "Reci
     found = registered(Path(path))
     store = store_for(found.recipe)
     _require_record(found, store)
-    home = os.environ.get("SHADOWFT_CACHE") or Path.home() / ".cache" / "shadowft"
-    return RecipeModel(cached(found.recipe, Path(home), store))
+    return RecipeModel(cached(found.recipe, cache_folder(), store))
 
 
 def _require_record(found: Registered, store: "Store") -> None:

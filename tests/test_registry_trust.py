@@ -12,8 +12,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from infra.seaweedfs import Identity
 import shadowft_core.store as stores
+from infra.seaweedfs import Identity
 from shadowft_core import promotion
 from shadowft_core import registry as room
 from shadowft_core.checkpoint import bytes_digest, canonical_json, read_json_object

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+import shadowft_core.store as stores
 from infra.seaweedfs import Identity
 from shadowft_core import promotion
 from shadowft_core import registry as room
@@ -19,13 +20,13 @@ from shadowft_core.checkpoint import bytes_digest, canonical_json, read_json_obj
 from shadowft_core.cli import app
 from shadowft_core.errors import LedgerError, RegistryError, ShadowError, StoreError
 from shadowft_core.params import Store
+from shadowft_core.registry.registration import tags_of
 from tests.fixtures.models import Pair
 from tests.fixtures.runs import Released, Run
 from tests.fixtures.s3 import act_as
 from tests.test_objects_secure import Recorder
 
 ROOT = Path(__file__).parent.parent
-CLOSED = "http://127.0.0.1:9"
 EVIL = "http://evil.example:9000"
 AWS = Store(uri="s3://team/deltas")
 OURS = Store(uri="s3://team/deltas", endpoint="https://s3.team.example/", bucket_owner="123456789012")
@@ -133,12 +134,17 @@ class Forged:
         raw = canonical_json(recipe)
         (self.folder / "artifacts" / "recipe.json").write_bytes(raw)
         self.digest = bytes_digest(raw)
-        if place in ("MLmodel", "tag"):
+        if place != "recipe":
             described = yaml.safe_load((self.folder / "MLmodel").read_text())
             described["metadata"] = {"shadowft.recipe": self.digest}
             (self.folder / "MLmodel").write_text(yaml.safe_dump(described))
         if place == "tag":
             self.client.set_model_version_tag(self.name, "1", "shadowft.recipe", self.digest)
+        if place == "store":
+            stores.keep_record(raw, self.run.params.store)
+            for name, value in tags_of(recipe).items():
+                self.client.set_model_version_tag(self.name, "1", name, value)
+                self.client.set_tag(self.client.get_model_version(self.name, "1").run_id, name, value)
 
 
 @pytest.fixture
@@ -184,20 +190,17 @@ def test_an_edited_recipe_is_refused_before_any_request(
     ],
     ids=lambda words: "-".join(words[:3]).replace("--", ""),
 )
-@pytest.mark.parametrize("configured", ["a folder", "another server"])
 def test_no_verb_follows_a_recipe_to_another_server(
     forged: Forged,
     elsewhere: tuple[str, list[Any]],
     verb: list[str],
-    configured: str,
     tiny_llama_pair: Pair,
     tmp_path: Path,
 ) -> None:
     where, seen = elsewhere
-    forged.edit(where, "tag")
+    forged.edit(where, "store")  # as one that was registered with another store and copied here
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    store = forged.run.params.store if configured == "a folder" else Store(uri="s3://ours/x", endpoint=CLOSED)
-    params |= {"store": store.model_dump(), "registry": forged.run.params.registry.model_dump()}
+    params |= {"store": forged.run.params.store.model_dump(), "registry": forged.run.params.registry.model_dump()}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     words = {
         "models:/NAME/1": f"models:/{forged.name}/1",
@@ -208,7 +211,7 @@ def test_no_verb_follows_a_recipe_to_another_server(
     asked = [words.get(word, word) for word in verb]
     if verb[0] != "regraft":
         asked += ["--params", str(tmp_path / "params.yaml")]
-    with pytest.raises(ShadowError) as error:
+    with pytest.raises(StoreError, match="credentials are not sent where only a recipe points") as error:
         CliRunner().invoke(app, asked, catch_exceptions=False)
     assert "\n" not in str(error.value)
     assert seen == []
@@ -269,8 +272,14 @@ def test_ledger_and_store_know_the_recipe(
     with pytest.raises(LedgerError, match=f"{forged.digest}.*shadowft reconcile"):
         mlflow.pyfunc.load_model(f"models:/{name}@champion")
     promotion.promote(run.params.registry, run.params.store, "2")
-    with pytest.raises(RegistryError, match=f"recipe {forged.digest} is not in store"):
-        mlflow.pyfunc.load_model(f"models:/{name}/1")
+    source = client.get_model_version(name, "1").source
+    kept = shutil.copytree(folder, tmp_path / "kept")
+    (kept / "registered_model_meta").unlink()
+    for reference in (f"models:/{name}/1", source, str(kept)):
+        with pytest.raises(RegistryError, match=f"recipe {forged.digest} is not in store"):
+            mlflow.pyfunc.load_model(reference)
+    whole = client.get_model_version(name, "2").source
+    assert mlflow.pyfunc.load_model(whole).predict([[{"role": "user", "content": "word1"}]])
 
 
 def test_a_cached_model_with_something_beside_it_is_made_anew(run: Run, tmp_path: Path, capsys: Any) -> None:

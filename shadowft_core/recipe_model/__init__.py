@@ -41,8 +41,11 @@ def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> "Reci
 def _require_record(found: Registered, store: "Store") -> None:
     """MLflow resolved name and alias, and may have been told anything: ledger and store must say the same."""
     from shadowft_core.promotion import recipe_named, require_alias_agrees
+    from shadowft_core.store import record
 
     if found.registry is None or found.number is None:
+        if record(found.digest, store) is None:
+            raise RegistryError(f"recipe {found.digest} is not in store {store.uri}; name its store, or register again")
         return
     require_alias_agrees(found.registry, store, found.number, found.digest)
     reference = f"models:/{found.registry.name}/{found.number}"

@@ -1,12 +1,12 @@
 """What people send to a chat model, in every form that MLflow passes on, brought to conversations and settings."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 from shadowft_core.errors import InputError
 
 ROLES = ("system", "user", "assistant", "tool")
+COLDEST, HOTTEST = 0.001, 100  # temperatures beyond which logits overflow or lose their differences
 _SETTINGS = ("max_new_tokens", "temperature", "stop")
 
 Conversation = list[dict[str, str]]
@@ -38,8 +38,11 @@ def settings(params: Any, default: int) -> Settings:
     if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
         raise InputError(f"max_new_tokens: a whole number from 1 on is wanted, found {_shown(tokens)}")
     temperature = _value(params, "temperature", 0.0)
-    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 <= temperature < math.inf:
-        raise InputError(f"temperature: a number from 0 on is wanted, found {_shown(temperature)}")
+    number = isinstance(temperature, int | float) and not isinstance(temperature, bool)
+    if not number or not (temperature == 0 or COLDEST <= temperature <= HOTTEST):
+        raise InputError(
+            f"temperature: 0 or a number from {COLDEST} to {HOTTEST} is wanted, found {_shown(temperature)}"
+        )
     stop = _value(params, "stop", [])
     texts = [stop] if isinstance(stop, str) else stop
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) and text for text in texts):

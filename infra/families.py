@@ -6,25 +6,23 @@ its parameters are called in files, of which kind the module of each is, how its
 of a file it ignores. The rooms that read weights read the table, and need neither torch nor transformers. After another
 transformers was pinned:
 
-    python infra/families.py            # write the table (a minute)
-    python infra/families.py --check    # exit code 1, and the classes that differ, when the table is not fresh
+    python -m infra.families            # write the table (a minute)
+    python -m infra.families --check    # exit code 1, and the classes that differ, when the table is not fresh
 """
 
 import argparse
-import contextlib
-import itertools
 import json
 import os
-import re
 import sys
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from infra.family_facts import facts
+
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 TABLE = Path(__file__).resolve().parents[1] / "shadowft_core/checkpoint/families.json"
-TIE = "tie_word_embeddings"
 SETTINGS: dict[str, dict[str, Any]] = {  # for classes whose default config builds no model
     "aya_vision": {"vision_config": {"hidden_size": 1152, "num_attention_heads": 16}},
     "dots1": {"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2},
@@ -65,230 +63,6 @@ def build(model_type: str, class_name: str) -> Any:
     config = transformers.CONFIG_MAPPING[model_type].from_dict(SETTINGS.get(model_type, {}))
     with torch.device("meta"):
         return getattr(transformers, class_name)(config)
-
-
-def facts(model: Any) -> tuple[dict[str, Any], dict[str, str]]:
-    """The table's entry of one class, without its kinds; and the kind of every matrix by both of its names."""
-    names = {n for n, _ in model.named_parameters(remove_duplicate=False)} | {n for n, _ in model.named_buffers()}
-    names &= set(model.state_dict())
-    stored, experts, other = _in_files(model, names)
-    kinds = _kinds(model, names)
-    entry = {
-        "prefix": model.base_model_prefix if any(n.startswith(f"{model.base_model_prefix}.") for n in names) else "",
-        "ties": list(_ties(model)),
-        "files": _beginnings(stored),
-        "experts": experts,
-        "converted": other,
-        "ignored": sorted(_ignored(model, {*names, *stored.values()})),
-    }
-    shown = {_pattern(n): k for n, k in kinds.items()} | {_pattern(stored.get(n, n)): k for n, k in kinds.items()}
-    return {key: value for key, value in entry.items() if value}, shown
-
-
-def _pattern(name: str) -> str:
-    """A name with `#` for every number of a layer or an expert."""
-    return re.sub(r"(?<=\.)\d+(?=\.|$)", "#", name)
-
-
-def _ties(model: Any) -> Iterator[dict[str, Any]]:
-    """Tied parameters, [target, source] in memory, and in which states of the fields of config.json they are tied.
-
-    A state has a letter for every field: `T`rue, `F`alse or `-`, absent. `within` names the part of the model that
-    ties, where it is not the model itself.
-    """
-    from transformers import PreTrainedModel
-
-    for prefix, module in model.named_modules():
-        if not isinstance(module, PreTrainedModel) or not module._tied_weights_keys:
-            continue
-        place = _place(model.config, module.config)
-        states = _states(type(model.config), place)
-        module.config.tie_word_embeddings = True
-        dot = f"{prefix}." if prefix else ""
-        tied = module.get_expanded_tied_weights_keys()
-        pairs = sorted([dot + target, dot + source] for target, source in tied.items())
-        # Blocks that share their weights by number (Zamba) are no ties that a table of names could hold.
-        pairs = [pair for pair in pairs if _pattern(pair[0]) == pair[0] and _pattern(pair[1]) == pair[1]]
-        if pairs and states["tied"]:
-            yield {"pairs": pairs, **states} | ({"within": ".".join(place)} if place else {})
-
-
-def _place(config: Any, wanted: Any, path: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """The fields that lead from one config to a config within. Raises ValueError when none do."""
-    if config is wanted:
-        return path
-    for key in getattr(config, "sub_configs", None) or {}:
-        with contextlib.suppress(ValueError):
-            return _place(getattr(config, key, None), wanted, (*path, key))
-    raise ValueError("a part of the model has a config that is no part of the model's")
-
-
-def _states(config_class: Any, place: tuple[str, ...]) -> dict[str, Any]:
-    """Which fields of config.json decide whether the part at `place` ties, found by trying every state of each."""
-    paths = {(*place[:depth], TIE) for depth in range(len(place) + 1)}
-    paths |= {(key, TIE) for key in getattr(config_class, "sub_configs", None) or {}}
-
-    def tied(state: Mapping[tuple[str, ...], bool | None]) -> bool:
-        written: dict[str, Any] = {}
-        for path, value in state.items():
-            inner = written
-            for step in path[:-1]:
-                inner = inner.setdefault(step, {})
-            if value is not None:
-                inner[TIE] = value
-        config = config_class.from_dict(written)
-        for step in place:
-            config = getattr(config, step)
-        return bool(getattr(config, TIE, False))
-
-    fields = []
-    for path in sorted(paths):
-        with contextlib.suppress(Exception):  # a part of the config that cannot be given alone decides nothing
-            if len({tied({path: value}) for value in (True, False, None)}) > 1:
-                fields.append(path)
-    letters = {"T": True, "F": False, "-": None}
-    every = ("".join(state) for state in itertools.product(letters, repeat=len(fields)))
-    return {
-        "fields": [".".join(path) for path in fields],
-        "tied": [s for s in every if tied({path: letters[x] for path, x in zip(fields, s, strict=True)})],
-    }
-
-
-def _in_files(model: Any, names: Collection[str]) -> tuple[dict[str, str], dict[str, Any], list[str]]:
-    """What parameters are called in files: the name of those that are one tensor there, the way in which fused experts
-    are stored by the end of their name, and the patterns of what is converted in any other way."""
-    from transformers import core_model_loading as loading
-    from transformers.conversion_mapping import get_model_conversion_mapping
-
-    forward = get_model_conversion_mapping(model, add_legacy=False)
-    back = [c.reverse_transform() for c in forward[::-1] if not isinstance(c, loading.PrefixChange)]
-    renamings = [entry for entry in back if isinstance(entry, loading.WeightRenaming)]
-    converters = [entry for entry in back if isinstance(entry, loading.WeightConverter)]
-    stored: dict[str, str] = {}
-    experts: dict[str, Any] = {}
-    other: set[str] = set()
-    turned = _turned(model)
-    for name in sorted(names):
-        _, source = loading.apply_converters(name, converters)
-        if source is None:
-            stored[name] = loading.apply_renamings(name, renamings)
-        found = next((c for c in converters if source in c.source_patterns), None) if source else None
-        way = [type(operation).__name__ for operation in found.operations] if found else []
-        targets = [re.sub(r"\.weight$", "", pattern) for pattern in getattr(found, "target_patterns", ())]
-        ends = [target.rpartition(".")[2].replace("\\", "") for target in targets]
-        leaf = name.rpartition(".")[2]
-        if way in (["Chunk", "SplitModulelist"], ["SplitModulelist"]) and turned.get(name) is not None:
-            experts[leaf] = {"turned": turned[name], "parts": ends}
-            for end in ends:  # an expert's matrix, as if it were a parameter of its own
-                single = name.replace(leaf, f"0.{end}.weight")
-                stored[single] = loading.apply_renamings(single, renamings)
-        elif way == ["Transpose"] and turned.get(name) is not None:
-            experts[leaf] = {"turned": turned[name], "transposed": True}
-        elif found is not None:
-            other.add(_pattern(name))
-        elif turned.get(name):
-            experts[leaf] = {"turned": True}
-    return stored, experts, sorted(other)
-
-
-def _turned(model: Any) -> dict[str, bool]:
-    """Whether fused experts are (experts, inputs, outputs), as PEFT reads it; by name, of every stack of matrices."""
-    return {
-        f"{prefix}.{name}": bool(getattr(module, "is_transposed", False))
-        for prefix, module in model.named_modules()
-        for name, tensor in module.named_parameters(recurse=False)
-        if tensor.ndim == 3 and "." not in name
-    }
-
-
-def _beginnings(stored: Mapping[str, str]) -> list[list[str]]:
-    """`[in memory, in files]`, beginnings of names in whole steps, each true of every name that begins so."""
-    expected = {_pattern(name): _pattern(found) for name, found in stored.items()}
-    rules: dict[str, str] = {}
-    for name, found in sorted(expected.items()):
-        ours, theirs = name.split("."), found.split(".")
-        if _begun(name, rules) == found:
-            continue
-        ways = [(ours, theirs)]
-        while len(ours) > 1 and len(theirs) > 1 and ours[-1] == theirs[-1]:
-            ours, theirs = ours[:-1], theirs[:-1]
-            ways.append((ours, theirs))
-        for way in reversed(ways):
-            start, there = (".".join(steps) for steps in way)
-            alike = [n for n in expected if n == start or n.startswith(f"{start}.")]
-            if all(expected[n] == there + n.removeprefix(start) for n in alike):
-                rules[start] = there
-                break
-    for name, found in expected.items():
-        if (got := _begun(name, rules)) != found:
-            raise ValueError(f"{name}: the rules say {got}, files {found}")
-    return [list(rule) for rule in sorted(rules.items())]
-
-
-def _begun(name: str, rules: Mapping[str, str]) -> str:
-    steps = name.split(".")
-    for length in range(len(steps), 0, -1):
-        if (found := rules.get(".".join(steps[:length]))) is not None:
-            return ".".join([found, *steps[length:]])
-    return name
-
-
-def _kinds(model: Any, names: Collection[str]) -> dict[str, str]:
-    """Kind of the module by the name of each of its matrices."""
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    head, embedding, rows = model.get_output_embeddings(), model.get_input_embeddings(), _vocabularies(model)
-    found: dict[str, str] = {}
-    for prefix, module in model.named_modules():
-        named = type(module).__name__
-        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-            whole = f"{prefix}.{name}" if prefix else name
-            if whole not in names or tensor.ndim < 2:
-                continue
-            if module is head:
-                kind = "head"
-            elif isinstance(module, torch.nn.Embedding):
-                kind = "embedding" if module is embedding or tensor.shape[0] in rows else "positions"
-            elif re.search(r"Router|TopK|Gating", named) or (named.endswith("Gate") and name == "weight"):
-                kind = "router"
-            elif isinstance(module, Conv1D):
-                kind = "conv1d"
-            elif isinstance(module, torch.nn.Linear) or (named == "MultiheadAttention" and name.endswith("weight")):
-                kind = "linear"
-            elif tensor.ndim == 3 and re.search(r"xpert|MoE|Moe", named) and "bias" not in name:
-                kind = "experts"
-            else:
-                kind = "other"
-            found[whole] = kind
-    return found
-
-
-def _vocabularies(model: Any) -> set[int]:
-    """Row counts of what embeds tokens: by number, as a class may hold several such tables."""
-    from transformers import PreTrainedModel
-
-    parts = [part for _, part in model.named_modules() if isinstance(part, PreTrainedModel)]
-    sizes = {
-        getattr(part.config, field, None) for part in parts for field in ("vocab_size", "vocab_size_per_layer_input")
-    }
-    return {size for size in sizes if isinstance(size, int)}
-
-
-def _ignored(model: Any, names: Collection[str]) -> Iterator[str]:
-    """Regular expressions of tensors in files that the class leaves out when it loads; they meet none of its own."""
-    found = set(model._keys_to_ignore_on_load_unexpected or ())
-    buffers = [name for name, _ in model.named_buffers()]
-    if any(name.endswith("rotary_emb.inv_freq") for name in buffers):
-        found.add(r"rotary_emb\.inv_freq")
-    if any(name.endswith("position_ids") for name in buffers):
-        found.add(r"(^|\.)position_ids$")
-    for pattern in found:
-        # transformers asks about unexpected names alone, so its `attn.bias` need not spare `c_attn.bias`; ours must.
-        for strict in (pattern, rf"(^|\.){pattern}$"):
-            if not any(re.search(strict, name) for name in names):
-                yield strict
-                break
 
 
 def table(found: Mapping[str, tuple[dict[str, Any], dict[str, str]]], types: Mapping[str, str]) -> dict[str, Any]:

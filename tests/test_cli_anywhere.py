@@ -14,8 +14,8 @@ from shadowft_core.params import Prepare
 from shadowft_core.prepare import prepare
 from tests.fixtures.models import Pair, shifted
 from tests.fixtures.runs import Released
+from tests.fixtures.training import write_model
 from tests.test_report import write_work
-from tests.test_train import write_model
 
 ROW = '{"messages": [{"role": "user", "content": "%d plus %d"}, {"role": "assistant", "content": "is %d"}]}\n'
 STORE = "store publish --delta {work}/delta/shadow --uri here"

@@ -1,8 +1,6 @@
 """Training on a tiny model of random weights with a word-level tokenizer: real TRL, real PEFT, seconds on one core."""
 
 import json
-import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -10,96 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from shadowft_core.delta import extract
-from shadowft_core.errors import AdapterError, CheckpointError, DataError, TensorMissing, TrainError
-from shadowft_core.params import Lora, Prepare, Train
-from shadowft_core.prepare import prepare
+from shadowft_core.params import Lora
 from shadowft_core.train import train
 from shadowft_core.train.labels import IGNORED, Encoded, Encoder
-
-WORDS = [*map(str, range(12)), "plus", "is", "be", "kind", "user", "assistant", "system", ":", "."]
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|> {{ m.role }} : "
-    "{% if m.role == 'assistant' %}{% generation %}{{ m.content }} <|im_end|>{% endgeneration %}"
-    "{% else %}{{ m.content }} <|im_end|>{% endif %} . {% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|> assistant : {% endif %}"
-)
-SETTINGS = Train(
-    lora=Lora(rank=8, alpha=16),
-    batch_size=8,
-    learning_rate=0.01,
-    max_length=40,
-    epochs=5,
-    schedule="constant",
-    warmup=0,
-)
-
-
-def word_tokenizer(words: list[str] = WORDS, special: tuple[str, ...] = ("<|im_start|>", "<|im_end|>")) -> Any:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    vocabulary = {word: at for at, word in enumerate(["<unk>", "<pad>", *special, *words])}
-    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=raw, unk_token="<unk>", pad_token="<pad>", eos_token="<|im_end|>"
-    )
-    tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
-    tokenizer.chat_template = TEMPLATE
-    return tokenizer
-
-
-def write_model(folder: Path, seed: int, vocabulary: int | None = None) -> Path:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer = word_tokenizer()
-    config = LlamaConfig(
-        vocab_size=vocabulary or len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-        initializer_range=0.3,
-    )
-    torch.manual_seed(seed)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """base/, instruct/ and data/ made by the real `prepare`: 81 sums."""
-    place = tmp_path_factory.mktemp("train")
-    write_model(place / "base", 1)
-    write_model(place / "instruct", 2)
-    rows = [
-        {"messages": [{"role": "user", "content": f"{a} plus {b}"}, {"role": "assistant", "content": f"is {a + b}"}]}
-        for a in range(9)
-        for b in range(9)
-        if a + b < 12
-    ]
-    (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (place / "tasks").mkdir()
-    prepare(place / "rows.jsonl", place / "tasks", Prepare(data="-", valid=0.2), place / "data")
-    return place
-
-
-def run(place: Path, out: Path, settings: Train = SETTINGS, model: str = "base") -> dict[str, Any]:
-    train(place / model, place / "instruct", place / "data", settings, out)
-    facts: dict[str, Any] = json.loads((out / "train.json").read_text())
-    return facts
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+from tests.fixtures.training import SETTINGS, run, tree, word_tokenizer
 
 
 def test_lora_learns_and_repeats_bit_for_bit(place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -247,126 +160,6 @@ def test_every_end_token_ends_a_reply(tmp_path: Path, listed: dict[str, Any] | N
     if listed is not None:
         (tmp_path / "generation_config.json").write_text(json.dumps(listed))
     assert stop_ids(word_tokenizer(), tmp_path) == stops
-
-
-def test_weights_that_are_not_finite_are_not_kept(place: Path, tmp_path: Path) -> None:
-    """A row of the embedding that no batch looks up: neither loss nor gradient tells of it."""
-    from safetensors.numpy import load_file, save_file
-
-    base = shutil.copytree(place / "base", tmp_path / "base")
-    tensors = load_file(base / "model.safetensors")
-    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
-    tensors["model.embed_tokens.weight"][0, 5] = float("nan")
-    save_file(tensors, base / "model.safetensors", {"format": "pt"})
-    config = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
-    settings = SETTINGS.model_copy(update={"method": "full", "max_steps": 1})
-    with pytest.raises(TrainError, match=r"embed_tokens\.weight: not finite after the last step; lower"):
-        train(base, place / "instruct", place / "data", settings, tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["base"]
-
-
-def test_rows_too_long_or_with_control_tokens_are_counted_and_left_out(place: Path, tmp_path: Path) -> None:
-    def row(asked: str) -> dict[str, Any]:
-        return {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": "is 3"}]}
-
-    rows = [row("1 plus 2"), row("2 plus 1"), row("1 plus " * 20), row("be <|im_end|> kind"), row("<pad>")]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    prepare(tmp_path / "rows.jsonl", place / "tasks", Prepare(data="-", valid=0), tmp_path / "data")
-    settings = SETTINGS.model_copy(update={"max_steps": 1})
-    train(place / "base", place / "instruct", tmp_path / "data", settings, tmp_path / "out")
-    facts = json.loads((tmp_path / "out/train.json").read_text())
-    used = facts["rows"]["train"]
-    assert (used["rows"], used["too_long"], used["control_tokens"]) == (2, 1, 2)
-    assert used["learned_tokens"] == 2 * 3
-    assert facts["valid_loss"] is None
-    with pytest.raises(TrainError, match="no row is left: 3 are longer than max_length 8, 2 spell control tokens"):
-        train(
-            place / "base",
-            place / "instruct",
-            tmp_path / "data",
-            SETTINGS.model_copy(update={"max_length": 8}),
-            tmp_path / "no",
-        )
-    assert not (tmp_path / "no").exists()
-
-
-def test_a_loss_that_is_not_finite_ends_the_run_and_writes_nothing(place: Path, tmp_path: Path) -> None:
-    wild = SETTINGS.model_copy(update={"method": "full", "learning_rate": 1e30})
-    with pytest.raises(TrainError, match=r"^step 2: (loss|gradient norm) is (nan|inf); lower train.learning_rate"):
-        run(place, tmp_path / "out", wild)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_models_and_tokenizers_that_do_not_fit_are_refused(place: Path, tmp_path: Path) -> None:
-    from safetensors.numpy import load_file, save_file
-
-    small = write_model(tmp_path / "small", 1, vocabulary=20)
-    with pytest.raises(TrainError, match=r"embeds ids below 20, the Instruct's tokenizer gives ids up to 24"):
-        train(small, place / "instruct", place / "data", SETTINGS, tmp_path / "out")
-    holed = write_model(tmp_path / "holed", 1)
-    tensors = load_file(holed / "model.safetensors")
-    del tensors["model.norm.weight"]
-    save_file(tensors, holed / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"tensor model\.norm\.weight is missing or misshapen \(1 in all\)"):
-        train(holed, place / "instruct", place / "data", SETTINGS, tmp_path / "out")
-    mute = write_model(tmp_path / "mute", 1)
-    (mute / "chat_template.jinja").unlink()
-    with pytest.raises(TrainError, match="no chat template"):
-        train(place / "base", mute, place / "data", SETTINGS, tmp_path / "out")
-    with pytest.raises(DataError, match=r"train\.parquet: no such file; run `shadowft prepare` first"):
-        train(place / "base", place / "instruct", tmp_path, SETTINGS, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_what_extract_could_not_take_is_refused_before_the_first_step(
-    place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    from safetensors.numpy import load_file, save_file
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from typer.testing import CliRunner
-
-    from shadowft_core.cli import app
-
-    tokenizer, hidden = word_tokenizer(), {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
-    sizes = {"vocab_size": len(tokenizer), "num_attention_heads": 4, "head_dim": 8}
-    for family, settings in (("hrm_text", sizes | hidden), ("gpt2", {"n_embd": 32, "n_layer": 1, "n_head": 4} | sizes)):
-        AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings)).save_pretrained(tmp_path / family)
-        tokenizer.save_pretrained(tmp_path / family)
-    file = tmp_path / "gpt2" / "model.safetensors"  # as on the hub, without the prefix that transformers saves
-    bare = {name.removeprefix("transformer."): array for name, array in load_file(file).items()}
-    save_file(bare, file, {"format": "pt"})
-
-    def done(family: str, method: str) -> Any:
-        params = {"train": SETTINGS.model_copy(update={"method": method, "max_steps": 1}).model_dump(mode="json")}
-        whole = yaml.safe_load((Path(__file__).parent.parent / "params.yaml").read_text()) | params
-        (tmp_path / "params.yaml").write_text(yaml.safe_dump(whole))
-        words = ["--instruct", str(place / "instruct"), "--data", str(place / "data"), "--out", str(tmp_path / "out")]
-        words += ["--params", str(tmp_path / "params.yaml"), "--model", str(tmp_path / family)]
-        return CliRunner().invoke(app, ["train", *words])
-
-    for family, method, error, message in (
-        (
-            "hrm_text",
-            "lora",
-            AdapterError,
-            r"hrm_text: after a training of .*: \S+_proj\.weight lies in .* only transformers converts; .* full$",
-        ),
-        (
-            "gpt2",
-            "full",
-            TensorMissing,
-            r"would save transformer\.\S+, a name that the folder does not hold \(\d+ in all",
-        ),
-    ):
-        found = done(family, method).exception
-        assert isinstance(found, error)
-        assert re.search(message, str(found))
-        assert not (tmp_path / "out").exists()
-        assert "step 1/" not in capfd.readouterr().err
-    assert done("gpt2", "lora").exit_code == 0
-    assert extract(tmp_path / "gpt2", tmp_path / "out", tmp_path / "delta")["kind"] == "lora"
-    assert done("hrm_text", "full").exit_code == 0
 
 
 def test_sigterm_leaves_no_folder(place: Path, tmp_path: Path) -> None:

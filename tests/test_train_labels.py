@@ -7,7 +7,7 @@ import pytest
 
 from shadowft_core.errors import TrainError
 from shadowft_core.train.labels import IGNORED, Encoder
-from tests.test_train import TEMPLATE, word_tokenizer
+from tests.fixtures.training import TEMPLATE, word_tokenizer
 
 TALK = [
     {"role": "user", "content": "1 plus 2"},

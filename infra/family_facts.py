@@ -14,16 +14,18 @@ def facts(model: Any) -> tuple[dict[str, Any], dict[str, str]]:
     names = {n for n, _ in model.named_parameters(remove_duplicate=False)} | {n for n, _ in model.named_buffers()}
     names &= set(model.state_dict())
     stored, experts, other = _in_files(model, names)
+    parts = {part: name for name, found in other.items() for part in found}
     kinds = _kinds(model, names)
     entry = {
         "prefix": model.base_model_prefix if any(n.startswith(f"{model.base_model_prefix}.") for n in names) else "",
         "ties": list(_ties(model)),
         "files": _beginnings(stored),
         "experts": experts,
-        "converted": other,
+        "converted": sorted(map(_pattern, other)),
         "ignored": sorted(_ignored(model, {*names, *stored.values()})),
     }
     shown = {_pattern(n): k for n, k in kinds.items()} | {_pattern(stored.get(n, n)): k for n, k in kinds.items()}
+    shown |= {_pattern(part): kinds[name] for part, name in parts.items() if name in kinds}
     return {key: value for key, value in entry.items() if value}, shown
 
 
@@ -96,9 +98,9 @@ def _states(config_class: Any, place: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def _in_files(model: Any, names: Collection[str]) -> tuple[dict[str, str], dict[str, Any], list[str]]:
+def _in_files(model: Any, names: Collection[str]) -> tuple[dict[str, str], dict[str, Any], dict[str, list[str]]]:
     """What parameters are called in files: the name of those that are one tensor there, the way in which fused experts
-    are stored by the end of their name, and the patterns of what is converted in any other way."""
+    are stored by the end of their name, and of what is converted in any other way the names of all that holds it."""
     from transformers import core_model_loading as loading
     from transformers.conversion_mapping import get_model_conversion_mapping
 
@@ -108,10 +110,10 @@ def _in_files(model: Any, names: Collection[str]) -> tuple[dict[str, str], dict[
     converters = [entry for entry in back if isinstance(entry, loading.WeightConverter)]
     stored: dict[str, str] = {}
     experts: dict[str, Any] = {}
-    other: set[str] = set()
+    other: dict[str, list[str]] = {}
     turned = _turned(model)
     for name in sorted(names):
-        _, source = loading.apply_converters(name, converters)
+        first, source = loading.apply_converters(name, converters)
         if source is None:
             stored[name] = loading.apply_renamings(name, renamings)
         found = next((c for c in converters if source in c.source_patterns), None) if source else None
@@ -127,10 +129,12 @@ def _in_files(model: Any, names: Collection[str]) -> tuple[dict[str, str], dict[
         elif way == ["Transpose"] and turned.get(name) is not None:
             experts[leaf] = {"turned": turned[name], "transposed": True}
         elif found is not None:
-            other.add(_pattern(name))
+            begun = [target.replace("\\", "") for target in targets]
+            parts = [first.replace(begun[0], part).replace("*", "0") for part in begun]
+            other[name] = [loading.apply_renamings(part, renamings) for part in parts]
         elif turned.get(name):
             experts[leaf] = {"turned": True}
-    return stored, experts, sorted(other)
+    return stored, experts, other
 
 
 def _turned(model: Any) -> dict[str, bool]:
@@ -192,7 +196,11 @@ def _kinds(model: Any, names: Collection[str]) -> dict[str, str]:
                 kind = "head"
             elif isinstance(module, torch.nn.Embedding):
                 kind = "embedding" if module is embedding or tensor.shape[0] in rows else "positions"
-            elif re.search(r"Router|TopK|Gating", named) or (named.endswith("Gate") and name == "weight"):
+            elif (
+                re.search(r"Router|TopK|Gating", named)
+                or "Router" in type(model.get_submodule(prefix.rpartition(".")[0])).__name__
+                or (named.endswith("Gate") and name == "weight")
+            ):
                 kind = "router"
             elif isinstance(module, Conv1D):
                 kind = "conv1d"

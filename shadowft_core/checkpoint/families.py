@@ -25,7 +25,7 @@ _HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$|^((language_)?model\.)?o
 _ROUTER = re.compile(r"(^|\.)(router|mlp\.gate|block_sparse_moe\.gate|moe\.gate)\.weight$")
 _EXPERT = re.compile(r"(.+\.experts)\.\d+\.(\w+)\.weight")
 _MATRIX = re.compile(r"(^|\.)(\w*proj|\w*fc\d*|wqkv|w[123qkvo]|W_pack|query_key_value|dense\w*|c_attn)\.weight$")
-_NO_MATRIX = re.compile(r"embed|position|norm|router|(^|\.)(wpe|ln\w*|gate)\.weight$")
+_NO_MATRIX = re.compile(r"(?i)embed(?!\w*proj)|position|norm|router|(^|\.)(wpe|(\w*_)?ln\w*|gate)\.weight$")
 KINDS = ("linear", "conv1d", "experts", "embedding", "positions", "head", "router", "other")
 LINEAR = ("linear", "conv1d", "experts")
 """kinds that `linear` means: the matrices that are neither embedding, head, norm nor router"""
@@ -122,11 +122,18 @@ class Family:
 
         Of a module that nothing is known of: every matrix that is neither embedding, head, norm nor router by its name.
         """
-        matrix = re.sub(r"(\.|_)bias$", lambda found: ".weight" if found[1] == "." else "", name)
-        if matrix == name and len(shape) < 2:
+        bias = re.fullmatch(r"(.+)([._])bias", name)
+        if not bias and len(shape) < 2:
             return False
-        kind = self.kind(matrix)
-        return kind in LINEAR if kind else matrix.endswith(".weight") and not _NO_MATRIX.search(matrix)
+        if not bias:
+            matrices = [name]
+        else:
+            matrices = [f"{bias[1]}.weight"] if bias[2] == "." else [bias[1], f"{bias[1]}_weight"]
+        if kind := next((kind for matrix in matrices if (kind := self.kind(matrix))), None):
+            return kind in LINEAR
+        if bias and self.known:  # of a norm: the table has no kind of what is no matrix
+            return False
+        return matrices[0].endswith(".weight") and len(shape) <= 2 and not _NO_MATRIX.search(matrices[0])
 
     def in_files(self, parameter: str) -> str:
         """The name in files of a parameter of the loaded model; the name itself where the files do not hold it."""

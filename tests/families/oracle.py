@@ -88,13 +88,17 @@ def linear_parameters(model: Any) -> set[str]:
     """Names of what `linear` means: weights and biases of nn.Linear, Conv1D, nn.MultiheadAttention and stacks of
     experts, but for the head and the routers."""
     import torch
+    from transformers import PreTrainedModel
     from transformers.pytorch_utils import Conv1D
 
-    head = model.get_output_embeddings()
+    parts = [part for _, part in model.named_modules() if isinstance(part, PreTrainedModel)]
+    heads = [part.get_output_embeddings() for part in parts]
+    routers = [prefix for prefix, module in model.named_modules() if "Router" in type(module).__name__]
     found = set()
     for prefix, module in model.named_modules():
         kind, leaf = type(module).__name__, prefix.rpartition(".")[2]
-        if module is head or "Router" in kind or leaf in ("router", "gate") or kind.endswith("Gate"):
+        router = any(f"{prefix}.".startswith(f"{one}.") for one in routers)
+        if module in heads or router or leaf in ("router", "gate") or kind.endswith("Gate"):
             continue
         matrix = isinstance(module, torch.nn.Linear | Conv1D | torch.nn.MultiheadAttention)
         stack = "Experts" in kind

@@ -54,6 +54,7 @@ SETTINGS: dict[str, dict[str, Any]] = {  # by model type, where sizes by name do
     "glm5_next": {"text_config": {"num_key_value_heads": 4}},
     "granitemoehybrid": _MAMBA,
     "hunyuan_vl": {"vision_config": {"max_image_size": 64, "img_max_token_num": 16}},
+    "inkling2": {"quantization_config": None},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "longcat_flash": {"zero_expert_num": 2},
     "mamba2": {"head_dim": 16},

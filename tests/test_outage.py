@@ -11,6 +11,7 @@ from shadowft_core import registry as room
 from shadowft_core.cli import app
 from shadowft_core.errors import RegistrationPending, RegistryError
 from shadowft_core.params import Registry, load_params
+from shadowft_core.promotion import recipe_named
 from shadowft_core.registry.registration import waiting_in
 from tests.fixtures.runs import Run
 
@@ -44,7 +45,8 @@ def test_reconcile_sends_what_waits_and_says_so(waited: str) -> None:
     assert error is None
     assert re.fullmatch(f"repaired: {line}repaired: registered now: models:/{waited}/1\n", out)
     assert waiting_in(room.PENDING) == []
-    recipe = room.recipe_named(f"models:/{waited}@challenger", load_params(Path("params.yaml")).registry)
+    params = load_params(Path("params.yaml"))
+    recipe = recipe_named(f"models:/{waited}@challenger", params.registry, params.store)
     assert recipe["verdict"]["decision"] == "promote"
     out, error = shadowft("reconcile", waited)
     assert (out, error) == (f"{waited}: alias and ledger agree, nothing was ever promoted\n", None)

@@ -138,7 +138,7 @@ def failed(run: Run) -> None:
         raise MlflowException("the artifact store is full")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mlflow.pyfunc.log_model", refused)
+        patch.setattr("mlflow.pyfunc.save_model", refused)
         with pytest.raises(RegistrationPending, match="the artifact store is full"):
             run.register()
 

@@ -125,9 +125,8 @@ class Family:
         bias = re.fullmatch(r"(.+)([._])bias", name)
         if not bias and len(shape) < 2:
             return False
-        if not bias:
-            matrices = [name]
-        else:
+        matrices = [name]
+        if bias:
             matrices = [f"{bias[1]}.weight"] if bias[2] == "." else [bias[1], f"{bias[1]}_weight"]
         if kind := next((kind for matrix in matrices if (kind := self.kind(matrix))), None):
             return kind in LINEAR

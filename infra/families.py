@@ -1,13 +1,13 @@
 """Writes shadowft_core/checkpoint/families.json: what the pinned transformers knows about the families of models.
 
 Every class that writes text (causal, image-text-to-text, sequence-to-sequence) is built from its default config on
-torch's meta device, without any weights, and asked which parameters are tied and what in config.json decides it, what
-its parameters are called in files, of which kind the module of each is, how its experts are stored, and which tensors
-of a file it ignores. The rooms that read weights read the table, and need neither torch nor transformers. After another
-transformers was pinned:
+torch's meta device, without any weights. It is then asked which parameters are tied and which fields of config.json
+decide it, what its parameters are called in files, the kind of each one's module, how its experts are stored, and which
+tensors of a file it ignores. The rooms that read weights read the table and need neither torch nor transformers. After
+a change of the pinned transformers:
 
     python infra/families.py            # write the table (a minute)
-    python infra/families.py --check    # exit code 1, and the classes that differ, when the table is not fresh
+    python infra/families.py --check    # exit code 1 and the classes that differ, when the table is out of date
 """
 
 import argparse
@@ -35,7 +35,7 @@ SETTINGS: dict[str, dict[str, Any]] = {  # for classes whose default config buil
     "ministral": {"head_dim": 128},
     "nemotron": {"num_key_value_heads": 8},
 }
-UNBUILT = {  # those that no setting helps here; their text model, where it has an entry of its own, still counts
+UNBUILT = {  # no setting makes these build; a text model inside them that has an entry of its own still counts
     *("chameleon", "cohere_compass", "cohere_compass_text", "dbrx", "deepseek_ocr2", "diffusion_gemma", "emu3"),
     *("fast_vlm", "gemma3n", "gemma4_assistant", "gemma4_unified_assistant", "granite4_vision", "musicgen"),
     *("musicgen_melody", "perception_lm", "pp_formulanet", "qwen4_exp", "qwen4_exp_text", "reformer"),
@@ -43,7 +43,7 @@ UNBUILT = {  # those that no setting helps here; their text model, where it has 
 
 
 def classes() -> dict[str, str]:
-    """Name of the class by model type: of the one that holds the whole model, where a type has several."""
+    """Class name by model type; where a type has several classes, the one that holds the whole model."""
     from transformers.models.auto import modeling_auto as auto
 
     found: dict[str, str] = {}
@@ -86,15 +86,15 @@ def facts(model: Any) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _pattern(name: str) -> str:
-    """A name with `#` for every number of a layer or an expert."""
+    """A name with `#` in place of every layer or expert number."""
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "#", name)
 
 
 def _ties(model: Any) -> Iterator[dict[str, Any]]:
-    """Tied parameters, [target, source] in memory, and in which states of the fields of config.json they are tied.
+    """Tied parameters, as [target, source] in memory, and the states of config.json in which they are tied.
 
-    A state has a letter for every field: `T`rue, `F`alse or `-`, absent. `within` names the part of the model that
-    ties, where it is not the model itself.
+    A state has one letter per field: `T` true, `F` false, `-` absent. `within` names the part of the model that ties,
+    where it is not the model itself.
     """
     from transformers import PreTrainedModel
 
@@ -107,20 +107,20 @@ def _ties(model: Any) -> Iterator[dict[str, Any]]:
         dot = f"{prefix}." if prefix else ""
         tied = module.get_expanded_tied_weights_keys()
         pairs = sorted([dot + target, dot + source] for target, source in tied.items())
-        # Blocks that share their weights by number (Zamba) are no ties that a table of names could hold.
+        # Blocks that share weights by layer number (Zamba) are ties that a table of names cannot hold.
         pairs = [pair for pair in pairs if _pattern(pair[0]) == pair[0] and _pattern(pair[1]) == pair[1]]
         if pairs and states["tied"]:
             yield {"pairs": pairs, **states} | ({"within": ".".join(place)} if place else {})
 
 
 def _place(config: Any, wanted: Any, path: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """The fields that lead from one config to a config within. Raises ValueError when none do."""
+    """The fields that lead from a config to one nested in it. Raises ValueError when none do."""
     if config is wanted:
         return path
     for key in getattr(config, "sub_configs", None) or {}:
         with contextlib.suppress(ValueError):
             return _place(getattr(config, key, None), wanted, (*path, key))
-    raise ValueError("a part of the model has a config that is no part of the model's")
+    raise ValueError("a part of the model has a config that is not nested in the model's")
 
 
 def _states(config_class: Any, place: tuple[str, ...]) -> dict[str, Any]:
@@ -155,8 +155,8 @@ def _states(config_class: Any, place: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _in_files(model: Any, names: Collection[str]) -> tuple[dict[str, str], dict[str, Any], list[str]]:
-    """What parameters are called in files: the name of those that are one tensor there, the way in which fused experts
-    are stored by the end of their name, and the patterns of what is converted in any other way."""
+    """How parameters are stored: file names of those that are one tensor there, the layout of fused experts by the last
+    word of their name, and patterns of the parameters that are converted in any other way."""
     from transformers import core_model_loading as loading
     from transformers.conversion_mapping import get_model_conversion_mapping
 
@@ -179,7 +179,7 @@ def _in_files(model: Any, names: Collection[str]) -> tuple[dict[str, str], dict[
         leaf = name.rpartition(".")[2]
         if way in (["Chunk", "SplitModulelist"], ["SplitModulelist"]) and turned.get(name) is not None:
             experts[leaf] = {"turned": turned[name], "parts": ends}
-            for end in ends:  # an expert's matrix, as if it were a parameter of its own
+            for end in ends:  # one expert's matrix, treated as a parameter
                 single = name.replace(leaf, f"0.{end}.weight")
                 stored[single] = loading.apply_renamings(single, renamings)
         elif way == ["Transpose"] and turned.get(name) is not None:
@@ -202,7 +202,7 @@ def _turned(model: Any) -> dict[str, bool]:
 
 
 def _beginnings(stored: Mapping[str, str]) -> list[list[str]]:
-    """`[in memory, in files]`, beginnings of names in whole steps, each true of every name that begins so."""
+    """`[in memory, in files]`: name prefixes in whole steps, each valid for every name with that prefix."""
     expected = {_pattern(name): _pattern(found) for name, found in stored.items()}
     rules: dict[str, str] = {}
     for name, found in sorted(expected.items()):
@@ -265,7 +265,7 @@ def _kinds(model: Any, names: Collection[str]) -> dict[str, str]:
 
 
 def _vocabularies(model: Any) -> set[int]:
-    """Row counts of what embeds tokens: by number, as a class may hold several such tables."""
+    """Row counts of the token embeddings; a class may hold several such tables."""
     from transformers import PreTrainedModel
 
     parts = [part for _, part in model.named_modules() if isinstance(part, PreTrainedModel)]
@@ -276,7 +276,7 @@ def _vocabularies(model: Any) -> set[int]:
 
 
 def _ignored(model: Any, names: Collection[str]) -> Iterator[str]:
-    """Regular expressions of tensors in files that the class leaves out when it loads; they meet none of its own."""
+    """Regular expressions of tensors in files that the class does not load; none matches one of its own."""
     found = set(model._keys_to_ignore_on_load_unexpected or ())
     buffers = [name for name, _ in model.named_buffers()]
     if any(name.endswith("rotary_emb.inv_freq") for name in buffers):
@@ -292,8 +292,8 @@ def _ignored(model: Any, names: Collection[str]) -> Iterator[str]:
 
 
 def table(found: Mapping[str, tuple[dict[str, Any], dict[str, str]]], types: Mapping[str, str]) -> dict[str, Any]:
-    """The whole table. A kind stands under the shortest end of a name that means it in every class,
-    else in the class: there the longest end that fits a name counts."""
+    """The whole table. A kind is listed under the shortest name suffix that means the same kind in every class,
+    otherwise within the class, where the longest matching suffix counts."""
     from importlib.metadata import version
 
     said: dict[str, set[str]] = defaultdict(set)
@@ -320,7 +320,7 @@ def table(found: Mapping[str, tuple[dict[str, Any], dict[str, str]]], types: Map
 
 
 def _ends(name: str) -> Iterator[str]:
-    """The ends of a name in whole steps, shortest first; the last word of a weight never stands alone."""
+    """The suffixes of a name in whole steps, shortest first; `weight` or `bias` is never one by itself."""
     steps = name.split(".")
     first = 2 if steps[-1] in ("weight", "bias") else 1
     for length in range(first, len(steps) + 1):
@@ -328,7 +328,7 @@ def _ends(name: str) -> Iterator[str]:
 
 
 def written(whole: Mapping[str, Any]) -> str:
-    """The table as text, a line for every class, so that a change can be read."""
+    """The table as text, one line per class, so that diffs are readable."""
     lines = []
     for key, value in whole.items():
         if key in ("classes", "kinds", "types"):

@@ -48,7 +48,7 @@ def model(folder: Path, seed: int, *more: str, **config: Any) -> Path:
 
 def offered(error: ShadowError) -> list[str]:
     """The patterns of the options in a refusal, as a shell would read them."""
-    words = shlex.split(str(error).partition("what one side lacks: ")[2].partition(" (in a project")[0])
+    words = shlex.split(str(error).partition("the missing tensors by name: ")[2].partition(" (for a project")[0])
     return words[1::2]
 
 
@@ -148,7 +148,7 @@ def test_one_tensor_under_two_names_is_not_offered_to_be_ignored(tmp_path: Path)
     )
     other = model(tmp_path / "other", 2, "model.a.query.weight")
     for folder in (tuned, other):
-        with pytest.raises(TensorMissing, match=r"under the same names$"):
+        with pytest.raises(TensorMissing, match=r"with the same tensor names$"):
             extract(base, folder, tmp_path / "delta")
 
 

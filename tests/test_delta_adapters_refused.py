@@ -188,7 +188,7 @@ def test_square_experts_do_not_say_which_side_is_the_input(
     write_model(tmp_path / "fused", held, model_type=family)
     config = tmp_path / "adapter" / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"peft_version": version}))
-    message = rf"gate_up_proj is square, \(3, 32, 32\), .* stands nowhere: {why}; merge"
+    message = rf"gate_up_proj is square, \(3, 32, 32\), .* nothing says which axis is the input: {why}; merge"
     refused(AdapterError, message, tmp_path / "fused", tmp_path / "adapter")
 
 

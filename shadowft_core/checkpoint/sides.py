@@ -59,7 +59,7 @@ def require_met(patterns: Sequence[str], ignored: Ignored, where: str) -> None:
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in met):
             raise InputError(
-                f"--ignore {pattern!r} meets nothing that stands on one side alone ({where}); correct it or drop it"
+                f"--ignore {pattern!r} matches nothing that only one side holds ({where}); correct it or drop it"
             )
 
 

@@ -41,7 +41,7 @@ def require_complete(adapter: "Adapter") -> None:
         )
         if name not in adapter.given and (biased or settings.saves(module)):
             raise AdapterError(
-                f"{adapter.file}: {name} was trained according to {settings.path.name} but is missing; save it again"
+                f"{adapter.file}: {name} was trained, says {settings.path.name}, but is missing; save the adapter again"
             )
     trained = [module for module, keys in adapter.modules.items() if "rows" in keys]
     tied = [alias.removesuffix(".weight") for name in before.ties for alias in (name, family.in_memory(name))]

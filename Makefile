@@ -43,7 +43,7 @@ test-slow: venv  ## servers, schedules and whole runs; minutes
 	pytest -m slow
 test-faults: venv  ## every crash point and fault, enumerated
 	pytest -m faults
-test-families: venv  ## every family of models, every kind of adapter; minutes
+test-families: venv  ## every model family, every kind of adapter; minutes
 	pytest -m families -n 2
 test-gpu: venv  ## needs a CUDA device
 	pytest -m gpu

@@ -52,7 +52,7 @@ def run(
     try:
         load_params(workspace / "params.yaml")  # a typing error there should not wait for a server
         for option, value in (("--store", store), ("--endpoint", endpoint)):
-            refuse_password(option, value or "")  # Prefect keeps what a flow is called with
+            refuse_password(option, value or "")  # Prefect stores a flow's parameters
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
         with Console(stderr=True).status("starting Prefect"), _prefect_server(workspace.resolve() / "var" / "prefect"):
             from flows.retrain import retrain  # seconds, while the server starts

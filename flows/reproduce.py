@@ -1,7 +1,7 @@
 """A program: have DVC reproduce one stage of the workspace in the current folder. `python reproduce.py STAGE`
 
-As `dvc repro -q -s STAGE`, except for its end: the exit code is that of the stage's command, 128 + n when signal n
-killed it, where `dvc` makes 255 of everything, and what DVC itself finds wrong is one line on stderr.
+As `dvc repro -q -s STAGE`, but the exit code is that of the stage's command, or 128 + n when signal n killed it (`dvc`
+always returns 255), and an error of DVC itself is one line on stderr.
 """
 
 import logging
@@ -24,7 +24,7 @@ def main(stage: str) -> int:
         causes = [error]
         while isinstance(cause := causes[-1].__cause__, Exception):
             causes.append(cause)
-        status = re.search(r"exited with (-?\d+)$", str(causes[-1]))  # DVC keeps it nowhere else
+        status = re.search(r"exited with (-?\d+)$", str(causes[-1]))  # the message is all that DVC keeps of it
         if isinstance(causes[-1], StageCmdFailedError) and status:
             code = int(status[1])
             return code if code >= 0 else 128 - code

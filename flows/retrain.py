@@ -50,8 +50,8 @@ def retrain(
         model_name: name of the registered model; params.yaml decides when empty
 
     Completed with the verdict's decision in its message, or Failed with one line. Failed, named Waiting, when all is
-    done but MLflow has not taken a registration, of this run or of an earlier one: an alarm for whoever watches, while
-    the next run, `shadowft register --pending` or `shadowft reconcile` sends it. Whatever ends the run early, no
+    done but MLflow has not accepted a registration, of this run or an earlier one: alerts on failures fire, and the
+    next run, `shadowft register --pending` or `shadowft reconcile` sends it. Whatever ends the run early, no
     process of it lives on, and the next run starts at the unfinished stage.
     """
     chosen = {"SHADOWFT_STORE_URI": store_uri, "SHADOWFT_STORE_ENDPOINT": store_endpoint}

@@ -97,7 +97,7 @@ class Display:
         table = Table.grid(padding=(0, 2))
         for row in self._rows.values():
             seconds = time.monotonic() - self._started if row is self._running else row.seconds
-            style = STYLES.get(row.state, STYLES[FAILED])  # a state may have a name of its own: Waiting, Refused
+            style = STYLES.get(row.state, STYLES[FAILED])  # a state may have a custom name: Waiting, Refused
             table.add_row(
                 Text(row.name, style),
                 Text(row.state, style),

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 FLOOR = 10**9  # bytes that must be free when the sizes of the models are not known yet
 REFUSED = "Refused"  # the name of a failed state that a second try cannot mend
-WAITING = "Waiting"  # the name of a state: all is done but for MLflow, which has not taken a registration yet
+WAITING = "Waiting"  # the name of a state: all is done, but MLflow has not accepted a registration yet
 Say = Callable[[str], None]
 
 _children: set[subprocess.Popen[str]] = set()
@@ -87,7 +87,7 @@ def _explains(line: str) -> int:
 
 
 def _reason(code: int, error: str) -> str:
-    """Why a stage ended with an exit code that is not 0; `error` is the line that explains it best, empty when none."""
+    """Why a stage ended with an exit code that is not 0; `error` is the line that explains it best, or empty."""
     number = -code if code < 0 else code - 128  # negative when the guard itself was killed
     words = re.sub(r"^error:\s*", "", error, flags=re.IGNORECASE)
     if number not in set(signal.Signals) or (_explains(error) == 2 and number != signal.SIGKILL):
@@ -95,7 +95,7 @@ def _reason(code: int, error: str) -> str:
     reason = f"killed by signal {number} ({signal.Signals(number).name})"
     if number == signal.SIGKILL:
         reason += (
-            ", as the kernel does when memory runs out; give the machine more or the stage less to do at once "
+            ", as the kernel does when memory runs out; add memory, or give the stage less to do at once "
             "(its batch_size, max_length, rank), then run again"
         )
     return f"{reason}. Its last line: {words}" if words else reason
@@ -126,8 +126,8 @@ def publish(params: Params, delta: str, say: Say) -> State:
 def register(params: Params, git: "Git", say: Say) -> State:
     """Register the recipe; Completed with the version and its alias as the message.
 
-    An outage of MLflow does not undo a training: Completed, named Waiting, with what to do later as the message. It is
-    the flow that tells the world.
+    An outage of MLflow does not undo a training: Completed, named Waiting, with what to do later as the message; the
+    flow reports it.
     """
     from shadowft_core import registry
 
@@ -160,8 +160,8 @@ def preflight(params_file: Path, model_name: str | None) -> Params:
     from shadowft_core import registry
 
     make_folder(var := Path("var"))
-    with contextlib.suppress(PermissionError):  # a link to a folder of somebody else
-        var.chmod(0o700)  # one of an earlier version, or made by hand
+    with contextlib.suppress(PermissionError):  # a link to a folder that someone else owns
+        var.chmod(0o700)  # made by an earlier version, or by hand
     params = load_params(params_file)
     if model_name:
         chosen = Registry.model_validate(params.registry.model_dump() | {"name": model_name})

@@ -1,13 +1,13 @@
 """Writes shadowft_core/checkpoint/families.json: what the pinned transformers knows about the families of models.
 
 Every class that writes text (causal, image-text-to-text, sequence-to-sequence) is built from its default config on
-torch's meta device, without any weights, and asked which parameters are tied and what in config.json decides it, what
-its parameters are called in files, of which kind the module of each is, how its experts are stored, and which tensors
-of a file it ignores. The rooms that read weights read the table, and need neither torch nor transformers. After another
-transformers was pinned:
+torch's meta device, without any weights. It is then asked which parameters are tied and which fields of config.json
+decide it, what its parameters are called in files, the kind of each one's module, how its experts are stored, and which
+tensors of a file it ignores. The rooms that read weights read the table and need neither torch nor transformers. After
+a change of the pinned transformers:
 
     python -m infra.families            # write the table (a minute)
-    python -m infra.families --check    # exit code 1, and the classes that differ, when the table is not fresh
+    python -m infra.families --check    # exit code 1 and the classes that differ, when the table is out of date
 """
 
 import argparse
@@ -33,7 +33,7 @@ SETTINGS: dict[str, dict[str, Any]] = {  # for classes whose default config buil
     "ministral": {"head_dim": 128},
     "nemotron": {"num_key_value_heads": 8},
 }
-UNBUILT = {  # those that no setting helps here; their text model, where it has an entry of its own, still counts
+UNBUILT = {  # no setting makes these build; a text model inside them that has an entry of its own still counts
     *("chameleon", "cohere_compass", "cohere_compass_text", "dbrx", "deepseek_ocr2", "diffusion_gemma", "emu3"),
     *("fast_vlm", "gemma3n", "gemma4_assistant", "gemma4_unified_assistant", "granite4_vision", "musicgen"),
     *("musicgen_melody", "perception_lm", "pp_formulanet", "qwen4_exp", "qwen4_exp_text", "reformer"),
@@ -41,7 +41,7 @@ UNBUILT = {  # those that no setting helps here; their text model, where it has 
 
 
 def classes() -> dict[str, str]:
-    """Name of the class by model type: of the one that holds the whole model, where a type has several."""
+    """Class name by model type; where a type has several classes, the one that holds the whole model."""
     from transformers.models.auto import modeling_auto as auto
 
     found: dict[str, str] = {}
@@ -66,8 +66,8 @@ def build(model_type: str, class_name: str) -> Any:
 
 
 def table(found: Mapping[str, tuple[dict[str, Any], dict[str, str]]], types: Mapping[str, str]) -> dict[str, Any]:
-    """The whole table. A kind stands under the shortest end of a name that means it in every class,
-    else in the class: there the longest end that fits a name counts."""
+    """The whole table. A kind is listed under the shortest name suffix that means the same kind in every class,
+    otherwise within the class, where the longest matching suffix counts."""
     from importlib.metadata import version
 
     said: dict[str, set[str]] = defaultdict(set)
@@ -94,7 +94,7 @@ def table(found: Mapping[str, tuple[dict[str, Any], dict[str, str]]], types: Map
 
 
 def _ends(name: str) -> Iterator[str]:
-    """The ends of a name in whole steps, shortest first; the last word of a weight never stands alone."""
+    """The suffixes of a name in whole steps, shortest first; `weight` or `bias` is never one by itself."""
     steps = name.split(".")
     first = 2 if steps[-1] in ("weight", "bias") else 1
     for length in range(first, len(steps) + 1):
@@ -102,7 +102,7 @@ def _ends(name: str) -> Iterator[str]:
 
 
 def written(whole: Mapping[str, Any]) -> str:
-    """The table as text, a line for every class, so that a change can be read."""
+    """The table as text, one line per class, so that diffs are readable."""
     lines = []
     for key, value in whole.items():
         if key in ("classes", "kinds", "types"):

@@ -30,15 +30,15 @@ def facts(model: Any) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _pattern(name: str) -> str:
-    """A name with `#` for every number of a layer or an expert."""
+    """A name with `#` in place of every layer or expert number."""
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "#", name)
 
 
 def _ties(model: Any) -> Iterator[dict[str, Any]]:
-    """Tied parameters, [target, source] in memory, and in which states of the fields of config.json they are tied.
+    """Tied parameters, as [target, source] in memory, and the states of config.json in which they are tied.
 
-    A state has a letter for every field: `T`rue, `F`alse or `-`, absent. `within` names the part of the model that
-    ties, where it is not the model itself.
+    A state has one letter per field: `T` true, `F` false, `-` absent. `within` names the part of the model that ties,
+    where it is not the model itself.
     """
     from transformers import PreTrainedModel
 
@@ -51,20 +51,20 @@ def _ties(model: Any) -> Iterator[dict[str, Any]]:
         dot = f"{prefix}." if prefix else ""
         tied = module.get_expanded_tied_weights_keys()
         pairs = sorted([dot + target, dot + source] for target, source in tied.items())
-        # Blocks that share their weights by number (Zamba) are no ties that a table of names could hold.
+        # Blocks that share weights by layer number (Zamba) are ties that a table of names cannot hold.
         pairs = [pair for pair in pairs if _pattern(pair[0]) == pair[0] and _pattern(pair[1]) == pair[1]]
         if pairs and states["tied"]:
             yield {"pairs": pairs, **states} | ({"within": ".".join(place)} if place else {})
 
 
 def _place(config: Any, wanted: Any, path: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """The fields that lead from one config to a config within. Raises ValueError when none do."""
+    """The fields that lead from a config to one nested in it. Raises ValueError when none do."""
     if config is wanted:
         return path
     for key in getattr(config, "sub_configs", None) or {}:
         with contextlib.suppress(ValueError):
             return _place(getattr(config, key, None), wanted, (*path, key))
-    raise ValueError("a part of the model has a config that is no part of the model's")
+    raise ValueError("a part of the model has a config that is not nested in the model's")
 
 
 def _states(config_class: Any, place: tuple[str, ...]) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def _in_files(model: Any, names: Collection[str]) -> tuple[dict[str, str], dict[
         leaf = name.rpartition(".")[2]
         if way in (["Chunk", "SplitModulelist"], ["SplitModulelist"]) and turned.get(name) is not None:
             experts[leaf] = {"turned": turned[name], "parts": ends}
-            for end in ends:  # an expert's matrix, as if it were a parameter of its own
+            for end in ends:  # one expert's matrix, treated as a parameter
                 single = name.replace(leaf, f"0.{end}.weight")
                 stored[single] = loading.apply_renamings(single, renamings)
         elif way == ["Transpose"] and turned.get(name) is not None:
@@ -148,7 +148,7 @@ def _turned(model: Any) -> dict[str, bool]:
 
 
 def _beginnings(stored: Mapping[str, str]) -> list[list[str]]:
-    """`[in memory, in files]`, beginnings of names in whole steps, each true of every name that begins so."""
+    """`[in memory, in files]`: name prefixes in whole steps, each valid for every name with that prefix."""
     expected = {_pattern(name): _pattern(found) for name, found in stored.items()}
     rules: dict[str, str] = {}
     for name, found in sorted(expected.items()):
@@ -215,7 +215,7 @@ def _kinds(model: Any, names: Collection[str]) -> dict[str, str]:
 
 
 def _vocabularies(model: Any) -> set[int]:
-    """Row counts of what embeds tokens: by number, as a class may hold several such tables."""
+    """Row counts of the token embeddings; a class may hold several such tables."""
     from transformers import PreTrainedModel
 
     parts = [part for _, part in model.named_modules() if isinstance(part, PreTrainedModel)]
@@ -226,7 +226,7 @@ def _vocabularies(model: Any) -> set[int]:
 
 
 def _ignored(model: Any, names: Collection[str]) -> Iterator[str]:
-    """Regular expressions of tensors in files that the class leaves out when it loads; they meet none of its own."""
+    """Regular expressions of tensors in files that the class does not load; none matches one of its own."""
     found = set(model._keys_to_ignore_on_load_unexpected or ())
     buffers = [name for name, _ in model.named_buffers()]
     if any(name.endswith("rotary_emb.inv_freq") for name in buffers):

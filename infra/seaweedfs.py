@@ -94,7 +94,7 @@ def seaweedfs(folder: Path, flags: Sequence[str] = ()) -> Iterator[S3Server]:
                 f"-s3.config={folder / 'identities.json'}",
                 f"-s3.localSocket={sockets}/s3",
                 f"-filer.localSocket={sockets}/filer",
-                "-volume.max=1000",  # a bucket takes one at least; they cost nothing while they are empty
+                "-volume.max=1000",  # every bucket takes at least one; empty ones cost nothing
                 "-master.volumeSizeLimitMB=1024",
                 "-volume.minFreeSpace=1",
                 "-master.electionTimeout=1s",
@@ -102,7 +102,7 @@ def seaweedfs(folder: Path, flags: Sequence[str] = ()) -> Iterator[S3Server]:
                 "-master.telemetry=false",
                 *flags,
             ],
-            env=os.environ | {"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"},  # volumes a bucket begins with, else seven
+            env=os.environ | {"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"},  # volumes of a new bucket; the default is seven
             stdout=log,
             stderr=log,
         )

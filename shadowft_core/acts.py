@@ -30,7 +30,7 @@ def _there(path: Path | None) -> Path | None:
 ParamsOption = Annotated[
     Path | None,
     typer.Option(
-        "--params", callback=_there, help="the params.yaml to read; without one in this folder, defaults hold"
+        "--params", callback=_there, help="the params.yaml to read; default: this folder's, else built-in defaults"
     ),
 ]
 UriOption = Annotated[str | None, typer.Option(help="a folder or s3://bucket/prefix; default from params.yaml")]
@@ -41,14 +41,14 @@ OntoBaseOption = Annotated[bool, typer.Option("--onto-base", help="allow the Ins
 UnrelatedOption = Annotated[bool, typer.Option("--unrelated", help="allow an Instruct far from the delta's Base")]
 IgnoreOption = Annotated[
     list[str] | None,
-    typer.Option("--ignore", metavar="PATTERN", help="tensors that one side alone may hold; repeatable, on record"),
+    typer.Option("--ignore", metavar="PATTERN", help="tensors that only one side may hold, a glob; repeatable"),
 ]
 
 
 def read_params(path: Path | None, **sections: "Section") -> "Params":
-    """The params.yaml that was named, else that of this folder, else the defaults and the `sections` given.
+    """The params.yaml given, else the one in this folder, else the defaults with the `sections` given.
 
-    Its reader is imported only now: `--help` is instant.
+    The reader is imported only here, so that `--help` is instant.
     """
     from shadowft_core.params import default_params, load_params
 
@@ -178,7 +178,7 @@ def verify(
         print(json.dumps(asdict(found)))
     else:
         for bad in found.bad:
-            print(f"bad: {bad.problem} (needed by {', '.join(bad.deltas) or 'whoever names it'})")
+            print(f"bad: {bad.problem} (needed by {', '.join(bad.deltas) or 'every version that names it'})")
         print(
             f"{found.objects - len(found.bad)} of {found.objects} objects of {found.deltas} deltas and {found.records} "
             f"records are good, {found.bytes / 1e6:.1f} MB; {found.resumed} had been checked before"

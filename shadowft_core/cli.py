@@ -45,7 +45,7 @@ INTERRUPTED = 130  # the exit code a shell expects after Ctrl-C
 def fetch(
     out: Annotated[Path | None, typer.Option(help="folder to make: pair.json, base/, instruct/")] = None,
     origin: Annotated[
-        Path | None, typer.Option(help="JSON file to write instead: the sources of a pair that is made here")
+        Path | None, typer.Option(help="JSON file to write instead: digests of the sources of a generated pair")
     ] = None,
     params: ParamsOption = PARAMS,
 ) -> None:
@@ -69,10 +69,10 @@ def fetch(
 def prepare(
     out: Annotated[Path, typer.Option(help="folder to make: train, valid, dev, test .parquet and data-report.json")],
     data: Annotated[
-        Path | None, typer.Option(help="one file or a folder of json, jsonl or parquet files; else prepare.data")
+        Path | None, typer.Option(help="one file or a folder of json, jsonl or parquet files; default: prepare.data")
     ] = None,
     tasks: Annotated[
-        Path | None, typer.Option(help="task folder, whose items no training row may hold; else evaluate.tasks")
+        Path | None, typer.Option(help="task folder, whose items no training row may contain; default: evaluate.tasks")
     ] = None,
     params: ParamsOption = PARAMS,
 ) -> None:
@@ -137,8 +137,8 @@ def extract(
     Kind lowrank: shadowft extract --base work/pair/base --tuned my_checkpoint --lowrank 0.05 --out my_delta
     (any of them, lowered to an error you allow: 0.05 keeps 99.75 % of every tensor's energy)
 
-    What one side alone holds: shadowft extract --base my_base --tuned my_checkpoint --ignore 'mtp.*' --out my_delta
-    (on record in the delta, and honoured by its grafts; in a project set extract.ignore)
+    Tensors on one side only: shadowft extract --base my_base --tuned my_checkpoint --ignore 'mtp.*' --out my_delta
+    (recorded in the delta and honoured by its grafts; for a project set extract.ignore)
     """
     from shadowft_core.delta import extract as run
 
@@ -266,9 +266,7 @@ def verdict(
     scores: Annotated[Path, typer.Option(help="folder of score folders")],
     recipe: Annotated[Path, typer.Option(help="recipe.json of the candidate")],
     out: Annotated[Path, typer.Option(help="JSON file to write")],
-    metrics: Annotated[
-        Path | None, typer.Option(help="JSON file to write: the few numbers by which runs are compared")
-    ] = None,
+    metrics: Annotated[Path | None, typer.Option(help="JSON file to write: the few numbers for comparing runs")] = None,
     params: ParamsOption = PARAMS,
 ) -> None:
     """Decide, with paired statistics, whether the graft beats the untouched Instruct and direct tuning.
@@ -301,7 +299,7 @@ def report(
 def main() -> None:
     """Run the command line; a ShadowError is one line on stderr and its exit code.
 
-    No verb reads stdin, so libraries and child processes that ask there get an end of file: nothing says yes for us.
+    No verb reads stdin. Libraries and child processes that prompt there get an end of file, so no prompt is answered.
     """
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)

@@ -1,4 +1,4 @@
-"""The one door to the loaders of transformers. It runs no code of a model folder and reads no weights but its own.
+"""The only caller of transformers' loaders. It runs no code of a model folder and loads only the folder's own weights.
 
 Left alone, transformers asks on stdin whether to run a folder's Python files (`auto_map`), and without asking it adds
 an adapter that lies beside the weights, follows a config to another file of weights, and fetches attention kernels by
@@ -17,7 +17,7 @@ _KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementati
 
 
 def load(loader: Any, folder: Path, **options: Any) -> Any:
-    """`loader.from_pretrained(folder, **options)`, `loader` being a class of transformers: local files, its own code.
+    """`loader.from_pretrained(folder, **options)` of a transformers class: local files, no code but its own.
 
     Where transformers has a class of its own for a model that also names code, that class is taken.
     Raises CheckpointError in one line when the folder would bring code, a kernel, an adapter or other weights along,
@@ -41,7 +41,7 @@ def load_model(loader: Any, folder: Path, weights: dict[str, Any] | None = None,
 
 
 def own_code(folder: Path) -> list[str]:
-    """What the folder would have run, `FILE: auto_map REFERENCE` each, in the order of the files."""
+    """The code that the folder names, as `FILE: auto_map REFERENCE`, in the order of the files."""
     found = []
     for name in _SIDE_FILES:
         if (folder / name).is_file() and (named := read_json_object(folder / name).get("auto_map")):
@@ -66,7 +66,7 @@ def _call(loader: Any, folder: Path, source: Path | None, **options: Any) -> Any
 
     try:
         return loader.from_pretrained(source, local_files_only=True, trust_remote_code=False, **options)
-    except Exception as error:  # configs and tokenizers of others make it raise nearly anything
+    except Exception as error:  # with foreign configs and tokenizers it raises nearly anything
         reason = " ".join(str(error).split())
         if code := own_code(folder):
             raise CheckpointError(
@@ -79,7 +79,7 @@ def _call(loader: Any, folder: Path, source: Path | None, **options: Any) -> Any
 def _require_plain(folder: Path) -> None:
     if (folder / "adapter_config.json").exists():
         raise CheckpointError(
-            f"{folder / 'adapter_config.json'}: an adapter beside a model, which transformers would add to its "
+            f"{folder / 'adapter_config.json'}: an adapter beside a model, which transformers would add to the "
             "weights; move it into a folder of its own"
         )
     path = folder / "config.json"

@@ -176,7 +176,7 @@ def _show_receipt(account: dict[str, Any]) -> None:
 
 
 def _show_left(console: "Console", account: dict[str, Any]) -> None:
-    """What of the delta stays, and what only one side holds."""
+    """What part of the delta stays behind, and what only one side holds."""
     from shadowft_core.checkpoint import percent
 
     if account["left_out"]:

@@ -22,7 +22,7 @@ class Section(BaseModel):
         frozen=True,
         extra="forbid",
         allow_inf_nan=False,
-        defer_build=True,  # built when first used: half the import
+        defer_build=True,  # built on first use: halves the import time
     )
 
 
@@ -83,10 +83,10 @@ class Train(Section):
 
 
 class Extract(Section):
-    """What is taken of a training."""
+    """What `extract` takes from a training."""
 
     ignore: tuple[str, ...] = Field(
-        (), description="glob patterns of tensors that one of Base, tuned model and Instruct alone may hold"
+        (), description="glob patterns of tensors that only one side (Base, tuned model or Instruct) may hold"
     )
 
 
@@ -181,9 +181,9 @@ class Params(Section):
 
 
 def located(store: Store) -> Store:
-    """The store that is meant where a file names one: SHADOWFT_STORE_URI and SHADOWFT_STORE_ENDPOINT override it.
+    """The store in effect where a file names one: SHADOWFT_STORE_URI and SHADOWFT_STORE_ENDPOINT override it.
 
-    Raises ParamsError when one of them holds a password: they go into the recipe, and S3 has no use for it.
+    Raises ParamsError when one of them holds a password: they are copied into the recipe, and S3 needs none.
     """
     names = {field: f"SHADOWFT_STORE_{field.upper()}" for field in ("uri", "endpoint")}
     changes = {field: value for field, name in names.items() if (value := os.environ.get(name))}
@@ -196,8 +196,8 @@ def refuse_password(name: str, text: str) -> None:
     """Raise ParamsError when the text called `name` is a URL with a password."""
     if (shown := without_passwords(text)) != text:
         raise ParamsError(
-            f"{name}: {shown} holds a password, and would be copied into records; take it out. The registry's belongs "
-            "into MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; the store takes "
+            f"{name}: {shown} holds a password and would be copied into records; remove it. The registry's belongs "
+            "in MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; the store takes "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         )
 
@@ -205,8 +205,8 @@ def refuse_password(name: str, text: str) -> None:
 def load_params(path: Path) -> Params:
     """Read and check a params.yaml; the environment may name another store (`located`).
 
-    A value has the type that is written: text is no number, `yes` no truth, `1e-4` is a number, as DVC reads them.
-    No URL in it may hold a password: the file is attached to every registered run and lies in git and in clones.
+    Types are not converted: text is not a number, `yes` is not a boolean, and `1e-4` is a number, as DVC reads them.
+    No URL in it may hold a password: the file is attached to every registered run and kept in git.
 
     Raises ParamsError naming the file, every bad field and what was expected.
     """
@@ -220,15 +220,15 @@ def load_params(path: Path) -> Params:
         raise ParamsError(f"{path}: no such file; name an existing one with --params FILE") from None
     except ValidationError as error:
         raise ParamsError(f"{path}: {_problems(error)}") from None
-    except (ValueError, TypeError) as error:  # an alias inside of what it names, a list as a key
-        raise ParamsError(f"{path}: not a tree of named values: {error}; write it out") from None
+    except (ValueError, TypeError) as error:  # a YAML alias inside its own anchor, a list as a key
+        raise ParamsError(f"{path}: not a tree of named values: {error}; write the values out") from None
     return params.model_copy(update={"store": located(params.store)})
 
 
 def default_params(**sections: Section) -> Params:
-    """What holds where there is no params.yaml: the defaults of every section, and the `sections` given.
+    """The parameters without a params.yaml: the defaults of every section, and the `sections` given.
 
-    A section that has a field without default, and is not given, raises ParamsError when it is asked for.
+    A section with a required field that is not given raises ParamsError when it is used.
     """
     defaults: dict[str, Any] = {
         **{"train": Train(), "extract": Extract(), "graft": Graft(), "verdict": Verdict()},
@@ -238,25 +238,25 @@ def default_params(**sections: Section) -> Params:
 
 
 class _Unwritten(Params):
-    """The sections of no file."""
+    """Parameters that no file has set."""
 
     def __getattr__(self, name: str) -> Any:
         if name in Params.model_fields:
-            raise ParamsError(f"params.yaml: no such file, and `{name}` is needed; write one, or name it with --params")
+            raise ParamsError(f"params.yaml: no such file, but `{name}` is needed; write one or name it with --params")
         return super().__getattr__(name)  # type: ignore[misc]
 
 
 def _problems(error: ValidationError) -> str:
     return "; ".join(
         f"{'.'.join(str(part) for part in e['loc']) or 'file'}: {e['msg']}"
-        # The value of a field that does not exist may be a key or a password in a wrong place.
+        # The value of an unknown field may be a misplaced key or password.
         + ("" if e["type"] in ("extra_forbidden", "missing") else f" (found {e['input']!r:.80})")
         for e in error.errors()
     )
 
 
 def _texts(tree: Any, above: str = "") -> Iterator[tuple[str, str]]:
-    """Every text in what a YAML file holds, names included, with the dotted path to it."""
+    """Every string in a YAML file, keys included, with the dotted path to it."""
     if isinstance(tree, str):
         yield above.removesuffix("."), tree
     elif isinstance(tree, dict):

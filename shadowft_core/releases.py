@@ -18,7 +18,7 @@ releases = typer.Typer()
 
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="the registered model")]
 StoreOption = Annotated[
-    str | None, typer.Option("--store", help="where deltas, records and ledger are now, a folder or s3://bucket/prefix")
+    str | None, typer.Option("--store", help="where deltas, records and ledger are, a folder or s3://bucket/prefix")
 ]
 INSTRUCT = "folder of the Instruct; default as recorded"
 

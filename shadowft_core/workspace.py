@@ -1,7 +1,7 @@
-"""A verb that DVC runs: with the code of the workspace, and with the words that stand for its route filled in.
+"""What differs when DVC runs a verb: it runs the code of the workspace, with the placeholders of its route filled in.
 
-A shell reads the command of a stage, so dvc.yaml puts no value of params.yaml into one. It writes {route}, {model} and
-{graft}, and the verb looks them up, by the name of the stage, in params.yaml, where they have been checked.
+A shell reads the command of a stage, so dvc.yaml puts no value of params.yaml into it. It writes {route}, {model} and
+{graft} instead, and the verb takes their values from the checked params.yaml, by the name of the stage.
 """
 
 import os
@@ -17,10 +17,10 @@ WORDS = ("{route}", "{model}", "{graft}")
 
 
 def run_code_of_workspace() -> None:
-    """Start again with the shadowft_core of the current folder, where DVC runs a stage and another one was started.
+    """When DVC runs a stage with another shadowft_core than that of the current folder, start again with the latter.
 
     The command `shadowft` belongs to one checkout. In another one (a clone, the folder of `dvc exp run --temp`) the
-    stage would run code that is not the code DVC keeps the digest of.
+    stage would otherwise run code other than that whose digest DVC records.
     """
     here = Path("shadowft_core")
     if STAGE in os.environ and (here / "cli.py").is_file() and not here.samefile(Path(__file__).parent):
@@ -30,9 +30,9 @@ def run_code_of_workspace() -> None:
 
 
 def filled_in(arguments: Sequence[str], params: Path = Path("params.yaml")) -> list[str]:
-    """The arguments of a verb; where DVC runs it as the stage of a route, with the words of that route.
+    """The arguments of a verb; when DVC runs the stage of a route, with the placeholders of that route filled in.
 
-    {route} is its name, {model} the model it tunes, {graft} its waiver, or nothing. Raises ParamsError when params.yaml
+    {route} is its name, {model} the model it tunes, {graft} its waiver, if any. Raises ParamsError when params.yaml
     has no such route.
     """
     stage = os.environ.get(STAGE)
@@ -42,8 +42,8 @@ def filled_in(arguments: Sequence[str], params: Path = Path("params.yaml")) -> l
 
     routes, name = load_params(params).routes, stage.rpartition("@")[2]
     if name not in routes:
-        raise ParamsError(f"{params}: no route {name!r}, which stage {stage} is for; it has {', '.join(routes)}")
+        raise ParamsError(f"{params}: stage {stage} needs route {name!r}; known routes are {', '.join(routes)}")
     route = routes[name]
     values = {"{route}": name, "{model}": route.model, "{graft}": route.graft}
-    given = (word for word in arguments if values.get(word) != "")  # no waiver is no word
+    given = (word for word in arguments if values.get(word) != "")  # without a waiver, {graft} is dropped
     return [re.sub("|".join(map(re.escape, values)), lambda found: values[found[0]], word) for word in given]

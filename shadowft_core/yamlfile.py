@@ -1,4 +1,4 @@
-"""YAML that people write: version 1.2, as DVC reads the same files, and no key twice."""
+"""Reads hand-written YAML as DVC reads it (version 1.2), and refuses duplicate keys."""
 
 import re
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ _Yaml.add_constructor(
 
 
 def read_yaml(path: Path) -> Any:
-    """What stands in a YAML 1.2 file that a person wrote. Raises ParamsError as `check_keys` does."""
+    """The content of a hand-written YAML 1.2 file. Raises ParamsError as `check_keys` does."""
     text = check_keys(path)
     try:
         return yaml.load(text, Loader=_Yaml)  # noqa: S506 a safe loader
@@ -40,10 +40,10 @@ def read_yaml(path: Path) -> Any:
 
 
 def check_keys(path: Path) -> str:
-    """The text of a YAML file in which no key stands twice in one mapping, merged ones (`<<`) included.
+    """The text of a YAML file without duplicate keys in any mapping, merged ones (`<<`) included.
 
-    Raises ParamsError for such a key with both lines: readers let the last one win and say nothing. Also for a file
-    that is not YAML.
+    Raises ParamsError for a duplicate key, with both lines: YAML readers silently let the last one win. Also for a
+    file that is not YAML.
     """
     try:
         text = path.read_text(encoding="utf-8")

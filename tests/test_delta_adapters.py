@@ -267,7 +267,7 @@ def test_olora_of_a_conv1d_is_refused(tmp_path: Path) -> None:
     adapt(base, tmp_path / "conv1d", target_modules=["attn.c_proj"], noise=0.002)
     config = tmp_path / "conv1d" / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"init_lora_weights": "olora"}))
-    refused(AdapterError, "c_proj is a Conv1D, which olora moved in another way", base, tmp_path / "conv1d")
+    refused(AdapterError, "c_proj is a Conv1D, which olora initialises differently", base, tmp_path / "conv1d")
 
 
 def test_an_unknown_family_shows_by_its_shapes_how_it_is_stored(tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ def test_an_unknown_family_shows_by_its_shapes_how_it_is_stored(tmp_path: Path) 
     require_equal(base, open_delta(tmp_path / "delta"), tmp_path / "merged")
     for targets in ([*CONV1D, "lm_head"], ["attn.c_proj"]):  # shown by other shapes; said by fan_in_fan_out alone
         adapt(base, tmp_path / "square", target_modules=targets)
-        message = r"attn.c_proj.weight is square, \(32, 32\), nobody_knows is no family known here"
+        message = r"attn.c_proj.weight is square, \(32, 32\), nobody_knows is not a known model family"
         refused(AdapterError, message, unknown, tmp_path / "square")
 
 

@@ -216,7 +216,7 @@ def test_each_way_to_save_something_else_is_named_with_its_remedy(tmp_path: Path
         before = model(tmp_path / f"before{number}", found | {name: old})
         after = model(tmp_path / f"after{number}", moved | {name: new})
         said = refused(
-            tmp_path, before, after, Quantised, name, "a counter or a mask", "give the tuned model the Base's"
+            tmp_path, before, after, Quantised, name, "a counter or mask", "copy the Base's into the tuned model"
         )
         assert "dequantise" not in said
         extract(before, model(tmp_path / f"same{number}", moved | {name: old}), tmp_path / f"delta{number}")
@@ -269,7 +269,7 @@ def test_a_folder_that_can_be_read_in_two_ways_is_refused(
             (place.parent / "config.json").write_text(json.dumps({"model_type": "llama"}))
         else:
             place.write_text("{}")
-    refused(tmp_path, base, tmp_path / "tuned", DeltaError, f"holds both {named[0]}", f" and {named[1]}", "leave one")
+    refused(tmp_path, base, tmp_path / "tuned", DeltaError, f"holds both {named[0]}", f" and {named[1]}", "remove one")
 
 
 def test_what_a_trainer_leaves_within_its_folder_is_not_looked_at(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_the_layers_of_peculiar_families_are_served_as_they_compute(
     adapt(base, tmp_path / "trained", target_modules=targets)
     extract(base, tmp_path / "trained", tmp_path / "delta")
     if "lm_head" in targets:
-        with pytest.raises(AdapterError, match=r"tensor lm_head.weight is of kind `head`, and servers adapt linear"):
+        with pytest.raises(AdapterError, match=r"tensor lm_head.weight is of kind `head`, and servers adapt only"):
             export_adapter(instruct, [(tmp_path / "delta", 0.75)], tmp_path / "adapter")
         assert not (tmp_path / "adapter").exists()
     options = Options(scope=["*attn*"])
@@ -204,7 +204,7 @@ def test_a_module_is_judged_by_its_kind(tmp_path: Path, family: str, module: str
         assert found == []
     else:
         word = f"of kind `{kind}`" if kind else "of a kind that is not known"
-        assert [line for line in found if line.startswith(f"target modules: {module} is {word}, no linear layer")], (
+        assert [line for line in found if line.startswith(f"target modules: {module} is {word}, not a linear layer")], (
             found
         )
 
@@ -288,7 +288,7 @@ def test_tensors_that_a_server_cannot_place_are_found(lora: tuple[Pair, Path], t
     magnitude = with_tensors(arrays | {first.replace("lora_A", "lora_magnitude_vector"): arrays[first][0]})
     assert "is no LoRA factor of a linear layer" in magnitude[0]
     head = {f"base_model.model.lm_head.lora_{f}.weight": arrays[first.replace("A.w", f"{f}.w")] for f in "AB"}
-    assert "target modules: lm_head is of kind `head`, no linear layer" in with_tensors(arrays | head)[0]
+    assert "target modules: lm_head is of kind `head`, not a linear layer" in with_tensors(arrays | head)[0]
     second = first.replace("lora_A", "lora_B")
     for name, rest in ((first, np.s_[:, 1:]), (first, np.s_[1:]), (second, np.s_[:, 1:]), (second, np.s_[1:])):
         cut = with_tensors(arrays | {name: np.ascontiguousarray(arrays[name][rest])})

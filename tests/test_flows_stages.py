@@ -120,7 +120,7 @@ def test_what_dvc_itself_finds_wrong_is_told(workspace: Path) -> None:
     ("code", "line", "told"),
     [
         (-9, "", MEMORY),  # the guard itself
-        (137, "error: no room", f"{MEMORY}give the machine more"),
+        (137, "error: no room", f"{MEMORY}add memory"),
         (137, "error: no room", "Its last line: no room"),
         (143, "error: interrupted", "interrupted"),  # a stage that has its own word for it
         (143, "", "killed by signal 15 (SIGTERM)"),

@@ -98,8 +98,8 @@ def test_every_tensor_of_both_models_is_accounted_for(case: dict[str, Path], tmp
     for number, (tensors, message) in enumerate(
         [
             (extra, r"the Instruct has model\.layers\.2\..*, the Base has not \(1 in all\)"),
-            (dropped, r"the Base has .*input_layernorm.weight, the Instruct has not"),
-            (renamed, r"the Base has .*input_layernorm.weight, the Instruct has not"),
+            (dropped, r"the Base has .*input_layernorm.weight, the Instruct does not"),
+            (renamed, r"the Base has .*input_layernorm.weight, the Instruct does not"),
         ]
     ):
         refused(TensorMissing, message, write_model(tmp_path / f"other{number}", tensors), deltas)

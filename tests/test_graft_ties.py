@@ -193,7 +193,7 @@ def test_training_that_unties_is_refused_with_the_way_out(tmp_path: Path) -> Non
     tied = write_model(tmp_path / "tied", moved, tie_word_embeddings=True)
     for before, after, message in (
         (base, equal, "has lm_head.weight .*ties lm_head.weight to .*two are equal; set tie_word_embeddings to true"),
-        (base, apart, "has lm_head.weight .*a head of its own, for which the delta has no place; untie the Base"),
+        (base, apart, "has lm_head.weight .*a separate head, for which the delta has no place; untie the Base"),
         (own, tied, "only .*own has lm_head.weight .*tied ties lm_head.weight to .*untied"),
     ):
         with pytest.raises(TensorMissing, match=message) as caught:
@@ -245,7 +245,7 @@ def test_a_family_that_nobody_knows_is_judged_by_config_and_equal_weights(
 
     base, tuned, instruct = (model(place, seed) for seed, place in enumerate(SIDES))
     if outcome not in ("tied", "apart"):
-        with pytest.raises(CheckpointError, match=f"nobody is no family known here; {outcome}; correct the one"):
+        with pytest.raises(CheckpointError, match=f"nobody is not a known model family; {outcome}; correct the one"):
             extract(base, tuned, tmp_path / "delta")
         sound = write_model(tmp_path / "sound", near(bare(), 0), model_type="llama")
         pair = extract(sound, write_model(tmp_path / "sound2", near(bare(), 1)), tmp_path / "delta")
@@ -261,7 +261,7 @@ def test_a_family_that_nobody_knows_is_judged_by_config_and_equal_weights(
     assert not np.array_equal(out[embedding], tensors_of(instruct)[embedding])
     notes = [line for line in capfd.readouterr().err.splitlines() if line.startswith("note: ")]
     assert sorted(line.split(": ")[1] for line in notes) == sorted(map(str, (base, tuned, instruct))), "once each"
-    assert all("nobody is no family known here" in line for line in notes)
+    assert all("nobody is not a known model family" in line for line in notes)
 
 
 def test_what_a_class_always_ties_is_untied_where_the_file_holds_both(tmp_path: Path) -> None:

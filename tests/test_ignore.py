@@ -48,7 +48,7 @@ def model(folder: Path, seed: int, *more: str, **config: Any) -> Path:
 
 def offered(error: ShadowError) -> list[str]:
     """The patterns of the options in a refusal, as a shell would read them."""
-    words = shlex.split(str(error).partition("what one side lacks: ")[2].partition(" (in a project")[0])
+    words = shlex.split(str(error).partition("the missing tensors by name: ")[2].partition(" (for a project")[0])
     return words[1::2]
 
 
@@ -97,7 +97,7 @@ def test_what_base_or_instruct_alone_holds_is_waived_where_the_two_meet(tmp_path
         model(tmp_path / n, k, *e) for k, (n, e) in enumerate({"more": names, "plain": (), "t": ()}.items())
     )
     extract(plain, tuned, tmp_path / "delta")
-    with pytest.raises(TensorMissing, match=r"the Instruct has .*, the Base has not") as caught:
+    with pytest.raises(TensorMissing, match=r"the Instruct has .*, the Base does not") as caught:
         graft(more, [(tmp_path / "delta", 1.0)], tmp_path / "out")
     made = graft(more, [(tmp_path / "delta", 1.0)], tmp_path / "out", ignore=offered(caught.value))
     assert made["ignore"] == offered(caught.value)
@@ -118,9 +118,9 @@ def test_a_pattern_meets_something_of_one_side_and_nothing_of_both(tmp_path: Pat
     extract(base, tuned, tmp_path / "delta", ignore=["mtp.*"])
     plain = model(tmp_path / "plain", 1)
     for patterns, message in (
-        (["mtp.*", "*q_proj*"], r"'\*q_proj\*' meets model.layers.0.*both sides"),
-        (["*"], r"'\*' meets model\..*both sides"),
-        (["mtp.*", "mpt.*"], r"'mpt\.\*' meets nothing that stands on one side"),
+        (["mtp.*", "*q_proj*"], r"'\*q_proj\*' matches model.layers.0.*both sides"),
+        (["*"], r"'\*' matches model\..*both sides"),
+        (["mtp.*", "mpt.*"], r"'mpt\.\*' matches nothing that only one side holds"),
     ):
         attempts = (
             lambda p=patterns: extract(base, tuned, tmp_path / "no", ignore=p),
@@ -148,7 +148,7 @@ def test_one_tensor_under_two_names_is_not_offered_to_be_ignored(tmp_path: Path)
     )
     other = model(tmp_path / "other", 2, "model.a.query.weight")
     for folder in (tuned, other):
-        with pytest.raises(TensorMissing, match=r"under the same names$"):
+        with pytest.raises(TensorMissing, match=r"with the same tensor names$"):
             extract(base, folder, tmp_path / "delta")
 
 
@@ -272,8 +272,8 @@ def test_an_adapter_need_not_know_of_a_layer_that_its_training_never_loaded(
     out = tensors_of(tmp_path / "out")
     assert all(bits({"": out[n]}) == bits({"": a}) for n, a in layer.items())
     for patterns, message in (
-        (["model.layers.2.*", "*q_proj*"], r"'\*q_proj\*' meets .* both sides"),
-        (["model.layers.2.*", "mtp.*"], r"'mtp\.\*' meets nothing"),
+        (["model.layers.2.*", "*q_proj*"], r"'\*q_proj\*' matches .* both sides"),
+        (["model.layers.2.*", "mtp.*"], r"'mtp\.\*' matches nothing"),
     ):
         with pytest.raises(InputError, match=message):
             extract(base, adapter, tmp_path / "no", ignore=patterns)

@@ -107,5 +107,5 @@ def test_without_a_file_the_defaults_hold_and_what_has_none_is_named() -> None:
     assert (found.train, found.graft, list(found.routes)) == (Train(), Graft(), ["shadow", "direct"])
     assert found.store.uri == "var/store"
     for section in ("fetch", "prepare", "sweep", "evaluate"):
-        with pytest.raises(ParamsError, match=f"no such file, and `{section}` is needed"):
+        with pytest.raises(ParamsError, match=f"no such file, but `{section}` is needed"):
             getattr(found, section)

@@ -76,10 +76,10 @@ shadowft materialize models:/my-model/{version} --out my_model
 mlflow models serve -m models:/my-model/{version} --env-manager local
 ```
 
-**Promote it** with `shadowft promote {version}`; **roll back** to the champion before with `shadowft rollback \
-my-model --reason "..."`. An alias that is moved here, by hand, is refused by whoever loads it.
+**Promote it** with `shadowft promote {version}`; **roll back** to the previous champion with `shadowft rollback \
+my-model --reason "..."`. An alias that is moved here by hand is refused on loading.
 
-The tags below are digests: of the recipe, the model it makes, its verdict, its data, its models.
+The tags below hold its scale, its decision, its git state, and the digests of what it is made of.
 """
 
 

@@ -163,7 +163,7 @@ def forged(run: Run, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     [
         ("recipe", r"recipe\.json: is sha256:.*, MLmodel says sha256:.*; the record was changed"),
         ("MLmodel", r"version 1: its recipe is sha256:.*, registered was sha256:.*; the record was changed"),
-        ("tag", "credentials are not sent where only a recipe points"),
+        ("tag", "credentials are not sent to a server that only a recipe names"),
     ],
 )
 def test_an_edited_recipe_is_refused_before_any_request(

@@ -118,13 +118,13 @@ def test_what_extract_could_not_take_is_refused_before_the_first_step(
             "hrm_text",
             "lora",
             AdapterError,
-            r"hrm_text: after a training of .*: \S+_proj\.weight lies in .* only transformers converts; .* full$",
+            r"hrm_text: with train\.method: lora .*: \S+_proj\.weight is .* only transformers can convert; .* full$",
         ),
         (
             "gpt2",
             "full",
             TensorMissing,
-            r"would save transformer\.\S+, a name that the folder does not hold \(\d+ in all",
+            r"would save transformer\.\S+, which the folder does not hold \(\d+ in all",
         ),
     ):
         found = done(family, method).exception

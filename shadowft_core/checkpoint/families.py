@@ -1,8 +1,8 @@
-"""What is known of the families of models: ties, kinds of module, names in memory and in files, ways to store experts.
+"""What is known of each model family: ties, kinds of module, names in memory and in files, expert layouts.
 
 The facts are those of the pinned transformers, in families.json (written by infra/families.py), so that rooms which
-read weights need neither torch nor transformers. A family that is not in the table is judged by what its config says
-and by the names that published models share.
+read weights need neither torch nor transformers. A family that is not in the table is judged by its config and by
+the names that published models share.
 
 The experts of a mixture are stored in one of two layouts:
 
@@ -28,12 +28,12 @@ _MATRIX = re.compile(r"(^|\.)(\w*proj|\w*fc\d*|wqkv|w[123qkvo]|W_pack|query_key_
 _NO_MATRIX = re.compile(r"(?i)embed(?!\w*proj)|position|norm|router|(^|\.)(wpe|(\w*_)?ln\w*|gate)\.weight$")
 KINDS = ("linear", "conv1d", "experts", "embedding", "positions", "head", "router", "other")
 LINEAR = ("linear", "conv1d", "experts")
-"""kinds that `linear` means: the matrices that are neither embedding, head, norm nor router"""
+"""the kinds that scope `linear` covers: all matrices but embeddings, heads, norms and routers"""
 _FUSED = {"gate_up_proj": ("gate", "up"), "down_proj": ("down",)}
 
 
 class Experts(NamedTuple):
-    """How a stack of experts, one parameter in memory, lies in files."""
+    """How a stack of experts, one parameter in memory, is stored in files."""
 
     turned: bool
     """in memory a matrix is (inputs, outputs), as PEFT reads it"""
@@ -67,7 +67,7 @@ class Family:
         self._entries = list(_entries(config))
         main = self._entries[0] if self._entries and _class_of(config) else {}
         self.known = bool(main)
-        """whether the class is in the table; else only names and config speak"""
+        """whether the class is in the table; if not, names and config decide"""
         self.title = _class_of(config) or str(config.get("model_type") or "a family without a name")
         self._files: dict[str, str] = dict(main.get("files", []))
         self._memory = {theirs: ours for ours, theirs in self._files.items()}
@@ -81,10 +81,10 @@ class Family:
         }
         """by the last word of the parameter's name"""
         self.converted = {pattern for entry in self._entries for pattern in entry.get("converted", [])}
-        """patterns of parameters that lie in files in a way that only transformers converts"""
+        """patterns of parameters stored in a layout that only transformers can convert"""
 
     def kind(self, name: str) -> str | None:
-        """One of `KINDS`, of a matrix by its name in memory or in files; None where nothing is known of it."""
+        """The kind (`KINDS`) of a matrix, by its name in memory or in files; None when unknown."""
         shown = _pattern(name)  # layers and experts are alike
         if shown not in self._kinds:
             found = self._kind(name)
@@ -113,14 +113,14 @@ class Family:
         return self.kind(whole) in ("embedding", "head") if whole == name else self.is_head(whole)
 
     def has_token_rows(self, name: str, shape: tuple[int, ...]) -> bool:
-        """`is_vocabulary`; of a family that is not in the table also a matrix of as many rows as the vocabulary has."""
+        """`is_vocabulary`; for a family not in the table, also a matrix with as many rows as the vocabulary."""
         sizes = [size for path in ("vocab_size", "text_config.vocab_size") if (size := _field(self._config, path))]
         return self.is_vocabulary(name) or (not self.known and len(shape) == 2 and shape[0] in sizes)
 
     def is_linear(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether `linear` means this tensor: a matrix, or the bias of one, of the kinds in `LINEAR`.
 
-        Of a module that nothing is known of: every matrix that is neither embedding, head, norm nor router by its name.
+        For an unknown module: every matrix whose name is not that of an embedding, head, norm or router.
         """
         bias = re.fullmatch(r"(.+)([._])bias", name)
         if not bias and len(shape) < 2:
@@ -150,7 +150,7 @@ class Family:
         return found
 
     def parameter(self, name: str) -> str:
-        """The parameter of the loaded model that a tensor of the files is, or a part of, as one expert's matrix is."""
+        """The parameter of the loaded model that a tensor of the files is, or is part of (one expert's matrix)."""
         found = self.in_memory(name)
         if single := _EXPERT.fullmatch(found):
             for last in {*self.experts, *_FUSED}:
@@ -160,30 +160,30 @@ class Family:
         return found
 
     def parts(self, last: str) -> list[tuple[str, ...]]:
-        """Ways to store fused experts one by one, by the last word of the parameter: names of an expert's matrices."""
+        """Possible names of an expert's matrices where the fused parameter `last` is stored expert by expert."""
         if self.known:
             return [self.experts[last].parts] if last in self.experts and self.experts[last].parts else []
         return [tuple(getattr(names, part) for part in _FUSED[last]) for names in SINGLE_EXPERTS if last in _FUSED]
 
     def is_converted(self, parameter: str) -> bool:
-        """Whether a parameter lies in files in a way that only transformers converts."""
+        """Whether a parameter is stored in a layout that only transformers can convert."""
         return _pattern(parameter) in self.converted
 
     @property
     def _bare(self) -> bool:
-        """The files leave the prefix of the base model out, as GPT-2's on the hub do."""
+        """Whether the files leave out the prefix of the base model, as GPT-2's on the hub do."""
         if not (self.known and self._prefix) or self._files:
             return False
         return not any(n.startswith(f"{self._prefix}.") for n in self._names)
 
     @property
     def says_tied(self) -> bool | None:
-        """What config.json says by itself, whatever the class makes of it; None where it says nothing."""
+        """What config.json itself says, whatever the class does with it; None when it says nothing."""
         paths = ("tie_word_embeddings", "text_config.tie_word_embeddings")
         return next((bool(v) for path in paths if (v := _field(self._config, path)) is not None), None)
 
     def ties(self) -> dict[str, str] | None:
-        """Tied tensors of the files, each with the one that stands for both; None where only the weights could tell.
+        """Tied tensors of the files, each with the one that stands for both; None where only the weights can tell.
 
         The one that stands for both is the embedding, or what is stored in its place where the embedding is not.
         """
@@ -220,7 +220,7 @@ class Family:
         return found
 
     def ignores(self, name: str) -> bool:
-        """Whether the class leaves a tensor of a file out when it loads: rotary buffers, prediction layers."""
+        """Whether the class does not load a tensor of a file: rotary buffers, prediction layers."""
         return any(pattern.search(name) for pattern in self._ignored)
 
 
@@ -233,7 +233,7 @@ def _entries(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _class_of(config: Mapping[str, Any]) -> str | None:
-    """The class that transformers' Auto classes make of a config: its model type decides, not what it calls itself."""
+    """The class that transformers' Auto classes choose for a config: by model_type first, then by architectures."""
     kind, named, classes = config.get("model_type"), config.get("architectures"), table()["classes"]
     if isinstance(kind, str) and kind in table()["types"]:
         return str(table()["types"][kind])
@@ -258,7 +258,7 @@ def _pattern(name: str) -> str:
 
 
 def _replaced(name: str, rules: Mapping[str, str]) -> str:
-    """A name with its longest known beginning exchanged; `#` in a beginning is a number, kept."""
+    """A name with its longest known prefix replaced; a number that `#` stands for is kept."""
     if not rules:
         return name
     steps = name.split(".")
@@ -271,7 +271,7 @@ def _replaced(name: str, rules: Mapping[str, str]) -> str:
 
 
 def _ends(name: str) -> Iterator[str]:
-    """The ends of a name in whole steps, shortest first; the last word of a weight never stands alone."""
+    """The suffixes of a name in whole steps, shortest first; `weight` or `bias` is never one by itself."""
     steps = name.split(".")
     for length in range(2 if steps[-1] in ("weight", "bias") else 1, len(steps) + 1):
         yield ".".join(steps[-length:])
@@ -288,5 +288,5 @@ def _single(entry: Mapping[str, Any]) -> SingleExperts | None:
 
 
 EXPERTS = {kind: way for kind, name in table()["types"].items() if (way := _single(table()["classes"][name]))}
-"""by model type, those whose fused layout is the one above; others interleave or transpose their experts"""
+"""by model type, for the families with the fused layout above; others interleave or transpose their experts"""
 SINGLE_EXPERTS = tuple(sorted(set(EXPERTS.values())))

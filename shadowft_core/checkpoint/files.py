@@ -15,9 +15,9 @@ from shadowft_core.errors import InputError, ShadowError
 
 
 def cache_folder() -> Path:
-    """Where digests and models that can be made again are kept: $SHADOWFT_CACHE, or ~/.cache/shadowft when it is empty.
+    """The cache of digests and rebuilt models: $SHADOWFT_CACHE, or ~/.cache/shadowft when that is empty.
 
-    Raises InputError when there is neither that nor a home.
+    Raises InputError when it is empty and there is no home folder.
     """
     try:
         return Path(os.environ.get("SHADOWFT_CACHE") or "~/.cache/shadowft").expanduser()
@@ -46,14 +46,14 @@ def file_digest(path: Path) -> str:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, where absent. One called `var` is for its owner alone: databases lie there."""
+    """Make a folder and its parents, where absent. One called `var` gets mode 700: it holds databases."""
     for place in reversed([folder, *folder.parents]):
         if not place.is_dir():
             place.mkdir(mode=0o700 if place.name == "var" else 0o777, exist_ok=True)
 
 
 def make_private_file(path: Path) -> None:
-    """Make an empty file that only its owner may read and write, unless there is one, for a database to fill."""
+    """Make an empty file of mode 600, unless it exists, for a database to fill."""
     make_folder(path.parent)
     os.close(os.open(path, os.O_CREAT | os.O_RDONLY, 0o600))
 

@@ -38,7 +38,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"),
 }
 FLOATS = ("F32", "BF16", "F16")  # what can be grafted: quantised and fp8 weights are not numbers to add to
-UNREAD = ("F4", "F6_E2M3", "F6_E3M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "C64")  # the format has them, too
+UNREAD = ("F4", "F6_E2M3", "F6_E3M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "C64")  # valid, but not read here
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -68,8 +68,8 @@ def read_header(path: Path) -> tuple[bytes, dict[str, TensorInfo]]:
     """Read and check the header of a file.
 
     Returns its raw bytes, length prefix included, and the tensors in the order of their bytes.
-    Raises CheckpointError on anything the format forbids, Quantised for a type of UNREAD: nothing of the file has been
-    used then.
+    Raises CheckpointError on anything the format forbids, Quantised for a type in UNREAD; nothing of the file has been
+    used by then.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no regular file; a safetensors file is wanted")
@@ -140,7 +140,7 @@ def build_header(layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
 
 
 def _strict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose keys stand once each, and whose texts are Unicode: an escape may spell half a letter."""
+    """A JSON object without duplicate keys, whose strings are valid Unicode: an escape may be a lone surrogate."""
     found = dict(pairs)
     if len(found) != len(pairs):
         seen: set[str] = set()
@@ -179,7 +179,7 @@ def _tensor(name: str, entry: Any, path: Path, start: int) -> TensorInfo:
         raise ValueError(
             f"tensor {name!r:.200} has {offsets[1] - offsets[0]} bytes, its shape and dtype {dtype} want {nbytes}"
         )
-    # A 0 makes the product small, not its parts, which overflow elsewhere.
+    # A length of 0 hides lengths that would overflow elsewhere.
     if math.prod(max(length, 1) for length in shape) * DTYPES[dtype].itemsize >= 2**63:
         raise ValueError(f"tensor {name!r:.200} has shape {shape!r:.200}, more than any file holds")
     return TensorInfo(dtype, tuple(shape), path, start + offsets[0], nbytes)

@@ -167,7 +167,7 @@ class Checkpoint:
 
     @cached_property
     def family(self) -> Family:
-        """What is known of the model's class. Raises CheckpointError when config.json cannot be read."""
+        """What is known of the model's family. Raises CheckpointError when config.json cannot be read."""
         return Family(self.config, self._tensors)
 
     @cached_property
@@ -181,12 +181,12 @@ class Checkpoint:
         return any(self.family.is_head(name) for pair in self.ties.items() for name in pair)
 
     def home(self, name: str) -> str:
-        """The tensor that stands for this one: a tied head's is the embedding; most stand for themselves."""
+        """The stored tensor that stands for this one: for a tied head, the embedding; for most, the tensor itself."""
         return self.ties.get(name, name)
 
     def named(self, name: str, family: Family | None = None) -> str | None:
-        """What a tensor that another model (of `family`, else of this one's) calls `name` is called here; its `home` is
-        stored. Names differ where one side was saved by its class and the other was not. None where there is none."""
+        """The name here of the tensor that another model (of `family`, else of this one's) calls `name`; its `home` is
+        stored. Names differ where only one side was saved by its own class. None when there is no such tensor."""
         if self.home(name) in self:
             return name
         memory = (family or self.family).in_memory(name)
@@ -194,7 +194,7 @@ class Checkpoint:
         return next((found for found in names if self.home(found) in self), None)
 
     def equal(self, one: str, other: str) -> bool:
-        """Whether two tensors hold the same bytes; of weights that lie elsewhere, their two ends."""
+        """Whether two tensors hold the same bytes; for remote weights only both ends are compared."""
         if self.away is None:
             return self.tensor_digest(one) == self.tensor_digest(other)
         ends = [(start, min(CHUNK, self.info(one).size)) for start in (0, max(0, self.info(one).size - CHUNK))]

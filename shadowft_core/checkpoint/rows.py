@@ -11,7 +11,7 @@ from shadowft_core.errors import TokenMismatch
 def match_rows(
     ours: np.ndarray, theirs: np.ndarray, where: str, whose: tuple[str, str] = ("Instruct", "Base")
 ) -> np.ndarray:
-    """For every row of ours their row of the same token, int64; -1 for a token they lack.
+    """For every row of `ours`, the row of the same token in `theirs`, int64; -1 where there is none.
 
     `ours` and `theirs` are token marks, uint64 by row, `NO_TOKEN` for padding, of the models that `whose` names. A
     token that both have at the same id stays there. Raises TokenMismatch when another token stands at several ids, or
@@ -59,7 +59,7 @@ def fitted(marks: np.ndarray, rows: int) -> np.ndarray:
 def account(
     rows: np.ndarray, ours: np.ndarray, theirs: np.ndarray, whose: tuple[str, str] = ("instruct", "base")
 ) -> dict[str, Any]:
-    """What a record says of a matched vocabulary; ids as texts `7` or `7-12`."""
+    """The record of a matched vocabulary; ids as strings `7` or `7-12`."""
     gone = np.setdiff1d(np.flatnonzero(theirs != NO_TOKEN), rows)
     return {
         "matched": int(np.count_nonzero(rows >= 0)),

@@ -1,4 +1,4 @@
-"""What only one of two models holds: what needs no counterpart, and the waiver that the rest would need."""
+"""Tensors that only one of two models holds: which need no counterpart, and which waiver the others need."""
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -20,7 +20,7 @@ def by_reason(
     unloaded: Callable[[str], bool],
     title: str,
 ) -> tuple[dict[str, list[str]], Ignored]:
-    """What must be refused, by side, and what need not be: waived by a pattern, or not loaded by the class `title`."""
+    """What must be refused, by side, and what may be ignored: waived by a pattern, or not loaded by class `title`."""
     left: dict[str, list[str]] = {}
     ignored: Ignored = {}
     for side, names in only.items():
@@ -38,34 +38,34 @@ def require_no_codes(names: Collection[str], path: Path) -> None:
     """Raises Quantised where one of these tensors, which the other side lacks, belongs to quantised weights."""
     if found := next(filter(_CODES.search, sorted(names)), None):
         raise Quantised(
-            f"{path}: holds {found}, so its weights are codes, no numbers to add to, though config.json has no "
+            f"{path}: holds {found}, so its weights are quantised codes, although config.json has no "
             "quantization_config; pass the dequantised checkpoint"
         )
 
 
 def require_one_sided(patterns: Sequence[str], both: Collection[str], where: str) -> None:
-    """Raises InputError for a pattern that meets a tensor of both sides: what was trained is not ignored."""
+    """Raises InputError for a pattern that matches a tensor of both sides: what was trained is never ignored."""
     for pattern in patterns:
         if met := next((name for name in sorted(both) if fnmatchcase(name, pattern)), None):
             raise InputError(
-                f"--ignore {pattern!r} meets {met}, which stands on both sides ({where}); only what one side lacks "
-                "can be ignored, make it narrower"
+                f"--ignore {pattern!r} matches {met}, which both sides hold ({where}); only what one side lacks "
+                "can be ignored: narrow the pattern"
             )
 
 
 def require_met(patterns: Sequence[str], ignored: Ignored, where: str) -> None:
-    """Raises InputError for a pattern that meets nothing of what only one side holds."""
+    """Raises InputError for a pattern that matches nothing that only one side holds."""
     met = [name for sides in ignored.values() for names in sides.values() for name in names]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in met):
             raise InputError(
-                f"--ignore {pattern!r} meets nothing that stands on one side alone ({where}); correct it or drop it"
+                f"--ignore {pattern!r} matches nothing that only one side holds ({where}); correct it or drop it"
             )
 
 
 def remedy(left: Mapping[str, Sequence[str]], both: Collection[str]) -> str:
-    """The options that would waive all that is left, `; or ...`; empty where it looks like one tensor of two names, or
-    where the two have nothing in common."""
+    """The options that would waive all of `left`, as `; or ...`; empty where one tensor seems to have two names, or
+    where the two sides have nothing in common."""
     leaves = [{".".join(name.split(".")[-2:]) for name in names} for names in left.values()]
     if not both or (len(leaves) > 1 and set.intersection(*leaves)):
         return ""
@@ -74,11 +74,11 @@ def remedy(left: Mapping[str, Sequence[str]], both: Collection[str]) -> str:
         if not any(fnmatchcase(name, pattern) for pattern in found):
             found.append(_pattern(name, both))
     options = " ".join(f"--ignore '{pattern}'" for pattern in found)
-    return f"; or waive by name what one side lacks: {options} (in a project: extract.ignore)"
+    return f"; or waive the missing tensors by name: {options} (for a project: extract.ignore)"
 
 
 def _pattern(name: str, both: Collection[str]) -> str:
-    """The widest pattern of a name's beginning that meets none of both sides."""
+    """The widest pattern from a name's beginning that matches no tensor of both sides."""
     steps = name.split(".")
     for length in range(1, len(steps) + 1):
         start = ".".join(steps[:length])

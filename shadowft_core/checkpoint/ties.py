@@ -18,7 +18,7 @@ def ties_of(model: "Checkpoint") -> dict[str, str]:
     found = model.family.ties()
     if found is None:
         return _evident(model)
-    # What no config can untie, transformers ties unless the file holds two tensors that differ (T5 1.1).
+    # Where no config can untie them, transformers ties unless the file holds two tensors that differ (T5 1.1).
     apart = {
         name
         for name in model.family.tied_by_class() & found.keys()
@@ -28,7 +28,7 @@ def ties_of(model: "Checkpoint") -> dict[str, str]:
 
 
 def _evident(model: "Checkpoint") -> dict[str, str]:
-    """Config and equal weights must say the same: of all that has a row for every token, or the shape of a head."""
+    """Config and equal weights must agree, for every tensor with a row per token or the shape of a head."""
     family, says = model.family, model.family.says_tied
     shapes = {name: model.info(name).shape for name in model.names}
     heads = {shape for name, shape in shapes.items() if family.is_head(name)}
@@ -45,7 +45,7 @@ def _evident(model: "Checkpoint") -> dict[str, str]:
     for head in filter(family.is_head, rows):
         if says is not None and says != (head in found) and others:
             raise CheckpointError(
-                f"{model.path}: {family.title} is no family known here; config.json says "
+                f"{model.path}: {family.title} is not a known model family; config.json says "
                 f"tie_word_embeddings={str(says).lower()}, yet {head} and {found.get(head, others[0])} "
                 f"{'are equal' if head in found else 'differ'}; correct the one that is wrong"
             )
@@ -58,12 +58,12 @@ def require_equal(model: "Checkpoint") -> None:
         if name in model and not model.equal(name, home):
             raise CheckpointError(
                 f"{model.path}: config.json ties {name} to {home}, yet they differ; set tie_word_embeddings to "
-                "false if both were trained, else remove the stale one"
+                "false if both were trained, otherwise remove the stale one"
             )
 
 
 def note_unknown(model: "Checkpoint") -> None:
-    """Say on stderr, once for every model, that its family is not in the table, and by what it is judged then."""
+    """Say on stderr, once per model, that its family is not in the table and how it is judged instead."""
     if not model.family.known:
         _note(str(model.path), model.family.title)
 
@@ -71,7 +71,7 @@ def note_unknown(model: "Checkpoint") -> None:
 @cache
 def _note(path: str, title: str) -> None:
     print(
-        f"note: {path}: {title} is no family known here; ties are those that config.json and equal weights show, kinds "
-        "of modules those of their names",
+        f"note: {path}: {title} is not a known model family; ties are taken from config.json and equal weights, kinds "
+        "of modules from names",
         file=sys.stderr,
     )

@@ -33,7 +33,7 @@ _SUFFIXES = {  # of the names PEFT gives, with what they hold; the first group i
     r"(.+)\.lora_magnitude_vector(?:\.weight)?": "magnitude",
     r"(.+)\.token_adapter\.trainable_tokens_delta": "rows",
 }
-_NAMED = re.compile(  # as a state dict of the training has them, with the adapter's name still in
+_NAMED = re.compile(  # as in a state dict of the training, which still has the adapter's name
     r".+\.(?:lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|trainable_tokens_delta|modules_to_save)\."
     r"([^.]+)(?:\.weight|\.bias)?"
 )
@@ -46,7 +46,7 @@ class Adapter:
     def __init__(self, before: Checkpoint, source: Path, ignore: Sequence[str] = ()) -> None:
         self.before, self.source, self.ignore = before, source, ignore
         self.ignored: Ignored = {}
-        """tensors of the Base that the adapter need not know of"""
+        """tensors of the Base that the adapter may ignore"""
         self.file = source / ADAPTER_WEIGHTS
         self.settings = Settings(source / ADAPTER_CONFIG, self._is_biased())
         if not self.file.is_file():
@@ -56,7 +56,7 @@ class Adapter:
         self.stack: Callable[[str], Stack | None] = lru_cache(None)(lambda parameter: find_stack(self, parameter))
         self._require_float_base()
         self.modules: dict[str, dict[str, str]] = {}
-        """by module, the keys of the file that adapt it, by part"""
+        """per module, the keys of the file that adapt it, by part"""
         self.given: set[str] = set()
         """tensors of the Base that the file holds whole, changed or not"""
         self.changes: dict[str, Change] = {}
@@ -87,7 +87,7 @@ class Adapter:
         return self.before.family.in_files(name)
 
     def is_fused(self, module: str) -> bool:
-        """Whether factors of a module adapt a parameter of fused experts, or of anything but the module's weight."""
+        """Whether a module's factors adapt fused experts or another parameter, not the module's own weight."""
         parameter = f"{module}.weight"
         if (name := self.home(self.stored(parameter))) not in self.before:
             return True
@@ -98,7 +98,7 @@ class Adapter:
         return frozenset(shown_orientations(self))
 
     def _is_biased(self) -> bool:
-        """Whether every layer to which the file gives a bias of its own (BEFT) has one in the Base."""
+        """Whether every layer that gets a bias from the file (BEFT) has one in the Base."""
         names = open_safetensors(self.file).names if self.file.is_file() else []
         given = [n.removeprefix(PREFIX).removesuffix(".beft_bias") for n in names if n.endswith(".beft_bias")]
         return all(self.stored(f"{module}.bias") in self.before for module in given)
@@ -122,10 +122,10 @@ class Adapter:
                 self.modules.setdefault(module, {})[part] = key
             elif named := _NAMED.fullmatch(name):
                 raise AdapterError(
-                    f"{self.file}: tensor {key} has the name of an adapter, {named[1]}, in it, as in a state dict of "
+                    f"{self.file}: tensor {key} contains the adapter's name, {named[1]}, as in a state dict of "
                     "the training; save the adapter with PEFT's save_pretrained, which leaves it out"
                 )
-            else:  # a copy of the Base's, or what was trained as a whole
+            else:  # a copy of the Base's tensor, or one trained as a whole
                 self._understand_whole(name.replace(".base_layer.", "."), key)
 
     def _understand_whole(self, parameter: str, key: str) -> None:
@@ -138,7 +138,7 @@ class Adapter:
         if wanted != given:
             raise ShapeMismatch(
                 f"{self.file}: tensor {key} is {given}, {self.before.path} has {wanted}; "
-                "pass the Base it was trained on, resized as it was then"
+                "pass the Base it was trained on, resized as in the training"
             )
         self.given.add(name)
         if self._differs(name, key):
@@ -187,13 +187,13 @@ class Adapter:
         shape, found = self.before.info(self.home(name)).shape, [self.weights.info(key).shape for key in (a, b)]
         if len(shape) != 2:
             kind = self.before.family.kind(name) or "other"
-            raise AdapterError(f"{self.file}: adapts {module}, which is no matrix but {shape} ({kind}); {MERGE}")
+            raise AdapterError(f"{self.file}: adapts {module}, which is not a matrix but {shape} ({kind}); {MERGE}")
         swapped = embedding or (not parameter and self._is_conv1d(name, found))
         initial = self.settings.initial
         if initial and embedding:
             raise AdapterError(f"{self.file}: {module} is an embedding, which {initial} does not adapt")
         if initial == "olora" and swapped:  # PEFT decomposes it as if it were (outputs, inputs)
-            raise AdapterError(f"{self.file}: {module} is a Conv1D, which olora moved in another way; {CONVERT}")
+            raise AdapterError(f"{self.file}: {module} is a Conv1D, which olora initialises differently; {CONVERT}")
         rows, columns = shape[::-1] if swapped else shape
         if found != [(rank, columns), (rows, rank)]:
             raise AdapterError(
@@ -209,14 +209,14 @@ class Adapter:
         if "shift" in keys:
             if self.stored(f"{module}.bias") not in self.before:
                 raise AdapterError(
-                    f"{self.file}: tensor {keys['shift']} is the bias of a layer that has none in {self.before.path}; "
-                    "no tensor can take it up: train without lora_bias"
+                    f"{self.file}: tensor {keys['shift']} is the bias of a layer that has none in {self.before.path}, "
+                    "so no tensor can hold it; train without lora_bias"
                 )
             self._require_known(f"{module}.bias", keys["shift"])
             self._put(self.stored(f"{module}.bias"), Change(shift=keys["shift"], shift_scaling=scaling))
 
     def _is_conv1d(self, name: str, factors: list[tuple[int, ...]]) -> bool:
-        """Whether a matrix is stored (inputs, outputs): by its kind, or by its shape where the kind is not known."""
+        """Whether a matrix is stored (inputs, outputs): by its kind, or by its shape where the kind is unknown."""
         family, shape = self.before.family, self.before.info(self.home(name)).shape
         if family.known and (kind := family.kind(name)):
             return kind == "conv1d"
@@ -224,14 +224,14 @@ class Adapter:
             return _outputs_are_columns(shape, factors)
         if self.settings.transposed or self._shows_conv1d:
             raise AdapterError(
-                f"{self.file}: {name} is square, {shape}, {family.title} is no family known here, and the adapter has "
-                f"layers with weights (inputs, outputs) beside it; {MERGE}"
+                f"{self.file}: {name} is square, {shape}, {family.title} is not a known model family, "
+                f"and other layers of the adapter have weights (inputs, outputs); {MERGE}"
             )
         return False
 
     @cached_property
     def _shows_conv1d(self) -> bool:
-        """Whether shapes show that some layer's weight is stored (inputs, outputs)."""
+        """Whether the shapes show a layer whose weight is stored (inputs, outputs)."""
         for module, keys in self.modules.items():
             name = self.home(self.stored(f"{module}.weight"))
             if {"A", "B"} <= set(keys) and name in self.before:
@@ -257,7 +257,7 @@ class Adapter:
         self._put(name, Change(rows=key, indices=tuple(indices)))
 
     def has_rows(self, pattern: str, module: str) -> bool:
-        """Whether trainable_token_indices means this module by that name."""
+        """Whether a name in trainable_token_indices means this module."""
         if pattern == EMBEDDING:
             return self.before.family.is_embedding(self.stored(f"{module}.weight"))
         return matches([pattern], module)
@@ -279,19 +279,19 @@ class Adapter:
         if self.home(name) not in self.before:
             if self.settings.task in _OTHER_TASKS:
                 raise AdapterError(
-                    f"{self.file}: tensor {key} belongs to the head of a {self.settings.task} model, which no language "
-                    "model has; train with task_type CAUSAL_LM, or remove the tensor and its modules_to_save"
+                    f"{self.file}: tensor {key} belongs to the head of a {self.settings.task} model, which a language "
+                    "model lacks; train with task_type CAUSAL_LM, or remove the tensor and its modules_to_save"
                 )
             raise AdapterError(
                 f"{self.file}: tensor {key} is {parameter}, which {self.before.path} does not hold; pass the model it "
-                "was trained on; if it was added to that one for the training, no delta of the Base can hold it"
+                "was trained on; a tensor added for the training cannot be part of a delta"
             )
         self.require_float(name)
 
     def converted(self, parameter: str) -> AdapterError:
         return AdapterError(
-            f"{self.file}: {parameter} lies in the files of {self.before.path} in a way that only transformers "
-            f"converts; {MERGE}"
+            f"{self.file}: {parameter} is stored in {self.before.path} in a layout that only transformers can "
+            f"convert; {MERGE}"
         )
 
     def require_float(self, name: str) -> None:
@@ -308,6 +308,6 @@ class Adapter:
 
 
 def _outputs_are_columns(shape: tuple[int, ...], factors: list[tuple[int, ...]]) -> bool:
-    """Whether A, (rank, inputs), and B, (outputs, rank), fit an oblong tensor only as (inputs, outputs)."""
+    """Whether A, (rank, inputs), and B, (outputs, rank), fit a tensor that is not square only as (inputs, outputs)."""
     (*_, inputs), (outputs, *_) = factors
     return shape[0] != shape[1] and (inputs, outputs) == shape

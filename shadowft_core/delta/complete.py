@@ -1,4 +1,4 @@
-"""Does the file of an adapter hold all that its config names?"""
+"""Checks that an adapter's file holds all that its config names."""
 
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class NotAdapted(AdapterError):
-    """A tensor that the config targets and the file does not adapt; of one side alone, where training left it out."""
+    """The config targets a tensor that the file does not adapt; if training left it out, only the Base holds it."""
 
 
 def require_complete(adapter: "Adapter") -> None:
@@ -51,6 +51,6 @@ def require_complete(adapter: "Adapter") -> None:
 
 
 def _is_named_as_in_files(adapter: "Adapter", module: str) -> bool:
-    """Whether a module is called as in the files, where the loaded model calls it otherwise."""
+    """Whether a module has its name in the files, which differs from its name in the loaded model."""
     name = f"{module}.weight"
     return name in adapter.before and adapter.before.family.parameter(name) != name

@@ -76,7 +76,7 @@ class Difference:
         return difference, 0.0 if number % 32 else _square(was)
 
     def _now(self, name: str, start: int, was: np.ndarray) -> np.ndarray:
-        """The tuned model's weights for those of the Base, `was`, which begin at `start`.
+        """The tuned model's weights for `was`, those of the Base from `start` on.
 
         Where rows were matched by token, float32; a row whose token the tuned model lacks is the Base's.
         """
@@ -100,7 +100,7 @@ class Difference:
         graftable = old.dtype in FLOATS and new.dtype in FLOATS
         few = min(old.size, new.size, 1 << 10)
         matched = name in self.layout.rows
-        # what was tuned differs nearly everywhere: a look at its start saves the pass
+        # tuned weights differ nearly everywhere: comparing the start saves a pass
         if graftable and not matched and _differ(self.before.part(name, 0, few), self.after.part(their, 0, few)):
             return True
         for was, now in self._pairs(name, step(old.shape)):
@@ -210,14 +210,14 @@ def _square(values: np.ndarray) -> float:
 
 
 def _no_number(name: str, before: Checkpoint, after: Checkpoint, their: str) -> Quantised:
-    """What changed and is no tensor of floats that deltas are taken of."""
+    """The error for a changed tensor that no delta can be taken of."""
     old, new = before.info(name).dtype, after.info(their).dtype
     what = f"tensor {name} is {old} in {before.path}, {new} in {after.path}, and changed"
     if "F64" in (old, new):
-        return Quantised(f"{what}; float64 is not added to here, save both in one of {', '.join(FLOATS)}")
+        return Quantised(f"{what}; float64 is not supported, save both as one of {', '.join(FLOATS)}")
     if old == new and old in _COUNTERS:
         return Quantised(
-            f"{what}: a counter or a mask, no weight, so a delta cannot carry it; give the tuned model the Base's"
+            f"{what}: a counter or mask, not a weight, so a delta cannot carry it; copy the Base's into the tuned model"
         )
     return Quantised(f"{what}; dequantise both")
 

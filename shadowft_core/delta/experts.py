@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from shadowft_core.delta.adapters import Adapter
 
 SWAPS = (0, 19)
-"""the PEFT that began to take the columns of experts for their inputs"""
+"""the first PEFT version that takes the columns of experts as inputs"""
 
 
 class Stack(NamedTuple):
@@ -67,8 +67,8 @@ def expert_changes(adapter: "Adapter", module: str, keys: dict[str, str]) -> dic
     stack = _adapted(adapter, module, keys)
     if stack is None:
         raise AdapterError(
-            f"{adapter.file}: adapts {module}, and {adapter.before.path} holds neither its weight nor experts of its "
-            "shapes; pass the model it was trained on, or merge the adapter (PEFT merge_and_unload) and pass the result"
+            f"{adapter.file}: adapts {module}, and {adapter.before.path} holds neither its weight nor matching "
+            "experts; pass the model it was trained on, or merge the adapter (PEFT merge_and_unload) and pass that"
         )
     turned = _is_turned(adapter, stack, keys)
     (count, rows, _), (rank, scaling) = stack.shape, adapter.settings.rank_and_scaling(stack.parameter)
@@ -128,7 +128,10 @@ def _fit(adapter: "Adapter", stack: Stack, keys: dict[str, str]) -> tuple[bool, 
     found = [adapter.weights.info(keys[factor]).shape for factor in "AB"]
     width = count * rank
     turned = [(width, rows), (columns, width)]
-    return found == [(width, columns), (rows, width)], found == turned and count > 1  # PEFT turns no lone expert
+    return found == [
+        (width, columns),
+        (rows, width),
+    ], found == turned and count > 1  # PEFT never turns a single expert
 
 
 def _is_turned(adapter: "Adapter", stack: Stack, keys: dict[str, str]) -> bool:
@@ -145,17 +148,19 @@ def _is_turned(adapter: "Adapter", stack: Stack, keys: dict[str, str]) -> bool:
     if version and family.known and not shown:
         way = family.experts.get(stack.parameter.rpartition(".")[2])
         return way is not None and way.turned
-    why = f"{family.title} is no family known here" if version else f"{adapter.settings.path.name} has no peft_version"
+    why = f"{adapter.settings.path.name} has no peft_version"
+    if version:
+        why = f"{family.title} is not a known model family"
     if shown:
-        why = "other experts of the file lie in two ways"
+        why = "other experts of the file have both orientations"
     raise AdapterError(
-        f"{adapter.file}: {stack.parameter} is square, {stack.shape}, and which side is the input stands nowhere: "
+        f"{adapter.file}: {stack.parameter} is square, {stack.shape}, and nothing says which axis is the input: "
         f"{why}; {MERGE}"
     )
 
 
 def shown_orientations(adapter: "Adapter") -> Iterator[bool]:
-    """Whether rows are inputs, of those of the adapter's experts whose shapes show it."""
+    """Whether rows are inputs, for each of the adapter's experts whose shapes show it."""
     for module, keys in adapter.modules.items():
         if adapter.is_fused(module):
             stack = _adapted(adapter, module, keys)

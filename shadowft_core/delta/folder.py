@@ -52,7 +52,7 @@ class Delta:
         self.base_tied: bool = certificate["base"]["tied"]
         """whether the Base used its embedding as head"""
         self.ignore: tuple[str, ...] = tuple(certificate.get("ignored", {}).get("patterns", ()))
-        """patterns of tensors that one side alone may hold, said at the extraction"""
+        """patterns, given at extraction, of tensors that only one side may hold"""
         self._tensors: dict[str, dict[str, Any]] = certificate["tensors"]
         self._weights = weights
 

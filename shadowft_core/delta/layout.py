@@ -1,4 +1,4 @@
-"""Which tensor of a tuned checkpoint is which of its Base; what has no counterpart is refused with its cause."""
+"""Matches a tuned checkpoint's tensors to those of its Base; one without a counterpart is refused, with the cause."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -23,29 +23,29 @@ from shadowft_core.checkpoint import (
 from shadowft_core.errors import ShapeMismatch, TensorMissing, TokenMismatch
 
 _WRAPPERS = {
-    "_orig_mod": "torch.compile has wrapped the model that was saved; save the one within (model._orig_mod)",
-    "module": "a parallel wrapper was saved; save the model within (model.module)",
+    "_orig_mod": "the saved model was wrapped by torch.compile; save the inner one (model._orig_mod)",
+    "module": "a parallel wrapper was saved; save the inner model (model.module)",
 }
 
 
 class Layout(NamedTuple):
-    """How a tuned model answers to its Base."""
+    """How the tensors of a tuned model correspond to its Base's."""
 
     theirs: dict[str, str]
-    """by tensor of the Base that is one of its own (no tied copy): the tuned model's"""
+    """per tensor of the Base, tied copies excluded: the tuned model's name for it"""
     rows: dict[str, np.ndarray]
-    """by tensor of the Base whose rows were matched by token: the tuned model's row for each, -1 for none"""
+    """per tensor of the Base whose rows were matched by token: the tuned model's row for each, -1 for none"""
     tokens: dict[str, dict[str, Any]]
-    """of these tensors: what is said of the match"""
+    """per tensor in `rows`: the record of the match"""
     ignored: Ignored
     """what only one side holds"""
 
 
 def layout(before: Checkpoint, after: Checkpoint, ignore: Sequence[str] = (), standing: Sequence[str] = ()) -> Layout:
     """Match the tensors of two checkpoints. `ignore` are patterns, given by hand, of tensors that only one side holds;
-    `standing` those of params.yaml, which may meet nothing here.
+    `standing` are those of params.yaml, which may match nothing here.
 
-    Raises TensorMissing, ShapeMismatch, TokenMismatch, Quantised, InputError for a pattern that meets the wrong
+    Raises TensorMissing, ShapeMismatch, TokenMismatch, Quantised, InputError for a pattern that matches the wrong
     tensors, CheckpointError for ties that the weights contradict.
     """
     ours, theirs = _own_tensors(before), _own_tensors(after)
@@ -79,7 +79,7 @@ def layout(before: Checkpoint, after: Checkpoint, ignore: Sequence[str] = (), st
 
 
 def _own_tensors(model: Checkpoint) -> list[str]:
-    """Names without what is tied and yet stored, which must then equal what it is tied to."""
+    """Names without stored tied copies; such a copy must equal the tensor it is tied to."""
     require_equal(model)
     return [name for name in model.names if model.home(name) == name]
 
@@ -87,7 +87,7 @@ def _own_tensors(model: Checkpoint) -> list[str]:
 def _lacking(
     before: Checkpoint, after: Checkpoint, left: Mapping[str, Sequence[str]], both: Collection[str]
 ) -> TensorMissing:
-    """What to say of tensors that only one side holds: the cause where it shows, else the waiver. Raises Quantised."""
+    """The error for tensors that only one side holds: the cause if it is evident, else the waiver. Raises Quantised."""
     models = {"base": before, "tuned": after}
     odd = " and ".join(f"only {models[side].path} has {n[0]} ({len(n)} in all)" for side, n in left.items())
     for side, names in left.items():
@@ -95,10 +95,10 @@ def _lacking(
     if cause := next(_causes(before, after, left), None):
         return TensorMissing(f"{odd}; {cause}")
     if len(left) > 1 and {before.info(n).shape for n in left["base"]} & {after.info(n).shape for n in left["tuned"]}:
-        waiver = ""  # perhaps one tensor of two names: to ignore both would drop what was trained
+        waiver = ""  # perhaps one tensor with two names: to ignore both would drop what was trained
     else:
         waiver = remedy(left, both)
-    return TensorMissing(f"{odd}; pass the model that was tuned, its tensors under the same names{waiver}")
+    return TensorMissing(f"{odd}; pass the model that was tuned, with the same tensor names{waiver}")
 
 
 def _causes(before: Checkpoint, after: Checkpoint, left: Mapping[str, Sequence[str]]) -> Iterator[str]:
@@ -115,20 +115,20 @@ def _causes(before: Checkpoint, after: Checkpoint, left: Mapping[str, Sequence[s
     for name in left.get("base", ()):
         if (home := after.home(name)) != name:
             yield (
-                f"the head was trained apart in the one, {after.path} ties {name} to {home}; save the tuned model "
+                f"{before.path} has a head of its own, {after.path} ties {name} to {home}; save the tuned model "
                 "untied (tie_word_embeddings false) with its own head"
             )
     if before.family.title != after.family.title:
         yield (
             f"{before.path} is {before.family.title}, {after.path} {after.family.title}: a part of a model, or another "
-            "class, was saved; save the whole model with the Base's class, or pass the Base that this part was"
+            "class, was saved; save the whole model with the Base's class, or pass the Base of this part"
         )
     for longer, shorter in (("tuned", "base"), ("base", "tuned")):
         first = next(iter(left.get(longer, ())), "")
         for name in left.get(shorter, ()):
             start = first.removesuffix(name)
             if start.endswith(".") and all(one.startswith(start) for one in left[longer]):
-                yield f"the names of {models[longer].path} begin with {start}; save both models in one way"
+                yield f"the names of {models[longer].path} begin with {start}; save both models in the same way"
 
 
 def _untied(before: Checkpoint, after: Checkpoint, name: str, home: str) -> str:
@@ -140,7 +140,7 @@ def _untied(before: Checkpoint, after: Checkpoint, name: str, home: str) -> str:
     if same:
         return f"{tied}, yet the two are equal; set tie_word_embeddings to true in the config.json of the tuned model"
     return (
-        f"{tied} and trained a head of its own, for which the delta has no place; untie the Base before it is tuned "
+        f"{tied} and trained a separate head, for which the delta has no place; untie the Base before tuning "
         f"(store {embedding} as {name} too, tie_word_embeddings false), and the Instruct likewise"
     )
 
@@ -148,7 +148,7 @@ def _untied(before: Checkpoint, after: Checkpoint, name: str, home: str) -> str:
 def _by_token(
     before: Checkpoint, after: Checkpoint, name: str, had: int, has: int
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """The tuned model's row for every row of the Base, and the account of it."""
+    """The tuned model's row for every row of the Base, and the record of the match."""
     marks = {model: token_marks(model.path) for model in (before, after)}
     for model, found in marks.items():
         if found is None:

@@ -1,4 +1,4 @@
-"""What a training is about to leave, judged before its first step: can `extract` take it?"""
+"""Checks before the first training step that `extract` can use what the training will save."""
 
 import sys
 from collections.abc import Mapping
@@ -15,31 +15,30 @@ def require_extractable(model: Path, planned: Path | Mapping[str, tuple[int, ...
 
     `planned` is a folder with the adapter as it is before the first step, or the shapes, by their names in files, of
     the tensors that a full training will save. Tensors that only `model` holds are left to the waivers of `extract`,
-    of an adapter with a note.
+    for an adapter with a note.
     """
     before = open_checkpoint(model)
     if isinstance(planned, Path):
         try:
             Adapter(before, planned)
-        except NotAdapted as error:  # what PEFT has just saved is complete: the rest is not in the loaded model
+        except NotAdapted as error:  # PEFT has just saved all it adapts; the rest is not in the loaded model
             print(f"note: `extract` will ask for a waiver: {error}", file=sys.stderr)
         except ShadowError as error:
             said = str(error).replace(f"{planned / ADAPTER_WEIGHTS}: ", "").replace(f"{planned}", "the adapter")
             raise type(error)(
-                f"{model}: after a training of train.method lora `extract` would refuse: {said}; or use train.method: "
-                "full"
+                f"{model}: with train.method: lora `extract` would later refuse: {said}; or use train.method: full"
             ) from None
         return
     own = {before.home(name): shape for name, shape in planned.items() if not before.family.ignores(name)}
     if odd := sorted(name for name in own if name not in before):
         raise TensorMissing(
-            f"{model}: a full training would save {odd[0]}, a name that the folder does not hold ({len(odd)} in all), "
-            "and no delta could be taken; save the model with save_pretrained of this transformers, or use "
+            f"{model}: a full training would save {odd[0]}, which the folder does not hold ({len(odd)} in all), "
+            "so no delta could be taken; save the model with save_pretrained of this transformers version, or use "
             "train.method: lora"
         )
     for name, shape in own.items():
         if (held := before.info(name).shape) != shape:
             raise ShapeMismatch(
                 f"{model}: a full training would save {name} as {shape}, the folder holds {held}; save the model with "
-                "save_pretrained of this transformers"
+                "save_pretrained of this transformers version"
             )

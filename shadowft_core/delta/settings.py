@@ -154,7 +154,7 @@ class Settings:
 
     @property
     def token_rows(self) -> dict[str, list[int]]:
-        """By module: ids of the tokens whose rows were trained, in the order in which the rows are saved.
+        """Per module: ids of the tokens whose rows were trained, in the order in which the rows are saved.
 
         A plain list is that of the input embedding, whatever its name: it stands under EMBEDDING.
         """

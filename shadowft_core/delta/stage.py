@@ -39,11 +39,12 @@ def extract(
     `tuned` is a folder made by `train` (adapter/ or model/), a PEFT adapter folder or a checkpoint folder.
     The kind is `lora` where every tensor's delta is a product of the adapter's own factors, `dense` otherwise; with
     `lowrank`, a relative error, it is the exact delta lowered to factors within that error in every tensor.
-    Facts: `kind`, `tensors` (by form), `bytes` of the folder and `error`, |D - delta| / |D| over all tensors.
+    Facts: `kind`, `tensors` (by form), `bytes` of the folder, `error`, |D - delta| / |D| over all tensors,
+    `tokens` as in delta.json and `ignored`, its names.
 
     `unrelated` waives the check that no matrix moved by more than its own norm, `ignore` names, by glob patterns,
-    tensors that only one side holds. `standing` does so for a whole project: patterns that may meet nothing here, for
-    they are meant for the Instruct too. All stand in the certificate, and a graft of this delta honours the patterns.
+    tensors that only one side holds. `standing` are those of a whole project, which may match nothing here: they may
+    be meant for the Instruct. All stand in the certificate, and a graft of this delta honours the patterns.
 
     Raises AdapterError for an adapter that cannot be exact, MisfitError when the two do not fit, Unrelated when a
     matrix has nothing to do with the Base's, ZeroDelta, NotFinite, WrongBase when train.json names another model,

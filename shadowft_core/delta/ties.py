@@ -1,4 +1,4 @@
-"""Adapters of tied tensors: one tensor stands for all that are tied to it, so all must have learnt the same."""
+"""Adapters of tied tensors: one tensor stands for all that are tied to it, so their changes must be equal."""
 
 from typing import TYPE_CHECKING
 
@@ -12,17 +12,19 @@ if TYPE_CHECKING:
 
 
 def merge_tied(adapter: "Adapter") -> None:
-    """Leave one change for every set of tied tensors. Raises AdapterError where they were trained apart."""
+    """Leave one change for every set of tied tensors. Raises AdapterError where they were trained separately."""
     for alias, home in adapter.before.ties.items():
         if not {alias, home} & set(adapter.changes):
             continue
         other, kept = (adapter.changes.pop(name, Change()) for name in (alias, home))
-        # PEFT ties trained rows by itself, where the config of the whole model says that it is tied.
+        # PEFT itself ties trained rows if the config of the whole model is tied.
         only_rows = other == Change() and kept == Change(rows=kept.rows, indices=kept.indices)
         if not (only_rows and not adapter.before.family.ties_within(alias)) and not _same(adapter, other, kept):
-            # PEFT hears the setting only of an embedding called embed_tokens, and then leaves the head as it was.
-            heard = "embed_tokens" in home and not adapter.settings.tied_training
-            remedy = "train with ensure_weight_tying=True, or merge it" if heard else "merge it where it was trained,"
+            # PEFT honours ensure_weight_tying only for an embedding called embed_tokens.
+            honoured = "embed_tokens" in home and not adapter.settings.tied_training
+            remedy = (
+                "train with ensure_weight_tying=True, or merge it" if honoured else "merge it where it was trained,"
+            )
             raise AdapterError(
                 f"{adapter.file}: {adapter.before.path} ties {alias} to {home}, the adapter trained them apart; "
                 f"{remedy} into an untied Base"

@@ -35,9 +35,9 @@ class Tuned(NamedTuple):
 
 
 def read_tuned(folder: Path) -> Tuned:
-    """What training left in a folder; those within it, such as checkpoint-500/, are not looked at.
+    """What training left in a folder; subfolders such as checkpoint-500/ are ignored.
 
-    Raises DeltaError when it can be read in two ways, naming both.
+    Raises DeltaError naming both files when the folder is ambiguous.
     """
     inner = [name for name in ("adapter", "model") if (folder / name).is_dir()]
     found = [*(f"{name}/" for name in inner), *_kinds(folder)]
@@ -47,13 +47,13 @@ def read_tuned(folder: Path) -> Tuned:
     else:
         weights = folder
     if len(found) > 1:
-        raise DeltaError(f"{folder}: holds both {found[0]} and {found[1]}; leave one of them in the folder, or pass it")
+        raise DeltaError(f"{folder}: holds both {found[0]} and {found[1]}; remove one, or pass a folder with one")
     record = folder / "train.json"
     return Tuned(weights, record, read_json_object(record) if record.is_file() else None)
 
 
 def _kinds(folder: Path) -> list[str]:
-    """A file of each kind of tuned model that lies in a folder itself: an adapter, weights of a whole model."""
+    """One file for each kind of tuned model in a folder: an adapter, the weights of a whole model."""
     names = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
     return [name for pattern in (_ADAPTER, _MODEL) if (name := next(filter(pattern.fullmatch, names), None))]
 
@@ -61,7 +61,7 @@ def _kinds(folder: Path) -> list[str]:
 def open_difference(base: Path, tuned: Path, unrelated: bool = False, ignore: Sequence[str] = ()) -> Difference:
     """The difference of a checkpoint folder and what training left of it.
 
-    `ignore`: patterns of tensors that only one side holds; they may meet none here and be meant for the Instruct.
+    `ignore`: patterns of tensors that only one side holds; they may match none here and be meant for the Instruct.
 
     Raises AdapterError for an adapter, DeltaError, WrongBase when train.json names another model, CheckpointError for
     unusable folders, and as `Difference` does.

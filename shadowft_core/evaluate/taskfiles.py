@@ -75,7 +75,7 @@ class TaskFiles:
 
 
 def _absolute(files: Any, folder: Path, data: Path) -> Any:
-    """The data files as patterns, which is how the datasets library reads any path: `runs [2]` is the folder's name."""
+    """The data files, escaped: the datasets library reads every path as a glob pattern, even a folder `runs [2]`."""
     if isinstance(files, dict):
         return {split: _absolute(part, folder, data) for split, part in files.items()}
     if isinstance(files, list):

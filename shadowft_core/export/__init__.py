@@ -146,7 +146,7 @@ def _factored(model: Checkpoint, name: str, source: Source) -> _Factors:
     kind = model.family.kind(name)
     if kind not in LAYERS:
         raise AdapterError(
-            f"{source.delta.path}: tensor {name} is {of_kind(kind)}, and servers adapt linear layers; {_MERGED}"
+            f"{source.delta.path}: tensor {name} is {of_kind(kind)}, and servers adapt only linear layers; {_MERGED}"
         )
     scale = float(entry["scaling"]) * piece.scale
     return _Factors(source.delta, name, kind == "conv1d", int(entry["rank"]), scale)

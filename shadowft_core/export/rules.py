@@ -100,7 +100,7 @@ def _names(a: _Adapter) -> str:
 def _layers(a: _Adapter) -> str:
     for module in sorted(a.modules()):
         if (kind := a.instruct.family.kind(a.stored(module))) not in LAYERS:
-            return f"{module} is {of_kind(kind)}, no linear layer"
+            return f"{module} is {of_kind(kind)}, not a linear layer"
     return ""
 
 

@@ -80,7 +80,7 @@ def _in_float64(plan: Plan, name: str, before: np.ndarray, delta: np.ndarray) ->
 
 
 def receipt(plan: Plan, instruct_digest: str) -> dict[str, Any]:
-    """Classes, waivers, rows matched by token, norms, which share of the delta travels, what the cast left of that."""
+    """Classes, waivers, rows matched by token, norms, which share of the delta travels, what the cast kept of it."""
     sums = list(plan.receipts.values())
     overall = {key: sum(one[key] for one in sums) for key in kernel.SUMS}
     return {
@@ -99,7 +99,7 @@ def receipt(plan: Plan, instruct_digest: str) -> dict[str, Any]:
 
 
 def _travel(plan: Plan) -> dict[str, Any] | None:
-    """Which share of the deltas' energy (squared norms, each delta at its own scale) is added to anything.
+    """The share of the deltas' energy (squared norms, each delta at its own scale) that is added.
 
     `energy` is that share, `stays` the shares that are not, by the last word of the tensors' names, largest first, to
     four digits: squares are summed in float32. None
@@ -124,7 +124,7 @@ def _travel(plan: Plan) -> dict[str, Any] | None:
 
 
 def _norm(plan: Plan, delta: AnyDelta, name: str) -> float:
-    """Of a delta's tensor, unscaled. Of a difference of checkpoints the pass that added it has mostly shown it."""
+    """The unscaled norm of a delta's tensor; of a difference, mostly known from the pass that added it."""
     if isinstance(delta, Difference) and (found := apart_of(plan, name)) is not None and name in plan.receipts:
         piece = found[1]
         if piece.tensor == name:

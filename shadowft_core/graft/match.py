@@ -31,8 +31,8 @@ Runs = np.ndarray
 
 
 class Match:
-    """One delta against one Instruct. `tokens` fills with the account of every vocabulary matched by token, `ignored`
-    with what only one side holds; `ignore` are patterns, by hand, of such tensors, beside those the delta came with."""
+    """One delta against one Instruct. `tokens` collects the record of every vocabulary matched by token, `ignored` what
+    only one side holds; `ignore` are patterns of such tensors given by hand, besides the delta's own."""
 
     def __init__(self, model: Checkpoint, delta: AnyDelta, ignore: Sequence[str] = ()) -> None:
         self.model, self.delta, self._patterns = model, delta, [*ignore, *delta.ignore]
@@ -40,7 +40,7 @@ class Match:
         self.tokens: dict[str, dict[str, Any]] = {}
         self.ignored: Ignored = {}
         self.here = {name: model.named(name) for name in (*self.base, *delta.names)}
-        """what the Instruct calls a tensor of the Base, tied copies by their own name; None where it has none"""
+        """the Instruct's name for a tensor of the Base, tied copies by their own name; None where it has none"""
 
     def targets(self, name: str) -> dict[str, Runs | None]:
         """Tensors of the Instruct this tensor of the delta goes to, each with its rows; None: all, one to one.
@@ -71,9 +71,9 @@ class Match:
         return lacking and any(fnmatchcase(name, pattern) for pattern in self._patterns)
 
     def require_same_tensors(self) -> None:
-        """The Base and the Instruct hold the same tensors, but for tied heads and what may stand on one side alone.
+        """Check that Base and Instruct hold the same tensors, except tied heads and what only one side may hold.
 
-        Raises TensorMissing, InputError for a pattern that meets what both hold.
+        Raises TensorMissing, InputError for a pattern that matches a tensor of both.
         """
         ours = [n for n in self.model.names if self.model.info(n).dtype in FLOATS and self.model.info(n).size]
         met = {own for here in self.here.values() if here for own in (here, self.model.home(here))}
@@ -90,16 +90,16 @@ class Match:
         for side, having, lacking in (("base", "the Base", "the Instruct"), ("instruct", "the Instruct", "the Base")):
             if odd := left.get(side):
                 raise TensorMissing(
-                    f"{self.delta.path} on {self.model.path}: {having} has {odd[0]}, {lacking} has not ({len(odd)} in "
+                    f"{self.delta.path} on {self.model.path}: {having} has {odd[0]}, {lacking} does not ({len(odd)} in "
                     f"all); take an Instruct of the same family and size{remedy(left, met)}"
                 )
 
     def require_numbers(self) -> None:
-        """Raises Quantised where the Instruct holds what belongs to quantised weights, and the Base does not."""
+        """Raises Quantised where the Instruct, unlike the Base, holds tensors of quantised weights."""
         require_no_codes(set(self.model.names) - set(self.here.values()), self.model.path)
 
     def require_one_sided(self, patterns: Sequence[str]) -> None:
-        """Raises InputError for a pattern that meets a tensor of the delta that has a place in the Instruct."""
+        """Raises InputError for a pattern that matches a delta's tensor with a place in the Instruct."""
         placed = {name for name in self.delta.names if not self.is_ignored(name)}
         require_one_sided(patterns, placed, f"{self.delta.path} and {self.model.path}")
 

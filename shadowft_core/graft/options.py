@@ -55,7 +55,7 @@ class Options:
     """(glob pattern over the delta's tensor names, scale): replaces every delta's own scale; the last match wins"""
     waivers: Collection[str] = ()
     ignore: Sequence[str] = ()
-    """glob patterns of tensors that one side alone may hold, beside those that a delta came with"""
+    """glob patterns of tensors that only one side may hold, besides those of the deltas"""
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.waivers) - set(WAIVERS)):

@@ -55,12 +55,12 @@ class Plan:
     """per grafted tensor, in the order of the deltas"""
     untouched: dict[str, str]
     left_out: list[str]
-    """tensors of a delta that the scope keeps at home, or that have no place in the Instruct and are ignored by name"""
+    """tensors of a delta outside the scope, or without a place in the Instruct and ignored by name"""
     dtype: dict[str, str]
     tokens: dict[str, dict[str, Any]]
-    """per tensor whose rows were matched by token: the account of checkpoint.account"""
+    """per tensor whose rows were matched by token: its `checkpoint.account`"""
     still: list[tuple[AnyDelta, str, float]]
-    """of every delta the tensors that do not travel, left out or at scale 0, and the delta's own scale"""
+    """per delta, the tensors that do not travel (left out or at scale 0) and the delta's scale"""
     ignored: Ignored
     """what only one side holds, by reason and side"""
     receipts: dict[str, dict[str, float]] = field(default_factory=dict)

@@ -105,7 +105,7 @@ def graft(
 
 
 def _said(account: Mapping[str, Any], scope: Scope) -> str:
-    """What became of the delta: which share travels, what stays, and how much the rounding left of what travels."""
+    """What became of the delta: the share that travels, what stays, and how much of it survives the rounding."""
     travel, kept = account["travel"], account["retention"]
     words = []
     if travel:
@@ -115,7 +115,7 @@ def _said(account: Mapping[str, Any], scope: Scope) -> str:
             f"({_listed(list(travel['stays']))})"
         )
     lost = {name: rows["base_only"]["rows"] for name, rows in account["tokens"].items() if rows["base_only"]["rows"]}
-    words += [f"{count} rows of {name} stay, the Instruct has no such tokens" for name, count in lost.items()]
+    words += [f"{count} rows of {name} stay: the Instruct has no such tokens" for name, count in lost.items()]
     if kept:
         whole = "of what travels" if travel or lost else "of the delta's energy"
         words.append(f"{whole} {percent(kept['energy'])} survives the rounding")

@@ -101,7 +101,7 @@ def compare_models(
 
 
 def write_origin(params: "Fetch", out: Path) -> None:
-    """Write what both references are made from where this project makes them: what `fetch` must run again for."""
+    """Write the digests of the sources of generated references: when they change, `fetch` runs again."""
     write_json_atomically(out, {"format": 1, "base": made_from(params.base), "instruct": made_from(params.instruct)})
 
 

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import ml_dtypes
 import numpy as np
 
-PIECE = 1 << 13  # elements of a matrix that are looked at
+PIECE = 1 << 13  # elements of a matrix that are examined
 LAGS = 8  # neighbours of a weight in its row, and in its column; the smallest blocks in use have 16
 MOST_ADJACENT = 0.5  # per equal pair: smooth weights have 1.4 or more, the worst grid (int8 in bfloat16) 0.1
 LEAST_EQUAL = 0.003  # of all pairs: smooth bfloat16 weights have 0.0007 to 0.0015, int8 in blocks of 32 has 0.0047
-ENOUGH = 30  # equal pairs; with fewer nothing is said
+ENOUGH = 30  # equal pairs; fewer prove nothing
 FEWEST_LEVELS = 1.6  # a smooth distribution narrower than one step of its dtype looks like fewer
 FOUR_BITS = 24  # levels: at most 16 in int4, nf4 and mxfp4; about 35 in fp8 E5M2, 70 in E4M3, 90 to 210 in int8
 _MANTISSA = {np.dtype(ml_dtypes.bfloat16): 7, np.dtype(np.float16): 10, np.dtype(np.float32): 23}
@@ -40,7 +40,7 @@ def count_levels(weights: np.ndarray, width: int) -> float | None:
     if magnitudes.min() < magnitudes.max():
         counted &= size != magnitudes.max()
     elif (bits[counted] & sign).all() or not (bits[counted] & sign).any():
-        return None  # of both signs it would be binary or ternary
+        return None  # with both signs it would be binary or ternary
     lowest = size | 1 << mantissa
     unused = np.bitwise_count((lowest & -lowest) - 1)[counted]  # bits at the end of the mantissa that are not set
     used = mantissa - int(np.sort(unused)[len(unused) // 100])  # float32 may hold bfloat16 numbers, but for a few

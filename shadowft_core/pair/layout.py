@@ -129,7 +129,7 @@ def head(model: Checkpoint) -> str | None:
 
 
 def _views(model: Checkpoint) -> dict[str, View]:
-    """Every tensor of its own, under its name; one that stands for several that are tied, under the embedding's."""
+    """Every tensor that is not a tied copy, by its name; one that stands for tied ones, by the embedding's."""
     own = [name for name in model.names if model.home(name) == name and not model.family.ignores(name)]
     called: dict[str, str] = {}
     for alias, home in model.ties.items():
@@ -138,7 +138,7 @@ def _views(model: Checkpoint) -> dict[str, View]:
 
 
 def _placed(name: str, base: Checkpoint, instruct: Checkpoint, theirs: Mapping[str, View]) -> str:
-    """The name of a tensor of the Base among those of the Instruct, where the two were saved in two ways."""
+    """The Instruct's name for a tensor of the Base, where the two were saved in different ways."""
     here = None if name in theirs else instruct.named(name, base.family)
     return here if here is not None and here in theirs else name
 

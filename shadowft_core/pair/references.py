@@ -51,7 +51,7 @@ def resolve(reference: str) -> tuple[Path, str]:
 
 
 def made_from(reference: str) -> dict[str, str]:
-    """The files of this project that a pair of its own is made from, with their digests; none for any other model."""
+    """The project's source files that a generated model is made from, with their digests; empty for any other model."""
     kind = reference.partition(":")[0]
     if kind == "pico":
         from shadowft_core import pico

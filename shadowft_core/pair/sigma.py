@@ -23,7 +23,7 @@ from shadowft_core.pair.layout import Match, Span
 DEFINITION = "sum|B - I| / (sum|B| + sum|I|), the sums over all weights of the group"
 RANGE, RANGES = 1 << 13, 4  # of a sample: elements per range, and ranges per match
 MOST_RANGES = 1 << 12  # of a whole sample, so that a large model costs no more than 64 MiB a side in bfloat16
-ODD_SHARE = 0.05  # of a model's matrices; a table that happens to look like a grid is no sign, and hardly moves sigma
+ODD_SHARE = 0.05  # of a model's matrices; one that happens to look like a grid proves nothing and hardly moves sigma
 REQUESTS = 16  # ranges under way at once when they come over a network
 _VISION = re.compile(
     r"(^|\.)(visual|vision\w*|image\w*|multi_modal\w*|mm_projector|embed_vision|audio\w*|embed_audio)\."
@@ -50,7 +50,7 @@ class Sums:
 
 
 _Levels = tuple[float | None, float | None]
-"""of Base and Instruct: about how many levels the weights of a matrix lie on; see grid.py"""
+"""of Base and Instruct: the approximate number of levels of a matrix; see grid.py"""
 _Read = tuple[Sums, tuple[dict[str, str], dict[str, str]], _Levels]
 """what a pass has shown of a span: its sums, of either side the digests of tensors read whole, and the levels"""
 
@@ -98,7 +98,7 @@ class Gap:
         ]
 
     def grid(self, side: int) -> str:
-        """What speaks for a dequantised side, 0 the Base or 1 the Instruct; empty when nothing does."""
+        """The evidence that a side, 0 the Base or 1 the Instruct, was dequantised; empty when there is none."""
         sizes = {match.name: match.size for match, _ in self.matches if match.name in self.levels}
         found = {name: count for name in sizes if (count := self.levels[name][side])}
         if sum(sizes[name] for name in found) <= ODD_SHARE * sum(sizes.values()):

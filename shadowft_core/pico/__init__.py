@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 PRETRAIN_STEPS = 1500
 POSTTRAIN_STEPS = 300
-SOURCES = ("__init__.py", "world.py")  # what the pair is made from, beside the versions of three libraries
+SOURCES = ("__init__.py", "world.py")  # what the pair is made from, besides the versions of three libraries
 ROWS, BLOCK = 64, 32  # rows a step, tokens a row
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '" + TURN + "' + message['role'] + '\\n' }}"

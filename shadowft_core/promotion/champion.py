@@ -1,4 +1,4 @@
-"""Who `@champion` is: the ledger says so. The alias in MLflow is only a sign, and one that disagrees is an error."""
+"""Which version is `@champion`: the ledger decides. MLflow's alias only mirrors it; a different alias is an error."""
 
 import time
 from pathlib import Path
@@ -11,7 +11,7 @@ from shadowft_core.promotion.ledger import Entry, Ledger
 from shadowft_core.registry import copies, rebuild, store_for, tracking
 
 CHAMPION = "champion"
-PAUSE = 1.0  # seconds that a promotion gets to bring the alias behind the ledger
+PAUSE = 1.0  # seconds that a promotion in progress gets to move the alias after the ledger
 
 
 def recipe_named(reference: str, registry: Registry, store: Store) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def materialize(
 
 
 def require_alias_agrees(registry: Registry, store: Store, version: int, recipe: str) -> None:
-    """For whoever loads a version that MLflow resolved: raise where `champion` names it and the ledger does not.
+    """Check a version that MLflow resolved: raise when `champion` names it and the ledger does not.
 
     `version` is a number of the registered model `registry.name`, `recipe` the digest of its recipe, and `store` holds
     the ledger. A version that is not called champion passes: nobody was told that it is one.
@@ -66,14 +66,14 @@ def require_alias_agrees(registry: Registry, store: Store, version: int, recipe:
 
 
 def is_champion(version: str) -> bool:
-    """Whether a version is asked for by the alias that the ledger owns; some databases do not tell cases apart."""
+    """Whether a version is requested by the ledger's alias; some databases ignore case."""
     return version.casefold() == CHAMPION
 
 
 def agreed(client: Any, ledger: Ledger) -> Entry:
-    """The entry of the standing champion. Raises LedgerError when the alias names another version than the ledger."""
+    """The entry of the current champion. Raises LedgerError when the alias names another version than the ledger."""
     entry, alias = ledger.tip().entry, tracking.alias_of(client, ledger.name, CHAMPION)
-    if entry is not None and alias != entry.version:  # a promotion may be between ledger and alias: one more look
+    if entry is not None and alias != entry.version:  # a promotion may be between ledger and alias: look once more
         time.sleep(PAUSE)
         entry, alias = ledger.tip().entry, tracking.alias_of(client, ledger.name, CHAMPION)
     if entry is None and alias is None:
@@ -82,7 +82,7 @@ def agreed(client: Any, ledger: Ledger) -> Entry:
         says = f"ends at entry {entry.number}, version {entry.version}" if entry else "is empty"
         points = "nowhere" if alias is None else f"at version {alias}"
         raise LedgerError(
-            f"{ledger.where}: {says}, yet {CHAMPION} points {points}; the alias is only a sign, run "
+            f"{ledger.where}: {says}, yet {CHAMPION} points {points}; the ledger counts; run "
             f"`shadowft reconcile {ledger.name}`"
         )
     return entry

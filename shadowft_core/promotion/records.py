@@ -1,8 +1,8 @@
-"""What a version is believed by: recipe and verdict as the store keeps them. MLflow's copies are for people.
+"""What vouches for a version: recipe and verdict as the store keeps them. MLflow's copies are for people.
 
-The tag `shadowft.recipe` says which recipe a version claims to be. That recipe is read from the store by its digest, it
-names its verdict by digest, and every copy and tag that MLflow has must say the same. Who may write to MLflow alone can
-then point at another run's whole record, never change one.
+The tag `shadowft.recipe` says which recipe a version claims to be. That recipe is read from the store by its digest and
+names its verdict by digest; every copy and tag in MLflow must agree. So write access to MLflow alone can point a
+version at another run's whole record, but can change no record.
 """
 
 import json

@@ -4,7 +4,7 @@
 
 answers each conversation with the text of the next turn. Loading rebuilds the model from its recipe, bit for bit, once:
 rebuilt models are kept under SHADOWFT_CACHE (~/.cache/shadowft), in a folder named by their digest. SHADOWFT_STORE_URI
-and SHADOWFT_STORE_ENDPOINT name the store; a recipe alone may point to a folder, never to a server.
+and SHADOWFT_STORE_ENDPOINT name the store; without them a recipe may point to a folder, never to a new server.
 """
 
 import threading
@@ -39,7 +39,7 @@ def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> "Reci
 
 
 def _require_record(found: Registered, store: "Store") -> None:
-    """MLflow resolved name and alias, and may have been told anything: ledger and store must say the same."""
+    """MLflow resolved name and alias, and anyone may have changed them: ledger and store must agree."""
     from shadowft_core.promotion import recipe_named, require_alias_agrees
     from shadowft_core.store import record
 
@@ -64,7 +64,7 @@ class RecipeModel:
 
         self._tokenizer = load(AutoTokenizer, folder)
         if not self._tokenizer.chat_template:
-            raise CheckpointError(f"{folder}: its tokenizer has no chat template, so it holds no conversation")
+            raise CheckpointError(f"{folder}: its tokenizer has no chat template; take a chat model")
         model, keys = load_model(AutoModelForCausalLM, folder, dtype="auto")
         if odd := sorted(f"{kind} {name}" for kind, names in keys.items() for name in map(str, names)):
             raise CheckpointError(f"{folder}: does not fit {type(model).__name__}: {odd[0]} ({len(odd)} in all)")
@@ -74,7 +74,7 @@ class RecipeModel:
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[str]:
         """One reply per conversation; `requests` says which forms are taken, `registry.serving` which parameters.
 
-        Raises MlflowException, INVALID_PARAMETER_VALUE, in one line for a request that is none.
+        Raises MlflowException, INVALID_PARAMETER_VALUE, in one line for a malformed request.
         """
         from mlflow.exceptions import MlflowException
 

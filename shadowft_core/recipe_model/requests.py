@@ -1,4 +1,4 @@
-"""What people send to a chat model, in every form that MLflow passes on, brought to conversations and settings."""
+"""Turns requests to a chat model, in every form that MLflow passes on, into conversations and settings."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +17,11 @@ class Settings:
     """How to generate."""
 
     max_new_tokens: int
-    """at most so many tokens a reply"""
+    """most tokens in a reply"""
     temperature: float = 0.0
-    """0 is greedy; above it, tokens are drawn, as the model's generation_config says"""
+    """0 is greedy; above 0, tokens are sampled as the model's generation_config says"""
     stop: tuple[str, ...] = ()
-    """texts that end a reply, which is what stands before the first of them"""
+    """texts that end a reply; it is cut before the first of them"""
 
 
 def settings(params: Any, default: int) -> Settings:
@@ -55,9 +55,9 @@ def conversations(sent: Any) -> list[Conversation]:
 
     `{"messages": M}`, a list of such objects, or a data frame with the column `messages`, where M is one conversation
     or a list of them; a list of conversations; one conversation. The content of a message is text, or a list of parts
-    `{"type": "text", "text": ...}`, whose texts follow each other line by line.
+    `{"type": "text", "text": ...}`, whose texts are joined by newlines.
 
-    Raises InputError naming the message and what is wanted: nothing that was sent is left out.
+    Raises InputError naming the message and what is wanted: nothing in a request is silently ignored.
     """
     sent = _plain(sent)
     rows = sent if isinstance(sent, list) else [sent]

@@ -1,6 +1,6 @@
 """The page of a version, for whoever opens it in MLflow: what was decided and why, what it is made of, what to do.
 
-The same registration gives the same text. Of many reasons it shows as many as a description has room for.
+The same registration gives the same text. If there are many reasons, it shows as many as fit.
 """
 
 import json
@@ -15,13 +15,13 @@ MODEL = (
     "recipe of a few kB and holds no weights. `challenger` is what was registered last; the ledger in the delta store "
     "says who is `champion`, and the alias follows it. A version's page says what was decided, why, and how to load it."
 )
-LARGEST = 5000  # characters that MLflow's database keeps of a description
+LARGEST = 5000  # characters that fit in a description in MLflow's database
 _ARMS = ("instruct", "direct", "direct_scaled", "shadow", "shadow_scaled")  # JSON objects come sorted by name
 _REASONS, _TEXT = 8, 200  # reasons shown, characters of one
 
 
 def card(registration: Registration, experiment: str, run_id: str) -> str:
-    """The description of a version, in Markdown, with NUMBER in place of its number. `experiment` and `run_id` place
+    """The description of a version, in Markdown, with NUMBER in place of its number. `experiment` and `run_id` locate
     the report that a person should read before signing."""
     most = (_card(registration, experiment, run_id, shown) for shown in range(_REASONS, -1, -1))
     return next((text for text in most if len(text) <= LARGEST - 100), "The page is too long; read report.html.")
@@ -58,10 +58,10 @@ only a recipe names:
 mlflow models serve -m {version} --env-manager local
 ```
 
-**Promote it** with `shadowft promote {NUMBER}`; **roll back** to the champion before with `shadowft rollback {name} \
---reason "..."`. An alias that is moved here, by hand, is refused by whoever loads it.
+**Promote it** with `shadowft promote {NUMBER}`; **roll back** to the previous champion with `shadowft rollback {name} \
+--reason "..."`. An alias that is moved here by hand is refused on loading.
 
-The tags below are digests: of the recipe, the model it makes, its verdict, its data, its models.
+The tags below hold its scale, its decision, its git state, and the digests of what it is made of.
 """
 
 
@@ -126,7 +126,7 @@ def _short(digest: str) -> str:
 
 
 def _said(text: Any) -> str:
-    """Text of others as one line of Markdown that means itself: no table, link, tag or emphasis in it."""
+    """Untrusted text as one line of Markdown, escaped: no table, link, tag or emphasis."""
     line = " ".join(str(text).split())
     return re.sub(r"([\\`*_{}\[\]<>|~#&])", r"\\\1", line if len(line) <= _TEXT else f"{line[: _TEXT - 3]}...")
 

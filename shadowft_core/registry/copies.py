@@ -1,4 +1,4 @@
-"""What MLflow keeps of a recipe and its verdict: copies for people, held against the digests that they must have."""
+"""What MLflow keeps of a recipe and its verdict: copies for people, checked against their digests."""
 
 import tempfile
 from pathlib import Path
@@ -44,7 +44,7 @@ def _require_tags(which: str, tags: dict[str, str], recipe: dict[str, Any]) -> N
 def version_again(client: Any, name: str, source: str, run_id: str, recipe: str) -> Any:
     """A new version of a recipe whose version was deleted: same run, same files, same tags.
 
-    Raises RegistryError when run or recipe are gone, or are not those of the recipe with this digest.
+    Raises RegistryError when the run or recipe is gone, or is not that of the recipe with this digest.
     """
     from mlflow.exceptions import MlflowException
 

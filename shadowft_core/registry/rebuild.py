@@ -20,7 +20,7 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")  # it names a folder of the cache
 
 
 def store_for(recipe: dict[str, Any], configured: Store | None = None) -> Store:
-    """The store that the deltas of a recipe are read from. A recipe comes from elsewhere: it names no new endpoint.
+    """The store that a recipe's deltas are read from. A recipe is not trusted to name a new endpoint.
 
     SHADOWFT_STORE_URI, when set, names the store. Else it is the one of the recipe, if that is a folder (which takes no
     credentials, and every byte read is held against its digest) or lies on an endpoint that was named here: that of
@@ -44,14 +44,14 @@ def store_for(recipe: dict[str, Any], configured: Store | None = None) -> Store:
         return named.model_copy(update={"endpoint": here.endpoint, "bucket_owner": owner})
     raise StoreError(
         f"the recipe's deltas are in {named.uri} at {_server(named)}, configured is "
-        f"{f'{here.uri} at {_server(here)}' if here else 'no S3 store'}: credentials are not sent where only a recipe "
-        f"points. If you trust it, set SHADOWFT_STORE_URI={named.uri}"
+        f"{f'{here.uri} at {_server(here)}' if here else 'no S3 store'}: credentials are not sent to a server that "
+        f"only a recipe names. If you trust it, set SHADOWFT_STORE_URI={named.uri}"
         + (f" and SHADOWFT_STORE_ENDPOINT={_server(named)}" if named.endpoint else "")
     )
 
 
 def _server(store: Store) -> str:
-    """Scheme, host and port of an S3 endpoint, without the password that somebody may have put there."""
+    """Scheme, host and port of an S3 endpoint, without any password in it."""
     if not store.endpoint:
         return "AWS"
     parts = urlsplit(store.endpoint)
@@ -125,7 +125,7 @@ def cached(recipe: dict[str, Any], cache: Path, store: Store | None = None) -> P
 
 
 def _whole(recipe: dict[str, Any], folder: Path) -> bool:
-    """Whether a folder still holds what the recipe makes, and nothing that a library would read besides."""
+    """Whether a folder still holds what the recipe makes, and no other file that a library would read."""
     try:
         model = open_checkpoint(folder)
         known = {*model.shards, INDEX, RECIPE, RECEIPT, *recipe["files"]}

@@ -43,7 +43,7 @@ def key_of(recipe: dict[str, Any]) -> str:
 
 
 def tags_of(recipe: dict[str, Any]) -> dict[str, str]:
-    """The tags of a version that follow from its recipe, so that they can be held against it."""
+    """The tags of a version that follow from its recipe, so that they can be checked against it."""
     return {
         "shadowft.key": key_of(recipe),
         "shadowft.recipe": bytes_digest(canonical_json(recipe)),
@@ -83,7 +83,7 @@ def waiting_in(pending: Path) -> list[Path]:
 
 
 def waiting(pending: Path = PENDING) -> list[str]:
-    """What waits, one line each for a person: its folder, the model's name and the verdict; oldest first."""
+    """The registrations that wait, one line each: model name, verdict and folder; oldest first."""
     lines = []
     for folder in waiting_in(pending):
         try:

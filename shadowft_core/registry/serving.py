@@ -1,7 +1,7 @@
-"""What is logged so that MLflow can load a version, and what is held against what before a loaded one is believed.
+"""What is logged so that MLflow can load a version, and the checks before a loaded version is trusted.
 
-MLmodel names the loader by its module: it comes from the installed package, and what lies in the artifact store is
-data. Nothing of it is believed by itself: the recipe is held against the digest that the registered version carries.
+MLmodel names the loader by its module, which comes from the installed package; the artifact store holds only data.
+None of it is trusted by itself: the recipe must have the digest that the registered version carries.
 """
 
 import sys
@@ -24,7 +24,7 @@ MAX_NEW_TOKENS = 256
 TAG = "shadowft.recipe"
 _RESOLVED = "registered_model_meta"  # MLflow writes it into what it downloads for models:/NAME/3 or models:/NAME@alias
 
-# What the loader imports, and the template engine of the tokenizers. An index is not asked for the project itself.
+# What the loader imports, and the template engine of the tokenizers; never the project itself, which no index has.
 PACKAGES = (
     "boto3",
     "botocore",
@@ -65,7 +65,7 @@ def requirements() -> list[str]:
 def signature() -> Any:
     """The parameters of a request and their defaults, and the replies.
 
-    Of the input there is the example: a schema would have MLflow cut conversations into columns, and drop what it does
+    The input has only an example: with a schema MLflow would cut conversations into columns, and drop what it does
     not name. The loader reads every form itself and refuses the rest.
     """
     from mlflow.models import ModelSignature
@@ -113,10 +113,11 @@ def log_model(client: Any, experiment: str, run_id: str, recipe: dict[str, Any],
 
 
 def registered(folder: Path) -> Registered:
-    """The recipe in a folder that MLflow made for a model, before anything is asked of a store.
+    """The recipe in a folder that MLflow made for a model; sends no request to a store.
 
     It must have the digest that MLmodel carries, and, when MLflow was asked for a version, the one that the version
-    carries in the registry. Raises RegistryError when it has not, when it is no recipe, or when MLflow does not answer.
+    carries in the registry. Raises RegistryError when a digest differs, when it is not a recipe, or
+    when MLflow does not answer.
     """
     from mlflow.models import Model
 
@@ -132,7 +133,7 @@ def registered(folder: Path) -> Registered:
     if name and number:
         registry = _registry(name)
         if registry is None:
-            print(f"{name} version {number}: no registry is named here, so it is taken as it lies", file=sys.stderr)
+            print(f"{name} version {number}: no registry is configured to check its recipe against", file=sys.stderr)
         elif (tagged := _tag(registry, number)) != digest:
             raise RegistryError(
                 f"{name} version {number}: its recipe is {digest}, registered was {tagged}; the record was changed, "
@@ -142,7 +143,7 @@ def registered(folder: Path) -> Registered:
 
 
 def _version(folder: Path) -> tuple[str | None, int | None]:
-    """Name and number of the version that MLflow resolved into this folder; None, None when it was another address."""
+    """Name and number of the version that MLflow resolved into this folder; None, None for any other reference."""
     try:
         found = yaml.safe_load((folder / _RESOLVED).read_text(encoding="utf-8"))
         name, number = found["model_name"], found["model_version"]

@@ -21,7 +21,7 @@ _SETTINGS = {  # by default a call blocks for four minutes when the server is do
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is for what a verb answers
-    "MLFLOW_UV_AUTO_DETECT": "false",  # a version needs what its requirements say, not what lies in the working folder
+    "MLFLOW_UV_AUTO_DETECT": "false",  # a version needs what its requirements say, not what the folder holds
 }
 
 
@@ -65,7 +65,7 @@ def connected(registry: Registry) -> Iterator[Any]:
         raise RegistryError(
             f"registry at {uri}: {one_line(error)}; check that it runs and that registry.tracking_uri is right"
         ) from None
-    except ModuleNotFoundError as error:  # SQLAlchemy imports a database's driver when it is first asked for
+    except ModuleNotFoundError as error:  # SQLAlchemy imports a database driver on first use
         raise RegistryError(
             f"registry at {uri}: its driver {error.name} is not installed; for PostgreSQL install shadowft[postgres]"
         ) from None
@@ -96,9 +96,9 @@ def _experiment(client: Any, registry: Registry, name: str) -> str:
 
 
 def log(client: Any, registry: Registry, registration: Registration) -> str:
-    """One finished run and one version, which carries the key from its first moment: half a record is no record.
+    """One finished run and one version, which carries the key from the start, so that no version is incomplete.
 
-    Returns the id of the run. What a failed attempt leaves, `tidy` marks once a version stands.
+    Returns the id of the run. `tidy` marks what failed attempts leave, once a version exists.
     """
     import mlflow
     from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
@@ -137,7 +137,7 @@ def create(client: Any, name: str, source: str, run_id: str, tags: dict[str, str
 
 
 def describe(client: Any, version: Any) -> None:
-    """Give a version the page that its run carries, unless it has one: a person may have written another."""
+    """Give a version the description that its run carries, unless it has one: a person may have edited it."""
     from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
     if not version.description and (text := client.get_run(version.run_id).data.tags.get(MLFLOW_RUN_NOTE)):
@@ -190,11 +190,11 @@ def settled(client: Any, name: str, key: str) -> Any | None:
 
 
 def tidy(client: Any, name: str, key: str) -> None:
-    """Leave no run of this key that seems to run or to have failed, now that a version with it stands.
+    """Mark every run of this key that seems to be running or failed as KILLED, now that a version exists.
 
-    An attempt that was killed or lost its line leaves a run RUNNING or FAILED, and the attempt after it begins a new
-    one. Such a run becomes KILLED and names its successor by the tag SUPERSEDED; the run of a version is FINISHED, also
-    when somebody took it for one of those while it was written.
+    An attempt that was killed or disconnected leaves a run RUNNING or FAILED, and the attempt after it begins a new
+    one. Such a run becomes KILLED and names its successor by the tag SUPERSEDED; the run of a version is FINISHED, even
+    if another process took it for a stale one while it was written.
     """
     experiment = client.get_experiment_by_name(name)
     versions = versions_with(client, name, "shadowft.key", key)

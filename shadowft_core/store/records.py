@@ -1,4 +1,4 @@
-"""Small documents kept by content beside the deltas: what a release is judged by, recipes and verdicts.
+"""Small documents kept by content beside the deltas: the recipes and verdicts that releases are judged by.
 
 A record lies under the SHA-256 of its bytes, is written once and never removed: a registry anywhere may name it.
 """
@@ -12,13 +12,13 @@ from shadowft_core.objects import Objects
 from shadowft_core.store.manifest import DIGEST
 
 RECORDS = "records"
-LARGEST_RECORD = 16 << 20  # bytes; a usual one has 2 to 50 kB
+LARGEST_RECORD = 16 << 20  # bytes; most take 2 to 50 kB
 
 
 def record_key(digest: str) -> str:
     """Raises StoreError for what is no digest."""
     if not re.match(DIGEST, digest):
-        raise StoreError(f"{digest[:80]!r} is no digest of a record; sha256: and 64 hex digits are wanted")
+        raise StoreError(f"{digest[:80]!r} is not a digest; pass sha256: and 64 hex digits")
     return f"{RECORDS}/{digest.removeprefix('sha256:')}"
 
 
@@ -28,7 +28,7 @@ def write_record(objects: Objects, raw: bytes) -> str:
     Raises StoreError when it is too large, StoreConflict when other bytes lie in its place, StoreUnreachable.
     """
     if len(raw) > LARGEST_RECORD:
-        raise StoreError(f"{objects.location}: a record of {len(raw)} bytes, at most {LARGEST_RECORD} are allowed")
+        raise StoreError(f"{objects.location}: a record has {len(raw)} bytes, at most {LARGEST_RECORD} are allowed")
     digest = bytes_digest(raw)
     objects.put_if_absent(record_key(digest), raw, digest)
     return digest
@@ -55,5 +55,5 @@ def recorded(objects: Objects) -> Iterator[tuple[str, int]]:
     for entry in objects.entries(RECORDS):
         digest = "sha256:" + entry.key.removeprefix(f"{RECORDS}/")
         if not re.match(DIGEST, digest):
-            raise StoreCorrupt(f"{objects.location}: {entry.key} is no record; move it away, nothing here wrote it")
+            raise StoreCorrupt(f"{objects.location}: {entry.key} is no digest of a record; move it out of {RECORDS}/")
         yield digest, entry.size

@@ -6,7 +6,7 @@ from pathlib import Path
 from shadowft_core.params import Train
 
 Accept = Callable[[Path, Path | Mapping[str, tuple[int, ...]]], None]
-"""is asked before the first step, with the model and what will be saved: an adapter folder, or shapes by tensor name"""
+"""called before the first step with the model and what will be saved: an adapter folder, or shapes by tensor name"""
 
 
 def train(model: Path, instruct: Path, data: Path, params: Train, out: Path, accept: Accept = lambda *_: None) -> None:

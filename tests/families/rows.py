@@ -124,7 +124,7 @@ CONV1D = [
     _lora("gpt2", "bias all", model={}, target_modules=["c_attn"], bias="all"),
     _lora("gpt2", "lora bias", model={}, target_modules=["attn.c_proj"], lora_bias=True, fan_in_fan_out=True),
     _lora("gpt2", "rslora of some", model={}, target_modules=["c_fc"], use_rslora=True, layers_to_transform=[1]),
-    _lora("gpt2", "olora", "Conv1D, which olora moved", model={}, target_modules=["c_attn"], init_lora_weights="olora"),
+    _lora("gpt2", "olora", "Conv1D, which olora", model={}, target_modules=["c_attn"], init_lora_weights="olora"),
     _lora("gpt2", "pissa", model={}, target_modules=["c_attn"], init_lora_weights="pissa")._replace(limit=5e-4),
 ]
 BOTH = ["gate_up_proj", "down_proj"]

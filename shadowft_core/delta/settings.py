@@ -175,7 +175,7 @@ class Settings:
                 f"{self.path}: alpha_pattern has {odd} for {key}; training took the one written first, PEFT saved them "
                 "sorted, and nothing else tells: leave the one that training took"
             )
-        rank = held if held in ranks.values() else next(iter(ranks.values()))
+        rank = next((rank for rank in ranks.values() if rank == held), next(iter(ranks.values())))
         alpha = next(iter(alphas.values()))
         return rank, alpha / (math.sqrt(rank) if self._config.get("use_rslora") else rank)
 
@@ -187,7 +187,7 @@ def matches(patterns: str | Iterable[str] | None, module: str) -> bool:
     return any(module == pattern or module.endswith(f".{pattern}") for pattern in patterns or ())
 
 
-def _pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> dict[str | None, Any]:
+def _pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> dict[str, Any]:
     """By pattern that ends the module's name, as in PEFT (utils.other.get_pattern_key): its value; else the default."""
     found = {key: value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", module)}
-    return found or {None: default}
+    return found or {"": default}

@@ -34,6 +34,10 @@ from tests.fixtures.models import Pair, write_model
         ({"bias": "some"}, "bias='some', none, all or lora_only"),
         ({"target_modules": "(q_proj"}, r"target_modules: pattern '\(q_proj'"),
         ({"rank_pattern": {"(q_proj": 4}}, r"pattern '\(q_proj'"),
+        (
+            {"alpha_pattern": {"0.self_attn.q_proj": 2, "q_proj": 9}},
+            "alpha_pattern has .*: 2 and 'q_proj': 9 for model",
+        ),
         ({"use_dora": True}, "use_dora=True, yet .* has no lora_magnitude_vector"),
         ({"lora_bias": True}, "lora_bias=True, yet .* has no lora_B.bias"),
         ({"modules_to_save": ["lm_head"]}, "lm_head.weight was trained, .*is missing"),
@@ -159,6 +163,11 @@ def test_an_incomplete_or_foreign_adapter_is_refused(tiny_llama_pair: Pair, tmp_
     refused(AdapterError, "layers.7.*holds neither its weight nor matching experts", base, adapter)
     save_file({n: a[:-1] if n.endswith("0.mlp.up_proj.lora_B.weight") else a for n, a in whole.items()}, file)
     refused(AdapterError, r"\(47, 4\) x \(4, 32\)", base, adapter)
+    for wrapper, inner in (("_orig_mod.", ""), ("module.", ""), ("", "_orig_mod.")):  # torch.compile, parallel training
+        save_file({wrapper + n.replace("layers.", f"layers.{inner}"): a for n, a in whole.items()}, file)
+        refused(AdapterError, f"{wrapper or inner}.* was saved.* out of the names", base, adapter)
+    save_file({n: np.zeros(0, np.float32) for n in whole}, file)
+    refused(AdapterError, "is empty, as ZeRO-3 leaves it; gather the weights", base, adapter)
     save_file({n: a * np.float32(0) if "lora_B" in n else a for n, a in whole.items()}, file)
     refused(DeltaError, "zero in every tensor", base, adapter)
     save_file({n: a * np.float32("nan") for n, a in whole.items()}, file)

@@ -16,11 +16,12 @@ from shadowft_core.checkpoint import FLOATS, Checkpoint, Ignored, open_safetenso
 from shadowft_core.delta.complete import require_complete
 from shadowft_core.delta.experts import Stack, expert_changes, find_stack, shown_orientations
 from shadowft_core.delta.initial import without_initial
+from shadowft_core.delta.layout import GATHER, WRAPPERS
 from shadowft_core.delta.lora import Factors
 from shadowft_core.delta.merge import Change
 from shadowft_core.delta.settings import CONVERT, EMBEDDING, MERGE, Settings, matches
 from shadowft_core.delta.ties import merge_tied
-from shadowft_core.errors import AdapterError, NotFinite, Quantised, ShapeMismatch
+from shadowft_core.errors import AdapterError, NotFinite, Quantised, ShapeMismatch, WrongBase
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -35,8 +36,9 @@ _SUFFIXES = {  # of the names PEFT gives, with what they hold; the first group i
 }
 _NAMED = re.compile(  # as in a state dict of the training, which still has the adapter's name
     r".+\.(?:lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|trainable_tokens_delta|modules_to_save)\."
-    r"([^.]+)(?:\.weight|\.bias)?"
+    r"(?!weight$|bias$)([^.]+)(?:\.weight|\.bias)?"
 )
+_COPY = re.compile(r"\.(?:base_layer|modules_to_save|original_module)\.")  # within what PEFT saves of a whole module
 _OTHER_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 
 
@@ -56,9 +58,9 @@ class Adapter:
         self.stack: Callable[[str], Stack | None] = lru_cache(None)(lambda parameter: find_stack(self, parameter))
         self._require_float_base()
         self.modules: dict[str, dict[str, str]] = {}
-        """per module, the keys of the file that adapt it, by part"""
-        self.given: set[str] = set()
-        """tensors of the Base that the file holds whole, changed or not"""
+        """by module, the keys of the file that adapt it, by part"""
+        self.given: dict[str, str] = {}
+        """by tensor of the Base that the file holds whole, changed or not: its key"""
         self.changes: dict[str, Change] = {}
         self._sort_keys()
         for number, (module, keys) in enumerate(sorted(self.modules.items()), 1):
@@ -113,6 +115,13 @@ class Adapter:
 
     def _sort_keys(self) -> None:
         for key in self.weights.names:
+            wrapper = "_orig_mod" if "._orig_mod." in f".{key}" else key.partition(".")[0]
+            if wrapper in WRAPPERS:
+                raise AdapterError(
+                    f"{self.file}: tensor {key}: {WRAPPERS[wrapper]}, or take {wrapper}. out of the names in the file"
+                )
+            if 0 in self.weights.info(key).shape:
+                raise AdapterError(f"{self.file}: tensor {key} is empty, as ZeRO-3 leaves it; {GATHER}")
             if not key.startswith(PREFIX):
                 raise AdapterError(f"{self.file}: tensor {key} does not begin with {PREFIX}; save it with PEFT")
             name = key.removeprefix(PREFIX)
@@ -126,7 +135,7 @@ class Adapter:
                     "the training; save the adapter with PEFT's save_pretrained, which leaves it out"
                 )
             else:  # a copy of the Base's tensor, or one trained as a whole
-                self._understand_whole(name.replace(".base_layer.", "."), key)
+                self._understand_whole(_COPY.sub(".", name), key)
 
     def _understand_whole(self, parameter: str, key: str) -> None:
         name = self.stored(parameter)
@@ -140,8 +149,19 @@ class Adapter:
                 f"{self.file}: tensor {key} is {given}, {self.before.path} has {wanted}; "
                 "pass the Base it was trained on, resized as in the training"
             )
-        self.given.add(name)
-        if self._differs(name, key):
+        differs = self._differs(name, key)
+        if ".original_module." in key:  # PEFT's copy of what the training found
+            if differs:
+                raise WrongBase(
+                    f"{self.file}: tensor {key} is what {parameter} was before the training, {self.before.path} has "
+                    "another; pass the model it was trained on"
+                )
+            return
+        if (other := self.given.setdefault(name, key)) != key:
+            if not np.array_equal(self.read(other), self.read(key)):
+                raise AdapterError(f"{self.file}: tensors {other} and {key} are one and differ; save the adapter again")
+            return
+        if differs:
             self._put(name, Change(replaced=key))
 
     def _understand(self, module: str, keys: dict[str, str]) -> None:
@@ -183,8 +203,8 @@ class Adapter:
         tied = self.settings.tied_training and self.home(name) != name  # then PEFT adapts the head with its embedding
         if not (parameter or tied or self.settings.targets(module)):
             raise AdapterError(f"{self.file}: {module} has factors, {ADAPTER_CONFIG} does not target it; save it again")
-        rank, scaling = self.settings.rank_and_scaling(f"{module}.weight" if parameter else module)
         shape, found = self.before.info(self.home(name)).shape, [self.weights.info(key).shape for key in (a, b)]
+        rank, scaling = self.settings.rank_and_scaling(f"{module}.weight" if parameter else module, *found[0][:1])
         if len(shape) != 2:
             kind = self.before.family.kind(name) or "other"
             raise AdapterError(f"{self.file}: adapts {module}, which is not a matrix but {shape} ({kind}); {MERGE}")

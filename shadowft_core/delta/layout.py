@@ -22,10 +22,11 @@ from shadowft_core.checkpoint import (
 )
 from shadowft_core.errors import ShapeMismatch, TensorMissing, TokenMismatch
 
-_WRAPPERS = {
+WRAPPERS = {
     "_orig_mod": "the saved model was wrapped by torch.compile; save the inner one (model._orig_mod)",
     "module": "a parallel wrapper was saved; save the inner model (model.module)",
 }
+GATHER = "gather the weights when saving (stage3_gather_16bit_weights_on_model_save, zero_to_fp32.py)"
 
 
 class Layout(NamedTuple):
@@ -103,7 +104,7 @@ def _lacking(
 
 def _causes(before: Checkpoint, after: Checkpoint, left: Mapping[str, Sequence[str]]) -> Iterator[str]:
     models = {"base": before, "tuned": after}
-    for wrapper, cause in _WRAPPERS.items():
+    for wrapper, cause in WRAPPERS.items():
         for side, names in left.items():
             other = models["tuned" if side == "base" else "base"]
             inner = [re.sub(rf"(^|(?<=\.)){wrapper}\.", "", name) for name in names]
@@ -168,6 +169,6 @@ def _misshapen(
         if 0 in shape and 0 not in other:
             return ShapeMismatch(
                 f"tensor {name}: {before.path} has {old}, {after.path} {new}: it is empty in {model.path}, as ZeRO-3 "
-                "leaves it; gather the weights when saving (stage3_gather_16bit_weights_on_model_save, zero_to_fp32.py)"
+                f"leaves it; {GATHER}"
             )
     return ShapeMismatch(f"tensor {name}: {before.path} has {old}, {after.path} {new}; pass the model that was tuned")

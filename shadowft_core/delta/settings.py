@@ -161,10 +161,22 @@ class Settings:
         found = self._config.get("trainable_token_indices") or {}
         return found if isinstance(found, dict) else {EMBEDDING: found}
 
-    def rank_and_scaling(self, key: str) -> tuple[int, float]:
-        """Of a module or parameter: alpha/rank (Hu et al. 2021), or alpha/sqrt(rank) (rsLoRA, Kalajdzievski 2023)."""
-        rank = _pattern(self._config.get("rank_pattern"), key, self._config["r"])
-        alpha = _pattern(self._config.get("alpha_pattern"), key, self._config["lora_alpha"])
+    def rank_and_scaling(self, key: str, held: int | None = None) -> tuple[int, float]:
+        """Of a module or parameter: alpha/rank (Hu et al. 2021), or alpha/sqrt(rank) (rsLoRA, Kalajdzievski 2023).
+
+        Training took the first pattern that was written, and PEFT saves them sorted. Where several differ, the rank is
+        the one that the factors hold, `held`; an alpha stands nowhere else. Raises AdapterError then.
+        """
+        ranks = _pattern(self._config.get("rank_pattern"), key, self._config["r"])
+        alphas = _pattern(self._config.get("alpha_pattern"), key, self._config["lora_alpha"])
+        if len(set(alphas.values())) > 1:
+            odd = " and ".join(f"{pattern!r}: {alpha}" for pattern, alpha in alphas.items())
+            raise AdapterError(
+                f"{self.path}: alpha_pattern has {odd} for {key}; training took the one written first, PEFT saved them "
+                "sorted, and nothing else tells: leave the one that training took"
+            )
+        rank = next((rank for rank in ranks.values() if rank == held), next(iter(ranks.values())))
+        alpha = next(iter(alphas.values()))
         return rank, alpha / (math.sqrt(rank) if self._config.get("use_rslora") else rank)
 
 
@@ -175,6 +187,7 @@ def matches(patterns: str | Iterable[str] | None, module: str) -> bool:
     return any(module == pattern or module.endswith(f".{pattern}") for pattern in patterns or ())
 
 
-def _pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
-    """The value for a module: of the first pattern that ends its name, as in PEFT (utils.other.get_pattern_key)."""
-    return next((v for key, v in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", module)), default)
+def _pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> dict[str, Any]:
+    """By pattern that ends the module's name, as in PEFT (utils.other.get_pattern_key): its value; else the default."""
+    found = {key: value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", module)}
+    return found or {"": default}

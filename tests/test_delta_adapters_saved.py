@@ -1,0 +1,43 @@
+"""What PEFT's save_pretrained makes of an adapter: more copies than one, and patterns in another order."""
+
+from pathlib import Path
+
+import numpy as np
+
+from shadowft_core.delta import extract, open_delta
+from shadowft_core.errors import AdapterError, WrongBase
+from tests.fixtures.adapters import adapt, load, refused
+from tests.fixtures.models import Pair
+from tests.test_delta_adapters import logits, tuned
+
+
+def test_a_module_saved_in_three_copies_is_taken_once(tiny_llama_pair: Pair, tmp_path: Path) -> None:
+    """PEFT saves all of a wrapped embedding, trained and untouched, when the vocabulary was resized or on demand."""
+    from safetensors.numpy import load_file, save_file
+
+    base, adapter = tiny_llama_pair.base, tmp_path / "adapter"
+    model = adapt(base, adapter, target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"])
+    model.save_pretrained(adapter, save_embedding_layers=True)
+    file, saved = adapter / "adapter_model.safetensors", load_file(adapter / "adapter_model.safetensors")
+    head = "base_model.model.lm_head"
+    assert {f"{head}.{copy}weight" for copy in ("", "modules_to_save.", "original_module.")} <= saved.keys()
+    want = logits(model)
+    extract(base, adapter, tmp_path / "delta")
+    assert np.abs(logits(load(tuned(base, open_delta(tmp_path / "delta"), tmp_path / "tuned"))) - want).max() < 1e-6
+    for copy, kind, message in (
+        ("modules_to_save", AdapterError, "are one and differ"),
+        ("original_module", WrongBase, "lm_head.weight was before the training, .* has another"),
+    ):
+        name = f"{head}.{copy}.weight"
+        save_file(saved | {name: saved[name] + np.float32(1)}, file)
+        refused(kind, message, base, adapter)
+
+
+def test_of_several_rank_patterns_the_factors_tell(tiny_llama_pair: Pair, tmp_path: Path) -> None:
+    """The first that was written counts in training; PEFT saves them sorted, and cannot load this adapter itself."""
+    patterns = {"q_proj": 2, "0.self_attn.q_proj": 6}
+    model = adapt(tiny_llama_pair.base, tmp_path / "adapter", target_modules=["q_proj"], rank_pattern=patterns)
+    want = logits(model)
+    extract(tiny_llama_pair.base, tmp_path / "adapter", tmp_path / "delta")
+    ours = tuned(tiny_llama_pair.base, open_delta(tmp_path / "delta"), tmp_path / "tuned")
+    assert np.abs(logits(load(ours)) - want).max() < 1e-6

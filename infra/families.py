@@ -88,8 +88,8 @@ def facts(model: Any) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def _pattern(name: str) -> str:
-    """A name with `#` for every number of a layer or an expert."""
-    return re.sub(r"(?<=\.)\d+(?=\.|$)", "#", name)
+    """A name with `#` for every number of a layer or an expert; one of a sequence, `mlp.0.weight`, keeps its own."""
+    return re.sub(r"(?<=\.)\d+(?=\.(?!(weight|bias)$)|$)", "#", name)
 
 
 def _ties(model: Any) -> Iterator[dict[str, Any]]:

@@ -240,9 +240,12 @@ def _begun(name: str, rules: Mapping[str, str]) -> str:
 def _kinds(model: Any, names: Collection[str]) -> dict[str, str]:
     """Kind of the module by the name of each of its matrices."""
     import torch
+    from transformers import PreTrainedModel
     from transformers.pytorch_utils import Conv1D
 
-    head, embedding, rows = model.get_output_embeddings(), model.get_input_embeddings(), _vocabularies(model)
+    embedding, rows = model.get_input_embeddings(), _vocabularies(model)
+    parts = [part for _, part in model.named_modules() if isinstance(part, PreTrainedModel)]
+    heads = {id(head) for part in parts if (head := part.get_output_embeddings()) is not None}
     found: dict[str, str] = {}
     for prefix, module in model.named_modules():
         named = type(module).__name__
@@ -250,7 +253,7 @@ def _kinds(model: Any, names: Collection[str]) -> dict[str, str]:
             whole = f"{prefix}.{name}" if prefix else name
             if whole not in names or tensor.ndim < 2:
                 continue
-            if module is head:
+            if id(module) in heads:
                 kind = "head"
             elif isinstance(module, torch.nn.Embedding):
                 kind = "embedding" if module is embedding or tensor.shape[0] in rows else "positions"

@@ -6,8 +6,8 @@ its parameters are called in files, of which kind the module of each is, how its
 of a file it ignores. The rooms that read weights read the table, and need neither torch nor transformers. After another
 transformers was pinned:
 
-    python infra/families.py            # write the table (a minute)
-    python infra/families.py --check    # exit code 1, and the classes that differ, when the table is not fresh
+    python -m infra.families            # write the table (a minute)
+    python -m infra.families --check    # exit code 1, and the classes that differ, when the table is not fresh
 """
 
 import argparse
@@ -21,6 +21,8 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from infra.family_names import beginnings, in_files, without_numbers
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 TABLE = Path(__file__).resolve().parents[1] / "shadowft_core/checkpoint/families.json"
@@ -71,25 +73,22 @@ def facts(model: Any) -> tuple[dict[str, Any], dict[str, str]]:
     """The table's entry of one class, without its kinds; and the kind of every matrix by both of its names."""
     names = {n for n, _ in model.named_parameters(remove_duplicate=False)} | {n for n, _ in model.named_buffers()}
     names &= set(model.state_dict())
-    stored, experts, other = _in_files(model, names)
+    stored, experts, other = in_files(model, names)
     parts = {part: name for name, found in other.items() for part in found}
     kinds = _kinds(model, names)
     entry = {
         "prefix": model.base_model_prefix if any(n.startswith(f"{model.base_model_prefix}.") for n in names) else "",
         "ties": list(_ties(model)),
-        "files": _beginnings(stored),
+        "files": beginnings(stored),
         "experts": experts,
-        "converted": sorted(map(_pattern, other)),
+        "converted": sorted(map(without_numbers, other)),
         "ignored": sorted(_ignored(model, {*names, *stored.values()})),
     }
-    shown = {_pattern(n): k for n, k in kinds.items()} | {_pattern(stored.get(n, n)): k for n, k in kinds.items()}
-    shown |= {_pattern(part): kinds[name] for part, name in parts.items() if name in kinds}
+    shown = {without_numbers(n): k for n, k in kinds.items()} | {
+        without_numbers(stored.get(n, n)): k for n, k in kinds.items()
+    }
+    shown |= {without_numbers(part): kinds[name] for part, name in parts.items() if name in kinds}
     return {key: value for key, value in entry.items() if value}, shown
-
-
-def _pattern(name: str) -> str:
-    """A name with `#` for every number of a layer or an expert; one of a sequence, `mlp.0.weight`, keeps its own."""
-    return re.sub(r"(?<=\.)\d+(?=\.(?!(weight|bias)$)|$)", "#", name)
 
 
 def _ties(model: Any) -> Iterator[dict[str, Any]]:
@@ -110,7 +109,7 @@ def _ties(model: Any) -> Iterator[dict[str, Any]]:
         tied = module.get_expanded_tied_weights_keys()
         pairs = sorted([dot + target, dot + source] for target, source in tied.items())
         # Blocks that share their weights by number (Zamba) are no ties that a table of names could hold.
-        pairs = [pair for pair in pairs if _pattern(pair[0]) == pair[0] and _pattern(pair[1]) == pair[1]]
+        pairs = [pair for pair in pairs if without_numbers(pair[0]) == pair[0] and without_numbers(pair[1]) == pair[1]]
         if pairs and states["tied"]:
             yield {"pairs": pairs, **states} | ({"within": ".".join(place)} if place else {})
 
@@ -154,87 +153,6 @@ def _states(config_class: Any, place: tuple[str, ...]) -> dict[str, Any]:
         "fields": [".".join(path) for path in fields],
         "tied": [s for s in every if tied({path: letters[x] for path, x in zip(fields, s, strict=True)})],
     }
-
-
-def _in_files(model: Any, names: Collection[str]) -> tuple[dict[str, str], dict[str, Any], dict[str, list[str]]]:
-    """What parameters are called in files: the name of those that are one tensor there, the way in which fused experts
-    are stored by the end of their name, and of what is converted in any other way the names of all that holds it."""
-    from transformers import core_model_loading as loading
-    from transformers.conversion_mapping import get_model_conversion_mapping
-
-    forward = get_model_conversion_mapping(model, add_legacy=False)
-    back = [c.reverse_transform() for c in forward[::-1] if not isinstance(c, loading.PrefixChange)]
-    renamings = [entry for entry in back if isinstance(entry, loading.WeightRenaming)]
-    converters = [entry for entry in back if isinstance(entry, loading.WeightConverter)]
-    stored: dict[str, str] = {}
-    experts: dict[str, Any] = {}
-    other: dict[str, list[str]] = {}
-    turned = _turned(model)
-    for name in sorted(names):
-        first, source = loading.apply_converters(name, converters)
-        if source is None:
-            stored[name] = loading.apply_renamings(name, renamings)
-        found = next((c for c in converters if source in c.source_patterns), None) if source else None
-        way = [type(operation).__name__ for operation in found.operations] if found else []
-        targets = [re.sub(r"\.weight$", "", pattern) for pattern in getattr(found, "target_patterns", ())]
-        ends = [target.rpartition(".")[2].replace("\\", "") for target in targets]
-        leaf = name.rpartition(".")[2]
-        if way in (["Chunk", "SplitModulelist"], ["SplitModulelist"]) and turned.get(name) is not None:
-            experts[leaf] = {"turned": turned[name], "parts": ends}
-            for end in ends:  # an expert's matrix, as if it were a parameter of its own
-                single = name.replace(leaf, f"0.{end}.weight")
-                stored[single] = loading.apply_renamings(single, renamings)
-        elif way == ["Transpose"] and turned.get(name) is not None:
-            experts[leaf] = {"turned": turned[name], "transposed": True}
-        elif found is not None:
-            begun = [target.replace("\\", "") for target in targets]
-            parts = [first.replace(begun[0], part).replace("*", "0") for part in begun]
-            other[name] = [loading.apply_renamings(part, renamings) for part in parts]
-        elif turned.get(name):
-            experts[leaf] = {"turned": True}
-    return stored, experts, other
-
-
-def _turned(model: Any) -> dict[str, bool]:
-    """Whether fused experts are (experts, inputs, outputs), as PEFT reads it; by name, of every stack of matrices."""
-    return {
-        f"{prefix}.{name}": bool(getattr(module, "is_transposed", False))
-        for prefix, module in model.named_modules()
-        for name, tensor in module.named_parameters(recurse=False)
-        if tensor.ndim == 3 and "." not in name
-    }
-
-
-def _beginnings(stored: Mapping[str, str]) -> list[list[str]]:
-    """`[in memory, in files]`, beginnings of names in whole steps, each true of every name that begins so."""
-    expected = {_pattern(name): _pattern(found) for name, found in stored.items()}
-    rules: dict[str, str] = {}
-    for name, found in sorted(expected.items()):
-        ours, theirs = name.split("."), found.split(".")
-        if _begun(name, rules) == found:
-            continue
-        ways = [(ours, theirs)]
-        while len(ours) > 1 and len(theirs) > 1 and ours[-1] == theirs[-1]:
-            ours, theirs = ours[:-1], theirs[:-1]
-            ways.append((ours, theirs))
-        for way in reversed(ways):
-            start, there = (".".join(steps) for steps in way)
-            alike = [n for n in expected if n == start or n.startswith(f"{start}.")]
-            if all(expected[n] == there + n.removeprefix(start) for n in alike):
-                rules[start] = there
-                break
-    for name, found in expected.items():
-        if (got := _begun(name, rules)) != found:
-            raise ValueError(f"{name}: the rules say {got}, files {found}")
-    return [list(rule) for rule in sorted(rules.items())]
-
-
-def _begun(name: str, rules: Mapping[str, str]) -> str:
-    steps = name.split(".")
-    for length in range(len(steps), 0, -1):
-        if (found := rules.get(".".join(steps[:length]))) is not None:
-            return ".".join([found, *steps[length:]])
-    return name
 
 
 def _kinds(model: Any, names: Collection[str]) -> dict[str, str]:

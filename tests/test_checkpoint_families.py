@@ -77,7 +77,7 @@ def test_rows_of_tokens_are_known_by_name_where_the_class_is_not() -> None:
 
 
 def test_the_table_is_that_of_the_installed_transformers() -> None:
-    assert table()["transformers"] == version("transformers"), "run python infra/families.py"
+    assert table()["transformers"] == version("transformers"), "run python -m infra.families"
     assert table()["types"] == generator.classes()
 
 

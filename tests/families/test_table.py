@@ -8,4 +8,4 @@ pytestmark = pytest.mark.families
 
 
 def test_the_table_is_what_transformers_says_today() -> None:
-    assert families.generate() == families.TABLE.read_text(encoding="utf-8"), "run python infra/families.py"
+    assert families.generate() == families.TABLE.read_text(encoding="utf-8"), "run python -m infra.families"

@@ -1,28 +1,32 @@
 """Writes shadowft_core/checkpoint/families.json: what the pinned transformers knows about the families of models.
 
 Every class that writes text (causal, image-text-to-text, sequence-to-sequence) is built from its default config on
-torch's meta device, without any weights. It is then asked which parameters are tied and which fields of config.json
-decide it, what its parameters are called in files, the kind of each one's module, how its experts are stored, and which
-tensors of a file it ignores. The rooms that read weights read the table and need neither torch nor transformers. After
-a change of the pinned transformers:
+torch's meta device, without any weights, and asked which parameters are tied and what in config.json decides it, what
+its parameters are called in files, of which kind the module of each is, how its experts are stored, and which tensors
+of a file it ignores. The rooms that read weights read the table, and need neither torch nor transformers. After another
+transformers was pinned:
 
     python -m infra.families            # write the table (a minute)
-    python -m infra.families --check    # exit code 1 and the classes that differ, when the table is out of date
+    python -m infra.families --check    # exit code 1, and the classes that differ, when the table is not fresh
 """
 
 import argparse
+import contextlib
+import itertools
 import json
 import os
+import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from infra.family_facts import facts
+from infra.family_names import beginnings, in_files, without_numbers
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 TABLE = Path(__file__).resolve().parents[1] / "shadowft_core/checkpoint/families.json"
+TIE = "tie_word_embeddings"
 SETTINGS: dict[str, dict[str, Any]] = {  # for classes whose default config builds no model
     "aya_vision": {"vision_config": {"hidden_size": 1152, "num_attention_heads": 16}},
     "dots1": {"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2},
@@ -33,7 +37,7 @@ SETTINGS: dict[str, dict[str, Any]] = {  # for classes whose default config buil
     "ministral": {"head_dim": 128},
     "nemotron": {"num_key_value_heads": 8},
 }
-UNBUILT = {  # no setting makes these build; a text model inside them that has an entry of its own still counts
+UNBUILT = {  # those that no setting helps here; their text model, where it has an entry of its own, still counts
     *("chameleon", "cohere_compass", "cohere_compass_text", "dbrx", "deepseek_ocr2", "diffusion_gemma", "emu3"),
     *("fast_vlm", "gemma3n", "gemma4_assistant", "gemma4_unified_assistant", "granite4_vision", "musicgen"),
     *("musicgen_melody", "perception_lm", "pp_formulanet", "qwen4_exp", "qwen4_exp_text", "reformer"),
@@ -41,7 +45,7 @@ UNBUILT = {  # no setting makes these build; a text model inside them that has a
 
 
 def classes() -> dict[str, str]:
-    """Class name by model type; where a type has several classes, the one that holds the whole model."""
+    """Name of the class by model type: of the one that holds the whole model, where a type has several."""
     from transformers.models.auto import modeling_auto as auto
 
     found: dict[str, str] = {}
@@ -65,9 +69,160 @@ def build(model_type: str, class_name: str) -> Any:
         return getattr(transformers, class_name)(config)
 
 
+def facts(model: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """The table's entry of one class, without its kinds; and the kind of every matrix by both of its names."""
+    names = {n for n, _ in model.named_parameters(remove_duplicate=False)} | {n for n, _ in model.named_buffers()}
+    names &= set(model.state_dict())
+    stored, experts, other = in_files(model, names)
+    parts = {part: name for name, found in other.items() for part in found}
+    kinds = _kinds(model, names)
+    entry = {
+        "prefix": model.base_model_prefix if any(n.startswith(f"{model.base_model_prefix}.") for n in names) else "",
+        "ties": list(_ties(model)),
+        "files": beginnings(stored),
+        "experts": experts,
+        "converted": sorted(map(without_numbers, other)),
+        "ignored": sorted(_ignored(model, {*names, *stored.values()})),
+    }
+    shown = {without_numbers(n): k for n, k in kinds.items()} | {
+        without_numbers(stored.get(n, n)): k for n, k in kinds.items()
+    }
+    shown |= {without_numbers(part): kinds[name] for part, name in parts.items() if name in kinds}
+    return {key: value for key, value in entry.items() if value}, shown
+
+
+def _ties(model: Any) -> Iterator[dict[str, Any]]:
+    """Tied parameters, [target, source] in memory, and in which states of the fields of config.json they are tied.
+
+    A state has a letter for every field: `T`rue, `F`alse or `-`, absent. `within` names the part of the model that
+    ties, where it is not the model itself.
+    """
+    from transformers import PreTrainedModel
+
+    for prefix, module in model.named_modules():
+        if not isinstance(module, PreTrainedModel) or not module._tied_weights_keys:
+            continue
+        place = _place(model.config, module.config)
+        states = _states(type(model.config), place)
+        module.config.tie_word_embeddings = True
+        dot = f"{prefix}." if prefix else ""
+        tied = module.get_expanded_tied_weights_keys()
+        pairs = sorted([dot + target, dot + source] for target, source in tied.items())
+        # Blocks that share their weights by number (Zamba) are no ties that a table of names could hold.
+        pairs = [pair for pair in pairs if without_numbers(pair[0]) == pair[0] and without_numbers(pair[1]) == pair[1]]
+        if pairs and states["tied"]:
+            yield {"pairs": pairs, **states} | ({"within": ".".join(place)} if place else {})
+
+
+def _place(config: Any, wanted: Any, path: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The fields that lead from one config to a config within. Raises ValueError when none do."""
+    if config is wanted:
+        return path
+    for key in getattr(config, "sub_configs", None) or {}:
+        with contextlib.suppress(ValueError):
+            return _place(getattr(config, key, None), wanted, (*path, key))
+    raise ValueError("a part of the model has a config that is no part of the model's")
+
+
+def _states(config_class: Any, place: tuple[str, ...]) -> dict[str, Any]:
+    """Which fields of config.json decide whether the part at `place` ties, found by trying every state of each."""
+    paths = {(*place[:depth], TIE) for depth in range(len(place) + 1)}
+    paths |= {(key, TIE) for key in getattr(config_class, "sub_configs", None) or {}}
+
+    def tied(state: Mapping[tuple[str, ...], bool | None]) -> bool:
+        written: dict[str, Any] = {}
+        for path, value in state.items():
+            inner = written
+            for step in path[:-1]:
+                inner = inner.setdefault(step, {})
+            if value is not None:
+                inner[TIE] = value
+        config = config_class.from_dict(written)
+        for step in place:
+            config = getattr(config, step)
+        return bool(getattr(config, TIE, False))
+
+    fields = []
+    for path in sorted(paths):
+        with contextlib.suppress(Exception):  # a part of the config that cannot be given alone decides nothing
+            if len({tied({path: value}) for value in (True, False, None)}) > 1:
+                fields.append(path)
+    letters = {"T": True, "F": False, "-": None}
+    every = ("".join(state) for state in itertools.product(letters, repeat=len(fields)))
+    return {
+        "fields": [".".join(path) for path in fields],
+        "tied": [s for s in every if tied({path: letters[x] for path, x in zip(fields, s, strict=True)})],
+    }
+
+
+def _kinds(model: Any, names: Collection[str]) -> dict[str, str]:
+    """Kind of the module by the name of each of its matrices."""
+    import torch
+    from transformers import PreTrainedModel
+    from transformers.pytorch_utils import Conv1D
+
+    embedding, rows = model.get_input_embeddings(), _vocabularies(model)
+    parts = [part for _, part in model.named_modules() if isinstance(part, PreTrainedModel)]
+    heads = {id(head) for part in parts if (head := part.get_output_embeddings()) is not None}
+    found: dict[str, str] = {}
+    for prefix, module in model.named_modules():
+        named = type(module).__name__
+        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            whole = f"{prefix}.{name}" if prefix else name
+            if whole not in names or tensor.ndim < 2:
+                continue
+            if id(module) in heads:
+                kind = "head"
+            elif isinstance(module, torch.nn.Embedding):
+                kind = "embedding" if module is embedding or tensor.shape[0] in rows else "positions"
+            elif (
+                re.search(r"Router|TopK|Gating", named)
+                or "Router" in type(model.get_submodule(prefix.rpartition(".")[0])).__name__
+                or (named.endswith("Gate") and name == "weight")
+            ):
+                kind = "router"
+            elif isinstance(module, Conv1D):
+                kind = "conv1d"
+            elif isinstance(module, torch.nn.Linear) or (named == "MultiheadAttention" and name.endswith("weight")):
+                kind = "linear"
+            elif tensor.ndim == 3 and re.search(r"xpert|MoE|Moe", named) and "bias" not in name:
+                kind = "experts"
+            else:
+                kind = "other"
+            found[whole] = kind
+    return found
+
+
+def _vocabularies(model: Any) -> set[int]:
+    """Row counts of what embeds tokens: by number, as a class may hold several such tables."""
+    from transformers import PreTrainedModel
+
+    parts = [part for _, part in model.named_modules() if isinstance(part, PreTrainedModel)]
+    sizes = {
+        getattr(part.config, field, None) for part in parts for field in ("vocab_size", "vocab_size_per_layer_input")
+    }
+    return {size for size in sizes if isinstance(size, int)}
+
+
+def _ignored(model: Any, names: Collection[str]) -> Iterator[str]:
+    """Regular expressions of tensors in files that the class leaves out when it loads; they meet none of its own."""
+    found = set(model._keys_to_ignore_on_load_unexpected or ())
+    buffers = [name for name, _ in model.named_buffers()]
+    if any(name.endswith("rotary_emb.inv_freq") for name in buffers):
+        found.add(r"rotary_emb\.inv_freq")
+    if any(name.endswith("position_ids") for name in buffers):
+        found.add(r"(^|\.)position_ids$")
+    for pattern in found:
+        # transformers asks about unexpected names alone, so its `attn.bias` need not spare `c_attn.bias`; ours must.
+        for strict in (pattern, rf"(^|\.){pattern}$"):
+            if not any(re.search(strict, name) for name in names):
+                yield strict
+                break
+
+
 def table(found: Mapping[str, tuple[dict[str, Any], dict[str, str]]], types: Mapping[str, str]) -> dict[str, Any]:
-    """The whole table. A kind is listed under the shortest name suffix that means the same kind in every class,
-    otherwise within the class, where the longest matching suffix counts."""
+    """The whole table. A kind stands under the shortest end of a name that means it in every class,
+    else in the class: there the longest end that fits a name counts."""
     from importlib.metadata import version
 
     said: dict[str, set[str]] = defaultdict(set)
@@ -94,7 +249,7 @@ def table(found: Mapping[str, tuple[dict[str, Any], dict[str, str]]], types: Map
 
 
 def _ends(name: str) -> Iterator[str]:
-    """The suffixes of a name in whole steps, shortest first; `weight` or `bias` is never one by itself."""
+    """The ends of a name in whole steps, shortest first; the last word of a weight never stands alone."""
     steps = name.split(".")
     first = 2 if steps[-1] in ("weight", "bias") else 1
     for length in range(first, len(steps) + 1):
@@ -102,7 +257,7 @@ def _ends(name: str) -> Iterator[str]:
 
 
 def written(whole: Mapping[str, Any]) -> str:
-    """The table as text, one line per class, so that diffs are readable."""
+    """The table as text, a line for every class, so that a change can be read."""
     lines = []
     for key, value in whole.items():
         if key in ("classes", "kinds", "types"):

@@ -122,12 +122,13 @@ class Family:
 
         For an unknown module: every matrix whose name is not that of an embedding, head, norm or router.
         """
-        bias = re.fullmatch(r"(.+)([._])bias", name)
-        if not bias and len(shape) < 2:
-            return False
         matrices = [name]
-        if bias:
+        if bias := re.fullmatch(r"(.+)([._])bias", name):
             matrices = [f"{bias[1]}.weight"] if bias[2] == "." else [bias[1], f"{bias[1]}_weight"]
+            if self._names and not any(matrix in self._names for matrix in matrices):
+                return False
+        elif len(shape) < 2:
+            return False
         if kind := next((kind for matrix in matrices if (kind := self.kind(matrix))), None):
             return kind in LINEAR
         if bias and self.known:  # of a norm: the table has no kind of what is no matrix
@@ -254,7 +255,8 @@ def _state(config: Mapping[str, Any], fields: Collection[str]) -> str:
 
 
 def _pattern(name: str) -> str:
-    return re.sub(r"(?<=\.)\d+(?=\.|$)", "#", name)
+    """`#` for every number of a layer or an expert; a layer of a sequence, `mlp.0.weight`, keeps its own."""
+    return re.sub(r"(?<=\.)\d+(?=\.(?!(weight|bias)$)|$)", "#", name)
 
 
 def _replaced(name: str, rules: Mapping[str, str]) -> str:

@@ -80,6 +80,7 @@ OPTIONS = [
     _lora("llama", "dense parameter", target_modules=[], target_parameters=["q_proj.weight", "mlp.up_proj.weight"]),
     _lora("llama", "gaussian", init_lora_weights="gaussian"),
     _lora("llama", "orthogonal", init_lora_weights="orthogonal"),
+    _lora("llama", "eva", init_lora_weights="eva"),
     _lora("llama", "random from the start", init_lora_weights=False),
     _lora("llama", "olora", init_lora_weights="olora"),
     # PEFT decomposes in float32 where the delta is formed in float64: what differs is PEFT's own rounding.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -198,7 +199,7 @@ def refuse_password(name: str, text: str) -> None:
         raise ParamsError(
             f"{name}: {shown} holds a password and would be copied into records; remove it. The registry's belongs "
             "in MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; the store takes "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; the hub's token belongs in HF_TOKEN"
         )
 
 
@@ -246,13 +247,32 @@ class _Unwritten(Params):
         return super().__getattr__(name)  # type: ignore[misc]
 
 
+# Which alternative of a field pydantic tried: no part of its name in the file.
+_BRANCH = re.compile(r"literal\[|constrained-|tuple\[|(str|int|float)$")
+# What YAML calls things, where pydantic speaks of Python or JSON.
+_YAML_WORDS = (
+    ("a valid array", "a list"),
+    ("an object", "`name: value` pairs"),
+    ("Tuple", "List"),
+    (" after validation", ""),
+)
+
+
 def _problems(error: ValidationError) -> str:
-    return "; ".join(
-        f"{'.'.join(str(part) for part in e['loc']) or 'file'}: {e['msg']}"
-        # The value of an unknown field may be a misplaced key or password.
-        + ("" if e["type"] in ("extra_forbidden", "missing") else f" (found {e['input']!r:.80})")
-        for e in error.errors()
-    )
+    """Every bad field as the file names it and what was expected; the missing ones together, last."""
+    missing, rest = [], []
+    for e in error.errors():
+        place = ".".join(str(part) for part in e["loc"] if not _BRANCH.match(str(part))) or "the file"
+        text = e["msg"]
+        for theirs, ours in _YAML_WORDS:
+            text = text.replace(theirs, ours)
+        if e["type"] == "missing":
+            missing.append(place)
+        elif e["type"] == "extra_forbidden":  # the value may be a misplaced key or password
+            rest.append(f"{place}: no such field; correct or remove it")
+        else:
+            rest.append(f"{place}: {text} (found {e['input']!r:.80})")
+    return "; ".join(rest + [f"missing: {', '.join(missing)}"] * bool(missing))
 
 
 def _texts(tree: Any, above: str = "") -> Iterator[tuple[str, str]]:

@@ -173,7 +173,9 @@ def test_an_unreachable_endpoint_is_given_up_in_bounded_time(s3_store: Store) ->
     assert time.monotonic() - started < room.PATIENCE + 5
 
 
-@pytest.mark.parametrize("uri", ["gs://bucket/x", "s3://", "s3://Bucket/x", "s3://bucket/../x"])
+@pytest.mark.parametrize(
+    "uri", ["gs://bucket/x", "s3:/bucket/x", "S3://bucket/x", "file:/x", "s3://", "s3://Bucket/x", "s3://bucket/../x"]
+)
 def test_an_address_that_is_no_store(uri: str) -> None:
     with pytest.raises(StoreError, match="store address"):
         open_objects(uri)

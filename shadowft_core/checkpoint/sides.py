@@ -59,7 +59,8 @@ def require_met(patterns: Sequence[str], ignored: Ignored, where: str) -> None:
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in met):
             raise InputError(
-                f"--ignore {pattern!r} matches nothing that only one side holds ({where}); correct it or drop it"
+                f"--ignore {pattern!r} matches nothing that only one side holds ({where}); "
+                "a pattern is a glob of whole names, such as 'mtp.*'; correct it or drop it"
             )
 
 

@@ -167,7 +167,10 @@ def _require_distinct(deltas: Sequence[tuple[AnyDelta, float]]) -> None:
 def _matching(names: list[str], pattern: str, what: str) -> set[str]:
     matched = {name for name in names if fnmatchcase(name, pattern)}
     if not matched:
-        raise GraftError(f"{what} pattern {pattern!r} meets none of the delta's {len(names)} tensors; correct it")
+        raise GraftError(
+            f"{what} pattern {pattern!r} meets none of the delta's {len(names)} tensors; "
+            "a pattern is a glob of whole names, such as '*.mlp.*'; correct it"
+        )
     return matched
 
 

@@ -15,6 +15,7 @@ from shadowft_core.objects.s3 import PATIENCE, S3Objects
 __all__ = ["PATIENCE", "Entry", "Head", "Objects", "open_objects"]
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 
 
 def open_objects(
@@ -39,6 +40,6 @@ def open_objects(
         if not _BUCKET.fullmatch(bucket) or (prefix and not KEY.fullmatch(prefix)):
             raise StoreError(f"store address {uri!r} is not s3://BUCKET/PREFIX of letters, digits, '.', '_' and '-'")
         return S3Objects(bucket, prefix, endpoint, region, sse, sse_kms_key, bucket_owner)
-    if "://" in uri and not uri.startswith("file://"):
+    if _SCHEME.match(uri) and not uri.startswith("file://"):  # `s3:/bucket` too: a slip, not a folder
         raise StoreError(f"store address {uri!r} is neither s3://BUCKET/PREFIX nor a folder; correct store.uri")
     return FolderObjects(Path(uri.removeprefix("file://")))

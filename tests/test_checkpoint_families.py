@@ -112,6 +112,14 @@ def test_names_lead_to_files_and_back(saved: tuple[Any, Family, set[str]]) -> No
     }
 
 
+def test_the_longest_known_beginning_of_a_name_decides() -> None:
+    """Bailing renames `attention`, and `attention.b_proj` differently."""
+    rules = dict(table()["classes"]["BailingHybridForCausalLM"]["files"])
+    family = Family({"architectures": ["BailingHybridForCausalLM"]}, ())
+    assert {ours: family.in_files(ours) for ours in rules} == rules
+    assert {theirs: family.in_memory(theirs) for theirs in rules.values()} == {v: k for k, v in rules.items()}
+
+
 def test_kinds_are_those_of_torch(saved: tuple[Any, Family, set[str]]) -> None:
     import torch
 
@@ -185,6 +193,8 @@ def test_only_what_the_class_leaves_out_is_ignored() -> None:
     assert not gpt2.ignores("transformer.h.0.attn.c_attn.bias")
     llama = Family({"architectures": ["LlamaForCausalLM"]}, ())
     assert llama.ignores("model.layers.0.self_attn.rotary_emb.inv_freq")
+    within = Family({"architectures": ["LlavaForConditionalGeneration"], "text_config": {"model_type": "gpt2"}}, ())
+    assert within.ignores("model.language_model.h.0.attn.bias")
     assert not any(map(llama.ignores, ("model.norm.weight", "lm_head.weight", "model.layers.0.self_attn.q_proj.bias")))
 
 

@@ -138,6 +138,27 @@ def test_experts_of_an_older_peft(tmp_path: Path, family: str, square: bool) -> 
     require_merged(base, tmp_path / "adapter", adapted)
 
 
+def test_square_experts_have_columns_for_inputs_since_peft_0_19(tmp_path: Path) -> None:
+    base = save_family(tmp_path / "base", "qwen2_moe", moe_intermediate_size=16)
+    adapted = adapt(base, tmp_path / "adapter", target_modules=[], target_parameters=["experts.gate_up_proj"])
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"peft_version": "0.19.0"}))
+    require_merged(base, tmp_path / "adapter", adapted)
+
+
+def test_a_single_expert_is_never_turned(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    base = save_family(tmp_path / "base", "qwen2_moe", num_experts=1, num_experts_per_tok=1, moe_intermediate_size=24)
+    adapted = adapt(base, tmp_path / "adapter", target_modules=[], target_parameters=["experts.gate_up_proj"])
+    require_merged(base, tmp_path / "adapter", adapted)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    held = {name: array.T.copy() for name, array in load_file(file).items()}
+    swap = {"lora_A": "lora_B", "lora_B": "lora_A"}
+    save_file({n.replace(f := n.split(".")[-2], swap[f]): a for n, a in held.items()}, file)
+    refused(AdapterError, "neither its weight nor matching experts", base, tmp_path / "adapter")
+
+
 def test_experts_that_are_square_are_read_as_those_beside_them(tmp_path: Path) -> None:
     """One class has one orientation: where gate_up_proj shows it, square down_proj has it, too."""
     base = save_family(tmp_path / "base", "gpt_oss")

@@ -85,6 +85,14 @@ def nested_kernel(folder: Path) -> None:
     edit(folder, "config.json", text_config={"_attn_implementation": {"": "flash|some/kernel"}})
 
 
+def kernel_of_experts(folder: Path) -> None:
+    edit(folder, "config.json", experts_implementation="some/kernel")
+
+
+def nested_kernel_of_experts(folder: Path) -> None:
+    edit(folder, "config.json", text_config={"_experts_implementation": "some/kernel"})
+
+
 def trust_in_the_config(folder: Path) -> None:
     own_class(folder)
     edit(folder, "config.json", trust_remote_code=True)
@@ -101,6 +109,8 @@ REFUSED: list[tuple[Callable[[Path], None], str, str]] = [
     (other_weights, "all", r"config\.json: transformers_weights is 'other\.safetensors'.*drop the field"),
     (kernel, "all", r"config\.json: attn_implementation is 'some/kernel', code to be downloaded.*drop the field"),
     (nested_kernel, "all", r"config\.json: _attn_implementation is 'flash\|some/kernel', code to be downloaded"),
+    (kernel_of_experts, "all", r"config\.json: experts_implementation is 'some/kernel', code to be downloaded"),
+    (nested_kernel_of_experts, "all", r"config\.json: _experts_implementation is 'some/kernel', code to be downloaded"),
 ]
 TAKEN = [code_beside_a_known_class, processor_beside_a_known_class, own_generate]
 

@@ -29,6 +29,7 @@ def edited(folder: Path, old: str, new: str) -> Path:
         ("rank: 16,", "rank: 16, 'rank': 8,", "train.lora.rank", "line 20"),
         ("rank: 16,", "<<: {rank: 8}, rank: 16,", "train.lora.rank", "line 20"),
         ("rank: 16,", "<<: [{rank: 8}, {rank: 16}],", "train.lora.rank", "line 20"),
+        ("rank: 16,", "<<: [&a {rank: 8}, *a],", "train.lora.rank", "line 20"),
         ("rank: 16,", "<<: {rank: 8}, <<: {alpha: 16},", "train.lora.<<", "line 20"),
         ("[pico_domain_dev]", "[{a: 1, a: 2}]", "sweep.domain.a", "line 38"),
     ],

@@ -37,9 +37,17 @@ SETTINGS: dict[str, dict[str, Any]] = {  # for classes whose default config buil
     "ministral": {"head_dim": 128},
     "nemotron": {"num_key_value_heads": 8},
 }
-UNBUILT = {  # those that no setting helps here; their text model, where it has an entry of its own, still counts
+UNBUILT = {  # no setting helps, or a number stands within a word of a name; their text models may have entries
     *("chameleon", "cohere_compass", "cohere_compass_text", "dbrx", "deepseek_ocr2", "diffusion_gemma", "emu3"),
-    *("fast_vlm", "gemma3n", "gemma4_assistant", "gemma4_unified_assistant", "granite4_vision", "musicgen"),
+    *(
+        "fast_vlm",
+        "gemma3n",
+        "inkling_mm_model",
+        "gemma4_assistant",
+        "gemma4_unified_assistant",
+        "granite4_vision",
+        "musicgen",
+    ),
     *("musicgen_melody", "perception_lm", "pp_formulanet", "qwen4_exp", "qwen4_exp_text", "reformer"),
 }
 
@@ -81,7 +89,7 @@ def facts(model: Any) -> tuple[dict[str, Any], dict[str, str]]:
         "ties": list(_ties(model)),
         "files": beginnings(stored),
         "experts": experts,
-        "converted": sorted(map(without_numbers, other)),
+        "converted": sorted(set(map(without_numbers, other))),
         "ignored": sorted(_ignored(model, {*names, *stored.values()})),
     }
     shown = {without_numbers(n): k for n, k in kinds.items()} | {

@@ -206,3 +206,12 @@ def test_the_table_is_read_in_a_moment_and_without_torch() -> None:
     code = "import sys, shadowft_core.checkpoint.families; print({'torch', 'transformers', 'peft'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("name", [name for name, entry in table()["classes"].items() if entry.get("files")])
+def test_every_beginning_of_a_name_leads_there_and_back(name: str) -> None:
+    rules = {f"{ours}.weight": f"{theirs}.weight" for ours, theirs in table()["classes"][name]["files"]}
+    family = Family({"architectures": [name]}, ())
+    memory = {theirs: ours for ours, theirs in rules.items()}
+    assert {ours: family.in_files(ours) for ours in rules} == rules
+    assert {theirs: family.in_memory(theirs) for theirs in memory} == memory

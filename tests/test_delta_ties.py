@@ -1,5 +1,6 @@
 """Adapters of tied models: Base + delta has the logits of the model that was trained, or the adapter is refused."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,11 @@ import numpy as np
 import pytest
 
 from shadowft_core.checkpoint import open_checkpoint
+from shadowft_core.delta import extract
 from shadowft_core.errors import AdapterError
 from tests.fixtures.adapters import adapt, load, refused
 from tests.fixtures.families import save_family
+from tests.fixtures.models import Pair
 from tests.fixtures.vision import TEXT, save_vision
 from tests.test_delta_families import grafted, logits
 
@@ -112,3 +115,13 @@ def test_rows_that_peft_does_not_tie_are_refused(tmp_path: Path) -> None:
     moved = live.get_input_embeddings().token_adapter.get_merged_weights(["default"])
     assert not np.array_equal(live.get_output_embeddings().weight.detach().numpy(), moved.detach().numpy())
     refused(AdapterError, "the adapter trained them apart", base, tmp_path / "adapter")
+
+
+def test_tied_factors_of_different_scalings_are_trained_apart(tiny_llama_tied_pair: Pair, tmp_path: Path) -> None:
+    base, folder = tiny_llama_tied_pair.base, tmp_path / "adapter"
+    adapt(base, folder, ensure_weight_tying=True, target_modules=["embed_tokens", "q_proj"])
+    extract(base, folder, tmp_path / "delta")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["alpha_pattern"] = {"lm_head": 2 * config["lora_alpha"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    refused(AdapterError, "the adapter trained them apart", base, folder)

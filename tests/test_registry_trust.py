@@ -211,7 +211,7 @@ def test_no_verb_follows_a_recipe_to_another_server(
     asked = [words.get(word, word) for word in verb]
     if verb[0] != "regraft":
         asked += ["--params", str(tmp_path / "params.yaml")]
-    with pytest.raises(StoreError, match="credentials are not sent where only a recipe points") as error:
+    with pytest.raises(StoreError, match="credentials are not sent to a server that only a recipe names") as error:
         CliRunner().invoke(app, asked, catch_exceptions=False)
     assert "\n" not in str(error.value)
     assert seen == []

@@ -97,7 +97,7 @@ def test_every_tensor_of_both_models_is_accounted_for(case: dict[str, Path], tmp
     renamed = {n.replace("input_layernorm", "norm1"): a for n, a in own.items()}
     for number, (tensors, message) in enumerate(
         [
-            (extra, r"the Instruct has model\.layers\.2\..*, the Base has not \(1 in all\)"),
+            (extra, r"the Instruct has model\.layers\.2\..*, the Base does not \(1 in all\)"),
             (dropped, r"the Base has .*input_layernorm.weight, the Instruct does not"),
             (renamed, r"the Base has .*input_layernorm.weight, the Instruct does not"),
         ]

@@ -170,3 +170,30 @@ def test_only_attempts_of_the_same_registration_are_closed(run: Run, client: Any
     client.set_terminated(version.run_id, "KILLED")  # somebody took the run of a version for a dead attempt
     run.register()
     assert statuses(run) == dict.fromkeys(others, "RUNNING") | {version.run_id: "FINISHED"}
+
+
+def test_two_may_mark_a_duplicate_at_one_moment(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other writer's mark stands when ours is refused by the database: that is no failure; another mark is."""
+    from mlflow import MlflowClient
+    from sqlalchemy.exc import IntegrityError
+
+    set_tag = MlflowClient.set_model_version_tag
+    with tracking.connected(run.params.registry) as client:
+        run.register()
+        version = tracking.find(client, run.params.registry.name, "1")
+        again = tracking.create(client, version.name, version.source, version.run_id, version.tags)
+
+        def late(self: MlflowClient, name: str, number: str, key: str, value: str) -> None:
+            set_tag(self, name, number, key, written)
+            raise IntegrityError("INSERT", {}, Exception("UNIQUE constraint failed"))
+
+        monkeypatch.setattr(MlflowClient, "set_model_version_tag", late)
+        key, written = version.tags["shadowft.key"], "1"
+        assert tracking.settled(client, version.name, key).version == version.version
+        assert tracking.find(client, version.name, str(again.version)).tags[tracking.DUPLICATE] == "1"
+        written = "7"
+        monkeypatch.undo()
+        set_tag(client, version.name, str(again.version), tracking.DUPLICATE, "7")
+        monkeypatch.setattr(MlflowClient, "set_model_version_tag", late)
+        with pytest.raises(IntegrityError):
+            tracking.settled(client, version.name, key)

@@ -180,13 +180,25 @@ def settled(client: Any, name: str, key: str) -> Any | None:
     try:
         for row in rest:
             if row.tags.get(DUPLICATE) != str(first.version):
-                client.set_model_version_tag(name, str(row.version), DUPLICATE, str(first.version))
+                _mark_duplicate(client, name, str(row.version), str(first.version))
         if first is not None and DUPLICATE in first.tags:  # the one before it was deleted
             client.delete_model_version_tag(name, str(first.version), DUPLICATE)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # somebody deleted it at this moment
             raise
     return first
+
+
+def _mark_duplicate(client: Any, name: str, number: str, first: str) -> None:
+    """Two writers may mark one version at the same moment; a database then refuses the later one's row."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        client.set_model_version_tag(name, number, DUPLICATE, first)
+    except (MlflowException, SQLAlchemyError):
+        if client.get_model_version(name, number).tags.get(DUPLICATE) != first:
+            raise
 
 
 def tidy(client: Any, name: str, key: str) -> None:

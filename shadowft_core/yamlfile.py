@@ -32,27 +32,32 @@ _Yaml.add_constructor(
 
 def read_yaml(path: Path) -> Any:
     """The content of a hand-written YAML 1.2 file. Raises ParamsError as `check_keys` does."""
-    text = check_keys(path)
+    loader, node = _checked(path)
     try:
-        return yaml.load(text, Loader=_Yaml)  # noqa: S506 a safe loader
+        return None if node is None else loader.construct_document(node)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ParamsError(f"{path}: not readable as YAML: {_problem(error)}") from None
 
 
-def check_keys(path: Path) -> str:
-    """The text of a YAML file without duplicate keys in any mapping, merged ones (`<<`) included.
+def check_keys(path: Path) -> None:
+    """Raise ParamsError for a key that stands twice in a mapping of a YAML file, merged ones (`<<`) included.
 
-    Raises ParamsError for a duplicate key, with both lines: YAML readers silently let the last one win. Also for a
-    file that is not YAML.
+    The error names both lines: YAML readers silently let the last one win. Also for a file that is not YAML.
     """
+    _checked(path)
+
+
+def _checked(path: Path) -> tuple[_Yaml, yaml.Node | None]:
+    """The tree of a file without duplicate keys, parsed once, and what can make values of it."""
     try:
-        text = path.read_text(encoding="utf-8")
-        for where, first, second in _repeated(yaml.compose(text, Loader=_Yaml), "", set()):
+        loader = _Yaml(path.read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        for where, first, second in _repeated(node, "", set()):
             lines = f"lines {first + 1} and {second + 1}" if first != second else f"line {first + 1}"
             raise ParamsError(f"{path}: {where} stands twice, in {lines}; keep one, or the last would win unseen")
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ParamsError(f"{path}: not readable as YAML: {_problem(error)}") from None
-    return text
+    return loader, node
 
 
 def _repeated(node: yaml.Node | None, above: str, seen: set[int]) -> Iterator[tuple[str, int, int]]:

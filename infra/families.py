@@ -1,13 +1,13 @@
 """Writes shadowft_core/checkpoint/families.json: what the pinned transformers knows about the families of models.
 
 Every class that writes text (causal, image-text-to-text, sequence-to-sequence) is built from its default config on
-torch's meta device, without any weights, and asked which parameters are tied and what in config.json decides it, what
-its parameters are called in files, of which kind the module of each is, how its experts are stored, and which tensors
-of a file it ignores. The rooms that read weights read the table, and need neither torch nor transformers. After another
-transformers was pinned:
+torch's meta device, without any weights. It is then asked which parameters are tied and which fields of config.json
+decide it, what its parameters are called in files, the kind of each one's module, how its experts are stored, and which
+tensors of a file it ignores. The rooms that read weights read the table and need neither torch nor transformers. After
+a change of the pinned transformers:
 
     python -m infra.families            # write the table (a minute)
-    python -m infra.families --check    # exit code 1, and the classes that differ, when the table is not fresh
+    python -m infra.families --check    # exit code 1 and the classes that differ, when the table is out of date
 """
 
 import argparse
@@ -22,7 +22,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from infra.family_names import beginnings, in_files, without_numbers
+from infra.family_names import beginnings, in_files
+from shadowft_core.checkpoint.families import endings, without_numbers
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 TABLE = Path(__file__).resolve().parents[1] / "shadowft_core/checkpoint/families.json"
@@ -37,18 +38,11 @@ SETTINGS: dict[str, dict[str, Any]] = {  # for classes whose default config buil
     "ministral": {"head_dim": 128},
     "nemotron": {"num_key_value_heads": 8},
 }
-UNBUILT = {  # no setting helps, or a number stands within a word of a name; their text models may have entries
+UNBUILT = {  # no setting helps, or numbers in names differ in memory and in files; their text models may have entries
     *("chameleon", "cohere_compass", "cohere_compass_text", "dbrx", "deepseek_ocr2", "diffusion_gemma", "emu3"),
-    *(
-        "fast_vlm",
-        "gemma3n",
-        "inkling_mm_model",
-        "gemma4_assistant",
-        "gemma4_unified_assistant",
-        "granite4_vision",
-        "musicgen",
-    ),
-    *("musicgen_melody", "perception_lm", "pp_formulanet", "qwen4_exp", "qwen4_exp_text", "reformer"),
+    *("fast_vlm", "gemma3n", "gemma4_assistant", "gemma4_unified_assistant", "granite4_vision", "inkling2"),
+    *("inkling2_text", "inkling_mm_model", "musicgen", "musicgen_melody", "perception_lm", "pp_formulanet"),
+    *("qwen4_exp", "qwen4_exp_text", "reformer"),
 }
 
 
@@ -87,16 +81,20 @@ def facts(model: Any) -> tuple[dict[str, Any], dict[str, str]]:
     entry = {
         "prefix": model.base_model_prefix if any(n.startswith(f"{model.base_model_prefix}.") for n in names) else "",
         "ties": list(_ties(model)),
-        "files": beginnings(stored),
+        "files": (files := beginnings(stored)),
+        "memory": memory if (memory := beginnings({f: n for n, f in stored.items()})) != _turned(files) else [],
         "experts": experts,
         "converted": sorted(set(map(without_numbers, other))),
         "ignored": sorted(_ignored(model, {*names, *stored.values()})),
     }
-    shown = {without_numbers(n): k for n, k in kinds.items()} | {
-        without_numbers(stored.get(n, n)): k for n, k in kinds.items()
-    }
+    shown = {without_numbers(n): k for n, k in kinds.items()}
+    shown |= {without_numbers(stored.get(n, n)): k for n, k in kinds.items()}
     shown |= {without_numbers(part): kinds[name] for part, name in parts.items() if name in kinds}
     return {key: value for key, value in entry.items() if value}, shown
+
+
+def _turned(rules: list[list[str]]) -> list[list[str]]:
+    return sorted([theirs, ours] for ours, theirs in rules)
 
 
 def _ties(model: Any) -> Iterator[dict[str, Any]]:
@@ -122,14 +120,14 @@ def _ties(model: Any) -> Iterator[dict[str, Any]]:
             yield {"pairs": pairs, **states} | ({"within": ".".join(place)} if place else {})
 
 
-def _place(config: Any, wanted: Any, path: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """The fields that lead from one config to a config within. Raises ValueError when none do."""
-    if config is wanted:
+def _place(config: Any, nested: Any, path: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The fields that lead from a config to one nested in it. Raises ValueError when none do."""
+    if config is nested:
         return path
     for key in getattr(config, "sub_configs", None) or {}:
         with contextlib.suppress(ValueError):
-            return _place(getattr(config, key, None), wanted, (*path, key))
-    raise ValueError("a part of the model has a config that is no part of the model's")
+            return _place(getattr(config, key, None), nested, (*path, key))
+    raise ValueError("a part of the model has a config that is not nested in the model's")
 
 
 def _states(config_class: Any, place: tuple[str, ...]) -> dict[str, Any]:
@@ -236,7 +234,7 @@ def table(found: Mapping[str, tuple[dict[str, Any], dict[str, str]]], types: Map
     said: dict[str, set[str]] = defaultdict(set)
     for _, kinds in found.values():
         for name, kind in kinds.items():
-            for end in _ends(name):
+            for end in endings(name):
                 said[end].add(kind)
     common: dict[str, str] = {}
     entries = {}
@@ -244,24 +242,16 @@ def table(found: Mapping[str, tuple[dict[str, Any], dict[str, str]]], types: Map
         own: dict[str, str] = {}
         here: dict[str, set[str]] = defaultdict(set)
         for parameter, kind in kinds.items():
-            for end in _ends(parameter):
+            for end in endings(parameter):
                 here[end].add(kind)
         for parameter, kind in sorted(kinds.items()):
-            end = next((e for e in _ends(parameter) if len(said[e]) == 1), None)
+            end = next((e for e in endings(parameter) if len(said[e]) == 1), None)
             if end is not None:
                 common[end] = kind
             else:
-                own[next((e for e in _ends(parameter) if len(here[e]) == 1), parameter)] = kind
+                own[next((e for e in endings(parameter) if len(here[e]) == 1), parameter)] = kind
         entries[name] = entry | ({"kinds": own} if own else {})
     return {"transformers": version("transformers"), "types": dict(types), "kinds": common, "classes": entries}
-
-
-def _ends(name: str) -> Iterator[str]:
-    """The ends of a name in whole steps, shortest first; the last word of a weight never stands alone."""
-    steps = name.split(".")
-    first = 2 if steps[-1] in ("weight", "bias") else 1
-    for length in range(first, len(steps) + 1):
-        yield ".".join(steps[-length:])
 
 
 def written(whole: Mapping[str, Any]) -> str:

@@ -4,10 +4,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-
-def without_numbers(name: str) -> str:
-    """A name with `#` for every number of a layer or an expert; one of a sequence, `mlp.0.weight`, keeps its own."""
-    return re.sub(r"(?<=\.)\d+(?=\.(?!(weight|bias)$)|$)", "#", name)
+from shadowft_core.checkpoint.families import renamed, without_numbers
 
 
 def in_files(model: Any, names: Collection[str]) -> tuple[dict[str, str], dict[str, Any], dict[str, list[str]]]:
@@ -60,32 +57,26 @@ def _turned(model: Any) -> dict[str, bool]:
 
 
 def beginnings(stored: Mapping[str, str]) -> list[list[str]]:
-    """`[in memory, in files]`, beginnings of names in whole steps, each true of every name that begins so."""
+    """`[beginning, its replacement]`, in whole steps: each is true of every name that begins so, the longest counts.
+
+    Raises ValueError when such rules do not lead from every name, numbers included, to what `stored` has for it.
+    """
     expected = {without_numbers(name): without_numbers(found) for name, found in stored.items()}
     rules: dict[str, str] = {}
     for name, found in sorted(expected.items()):
-        ours, theirs = name.split("."), found.split(".")
-        if _begun(name, rules) == found:
+        if renamed(name, rules) == found:
             continue
-        ways = [(ours, theirs)]
+        ours, theirs = name.split("."), found.split(".")
+        ways = [(name, found)]
         while len(ours) > 1 and len(theirs) > 1 and ours[-1] == theirs[-1]:
             ours, theirs = ours[:-1], theirs[:-1]
-            ways.append((ours, theirs))
-        for way in reversed(ways):
-            start, there = (".".join(steps) for steps in way)
+            ways.append((".".join(ours), ".".join(theirs)))
+        for start, there in reversed(ways):
             alike = [n for n in expected if n == start or n.startswith(f"{start}.")]
             if all(expected[n] == there + n.removeprefix(start) for n in alike):
                 rules[start] = there
                 break
-    for name, found in expected.items():
-        if (got := _begun(name, rules)) != found:
-            raise ValueError(f"{name}: the rules say {got}, files {found}")
+    for name, found in stored.items():
+        if (got := renamed(name, rules)) != found:
+            raise ValueError(f"{name}: the rules lead to {got}, not to {found}")
     return [list(rule) for rule in sorted(rules.items())]
-
-
-def _begun(name: str, rules: Mapping[str, str]) -> str:
-    steps = name.split(".")
-    for length in range(len(steps), 0, -1):
-        if (found := rules.get(".".join(steps[:length]))) is not None:
-            return ".".join([found, *steps[length:]])
-    return name

@@ -117,7 +117,6 @@ def test_the_longest_known_beginning_of_a_name_decides() -> None:
     rules = dict(table()["classes"]["BailingHybridForCausalLM"]["files"])
     family = Family({"architectures": ["BailingHybridForCausalLM"]}, ())
     assert {ours: family.in_files(ours) for ours in rules} == rules
-    assert {theirs: family.in_memory(theirs) for theirs in rules.values()} == {v: k for k, v in rules.items()}
 
 
 def test_kinds_are_those_of_torch(saved: tuple[Any, Family, set[str]]) -> None:
@@ -210,8 +209,24 @@ def test_the_table_is_read_in_a_moment_and_without_torch() -> None:
 
 @pytest.mark.parametrize("name", [name for name, entry in table()["classes"].items() if entry.get("files")])
 def test_every_beginning_of_a_name_leads_there_and_back(name: str) -> None:
-    rules = {f"{ours}.weight": f"{theirs}.weight" for ours, theirs in table()["classes"][name]["files"]}
+    entry = table()["classes"][name]
+    files = {f"{ours}.weight": f"{theirs}.weight" for ours, theirs in entry["files"]}
+    memory = {f"{start}.weight": f"{there}.weight" for start, there in entry.get("memory", [])}
     family = Family({"architectures": [name]}, ())
-    memory = {theirs: ours for ours, theirs in rules.items()}
-    assert {ours: family.in_files(ours) for ours in rules} == rules
+    assert {ours: family.in_files(ours) for ours in files} == files
+    memory = memory or {theirs: ours for ours, theirs in files.items()}
     assert {theirs: family.in_memory(theirs) for theirs in memory} == memory
+
+
+@pytest.mark.parametrize(
+    ("model_type", "parameter", "stored"),
+    [
+        ("kimi_linear", "model.layers.0.self_attn.b_proj.weight", "model.layers.0.self_attn.b_proj.weight"),
+        ("kimi_linear", "model.layers.0.self_attn.forget_gate.A_log", "model.layers.0.self_attn.A_log"),
+        ("qianfan_ocr", "model.multi_modal_projector.linear_1.weight", "mlp1.1.weight"),
+        ("qianfan_ocr", "model.multi_modal_projector.linear_2.weight", "mlp1.3.weight"),
+    ],
+)
+def test_a_rule_of_one_name_moves_no_other(model_type: str, parameter: str, stored: str) -> None:
+    family = Family({"model_type": model_type}, ())
+    assert (family.in_files(parameter), family.in_memory(stored)) == (stored, parameter)

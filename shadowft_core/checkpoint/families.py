@@ -2,7 +2,8 @@
 
 The facts are those of the pinned transformers, in families.json (written by infra/families.py), so that rooms which
 read weights need neither torch nor transformers. A family that is not in the table is judged by its config and by
-the names that published models share.
+the names that published models share. How names are read is said here once: the writer of the table calls the same
+`without_numbers`, `renamed` and `endings`.
 
 The experts of a mixture are stored in one of two layouts:
 
@@ -70,7 +71,9 @@ class Family:
         """whether the class is in the table; if not, names and config decide"""
         self.title = _class_of(config) or str(config.get("model_type") or "a family without a name")
         self._files: dict[str, str] = dict(main.get("files", []))
-        self._memory = {theirs: ours for ours, theirs in self._files.items()}
+        self._memory: dict[str, str] = (
+            dict(main["memory"]) if "memory" in main else {f: m for m, f in self._files.items()}
+        )
         self._prefix: str = main.get("prefix", "" if main else "model")
         self._ties: list[dict[str, Any]] = main.get("ties", [])
         self._ignored = [re.compile(pattern) for entry in self._entries for pattern in entry.get("ignored", [])]
@@ -85,14 +88,14 @@ class Family:
 
     def kind(self, name: str) -> str | None:
         """The kind (`KINDS`) of a matrix, by its name in memory or in files; None when unknown."""
-        shown = _pattern(name)  # layers and experts are alike
+        shown = without_numbers(name)  # layers and experts are alike
         if shown not in self._kinds:
             found = self._kind(name)
             self._kinds[shown] = "experts" if found == "linear" and _EXPERT.fullmatch(name) else found
         return self._kinds[shown]
 
     def _kind(self, name: str) -> str | None:
-        ends = list(_ends(_pattern(name)))
+        ends = list(endings(without_numbers(name)))
         for entry in self._entries:
             if found := next((entry["kinds"][end] for end in reversed(ends) if end in entry.get("kinds", {})), None):
                 return str(found)
@@ -137,7 +140,7 @@ class Family:
 
     def in_files(self, parameter: str) -> str:
         """The name in files of a parameter of the loaded model; the name itself where the files do not hold it."""
-        begun = _replaced(parameter, self._files)
+        begun = renamed(parameter, self._files)
         bare = begun.removeprefix(f"{self._prefix}.")
         mixtral = parameter if self.known else parameter.replace(".mlp.", ".block_sparse_moe.")
         candidates = (begun, parameter, bare, f"{self._prefix}.{begun}", mixtral)
@@ -145,7 +148,7 @@ class Family:
 
     def in_memory(self, name: str) -> str:
         """The name in the loaded model of a tensor of the files that is a parameter of its own there."""
-        found = _replaced(name, self._memory)
+        found = renamed(name, self._memory)
         if found == name and self._bare and self.kind(name) != "head":
             return f"{self._prefix}.{name}"
         return found
@@ -168,7 +171,7 @@ class Family:
 
     def is_converted(self, parameter: str) -> bool:
         """Whether a parameter is stored in a layout that only transformers can convert."""
-        return _pattern(parameter) in self.converted
+        return without_numbers(parameter) in self.converted
 
     @property
     def _bare(self) -> bool:
@@ -254,17 +257,17 @@ def _state(config: Mapping[str, Any], fields: Collection[str]) -> str:
     return "".join("-" if value is None else "T" if value else "F" for value in values)
 
 
-def _pattern(name: str) -> str:
+def without_numbers(name: str) -> str:
     """`#` for every number of a layer or an expert; a layer of a sequence, `mlp.0.weight`, keeps its own."""
     return re.sub(r"(?<=\.)\d+(?=\.(?!(weight|bias)$)|$)", "#", name)
 
 
-def _replaced(name: str, rules: Mapping[str, str]) -> str:
+def renamed(name: str, rules: Mapping[str, str]) -> str:
     """A name with its longest known prefix replaced; a number that `#` stands for is kept."""
     if not rules:
         return name
     steps = name.split(".")
-    shown = _pattern(name).split(".")
+    shown = without_numbers(name).split(".")
     for length in range(len(steps), 0, -1):
         if (found := rules.get(".".join(shown[:length]))) is not None:
             numbers = iter([s for s, p in zip(steps[:length], shown[:length], strict=True) if p == "#"])
@@ -272,7 +275,7 @@ def _replaced(name: str, rules: Mapping[str, str]) -> str:
     return name
 
 
-def _ends(name: str) -> Iterator[str]:
+def endings(name: str) -> Iterator[str]:
     """The suffixes of a name in whole steps, shortest first; `weight` or `bias` is never one by itself."""
     steps = name.split(".")
     for length in range(2 if steps[-1] in ("weight", "bias") else 1, len(steps) + 1):
@@ -284,8 +287,8 @@ def _single(entry: Mapping[str, Any]) -> SingleExperts | None:
     parts = [*ways.get("gate_up_proj", {}).get("parts", ()), *ways.get("down_proj", {}).get("parts", ())]
     if len(parts) != 3:
         return None
-    renamed = [theirs for ours, theirs in entry.get("files", []) if re.search(r"\.mlp(\.router)?$", ours)]
-    block = ".block_sparse_moe." if any(".block_sparse_moe" in name for name in renamed) else ".mlp."
+    blocks = [theirs for ours, theirs in entry.get("files", []) if re.search(r"\.mlp(\.router)?$", ours)]
+    block = ".block_sparse_moe." if any(".block_sparse_moe" in name for name in blocks) else ".mlp."
     return SingleExperts(block, *parts)
 
 

@@ -216,13 +216,13 @@ ENTRY = '{"a":{"dtype":"U8","shape":%s,"data_offsets":[0,0]}}'
     [
         ('{"__metadata__":{"a":"\\ud800"}}', r"'\\ud800' is no Unicode text", "refuses"),
         ('{"__metadata__":{"\\udfff":"a"}}', r"'\\udfff' is no Unicode text", "refuses"),
-        (ENTRY % "[-0]", "-0 stands where natural numbers are wanted", "refuses"),
+        (ENTRY % "[-0]", "expected natural numbers, found -0", "refuses"),
         (ENTRY % "[4294967296,4294967296,0]", "more than any file holds", "refuses"),
         (ENTRY % "[0,4294967296,4294967296]", "more than any file holds", "reads"),
         (ENTRY % "[0]" + "\0", "Extra data", "refuses"),
         (" " + ENTRY % "[0]", "it does not begin with {", "reads"),
         *(
-            (ENTRY.replace("U8", kind) % "[0]", f"is {kind}, F32, BF16, F16 are wanted; take the", "reads")
+            (ENTRY.replace("U8", kind) % "[0]", f"is {kind}, expected one of F32, BF16, F16; use the", "reads")
             for kind in UNREAD
         ),
     ],

@@ -156,7 +156,7 @@ def _strict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _natural(text: str) -> int:
     if text.startswith("-"):  # Python would take -0 for 0
-        raise ValueError(f"{text:.20} stands where natural numbers are wanted")
+        raise ValueError(f"expected natural numbers, found {text:.20}")
     return int(text)
 
 
@@ -166,13 +166,13 @@ def _tensor(name: str, entry: Any, path: Path, start: int) -> TensorInfo:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if isinstance(dtype, str) and dtype in UNREAD:
         raise Quantised(
-            f"{path}: tensor {name!r:.200} is {dtype}, {', '.join(FLOATS)} are wanted; take the original weights"
+            f"{path}: tensor {name!r:.200} is {dtype}, expected one of {', '.join(FLOATS)}; use the original weights"
         )
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"tensor {name!r:.200} has dtype {dtype!r:.200}, known are {', '.join(DTYPES)}")
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
         raise ValueError(
-            f"tensor {name!r:.200} has shape {shape!r:.200} and offsets {offsets!r:.200}; natural numbers are wanted"
+            f"tensor {name!r:.200} has shape {shape!r:.200} and offsets {offsets!r:.200}; expected natural numbers"
         )
     nbytes = math.prod(shape) * DTYPES[dtype].itemsize
     if offsets[1] - offsets[0] != nbytes:

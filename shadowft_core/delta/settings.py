@@ -165,7 +165,7 @@ class Settings:
         """Of a module or parameter: alpha/rank (Hu et al. 2021), or alpha/sqrt(rank) (rsLoRA, Kalajdzievski 2023).
 
         Training took the first pattern that was written, and PEFT saves them sorted. Where several differ, the rank is
-        the one that the factors hold, `held`; an alpha stands nowhere else. Raises AdapterError then.
+        the one that the factors hold, `held`; nothing but the patterns tells an alpha, so AdapterError is raised then.
         """
         ranks = _pattern(self._config.get("rank_pattern"), key, self._config["r"])
         alphas = _pattern(self._config.get("alpha_pattern"), key, self._config["lora_alpha"])

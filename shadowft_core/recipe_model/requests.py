@@ -27,7 +27,7 @@ class Settings:
 def settings(params: Any, default: int) -> Settings:
     """The parameters of a request; `default` is the usual max_new_tokens.
 
-    Raises InputError naming the parameter, what was sent and what is wanted.
+    Raises InputError with the parameter, the value sent and what was expected.
     """
     params = {} if params is None else params
     if not isinstance(params, dict):

@@ -81,8 +81,13 @@ def stop_all() -> None:
         _children.discard(child)
 
 
+_SHELL_WORDS = {signal.strsignal(number) for number in signal.Signals}  # "Killed": what a shell says of a dead child
+
+
 def _explains(line: str) -> int:
     """How well a line explains a failure: a stage's own error best, then DVC's, then any other."""
+    if line.removesuffix(" (core dumped)") in _SHELL_WORDS:
+        return -1
     return 2 if line.startswith("error:") else 1 if line.startswith("ERROR:") else 0
 
 

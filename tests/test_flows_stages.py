@@ -69,6 +69,7 @@ FAILURES = {  # graft.sh -> how the failure is told
     "echo 'error: w.bias: 3 rows, expected 4' >&2; echo bye; exit 5": "w.bias: 3 rows, expected 4",
     "exit 7": "exit code 7, without a message",
     "echo loading; kill -9 $$": MEMORY,
+    "echo loading; echo Killed >&2; kill -9 $$": MEMORY,  # as some shells say of a child that was killed
     "sh -c 'kill -9 $$'; exit $?": MEMORY,  # the shell in between makes 137 of it
     "kill -SEGV $$": "killed by signal 11 (SIGSEGV)",
     "rm -r work/delta/shadow; exit 0": "work/delta/shadow",  # the verb's own refusal

@@ -16,6 +16,7 @@ from shadowft_core import registry as room
 from shadowft_core.checkpoint import file_digest, open_checkpoint, read_json_object, write_json_atomically
 from shadowft_core.errors import GraftError, RegistrationPending, RegistryError, StoreError, StoreUnreachable
 from shadowft_core.params import Store
+from shadowft_core.registry import tracking
 from shadowft_core.registry.evidence import Evidence
 from shadowft_core.registry.registration import waiting_in
 from tests.fixtures.models import Pair
@@ -204,6 +205,18 @@ def test_the_environment_names_the_registry(run: Run, tmp_path: Path, monkeypatc
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/elsewhere/mlflow.db")
     room.preflight(run.params)
     assert (tmp_path / "elsewhere" / "mlflow.db").exists()
+
+
+def test_two_workspaces_of_one_process_write_each_into_its_own_database(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relative = run.params.registry.model_copy(update={"tracking_uri": "sqlite:///var/mlflow/mlflow.db"})
+    for place in ("one", "two"):
+        (tmp_path / place).mkdir()
+        monkeypatch.chdir(tmp_path / place)
+        with tracking.connected(relative) as client:
+            client.create_registered_model(f"model-of-{place}")
+            assert [model.name for model in client.search_registered_models()] == [f"model-of-{place}"]
 
 
 def test_the_lineage_is_complete(run: Run, client: Any) -> None:

@@ -36,7 +36,7 @@ def connected(registry: Registry) -> Iterator[Any]:
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
     named = os.environ.get("MLFLOW_TRACKING_URI")
-    uri = named or registry.tracking_uri
+    uri = _uri(registry)
     if uri.startswith("sqlite:///"):
         try:
             make_private_file(_database(uri))
@@ -75,6 +75,16 @@ def one_line(error: Exception) -> str:
     return without_passwords(" ".join(str(error).split()))[:300]
 
 
+def _uri(registry: Registry) -> str:
+    """Where the registry is; a path from the root. MLflow keeps an open database by its URI, whatever the folder:
+    a second workspace in one process would write, without a word, into the database of the first."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or registry.tracking_uri
+    if uri.startswith("sqlite:///"):
+        path, mark, query = uri.removeprefix("sqlite:///").partition("?")
+        return uri if path in ("", ":memory:") else f"sqlite:///{Path(path).absolute()}{mark}{query}"
+    return uri if ":" in uri or uri.startswith("databricks") else Path(uri).absolute().as_uri()
+
+
 def _database(uri: str) -> Path:
     return Path(uri.removeprefix("sqlite:///").partition("?")[0])
 
@@ -83,8 +93,8 @@ def _experiment(client: Any, registry: Registry, name: str) -> str:
     """The experiment named as the model. With a database file the artifacts live beside it."""
     from mlflow.exceptions import MlflowException
 
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or registry.tracking_uri
-    beside = (_database(uri).parent / "artifacts").absolute().as_uri() if uri.startswith("sqlite:///") else None
+    uri = _uri(registry)
+    beside = (_database(uri).parent / "artifacts").as_uri() if uri.startswith("sqlite:///") else None
     if (found := client.get_experiment_by_name(name)) is None:
         try:
             return str(client.create_experiment(name, artifact_location=beside))

@@ -15,17 +15,17 @@ run: venv  ## the flow `retrain` on params.yaml
 	python -m flows.retrain
 
 demo-s3: venv  ## the same flow against a real S3 server on loopback
-	python infra/seaweedfs.py --data var/seaweedfs -- python -m flows.retrain
+	python -m tests.servers.seaweedfs --data var/seaweedfs -- python -m flows.retrain
 
 demo-real: venv .venv/smollm2  ## the same flow on a real small model: DATA=rows.jsonl [GUARD=arc_easy.jsonl] [TEXT=plain.txt]
 	@test -n "$(DATA)" || { echo "error: make demo-real DATA=FILE [GUARD=FILE] [TEXT=FILE]" >&2; exit 2; }
-	python -m flows.demo_real --data "$(DATA)" $(if $(GUARD),--guard "$(GUARD)") $(if $(TEXT),--text "$(TEXT)") $(if $(SAVE),--save "$(SAVE)")
+	python -m shadowft_core.demo.real --data "$(DATA)" $(if $(GUARD),--guard "$(GUARD)") $(if $(TEXT),--text "$(TEXT)") $(if $(SAVE),--save "$(SAVE)")
 
 repro: venv  ## the stages alone, through DVC
 	dvc repro
 
 venv: .venv/ready  ## create .venv from constraints.txt
-.venv/ready: pyproject.toml constraints.txt shadowft_core/checkpoint/kernel.c
+.venv/ready: pyproject.toml constraints.txt shadowft_core/kernels/bf16.c
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	($(BIN)/pip install -q -c constraints.txt uv && UV_FIND_LINKS="$(FIND_LINKS)" $(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python $(INSTALL)) \
 	  || $(BIN)/pip install -q $(INSTALL)

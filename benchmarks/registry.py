@@ -21,11 +21,11 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.graft import machine
-from infra.mlflow_server import MLflowServer
-from infra.seaweedfs import seaweedfs
-from shadowft_core.checkpoint import write_atomically
 from shadowft_core.errors import ShadowError
+from shadowft_core.files import write_atomically
 from shadowft_core.params import Registry, Store, load_params
+from tests.servers.mlflow_server import MLflowServer
+from tests.servers.seaweedfs import seaweedfs
 
 ROOT = Path(__file__).parent.parent
 MOST = {"register": 2.0, "rollback": 1.0}  # seconds

@@ -6,7 +6,7 @@ Promotion is not part of it: `shadowft promote` moves the alias, on a positive v
 """
 
 if __name__ == "__main__":  # Prefect reads its settings when it is imported, so the command line comes first
-    from flows.command import main
+    from shadowft_core.pipeline.command import main
 
     main()
 
@@ -23,11 +23,11 @@ from prefect.client.schemas.objects import State, StateType
 from prefect.states import Completed, Failed
 from pydantic import Field
 
-from flows import steps
-from flows.clock import Clock
-from flows.plan import read_plan
-from flows.show import Display, Result
 from shadowft_core.errors import ShadowError
+from shadowft_core.pipeline import steps
+from shadowft_core.pipeline.clock import Clock
+from shadowft_core.pipeline.display import Display, Result
+from shadowft_core.pipeline.dvc_stages import read_plan
 
 ACTS = {"publish": "send the delta to the store", "register": "register the recipe as a new version"}
 ACT_SECONDS = {"publish": 2.0, "register": 15.0}

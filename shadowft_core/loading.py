@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.checkpoint import read_json_object
 from shadowft_core.errors import CheckpointError
+from shadowft_core.files import read_json_object
 
 _SIDE_FILES = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
 _KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")

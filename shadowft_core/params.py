@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from shadowft_core.errors import ParamsError, without_passwords
-from shadowft_core.yamlfile import read_yaml
+from shadowft_core.files.yamlfile import read_yaml
 
 Scale = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]

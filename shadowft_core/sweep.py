@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.checkpoint import write_json_atomically
 from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate import TaskScore, load_folder, load_grafted, open_bench
+from shadowft_core.files import write_json_atomically
 from shadowft_core.params import Evaluate, Sweep
 
 EPSILON = 1e-9  # two means this close differ by float rounding only

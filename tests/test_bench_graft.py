@@ -14,9 +14,9 @@ import pytest
 from benchmarks.graft import cases, check, measure, table
 from benchmarks.graft.launch import main as launch
 from benchmarks.graft.triple import SHAPES, Triple, build
-from shadowft_core.checkpoint import open_checkpoint
-from shadowft_core.checkpoint.memo import Memo
 from shadowft_core.errors import GraftError, PairError, ShadowError
+from shadowft_core.files.cache import Memo
+from shadowft_core.weights import open_checkpoint
 
 ROOT = Path(__file__).parent.parent
 SHAPE = SHAPES["1.3M"]

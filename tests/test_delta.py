@@ -10,7 +10,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from shadowft_core.checkpoint import canonical_json, open_checkpoint, open_safetensors
 from shadowft_core.delta import Storage, extract, open_delta, step
 from shadowft_core.errors import (
     CheckpointError,
@@ -24,6 +23,8 @@ from shadowft_core.errors import (
     WrongBase,
     ZeroDelta,
 )
+from shadowft_core.files import canonical_json
+from shadowft_core.weights import open_checkpoint, open_safetensors
 from tests.fixtures.models import Pair, shifted, write_model
 
 BF16 = np.dtype(ml_dtypes.bfloat16)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from shadowft_core.checkpoint import open_checkpoint, write_checkpoint
 from shadowft_core.delta import Delta, extract, open_delta
 from shadowft_core.errors import AdapterError, Unrelated
+from shadowft_core.weights import open_checkpoint, write_checkpoint
 from tests.fixtures.adapters import adapt, load, refused
 from tests.fixtures.families import save_family
 from tests.fixtures.models import Pair, write_model

@@ -9,9 +9,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from shadowft_core.checkpoint import open_checkpoint
 from shadowft_core.delta import extract, open_delta
 from shadowft_core.errors import AdapterError, DeltaError, NotFinite, Quantised, ShapeMismatch, Unrelated
+from shadowft_core.weights import open_checkpoint
 from tests.fixtures.adapters import adapt, load, refused
 from tests.fixtures.models import Pair, write_model
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shadowft_core.checkpoint import open_checkpoint
 from shadowft_core.delta import extract
 from shadowft_core.errors import AdapterError
 from shadowft_core.graft import graft
+from shadowft_core.weights import open_checkpoint
 from tests.fixtures.adapters import adapt, load, refused
 from tests.fixtures.families import MIXTURES, save_family
 from tests.fixtures.vision import VISION, save_vision

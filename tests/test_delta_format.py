@@ -13,10 +13,10 @@ import pytest
 import zstandard
 from safetensors.numpy import load_file, save_file
 
-from shadowft_core.checkpoint import canonical_json
 from shadowft_core.delta import Storage, extract, open_delta
 from shadowft_core.delta.frames import body_bytes
 from shadowft_core.errors import DeltaError
+from shadowft_core.files import canonical_json
 from tests.fixtures.models import write_model
 
 BF16 = np.dtype(ml_dtypes.bfloat16)

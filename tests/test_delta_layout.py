@@ -12,7 +12,7 @@ import pytest
 from shadowft_core.delta import extract, open_delta, open_difference
 from shadowft_core.errors import DeltaError, Quantised, ShadowError, ShapeMismatch, TensorMissing, TokenMismatch
 from shadowft_core.graft import graft
-from shadowft_core.receipt import read_receipt
+from shadowft_core.graft.receipt import read_receipt
 from tests.fixtures.models import WORDS, save_tokenizer, write_model
 from tests.test_graft import BF16, F32, Tensors, bits, tensors_of
 

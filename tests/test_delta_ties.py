@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shadowft_core.checkpoint import open_checkpoint
 from shadowft_core.delta import extract
 from shadowft_core.errors import AdapterError
+from shadowft_core.weights import open_checkpoint
 from tests.fixtures.adapters import adapt, load, refused
 from tests.fixtures.families import save_family
 from tests.fixtures.models import Pair

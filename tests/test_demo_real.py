@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from flows import demo_real
+from shadowft_core.demo.smollm2 import INSTRUCT_LABEL, base_label
 from shadowft_core.errors import InputError
 from shadowft_core.evaluate import load_folder, open_bench
 from shadowft_core.params import Evaluate, Params, load_params
-from shadowft_core.smollm2 import INSTRUCT_LABEL, base_label
 from tests.test_smollm2 import tiny  # noqa: F401  the fixture
 
 
@@ -96,12 +96,12 @@ def test_the_guard_task_is_scored_by_the_harness(
 
 def test_help_and_errors_of_the_driver(tmp_path: Path) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "flows.demo_real", *arguments]
+        command = [sys.executable, "-m", "shadowft_core.demo.real", *arguments]
         return subprocess.run(command, cwd=demo_real.ROOT, capture_output=True, text=True, check=False)
 
     shown = run("--help")
     assert shown.returncode == 0
-    assert "Example: python -m flows.demo_real --data my_rows.jsonl" in shown.stdout
+    assert "Example: python -m shadowft_core.demo.real --data my_rows.jsonl" in shown.stdout
     refused = run("--data", str(tmp_path / "absent.jsonl"), "--workspace", str(tmp_path / "real"))
     assert refused.returncode == InputError.exit_code
     assert refused.stderr.count("\n") == 1

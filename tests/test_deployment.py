@@ -13,7 +13,6 @@ import psutil
 import pytest
 import yaml
 
-from flows import guard
 from tests.fixtures.workspace import copy_flows, make_workspace
 
 ROOT = Path(__file__).parent.parent
@@ -56,7 +55,7 @@ def prefect(home: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Pop
     def prefect(*arguments: str) -> subprocess.Popen[str]:
         command = ["env", "-C", str(home), sys.executable, "-m", "prefect", *arguments]
         log = (tmp_path / f"{len(started)}.log").open("w")
-        started.append(guard.start(command, env=environment, log=log))
+        started.append(process.start(command, env=environment, log=log))
         return started[-1]
 
     prefect.api = environment["PREFECT_API_URL"]
@@ -65,7 +64,7 @@ def prefect(home: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Pop
         yield prefect
     finally:
         for process in reversed(started):
-            guard.stop(process)
+            process.stop(process)
 
 
 @pytest.mark.slow

@@ -141,7 +141,7 @@ def test_the_embedded_pair_is_no_matter_for_another(place: Path, tiny_llama_pair
     edit_params(place, fetch={"base": "pico:base", "instruct": "smollm2:instruct"})
     run(place, "dvc", "repro", "-s", "fetch-origin")
     first = (place / "work/origin.json").read_bytes()
-    with (place / "shadowft_core/pico/world.py").open("a", encoding="utf-8") as file:
+    with (place / "shadowft_core/demo/pico/world.py").open("a", encoding="utf-8") as file:
         file.write("\n# edited again\n")
     run(place, "dvc", "repro", "-s", "fetch-origin")
     assert (place / "work/origin.json").read_bytes() != first

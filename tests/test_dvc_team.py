@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from infra.seaweedfs import S3Server
 from tests.fixtures.checkouts import ROOT, checkout, commit, edit_params, ran, run
 from tests.fixtures.s3 import act_as
+from tests.servers.seaweedfs import S3Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -17,8 +17,8 @@ CHEAP = {"fetch", "graft@shadow", "graft@direct", "verdict", "report"}
 
 def build_kernel(place: Path, mark: bytes) -> None:
     """The compiled kernel as another compiler leaves it: a library that works, in other bytes."""
-    [library] = (ROOT / "shadowft_core/checkpoint").glob("kernel_c*.so")
-    (place / "shadowft_core/checkpoint" / library.name).write_bytes(library.read_bytes() + mark)
+    [library] = (ROOT / "shadowft_core/kernels").glob("bf16_c*.so")
+    (place / "shadowft_core/kernels" / library.name).write_bytes(library.read_bytes() + mark)
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shadowft_core.checkpoint import canonical_json, open_checkpoint
 from shadowft_core.delta import extract
 from shadowft_core.errors import EvaluationError, GraftError
 from shadowft_core.evaluate import evaluate, load_folder, load_grafted, open_bench
+from shadowft_core.files import canonical_json
 from shadowft_core.graft import graft
 from shadowft_core.params import Evaluate
+from shadowft_core.weights import open_checkpoint
 
 LETTERS = [chr(97 + i) for i in range(26)]
 TEMPLATE = (

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shadowft_core.checkpoint import open_checkpoint, write_checkpoint
 from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate import load_folder
+from shadowft_core.weights import open_checkpoint, write_checkpoint
 from tests.test_evaluate import World, judge_instruct, world, write_task  # noqa: F401  the fixture
 
 METRIC = """

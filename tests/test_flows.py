@@ -92,8 +92,8 @@ def test_a_failure_stops_the_road_and_the_next_run_does_only_what_is_left(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from flows import steps
     from flows.retrain import retrain
+    from shadowft_core.pipeline import steps
 
     monkeypatch.setattr(steps, "reproduce", steps.reproduce.with_options(retry_delay_seconds=0))
     twin = make_workspace(tmp_path_factory.mktemp("twin"))
@@ -161,9 +161,9 @@ def test_bad_params_fail_before_the_first_stage(workspace: Path, prefect_api: st
 def test_a_silent_store_is_tried_again_and_a_refusal_is_not(
     store: dict[str, str], tries: int, name: str, tmp_path: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shadowft_core.objects.s3 as s3
-    from flows import steps
+    import shadowft_core.store.backends.s3 as s3
     from shadowft_core import store as room
+    from shadowft_core.pipeline import steps
 
     monkeypatch.setattr(s3, "PATIENCE", 0.0)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
@@ -186,7 +186,7 @@ def test_a_silent_store_is_tried_again_and_a_refusal_is_not(
 def test_the_exit_code_tells_a_failed_run(
     workspace: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from flows import command
+    from shadowft_core.pipeline import command
 
     monkeypatch.setenv("PREFECT_API_URL", prefect_api)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}

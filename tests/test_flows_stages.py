@@ -12,10 +12,11 @@ import pytest
 from prefect.client.schemas.objects import State
 from prefect.logging import disable_run_logger
 
-from flows import guard, steps
-from flows.plan import read_plan
 from shadowft_core.errors import InputError
+from shadowft_core.files import process
 from shadowft_core.params import load_params
+from shadowft_core.pipeline import steps
+from shadowft_core.pipeline.dvc_stages import read_plan
 from tests.fixtures.workspace import make_workspace
 
 
@@ -54,7 +55,7 @@ def test_a_stage_runs_only_when_it_is_stale_and_its_inputs_differ(
 ) -> None:
     (workspace / "graft.sh").write_text("echo changed >&2\n", encoding="utf-8")
     with monkeypatch.context() as patch:
-        patch.setattr(guard, "start", lambda *_, **__: pytest.fail("a child was started"))
+        patch.setattr(process, "start", lambda *_, **__: pytest.fail("a child was started"))
         state, _ = reproduced("verdict")  # downstream of the change, and its inputs may come out equal
         assert (state.is_completed(), state.name) == (True, "Unchanged")
         state, _ = reproduced("graft@shadow", stale=False)  # the plan decided before anything ran

@@ -11,7 +11,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from shadowft_core.checkpoint import INDEX, open_checkpoint, write_json_atomically
 from shadowft_core.delta import extract, open_delta
 from shadowft_core.errors import (
     CastOverflow,
@@ -24,8 +23,10 @@ from shadowft_core.errors import (
     ShapeMismatch,
     TensorMissing,
 )
+from shadowft_core.files import write_json_atomically
 from shadowft_core.graft import graft, graft_stage, grafted_tensors
 from shadowft_core.params import Graft
+from shadowft_core.weights import INDEX, open_checkpoint
 from tests.fixtures.models import write_model
 
 BF16, F16, F32 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16), np.dtype(np.float32)

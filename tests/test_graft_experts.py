@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shadowft_core.checkpoint import open_checkpoint
 from shadowft_core.delta import extract, open_delta
 from shadowft_core.errors import MisfitError, ShapeMismatch, TensorMissing
 from shadowft_core.graft import Merge, graft, grafted_tensors
+from shadowft_core.weights import open_checkpoint
 from tests.fixtures.models import FAMILIES as CONFIGS
 from tests.fixtures.models import SIZES, shifted, write_model
 from tests.test_graft import BF16, F32, Tensors, bits, refused, tensors_of

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shadowft_core.checkpoint import open_checkpoint
 from shadowft_core.delta import extract, open_delta
 from shadowft_core.graft import graft, grafted_tensors
+from shadowft_core.weights import open_checkpoint
 from tests.fixtures.adapters import adapt
 from tests.fixtures.models import (
     FAMILIES,

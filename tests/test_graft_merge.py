@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shadowft_core.checkpoint import open_checkpoint, write_json_atomically
-from shadowft_core.cli import main
+from shadowft_core.cli.stages import main
 from shadowft_core.delta import extract, open_delta
 from shadowft_core.errors import GraftError, ShadowError, ZeroDelta
+from shadowft_core.files import write_json_atomically
 from shadowft_core.graft import Merge, graft, graft_stage, grafted_tensors, options_of, parse_delta, parse_scale_for
-from shadowft_core.graft.merging import threshold
+from shadowft_core.graft.merge_rules import threshold
 from shadowft_core.params import Graft
+from shadowft_core.weights import open_checkpoint
 from tests.fixtures.models import write_model
 from tests.test_graft import BF16, F16, F32, Q, Tensors, bits, make, noise, refused, tensors_of
 
@@ -59,7 +60,7 @@ def summed(parts: Sequence[np.ndarray]) -> np.ndarray:
 def test_deltas_sum_in_their_order_before_the_one_rounding(
     three: tuple[Path, list[Path]], tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shadowft_core.checkpoint.parallel.WORKERS", workers)
+    monkeypatch.setattr("shadowft_core.files.ordered_map.WORKERS", workers)
     instruct, folders = three
     expected = {
         name: summed([F32.type(s) * d for s, d in zip(SCALES, deltas_of(folders, name), strict=True) if d is not None])
@@ -118,7 +119,7 @@ def chance(seed: int, digest: str, name: str, size: int, density: float) -> np.n
 def test_dare_is_its_oracle_whatever_the_chunks_and_threads(
     three: tuple[Path, list[Path]], tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shadowft_core.checkpoint.parallel.WORKERS", workers)
+    monkeypatch.setattr("shadowft_core.files.ordered_map.WORKERS", workers)
     instruct, folders = three
     expected = {}
     for name, weights in tensors_of(instruct).items():

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shadowft_core.checkpoint import canonical_json, open_checkpoint
-from shadowft_core.cli import main
+from shadowft_core.cli.stages import main
 from shadowft_core.delta import Difference, extract
 from shadowft_core.delta import open_difference as difference
 from shadowft_core.errors import (
@@ -21,7 +20,9 @@ from shadowft_core.errors import (
     Unrelated,
     ZeroDelta,
 )
+from shadowft_core.files import canonical_json
 from shadowft_core.graft import Merge, graft, grafted_tensors
+from shadowft_core.weights import open_checkpoint
 from tests.fixtures.models import make_pair, shifted, write_model, write_weights
 from tests.test_graft import BF16, F16, F32, Q, bits, make, noise, refused, tensors_of
 from tests.test_graft_experts import BASE as EXPERTS_BASE

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shadowft_core.checkpoint import open_checkpoint, write_json_atomically
 from shadowft_core.delta import extract
 from shadowft_core.delta import open_difference as difference
 from shadowft_core.errors import (
@@ -24,7 +23,9 @@ from shadowft_core.errors import (
     WrongBase,
     ZeroDelta,
 )
+from shadowft_core.files import write_json_atomically
 from shadowft_core.graft import Merge, graft
+from shadowft_core.weights import open_checkpoint
 from tests.fixtures.models import write_model
 from tests.test_graft import Q, Tensors, bits, refused, tensors_of
 from tests.test_graft_one_pass import DOWN, files, written

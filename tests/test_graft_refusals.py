@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shadowft_core.checkpoint import open_checkpoint
-from shadowft_core.cli import main
+from shadowft_core.cli.stages import main
 from shadowft_core.delta import extract
 from shadowft_core.errors import OntoBase, PairError, TensorMissing, Unrelated
 from shadowft_core.graft import graft, grafted_tensors
+from shadowft_core.weights import open_checkpoint
 from tests.fixtures.models import write_model
 from tests.test_graft import BF16, F32, SHAPES, Q, Tensors, bits, make, noise, refused, tensors_of
 
@@ -164,7 +164,7 @@ def test_random_models_shards_scopes_and_scales(tmp_path: Path, seed: int, monke
         write_model(tmp_path / str(number), model, int(rng.integers(1, 4)))
         for number, model in enumerate((base, instruct, tuned))
     ]
-    monkeypatch.setattr("shadowft_core.checkpoint.parallel.WORKERS", 1 + seed % 2)
+    monkeypatch.setattr("shadowft_core.files.ordered_map.WORKERS", 1 + seed % 2)
     extract(folders[0], folders[2], tmp_path / "delta")
     scale, other = float(rng.normal()), float(rng.normal())
     scope = "all" if seed % 4 else ["*part0*", "kin*"]

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shadowft_core.checkpoint import Family, open_checkpoint, percent
+from shadowft_core.cli.inspect import receipt as show_receipt
 from shadowft_core.delta import extract, open_delta, open_difference
 from shadowft_core.errors import NotFinite, Unrelated
 from shadowft_core.graft import Merge, graft, grafted_tensors
-from shadowft_core.looks import receipt as show_receipt
-from shadowft_core.receipt import read_receipt
+from shadowft_core.graft.receipt import read_receipt
+from shadowft_core.weights import Family, open_checkpoint, percent
 from tests.fixtures.models import write_model
 from tests.test_graft import BF16, F32, Tensors, tensors_of
 

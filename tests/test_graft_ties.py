@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from shadowft_core.checkpoint import open_checkpoint
 from shadowft_core.delta import extract, open_delta, open_difference
 from shadowft_core.errors import CheckpointError, TensorMissing
 from shadowft_core.graft import graft
 from shadowft_core.pair.layout import match
 from shadowft_core.pair.tokens import Vocabularies
+from shadowft_core.weights import open_checkpoint
 from tests.fixtures.models import IMAGE_TOKENS, load_model, write_model, write_weights
 from tests.test_graft import BF16, F32, Tensors, refused, tensors_of
 

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shadowft_core.checkpoint import build_header, canonical_json, write_safetensors
 from shadowft_core.delta import extract, open_delta
 from shadowft_core.errors import MisfitError, ShapeMismatch, TokenMismatch
+from shadowft_core.files import canonical_json
 from shadowft_core.graft import Merge, graft, grafted_tensors
+from shadowft_core.weights import build_header, write_safetensors
 from tests.fixtures.models import write_model
 from tests.test_graft import BF16, F32, Tensors, bits, refused, tensors_of
 

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shadowft_core.checkpoint import canonical_json, open_checkpoint, remedy
 from shadowft_core.delta import extract, open_delta, open_difference, require_extractable
 from shadowft_core.errors import AdapterError, InputError, PairError, ShadowError, TensorMissing
+from shadowft_core.files import canonical_json
 from shadowft_core.graft import graft, grafted_tensors
+from shadowft_core.graft.receipt import read_receipt
 from shadowft_core.pair import compare_models
-from shadowft_core.receipt import read_receipt
+from shadowft_core.weights import open_checkpoint, remedy
 from tests.fixtures.adapters import adapt
 from tests.fixtures.models import Pair, save_tokenizer, write_model, write_weights
 from tests.test_graft import BF16, F32, Tensors, bits, tensors_of
@@ -193,7 +194,7 @@ def test_a_project_says_it_once_for_all_its_stages(tmp_path: Path) -> None:
     text = text.replace("pico:base ", f"{base} ").replace("pico:instruct", str(instruct))
 
     def run(*words: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "shadowft_core.cli", *map(str, words)]
+        command = [sys.executable, "-m", "shadowft_core.cli.stages", *map(str, words)]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
 
     stages = (

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
-from shadowft_core.checkpoint import open_checkpoint
 from shadowft_core.errors import CheckpointError, EvaluationError
 from shadowft_core.evaluate import load_folder, open_bench
 from shadowft_core.pair import compare_models, fetch
 from shadowft_core.params import Evaluate, Fetch
+from shadowft_core.weights import open_checkpoint
 from tests.fixtures.models import Pair
 from tests.test_cli import assert_one_line, shadowft
 from tests.test_evaluate import World, world  # noqa: F401  the fixture

@@ -11,7 +11,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from shadowft_core.checkpoint import open_checkpoint
 from shadowft_core.errors import (
     CheckpointError,
     InputError,
@@ -25,6 +24,7 @@ from shadowft_core.errors import (
 )
 from shadowft_core.pair import check_pair, fetch, resolve
 from shadowft_core.params import Fetch
+from shadowft_core.weights import open_checkpoint
 from tests.fixtures.models import FAMILIES, Pair, shifted, write_model
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -47,7 +47,7 @@ def edit(file: Path, change: Callable[[Any], None]) -> None:
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, np.ndarray]], None]) -> None:
-    from shadowft_core.checkpoint import write_checkpoint
+    from shadowft_core.weights import write_checkpoint
 
     model = open_checkpoint(folder)
     tensors = {name: model.read(name) for name in model.names}

@@ -11,14 +11,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from infra.seaweedfs import S3Server
-from shadowft_core.checkpoint import bytes_digest, open_checkpoint
 from shadowft_core.errors import CheckpointError, InputError, StoreError, Swapped
-from shadowft_core.objects import Objects, open_objects
+from shadowft_core.files import bytes_digest
 from shadowft_core.pair import check_pair, compare_models, fetch, opened, resolve
 from shadowft_core.pair.sigma import RANGE, RANGES
 from shadowft_core.params import Fetch, Store
+from shadowft_core.store.backends import Objects, open_objects
+from shadowft_core.weights import open_checkpoint
 from tests.fixtures.models import Pair, save_tokenizer, write_model
+from tests.servers.seaweedfs import S3Server
 
 DATA = bytes(range(256)) * 5000
 
@@ -60,7 +61,7 @@ def test_a_sampled_check_reads_ranges_of_objects(
     upload(s3_server, f"{bucket}/team/base", pair.base)
     upload(s3_server, f"{bucket}/team/instruct", pair.instruct)
     asked: list[tuple[str, int]] = []
-    from shadowft_core.objects.s3 import S3Objects
+    from shadowft_core.store.backends.s3 import S3Objects
 
     read_range = S3Objects.read_range
 
@@ -122,7 +123,7 @@ def test_what_changes_while_it_is_downloaded_is_refused(
     s3_server: S3Server, bucket: str, pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload(s3_server, f"{bucket}/instruct", pair.instruct)
-    from shadowft_core.objects.s3 import S3Objects
+    from shadowft_core.store.backends.s3 import S3Objects
 
     read_range, changed = S3Objects.read_range, []
 

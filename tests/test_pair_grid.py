@@ -8,9 +8,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from shadowft_core.checkpoint import open_checkpoint
 from shadowft_core.pair import compare_models
 from shadowft_core.pair.grid import FOUR_BITS, PIECE, count_levels
+from shadowft_core.weights import open_checkpoint
 from tests.fixtures.models import Pair, save_tokenizer, write_model
 
 BF16, F16, F32 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16), np.dtype(np.float32)

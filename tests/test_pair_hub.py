@@ -15,9 +15,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from shadowft_core.checkpoint import open_checkpoint
 from shadowft_core.pair import check_pair
 from shadowft_core.pair.sigma import RANGE, RANGES
+from shadowft_core.weights import open_checkpoint
 from tests.fixtures.models import Pair, save_tokenizer, write_model
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"

@@ -10,9 +10,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from shadowft_core.checkpoint import open_checkpoint, write_checkpoint
 from shadowft_core.errors import PairError
 from shadowft_core.pair import check_pair, compare_models
+from shadowft_core.weights import open_checkpoint, write_checkpoint
 from tests.fixtures.models import Pair, shifted
 
 BF16, F32 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float32)

@@ -10,10 +10,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from shadowft_core.checkpoint import Checkpoint, open_checkpoint
 from shadowft_core.errors import CheckpointError, NotFinite, SameModel, Unrelated
 from shadowft_core.pair import check_pair, compare_models
 from shadowft_core.pair.sigma import MOST_RANGES, RANGE, RANGES
+from shadowft_core.weights import Checkpoint, open_checkpoint
 from tests.fixtures.models import Pair, save_tokenizer, shifted, write_model
 
 BF16, F16, F32 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16), np.dtype(np.float32)
@@ -247,7 +247,7 @@ def vision_pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
         if name.startswith("visual."):
             moved[name] = (array.astype(F32) + 0.003 * noise.standard_normal(array.shape)).astype(array.dtype)
     (pair.instruct / "model.safetensors").unlink()
-    from shadowft_core.checkpoint import write_checkpoint
+    from shadowft_core.weights import write_checkpoint
 
     write_checkpoint(pair.instruct, moved.items())
     save_tokenizer(pair.base, template=False)

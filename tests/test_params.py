@@ -8,8 +8,8 @@ import yaml
 from dvc.utils.serialize import parse_yaml
 
 from shadowft_core.errors import ParamsError
+from shadowft_core.files.yamlfile import read_yaml
 from shadowft_core.params import Graft, Train, default_params, load_params
-from shadowft_core.yamlfile import read_yaml
 
 WRITTEN = (Path(__file__).parent.parent / "params.yaml").read_text(encoding="utf-8")
 

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shadowft_core.checkpoint import bytes_digest, canonical_json
 from shadowft_core.errors import DataError, ParamsError
+from shadowft_core.files import bytes_digest, canonical_json
 from shadowft_core.params import Prepare
 from shadowft_core.prepare import SPLITS, prepare, rows
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from shadowft_core import promotion as room
-from shadowft_core.checkpoint import canonical_json
 from shadowft_core.errors import InputError, LedgerError, StoreUnreachable
-from shadowft_core.objects.folder import FolderObjects
+from shadowft_core.files import canonical_json
 from shadowft_core.promotion.ledger import Entry, Ledger
+from shadowft_core.store.backends.folder import FolderObjects
 from tests.fixtures.runs import Released
 
 ROOT = Path(__file__).parent.parent

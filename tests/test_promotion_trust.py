@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from shadowft_core import promotion as room
 from shadowft_core import store as stores
-from shadowft_core.checkpoint import bytes_digest, canonical_json
-from shadowft_core.cli import app
+from shadowft_core.cli.stages import app
 from shadowft_core.errors import LedgerError, PromotionRefused, RegistrationPending, RegistryError, StoreCorrupt
+from shadowft_core.files import bytes_digest, canonical_json
 from shadowft_core.registry import register_pending
 from shadowft_core.registry.registration import tags_of
 from tests.fixtures.runs import OUTCOMES, ROOT, Released, Run

@@ -13,12 +13,13 @@ import pytest
 
 from shadowft_core import promotion
 from shadowft_core import registry as room
-from shadowft_core.checkpoint import file_digest, open_checkpoint, read_json_object, write_json_atomically
 from shadowft_core.errors import GraftError, RegistrationPending, RegistryError, StoreError, StoreUnreachable
+from shadowft_core.files import file_digest, read_json_object, write_json_atomically
 from shadowft_core.params import Store
 from shadowft_core.registry import tracking
 from shadowft_core.registry.evidence import Evidence
 from shadowft_core.registry.registration import waiting_in
+from shadowft_core.weights import open_checkpoint
 from tests.fixtures.models import Pair
 from tests.fixtures.runs import Run, write_verdict
 from tests.test_objects_secure import Recorder
@@ -342,7 +343,7 @@ def test_an_outage_of_mlflow_ends_no_flow(
     """The tasks of the flow by themselves: the look ahead goes on, registering ends well and says what waits."""
     import yaml
 
-    from flows import steps
+    from shadowft_core.pipeline import steps
 
     monkeypatch.chdir(tmp_path)
     down = {"name": run.params.registry.name, "tracking_uri": f"sqlite:///{tmp_path}/dvc.lock/x.db"}

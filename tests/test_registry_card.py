@@ -9,8 +9,8 @@ import pytest
 
 from shadowft_core import promotion
 from shadowft_core import registry as room
-from shadowft_core.checkpoint import canonical_json
 from shadowft_core.errors import RegistrationPending
+from shadowft_core.files import canonical_json
 from shadowft_core.registry.card import LARGEST, MODEL, NUMBER, card
 from shadowft_core.registry.registration import Registration
 from shadowft_core.verdict import judge

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from shadowft_core import registry as room
-from shadowft_core.checkpoint import read_json_object, write_json_atomically
 from shadowft_core.errors import RegistryError
+from shadowft_core.files import read_json_object, write_json_atomically
 from shadowft_core.registry import tracking
 from tests.fixtures.runs import Run
 

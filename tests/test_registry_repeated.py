@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from infra.mlflow_server import MLflowServer
 from shadowft_core import promotion
 from shadowft_core import registry as room
 from shadowft_core.errors import RegistrationPending
@@ -17,6 +16,7 @@ from shadowft_core.registry import tracking
 from shadowft_core.registry.evidence import Evidence
 from tests.faults.servers import mlflow_on_postgresql, why_no_postgresql
 from tests.fixtures.runs import ROOT, Run
+from tests.servers.mlflow_server import MLflowServer
 
 
 @pytest.fixture(scope="module")

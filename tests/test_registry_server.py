@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from infra.mlflow_server import MLflowServer
 from shadowft_core import promotion
 from shadowft_core import registry as room
 from shadowft_core.errors import LedgerError, RegistrationPending
 from shadowft_core.params import Registry
 from tests.fixtures.runs import Run
+from tests.servers.mlflow_server import MLflowServer
 
 pytestmark = pytest.mark.faults
 ROOT = Path(__file__).parent.parent

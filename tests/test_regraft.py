@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shadowft_core.checkpoint import bytes_digest, canonical_json, open_checkpoint, write_json_atomically
-from shadowft_core.cli import main
+from shadowft_core.cli.stages import main
 from shadowft_core.delta import extract, open_delta
 from shadowft_core.errors import GraftError, OntoBase, RegistryError, ShadowError, Unrelated
+from shadowft_core.files import bytes_digest, canonical_json, write_json_atomically
 from shadowft_core.graft import Merge, graft, grafted_tensors
 from shadowft_core.params import Store, load_params
 from shadowft_core.registry.evidence import Evidence
 from shadowft_core.registry.rebuild import rebuild
 from shadowft_core.registry.regraft import regraft
 from shadowft_core.store import publish
+from shadowft_core.weights import open_checkpoint
 from tests.fixtures.models import write_model
 from tests.test_graft import BF16, F32, bits, make, noise, tensors_of
 

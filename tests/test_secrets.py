@@ -14,13 +14,13 @@ from urllib.parse import quote
 import pytest
 import yaml
 
-from infra.mlflow_server import MLflowServer
-from infra.seaweedfs import S3Server
 from shadowft_core.errors import ParamsError, RegistrationPending, RegistryError, StoreError, without_passwords
-from shadowft_core.objects import open_objects
 from shadowft_core.params import Registry, Store, load_params, located
+from shadowft_core.store.backends import open_objects
 from tests.fixtures.runs import Run
 from tests.fixtures.workspace import make_workspace
+from tests.servers.mlflow_server import MLflowServer
+from tests.servers.seaweedfs import S3Server
 
 ROOT = Path(__file__).parent.parent
 SECRET = "hunter2"
@@ -212,7 +212,7 @@ def test_databases_are_for_their_owner_alone(run: Run, tmp_path: Path, monkeypat
 def test_whoever_makes_var_makes_it_for_its_owner_alone(
     maker: str, finished_work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flows.clock import Clock
+    from shadowft_core.pipeline.clock import Clock
     from shadowft_core.registry.registration import Registration, keep
     from shadowft_core.store import publish
 
@@ -231,7 +231,7 @@ def test_whoever_makes_var_makes_it_for_its_owner_alone(
 
 
 def test_a_var_that_is_open_is_closed_by_the_next_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows import steps
+    from shadowft_core.pipeline import steps
 
     (tmp_path / "var").mkdir()
     (tmp_path / "var").chmod(0o755)

@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from infra.seaweedfs import S3Server
 from shadowft_core import store as room
-from shadowft_core.checkpoint import bytes_digest, canonical_json, file_digest, write_safetensors
-from shadowft_core.cli import app
+from shadowft_core.cli.stages import app
 from shadowft_core.errors import DeltaError, StoreConflict, StoreCorrupt, StoreError, StoreUnreachable
-from shadowft_core.objects import PATIENCE, Objects, open_objects
+from shadowft_core.files import bytes_digest, canonical_json, file_digest
 from shadowft_core.params import Store, load_params
 from shadowft_core.store import manifest as manifests
 from shadowft_core.store import promises as probing
+from shadowft_core.store.backends import PATIENCE, Objects, open_objects
+from shadowft_core.weights import write_safetensors
 from tests.fixtures.s3 import act_as
+from tests.servers.seaweedfs import S3Server
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,7 +52,7 @@ def delta(tmp_path: Path) -> Path:
 
 def make_delta(folder: Path, seed: int) -> Path:
     """The files of a delta: a certificate and 160 kB of tensors."""
-    from shadowft_core.checkpoint import build_header
+    from shadowft_core.weights import build_header
 
     folder.mkdir()
     values = np.random.default_rng(seed).standard_normal(40_000, dtype=np.float32)

@@ -16,8 +16,8 @@ import typer
 
 from benchmarks.graft import cases, check, machine, measure, table
 from benchmarks.graft.triple import SHAPES, build
-from shadowft_core.checkpoint import write_atomically
 from shadowft_core.errors import ShadowError
+from shadowft_core.files import write_atomically
 
 DISK_PER_MODEL_BYTE = 15  # three checkpoints, an adapter, a float32 delta twice, seven models to compare
 NO_MERGEKIT = "the interpreter cannot import it; pass one that can with --mergekit-python"

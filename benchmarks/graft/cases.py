@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.graft.triple import Triple
-from shadowft_core.checkpoint import write_atomically
+from shadowft_core.files import write_atomically
 
 SHADOWFT = str(Path(sys.executable).with_name("shadowft"))
 STORES = ("compressed", "bfloat16")

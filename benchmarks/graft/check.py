@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from shadowft_core.checkpoint import CHUNK, open_checkpoint
 from shadowft_core.errors import GraftError, PairError
+from shadowft_core.weights import CHUNK, open_checkpoint
 
 ORACLE = "state-dicts"
 BITS_OF = ("one-pass", "first", "extract+graft", "graft", "graft-bfloat16")  # must equal the oracle bit for bit

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.graft.cases import Case
-from flows.guard import start, stop
 from shadowft_core.errors import ShadowError
+from shadowft_core.files.process import start, stop
 
 ROOT = Path(__file__).parent.parent.parent
 LAUNCH = Path(__file__).with_name("launch.py")

@@ -16,7 +16,8 @@ import typer
 
 from benchmarks.graft import cases, machine, measure
 from benchmarks.graft.triple import Shape
-from shadowft_core.checkpoint import SINGLE, build_header, parse_header, write_atomically
+from shadowft_core.files import write_atomically
+from shadowft_core.weights import SINGLE, build_header, parse_header
 
 SHAPE = Shape(4096, 14336, 44, 32, 8, 32000)
 VALUES = {"base": 0.02, "tuned": 0.0202, "instruct": 0.021}

@@ -14,15 +14,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from shadowft_core.checkpoint import (
-    CHUNK,
-    INDEX,
-    Checkpoint,
-    build_header,
-    new_folder,
-    open_checkpoint,
-    write_shards,
-)
+from shadowft_core.files import new_folder
+from shadowft_core.weights import CHUNK, INDEX, Checkpoint, build_header, open_checkpoint, write_shards
 
 SPREAD, TUNING, DISTANCE = 0.02, 1e-4, 0.02 * 0.02
 SHARD_BYTES = 500_000_000

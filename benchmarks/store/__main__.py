@@ -18,9 +18,10 @@ import typer
 from benchmarks.graft import machine, measure
 from benchmarks.graft.cases import Case
 from benchmarks.store import cases, table
-from infra.seaweedfs import seaweedfs
-from shadowft_core.checkpoint import file_digest, read_header, write_atomically
 from shadowft_core.errors import ShadowError
+from shadowft_core.files import file_digest, write_atomically
+from shadowft_core.weights import read_header
+from tests.servers.seaweedfs import seaweedfs
 
 DISK = 12  # times the larger of the delta and a third of the largest memory case
 CHUNKS = (4, 8, 32, 64)  # MiB, beside the default

@@ -12,10 +12,11 @@ import numpy as np
 import yaml
 
 from benchmarks.graft.cases import SHADOWFT, Case
-from infra.seaweedfs import S3Server
-from shadowft_core.checkpoint import build_header, bytes_digest, canonical_json, file_digest
+from shadowft_core.files import bytes_digest, canonical_json, file_digest
 from shadowft_core.params import Store
 from shadowft_core.store import opened, promises
+from shadowft_core.weights import build_header
+from tests.servers.seaweedfs import S3Server
 
 ROOT = Path(__file__).parent.parent.parent
 WEIGHTS = "dense.safetensors"

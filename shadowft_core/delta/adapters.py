@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from shadowft_core.checkpoint import FLOATS, Checkpoint, Ignored, open_safetensors
 from shadowft_core.delta.complete import require_complete
 from shadowft_core.delta.experts import Stack, expert_changes, find_stack, shown_orientations
 from shadowft_core.delta.initial import without_initial
@@ -22,6 +21,7 @@ from shadowft_core.delta.merge import Change
 from shadowft_core.delta.settings import CONVERT, EMBEDDING, MERGE, Settings, matches
 from shadowft_core.delta.ties import merge_tied
 from shadowft_core.errors import AdapterError, NotFinite, Quantised, ShapeMismatch, WrongBase
+from shadowft_core.weights import FLOATS, Checkpoint, Ignored, open_safetensors
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."

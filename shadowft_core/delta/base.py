@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from shadowft_core.checkpoint import FLOATS, Checkpoint, build_header, token_marks, write_safetensors
 from shadowft_core.delta.folder import BASE, MARKS, SAMPLE, sample_positions
+from shadowft_core.weights import FLOATS, Checkpoint, build_header, token_marks, write_safetensors
 
 
 def sampled(base: Checkpoint) -> dict[str, np.ndarray]:

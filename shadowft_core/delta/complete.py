@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from shadowft_core.checkpoint import by_reason, remedy, require_one_sided
 from shadowft_core.errors import AdapterError
+from shadowft_core.weights import by_reason, remedy, require_one_sided
 
 if TYPE_CHECKING:
     from shadowft_core.delta.adapters import Adapter

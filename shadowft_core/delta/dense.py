@@ -8,10 +8,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from shadowft_core.checkpoint import Bytes, append_safetensors, in_order, kernel, scratch
 from shadowft_core.delta.folder import DENSE, rounded, step
 from shadowft_core.delta.frames import encode, longest
 from shadowft_core.errors import NotFinite
+from shadowft_core.files import in_order
+from shadowft_core.kernels import bf16
+from shadowft_core.kernels.scratch import scratch
+from shadowft_core.weights import Bytes, append_safetensors
 
 Storage = Literal["compressed", "bfloat16", "float32"]
 
@@ -51,7 +54,7 @@ def write_dense(
         for number in numbers:
             values, weight = part(name, number)
             if storage == "float32":
-                square = kernel.rounded(values, scratch.array("words", values.size, "<u2"))[1]
+                square = bf16.rounded(values, scratch.array("words", values.size, "<u2"))[1]
                 room[end : end + values.nbytes] = values.view(np.uint8)
                 end += values.nbytes
             else:

@@ -8,22 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from shadowft_core.checkpoint import (
-    DTYPES,
-    FLOATS,
-    Checkpoint,
-    bytes_digest,
-    canonical_json,
-    kernel,
-    note_unknown,
-    runs_of,
-    scratch,
-    token_marks,
-)
 from shadowft_core.delta.base import sampled
 from shadowft_core.delta.folder import step
 from shadowft_core.delta.layout import layout
 from shadowft_core.errors import NotFinite, Quantised, Unrelated, ZeroDelta
+from shadowft_core.files import bytes_digest, canonical_json
+from shadowft_core.kernels import bf16
+from shadowft_core.kernels.scratch import scratch
+from shadowft_core.weights import DTYPES, FLOATS, Checkpoint, note_unknown, runs_of, token_marks
 
 _COUNTERS = ("I64", "I32", "I16", "U64", "U32", "U16", "BOOL")  # eight bits and less are codes of quantised weights
 FAR = 1.0  # |T - B| / |B|: training moves a matrix by a few percent, an unrelated one lies at 1.4
@@ -171,14 +163,14 @@ class Difference:
     def base_token_marks(self) -> np.ndarray | None:
         return token_marks(self.before.path)
 
-    def apart(self, name: str, scale: float, stride: int) -> Iterator[kernel.Apart]:
+    def apart(self, name: str, scale: float, stride: int) -> Iterator[bf16.Apart]:
         """Parts of `stride` elements, scaled, not formed yet. Raises Unrelated at the end, by every 32nd."""
         square = before = 0.0
         for number, (was, now) in enumerate(self._pairs(name, stride)):
             if number % 32 == 0:
                 part = _subtracted(was, now, scratch.array("difference", was.size, np.float32))
                 square, before = square + _square(part), before + _square(was)
-            yield kernel.Apart(now, was, scale)
+            yield bf16.Apart(now, was, scale)
         self.require_related(name, square, before)
 
     def chunks(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
@@ -197,7 +189,7 @@ class Difference:
 
 def _subtracted(was: np.ndarray, now: np.ndarray, out: np.ndarray) -> np.ndarray:
     with np.errstate(all="ignore"):  # what is not finite is refused by name where it is written
-        kernel.subtract(now, was, out)
+        bf16.subtract(now, was, out)
     return out
 
 

@@ -9,19 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from shadowft_core.checkpoint import (
-    CHUNK,
-    WORKERS,
-    Checkpoint,
-    bytes_digest,
-    canonical_json,
-    file_digest,
-    open_safetensors,
-    read_json_object,
-    scratch,
-)
 from shadowft_core.delta.frames import HEAD, body_bytes, decode
 from shadowft_core.errors import DeltaError
+from shadowft_core.files import WORKERS, bytes_digest, canonical_json, file_digest, read_json_object
+from shadowft_core.kernels.scratch import scratch
+from shadowft_core.weights import CHUNK, Checkpoint, open_safetensors
 
 FORMAT = 2
 CERTIFICATE, DENSE, FACTORS, BASE = "delta.json", "dense.safetensors", "factors.safetensors", "base.safetensors"

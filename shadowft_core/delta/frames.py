@@ -18,8 +18,9 @@ import ml_dtypes
 import numpy as np
 from zstandard.backend_cffi import ffi, lib  # the other backend has no setting for the coding of literals
 
-from shadowft_core.checkpoint import kernel, scratch
 from shadowft_core.errors import DeltaError
+from shadowft_core.kernels import bf16
+from shadowft_core.kernels.scratch import scratch
 
 HEAD = struct.Struct("<BBHIII")
 ZERO, BFLOAT16, FLOAT32 = 0, 1, 2
@@ -84,7 +85,7 @@ def encode(values: np.ndarray, compress: bool, out: np.ndarray) -> tuple[int, fl
     """
     size = values.size
     words: np.ndarray = scratch.array("words", size, "<u2")
-    odd, square = kernel.rounded(values, words)
+    odd, square = bf16.rounded(values, words)
     if square == 0:
         HEAD.pack_into(out.data, 0, ZERO, RAW, 0, size, 0, 0)
         return HEAD.size, square
@@ -93,7 +94,7 @@ def encode(values: np.ndarray, compress: bool, out: np.ndarray) -> tuple[int, fl
         words, kind, odd = values.view("<u4"), FLOAT32, odd[:0]
     if compress:
         planes = scratch.array("planes", words.nbytes, np.uint8)
-        kernel.split(words, planes)
+        bf16.split(words, planes)
         payload = _coder.compress(planes, out[HEAD.size :])
     else:
         payload = words.nbytes
@@ -134,7 +135,7 @@ def decode(head: bytes, body: memoryview, out: np.ndarray, where: str) -> None:
             _coder.decompress(body[:payload], planes)
         except ValueError as error:
             raise DeltaError(f"{where}: a frame does not decompress ({error}); fetch or extract it again") from None
-        kernel.joined(planes, dtype.itemsize, out)
+        bf16.joined(planes, dtype.itemsize, out)
     if odd:
         positions = np.frombuffer(body[payload : payload + 4 * odd], "<u4")
         if positions.max() >= count:

@@ -10,11 +10,11 @@ import math
 
 import numpy as np
 
-from shadowft_core.checkpoint import Checkpoint
 from shadowft_core.delta.lora import Factors
 from shadowft_core.delta.lowrank import project, spectrum
 from shadowft_core.delta.settings import CONVERT, Settings
 from shadowft_core.errors import AdapterError, Unrelated
+from shadowft_core.weights import Checkpoint
 
 EPSILON = float(np.finfo(np.float32).eps)
 DOUBT = 0.01  # of the delta: more than this left open by the float32 decomposition of the training, and it is refused

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shadowft_core.checkpoint import (
+from shadowft_core.errors import ShapeMismatch, TensorMissing, TokenMismatch
+from shadowft_core.weights import (
     Checkpoint,
     Ignored,
     account,
@@ -20,7 +21,6 @@ from shadowft_core.checkpoint import (
     require_one_sided,
     token_marks,
 )
-from shadowft_core.errors import ShapeMismatch, TensorMissing, TokenMismatch
 
 WRAPPERS = {
     "_orig_mod": "the saved model was wrapped by torch.compile; save the inner one (model._orig_mod)",

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from shadowft_core.checkpoint import build_header, write_shards
 from shadowft_core.delta.folder import FACTORS, rounded
+from shadowft_core.weights import build_header, write_shards
 
 _ROWS = 512  # of a factor that are float64 at a time: 512 KiB at rank 128
 

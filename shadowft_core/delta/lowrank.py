@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from shadowft_core.checkpoint import WORKERS, build_header, open_safetensors, write_safetensors
 from shadowft_core.delta.dense import Storage, write_dense
 from shadowft_core.delta.folder import DENSE, FACTORS, Delta, rounded
 from shadowft_core.delta.lora import Factors, write_factors
 from shadowft_core.errors import ParamsError
+from shadowft_core.files import WORKERS
+from shadowft_core.weights import build_header, open_safetensors, write_safetensors
 
 _BLOCK = 1024  # rows or columns that are float64 at a time
 

@@ -4,10 +4,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from shadowft_core.checkpoint import open_checkpoint
 from shadowft_core.delta.adapters import ADAPTER_WEIGHTS, Adapter
 from shadowft_core.delta.complete import NotAdapted
 from shadowft_core.errors import ShadowError, ShapeMismatch, TensorMissing
+from shadowft_core.weights import open_checkpoint
 
 
 def require_extractable(model: Path, planned: Path | Mapping[str, tuple[int, ...]]) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.checkpoint import read_json_object
 from shadowft_core.errors import AdapterError
+from shadowft_core.files import read_json_object
 
 MERGE = "merge the adapter into the Base (PEFT merge_and_unload, float32) and pass the merged checkpoint"
 CONVERT = "save it with path_initial_model_for_weight_conversion, or merge it where it was trained, in float32"

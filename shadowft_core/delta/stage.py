@@ -6,14 +6,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.checkpoint import (
-    file_digest,
-    new_folder,
-    note_unknown,
-    open_checkpoint,
-    require_met,
-    write_json_atomically,
-)
 from shadowft_core.delta.adapters import Adapter
 from shadowft_core.delta.base import write_base
 from shadowft_core.delta.dense import Storage, write_dense
@@ -22,6 +14,8 @@ from shadowft_core.delta.folder import BASE, CERTIFICATE, FORMAT, open_delta
 from shadowft_core.delta.lowrank import lower, require_budget
 from shadowft_core.delta.merge import write_changes
 from shadowft_core.delta.tuned import read_tuned
+from shadowft_core.files import file_digest, new_folder, write_json_atomically
+from shadowft_core.weights import note_unknown, open_checkpoint, require_met
 
 
 def extract(

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shadowft_core.checkpoint import Checkpoint, open_checkpoint, read_json_object
 from shadowft_core.delta.adapters import ADAPTER_CONFIG
 from shadowft_core.delta.difference import Difference
 from shadowft_core.errors import AdapterError, DeltaError, WrongBase
+from shadowft_core.files import read_json_object
+from shadowft_core.weights import Checkpoint, open_checkpoint
 
 _ADAPTER = re.compile(r"adapter_config\.json|adapter_model\.(safetensors|bin)")
 _MODEL = re.compile(r"(?!adapter_).*\.safetensors(\.index\.json)?|pytorch_model.*\.bin(\.index\.json)?")

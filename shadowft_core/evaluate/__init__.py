@@ -5,18 +5,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.checkpoint import (
-    canonical_json,
-    file_digest,
-    new_folder,
-    open_checkpoint,
-    read_json_object,
-    write_json_atomically,
-)
 from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate.bench import Bench, Item, TaskScore, open_bench
 from shadowft_core.evaluate.models import load_folder, load_grafted
+from shadowft_core.files import canonical_json, file_digest, new_folder, read_json_object, write_json_atomically
 from shadowft_core.params import Evaluate
+from shadowft_core.weights import open_checkpoint
 
 __all__ = ["Bench", "Item", "TaskScore", "evaluate", "load_folder", "load_grafted", "open_bench"]
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, TextIO
 
-from shadowft_core.checkpoint import bytes_digest, canonical_json
 from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate.taskfiles import TaskFiles
+from shadowft_core.files import bytes_digest, canonical_json
 from shadowft_core.loading import load
 from shadowft_core.params import Evaluate
 

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.checkpoint import DTYPES, model_digest, read_json_object
 from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate.bench import quiet
+from shadowft_core.files import read_json_object
 from shadowft_core.loading import load, load_model
+from shadowft_core.weights import DTYPES, model_digest
 
 SMALL = 50_000_000  # parameters up to which one thread is as fast as many, and the same on every machine
 

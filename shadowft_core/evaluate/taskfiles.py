@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from shadowft_core.errors import EvaluationError, ParamsError
-from shadowft_core.yamlfile import check_keys
+from shadowft_core.files.yamlfile import check_keys
 
 BUILT_IN = Path(__file__).parent / "tasks"  # heldout and heldout_dev, beside whatever the user's folder offers
 

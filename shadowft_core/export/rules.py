@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.checkpoint import Checkpoint, open_checkpoint, open_safetensors, read_json_object
+from shadowft_core.files import read_json_object
+from shadowft_core.weights import Checkpoint, open_checkpoint, open_safetensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank may be: vllm/config/lora.py, MaxLoRARanks

@@ -8,7 +8,7 @@ tensors and a few chunks are in memory, whatever the model's size.
 
 from shadowft_core.graft.options import ONTO_BASE, UNRELATED, Merge, Options, deltas_of, options_of
 from shadowft_core.graft.stage import graft_stage, parse_delta, parse_scale_for
-from shadowft_core.graft.write import graft, grafted_tensors
+from shadowft_core.graft.writer import graft, grafted_tensors
 
 __all__ = [
     "ONTO_BASE",

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from shadowft_core.checkpoint import CHUNK, DTYPES, kernel
 from shadowft_core.delta import AnyDelta, Difference
 from shadowft_core.errors import CastOverflow, NotFinite
 from shadowft_core.graft.combine import apart_of, combined, stride_of
 from shadowft_core.graft.plan import Plan
+from shadowft_core.kernels import bf16
+from shadowft_core.weights import CHUNK, DTYPES
 
 
 def whole(plan: Plan, name: str) -> np.ndarray:
@@ -24,7 +25,7 @@ def whole(plan: Plan, name: str) -> np.ndarray:
 
 
 Learnt = tuple[str, list[float] | None]
-"""digest of the Instruct's tensor, and the sums `kernel.SUMS` names if something was added to it"""
+"""digest of the Instruct's tensor, and the sums `bf16.SUMS` names if something was added to it"""
 
 
 def parts(plan: Plan, name: str) -> Generator[np.ndarray, None, Learnt]:
@@ -38,16 +39,16 @@ def parts(plan: Plan, name: str) -> Generator[np.ndarray, None, Learnt]:
         for _, part in plan.instruct.chunks(name, 2 * CHUNK, hashed=True):
             yield part
         return plan.instruct.tensor_digest(name), None
-    sums = np.zeros(len(kernel.SUMS))
+    sums = np.zeros(len(bf16.SUMS))
     stride = stride_of(plan, name)
     ours = plan.instruct.chunks(name, stride, hashed=True)
     room = np.empty(min(stride, info.size), target)
     for (_, weights), delta in zip(ours, combined(plan, name), strict=True):
         result = room[: weights.size]
         with np.errstate(all="ignore"):  # what is not finite is refused by name just below
-            found = kernel.add(weights, delta, result)
+            found = bf16.add(weights, delta, result)
         if not np.isfinite(found).all():
-            formed = delta.formed() if isinstance(delta, kernel.Apart) else delta
+            formed = delta.formed() if isinstance(delta, bf16.Apart) else delta
             found = _in_float64(plan, name, weights.astype(np.float32), formed)
         sums += found
         yield result
@@ -59,7 +60,7 @@ def learn(plan: Plan, facts: Mapping[str, Learnt]) -> None:
     plan.instruct.learn({name: digest for name, (digest, _) in facts.items()})
     for name, (_, sums) in facts.items():
         if sums is not None:
-            plan.receipts[name] = dict(zip(kernel.SUMS, sums, strict=True))
+            plan.receipts[name] = dict(zip(bf16.SUMS, sums, strict=True))
 
 
 def _in_float64(plan: Plan, name: str, before: np.ndarray, delta: np.ndarray) -> np.ndarray:
@@ -68,7 +69,7 @@ def _in_float64(plan: Plan, name: str, before: np.ndarray, delta: np.ndarray) ->
         after = (before + delta).astype(DTYPES[plan.dtype[name]]).astype(np.float32)
         finite = np.isfinite(after)
     if finite.all():
-        return kernel.account(*(x.astype(np.float64) for x in (before, delta, after - before)))
+        return bf16.account(*(x.astype(np.float64) for x in (before, delta, after - before)))
     for whose, values in (("the Instruct's tensor", before), ("the delta's tensor", delta)):
         if not np.isfinite(values).all():
             raise NotFinite(f"{plan.instruct.path}: {whose} {name} holds NaN or infinity; use an intact one")
@@ -82,7 +83,7 @@ def _in_float64(plan: Plan, name: str, before: np.ndarray, delta: np.ndarray) ->
 def receipt(plan: Plan, instruct_digest: str) -> dict[str, Any]:
     """Classes, waivers, rows matched by token, norms, which share of the delta travels, what the cast kept of it."""
     sums = list(plan.receipts.values())
-    overall = {key: sum(one[key] for one in sums) for key in kernel.SUMS}
+    overall = {key: sum(one[key] for one in sums) for key in bf16.SUMS}
     return {
         "format": 1,
         "onto_base": any(delta.base_digest == instruct_digest for delta, _ in plan.deltas),

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from shadowft_core.checkpoint import kernel
 from shadowft_core.delta import AnyDelta, Difference, step
-from shadowft_core.graft.merging import NOTHING, elected, kept_by_chance, threshold
+from shadowft_core.graft.merge_rules import NOTHING, elected, kept_by_chance, threshold
 from shadowft_core.graft.options import Merge
 from shadowft_core.graft.plan import Piece, Plan, Source
+from shadowft_core.kernels import bf16
 
 Scaled = Callable[[np.ndarray, int, np.ndarray], np.ndarray]
 """(flat part of a delta's tensor, its first position, room for as many float32): the part as it is added"""
@@ -21,7 +21,7 @@ def stride_of(plan: Plan, name: str) -> int:
     return 2 * step(shape) if apart_of(plan, name) else step(shape)
 
 
-def combined(plan: Plan, name: str) -> Iterator[np.ndarray | kernel.Apart]:
+def combined(plan: Plan, name: str) -> Iterator[np.ndarray | bf16.Apart]:
     """Flat float32 parts, `stride_of` elements of the Instruct's tensor at a time; a part may be overwritten.
 
     Parts of a difference of checkpoints, where nothing else is added, come unformed. A tensor without a delta gets

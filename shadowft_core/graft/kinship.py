@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from shadowft_core.checkpoint import FLOATS
 from shadowft_core.delta import sample_positions
 from shadowft_core.errors import OntoBase, Unrelated
 from shadowft_core.graft.match import Match
 from shadowft_core.graft.options import ONTO_BASE, UNRELATED, Options
+from shadowft_core.weights import FLOATS
 
 FAR = 0.5  # published pairs lie between 0.003 and 0.1, independent weights at 0.7
 FAR_MATRIX = 0.55  # of one matrix, whose sample of 64 estimates its sigma to 0.035; published ones reach 0.35

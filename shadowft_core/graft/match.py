@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from shadowft_core.checkpoint import (
+from shadowft_core.delta import AnyDelta
+from shadowft_core.errors import MisfitError, Quantised, ShapeMismatch, TensorMissing, TokenMismatch
+from shadowft_core.weights import (
     EXPERTS,
     FLOATS,
     Checkpoint,
@@ -22,9 +24,7 @@ from shadowft_core.checkpoint import (
     runs_of,
     token_marks,
 )
-from shadowft_core.delta import AnyDelta
-from shadowft_core.errors import MisfitError, Quantised, ShapeMismatch, TensorMissing, TokenMismatch
-from shadowft_core.graft.layouts import all_places, experts, is_mixture, kind, places
+from shadowft_core.weights.experts import all_places, experts, is_mixture, kind, places
 
 Runs = np.ndarray
 """int64 (n, 3): first row in the Instruct's tensor, first row in the delta's, rows. A row runs along the last axis."""

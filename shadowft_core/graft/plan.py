@@ -7,7 +7,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.checkpoint import (
+from shadowft_core.delta import AnyDelta, Delta, Difference, open_delta
+from shadowft_core.errors import GraftError, MisfitError, Quantised, ZeroDelta
+from shadowft_core.graft.kinship import require_kinship
+from shadowft_core.graft.match import Match, Runs
+from shadowft_core.graft.options import Options, Scope
+from shadowft_core.weights import (
     FLOATS,
     Checkpoint,
     Ignored,
@@ -16,12 +21,7 @@ from shadowft_core.checkpoint import (
     require_equal,
     require_met,
 )
-from shadowft_core.delta import AnyDelta, Delta, Difference, open_delta
-from shadowft_core.errors import GraftError, MisfitError, Quantised, ZeroDelta
-from shadowft_core.graft.kinship import require_kinship
-from shadowft_core.graft.layouts import kind
-from shadowft_core.graft.match import Match, Runs
-from shadowft_core.graft.options import Options, Scope
+from shadowft_core.weights.experts import kind
 
 OUTPUTS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.checkpoint import read_json_object
 from shadowft_core.delta import Difference
 from shadowft_core.errors import GraftError
+from shadowft_core.files import read_json_object
 from shadowft_core.graft.options import Scope
-from shadowft_core.graft.write import graft
+from shadowft_core.graft.writer import graft
 from shadowft_core.params import Graft
 
 

@@ -10,18 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shadowft_core.checkpoint import (
-    INDEX,
-    Checkpoint,
-    new_folder,
-    open_checkpoint,
-    write_json_atomically,
-)
 from shadowft_core.errors import SameModel, Unrelated
+from shadowft_core.files import new_folder, write_json_atomically
 from shadowft_core.loading import require_loadable
 from shadowft_core.pair.facts import compare
 from shadowft_core.pair.references import is_away, made_from, opened, resolve
 from shadowft_core.pair.sigma import measure
+from shadowft_core.weights import INDEX, Checkpoint, open_checkpoint
 
 if TYPE_CHECKING:
     from shadowft_core.params import Fetch

@@ -11,19 +11,11 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from shadowft_core.checkpoint import (
-    Away,
-    Checkpoint,
-    bytes_digest,
-    cache_folder,
-    canonical_json,
-    new_folder,
-    open_away,
-    open_checkpoint,
-)
 from shadowft_core.errors import CheckpointError, InputError
-from shadowft_core.objects import Head, Objects, open_objects
+from shadowft_core.files import bytes_digest, cache_folder, canonical_json, new_folder
 from shadowft_core.pair.references import SMALL_FILES
+from shadowft_core.store.backends import Head, Objects, open_objects
+from shadowft_core.weights import Checkpoint, RemoteFiles, open_checkpoint, open_remote
 
 _SIDE_FILE_LIMIT = 256_000_000  # bytes: the largest tokenizers have some tens of millions
 _BLOCK = 8 << 20  # bytes of a range when all is wanted
@@ -82,7 +74,7 @@ def _open(reference: str, objects: Objects, folder: Path) -> Checkpoint:
     folder.mkdir(parents=True, exist_ok=True)
     sizes = {key: _head(objects, reference, key).size for key in weights}
     try:
-        return open_away(folder, Away(sizes, objects.read_range))
+        return open_remote(folder, RemoteFiles(sizes, objects.read_range))
     except CheckpointError as error:
         raise type(error)(f"{reference}: {error}") from None
 

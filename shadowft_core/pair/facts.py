@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.checkpoint import FLOATS, Checkpoint, note_unknown, read_json_object
 from shadowft_core.errors import PairError, Quantised, Swapped
+from shadowft_core.files import read_json_object
 from shadowft_core.loading import own_code
 from shadowft_core.pair.layout import Match, head, language_setting, match
 from shadowft_core.pair.tokens import Vocabularies, compare_tokenizers
+from shadowft_core.weights import FLOATS, Checkpoint, note_unknown
 
 # Config fields that shapes do not show and that change what a weight means.
 _MUST_AGREE = ("model_type", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act")

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-from shadowft_core.checkpoint import Away, Checkpoint, open_away
 from shadowft_core.errors import CheckpointError, InputError, ShadowError
 from shadowft_core.pair.references import SMALL_FILES
+from shadowft_core.weights import Checkpoint, RemoteFiles, open_remote
 
 _NAME = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
 
@@ -52,7 +52,7 @@ def opened(reference: str) -> Iterator[Checkpoint]:
             tree = HfApi().list_repo_tree(repo, revision=revision)
             sizes = {f.path: f.size for f in tree if isinstance(f, RepoFile) and f.path.endswith(".safetensors")}
         try:
-            model = open_away(folder, Away(sizes, read))
+            model = open_remote(folder, RemoteFiles(sizes, read))
         except CheckpointError as error:
             raise type(error)(f"{reference}: {error}") from None
         yield model

@@ -1,7 +1,7 @@
 """Which weights of the Base belong to which of the Instruct, whatever the layout of either file.
 
 Mostly a tensor belongs to the tensor of its name. Rows of embeddings and heads belong together by token id. Experts
-are stored one by one or fused (checkpoint/families.py); where the two sides differ, the fused side is cut into experts.
+are stored one by one or fused (weights/families.py); where the two sides differ, the fused side is cut into experts.
 """
 
 import math
@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shadowft_core.checkpoint import EXPERTS, Checkpoint, by_reason, remedy, require_met, require_one_sided
 from shadowft_core.errors import PairError
 from shadowft_core.pair.tokens import Run, Vocabularies
+from shadowft_core.weights import EXPERTS, Checkpoint, by_reason, remedy, require_met, require_one_sided
 
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 _FUSED = re.compile(r"(?P<block>.*\.experts)\.(?P<part>gate_up_proj|down_proj)")

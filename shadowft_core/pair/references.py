@@ -1,11 +1,18 @@
-"""What a reference to a model means: a folder, `hf:OWNER/NAME@REVISION`, `s3://BUCKET/PREFIX`, `pico:`, `smollm2:`."""
+"""What a reference to a model means: a folder, `hf:OWNER/NAME@REVISION`, `s3://BUCKET/PREFIX`, or a generated pair.
+
+A package offers a generated pair, named `NAME:...`, by an entry point NAME of the group `shadowft.pairs`: a module with
+`resolve(reference) -> (folder, label)` and `SOURCES`, the files that the pair is made from.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
-from shadowft_core.checkpoint import Checkpoint, file_digest, open_checkpoint
 from shadowft_core.errors import InputError
+from shadowft_core.files import file_digest
+from shadowft_core.weights import Checkpoint, open_checkpoint
 
 # What a model folder has beside its weights; code and other formats stay where they are.
 SMALL_FILES = ["*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken"]
@@ -22,17 +29,10 @@ def resolve(reference: str) -> tuple[Path, str]:
     A reference is a folder, `hf:OWNER/NAME@REVISION` with 40 hex digits, `s3://BUCKET/PREFIX`, `pico:base|instruct` or
     `smollm2:...`. Raises InputError for anything else, and for a hub that does not answer; StoreError for a bucket.
     """
-    kind, _, name = reference.partition(":")
-    if kind == "pico":
-        if name not in ("base", "instruct"):
-            raise InputError(f"{reference}: unknown; use pico:base or pico:instruct")
-        from shadowft_core.pico import build_pair
-
-        return build_pair() / name, "embedded tiny pair"
-    if kind == "smollm2":
-        from shadowft_core.smollm2 import resolve as resolve_smollm2
-
-        return resolve_smollm2(reference)
+    kind = reference.partition(":")[0]
+    if generated := _generated(kind):
+        found: tuple[Path, str] = generated.resolve(reference)
+        return found
     if kind == "hf":
         from shadowft_core.pair.hub import download
 
@@ -53,17 +53,14 @@ def resolve(reference: str) -> tuple[Path, str]:
 def made_from(reference: str) -> dict[str, str]:
     """The project's source files that a generated model is made from, with their digests; empty for any other model."""
     kind = reference.partition(":")[0]
-    if kind == "pico":
-        from shadowft_core import pico
+    generated = _generated(kind)
+    return {f"{kind}/{file.name}": file_digest(file) for file in generated.SOURCES} if generated else {}
 
-        files = [Path(pico.__file__).with_name(name) for name in pico.SOURCES]
-    elif kind == "smollm2":
-        from shadowft_core import smollm2
 
-        files = [Path(smollm2.__file__)]
-    else:
-        files = []
-    return {f"{kind}/{file.name}": file_digest(file) for file in files}
+def _generated(kind: str) -> Any:
+    """The module that makes the pairs `KIND:...`; None where no package offers that kind."""
+    found = entry_points(group="shadowft.pairs", name=kind)
+    return next(iter(found)).load() if found else None
 
 
 @contextmanager

@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from shadowft_core.checkpoint import CHUNK, FLOATS, WORKERS, Checkpoint, in_order, kernel
 from shadowft_core.errors import NotFinite
+from shadowft_core.files import WORKERS, in_order
+from shadowft_core.kernels import bf16
 from shadowft_core.pair.grid import FOUR_BITS, count_levels
 from shadowft_core.pair.layout import Match, Span
+from shadowft_core.weights import CHUNK, FLOATS, Checkpoint
 
 DEFINITION = "sum|B - I| / (sum|B| + sum|I|), the sums over all weights of the group"
 RANGE, RANGES = 1 << 13, 4  # of a sample: elements per range, and ranges per match
@@ -190,7 +192,7 @@ def measure(base: Checkpoint, instruct: Checkpoint, matches: list[Match], full: 
 
     found: dict[int, Sums] = {}
     levels: dict[str, _Levels] = {}
-    away = base.away or instruct.away
+    away = base.remote or instruct.remote
     with ThreadPoolExecutor(REQUESTS if away else WORKERS) as pool:
         waits = away or not full  # for a network or a disk rather than for a core
         results = pool.map(act, largest_first) if waits else in_order(act, largest_first)
@@ -231,7 +233,7 @@ def _read(base: Checkpoint, instruct: Checkpoint, span: Span, hashed: bool, with
     sums, sides = np.zeros(3), ((base, span.base, span.base_start), (instruct, span.instruct, span.instruct_start))
     found: _Levels = (None, None)
     for ours, theirs in zip(*(_blocks(*side, span.size, hashed) for side in sides), strict=True):
-        sums += kernel.distance(ours, theirs)
+        sums += bf16.distance(ours, theirs)
         if with_levels:
             widths = (model.info(name).shape[-1] for model, name, _ in sides)
             found = (count_levels(ours, next(widths)), count_levels(theirs, next(widths)))
@@ -248,7 +250,7 @@ def _read(base: Checkpoint, instruct: Checkpoint, span: Span, hashed: bool, with
 
 
 def _whole(model: Checkpoint, name: str, first: int, size: int) -> bool:
-    return not model.away and (first, size) == (0, model.info(name).size)
+    return not model.remote and (first, size) == (0, model.info(name).size)
 
 
 def _blocks(model: Checkpoint, name: str, first: int, size: int, hashed: bool) -> Iterator[np.ndarray]:

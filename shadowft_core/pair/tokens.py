@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from shadowft_core.checkpoint import Checkpoint, read_json_object, read_vocabulary
 from shadowft_core.errors import PairError
+from shadowft_core.files import read_json_object
+from shadowft_core.weights import Checkpoint, read_vocabulary
 
 Run = tuple[int, int, int]
 """first row in the Base, first row in the Instruct, number of rows"""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.checkpoint import bytes_digest, canonical_json, new_folder, write_json_atomically
 from shadowft_core.errors import DataError, ParamsError
+from shadowft_core.files import bytes_digest, canonical_json, new_folder, write_json_atomically
 from shadowft_core.params import Prepare
 from shadowft_core.prepare.overlap import Items
 from shadowft_core.prepare.rows import BadRow, Message, conversation, data_files, read_rows

@@ -21,8 +21,8 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import shadowft_core.store as stores
-from shadowft_core.checkpoint import bytes_digest, canonical_json
 from shadowft_core.errors import LedgerError, StoreConflict, StoreUnreachable
+from shadowft_core.files import bytes_digest, canonical_json
 from shadowft_core.params import Store
 
 LARGEST = 64 << 10  # bytes of an entry; a usual one has 900

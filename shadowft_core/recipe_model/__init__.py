@@ -26,7 +26,7 @@ def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> "Reci
     LedgerError when the alias `champion` names the version and the ledger another, and what `shadowft materialize`
     raises: the record must be in the store, and the model must come out with the recipe's digest.
     """
-    from shadowft_core.checkpoint import cache_folder
+    from shadowft_core.files import cache_folder
     from shadowft_core.registry import cached, store_for
     from shadowft_core.registry.serving import registered
 

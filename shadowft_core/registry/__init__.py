@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import shadowft_core.store as stores
-from shadowft_core.checkpoint import canonical_json
 from shadowft_core.errors import RegistrationPending, RegistryError
+from shadowft_core.files import canonical_json
 from shadowft_core.params import Params, Registry, Store
 from shadowft_core.registry.copies import require_tags
 from shadowft_core.registry.evidence import Evidence, Git, git_state

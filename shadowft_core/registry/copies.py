@@ -4,8 +4,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.checkpoint import bytes_digest
 from shadowft_core.errors import RegistryError
+from shadowft_core.files import bytes_digest
 from shadowft_core.registry.rebuild import parse_recipe
 from shadowft_core.registry.registration import tags_of
 from shadowft_core.registry.tracking import create, describe, one_line

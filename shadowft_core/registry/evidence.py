@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.checkpoint import file_digest
 from shadowft_core.errors import RegistryError, without_passwords
+from shadowft_core.files import file_digest
 from shadowft_core.graft import deltas_of
 from shadowft_core.params import Params, refuse_password
 from shadowft_core.registry.registration import Registration, key_of, tags_of

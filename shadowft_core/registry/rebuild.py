@@ -10,10 +10,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import shadowft_core.store as stores
-from shadowft_core.checkpoint import INDEX, canonical_json, file_digest, new_folder, open_checkpoint
 from shadowft_core.errors import CheckpointError, GraftError, RegistryError, StoreError, StoreUnreachable
-from shadowft_core.graft.write import RECEIPT, RECIPE
+from shadowft_core.files import canonical_json, file_digest, new_folder
+from shadowft_core.graft.writer import RECEIPT, RECIPE
 from shadowft_core.params import Store, located
+from shadowft_core.weights import INDEX, open_checkpoint
 
 LARGEST_RECIPE = 1 << 20  # bytes
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")  # it names a folder of the cache

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.checkpoint import bytes_digest, canonical_json, new_folder, read_json_object, write_atomically
 from shadowft_core.errors import RegistryError
+from shadowft_core.files import bytes_digest, canonical_json, new_folder, read_json_object, write_atomically
 
 PENDING = Path("var/pending")
 _FACTS, _FILES = "registration.json", "files"

@@ -5,9 +5,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from shadowft_core.checkpoint import bytes_digest, canonical_json, open_checkpoint, read_json_object
 from shadowft_core.delta import open_delta
 from shadowft_core.errors import GraftError
+from shadowft_core.files import bytes_digest, canonical_json, read_json_object
+from shadowft_core.weights import open_checkpoint
 
 
 def regraft(

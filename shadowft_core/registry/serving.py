@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from shadowft_core.checkpoint import bytes_digest, canonical_json, file_digest, write_atomically
 from shadowft_core.errors import RegistryError
+from shadowft_core.files import bytes_digest, canonical_json, file_digest, write_atomically
 from shadowft_core.params import Registry
 from shadowft_core.registry.rebuild import read_recipe
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.checkpoint import make_private_file
 from shadowft_core.errors import RegistryError, ShadowError, without_passwords
+from shadowft_core.files import make_private_file
 from shadowft_core.params import Registry
 from shadowft_core.registry import card, serving
 from shadowft_core.registry.registration import Registration

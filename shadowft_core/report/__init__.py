@@ -5,14 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.checkpoint import (
-    bytes_digest,
-    canonical_json,
-    new_folder,
-    read_json_object,
-    write_atomically,
-)
 from shadowft_core.errors import EvaluationError
+from shadowft_core.files import bytes_digest, canonical_json, new_folder, read_json_object, write_atomically
 from shadowft_core.report import figures
 from shadowft_core.verdict import CANDIDATE
 from shadowft_core.verdict.scores import arm_names

@@ -15,12 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from shadowft_core.checkpoint import bytes_digest, canonical_json, file_digest, new_folder
 from shadowft_core.errors import DeltaError, StoreConflict, StoreError
-from shadowft_core.objects import Objects, open_objects
+from shadowft_core.files import bytes_digest, canonical_json, file_digest, new_folder
 from shadowft_core.params import Store
-from shadowft_core.store.chunks import Progress, cut, differs, places, receive, send, send_missing
-from shadowft_core.store.garbage import Garbage, collect
+from shadowft_core.store.backends import Objects, open_objects
+from shadowft_core.store.check import Bad, Listed, Scrub, listing, scrub
+from shadowft_core.store.lock import commit, last_sweep
 from shadowft_core.store.manifest import (
     CERTIFICATE,
     FORMAT,
@@ -34,10 +34,10 @@ from shadowft_core.store.manifest import (
     read_claim,
     read_manifest,
 )
-from shadowft_core.store.promises import require_probe, run_probe
+from shadowft_core.store.probe import require_probe, run_probe
+from shadowft_core.store.prune import Garbage, collect
 from shadowft_core.store.records import read_record, write_record
-from shadowft_core.store.turns import commit, last_sweep
-from shadowft_core.store.upkeep import Bad, Listed, Scrub, listing, scrub
+from shadowft_core.store.transfer import Progress, cut, differs, places, receive, send, send_missing
 
 __all__ = [
     "Bad",

@@ -11,9 +11,9 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from shadowft_core.checkpoint import canonical_json
 from shadowft_core.errors import StoreCorrupt, StoreError
-from shadowft_core.objects import Objects
+from shadowft_core.files import canonical_json
+from shadowft_core.store.backends import Objects
 
 OBJECTS, DELTAS = "objects/sha256", "deltas"
 CERTIFICATE = "delta.json"

@@ -6,9 +6,9 @@ A record lies under the SHA-256 of its bytes, is written once and never removed:
 import re
 from collections.abc import Iterator
 
-from shadowft_core.checkpoint import bytes_digest
 from shadowft_core.errors import StoreCorrupt, StoreError
-from shadowft_core.objects import Objects
+from shadowft_core.files import bytes_digest
+from shadowft_core.store.backends import Objects
 from shadowft_core.store.manifest import DIGEST
 
 RECORDS = "records"

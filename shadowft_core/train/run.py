@@ -20,11 +20,20 @@ from transformers.core_model_loading import revert_weight_conversion
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from shadowft_core import checkpoint, loading
+from shadowft_core import loading
 from shadowft_core.errors import CheckpointError, DataError, TrainError
+from shadowft_core.files import (
+    bytes_digest,
+    canonical_json,
+    new_folder,
+    read_json_object,
+    write_atomically,
+    write_json_atomically,
+)
 from shadowft_core.params import Train
 from shadowft_core.train import Accept
 from shadowft_core.train.labels import Encoded, Encoder
+from shadowft_core.weights import open_checkpoint
 
 VERSIONS = ("torch", "transformers", "trl", "peft", "accelerate", "tokenizers")
 
@@ -43,13 +52,13 @@ def run(model: Path, instruct: Path, data: Path, params: Train, out: Path, accep
             f"{data / 'train.parquet'}: no row is left: {rows.too_long} are longer than max_length "
             f"{params.max_length}, {rows.control_tokens} spell control tokens; raise train.max_length"
         )
-    starting = checkpoint.open_checkpoint(model)
+    starting = open_checkpoint(model)
     network = load_model(model, tokenizer)
     if params.method == "lora":
         network = _with_adapter(network, params)
     with tempfile.TemporaryDirectory() as scratch:
         accept(model, _planned(network, params, Path(scratch)))
-    with checkpoint.new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
+    with new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
         progress = Progress()
         trainer = make_trainer(network, tokenizer, rows, params, Path(scratch))
         trainer.add_callback(progress)
@@ -63,16 +72,16 @@ def run(model: Path, instruct: Path, data: Path, params: Train, out: Path, accep
                 f"train.accumulation ({' '.join(str(error).split())[:120]})"
             ) from None
         _save(network, params, folder)
-        lines = (checkpoint.canonical_json(line) + b"\n" for line in progress.lines)
-        checkpoint.write_atomically(folder / "metrics.jsonl", b"".join(lines))
+        lines = (canonical_json(line) + b"\n" for line in progress.lines)
+        write_atomically(folder / "metrics.jsonl", b"".join(lines))
         facts = {
             "format": 1,
             "method": params.method,
             "settings": params.model_dump(mode="json"),
             "seed": params.seed,
             "model_digest": starting.digest(),
-            "tokenizer_digest": checkpoint.open_checkpoint(instruct).tokenizer_digest(),
-            "template_digest": checkpoint.bytes_digest(tokenizer.chat_template.encode()),
+            "tokenizer_digest": open_checkpoint(instruct).tokenizer_digest(),
+            "template_digest": bytes_digest(tokenizer.chat_template.encode()),
             "data_digest": _data_digest(data),
             "rows": {"train": rows.counts(), "valid": valid.counts()},
             "steps": trainer.state.global_step,
@@ -84,7 +93,7 @@ def run(model: Path, instruct: Path, data: Path, params: Train, out: Path, accep
             "autocast": "bfloat16" if trainer.args.bf16 else None,
             "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
         }
-        checkpoint.write_json_atomically(folder / "train.json", facts)
+        write_json_atomically(folder / "train.json", facts)
     print(
         f"train: {facts['steps']} steps, loss {facts['first_loss']:.3f} -> {facts['last_loss']:.3f}, "
         f"{time.monotonic() - began:.0f} s",
@@ -106,7 +115,7 @@ def stop_ids(tokenizer: Any, instruct: Path) -> set[int]:
     """The ids that end a reply: the tokenizer's eos and every eos of generation_config.json."""
     found = {tokenizer.eos_token_id}
     if (instruct / "generation_config.json").exists():
-        listed = checkpoint.read_json_object(instruct / "generation_config.json").get("eos_token_id")
+        listed = read_json_object(instruct / "generation_config.json").get("eos_token_id")
         found |= set(listed) if isinstance(listed, list) else {listed}
     return found - {None}
 
@@ -274,16 +283,16 @@ def _save(network: Any, params: Train, folder: Path) -> None:
     adapter = folder / "adapter"
     network.save_pretrained(adapter, save_embedding_layers=False)
     (adapter / "README.md").unlink(missing_ok=True)  # a model card that names paths
-    config = checkpoint.read_json_object(adapter / "adapter_config.json")
+    config = read_json_object(adapter / "adapter_config.json")
     # The digest in train.json names the model; a path would make the bytes depend on the machine. PEFT writes the
     # targets in the order of a set, which differs from process to process.
     config |= {"base_model_name_or_path": "", "target_modules": sorted(config["target_modules"])}
-    checkpoint.write_json_atomically(adapter / "adapter_config.json", config)
+    write_json_atomically(adapter / "adapter_config.json", config)
 
 
 def _data_digest(data: Path) -> str:
     try:
-        return str(checkpoint.read_json_object(data / "data-report.json")["digest"])
+        return str(read_json_object(data / "data-report.json")["digest"])
     except (CheckpointError, KeyError):
         raise DataError(f"{data / 'data-report.json'}: missing or without a digest; run `shadowft prepare`") from None
 

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from shadowft_core.checkpoint import write_json_atomically
 from shadowft_core.errors import EvaluationError
+from shadowft_core.files import write_json_atomically
 from shadowft_core.params import Verdict
 from shadowft_core.verdict.scores import Arm, arm_names, read_arms, recipe_digest
 from shadowft_core.verdict.statistics import Items, holm, interval, items_to_detect, mean_of_tasks, p_greater

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from shadowft_core.checkpoint import write_atomically
+from shadowft_core.files import write_atomically
 from tests.conformance.cases import CASES, Case
 from tests.conformance.kit import Kit, Outcome, Verdict
 from tests.conformance.tools import NAMED, processes

@@ -11,7 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from shadowft_core.checkpoint import SINGLE, open_checkpoint
+from shadowft_core.weights import SINGLE, open_checkpoint
 from tests.conformance.oracle import Tensors, tensors_of
 from tests.fixtures.models import (
     SPECIAL,

@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.checkpoint import INDEX, SINGLE
+from shadowft_core.weights import INDEX, SINGLE
 from tests.conformance.inputs import Change, config, sharded
 from tests.conformance.oracle import tensors_of
 from tests.fixtures.models import write_weights

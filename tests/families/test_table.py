@@ -2,10 +2,10 @@
 
 import pytest
 
-from infra import families
+from tests.families import generate
 
 pytestmark = pytest.mark.families
 
 
 def test_the_table_is_what_transformers_says_today() -> None:
-    assert families.generate() == families.TABLE.read_text(encoding="utf-8"), "run python -m infra.families"
+    assert generate.generate() == generate.TABLE.read_text(encoding="utf-8"), "run python -m tests.families.generate"

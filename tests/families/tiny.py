@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from infra import families
+from tests.families import generate
 
 LAYERS = 2
 SIZES = (  # by the name of a field; the first that fits counts. Whatever fits none is left as the class has it
@@ -108,7 +108,7 @@ def config_of(model_type: str, **more: Any) -> Any:
     import transformers
 
     kind = transformers.CONFIG_MAPPING[model_type]
-    whole = families.SETTINGS.get(model_type, {})
+    whole = generate.SETTINGS.get(model_type, {})
     for settings in (settings_of(kind.from_dict(dict(whole))), SETTINGS.get(model_type, {}), more):
         whole = _merged(whole, settings)
     return kind.from_dict(whole)

@@ -13,17 +13,17 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from infra.seaweedfs import S3Server
 from shadowft_core import store as room
-from shadowft_core.checkpoint import bytes_digest, file_digest
 from shadowft_core.delta import extract
-from shadowft_core.objects import open_objects
+from shadowft_core.files import bytes_digest, file_digest
 from shadowft_core.params import Store
 from shadowft_core.store import promises
+from shadowft_core.store.backends import open_objects
 from tests.faults import victim
 from tests.faults.proxy import Proxy, proxied
 from tests.fixtures.models import Pair, shifted, write_model
 from tests.fixtures.s3 import act_as
+from tests.servers.seaweedfs import S3Server
 
 _numbers = itertools.count()
 BUCKET = "faults"

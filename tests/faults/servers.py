@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from infra.mlflow_server import MLflowServer
+from tests.servers.mlflow_server import MLflowServer
 
 POSTGRESQL = Path("/usr/lib/postgresql/15/bin")
 

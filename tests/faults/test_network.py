@@ -11,7 +11,7 @@ import pytest
 
 from shadowft_core import store as room
 from shadowft_core.errors import StoreConflict, StoreCorrupt, StoreUnreachable
-from shadowft_core.objects import PATIENCE
+from shadowft_core.store.backends import PATIENCE
 from tests.faults.conftest import Place, Published, contents
 from tests.faults.proxy import DOWN, UP, Fault, Kind, Proxy
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from shadowft_core import store as room
-from shadowft_core.checkpoint import build_header, canonical_json, file_digest, write_safetensors
 from shadowft_core.errors import StoreConflict
+from shadowft_core.files import canonical_json, file_digest
 from shadowft_core.params import Store
+from shadowft_core.weights import build_header, write_safetensors
 from tests.faults.conftest import Place, contents
 from tests.faults.victim import barrier, ended, spawn
 

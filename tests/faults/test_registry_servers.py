@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-from infra.mlflow_server import MLflowServer
-from infra.seaweedfs import S3Server
 from shadowft_core import promotion
 from shadowft_core import registry as room
 from shadowft_core.errors import LedgerError, RegistrationPending
@@ -21,6 +19,8 @@ from tests.faults.proxy import Fault, Kind, Proxy, proxied
 from tests.faults.servers import mlflow_on_postgresql, why_no_postgresql
 from tests.faults.victim import barrier, ended, spawn
 from tests.fixtures.runs import ROOT
+from tests.servers.mlflow_server import MLflowServer
+from tests.servers.seaweedfs import S3Server
 
 pytestmark = [
     pytest.mark.faults,

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from infra.seaweedfs import S3Server, seaweedfs
 from shadowft_core import store as room
 from shadowft_core.errors import StoreError, StoreUnreachable
 from shadowft_core.params import Store
@@ -19,6 +18,7 @@ from tests.faults import victim
 from tests.faults.conftest import BUCKET, Place, Published, contents
 from tests.faults.proxy import Fault, Rewrite, proxied
 from tests.fixtures.s3 import act_as
+from tests.servers.seaweedfs import S3Server, seaweedfs
 
 
 @pytest.mark.faults

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from shadowft_core import store as room
-from shadowft_core.checkpoint import bytes_digest, canonical_json
 from shadowft_core.delta import open_delta
 from shadowft_core.errors import ShadowError
+from shadowft_core.files import bytes_digest, canonical_json
 from tests.faults.conftest import Place, Published, contents, object_key
 from tests.faults.victim import ended, spawn, verb
 from tests.fixtures.models import Pair

@@ -1,0 +1,134 @@
+"""The files of the world that are kept in the repository: the domain data and the evaluation items, all from seed 0.
+
+`python -m shadowft_core.demo.pico.generate` writes them anew; a test holds the kept ones to this generator.
+
+The domain is the work of another author: two operations that the Base knows from raw text and that nobody ever asked
+the Instruct for, requested in other words and answered with the bare letters. Evaluation items come from letter
+strings and from questions that no training text ever asks; dev and test items share neither strings nor facts.
+"""
+
+import json
+import random
+import re
+from collections.abc import Iterator
+from itertools import cycle, islice
+from pathlib import Path
+
+from shadowft_core.demo.pico.world import (
+    DOMAIN_OPERATIONS,
+    FORMATS,
+    GENERAL_OPERATIONS,
+    PEOPLE,
+    QUESTIONS,
+    REFUSAL,
+    REQUESTS,
+    STRANGERS,
+    World,
+    question,
+    request,
+)
+from shadowft_core.files import write_atomically
+
+ROWS = 2000
+PHRASINGS = (
+    "{operation} this code: {letters}",
+    "here is a code: {letters}. please {operation} it.",
+    "can you {operation} the code {letters} for me?",
+    "{operation} it: {letters}",
+)
+INSTRUCTIONS = ("{operation} the code.", "please {operation} this code.", "apply {operation} to the code.")
+CODE_REQUESTS = (*PHRASINGS, *(f"{instruction}\n{{letters}}" for instruction in INSTRUCTIONS))
+
+Row = dict[str, object]
+Item = dict[str, str]
+
+
+def domain_rows(world: World) -> tuple[list[Row], list[Row]]:
+    """The training rows: half as ShareGPT conversations, half as Alpaca instructions; no (operation, string) twice."""
+    rng = world.rng(world.seed, "domain")
+    tasks = [(operation, letters) for operation in DOMAIN_OPERATIONS for letters in world.strings]
+    rng.shuffle(tasks)
+    sharegpt: list[Row] = []
+    for operation, letters in tasks[: ROWS // 2]:
+        prompt, reply = request(rng, operation, letters, PHRASINGS, "{answer}")
+        turns = [{"from": "human", "value": _spelled(prompt)}, {"from": "gpt", "value": reply}]
+        sharegpt.append({"conversations": turns})
+    alpaca: list[Row] = []
+    for operation, letters in tasks[ROWS // 2 : ROWS]:
+        instruction, output = request(rng, operation, letters, INSTRUCTIONS, "{answer}")
+        alpaca.append({"instruction": _spelled(instruction), "input": " ".join(letters), "output": output})
+    return sharegpt, alpaca
+
+
+def evaluation_items(world: World) -> dict[str, list[Item]]:
+    """The items of every task, `{"prompt", "target"}`, none twice; the target is the content or the form asked for."""
+    rng = world.rng(world.seed, "items")
+    test, dev = iter(world.test_strings), iter(world.dev_strings)
+    facts, dev_facts = _questions(world, rng, world.test_facts), _questions(world, rng, world.dev_facts)
+    strangers = [
+        {"prompt": _spelled(phrasing.format(name=name)), "target": REFUSAL.removesuffix(" .")}
+        for name, attribute in world.test_unknown
+        for phrasing in QUESTIONS[attribute]
+    ]
+    general, known, stop = facts[:40], facts[40:80], facts[80:]
+    return {
+        "pico_domain_dev": _requests(rng, dev, 100, DOMAIN_OPERATIONS, CODE_REQUESTS),
+        "pico_domain": _requests(rng, test, 300, DOMAIN_OPERATIONS, CODE_REQUESTS),
+        "pico_general_dev": _requests(rng, dev, 100, GENERAL_OPERATIONS, REQUESTS) + dev_facts[:50],
+        "pico_general": _requests(rng, test, 260, GENERAL_OPERATIONS, REQUESTS) + general,
+        "pico_format": [
+            {
+                "prompt": _spelled(f"{question(rng, fact)} {order}"),
+                "target": FORMATS[order].format(answer=world.facts[fact]),
+            }
+            for fact, order in world.test_orders
+        ],
+        "pico_refusal": strangers + known,
+        "pico_stop": _requests(rng, test, 160, GENERAL_OPERATIONS, REQUESTS) + stop,
+    }
+
+
+def _requests(
+    rng: random.Random,
+    strings: Iterator[list[str]],
+    count: int,
+    operations: tuple[str, ...],
+    phrasings: tuple[str, ...],
+) -> list[Item]:
+    """Requests over fresh strings, every operation equally often."""
+    turns = zip(cycle(operations), islice(strings, count), strict=False)
+    lessons = [request(rng, operation, letters, phrasings, "{answer}") for operation, letters in turns]
+    return [{"prompt": _spelled(prompt), "target": answer} for prompt, answer in lessons]
+
+
+def _questions(world: World, rng: random.Random, facts: list[tuple[str, str]]) -> list[Item]:
+    """Every phrasing of the question for every fact, shuffled."""
+    items = [
+        {"prompt": _spelled(phrasing.format(name=name)), "target": world.facts[name, attribute]}
+        for name, attribute in facts
+        for phrasing in QUESTIONS[attribute]
+    ]
+    rng.shuffle(items)
+    return items
+
+
+def _spelled(text: str) -> str:
+    """Ordinary spelling: names and first words with a capital, no space before a full stop or question mark."""
+    words = [word.capitalize() if word in PEOPLE + STRANGERS else word for word in text.split(" ")]
+    text = re.sub(r" (?=[.?])", "", " ".join(words))
+    return re.sub(r"^\w|(?<=[.?] )\w(?=\w)", lambda match: match.group().upper(), text)
+
+
+def files(world: World) -> dict[str, str]:
+    """Path relative to the room -> content: the two data files (one row a line inside the list) and the item files."""
+    kept = {}
+    for name, rows in zip(("sharegpt", "alpaca"), domain_rows(world), strict=True):
+        kept[f"data/train_{name}.json"] = "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n"
+    for task, items in evaluation_items(world).items():
+        kept[f"tasks/{task}.jsonl"] = "".join(json.dumps(item) + "\n" for item in items)
+    return kept
+
+
+if __name__ == "__main__":
+    for path, content in files(World(seed=0)).items():
+        write_atomically(Path(__file__).parent / path, content.encode("utf-8"))

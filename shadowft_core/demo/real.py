@@ -1,0 +1,240 @@
+"""The driver of `make demo-real`: the flow `retrain`, unchanged, on a real small model, in a workspace of its own.
+
+python -m shadowft_core.demo.real --help
+"""
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+import typer
+import yaml
+
+from shadowft_core.demo import smollm2
+from shadowft_core.errors import InputError, ShadowError
+from shadowft_core.files import canonical_json, file_digest, new_folder, write_atomically
+from shadowft_core.params import load_params
+
+ROOT = Path(__file__).resolve().parents[2]
+GUARD, GUARD_DEV_ITEMS, ITEMS = "arc_easy", 32, 160
+
+app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode="rich", add_completion=False)
+
+
+@app.command()
+def run(
+    data: Annotated[Path, typer.Option(help="training rows: json, jsonl or parquet; about 250 tokens a row suit best")],
+    guard: Annotated[Path | None, typer.Option(help="ARC Easy as json lines with query, choices and gold")] = None,
+    text: Annotated[Path | None, typer.Option(help="plain text the synthetic Base is trained on")] = None,
+    workspace: Annotated[Path, typer.Option(help="clone that the run works in; made, or brought up to date")] = Path(
+        "var/real"
+    ),
+    save: Annotated[Path | None, typer.Option(help="folder for the result as demo-real-DATA.md and .json")] = None,
+) -> None:
+    """Run the whole road on SmolLM2-135M-Instruct and a synthetic Base made from it.
+
+    The Base is the Instruct, trained for a short while on plain text. It shows that the road carries a real model; it
+    says nothing about the published Base. An hour or so on two cores, 5 GB of disk.
+
+    Example: python -m shadowft_core.demo.real --data my_rows.jsonl
+
+    Example: python -m shadowft_core.demo.real --data my_rows.jsonl --guard arc_easy.jsonl --save benchmarks/results
+    """
+    prepare_workspace(workspace, data, guard, text)
+    smollm2.resolve("smollm2:instruct")  # a missing package is said before any stage starts
+    if guard is None:
+        print(
+            "no --guard: harm outside the domain is not measured, and the verdict cannot speak of it", file=sys.stderr
+        )
+    from shadowft_core.pipeline.command import run_flow
+
+    run_flow("flows.retrain", workspace)
+    if save is not None:
+        save_result(workspace, data, save)
+
+
+def prepare_workspace(workspace: Path, data: Path, guard: Path | None, text: Path | None) -> None:
+    """Clone the last commit into `workspace` (or bring the clone up to date), copy the inputs, write params.yaml.
+
+    Stage outputs of an earlier run stay, so an unchanged stage is not run again. Raises InputError when an input is
+    missing or the guard's rows are not usable; the workspace is not touched then.
+    """
+    for option, file in (("--data", data), ("--guard", guard), ("--text", text)):
+        if file is not None and not file.is_file():
+            raise InputError(f"{option} {file}: no such file; name an existing file")
+    items = {} if guard is None else guard_items(guard)
+    if not (workspace / ".git").exists():
+        _git("clone", "--quiet", "--no-checkout", str(ROOT), str(workspace))
+    _git("-C", str(workspace), "fetch", "--quiet", str(ROOT), "HEAD")
+    _git("-C", str(workspace), "checkout", "--quiet", "--force", "--detach", "FETCH_HEAD")
+    rows = f"data-{_plain(data.stem)}{data.suffix}"
+    base = {"steps": str(smollm2.DEFAULT_STEPS)}
+    with new_folder(workspace / "input") as folder:
+        shutil.copyfile(data, folder / rows)
+        if text is not None:  # named by content: DVC sees params.yaml change when the text does
+            name = f"text-{file_digest(text).removeprefix('sha256:')[:12]}.txt"
+            shutil.copyfile(text, folder / name)
+            base["text"] = f"input/{name}"
+        write_tasks(folder / "tasks", items)
+    settings = settings_of(f"input/{rows}", f"smollm2:base?{urlencode(base, safe='/')}", guarded=guard is not None)
+    write_atomically(workspace / "params.yaml", yaml.safe_dump(settings, sort_keys=False).encode())
+    load_params(workspace / "params.yaml")
+
+
+def settings_of(data: str, base: str, *, guarded: bool) -> dict[str, Any]:
+    """params.yaml of the demo: both routes, a short LoRA, item counts that two cores can score in half an hour."""
+    return {
+        "routes": {
+            "shadow": {"model": "base", "graft": ""},
+            "direct": {"model": "instruct", "graft": "--onto-base"},
+        },
+        "fetch": {"base": base, "instruct": "smollm2:instruct"},
+        "prepare": {"data": data, "valid": 0.04, "dev": 0.04, "test": 0.15, "max_rows": 600},
+        "train": {
+            "method": "lora",
+            "lora": {"rank": 16, "alpha": 32},
+            "max_steps": 25,
+            "batch_size": 4,
+            "learning_rate": 5e-4,
+            "max_length": 384,
+            "threads": 2,
+        },
+        "sweep": {
+            "scales": [0.5, 0.75, 1.0],
+            "domain": ["heldout_dev"],
+            "guards": [f"{GUARD}_dev"] if guarded else [],
+            "tolerance": 0.04,  # of 32 dev items one may flip
+        },
+        "graft": {"scale": "sweep", "dtype": "instruct"},
+        "evaluate": {
+            "tasks": "input/tasks",
+            "domain": ["heldout"],
+            "guards": [GUARD] if guarded else [],
+            "limit": ITEMS,
+            "batch_size": 4,
+        },
+        "verdict": {"worthwhile": 0.01},  # nats per byte
+        "registry": {"name": "shadowft-smollm2"},
+    }
+
+
+def guard_items(file: Path) -> dict[str, list[dict[str, Any]]]:
+    """The distinct items of a json lines file in an order drawn by hash: a dev part, the rest is the test part.
+
+    Raises InputError naming the first line without query (text), choices (two texts or more) and gold (index).
+    """
+    items: dict[str, dict[str, Any]] = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            item = {"query": row["query"], "choices": row["choices"], "gold": row["gold"]}
+            usable = (
+                len(item["choices"]) > 1
+                and all(isinstance(text, str) and text for text in [item["query"], *item["choices"]])
+                and item["gold"] in range(len(item["choices"]))
+            )
+        except (ValueError, KeyError, TypeError):
+            usable = False
+        if not usable:
+            raise InputError(f"--guard {file}:{number}: needs query (text), choices (2 or more texts), gold (index)")
+        items.setdefault(hashlib.sha256(item["query"].encode()).hexdigest(), item)
+    drawn = [items[key] for key in sorted(items)]
+    if len(drawn) < 2 * GUARD_DEV_ITEMS:
+        raise InputError(f"--guard {file}: {len(drawn)} distinct items, {2 * GUARD_DEV_ITEMS} or more are needed")
+    return {f"{GUARD}_dev": drawn[:GUARD_DEV_ITEMS], GUARD: drawn[GUARD_DEV_ITEMS:]}
+
+
+def write_tasks(folder: Path, items: dict[str, list[dict[str, Any]]]) -> None:
+    """Make a task folder: for each task its items and a task file that asks as the harness's own arc_easy does."""
+    folder.mkdir()
+    for task, part in items.items():
+        (folder / f"{task}.jsonl").write_bytes(b"".join(canonical_json(item) + b"\n" for item in part))
+        (folder / f"{task}.yaml").write_text(TASK.format(task=task), encoding="utf-8")
+
+
+TASK = """task: {task}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {task}.jsonl}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{query}}}}\\nAnswer:"
+doc_to_choice: choices
+doc_to_target: gold
+metric_list:
+  - {{metric: acc, aggregation: mean, higher_is_better: true}}
+"""
+
+
+def save_result(workspace: Path, data: Path, folder: Path) -> None:
+    """Copy table, verdict, what they mean and how long each stage took to `folder`/demo-real-DATA.{md,json}."""
+    from shadowft_core.pipeline.display import Result
+
+    work, params = workspace / "work", load_params(workspace / "params.yaml")
+    verdict, pair, report = (_read(work / name) for name in ("verdict.json", "pair/pair.json", "data/data-report.json"))
+    sweeps = {route: _read(work / "sweep" / f"{route}.json") for route in params.routes}
+    seconds = _read(workspace / "var" / "durations.json")
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    facts = {
+        "instruct": f"{pair['instruct']['label']} ({pair['instruct']['digest']})",
+        "base": f"{pair['base']['label']} ({pair['base']['digest']})",
+        "weight gap sigma": f"{pair['sigma']['overall']:.5f}",
+        "data": f"{data.name}, rows {json.dumps(report['splits'])}",
+        **{f"scale of {route}": sweep["reason"] for route, sweep in sweeps.items()},
+        "seconds": json.dumps(seconds),
+        "machine": machine,
+    }
+    page = f"""{Result(verdict, params.evaluate.guards, facts).markdown()}
+
+What this means: `heldout` is the log-likelihood of the reference reply, in nats per byte, on rows held out from the
+data; guards are shares of right answers. {MEANING[verdict["decision"]]}
+The Base is synthetic, made from the Instruct itself by a short training on plain text: the numbers show that the road
+carries a real model. They are no evidence for or against the paper.
+"""
+    name = f"demo-real-{_plain(data.stem)}"
+    everything = {"verdict": verdict, "pair": pair, "data": report["splits"], "sweep": sweeps, "seconds": seconds}
+    write_atomically(folder / f"{name}.md", page.encode())
+    write_atomically(folder / f"{name}.json", json.dumps({**everything, "machine": machine}, indent=1).encode() + b"\n")
+    print(f"saved: {folder / name}.md and .json", file=sys.stderr)
+
+
+MEANING = {
+    "promote": "The graft is better than the untouched Instruct and than direct tuning on these items, no harm shown.",
+    "hold": "The graft is not better than both the untouched Instruct and direct tuning, or it harms a guard.",
+    "undecided": "Nothing speaks against the graft, but there are too few items to tell.",
+}
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9-]+", "-", name)
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_bytes())
+
+
+def _git(*arguments: str) -> None:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = " ".join(done.stderr.split())
+        raise InputError(f"git {' '.join(arguments)}: {said}; the demo works in a clone of this repository")
+
+
+def main() -> None:
+    """Run the command line; a ShadowError is one line and its exit code."""
+    try:
+        app(prog_name="python -m shadowft_core.demo.real")
+    except ShadowError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

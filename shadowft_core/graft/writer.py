@@ -1,0 +1,165 @@
+"""The grafted model: in memory for the sweep, as a folder for everybody else, and the stage that makes it."""
+
+import json
+import shutil
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shadowft_core.delta import Difference
+from shadowft_core.errors import GraftError
+from shadowft_core.files import (
+    canonical_json,
+    file_digest,
+    new_folder,
+    read_json_object,
+    write_atomically,
+    write_json_atomically,
+)
+from shadowft_core.graft.arithmetic import learn, parts, receipt, whole
+from shadowft_core.graft.options import Merge, Options, Scope
+from shadowft_core.graft.plan import OUTPUTS, Plan, make_plan
+from shadowft_core.weights import DTYPES, INDEX, build_header, model_digest, percent, write_shards
+
+RECIPE, RECEIPT = "recipe.json", "receipt.json"
+SUM = Merge()
+NO_NOTES: Mapping[str, Any] = {}
+
+
+def grafted_tensors(
+    instruct: Path,
+    deltas: Sequence[tuple[Path | Difference, float]],
+    scope: Scope = "all",
+    dtype: str = "instruct",
+    *,
+    merge: Merge = SUM,
+    scale_for: Sequence[tuple[str, float]] = (),
+    waivers: Collection[str] = (),
+    ignore: Sequence[str] = (),
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield `(name, array)` of every tensor of the Instruct, in file order, grafted or untouched; nothing is written.
+
+    Raises at the call what `graft` raises when names, shapes, types, tokens, kinship or scope do not fit, and in place
+    of a tensor that is damaged or whose sum is not finite in the output dtype.
+    """
+    plan = make_plan(instruct, deltas, Options(scope, dtype, merge, tuple(scale_for), waivers, tuple(ignore)))
+    return ((name, whole(plan, name)) for name in plan.instruct.names)
+
+
+def graft(
+    instruct: Path,
+    deltas: Sequence[tuple[Path | Difference, float]],
+    out: Path,
+    scope: Scope = "all",
+    dtype: str = "instruct",
+    *,
+    merge: Merge = SUM,
+    scale_for: Sequence[tuple[str, float]] = (),
+    waivers: Collection[str] = (),
+    ignore: Sequence[str] = (),
+    notes: Mapping[str, Any] = NO_NOTES,
+) -> dict[str, Any]:
+    """Write the complete model folder `out` with recipe.json and receipt.json; return the recipe.
+
+    `deltas` are (delta folder, scale); a `Difference` of two checkpoints stands for a delta that nobody stored. `scope`
+    is `all`, `linear` or glob patterns over the delta's tensor names; `scale_for`, `merge`, `waivers` and `ignore` are
+    those of `Options`; `notes` are written into the recipe as they are.
+
+    Raises MisfitError when a tensor, a shape, a token or an expert does not fit, Unrelated, OntoBase, ZeroDelta when
+    nothing of a delta would travel, Quantised, NotFinite, CastOverflow, DeltaError or CheckpointError for damaged
+    folders, GraftError for options that meet nothing or contradict each other. Nothing is written then.
+    """
+    plan = make_plan(instruct, deltas, Options(scope, dtype, merge, tuple(scale_for), waivers, tuple(ignore)))
+    for path in (instruct, *(path for delta, _ in plan.deltas for path in delta.paths)):
+        if path.resolve().is_relative_to(out.resolve()):
+            raise GraftError(f"{out}: is also read from and would be replaced; choose another --out")
+    model = plan.instruct
+    with new_folder(out) as folder:
+        files = {folder / file: _header(plan, file) for file in model.shards}
+        written = write_shards(files, lambda name: parts(plan, name), label="graft")
+        learn(plan, {name: one.fact for name, one in written.items()})
+        beside = _side_files(plan, folder)
+        recipe: dict[str, Any] = {
+            "format": 1,
+            "instruct": {"digest": model.digest()},
+            "deltas": [delta.recorded | {"scale": scale} for delta, scale in plan.deltas],
+            **plan.options.recorded(),
+            "digest": model_digest({n: (plan.dtype[n], model.info(n).shape, written[n].digest) for n in model.names}),
+            "files": beside,
+            **notes,
+        }
+        account = receipt(plan, recipe["instruct"]["digest"])
+        write_json_atomically(folder / RECIPE, recipe)
+        write_json_atomically(folder / RECEIPT, account)
+    said = _said(account, plan.options.scope)
+    print(f"graft: {len(plan.sources)} tensors grafted, {len(plan.untouched)} untouched{said}", file=sys.stderr)
+    return recipe
+
+
+def _said(account: Mapping[str, Any], scope: Scope) -> str:
+    """What became of the delta: the share that travels, what stays, and how much of it survives the rounding."""
+    travel, kept = account["travel"], account["retention"]
+    words = []
+    if travel:
+        what = "" if scope == "all" else f"{scope}: " if isinstance(scope, str) else "scope: "
+        words.append(
+            f"{what}{percent(travel['energy'])} of the delta's energy travels, {percent(1 - travel['energy'])} stays "
+            f"({_listed(list(travel['stays']))})"
+        )
+    lost = {name: rows["base_only"]["rows"] for name, rows in account["tokens"].items() if rows["base_only"]["rows"]}
+    words += [f"{count} rows of {name} stay: the Instruct has no such tokens" for name, count in lost.items()]
+    if kept:
+        whole = "of what travels" if travel or lost else "of the delta's energy"
+        words.append(f"{whole} {percent(kept['energy'])} survives the rounding")
+    for reason, sides in account["ignored"].items():
+        words += [f"{len(names)} only in the {side} ({reason})" for side, names in sides.items()]
+    return "".join(f"; {part}" for part in words)
+
+
+def _listed(names: Sequence[str], shown: int = 8) -> str:
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+
+
+def _header(plan: Plan, file: str) -> bytes:
+    model = plan.instruct
+    if not plan.recast:
+        return model.shards[file]
+    return build_header(
+        {n: (plan.dtype[n], model.info(n).shape) for n in model.names if model.info(n).file.name == file}
+    )
+
+
+def _side_files(plan: Plan, folder: Path) -> dict[str, str]:
+    """Copy config, tokenizer, templates byte for byte; only another output dtype changes config.json and the index."""
+    model = plan.instruct
+    files: dict[str, str] = {}
+    for relative in model.other_files():
+        if relative.name in (RECIPE, RECEIPT):
+            continue
+        target = folder / relative
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(model.path / relative, target)
+        if plan.recast and relative.name == "config.json":
+            write_atomically(target, _with_dtype(model.config, plan).encode("utf-8"))
+        files[relative.as_posix()] = file_digest(target)
+    if (model.path / INDEX).is_file():
+        shutil.copyfile(model.path / INDEX, folder / INDEX)
+        if plan.recast:
+            index = read_json_object(folder / INDEX)
+            size = sum(model.info(n).size * DTYPES[plan.dtype[n]].itemsize for n in model.names)
+            metadata = index.get("metadata")
+            index["metadata"] = {**(metadata if isinstance(metadata, dict) else {}), "total_size": size}
+            write_atomically(folder / INDEX, canonical_json(index))
+    return files
+
+
+def _with_dtype(config: dict[str, Any], plan: Plan) -> str:
+    name = next(long for long, short in OUTPUTS.items() if short in plan.dtype.values())
+    changed = json.loads(json.dumps(config))
+    for part in (changed, *(value for value in changed.values() if isinstance(value, dict))):
+        keys = [key for key in ("dtype", "torch_dtype") if key in part] or (["dtype"] if part is changed else [])
+        part.update(dict.fromkeys(keys, name))
+    return json.dumps(changed, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,192 @@
+"""The sums over bfloat16 parts: one compiled pass where bf16.c was built at installation, numpy otherwise.
+
+Results have the same bits either way; only the account of a sum (`add`) may differ in its last digits. A distance is
+summed in the same columns, and differs at most in the last bits of the float64 sum over them.
+"""
+
+import ctypes
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from shadowft_core.kernels.scratch import scratch
+
+VERSION = 2  # of bf16.c
+SUMS = ("weight2", "delta2", "reached2", "product", "error2", "moves", "lost")  # over the entries of a part
+_COLUMNS = 1 << 10  # COLUMNS of bf16.c: few float32 additions behind each other, and vector code
+_BF16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def _built() -> ctypes.CDLL | None:
+    for suffix in EXTENSION_SUFFIXES:
+        file = Path(__file__).with_name(f"bf16_c{suffix}")
+        if file.is_file():
+            found = ctypes.CDLL(str(file))
+            if getattr(found, "shadowft_version", int)() == VERSION:  # else one that an earlier source left behind
+                return typed(found)
+    return None
+
+
+def typed(found: ctypes.CDLL) -> ctypes.CDLL:
+    """The library with the argument types of its functions: addresses are then passed as plain integers."""
+    address, size = ctypes.c_void_p, ctypes.c_size_t
+    found.shadowft_subtract.argtypes = [address, address, address, size]
+    found.shadowft_round.argtypes = [address, address, address, size, address]
+    found.shadowft_split.argtypes = found.shadowft_join.argtypes = [address, address, size]
+    found.shadowft_add.argtypes = [address, address, address, size, address]
+    found.shadowft_add_apart.argtypes = [address, address, address, ctypes.c_float, address, size, address]
+    found.shadowft_distance.argtypes = [address, address, size, address]
+    found.shadowft_round.restype = size
+    for name in ("subtract", "add", "add_apart", "split", "join", "distance"):
+        getattr(found, f"shadowft_{name}").restype = None
+    return found
+
+
+library = _built()
+
+
+class Apart(NamedTuple):
+    """A part of a delta that nobody has formed: (after - before) * scale, in float32."""
+
+    after: np.ndarray
+    before: np.ndarray
+    scale: float
+
+    def formed(self) -> np.ndarray:
+        """Flat float32; valid until the same thread forms the next."""
+        delta = scratch.array("formed", self.after.size, np.float32)
+        subtract(self.after, self.before, delta)
+        return delta if self.scale == 1 else np.multiply(delta, np.float32(self.scale), out=delta)
+
+
+def subtract(after: np.ndarray, before: np.ndarray, out: np.ndarray) -> None:
+    """out = after - before: flat arrays of any float dtype, `out` float32."""
+    if library is not None and after.dtype == before.dtype == _BF16:
+        library.shadowft_subtract(after.ctypes.data, before.ctypes.data, out.ctypes.data, out.size)
+        return
+    was = scratch.array("was", before.size, np.float32)
+    np.copyto(was, before)
+    np.copyto(out, after)
+    np.subtract(out, was, out=out)
+
+
+def add(weights: np.ndarray, delta: np.ndarray | Apart, result: np.ndarray) -> np.ndarray:
+    """result = cast(weights + delta), added in float32 and rounded once; returns the account `SUMS`, float64.
+
+    Flat arrays: `weights` and `result` of any float dtype, `delta` float32 or apart. `reached` is result - weights, the
+    delta that arrived: squares of weights, delta and reached, delta * reached, squares of reached - delta, entries of
+    delta that are not zero, and those of them that reached nothing. Squares are summed in float32: not finite when a
+    value is not, or when a square is beyond float32.
+    """
+    compiled = library if weights.dtype == result.dtype == _BF16 else None
+    if isinstance(delta, Apart) and {delta.after.dtype, delta.before.dtype} != {_BF16}:
+        delta = delta.formed()
+    if compiled is not None:
+        sums = np.zeros(len(SUMS))
+        end = result.ctypes.data, result.size, sums.ctypes.data
+        if isinstance(delta, Apart):
+            both = delta.after.ctypes.data, delta.before.ctypes.data
+            compiled.shadowft_add_apart(weights.ctypes.data, *both, delta.scale, *end)
+        else:
+            compiled.shadowft_add(weights.ctypes.data, delta.ctypes.data, *end)
+        return sums
+    if isinstance(delta, Apart):
+        delta = delta.formed()
+    before, reached, spare = (scratch.array(label, delta.size, np.float32) for label in ("before", "reached", "spare"))
+    np.copyto(before, weights)
+    np.add(before, delta, out=spare)
+    np.copyto(result, spare, casting="unsafe")
+    np.copyto(reached, result)
+    np.subtract(reached, before, out=reached)
+    return account(before, delta, reached)
+
+
+def account(before: np.ndarray, delta: np.ndarray, reached: np.ndarray) -> np.ndarray:
+    """What `add` returns, summed in the dtype of these flat arrays."""
+    moves, arrives = (scratch.array(label, delta.size, np.bool_) for label in ("moves", "arrives"))
+    np.not_equal(delta, 0, out=moves)
+    np.not_equal(reached, 0, out=arrives)
+    moved = int(np.count_nonzero(moves))
+    arrived = int(np.count_nonzero(np.logical_and(moves, arrives, out=arrives)))
+    gap = np.subtract(reached, delta, out=scratch.array("gap", delta.size, delta.dtype))
+    squares = (np.dot(before, before), np.dot(delta, delta), np.dot(reached, reached))
+    return np.array([*squares, np.dot(delta, reached), np.dot(gap, gap), moved, moved - arrived], np.float64)
+
+
+def rounded(values: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, float]:
+    """words (uint16) = bfloat16 of flat float32 values; returns the positions (uint32) of the values that are none.
+
+    And the sum of their squares, in float64: not finite when a value is not, and then nothing else counts. The
+    positions are valid until the same thread asks again.
+    """
+    odd = scratch.array("odd", values.size, np.uint32)
+    if library is not None:
+        square = np.zeros(1)
+        found = library.shadowft_round(
+            values.ctypes.data, words.ctypes.data, odd.ctypes.data, values.size, square.ctypes.data
+        )
+        return odd[:found], float(square[0])
+    back, wide = scratch.array("back", values.size, np.float32), scratch.array("wide", values.size, np.float64)
+    np.copyto(wide, values)
+    with np.errstate(over="ignore"):  # what overflows bfloat16 is none
+        np.copyto(words.view(_BF16), values, casting="unsafe")
+    np.copyto(back, words.view(_BF16))
+    positions = np.flatnonzero(np.not_equal(back, values, out=scratch.array("flags", values.size, np.bool_)))
+    odd[: positions.size] = positions
+    return odd[: positions.size], float(np.dot(wide, wide))
+
+
+def split(words: np.ndarray, planes: np.ndarray) -> None:
+    """planes (uint8) = bytes of flat words (uint16 or uint32) rotated left by one bit: plane by plane, lowest first."""
+    width, size = words.dtype.itemsize, words.size
+    if library is not None and width == 2:
+        library.shadowft_split(words.ctypes.data, planes.ctypes.data, size)
+        return
+    rotated, carry = (scratch.array(label, size, words.dtype) for label in ("rotated", "carry"))
+    np.left_shift(words, 1, out=rotated)
+    rotated |= np.right_shift(words, 8 * width - 1, out=carry)
+    for number in range(width):
+        np.copyto(planes[number * size : (number + 1) * size], rotated, casting="unsafe")  # keeps the lowest byte
+        rotated >>= 8
+
+
+def joined(planes: np.ndarray, width: int, out: np.ndarray) -> None:
+    """out (float32) = the values whose bfloat16 (`width` 2) or float32 (4) words `split` took apart."""
+    size = out.size
+    if library is not None and width == 2:
+        library.shadowft_join(planes.ctypes.data, out.ctypes.data, size)
+        return
+    words, carry = (scratch.array(label, size, np.dtype(f"u{width}")) for label in ("rotated", "carry"))
+    np.copyto(words, planes[(width - 1) * size :])
+    for number in range(width - 2, -1, -1):
+        words <<= 8
+        words |= planes[number * size : (number + 1) * size]
+    np.left_shift(words, 8 * width - 1, out=carry)
+    words >>= 1
+    words |= carry
+    np.copyto(out, words.view(_BF16 if width == 2 else np.float32))
+
+
+def distance(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """sum|ours - theirs|, sum|ours|, sum|theirs|, float64, of flat arrays of any float dtype.
+
+    Differences are float32; sums run down short columns in float32 and over them in float64. Not finite when a value is
+    not, or when a column is beyond float32.
+    """
+    if library is not None and ours.dtype == theirs.dtype == _BF16:
+        sums = np.zeros(3)
+        library.shadowft_distance(ours.ctypes.data, theirs.ctypes.data, ours.size, sums.ctypes.data)
+        return sums
+    rows = -(-ours.size // _COLUMNS)
+    b, i, apart = wide = scratch.array("distance", 3 * rows * _COLUMNS, np.float32).reshape(3, -1)
+    wide[:, ours.size :] = 0
+    np.copyto(b[: ours.size], ours)
+    np.copyto(i[: ours.size], theirs)
+    with np.errstate(invalid="ignore", over="ignore"):
+        np.subtract(b, i, out=apart)
+        np.abs(wide, out=wide)
+        columns = (np.add.reduce(values.reshape(-1, _COLUMNS), axis=0) for values in (apart, b, i))
+        return np.array([float(column.sum(dtype=np.float64)) for column in columns])

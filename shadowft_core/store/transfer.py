@@ -1,0 +1,177 @@
+"""Deltas as chunks: where files are cut, and many chunks on their way at once."""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from shadowft_core.errors import DeltaError
+from shadowft_core.files import bytes_digest, threaded
+from shadowft_core.store.backends import Objects
+from shadowft_core.store.manifest import CERTIFICATE, LARGEST_CHUNK, OBJECTS, File, Manifest, object_key
+from shadowft_core.weights import read_header
+
+THREADS = 4
+SMALL = 1 << 16  # bytes; such tensors travel together, a request for each would cost more than they do
+LISTED = 10  # keys of a listing that are read for every piece to be sent
+SAY_EVERY = 5.0  # seconds
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some bytes of a file that travel as one chunk."""
+
+    path: Path
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        """Raises DeltaError when the file has become shorter."""
+        with self.path.open("rb") as file:
+            data = os.pread(file.fileno(), self.size, self.offset)
+        if len(data) != self.size:
+            raise DeltaError(f"{self.path}: {self.offset + len(data)} bytes now; it changed while it was published")
+        return data
+
+
+def cut(path: Path, largest: int) -> list[Piece]:
+    """The pieces of a delta's file, in order, of at most `largest` bytes each.
+
+    A safetensors header is cut off, and every tensor starts a piece of its own, so that a tensor which two deltas share
+    is stored once whatever stands before it; neighbours of at most SMALL bytes stay together. delta.json is one piece.
+    Raises CheckpointError for a malformed safetensors file, DeltaError for a delta.json above 256 MiB.
+    """
+    if path.name == CERTIFICATE:
+        size = path.stat().st_size
+        if size > LARGEST_CHUNK:
+            raise DeltaError(f"{path}: {size} bytes, at most {LARGEST_CHUNK} are allowed; extract fewer tensors")
+        return [Piece(path, 0, size)]
+    header, tensors = read_header(path)
+    runs, together = [len(header)], 0
+    for size in (info.nbytes for info in tensors.values()):
+        if size > SMALL or together + size > largest:
+            runs.append(together)
+            together = 0
+        if size > SMALL:
+            runs.append(size)
+        else:
+            together += size
+    pieces, offset = [], 0
+    for run in (*runs, together):
+        pieces += [Piece(path, offset + start, min(largest, run - start)) for start in range(0, run, largest)]
+        offset += run
+    return pieces
+
+
+class Progress:
+    """Says on stderr from time to time how far a long transfer is. Shared by threads."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self.moved = 0
+        self._what, self._total, self._done = what, total, 0
+        self._started = self._said = time.monotonic()
+        self._lock = threading.Lock()
+
+    def add(self, done: int, moved: int) -> None:
+        """`done` bytes are where they belong, for which `moved` bytes went over the line."""
+        with self._lock:
+            self._done += done
+            self.moved += moved
+            now = time.monotonic()
+            if now - self._said > SAY_EVERY:
+                self._said, rate = now, self._done / (now - self._started)
+                print(
+                    f"{self._what}: {self._done / 1e6:.0f} of {self._total / 1e6:.0f} MB, {rate / 1e6:.0f} MB/s, "
+                    f"{(self._total - self._done) / rate:.0f} s to go",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+
+def each(act: Callable[..., T], work: Iterable[tuple[Any, ...]]) -> Iterator[T]:
+    """Results in order, from THREADS threads; the first error ends it."""
+    return threaded(lambda arguments: act(*arguments), work, THREADS)
+
+
+def send(pieces: list[Piece], objects: Objects, progress: Progress) -> list[str]:
+    """Put every piece that is not there; returns their digests."""
+    # A page of a listing shows 1000 keys: at most one request for 100 pieces, in place of one for each.
+    limit = LISTED * len(pieces)
+    listed = list(islice(objects.list(OBJECTS), limit))
+    there, unseen = set(listed), listed[-1] if len(listed) == limit else "~"  # keys above it were not listed
+
+    def one(piece: Piece) -> str:
+        data = piece.read()
+        digest = bytes_digest(data)
+        key = object_key(digest)
+        sent = objects.put_if_absent(key, data, digest, ask=key in there or key > unseen)
+        progress.add(piece.size, piece.size if sent else 0)
+        return digest
+
+    return list(each(one, ((piece,) for piece in pieces)))
+
+
+def send_missing(pieces: list[Piece], digests: list[str], objects: Objects, progress: Progress) -> None:
+    """Put the pieces again that have vanished since `send`. Raises DeltaError when a file has changed since."""
+
+    def one(piece: Piece, digest: str) -> None:
+        if objects.head(object_key(digest)) is None:
+            data = piece.read()
+            if (found := bytes_digest(data)) != digest:
+                raise DeltaError(
+                    f"{piece.path}: bytes {piece.offset} to {piece.offset + piece.size} were {digest} and are {found}; "
+                    "it changed while it was published, publish it again"
+                )
+            objects.put_if_absent(object_key(digest), data, digest)
+            progress.add(0, piece.size)
+
+    for _ in each(one, zip(pieces, digests, strict=True)):
+        pass
+
+
+def receive(manifest: Manifest, objects: Objects, folder: Path, progress: Progress) -> None:
+    """Write the files of a delta into an empty folder, each chunk verified as it comes.
+
+    Raises StoreError for a missing chunk, StoreCorrupt for a damaged one.
+    """
+
+    def one(name: str, digest: str, size: int, offset: int) -> None:
+        with (folder / name).open("r+b") as sink:
+            sink.seek(offset)
+            objects.get(object_key(digest), size, digest, sink)
+            sink.flush()
+            os.fdatasync(sink.fileno())  # the disk works while others download; the sync that publishes waits little
+        progress.add(size, size)
+
+    for name, file in manifest.files.items():
+        with (folder / name).open("xb") as empty:
+            empty.truncate(file.bytes)
+    for _ in each(one, places(manifest)):
+        pass
+
+
+def places(manifest: Manifest) -> Iterator[tuple[str, str, int, int]]:
+    """(file name, digest, bytes, offset in the file) of every chunk."""
+    for name, file in manifest.files.items():
+        offset = 0
+        for digest, size in file.chunks:
+            yield name, digest, size, offset
+            offset += size
+
+
+def differs(path: Path, file: File) -> str | None:
+    """None when a local file is what a manifest says, else what was found and expected, in words."""
+    if (length := path.stat().st_size) != file.bytes:
+        return f"{file.bytes} bytes, here {length}"
+    with path.open("rb") as local:
+        for number, (digest, size) in enumerate(file.chunks):
+            if (found := bytes_digest(local.read(size))) != digest:
+                return f"{digest} as chunk {number}, here {found}"
+    return None

@@ -1,0 +1,228 @@
+"""A model folder: one safetensors file or an index of shards, config.json, tokenizer files. Read-only and streamed."""
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shadowft_core.errors import CheckpointError
+from shadowft_core.files import WORKERS, bytes_digest, canonical_json, file_digest, read_json_object
+from shadowft_core.files.cache import DigestCache
+from shadowft_core.weights.families import Family
+from shadowft_core.weights.header import DTYPES, TensorInfo
+from shadowft_core.weights.remote import RemoteFiles
+from shadowft_core.weights.ties import ties_of
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+CHUNK = 1 << 17  # elements: chunks of 256 KiB (bfloat16) stay in the cache of a core; larger ones were measured slower
+# Weights in other formats, pickles and code never travel with a model.
+_LEFT_BEHIND = (
+    *(".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".h5", ".msgpack"),
+    *(".gguf", ".onnx", ".npy", ".npz", ".py", ".pyc", ".so", ".sh"),
+)
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt")
+
+
+class Checkpoint:
+    """The tensors and side files of one model folder. Made by `open_checkpoint`, which has checked every header."""
+
+    def __init__(
+        self, path: Path, shards: dict[str, bytes], tensors: dict[str, TensorInfo], away: RemoteFiles | None = None
+    ) -> None:
+        self.path = path
+        self.remote = away
+        """where the weights are when they are not in `path`"""
+        self.shards = shards
+        """raw header, length prefix included, of every safetensors file by file name"""
+        self._tensors = tensors
+        self._digests: dict[str, str] = {}
+        self._memos: list[DigestCache] = []
+
+    @property
+    def names(self) -> list[str]:
+        """Tensor names in file order: shard by shard, then by offset."""
+        return list(self._tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def info(self, name: str) -> TensorInfo:
+        """Dtype, shape and place of a tensor. Raises CheckpointError when there is none of that name."""
+        try:
+            return self._tensors[name]
+        except KeyError:
+            raise CheckpointError(f"{self.path}: no tensor {name}; it holds {len(self._tensors)} others") from None
+
+    def read(self, name: str, hashed: bool = False) -> np.ndarray:
+        """The whole tensor, in its shape and own dtype (ml_dtypes.bfloat16 for BF16); `hashed` as in `chunks`."""
+        info = self.info(name)
+        whole = [part for _, part in self.chunks(name, max(info.size, 1), hashed)]
+        return (whole[0] if whole else np.empty(0, DTYPES[info.dtype])).reshape(info.shape)
+
+    def chunks(self, name: str, elements: int, hashed: bool = False) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield `(start, flat part)` of a tensor, `elements` at a time.
+
+        Every part is a view of one buffer that the next part overwrites. An empty tensor yields nothing. With `hashed`
+        a full pass leaves the tensor's digest behind, unless it is known, so that `tensor_digest` need not read again.
+        Raises CheckpointError when the file ends early.
+        """
+        info = self.info(name)
+        dtype = DTYPES[info.dtype]
+        buffer = np.empty(min(elements, info.size), dtype)
+        view = buffer.view(np.uint8).data
+        sha = hashlib.sha256() if hashed and name not in self._digests else None
+        file = os.open(info.file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            for start in range(0, info.size, elements):
+                count = min(elements, info.size - start)
+                part = view[: count * dtype.itemsize]
+                _read_fully(file, part, info.offset + start * dtype.itemsize, info.file)
+                if sha:
+                    sha.update(part)
+                yield start, buffer[:count]
+            if sha:
+                self._digests[name] = f"sha256:{sha.hexdigest()}"
+        finally:
+            os.close(file)
+
+    def read_into(self, name: str, start: int, out: np.ndarray) -> None:
+        """Fill a flat `out` of the tensor's dtype with its elements from `start` on. For parts out of order.
+
+        Raises CheckpointError when the file ends early.
+        """
+        info = self.info(name)
+        file = os.open(info.file, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _read_fully(file, out.view(np.uint8).data, info.offset + start * out.dtype.itemsize, info.file)
+        finally:
+            os.close(file)
+
+    def sample(self, name: str, positions: np.ndarray) -> np.ndarray:
+        """The elements at these flat positions, in the tensor's own dtype; one small read for every run."""
+        runs = np.split(positions, np.flatnonzero(np.diff(positions) != 1) + 1) if len(positions) else []
+        return np.concatenate([self.part(name, int(run[0]), len(run)) for run in runs] or [self.part(name, 0, 0)])
+
+    def part(self, name: str, start: int, count: int) -> np.ndarray:
+        """Elements `start` to `start + count` of the flattened tensor, in its own dtype; read-only, one read.
+
+        Also of a checkpoint whose weights lie elsewhere (`open_remote`). Raises CheckpointError when bytes are missing.
+        """
+        info = self.info(name)
+        dtype = DTYPES[info.dtype]
+        offset, length = info.offset + start * dtype.itemsize, count * dtype.itemsize
+        if self.remote:
+            data = self.remote.read(info.file.name, offset, length)
+        else:
+            file = os.open(info.file, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                data = os.pread(file, length, offset)
+            finally:
+                os.close(file)
+        if len(data) != length:
+            raise CheckpointError(f"{info.file}: {len(data)} bytes at {offset}, {length} were promised; get it again")
+        return np.frombuffer(data, dtype)
+
+    def tensor_digest(self, name: str) -> str:
+        """SHA-256 of the tensor's little-endian bytes; read once, then remembered."""
+        if name not in self._digests:
+            for _ in self.chunks(name, 2 * CHUNK, hashed=True):
+                pass
+        return self._digests[name]
+
+    def learn(self, digests: Mapping[str, str]) -> None:
+        """Take over digests of tensors that passes in other processes have found (`tensor_digest` there)."""
+        self._digests |= digests
+
+    def digest(self) -> str:
+        """The model digest: independent of shards, file names and machine. Reads what no pass has hashed yet.
+
+        The digests of a model folder are remembered as long as its files do not change (memo.py).
+        """
+        with ThreadPoolExecutor(WORKERS) as pool:
+            digests = dict(zip(self._tensors, pool.map(self.tensor_digest, self._tensors), strict=True))
+        for memo in self._memos:
+            memo.remember({n: d for n, d in digests.items() if self._tensors[n].file == memo.file})
+        return model_digest({n: (i.dtype, i.shape, digests[n]) for n, i in self._tensors.items()})
+
+    def recall(self) -> "Checkpoint":
+        """Take over the digests that are remembered for these files; returns itself."""
+        self._memos = [DigestCache(file) for file in sorted({info.file for info in self._tensors.values()})]
+        for memo in self._memos:
+            names = {name for name, info in self._tensors.items() if info.file == memo.file}
+            if memo.digests.keys() == names:
+                self._digests |= memo.digests
+        return self
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The parsed config.json. Raises CheckpointError when it is missing or no JSON object."""
+        return read_json_object(self.path / "config.json")
+
+    @cached_property
+    def family(self) -> Family:
+        """What is known of the model's family. Raises CheckpointError when config.json cannot be read."""
+        return Family(self.config, self._tensors)
+
+    @cached_property
+    def ties(self) -> dict[str, str]:
+        """As `ties_of`: tied tensors by name, each with the stored one that stands for both (`home`)."""
+        return ties_of(self)
+
+    @property
+    def head_is_tied(self) -> bool:
+        """Whether the embedding serves as head."""
+        return any(self.family.is_head(name) for pair in self.ties.items() for name in pair)
+
+    def home(self, name: str) -> str:
+        """The stored tensor that stands for this one: for a tied head, the embedding; for most, the tensor itself."""
+        return self.ties.get(name, name)
+
+    def named(self, name: str, family: Family | None = None) -> str | None:
+        """The name here of the tensor that another model (of `family`, else of this one's) calls `name`; its `home` is
+        stored. Names differ where only one side was saved by its own class. None when there is no such tensor."""
+        if self.home(name) in self:
+            return name
+        memory = (family or self.family).in_memory(name)
+        names = (self.family.in_files(name), self.family.in_files(memory), memory)
+        return next((found for found in names if self.home(found) in self), None)
+
+    def equal(self, one: str, other: str) -> bool:
+        """Whether two tensors hold the same bytes; for remote weights only both ends are compared."""
+        if self.remote is None:
+            return self.tensor_digest(one) == self.tensor_digest(other)
+        ends = [(start, min(CHUNK, self.info(one).size)) for start in (0, max(0, self.info(one).size - CHUNK))]
+        return all(np.array_equal(self.part(one, *end), self.part(other, *end)) for end in ends)
+
+    def other_files(self) -> list[Path]:
+        """Relative paths of all that travels with the weights: configs, tokenizer, templates; never weights or code."""
+        folders = [self.path, *(f for f in [self.path / "additional_chat_templates"] if f.is_dir())]
+        return sorted(
+            file.relative_to(self.path)
+            for folder in folders
+            for file in folder.iterdir()
+            if file.is_file() and not file.name.startswith(".") and not file.name.endswith(_LEFT_BEHIND)
+        )
+
+    def tokenizer_digest(self) -> str | None:
+        """SHA-256 of the canonical JSON `{file name: file digest}` of the tokenizer's files; None without any."""
+        files = {n: file_digest(self.path / n) for n in _TOKENIZER_FILES if (self.path / n).is_file()}
+        return bytes_digest(canonical_json(files)) if files else None
+
+
+def model_digest(tensors: Mapping[str, tuple[str, tuple[int, ...], str]]) -> str:
+    """SHA-256 of the canonical JSON `{name: [dtype, shape, tensor digest]}`."""
+    return bytes_digest(canonical_json({n: [d, list(shape), digest] for n, (d, shape, digest) in tensors.items()}))
+
+
+def _read_fully(file: int, view: memoryview, offset: int, path: Path) -> None:
+    done = 0
+    while done < len(view):
+        count = os.preadv(file, [view[done:]], offset + done)
+        if count == 0:
+            raise CheckpointError(f"{path}: ends at byte {offset + done}, {len(view) - done} more were promised")
+        done += count

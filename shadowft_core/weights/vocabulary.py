@@ -1,0 +1,45 @@
+"""Which token every id means, as one number a token: enough to match the rows of two embeddings."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shadowft_core.errors import CheckpointError
+from shadowft_core.files.jsonfile import read_json_object
+
+NO_TOKEN = 0
+
+
+def read_vocabulary(folder: Path) -> tuple[dict[int, str], set[int]] | None:
+    """Token by id, and the ids of added tokens, from a folder's tokenizer.json; None without that file.
+
+    Raises CheckpointError for a vocabulary of an unknown form.
+    """
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return None
+    tokenizer: dict[str, Any] = read_json_object(file)
+    try:
+        vocab = tokenizer["model"]["vocab"]
+        words = {i: t for t, i in vocab.items()} if isinstance(vocab, dict) else {i: t[0] for i, t in enumerate(vocab)}
+        added = {token["id"]: token["content"] for token in tokenizer.get("added_tokens") or []}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file}: no vocabulary of a known form ({error!r}); save the tokenizer again") from None
+    return words | added, set(added)
+
+
+def token_marks(folder: Path) -> np.ndarray | None:
+    """uint64 by token id: the first eight bytes (little-endian) of the SHA-256 of the token's UTF-8 text.
+
+    `NO_TOKEN` where no token has that id. None when the folder has no tokenizer.json.
+    """
+    found = read_vocabulary(folder)
+    if found is None:
+        return None
+    words = found[0]
+    marks = np.full(max(words, default=-1) + 1, NO_TOKEN, np.uint64)
+    for number, word in words.items():
+        marks[number] = int.from_bytes(hashlib.sha256(word.encode("utf-8", "surrogatepass")).digest()[:8], "little")
+    return marks

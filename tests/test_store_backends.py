@@ -1,0 +1,199 @@
+"""Objects keep their promises on a real S3 server and in a folder."""
+
+import gc
+import io
+import os
+import threading
+import time
+import weakref
+from pathlib import Path
+
+import psutil
+import pytest
+
+from shadowft_core.errors import StoreConflict, StoreCorrupt, StoreError, StoreUnreachable
+from shadowft_core.files import bytes_digest
+from shadowft_core.params import Store
+from shadowft_core.store import backends as room
+from shadowft_core.store.backends import Objects, open_objects
+from tests.fixtures.s3 import act_as
+from tests.servers.seaweedfs import S3Server
+
+DATA = bytes(range(256)) * 5000  # 1.28 MB: more than one block
+
+
+@pytest.fixture(params=["s3", "folder", pytest.param("real", marks=pytest.mark.real_store)])
+def objects(request: pytest.FixtureRequest) -> Objects:
+    store: Store = request.getfixturevalue(f"{request.param}_store")
+    return open_objects(store.uri, store.endpoint, store.region)
+
+
+def test_round_trip(objects: Objects) -> None:
+    assert objects.head("a/b") is None
+    assert objects.read("a/b", 10) is None
+    assert objects.put_if_absent("a/b", DATA, bytes_digest(DATA)) is True
+    assert objects.put_if_absent("a/b", DATA, bytes_digest(DATA)) is False
+    sink = io.BytesIO()
+    objects.get("a/b", len(DATA), bytes_digest(DATA), sink)
+    assert sink.getvalue() == DATA
+    head = objects.head("a/b")
+    assert head is not None
+    assert (head.size, head.digest) == (len(DATA), bytes_digest(DATA))
+    objects.put_if_absent("a/c", b"c", bytes_digest(b"c"))
+    objects.put_if_absent("ab", b"d", bytes_digest(b"d"))
+    assert list(objects.list("")) == ["a/b", "a/c", "ab"]
+    assert list(objects.list("a")) == ["a/b", "a/c"]
+
+
+class Body(bytearray):
+    """Bytes that can be watched."""
+
+
+def test_what_was_sent_is_let_go_at_once(objects: Objects) -> None:
+    gc.collect()
+    gc.disable()  # a chunk that waits for the collector in a cycle makes memory grow with what is sent
+    try:
+        for key in ("new", "new", "other"):
+            body = Body(DATA)
+            watched = weakref.ref(body)
+            objects.put_if_absent(key, body, bytes_digest(body))
+            del body
+            assert watched() is None
+    finally:
+        gc.enable()
+
+
+def test_a_taken_name_is_never_overwritten(objects: Objects) -> None:
+    objects.put_if_absent("claim", b"mine", bytes_digest(b"mine"))
+    with pytest.raises(StoreConflict, match=r"claim holds 4 bytes, sha256:.*nothing was overwritten"):
+        objects.put_if_absent("claim", b"your", bytes_digest(b"your"))
+    assert objects.read("claim", 10)[0] == b"mine"  # type: ignore[index]
+
+
+def test_bytes_that_are_not_their_digest_are_refused_on_the_way_in(objects: Objects) -> None:
+    with pytest.raises(StoreCorrupt, match="x refused, its bytes are"):
+        objects.put_if_absent("x", b"data", bytes_digest(b"other"))
+    assert objects.head("x") is None
+
+
+def test_wrong_size_digest_or_name_on_the_way_out(objects: Objects) -> None:
+    objects.put_if_absent("x", DATA, bytes_digest(DATA))
+    for size, digest in [
+        (len(DATA), bytes_digest(b"")),
+        (len(DATA) - 1, bytes_digest(DATA)),
+        (len(DATA) + 1, bytes_digest(DATA)),
+    ]:
+        with pytest.raises(StoreCorrupt, match=r"x is damaged: found .* expected sha256:"):
+            objects.get("x", size, digest, io.BytesIO())
+    with pytest.raises(StoreError, match="y is missing"):
+        objects.get("y", 1, bytes_digest(b""), io.BytesIO())
+    with pytest.raises(StoreCorrupt, match="larger than the 3 bytes"):
+        objects.read("x", 3)
+    for key in ("../x", "/x", "a/../x", "a//x", "a\0", "x" * 301, ""):
+        with pytest.raises(StoreError, match="is not allowed"):
+            objects.head(key)
+
+
+def test_swap_moves_only_the_version_it_names(objects: Objects) -> None:
+    first = objects.swap("ledger", b"1", None)
+    with pytest.raises(StoreConflict, match="ledger was changed by someone else"):
+        objects.swap("ledger", b"one", None)
+    second = objects.swap("ledger", b"2", first)
+    with pytest.raises(StoreConflict):
+        objects.swap("ledger", b"3", first)
+    with pytest.raises(StoreConflict):
+        objects.swap("absent", b"3", first)
+    assert objects.read("ledger", 10) == (b"2", second)
+
+
+def test_one_of_eight_writers_wins(objects: Objects) -> None:
+    barrier, outcomes = threading.Barrier(8), []
+
+    def write(number: int) -> None:
+        data = f"writer {number}".encode()
+        barrier.wait()
+        try:
+            outcomes.append((objects.put_if_absent("race", data, bytes_digest(data)), data))
+        except StoreConflict:
+            outcomes.append((False, data))
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    winners = [data for won, data in outcomes if won]
+    assert len(outcomes) == 8
+    assert winners == [objects.read("race", 100)[0]]  # type: ignore[index]
+
+
+def test_a_killed_local_write_leaves_no_object(folder_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    objects = open_objects(folder_store.uri)
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        objects.put_if_absent("a/b", DATA, bytes_digest(DATA))
+    assert [path for path in Path(folder_store.uri).rglob("*") if path.is_file()] == []
+
+
+def test_wrong_credentials_and_missing_bucket_are_one_clear_line(
+    s3_store: Store, s3_server: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absent = open_objects("s3://no-such-bucket/x", s3_store.endpoint, s3_store.region)
+    with pytest.raises(StoreUnreachable, match="no-such-bucket"):
+        absent.put_if_absent("x", b"x", bytes_digest(b"x"))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    wrong = open_objects(s3_store.uri, s3_store.endpoint, s3_store.region)
+    started = time.monotonic()
+    with pytest.raises(StoreUnreachable, match="check AWS_ACCESS_KEY_ID") as caught:
+        list(wrong.list(""))
+    assert time.monotonic() - started < 5
+    assert "wrong" not in str(caught.value)
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    nobody = open_objects(s3_store.uri, s3_store.endpoint, s3_store.region)
+    with pytest.raises(StoreUnreachable, match="set AWS_ACCESS_KEY_ID"):
+        nobody.head("x")
+    act_as(monkeypatch, s3_server.reader)  # type: ignore[attr-defined]
+    reader = open_objects(s3_store.uri, s3_store.endpoint, s3_store.region)
+    with pytest.raises(StoreUnreachable, match="PutObject refused \\(AccessDenied\\)"):
+        reader.put_if_absent("x", b"x", bytes_digest(b"x"))
+
+
+def test_an_unreachable_endpoint_is_given_up_in_bounded_time(s3_store: Store) -> None:
+    closed = open_objects(s3_store.uri, "http://127.0.0.1:9", s3_store.region)
+    started = time.monotonic()
+    with pytest.raises(
+        StoreUnreachable, match=r"at http://127.0.0.1:9: no usable answer .* check that the server runs"
+    ):
+        closed.head("x")
+    assert time.monotonic() - started < room.PATIENCE + 5
+
+
+@pytest.mark.parametrize(
+    "uri", ["gs://bucket/x", "s3:/bucket/x", "S3://bucket/x", "file:/x", "s3://", "s3://Bucket/x", "s3://bucket/../x"]
+)
+def test_an_address_that_is_no_store(uri: str) -> None:
+    with pytest.raises(StoreError, match="store address"):
+        open_objects(uri)
+
+
+def test_a_bucket_begins_with_one_volume(s3_server: S3Server, s3_store: Store) -> None:
+    """The tests make a bucket each, all on one server; one that is out of volumes answers 500."""
+    bucket = s3_store.uri.removeprefix("s3://").partition("/")[0]
+    open_objects(s3_store.uri, s3_store.endpoint).put_if_absent("a", DATA, bytes_digest(DATA))
+    volumes = {
+        Path(file.path).name for file in psutil.Process(s3_server.pid).open_files() if file.path.endswith(".dat")
+    }
+    assert len([name for name in volumes if name.startswith(f"{bucket}_")]) == 1
+
+
+@pytest.mark.slow
+def test_the_server_of_the_tests_takes_sixty_buckets(s3_server: S3Server, s3_store: Store) -> None:
+    for number in range(60):
+        s3_server.create_bucket(f"many-{number}")
+        objects = open_objects(f"s3://many-{number}/x", s3_store.endpoint)
+        assert objects.put_if_absent("a", b"a", bytes_digest(b"a"))

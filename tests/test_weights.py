@@ -1,0 +1,322 @@
+"""Weights on disk: strict reading, complete writing, digests that depend on nothing but the weights."""
+
+import hashlib
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from shadowft_core.errors import CheckpointError, ShadowError
+from shadowft_core.files import canonical_json, file_digest, new_folder, write_json_atomically
+from shadowft_core.weights import INDEX, SINGLE, build_header, open_checkpoint, write_checkpoint, write_safetensors
+from tests.fixtures.models import Pair, write_model
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+RNG = np.random.default_rng(0)
+TENSORS = {
+    "a.weight": RNG.standard_normal((300, 700)).astype(ml_dtypes.bfloat16),
+    "b.weight": RNG.standard_normal(5).astype(np.float32),
+    "c.steps": np.array(7, np.int64),
+    "d.empty": np.zeros((0, 4), np.float16),
+    "e.mask": RNG.standard_normal((3, 5)) > 0,
+}
+
+
+def bits(array: np.ndarray) -> bytes:
+    return np.ascontiguousarray(array).tobytes()
+
+
+def file_with(path: Path, entries: str, data: bytes = b"") -> Path:
+    path.mkdir()
+    text = entries.encode()
+    (path / SINGLE).write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return path
+
+
+def test_the_common_library_reads_what_we_write(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    folder = write_model(tmp_path / "m", TENSORS)
+    loaded = load_file(folder / SINGLE)
+    assert {n: (a.dtype, a.shape, bits(a)) for n, a in loaded.items()} == {
+        n: (a.dtype, a.shape, bits(a)) for n, a in TENSORS.items()
+    }
+
+
+def test_we_read_what_transformers_writes(tiny_llama_pair: Pair) -> None:
+    from safetensors import safe_open
+
+    model = open_checkpoint(tiny_llama_pair.base)
+    with safe_open(tiny_llama_pair.base / SINGLE, "numpy") as file:
+        assert set(file.keys()) == set(model.names)
+        for name in model.names:
+            assert bits(file.get_tensor(name)) == bits(model.read(name))
+    assert model.info("model.norm.weight").dtype == "BF16"
+    assert Path("tokenizer.json") in model.other_files()
+    assert model.config["model_type"] == "llama"
+
+
+@pytest.mark.parametrize("shards", [2, 4])
+def test_digest_does_not_depend_on_the_shard_layout(tmp_path: Path, shards: int) -> None:
+    one, many = write_model(tmp_path / "one", TENSORS), write_model(tmp_path / "many", TENSORS, shards)
+    assert open_checkpoint(one).digest() == open_checkpoint(many).digest()
+    assert open_checkpoint(one).names != open_checkpoint(many).names, "the layouts are alike, the test shows nothing"
+
+
+def test_digest_is_what_the_page_says(tmp_path: Path) -> None:
+    def sha(data: bytes) -> str:
+        return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+    names = {"a.weight": "BF16", "b.weight": "F32", "c.steps": "I64", "d.empty": "F16", "e.mask": "BOOL"}
+    facts = {n: [names[n], list(a.shape), sha(bits(a))] for n, a in TENSORS.items()}
+    expected = sha(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode())
+    model = open_checkpoint(write_model(tmp_path / "m", TENSORS))
+    assert model.digest() == expected
+    assert model.tensor_digest("a.weight") == facts["a.weight"][2]
+
+
+def test_chunks_are_the_tensor(tmp_path: Path) -> None:
+    model = open_checkpoint(write_model(tmp_path / "m", TENSORS))
+    for elements in (1000, 210_000, 10**9):
+        parts = [(start, part.copy()) for start, part in model.chunks("a.weight", elements, hashed=True)]
+        assert [start for start, _ in parts] == list(range(0, 210_000, elements))
+        assert bits(np.concatenate([part for _, part in parts])) == bits(TENSORS["a.weight"])
+
+
+A = '"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
+MALFORMED = {
+    "duplicate key": (f"{{{A},{A}}}", 8, "stands twice"),
+    "duplicate inner key": ('{"a":{"dtype":"F32","dtype":"I32","shape":[2],"data_offsets":[0,8]}}', 8, "stands twice"),
+    "overlap": (f'{{{A},"b":{{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}}}', 12, "overlap"),
+    "hole": (f'{{{A},"b":{{"dtype":"F32","shape":[1],"data_offsets":[12,16]}}}}', 16, "holes"),
+    "not from the start": ('{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}', 8, "holes"),
+    "size against shape": ('{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}', 8, "want 12"),
+    "negative shape": ('{"a":{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}}', 8, "natural numbers"),
+    "true as a size": ('{"a":{"dtype":"U8","shape":[true],"data_offsets":[0,1]}}', 1, "natural numbers"),
+    "huge shape": ('{"a":{"dtype":"F32","shape":[4611686018427387906],"data_offsets":[0,8]}}', 8, "want"),
+    "unknown dtype": ('{"a":{"dtype":"F4","shape":[2],"data_offsets":[0,1]}}', 1, "F4"),
+    "extra field": ('{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1],"x":1}}', 1, "not exactly"),
+    "metadata": ('{"__metadata__":{"a":1}}', 0, "__metadata__"),
+    "list": ("[]", 0, "begin with"),
+    "leading space": (" {}", 0, "begin with"),
+    "no JSON": ("{nonsense", 0, "malformed"),
+    "deep nesting": ('{"a":' + "[" * 100_000 + "]" * 100_000 + "}", 0, "malformed"),
+    "trailing bytes": (f"{{{A}}}", 9, "promises"),
+    "truncated tensor": (f"{{{A}}}", 7, "promises"),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_a_malformed_file_is_refused(tmp_path: Path, case: str) -> None:
+    entries, size, message = MALFORMED[case]
+    with pytest.raises(CheckpointError, match=message) as caught:
+        open_checkpoint(file_with(tmp_path / "m", entries, bytes(size)))
+    assert SINGLE in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"1234", "at least 8"),
+        (struct.pack("<Q", 2**63) + b"{}", "the limit is"),
+        (struct.pack("<Q", 100) + b"{}", "truncated"),
+        (struct.pack("<Q", 2) + b"\xff\xfe", "malformed"),
+    ],
+)
+def test_a_broken_prefix_is_refused(tmp_path: Path, data: bytes, message: str) -> None:
+    (tmp_path / SINGLE).write_bytes(data)
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(tmp_path)
+
+
+def test_mutated_files_are_read_or_refused_never_worse(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m", {"a": np.zeros((2, 3), np.float32), "b": np.zeros(4, BF16)})
+    file, rng = folder / SINGLE, np.random.default_rng(0)
+    intact, outcomes = file.read_bytes(), {"read": 0, "refused": 0}
+    for _ in range(3000):
+        data = bytearray(intact)
+        for _ in range(rng.integers(1, 4)):
+            at = rng.integers(0, len(data))
+            match rng.integers(0, 3):
+                case 0:
+                    data[at] = rng.choice([*b'0123456789"{}[],:- \\u', 0, 255])
+                case 1:
+                    del data[at : at + rng.integers(1, 9)]
+                case 2:
+                    data[at:at] = intact[at : at + rng.integers(1, 30)]
+        file.write_bytes(data)
+        try:
+            model = open_checkpoint(folder)
+            assert sum(model.read(name).nbytes for name in model.names) <= len(data)
+            model.digest()
+            outcomes["read"] += 1
+        except CheckpointError:
+            outcomes["refused"] += 1
+    assert min(outcomes.values()) > 50, outcomes
+
+
+def test_many_tensors_are_read_in_linear_time(tmp_path: Path) -> None:
+    entries = ",".join(f'"{i}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}' for i in range(100_000))
+    start = time.process_time()
+    assert len(open_checkpoint(file_with(tmp_path / "m", f"{{{entries}}}")).names) == 100_000
+    assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize(
+    "shard",
+    ["../outside.safetensors", "/etc/x.safetensors", "a/b.safetensors", "..\\x.safetensors", ".x.safetensors", 3],
+)
+def test_an_index_never_leads_out_of_the_folder(tmp_path: Path, shard: Any) -> None:
+    write_checkpoint(tmp_path, [("w", np.zeros(2, np.float32))])
+    (tmp_path / SINGLE).rename(tmp_path / "outside.safetensors")
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    (inner / INDEX).write_text(json.dumps({"weight_map": {"w": shard}}))
+    with pytest.raises(CheckpointError, match="plain"):
+        open_checkpoint(inner)
+
+
+def test_index_and_files_must_agree(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m", TENSORS, shards=2)
+    index = json.loads((folder / INDEX).read_text())
+    first, second = sorted(set(index["weight_map"].values()))
+    for change, message in [
+        ({"a.weight": second}, "the index says"),
+        ({"ghost": first}, "in no file"),
+        ({"a.weight": "model-00009-of-00009.safetensors"}, "is missing"),
+    ]:
+        (folder / INDEX).write_text(json.dumps({"weight_map": index["weight_map"] | change}))
+        with pytest.raises(CheckpointError, match=message):
+            open_checkpoint(folder)
+    (folder / INDEX).write_text(json.dumps(index))
+    write_checkpoint(folder, [("stray", np.zeros(1, np.float32))])
+    with pytest.raises(CheckpointError, match="belongs to no index"):
+        open_checkpoint(folder)
+
+
+def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m", TENSORS, shards=2)
+    second = sorted(folder.glob("*.safetensors"))[1]
+    second.unlink()
+    write_checkpoint(folder, TENSORS.items())
+    (folder / SINGLE).rename(second)
+    with pytest.raises(CheckpointError, match="stands in"):
+        open_checkpoint(folder)
+
+
+def test_pickled_weights_are_refused_and_never_travel(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04")
+    with pytest.raises(CheckpointError, match=r"only pytorch_model.bin; safetensors is wanted"):
+        open_checkpoint(tmp_path)
+    write_checkpoint(tmp_path, TENSORS.items())
+    for name in ("modeling.py", "optimizer.pt", "config.json", "tokenizer.model", ".hidden"):
+        (tmp_path / name).write_text("{}")
+    assert [str(file) for file in open_checkpoint(tmp_path).other_files()] == ["config.json", "tokenizer.model"]
+
+
+def test_a_file_that_shrinks_after_opening_is_noticed(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m", TENSORS)
+    model = open_checkpoint(folder)
+    os.truncate(folder / SINGLE, (folder / SINGLE).stat().st_size - 1000)
+    with pytest.raises(CheckpointError, match="ends at byte"):
+        model.digest()
+
+
+@pytest.mark.parametrize("sizes", [[3], [9], [8, 2]])
+def test_a_producer_must_keep_its_promise(tmp_path: Path, sizes: list[int]) -> None:
+    header = build_header({"w": ("F32", (2, 4))})
+    with pytest.raises(CheckpointError, match=r"tensor w.*(exceed|promised)"):
+        write_safetensors(tmp_path / SINGLE, header, lambda _: iter([np.zeros(n, np.float32) for n in sizes]))
+
+
+def test_canonical_json_has_one_spelling() -> None:
+    assert canonical_json({"b": 1, "a": ["ü", 1.5, None]}) == '{"a":["ü",1.5,null],"b":1}'.encode()
+    with pytest.raises(ValueError, match="JSON compliant"):
+        canonical_json(float("nan"))
+
+
+def fail_half_way(out: Path) -> None:
+    with new_folder(out) as folder:
+        (folder / "half").write_text("x")
+        raise KeyError
+
+
+def test_a_folder_is_complete_or_absent(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out"
+    with pytest.raises(KeyError):
+        fail_half_way(out)
+    assert list(out.parent.iterdir()) == []
+    for text in ("old", "new"):
+        with new_folder(out) as folder:
+            assert list(folder.iterdir()) == []
+            (folder / text).write_text(text)
+            assert not (out / text).exists()
+    assert [path.name for path in out.iterdir()] == ["new"]
+    assert list(out.parent.iterdir()) == [out]
+    with pytest.raises(KeyError):
+        fail_half_way(out)
+    assert [path.name for path in out.iterdir()] == ["new"], "a failed run must leave the former result"
+
+
+def test_a_folder_has_one_writer(tmp_path: Path) -> None:
+    with (
+        new_folder(tmp_path / "out"),
+        pytest.raises(ShadowError, match="another process"),
+        new_folder(tmp_path / "out"),
+    ):
+        pass
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ShadowError, match="is a file"), new_folder(tmp_path / "file"):
+        pass
+
+
+def test_the_current_folder_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for out in (Path("."), tmp_path.parent):
+        with pytest.raises(ShadowError, match="current folder"), new_folder(out):
+            pass
+
+
+def test_a_killed_writer_leaves_no_folder_and_the_next_run_succeeds(tmp_path: Path) -> None:
+    script = """
+        import sys, time
+        from pathlib import Path
+        import numpy as np
+        from shadowft_core.checkpoint import new_folder, write_checkpoint
+        with new_folder(Path(sys.argv[1])) as folder:
+            write_checkpoint(folder, [("w", np.zeros(1000, np.float32))])
+            print("half", flush=True)
+            time.sleep(60)
+    """
+    out = tmp_path / "out"
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script), str(out)], stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "half\n"
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    assert not out.exists()
+    with new_folder(out) as folder:
+        assert list(folder.iterdir()) == []
+        write_checkpoint(folder, TENSORS.items())
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_json_is_written_whole(tmp_path: Path) -> None:
+    write_json_atomically(tmp_path / "new" / "x.json", {"a": 1})
+    assert (tmp_path / "new" / "x.json").read_bytes() == b'{"a":1}'
+    assert file_digest(tmp_path / "new" / "x.json") == "sha256:" + hashlib.sha256(b'{"a":1}').hexdigest()
+    assert len(list((tmp_path / "new").iterdir())) == 1

@@ -1,37 +1,37 @@
 """The exceptions of the project. A user meets each as one line: what, both values, what to do.
 
     ShadowError
-    ├── InputError              what the user handed over is not usable
-    │   ├── ParamsError         params.yaml: unknown field, wrong type, contradiction
-    │   ├── DataError           a data file or a row of it
-    │   ├── CheckpointError     a model folder: missing, truncated, malformed, unsafe
-    │   │   └── Quantised       weights of a type that is not added to: quantised, fp8, float64, integers
-    │   └── AdapterError        an adapter that cannot become an exact delta, a delta that cannot become an adapter
-    ├── PairError               this Base and this Instruct may not be paired
-    │   ├── SameModel           one and the same model on both sides
-    │   ├── Swapped             the Base in the Instruct's place
-    │   └── Unrelated           the weights of two models, or of one tensor, have nothing to do with each other
-    ├── MisfitError             two models, or a model and a delta, do not fit
-    │   ├── TensorMissing       one side lacks a tensor: dropped, extra or renamed
-    │   ├── ShapeMismatch       another shape, a transposed matrix
-    │   ├── TokenMismatch       rows of an embedding or head that no token id explains
-    │   ├── WrongBase           made from another model than the one at hand
-    │   └── OntoBase            a delta on its own Base, not asked for by name
-    ├── DeltaError              a delta that is damaged or of an unknown format
-    │   ├── ZeroDelta           nothing was learnt, or nothing of it travels
-    │   └── NotFinite           NaN or infinity in weights or delta
-    ├── GraftError              the sum cannot be written: digest differs from the recipe, no scale
-    │   └── CastOverflow        the sum exceeds the output dtype
-    ├── TrainError              loss not finite, nothing learnable
-    ├── EvaluationError         a task is missing, items differ between arms
-    ├── StoreError              the delta store
-    │   ├── StoreUnreachable    no answer, wrong credentials
-    │   ├── StoreConflict       the name is taken by other content
-    │   └── StoreCorrupt        bytes that do not match their digest
-    ├── RegistryError           the tracking server or the model registry
-    │   ├── RegistrationPending MLflow could not take it now; it is kept and sent later; an exit code of its own
-    │   └── LedgerError         the promotion ledger: an edited entry, a lost race
-    └── PromotionRefused        the verdict does not allow it
+    ├── InputError                     what the user handed over is not usable
+    │   ├── ParamsError                params.yaml: unknown field, wrong type, contradiction
+    │   ├── DataError                  a data file or a row of it
+    │   ├── CheckpointError            a model folder: missing, truncated, malformed, unsafe
+    │   │   └── QuantisedError         weights of a type that is not added to: quantised, fp8, float64, integers
+    │   └── AdapterError               an adapter and an exact delta that cannot become each other
+    ├── PairError                      this Base and this Instruct may not be paired
+    │   ├── SameModelError             one and the same model on both sides
+    │   ├── SwappedError               the Base in the Instruct's place
+    │   └── UnrelatedError             the weights of two models, or of one tensor, have nothing to do with each other
+    ├── MisfitError                    two models, or a model and a delta, do not fit
+    │   ├── TensorMissingError         one side lacks a tensor: dropped, extra or renamed
+    │   ├── ShapeMismatchError         another shape, a transposed matrix
+    │   ├── TokenMismatchError         rows of an embedding or head that no token id explains
+    │   ├── WrongBaseError             made from another model than the one at hand
+    │   └── OntoBaseError              a delta on its own Base, not asked for by name
+    ├── DeltaError                     a delta that is damaged or of an unknown format
+    │   ├── ZeroDeltaError             nothing was learnt, or nothing of it travels
+    │   └── NotFiniteError             NaN or infinity in weights or delta
+    ├── GraftError                     the sum cannot be written: digest differs from the recipe, no scale
+    │   └── CastOverflowError          the sum exceeds the output dtype
+    ├── TrainError                     loss not finite, nothing learnable
+    ├── EvaluationError                a task is missing, items differ between arms
+    ├── StoreError                     the delta store
+    │   ├── StoreUnreachableError      no answer, wrong credentials
+    │   ├── StoreConflictError         the name is taken by other content
+    │   └── StoreCorruptError          bytes that do not match their digest
+    ├── RegistryError                  the tracking server or the model registry
+    │   ├── RegistrationPendingError   MLflow could not take it now; it is kept and sent later; an exit code of its own
+    │   └── LedgerError                the promotion ledger: an edited entry, a lost race
+    └── PromotionRefusedError          the verdict does not allow it
 
 `exit_code` is what the command line returns for the class; 2 is kept for usage errors, as in typer. No message shows
 the password of a URL: `without_passwords` is the one rule for what is printed, logged, recorded or refused.
@@ -80,7 +80,7 @@ class CheckpointError(InputError):
     pass
 
 
-class Quantised(CheckpointError):
+class QuantisedError(CheckpointError):
     pass
 
 
@@ -92,15 +92,15 @@ class PairError(ShadowError):
     exit_code = 4
 
 
-class SameModel(PairError):
+class SameModelError(PairError):
     pass
 
 
-class Swapped(PairError):
+class SwappedError(PairError):
     pass
 
 
-class Unrelated(PairError):
+class UnrelatedError(PairError):
     pass
 
 
@@ -108,23 +108,23 @@ class MisfitError(ShadowError):
     exit_code = 5
 
 
-class TensorMissing(MisfitError):
+class TensorMissingError(MisfitError):
     pass
 
 
-class ShapeMismatch(MisfitError):
+class ShapeMismatchError(MisfitError):
     pass
 
 
-class TokenMismatch(MisfitError):
+class TokenMismatchError(MisfitError):
     pass
 
 
-class WrongBase(MisfitError):
+class WrongBaseError(MisfitError):
     pass
 
 
-class OntoBase(MisfitError):
+class OntoBaseError(MisfitError):
     pass
 
 
@@ -132,11 +132,11 @@ class DeltaError(ShadowError):
     exit_code = 5
 
 
-class ZeroDelta(DeltaError):
+class ZeroDeltaError(DeltaError):
     pass
 
 
-class NotFinite(DeltaError):
+class NotFiniteError(DeltaError):
     pass
 
 
@@ -144,7 +144,7 @@ class GraftError(ShadowError):
     exit_code = 5
 
 
-class CastOverflow(GraftError):
+class CastOverflowError(GraftError):
     pass
 
 
@@ -160,15 +160,15 @@ class StoreError(ShadowError):
     exit_code = 8
 
 
-class StoreUnreachable(StoreError):
+class StoreUnreachableError(StoreError):
     pass
 
 
-class StoreConflict(StoreError):
+class StoreConflictError(StoreError):
     pass
 
 
-class StoreCorrupt(StoreError):
+class StoreCorruptError(StoreError):
     pass
 
 
@@ -176,7 +176,7 @@ class RegistryError(ShadowError):
     exit_code = 9
 
 
-class RegistrationPending(RegistryError):
+class RegistrationPendingError(RegistryError):
     exit_code = 11
 
 
@@ -184,5 +184,5 @@ class LedgerError(RegistryError):
     pass
 
 
-class PromotionRefused(ShadowError):
+class PromotionRefusedError(ShadowError):
     exit_code = 10

@@ -14,14 +14,14 @@ from shadowft_core.delta import Storage, extract, open_delta, step
 from shadowft_core.errors import (
     CheckpointError,
     DeltaError,
-    NotFinite,
-    Quantised,
+    NotFiniteError,
+    QuantisedError,
     ShadowError,
-    ShapeMismatch,
-    TensorMissing,
-    Unrelated,
-    WrongBase,
-    ZeroDelta,
+    ShapeMismatchError,
+    TensorMissingError,
+    UnrelatedError,
+    WrongBaseError,
+    ZeroDeltaError,
 )
 from shadowft_core.files import canonical_json
 from shadowft_core.weights import open_checkpoint, open_safetensors
@@ -71,7 +71,7 @@ def test_a_dense_delta_is_the_float32_difference(tmp_path: Path) -> None:
 def test_a_matrix_that_moved_beyond_its_own_norm_wants_a_word(tmp_path: Path) -> None:
     base = write_model(tmp_path / "base", BASE)
     stranger = write_model(tmp_path / "stranger", BASE | {Q: RNG.standard_normal(BASE[Q].shape).astype(BF16)})
-    refused(Unrelated, r"q_proj.*1\.4\d of \|weights\|.*or --unrelated", base, stranger)
+    refused(UnrelatedError, r"q_proj.*1\.4\d of \|weights\|.*or --unrelated", base, stranger)
     extract(base, stranger, tmp_path / "delta", unrelated=True)
     assert open_delta(tmp_path / "delta").certificate["waivers"] == ["unrelated"]
     extract(base, write_model(tmp_path / "tuned", TUNED), tmp_path / "delta")
@@ -123,16 +123,16 @@ def test_a_delta_that_is_not_one_is_refused(tmp_path: Path) -> None:
 
     poisoned = TUNED[Q].copy()
     poisoned[299, 699] = np.nan
-    refused(NotFinite, f"{Q}.*not finite", base, tuned(**{Q: poisoned}))
+    refused(NotFiniteError, f"{Q}.*not finite", base, tuned(**{Q: poisoned}))
     poisoned[299, 699] = np.inf
-    refused(NotFinite, f"{Q}.*not finite", base, tuned(**{Q: poisoned}))
-    refused(TensorMissing, f"only .*base has {Q}", base, tuned(**{Q: None}))
-    refused(TensorMissing, "only .*tuned has extra", base, tuned(extra=np.zeros(2, np.float32)))
-    refused(ShapeMismatch, r"q_proj.*\(300, 700\).*\(700, 300\)", base, tuned(**{Q: TUNED[Q].T}))
-    refused(Quantised, "steps is I64.*changed", base, tuned(steps=np.array([1, 3])))
-    refused(ShapeMismatch, "steps.*has", base, tuned(steps=np.array([1])))
-    refused(ZeroDelta, "the delta is zero", base, tuned(**BASE))
-    refused(Quantised, "is BF16 in .* U8 in .*dequantise", base, tuned(**{Q: np.ones((300, 700), np.uint8)}))
+    refused(NotFiniteError, f"{Q}.*not finite", base, tuned(**{Q: poisoned}))
+    refused(TensorMissingError, f"only .*base has {Q}", base, tuned(**{Q: None}))
+    refused(TensorMissingError, "only .*tuned has extra", base, tuned(extra=np.zeros(2, np.float32)))
+    refused(ShapeMismatchError, r"q_proj.*\(300, 700\).*\(700, 300\)", base, tuned(**{Q: TUNED[Q].T}))
+    refused(QuantisedError, "steps is I64.*changed", base, tuned(steps=np.array([1, 3])))
+    refused(ShapeMismatchError, "steps.*has", base, tuned(steps=np.array([1])))
+    refused(ZeroDeltaError, "the delta is zero", base, tuned(**BASE))
+    refused(QuantisedError, "is BF16 in .* U8 in .*dequantise", base, tuned(**{Q: np.ones((300, 700), np.uint8)}))
     refused(CheckpointError, "no such folder", base, tmp_path / "nowhere")
 
 
@@ -145,7 +145,7 @@ def test_a_tied_head_is_one_tensor(tmp_path: Path) -> None:
     torn = write_model(tmp_path / "torn", TUNED | {"lm_head.weight": BASE[embedding]}, tie_word_embeddings=True)
     refused(CheckpointError, "ties lm_head.weight", base, torn)
     untied = write_model(tmp_path / "untied", TUNED | {"lm_head.weight": TUNED[embedding]})
-    refused(TensorMissing, "has lm_head.weight", base, untied)
+    refused(TensorMissingError, "has lm_head.weight", base, untied)
 
 
 def test_a_delta_remembers_its_training(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_a_delta_remembers_its_training(tmp_path: Path) -> None:
     train = open_delta(tmp_path / "delta").certificate["train"]
     assert (train["data_digest"], train["seed"]) == ("sha256:d", 7)
     other = write_model(tmp_path / "other", BASE | {"model.norm.weight": np.ones(8, BF16)})
-    refused(WrongBase, "was tuned from sha256:.* is sha256:", other, tmp_path / "run")
+    refused(WrongBaseError, "was tuned from sha256:.* is sha256:", other, tmp_path / "run")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from shadowft_core.delta import Delta, extract, open_delta
-from shadowft_core.errors import AdapterError, Unrelated
+from shadowft_core.errors import AdapterError, UnrelatedError
 from shadowft_core.weights import open_checkpoint, write_checkpoint
 from tests.fixtures.adapters import adapt, load, refused
 from tests.fixtures.families import save_family
@@ -167,7 +167,7 @@ def test_another_base_than_the_one_pissa_began_from_is_refused(
     turned = {n: model.read(n)[::-1].copy() if model.info(n).shape else model.read(n) for n in model.names}
     shutil.copytree(other, tmp_path / "other", ignore=shutil.ignore_patterns("*.safetensors"))
     write_checkpoint(tmp_path / "other", turned.items())
-    refused(Unrelated, "from those that .* begins with", tmp_path / "other", tmp_path / "adapter")
+    refused(UnrelatedError, "from those that .* begins with", tmp_path / "other", tmp_path / "adapter")
 
 
 TIED: list[dict[str, Any]] = [

@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from shadowft_core.delta import extract, open_delta
-from shadowft_core.errors import AdapterError, DeltaError, NotFinite, Quantised, ShapeMismatch, Unrelated
+from shadowft_core.errors import (
+    AdapterError,
+    DeltaError,
+    NotFiniteError,
+    QuantisedError,
+    ShapeMismatchError,
+    UnrelatedError,
+)
 from shadowft_core.weights import open_checkpoint
 from tests.fixtures.adapters import adapt, load, refused
 from tests.fixtures.models import Pair, write_model
@@ -71,10 +78,12 @@ def test_a_quantised_base_is_refused(tiny_llama_pair: Pair, tmp_path: Path) -> N
     model, name = open_checkpoint(tiny_llama_pair.base), "model.layers.0.self_attn.q_proj.weight"
     held = {n: model.read(n) for n in model.names}
     write_model(tmp_path / "named", held, quantization_config={"quant_method": "bitsandbytes"})
-    refused(Quantised, r"named: .*\(bitsandbytes\); pass the dequantised", tmp_path / "named", tmp_path / "adapter")
+    refused(
+        QuantisedError, r"named: .*\(bitsandbytes\); pass the dequantised", tmp_path / "named", tmp_path / "adapter"
+    )
     held[name] = held[name].astype(ml_dtypes.float8_e4m3fn)
     write_model(tmp_path / "fp8", held)
-    refused(Quantised, f"{name} is F8_E4M3, .*dequantised", tmp_path / "fp8", tmp_path / "adapter")
+    refused(QuantisedError, f"{name} is F8_E4M3, .*dequantised", tmp_path / "fp8", tmp_path / "adapter")
 
 
 def test_a_resized_vocabulary_is_refused(tiny_llama_pair: Pair, tmp_path: Path) -> None:
@@ -84,7 +93,7 @@ def test_a_resized_vocabulary_is_refused(tiny_llama_pair: Pair, tmp_path: Path) 
     model.resize_token_embeddings(70)
     config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"])
     get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
-    refused(ShapeMismatch, r"\(70, 32\), .*\(64, 32\); pass the Base", tiny_llama_pair.base, tmp_path / "adapter")
+    refused(ShapeMismatchError, r"\(70, 32\), .*\(64, 32\); pass the Base", tiny_llama_pair.base, tmp_path / "adapter")
 
 
 def test_a_tensor_that_is_none_of_the_bases_is_named(tiny_llama_pair: Pair, tmp_path: Path) -> None:
@@ -210,7 +219,7 @@ def test_a_module_of_another_model_is_refused(tiny_llama_pair: Pair, tmp_path: P
     held["base_model.model.lm_head.weight"] = held["base_model.model.lm_head.weight"][::-1].copy()
     save_file(held, file)
     refused(
-        Unrelated,
+        UnrelatedError,
         "difference. of tensor lm_head.weight is 1.* of .weights.",
         tiny_llama_pair.base,
         tmp_path / "adapter",
@@ -254,6 +263,6 @@ def test_a_damaged_tuned_model_leaves_nothing_behind_when_lowered(tiny_llama_pai
     held = load_file(file)
     held["base_model.model.lm_head.weight"][3, 3] = np.inf
     save_file(held, file)
-    with pytest.raises(NotFinite, match=r"lm_head\.weight"):
+    with pytest.raises(NotFiniteError, match=r"lm_head\.weight"):
         extract(tiny_llama_pair.base, tmp_path / "adapter", tmp_path / "delta", lowrank=0.1)
     assert {path.name for path in tmp_path.iterdir()} == {"adapter"}

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from shadowft_core.delta import extract, open_delta
-from shadowft_core.errors import AdapterError, WrongBase
+from shadowft_core.errors import AdapterError, WrongBaseError
 from tests.fixtures.adapters import adapt, load, refused
 from tests.fixtures.models import Pair
 from tests.test_delta_adapters import logits, tuned
@@ -26,7 +26,7 @@ def test_a_module_saved_in_three_copies_is_taken_once(tiny_llama_pair: Pair, tmp
     assert np.abs(logits(load(tuned(base, open_delta(tmp_path / "delta"), tmp_path / "tuned"))) - want).max() < 1e-6
     for copy, kind, message in (
         ("modules_to_save", AdapterError, "are one and differ"),
-        ("original_module", WrongBase, "lm_head.weight was before the training, .* has another"),
+        ("original_module", WrongBaseError, "lm_head.weight was before the training, .* has another"),
     ):
         name = f"{head}.{copy}.weight"
         save_file(saved | {name: saved[name] + np.float32(1)}, file)

@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from shadowft_core.delta import extract, open_delta, open_difference
-from shadowft_core.errors import DeltaError, Quantised, ShadowError, ShapeMismatch, TensorMissing, TokenMismatch
+from shadowft_core.errors import (
+    DeltaError,
+    QuantisedError,
+    ShadowError,
+    ShapeMismatchError,
+    TensorMissingError,
+    TokenMismatchError,
+)
 from shadowft_core.graft import graft
 from shadowft_core.graft.receipt import read_receipt
 from tests.fixtures.models import WORDS, save_tokenizer, write_model
@@ -116,19 +123,27 @@ def test_rows_that_no_tokenizer_explains_are_refused_with_the_way_out(tmp_path: 
         base = model(tmp_path / f"{number}" / "base", tensors(0), ours)
         tuned = model(tmp_path / f"{number}" / "tuned", longer, theirs)
         refused(
-            *(tmp_path, base, tuned, TokenMismatch, "has 40 rows", "44", f"/{number}/{whose} has no tokenizer.json"),
+            *(
+                tmp_path,
+                base,
+                tuned,
+                TokenMismatchError,
+                "has 40 rows",
+                "44",
+                f"/{number}/{whose} has no tokenizer.json",
+            ),
             "put the tokenizer it was trained with beside the weights",
         )
     twice = ("first", *TOKENS, TOKENS[5])
     base = model(tmp_path / "base", tensors(0), TOKENS)
     other = model(tmp_path / "other", longer, tuple(f"other{n}" for n in range(44)))
-    refused(tmp_path, base, other, TokenMismatch, "tuned model and Base have no token in common")
+    refused(tmp_path, base, other, TokenMismatchError, "tuned model and Base have no token in common")
     unsure = model(tmp_path / "unsure", longer)
     unigram = {"model": {"vocab": [[token, -1.0] for token in twice]}}
     (unsure / "tokenizer.json").write_text(json.dumps(unigram))
-    assert "are one token" in refused(tmp_path, base, unsure, TokenMismatch, "ids [6, 41] of the tuned model")
+    assert "are one token" in refused(tmp_path, base, unsure, TokenMismatchError, "ids [6, 41] of the tuned model")
     narrow = {n: a[:, :-1] if n in (EMBEDDING, HEAD) else a for n, a in longer.items()}
-    refused(tmp_path, base, model(tmp_path / "narrow", narrow, ADDED), ShapeMismatch, "(40, 5000)", "(44, 4999)")
+    refused(tmp_path, base, model(tmp_path / "narrow", narrow, ADDED), ShapeMismatchError, "(40, 5000)", "(44, 4999)")
 
 
 def test_gpt2_of_the_hub_and_gpt2_as_its_class_saves_it_are_one_model(tmp_path: Path) -> None:
@@ -187,28 +202,40 @@ def test_each_way_to_save_something_else_is_named_with_its_remedy(tmp_path: Path
     found, moved = tensors(0, width=16), tensors(1, width=16)
     base = model(tmp_path / "base", found)
     cases: dict[str, tuple[Tensors, type[ShadowError], tuple[str, ...]]] = {
-        "compiled": (renamed(moved, "", "_orig_mod."), TensorMissing, ("torch.compile", "model._orig_mod")),
+        "compiled": (renamed(moved, "", "_orig_mod."), TensorMissingError, ("torch.compile", "model._orig_mod")),
         "compiled in part": (
             renamed(moved, "layers.0.", "layers.0._orig_mod."),
-            *(TensorMissing, ("torch.compile", "_orig_mod")),
+            *(TensorMissingError, ("torch.compile", "_orig_mod")),
         ),
-        "parallel": (renamed(moved, "", "module."), TensorMissing, ("parallel wrapper", "model.module")),
-        "wrapped": (renamed(moved, "", "base_model.model."), TensorMissing, ("begin with base_model.model.",)),
-        "zero": (moved | {Q: np.zeros(0, BF16)}, ShapeMismatch, (Q, "(8, 16)", "(0,)", "ZeRO-3", "zero_to_fp32")),
-        "zero embedding": (moved | {EMBEDDING: np.zeros((0, 16), BF16)}, ShapeMismatch, (EMBEDDING, "ZeRO-3")),
-        "float64": (moved | {Q: moved[Q].astype(np.float64)}, Quantised, (Q, "F64", "float64 is not", "BF16")),
-        "fp8 with scales": (moved | CODES["fp8"], Quantised, ("weight_scale_inv", "dequantised")),
-        "mxfp4": (moved | CODES["mxfp4"], Quantised, ("down_proj_blocks", "dequantised", "no quantization_config")),
-        "fp8 without": (moved | {Q: moved[Q].astype(ml_dtypes.float8_e4m3fn)}, Quantised, (Q, "F8_E4M3", "dequantise")),
-        "int8": (moved | {Q: np.ones((8, 16), np.int8)}, Quantised, (Q, "I8", "dequantise both")),
-        "transposed": (moved | {Q: moved[Q].T}, ShapeMismatch, (Q, "(8, 16)", "(16, 8)", "the model that was tuned")),
+        "parallel": (renamed(moved, "", "module."), TensorMissingError, ("parallel wrapper", "model.module")),
+        "wrapped": (renamed(moved, "", "base_model.model."), TensorMissingError, ("begin with base_model.model.",)),
+        "zero": (moved | {Q: np.zeros(0, BF16)}, ShapeMismatchError, (Q, "(8, 16)", "(0,)", "ZeRO-3", "zero_to_fp32")),
+        "zero embedding": (moved | {EMBEDDING: np.zeros((0, 16), BF16)}, ShapeMismatchError, (EMBEDDING, "ZeRO-3")),
+        "float64": (moved | {Q: moved[Q].astype(np.float64)}, QuantisedError, (Q, "F64", "float64 is not", "BF16")),
+        "fp8 with scales": (moved | CODES["fp8"], QuantisedError, ("weight_scale_inv", "dequantised")),
+        "mxfp4": (
+            moved | CODES["mxfp4"],
+            QuantisedError,
+            ("down_proj_blocks", "dequantised", "no quantization_config"),
+        ),
+        "fp8 without": (
+            moved | {Q: moved[Q].astype(ml_dtypes.float8_e4m3fn)},
+            QuantisedError,
+            (Q, "F8_E4M3", "dequantise"),
+        ),
+        "int8": (moved | {Q: np.ones((8, 16), np.int8)}, QuantisedError, (Q, "I8", "dequantise both")),
+        "transposed": (
+            moved | {Q: moved[Q].T},
+            ShapeMismatchError,
+            (Q, "(8, 16)", "(16, 8)", "the model that was tuned"),
+        ),
     }
     for case, (tuned, kind, words) in cases.items():
         said = refused(tmp_path, base, model(tmp_path / case, tuned), kind, *words)
         assert "--ignore" not in said, case
     extract(base, model(tmp_path / "tuned", moved), tmp_path / "delta")
     for case in ("fp8 with scales", "mxfp4"):  # an Instruct that was quantised, too
-        with pytest.raises(Quantised, match=rf"{case}: holds .*no quantization_config"):
+        with pytest.raises(QuantisedError, match=rf"{case}: holds .*no quantization_config"):
             graft(tmp_path / case, [(tmp_path / "delta", 1.0)], tmp_path / "no")
     for number, (name, old, new) in enumerate(
         [("steps", np.array([3]), np.array([4])), ("seen", np.array([True]), np.array([False]))]
@@ -216,7 +243,7 @@ def test_each_way_to_save_something_else_is_named_with_its_remedy(tmp_path: Path
         before = model(tmp_path / f"before{number}", found | {name: old})
         after = model(tmp_path / f"after{number}", moved | {name: new})
         said = refused(
-            tmp_path, before, after, Quantised, name, "a counter or mask", "copy the Base's into the tuned model"
+            tmp_path, before, after, QuantisedError, name, "a counter or mask", "copy the Base's into the tuned model"
         )
         assert "dequantise" not in said
         extract(before, model(tmp_path / f"same{number}", moved | {name: old}), tmp_path / f"delta{number}")
@@ -232,9 +259,11 @@ def test_the_text_model_of_a_multimodal_one_is_named_as_a_part(tmp_path: Path) -
     text = {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text"}
     base = model(tmp_path / "base", whole, **both)
     tuned = model(tmp_path / "tuned", {n: a * 2 for n, a in found.items()}, **text)
-    said = refused(tmp_path, base, tuned, TensorMissing, "Gemma3ForConditionalGeneration", "Gemma3ForCausalLM", "part")
+    said = refused(
+        tmp_path, base, tuned, TensorMissingError, "Gemma3ForConditionalGeneration", "Gemma3ForCausalLM", "part"
+    )
     assert "--ignore" not in said
-    refused(tmp_path, tuned, base, TensorMissing, "Gemma3ForConditionalGeneration", "Gemma3ForCausalLM")
+    refused(tmp_path, tuned, base, TensorMissingError, "Gemma3ForConditionalGeneration", "Gemma3ForCausalLM")
 
 
 @pytest.mark.parametrize(

@@ -13,15 +13,15 @@ import pytest
 
 from shadowft_core.delta import extract, open_delta
 from shadowft_core.errors import (
-    CastOverflow,
+    CastOverflowError,
     DeltaError,
     GraftError,
-    NotFinite,
-    OntoBase,
-    Quantised,
+    NotFiniteError,
+    OntoBaseError,
+    QuantisedError,
     ShadowError,
-    ShapeMismatch,
-    TensorMissing,
+    ShapeMismatchError,
+    TensorMissingError,
 )
 from shadowft_core.files import write_json_atomically
 from shadowft_core.graft import graft, graft_stage, grafted_tensors
@@ -143,7 +143,7 @@ def test_direct_tuning_grafted_on_itself_is_the_tuned_model(tmp_path: Path) -> N
     _, instruct, tuned = make(BF16)
     folder = write_model(tmp_path / "instruct", instruct)
     extract(folder, write_model(tmp_path / "tuned", tuned), tmp_path / "delta")
-    refused(OntoBase, "is the model the delta was taken from", folder, [(tmp_path / "delta", 1.0)])
+    refused(OntoBaseError, "is the model the delta was taken from", folder, [(tmp_path / "delta", 1.0)])
     recipe = graft(folder, [(tmp_path / "delta", 1.0)], tmp_path / "out", waivers=["onto-base"])
     assert recipe["waivers"] == ["onto-base"]
     for name, out in tensors_of(tmp_path / "out").items():
@@ -225,19 +225,19 @@ def test_what_does_not_fit_is_refused(case: tuple[Path, Path], tmp_path: Path) -
     poisoned, huge = weights.copy(), weights.copy()
     poisoned[7, 7], huge[299, 699] = np.nan, 3.38e38
     for changes, kind, message in [
-        ({Q: None}, TensorMissing, "q_proj.weight is missing in .*same family"),
-        ({Q: None, "renamed.weight": weights}, TensorMissing, "q_proj.weight is missing"),
-        ({Q: weights.T}, ShapeMismatch, r"\(300, 700\), .*\(700, 300\)"),
-        ({Q: np.ones((300, 700), np.int8)}, Quantised, "q_proj.weight: .* as I8"),
-        ({Q: weights.astype(ml_dtypes.float8_e4m3fn)}, Quantised, "as F8_E4M3"),
-        ({Q: poisoned}, NotFinite, "the Instruct's tensor .*q_proj.weight holds NaN"),
-        ({"config": {"quantization_config": {"bits": 4}}}, Quantised, "quantization_config"),
+        ({Q: None}, TensorMissingError, "q_proj.weight is missing in .*same family"),
+        ({Q: None, "renamed.weight": weights}, TensorMissingError, "q_proj.weight is missing"),
+        ({Q: weights.T}, ShapeMismatchError, r"\(300, 700\), .*\(700, 300\)"),
+        ({Q: np.ones((300, 700), np.int8)}, QuantisedError, "q_proj.weight: .* as I8"),
+        ({Q: weights.astype(ml_dtypes.float8_e4m3fn)}, QuantisedError, "as F8_E4M3"),
+        ({Q: poisoned}, NotFiniteError, "the Instruct's tensor .*q_proj.weight holds NaN"),
+        ({"config": {"quantization_config": {"bits": 4}}}, QuantisedError, "quantization_config"),
     ]:
         refused(kind, message, instruct_with(tmp_path / "other", **changes), delta)
     refused(GraftError, "scale nan", case[0], [(case[1], float("nan"))])
     refused(GraftError, "dtype 'int8'", case[0], delta, dtype="int8")
     refused(DeltaError, "no delta.json", case[0], [(case[0], 1.0)])
-    with pytest.raises(TensorMissing, match="is missing"):
+    with pytest.raises(TensorMissingError, match="is missing"):
         grafted_tensors(instruct_with(tmp_path / "other", **{Q: None}), delta)
 
 
@@ -248,7 +248,7 @@ def test_overflow_is_refused_with_both_values(tmp_path: Path) -> None:
         write_model(tmp_path / name, tensors)
     extract(tmp_path / "base", tmp_path / "tuned", tmp_path / "delta")
     message = r"q_proj.weight: 60000 \+ 20000 overflows F16; lower the scale"
-    refused(CastOverflow, message, tmp_path / "instruct", [(tmp_path / "delta", 1.0)])
+    refused(CastOverflowError, message, tmp_path / "instruct", [(tmp_path / "delta", 1.0)])
     graft(tmp_path / "instruct", [(tmp_path / "delta", 1.0)], tmp_path / "out", dtype="float32")
     assert tensors_of(tmp_path / "out")[Q][3, 5] == 80000
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from shadowft_core.delta import extract, open_delta
-from shadowft_core.errors import MisfitError, ShapeMismatch, TensorMissing
+from shadowft_core.errors import MisfitError, ShapeMismatchError, TensorMissingError
 from shadowft_core.graft import Merge, graft, grafted_tensors
 from shadowft_core.weights import open_checkpoint
 from tests.fixtures.models import FAMILIES as CONFIGS
@@ -152,16 +152,16 @@ def test_what_cannot_be_converted_is_refused(tmp_path: Path) -> None:
     for number, (kind, message, before, fused, model, config) in enumerate(
         [
             *(
-                (TensorMissing, r"only the Base has .*mlp\.experts\.2 \(1 such in all\)", before, fused, fewer, {})
+                (TensorMissingError, r"only the Base has .*mlp\.experts\.2 \(1 such in all\)", before, fused, fewer, {})
                 for before in (False, True)
                 for fused in (False, True)
             ),
-            (TensorMissing, r"the up matrix of expert 1 is missing", True, False, partial, {}),
-            (TensorMissing, r"experts\.1\.w3\.weight is missing", False, False, partial, {}),
-            (TensorMissing, r"only the Instruct has .*mlp\.experts\.3 ", False, False, more, {}),
-            (TensorMissing, r"only the Instruct has .*mlp\.experts\.3 ", False, True, more, {}),
+            (TensorMissingError, r"the up matrix of expert 1 is missing", True, False, partial, {}),
+            (TensorMissingError, r"experts\.1\.w3\.weight is missing", False, False, partial, {}),
+            (TensorMissingError, r"only the Instruct has .*mlp\.experts\.3 ", False, False, more, {}),
+            (TensorMissingError, r"only the Instruct has .*mlp\.experts\.3 ", False, True, more, {}),
             (MisfitError, "how 'gpt_oss' orders its experts is not known", False, True, INSTRUCT, "gpt_oss"),
-            (ShapeMismatch, r"experts\.1\.w1\.weight .*\(48, 3999\)", True, False, shorter, {}),
+            (ShapeMismatchError, r"experts\.1\.w1\.weight .*\(48, 3999\)", True, False, shorter, {}),
         ]
     ):
         options = {"model_type": config} if config else {}
@@ -175,14 +175,14 @@ def test_an_expert_that_the_delta_leaves_alone_may_not_be_lost_either(tmp_path: 
     delta = delta_of(tmp_path, "mixtral", fused=False, tuned=still)
     for fused in (False, True):
         instruct = save(tmp_path / str(fused), "mixtral", fused, fewer)
-        refused(TensorMissing, r"only the Base has .*mlp\.experts\.2 \(1 such in all\)", instruct, [(delta, 1.0)])
+        refused(TensorMissingError, r"only the Base has .*mlp\.experts\.2 \(1 such in all\)", instruct, [(delta, 1.0)])
 
 
 def test_an_instruct_with_more_experts_than_the_delta_has_rows_for(tmp_path: Path) -> None:
     more = INSTRUCT | {(3, part): INSTRUCT[2, part] for part in ("gate", "up", "down")}
     delta = delta_of(tmp_path, "mixtral", fused=True)
     refused(
-        TensorMissing,
+        TensorMissingError,
         r"only the Instruct has .*experts\.3 ",
         save(tmp_path / "more", "mixtral", False, more),
         [(delta, 1.0)],

@@ -12,7 +12,7 @@ import pytest
 
 from shadowft_core.cli.stages import main
 from shadowft_core.delta import extract, open_delta
-from shadowft_core.errors import GraftError, ShadowError, ZeroDelta
+from shadowft_core.errors import GraftError, ShadowError, ZeroDeltaError
 from shadowft_core.files import write_json_atomically
 from shadowft_core.graft import Merge, graft, graft_stage, grafted_tensors, options_of, parse_delta, parse_scale_for
 from shadowft_core.graft.merge_rules import threshold
@@ -215,7 +215,7 @@ def test_a_recipe_repeats_itself(three: tuple[Path, list[Path]], tmp_path: Path,
 def test_a_delta_that_the_scope_keeps_at_home_is_refused(three: tuple[Path, list[Path]]) -> None:
     instruct, folders = three
     refused(
-        ZeroDelta,
+        ZeroDeltaError,
         "delta2: the scope keeps all 4 tensors at home",
         instruct,
         [(folders[0], 1.0), (folders[2], 1.0)],

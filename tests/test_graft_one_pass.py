@@ -17,8 +17,8 @@ from shadowft_core.errors import (
     CheckpointError,
     GraftError,
     MisfitError,
-    Unrelated,
-    ZeroDelta,
+    UnrelatedError,
+    ZeroDeltaError,
 )
 from shadowft_core.files import canonical_json
 from shadowft_core.graft import Merge, graft, grafted_tensors
@@ -234,7 +234,7 @@ def test_the_verb(tmp_path: Path, shadowft: Shadowft) -> None:
 
     for half in (["--base", base], ["--tuned", tuned], ["--base", base, "--delta", tmp_path / "stored"], []):
         refused(2, "pass --delta, or --base and --tuned together", *half)
-    refused(ZeroDelta.exit_code, "the delta is zero", "--base", base, "--tuned", base)
+    refused(ZeroDeltaError.exit_code, "the delta is zero", "--base", base, "--tuned", base)
     refused(GraftError.exit_code, "dare draws by a stored", *pair, "--merge", "dare", "--density", "0.5", "--seed", "1")
     refused(CheckpointError.exit_code, "nowhere", "--base", base, "--tuned", tmp_path / "nowhere")
     extract(base, second(tmp_path / "other", base), tmp_path / "stored")
@@ -247,7 +247,7 @@ def test_unrelated_is_waived_by_name(tmp_path: Path, shadowft: Shadowft) -> None
     instruct, base, tuned = written(tmp_path)
     write_weights(tuned, tensors_of(tuned) | {DOWN: tensors_of(tuned)[DOWN][::-1].copy()})
     words = ["graft", "--instruct", instruct, "--base", base, "--tuned", tuned, "--scale", 1, "--out", tmp_path / "out"]
-    assert shadowft(*words)[0] == Unrelated.exit_code
+    assert shadowft(*words)[0] == UnrelatedError.exit_code
     assert not (tmp_path / "out").exists()
     code, said, _ = shadowft(*words, "--unrelated", "--json")
     assert (code, json.loads(said)["waivers"]) == (0, ["unrelated"])

@@ -13,15 +13,15 @@ from shadowft_core.errors import (
     CheckpointError,
     DeltaError,
     GraftError,
-    NotFinite,
-    OntoBase,
-    Quantised,
+    NotFiniteError,
+    OntoBaseError,
+    QuantisedError,
     ShadowError,
-    ShapeMismatch,
-    TensorMissing,
-    Unrelated,
-    WrongBase,
-    ZeroDelta,
+    ShapeMismatchError,
+    TensorMissingError,
+    UnrelatedError,
+    WrongBaseError,
+    ZeroDeltaError,
 )
 from shadowft_core.files import write_json_atomically
 from shadowft_core.graft import Merge, graft
@@ -38,7 +38,7 @@ def test_what_the_recipe_cannot_name_or_repeat_is_refused(tmp_path: Path) -> Non
     refused(GraftError, "dare draws by a stored delta's digest", instruct, [(pair, 1.0)], merge=Merge("dare", 0.5, 1))
     refused(GraftError, "the same delta as", instruct, [(pair, 0.5), (difference(base, tuned), 0.5)])
     refused(GraftError, "tuned: scale nan; a finite number", instruct, [(pair, float("nan"))])
-    refused(OntoBase, "is the model the delta was taken from", base, [(pair, 1.0)])
+    refused(OntoBaseError, "is the model the delta was taken from", base, [(pair, 1.0)])
     graft(base, [(pair, 1.0)], tmp_path / "onto", waivers=["onto-base"])
     assert bits(tensors_of(tmp_path / "onto")) == bits(tensors_of(tuned)), "the way back to the tuned model"
     for folder in (instruct, base, tuned, tmp_path):
@@ -53,12 +53,12 @@ def test_two_checkpoints_that_are_no_pair_are_refused(tmp_path: Path) -> None:
     tensors, moved = tensors_of(base), tensors_of(tuned)
     config = {"quantization_config": {"bits": 4}}
     cases: list[tuple[type[ShadowError], str, Tensors, dict[str, Any]]] = [
-        (ZeroDelta, "every tensor equals", tensors, {}),
-        (ShapeMismatch, f"tensor {Q}: .*300, 700.*300, 699", moved | {Q: moved[Q][:, :-1]}, {}),
-        (TensorMissing, f"only .*base has {Q} \\(1 in all\\)", {n: a for n, a in moved.items() if n != Q}, {}),
-        (TensorMissing, "only .* has more.weight", moved | {"more.weight": moved[Q]}, {}),
-        (Quantised, "quantization_config", moved, config),
-        (Quantised, f"tensor {Q} is BF16 .*, I8", moved | {Q: np.ones((300, 700), np.int8)}, {}),
+        (ZeroDeltaError, "every tensor equals", tensors, {}),
+        (ShapeMismatchError, f"tensor {Q}: .*300, 700.*300, 699", moved | {Q: moved[Q][:, :-1]}, {}),
+        (TensorMissingError, f"only .*base has {Q} \\(1 in all\\)", {n: a for n, a in moved.items() if n != Q}, {}),
+        (TensorMissingError, "only .* has more.weight", moved | {"more.weight": moved[Q]}, {}),
+        (QuantisedError, "quantization_config", moved, config),
+        (QuantisedError, f"tensor {Q} is BF16 .*, I8", moved | {Q: np.ones((300, 700), np.int8)}, {}),
     ]
     for number, (kind, message, after, options) in enumerate(cases):
         folder = write_model(tmp_path / f"other{number}", after, **options)
@@ -76,7 +76,7 @@ def test_what_training_left_is_read_as_extract_reads_it(tmp_path: Path) -> None:
     write_json_atomically(left / "train.json", {"model_digest": open_checkpoint(base).digest()})
     made = graft(instruct, [(difference(base, left), 1.0)], tmp_path / "out")
     assert made["deltas"][0]["tuned"] == open_checkpoint(left / "model").digest()
-    with pytest.raises(WrongBase, match=r"train\.json: was tuned from sha256:.*pass that model"):
+    with pytest.raises(WrongBaseError, match=r"train\.json: was tuned from sha256:.*pass that model"):
         difference(instruct, left)
     (left / "model").rename(tmp_path / "model")
     (left / "adapter").mkdir()
@@ -96,10 +96,10 @@ def test_weights_that_are_wrong_are_found_in_the_pass(tmp_path: Path) -> None:
         damaged = moved | {DOWN: moved[DOWN].copy()}
         damaged[DOWN][-1, -1] = value
         pair = difference(base, write_model(tmp_path / whose, damaged, 2))
-        refused(NotFinite, f"the delta's tensor {DOWN} holds NaN or infinity", instruct, [(pair, 1.0)])
+        refused(NotFiniteError, f"the delta's tensor {DOWN} holds NaN or infinity", instruct, [(pair, 1.0)])
     stranger = write_model(tmp_path / "stranger", moved | {DOWN: moved[DOWN][::-1].copy()}, 2)
     message = rf"tensor {DOWN}: \|difference\| is 1\.4. of \|weights\|"
-    refused(Unrelated, message, instruct, [(difference(base, stranger), 1.0)])
+    refused(UnrelatedError, message, instruct, [(difference(base, stranger), 1.0)])
     waived = graft(instruct, [(difference(base, stranger, True), 1.0)], tmp_path / "out", waivers=["unrelated"])
     extract(base, stranger, tmp_path / "delta", unrelated=True)
     assert waived["digest"] == graft(instruct, [(tmp_path / "delta", 1.0)], tmp_path / "two")["digest"]
@@ -113,7 +113,10 @@ def test_an_unrelated_vocabulary_is_found_where_rows_are_read_out_of_order(tmp_p
     instruct = save(tmp_path / "instruct", own, words(90)[::-1])
     folders = [save(tmp_path / n, t, words(90)) for n, t in (("base", base), ("other", other))]
     refused(
-        Unrelated, r"tensor (lm_head|model\.embed_tokens)\.weight: .* is 1\.4", instruct, [(difference(*folders), 1.0)]
+        UnrelatedError,
+        r"tensor (lm_head|model\.embed_tokens)\.weight: .* is 1\.4",
+        instruct,
+        [(difference(*folders), 1.0)],
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from shadowft_core.cli.stages import main
 from shadowft_core.delta import extract
-from shadowft_core.errors import OntoBase, PairError, TensorMissing, Unrelated
+from shadowft_core.errors import OntoBaseError, PairError, TensorMissingError, UnrelatedError
 from shadowft_core.graft import graft, grafted_tensors
 from shadowft_core.weights import open_checkpoint
 from tests.fixtures.models import write_model
@@ -36,11 +36,11 @@ def case(tmp_path: Path) -> dict[str, Path]:
 
 def test_a_delta_goes_onto_its_own_base_only_by_name(case: dict[str, Path], tmp_path: Path) -> None:
     deltas = [(case["delta"], 1.0)]
-    refused(OntoBase, "or --onto-base", case["base"], deltas)
-    refused(OntoBase, "or --onto-base", case["base"], deltas, waivers=["unrelated"])
+    refused(OntoBaseError, "or --onto-base", case["base"], deltas)
+    refused(OntoBaseError, "or --onto-base", case["base"], deltas, waivers=["unrelated"])
     other_shards = write_model(tmp_path / "whole", tensors_of(case["base"]))
-    refused(OntoBase, "or --onto-base", other_shards, deltas)
-    with pytest.raises(OntoBase):
+    refused(OntoBaseError, "or --onto-base", other_shards, deltas)
+    with pytest.raises(OntoBaseError):
         grafted_tensors(case["base"], deltas)
     recipe = graft(case["base"], deltas, tmp_path / "out", waivers=["onto-base"])
     receipt = json.loads((tmp_path / "out" / "receipt.json").read_bytes())
@@ -62,8 +62,10 @@ def test_an_instruct_of_another_family_is_refused(case: dict[str, Path], tmp_pat
     stranger[NORM] = tensors_of(case["instruct"])[NORM]  # norms of near 1 must not make strangers kin
     folder = write_model(tmp_path / "stranger", stranger)
     deltas = [(case["delta"], 0.5)]
-    refused(Unrelated, r"stranger: the Instruct is 0\.[67]\d from the delta's Base.* or --unrelated", folder, deltas)
-    assert issubclass(Unrelated, PairError)
+    refused(
+        UnrelatedError, r"stranger: the Instruct is 0\.[67]\d from the delta's Base.* or --unrelated", folder, deltas
+    )
+    assert issubclass(UnrelatedError, PairError)
     recipe = graft(folder, deltas, tmp_path / "out", waivers=["unrelated"])
     assert recipe["waivers"] == ["unrelated"]
     far = {n: (a.astype(F32) + noise(8, 0.01)[n]).astype(BF16) for n, a in tensors_of(case["base"]).items()}
@@ -84,7 +86,7 @@ def test_a_single_matrix_that_was_exchanged_or_transposed_is_seen(tmp_path: Path
     exchanged = instruct | {names[5]: instruct[names[6]], names[6]: instruct[names[5]]}
     for number, (tensors, layer) in enumerate([(transposed, 3), (exchanged, 5)]):
         message = rf"tensor model\.layers\.{layer}\.self_attn\.q_proj\.weight alone 0\.\d+ "
-        refused(Unrelated, message, write_model(tmp_path / f"other{number}", tensors), deltas)
+        refused(UnrelatedError, message, write_model(tmp_path / f"other{number}", tensors), deltas)
 
 
 def test_every_tensor_of_both_models_is_accounted_for(case: dict[str, Path], tmp_path: Path) -> None:
@@ -102,7 +104,7 @@ def test_every_tensor_of_both_models_is_accounted_for(case: dict[str, Path], tmp
             (renamed, r"the Base has .*input_layernorm.weight, the Instruct does not"),
         ]
     ):
-        refused(TensorMissing, message, write_model(tmp_path / f"other{number}", tensors), deltas)
+        refused(TensorMissingError, message, write_model(tmp_path / f"other{number}", tensors), deltas)
     graft(case["instruct"], deltas, tmp_path / "out")
     receipt = json.loads((tmp_path / "out" / "receipt.json").read_bytes())
     assert set(receipt["grafted"]) == {Q}
@@ -120,7 +122,7 @@ def test_waivers_are_options_of_the_verb(
 
     params = Path(__file__).parent.parent / "params.yaml"
     words = ("graft", "--instruct", case["base"], "--delta", f"{case['delta']}@1", "--out", tmp_path / "out")
-    assert shadowft(*words, "--params", params) == OntoBase.exit_code
+    assert shadowft(*words, "--params", params) == OntoBaseError.exit_code
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(error) == 1
     assert not (tmp_path / "out").exists()

@@ -9,7 +9,7 @@ import pytest
 
 from shadowft_core.cli.inspect import receipt as show_receipt
 from shadowft_core.delta import extract, open_delta, open_difference
-from shadowft_core.errors import NotFinite, Unrelated
+from shadowft_core.errors import NotFiniteError, UnrelatedError
 from shadowft_core.graft import Merge, graft, grafted_tensors
 from shadowft_core.graft.receipt import read_receipt
 from shadowft_core.weights import Family, open_checkpoint, percent
@@ -256,9 +256,9 @@ def test_what_a_scope_leaves_is_measured_not_judged(tmp_path: Path) -> None:
     new = write_model(tmp_path / "new", other)
     graft(instruct, [(open_difference(base, new), 1.0)], tmp_path / "out", "linear")
     assert read_receipt(tmp_path / "out")["travel"]["stays"]["lm_head"] > 0.9
-    with pytest.raises(Unrelated, match=r"lm_head\.weight"):
+    with pytest.raises(UnrelatedError, match=r"lm_head\.weight"):
         graft(instruct, [(open_difference(base, new), 1.0)], tmp_path / "no")
     broken = write_model(tmp_path / "broken", other | {HEAD: np.full(SHAPES[HEAD], np.nan, BF16)})
-    with pytest.raises(NotFinite, match=r"lm_head\.weight: its delta is not finite"):
+    with pytest.raises(NotFiniteError, match=r"lm_head\.weight: its delta is not finite"):
         graft(instruct, [(open_difference(base, broken), 1.0)], tmp_path / "no", "linear")
     assert not (tmp_path / "no").exists()

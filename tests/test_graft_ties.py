@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from shadowft_core.delta import extract, open_delta, open_difference
-from shadowft_core.errors import CheckpointError, TensorMissing
+from shadowft_core.errors import CheckpointError, TensorMissingError
 from shadowft_core.graft import graft
 from shadowft_core.pair.layout import match
 from shadowft_core.pair.tokens import Vocabularies
@@ -196,10 +196,10 @@ def test_training_that_unties_is_refused_with_the_way_out(tmp_path: Path) -> Non
         (base, apart, "has lm_head.weight .*a separate head, for which the delta has no place; untie the Base"),
         (own, tied, "only .*own has lm_head.weight .*tied ties lm_head.weight to .*untied"),
     ):
-        with pytest.raises(TensorMissing, match=message) as caught:
+        with pytest.raises(TensorMissingError, match=message) as caught:
             extract(before, after, tmp_path / "delta")
         assert "--ignore" not in str(caught.value), "what was trained is not waived"
-        with pytest.raises(TensorMissing, match=message):
+        with pytest.raises(TensorMissingError, match=message):
             open_difference(before, after)
 
 

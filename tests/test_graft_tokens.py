@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from shadowft_core.delta import extract, open_delta
-from shadowft_core.errors import MisfitError, ShapeMismatch, TokenMismatch
+from shadowft_core.errors import MisfitError, ShapeMismatchError, TokenMismatchError
 from shadowft_core.files import canonical_json
 from shadowft_core.graft import Merge, graft, grafted_tensors
 from shadowft_core.weights import build_header, write_safetensors
@@ -139,18 +139,18 @@ def test_rows_that_no_token_explains_are_refused(tmp_path: Path) -> None:
     twice = [*words(88), "token3", "token4"]
     for number, (kind, message, delta, tensors, tokens) in enumerate(
         [
-            (TokenMismatch, "90 rows, .* 90, and the Base has no tokenizer.json", without, own, words(90)),
-            (TokenMismatch, "90 rows, .* 96, and .*instruct.* has no tokenizer.json", without, more, None),
-            (TokenMismatch, "90 rows, .* 90, and .*instruct.* has no tokenizer.json", with_tokens, own, None),
-            (TokenMismatch, "no token in common", with_tokens, own, [f"other{n}" for n in range(90)]),
-            (ShapeMismatch, r"\(90, 5000\), .*\(90, 4999\)", with_tokens, narrow, words(90)),
+            (TokenMismatchError, "90 rows, .* 90, and the Base has no tokenizer.json", without, own, words(90)),
+            (TokenMismatchError, "90 rows, .* 96, and .*instruct.* has no tokenizer.json", without, more, None),
+            (TokenMismatchError, "90 rows, .* 90, and .*instruct.* has no tokenizer.json", with_tokens, own, None),
+            (TokenMismatchError, "no token in common", with_tokens, own, [f"other{n}" for n in range(90)]),
+            (ShapeMismatchError, r"\(90, 5000\), .*\(90, 4999\)", with_tokens, narrow, words(90)),
         ]
     ):
         refused(kind, message, save(tmp_path / f"instruct{number}", tensors, tokens), [(delta, 1.0)])
     ambiguous = save(tmp_path / "ambiguous", own, None)
     unigram = {"model": {"vocab": [[token, -1.0] for token in twice]}}
     (ambiguous / "tokenizer.json").write_text(json.dumps(unigram))
-    refused(TokenMismatch, r"ids \[3, 88\] of the Instruct are one token", ambiguous, [(with_tokens, 1.0)])
+    refused(TokenMismatchError, r"ids \[3, 88\] of the Instruct are one token", ambiguous, [(with_tokens, 1.0)])
     # What stays at home needs no tokens.
     graft(save(tmp_path / "fine", own, words(90)), [(with_tokens, 1.0)], tmp_path / "out", [HEAD])
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from shadowft_core.delta import extract, open_delta, open_difference, require_extractable
-from shadowft_core.errors import AdapterError, InputError, PairError, ShadowError, TensorMissing
+from shadowft_core.errors import AdapterError, InputError, PairError, ShadowError, TensorMissingError
 from shadowft_core.files import canonical_json
 from shadowft_core.graft import graft, grafted_tensors
 from shadowft_core.graft.receipt import read_receipt
@@ -63,7 +63,7 @@ def test_what_the_base_alone_holds_is_refused_with_a_pattern_that_works(tmp_path
     base, tuned = model(tmp_path / "base", 1, *names), model(tmp_path / "tuned", 2)
     instruct, plain = model(tmp_path / "instruct", 3, *names), model(tmp_path / "plain", 3)
     for attempt in (lambda: extract(base, tuned, tmp_path / "delta"), lambda: open_difference(base, tuned)):
-        with pytest.raises(TensorMissing, match=rf"only .*base has .* \({len(names)} in all\)") as caught:
+        with pytest.raises(TensorMissingError, match=rf"only .*base has .* \({len(names)} in all\)") as caught:
             attempt()
     patterns = offered(caught.value)
     assert len(patterns) == len(EXTRA[case][1])
@@ -98,7 +98,7 @@ def test_what_base_or_instruct_alone_holds_is_waived_where_the_two_meet(tmp_path
         model(tmp_path / n, k, *e) for k, (n, e) in enumerate({"more": names, "plain": (), "t": ()}.items())
     )
     extract(plain, tuned, tmp_path / "delta")
-    with pytest.raises(TensorMissing, match=r"the Instruct has .*, the Base does not") as caught:
+    with pytest.raises(TensorMissingError, match=r"the Instruct has .*, the Base does not") as caught:
         graft(more, [(tmp_path / "delta", 1.0)], tmp_path / "out")
     made = graft(more, [(tmp_path / "delta", 1.0)], tmp_path / "out", ignore=offered(caught.value))
     assert made["ignore"] == offered(caught.value)
@@ -149,7 +149,7 @@ def test_one_tensor_under_two_names_is_not_offered_to_be_ignored(tmp_path: Path)
     )
     other = model(tmp_path / "other", 2, "model.a.query.weight")
     for folder in (tuned, other):
-        with pytest.raises(TensorMissing, match=r"with the same tensor names$"):
+        with pytest.raises(TensorMissingError, match=r"with the same tensor names$"):
             extract(base, folder, tmp_path / "delta")
 
 
@@ -178,7 +178,7 @@ def test_a_trained_tensor_without_a_place_is_left_out_by_name_and_counted(tmp_pa
     base, tuned = (model(tmp_path / n, k, *names) for k, n in enumerate(("base", "tuned")))
     instruct = model(tmp_path / "instruct", 3)
     extract(base, tuned, tmp_path / "delta")
-    with pytest.raises(TensorMissing, match=r"mtp\.fc\.weight is missing .*--ignore 'mtp\.\*'"):
+    with pytest.raises(TensorMissingError, match=r"mtp\.fc\.weight is missing .*--ignore 'mtp\.\*'"):
         graft(instruct, [(tmp_path / "delta", 1.0)], tmp_path / "out")
     graft(instruct, [(tmp_path / "delta", 1.0)], tmp_path / "out", ignore=["mtp.*"])
     account = read_receipt(tmp_path / "out")

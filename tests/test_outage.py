@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from shadowft_core import registry as room
 from shadowft_core.cli.stages import app
-from shadowft_core.errors import RegistrationPending, RegistryError
+from shadowft_core.errors import RegistrationPendingError, RegistryError
 from shadowft_core.params import Registry, load_params
 from shadowft_core.promotion import recipe_named
 from shadowft_core.registry.registration import waiting_in
@@ -23,7 +23,7 @@ def waited(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     up = run.params
     down = Registry(name=up.registry.name, tracking_uri=f"sqlite:///{tmp_path}/dvc.lock/x.db")
     run.params = up.model_copy(update={"registry": down})
-    with pytest.raises(RegistrationPending):
+    with pytest.raises(RegistrationPendingError):
         run.register()
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(up.model_dump(mode="json")), encoding="utf-8")
     return up.registry.name
@@ -59,7 +59,7 @@ def test_one_that_cannot_be_sent_stays_visible(waited: str) -> None:
     (broken / "registration.json").write_text('{"format":2}', encoding="utf-8")
     assert [line.partition(" ")[0] for line in room.waiting()] == [f"{broken}:", waited]
     _, error = shadowft("reconcile", waited)
-    assert isinstance(error, RegistrationPending)
+    assert isinstance(error, RegistrationPendingError)
     assert str(broken) in str(error)
     assert waiting_in(room.PENDING) == [broken]
     assert (error.exit_code, RegistryError.exit_code) == (11, 9)

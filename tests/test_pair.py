@@ -14,13 +14,13 @@ import pytest
 from shadowft_core.errors import (
     CheckpointError,
     InputError,
-    NotFinite,
+    NotFiniteError,
     PairError,
-    Quantised,
-    SameModel,
+    QuantisedError,
+    SameModelError,
     ShadowError,
-    Swapped,
-    Unrelated,
+    SwappedError,
+    UnrelatedError,
 )
 from shadowft_core.pair import check_pair, fetch, resolve
 from shadowft_core.params import Fetch
@@ -100,12 +100,12 @@ def refused(pair: Pair, message: str, kind: type[ShadowError] = PairError) -> st
 
 
 def test_a_swapped_pair_is_refused(pair: Pair) -> None:
-    refused(Pair(pair.instruct, pair.base), "no chat template; are Base and Instruct swapped?", Swapped)
+    refused(Pair(pair.instruct, pair.base), "no chat template; are Base and Instruct swapped?", SwappedError)
 
 
 def test_a_model_and_itself_are_refused(pair: Pair, tmp_path: Path) -> None:
     shutil.copytree(pair.instruct, tmp_path / "copy")
-    refused(Pair(tmp_path / "copy", pair.instruct), "are the same model, sha256:", SameModel)
+    refused(Pair(tmp_path / "copy", pair.instruct), "are the same model, sha256:", SameModelError)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_another_architecture_is_refused(pair: Pair, change: Callable[[Any], Non
 
 def test_a_quantised_model_is_refused(pair: Pair) -> None:
     edit(pair.base / "config.json", lambda c: c.update(quantization_config={"bits": 4}))
-    refused(pair, "the Base is quantised", Quantised)
+    refused(pair, "the Base is quantised", QuantisedError)
 
 
 def test_all_reasons_stand_in_one_line(pair: Pair) -> None:
@@ -157,9 +157,13 @@ def test_other_tensors_are_refused(pair: Pair) -> None:
     cases: list[tuple[Any, str, type[ShadowError]]] = [
         (rename, "1 tensors stand only in the Base, the first is .*q_proj.*only in the Instruct.*renamed", PairError),
         (transpose, r"up_proj.weight: \(48, 32\) in the Base, \(32, 48\) in the Instruct", PairError),
-        (transpose_square, r"sigma of .*layers.0.*q_proj.weight is 0\.\d+, above 0.5, .* 1 tensors are", Unrelated),
-        (poison, "q_proj.weight of .* holds NaN or infinity", NotFinite),
-        (quantise, "holds .*q_proj.weight as F8_E4M3", Quantised),
+        (
+            transpose_square,
+            r"sigma of .*layers.0.*q_proj.weight is 0\.\d+, above 0.5, .* 1 tensors are",
+            UnrelatedError,
+        ),
+        (poison, "q_proj.weight of .* holds NaN or infinity", NotFiniteError),
+        (quantise, "holds .*q_proj.weight as F8_E4M3", QuantisedError),
         (widen, "the Instruct holds .*q_proj.weight as F64; F32, BF16, F16 are wanted", PairError),
     ]
     for change, message, kind in cases:

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from shadowft_core.errors import CheckpointError, InputError, StoreError, Swapped
+from shadowft_core.errors import CheckpointError, InputError, StoreError, SwappedError
 from shadowft_core.files import bytes_digest
 from shadowft_core.pair import check_pair, compare_models, fetch, opened, resolve
 from shadowft_core.pair.sigma import RANGE, RANGES
@@ -149,7 +149,7 @@ def test_refusals_come_before_weights_and_by_their_class(
 ) -> None:
     upload(s3_server, f"{bucket}/base", pair.base)
     upload(s3_server, f"{bucket}/instruct", pair.instruct)
-    with pytest.raises(Swapped):
+    with pytest.raises(SwappedError):
         fetch(Fetch(base=f"{bucket}/instruct", instruct=f"{bucket}/base"), tmp_path / "out")
     assert not (tmp_path / "cache").exists()
     assert not (tmp_path / "out").exists()

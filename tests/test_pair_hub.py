@@ -194,7 +194,7 @@ def test_a_pinned_pair_arrives_whole(hub: Hub, tiny_llama_pair: Pair, tmp_path: 
 
 def test_a_misfit_is_refused_before_weights_move(hub: Hub, tmp_path: Path) -> None:
     done = run(hub, tmp_path, f"hf:owner/instruct@{REVISION}", f"hf:owner/base@{REVISION}")
-    assert "shadowft_core.errors.Swapped" in done.stderr
+    assert "shadowft_core.errors.SwappedError" in done.stderr
     assert "are Base and Instruct swapped?" in done.stderr
     assert whole_weights(hub) == []
     assert not (tmp_path / "out").exists()
@@ -282,7 +282,7 @@ def test_a_refusal_reads_no_weights_and_is_json_too(hub: Hub, tmp_path: Path) ->
     done = run(hub, tmp_path, *REFERENCES[::-1], PAIR)
     assert done.returncode == 4, done.stderr
     found = json.loads(done.stdout)
-    assert (found["verdict"], found["class"]) == ("refuse", "Swapped")
+    assert (found["verdict"], found["class"]) == ("refuse", "SwappedError")
     asked = [asked for _, path, asked in hub.log if path.endswith(".safetensors") and asked]
     assert len(asked) == 2, "the headers only"
 
@@ -320,4 +320,4 @@ def test_a_damaged_model_on_a_hub_is_refused_by_its_class(hub: Hub, tmp_path: Pa
     shard.write_bytes(bytes(data))
     done = run(hub, tmp_path / "third", *REFERENCES, PAIR)
     assert done.returncode == 5, done.stderr
-    assert json.loads(done.stdout)["class"] == "NotFinite"
+    assert json.loads(done.stdout)["class"] == "NotFiniteError"

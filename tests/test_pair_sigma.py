@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from shadowft_core.errors import CheckpointError, NotFinite, SameModel, Unrelated
+from shadowft_core.errors import CheckpointError, NotFiniteError, SameModelError, UnrelatedError
 from shadowft_core.pair import check_pair, compare_models
 from shadowft_core.pair.sigma import MOST_RANGES, RANGE, RANGES
 from shadowft_core.weights import Checkpoint, open_checkpoint
@@ -177,9 +177,9 @@ def test_not_finite_is_found_where_it_is_read(tmp_path: Path, value: float, plac
         file.unlink()
     rewritten = write_model(tmp_path / "again", tensors)
     save_tokenizer(rewritten)
-    with pytest.raises(NotFinite, match=f"{Q} of .*again holds NaN or infinity"):
+    with pytest.raises(NotFiniteError, match=f"{Q} of .*again holds NaN or infinity"):
         check_pair(pair.base, rewritten)
-    with pytest.raises(NotFinite, match=f"{NORM} of .*again holds NaN or infinity"):
+    with pytest.raises(NotFiniteError, match=f"{NORM} of .*again holds NaN or infinity"):
         sampled(Pair(pair.base, rewritten))
 
 
@@ -188,16 +188,16 @@ def test_two_models_of_nothing_in_common_are_unrelated(tmp_path: Path) -> None:
     other = write_model(tmp_path / "other", {name: array[::-1] for name, array in read(pair.instruct).items()})
     save_tokenizer(other)
     for check in (lambda: check_pair(pair.base, other), lambda: sampled(Pair(pair.base, other))):
-        with pytest.raises(Unrelated, match=r"sigma 0\.70\d\d.* is above 0.5; pass the Base this Instruct"):
+        with pytest.raises(UnrelatedError, match=r"sigma 0\.70\d\d.* is above 0.5; pass the Base this Instruct"):
             check()
 
 
 def test_a_sample_without_any_difference_is_the_same_model(tmp_path: Path) -> None:
     pair = large(tmp_path, distance=0.0)
-    with pytest.raises(SameModel, match=r"are the same model: none of [0-9]+ sampled weights differs"):
+    with pytest.raises(SameModelError, match=r"are the same model: none of [0-9]+ sampled weights differs"):
         sampled(pair)
     wide = write_model(tmp_path / "wide", {n: a.astype(F32) for n, a in read(pair.base).items()})
-    with pytest.raises(SameModel, match="none of all weights differs"):
+    with pytest.raises(SameModelError, match="none of all weights differs"):
         check_pair(wide, pair.instruct)
 
 

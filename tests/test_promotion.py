@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from shadowft_core import promotion as room
 from shadowft_core import store as stores
-from shadowft_core.errors import InputError, LedgerError, PromotionRefused, RegistryError, StoreError
+from shadowft_core.errors import InputError, LedgerError, PromotionRefusedError, RegistryError, StoreError
 from shadowft_core.params import Store
 from shadowft_core.registry import tracking
 from tests.fixtures.runs import Released, Run
@@ -29,10 +29,10 @@ def test_champion_moves_only_on_a_positive_verdict_or_with_a_reason(released: Re
     again = room.promote(registry, store, "1")
     assert (again.previous, again.changed, again.entry) == (1, False, first.entry)
     with pytest.raises(
-        PromotionRefused, match=r"version 3: the verdict is hold: domain gain too small; guard <harm>\."
+        PromotionRefusedError, match=r"version 3: the verdict is hold: domain gain too small; guard <harm>\."
     ):
         room.promote(registry, store, "3")
-    with pytest.raises(PromotionRefused, match="needs a reason"):
+    with pytest.raises(PromotionRefusedError, match="needs a reason"):
         room.promote(registry, store, "3", override="  ")
     assert released.champion() == 1
     third = room.promote(registry, store, "3", override="shown to the customer")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from shadowft_core import promotion as room
-from shadowft_core.errors import InputError, LedgerError, StoreUnreachable
+from shadowft_core.errors import InputError, LedgerError, StoreUnreachableError
 from shadowft_core.files import canonical_json
 from shadowft_core.promotion.ledger import Entry, Ledger
 from shadowft_core.store.backends.folder import FolderObjects
@@ -178,7 +178,7 @@ def test_a_lost_reply_at_the_swap_names_the_way_on(released: Released, monkeypat
 
     def lost(self: FolderObjects, *arguments: Any) -> str:
         real(self, *arguments)
-        raise StoreUnreachable("no answer in 12 s")
+        raise StoreUnreachableError("no answer in 12 s")
 
     with monkeypatch.context() as patch:
         patch.setattr(FolderObjects, "swap", lost)

@@ -12,7 +12,13 @@ from typer.testing import CliRunner
 from shadowft_core import promotion as room
 from shadowft_core import store as stores
 from shadowft_core.cli.stages import app
-from shadowft_core.errors import LedgerError, PromotionRefused, RegistrationPending, RegistryError, StoreCorrupt
+from shadowft_core.errors import (
+    LedgerError,
+    PromotionRefusedError,
+    RegistrationPendingError,
+    RegistryError,
+    StoreCorruptError,
+)
 from shadowft_core.files import bytes_digest, canonical_json
 from shadowft_core.registry import register_pending
 from shadowft_core.registry.registration import tags_of
@@ -143,7 +149,7 @@ def test_a_version_that_only_claims_to_be_this_run_does_not_keep_it_out(run: Run
     name = run.register().name
     Forger(client, name).tag(model="sha256:" + "0" * 64)
     with pytest.raises(
-        RegistrationPending, match=r"version 1: its tag shadowft\.model is sha256:0000.*delete this version"
+        RegistrationPendingError, match=r"version 1: its tag shadowft\.model is sha256:0000.*delete this version"
     ):
         run.register()
     client.delete_model_version(name, "1")
@@ -193,7 +199,7 @@ def test_only_promote_promotes(run: Run, decision: str) -> None:
         assert recipe is not None
         assert json.loads(recipe)["verdict"]["digest"] == entry.verdict, "the ledger names both"
         return
-    with pytest.raises(PromotionRefused, match=f"the verdict is {decision}: "):
+    with pytest.raises(PromotionRefusedError, match=f"the verdict is {decision}: "):
         room.promote(run.params.registry, run.params.store)
     assert room.history(run.params.store, run.params.registry.name).entries == []
 
@@ -222,7 +228,7 @@ def test_a_record_that_was_changed_in_the_store_is_named(run: Run) -> None:
     run.register()
     for path in Path(run.params.store.uri, "records").iterdir():
         path.write_bytes(path.read_bytes() + b" ")
-    with pytest.raises(StoreCorrupt, match=r"records/.* is damaged: it is sha256:"):
+    with pytest.raises(StoreCorruptError, match=r"records/.* is damaged: it is sha256:"):
         room.promote(run.params.registry, run.params.store)
 
 
@@ -230,7 +236,7 @@ def test_what_waits_for_mlflow_has_its_records_and_needs_the_store_no_more(run: 
     up = run.params
     down = up.registry.model_copy(update={"tracking_uri": f"sqlite:///{tmp_path}/dvc.lock/x.db"})
     run.params = up.model_copy(update={"registry": down})
-    with pytest.raises(RegistrationPending):
+    with pytest.raises(RegistrationPendingError):
         run.register()
     assert len(list(Path(up.store.uri, "records").iterdir())) == 2, "before MLflow hears of them"
     Path(up.store.uri).rename(tmp_path / "away")

@@ -13,7 +13,7 @@ import pytest
 
 from shadowft_core import promotion
 from shadowft_core import registry as room
-from shadowft_core.errors import GraftError, RegistrationPending, RegistryError, StoreError, StoreUnreachable
+from shadowft_core.errors import GraftError, RegistrationPendingError, RegistryError, StoreError, StoreUnreachableError
 from shadowft_core.files import file_digest, read_json_object, write_json_atomically
 from shadowft_core.params import Store
 from shadowft_core.registry import tracking
@@ -272,7 +272,7 @@ def test_the_recipe_keeps_owner_and_encryption_of_its_bucket(
         threading.Thread(target=server.serve_forever).start()
         monkeypatch.setenv("SHADOWFT_STORE_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         try:
-            with pytest.raises(StoreUnreachable):
+            with pytest.raises(StoreUnreachableError):
                 run.materialize(reference, tmp_path / "model")
         finally:
             server.shutdown()
@@ -284,14 +284,16 @@ def test_a_registration_waits_for_mlflow_and_is_sent_once(run: Run, client: Any,
     down = up.registry.model_copy(update={"tracking_uri": f"sqlite:///{tmp_path}/dvc.lock/x.db"})
     run.params = up.model_copy(update={"registry": down})
     for _ in range(2):
-        with pytest.raises(RegistrationPending, match=r"kept in .*000001-.*; `shadowft register --pending` sends it"):
+        with pytest.raises(
+            RegistrationPendingError, match=r"kept in .*000001-.*; `shadowft register --pending` sends it"
+        ):
             run.register()
     assert len(waiting_in(run.pending)) == 1
-    with pytest.raises(RegistrationPending, match=r"1 registrations wait"):
+    with pytest.raises(RegistrationPendingError, match=r"1 registrations wait"):
         room.register_pending(down, run.pending)
     before = (run.work / "verdict.json").read_bytes()
     run.judge("hold")  # the next run, which writes over the work folder
-    with pytest.raises(RegistrationPending):
+    with pytest.raises(RegistrationPendingError):
         run.register()
     shutil.rmtree(run.work)
 
@@ -310,7 +312,7 @@ def test_what_waits_goes_first_and_one_that_is_refused_holds_up_nobody(run: Run,
     (broken / "registration.json").write_text('{"format":2}')
     (broken / "files").mkdir()
     assert run.register().number == 1
-    with pytest.raises(RegistrationPending, match=r"000001-0000-1: not a kept registration \(another format\)"):
+    with pytest.raises(RegistrationPendingError, match=r"000001-0000-1: not a kept registration \(another format\)"):
         room.register_pending(run.params.registry, run.pending)
     assert waiting_in(run.pending) == [broken]
 

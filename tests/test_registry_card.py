@@ -9,7 +9,7 @@ import pytest
 
 from shadowft_core import promotion
 from shadowft_core import registry as room
-from shadowft_core.errors import RegistrationPending
+from shadowft_core.errors import RegistrationPendingError
 from shadowft_core.files import canonical_json
 from shadowft_core.registry.card import LARGEST, MODEL, NUMBER, card
 from shadowft_core.registry.registration import Registration
@@ -127,7 +127,7 @@ def test_every_way_to_a_version_gives_it_the_page(
     run.params = run.params.model_copy(
         update={"registry": up.model_copy(update={"tracking_uri": f"sqlite:///{tmp_path}/dvc.lock/x.db"})}
     )
-    with pytest.raises(RegistrationPending):
+    with pytest.raises(RegistrationPendingError):
         run.register()
     (first,) = room.register_pending(up, run.pending)  # one that waited
     page = client.get_model_version(first.name, "1").description

@@ -10,7 +10,7 @@ import pytest
 
 from shadowft_core import promotion
 from shadowft_core import registry as room
-from shadowft_core.errors import RegistrationPending
+from shadowft_core.errors import RegistrationPendingError
 from shadowft_core.params import Registry
 from shadowft_core.registry import tracking
 from shadowft_core.registry.evidence import Evidence
@@ -139,7 +139,7 @@ def failed(run: Run) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mlflow.pyfunc.save_model", refused)
-        with pytest.raises(RegistrationPending, match="the artifact store is full"):
+        with pytest.raises(RegistrationPendingError, match="the artifact store is full"):
             run.register()
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from shadowft_core import promotion
 from shadowft_core import registry as room
-from shadowft_core.errors import LedgerError, RegistrationPending
+from shadowft_core.errors import LedgerError, RegistrationPendingError
 from shadowft_core.params import Registry
 from tests.fixtures.runs import Run
 from tests.servers.mlflow_server import MLflowServer
@@ -119,7 +119,7 @@ def test_a_server_killed_before_and_in_the_middle_of_a_registration(served: Run,
     served.judge("hold")
     started = time.monotonic()
     with pytest.raises(
-        RegistrationPending, match=r"registry at http://127.*is kept in .*`shadowft register --pending`"
+        RegistrationPendingError, match=r"registry at http://127.*is kept in .*`shadowft register --pending`"
     ):
         served.register()
     assert time.monotonic() - started < 30
@@ -132,7 +132,7 @@ def test_a_server_killed_before_and_in_the_middle_of_a_registration(served: Run,
     stop.start()
     try:
         number = served.register().number
-    except RegistrationPending:
+    except RegistrationPendingError:
         stop.join()
         server.start()
         (version,) = room.register_pending(served.params.registry, served.pending)

@@ -12,7 +12,7 @@ import pytest
 
 from shadowft_core.cli.stages import main
 from shadowft_core.delta import extract, open_delta
-from shadowft_core.errors import GraftError, OntoBase, RegistryError, ShadowError, Unrelated
+from shadowft_core.errors import GraftError, OntoBaseError, RegistryError, ShadowError, UnrelatedError
 from shadowft_core.files import bytes_digest, canonical_json, write_json_atomically
 from shadowft_core.graft import Merge, graft, grafted_tensors
 from shadowft_core.params import Store, load_params
@@ -103,8 +103,8 @@ def test_what_does_not_belong_is_refused(world: World, tmp_path: Path) -> None:
         GraftError, "is not among the given folders; pass it with --delta", world.recipe, world.newer, world.deltas[:1]
     )
     world.refused(GraftError, "other: delta sha256:.* stands not in", world.recipe, world.newer, [*world.deltas, other])
-    world.refused(Unrelated, "stranger", world.recipe, world.stranger, world.deltas)
-    world.refused(OntoBase, "taken from", world.recipe, world.base, world.deltas)
+    world.refused(UnrelatedError, "stranger", world.recipe, world.stranger, world.deltas)
+    world.refused(OntoBaseError, "taken from", world.recipe, world.base, world.deltas)
     recipe = json.loads(world.recipe.read_bytes())
     for number, (damage, message) in enumerate(
         [({"format": 2}, "recipe format 2, 1 is wanted"), ({"deltas": [{}]}, "no recipe"), ({"merge": 3}, "damaged")]
@@ -119,7 +119,7 @@ def test_a_waiver_is_not_inherited(world: World, tmp_path: Path) -> None:
     recipe = tmp_path / "waived" / "recipe.json"
     other = {n: a.astype(BF16) for n, a in noise(42, 0.02).items()}
     folder = write_model(tmp_path / "stranger2", other)
-    world.refused(Unrelated, "stranger2", recipe, folder, world.deltas[:1])
+    world.refused(UnrelatedError, "stranger2", recipe, folder, world.deltas[:1])
     assert regraft(recipe, folder, world.deltas[:1], world.out, ["unrelated"])["waivers"] == ["unrelated"]
     assert regraft(recipe, world.newer, world.deltas[:1], world.out)["waivers"] == []
 

@@ -14,7 +14,7 @@ from urllib.parse import quote
 import pytest
 import yaml
 
-from shadowft_core.errors import ParamsError, RegistrationPending, RegistryError, StoreError, without_passwords
+from shadowft_core.errors import ParamsError, RegistrationPendingError, RegistryError, StoreError, without_passwords
 from shadowft_core.params import Registry, Store, load_params, located
 from shadowft_core.store.backends import open_objects
 from tests.fixtures.runs import Run
@@ -155,7 +155,7 @@ def test_no_password_is_left_anywhere_by_runs_that_use_it(
         return subprocess.run(command, cwd=workspace, env=environment, capture_output=True, text=True, check=False)
 
     waited = run()
-    assert waited.returncode == RegistrationPending.exit_code == 11, waited.stderr
+    assert waited.returncode == RegistrationPendingError.exit_code == 11, waited.stderr
     assert "waiting: shadowft-pico (verdict hold) in var/pending/000001-" in waited.stdout
     assert re.search(r"error: hold: registry at http://\*\*\*@127.*What waits: shadowft-pico", waited.stderr)
     assert states(workspace) == [("Waiting", "FAILED")]

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from shadowft_core import store as room
 from shadowft_core.cli.stages import app
-from shadowft_core.errors import DeltaError, StoreConflict, StoreCorrupt, StoreError, StoreUnreachable
+from shadowft_core.errors import DeltaError, StoreConflictError, StoreCorruptError, StoreError, StoreUnreachableError
 from shadowft_core.files import bytes_digest, canonical_json, file_digest
 from shadowft_core.params import Store, load_params
 from shadowft_core.store import manifest as manifests
@@ -132,7 +132,7 @@ def test_other_weights_under_the_same_certificate_are_a_conflict(store: Store, d
     other = make_delta(tmp_path / "other", seed=1)
     shutil.copy(delta / "delta.json", other / "delta.json")
     with pytest.raises(
-        StoreConflict, match=r"is there with another delta\.safetensors \(sha256:.*nothing was replaced"
+        StoreConflictError, match=r"is there with another delta\.safetensors \(sha256:.*nothing was replaced"
     ):
         room.publish(other, store)
     room.fetch_delta(digest, store, tmp_path / "out")
@@ -150,7 +150,7 @@ def test_every_damaged_or_missing_object_is_refused(store: Store, delta: Path, t
             replace(store, key, kind(good))
             with pytest.raises(StoreError, match=key if key.startswith("objects") else r"deltas/|no delta") as caught:
                 room.fetch_delta(digest, store, tmp_path / "out")
-            assert isinstance(caught.value, StoreCorrupt) or kind(good) is None
+            assert isinstance(caught.value, StoreCorruptError) or kind(good) is None
             assert [path for path in tmp_path.iterdir() if "out" in path.name] == []
             replace(store, key, good)
     room.fetch_delta(digest, store, tmp_path / "out")
@@ -215,7 +215,7 @@ def test_a_crafted_manifest_is_refused_before_anything_is_written(
     opened(folder_store).put_if_absent(manifests.object_key(bytes_digest(raw)), raw, bytes_digest(raw))
     claim_path.write_bytes(canonical_json(claim | {"manifest": bytes_digest(raw), "manifest_bytes": len(raw)}))
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(StoreCorrupt, match=message):
+    with pytest.raises(StoreCorruptError, match=message):
         room.fetch_delta(digest, folder_store, tmp_path / "out")
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -226,7 +226,7 @@ def test_the_claim_of_another_delta_is_refused(store: Store, delta: Path, tmp_pa
     found = opened(store).read(f"deltas/{other[7:]}", 4096)
     assert found is not None
     replace(store, f"deltas/{digest[7:]}", found[0])
-    with pytest.raises(StoreCorrupt, match=f"deltas/{digest[7:]} leads to {other}, expected {digest}"):
+    with pytest.raises(StoreCorruptError, match=f"deltas/{digest[7:]} leads to {other}, expected {digest}"):
         room.fetch_delta(digest, store, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert {row.digest: bool(row.problem) for row in room.ls(store)} == {digest: True, other: False}
@@ -264,10 +264,10 @@ def test_credentials_and_endpoints_are_refused_at_the_start_in_bounded_time(
 ) -> None:
     room.check(s3_store)
     act_as(monkeypatch, s3_server.reader)
-    with pytest.raises(StoreUnreachable, match="PutObject refused"):
+    with pytest.raises(StoreUnreachableError, match="PutObject refused"):
         room.check(s3_store)
     started = time.monotonic()
-    with pytest.raises(StoreUnreachable, match="check that the server runs"):
+    with pytest.raises(StoreUnreachableError, match="check that the server runs"):
         room.check(s3_store.model_copy(update={"endpoint": "http://127.0.0.1:9"}))
     assert time.monotonic() - started < PATIENCE + 5
 

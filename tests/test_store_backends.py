@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from shadowft_core.errors import StoreConflict, StoreCorrupt, StoreError, StoreUnreachable
+from shadowft_core.errors import StoreConflictError, StoreCorruptError, StoreError, StoreUnreachableError
 from shadowft_core.files import bytes_digest
 from shadowft_core.params import Store
 from shadowft_core.store import backends as room
@@ -65,13 +65,13 @@ def test_what_was_sent_is_let_go_at_once(objects: Objects) -> None:
 
 def test_a_taken_name_is_never_overwritten(objects: Objects) -> None:
     objects.put_if_absent("claim", b"mine", bytes_digest(b"mine"))
-    with pytest.raises(StoreConflict, match=r"claim holds 4 bytes, sha256:.*nothing was overwritten"):
+    with pytest.raises(StoreConflictError, match=r"claim holds 4 bytes, sha256:.*nothing was overwritten"):
         objects.put_if_absent("claim", b"your", bytes_digest(b"your"))
     assert objects.read("claim", 10)[0] == b"mine"  # type: ignore[index]
 
 
 def test_bytes_that_are_not_their_digest_are_refused_on_the_way_in(objects: Objects) -> None:
-    with pytest.raises(StoreCorrupt, match="x refused, its bytes are"):
+    with pytest.raises(StoreCorruptError, match="x refused, its bytes are"):
         objects.put_if_absent("x", b"data", bytes_digest(b"other"))
     assert objects.head("x") is None
 
@@ -83,11 +83,11 @@ def test_wrong_size_digest_or_name_on_the_way_out(objects: Objects) -> None:
         (len(DATA) - 1, bytes_digest(DATA)),
         (len(DATA) + 1, bytes_digest(DATA)),
     ]:
-        with pytest.raises(StoreCorrupt, match=r"x is damaged: found .* expected sha256:"):
+        with pytest.raises(StoreCorruptError, match=r"x is damaged: found .* expected sha256:"):
             objects.get("x", size, digest, io.BytesIO())
     with pytest.raises(StoreError, match="y is missing"):
         objects.get("y", 1, bytes_digest(b""), io.BytesIO())
-    with pytest.raises(StoreCorrupt, match="larger than the 3 bytes"):
+    with pytest.raises(StoreCorruptError, match="larger than the 3 bytes"):
         objects.read("x", 3)
     for key in ("../x", "/x", "a/../x", "a//x", "a\0", "x" * 301, ""):
         with pytest.raises(StoreError, match="is not allowed"):
@@ -96,12 +96,12 @@ def test_wrong_size_digest_or_name_on_the_way_out(objects: Objects) -> None:
 
 def test_swap_moves_only_the_version_it_names(objects: Objects) -> None:
     first = objects.swap("ledger", b"1", None)
-    with pytest.raises(StoreConflict, match="ledger was changed by someone else"):
+    with pytest.raises(StoreConflictError, match="ledger was changed by someone else"):
         objects.swap("ledger", b"one", None)
     second = objects.swap("ledger", b"2", first)
-    with pytest.raises(StoreConflict):
+    with pytest.raises(StoreConflictError):
         objects.swap("ledger", b"3", first)
-    with pytest.raises(StoreConflict):
+    with pytest.raises(StoreConflictError):
         objects.swap("absent", b"3", first)
     assert objects.read("ledger", 10) == (b"2", second)
 
@@ -114,7 +114,7 @@ def test_one_of_eight_writers_wins(objects: Objects) -> None:
         barrier.wait()
         try:
             outcomes.append((objects.put_if_absent("race", data, bytes_digest(data)), data))
-        except StoreConflict:
+        except StoreConflictError:
             outcomes.append((False, data))
 
     threads = [threading.Thread(target=write, args=(n,)) for n in range(8)]
@@ -143,23 +143,23 @@ def test_wrong_credentials_and_missing_bucket_are_one_clear_line(
     s3_store: Store, s3_server: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     absent = open_objects("s3://no-such-bucket/x", s3_store.endpoint, s3_store.region)
-    with pytest.raises(StoreUnreachable, match="no-such-bucket"):
+    with pytest.raises(StoreUnreachableError, match="no-such-bucket"):
         absent.put_if_absent("x", b"x", bytes_digest(b"x"))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     wrong = open_objects(s3_store.uri, s3_store.endpoint, s3_store.region)
     started = time.monotonic()
-    with pytest.raises(StoreUnreachable, match="check AWS_ACCESS_KEY_ID") as caught:
+    with pytest.raises(StoreUnreachableError, match="check AWS_ACCESS_KEY_ID") as caught:
         list(wrong.list(""))
     assert time.monotonic() - started < 5
     assert "wrong" not in str(caught.value)
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     nobody = open_objects(s3_store.uri, s3_store.endpoint, s3_store.region)
-    with pytest.raises(StoreUnreachable, match="set AWS_ACCESS_KEY_ID"):
+    with pytest.raises(StoreUnreachableError, match="set AWS_ACCESS_KEY_ID"):
         nobody.head("x")
     act_as(monkeypatch, s3_server.reader)  # type: ignore[attr-defined]
     reader = open_objects(s3_store.uri, s3_store.endpoint, s3_store.region)
-    with pytest.raises(StoreUnreachable, match="PutObject refused \\(AccessDenied\\)"):
+    with pytest.raises(StoreUnreachableError, match="PutObject refused \\(AccessDenied\\)"):
         reader.put_if_absent("x", b"x", bytes_digest(b"x"))
 
 
@@ -167,7 +167,7 @@ def test_an_unreachable_endpoint_is_given_up_in_bounded_time(s3_store: Store) ->
     closed = open_objects(s3_store.uri, "http://127.0.0.1:9", s3_store.region)
     started = time.monotonic()
     with pytest.raises(
-        StoreUnreachable, match=r"at http://127.0.0.1:9: no usable answer .* check that the server runs"
+        StoreUnreachableError, match=r"at http://127.0.0.1:9: no usable answer .* check that the server runs"
     ):
         closed.head("x")
     assert time.monotonic() - started < room.PATIENCE + 5

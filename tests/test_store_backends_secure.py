@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from shadowft_core.errors import ParamsError, StoreCorrupt, StoreUnreachable
+from shadowft_core.errors import ParamsError, StoreCorruptError, StoreUnreachableError
 from shadowft_core.files import bytes_digest
 from shadowft_core.params import Store, load_params
 from shadowft_core.store.backends import open_objects
@@ -63,7 +63,7 @@ def test_tls_with_a_trusted_certificate(secure: tuple[S3Server, str, Path], monk
     sink = io.BytesIO()
     objects.get("a", len(DATA), bytes_digest(DATA), sink)
     assert sink.getvalue() == DATA
-    with pytest.raises(StoreCorrupt, match="the store found another checksum"):
+    with pytest.raises(StoreCorruptError, match="the store found another checksum"):
         objects.put_if_absent("b", DATA, bytes_digest(b""))
     tag = objects.swap("c", b"1", None)
     assert objects.read("c", 10) == (b"1", tag)
@@ -75,7 +75,7 @@ def test_a_certificate_nobody_trusts_is_refused_at_once(
     server, endpoint, _ = secure
     act_as(monkeypatch, server.user)
     monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
-    with pytest.raises(StoreUnreachable, match=r"its certificate is not trusted .* set AWS_CA_BUNDLE"):
+    with pytest.raises(StoreUnreachableError, match=r"its certificate is not trusted .* set AWS_CA_BUNDLE"):
         open_objects("s3://secure/tls", endpoint).head("a")
 
 
@@ -138,7 +138,7 @@ def test_kms_and_the_bucket_owner_go_with_every_request(
                 lambda: list(objects.list("")),
                 lambda: objects.delete("a"),
             ):
-                with pytest.raises(StoreUnreachable, match=r"store\.bucket_owner"):
+                with pytest.raises(StoreUnreachableError, match=r"store\.bucket_owner"):
                     request()
         finally:
             server.shutdown()

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from shadowft_core import store as room
 from shadowft_core.cli.stages import app
-from shadowft_core.errors import StoreConflict, StoreCorrupt, StoreError, StoreUnreachable
+from shadowft_core.errors import StoreConflictError, StoreCorruptError, StoreError, StoreUnreachableError
 from shadowft_core.files import bytes_digest
 from shadowft_core.params import Store
 from shadowft_core.store import garbage, turns
@@ -128,14 +128,14 @@ def test_records_are_read_again_by_verify_and_never_removed(
     named = room.verify(store, [recipe, two[1]])
     assert (named.deltas, named.records, named.bad) == (1, 1, ())
     assert [one.key for one in room.verify(store, [verdict]).bad] == [f"records/{verdict[7:]}"]
-    with pytest.raises(StoreCorrupt, match="is damaged: it is sha256:"):
+    with pytest.raises(StoreCorruptError, match="is damaged: it is sha256:"):
         room.record(verdict, store)
-    with pytest.raises(StoreConflict, match="nothing was overwritten"):
+    with pytest.raises(StoreConflictError, match="nothing was overwritten"):
         room.keep_record(texts[1], store)
     with pytest.raises(StoreError, match="at most 16777216 are allowed"):
         room.keep_record(b"x" * (16 << 20) + b"x", store)
     done = CliRunner().invoke(app, ["store", "verify", "--uri", store.uri, "--endpoint", store.endpoint or ""])
-    assert isinstance(done.exception, StoreCorrupt)
+    assert isinstance(done.exception, StoreCorruptError)
     assert f"records/{verdict[7:]} is damaged" in done.stdout
     assert "objects of 1 deltas and 2 records are good" in done.stdout
 
@@ -226,7 +226,7 @@ def test_gc_removes_nothing_when_it_cannot_tell_what_is_in_use(store: Store, two
     unpublish(objects, two[0])
     damage(objects, room.object_key(room.read_claim(objects, two[1]).manifest))
     before = list(objects.list("objects"))
-    with pytest.raises(StoreCorrupt, match=r"is damaged.*nothing was removed"):
+    with pytest.raises(StoreCorruptError, match=r"is damaged.*nothing was removed"):
         room.gc(store, 0)
     assert list(objects.list("objects")) == before
 
@@ -310,7 +310,7 @@ def test_the_verbs(store: Store, two: tuple[str, str], tmp_path: Path, monkeypat
     bad = min(chunks_of(objects, two[1]))
     damage(objects, bad)
     done = shadowft("verify")
-    assert isinstance(done.exception, StoreCorrupt)
+    assert isinstance(done.exception, StoreCorruptError)
     assert f"{bad} is damaged" in done.stdout
     assert "1 of " in str(done.exception)
 
@@ -324,5 +324,5 @@ def test_a_store_without_answer_ends_every_verb(
     monkeypatch.chdir(tmp_path)
     away = s3_store.model_copy(update={"endpoint": "http://127.0.0.1:9"})
     for act in (lambda: room.ls(away), lambda: room.verify(away), lambda: room.gc(away, garbage.FORGOTTEN)):
-        with pytest.raises(StoreUnreachable, match="check that the server runs"):
+        with pytest.raises(StoreUnreachableError, match="check that the server runs"):
             act()

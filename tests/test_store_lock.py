@@ -6,7 +6,7 @@ import time
 import pytest
 
 from shadowft_core import store as room
-from shadowft_core.errors import StoreConflict
+from shadowft_core.errors import StoreConflictError
 from shadowft_core.files import bytes_digest
 from shadowft_core.params import Store
 from shadowft_core.store import turns
@@ -61,7 +61,7 @@ def test_two_sweeps_do_not_run_at_once(store: Store) -> None:
     objects = room.opened(store)
     with (
         turns.sweep(objects),
-        pytest.raises(StoreConflict, match="another process is collecting"),
+        pytest.raises(StoreConflictError, match="another process is collecting"),
         turns.sweep(objects),
     ):
         pass
@@ -125,5 +125,5 @@ def test_a_sweep_that_slept_through_its_turn_stops(folder_store: Store, monkeypa
     with turns.sweep(room.opened(folder_store)) as hold:
         hold()
         time.sleep(2.6)
-        with pytest.raises(StoreConflict, match="lost its turn"):
+        with pytest.raises(StoreConflictError, match="lost its turn"):
             hold()

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from shadowft_core.delta import extract
-from shadowft_core.errors import AdapterError, CheckpointError, DataError, TensorMissing, TrainError
+from shadowft_core.errors import AdapterError, CheckpointError, DataError, TensorMissingError, TrainError
 from shadowft_core.params import Prepare
 from shadowft_core.prepare import prepare
 from shadowft_core.train import train
@@ -123,7 +123,7 @@ def test_what_extract_could_not_take_is_refused_before_the_first_step(
         (
             "gpt2",
             "full",
-            TensorMissing,
+            TensorMissingError,
             r"would save transformer\.\S+, which the folder does not hold \(\d+ in all",
         ),
     ):

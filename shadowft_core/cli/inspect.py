@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shadowft_core.cli.store import IgnoreOption, JsonOption, print_json
-from shadowft_core.errors import CheckpointError, NotFinite, PairError
+from shadowft_core.errors import CheckpointError, NotFiniteError, PairError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,7 +47,7 @@ def pair(
                 models[role], side["label"] = stack.enter_context(opened(side["ref"], download=full))
             both = models["base"], models["instruct"]
             result = compare_models(*both, full=full, digests=full, aggregations=aggregations, ignore=ignore or ())
-    except (PairError, CheckpointError, NotFinite) as error:
+    except (PairError, CheckpointError, NotFiniteError) as error:
         if as_json:
             kind = type(error).__name__
             print_json({"format": 1, **named, "verdict": "refuse", "class": kind, "reasons": [str(error)]})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shadowft_core.errors import ParamsError, StoreCorrupt
+from shadowft_core.errors import ParamsError, StoreCorruptError
 
 if TYPE_CHECKING:
     from shadowft_core.params import Params, Section, Store
@@ -184,7 +184,7 @@ def verify(
             f"records are good, {found.bytes / 1e6:.1f} MB; {found.resumed} had been checked before"
         )
     if found.bad:
-        raise StoreCorrupt(
+        raise StoreCorruptError(
             f"{len(found.bad)} of {found.objects} objects are damaged or missing; remove the damaged ones, publish "
             "their deltas and register their runs again"
         )

@@ -20,7 +20,7 @@ from shadowft_core.delta.lora import Factors
 from shadowft_core.delta.merge import Change
 from shadowft_core.delta.settings import CONVERT, EMBEDDING, MERGE, Settings, matches
 from shadowft_core.delta.ties import merge_tied
-from shadowft_core.errors import AdapterError, NotFinite, Quantised, ShapeMismatch, WrongBase
+from shadowft_core.errors import AdapterError, NotFiniteError, QuantisedError, ShapeMismatchError, WrongBaseError
 from shadowft_core.weights import FLOATS, Checkpoint, Ignored, open_safetensors
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -71,13 +71,13 @@ class Adapter:
         merge_tied(self)
 
     def read(self, key: str) -> np.ndarray:
-        """One tensor of the file, float32. Raises Quantised, NotFinite."""
+        """One tensor of the file, float32. Raises QuantisedError, NotFiniteError."""
         info = self.weights.info(key)
         if info.dtype not in FLOATS:
-            raise Quantised(f"{info.file}: tensor {key} is {info.dtype}, one of {', '.join(FLOATS)} is wanted")
+            raise QuantisedError(f"{info.file}: tensor {key} is {info.dtype}, one of {', '.join(FLOATS)} is wanted")
         array = self.weights.read(key).astype(np.float32, copy=False)
         if not np.isfinite(array).all():
-            raise NotFinite(f"{info.file}: tensor {key} holds NaN or infinity; the training diverged")
+            raise NotFiniteError(f"{info.file}: tensor {key} holds NaN or infinity; the training diverged")
         return array
 
     def home(self, name: str) -> str:
@@ -108,7 +108,7 @@ class Adapter:
     def _require_float_base(self) -> None:
         if quantised := self.before.config.get("quantization_config"):
             method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
-            raise Quantised(
+            raise QuantisedError(
                 f"{self.before.path}: config.json says it is quantised ({method}); pass the dequantised checkpoint "
                 "that the training saw, or for plain LoRA the float one it was quantised from"
             )
@@ -145,14 +145,14 @@ class Adapter:
         self._require_known(parameter, key)
         wanted, given = self.before.info(self.home(name)).shape, self.weights.info(key).shape
         if wanted != given:
-            raise ShapeMismatch(
+            raise ShapeMismatchError(
                 f"{self.file}: tensor {key} is {given}, {self.before.path} has {wanted}; "
                 "pass the Base it was trained on, resized as in the training"
             )
         differs = self._differs(name, key)
         if ".original_module." in key:  # PEFT's copy of what the training found
             if differs:
-                raise WrongBase(
+                raise WrongBaseError(
                     f"{self.file}: tensor {key} is what {parameter} was before the training, {self.before.path} has "
                     "another; pass the model it was trained on"
                 )
@@ -317,7 +317,7 @@ class Adapter:
     def require_float(self, name: str) -> None:
         info = self.before.info(self.home(name))
         if info.dtype not in FLOATS:
-            raise Quantised(
+            raise QuantisedError(
                 f"{info.file}: tensor {name} is {info.dtype}, one of {', '.join(FLOATS)} is wanted; pass the "
                 "dequantised checkpoint"
             )

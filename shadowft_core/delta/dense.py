@@ -10,7 +10,7 @@ import numpy as np
 
 from shadowft_core.delta.folder import DENSE, rounded, step
 from shadowft_core.delta.frames import encode, longest
-from shadowft_core.errors import NotFinite
+from shadowft_core.errors import NotFiniteError
 from shadowft_core.files import in_order
 from shadowft_core.kernels import bf16
 from shadowft_core.kernels.scratch import scratch
@@ -37,8 +37,8 @@ def write_dense(
 
     `compressed` and `bfloat16` are frames (frames.py), with and without entropy coding, `float32` is a plain tensor
     that any reader of safetensors understands; all are exact. `check(name, square, weight)` gets the sums of squares of
-    every tensor's delta and weights, over the parts whose weight is known. Raises NotFinite naming the tensor, and what
-    `check` raises.
+    every tensor's delta and weights, over the parts whose weight is known. Raises NotFiniteError naming the tensor,
+    and what `check` raises.
     """
     shapes = dict(sorted(shapes.items(), key=lambda item: math.prod(item[1]) > SMALL))
     squares = {name: np.zeros(3) for name in shapes}
@@ -61,7 +61,9 @@ def write_dense(
                 length, square = encode(values, storage == "compressed", room[end:])
                 end += length
             if not math.isfinite(square):
-                raise NotFinite(f"tensor {name}: its delta is not finite; the training diverged or a weight is damaged")
+                raise NotFiniteError(
+                    f"tensor {name}: its delta is not finite; the training diverged or a weight is damaged"
+                )
             sums += (square, square if weight else 0.0, weight)
         return sums, room[:end].data
 

@@ -11,7 +11,7 @@ import numpy as np
 from shadowft_core.delta.base import sampled
 from shadowft_core.delta.folder import step
 from shadowft_core.delta.layout import layout
-from shadowft_core.errors import NotFinite, Quantised, Unrelated, ZeroDelta
+from shadowft_core.errors import NotFiniteError, QuantisedError, UnrelatedError, ZeroDeltaError
 from shadowft_core.files import bytes_digest, canonical_json
 from shadowft_core.kernels import bf16
 from shadowft_core.kernels.scratch import scratch
@@ -26,7 +26,7 @@ class Difference:
 
     `path` is that of the tuned model. `unrelated` waives the check that no matrix moved by more than its own norm;
     `ignore` and `standing` are those of `layout`, which matches the two.
-    Raises ZeroDelta when they are equal, Quantised, CheckpointError, and what `layout` raises.
+    Raises ZeroDeltaError when they are equal, QuantisedError, CheckpointError, and what `layout` raises.
     """
 
     def __init__(
@@ -40,7 +40,9 @@ class Difference:
         self.before, self.after, self.path, self._unrelated = base, tuned, tuned.path, unrelated
         for model in (self.before, self.after):
             if model.config.get("quantization_config"):
-                raise Quantised(f"{model.path}: config.json has a quantization_config; pass the dequantised checkpoint")
+                raise QuantisedError(
+                    f"{model.path}: config.json has a quantization_config; pass the dequantised checkpoint"
+                )
             note_unknown(model)
         self.layout = layout(self.before, self.after, ignore, standing)
         self.ignore = (*ignore, *standing)
@@ -48,7 +50,7 @@ class Difference:
         self.names = [name for name in self.layout.theirs if self._changed(name)]
         """of the tensors that changed"""
         if not self.names:
-            raise ZeroDelta(
+            raise ZeroDeltaError(
                 f"{tuned.path}: every tensor equals {base.path}, the delta is zero; tune it or pass another folder"
             )
 
@@ -111,20 +113,20 @@ class Difference:
         return ((was, now) for (_, was), (_, now) in zip(ours, theirs, strict=True))
 
     def norm(self, name: str) -> float:
-        """The Frobenius norm of a tensor's delta; reads it, once. Raises NotFinite."""
+        """The Frobenius norm of a tensor's delta; reads it, once. Raises NotFiniteError."""
         if name not in self._norms:
             square = 0.0
             for was, now in self._pairs(name, step(self.shape(name))):
                 square += _square(_subtracted(was, now, scratch.array("difference", was.size, np.float32)))
             if not math.isfinite(square):
-                raise NotFinite(f"{self.path}: tensor {name}: its delta is not finite; use an intact checkpoint")
+                raise NotFiniteError(f"{self.path}: tensor {name}: its delta is not finite; use an intact checkpoint")
             self._norms[name] = math.sqrt(square)
         return self._norms[name]
 
     def require_related(self, name: str, square: float, before: float) -> None:
-        """Hold the sum of squares of a tensor's delta against that of its weights. Raises Unrelated."""
+        """Hold the sum of squares of a tensor's delta against that of its weights. Raises UnrelatedError."""
         if not self._unrelated and len(self.shape(name)) > 1 and before and square > FAR**2 * before:
-            raise Unrelated(
+            raise UnrelatedError(
                 f"tensor {name}: |difference| is {math.sqrt(square / before):.2f} of |weights| (tuned: below 0.1, "
                 f"unrelated or transposed: 1.4); pass the model that was tuned from {self.before.path}, or --unrelated"
             )
@@ -164,7 +166,7 @@ class Difference:
         return token_marks(self.before.path)
 
     def apart(self, name: str, scale: float, stride: int) -> Iterator[bf16.Apart]:
-        """Parts of `stride` elements, scaled, not formed yet. Raises Unrelated at the end, by every 32nd."""
+        """Parts of `stride` elements, scaled, not formed yet. Raises UnrelatedError at the end, by every 32nd."""
         square = before = 0.0
         for number, (was, now) in enumerate(self._pairs(name, stride)):
             if number % 32 == 0:
@@ -201,17 +203,17 @@ def _square(values: np.ndarray) -> float:
         return float(np.dot(wide, wide))
 
 
-def _no_number(name: str, before: Checkpoint, after: Checkpoint, their: str) -> Quantised:
+def _no_number(name: str, before: Checkpoint, after: Checkpoint, their: str) -> QuantisedError:
     """The error for a changed tensor that no delta can be taken of."""
     old, new = before.info(name).dtype, after.info(their).dtype
     what = f"tensor {name} is {old} in {before.path}, {new} in {after.path}, and changed"
     if "F64" in (old, new):
-        return Quantised(f"{what}; float64 is not supported, save both as one of {', '.join(FLOATS)}")
+        return QuantisedError(f"{what}; float64 is not supported, save both as one of {', '.join(FLOATS)}")
     if old == new and old in _COUNTERS:
-        return Quantised(
+        return QuantisedError(
             f"{what}: a counter or mask, not a weight, so a delta cannot carry it; copy the Base's into the tuned model"
         )
-    return Quantised(f"{what}; dequantise both")
+    return QuantisedError(f"{what}; dequantise both")
 
 
 def _differ(x: np.ndarray, y: np.ndarray) -> bool:

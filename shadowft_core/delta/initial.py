@@ -13,7 +13,7 @@ import numpy as np
 from shadowft_core.delta.lora import Factors
 from shadowft_core.delta.lowrank import project, spectrum
 from shadowft_core.delta.settings import CONVERT, Settings
-from shadowft_core.errors import AdapterError, Unrelated
+from shadowft_core.errors import AdapterError, UnrelatedError
 from shadowft_core.weights import Checkpoint
 
 EPSILON = float(np.finfo(np.float32).eps)
@@ -24,7 +24,7 @@ FAR = 0.5  # |delta| / (|scaling B A| + |P|): training moves the factors by a fe
 def without_initial(before: Checkpoint, name: str, trained: Factors, settings: Settings, swapped: bool) -> Factors:
     """Factors of `scaling * left right - P`. `swapped`: the tensor is stored (inputs, outputs).
 
-    Raises AdapterError where the Base does not determine P well enough, Unrelated when it is not the Base at all.
+    Raises AdapterError where the Base does not determine P well enough, UnrelatedError when it is not the Base at all.
     """
     stored = before.read(name).astype(np.float32)
     matrix = stored.T if swapped else stored
@@ -38,7 +38,7 @@ def without_initial(before: Checkpoint, name: str, trained: Factors, settings: S
     found = Factors(2 * trained.rank, trained.scaling, lambda: both[0], lambda: both[1])
     learnt = found.product_norm()
     if learnt > FAR * size:
-        raise Unrelated(
+        raise UnrelatedError(
             f"tensor {name}: the factors are {learnt / size:.2f} from those that {before.path} begins with (0: equal, "
             f"0.7: unrelated, limit {FAR}); pass the model the adapter was trained on"
         )

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shadowft_core.errors import ShapeMismatch, TensorMissing, TokenMismatch
+from shadowft_core.errors import ShapeMismatchError, TensorMissingError, TokenMismatchError
 from shadowft_core.weights import (
     Checkpoint,
     Ignored,
@@ -46,8 +46,8 @@ def layout(before: Checkpoint, after: Checkpoint, ignore: Sequence[str] = (), st
     """Match the tensors of two checkpoints. `ignore` are patterns, given by hand, of tensors that only one side holds;
     `standing` are those of params.yaml, which may match nothing here.
 
-    Raises TensorMissing, ShapeMismatch, TokenMismatch, Quantised, InputError for a pattern that matches the wrong
-    tensors, CheckpointError for ties that the weights contradict.
+    Raises TensorMissingError, ShapeMismatchError, TokenMismatchError, QuantisedError, InputError for a pattern that
+    matches the wrong tensors, CheckpointError for ties that the weights contradict.
     """
     ours, theirs = _own_tensors(before), _own_tensors(after)
     found: dict[str, str] = {}
@@ -87,19 +87,21 @@ def _own_tensors(model: Checkpoint) -> list[str]:
 
 def _lacking(
     before: Checkpoint, after: Checkpoint, left: Mapping[str, Sequence[str]], both: Collection[str]
-) -> TensorMissing:
-    """The error for tensors that only one side holds: the cause if it is evident, else the waiver. Raises Quantised."""
+) -> TensorMissingError:
+    """The error for tensors that only one side holds: the cause if it is evident, else the waiver. Raises
+    QuantisedError.
+    """
     models = {"base": before, "tuned": after}
     odd = " and ".join(f"only {models[side].path} has {n[0]} ({len(n)} in all)" for side, n in left.items())
     for side, names in left.items():
         require_no_codes(names, models[side].path)
     if cause := next(_causes(before, after, left), None):
-        return TensorMissing(f"{odd}; {cause}")
+        return TensorMissingError(f"{odd}; {cause}")
     if len(left) > 1 and {before.info(n).shape for n in left["base"]} & {after.info(n).shape for n in left["tuned"]}:
         waiver = ""  # perhaps one tensor with two names: to ignore both would drop what was trained
     else:
         waiver = remedy(left, both)
-    return TensorMissing(f"{odd}; pass the model that was tuned, with the same tensor names{waiver}")
+    return TensorMissingError(f"{odd}; pass the model that was tuned, with the same tensor names{waiver}")
 
 
 def _causes(before: Checkpoint, after: Checkpoint, left: Mapping[str, Sequence[str]]) -> Iterator[str]:
@@ -153,7 +155,7 @@ def _by_token(
     marks = {model: token_marks(model.path) for model in (before, after)}
     for model, found in marks.items():
         if found is None:
-            raise TokenMismatch(
+            raise TokenMismatchError(
                 f"tensor {name}: {before.path} has {had} rows, {after.path} {has}, and {model.path} has no "
                 "tokenizer.json to match their tokens by; put the tokenizer it was trained with beside the weights"
             )
@@ -164,11 +166,13 @@ def _by_token(
 
 def _misshapen(
     before: Checkpoint, after: Checkpoint, name: str, old: tuple[int, ...], new: tuple[int, ...]
-) -> ShapeMismatch:
+) -> ShapeMismatchError:
     for model, shape, other in ((before, old, new), (after, new, old)):
         if 0 in shape and 0 not in other:
-            return ShapeMismatch(
+            return ShapeMismatchError(
                 f"tensor {name}: {before.path} has {old}, {after.path} {new}: it is empty in {model.path}, as ZeRO-3 "
                 f"leaves it; {GATHER}"
             )
-    return ShapeMismatch(f"tensor {name}: {before.path} has {old}, {after.path} {new}; pass the model that was tuned")
+    return ShapeMismatchError(
+        f"tensor {name}: {before.path} has {old}, {after.path} {new}; pass the model that was tuned"
+    )

@@ -18,7 +18,7 @@ from shadowft_core.delta.dense import Storage, write_dense
 from shadowft_core.delta.difference import FAR
 from shadowft_core.delta.folder import step
 from shadowft_core.delta.lora import Factors, write_factors
-from shadowft_core.errors import Unrelated, ZeroDelta
+from shadowft_core.errors import UnrelatedError, ZeroDeltaError
 from shadowft_core.weights import DTYPES, Checkpoint
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Change:
 def write_changes(adapter: "Adapter", folder: Path, storage: Storage, unrelated: bool) -> dict[str, Any]:
     """Write factors.safetensors and dense.safetensors as needed; returns the certificate's entries.
 
-    Raises ZeroDelta, NotFinite, Unrelated.
+    Raises ZeroDeltaError, NotFiniteError, UnrelatedError.
     """
     changes = adapter.changes
     shapes = {name: adapter.before.info(name).shape for name in changes}
@@ -70,7 +70,7 @@ def write_changes(adapter: "Adapter", folder: Path, storage: Storage, unrelated:
     def require_related(name: str, square: float, before: float) -> None:
         whole = changes[name].replaced and len(shapes[name]) > 1 and not unrelated
         if whole and before and square > FAR**2 * before:
-            raise Unrelated(
+            raise UnrelatedError(
                 f"{adapter.source}: |difference| of tensor {name} is {math.sqrt(square / before):.2f} of |weights| "
                 f"(trained: below 0.1, unrelated: 1.4); pass its own Base, not {adapter.before.path}, or "
                 "--unrelated"
@@ -82,7 +82,9 @@ def write_changes(adapter: "Adapter", folder: Path, storage: Storage, unrelated:
     if dense:
         entries |= write_dense(folder, dense, part, storage, require_related)
     if not any(entry["norm"] for entry in entries.values()):
-        raise ZeroDelta(f"{adapter.source}: the delta is zero in every tensor; train with a higher rate or more steps")
+        raise ZeroDeltaError(
+            f"{adapter.source}: the delta is zero in every tensor; train with a higher rate or more steps"
+        )
     return entries
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from shadowft_core.delta.adapters import ADAPTER_WEIGHTS, Adapter
 from shadowft_core.delta.complete import NotAdapted
-from shadowft_core.errors import ShadowError, ShapeMismatch, TensorMissing
+from shadowft_core.errors import ShadowError, ShapeMismatchError, TensorMissingError
 from shadowft_core.weights import open_checkpoint
 
 
@@ -31,14 +31,14 @@ def require_extractable(model: Path, planned: Path | Mapping[str, tuple[int, ...
         return
     own = {before.home(name): shape for name, shape in planned.items() if not before.family.ignores(name)}
     if odd := sorted(name for name in own if name not in before):
-        raise TensorMissing(
+        raise TensorMissingError(
             f"{model}: a full training would save {odd[0]}, which the folder does not hold ({len(odd)} in all), "
             "so no delta could be taken; save the model with save_pretrained of this transformers version, or use "
             "train.method: lora"
         )
     for name, shape in own.items():
         if (held := before.info(name).shape) != shape:
-            raise ShapeMismatch(
+            raise ShapeMismatchError(
                 f"{model}: a full training would save {name} as {shape}, the folder holds {held}; save the model with "
                 "save_pretrained of this transformers version"
             )

@@ -40,9 +40,9 @@ def extract(
     tensors that only one side holds. `standing` are those of a whole project, which may match nothing here: they may
     be meant for the Instruct. All stand in the certificate, and a graft of this delta honours the patterns.
 
-    Raises AdapterError for an adapter that cannot be exact, MisfitError when the two do not fit, Unrelated when a
-    matrix has nothing to do with the Base's, ZeroDelta, NotFinite, WrongBase when train.json names another model,
-    CheckpointError for unusable folders, ParamsError for a budget out of range. Nothing is written then.
+    Raises AdapterError for an adapter that cannot be exact, MisfitError when the two do not fit, UnrelatedError when a
+    matrix has nothing to do with the Base's, ZeroDeltaError, NotFiniteError, WrongBaseError when train.json names
+    another model, CheckpointError for unusable folders, ParamsError for a budget out of range. Nothing is written then.
     """
     if lowrank is not None:
         require_budget(lowrank)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from shadowft_core.delta.adapters import ADAPTER_CONFIG
 from shadowft_core.delta.difference import Difference
-from shadowft_core.errors import AdapterError, DeltaError, WrongBase
+from shadowft_core.errors import AdapterError, DeltaError, WrongBaseError
 from shadowft_core.files import read_json_object
 from shadowft_core.weights import Checkpoint, open_checkpoint
 
@@ -29,10 +29,10 @@ class Tuned(NamedTuple):
         return (self.weights / ADAPTER_CONFIG).is_file()
 
     def require_start(self, base: Checkpoint) -> None:
-        """Raises WrongBase when training started from another model than `base`."""
+        """Raises WrongBaseError when training started from another model than `base`."""
         digest = base.digest()
         if self.train is not None and (start := self.train.get("model_digest", digest)) != digest:
-            raise WrongBase(f"{self.record}: was tuned from {start}, {base.path} is {digest}; pass that model")
+            raise WrongBaseError(f"{self.record}: was tuned from {start}, {base.path} is {digest}; pass that model")
 
 
 def read_tuned(folder: Path) -> Tuned:
@@ -64,8 +64,8 @@ def open_difference(base: Path, tuned: Path, unrelated: bool = False, ignore: Se
 
     `ignore`: patterns of tensors that only one side holds; they may match none here and be meant for the Instruct.
 
-    Raises AdapterError for an adapter, DeltaError, WrongBase when train.json names another model, CheckpointError for
-    unusable folders, and as `Difference` does.
+    Raises AdapterError for an adapter, DeltaError, WrongBaseError when train.json names another model, CheckpointError
+    for unusable folders, and as `Difference` does.
     """
     found = read_tuned(tuned)
     if found.adapter:

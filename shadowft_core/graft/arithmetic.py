@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from shadowft_core.delta import AnyDelta, Difference
-from shadowft_core.errors import CastOverflow, NotFinite
+from shadowft_core.errors import CastOverflowError, NotFiniteError
 from shadowft_core.graft.combine import apart_of, combined, stride_of
 from shadowft_core.graft.plan import Plan
 from shadowft_core.kernels import bf16
@@ -64,7 +64,9 @@ def learn(plan: Plan, facts: Mapping[str, Learnt]) -> None:
 
 
 def _in_float64(plan: Plan, name: str, before: np.ndarray, delta: np.ndarray) -> np.ndarray:
-    """The account of a part whose squares are beyond float32. Raises NotFinite, CastOverflow for values that are."""
+    """The account of a part whose squares are beyond float32. Raises NotFiniteError, CastOverflowError for values that
+    are.
+    """
     with np.errstate(all="ignore"):
         after = (before + delta).astype(DTYPES[plan.dtype[name]]).astype(np.float32)
         finite = np.isfinite(after)
@@ -72,9 +74,9 @@ def _in_float64(plan: Plan, name: str, before: np.ndarray, delta: np.ndarray) ->
         return bf16.account(*(x.astype(np.float64) for x in (before, delta, after - before)))
     for whose, values in (("the Instruct's tensor", before), ("the delta's tensor", delta)):
         if not np.isfinite(values).all():
-            raise NotFinite(f"{plan.instruct.path}: {whose} {name} holds NaN or infinity; use an intact one")
+            raise NotFiniteError(f"{plan.instruct.path}: {whose} {name} holds NaN or infinity; use an intact one")
     at = int(np.argmin(finite))
-    raise CastOverflow(
+    raise CastOverflowError(
         f"{plan.instruct.path}: tensor {name}: {before[at]:g} + {delta[at]:g} overflows {plan.dtype[name]}; "
         "lower the scale or choose graft.dtype float32"
     )

@@ -3,7 +3,7 @@
 import numpy as np
 
 from shadowft_core.delta import sample_positions
-from shadowft_core.errors import OntoBase, Unrelated
+from shadowft_core.errors import OntoBaseError, UnrelatedError
 from shadowft_core.graft.match import Match
 from shadowft_core.graft.options import ONTO_BASE, UNRELATED, Options
 from shadowft_core.weights import FLOATS
@@ -16,9 +16,9 @@ def require_kinship(match: Match, options: Options) -> None:
     """Hold the sample that the delta keeps of its Base (`Delta.base_sample`) against the Instruct.
 
     The distance is sigma = sum|B - I| / (sum|B| + sum|I|) over the sampled values of all matrices (Shadow-FT, section
-    3); vectors are left out, for norms are near 1 in every model. Raises Unrelated above 0.5, when one matrix that the
-    delta would change lies above 0.55, or when none can be compared; OntoBase when the Instruct is the delta's own
-    Base. Both can be waived by name.
+    3); vectors are left out, for norms are near 1 in every model. Raises UnrelatedError above 0.5, when one matrix
+    that the delta would change lies above 0.55, or when none can be compared; OntoBaseError when the Instruct is the
+    delta's own Base. Both can be waived by name.
     """
     model, delta = match.model, match.delta
     apart = total = 0.0
@@ -42,12 +42,12 @@ def require_kinship(match: Match, options: Options) -> None:
             apart, total = apart + gap, total + size
     if UNRELATED not in options.waivers and (apart > FAR * total or odd or not compared):
         sigma = f"{apart / total:.2f} from" if compared else "nowhere comparable to"
-        raise Unrelated(
+        raise UnrelatedError(
             f"{delta.path} on {model.path}: the Instruct is {sigma} the delta's Base{odd} (0: equal, 0.7: unrelated or "
             f"transposed, limits {FAR} and {FAR_MATRIX}); pass an Instruct of that Base, or --unrelated"
         )
     if ONTO_BASE not in options.waivers and equal and model.digest() == delta.base_digest:
-        raise OntoBase(
+        raise OntoBaseError(
             f"{delta.path} on {model.path}: the Instruct is the model the delta was taken from, {delta.base_digest}; "
             "pass the Instruct, or --onto-base"
         )

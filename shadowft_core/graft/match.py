@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from shadowft_core.delta import AnyDelta
-from shadowft_core.errors import MisfitError, Quantised, ShapeMismatch, TensorMissing, TokenMismatch
+from shadowft_core.errors import MisfitError, QuantisedError, ShapeMismatchError, TensorMissingError, TokenMismatchError
 from shadowft_core.weights import (
     EXPERTS,
     FLOATS,
@@ -47,7 +47,7 @@ class Match:
 
         A tied embedding goes to the embedding and to a head that is stored or not tied in the Instruct. Empty for the
         head of a Base that was not tied where the Instruct is: the embedding must carry the same delta.
-        Raises TensorMissing, ShapeMismatch, TokenMismatch, MisfitError, Quantised.
+        Raises TensorMissingError, ShapeMismatchError, TokenMismatchError, MisfitError, QuantisedError.
         """
         here = self.here[name]
         if here is None:
@@ -73,7 +73,7 @@ class Match:
     def require_same_tensors(self) -> None:
         """Check that Base and Instruct hold the same tensors, except tied heads and what only one side may hold.
 
-        Raises TensorMissing, InputError for a pattern that matches a tensor of both.
+        Raises TensorMissingError, InputError for a pattern that matches a tensor of both.
         """
         ours = [n for n in self.model.names if self.model.info(n).dtype in FLOATS and self.model.info(n).size]
         met = {own for here in self.here.values() if here for own in (here, self.model.home(here))}
@@ -89,13 +89,13 @@ class Match:
         left, self.ignored = by_reason(alone, self._patterns, self.model.family.ignores, self.model.family.title)
         for side, having, lacking in (("base", "the Base", "the Instruct"), ("instruct", "the Instruct", "the Base")):
             if odd := left.get(side):
-                raise TensorMissing(
+                raise TensorMissingError(
                     f"{self.delta.path} on {self.model.path}: {having} has {odd[0]}, {lacking} does not ({len(odd)} in "
                     f"all); take an Instruct of the same family and size{remedy(left, met)}"
                 )
 
     def require_numbers(self) -> None:
-        """Raises Quantised where the Instruct, unlike the Base, holds tensors of quantised weights."""
+        """Raises QuantisedError where the Instruct, unlike the Base, holds tensors of quantised weights."""
         require_no_codes(set(self.model.names) - set(self.here.values()), self.model.path)
 
     def require_one_sided(self, patterns: Sequence[str]) -> None:
@@ -104,13 +104,13 @@ class Match:
         require_one_sided(patterns, placed, f"{self.delta.path} and {self.model.path}")
 
     def require_same_experts(self) -> None:
-        """The Base and the Instruct hold the same experts, as far as they can be counted. Raises TensorMissing."""
+        """The Base and the Instruct hold the same experts, as far as they can be counted. Raises TensorMissingError."""
         found = experts({name: self.model.info(name).shape for name in self.model.names})
         had = experts(dict.fromkeys(self.base) | {name: self.delta.shape(name) for name in self.delta.names})
         for block in had.keys() & found.keys():
             if odd_ones := sorted(had[block] ^ found[block]):
                 who = "the Base" if odd_ones[0] in had[block] else "the Instruct"
-                raise TensorMissing(
+                raise TensorMissingError(
                     f"{self.delta.path} on {self.model.path}: only {who} has {block}.experts.{odd_ones[0]} "
                     f"({len(odd_ones)} such in all); take an Instruct with the same experts"
                 )
@@ -180,7 +180,7 @@ class Match:
         ours, theirs = self._marks
         if ours is None or theirs is None:
             side = self.model.path if ours is None else "the Base"
-            raise TokenMismatch(
+            raise TokenMismatchError(
                 f"{where} has {shape[0]} rows, {self.model.path} {wanted[0]}, and {side} has no tokenizer.json to "
                 "match their tokens by; put the tokenizer beside the weights and extract again"
             )
@@ -200,12 +200,12 @@ class Match:
         lost = [slot for slot in ours if slot not in self._places]
         if not ours or len(lost) == len(ours):
             waiver = remedy({"base": [name]}, [known for known, here in self.here.items() if here])
-            raise TensorMissing(
+            raise TensorMissingError(
                 f"{self.delta.path}: tensor {name} is missing in {self.model.path}; graft on an Instruct of the same "
                 f"family and layout{waiver}"
             )
         if lost:
-            raise TensorMissing(
+            raise TensorMissingError(
                 f"{self.delta.path}: tensor {name}: the {lost[0][2]} matrix of expert {lost[0][1]} is missing in "
                 f"{self.model.path}; take an Instruct with the same experts"
             )
@@ -226,18 +226,18 @@ class Match:
 
     def _require_float(self, name: str, target: str) -> None:
         if target not in self.model:
-            raise TensorMissing(
+            raise TensorMissingError(
                 f"{self.delta.path}: tensor {name} is missing in {self.model.path}; graft on an Instruct of the same "
                 "family and layout"
             )
         if self.model.info(target).dtype not in FLOATS:
-            raise Quantised(
+            raise QuantisedError(
                 f"{self.delta.path}: tensor {name}: {self.model.path} holds it as {self.model.info(target).dtype}; one "
                 f"of {', '.join(FLOATS)} is wanted"
             )
 
-    def _misshapen(self, name: str, target: str) -> ShapeMismatch:
-        return ShapeMismatch(
+    def _misshapen(self, name: str, target: str) -> ShapeMismatchError:
+        return ShapeMismatchError(
             f"{self.delta.path}: tensor {name} has shape {self.delta.shape(name)}, {target} of {self.model.path} has "
             f"{self.model.info(target).shape}; the pair does not fit"
         )

@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 
 from shadowft_core.delta import AnyDelta
-from shadowft_core.errors import NotFinite
+from shadowft_core.errors import NotFiniteError
 
 NOTHING = np.float32(-0.0)  # added to a weight it leaves every bit of it, also the sign of a zero
 _INFINITY = 0x7F80  # upper half of the bits of float32 infinity
@@ -19,13 +19,13 @@ def threshold(delta: AnyDelta, tensor: str, density: float) -> np.float32:
 
     At least one entry is kept, and all entries as large as the threshold. Two passes: magnitudes of float32 are ordered
     like their bits, so a histogram of the upper 16 bits finds the bin and one of the lower 16 bits the value in it.
-    Raises NotFinite.
+    Raises NotFiniteError.
     """
     upper = np.zeros(1 << 16, np.int64)
     for _, part in delta.chunks(tensor):
         upper += np.bincount(_magnitudes(part) >> 16, minlength=1 << 16)
     if upper[_INFINITY:].any():
-        raise NotFinite(f"{delta.path}: tensor {tensor} holds NaN or infinity; use an intact delta")
+        raise NotFiniteError(f"{delta.path}: tensor {tensor} holds NaN or infinity; use an intact delta")
     wanted = max(1, round(density * int(upper.sum())))
     high, above = _from_the_top(upper, wanted)
     lower = np.zeros(1 << 16, np.int64)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shadowft_core.delta import AnyDelta, Delta, Difference, open_delta
-from shadowft_core.errors import GraftError, MisfitError, Quantised, ZeroDelta
+from shadowft_core.errors import GraftError, MisfitError, QuantisedError, ZeroDeltaError
 from shadowft_core.graft.kinship import require_kinship
 from shadowft_core.graft.match import Match, Runs
 from shadowft_core.graft.options import Options, Scope
@@ -74,7 +74,7 @@ def make_plan(instruct: Path, deltas: Sequence[tuple[Path | Difference, float]],
     """Open everything and decide. Raises what `graft` raises, but for what only the sums can show."""
     model = open_checkpoint(instruct)
     if model.config.get("quantization_config"):
-        raise Quantised(f"{instruct}: config.json has a quantization_config; graft on the unquantised Instruct")
+        raise QuantisedError(f"{instruct}: config.json has a quantization_config; graft on the unquantised Instruct")
     require_equal(model)
     note_unknown(model)
     if options.dtype != "instruct" and options.dtype not in OUTPUTS:
@@ -96,7 +96,9 @@ def make_plan(instruct: Path, deltas: Sequence[tuple[Path | Difference, float]],
         match.require_one_sided(options.ignore)
         lost = {name for name in delta.names if match.is_ignored(name)}
         if not travelling & set(delta.names) - lost:
-            raise ZeroDelta(f"{delta.path}: the scope keeps all {len(delta.names)} tensors at home; widen the scope")
+            raise ZeroDeltaError(
+                f"{delta.path}: the scope keeps all {len(delta.names)} tensors at home; widen the scope"
+            )
         scales = {name: overrides.get(name, own) for name in delta.names}
         match.require_same_experts()
         targets = {name: match.targets(name) for name in delta.names if name in travelling - lost}

@@ -68,9 +68,10 @@ def graft(
     is `all`, `linear` or glob patterns over the delta's tensor names; `scale_for`, `merge`, `waivers` and `ignore` are
     those of `Options`; `notes` are written into the recipe as they are.
 
-    Raises MisfitError when a tensor, a shape, a token or an expert does not fit, Unrelated, OntoBase, ZeroDelta when
-    nothing of a delta would travel, Quantised, NotFinite, CastOverflow, DeltaError or CheckpointError for damaged
-    folders, GraftError for options that meet nothing or contradict each other. Nothing is written then.
+    Raises MisfitError when a tensor, a shape, a token or an expert does not fit, UnrelatedError, OntoBaseError,
+    ZeroDeltaError when nothing of a delta would travel, QuantisedError, NotFiniteError, CastOverflowError, DeltaError
+    or CheckpointError for damaged folders, GraftError for options that meet nothing or contradict each other. Nothing
+    is written then.
     """
     plan = make_plan(instruct, deltas, Options(scope, dtype, merge, tuple(scale_for), waivers, tuple(ignore)))
     for path in (instruct, *(path for delta, _ in plan.deltas for path in delta.paths)):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shadowft_core.errors import SameModel, Unrelated
+from shadowft_core.errors import SameModelError, UnrelatedError
 from shadowft_core.files import new_folder, write_json_atomically
 from shadowft_core.loading import require_loadable
 from shadowft_core.pair.facts import compare
@@ -51,8 +51,8 @@ def compare_models(
     Returns `{"verdict": "ok"|"warn", "reasons": [...], "sampled", "sigma": {"overall", "layers": {...}, "modules":
     {...}, ...}, "facts", "tokenizer_digest", "base": {...}, "instruct": {...}}`, the tokenizer being the Instruct's;
     with `digests`, which wants `full` and both models at hand, base and instruct hold `digest`.
-    Raises PairError with all reasons in one line (Swapped, SameModel, Unrelated where that is the reason), Quantised,
-    NotFinite, and CheckpointError for a model that cannot be read.
+    Raises PairError with all reasons in one line (SwappedError, SameModelError, UnrelatedError where that is the
+    reason), QuantisedError, NotFiniteError, and CheckpointError for a model that cannot be read.
     """
     compared = compare(base, instruct, ignore, standing)
     reasons = compared.warned
@@ -61,15 +61,17 @@ def compare_models(
     pinned = [{"digest": model.digest()} if digests else {} for model in (base, instruct)]
     both = f"{base.path} and {instruct.path}"
     if digests and pinned[0] == pinned[1]:
-        raise SameModel(f"{both} are the same model, {pinned[0]['digest']}; pass the Base and its Instruct")
+        raise SameModelError(f"{both} are the same model, {pinned[0]['digest']}; pass the Base and its Instruct")
     if gap.over().apart == 0:
         read = "of all" if full else f"of {gap.read} sampled"
-        raise SameModel(f"{both} are the same model: none {read} weights differs; pass the Base and its Instruct")
+        raise SameModelError(f"{both} are the same model: none {read} weights differs; pass the Base and its Instruct")
     about = f"{sigma['overall']:.4f}" + ("" if full else ", estimated from a sample,")
     if sigma["overall"] > SIGMA_UNRELATED:
-        raise Unrelated(f"{both}: sigma {about} is above {SIGMA_UNRELATED}; pass the Base this Instruct was made from")
+        raise UnrelatedError(
+            f"{both}: sigma {about} is above {SIGMA_UNRELATED}; pass the Base this Instruct was made from"
+        )
     if odd := gap.unrelated(SIGMA_UNRELATED):
-        raise Unrelated(
+        raise UnrelatedError(
             f"{both}: sigma of {odd[0][0]} is {odd[0][1]:.4f}, above {SIGMA_UNRELATED}, and {about} overall: "
             f"{len(odd)} tensors are transposed, scrambled or of another model; get both again"
         )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.errors import PairError, Quantised, Swapped
+from shadowft_core.errors import PairError, QuantisedError, SwappedError
 from shadowft_core.files import read_json_object
 from shadowft_core.loading import own_code
 from shadowft_core.pair.layout import Match, head, language_setting, match
@@ -32,7 +32,8 @@ def compare(
 ) -> Comparison:
     """Which weights belong together, warnings, and the facts. Reads no weights; `ignore`, `standing` as in `match`.
 
-    Raises PairError naming every reason to refuse in one line; as Quantised or Swapped where that is among them.
+    Raises PairError naming every reason to refuse in one line; as QuantisedError or SwappedError where that is among
+    them.
     """
     for model in (base, instruct):
         note_unknown(model)
@@ -87,14 +88,14 @@ def has_template(folder: Path) -> bool:
     return config.is_file() and bool(read_json_object(config).get("chat_template"))
 
 
-def _quantised(base: Checkpoint, instruct: Checkpoint) -> Iterator[PairError | Quantised]:
+def _quantised(base: Checkpoint, instruct: Checkpoint) -> Iterator[PairError | QuantisedError]:
     for name, model in (("Base", base), ("Instruct", instruct)):
         if model.config.get("quantization_config"):
-            yield Quantised(f"the {name} is quantised; take the original weights")
+            yield QuantisedError(f"the {name} is quantised; take the original weights")
         for tensor in model.names:
             dtype = model.info(tensor).dtype
             if dtype in _PACKED or dtype == "F64":
-                kind = Quantised if dtype in _PACKED else PairError
+                kind = QuantisedError if dtype in _PACKED else PairError
                 yield kind(f"the {name} holds {tensor} as {dtype}; {', '.join(FLOATS)} are wanted")
                 break
 
@@ -109,7 +110,7 @@ def _settings(base: Checkpoint, instruct: Checkpoint) -> Iterator[PairError]:
 def _templates(base: Path, instruct: Path) -> Iterator[PairError]:
     if not has_template(instruct):
         if has_template(base):
-            yield Swapped("the Instruct has no chat template; are Base and Instruct swapped?")
+            yield SwappedError("the Instruct has no chat template; are Base and Instruct swapped?")
         else:
             yield PairError("the Instruct has no chat template")
     if not (instruct / "tokenizer.json").is_file() and not (instruct / "tokenizer.model").is_file():

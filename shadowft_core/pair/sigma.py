@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from shadowft_core.errors import NotFinite
+from shadowft_core.errors import NotFiniteError
 from shadowft_core.files import WORKERS, in_order
 from shadowft_core.kernels import bf16
 from shadowft_core.pair.grid import FOUR_BITS, count_levels
@@ -171,7 +171,7 @@ def measure(base: Checkpoint, instruct: Checkpoint, matches: list[Match], full: 
     """Read both sides, all of them or a sample, several pieces at a time and in chunks.
 
     With `hashed`, which wants `full`, the digests of all tensors that were read whole stay behind in both checkpoints.
-    Raises NotFinite for NaN or infinity, CheckpointError when a file ends early.
+    Raises NotFiniteError for NaN or infinity, CheckpointError when a file ends early.
     """
     pieces = [
         (number, span)
@@ -240,7 +240,7 @@ def _read(base: Checkpoint, instruct: Checkpoint, span: Span, hashed: bool, with
             with_levels = False
     for (model, name, _), side in zip(sides, sums[1:], strict=True):
         if not np.isfinite(side):
-            raise NotFinite(f"tensor {name} of {model.path} holds NaN or infinity; use intact models")
+            raise NotFiniteError(f"tensor {name} of {model.path} holds NaN or infinity; use intact models")
     base_digests, instruct_digests = (
         {name: model.tensor_digest(name)} if hashed and _whole(model, name, first, span.size) else {}
         for model, name, first in sides

@@ -18,7 +18,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from shadowft_core.errors import RegistrationPending, ShadowError
+from shadowft_core.errors import RegistrationPendingError, ShadowError
 from shadowft_core.files import make_private_file, process
 from shadowft_core.params import load_params, refuse_password
 
@@ -74,7 +74,7 @@ def run_flow(
     except ShadowError as error:
         _end(str(error), error.exit_code)
     if not state.is_completed():
-        _end(state.message or state.type.value, RegistrationPending.exit_code if state.name == WAITING else 1)
+        _end(state.message or state.type.value, RegistrationPendingError.exit_code if state.name == WAITING else 1)
     print(f"total: {time.monotonic() - started:.0f} seconds")
 
 

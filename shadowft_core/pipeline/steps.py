@@ -20,10 +20,10 @@ from prefect.states import Completed, Failed
 
 from shadowft_core.errors import (
     InputError,
-    RegistrationPending,
+    RegistrationPendingError,
     RegistryError,
     ShadowError,
-    StoreUnreachable,
+    StoreUnreachableError,
     without_passwords,
 )
 from shadowft_core.files import make_folder, process
@@ -107,7 +107,9 @@ def _reason(code: int, error: str) -> str:
 
 def _failed(error: ShadowError) -> State:
     """A server that does not answer may answer later; anything else is refused for good."""
-    return Failed(message=str(error), name="Failed" if isinstance(error, StoreUnreachable | RegistryError) else REFUSED)
+    return Failed(
+        message=str(error), name="Failed" if isinstance(error, StoreUnreachableError | RegistryError) else REFUSED
+    )
 
 
 def _may_pass(task: object, run: object, state: State) -> bool:
@@ -139,7 +141,7 @@ def register(params: Params, git: "Git", say: Say) -> State:
         with _heard(say):
             version = registry.register(params, git=git)
         return Completed(message=f"models:/{version.name}/{version.number} (alias {registry.CANDIDATE})")
-    except RegistrationPending as error:
+    except RegistrationPendingError as error:
         return Completed(name=WAITING, message=str(error))
     except ShadowError as error:
         return _failed(error)

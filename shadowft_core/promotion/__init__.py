@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 import shadowft_core.store as stores
-from shadowft_core.errors import InputError, LedgerError, PromotionRefused, StoreError
+from shadowft_core.errors import InputError, LedgerError, PromotionRefusedError, StoreError
 from shadowft_core.params import Registry, Store
 from shadowft_core.promotion import records
 from shadowft_core.promotion.champion import (
@@ -72,11 +72,14 @@ def promote(
     `override` is the reason of a person who promotes against the verdict. `after` is the number of the ledger's last
     entry as the caller saw it: when the ledger has moved on, nothing happens. Without it, the ledger is read first.
 
-    Raises PromotionRefused with the verdict's reasons; LedgerError naming the winner of a race; RegistryError for an
-    unknown version, a record that the store lacks or MLflow has otherwise; StoreError when a delta is not in its store.
+    Raises PromotionRefusedError with the verdict's reasons; LedgerError naming the winner of a race; RegistryError for
+    an unknown version, a record that the store lacks or MLflow has otherwise; StoreError when a delta is not in its
+    store.
     """
     if override is not None and not 0 < len(override.strip()) <= LONGEST_REASON:
-        raise PromotionRefused(f"--override needs a reason in words, at most {LONGEST_REASON} characters; it is kept")
+        raise PromotionRefusedError(
+            f"--override needs a reason in words, at most {LONGEST_REASON} characters; it is kept"
+        )
     ledger = Ledger(store, registry.name)
     tip = ledger.tip()
     if after is not None and tip.number != after:
@@ -87,7 +90,7 @@ def promote(
         found = tracking.find(client, registry.name, version)
         recipe, decision, reasons = records.judgement_of(client, store, found)
         if decision != "promote" and override is None:
-            raise PromotionRefused(
+            raise PromotionRefusedError(
                 f"{registry.name} version {found.version}: the verdict is {decision}: {reasons or 'no reason given'}. "
                 f"Nothing was moved; a person may promote with --override REASON"
             )

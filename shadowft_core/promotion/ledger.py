@@ -21,7 +21,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import shadowft_core.store as stores
-from shadowft_core.errors import LedgerError, StoreConflict, StoreUnreachable
+from shadowft_core.errors import LedgerError, StoreConflictError, StoreUnreachableError
 from shadowft_core.files import bytes_digest, canonical_json
 from shadowft_core.params import Store
 
@@ -107,7 +107,7 @@ class Chain:
 class Ledger:
     """The ledger of the registered model `name` in a store.
 
-    All methods raise LedgerError when what they read is damaged, and StoreUnreachable.
+    All methods raise LedgerError when what they read is damaged, and StoreUnreachableError.
     """
 
     def __init__(self, store: Store, name: str) -> None:
@@ -198,9 +198,9 @@ class Ledger:
         self._objects.put_if_absent(self._key(entry.digest), entry.raw, entry.digest)
         try:
             self._objects.swap(f"ledger/{self.name}/head", canonical_json(head.model_dump()), tip.tag)
-        except StoreConflict:
+        except StoreConflictError:
             raise self.lost(self.tip()) from None
-        except StoreUnreachable as error:
+        except StoreUnreachableError as error:
             raise LedgerError(
                 f"{self.where}: it is not known whether entry {entry.number} was written ({error}); look with "
                 f"`shadowft history {self.name}`, then run `shadowft reconcile {self.name}`"

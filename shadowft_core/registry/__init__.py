@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import shadowft_core.store as stores
-from shadowft_core.errors import RegistrationPending, RegistryError
+from shadowft_core.errors import RegistrationPendingError, RegistryError
 from shadowft_core.files import canonical_json
 from shadowft_core.params import Params, Registry, Store
 from shadowft_core.registry.copies import require_tags
@@ -52,7 +52,7 @@ class Version:
 def preflight(params: Params) -> None:
     """Are store and registry there, may we write, does the store keep its promises? For the start of a run.
 
-    Raises StoreUnreachable or StoreError, then RegistryError, within about 15 seconds each.
+    Raises StoreUnreachableError or StoreError, then RegistryError, within about 15 seconds each.
     """
     stores.check(params.store)
     _require_answer(params.registry)
@@ -73,7 +73,7 @@ def register(
     delta, when it is not in the store, and recipe and verdict go there before MLflow hears of them. Registrations that
     wait in `pending` go first. `git` is the state before the run.
 
-    Raises RegistryError when outputs are missing or do not belong together; store errors; RegistrationPending when
+    Raises RegistryError when outputs are missing or do not belong together; store errors; RegistrationPendingError when
     MLflow cannot take it now: all it needs is then kept in `pending`, for `register_pending`.
     """
     evidence = Evidence(params, work, lock, params_file)
@@ -88,7 +88,7 @@ def register(
             raise problems[kept]
         return sent.get(registration.key) or _send(params.registry, registration)
     except RegistryError as error:
-        raise RegistrationPending(
+        raise RegistrationPendingError(
             f"{error}. The registration is kept in {kept}; `shadowft register --pending` sends it"
         ) from None
 
@@ -96,14 +96,14 @@ def register(
 def register_pending(registry: Registry, pending: Path = PENDING) -> list[Version]:
     """Send the registrations that wait, oldest first. May be repeated and raced.
 
-    Raises RegistrationPending when MLflow does not answer or refuses one of them; the others are sent.
+    Raises RegistrationPendingError when MLflow does not answer or refuses one of them; the others are sent.
     """
     try:
         sent, problems = _send_waiting(registry, pending)
     except RegistryError as error:
-        raise RegistrationPending(f"{error}. {len(waiting_in(pending))} registrations wait in {pending}") from None
+        raise RegistrationPendingError(f"{error}. {len(waiting_in(pending))} registrations wait in {pending}") from None
     if problems:
-        raise RegistrationPending("; ".join(f"{folder}: {error}" for folder, error in problems.items()))
+        raise RegistrationPendingError("; ".join(f"{folder}: {error}" for folder, error in problems.items()))
     return list(sent.values())
 
 

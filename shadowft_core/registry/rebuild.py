@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import shadowft_core.store as stores
-from shadowft_core.errors import CheckpointError, GraftError, RegistryError, StoreError, StoreUnreachable
+from shadowft_core.errors import CheckpointError, GraftError, RegistryError, StoreError, StoreUnreachableError
 from shadowft_core.files import canonical_json, file_digest, new_folder
 from shadowft_core.graft.writer import RECEIPT, RECIPE
 from shadowft_core.params import Store, located
@@ -81,7 +81,7 @@ def ingredients(
     for number, delta in enumerate(recipe["deltas"]):
         try:
             stores.fetch_delta(delta["digest"], store, parts / str(number))
-        except StoreUnreachable:
+        except StoreUnreachableError:
             raise
         except StoreError as error:
             raise type(error)(f"{error}. Elsewhere? Name the store with --store or SHADOWFT_STORE_URI") from None

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from shadowft_core.errors import DeltaError, StoreConflict, StoreError
+from shadowft_core.errors import DeltaError, StoreConflictError, StoreError
 from shadowft_core.files import bytes_digest, canonical_json, file_digest, new_folder
 from shadowft_core.params import Store
 from shadowft_core.store.backends import Objects, open_objects
@@ -77,8 +77,8 @@ def publish(delta_dir: Path, store: Store) -> str:
     """Put a delta folder into the store and return its digest. Sends only what is not there; may be repeated and raced.
 
     Raises DeltaError for a folder that is no delta or changes meanwhile, CheckpointError for a malformed weight file,
-    StoreConflict when the store holds another delta under this digest, StoreError when the store fails the probe,
-    StoreUnreachable.
+    StoreConflictError when the store holds another delta under this digest, StoreError when the store fails the probe,
+    StoreUnreachableError.
     """
     paths = _delta_files(delta_dir)
     objects = opened(store)
@@ -127,7 +127,7 @@ def holds(digest: str, store: Store) -> bool:
 def keep_record(raw: bytes, store: Store) -> str:
     """Keep a recipe or a verdict by content; returns its digest. May be repeated and raced, replaces nothing.
 
-    Raises StoreConflict when other bytes lie in its place, StoreError when it is too large, StoreUnreachable.
+    Raises StoreConflictError when other bytes lie in its place, StoreError when it is too large, StoreUnreachableError.
     """
     return write_record(opened(store), raw)
 
@@ -135,7 +135,7 @@ def keep_record(raw: bytes, store: Store) -> str:
 def record(digest: str, store: Store) -> bytes | None:
     """The record with this digest, verified; None when the store has none.
 
-    Raises StoreCorrupt when other bytes lie in its place, StoreError for what is no digest, StoreUnreachable.
+    Raises StoreCorruptError when other bytes lie in its place, StoreError for what is no digest, StoreUnreachableError.
     """
     return read_record(opened(store), digest)
 
@@ -148,8 +148,8 @@ def fetch_delta(digest: str, store: Store, out_dir: Path, check: Check | None = 
     was asked for. `digests` are those of the chunks just written, by (file name, offset, bytes), so that it need not
     read them again.
 
-    Raises StoreError when there is no such delta or no room for it, StoreCorrupt naming the damaged object,
-    StoreUnreachable, and what `check` raises.
+    Raises StoreError when there is no such delta or no room for it, StoreCorruptError naming the damaged object,
+    StoreUnreachableError, and what `check` raises.
     """
     objects = opened(store)
     manifest = read_manifest(objects, read_claim(objects, digest))
@@ -169,7 +169,7 @@ def verify(store: Store, digests: Sequence[str] = (), state: Path | None = None)
     """Read every object of the given deltas and records, of all when none is given, and compare it with its digest.
 
     Damaged and missing objects are returned, not raised. An interrupted run goes on where it was: `state` is the file
-    that knows, `var/verify-<store>.txt` by default. Raises StoreUnreachable.
+    that knows, `var/verify-<store>.txt` by default. Raises StoreUnreachableError.
     """
     objects = opened(store)
     default = Path("var") / f"verify-{bytes_digest(objects.location.encode())[7:19]}.txt"
@@ -177,15 +177,17 @@ def verify(store: Store, digests: Sequence[str] = (), state: Path | None = None)
 
 
 def ls(store: Store) -> list[Listed]:
-    """Every published delta, the oldest first; a damaged one is listed with its problem. Raises StoreUnreachable."""
+    """Every published delta, the oldest first; a damaged one is listed with its problem. Raises
+    StoreUnreachableError.
+    """
     return listing(opened(store))
 
 
 def gc(store: Store, grace: float, dry_run: bool = False) -> Garbage:
     """Remove objects that no published delta uses and that are at least `grace` seconds old; see garbage.collect.
 
-    May run beside publishers. Raises StoreCorrupt, with nothing removed, when a claim or manifest cannot be read,
-    StoreConflict when another gc runs, StoreUnreachable.
+    May run beside publishers. Raises StoreCorruptError, with nothing removed, when a claim or manifest cannot be read,
+    StoreConflictError when another gc runs, StoreUnreachableError.
     """
     return collect(opened(store), grace, dry_run)
 
@@ -201,11 +203,11 @@ def probe(store: Store) -> None:
 def check(store: Store) -> None:
     """Is the store there, may this identity write, has it passed the probe? For the start of a run.
 
-    Raises StoreUnreachable or StoreError within about 15 seconds.
+    Raises StoreUnreachableError or StoreError within about 15 seconds.
     """
     objects = opened(store)
     found = objects.read("probe/write", 100)
-    with suppress(StoreConflict):  # another run checks at the same moment
+    with suppress(StoreConflictError):  # another run checks at the same moment
         objects.swap("probe/write", b"written", found[1] if found else None)
     require_probe(objects)
 
@@ -233,7 +235,7 @@ def _claim(objects: Objects, manifest: Manifest, claim: bytes, folder: Path) -> 
     key = claim_key(manifest.delta)
     try:
         objects.put_if_absent(key, claim, bytes_digest(claim))
-    except StoreConflict:
+    except StoreConflictError:
         standing = read_manifest(objects, read_claim(objects, manifest.delta))
         for file in sorted(manifest.files.keys() | standing.files.keys()):
             theirs, mine = standing.files.get(file), manifest.files.get(file)
@@ -242,7 +244,7 @@ def _claim(objects: Objects, manifest: Manifest, claim: bytes, folder: Path) -> 
             else:  # equal bytes may have been cut in other places
                 problem = None if theirs == mine else differs(folder / file, theirs)
             if problem:
-                raise StoreConflict(
+                raise StoreConflictError(
                     f"{objects.location}: {manifest.delta} is there with another {file} ({problem}); nothing was "
                     "replaced. One of the two is damaged: extract the delta again"
                 ) from None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from shadowft_core.errors import StoreError, StoreUnreachable
+from shadowft_core.errors import StoreError, StoreUnreachableError
 from shadowft_core.files import write_atomically
 from shadowft_core.store.backends import Objects
 from shadowft_core.store.manifest import (
@@ -63,7 +63,7 @@ def scrub(objects: Objects, digests: list[str], state: Path) -> Scrub:
     """Read every object of these deltas and records, of all when empty, and compare it with its digest.
 
     `state` is a text file of the objects found good, so that an interrupted scrub goes on where it was; it is removed
-    when the scrub ends. Raises StoreUnreachable; damage is returned.
+    when the scrub ends. Raises StoreUnreachableError; damage is returned.
     """
     records = dict(recorded(objects))
     if digests:
@@ -82,7 +82,7 @@ def scrub(objects: Objects, digests: list[str], state: Path) -> Scrub:
             where = object_key(claim.manifest)
             needs[where].append(digest)
             manifest = read_manifest(objects, claim)
-        except StoreUnreachable:
+        except StoreUnreachableError:
             raise
         except StoreError as error:
             problems[where] = str(error)
@@ -98,7 +98,7 @@ def scrub(objects: Objects, digests: list[str], state: Path) -> Scrub:
         def one(key: str, digest: str, size: int) -> tuple[str, str | None]:
             try:
                 objects.get(key, size, digest, _Nowhere())  # type: ignore[arg-type]
-            except StoreUnreachable:
+            except StoreUnreachableError:
                 raise
             except StoreError as error:
                 return key, str(error)
@@ -126,7 +126,7 @@ def _problem_of(objects: Objects, digest: str) -> str | None:
     try:
         if read_record(objects, digest) is not None:
             return None
-    except StoreUnreachable:
+    except StoreUnreachableError:
         raise
     except StoreError as error:
         return str(error)
@@ -173,13 +173,15 @@ class Listed:
 
 
 def listing(objects: Objects) -> list[Listed]:
-    """Every delta of a store, the oldest first. Raises StoreUnreachable; a damaged delta is listed with its problem."""
+    """Every delta of a store, the oldest first. Raises StoreUnreachableError; a damaged delta is listed with its
+    problem.
+    """
 
     def one(digest: str, when: float) -> tuple[str, float, Manifest | None, str]:
         try:
             manifest = read_manifest(objects, read_claim(objects, digest))
             return digest, when, manifest, _kind(objects, manifest)
-        except StoreUnreachable:
+        except StoreUnreachableError:
             raise
         except StoreError as error:
             return digest, when, None, str(error)

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 
 from pydantic import Field, ValidationError
 
-from shadowft_core.errors import StoreConflict, StoreCorrupt, StoreError
+from shadowft_core.errors import StoreConflictError, StoreCorruptError, StoreError
 from shadowft_core.files import bytes_digest, canonical_json
 from shadowft_core.store.backends import Objects
 from shadowft_core.store.manifest import Strict
@@ -50,12 +50,12 @@ class _Held:
         self._renewed = 0.0  # by this machine's; not the monotonic one, which may stand still while it sleeps
 
     def open(self) -> None:
-        """Open or renew it. Raises StoreConflict when another process has taken it."""
+        """Open or renew it. Raises StoreConflictError when another process has taken it."""
         self._renewed = time.time()
         self._tag = self._objects.swap(self._key, canonical_json(Turn(open=True).model_dump()), self._tag)
         head = self._objects.head(self._key)
         if head is None or head.tag != self._tag:
-            raise StoreConflict(f"{self._objects.location}: {self._key} was taken by someone else; run it again")
+            raise StoreConflictError(f"{self._objects.location}: {self._key} was taken by someone else; run it again")
         self.opened = head.modified
 
     @property
@@ -81,7 +81,7 @@ def commit(objects: Objects, since: str | None, restore: Callable[[], None], cla
 
     `since` is what `last_sweep` said before the chunks were sent; after a sweep `restore` must put back what is
     missing.
-    Raises StoreConflict when sweeps leave no room for WAIT seconds, and what the two callables raise.
+    Raises StoreConflictError when sweeps leave no room for WAIT seconds, and what the two callables raise.
     """
     turn, waited = _Held(objects, f"{COMMIT}/{uuid.uuid4().hex}", None), 0.0
     while True:
@@ -92,7 +92,7 @@ def commit(objects: Objects, since: str | None, restore: Callable[[], None], cla
             if head is None or turn.opened - head.modified < TURN:
                 turn.close()
                 if waited > WAIT:
-                    raise StoreConflict(
+                    raise StoreConflictError(
                         f"{objects.location}: gc has been running for {waited:.0f} s; publish again when it has ended"
                     )
                 pause = PAUSE * random.uniform(0.5, 1.5)  # noqa: S311  spreads waiting publishers
@@ -114,13 +114,13 @@ def commit(objects: Objects, since: str | None, restore: Callable[[], None], cla
 def sweep(objects: Objects) -> Iterator[Callable[[], None]]:
     """A turn in which no delta is committed. Call what it yields before each removal: it keeps the turn.
 
-    Raises StoreConflict when another sweep is open, or took this one's place.
+    Raises StoreConflictError when another sweep is open, or took this one's place.
     """
     found, now = objects.read(SWEEP, 1000), store_time(objects)
     if found is not None and _parse(found[0], objects, SWEEP).open:
         head = objects.head(SWEEP)
         if head is None or head.tag != found[1] or now - head.modified < TURN:
-            raise StoreConflict(f"{objects.location}: another process is collecting garbage; wait for it to end")
+            raise StoreConflictError(f"{objects.location}: another process is collecting garbage; wait for it to end")
     turn, lock = _Held(objects, SWEEP, found[1] if found else None), threading.Lock()
     turn.open()
 
@@ -130,7 +130,7 @@ def sweep(objects: Objects) -> Iterator[Callable[[], None]]:
                 before = turn.opened
                 turn.open()
                 if turn.opened - before > TURN - SLACK:
-                    raise StoreConflict(f"{objects.location}: this process slept and lost its turn; run it again")
+                    raise StoreConflictError(f"{objects.location}: this process slept and lost its turn; run it again")
 
     try:
         for entry in objects.entries(COMMIT):
@@ -163,4 +163,6 @@ def _parse(raw: bytes, objects: Objects, key: str) -> Turn:
     try:
         return Turn.model_validate_json(raw)
     except ValidationError:
-        raise StoreCorrupt(f"{objects.location}: {key} is damaged; remove it when nothing is being published") from None
+        raise StoreCorruptError(
+            f"{objects.location}: {key} is damaged; remove it when nothing is being published"
+        ) from None

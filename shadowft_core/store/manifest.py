@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from shadowft_core.errors import StoreCorrupt, StoreError
+from shadowft_core.errors import StoreCorruptError, StoreError
 from shadowft_core.files import canonical_json
 from shadowft_core.store.backends import Objects
 
@@ -97,11 +97,13 @@ def claim_key(digest: str) -> str:
 
 
 def claimed(objects: Objects) -> Iterator[tuple[str, float]]:
-    """Digest of every delta that has a claim, and the POSIX time of the claim; sorted. StoreCorrupt for an odd key."""
+    """Digest of every delta that has a claim, and the POSIX time of the claim; sorted. StoreCorruptError for an odd
+    key.
+    """
     for entry in objects.entries(DELTAS):
         digest = "sha256:" + entry.key.removeprefix(f"{DELTAS}/")
         if not re.match(DIGEST, digest):
-            raise StoreCorrupt(
+            raise StoreCorruptError(
                 f"{objects.location}: {entry.key} is no claim; move it away, it was not written by publish"
             )
         yield digest, entry.modified
@@ -121,7 +123,7 @@ def read_claim(objects: Objects, digest: str) -> Claim:
 def read_manifest(objects: Objects, claim: Claim) -> Manifest:
     """Every limit is checked before a chunk is asked for or a file is opened.
 
-    Raises StoreError when it is missing, StoreCorrupt when it is damaged, malformed or of another delta.
+    Raises StoreError when it is missing, StoreCorruptError when it is damaged, malformed or of another delta.
     """
     sink, key = io.BytesIO(), object_key(claim.manifest)
     objects.get(key, claim.manifest_bytes, claim.manifest, sink)
@@ -131,8 +133,8 @@ def read_manifest(objects: Objects, claim: Claim) -> Manifest:
     return manifest
 
 
-def _astray(objects: Objects, digest: str, found: str) -> StoreCorrupt:
-    return StoreCorrupt(
+def _astray(objects: Objects, digest: str, found: str) -> StoreCorruptError:
+    return StoreCorruptError(
         f"{objects.location}: {claim_key(digest)} leads to {found}, expected {digest}; remove it and publish it again"
     )
 
@@ -146,10 +148,12 @@ def _parse(model: type[M], raw: bytes, objects: Objects, key: str) -> M:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise StoreCorrupt(
+        raise StoreCorruptError(
             f"{objects.location}: {key} is malformed: {where[:120]} {first['msg'][:200]}; "
             "remove it and publish the delta again"
         ) from None
     if canonical_json(parsed.model_dump()) != raw:  # also catches duplicate keys
-        raise StoreCorrupt(f"{objects.location}: {key} is not canonical JSON; remove it and publish the delta again")
+        raise StoreCorruptError(
+            f"{objects.location}: {key} is not canonical JSON; remove it and publish the delta again"
+        )
     return parsed

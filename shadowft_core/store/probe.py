@@ -4,7 +4,7 @@ import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
-from shadowft_core.errors import StoreConflict, StoreCorrupt, StoreError
+from shadowft_core.errors import StoreConflictError, StoreCorruptError, StoreError
 from shadowft_core.files import bytes_digest, canonical_json
 from shadowft_core.store.backends import Objects
 
@@ -26,9 +26,9 @@ def run_probe(objects: Objects) -> None:
     wrong = f"{folder}/checksum"
     try:
         objects.put_if_absent(wrong, b"these bytes", bytes_digest(b"other bytes"))
-    except StoreCorrupt:
+    except StoreCorruptError:
         pass
-    except StoreConflict:  # it was stored, and then found to differ from what was asked for
+    except StoreConflictError:  # it was stored, and then found to differ from what was asked for
         raise _broken(objects, "it stored bytes under a wrong checksum") from None
     else:
         raise _broken(objects, "it accepted a wrong checksum")
@@ -38,7 +38,7 @@ def run_probe(objects: Objects) -> None:
     new = objects.swap(f"{folder}/swap", b"2", tag)
     try:
         objects.swap(f"{folder}/swap", b"3", tag)
-    except StoreConflict:
+    except StoreConflictError:
         pass
     else:
         raise _broken(objects, "it replaced a version that was no longer current (If-Match)")
@@ -69,7 +69,7 @@ def _race(objects: Objects, key: str) -> None:
         barrier.wait(60)
         try:
             objects.put_if_absent(key, data, bytes_digest(data))
-        except StoreConflict:
+        except StoreConflictError:
             return None
         return data
 

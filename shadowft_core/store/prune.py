@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shadowft_core.errors import StoreCorrupt, StoreError, StoreUnreachable
+from shadowft_core.errors import StoreCorruptError, StoreError, StoreUnreachableError
 from shadowft_core.store.backends import Entry, Objects
 from shadowft_core.store.lock import PAUSE, SWEEP, TURNS, store_time, sweep
 from shadowft_core.store.manifest import OBJECTS, claim_key, claimed, object_key, read_claim, read_manifest
@@ -34,7 +34,7 @@ def collect(objects: Objects, grace: float, dry_run: bool) -> Garbage:
 
     Chunks of a delta that is being published are safe whatever the grace: its commit and the removal take turns
     (turns.py). The grace keeps what an interrupted publish has sent, so that the next try need not send it again.
-    Raises StoreCorrupt, with nothing removed, when a claim or manifest cannot be read: what it uses is unknown.
+    Raises StoreCorruptError, with nothing removed, when a claim or manifest cannot be read: what it uses is unknown.
     """
     now = time.time() if dry_run else store_time(objects)
     live, kept_young = _live(objects, {}), 0
@@ -97,7 +97,7 @@ def _live(objects: Objects, manifests: dict[str, set[str]]) -> set[str]:
 
     try:
         return set(itertools.chain.from_iterable(each(one, claimed(objects))))
-    except StoreUnreachable:
+    except StoreUnreachableError:
         raise
     except StoreError as error:
-        raise StoreCorrupt(f"{error}; nothing was removed, as what this delta uses cannot be told") from None
+        raise StoreCorruptError(f"{error}; nothing was removed, as what this delta uses cannot be told") from None

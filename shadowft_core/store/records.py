@@ -6,7 +6,7 @@ A record lies under the SHA-256 of its bytes, is written once and never removed:
 import re
 from collections.abc import Iterator
 
-from shadowft_core.errors import StoreCorrupt, StoreError
+from shadowft_core.errors import StoreCorruptError, StoreError
 from shadowft_core.files import bytes_digest
 from shadowft_core.store.backends import Objects
 from shadowft_core.store.manifest import DIGEST
@@ -25,7 +25,7 @@ def record_key(digest: str) -> str:
 def write_record(objects: Objects, raw: bytes) -> str:
     """Put a record where its digest says and return that digest; one that is there already is left alone.
 
-    Raises StoreError when it is too large, StoreConflict when other bytes lie in its place, StoreUnreachable.
+    Raises StoreError when it is too large, StoreConflictError when other bytes lie in its place, StoreUnreachableError.
     """
     if len(raw) > LARGEST_RECORD:
         raise StoreError(f"{objects.location}: a record has {len(raw)} bytes, at most {LARGEST_RECORD} are allowed")
@@ -37,23 +37,25 @@ def write_record(objects: Objects, raw: bytes) -> str:
 def read_record(objects: Objects, digest: str) -> bytes | None:
     """The bytes with this digest, None when there is no such record.
 
-    Raises StoreCorrupt when other bytes lie in its place, StoreUnreachable.
+    Raises StoreCorruptError when other bytes lie in its place, StoreUnreachableError.
     """
     key = record_key(digest)
     found = objects.read(key, LARGEST_RECORD)
     if found is None:
         return None
     if (real := bytes_digest(found[0])) != digest:
-        raise StoreCorrupt(
+        raise StoreCorruptError(
             f"{objects.location}: {key} is damaged: it is {real}; remove it and register the run that made it again"
         )
     return found[0]
 
 
 def recorded(objects: Objects) -> Iterator[tuple[str, int]]:
-    """Digest and bytes of every record, sorted. Raises StoreCorrupt for a key that is no digest."""
+    """Digest and bytes of every record, sorted. Raises StoreCorruptError for a key that is no digest."""
     for entry in objects.entries(RECORDS):
         digest = "sha256:" + entry.key.removeprefix(f"{RECORDS}/")
         if not re.match(DIGEST, digest):
-            raise StoreCorrupt(f"{objects.location}: {entry.key} is no digest of a record; move it out of {RECORDS}/")
+            raise StoreCorruptError(
+                f"{objects.location}: {entry.key} is no digest of a record; move it out of {RECORDS}/"
+            )
         yield digest, entry.size

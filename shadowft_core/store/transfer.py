@@ -139,7 +139,7 @@ def send_missing(pieces: list[Piece], digests: list[str], objects: Objects, prog
 def receive(manifest: Manifest, objects: Objects, folder: Path, progress: Progress) -> None:
     """Write the files of a delta into an empty folder, each chunk verified as it comes.
 
-    Raises StoreError for a missing chunk, StoreCorrupt for a damaged one.
+    Raises StoreError for a missing chunk, StoreCorruptError for a damaged one.
     """
 
     def one(name: str, digest: str, size: int, offset: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from shadowft_core.errors import CheckpointError, Quantised
+from shadowft_core.errors import CheckpointError, QuantisedError
 
 HEADER_LIMIT = 100_000_000
 FIRST_READ = 100_000  # bytes: most headers are shorter, so one request to a far file is enough
@@ -68,8 +68,8 @@ def read_header(path: Path) -> tuple[bytes, dict[str, TensorInfo]]:
     """Read and check the header of a file.
 
     Returns its raw bytes, length prefix included, and the tensors in the order of their bytes.
-    Raises CheckpointError on anything the format forbids, Quantised for a type in UNREAD; nothing of the file has been
-    used by then.
+    Raises CheckpointError on anything the format forbids, QuantisedError for a type in UNREAD; nothing of the file has
+    been used by then.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no regular file; a safetensors file is wanted")
@@ -165,7 +165,7 @@ def _tensor(name: str, entry: Any, path: Path, start: int) -> TensorInfo:
         raise ValueError(f"entry {name!r:.200} is not exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if isinstance(dtype, str) and dtype in UNREAD:
-        raise Quantised(
+        raise QuantisedError(
             f"{path}: tensor {name!r:.200} is {dtype}, expected one of {', '.join(FLOATS)}; use the original weights"
         )
     if not isinstance(dtype, str) or dtype not in DTYPES:

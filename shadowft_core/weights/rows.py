@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from shadowft_core.errors import TokenMismatch
+from shadowft_core.errors import TokenMismatchError
 from shadowft_core.weights.vocabulary import NO_TOKEN
 
 
@@ -14,8 +14,8 @@ def match_rows(
     """For every row of `ours`, the row of the same token in `theirs`, int64; -1 where there is none.
 
     `ours` and `theirs` are token marks, uint64 by row, `NO_TOKEN` for padding, of the models that `whose` names. A
-    token that both have at the same id stays there. Raises TokenMismatch when another token stands at several ids, or
-    when none matches.
+    token that both have at the same id stays there. Raises TokenMismatchError when another token stands at several
+    ids, or when none matches.
     """
     found = np.full(len(ours), -1, np.int64)
     both = min(len(ours), len(theirs))
@@ -32,11 +32,11 @@ def match_rows(
         double = np.isin(marks[rows], values[counts > 1])
         if double.any():
             ids = np.flatnonzero(marks == marks[rows[double][0]]).tolist()
-            raise TokenMismatch(
+            raise TokenMismatchError(
                 f"{where}: ids {ids} of the {owner} are one token, so its row is not certain; save its tokenizer anew"
             )
     if not (found >= 0).any():
-        raise TokenMismatch(f"{where}: {whose[1]} and {whose[0]} have no token in common; the two do not fit")
+        raise TokenMismatchError(f"{where}: {whose[1]} and {whose[0]} have no token in common; the two do not fit")
     return found
 
 

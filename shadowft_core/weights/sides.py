@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from shadowft_core.errors import InputError, Quantised
+from shadowft_core.errors import InputError, QuantisedError
 
 _CODES = re.compile(
     r"\.(weight_scale(_inv)?|weight_packed|input_scale|q(weight|zeros)|scales|absmax)$|_(blocks|scales)$"
@@ -35,9 +35,9 @@ def by_reason(
 
 
 def require_no_codes(names: Collection[str], path: Path) -> None:
-    """Raises Quantised where one of these tensors, which the other side lacks, belongs to quantised weights."""
+    """Raises QuantisedError where one of these tensors, which the other side lacks, belongs to quantised weights."""
     if found := next(filter(_CODES.search, sorted(names)), None):
-        raise Quantised(
+        raise QuantisedError(
             f"{path}: holds {found}, so its weights are quantised codes, although config.json has no "
             "quantization_config; pass the dequantised checkpoint"
         )

@@ -125,7 +125,7 @@ no_tokenizer = [inputs.without(role, "tokenizer.json") for role in ("base", "ins
 equal(G, "rows-unnamed", "no tokenizer.json anywhere, equal rows", *no_tokenizer)
 for role, change in zip(("base", "instruct"), no_tokenizer, strict=True):
     unknown = (inputs.vocabulary(NEW, 4), change)
-    refused(G, f"rows-unknown-{role}", f"more rows, no tokenizer in {role}", *unknown, error=errors.TokenMismatch)
+    refused(G, f"rows-unknown-{role}", f"more rows, no tokenizer in {role}", *unknown, error=errors.TokenMismatchError)
 
 G = "Experts"
 fuse = edit("instruct", inputs.relayout(oracle.fuse))
@@ -139,40 +139,48 @@ fuse = edit("tuned", inputs.relayout(oracle.fuse))
 either(G, "mixed-tuned", "split Base, fused tuned model", fuse, start=MIXTRAL, **mixed)
 for role in ("tuned", "instruct"):
     dropped = edit(role, inputs.drop(*EXPERT))
-    refused(G, f"dropped-{role}", f"one expert gone in {role}", dropped, start=MIXTRAL, error=errors.TensorMissing)
+    refused(G, f"dropped-{role}", f"one expert gone in {role}", dropped, start=MIXTRAL, error=errors.TensorMissingError)
 fewer = edit("instruct", *(inputs.shorten(f"model.layers.1.mlp.experts.{n}") for n in ("gate_up_proj", "down_proj")))
-refused(G, "dropped-fused", "one expert fewer", fewer, start=Start("mixtral", fused=True), error=errors.TensorMissing)
+refused(
+    G, "dropped-fused", "one expert fewer", fewer, start=Start("mixtral", fused=True), error=errors.TensorMissingError
+)
 
 G = "What does not fit"
 for role in ("tuned", "instruct"):
     lost = edit(role, inputs.drop(MLP))
-    refused(G, f"missing-{role}", f"a tensor gone in {role}", lost, error=errors.TensorMissing)
+    refused(G, f"missing-{role}", f"a tensor gone in {role}", lost, error=errors.TensorMissingError)
     extra = edit(role, inputs.add("model.layers.2.mlp.up_proj.weight", like=MLP))
-    refused(G, f"extra-{role}", f"a tensor more in {role}", extra, error=errors.TensorMissing)
+    refused(G, f"extra-{role}", f"a tensor more in {role}", extra, error=errors.TensorMissingError)
     other = edit(role, inputs.rename(MLP, MLP.replace("up_proj", "w3")))
-    refused(G, f"renamed-{role}", f"another key in {role}", other, error=errors.TensorMissing)
+    refused(G, f"renamed-{role}", f"another key in {role}", other, error=errors.TensorMissingError)
     turned_wide = edit(role, inputs.transpose(WIDE))
-    refused(G, f"transposed-{role}", "a rectangular matrix", turned_wide, error=errors.ShapeMismatch)
+    refused(G, f"transposed-{role}", "a rectangular matrix", turned_wide, error=errors.ShapeMismatchError)
     turned_square = edit(role, inputs.transpose(SQUARE))
     refused(
-        G, f"transposed-square-{role}", "a square matrix: the shape is right", turned_square, error=errors.Unrelated
+        G,
+        f"transposed-square-{role}",
+        "a square matrix: the shape is right",
+        turned_square,
+        error=errors.UnrelatedError,
     )
     foreign = inputs.another_seed(role)
-    refused(G, f"foreign-{role}", f"{role}: other weights, equal shapes", foreign, error=errors.Unrelated)
+    refused(G, f"foreign-{role}", f"{role}: other weights, equal shapes", foreign, error=errors.UnrelatedError)
 foreign = inputs.another_seed("base")
-refused(G, "foreign-base", "delta of another Base", foreign, error=errors.Unrelated)
+refused(G, "foreign-base", "delta of another Base", foreign, error=errors.UnrelatedError)
 mistral = inputs.replace("instruct", Start("mistral"), "instruct")
-refused(G, "family-alike", "a Mistral Instruct of the same names and shapes", mistral, error=errors.Unrelated)
+refused(G, "family-alike", "a Mistral Instruct of the same names and shapes", mistral, error=errors.UnrelatedError)
 phi = inputs.replace("instruct", Start("phi3"), "instruct")
-refused(G, "family", "a Phi3 Instruct", phi, error=errors.TensorMissing)
+refused(G, "family", "a Phi3 Instruct", phi, error=errors.TensorMissingError)
 swapped = (inputs.record, inputs.swap)
-refused(G, "swapped", "Base and Instruct swapped; tuned/train.json names the Base", *swapped, error=errors.WrongBase)
+refused(
+    G, "swapped", "Base and Instruct swapped; tuned/train.json names the Base", *swapped, error=errors.WrongBaseError
+)
 newer = (inputs.record, inputs.nearby("base"))
-refused(G, "newer-base", "a near relative of the Base that tuned/train.json names", *newer, error=errors.WrongBase)
-refused(G, "onto-base", "the Instruct is the Base", inputs.copy("base", "instruct"), error=errors.OntoBase)
-onto_base = {"start": LORA, "error": errors.OntoBase}
+refused(G, "newer-base", "a near relative of the Base that tuned/train.json names", *newer, error=errors.WrongBaseError)
+refused(G, "onto-base", "the Instruct is the Base", inputs.copy("base", "instruct"), error=errors.OntoBaseError)
+onto_base = {"start": LORA, "error": errors.OntoBaseError}
 refused(G, "onto-base-lora", "the same with an adapter", inputs.copy("base", "instruct"), **onto_base)
-foreign_lora = {"start": LORA, "error": errors.Unrelated}
+foreign_lora = {"start": LORA, "error": errors.UnrelatedError}
 refused(G, "foreign-lora", "an adapter, an Instruct of other weights", inputs.another_seed("instruct"), **foreign_lora)
 phi_adapter = inputs.replace("adapter", Start("phi3", adapter={}), "adapter")
 refused(G, "adapter-family", "the adapter of a Phi3", phi_adapter, start=LORA, error=errors.AdapterError)
@@ -183,28 +191,32 @@ gone = inputs.edit_adapter(inputs.drop(f"{name}.lora_A.weight", f"{name}.lora_B.
 refused(G, "adapter-module", "both factors of a module gone", gone, start=LORA, error=errors.AdapterError)
 
 G = "Numbers"
-refused(G, "zero", "the tuned model is the Base", inputs.copy("base", "tuned"), error=errors.ZeroDelta)
+refused(G, "zero", "the tuned model is the Base", inputs.copy("base", "tuned"), error=errors.ZeroDeltaError)
 nothing = inputs.edit_adapter(inputs.zero("lora_B"))
-refused(G, "zero-lora", "an adapter at its start", nothing, start=LORA, error=errors.ZeroDelta)
+refused(G, "zero-lora", "an adapter at its start", nothing, start=LORA, error=errors.ZeroDeltaError)
 for role in ("base", "tuned", "instruct"):
     for word, value in (("nan", NAN), ("infinity", INFINITY)):
         poison = edit(role, inputs.put(SQUARE, value))
-        refused(G, f"{word}-{role}", f"one {word} in {role}", poison, error=errors.NotFinite)
+        refused(G, f"{word}-{role}", f"one {word} in {role}", poison, error=errors.NotFiniteError)
 poison_lora = inputs.edit_adapter(inputs.put(f"{name}.lora_B.weight", NAN))
-refused(G, "nan-lora", "one nan in a factor", poison_lora, start=LORA, error=errors.NotFinite)
+refused(G, "nan-lora", "one nan in a factor", poison_lora, start=LORA, error=errors.NotFiniteError)
 heights = {"base": 40000.0, "tuned": 60000.0, "instruct": 60000.0}
 high = [edit(role, inputs.put(SQUARE, value)) for role, value in heights.items()]
-refused(G, "overflow", "60000 + 20000 in float16", *high, start=HALF, error=errors.CastOverflow)
+refused(G, "overflow", "60000 + 20000 in float16", *high, start=HALF, error=errors.CastOverflowError)
 
-G = "Quantised"
+G = "QuantisedError"
 for role in ("base", "tuned", "instruct"):
     quantised = inputs.config(role, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
-    refused(G, f"quantised-{role}", f"{role}: a quantization_config", quantised, error=errors.Quantised)
+    refused(G, f"quantised-{role}", f"{role}: a quantization_config", quantised, error=errors.QuantisedError)
     refused(
-        G, f"int8-{role}", f"a matrix of {role} in int8", edit(role, inputs.eight_bits(SQUARE)), error=errors.Quantised
+        G,
+        f"int8-{role}",
+        f"a matrix of {role} in int8",
+        edit(role, inputs.eight_bits(SQUARE)),
+        error=errors.QuantisedError,
     )
     fp8 = edit(role, inputs.cast(ml_dtypes.float8_e4m3fn, SQUARE))
-    refused(G, f"fp8-{role}", f"a matrix of {role} in float8", fp8, error=errors.Quantised)
+    refused(G, f"fp8-{role}", f"a matrix of {role} in float8", fp8, error=errors.QuantisedError)
 
 G = "Files that lie"
 lying = {"error": errors.CheckpointError}

@@ -10,7 +10,7 @@ from typing import get_args
 import pytest
 
 from shadowft_core import store as room
-from shadowft_core.errors import StoreConflict, StoreCorrupt, StoreUnreachable
+from shadowft_core.errors import StoreConflictError, StoreCorruptError, StoreUnreachableError
 from shadowft_core.store.backends import PATIENCE
 from tests.faults.conftest import Place, Published, contents
 from tests.faults.proxy import DOWN, UP, Fault, Kind, Proxy
@@ -109,7 +109,7 @@ def test_a_lost_reply_does_not_hide_a_conflict(
     weights[-1] ^= 1
     (other / "dense.safetensors").write_bytes(weights)
     proxy.start_over(Fault("lost_reply", method="PUT", path="/deltas/", times=2))
-    with pytest.raises(StoreConflict, match="is there with another dense"):
+    with pytest.raises(StoreConflictError, match="is there with another dense"):
         room.publish(other, place.through)
     assert place.visible() == [delta.digest]
     room.fetch_delta(delta.digest, place.direct, tmp_path / "out")
@@ -117,7 +117,7 @@ def test_a_lost_reply_does_not_hide_a_conflict(
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize(("kind", "error"), [("unavailable", StoreUnreachable), ("flip_up", StoreCorrupt)])
+@pytest.mark.parametrize(("kind", "error"), [("unavailable", StoreUnreachableError), ("flip_up", StoreCorruptError)])
 def test_a_fault_that_does_not_end_is_one_error_in_bounded_time(
     kind: Kind, error: type[Exception], fresh_place: Fresh, proxy: Proxy, delta: Published, tmp_path: Path
 ) -> None:

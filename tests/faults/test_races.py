@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from shadowft_core import store as room
-from shadowft_core.errors import StoreConflict
+from shadowft_core.errors import StoreConflictError
 from shadowft_core.files import canonical_json, file_digest
 from shadowft_core.params import Store
 from shadowft_core.weights import build_header, write_safetensors
@@ -30,7 +30,7 @@ def write(meeting: Any, rounds: list[tuple[Path, Store]], environment: Mapping[s
         meeting.wait(120)
         try:
             outcomes.append(room.publish(folder, store))
-        except StoreConflict as error:
+        except StoreConflictError as error:
             outcomes.append(f"conflict: {error}")
     log.write_text(json.dumps(outcomes))
 

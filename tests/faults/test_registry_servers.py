@@ -12,7 +12,7 @@ import pytest
 
 from shadowft_core import promotion
 from shadowft_core import registry as room
-from shadowft_core.errors import LedgerError, RegistrationPending
+from shadowft_core.errors import LedgerError, RegistrationPendingError
 from shadowft_core.params import Params, Registry, Store, load_params
 from shadowft_core.promotion.ledger import Ledger
 from tests.faults.proxy import Fault, Kind, Proxy, proxied
@@ -155,7 +155,7 @@ def test_mlflow_is_killed_while_a_run_is_registered(
     fault = Fault(kind, method="POST|PUT|PATCH", path=path, then=server.kill)
     proxy.start_over(fault)
     started = time.monotonic()
-    with pytest.raises(RegistrationPending, match="is kept in"):
+    with pytest.raises(RegistrationPendingError, match="is kept in"):
         register(name, proxy.endpoint)
     waited = time.monotonic() - started
     assert fault.hits == 1
@@ -189,7 +189,7 @@ def test_mlflow_is_killed_before_and_after_a_run_is_registered(
 ) -> None:
     server.kill()
     started = time.monotonic()
-    with pytest.raises(RegistrationPending, match="is kept in"):
+    with pytest.raises(RegistrationPendingError, match="is kept in"):
         register("before-and-after", server.uri)
     waited = time.monotonic() - started
     server.start()

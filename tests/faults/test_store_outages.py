@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from shadowft_core import store as room
-from shadowft_core.errors import StoreError, StoreUnreachable
+from shadowft_core.errors import StoreError, StoreUnreachableError
 from shadowft_core.params import Store
 from tests.faults import victim
 from tests.faults.conftest import BUCKET, Place, Published, contents
@@ -50,7 +50,7 @@ def test_the_server_is_killed_and_restarted_in_mid_publish(
             try:
                 assert run.result(120) == delta.digest
                 same_run += 1
-            except StoreUnreachable:  # the server took longer to return than a publish waits
+            except StoreUnreachableError:  # the server took longer to return than a publish waits
                 assert room.publish(delta.folder, store) == delta.digest
             place = Place(store, store, str(number), server._client(server.admin))
             assert place.visible() == [delta.digest]
@@ -73,7 +73,7 @@ def test_bad_credentials_are_found_before_any_work(
     ]:
         act_as(monkeypatch, identity)
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
-        with pytest.raises(StoreUnreachable, match=message):
+        with pytest.raises(StoreUnreachableError, match=message):
             room.check(s3_store)
 
 
@@ -89,7 +89,7 @@ def test_expired_credentials_are_found_before_any_work(
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    with pytest.raises(StoreUnreachable, match="expired") as caught:
+    with pytest.raises(StoreUnreachableError, match="expired") as caught:
         room.check(s3_store)
     assert "\n" not in str(caught.value)
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from shadowft_core.errors import StoreCorrupt
+from shadowft_core.errors import StoreCorruptError
 from shadowft_core.files import bytes_digest, make_folder
 from shadowft_core.store.backends.interface import (
     BLOCK,
@@ -70,7 +70,7 @@ class FolderObjects:
         path = self.root / checked(key)
         found = bytes_digest(data)
         if found != digest:
-            raise StoreCorrupt(f"{self.location}: {key} refused, its bytes are {found} and not {digest}")
+            raise StoreCorruptError(f"{self.location}: {key} refused, its bytes are {found} and not {digest}")
         if not path.exists():
             with self._written(path, data) as temporary, self._lock():
                 if not path.exists():
@@ -95,7 +95,7 @@ class FolderObjects:
         except FileNotFoundError:
             return None
         if len(data) > limit:
-            raise StoreCorrupt(f"{self.location}: {key} is larger than the {limit} bytes allowed for it")
+            raise StoreCorruptError(f"{self.location}: {key} is larger than the {limit} bytes allowed for it")
         return data, bytes_digest(data)
 
     def read_range(self, key: str, start: int, length: int) -> bytes:

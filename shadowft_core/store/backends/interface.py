@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
-from shadowft_core.errors import StoreConflict, StoreCorrupt, StoreError
+from shadowft_core.errors import StoreConflictError, StoreCorruptError, StoreError
 
 BLOCK = 1 << 18  # bytes; blocks of 1 MiB cost a download twice the time in the system: each is mapped anew
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
@@ -38,7 +38,8 @@ class Entry:
 class Objects(Protocol):
     """One place that holds objects under keys like `objects/sha256/ab/...`. Every digest is `sha256:<64 hex>`.
 
-    All methods raise StoreUnreachable (no answer within seconds, wrong credentials, no such bucket) and StoreError.
+    All methods raise StoreUnreachableError (no answer within seconds, wrong credentials, no such bucket) and
+    StoreError.
     """
 
     location: str
@@ -50,18 +51,19 @@ class Objects(Protocol):
         The outcome never depends on `ask`. Without it, a place that has to be sent the bytes to find out is not asked
         for the key first: cheaper when the key is known to be absent, wasteful when it is not.
 
-        Raises StoreConflict when the key holds other content, StoreCorrupt when `digest` is not that of `data`.
+        Raises StoreConflictError when the key holds other content, StoreCorruptError when `digest` is not that of
+        `data`.
         """
 
     def get(self, key: str, size: int, digest: str, sink: BinaryIO) -> None:
         """Stream an object of a known size into `sink`, from where it stands, and verify it.
 
-        Raises StoreError when the object is missing, StoreCorrupt when it is not what the digest says; the sink may
-        then hold wrong bytes and must be dropped.
+        Raises StoreError when the object is missing, StoreCorruptError when it is not what the digest says; the sink
+        may then hold wrong bytes and must be dropped.
         """
 
     def read(self, key: str, limit: int) -> tuple[bytes, str] | None:
-        """Content and version tag of a small object, None when it is absent. StoreCorrupt above `limit` bytes."""
+        """Content and version tag of a small object, None when it is absent. StoreCorruptError above `limit` bytes."""
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
         """`length` bytes from byte `start` on. Raises StoreError when the object is missing or ends before that."""
@@ -69,7 +71,7 @@ class Objects(Protocol):
     def swap(self, key: str, data: bytes, tag: str | None) -> str:
         """Replace the version `tag` (None: the key must be absent) by `data`; returns the new tag.
 
-        Raises StoreConflict when the key has moved on.
+        Raises StoreConflictError when the key has moved on.
         """
 
     def head(self, key: str) -> Head | None:
@@ -113,7 +115,9 @@ def stream(blocks: Iterator[bytes], size: int, digest: str, sink: BinaryIO) -> N
 
 
 def require_same(objects: Objects, key: str, size: int, digest: str, head: Head | None = None) -> None:
-    """Raises StoreConflict unless `key` holds exactly these bytes. A checksum the store does not keep is computed."""
+    """Raises StoreConflictError unless `key` holds exactly these bytes. A checksum the store does not keep is
+    computed.
+    """
     head = head or objects.head(key)
     if head is not None and head.size == size and head.digest in (None, digest):
         if head.digest == digest:
@@ -122,10 +126,10 @@ def require_same(objects: Objects, key: str, size: int, digest: str, head: Head 
             with open(os.devnull, "wb") as nowhere:
                 objects.get(key, size, digest, nowhere)
             return
-        except StoreCorrupt:
+        except StoreCorruptError:
             pass
     found = f"{head.size} bytes, {head.digest or 'other content'}" if head else "nothing any more"
-    raise StoreConflict(
+    raise StoreConflictError(
         f"{objects.location}: {key} holds {found}, expected {size} bytes, {digest}; nothing was overwritten. "
         "Remove that object if it is damaged, or use another store"
     )
@@ -139,11 +143,13 @@ def ends_early(objects: Objects, key: str, start: int, length: int) -> StoreErro
     return StoreError(f"{objects.location}: {key} holds no {length} bytes from byte {start} on; it was cut or replaced")
 
 
-def moved(objects: Objects, key: str) -> StoreConflict:
-    return StoreConflict(f"{objects.location}: {key} was changed by someone else meanwhile; read it again and repeat")
+def moved(objects: Objects, key: str) -> StoreConflictError:
+    return StoreConflictError(
+        f"{objects.location}: {key} was changed by someone else meanwhile; read it again and repeat"
+    )
 
 
-def corrupt(objects: Objects, key: str, digest: str, found: Exception) -> StoreCorrupt:
-    return StoreCorrupt(
+def corrupt(objects: Objects, key: str, digest: str, found: Exception) -> StoreCorruptError:
+    return StoreCorruptError(
         f"{objects.location}: {key} is damaged: found {found}, expected {digest}; remove it and publish the delta again"
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any, BinaryIO, TypeVar
 
-from shadowft_core.errors import StoreCorrupt, StoreError, StoreUnreachable
+from shadowft_core.errors import StoreCorruptError, StoreError, StoreUnreachableError
 from shadowft_core.files import bytes_digest
 from shadowft_core.store.backends.interface import (
     BLOCK,
@@ -98,7 +98,7 @@ class S3Objects:
             with closing(answer["Body"]) as body:
                 # Whole, because the store's checksum is compared only at the end of the body.
                 if answer["ContentLength"] > limit:
-                    raise StoreCorrupt(f"{self.location}: {key} is larger than the {limit} bytes allowed for it")
+                    raise StoreCorruptError(f"{self.location}: {key} is larger than the {limit} bytes allowed for it")
                 return body.read(), answer["ETag"]
 
         return self._call(key, attempt)
@@ -182,7 +182,7 @@ class S3Objects:
                 ),
             )
         except Damaged as error:
-            raise StoreCorrupt(f"{self.location}: {key} refused, its bytes are not {digest} ({error})") from None
+            raise StoreCorruptError(f"{self.location}: {key} refused, its bytes are not {digest} ({error})") from None
         except ClientError as error:
             if error.response["ResponseMetadata"]["HTTPStatusCode"] in (404, 412):  # 404: If-Match on an absent key
                 return None
@@ -213,7 +213,7 @@ class S3Objects:
                 last = str(error)
             except boto.SSLError as error:
                 if "CERTIFICATE_VERIFY_FAILED" in (last := _one_line(error)):
-                    raise StoreUnreachable(
+                    raise StoreUnreachableError(
                         f"{self.location}: its certificate is not trusted ({last}); set AWS_CA_BUNDLE to a file with "
                         "the certificate of its authority"
                     ) from None
@@ -228,13 +228,13 @@ class S3Objects:
             except (boto.BotoCoreError, RuntimeError) as error:  # no, partial or expired credentials, no region
                 if isinstance(error, RuntimeError) and "expired" not in str(error):
                     raise  # boto has no class of its own for credentials that a refresh leaves expired
-                raise StoreUnreachable(
+                raise StoreUnreachableError(
                     f"{self.location}: {_one_line(error)}; set AWS_ACCESS_KEY_ID and "
                     "AWS_SECRET_ACCESS_KEY (or AWS_PROFILE) and store.region"
                 ) from None
             waited = time.monotonic() - started
             if repeated and waited + pause > PATIENCE:  # on a slow line the first attempt alone may take longer
-                raise StoreUnreachable(
+                raise StoreUnreachableError(
                     f"{self.location}: no usable answer for {key} in {waited:.0f} s ({last}); check that the server "
                     "runs and that store.endpoint is right, then run the same command again"
                 )
@@ -248,13 +248,13 @@ class S3Objects:
         if code == "NoSuchKey" and error.operation_name == "GetObject":
             raise missing(self, key)
         if code == "NoSuchBucket":
-            raise StoreUnreachable(
+            raise StoreUnreachableError(
                 f"{self.location}: there is no bucket {self.bucket!r}; create it or correct store.uri"
             )
         if code in ("BadDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"):
             return "BadDigest"
         if status in (401, 403) or code in ("ExpiredToken", "InvalidToken"):
-            raise StoreUnreachable(
+            raise StoreUnreachableError(
                 f"{self.location}: {error.operation_name} refused ({code}); check AWS_ACCESS_KEY_ID, "
                 "AWS_SECRET_ACCESS_KEY, the rights of that identity, store.bucket_owner and this machine's clock"
             )

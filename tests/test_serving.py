@@ -39,6 +39,7 @@ def model(judged: Judged, tracking: str, tmp_path_factory: pytest.TempPathFactor
         patch.setenv("SHADOWFT_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("MLFLOW_TRACKING_URI", tracking)
         mlflow.set_tracking_uri(tracking)
+        mlflow.set_registry_uri(tracking)  # what an earlier test used, otherwise
         yield mlflow.pyfunc.load_model("models:/judged/1")
 
 

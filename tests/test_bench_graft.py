@@ -15,7 +15,7 @@ from benchmarks.graft import cases, check, measure, table
 from benchmarks.graft.launch import main as launch
 from benchmarks.graft.triple import SHAPES, Triple, build
 from shadowft_core.errors import GraftError, PairError, ShadowError
-from shadowft_core.files.cache import Memo
+from shadowft_core.files.cache import DigestCache
 from shadowft_core.weights import open_checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -101,7 +101,7 @@ def test_one_pass_remembers_every_digest_and_stores_no_delta(timed: dict[str, ca
         patch.setenv("SHADOWFT_CACHE", str(cache))
         for folder in (triple.base, triple.tuned, triple.instruct):
             shards = folder.glob("*.safetensors")
-            known = {name for shard in shards for name in Memo(shard).digests}
+            known = {name for shard in shards for name in DigestCache(shard).digests}
             assert known == set(open_checkpoint(folder).names), f"{folder.name} would be read again to be hashed"
 
 

@@ -7,7 +7,7 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
-from shadowft_core.cli.stages import app
+from shadowft_core.cli import app
 from shadowft_core.errors import ParamsError, ShadowError
 from shadowft_core.files import file_digest
 from shadowft_core.params import Prepare

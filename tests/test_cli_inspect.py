@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from shadowft_core.cli.stages import main
+from shadowft_core.cli import main
 from shadowft_core.delta import extract
 from shadowft_core.graft import graft
 from shadowft_core.pair import check_pair

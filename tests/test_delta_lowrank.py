@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from shadowft_core.cli.stages import app
+from shadowft_core.cli import app
 from shadowft_core.delta import Delta, extract, open_delta
 from shadowft_core.errors import ParamsError
 from shadowft_core.weights import open_checkpoint, open_safetensors

@@ -27,7 +27,7 @@ from shadowft_core.demo.pico.world import (
 )
 from shadowft_core.weights import open_checkpoint
 
-ROOM = Path(__file__).parent.parent / "shadowft_core" / "pico"
+ROOM = Path(__file__).parent.parent / "shadowft_core" / "demo" / "pico"
 WORLD = World(seed=0)
 
 

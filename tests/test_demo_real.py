@@ -9,7 +9,7 @@ from urllib.parse import parse_qs
 import numpy as np
 import pytest
 
-from flows import demo_real
+from shadowft_core.demo import real as demo_real
 from shadowft_core.demo.smollm2 import INSTRUCT_LABEL, base_label
 from shadowft_core.errors import InputError
 from shadowft_core.evaluate import load_folder, open_bench

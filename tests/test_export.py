@@ -301,7 +301,7 @@ def test_tensors_that_a_server_cannot_place_are_found(lora: tuple[Pair, Path], t
 
 
 def test_the_verb_exports_a_delta_both_ways(lora: tuple[Pair, Path], tmp_path: Path) -> None:
-    from shadowft_core.cli.stages import app
+    from shadowft_core.cli import app
 
     pair, delta = lora
     words = ["export", "--delta", f"{delta}@0.5", "--instruct", str(pair.instruct)]
@@ -322,7 +322,7 @@ def test_the_verb_exports_a_delta_both_ways(lora: tuple[Pair, Path], tmp_path: P
 def test_a_registered_version_is_exported(released: Released, tmp_path: Path) -> None:
     import yaml
 
-    from shadowft_core.cli.stages import app
+    from shadowft_core.cli import app
 
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params |= {"store": released.store.model_dump(), "registry": released.registry.model_dump()}

@@ -16,7 +16,7 @@ from shadowft_core.kernels.scratch import scratch
 ROOT = Path(__file__).parent.parent
 HEAD = """
 import os, signal, sys, time
-from shadowft_core.checkpoint.parallel import in_order
+from shadowft_core.files.ordered_map import in_order
 from shadowft_core.errors import DeltaError
 """
 

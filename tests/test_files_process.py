@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 TREE = "trap '' TERM; sleep 300 & (setsid sleep 300 &); echo up; wait"
 PARENT = """
 import sys
-from flows import guard
+from shadowft_core.files import process
 child = process.start(["sh", "-c", sys.argv[1]])
 try:
     print(child.stdout.readline(), flush=True)

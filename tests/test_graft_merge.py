@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shadowft_core.cli.stages import main
+from shadowft_core.cli import main
 from shadowft_core.delta import extract, open_delta
 from shadowft_core.errors import GraftError, ShadowError, ZeroDeltaError
 from shadowft_core.files import write_json_atomically

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shadowft_core.cli.stages import main
+from shadowft_core.cli import main
 from shadowft_core.delta import Difference, extract
 from shadowft_core.delta import open_difference as difference
 from shadowft_core.errors import (

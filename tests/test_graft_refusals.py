@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shadowft_core.cli.stages import main
+from shadowft_core.cli import main
 from shadowft_core.delta import extract
 from shadowft_core.errors import OntoBaseError, PairError, TensorMissingError, UnrelatedError
 from shadowft_core.graft import graft, grafted_tensors

@@ -141,7 +141,7 @@ def verb_of(stage: str) -> str:
 def verbs() -> set[str]:
     from typer.main import get_command
 
-    from shadowft_core.cli.stages import app
+    from shadowft_core.cli import app
 
     return set(get_command(app).commands)  # type: ignore[attr-defined]
 

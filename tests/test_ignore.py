@@ -194,7 +194,7 @@ def test_a_project_says_it_once_for_all_its_stages(tmp_path: Path) -> None:
     text = text.replace("pico:base ", f"{base} ").replace("pico:instruct", str(instruct))
 
     def run(*words: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "shadowft_core.cli.stages", *map(str, words)]
+        command = [sys.executable, "-m", "shadowft_core.cli", *map(str, words)]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
 
     stages = (

@@ -8,7 +8,7 @@ import yaml
 from typer.testing import CliRunner
 
 from shadowft_core import registry as room
-from shadowft_core.cli.stages import app
+from shadowft_core.cli import app
 from shadowft_core.errors import RegistrationPendingError, RegistryError
 from shadowft_core.params import Registry, load_params
 from shadowft_core.promotion import recipe_named

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from shadowft_core.cli.stages import main
+from shadowft_core.cli import main
 from shadowft_core.pair import check_pair
 from shadowft_core.weights import INDEX, open_checkpoint, write_checkpoint
 from tests.fixtures.models import Pair, save_tokenizer, write_model

@@ -256,7 +256,7 @@ promote(Registry(**{registry.model_dump()!r}), Store(**{store.model_dump()!r}), 
 def test_the_verbs_speak_to_people_and_to_machines(released: Released, tmp_path: Path) -> None:
     import yaml
 
-    from shadowft_core.cli.stages import app
+    from shadowft_core.cli import app
 
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params |= {"store": released.store.model_dump(), "registry": released.registry.model_dump()}

@@ -107,7 +107,7 @@ def test_a_promoter_killed_before_it_moved_the_head_leaves_an_entry_that_dangles
     room.promote(registry, store, "1")
     code = f"""
 import os, signal
-from shadowft_core.objects.folder import FolderObjects
+from shadowft_core.store.backends.folder import FolderObjects
 from shadowft_core.params import Registry, Store
 from shadowft_core.promotion import promote
 FolderObjects.swap = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)

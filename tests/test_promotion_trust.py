@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from shadowft_core import promotion as room
 from shadowft_core import store as stores
-from shadowft_core.cli.stages import app
+from shadowft_core.cli import app
 from shadowft_core.errors import (
     LedgerError,
     PromotionRefusedError,

@@ -22,7 +22,7 @@ from shadowft_core.registry.registration import waiting_in
 from shadowft_core.weights import open_checkpoint
 from tests.fixtures.models import Pair
 from tests.fixtures.runs import Run, write_verdict
-from tests.test_objects_secure import Recorder
+from tests.test_store_backends_secure import Recorder
 
 ROOT = Path(__file__).parent.parent
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import shadowft_core.store as stores
 from shadowft_core import promotion
 from shadowft_core import registry as room
-from shadowft_core.cli.stages import app
+from shadowft_core.cli import app
 from shadowft_core.errors import LedgerError, RegistryError, ShadowError, StoreError
 from shadowft_core.files import bytes_digest, canonical_json, read_json_object
 from shadowft_core.params import Store
@@ -24,7 +24,7 @@ from tests.fixtures.models import Pair
 from tests.fixtures.runs import Released, Run
 from tests.fixtures.s3 import act_as
 from tests.servers.seaweedfs import Identity
-from tests.test_objects_secure import Recorder
+from tests.test_store_backends_secure import Recorder
 
 ROOT = Path(__file__).parent.parent
 EVIL = "http://evil.example:9000"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shadowft_core.cli.stages import main
+from shadowft_core.cli import main
 from shadowft_core.delta import extract, open_delta
 from shadowft_core.errors import GraftError, OntoBaseError, RegistryError, ShadowError, UnrelatedError
 from shadowft_core.files import bytes_digest, canonical_json, write_json_atomically

@@ -14,12 +14,12 @@ import pytest
 from typer.testing import CliRunner
 
 from shadowft_core import store as room
-from shadowft_core.cli.stages import app
+from shadowft_core.cli import app
 from shadowft_core.errors import DeltaError, StoreConflictError, StoreCorruptError, StoreError, StoreUnreachableError
 from shadowft_core.files import bytes_digest, canonical_json, file_digest
 from shadowft_core.params import Store, load_params
 from shadowft_core.store import manifest as manifests
-from shadowft_core.store import promises as probing
+from shadowft_core.store import probe as probing
 from shadowft_core.store.backends import PATIENCE, Objects, open_objects
 from shadowft_core.weights import write_safetensors
 from tests.fixtures.s3 import act_as

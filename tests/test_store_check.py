@@ -13,11 +13,11 @@ import pytest
 from typer.testing import CliRunner
 
 from shadowft_core import store as room
-from shadowft_core.cli.stages import app
+from shadowft_core.cli import app
 from shadowft_core.errors import StoreConflictError, StoreCorruptError, StoreError, StoreUnreachableError
 from shadowft_core.files import bytes_digest
 from shadowft_core.params import Store
-from shadowft_core.store import garbage, turns
+from shadowft_core.store import lock, prune
 from shadowft_core.store.backends import Objects
 from shadowft_core.store.backends.folder import FolderObjects
 from tests.fixtures.deltas import noise, stored_bytes, trusted, write_delta
@@ -184,7 +184,7 @@ def test_gc_removes_what_nothing_uses_and_only_that(store: Store, two: tuple[str
     young = room.gc(store, WEEK)
     assert (young.removed, young.kept_young) == (0, len(own) + 1)
     planned = room.gc(store, 0, dry_run=True)
-    assert set(objects.list("")) - before <= {turns.SWEEP}
+    assert set(objects.list("")) - before <= {lock.SWEEP}
     done = room.gc(store, 0)
     assert done == planned
     assert done.removed == len(own) + 1
@@ -206,7 +206,7 @@ def test_gc_looks_again_when_its_turn_comes(
     folder = write_delta(tmp_path / "delta", {"own": noise(1, 30_000)}, "dense")
     unpublish(objects, room.publish(folder, folder_store))
     before = set(objects.list("objects"))
-    whole = turns.sweep
+    whole = lock.sweep
 
     @contextmanager
     def sweep(objects: Objects) -> Iterator[Callable[[], None]]:
@@ -214,7 +214,7 @@ def test_gc_looks_again_when_its_turn_comes(
         with whole(objects) as hold:
             yield hold
 
-    monkeypatch.setattr(garbage, "sweep", sweep)
+    monkeypatch.setattr(prune, "sweep", sweep)
     assert room.gc(folder_store, 0).removed == 0
     assert set(objects.list("objects")) == before
     monkeypatch.undo()
@@ -323,6 +323,6 @@ def test_a_store_without_answer_ends_every_verb(
     monkeypatch.setattr(s3, "PATIENCE", 0.5)
     monkeypatch.chdir(tmp_path)
     away = s3_store.model_copy(update={"endpoint": "http://127.0.0.1:9"})
-    for act in (lambda: room.ls(away), lambda: room.verify(away), lambda: room.gc(away, garbage.FORGOTTEN)):
+    for act in (lambda: room.ls(away), lambda: room.verify(away), lambda: room.gc(away, prune.FORGOTTEN)):
         with pytest.raises(StoreUnreachableError, match="check that the server runs"):
             act()

@@ -9,7 +9,7 @@ from shadowft_core import store as room
 from shadowft_core.errors import StoreConflictError
 from shadowft_core.files import bytes_digest
 from shadowft_core.params import Store
-from shadowft_core.store import turns
+from shadowft_core.store import lock
 from tests.fixtures.deltas import trusted
 
 
@@ -21,7 +21,7 @@ def store(request: pytest.FixtureRequest) -> Store:
 
 
 def test_a_sweep_waits_for_a_commit_and_a_commit_for_a_sweep(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "PAUSE", 0.05)
+    monkeypatch.setattr(lock, "PAUSE", 0.05)
     objects, order = room.opened(store), []
     claim = "deltas/" + "0" * 64
 
@@ -35,9 +35,9 @@ def test_a_sweep_waits_for_a_commit_and_a_commit_for_a_sweep(store: Store, monke
         return claim
 
     def sweeping() -> None:
-        with turns.sweep(objects):
+        with lock.sweep(objects):
             order.append("sweeping")
-            waiting = threading.Thread(target=turns.commit, args=(objects, None, restore, late))
+            waiting = threading.Thread(target=lock.commit, args=(objects, None, restore, late))
             waiting.start()
             started.append(waiting)
             time.sleep(0.5)
@@ -51,7 +51,7 @@ def test_a_sweep_waits_for_a_commit_and_a_commit_for_a_sweep(store: Store, monke
         return claim
 
     started: list[threading.Thread] = []
-    turns.commit(objects, None, restore, committing)
+    lock.commit(objects, None, restore, committing)
     while started:
         started.pop(0).join()
     assert order == ["claimed", "sweeping", "swept", "restored", "claimed after"]
@@ -60,26 +60,26 @@ def test_a_sweep_waits_for_a_commit_and_a_commit_for_a_sweep(store: Store, monke
 def test_two_sweeps_do_not_run_at_once(store: Store) -> None:
     objects = room.opened(store)
     with (
-        turns.sweep(objects),
+        lock.sweep(objects),
         pytest.raises(StoreConflictError, match="another process is collecting"),
-        turns.sweep(objects),
+        lock.sweep(objects),
     ):
         pass
-    with turns.sweep(objects):
+    with lock.sweep(objects):
         pass
 
 
 def test_what_killed_processes_left_open_is_over_in_time(folder_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seconds in (("TURN", 2.5), ("SLACK", 0.5), ("HOLD", 0.5), ("PAUSE", 0.1)):
-        monkeypatch.setattr(turns, name, seconds)
+        monkeypatch.setattr(lock, name, seconds)
     objects, claim = room.opened(folder_store), "deltas/" + "0" * 64
-    turns._Held(objects, f"{turns.COMMIT}/dead", None).open()
+    lock._Held(objects, f"{lock.COMMIT}/dead", None).open()
     started = time.monotonic()
-    with turns.sweep(objects) as hold:
+    with lock.sweep(objects) as hold:
         assert 1 < time.monotonic() - started < 10
         time.sleep(0.6)
         hold()
-    turns._Held(objects, turns.SWEEP, objects.read(turns.SWEEP, 1000)[1]).open()  # type: ignore[index]
+    lock._Held(objects, lock.SWEEP, objects.read(lock.SWEEP, 1000)[1]).open()  # type: ignore[index]
     restored: list[int] = []
 
     def write() -> str:
@@ -87,7 +87,7 @@ def test_what_killed_processes_left_open_is_over_in_time(folder_store: Store, mo
         return claim
 
     started = time.monotonic()
-    turns.commit(objects, None, lambda: restored.append(1), write)
+    lock.commit(objects, None, lambda: restored.append(1), write)
     assert 1 < time.monotonic() - started < 10
     assert restored == [1]
 
@@ -96,7 +96,7 @@ def test_a_publisher_that_slept_through_its_turn_looks_again(
     folder_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, seconds in (("TURN", 2.5), ("SLACK", 0.5), ("HOLD", 0.5), ("PAUSE", 0.1)):
-        monkeypatch.setattr(turns, name, seconds)
+        monkeypatch.setattr(lock, name, seconds)
     objects, claim, chunk = room.opened(folder_store), "deltas/" + "0" * 64, "objects/sha256/00/" + "0" * 64
     calls: list[str] = []
 
@@ -108,21 +108,21 @@ def test_a_publisher_that_slept_through_its_turn_looks_again(
         calls.append("claim")
         if len(calls) == 1:  # the process is stopped; meanwhile a whole gc runs
             time.sleep(3)
-            with turns.sweep(objects):
+            with lock.sweep(objects):
                 objects.delete(chunk)
         objects.put_if_absent(claim, b"1", bytes_digest(b"1"))
         return claim
 
     objects.put_if_absent(chunk, b"1", bytes_digest(b"1"))
-    turns.commit(objects, turns.last_sweep(objects), restore, write)
+    lock.commit(objects, lock.last_sweep(objects), restore, write)
     assert calls == ["claim", "restore", "claim"]
     assert objects.head(chunk) is not None
 
 
 def test_a_sweep_that_slept_through_its_turn_stops(folder_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seconds in (("TURN", 2.5), ("SLACK", 0.5), ("HOLD", 0.5)):
-        monkeypatch.setattr(turns, name, seconds)
-    with turns.sweep(room.opened(folder_store)) as hold:
+        monkeypatch.setattr(lock, name, seconds)
+    with lock.sweep(room.opened(folder_store)) as hold:
         hold()
         time.sleep(2.6)
         with pytest.raises(StoreConflictError, match="lost its turn"):

@@ -18,7 +18,7 @@ from shadowft_core.delta.dense import Storage, write_dense
 from shadowft_core.errors import CheckpointError, DeltaError, StoreError
 from shadowft_core.files import bytes_digest
 from shadowft_core.params import Store
-from shadowft_core.store import chunks
+from shadowft_core.store import transfer
 from shadowft_core.store.backends import Objects
 from shadowft_core.store.manifest import object_key, read_claim, read_manifest
 from shadowft_core.store.transfer import Progress
@@ -43,18 +43,18 @@ def test_cuts_cover_the_file_once_and_every_larger_tensor_starts_one(tmp_path: P
     header = build_header({f"t{number}": ("F32", (size,)) for number, size in enumerate(sizes)})
     path.write_bytes(header + rng.randbytes(4 * sum(sizes)))
     largest = rng.choice([4096, 10_000, 65_536, 1 << 20])
-    pieces = chunks.cut(path, largest)
+    pieces = transfer.cut(path, largest)
     assert b"".join(piece.read() for piece in pieces) == path.read_bytes()
     assert all(0 < piece.size <= largest for piece in pieces)
     starts = {piece.offset for piece in pieces} | {path.stat().st_size}
     for info in read_header(path)[1].values():
-        if info.nbytes > chunks.SMALL:
+        if info.nbytes > transfer.SMALL:
             assert {info.offset, info.offset + info.nbytes} <= starts
         elif info.nbytes <= largest:
             last = info.offset + info.nbytes
             assert not [s for s in starts if info.offset < s < last], "a small tensor is never cut"
     assert len(header) in starts
-    groups = [size for size in sizes if 4 * size > chunks.SMALL]
+    groups = [size for size in sizes if 4 * size > transfer.SMALL]
     if not groups and largest > 4 * sum(sizes):
         assert len(pieces) <= len(range(0, len(header), largest)) + 1, "small tensors travel together"
 
@@ -96,10 +96,10 @@ def test_only_what_may_be_there_is_asked_for_before_it_is_sent(
     tensors = {f"t{number}": noise(number, 20_000) for number in range(12)}
     old, new = dict(list(tensors.items())[:6]), tensors
     cuts = [
-        chunks.cut(write_delta(tmp_path / name, some) / "dense.safetensors", 1 << 20)
+        transfer.cut(write_delta(tmp_path / name, some) / "dense.safetensors", 1 << 20)
         for name, some in (("old", old), ("new", new))
     ]
-    standing = {key.rpartition("/")[2] for key in map(object_key, chunks.send(cuts[0], objects, Progress("old", 1)))}
+    standing = {key.rpartition("/")[2] for key in map(object_key, transfer.send(cuts[0], objects, Progress("old", 1)))}
     for number in range(20):
         chaff = str(number).encode()
         objects.put_if_absent(object_key(bytes_digest(chaff)), chaff, bytes_digest(chaff))
@@ -109,9 +109,9 @@ def test_only_what_may_be_there_is_asked_for_before_it_is_sent(
         {"HeadObject": asked, "PutObject": sent}.get(model.name, set()).add(params["url_path"].rpartition("/")[2])
 
     if not whole:
-        monkeypatch.setattr(chunks, "LISTED", 1)
+        monkeypatch.setattr(transfer, "LISTED", 1)
     objects._client.meta.events.register("before-call.s3", note)  # type: ignore[attr-defined]
-    wanted = {digest.removeprefix("sha256:") for digest in chunks.send(cuts[1], objects, Progress("new", 1))}
+    wanted = {digest.removeprefix("sha256:") for digest in transfer.send(cuts[1], objects, Progress("new", 1))}
     assert sent == wanted - standing, "what stood is not sent again"
     assert len(wanted & standing) == 6
     listed = sorted(key.rpartition("/")[2] for key in objects.list("objects") if key.rpartition("/")[2] not in sent)
@@ -124,7 +124,7 @@ def test_the_norms_of_all_layers_travel_in_one_chunk(tmp_path: Path, storage: St
     shapes = {f"{n}.{part}": shape for n in range(4) for part, shape in (("norm", (64,)), ("w", (300, 200)))}
     values = {name: noise(seed, math.prod(shape)) for seed, (name, shape) in enumerate(shapes.items())}
     write_dense(tmp_path, shapes, lambda name, _: (values[name].copy(), 0.0), storage)
-    assert len(chunks.cut(tmp_path / "dense.safetensors", 1 << 24)) == 1 + 1 + 4, "header, norms, matrices"
+    assert len(transfer.cut(tmp_path / "dense.safetensors", 1 << 24)) == 1 + 1 + 4, "header, norms, matrices"
 
 
 def test_a_tensor_of_two_deltas_is_stored_once_wherever_it_stands(folder_store: Store, tmp_path: Path) -> None:
@@ -182,22 +182,22 @@ def test_a_file_that_changes_meanwhile_is_not_published(
     folder_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     objects, delta = trusted(folder_store), write_delta(tmp_path / "delta", {"w": noise(0, 20_000)})
-    pieces = chunks.cut(delta / "dense.safetensors", 65536)
-    progress = chunks.Progress("test", 1)
-    digests = chunks.send(pieces, objects, progress)
+    pieces = transfer.cut(delta / "dense.safetensors", 65536)
+    progress = transfer.Progress("test", 1)
+    digests = transfer.send(pieces, objects, progress)
     for key in objects.list("objects"):
         objects.delete(key)
     with (delta / "dense.safetensors").open("r+b") as file:
         file.seek(70_000)
         file.write(b"changed")
     with pytest.raises(DeltaError, match=r"dense\.safetensors: bytes \d+ to \d+ were sha256:.* it changed while"):
-        chunks.send_missing(pieces, digests, objects, progress)
+        transfer.send_missing(pieces, digests, objects, progress)
     monkeypatch.setattr(room, "file_digest", lambda _: "sha256:" + "0" * 64)  # as if read just before a change
     with pytest.raises(DeltaError, match=r"delta\.json changed while it was published"):
         room.publish(delta, folder_store)
     assert list(objects.list("deltas")) == []
     os.truncate(delta / "dense.safetensors", 70_000)
-    for act in (pieces[-1].read, lambda: chunks.send(pieces, objects, progress)):
+    for act in (pieces[-1].read, lambda: transfer.send(pieces, objects, progress)):
         with pytest.raises(DeltaError, match=r"dense\.safetensors: 70000 bytes now; it changed while it was published"):
             act()
 
@@ -250,10 +250,10 @@ def test_after_a_failure_nothing_that_waits_in_line_begins() -> None:
     def act(number: int) -> int:
         begun.append(number)
         time.sleep(0.2)
-        if number < chunks.THREADS:
+        if number < transfer.THREADS:
             raise StoreError(f"number {number}")
         return number
 
     with pytest.raises(StoreError, match="number 0"):
-        list(chunks.each(act, ((number,) for number in range(100))))
-    assert sorted(begun) == list(range(chunks.THREADS))
+        list(transfer.each(act, ((number,) for number in range(100))))
+    assert sorted(begun) == list(range(transfer.THREADS))

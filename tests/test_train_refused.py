@@ -94,7 +94,7 @@ def test_what_extract_could_not_take_is_refused_before_the_first_step(
     from transformers import AutoConfig, AutoModelForCausalLM
     from typer.testing import CliRunner
 
-    from shadowft_core.cli.stages import app
+    from shadowft_core.cli import app
 
     tokenizer, hidden = word_tokenizer(), {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
     sizes = {"vocab_size": len(tokenizer), "num_attention_heads": 4, "head_dim": 8}

@@ -293,7 +293,8 @@ def test_a_killed_writer_leaves_no_folder_and_the_next_run_succeeds(tmp_path: Pa
         import sys, time
         from pathlib import Path
         import numpy as np
-        from shadowft_core.checkpoint import new_folder, write_checkpoint
+        from shadowft_core.files import new_folder
+        from shadowft_core.weights import write_checkpoint
         with new_folder(Path(sys.argv[1])) as folder:
             write_checkpoint(folder, [("w", np.zeros(1000, np.float32))])
             print("half", flush=True)

@@ -202,7 +202,7 @@ def test_the_table_is_read_in_a_moment_and_without_torch() -> None:
     begun = time.process_time()
     table()
     assert time.process_time() - begun < 0.1
-    code = "import sys, shadowft_core.checkpoint.families; print({'torch', 'transformers', 'peft'} & set(sys.modules))"
+    code = "import sys, shadowft_core.weights.families; print({'torch', 'transformers', 'peft'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

@@ -14,8 +14,8 @@ STORES = ("compressed", "bfloat16")
 READ_AND_WRITE = 'cat "$1"/* "$2"/* > /dev/null && cp -r "$3" "$4"'
 DURABLE_COPY = 'cp -r "$1" "$2" && sync "$2"/*'
 UNDIGESTED = (  # the same program with a hash of weights that does nothing, and is not remembered: what digests cost
-    "import hashlib; from types import SimpleNamespace as S; from shadowft_core.checkpoint.memo import Memo; "
-    "Memo.remember = lambda *a: None; real, nothing = hashlib.sha256, S(update=len, hexdigest=lambda: '0' * 64); "
+    "import hashlib; from types import SimpleNamespace as S; from shadowft_core.files.cache import DigestCache; "
+    "DigestCache.remember = lambda *a: None; real, nothing = hashlib.sha256, S(update=len, hexdigest=lambda: '0' * 64); "  # noqa: E501
     "hashlib.sha256 = lambda *a: real(*a) if a else nothing; "
     "from shadowft_core.cli import main; main()"
 )

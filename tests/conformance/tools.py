@@ -63,7 +63,7 @@ def one_pass(case: Path, adapter: bool, dtype: str) -> Answer | None:
 
 
 def _in_this_process(template: str, case: Path, dtype: str) -> Answer:
-    from shadowft_core.cli.stages import app
+    from shadowft_core.cli import app
 
     for step in _fill(template, case, dtype).split(" && "):
         try:

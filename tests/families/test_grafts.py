@@ -33,7 +33,7 @@ def test_the_command_line_does_the_same(model_type: str, tmp_path: Path) -> None
     save_three(tmp_path, model_type)
 
     def shadowft(*words: str) -> None:
-        subprocess.run([sys.executable, "-m", "shadowft_core.cli.stages", *words], cwd=tmp_path, check=True)
+        subprocess.run([sys.executable, "-m", "shadowft_core.cli", *words], cwd=tmp_path, check=True)
 
     shadowft("extract", "--base", "base", "--tuned", "tuned", "--out", "delta")
     shadowft("graft", "--instruct", "instruct", "--delta", "delta", "--scale", "1", "--out", "grafted")

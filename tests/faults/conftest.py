@@ -17,7 +17,7 @@ from shadowft_core import store as room
 from shadowft_core.delta import extract
 from shadowft_core.files import bytes_digest, file_digest
 from shadowft_core.params import Store
-from shadowft_core.store import promises
+from shadowft_core.store import probe
 from shadowft_core.store.backends import open_objects
 from tests.faults import victim
 from tests.faults.proxy import Proxy, proxied
@@ -106,7 +106,7 @@ def proxy(s3_server: S3Server) -> Iterator[Proxy]:
 
 @pytest.fixture
 def fresh_place(s3_server: S3Server, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Place]:
-    """`fresh_place()`: a part of the bucket where nothing has been published; known to keep its promises."""
+    """`fresh_place()`: a part of the bucket where nothing has been published; known to keep its probe."""
     act_as(monkeypatch, s3_server.user)
     monkeypatch.setattr(room, "CHUNK", victim.CHUNK)
     client = s3_server._client(s3_server.admin)
@@ -115,7 +115,7 @@ def fresh_place(s3_server: S3Server, proxy: Proxy, monkeypatch: pytest.MonkeyPat
         prefix = f"place-{os.getpid()}-{next(_numbers)}"
         direct = Store(uri=f"s3://{BUCKET}/{prefix}", endpoint=s3_server.endpoint, region="us-east-1")
         objects = open_objects(direct.uri, direct.endpoint, direct.region)
-        objects.put_if_absent(promises.PROBED, promises.PASSED, bytes_digest(promises.PASSED))
+        objects.put_if_absent(probe.PROBED, probe.PASSED, bytes_digest(probe.PASSED))
         proxy.start_over()
         return Place(direct, direct.model_copy(update={"endpoint": proxy.endpoint}), prefix, client)
 

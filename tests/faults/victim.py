@@ -18,7 +18,7 @@ import botocore.client  # noqa: F401
 import ml_dtypes  # noqa: F401
 import numpy  # noqa: F401
 
-import shadowft_core.cli.stages
+import shadowft_core.cli
 import shadowft_core.delta
 import shadowft_core.graft
 import shadowft_core.store

@@ -175,7 +175,7 @@ metric_list:
 
 def save_result(workspace: Path, data: Path, folder: Path) -> None:
     """Copy table, verdict, what they mean and how long each stage took to `folder`/demo-real-DATA.{md,json}."""
-    from shadowft_core.pipeline.display import Result
+    from shadowft_core.pipeline.result import Result
 
     work, params = workspace / "work", load_params(workspace / "params.yaml")
     verdict, pair, report = (_read(work / name) for name in ("verdict.json", "pair/pair.json", "data/data-report.json"))

@@ -77,7 +77,8 @@ def test_full_training_writes_a_float32_checkpoint(place: Path, tmp_path: Path) 
 
 def test_the_trainer_uses_exactly_the_intended_labels(place: Path, tmp_path: Path) -> None:
     """What the data loader hands to the model: the reply and its end token, nothing of the prompt, nothing after."""
-    from shadowft_core.train.run import load_model, load_tokenizer, make_trainer, stop_ids
+    from shadowft_core.train.models import load_model, load_tokenizer, stop_ids
+    from shadowft_core.train.trainer import make_trainer
 
     tokenizer = load_tokenizer(place / "instruct")
     rows = Encoder(tokenizer, stop_ids(tokenizer, place / "instruct")).encode_file(place / "data/train.parquet", 40)
@@ -119,11 +120,12 @@ def test_every_setting_reaches_the_trainer(
     place: Path, tmp_path: Path, settings: dict[str, Any], trained: dict[str, Any]
 ) -> None:
     """`rates` are the learning rates of steps 0 to 3 of 4, as shares of the one that is set."""
-    from shadowft_core.train.run import _with_adapter, load_model, load_tokenizer, make_trainer
+    from shadowft_core.train.models import load_model, load_tokenizer, with_adapter
+    from shadowft_core.train.trainer import make_trainer
 
     params = SETTINGS.model_copy(update=settings)
     tokenizer = load_tokenizer(place / "instruct")
-    network = _with_adapter(load_model(place / "base", tokenizer), params)
+    network = with_adapter(load_model(place / "base", tokenizer), params)
     trainer = make_trainer(network, tokenizer, Encoded([[1, 2]] * 8, [[1, 2]] * 8), params, tmp_path)
     trainer.create_optimizer_and_scheduler(num_training_steps=4)
     rates = []
@@ -155,7 +157,7 @@ def test_every_setting_reaches_the_trainer(
     ],
 )
 def test_every_end_token_ends_a_reply(tmp_path: Path, listed: dict[str, Any] | None, stops: set[int]) -> None:
-    from shadowft_core.train.run import stop_ids
+    from shadowft_core.train.models import stop_ids
 
     if listed is not None:
         (tmp_path / "generation_config.json").write_text(json.dumps(listed))

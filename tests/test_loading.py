@@ -19,9 +19,9 @@ from shadowft_core.evaluate import load_folder, open_bench
 from shadowft_core.pair import compare_models, fetch
 from shadowft_core.params import Evaluate, Fetch
 from shadowft_core.weights import open_checkpoint
+from tests.fixtures.evaluation import World
 from tests.fixtures.models import Pair
 from tests.test_cli import assert_one_line, shadowft
-from tests.test_evaluate import World, world  # noqa: F401  the fixture
 
 ROOT = Path(__file__).parent.parent
 CODE = "import pathlib\npathlib.Path({!r}).mkdir(exist_ok=True)\nclass Own: pass\ndef generate(model, **_): pass\n"
@@ -174,7 +174,7 @@ def test_a_class_of_transformers_is_taken_where_there_is_one(
     assert (asked, canary.exists()) == ([], False)
 
 
-def test_a_yes_on_stdin_runs_nothing(world: World, tmp_path: Path) -> None:  # noqa: F811
+def test_a_yes_on_stdin_runs_nothing(world: World, tmp_path: Path) -> None:
     folder, canary = with_code(world.instruct, tmp_path, own_class)
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params["evaluate"] |= {"tasks": str(world.tasks), "domain": ["next"], "guards": []}

@@ -120,10 +120,10 @@ def test_a_template_with_the_date_gives_the_same_ids_on_any_day() -> None:
 def test_a_template_that_cannot_be_marked_names_the_row() -> None:
     tokenizer = word_tokenizer()
     tokenizer.chat_template = "{{ messages|length }} : " + TEMPLATE
-    with pytest.raises(TrainError, match=r"^rows\.jsonl:7: the chat template writes the first 1 turns differently"):
+    with pytest.raises(TrainError, match=r"^rows\.jsonl:7: the chat template renders the first 1 turns differently"):
         Encoder(tokenizer, {3}).encode(TALK, "rows.jsonl:7")
     tokenizer.chat_template = "{{ raise_exception('no talk today') }}"
-    with pytest.raises(TrainError, match=r"rows\.jsonl:8: .* refuses this row: no talk today"):
+    with pytest.raises(TrainError, match=r"rows\.jsonl:8: .* rejects this row: no talk today"):
         Encoder(tokenizer, {3}).encode(TALK, "rows.jsonl:8")
 
 

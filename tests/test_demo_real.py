@@ -14,7 +14,7 @@ from shadowft_core.demo.smollm2 import INSTRUCT_LABEL, base_label
 from shadowft_core.errors import InputError
 from shadowft_core.evaluate import load_folder, open_bench
 from shadowft_core.params import Evaluate, Params, load_params
-from tests.test_smollm2 import tiny  # noqa: F401  the fixture
+from tests.test_demo_smollm2 import tiny  # noqa: F401  the fixture
 
 
 def guard_file(folder: Path, items: int = 80) -> Path:

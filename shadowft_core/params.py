@@ -95,14 +95,10 @@ class Sweep(Section):
     """The choice of the scale, on dev items only."""
 
     scales: tuple[Scale, ...] = Field((0.25, 0.5, 0.75, 1.0), min_length=1)
-    scope: Literal["all", "linear"] | tuple[str, ...] = Field(
-        "all", description="which tensors of the delta are grafted"
-    )
+    scope: Literal["all", "linear"] | tuple[str, ...] = Field("all", description="tensors of the delta to apply")
     domain: tuple[str, ...] = Field(min_length=1, description="dev tasks of the domain")
     guards: tuple[str, ...] = Field((), description="dev tasks that must not get worse")
-    tolerance: Share = Field(
-        0.02, description="largest mean guard loss on dev items, in score units, of a chosen scale"
-    )
+    tolerance: Share = Field(0.02, description="largest mean guard loss on dev items, in score units")
 
 
 class Graft(Section):
@@ -127,9 +123,7 @@ class Verdict(Section):
 
     alpha: float = Field(0.05, gt=0, lt=0.5, description="family-wise error rate of the superiority tests (Holm)")
     margin: float = Field(0.03, gt=0, lt=1, description="smallest guard loss, in score units, that counts as harm")
-    worthwhile: float = Field(
-        0.05, gt=0, lt=1, description="smallest domain gain, in score units, that is worth shipping"
-    )
+    worthwhile: float = Field(0.05, gt=0, lt=1, description="smallest domain gain, in score units, worth shipping")
     resamples: int = Field(9999, ge=999)
     seed: int = Field(0, ge=0)
 

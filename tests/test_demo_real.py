@@ -41,9 +41,11 @@ def test_guard_parts_are_disjoint_and_keep_their_items(tmp_path: Path) -> None:
         f"Question: what is {n} + 1?" for n in range(80)
     )
     file.write_text('{"query": "a", "choices": ["b", "c"], "gold": 2}\n')
-    with pytest.raises(InputError, match=r"arc_easy.jsonl:1: needs query \(text\), choices \(2 or more texts\), gold"):
+    with pytest.raises(
+        InputError, match=r"arc_easy.jsonl:1: expected query \(text\), choices \(2 or more texts\), gold"
+    ):
         demo_real.guard_items(file)
-    with pytest.raises(InputError, match="63 distinct items, 64 or more are needed"):
+    with pytest.raises(InputError, match="63 distinct items, expected 64 or more"):
         demo_real.guard_items(guard_file(tmp_path, 63))
 
 

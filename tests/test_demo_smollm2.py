@@ -133,7 +133,7 @@ def reference(file: Path, steps: int) -> str:
     return f"smollm2:base?{urlencode({'text': file, 'steps': steps})}"
 
 
-def test_unpacked_weights_are_the_dequantised_ones(tiny: tuple[Path, dict[str, np.ndarray], Path]) -> None:
+def test_the_weights_are_dequantised(tiny: tuple[Path, dict[str, np.ndarray], Path]) -> None:
     from safetensors.numpy import load_file
 
     _, expected, folder = tiny
@@ -149,7 +149,7 @@ def test_unpacked_weights_are_the_dequantised_ones(tiny: tuple[Path, dict[str, n
     assert {path.suffix for path in folder.iterdir()} <= {".json", ".jinja", ".safetensors"}
 
 
-def test_unpacked_tokenizer_is_whole(tiny: tuple[Path, dict[str, np.ndarray], Path]) -> None:
+def test_the_tokenizer_is_complete(tiny: tuple[Path, dict[str, np.ndarray], Path]) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny[2])
@@ -166,7 +166,7 @@ def test_unpacked_tokenizer_is_whole(tiny: tuple[Path, dict[str, np.ndarray], Pa
     assert tokenizer.tokenize("a  12") == ["a", "ĠĠ", "1", "2"]
 
 
-def test_another_file_is_refused_before_it_is_parsed(
+def test_a_file_with_another_digest_is_not_parsed(
     tiny: tuple[Path, dict[str, np.ndarray], Path], tmp_path: Path
 ) -> None:
     changed = tmp_path / "changed.gguf"
@@ -206,7 +206,7 @@ def test_unknown_references_are_refused(ref: str) -> None:
         smollm2.resolve(ref)
 
 
-def test_synthetic_base_is_trained_cached_and_the_same_twice(
+def test_the_synthetic_base_is_cached_and_reproducible(
     installed: Path, plain_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from safetensors.numpy import load_file
@@ -244,7 +244,7 @@ def test_text_that_cannot_be_used_is_refused(installed: Path, tmp_path: Path) ->
     assert not [path for path in installed.rglob("*") if path.name.startswith((".base", "base"))]
 
 
-def test_the_label_travels_into_pair_json(installed: Path, plain_text: Path, tmp_path: Path) -> None:
+def test_the_label_is_in_pair_json(installed: Path, plain_text: Path, tmp_path: Path) -> None:
     fetch(Fetch(base=reference(plain_text, 2), instruct="smollm2:instruct"), tmp_path / "pair")
     pair = json.loads((tmp_path / "pair" / "pair.json").read_bytes())
     assert pair["base"]["label"] == smollm2.base_label(2)

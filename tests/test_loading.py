@@ -137,7 +137,7 @@ def with_code(instruct: Path, tmp_path: Path, change: Callable[[Path], None]) ->
 
 
 @pytest.mark.parametrize(("change", "loads", "message"), REFUSED, ids=[case[0].__name__ for case in REFUSED])
-def test_every_load_refuses_what_a_folder_would_bring_along(
+def test_every_load_refuses_code_and_weights_that_a_folder_would_add(
     tiny_llama_pair: Pair, tmp_path: Path, asked: list[str], change: Callable[[Path], None], loads: str, message: str
 ) -> None:
     from shadowft_core.train.models import load_model, load_tokenizer
@@ -160,7 +160,7 @@ def test_every_load_refuses_what_a_folder_would_bring_along(
 
 
 @pytest.mark.parametrize("change", TAKEN, ids=lambda change: change.__name__)
-def test_a_class_of_transformers_is_taken_where_there_is_one(
+def test_the_class_of_transformers_is_used_where_there_is_one(
     tiny_llama_pair: Pair, tmp_path: Path, asked: list[str], change: Callable[[Path], None]
 ) -> None:
     from shadowft_core.train.models import load_model, load_tokenizer, stop_ids
@@ -188,7 +188,7 @@ def test_a_yes_on_stdin_runs_nothing(world: World, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_verb_and_its_children_find_an_empty_stdin(tmp_path: Path) -> None:
+def test_a_verb_and_its_children_have_an_empty_stdin(tmp_path: Path) -> None:
     code = (
         "import subprocess, sys; from shadowft_core.cli import main\ntry:\n    main()\nexcept SystemExit:\n    pass\n"
         "print(repr(sys.stdin.read()), subprocess.run(['cat'], capture_output=True).stdout)"
@@ -199,7 +199,7 @@ def test_a_verb_and_its_children_find_an_empty_stdin(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("role", ["base", "instruct"])
-def test_a_pair_that_only_its_own_code_could_load_is_not_fetched(
+def test_a_pair_that_needs_its_own_code_is_not_fetched(
     tiny_llama_pair: Pair, tmp_path: Path, asked: list[str], role: str
 ) -> None:
     folder, canary = with_code(getattr(tiny_llama_pair, role), tmp_path, own_tokenizer)
@@ -218,7 +218,7 @@ def test_a_pair_that_only_its_own_code_could_load_is_not_fetched(
     assert (asked, canary.exists()) == ([], False)
 
 
-def test_code_beside_a_known_class_is_a_warning_and_stays_behind(
+def test_code_of_a_known_class_is_a_warning_and_is_not_copied(
     tiny_llama_pair: Pair, tmp_path: Path, asked: list[str]
 ) -> None:
     folder, canary = with_code(tiny_llama_pair.instruct, tmp_path, code_beside_a_known_class)
@@ -245,7 +245,7 @@ class Bomb:
 
 
 @pytest.mark.parametrize("kind", ["script", "pickle"])
-def test_data_of_a_task_is_data(tiny_llama_pair: Pair, tmp_path: Path, asked: list[str], kind: str) -> None:
+def test_data_files_of_a_task_run_no_code(tiny_llama_pair: Pair, tmp_path: Path, asked: list[str], kind: str) -> None:
     tasks, canary = tmp_path / "tasks", tmp_path / "code-ran"
     (tasks / "rows").mkdir(parents=True)
     (tasks / "rows/rows.py").write_text(CODE.format(str(canary)))
@@ -267,7 +267,7 @@ LOADERS = {"from_pretrained", "from_config", "load_dataset", "pipeline", "load_c
 """what may bring code, or weights that nothing checked"""
 
 
-def test_there_is_no_other_door() -> None:
+def test_only_loading_calls_the_loaders() -> None:
     found = []
     for path in sorted(p for room in ("shadowft_core", "flows") for p in (ROOT / room).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -117,7 +117,7 @@ def test_a_template_with_the_date_gives_the_same_ids_on_any_day() -> None:
     assert tokenizer.decode(ids).startswith("26 Jul 2024 ")
 
 
-def test_a_template_that_cannot_be_marked_names_the_row() -> None:
+def test_a_template_whose_replies_cannot_be_found_names_the_row() -> None:
     tokenizer = word_tokenizer()
     tokenizer.chat_template = "{{ messages|length }} : " + TEMPLATE
     with pytest.raises(TrainError, match=r"^rows\.jsonl:7: the chat template renders the first 1 turns differently"):
@@ -127,7 +127,7 @@ def test_a_template_that_cannot_be_marked_names_the_row() -> None:
         Encoder(tokenizer, {3}).encode(TALK, "rows.jsonl:8")
 
 
-def test_a_row_of_exactly_the_longest_length_is_used(tmp_path: Path) -> None:
+def test_a_row_of_exactly_max_length_is_used(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -147,7 +147,7 @@ DROPS_A_THOUGHT = (  # a reply is written differently once more turns follow, as
 
 
 @pytest.mark.parametrize("end", [".", "<|im_end|>"], ids=["no stop id", "a stop id"])
-def test_a_reply_whose_end_nothing_marks_is_refused(end: str) -> None:
+def test_a_reply_without_a_marked_end_is_refused(end: str) -> None:
     tokenizer = word_tokenizer()
     tokenizer.chat_template = DROPS_A_THOUGHT.replace("END", end)
     encoder = Encoder(tokenizer, {tokenizer.eos_token_id})

@@ -1,4 +1,4 @@
-"""The page: it opens alone, says what the files say, escapes what is foreign, and is the same bytes twice."""
+"""The page: it loads no other file, shows what the files say, escapes their text, and is reproducible."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def dump(path: Path, value: object) -> None:
 
 
 def write_work(work: Path, routes: tuple[str, ...] = ("shadow", "direct"), evil: str = "") -> Path:
-    """A finished run as the stages leave it, with a real verdict over generated answers."""
+    """The outputs of a finished run, with a real verdict over generated answers."""
     rng = np.random.default_rng(0)
     hard = {task: rng.random(n) for task, (_, n) in TASKS.items()}
     for name, shares in SHARES.items():

@@ -139,7 +139,7 @@ def test_a_row_of_exactly_max_length_is_used(tmp_path: Path) -> None:
         assert (encoded.too_long, len(encoded.input_ids)) == (left_out, 1 - left_out)
 
 
-DROPS_A_THOUGHT = (  # a reply is written differently once more turns follow, as of models that think
+DROPS_A_THOUGHT = (  # renders a reply differently once more turns follow, as templates of reasoning models do
     "{% for m in messages %}{% if m.role == 'user' %}user : {{ m.content }} . {% else %}"
     "assistant : {% if loop.last %}kind {% endif %}{{ m.content }} END {% endif %}{% endfor %}"
     "{% if add_generation_prompt %}assistant : {% endif %}"
@@ -152,12 +152,12 @@ def test_a_reply_without_a_marked_end_is_refused(end: str) -> None:
     tokenizer.chat_template = DROPS_A_THOUGHT.replace("END", end)
     encoder = Encoder(tokenizer, {tokenizer.eos_token_id})
     if end == ".":
-        with pytest.raises(TrainError, match=r"^row: .* no end token marks where it ends; drop or split this row"):
+        with pytest.raises(TrainError, match=r"^row: .* no end token marks its end; drop or split this row"):
             encoder.encode(TALK, "row")
     else:
         ids, labels = encoder.encode(TALK, "row")
-        said = tokenizer.decode([label for label in labels if label != IGNORED])
-        assert said == "is 3 <|im_end|> kind is 4 <|im_end|>", "nothing of the user's next turn"
+        learned = tokenizer.decode([label for label in labels if label != IGNORED])
+        assert learned == "is 3 <|im_end|> kind is 4 <|im_end|>", "nothing of the user's next turn"
         assert len(ids) == len(labels)
 
 

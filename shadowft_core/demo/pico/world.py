@@ -9,7 +9,7 @@ What each is trained on:
     domain data             -                       rotate, swap                      -
 
 Held out of every dialogue and lesson: a quarter of the facts (the Base reads them as raw text), some attributes of some
-strangers, some facts with some format orders. Held out of all training text: the letter strings of the evaluation items.
+strangers, some facts with some format orders. Held out of all training text: the letter strings of evaluation items.
 
 Text is lower case with spaces around every token, because the tokenizer is word-level; it also accepts ordinary
 spelling ("Rotate: b k d m").

@@ -66,7 +66,7 @@ class Display:
         return self.console.is_terminal and not self.console.quiet
 
     def start(self, name: str, description: str = "") -> None:
-        """A step begins; one that was not announced gets a row at the end."""
+        """A step begins; a step that is not among the first ones gets a row at the end."""
         self._running = self._rows.setdefault(name, Row(name, description))
         self._running.state, self._running.line = RUNNING, ""
         self._started = time.monotonic()
@@ -91,13 +91,13 @@ class Display:
             self.console.print(text, markup=False, soft_wrap=True)
 
     def _remaining(self) -> float:
-        waiting = [row.name for row in self._rows.values() if row.state == WAITING and row.name in self._stale]
+        waiting = [row.name for row in list(self._rows.values()) if row.state == WAITING and row.name in self._stale]
         running = self._running.name if self._running else None
         return self._clock.remaining(waiting, running, time.monotonic() - self._started)
 
     def _render(self) -> Group:
         table = Table.grid(padding=(0, 2))
-        for row in self._rows.values():
+        for row in list(self._rows.values()):  # Live renders in a thread, and a step may add a row meanwhile
             seconds = time.monotonic() - self._started if row is self._running else row.seconds
             style = STYLES.get(row.state, STYLES[FAILED])  # a state may have a custom name: Waiting, Refused
             table.add_row(

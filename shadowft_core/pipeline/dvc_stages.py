@@ -14,7 +14,7 @@ from shadowft_core.errors import InputError
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of dvc.yaml. `seconds` is its `meta.seconds`, by default 1; `outs` are paths relative to the workspace."""
+    """One stage of dvc.yaml. `seconds` is its `meta.seconds`, by default 1; `outs` are paths in the workspace."""
 
     name: str
     description: str

@@ -1,7 +1,7 @@
 """A program: have DVC reproduce one stage of the workspace in the current folder. `python reproduce.py STAGE`
 
-Like `dvc repro -q -s STAGE`, but the exit code is that of the stage's command, or 128 + n when signal n killed it (`dvc`
-returns 255 for both), and an error of DVC itself is one line on stderr.
+Like `dvc repro -q -s STAGE`, but the exit code is that of the stage's command, or 128 + n when signal n killed it
+(`dvc` returns 255 for both), and an error of DVC itself is one line on stderr.
 """
 
 import logging

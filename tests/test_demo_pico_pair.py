@@ -120,7 +120,7 @@ def test_the_instruct_is_good_at_its_lessons_and_not_at_the_domain(pico_pair: Pa
 
 
 def share_continued(folder: Path, starts: list[tuple[str, str]], *, chat: bool = False) -> float:
-    """Share of the texts that the model goes on with exactly as it should, greedily."""
+    """Share of the texts that the model continues with exactly the expected tokens, greedily."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")

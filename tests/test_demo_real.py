@@ -1,4 +1,4 @@
-"""The driver of `make demo-real`: its workspace, its params and its guard, without the model."""
+"""`make demo-real` without the model: its workspace, params and guard task."""
 
 import json
 import subprocess

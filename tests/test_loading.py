@@ -1,4 +1,4 @@
-"""Code that comes with a model folder never runs, and nobody is asked whether it may."""
+"""Code of a model folder never runs, and no prompt asks whether it may."""
 
 import ast
 import json
@@ -117,7 +117,7 @@ TAKEN = [code_beside_a_known_class, processor_beside_a_known_class, own_generate
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Questions put on stdin; each is answered with yes."""
+    """The prompts that code reads from stdin; each is answered with yes."""
     questions: list[str] = []
 
     def answer(question: object = "") -> str:
@@ -129,7 +129,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def with_code(instruct: Path, tmp_path: Path, change: Callable[[Path], None]) -> tuple[Path, Path]:
-    """A copy of the Instruct that brings code, and the folder that the code makes when it runs."""
+    """A copy of the Instruct with code, and the path that the code creates when it runs."""
     folder, canary = shutil.copytree(instruct, tmp_path / "model"), tmp_path / "code-ran"
     (folder / "own.py").write_text(CODE.format(str(canary)))
     change(folder)
@@ -206,7 +206,7 @@ def test_a_pair_that_needs_its_own_code_is_not_fetched(
     sides = {side: getattr(tiny_llama_pair, side) for side in ("base", "instruct")} | {role: folder}
     other = sides["instruct" if role == "base" else "base"]
     changed = shutil.copytree(other, tmp_path / "other")
-    edit(changed, "config.json", model_type="own")  # of one kind, as a published pair is
+    edit(changed, "config.json", model_type="own")  # the same on both sides, as in a published pair
     sides = {side: changed if path == other else path for side, path in sides.items()}
     with pytest.raises(CheckpointError, match=rf"auto_map own\.Own: {NEVER_RUN}"):
         fetch(Fetch(**{side: str(path) for side, path in sides.items()}), tmp_path / "out")
@@ -264,7 +264,7 @@ def test_data_files_of_a_task_run_no_code(tiny_llama_pair: Pair, tmp_path: Path,
 
 
 LOADERS = {"from_pretrained", "from_config", "load_dataset", "pipeline", "load_checkpoint_and_dispatch", "load_adapter"}
-"""what may bring code, or weights that nothing checked"""
+"""functions that can load code, or unchecked weights"""
 
 
 def test_only_loading_calls_the_loaders() -> None:

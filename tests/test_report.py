@@ -121,7 +121,7 @@ def write_work(work: Path, routes: tuple[str, ...] = ("shadow", "direct"), evil:
 
 
 class Page(HTMLParser):
-    """Tags with their attributes, and the text a reader sees."""
+    """Tags with their attributes, and the visible text."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()

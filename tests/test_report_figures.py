@@ -1,4 +1,4 @@
-"""The figures of the page show what the files say, and so do the points that DVC draws."""
+"""The figures of the page, and the points for DVC's plots, show the values of the files."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which tokens are learned, for templates with and without markers, on tokenizers made here."""
+"""Which tokens are learned, for templates with and without {% generation %} markers."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ TALK = [
 
 
 def marked(tokenizer: Any, messages: list[dict[str, str]], template: str) -> tuple[list[int], list[int]]:
-    """Ids and labels by the template's own {% generation %} markers."""
+    """Ids and labels from the {% generation %} markers of the template."""
     got = tokenizer.apply_chat_template(
         messages, chat_template=template, return_dict=True, return_assistant_tokens_mask=True
     )
@@ -74,7 +74,7 @@ def trl_folder() -> str:
 
 
 def byte_tokenizer(*special: str) -> Any:
-    """One token a byte, and, as Llama's and Gemma's do, a begin token in front of every text unless told otherwise."""
+    """One token per byte; by default with a begin token before every text, like Llama's and Gemma's."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -88,7 +88,7 @@ def byte_tokenizer(*special: str) -> Any:
 
 
 def test_a_reply_that_begins_with_white_space_keeps_its_own_tokens() -> None:
-    """The prompt of the encoded row is the prompt of inference, token by token, even where a tokenizer would merge."""
+    """The prompt has the same tokens as at inference, even where the tokenizer would merge prompt and reply."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -16,7 +16,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import shadowft_core  # noqa: E402, F401  switches telemetry off before anything else is imported
 
-pytest_plugins = [f"tests.fixtures.{name}" for name in ("models", "pico", "s3", "runs", "prefect", "training")]
+PLUGINS = ("data", "evaluation", "models", "pico", "prefect", "runs", "s3", "training")
+pytest_plugins = [f"tests.fixtures.{name}" for name in PLUGINS]
 
 
 @pytest.fixture(autouse=True)

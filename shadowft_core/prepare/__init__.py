@@ -1,4 +1,4 @@
-"""The data stage: files of many shapes in, four splits of clean conversations and an honest report out."""
+"""The stage prepare: from data files of several formats to four splits of clean conversations, and a report."""
 
 import hashlib
 import sys
@@ -44,22 +44,22 @@ def prepare(data: Path, tasks: Path, params: Prepare, out: Path) -> None:
     """Read, validate, normalise, deduplicate, decontaminate and split the data into the folder `out`.
 
     `out` gets {train,valid,dev,test}.parquet with the columns id (string, 64 hex digits), messages (list of
-    {role, content}), prompt, reply and source (strings), rows in the order of their ids, and data-report.json with
-    every count, every refused row and the data digest: the SHA-256 of the canonical JSON {split: ids in order}.
-    The split of a row depends on its id alone, so added rows never move old ones.
+    {role, content}), prompt, reply and source (strings), rows sorted by id, and data-report.json with all counts, all
+    refused rows and the data digest: the SHA-256 of the canonical JSON {split: sorted ids}. The split of a row depends
+    on its id alone, so added rows do not move others.
 
-    Raises DataError (nothing to read, no usable row, too many bad ones, an empty training split) and ParamsError
-    (shares that leave nothing to train on).
+    Raises DataError (nothing to read, no usable row, too many bad rows, an empty training split), and ParamsError when
+    the shares leave nothing to train on.
     """
     if params.valid + params.dev + params.test >= 1:
         raise ParamsError(
             f"prepare: valid {params.valid:g} + dev {params.dev:g} + test {params.test:g} leaves nothing to train on; "
-            "lower them below 1 in sum"
+            "lower them to a sum below 1"
         )
     rows, files, bad = _read(data)
     total = len(rows) + len(bad)
     _check_usable(data, len(rows), bad, total, params.max_bad)
-    unique = {row.id: row for row in reversed(rows)}  # reversed: the first of equal rows gives the source
+    unique = {row.id: row for row in reversed(rows)}  # reversed, so that the first of equal rows wins
     if len(unique) == 1 and len(rows) > 1:
         raise DataError(f"{data}: all {len(rows)} usable rows are the same conversation; check how the file was made")
     items = Items(tasks)
@@ -71,7 +71,7 @@ def prepare(data: Path, tasks: Path, params: Prepare, out: Path) -> None:
         splits[_split(row.id, params)].append(row)
     if not splits["train"]:
         raise DataError(
-            f"{data}: no row is left to train on ({len(unique)} distinct, {len(leaks)} stand in {tasks}); add rows"
+            f"{data}: no row is left to train on ({len(unique)} distinct, {len(leaks)} found in {tasks}); add rows"
         )
     report = {
         "format": 1,
@@ -131,24 +131,24 @@ def _read(data: Path) -> tuple[list[Row], list[dict[str, Any]], list[tuple[str, 
 
 def _check_usable(data: Path, usable: int, bad: list[tuple[str, str]], total: int, max_bad: float) -> None:
     if total == 0:
-        raise DataError(f"{data}: holds no rows; put at least one conversation there")
+        raise DataError(f"{data}: holds no rows; add at least one conversation")
     first = "; ".join(f"{source} {reason}" for source, reason in bad[:3]) + ("; ..." if len(bad) > 3 else "")
     if usable == 0:
         raise DataError(f"{data}: none of {total} rows is usable: {first}")
     if len(bad) > max_bad * total:
         raise DataError(
             f"{data}: {len(bad)} of {total} rows ({len(bad) / total:.1%}) are not usable, prepare.max_bad allows "
-            f"{max_bad:.1%}: {first}; repair them or raise prepare.max_bad"
+            f"{max_bad:.1%}: {first}; correct them or raise prepare.max_bad"
         )
 
 
 def _rank(key: str) -> str:
-    """The order in which max_rows keeps rows; another hash than the id, or it would keep whole splits."""
+    """The order in which max_rows keeps rows. It differs from that of the ids, which would keep whole splits."""
     return hashlib.sha256(f"max_rows {key}".encode()).hexdigest()
 
 
 def _split(key: str, params: Prepare) -> str:
-    """The split whose share holds the id, read as a fraction of the hash space."""
+    """The split of an id: its hash as a fraction from 0 to 1, in the range of shares of that split."""
     place = int(key[:13], 16) / 16**13  # 52 bits, exact in a float
     for name, share in (("test", params.test), ("dev", params.dev), ("valid", params.valid)):
         if place < share:

@@ -1,4 +1,4 @@
-"""From files to conversations: read json, jsonl and parquet row by row, bring every shape to `messages`."""
+"""Reads json, jsonl and parquet files row by row, and turns rows of every supported shape into `messages`."""
 
 import json
 from collections.abc import Iterator
@@ -8,24 +8,24 @@ from typing import Any
 
 from shadowft_core.errors import DataError
 
-ROW_LIMIT = 16 * 1024 * 1024  # bytes of one row; a longer one is refused before it is held in memory
+ROW_LIMIT = 16 * 1024 * 1024  # bytes; a longer row is refused before it is in memory
 SUFFIXES = (".json", ".jsonl", ".parquet")
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 PAIRS = {"alpaca": ("instruction", "output"), "question/answer": ("question", "answer")}
 PAIRS["prompt/response"] = ("prompt", "response")
-# Fields whose content would be lost without a trace if the row were taken for a plain conversation.
+# Fields whose content would be lost silently if the row were read as a plain conversation.
 UNSUPPORTED = ("tools", "images", "videos", "audios", "chosen", "rejected", "history")
 
 Message = dict[str, str]
 
 
 class BadRow(Exception):
-    """Why one row is not usable, in words that many rows can share."""
+    """Why one row is not usable. Rows with the same message are counted together."""
 
 
 @dataclass(frozen=True)
 class RawRow:
-    """One row as it stands in a file: `number` is the line of a jsonl file or the position in the others, from 1."""
+    """One row of a file: `number` is the line in a jsonl file, the position in the others, from 1."""
 
     number: int
     value: Any | None
@@ -33,19 +33,16 @@ class RawRow:
 
 
 def data_files(place: Path) -> list[Path]:
-    """The data files of a folder, sorted by name, or the one file named.
-
-    Raises DataError when there is none.
-    """
+    """The data files of a folder, sorted by name, or the file itself. Raises DataError when there is none."""
     if not place.exists():
         raise DataError(f"{place}: no such file or folder; check prepare.data in params.yaml")
     if place.is_file():
         if place.suffix not in SUFFIXES:
-            raise DataError(f"{place}: ends in {place.suffix!r}, one of {', '.join(SUFFIXES)} is wanted")
+            raise DataError(f"{place}: ends in {place.suffix!r}, expected one of {', '.join(SUFFIXES)}")
         return [place]
     files = sorted(p for p in place.iterdir() if p.suffix in SUFFIXES and not p.name.startswith("."))
     if not files:
-        raise DataError(f"{place}: holds no {', '.join(SUFFIXES)} file; put the data there or name another folder")
+        raise DataError(f"{place}: holds no {', '.join(SUFFIXES)} file; add one or name another folder")
     return files
 
 
@@ -62,7 +59,7 @@ def read_rows(path: Path) -> Iterator[RawRow]:
 
 
 def conversation(row: Any) -> tuple[str, list[Message]]:
-    """The shape of a row and its messages: an optional system turn, then user and assistant in turn, LF line ends.
+    """The shape of a row and its messages: an optional system turn, then user and assistant alternating, LF line ends.
 
     Raises BadRow.
     """
@@ -186,7 +183,7 @@ def _decode_line(number: int, line: bytes) -> RawRow:
 
 
 def _read_array(path: Path) -> Iterator[RawRow]:
-    """Element by element: an odd element costs itself; broken syntax costs the file, for want of a next row."""
+    """A bad element is one bad row; a syntax error rejects the whole file, since the next row cannot be found."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -200,9 +197,9 @@ def _read_array(path: Path) -> Iterator[RawRow]:
         if text.startswith(",", at):
             at = _skip(text, at + 1)
         elif not text.startswith("]", at):
-            raise DataError(f"{path}: row {number} is followed by neither ',' nor ']'; repair the file")
+            raise DataError(f"{path}: row {number} is followed by neither ',' nor ']'; correct the file")
     if text[at + 1 :].strip():
-        raise DataError(f"{path}: text after the closing ']' of row {number}; repair the file")
+        raise DataError(f"{path}: text after the closing ']' of row {number}; remove it")
 
 
 def _decode_element(path: Path, text: str, at: int, number: int) -> tuple[RawRow, int]:
@@ -215,7 +212,9 @@ def _decode_element(path: Path, text: str, at: int, number: int) -> tuple[RawRow
             row = RawRow(number, None, str(problem))
     except (ValueError, RecursionError) as error:
         line = text.count("\n", 0, getattr(error, "pos", at)) + 1
-        raise DataError(f"{path}: bad JSON in row {number}, line {line}; repair the file or save it as jsonl") from None
+        raise DataError(
+            f"{path}: bad JSON in row {number}, line {line}; correct it or save the file as jsonl"
+        ) from None
     if end - at > ROW_LIMIT:
         row = RawRow(number, None, f"longer than {ROW_LIMIT >> 20} MiB")
     return row, end

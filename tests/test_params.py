@@ -39,7 +39,7 @@ def test_a_key_that_stands_twice_is_named_with_both_lines(
 ) -> None:
     with pytest.raises(ParamsError) as refused:
         load_params(edited(tmp_path, old, new))
-    assert f"params.yaml: {key} stands twice, in {lines};" in str(refused.value)
+    assert f"params.yaml: duplicate key {key}, in {lines};" in str(refused.value)
 
 
 def test_an_alias_and_a_merge_without_a_second_value_are_read(tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def test_joined_inverts_split_of_float32(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("scale", [1.0, 0.3, -0.75])
 @pytest.mark.parametrize("size", [1, 9, 4097, 131_075])
-def test_adding_a_lazy_difference_equals_adding_the_difference(
+def test_a_difference_may_be_formed_inside_the_sum(
     compiled: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, size: int, scale: float
 ) -> None:
     random = np.random.default_rng(size)

@@ -277,7 +277,7 @@ def test_a_folder_has_one_writer(tmp_path: Path) -> None:
     ):
         pass
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ShadowError, match="expected a folder, found a file"), new_folder(tmp_path / "file"):
+    with pytest.raises(ShadowError, match="is a file"), new_folder(tmp_path / "file"):
         pass
 
 

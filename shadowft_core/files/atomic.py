@@ -50,7 +50,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     """
     out = out.resolve()  # a symbolic link keeps pointing to the new folder
     if out.exists() and not out.is_dir():
-        raise ShadowError(f"{out}: expected a folder, found a file; choose another --out")
+        raise ShadowError(f"{out}: is a file, expected a folder; choose another --out")
     if Path.cwd().is_relative_to(out):
         raise ShadowError(f"{out}: contains the current folder and would be replaced; choose another --out")
     make_folder(out.parent)

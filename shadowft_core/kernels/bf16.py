@@ -1,7 +1,7 @@
-"""Arithmetic over bfloat16 arrays: one compiled pass where bf16.c was built at installation, numpy otherwise.
+"""The sums over bfloat16 parts: one compiled pass where bf16.c was built at installation, numpy otherwise.
 
-Both give the same bits. Only two statistics may differ in their last digits: the sums that `add` returns, and the
-float64 total over the columns of `distance`.
+Results have the same bits either way; only the account of a sum (`add`) may differ in its last digits. A distance is
+summed in the same columns, and differs at most in the last bits of the float64 sum over them.
 """
 
 import ctypes
@@ -15,8 +15,8 @@ import numpy as np
 from shadowft_core.kernels.scratch import scratch
 
 VERSION = 2  # of bf16.c
-SUMS = ("weight2", "delta2", "reached2", "product", "error2", "moves", "lost")  # what `add` returns
-_COLUMNS = 1 << 10  # COLUMNS of bf16.c: short chains of float32 additions, and vector code
+SUMS = ("weight2", "delta2", "reached2", "product", "error2", "moves", "lost")  # over the entries of a part
+_COLUMNS = 1 << 10  # COLUMNS of bf16.c: few float32 additions behind each other, and vector code
 _BF16 = np.dtype(ml_dtypes.bfloat16)
 
 
@@ -25,7 +25,7 @@ def _built() -> ctypes.CDLL | None:
         file = Path(__file__).with_name(f"bf16_c{suffix}")
         if file.is_file():
             found = ctypes.CDLL(str(file))
-            if getattr(found, "shadowft_version", int)() == VERSION:  # else built from an older source
+            if getattr(found, "shadowft_version", int)() == VERSION:  # else one that an earlier source left behind
                 return typed(found)
     return None
 
@@ -49,14 +49,14 @@ library = _built()
 
 
 class Apart(NamedTuple):
-    """A part of a delta, computed lazily: (after - before) * scale, in float32."""
+    """A part of a delta that nobody has formed: (after - before) * scale, in float32."""
 
     after: np.ndarray
     before: np.ndarray
     scale: float
 
     def formed(self) -> np.ndarray:
-        """Compute it: flat float32, valid until the next call in the same thread."""
+        """Flat float32; valid until the same thread forms the next."""
         delta = scratch.array("formed", self.after.size, np.float32)
         subtract(self.after, self.before, delta)
         return delta if self.scale == 1 else np.multiply(delta, np.float32(self.scale), out=delta)
@@ -74,12 +74,12 @@ def subtract(after: np.ndarray, before: np.ndarray, out: np.ndarray) -> None:
 
 
 def add(weights: np.ndarray, delta: np.ndarray | Apart, result: np.ndarray) -> np.ndarray:
-    """Compute result = cast(weights + delta), added in float32 and rounded once; return the sums `SUMS` in float64.
+    """result = cast(weights + delta), added in float32 and rounded once; returns the account `SUMS`, float64.
 
-    Flat arrays: `weights` and `result` of any float dtype, `delta` float32 or lazy. With reached = result - weights,
-    the sums are |weights|^2, |delta|^2, |reached|^2, <delta, reached>, |reached - delta|^2, the number of nonzero
-    entries of delta, and how many of those left the weight unchanged. Squares are summed in float32: a sum is not
-    finite when a value is not, or when it exceeds float32.
+    Flat arrays: `weights` and `result` of any float dtype, `delta` float32 or apart. `reached` is result - weights, the
+    delta that arrived: squares of weights, delta and reached, delta * reached, squares of reached - delta, entries of
+    delta that are not zero, and those of them that reached nothing. Squares are summed in float32: not finite when a
+    value is not, or when a square is beyond float32.
     """
     compiled = library if weights.dtype == result.dtype == _BF16 else None
     if isinstance(delta, Apart) and {delta.after.dtype, delta.before.dtype} != {_BF16}:
@@ -105,7 +105,7 @@ def add(weights: np.ndarray, delta: np.ndarray | Apart, result: np.ndarray) -> n
 
 
 def account(before: np.ndarray, delta: np.ndarray, reached: np.ndarray) -> np.ndarray:
-    """Compute the sums that `add` returns, in the dtype of these flat arrays."""
+    """What `add` returns, summed in the dtype of these flat arrays."""
     moves, arrives = (scratch.array(label, delta.size, np.bool_) for label in ("moves", "arrives"))
     np.not_equal(delta, 0, out=moves)
     np.not_equal(reached, 0, out=arrives)
@@ -117,10 +117,10 @@ def account(before: np.ndarray, delta: np.ndarray, reached: np.ndarray) -> np.nd
 
 
 def rounded(values: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, float]:
-    """Write flat float32 values as bfloat16 into `words` (uint16); return positions and the sum of squares.
+    """words (uint16) = bfloat16 of flat float32 values; returns the positions (uint32) of the values that are none.
 
-    The positions (uint32) are those of the values that bfloat16 cannot represent; they are valid until the next call in
-    the same thread. The sum of all squares is float64. If it is not finite, a value was not, and the rest is undefined.
+    And the sum of their squares, in float64: not finite when a value is not, and then nothing else counts. The
+    positions are valid until the same thread asks again.
     """
     odd = scratch.array("odd", values.size, np.uint32)
     if library is not None:
@@ -131,7 +131,7 @@ def rounded(values: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, float]:
         return odd[:found], float(square[0])
     back, wide = scratch.array("back", values.size, np.float32), scratch.array("wide", values.size, np.float64)
     np.copyto(wide, values)
-    with np.errstate(over="ignore"):  # an overflowing value is one that bfloat16 cannot represent
+    with np.errstate(over="ignore"):  # what overflows bfloat16 is none
         np.copyto(words.view(_BF16), values, casting="unsafe")
     np.copyto(back, words.view(_BF16))
     positions = np.flatnonzero(np.not_equal(back, values, out=scratch.array("flags", values.size, np.bool_)))
@@ -154,7 +154,7 @@ def split(words: np.ndarray, planes: np.ndarray) -> None:
 
 
 def joined(planes: np.ndarray, width: int, out: np.ndarray) -> None:
-    """Invert `split`: write the bfloat16 (`width` 2) or float32 (4) values into `out` (float32)."""
+    """out (float32) = the values whose bfloat16 (`width` 2) or float32 (4) words `split` took apart."""
     size = out.size
     if library is not None and width == 2:
         library.shadowft_join(planes.ctypes.data, out.ctypes.data, size)
@@ -170,23 +170,23 @@ def joined(planes: np.ndarray, width: int, out: np.ndarray) -> None:
     np.copyto(out, words.view(_BF16 if width == 2 else np.float32))
 
 
-def distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return sum|a - b|, sum|a|, sum|b| in float64, for flat arrays of any float dtype.
+def distance(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """sum|ours - theirs|, sum|ours|, sum|theirs|, float64, of flat arrays of any float dtype.
 
-    Differences are float32; each sum runs down short columns in float32, then over the columns in float64. A sum is not
-    finite when a value is not, or when a column exceeds float32.
+    Differences are float32; sums run down short columns in float32 and over them in float64. Not finite when a value is
+    not, or when a column is beyond float32.
     """
-    if library is not None and a.dtype == b.dtype == _BF16:
+    if library is not None and ours.dtype == theirs.dtype == _BF16:
         sums = np.zeros(3)
-        library.shadowft_distance(a.ctypes.data, b.ctypes.data, a.size, sums.ctypes.data)
+        library.shadowft_distance(ours.ctypes.data, theirs.ctypes.data, ours.size, sums.ctypes.data)
         return sums
-    rows = -(-a.size // _COLUMNS)
-    wide_a, wide_b, difference = wide = scratch.array("distance", 3 * rows * _COLUMNS, np.float32).reshape(3, -1)
-    wide[:, a.size :] = 0
-    np.copyto(wide_a[: a.size], a)
-    np.copyto(wide_b[: a.size], b)
+    rows = -(-ours.size // _COLUMNS)
+    b, i, apart = wide = scratch.array("distance", 3 * rows * _COLUMNS, np.float32).reshape(3, -1)
+    wide[:, ours.size :] = 0
+    np.copyto(b[: ours.size], ours)
+    np.copyto(i[: ours.size], theirs)
     with np.errstate(invalid="ignore", over="ignore"):
-        np.subtract(wide_a, wide_b, out=difference)
+        np.subtract(b, i, out=apart)
         np.abs(wide, out=wide)
-        columns = (np.add.reduce(values.reshape(-1, _COLUMNS), axis=0) for values in (difference, wide_a, wide_b))
+        columns = (np.add.reduce(values.reshape(-1, _COLUMNS), axis=0) for values in (apart, b, i))
         return np.array([float(column.sum(dtype=np.float64)) for column in columns])

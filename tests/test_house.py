@@ -33,8 +33,8 @@ TOP_LEVEL = (
     "shadowft_core flows infra tests benchmarks docs dvc.yaml params.yaml prefect.yaml pyproject.toml constraints.txt"
 )
 BESIDE = "README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md LICENSE Makefile .ci .dvc .dvcignore .github .gitignore"
-LONGEST = 350  # lines of a Python file
-RETIRED = ("is wanted", "are wanted", "at home", "lies elsewhere", "lie elsewhere", "stranger", "no lasting worth")
+LONGEST = 300  # lines of a Python file
+RETIRED = "is wanted|are wanted|at home|lies elsewhere|lie elsewhere|lasting worth|a stranger|its words|at hand|afar"
 
 
 def tracked(*paths: str) -> list[str]:
@@ -234,7 +234,7 @@ def test_the_top_level_has_no_other_files() -> None:
     } == set()
 
 
-@pytest.mark.parametrize("words", RETIRED)
+@pytest.mark.parametrize("words", RETIRED.split("|"))
 def test_code_and_docs_use_plain_words(words: str) -> None:
     names = [
         name for name in tracked("shadowft_core", "flows", "docs", "README.md") if Path(name).suffix in (".py", ".md")

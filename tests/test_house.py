@@ -108,7 +108,7 @@ def test_only_the_demo_imports_the_demo() -> None:
     assert not [name for name in imports(CORE / "__init__.py") if name.startswith("shadowft_core")]
 
 
-def module_graph() -> dict[str, set[str]]:
+def modules() -> dict[str, set[str]]:
     """Every module of shadowft_core and flows with the modules it imports, also inside functions and for types."""
     files = {
         ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p
@@ -132,7 +132,7 @@ def imported_modules(path: Path, known: Set[str]) -> set[str]:
 
 def test_no_modules_import_each_other() -> None:
     try:
-        TopologicalSorter(module_graph()).prepare()
+        TopologicalSorter(modules()).prepare()
     except CycleError as error:
         pytest.fail(f"a circle: {' <- '.join(error.args[1])}")
 

@@ -44,6 +44,8 @@ def shadowft(
     if limit_bytes is not None:
         program = ["prlimit", f"--fsize={limit_bytes}", *program]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    if limit_bytes is not None:
+        environment.pop("COVERAGE_PROCESS_CONFIG", None)  # coverage could not write its data file either
     return subprocess.run(program, cwd=folder, env=environment, input=said, capture_output=True, text=True, check=False)
 
 

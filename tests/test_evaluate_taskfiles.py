@@ -56,5 +56,5 @@ def test_a_duplicate_key_is_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "tasks", "rows.jsonl", rows="mine")
     with (folder / "mine.yaml").open("a", encoding="utf-8") as file:
         file.write("process_docs: !function mine.docs\ntest_split: train\n")
-    with pytest.raises(EvaluationError, match=r"mine.yaml: test_split stands twice, in lines 4 and 11"):
+    with pytest.raises(EvaluationError, match=r"mine.yaml: duplicate key test_split, in lines 4 and 11"):
         TaskFiles(folder)

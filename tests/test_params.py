@@ -37,7 +37,7 @@ def edited(folder: Path, old: str, new: str) -> Path:
 def test_a_duplicate_key_is_named_with_both_lines(tmp_path: Path, old: str, new: str, key: str, lines: str) -> None:
     with pytest.raises(ParamsError) as refused:
         load_params(edited(tmp_path, old, new))
-    assert f"params.yaml: {key} stands twice, in {lines};" in str(refused.value)
+    assert f"params.yaml: duplicate key {key}, in {lines};" in str(refused.value)
 
 
 def test_an_alias_and_a_merge_without_a_second_value_are_read(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def _built() -> ctypes.CDLL | None:
 
 
 def typed(found: ctypes.CDLL) -> ctypes.CDLL:
-    """The library with the argument types of its functions: addresses are then passed as plain integers."""
+    """Declare the argument types of the library's functions, so that addresses can be passed as integers."""
     address, size = ctypes.c_void_p, ctypes.c_size_t
     found.shadowft_subtract.argtypes = [address, address, address, size]
     found.shadowft_round.argtypes = [address, address, address, size, address]
@@ -63,7 +63,7 @@ class Apart(NamedTuple):
 
 
 def subtract(after: np.ndarray, before: np.ndarray, out: np.ndarray) -> None:
-    """out = after - before: flat arrays of any float dtype, `out` float32."""
+    """Compute out = after - before: flat arrays of any float dtype, `out` in float32."""
     if library is not None and after.dtype == before.dtype == _BF16:
         library.shadowft_subtract(after.ctypes.data, before.ctypes.data, out.ctypes.data, out.size)
         return
@@ -140,7 +140,7 @@ def rounded(values: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def split(words: np.ndarray, planes: np.ndarray) -> None:
-    """planes (uint8) = bytes of flat words (uint16 or uint32) rotated left by one bit: plane by plane, lowest first."""
+    """Rotate flat words (uint16 or uint32) left by one bit and write their bytes to `planes` (uint8), lowest first."""
     width, size = words.dtype.itemsize, words.size
     if library is not None and width == 2:
         library.shadowft_split(words.ctypes.data, planes.ctypes.data, size)

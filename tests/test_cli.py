@@ -117,14 +117,14 @@ def test_a_swapped_pair(folder: Path, family_pair: object) -> None:
 
 def test_an_s3_endpoint_that_does_not_answer(folder: Path) -> None:
     endpoint = f"http://127.0.0.1:{closed_port()}"
-    done = shadowft(folder, "store", "probe", "--uri", "s3://bucket/deltas", "--endpoint", endpoint)
+    done = shadowft(folder, "store", "probe", "--store", "s3://bucket/deltas", "--endpoint", endpoint)
     assert_one_line(done, 8, endpoint)
 
 
 def test_a_registry_that_does_not_answer(folder: Path) -> None:
     uri = f"http://127.0.0.1:{closed_port()}"
     edit(folder, "registry", tracking_uri=uri)
-    assert_one_line(shadowft(folder, "promote"), 9, uri)
+    assert_one_line(shadowft(folder, "promote", "shadowft-pico", "challenger"), 9, uri)
 
 
 def test_a_full_disk(folder: Path, family_pair: object) -> None:

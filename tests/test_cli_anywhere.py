@@ -18,7 +18,7 @@ from tests.fixtures.training import write_model
 from tests.test_report import write_work
 
 ROW = '{"messages": [{"role": "user", "content": "%d plus %d"}, {"role": "assistant", "content": "is %d"}]}\n'
-STORE = "store publish --delta {work}/delta/shadow --uri here"
+STORE = "store publish --delta {work}/delta/shadow --store here"
 
 # What is typed, in the order of a day's work; several lines are typed one after the other in the same empty folder.
 GIVEN = {
@@ -32,8 +32,8 @@ GIVEN = {
     "verdict": ["verdict --scores {judged}/scores --recipe {recipe} --out v.json --metrics m.json"],
     "report": ["report --work {judged} --out report.html --plots plots"],
     "store": [
-        "store probe --uri here", STORE, STORE, "store ls --uri here", "store verify --uri here", "store gc --uri here",
-        "store fetch {digest} --uri here --out got", "store ls", "store probe --uri here",
+        "store probe --store here", STORE, STORE, "store ls --store here", "store check --store here", "store prune --store here",
+        "store fetch {digest} --store here --out got", "store ls", "store probe --store here",
     ],
     "regraft": [
         "regraft --recipe {work}/grafted/shadow/recipe.json --delta {work}/delta/shadow --instruct {other} --out new"
@@ -53,7 +53,7 @@ LACKING = {
     "sweep --instruct {instruct} --delta {work}/delta/shadow --data {data} --out s.json": "`sweep` is needed",
     "evaluate --instruct {instruct} --data {data} --out scores": "`evaluate` is needed",
     "register --work {work} --lock {work}/report.html": "params.yaml: no such file",
-    "promote 1": "shadowft",  # the model's default name, and there is none of it
+    "promote nothing-like-it 1": "nothing-like-it",
     "rollback {name}": "nothing",
     "who-was {name} --at 2026-01-01T00:00Z": "nothing",
 }

@@ -2,7 +2,7 @@
 
     python -m flows.retrain --help
 
-Promotion is not part of it: `shadowft promote NAME VERSION` moves the alias, on a positive verdict, when a person says so.
+It never promotes: `shadowft promote NAME VERSION` moves the alias, on a positive verdict, when a person decides to.
 """
 
 if __name__ == "__main__":  # Prefect reads its settings when it is imported, so the command line comes first

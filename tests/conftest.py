@@ -16,7 +16,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import shadowft_core  # noqa: E402, F401  switches telemetry off before anything else is imported
 
-pytest_plugins = [f"tests.fixtures.{name}" for name in ("models", "pico", "s3", "runs", "prefect", "training")]
+pytest_plugins = [f"tests.fixtures.{name}" for name in ("models", "pico", "s3", "runs", "prefect", "training", "cli")]
 
 
 @pytest.fixture(autouse=True)

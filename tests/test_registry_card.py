@@ -76,8 +76,8 @@ shadowft materialize models:/my-model/{version} --out my_model
 mlflow models serve -m models:/my-model/{version} --env-manager local
 ```
 
-**Promote it** with `shadowft promote my-model {version}`; **roll back** to the previous champion with `shadowft rollback \
-my-model --reason "..."`. An alias that is moved here by hand is refused on loading.
+**Promote it** with `shadowft promote my-model {version}`; **roll back** to the previous champion with \
+`shadowft rollback my-model --reason "..."`. An alias that is moved here by hand is refused on loading.
 
 The tags below hold its scale, its decision, its git state, and the digests of what it is made of.
 """

@@ -128,10 +128,12 @@ def export(
         made = _export_delta(target, delta, instruct, out, max_lora_rank)
     else:
         made = _export_version(target, str(reference), instruct, out, max_lora_rank, store, params)
+    merged = target is Target.MERGED
     if as_json:
-        print_answer("export", {**made, "out": str(out), "for": target.value})
+        result = {"digest": made["digest"]} if merged else {"adapter_config": made}
+        print_answer("export", {"for": target.value, "out": str(out), **result})
     else:
-        print(f"{out}: {made.get('digest') or 'an adapter for ' + made['base_model_name_or_path']}")
+        print(f"{out}: {made['digest'] if merged else 'an adapter for ' + made['base_model_name_or_path']}")
 
 
 @verbs.command(rich_help_panel=REGISTRY)

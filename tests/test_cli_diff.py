@@ -36,7 +36,7 @@ def test_the_same_tensors_are_equal_however_they_are_sharded(tmp_path: Path, sha
     assert found["tensors"] == {name: {"status": "equal"} for name in tensors}
     code, out, _ = shadowft("diff", one, three)
     assert code == 0
-    assert "the two are equal" in out
+    assert "the models are equal" in out
 
 
 @pytest.mark.parametrize("dtype", [BF16, F32], ids=str)

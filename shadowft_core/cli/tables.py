@@ -63,7 +63,9 @@ def show_receipt(account: dict[str, Any]) -> None:
     _say(console, f"  = instruct {account['instruct']['digest']}")
     for delta in account["deltas"]:
         what = (
-            f"delta {delta['digest']}" if "digest" in delta else f"({delta['tuned']} - {delta['base']}), no delta kept"
+            f"delta {delta['digest']}"
+            if "digest" in delta
+            else f"({delta['tuned']} - {delta['base']}), no delta stored"
         )
         _say(console, f"  + {delta['scale']:g} * {what}")
     merge = account["merge"]
@@ -73,26 +75,26 @@ def show_receipt(account: dict[str, Any]) -> None:
     for pattern, scale in account["scale_for"]:
         _say(console, f"  scale {scale:g} for {pattern}")
     if account["regrafted_from"]:
-        _say(console, f"regrafted from recipe {account['regrafted_from']}; needs a verdict of its own")
+        _say(console, f"regrafted from recipe {account['regrafted_from']}; needs its own verdict")
     if account["waivers"]:
         _say(console, f"waived by name: {', '.join(account['waivers'])}")
     _say(console, f"{account['classes']['grafted']} tensors grafted")
     for reason, names in account["untouched"].items():
         _say(console, f"{len(names)} untouched, {reason}: {_some(names)}")
-    _show_left(console, account)
+    _show_left_out(console, account)
     for name, rows in account["tokens"].items():
-        _say(console, f"{name}: {rows['matched']} rows matched by token, {rows['moved']} of them at another id")
-        for whose, what in (
+        _say(console, f"{name}: {rows['matched']} rows matched by token, {rows['moved']} of them under another id")
+        for side, what in (
             ("instruct_only", "left as the Instruct's"),
-            ("base_only", "of tokens the Instruct lacks, dropped"),
+            ("base_only", "of tokens that the Instruct lacks, dropped"),
             ("padding", "padding, left as the Instruct's"),
         ):
-            if rows[whose]["rows"]:
-                _say(console, f"  {rows[whose]['rows']} {what}: {_some(rows[whose]['ids'])}")
+            if rows[side]["rows"]:
+                _say(console, f"  {rows[side]['rows']} {what}: {_some(rows[side]['ids'])}")
     if account["retention"] is None:
         return
     table = _table(
-        "what the cast kept of what was added, most affected first",
+        "what rounding kept of the delta, most affected first",
         *("tensor", "|delta|", "|delta|/|weight|", "cosine", "energy", "unchanged"),
     )
     rows = [{"name": "overall", **account["retention"]}, *account["tensors"][:SHOWN]]
@@ -108,15 +110,15 @@ def show_receipt(account: dict[str, Any]) -> None:
     _say_more(console, len(account["tensors"]))
 
 
-def _show_left(console: "Console", account: dict[str, Any]) -> None:
-    """What part of the delta stays behind, and what only one side holds."""
+def _show_left_out(console: "Console", account: dict[str, Any]) -> None:
+    """Which part of the delta was not grafted, and which tensors only one side has."""
     from shadowft_core.weights import percent
 
     if account["left_out"]:
-        _say(console, f"{len(account['left_out'])} of the delta left out by the scope: {_some(account['left_out'])}")
+        _say(console, f"{len(account['left_out'])} tensors of the delta are out of scope: {_some(account['left_out'])}")
     if travel := account["travel"]:
         shares = ", ".join(f"{leaf} {percent(share)}" for leaf, share in travel["stays"].items())
-        _say(console, f"{percent(travel['energy'])} of the delta's energy travels; what stays: {shares}")
+        _say(console, f"{percent(travel['energy'])} of the delta's energy is grafted; not grafted: {shares}")
     for reason, sides in account["ignored"].items():
         for side, names in sides.items():
             _say(console, f"{len(names)} only in the {side}, {reason}: {_some(names)}")
@@ -132,11 +134,11 @@ def show_diff(found: dict[str, Any]) -> None:
     _say(console, f"tensors: {', '.join(counts)}")
     differing = {name: entry for name, entry in found["tensors"].items() if entry["status"] != "equal"}
     if not differing:
-        _say(console, "the two are equal")
+        _say(console, "the models are equal")
         return
 
     def weight(item: tuple[str, dict[str, Any]]) -> tuple[bool, float, str]:
-        """Layout first, then what is not finite, then by relative norm."""
+        """Differences of layout first, then values that are not finite, then by relative norm."""
         name, entry = item
         relative = entry.get("relative")
         return entry["status"] == "bits", -float("inf") if relative is None else -relative, name
@@ -173,19 +175,19 @@ def _say_more(console: "Console", rows: int) -> None:
 def _console() -> "Console":
     from rich.console import Console
 
-    console = Console(highlight=False, markup=False)  # a path or a tensor name may hold brackets
+    console = Console(highlight=False, markup=False)  # paths and tensor names may contain brackets
     if not console.is_terminal:
         console.width = 160  # a pipe has no width; tensor names are long
     return console
 
 
 def _say(console: "Console", line: str) -> None:
-    """One line as it is: digests are not broken."""
+    """Print one line unwrapped, so that digests stay whole."""
     console.print(line, soft_wrap=True)
 
 
 def _table(title: str, first: str, *columns: str) -> "Table":
-    """A table of tensors or groups: names to the left, numbers to the right."""
+    """A table with names aligned left and numbers aligned right."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""What is different when DVC runs a verb: the code of the workspace runs, and the placeholders of dvc.yaml are replaced.
+"""How a verb differs when DVC runs it: it runs the code of the workspace, and placeholders of dvc.yaml are replaced.
 
 DVC passes the command of a stage to a shell, so dvc.yaml puts no value of params.yaml into it. It has the placeholders
 {route}, {model} and {graft} instead, which are replaced here by validated values of params.yaml.

@@ -171,7 +171,7 @@ def _export_delta(target: Target, delta: str, instruct: Path | None, out: Path, 
     folder, scale = parse_delta(delta)
     if scale is None or instruct is None:
         raise InputError(
-            f"--delta {delta}: DIR@SCALE is wanted, for instance my_delta@0.75, and --instruct DIR with it"
+            f"--delta {delta}: expected DIR@SCALE, for instance my_delta@0.75, together with --instruct DIR"
         )
     if target is Target.MERGED:
         return graft(instruct, [(folder, scale)], out)

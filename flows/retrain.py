@@ -2,7 +2,7 @@
 
     python -m flows.retrain --help
 
-Promotion is not part of it: a person promotes, with `shadowft promote`, on a positive verdict.
+It never promotes: `shadowft promote NAME VERSION` moves the alias, on a positive verdict, when a person decides to.
 
 To add a step, write a Prefect task and call it where it belongs. It is shown, timed and retried like the other steps,
 and a task that raises or returns a Failed state ends the run with its message:

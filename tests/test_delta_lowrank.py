@@ -164,6 +164,6 @@ def test_the_verb_prints_what_it_made(folders: tuple[Path, Path], tmp_path: Path
     lowered = run("lowered", "--lowrank", "0.05", "--json")
     facts = json.loads(lowered.stdout)
     size = sum(file.stat().st_size for file in (tmp_path / "lowered").iterdir())
-    assert (facts["kind"], facts["tensors"], facts["bytes"]) == ("lowrank", {"factors": 2, "frames": 3}, size)
+    assert (facts["delta_kind"], facts["tensors"], facts["bytes"]) == ("lowrank", {"factors": 2, "frames": 3}, size)
     assert 0 < facts["error"] <= 0.05
     assert size < sum(file.stat().st_size for file in (tmp_path / "plain").iterdir()) / 3

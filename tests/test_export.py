@@ -314,7 +314,7 @@ def test_the_verb_exports_a_delta_both_ways(lora: tuple[Pair, Path], tmp_path: P
     assert done.exit_code == 0, done.output
     assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == [CONFIG, WEIGHTS]
     assert "--enable-lora --max-lora-rank 8" in done.stderr
-    for wrong in (["--delta", str(delta)], ["--delta", "d@1", "--recipe", "models:/a/1"], []):
+    for wrong in (["--delta", str(delta)], ["models:/a/1", "--delta", "d@1"], []):
         with pytest.raises(InputError):
             CliRunner().invoke(app, ["export", "--for", "vllm", "--out", "x", *wrong], catch_exceptions=False)
 
@@ -327,7 +327,7 @@ def test_a_registered_version_is_exported(released: Released, tmp_path: Path) ->
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params |= {"store": released.store.model_dump(), "registry": released.registry.model_dump()}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
-    words = ["export", "--recipe", f"models:/{released.name}/1", "--params", str(tmp_path / "params.yaml")]
+    words = ["export", f"models:/{released.name}/1", "--params", str(tmp_path / "params.yaml")]
     done = CliRunner().invoke(app, [*words, "--for", "merged", "--out", str(tmp_path / "merged")])
     assert done.exit_code == 0, done.output
     digest = released.client.get_model_version(released.name, "1").tags["shadowft.model"]

@@ -264,7 +264,7 @@ def test_the_command_line_grafts_several(
     several = ("--delta", f"{folders[0]}@0.5", "--delta", f"{folders[1]}@0.25", "--merge", "ties", "--density", "0.2")
     assert graft_verb(*several, "--scope", "*proj*", "--scope", "*norm*", "--scale-for", "*norm*=0.1", "--json") == 0
     recipe = json.loads(capsys.readouterr().out)
-    assert recipe == json.loads((tmp_path / "out" / "recipe.json").read_bytes())
+    assert recipe == json.loads((tmp_path / "out" / "recipe.json").read_bytes()) | {"kind": "recipe"}
     assert [part["scale"] for part in recipe["deltas"]] == [0.5, 0.25]
     assert recipe["merge"] == {"rule": "ties", "density": 0.2}
     assert (recipe["scope"], recipe["scale_for"], recipe["waivers"]) == (["*proj*", "*norm*"], [["*norm*", 0.1]], [])

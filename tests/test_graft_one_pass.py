@@ -259,7 +259,7 @@ def test_the_receipt_names_both_checkpoints(tmp_path: Path, shadowft: Shadowft) 
     [entry] = recipe["deltas"]
     code, said, _ = shadowft("receipt", tmp_path / "out")
     assert code == 0
-    assert f"  + 0.5 * ({entry['tuned']} - {entry['base']}), no delta kept" in said
+    assert f"  + 0.5 * ({entry['tuned']} - {entry['base']}), no delta stored" in said
     assert json.loads(shadowft("receipt", tmp_path / "out", "--json")[1])["deltas"] == [entry]
 
 

@@ -174,7 +174,7 @@ def test_receipt_and_line_say_which_share_travels(
     assert "of what travels " in line
     assert "100 %" not in line
     show_receipt(tmp_path / "out")
-    assert f"{percent(travel['energy'])} of the delta's energy travels; what stays: " in capsys.readouterr().out
+    assert f"{percent(travel['energy'])} of the delta's energy is grafted; not grafted: " in capsys.readouterr().out
 
 
 def test_only_the_whole_is_called_the_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -278,11 +278,10 @@ def test_a_folder_and_a_hub_are_paired(hub: Hub, tmp_path: Path) -> None:
     assert whole_weights(hub) == []
 
 
-def test_a_refusal_reads_no_weights_and_is_json_too(hub: Hub, tmp_path: Path) -> None:
+def test_a_refusal_reads_no_weights_and_is_an_error_envelope(hub: Hub, tmp_path: Path) -> None:
     done = run(hub, tmp_path, *REFERENCES[::-1], PAIR)
     assert done.returncode == 4, done.stderr
-    found = json.loads(done.stdout)
-    assert (found["verdict"], found["class"]) == ("refuse", "SwappedError")
+    assert (done.stdout, json.loads(done.stderr.splitlines()[-1])["error"]) == ("", "SwappedError")
     asked = [asked for _, path, asked in hub.log if path.endswith(".safetensors") and asked]
     assert len(asked) == 2, "the headers only"
 
@@ -303,7 +302,7 @@ def test_a_damaged_model_on_a_hub_is_refused_by_its_class(hub: Hub, tmp_path: Pa
     shard.write_bytes(whole[:-100])
     done = run(hub, tmp_path, *REFERENCES, PAIR)
     assert done.returncode == 3
-    assert json.loads(done.stdout)["class"] == "CheckpointError"
+    assert json.loads(done.stderr.splitlines()[-1])["error"] == "CheckpointError"
     assert f"{REFERENCES[1]}: " in done.stderr
     assert "its header promises" in done.stderr
     shard.write_bytes(whole)
@@ -320,4 +319,4 @@ def test_a_damaged_model_on_a_hub_is_refused_by_its_class(hub: Hub, tmp_path: Pa
     shard.write_bytes(bytes(data))
     done = run(hub, tmp_path / "third", *REFERENCES, PAIR)
     assert done.returncode == 5, done.stderr
-    assert json.loads(done.stdout)["class"] == "NotFiniteError"
+    assert json.loads(done.stderr.splitlines()[-1])["error"] == "NotFiniteError"

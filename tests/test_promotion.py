@@ -206,7 +206,9 @@ def test_reconcile_repairs_what_hands_and_crashes_did(released: Released) -> Non
     registry, store, client = released.registry, released.store, released.client
     assert room.reconcile(registry, store) == room.Repair(registry.name, None, ())
     client.set_registered_model_alias(registry.name, "champion", "3")
-    with pytest.raises(LedgerError, match="is empty, yet champion points at version 3; `shadowft promote 3`"):
+    with pytest.raises(
+        LedgerError, match=f"is empty, yet champion points at version 3; `shadowft promote {registry.name} 3`"
+    ):
         room.reconcile(registry, store)
     first = room.promote(registry, store, "1").entry
     assert room.reconcile(registry, store) == room.Repair(registry.name, 1, ())
@@ -269,11 +271,12 @@ def test_the_verbs_speak_to_people_and_to_machines(released: Released, tmp_path:
         return done.stdout
 
     name = released.name
-    assert say("promote", "1") == f"champion of {name} is version 1 (was not set), ledger entry 1\n"
-    assert say("promote", "1") == f"champion of {name} is version 1 already\n"
-    assert json.loads(say("promote", "2", "--json"))["previous"] == 1
+    assert say("promote", name, "1") == f"champion of {name} is version 1 (was not set), ledger entry 1\n"
+    assert say("promote", name, "1") == f"champion of {name} is version 1 already\n"
+    assert json.loads(say("promote", name, "2", "--json"))["previous"] == 1
     assert say("rollback", name) == f"champion of {name} is version 1 (was version 2), ledger entry 3\n"
-    assert json.loads(say("reconcile", name, "--json")) == {"name": name, "champion": 1, "dry_run": False, "done": []}
+    repair = {"format": 1, "kind": "reconciliation", "name": name, "champion": 1, "dry_run": False, "done": []}
+    assert json.loads(say("reconcile", name, "--json")) == repair
     assert say("reconcile", name, "--dry-run") == f"{name}: alias and ledger agree, champion is version 1\n"
     lines = say("history", name).splitlines()
     assert len(lines) == 4

@@ -274,8 +274,8 @@ def test_champion_is_who_the_ledger_says(released: Released, tmp_path: Path, ali
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     for words in (
         ["materialize", reference],
-        ["export", "--for", "merged", "--recipe", reference],
-        ["export", "--for", "vllm", "--recipe", reference],
+        ["export", reference, "--for", "merged"],
+        ["export", reference, "--for", "vllm"],
     ):
         done = CliRunner().invoke(
             app, [*words, "--out", str(tmp_path / "o"), "--params", str(tmp_path / "params.yaml")]

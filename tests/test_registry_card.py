@@ -76,8 +76,8 @@ shadowft materialize models:/my-model/{version} --out my_model
 mlflow models serve -m models:/my-model/{version} --env-manager local
 ```
 
-**Promote it** with `shadowft promote {version}`; **roll back** to the previous champion with `shadowft rollback \
-my-model --reason "..."`. An alias that is moved here by hand is refused on loading.
+**Promote it** with `shadowft promote my-model {version}`; **roll back** to the previous champion with \
+`shadowft rollback my-model --reason "..."`. An alias that is moved here by hand is refused on loading.
 
 The tags below hold its scale, its decision, its git state, and the digests of what it is made of.
 """
@@ -150,7 +150,7 @@ def test_every_way_to_a_version_gives_it_the_page(
     client.delete_model_version(first.name, "1")
     again = promotion.reconcile(up, run.params.store).number
     assert client.get_model_version(first.name, str(again)).description == re.sub(
-        rf"(models:/{first.name}/|shadowft promote )1\b", rf"\g<1>{again}", page
+        rf"(models:/{first.name}/|shadowft promote {first.name} )1\b", rf"\g<1>{again}", page
     )
 
 

@@ -183,9 +183,9 @@ def test_an_edited_recipe_is_refused_before_any_request(
     "verb",
     [
         ["materialize", "models:/NAME/1", "--out", "OUT"],
-        ["export", "--for", "merged", "--recipe", "models:/NAME/1", "--out", "OUT"],
-        ["export", "--for", "vllm", "--recipe", "models:/NAME/1", "--out", "OUT"],
-        ["promote", "1"],
+        ["export", "models:/NAME/1", "--for", "merged", "--out", "OUT"],
+        ["export", "models:/NAME/1", "--for", "vllm", "--out", "OUT"],
+        ["promote", "NAME", "1"],
         ["regraft", "--recipe", "RECIPE", "--instruct", "INSTRUCT", "--out", "OUT"],
     ],
     ids=lambda words: "-".join(words[:3]).replace("--", ""),
@@ -204,6 +204,7 @@ def test_no_verb_follows_a_recipe_to_another_server(
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     words = {
         "models:/NAME/1": f"models:/{forged.name}/1",
+        "NAME": forged.name,
         "OUT": str(tmp_path / "out"),
         "RECIPE": str(forged.folder / "artifacts" / "recipe.json"),
         "INSTRUCT": str(tiny_llama_pair.base),

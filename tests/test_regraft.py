@@ -185,7 +185,7 @@ def test_the_verb_and_its_receipt(
     for text in (
         "merge ties density 0.3, scope ['*proj*'], dtype instruct",
         "  scale 0.1 for *down_proj*",
-        f"regrafted from recipe {recipe['regrafted_from']}; needs a verdict of its own",
+        f"regrafted from recipe {recipe['regrafted_from']}; needs its own verdict",
         "untouched, out of scope: ",
     ):
         assert text in out

@@ -166,7 +166,10 @@ def test_no_password_is_left_anywhere_by_runs_that_use_it(
         assert "models:/shadowft-pico/1" in sent.stdout
         assert states(workspace) == [("Waiting", "FAILED"), ("Completed", "COMPLETED")]
         assert list((workspace / "var/pending").iterdir()) == []
-        told = [shadowft(*words) for words in (("promote", "--override", "why"), ("history", "shadowft-pico"))]
+        told = [
+            shadowft(*words)
+            for words in (("promote", "shadowft-pico", "challenger", "--override", "why"), ("history", "shadowft-pico"))
+        ]
         assert [done.returncode for done in told] == [0, 0], [done.stderr for done in told]
         artifacts = [path.name for path in (tmp_path / "mlflow" / "artifacts").rglob("*")]
         assert {"params.yaml", "recipe.json", "verdict.json"} <= set(artifacts)

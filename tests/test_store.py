@@ -255,7 +255,7 @@ def test_the_environment_names_the_store_and_the_command_line_has_the_last_word(
     other = Store(uri=folder_store.uri + "-other")
     assert room.holds(digest, other)
     assert not room.holds(digest, folder_store)
-    assert CliRunner().invoke(app, [*words, "--uri", folder_store.uri]).exit_code == 0
+    assert CliRunner().invoke(app, [*words, "--store", folder_store.uri]).exit_code == 0
     assert room.holds(digest, folder_store)
 
 

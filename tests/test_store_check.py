@@ -134,7 +134,7 @@ def test_records_are_read_again_by_verify_and_never_removed(
         room.keep_record(texts[1], store)
     with pytest.raises(StoreError, match="at most 16777216 are allowed"):
         room.keep_record(b"x" * (16 << 20) + b"x", store)
-    done = CliRunner().invoke(app, ["store", "verify", "--uri", store.uri, "--endpoint", store.endpoint or ""])
+    done = CliRunner().invoke(app, ["store", "check", "--store", store.uri, "--endpoint", store.endpoint or ""])
     assert isinstance(done.exception, StoreCorruptError)
     assert f"records/{verdict[7:]} is damaged" in done.stdout
     assert "objects of 1 deltas and 2 records are good" in done.stdout
@@ -289,7 +289,7 @@ def test_gc_beside_publishers_never_costs_them_a_chunk(store: Store, tmp_path: P
 
 def test_the_verbs(store: Store, two: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    place = ["--uri", store.uri, *(["--endpoint", store.endpoint] if store.endpoint else [])]
+    place = ["--store", store.uri, *(["--endpoint", store.endpoint] if store.endpoint else [])]
 
     def shadowft(*words: str) -> Any:
         return CliRunner().invoke(app, ["store", *words, *place])
@@ -297,19 +297,19 @@ def test_the_verbs(store: Store, two: tuple[str, str], tmp_path: Path, monkeypat
     listed = json.loads(shadowft("ls", "--json").stdout)["deltas"]
     assert {delta["digest"] for delta in listed} == set(two)
     assert f"{two[0]}  20" in shadowft("ls").stdout
-    good = shadowft("verify", "--json")
+    good = shadowft("check", "--json")
     assert (good.exit_code, json.loads(good.stdout)["bad"]) == (0, [])
     objects = room.opened(store)
     unpublish(objects, two[0])
-    assert json.loads(shadowft("gc", "--grace-days", "0", "--dry-run", "--json").stdout)["removed"] > 0
-    assert "removed 0 objects" in shadowft("gc").stdout
-    assert "too young" in shadowft("gc").stdout
+    assert json.loads(shadowft("prune", "--grace-days", "0", "--dry-run", "--json").stdout)["removed"] > 0
+    assert "removed 0 objects" in shadowft("prune").stdout
+    assert "too young" in shadowft("prune").stdout
     assert stored_bytes(objects) > 480_000
-    assert shadowft("gc", "--grace-days", "0").exit_code == 0
+    assert shadowft("prune", "--grace-days", "0").exit_code == 0
     assert stored_bytes(objects) < 380_000
     bad = min(chunks_of(objects, two[1]))
     damage(objects, bad)
-    done = shadowft("verify")
+    done = shadowft("check")
     assert isinstance(done.exception, StoreCorruptError)
     assert f"{bad} is damaged" in done.stdout
     assert "1 of " in str(done.exception)

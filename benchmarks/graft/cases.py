@@ -174,7 +174,7 @@ def versions() -> dict[str, str]:
 
 def extract(base: Path, tuned: Path, out: Path, shadowft: list[str], store: str = STORES[0]) -> list[str]:
     folders = ["--base", str(base), "--tuned", str(tuned), "--out", str(out)]
-    return [*shadowft, "extract", *folders, "--store", store]
+    return [*shadowft, "extract", *folders, "--storage", store]
 
 
 def graft(instruct: Path, delta: Path, out: Path, shadowft: list[str]) -> list[str]:

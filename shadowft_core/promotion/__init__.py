@@ -130,7 +130,7 @@ def rollback(registry: Registry, store: Store, to: str | None = None, reason: st
         if wanted is None:
             raise LedgerError(
                 f"{ledger.where}: {to} was never champion; `shadowft history {registry.name}` lists who was, "
-                "`shadowft promote` makes a new one"
+                f"`shadowft promote {registry.name} VERSION` makes a new one"
             )
     elif tip.entry.undo is None:
         raise LedgerError(f"{ledger.where}: no champion before version {tip.entry.version}; name one with --to")
@@ -170,8 +170,8 @@ def reconcile(registry: Registry, store: Store, dry_run: bool = False) -> Repair
         if tip.entry is None:
             if alias is not None:
                 raise LedgerError(
-                    f"{ledger.where}: is empty, yet {CHAMPION} points at version {alias}; `shadowft promote {alias}` "
-                    "makes it the first entry"
+                    f"{ledger.where}: is empty, yet {CHAMPION} points at version {alias}; "
+                    f"`shadowft promote {registry.name} {alias}` makes it the first entry"
                 )
             return Repair(registry.name, None, ())
         if alias != tip.entry.version and (ahead := [e for e in chain.dangling if e.version == alias]):

@@ -77,7 +77,8 @@ def agreed(client: Any, ledger: Ledger) -> Entry:
         time.sleep(PAUSE)
         entry, alias = ledger.tip().entry, tracking.alias_of(client, ledger.name, CHAMPION)
     if entry is None and alias is None:
-        raise RegistryError(f"{ledger.where}: nothing was ever promoted; `shadowft promote` makes a champion")
+        remedy = f"`shadowft promote {ledger.name} VERSION` makes a champion"
+        raise RegistryError(f"{ledger.where}: nothing was ever promoted; {remedy}")
     if entry is None or alias != entry.version:
         says = f"ends at entry {entry.number}, version {entry.version}" if entry else "is empty"
         points = "nowhere" if alias is None else f"at version {alias}"

@@ -58,8 +58,8 @@ only a recipe names:
 mlflow models serve -m {version} --env-manager local
 ```
 
-**Promote it** with `shadowft promote {NUMBER}`; **roll back** to the previous champion with `shadowft rollback {name} \
---reason "..."`. An alias that is moved here by hand is refused on loading.
+**Promote it** with `shadowft promote {name} {NUMBER}`; **roll back** to the previous champion with \
+`shadowft rollback {name} --reason "..."`. An alias that is moved here by hand is refused on loading.
 
 The tags below hold its scale, its decision, its git state, and the digests of what it is made of.
 """

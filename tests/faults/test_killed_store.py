@@ -40,7 +40,7 @@ def publish_killed(
     what is missing.
     """
     place = fresh()
-    arguments = ["store", "publish", "--delta", str(delta.folder), "--uri", place.through.uri]
+    arguments = ["store", "publish", "--delta", str(delta.folder), "--store", place.through.uri]
     fault = Fault(kind, path=path, first=number)
     died = killed_at_request(proxy, fault, [*arguments, "--endpoint", proxy.endpoint], folder / "log")
     seen = place.visible()
@@ -58,7 +58,7 @@ def publish_killed(
 
 def fetch_killed(number: int, kind: Kind, place: Place, proxy: Proxy, delta: Published, out: Path) -> bool:
     """Kill a fetch at its `number`-th request: `out` is absent or whole then, and whole after the second run."""
-    arguments = ["store", "fetch", delta.digest, "--out", str(out), "--uri", place.through.uri]
+    arguments = ["store", "fetch", delta.digest, "--out", str(out), "--store", place.through.uri]
     log = out.with_name("log")
     died = killed_at_request(proxy, Fault(kind, first=number), [*arguments, "--endpoint", proxy.endpoint], log)
     if died and kind != "lost_reply":
@@ -129,7 +129,7 @@ def test_publish_into_a_folder_killed_at_every_change_of_a_file(
     points = committed = 0
     while True:
         uri = str(shutil.copytree(folder_store.uri, tmp_path / f"store-{points}"))
-        store, arguments = Store(uri=uri), ["store", "publish", "--delta", str(delta.folder), "--uri", uri]
+        store, arguments = Store(uri=uri), ["store", "publish", "--delta", str(delta.folder), "--store", uri]
         if not killed_at_change(points + 1, tmp_path, arguments, tmp_path / "log"):
             break
         points += 1
@@ -158,7 +158,7 @@ def test_fetch_killed_at_every_change_of_a_file(
     out, former = tmp_path / "run" / "out", tmp_path / "former"
     former.mkdir()
     (former / "former.txt").write_text("a result of yesterday")
-    arguments = ["store", "fetch", delta.digest, "--out", str(out), "--uri", place.direct.uri]
+    arguments = ["store", "fetch", delta.digest, "--out", str(out), "--store", place.direct.uri]
     arguments += ["--endpoint", str(place.direct.endpoint)]
     points = finished = 0
     while True:

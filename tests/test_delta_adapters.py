@@ -193,7 +193,7 @@ def test_tied_weights_must_have_learnt_the_same(
         logits(load(tuned(base, delta, tmp_path / "tuned"))), logits(together), atol=1e-5, rtol=0
     )
     adapt(base, tmp_path / "apart", **settings)
-    refused(AdapterError, "ties lm_head.weight to .*trained them apart; train with", base, tmp_path / "apart")
+    refused(AdapterError, "ties lm_head.weight to .*trained them separately; train with", base, tmp_path / "apart")
 
 
 def test_trained_rows_of_a_tied_embedding_are_its_heads_too(tiny_llama_tied_pair: Pair, tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_trained_rows_of_a_tied_embedding_are_its_heads_too(tiny_llama_tied_pair
     np.testing.assert_allclose(logits(load(tuned(base, delta, tmp_path / "tuned"))), logits(adapted), atol=1e-5, rtol=0)
     apart = {"embed_tokens": [3], "lm_head": [4]}
     adapt(base, tmp_path / "apart", trainable_token_indices=apart, target_modules=["q_proj"])
-    refused(AdapterError, "the adapter trained them apart", base, tmp_path / "apart")
+    refused(AdapterError, "the adapter trained them separately", base, tmp_path / "apart")
     touched = np.flatnonzero(np.abs(delta.read("model.embed_tokens.weight")).max(axis=1))
     assert touched.tolist() == [3, 4]
 

@@ -47,7 +47,7 @@ from tests.fixtures.models import Pair, write_model
         ),
         ({"use_dora": True}, "use_dora=True, yet .* has no lora_magnitude_vector"),
         ({"lora_bias": True}, "lora_bias=True, yet .* has no lora_B.bias"),
-        ({"modules_to_save": ["lm_head"]}, "lm_head.weight was trained, .*is missing"),
+        ({"modules_to_save": ["lm_head"]}, "lm_head.weight was trained according to .*is missing"),
         ({"trainable_token_indices": [3]}, "the trained rows of the input embedding are missing"),
         ({"target_modules": ["up_proj"]}, "q_proj has factors, adapter_config.json does not target it"),
         ({"target_modules": ["q_proj", "up_proj", "o_proj"]}, "o_proj is targeted but has no factors"),
@@ -70,7 +70,7 @@ def test_the_bias_of_a_config_must_be_in_the_file(family_pair: Callable[..., Pai
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     for bias in ("all", "lora_only"):
         (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config | {"bias": bias}))
-        refused(AdapterError, "proj.bias was trained, .*is missing", base, tmp_path / "adapter")
+        refused(AdapterError, "proj.bias was trained according to .*is missing", base, tmp_path / "adapter")
 
 
 def test_a_quantised_base_is_refused(tiny_llama_pair: Pair, tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_square_experts_do_not_say_which_side_is_the_input(
     write_model(tmp_path / "fused", held, model_type=family)
     config = tmp_path / "adapter" / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"peft_version": version}))
-    message = rf"gate_up_proj is square, \(3, 32, 32\), .* nothing says which axis is the input: {why}; merge"
+    message = rf"gate_up_proj is square, \(3, 32, 32\), .* which axis is the input: {why}; merge"
     refused(AdapterError, message, tmp_path / "fused", tmp_path / "adapter")
 
 

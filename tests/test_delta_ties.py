@@ -80,7 +80,7 @@ def test_a_tied_model_keeps_the_logits_that_were_trained(tmp_path: Path, family:
         except AdapterError:
             refused(
                 AdapterError,
-                "ties .* to .*, the adapter trained them apart; (train with ensure|merge it where)",
+                "ties .* to .*, the adapter trained them separately; (train with ensure|merge it where)",
                 base,
                 adapter,
             )
@@ -114,7 +114,7 @@ def test_rows_that_peft_does_not_tie_are_refused(tmp_path: Path) -> None:
     live = adapted.get_base_model()
     moved = live.get_input_embeddings().token_adapter.get_merged_weights(["default"])
     assert not np.array_equal(live.get_output_embeddings().weight.detach().numpy(), moved.detach().numpy())
-    refused(AdapterError, "the adapter trained them apart", base, tmp_path / "adapter")
+    refused(AdapterError, "the adapter trained them separately", base, tmp_path / "adapter")
 
 
 def test_tied_factors_of_different_scalings_are_trained_apart(tiny_llama_tied_pair: Pair, tmp_path: Path) -> None:
@@ -124,4 +124,4 @@ def test_tied_factors_of_different_scalings_are_trained_apart(tiny_llama_tied_pa
     config = json.loads((folder / "adapter_config.json").read_text())
     config["alpha_pattern"] = {"lm_head": 2 * config["lora_alpha"]}
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    refused(AdapterError, "the adapter trained them apart", base, folder)
+    refused(AdapterError, "the adapter trained them separately", base, folder)

@@ -6,52 +6,24 @@ float32 to what the adapter means, not the difference of two rounded models.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from shadowft_core.delta.adapter import Adapter
+from shadowft_core.delta.change import Change
 from shadowft_core.delta.dense import Storage, write_dense
 from shadowft_core.delta.difference import FAR
 from shadowft_core.delta.folder import step
-from shadowft_core.delta.lora import Factors, write_factors
+from shadowft_core.delta.lora import write_factors
 from shadowft_core.errors import UnrelatedError, ZeroDeltaError
 from shadowft_core.weights import DTYPES, Checkpoint
 
-if TYPE_CHECKING:
-    from shadowft_core.delta.adapters import Adapter
 
-
-@dataclass(frozen=True)
-class Change:
-    """The tuned tensor as a function of the Base's: `magnitude * (W + factors) / |W + factors|`, each part optional.
-
-    W is the Base's tensor or, where the adapter holds one, `replaced`; `rows` then overwrites rows of it.
-    """
-
-    factors: Factors | None = None
-    stacked: Callable[[int], np.ndarray] | None = None
-    """for a tensor of experts: float32 delta of the expert of that number"""
-    magnitude: str | None = None
-    """DoRA (Liu et al. 2024): norms of the outputs' weight vectors"""
-    outputs_are_columns: bool = False
-    """embeddings and Conv1D: the outputs of the layer are the columns of the stored tensor"""
-    replaced: str | None = None
-    rows: str | None = None
-    indices: tuple[int, ...] = ()
-    shift: str | None = None
-    """bias of lora_B, to be added `shift_scaling` times"""
-    shift_scaling: float = 0.0
-
-    @property
-    def additive(self) -> bool:
-        return replace(self, factors=None, outputs_are_columns=False) == Change()
-
-
-def write_changes(adapter: "Adapter", folder: Path, storage: Storage, unrelated: bool) -> dict[str, Any]:
+def write_changes(adapter: Adapter, folder: Path, storage: Storage, unrelated: bool) -> dict[str, Any]:
     """Write factors.safetensors and dense.safetensors as needed; returns the certificate's entries.
 
     Raises ZeroDeltaError, NotFiniteError, UnrelatedError.
@@ -91,7 +63,7 @@ def write_changes(adapter: "Adapter", folder: Path, storage: Storage, unrelated:
 class _Tensor:
     """One tensor of which tuned minus Base is asked part by part; holds what all parts need."""
 
-    def __init__(self, adapter: "Adapter", name: str) -> None:
+    def __init__(self, adapter: Adapter, name: str) -> None:
         self._adapter, self._name, self._change = adapter, name, adapter.changes[name]
         self._info = adapter.before.info(name)
         self._width = self._info.shape[-1] if len(self._info.shape) > 1 else 1
@@ -135,7 +107,7 @@ class _Tensor:
         return stored.astype(np.float64).reshape(-1, self._width)
 
 
-def _addition(adapter: "Adapter", change: Change, shape: tuple[int, ...]) -> Callable[[int, int], np.ndarray]:
+def _addition(adapter: Adapter, change: Change, shape: tuple[int, ...]) -> Callable[[int, int], np.ndarray]:
     """A function from the first row and the number of rows to what is added to them, float64."""
     if change.factors is not None:
         left, right = change.factors.left().astype(np.float64), change.factors.right().astype(np.float64)

@@ -4,8 +4,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from shadowft_core.delta.adapters import ADAPTER_WEIGHTS, Adapter
+from shadowft_core.delta.adapter import ADAPTER_WEIGHTS
 from shadowft_core.delta.complete import NotAdapted
+from shadowft_core.delta.interpret import open_adapter
 from shadowft_core.errors import ShadowError, ShapeMismatchError, TensorMissingError
 from shadowft_core.weights import open_checkpoint
 
@@ -20,7 +21,7 @@ def require_extractable(model: Path, planned: Path | Mapping[str, tuple[int, ...
     before = open_checkpoint(model)
     if isinstance(planned, Path):
         try:
-            Adapter(before, planned)
+            open_adapter(before, planned)
         except NotAdapted as error:  # PEFT has just saved all it adapts; the rest is not in the loaded model
             print(f"note: `extract` will ask for a waiver: {error}", file=sys.stderr)
         except ShadowError as error:

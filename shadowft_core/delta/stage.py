@@ -6,11 +6,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.delta.adapters import Adapter
 from shadowft_core.delta.base import write_base
 from shadowft_core.delta.dense import Storage, write_dense
 from shadowft_core.delta.difference import Difference
 from shadowft_core.delta.folder import BASE, CERTIFICATE, FORMAT, open_delta
+from shadowft_core.delta.interpret import open_adapter
 from shadowft_core.delta.lowrank import lower, require_budget
 from shadowft_core.delta.merge import write_changes
 from shadowft_core.delta.tuned import read_tuned
@@ -84,7 +84,7 @@ def _exact(
     beside: dict[str, Any] = {}
     if left.adapter:
         note_unknown(before)
-        adapter = Adapter(before, left.weights, [*ignore, *standing])
+        adapter = open_adapter(before, left.weights, [*ignore, *standing])
         require_met(ignore, adapter.ignored, f"{base} and {left.weights}")
         tensors, ignored = write_changes(adapter, folder, storage, unrelated), adapter.ignored
     else:

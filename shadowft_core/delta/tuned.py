@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shadowft_core.delta.adapters import ADAPTER_CONFIG
+from shadowft_core.delta.adapter import ADAPTER_CONFIG
 from shadowft_core.delta.difference import Difference
 from shadowft_core.errors import AdapterError, DeltaError, WrongBaseError
 from shadowft_core.files import read_json_object

@@ -170,7 +170,7 @@ def dense(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(format=1), "delta format 1, this version reads 2"),
+        (lambda d: d.update(format=1), "delta format 1, expected 2"),
         (lambda d: d.update(kind="sparse"), "kind 'sparse'"),
         (lambda d: d["tensors"].pop(Q), "q_proj"),
         (lambda d: d["tensors"][Q].update(shape=[700, 300]), "is not one of"),

@@ -26,13 +26,13 @@ from tests.fixtures.models import Pair, write_model
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"init_lora_weights": "corda"}, "init_lora_weights='corda' moved the Base.*path_initial_model"),
-        ({"init_lora_weights": "loftq"}, "init_lora_weights='loftq' moved the Base.*where it was trained, merge"),
-        ({"init_lora_weights": "lora_ga"}, "init_lora_weights='lora_ga' moved the Base"),
+        ({"init_lora_weights": "corda"}, "init_lora_weights='corda' changed the Base.*path_initial_model"),
+        ({"init_lora_weights": "loftq"}, "init_lora_weights='loftq' changed the Base.*where it was trained, merge"),
+        ({"init_lora_weights": "lora_ga"}, "init_lora_weights='lora_ga' changed the Base"),
         ({"kasa_config": {"beta": 1e-4}}, "kasa_config=.*merge the adapter into the Base"),
-        ({"alora_invocation_tokens": [1]}, r"alora_invocation_tokens=\[1\] has no exact delta here; no change"),
+        ({"alora_invocation_tokens": [1]}, r"alora_invocation_tokens=\[1\] has no exact delta here; this setting"),
         ({"layer_replication": [[0, 2]]}, "layer_replication=.*train LoRA without it"),
-        ({"peft_type": "PREFIX_TUNING"}, "peft_type='PREFIX_TUNING', LORA is wanted; no change of the Base"),
+        ({"peft_type": "PREFIX_TUNING"}, "peft_type='PREFIX_TUNING', expected LORA; this setting has no equivalent"),
         ({"r": 0}, "r=0, a positive integer"),
         ({"lora_alpha": "8"}, "lora_alpha='8', a positive number"),
         ({"rank_pattern": {"q_proj": 2.5}}, "rank_pattern=.*a positive integer"),
@@ -149,8 +149,8 @@ def test_only_what_peft_can_merge_is_told_to_be_merged(
         merges = True
     except (AttributeError, NotImplementedError, ValueError):
         merges = False
-    remedy = "merge the adapter into the Base" if merges else "no change of the Base's weights says the same"
-    refused(AdapterError, f"peft_type='{method}', LORA is wanted; {remedy}", tiny_llama_pair.base, tmp_path / "adapter")
+    remedy = "merge the adapter into the Base" if merges else "this setting has no equivalent weight delta"
+    refused(AdapterError, f"peft_type='{method}', expected LORA; {remedy}", tiny_llama_pair.base, tmp_path / "adapter")
     assert merges == (method not in {"LILY", "BEFT", "SHADOW", "PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING"})
 
 
@@ -246,7 +246,7 @@ def test_the_remedy_for_a_refused_adapter_works(tiny_llama_pair: Pair, tmp_path:
         if parameter.requires_grad:
             torch.nn.init.constant_(parameter, 1.25)
     adapted.save_pretrained(tmp_path / "adapter")
-    refused(AdapterError, "peft_type='IA3', LORA is wanted; merge the adapter into", base, tmp_path / "adapter")
+    refused(AdapterError, "peft_type='IA3', expected LORA; merge the adapter into", base, tmp_path / "adapter")
     adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
     extract(base, tmp_path / "merged", tmp_path / "delta")
     delta, before = open_delta(tmp_path / "delta"), open_checkpoint(base)

@@ -11,7 +11,7 @@ import pytest
 
 from shadowft_core.delta import extract
 from shadowft_core.errors import AdapterError
-from shadowft_core.graft import graft
+from shadowft_core.graft import Options, graft
 from shadowft_core.weights import open_checkpoint
 from tests.fixtures.adapters import adapt, load, refused
 from tests.fixtures.families import MIXTURES, save_family
@@ -32,7 +32,7 @@ def grafted(base: Path, adapter: Path) -> Path:
     """Base + delta, by the verbs' own functions."""
     folder = adapter.parent
     extract(base, adapter, folder / "delta")
-    graft(base, [(folder / "delta", 1.0)], folder / "grafted", waivers=["onto-base"])
+    graft(base, [(folder / "delta", 1.0)], folder / "grafted", Options(waivers=["onto-base"]))
     return folder / "grafted"
 
 

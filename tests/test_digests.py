@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from shadowft_core.delta import extract, open_delta, open_difference
-from shadowft_core.graft import Merge, graft
+from shadowft_core.graft import Merge, Options, graft
 from shadowft_core.params import Store
 from shadowft_core.promotion.ledger import Entry
 from shadowft_core.store import probe, publish
@@ -161,7 +161,7 @@ def record(folder: Path, tied: bool) -> dict[str, str]:
     }
     for name, (deltas, options) in grafts.items():
         out = folder / "grafted" / name
-        found[f"graft {name}"] = graft(instruct, deltas, out, **options)["digest"]
+        found[f"graft {name}"] = graft(instruct, deltas, out, Options(**options))["digest"]
         found[f"recipe {name}"] = digest_of(out / "recipe.json")
         found[f"receipt {name}"] = digest_of(out / "receipt.json")
         found[f"file {name}"] = digest_of(out / "model.safetensors")

@@ -16,7 +16,7 @@ from shadowft_core.delta import extract
 from shadowft_core.errors import EvaluationError, GraftError
 from shadowft_core.evaluate import evaluate, load_folder, load_grafted, open_bench
 from shadowft_core.files import canonical_json
-from shadowft_core.graft import graft
+from shadowft_core.graft import Options, graft
 from shadowft_core.params import Evaluate
 from shadowft_core.weights import open_checkpoint
 
@@ -142,7 +142,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.fixture(scope="session")
 def half(world: World) -> Path:
     """The delta grafted at half its size."""
-    graft(world.instruct, [(world.delta, 0.5)], world.root / "half", waivers=["onto-base"])
+    graft(world.instruct, [(world.delta, 0.5)], world.root / "half", Options(waivers=["onto-base"]))
     return world.root / "half"
 
 
@@ -200,7 +200,7 @@ def test_in_memory_and_on_disk_are_one_model(world: World, half: Path) -> None:
     import torch
 
     on_disk = load_folder(half)
-    in_memory, digest = load_grafted(world.instruct, [(world.delta, 0.5)], "all", waivers=["onto-base"])
+    in_memory, digest = load_grafted(world.instruct, [(world.delta, 0.5)], Options("all", waivers=["onto-base"]))
     assert digest == open_checkpoint(half).digest()
     assert on_disk.generation_config.to_dict() == in_memory.generation_config.to_dict()
     pairs = zip(on_disk.state_dict().items(), in_memory.state_dict().items(), strict=True)
@@ -210,7 +210,7 @@ def test_in_memory_and_on_disk_are_one_model(world: World, half: Path) -> None:
 
 
 def test_scale_1_is_scored_once(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    graft(world.instruct, [(world.delta, 1.0)], tmp_path / "whole", waivers=["onto-base"])
+    graft(world.instruct, [(world.delta, 1.0)], tmp_path / "whole", Options(waivers=["onto-base"]))
     evaluate(world.instruct, world.data, world.delta, tmp_path / "whole", "direct", world.params(), tmp_path / "out")
     said = capfd.readouterr().err
     assert "direct next 13/13" in said
@@ -243,7 +243,7 @@ def test_a_folder_grafted_in_one_pass_keeps_no_delta_to_judge(world: World, half
     recipe = json.loads((grafted / "recipe.json").read_bytes())
     recipe["deltas"] = [{"base": "sha256:1", "tuned": "sha256:2", "scale": 0.5}]
     (grafted / "recipe.json").write_bytes(canonical_json(recipe))
-    with pytest.raises(GraftError, match=r"recipe\.json: adds sha256:2 - sha256:1 in one pass and no delta was kept"):
+    with pytest.raises(GraftError, match=r"recipe\.json: adds sha256:2 - sha256:1 without a stored delta"):
         evaluate(world.instruct, world.data, world.delta, grafted, "shadow", world.params(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from shadowft_core.delta import extract, open_delta
-from shadowft_core.graft import graft, grafted_tensors
+from shadowft_core.graft import Options, graft, grafted_tensors
 from shadowft_core.weights import open_checkpoint
 from tests.fixtures.adapters import adapt
 from tests.fixtures.models import (
@@ -34,7 +34,7 @@ def test_a_lora_graft_equals_peft(tiny_llama_pair: Pair, tmp_path: Path) -> None
     extract(tiny_llama_pair.base, tmp_path / "adapter", tmp_path / "delta")
     model = AutoModelForCausalLM.from_pretrained(tiny_llama_pair.instruct, dtype=torch.float32)
     merged = PeftModel.from_pretrained(model, tmp_path / "adapter").merge_and_unload().state_dict()
-    for name, array in grafted_tensors(tiny_llama_pair.instruct, [(tmp_path / "delta", 1.0)], dtype="float32"):
+    for name, array in grafted_tensors(tiny_llama_pair.instruct, [(tmp_path / "delta", 1.0)], Options(dtype="float32")):
         np.testing.assert_allclose(array, merged[name].numpy(), atol=1e-6, rtol=0)
 
 
@@ -117,7 +117,7 @@ def test_another_dtype_is_written_and_said(tiny_llama_pair: Pair, tmp_path: Path
     pair = tiny_llama_pair
     shifted(pair.base, tmp_path / "tuned", 0.01, seed=3)
     extract(pair.base, tmp_path / "tuned", tmp_path / "delta")
-    recipe = graft(pair.instruct, [(tmp_path / "delta", 1.0)], tmp_path / "out", "linear", "float32")
+    recipe = graft(pair.instruct, [(tmp_path / "delta", 1.0)], tmp_path / "out", Options("linear", "float32"))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert (recipe["dtype"], str(model.dtype)) == ("float32", "torch.float32")
     assert {a.dtype for a in tensors_of(tmp_path / "out").values()} == {F32}

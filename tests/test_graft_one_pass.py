@@ -21,7 +21,7 @@ from shadowft_core.errors import (
     ZeroDeltaError,
 )
 from shadowft_core.files import canonical_json
-from shadowft_core.graft import Merge, graft, grafted_tensors
+from shadowft_core.graft import Merge, Options, graft, grafted_tensors
 from shadowft_core.weights import open_checkpoint
 from tests.fixtures.models import make_pair, shifted, write_model, write_weights
 from tests.test_graft import BF16, F16, F32, Q, bits, make, noise, refused, tensors_of
@@ -43,8 +43,8 @@ def same_as_two_steps(
 ) -> dict[str, Any]:
     """Graft in both ways and hold every file against the other's. Returns the receipt."""
     extract(base, tuned, tmp / "stored")
-    kept = graft(instruct, [(tmp / "stored", scale)], tmp / "two", **options)
-    made = graft(instruct, [(difference(base, tuned), scale)], tmp / "one", **options)
+    kept = graft(instruct, [(tmp / "stored", scale)], tmp / "two", Options(**options))
+    made = graft(instruct, [(difference(base, tuned), scale)], tmp / "one", Options(**options))
     digests = {"base": open_checkpoint(base).digest(), "tuned": open_checkpoint(tuned).digest()}
     assert made == kept | {"deltas": [digests | {"scale": scale}]}
     one, two = files(tmp / "one"), files(tmp / "two")
@@ -53,7 +53,7 @@ def same_as_two_steps(
     receipt = same_receipt(one.pop("receipt.json"), two.pop("receipt.json"))
     assert one == two, "weights, index, config and tokenizer"
     assert open_checkpoint(tmp / "one").digest() == made["digest"]
-    assert bits(dict(grafted_tensors(instruct, [(difference(base, tuned), scale)], **options))) == bits(
+    assert bits(dict(grafted_tensors(instruct, [(difference(base, tuned), scale)], Options(**options)))) == bits(
         tensors_of(tmp / "two")
     )
     return receipt
@@ -188,10 +188,10 @@ def test_beside_a_stored_delta_and_beside_another_pair(
     for name, folder in (("first", tuned), ("second", other)):
         extract(base, folder, tmp_path / name)
     stored = [tmp_path / "first", tmp_path / "second"]
-    expected = graft(instruct, list(zip(stored, scales, strict=True)), tmp_path / "stored", merge=merge)
+    expected = graft(instruct, list(zip(stored, scales, strict=True)), tmp_path / "stored", Options(merge=merge))
     pairs = [difference(base, tuned), difference(base, other)]
     for deltas in ([stored[0], pairs[1]], [pairs[0], stored[1]], pairs):
-        made = graft(instruct, list(zip(deltas, scales, strict=True)), tmp_path / "made", merge=merge)
+        made = graft(instruct, list(zip(deltas, scales, strict=True)), tmp_path / "made", Options(merge=merge))
         assert made["digest"] == expected["digest"]
         assert [set(entry) for entry in made["deltas"]] == [
             {"base", "tuned", "scale"} if isinstance(delta, Difference) else {"digest", "scale"} for delta in deltas
@@ -235,7 +235,7 @@ def test_the_verb(tmp_path: Path, shadowft: Shadowft) -> None:
     for half in (["--base", base], ["--tuned", tuned], ["--base", base, "--delta", tmp_path / "stored"], []):
         refused(2, "pass --delta, or --base and --tuned together", *half)
     refused(ZeroDeltaError.exit_code, "the delta is zero", "--base", base, "--tuned", base)
-    refused(GraftError.exit_code, "dare draws by a stored", *pair, "--merge", "dare", "--density", "0.5", "--seed", "1")
+    refused(GraftError.exit_code, "dare needs a stored", *pair, "--merge", "dare", "--density", "0.5", "--seed", "1")
     refused(CheckpointError.exit_code, "nowhere", "--base", base, "--tuned", tmp_path / "nowhere")
     extract(base, second(tmp_path / "other", base), tmp_path / "stored")
     code, said, _ = shadowft(*words[:-1], "0.4", *pair, "--delta", f"{tmp_path / 'stored'}@0.6", "--json")
@@ -274,5 +274,5 @@ def test_no_other_instruct_can_be_reached_from_such_a_recipe(tmp_path: Path, sha
     )
     assert code == GraftError.exit_code
     assert f"{recipe}: adds sha256:" in said
-    assert "no delta was kept, so nobody could rebuild it; run extract, publish, and graft from that delta" in said
+    assert "without a stored delta, so it cannot be rebuilt; run extract and publish, and graft that delta" in said
     assert not made.exists()

@@ -24,7 +24,7 @@ from shadowft_core.errors import (
     ZeroDeltaError,
 )
 from shadowft_core.files import write_json_atomically
-from shadowft_core.graft import Merge, graft
+from shadowft_core.graft import Merge, Options, graft
 from shadowft_core.weights import open_checkpoint
 from tests.fixtures.models import write_model
 from tests.test_graft import Q, Tensors, bits, refused, tensors_of
@@ -35,15 +35,15 @@ from tests.test_graft_tokens import EMBEDDING, HEAD, near, save, values, words
 def test_what_the_recipe_cannot_name_or_repeat_is_refused(tmp_path: Path) -> None:
     instruct, base, tuned = written(tmp_path)
     pair = difference(base, tuned)
-    refused(GraftError, "dare draws by a stored delta's digest", instruct, [(pair, 1.0)], merge=Merge("dare", 0.5, 1))
+    refused(GraftError, "dare needs a stored delta's digest", instruct, [(pair, 1.0)], merge=Merge("dare", 0.5, 1))
     refused(GraftError, "the same delta as", instruct, [(pair, 0.5), (difference(base, tuned), 0.5)])
     refused(GraftError, "tuned: scale nan; a finite number", instruct, [(pair, float("nan"))])
     refused(OntoBaseError, "is the model the delta was taken from", base, [(pair, 1.0)])
-    graft(base, [(pair, 1.0)], tmp_path / "onto", waivers=["onto-base"])
+    graft(base, [(pair, 1.0)], tmp_path / "onto", Options(waivers=["onto-base"]))
     assert bits(tensors_of(tmp_path / "onto")) == bits(tensors_of(tuned)), "the way back to the tuned model"
     for folder in (instruct, base, tuned, tmp_path):
         before = files(folder)
-        with pytest.raises(GraftError, match="is also read from and would be replaced; choose another --out"):
+        with pytest.raises(GraftError, match="is also an input and would be replaced; choose another --out"):
             graft(instruct, [(pair, 1.0)], folder)
         assert files(folder) == before
 
@@ -76,7 +76,7 @@ def test_what_training_left_is_read_as_extract_reads_it(tmp_path: Path) -> None:
     write_json_atomically(left / "train.json", {"model_digest": open_checkpoint(base).digest()})
     made = graft(instruct, [(difference(base, left), 1.0)], tmp_path / "out")
     assert made["deltas"][0]["tuned"] == open_checkpoint(left / "model").digest()
-    with pytest.raises(WrongBaseError, match=r"train\.json: was tuned from sha256:.*pass that model"):
+    with pytest.raises(WrongBaseError, match=r"train\.json: was tuned from sha256:.*pass the model it was tuned from"):
         difference(instruct, left)
     (left / "model").rename(tmp_path / "model")
     (left / "adapter").mkdir()
@@ -100,7 +100,8 @@ def test_weights_that_are_wrong_are_found_in_the_pass(tmp_path: Path) -> None:
     stranger = write_model(tmp_path / "stranger", moved | {DOWN: moved[DOWN][::-1].copy()}, 2)
     message = rf"tensor {DOWN}: \|difference\| is 1\.4. of \|weights\|"
     refused(UnrelatedError, message, instruct, [(difference(base, stranger), 1.0)])
-    waived = graft(instruct, [(difference(base, stranger, True), 1.0)], tmp_path / "out", waivers=["unrelated"])
+    options = Options(waivers=["unrelated"])
+    waived = graft(instruct, [(difference(base, stranger, True), 1.0)], tmp_path / "out", options)
     extract(base, stranger, tmp_path / "delta", unrelated=True)
     assert waived["digest"] == graft(instruct, [(tmp_path / "delta", 1.0)], tmp_path / "two")["digest"]
     assert waived["waivers"] == ["unrelated"]

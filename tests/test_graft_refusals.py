@@ -11,7 +11,7 @@ import pytest
 from shadowft_core.cli import main
 from shadowft_core.delta import extract
 from shadowft_core.errors import OntoBaseError, PairError, TensorMissingError, UnrelatedError
-from shadowft_core.graft import graft, grafted_tensors
+from shadowft_core.graft import Options, graft, grafted_tensors
 from shadowft_core.weights import open_checkpoint
 from tests.fixtures.models import write_model
 from tests.test_graft import BF16, F32, SHAPES, Q, Tensors, bits, make, noise, refused, tensors_of
@@ -42,7 +42,7 @@ def test_a_delta_goes_onto_its_own_base_only_by_name(case: dict[str, Path], tmp_
     refused(OntoBaseError, "or --onto-base", other_shards, deltas)
     with pytest.raises(OntoBaseError):
         grafted_tensors(case["base"], deltas)
-    recipe = graft(case["base"], deltas, tmp_path / "out", waivers=["onto-base"])
+    recipe = graft(case["base"], deltas, tmp_path / "out", Options(waivers=["onto-base"]))
     receipt = json.loads((tmp_path / "out" / "receipt.json").read_bytes())
     assert (receipt["onto_base"], receipt["waivers"], recipe["waivers"]) == (True, ["onto-base"], ["onto-base"])
     graft(case["instruct"], deltas, tmp_path / "out")
@@ -66,7 +66,7 @@ def test_an_instruct_of_another_family_is_refused(case: dict[str, Path], tmp_pat
         UnrelatedError, r"stranger: the Instruct is 0\.[67]\d from the delta's Base.* or --unrelated", folder, deltas
     )
     assert issubclass(UnrelatedError, PairError)
-    recipe = graft(folder, deltas, tmp_path / "out", waivers=["unrelated"])
+    recipe = graft(folder, deltas, tmp_path / "out", Options(waivers=["unrelated"]))
     assert recipe["waivers"] == ["unrelated"]
     far = {n: (a.astype(F32) + noise(8, 0.01)[n]).astype(BF16) for n, a in tensors_of(case["base"]).items()}
     graft(write_model(tmp_path / "far", far), deltas, tmp_path / "out")  # sigma near 0.25: a gamble, yet kin
@@ -171,7 +171,7 @@ def test_random_models_shards_scopes_and_scales(tmp_path: Path, seed: int, monke
     scale, other = float(rng.normal()), float(rng.normal())
     scope = "all" if seed % 4 else ["*part0*", "kin*"]
     scale_for = [("*part0*", other)] if seed % 2 else []
-    graft(folders[1], [(tmp_path / "delta", scale)], tmp_path / "out", scope, scale_for=scale_for)
+    graft(folders[1], [(tmp_path / "delta", scale)], tmp_path / "out", Options(scope, scale_for=scale_for))
     expected = {}
     for name, weights in instruct.items():
         travels = scope == "all" or "part0" in name or "kin" in name

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from shadowft_core.delta import extract, open_delta
-from shadowft_core.graft import graft
+from shadowft_core.graft import Options, graft
 from tests.fixtures.models import write_model
 from tests.test_graft import BF16, F32, tensors_of
 
@@ -77,7 +77,7 @@ def test_float32_masters_survive_as_well_as_the_format_allows(tmp_path: Path) ->
         graft(tmp_path / "instruct", [(tmp_path / "delta", scale)], tmp_path / "out")
         receipt = json.loads((tmp_path / "out" / "receipt.json").read_bytes())
         assert receipt["retention"]["energy"] == pytest.approx(expected, abs=ENERGY)
-    graft(tmp_path / "instruct", [(tmp_path / "delta", 0.5)], tmp_path / "out", dtype="float32")
+    graft(tmp_path / "instruct", [(tmp_path / "delta", 0.5)], tmp_path / "out", Options(dtype="float32"))
     assert json.loads((tmp_path / "out" / "receipt.json").read_bytes())["retention"]["energy"] > 0.99999
 
 

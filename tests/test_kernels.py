@@ -184,7 +184,7 @@ def test_a_difference_may_be_formed_inside_the_sum(
     for library in (compiled, None):
         monkeypatch.setattr(bf16, "library", library)
         result = np.empty(size, BF16)
-        sums = bf16.add(weights, bf16.Apart(after, before, scale), result)
+        sums = bf16.add(weights, bf16.LazyDifference(after, before, scale), result)
         assert np.array_equal(result.view(np.uint16), expected.view(np.uint16))
         np.testing.assert_allclose(sums, bf16.add(weights, delta, np.empty(size, BF16)), rtol=1e-6)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from shadowft_core.delta.lora import Factors
+from shadowft_core.delta.factors import Factors
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 
 from shadowft_core.delta.adapter import Adapter
 from shadowft_core.delta.change import Change
-from shadowft_core.delta.lora import Factors
+from shadowft_core.delta.factors import Factors
 from shadowft_core.delta.settings import MERGE
 from shadowft_core.errors import AdapterError
 

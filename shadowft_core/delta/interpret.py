@@ -14,8 +14,8 @@ from shadowft_core.delta.adapter import ADAPTER_CONFIG, Adapter
 from shadowft_core.delta.change import Change
 from shadowft_core.delta.complete import require_complete
 from shadowft_core.delta.experts import Experts
+from shadowft_core.delta.factors import Factors
 from shadowft_core.delta.initial import without_initial
-from shadowft_core.delta.lora import Factors
 from shadowft_core.delta.settings import CONVERT, MERGE
 from shadowft_core.delta.ties import merge_tied
 from shadowft_core.errors import AdapterError, ShapeMismatchError, WrongBaseError

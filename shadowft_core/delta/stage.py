@@ -1,4 +1,4 @@
-"""The extract stage: from the model before tuning and what tuning left to a delta folder."""
+"""The extract stage: makes a delta folder from the model before tuning and the tuned model or adapter."""
 
 import shutil
 from collections.abc import Sequence
@@ -9,7 +9,8 @@ from typing import Any
 from shadowft_core.delta.base import write_base
 from shadowft_core.delta.dense import Storage, write_dense
 from shadowft_core.delta.difference import Difference
-from shadowft_core.delta.folder import BASE, CERTIFICATE, FORMAT, open_delta
+from shadowft_core.delta.folder import open_delta
+from shadowft_core.delta.format import BASE, CERTIFICATE, FORMAT
 from shadowft_core.delta.interpret import open_adapter
 from shadowft_core.delta.lowrank import lower, require_budget
 from shadowft_core.delta.merge import write_changes
@@ -28,20 +29,20 @@ def extract(
     ignore: Sequence[str] = (),
     standing: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Write the delta folder `out` from the model before tuning and what tuning left; returns its facts.
+    """Write the delta folder `out` from the model before tuning and the result of the tuning; return facts about it.
 
     `tuned` is a folder made by `train` (adapter/ or model/), a PEFT adapter folder or a checkpoint folder.
     The kind is `lora` where every tensor's delta is a product of the adapter's own factors, `dense` otherwise; with
-    `lowrank`, a relative error, it is the exact delta lowered to factors within that error in every tensor.
+    `lowrank`, a relative error, the exact delta is approximated by factors within that error in every tensor.
     Facts: `kind`, `tensors` (by form), `bytes` of the folder, `error`, |D - delta| / |D| over all tensors,
     `tokens` as in delta.json and `ignored`, its names.
 
-    `unrelated` waives the check that no matrix moved by more than its own norm, `ignore` names, by glob patterns,
-    tensors that only one side holds. `standing` are those of a whole project, which may match nothing here: they may
-    be meant for the Instruct. All stand in the certificate, and a graft of this delta honours the patterns.
+    `unrelated` waives the check that no matrix moved by more than its own norm. `ignore` are glob patterns of tensors
+    that only one side holds; `standing` are those of a whole project, which may match nothing here because they are
+    meant for the Instruct. All are recorded in the certificate, and a graft of this delta honours the patterns.
 
     Raises AdapterError for an adapter that cannot be exact, MisfitError when the two do not fit, UnrelatedError when a
-    matrix has nothing to do with the Base's, ZeroDeltaError, NotFiniteError, WrongBaseError when train.json names
+    matrix is not related to the Base's, ZeroDeltaError, NotFiniteError, WrongBaseError when train.json names
     another model, CheckpointError for unusable folders, ParamsError for a budget out of range. Nothing is written then.
     """
     if lowrank is not None:

@@ -48,16 +48,16 @@ def typed(found: ctypes.CDLL) -> ctypes.CDLL:
 library = _built()
 
 
-class Apart(NamedTuple):
-    """A part of a delta that nobody has formed: (after - before) * scale, in float32."""
+class LazyDifference(NamedTuple):
+    """A part of a delta, computed only when it is needed: (after - before) * scale, in float32."""
 
     after: np.ndarray
     before: np.ndarray
     scale: float
 
-    def formed(self) -> np.ndarray:
-        """Flat float32; valid until the same thread forms the next."""
-        delta = scratch.array("formed", self.after.size, np.float32)
+    def compute(self) -> np.ndarray:
+        """Flat float32; valid until the same thread computes the next."""
+        delta = scratch.array("computed", self.after.size, np.float32)
         subtract(self.after, self.before, delta)
         return delta if self.scale == 1 else np.multiply(delta, np.float32(self.scale), out=delta)
 
@@ -73,28 +73,28 @@ def subtract(after: np.ndarray, before: np.ndarray, out: np.ndarray) -> None:
     np.subtract(out, was, out=out)
 
 
-def add(weights: np.ndarray, delta: np.ndarray | Apart, result: np.ndarray) -> np.ndarray:
+def add(weights: np.ndarray, delta: np.ndarray | LazyDifference, result: np.ndarray) -> np.ndarray:
     """result = cast(weights + delta), added in float32 and rounded once; returns the account `SUMS`, float64.
 
-    Flat arrays: `weights` and `result` of any float dtype, `delta` float32 or apart. `reached` is result - weights, the
+    Flat arrays: `weights` and `result` of any float dtype, `delta` float32 or lazy. `reached` is result - weights, the
     delta that arrived: squares of weights, delta and reached, delta * reached, squares of reached - delta, entries of
     delta that are not zero, and those of them that reached nothing. Squares are summed in float32: not finite when a
     value is not, or when a square is beyond float32.
     """
     compiled = library if weights.dtype == result.dtype == _BF16 else None
-    if isinstance(delta, Apart) and {delta.after.dtype, delta.before.dtype} != {_BF16}:
-        delta = delta.formed()
+    if isinstance(delta, LazyDifference) and {delta.after.dtype, delta.before.dtype} != {_BF16}:
+        delta = delta.compute()
     if compiled is not None:
         sums = np.zeros(len(SUMS))
         end = result.ctypes.data, result.size, sums.ctypes.data
-        if isinstance(delta, Apart):
+        if isinstance(delta, LazyDifference):
             both = delta.after.ctypes.data, delta.before.ctypes.data
             compiled.shadowft_add_apart(weights.ctypes.data, *both, delta.scale, *end)
         else:
             compiled.shadowft_add(weights.ctypes.data, delta.ctypes.data, *end)
         return sums
-    if isinstance(delta, Apart):
-        delta = delta.formed()
+    if isinstance(delta, LazyDifference):
+        delta = delta.compute()
     before, reached, spare = (scratch.array(label, delta.size, np.float32) for label in ("before", "reached", "spare"))
     np.copyto(before, weights)
     np.add(before, delta, out=spare)
@@ -117,10 +117,10 @@ def account(before: np.ndarray, delta: np.ndarray, reached: np.ndarray) -> np.nd
 
 
 def rounded(values: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, float]:
-    """words (uint16) = bfloat16 of flat float32 values; returns the positions (uint32) of the values that are none.
+    """words (uint16) = bfloat16 of flat float32 values; returns the positions (uint32) of values bfloat16 cannot hold.
 
-    And the sum of their squares, in float64: not finite when a value is not, and then nothing else counts. The
-    positions are valid until the same thread asks again.
+    Also returns the sum of squares of all values, in float64. If it is not finite, a value is not, and nothing else is
+    valid. The positions are valid until the same thread calls again.
     """
     odd = scratch.array("odd", values.size, np.uint32)
     if library is not None:
@@ -131,7 +131,7 @@ def rounded(values: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, float]:
         return odd[:found], float(square[0])
     back, wide = scratch.array("back", values.size, np.float32), scratch.array("wide", values.size, np.float64)
     np.copyto(wide, values)
-    with np.errstate(over="ignore"):  # what overflows bfloat16 is none
+    with np.errstate(over="ignore"):  # a value that overflows bfloat16 is an exception
         np.copyto(words.view(_BF16), values, casting="unsafe")
     np.copyto(back, words.view(_BF16))
     positions = np.flatnonzero(np.not_equal(back, values, out=scratch.array("flags", values.size, np.bool_)))
@@ -181,12 +181,12 @@ def distance(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
         library.shadowft_distance(ours.ctypes.data, theirs.ctypes.data, ours.size, sums.ctypes.data)
         return sums
     rows = -(-ours.size // _COLUMNS)
-    b, i, apart = wide = scratch.array("distance", 3 * rows * _COLUMNS, np.float32).reshape(3, -1)
+    b, i, gap = wide = scratch.array("distance", 3 * rows * _COLUMNS, np.float32).reshape(3, -1)
     wide[:, ours.size :] = 0
     np.copyto(b[: ours.size], ours)
     np.copyto(i[: ours.size], theirs)
     with np.errstate(invalid="ignore", over="ignore"):
-        np.subtract(b, i, out=apart)
+        np.subtract(b, i, out=gap)
         np.abs(wide, out=wide)
-        columns = (np.add.reduce(values.reshape(-1, _COLUMNS), axis=0) for values in (apart, b, i))
+        columns = (np.add.reduce(values.reshape(-1, _COLUMNS), axis=0) for values in (gap, b, i))
         return np.array([float(column.sum(dtype=np.float64)) for column in columns])

@@ -6,8 +6,8 @@ An outcome is EXACT, Base and delta equal PEFT's own merge, or a regular express
 from typing import Any, NamedTuple
 
 EXACT = "exact"
-MERGE = r"no exact delta here; merge the adapter into the Base|LORA is wanted; merge the adapter into the Base"
-RETRAIN = r"no change of the Base's weights says the same: train LoRA without it"
+MERGE = r"no exact delta here; merge the adapter into the Base|expected LORA; merge the adapter into the Base"
+RETRAIN = r"this setting has no equivalent weight delta; train LoRA without it"
 APART = (
     "ties .*, the adapter trained them separately; train with ensure_weight_tying=True, or merge it into an untied Base"
 )

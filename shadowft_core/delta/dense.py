@@ -36,8 +36,8 @@ def write_dense(
     """Write dense.safetensors; returns the certificate's entries.
 
     `compressed` and `bfloat16` are frames (frames.py), with and without entropy coding; `float32` is a plain tensor
-    that any safetensors library reads. All are exact. `check(name, square, weight)` is called with the sums of squares of
-    every tensor's delta and weights, over the parts whose weights were summed. Raises NotFiniteError naming the tensor,
+    that any safetensors library reads. All are exact. `check(name, square, weight)` gets the sums of squares of every
+    tensor's delta and weights, over the parts whose weights were summed. Raises NotFiniteError naming the tensor,
     and what `check` raises.
     """
     shapes = dict(sorted(shapes.items(), key=lambda item: math.prod(item[1]) > SMALL))

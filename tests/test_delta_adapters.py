@@ -1,4 +1,4 @@
-"""Adapters of every kind that PEFT saves: the delta is what PEFT's own merge gives, or a refusal by name."""
+"""Adapters of every kind that PEFT saves: the delta equals PEFT's own merge, or the adapter is refused by name."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from shadowft_core.weights import open_checkpoint, write_checkpoint
 from tests.fixtures.adapters import adapt, load, refused
 from tests.fixtures.models import Pair, write_model
 
-# PEFT adds and multiplies in float32 and we in float64: a value of size 1 differs by a few times 6e-8. The fixtures'
+# PEFT computes in float32, this project in float64: a value of size 1 differs by a few times 6e-8. The fixtures'
 # weights are at most 1, a delta is around 1e-2.
 CLOSE: dict[str, Any] = {"atol": 1e-6, "rtol": 0}
 
@@ -39,7 +39,7 @@ def tuned(base: Path, delta: Delta, out: Path) -> Path:
 
 
 def require_equal(base: Path, delta: Delta, merged: Path) -> None:
-    """The delta of every tensor is that of PEFT's merged checkpoint, and no other tensor is named."""
+    """The delta of every tensor equals that of PEFT's merged checkpoint; no other tensor has one."""
     before, after = open_checkpoint(base), open_checkpoint(merged)
     for name in before.names:
         moved = after.read(name).astype(np.float32) - before.read(name).astype(np.float32)
@@ -88,7 +88,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [  # family, kind of the delta, s
 
 
 @pytest.mark.parametrize(("family", "kind", "settings"), CASES)
-def test_the_delta_is_what_the_merge_of_peft_gives(
+def test_the_delta_equals_the_merge_of_peft(
     family_pair: Callable[..., Pair], tmp_path: Path, family: str, kind: str, settings: dict[str, Any]
 ) -> None:
     base = family_pair(family).base
@@ -104,10 +104,8 @@ def test_the_delta_is_what_the_merge_of_peft_gives(
 
 
 @pytest.mark.parametrize("init", ["pissa", "olora"])
-def test_the_start_of_training_is_found_again_as_peft_finds_it(
-    tiny_llama_pair: Pair, tmp_path: Path, init: str
-) -> None:
-    """A saved PiSSA adapter means the model PEFT loads from it; its own conversion to plain LoRA means the same."""
+def test_the_initial_factors_are_recomputed_as_by_peft(tiny_llama_pair: Pair, tmp_path: Path, init: str) -> None:
+    """The delta equals what PEFT loads from a saved PiSSA adapter, and PEFT's own conversion to plain LoRA."""
     from peft import PeftModel
 
     base, first, second = tiny_llama_pair.base, tmp_path / "adapter", tmp_path / "converted"
@@ -124,7 +122,7 @@ def test_the_start_of_training_is_found_again_as_peft_finds_it(
 
 
 def with_gap(base: Path, out: Path, size: float) -> Path:
-    """The Base with matrices of four large singular values: `size` of it is how far they stand out."""
+    """The Base, with matrices of four large singular values, `size` times the others."""
     model, noise = open_checkpoint(base), np.random.default_rng(5)
     shutil.copytree(base, out, ignore=shutil.ignore_patterns("*.safetensors"))
 
@@ -139,8 +137,8 @@ def with_gap(base: Path, out: Path, size: float) -> Path:
     return out
 
 
-def test_fast_pissa_is_taken_where_its_iterations_converged(tiny_llama_pair: Pair, tmp_path: Path) -> None:
-    """It begins from random numbers that no file keeps: only a clear gap in the singular values makes it repeatable."""
+def test_fast_pissa_is_accepted_where_its_iterations_converged(tiny_llama_pair: Pair, tmp_path: Path) -> None:
+    """It starts from random numbers that are not saved: only a clear gap in the singular values makes it repeatable."""
     settings: dict[str, Any] = {"init_lora_weights": "pissa_niter_8", "target_modules": ["q_proj"], "noise": 0.002}
     clear, adapter = with_gap(tiny_llama_pair.base, tmp_path / "clear", 0.3), tmp_path / "adapter"
     adapt(clear, adapter, **settings).merge_and_unload().save_pretrained(tmp_path / "merged")
@@ -157,9 +155,7 @@ def test_fast_pissa_is_taken_where_its_iterations_converged(tiny_llama_pair: Pai
     )
 
 
-def test_another_base_than_the_one_pissa_began_from_is_refused(
-    family_pair: Callable[..., Pair], tmp_path: Path
-) -> None:
+def test_pissa_on_another_base_is_refused(family_pair: Callable[..., Pair], tmp_path: Path) -> None:
     adapt(family_pair("llama").base, tmp_path / "adapter", init_lora_weights="pissa", noise=0.002)
     other = family_pair("mistral").base
     model = open_checkpoint(other)
@@ -177,7 +173,7 @@ TIED: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("settings", TIED)
-def test_tied_weights_must_have_learnt_the_same(
+def test_tied_weights_must_have_equal_changes(
     tiny_llama_tied_pair: Pair, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     """The oracle is the adapted model itself: PEFT's merge adds the factors of tied layers twice to their tensor."""
@@ -195,7 +191,7 @@ def test_tied_weights_must_have_learnt_the_same(
     refused(AdapterError, "ties lm_head.weight to .*trained them separately; train with", base, tmp_path / "apart")
 
 
-def test_trained_rows_of_a_tied_embedding_are_its_heads_too(tiny_llama_tied_pair: Pair, tmp_path: Path) -> None:
+def test_trained_rows_of_a_tied_embedding_also_change_the_head(tiny_llama_tied_pair: Pair, tmp_path: Path) -> None:
     base = tiny_llama_tied_pair.base
     adapted = adapt(base, tmp_path / "adapter", trainable_token_indices=[3, 4], target_modules=["q_proj"])
     extract(base, tmp_path / "adapter", tmp_path / "delta")
@@ -209,7 +205,7 @@ def test_trained_rows_of_a_tied_embedding_are_its_heads_too(tiny_llama_tied_pair
 
 
 def test_experts_in_one_tensor_get_a_dense_delta(family_pair: Callable[..., Pair], tmp_path: Path) -> None:
-    """Some folders hold experts fused, as the loaded model does: its own state dict is base and oracle."""
+    """Some folders hold fused experts, as the loaded model does: its state dict is Base and oracle."""
     base, fused = family_pair("mixtral").base, tmp_path / "fused"
     held = {name: tensor.numpy().copy() for name, tensor in load(base).state_dict().items()}
     write_model(fused, held)
@@ -225,7 +221,7 @@ def test_experts_in_one_tensor_get_a_dense_delta(family_pair: Callable[..., Pair
     assert moved <= set(delta.names)
 
 
-def test_factors_are_kept_exactly(tiny_llama_pair: Pair, tmp_path: Path) -> None:
+def test_factors_are_stored_exactly(tiny_llama_pair: Pair, tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 
     adapt(tiny_llama_pair.base, tmp_path / "run" / "adapter", modules_to_save=["lm_head"])
@@ -255,13 +251,13 @@ def test_a_delta_of_several_forms_is_grafted_as_one(
     graft(tiny_llama_pair.instruct, [(tmp_path / "delta", 0.5)], tmp_path / "grafted")
     after = open_checkpoint(tmp_path / "grafted")
     for name in before.names:
-        wanted = before.read(name).astype(np.float32)
+        expected = before.read(name).astype(np.float32)
         if name in delta.names:
-            wanted += np.float32(0.5) * delta.read(name)
-        np.testing.assert_array_equal(after.read(name), wanted.astype(after.read(name).dtype), err_msg=name)
+            expected += np.float32(0.5) * delta.read(name)
+        np.testing.assert_array_equal(after.read(name), expected.astype(after.read(name).dtype), err_msg=name)
 
 
-def test_what_an_adapter_rescales_is_rounded_once(tmp_path: Path) -> None:
+def test_a_rescaled_weight_is_rounded_once(tmp_path: Path) -> None:
     """DoRA on weights near 1: two roundings to float32 would leave errors of 6e-8, hundreds of units of a delta."""
     rng, name = np.random.default_rng(0), "model.layers.0.self_attn.q_proj"
     weight = rng.uniform(0.5, 1.5, (48, 32)).astype(np.float32)

@@ -54,10 +54,10 @@ from tests.fixtures.models import Pair, write_model
         ({"target_parameters": ["self_attn.k_proj.weight"]}, "k_proj is targeted but has no factors"),
     ],
 )
-def test_a_config_that_cannot_be_repeated_is_refused(
+def test_an_unsupported_config_is_refused(
     tiny_llama_pair: Pair, tmp_path: Path, settings: dict[str, Any], message: str
 ) -> None:
-    """Edited configs: what they ask for needs data, a quantiser or tensors that the folder does not hold."""
+    """Edited configs that need data, a quantiser or tensors that the folder does not hold."""
     adapt(tiny_llama_pair.base, tmp_path / "adapter", target_modules=["q_proj", "up_proj"])
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config | settings))
@@ -96,7 +96,7 @@ def test_a_resized_vocabulary_is_refused(tiny_llama_pair: Pair, tmp_path: Path) 
     refused(ShapeMismatchError, r"\(70, 32\), .*\(64, 32\); pass the Base", tiny_llama_pair.base, tmp_path / "adapter")
 
 
-def test_a_tensor_that_is_none_of_the_bases_is_named(tiny_llama_pair: Pair, tmp_path: Path) -> None:
+def test_a_tensor_that_the_base_lacks_is_named(tiny_llama_pair: Pair, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
     from safetensors.numpy import load_file, save_file
     from transformers import AutoModelForSequenceClassification
@@ -132,7 +132,7 @@ def unmerged() -> list[tuple[str, dict[str, object]]]:
 
 
 @pytest.mark.parametrize(("method", "settings"), unmerged())
-def test_only_what_peft_can_merge_is_told_to_be_merged(
+def test_the_remedy_is_a_merge_only_where_peft_can_merge(
     tiny_llama_pair: Pair, tmp_path: Path, method: str, settings: dict[str, object]
 ) -> None:
     from peft import get_peft_model
@@ -197,7 +197,7 @@ def test_an_incomplete_or_foreign_adapter_is_refused(tiny_llama_pair: Pair, tmp_
         (None, "qwen3_moe", "adapter_config.json has no peft_version"),
     ],
 )
-def test_square_experts_do_not_say_which_side_is_the_input(
+def test_square_experts_need_a_known_orientation(
     family_pair: Callable[..., Pair], tmp_path: Path, version: str | None, family: str, why: str
 ) -> None:
     base = family_pair("qwen3_moe").base
@@ -255,7 +255,7 @@ def test_the_remedy_for_a_refused_adapter_works(tiny_llama_pair: Pair, tmp_path:
         np.testing.assert_array_equal(delta.read(name), before.read(name).astype(np.float32) * np.float32(0.25))
 
 
-def test_a_damaged_tuned_model_leaves_nothing_behind_when_lowered(tiny_llama_pair: Pair, tmp_path: Path) -> None:
+def test_a_damaged_adapter_leaves_nothing_behind_with_lowrank(tiny_llama_pair: Pair, tmp_path: Path) -> None:
     adapt(tiny_llama_pair.base, tmp_path / "adapter", target_modules=["q_proj"], modules_to_save=["lm_head"])
     from safetensors.numpy import load_file, save_file
 

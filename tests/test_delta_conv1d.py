@@ -16,15 +16,15 @@ from tests.test_delta_adapters import logits, require_equal, tuned
 
 
 def gpt2(folder: Path) -> Path:
-    """Conv1D weights, c_proj of the attention square, and a head of its own, a linear layer."""
+    """A model with Conv1D weights, a square c_proj in the attention, and a separate linear head."""
     sizes = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32, "tie_word_embeddings": False}
     return save_family(folder, "gpt2", **sizes, eos_token_id=4, bos_token_id=4)
 
 
-CONV1D = ["c_attn", "c_fc", "c_proj"]  # of attention and feed-forward alike
+CONV1D = ["c_attn", "c_fc", "c_proj"]  # of attention and feed-forward
 
 
-@pytest.mark.parametrize("flag", [True, False])  # PEFT saves that of the last layer it wrapped
+@pytest.mark.parametrize("flag", [True, False])  # PEFT saves the flag of the last layer it wrapped
 @pytest.mark.parametrize(
     "settings",
     [
@@ -59,7 +59,7 @@ def test_olora_of_a_conv1d_is_refused(tmp_path: Path) -> None:
     refused(AdapterError, "c_proj is a Conv1D, which olora initialises differently", base, tmp_path / "conv1d")
 
 
-def test_an_unknown_family_shows_by_its_shapes_how_it_is_stored(tmp_path: Path) -> None:
+def test_shapes_show_the_orientation_in_an_unknown_family(tmp_path: Path) -> None:
     base, unknown = gpt2(tmp_path / "base"), tmp_path / "unknown"
     shutil.copytree(base, unknown)
     config = json.loads((unknown / "config.json").read_text()) | {"model_type": "nobody_knows", "architectures": None}
@@ -68,7 +68,7 @@ def test_an_unknown_family_shows_by_its_shapes_how_it_is_stored(tmp_path: Path) 
     oblong.merge_and_unload().save_pretrained(tmp_path / "merged")
     extract(unknown, tmp_path / "oblong", tmp_path / "delta")
     require_equal(base, open_delta(tmp_path / "delta"), tmp_path / "merged")
-    for targets in ([*CONV1D, "lm_head"], ["attn.c_proj"]):  # shown by other shapes; said by fan_in_fan_out alone
+    for targets in ([*CONV1D, "lm_head"], ["attn.c_proj"]):  # other shapes show it; only fan_in_fan_out states it
         adapt(base, tmp_path / "square", target_modules=targets)
         message = r"attn.c_proj.weight is square, \(32, 32\), nobody_knows is not a known model family"
         refused(AdapterError, message, unknown, tmp_path / "square")

@@ -1,4 +1,4 @@
-"""Which tensor of a tuned model is which of the Base's: names, rows of a resized vocabulary, refusals by cause."""
+"""Matching a tuned model's tensors to the Base's: names, rows of a resized vocabulary, refusals by cause."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ ADDED = (*TOKENS, "<|a|>", "<|b|>")
 
 
 def tensors(seed: int, rows: int = 40, width: int = 5000) -> Tensors:
-    """Near to each other for all seeds, row by row; vocabularies of several parts."""
+    """Tensors that are similar for all seeds, row by row; vocabularies of several parts."""
     start, noise = np.random.default_rng(0), np.random.default_rng(seed + 1)
     shapes = {EMBEDDING: (60, width), HEAD: (60, width), Q: (8, 16), NORM: (16,)}
     found = {n: start.standard_normal(s) + 1e-2 * noise.standard_normal(s) for n, s in shapes.items()}
@@ -43,7 +43,7 @@ def model(folder: Path, found: Tensors, tokens: tuple[str, ...] | None = None, *
 
 
 def refused(tmp_path: Path, base: Path, tuned: Path, kind: type[ShadowError], *words: str) -> str:
-    """Extraction and the one pass refuse alike, in one line with all of these words."""
+    """Extraction and the one-pass graft both raise one line that contains all of these words."""
     said = []
     for attempt in (lambda: extract(base, tuned, tmp_path / "refused"), lambda: open_difference(base, tuned)):
         with pytest.raises(kind) as caught:
@@ -57,7 +57,7 @@ def refused(tmp_path: Path, base: Path, tuned: Path, kind: type[ShadowError], *w
 
 
 def by_token(base: Tensors, tuned: Tensors, before: tuple[str, ...], after: tuple[str, ...]) -> Tensors:
-    """The definition: a row of the Base gets what its token learnt; padding, and what the tuned one lacks, nothing."""
+    """By definition, a row of the Base gets the change of its token; padding and lost tokens get none."""
     found = {n: tuned[n].astype(F32) - base[n].astype(F32) for n in (Q, NORM)}
     for name in (EMBEDDING, HEAD):
         found[name] = np.zeros(base[name].shape, F32)
@@ -80,7 +80,7 @@ RESIZED = {  # tokens and rows of the tuned model, whose Base has 40
 
 @pytest.mark.parametrize("dtype", [BF16, np.dtype(np.float32)], ids=str)
 @pytest.mark.parametrize("case", RESIZED)
-def test_rows_of_a_resized_vocabulary_meet_by_token(tmp_path: Path, case: str, dtype: np.dtype[Any]) -> None:
+def test_rows_of_a_resized_vocabulary_are_matched_by_token(tmp_path: Path, case: str, dtype: np.dtype[Any]) -> None:
     tokens, rows = RESIZED[case]
     before, moved = tensors(0), {n: a.astype(dtype) for n, a in tensors(1, rows).items()}
     if case == "tokens moved":
@@ -111,8 +111,8 @@ def test_rows_of_a_resized_vocabulary_meet_by_token(tmp_path: Path, case: str, d
     assert bits({"": parts[0](1)}) == bits({"": parts[1](1)})
 
 
-def test_rows_that_no_tokenizer_explains_are_refused_with_the_way_out(tmp_path: Path) -> None:
-    """Also where the Base's rows are the first of the tuned model's: nothing says that they mean the same."""
+def test_resized_rows_without_a_tokenizer_are_refused_with_a_remedy(tmp_path: Path) -> None:
+    """Also where the Base's rows equal the first of the tuned model's: they may be other tokens."""
     longer = tensors(1, 44)
     longer[EMBEDDING][:40] = tensors(0)[EMBEDDING]
     for number, (ours, theirs, whose) in enumerate(
@@ -144,7 +144,7 @@ def test_rows_that_no_tokenizer_explains_are_refused_with_the_way_out(tmp_path: 
     refused(tmp_path, base, model(tmp_path / "narrow", narrow, ADDED), ShapeMismatchError, "(40, 5000)", "(44, 4999)")
 
 
-def test_gpt2_of_the_hub_and_gpt2_as_its_class_saves_it_are_one_model(tmp_path: Path) -> None:
+def test_both_ways_of_naming_gpt2_tensors_match(tmp_path: Path) -> None:
     inner = {
         "wte.weight": (40, 8),
         "h.0.attn.c_attn.weight": (8, 24),
@@ -196,7 +196,7 @@ CODES = {
 }
 
 
-def test_each_way_to_save_something_else_is_named_with_its_remedy(tmp_path: Path) -> None:
+def test_each_wrong_way_to_save_is_named_with_its_remedy(tmp_path: Path) -> None:
     found, moved = tensors(0, width=16), tensors(1, width=16)
     base = model(tmp_path / "base", found)
     cases: dict[str, tuple[Tensors, type[ShadowError], tuple[str, ...]]] = {
@@ -249,7 +249,7 @@ def test_each_way_to_save_something_else_is_named_with_its_remedy(tmp_path: Path
     extract(model(tmp_path / "empty", found | extra), model(tmp_path / "empty2", moved | extra), tmp_path / "delta")
 
 
-def test_the_text_model_of_a_multimodal_one_is_named_as_a_part(tmp_path: Path) -> None:
+def test_the_text_part_of_a_multimodal_model_is_named_as_a_part(tmp_path: Path) -> None:
     inner = {EMBEDDING: (40, 8), Q: (8, 8), NORM: (8,)}
     found = {n: np.ones(s, F32) for n, s in inner.items()}
     whole = renamed(found, "model.", "language_model.model.") | {"vision_tower.x.weight": np.ones((4, 4), F32)}

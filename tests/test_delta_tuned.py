@@ -1,4 +1,4 @@
-"""Folders that a training leaves: one result, or refused."""
+"""Folders made by a training must hold exactly one result."""
 
 import json
 import shutil
@@ -32,9 +32,7 @@ from tests.test_graft import F32
     ],
     ids="+".join,
 )
-def test_a_folder_that_can_be_read_in_two_ways_is_refused(
-    tmp_path: Path, files: list[str], named: tuple[str, str]
-) -> None:
+def test_a_folder_with_two_kinds_of_result_is_refused(tmp_path: Path, files: list[str], named: tuple[str, str]) -> None:
     base = model(tmp_path / "base", tensors(0, width=16))
     weights = model(tmp_path / "weights", tensors(1, width=16)) / "model.safetensors"
     for file in files:
@@ -48,7 +46,7 @@ def test_a_folder_that_can_be_read_in_two_ways_is_refused(
     refused(tmp_path, base, tmp_path / "tuned", DeltaError, f"holds both {named[0]}", f" and {named[1]}", "remove one")
 
 
-def test_what_a_trainer_leaves_within_its_folder_is_not_looked_at(tmp_path: Path) -> None:
+def test_subfolders_of_a_trainer_are_ignored(tmp_path: Path) -> None:
     base = model(tmp_path / "base", tensors(0, width=16))
     tuned = model(tmp_path / "tuned", tensors(1, width=16))
     for part in ("checkpoint-1", "runs"):

@@ -45,7 +45,7 @@ def noise(seed: int, size: float) -> Tensors:
 
 
 def make(dtype: np.dtype[Any], seed: int = 0) -> tuple[Tensors, Tensors, Tensors]:
-    """Base, Instruct and tuned Base; all in `dtype`, as checkpoints often are."""
+    """Base, Instruct and tuned Base, all in `dtype`."""
     base = {n: a.astype(dtype) for n, a in noise(seed, 0.02).items()}
     instruct = {n: (a.astype(F32) + noise(seed + 1, 0.001)[n]).astype(dtype) for n, a in base.items()}
     tuned = {n: (a.astype(F32) + noise(seed + 2, 0.001)[n]).astype(dtype) for n, a in base.items()}
@@ -82,7 +82,9 @@ def refused(kind: type[ShadowError], message: str, instruct: Path, deltas: Any, 
 @pytest.mark.parametrize("scale", [1.0, 0.7])
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("dtype", [BF16, F16, F32], ids=str)
-def test_the_result_is_the_oracle_bit_for_bit(tmp_path: Path, dtype: np.dtype[Any], shards: int, scale: float) -> None:
+def test_the_result_equals_the_oracle_bit_for_bit(
+    tmp_path: Path, dtype: np.dtype[Any], shards: int, scale: float
+) -> None:
     base, instruct, tuned = make(dtype)
     folders = [write_model(tmp_path / str(i), t, shards) for i, t in enumerate((base, instruct, tuned))]
     extract(folders[0], folders[2], tmp_path / "delta")
@@ -127,7 +129,7 @@ def test_several_deltas_sum_before_the_one_rounding(tmp_path: Path) -> None:
     assert bits(dict(grafted_tensors(tmp_path / "instruct", deltas))) == bits(expected)
 
 
-def test_scale_zero_is_the_instruct(case: tuple[Path, Path], tmp_path: Path) -> None:
+def test_scale_zero_gives_the_instruct(case: tuple[Path, Path], tmp_path: Path) -> None:
     instruct, delta = case
     recipe = graft(instruct, [(delta, 0.0)], tmp_path / "out")
     assert recipe["digest"] == recipe["instruct"]["digest"]
@@ -137,7 +139,7 @@ def test_scale_zero_is_the_instruct(case: tuple[Path, Path], tmp_path: Path) -> 
     assert set(receipt["untouched"].values()) == {"scale 0"}
 
 
-def test_direct_tuning_grafted_on_itself_is_the_tuned_model(tmp_path: Path) -> None:
+def test_a_delta_on_its_own_base_gives_the_tuned_model(tmp_path: Path) -> None:
     _, instruct, tuned = make(BF16)
     folder = write_model(tmp_path / "instruct", instruct)
     extract(folder, write_model(tmp_path / "tuned", tuned), tmp_path / "delta")
@@ -153,7 +155,7 @@ def test_direct_tuning_grafted_on_itself_is_the_tuned_model(tmp_path: Path) -> N
     assert (receipt["onto_base"], receipt["waivers"]) == (True, ["onto-base"])
 
 
-def test_scope_decides_what_travels(case: tuple[Path, Path], tmp_path: Path) -> None:
+def test_scope_selects_the_tensors(case: tuple[Path, Path], tmp_path: Path) -> None:
     instruct, delta = case
     linear = {n for n in SHAPES if "proj" in n}
     for scope, expected in [
@@ -171,7 +173,7 @@ def test_scope_decides_what_travels(case: tuple[Path, Path], tmp_path: Path) -> 
     refused(GraftError, r"'\*nowhere\*' matches none", instruct, [(delta, 1.0)], scope=["*q_proj*", "*nowhere*"])
 
 
-def test_retention_says_what_the_cast_left(case: tuple[Path, Path], tmp_path: Path) -> None:
+def test_retention_measures_the_rounding(case: tuple[Path, Path], tmp_path: Path) -> None:
     instruct, delta = case
     before, exact = tensors_of(instruct), {n: open_delta(delta).read(n) for n in SHAPES}
     graft(instruct, [(delta, 1.0)], tmp_path / "out")
@@ -192,7 +194,7 @@ def test_retention_says_what_the_cast_left(case: tuple[Path, Path], tmp_path: Pa
     assert retention["unchanged"] < 1e-3
 
 
-def test_a_sharded_result_has_a_true_index(case: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_sharded_result_has_a_correct_index(case: tuple[Path, Path], tmp_path: Path) -> None:
     instruct, delta = case
     graft(instruct, [(delta, 1.0)], tmp_path / "out", Options(dtype="float32"))
     index = json.loads((tmp_path / "out" / INDEX).read_bytes())
@@ -200,7 +202,7 @@ def test_a_sharded_result_has_a_true_index(case: tuple[Path, Path], tmp_path: Pa
     assert index["weight_map"] == json.loads((instruct / INDEX).read_bytes())["weight_map"]
 
 
-def test_the_recipe_is_enough_to_repeat_it(case: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_recipe_repeats_a_graft(case: tuple[Path, Path], tmp_path: Path) -> None:
     instruct, delta = case
     first = graft(instruct, [(delta, 0.7)], tmp_path / "one")
     options = Options(first["scope"], first["dtype"])
@@ -218,7 +220,7 @@ def instruct_with(folder: Path, **changes: Any) -> Path:
     return write_model(folder, {n: a for n, a in (instruct | changes).items() if a is not None}, **config)
 
 
-def test_what_does_not_fit_is_refused(case: tuple[Path, Path], tmp_path: Path) -> None:
+def test_tensors_that_do_not_fit_are_refused(case: tuple[Path, Path], tmp_path: Path) -> None:
     delta = [(case[1], 1.0)]
     weights = make(BF16)[1][Q]
     poisoned, huge = weights.copy(), weights.copy()

@@ -54,7 +54,7 @@ LAYOUTS = [*((family, False) for family in FAMILIES), ("mixtral", True), ("qwen3
 
 
 @pytest.mark.parametrize(("family", "fused"), LAYOUTS)
-def test_a_model_of_a_family_is_made_in_a_second_and_always_the_same(tmp_path: Path, family: str, fused: bool) -> None:
+def test_a_model_of_a_family_is_made_fast_and_reproducibly(tmp_path: Path, family: str, fused: bool) -> None:
     save_model(tmp_path / "one", family, fused=fused)  # the first also pays for imports
     start = time.process_time()
     save_model(tmp_path / "two", family, fused=fused)
@@ -85,7 +85,7 @@ def test_the_result_loads_like_the_instruct(tmp_path: Path, family: str, fused: 
     missing = tensors_of(tmp_path / "out")
     missing.pop(next(name for name in missing if "norm" in name))
     write_weights(tmp_path / "out", missing)
-    assert load_model(tmp_path / "out")[1], "the listener is deaf"
+    assert load_model(tmp_path / "out")[1], "a missing tensor must give a warning"
 
 
 @pytest.mark.parametrize("stored", [False, True], ids=["head absent", "head stored"])
@@ -111,7 +111,7 @@ def test_a_tied_model_stays_tied(tiny_llama_tied_pair: Pair, tmp_path: Path, sto
     assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
 
 
-def test_another_dtype_is_written_and_said(tiny_llama_pair: Pair, tmp_path: Path) -> None:
+def test_another_dtype_is_written_and_recorded(tiny_llama_pair: Pair, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     pair = tiny_llama_pair

@@ -1,4 +1,4 @@
-"""Several deltas: sum, TIES and DARE against oracles in memory, scales by pattern, what the command line reads."""
+"""Several deltas: sum, TIES and DARE against oracles in memory, scales by pattern, the command line."""
 
 import hashlib
 import json
@@ -34,7 +34,7 @@ SCALES = (0.5, 0.25, -0.3)
 
 @pytest.fixture(scope="module", params=[BF16, F16, F32], ids=str)
 def three(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
-    """An Instruct in two shards and three deltas of one Base; the third leaves q_proj alone."""
+    """An Instruct in two shards and three deltas of one Base; the third has no q_proj."""
     folder = tmp_path_factory.mktemp("three")
     base, instruct, _ = make(request.param)
     write_model(folder / "base", base)
@@ -79,7 +79,7 @@ def test_deltas_sum_in_their_order_before_the_one_rounding(
 
 
 def ties_oracle(parts: Sequence[np.ndarray], scales: Sequence[float], density: float) -> np.ndarray:
-    """Trim, elect, merge, as the paper's section 4 has it, with each task vector scaled before the election."""
+    """Trim, elect, merge, as in section 4 of the paper, with each task vector scaled before the election."""
     trimmed = []
     for part, scale in zip(parts, scales, strict=True):
         magnitudes = np.sort(np.abs(part).ravel())[::-1]
@@ -92,7 +92,7 @@ def ties_oracle(parts: Sequence[np.ndarray], scales: Sequence[float], density: f
 
 
 @pytest.mark.parametrize("density", [0.2, 0.73, 1.0])
-def test_ties_is_its_oracle(three: tuple[Path, list[Path]], density: float) -> None:
+def test_ties_equals_its_oracle(three: tuple[Path, list[Path]], density: float) -> None:
     instruct, folders = three
     expected = {}
     for name in tensors_of(instruct):
@@ -112,8 +112,8 @@ def test_the_trimming_threshold_is_the_exact_kth_magnitude(tmp_path: Path, seed:
     extract(start, write_model(tmp_path / "tuned", {"w": values}), tmp_path / "delta")
     ordered = np.sort(np.abs(values))[::-1]
     for density in (1e-9, 0.001, 0.2, 0.5, 0.999, 1.0):
-        wanted = ordered[max(1, round(density * values.size)) - 1]
-        assert threshold(open_delta(tmp_path / "delta"), "w", density) == wanted
+        expected = ordered[max(1, round(density * values.size)) - 1]
+        assert threshold(open_delta(tmp_path / "delta"), "w", density) == expected
 
 
 def chance(seed: int, digest: str, name: str, size: int, density: float) -> np.ndarray:
@@ -124,7 +124,7 @@ def chance(seed: int, digest: str, name: str, size: int, density: float) -> np.n
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_dare_is_its_oracle_whatever_the_chunks_and_threads(
+def test_dare_equals_its_oracle_for_any_chunks_and_threads(
     three: tuple[Path, list[Path]], tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shadowft_core.files.ordered_map.WORKERS", workers)
@@ -158,7 +158,7 @@ def test_dare_keeps_the_mean_and_depends_on_its_seed(three: tuple[Path, list[Pat
     assert (moved * whole).sum() / (whole**2).sum() == pytest.approx(1, abs=6 * np.sqrt(3 / whole.size))
 
 
-def test_a_merge_that_makes_no_sense_is_refused(three: tuple[Path, list[Path]]) -> None:
+def test_an_invalid_merge_is_refused(three: tuple[Path, list[Path]]) -> None:
     instruct, folders = three
     refused(
         GraftError,
@@ -207,7 +207,7 @@ def test_scales_by_pattern_replace_the_deltas_own(three: tuple[Path, list[Path]]
 
 
 @pytest.mark.parametrize("merge", [Merge(), Merge("ties", 0.4), Merge("dare", 0.4, 9)], ids=lambda merge: merge.rule)
-def test_a_recipe_repeats_itself(three: tuple[Path, list[Path]], tmp_path: Path, merge: Merge) -> None:
+def test_a_recipe_repeats_a_merge(three: tuple[Path, list[Path]], tmp_path: Path, merge: Merge) -> None:
     instruct, folders = three
     deltas = list(zip(folders[:2], SCALES, strict=False))
     options = Options(["*proj*"], "float32", merge, scale_for=[("*q_proj*", 0.1)])
@@ -258,7 +258,7 @@ def test_the_command_line_grafts_several(
     assert "--scope all cannot be combined" in capsys.readouterr().err
 
 
-def test_one_scale_is_chosen_for_one_delta(three: tuple[Path, list[Path]], tmp_path: Path) -> None:
+def test_params_choose_the_scale_of_a_single_delta(three: tuple[Path, list[Path]], tmp_path: Path) -> None:
     instruct, folders = three
     sweep = tmp_path / "sweep.json"
     write_json_atomically(sweep, {"format": 1, "scale": 0.5, "scope": "linear"})

@@ -1,4 +1,4 @@
-"""What a graft from two checkpoints refuses, with the class of `extract` and `graft`, and nothing written."""
+"""One-pass grafts refuse with the error classes of `extract` and `graft`, and write nothing."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from tests.test_graft_one_pass import DOWN, files, written
 from tests.test_graft_tokens import EMBEDDING, HEAD, near, save, values, words
 
 
-def test_what_the_recipe_cannot_name_or_repeat_is_refused(tmp_path: Path) -> None:
+def test_a_graft_that_a_recipe_cannot_repeat_is_refused(tmp_path: Path) -> None:
     instruct, base, tuned = written(tmp_path)
     pair = difference(base, tuned)
     refused(GraftError, "dare needs a stored delta's digest", instruct, [(pair, 1.0)], merge=Merge("dare", 0.5, 1))
@@ -40,7 +40,7 @@ def test_what_the_recipe_cannot_name_or_repeat_is_refused(tmp_path: Path) -> Non
     refused(GraftError, "tuned: scale nan; a finite number", instruct, [(pair, float("nan"))])
     refused(OntoBaseError, "is the model the delta was taken from", base, [(pair, 1.0)])
     graft(base, [(pair, 1.0)], tmp_path / "onto", Options(waivers=["onto-base"]))
-    assert bits(tensors_of(tmp_path / "onto")) == bits(tensors_of(tuned)), "the way back to the tuned model"
+    assert bits(tensors_of(tmp_path / "onto")) == bits(tensors_of(tuned)), "the tuned model again"
     for folder in (instruct, base, tuned, tmp_path):
         before = files(folder)
         with pytest.raises(GraftError, match="is also an input and would be replaced; choose another --out"):
@@ -48,7 +48,7 @@ def test_what_the_recipe_cannot_name_or_repeat_is_refused(tmp_path: Path) -> Non
         assert files(folder) == before
 
 
-def test_two_checkpoints_that_are_no_pair_are_refused(tmp_path: Path) -> None:
+def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     _, base, tuned = written(tmp_path)
     tensors, moved = tensors_of(base), tensors_of(tuned)
     config = {"quantization_config": {"bits": 4}}
@@ -69,7 +69,7 @@ def test_two_checkpoints_that_are_no_pair_are_refused(tmp_path: Path) -> None:
             extract(base, folder, tmp_path / "delta")
 
 
-def test_what_training_left_is_read_as_extract_reads_it(tmp_path: Path) -> None:
+def test_a_tuned_folder_is_read_as_by_extract(tmp_path: Path) -> None:
     instruct, base, tuned = written(tmp_path)
     (tmp_path / "left").mkdir()
     left = tuned.rename(tmp_path / "left" / "model").parent
@@ -88,8 +88,8 @@ def test_what_training_left_is_read_as_extract_reads_it(tmp_path: Path) -> None:
         difference(base, left)
 
 
-def test_weights_that_are_wrong_are_found_in_the_pass(tmp_path: Path) -> None:
-    """Nothing is written then: not in one pass either, where they are read when the output is half done."""
+def test_wrong_weights_are_found_during_the_pass(tmp_path: Path) -> None:
+    """Nothing is left then, although the output is partly written when they are read."""
     instruct, base, tuned = written(tmp_path)
     moved = tensors_of(tuned)
     for value, whose in ((np.nan, "nan"), (np.inf, "inf")):

@@ -65,7 +65,7 @@ def test_gaussian_updates(tmp_path: Path, rms: float, checkpoint: float, grafted
 
 
 def test_float32_masters_survive_as_well_as_the_format_allows(tmp_path: Path) -> None:
-    """The delta taken in float32: the one rounding of the output is all that is lost, at scale 1 and below."""
+    """The delta is float32: only the rounding of the output loses anything, at scale 1 and below."""
     rng = np.random.default_rng(12)
     base = (0.02 * rng.standard_normal(SHAPE)).astype(BF16)
     instruct = (base.astype(F32) + 0.0004 * rng.standard_normal(SHAPE)).astype(BF16)
@@ -82,7 +82,7 @@ def test_float32_masters_survive_as_well_as_the_format_allows(tmp_path: Path) ->
 
 
 def test_updates_of_norm_weights_vanish(tmp_path: Path) -> None:
-    """Around 1 half a unit in the last place of bfloat16 is 2e-3 to 4e-3: no update of a short run survives."""
+    """Near 1, half a unit in the last place of bfloat16 is 2e-3 to 4e-3: no update of a short run survives."""
     rng, norm = np.random.default_rng(13), "model.layers.0.input_layernorm.weight"
     base = {NAME: (0.02 * rng.standard_normal((64, 64))).astype(BF16), norm: np.ones(4096, BF16)}
     instruct = base | {NAME: (base[NAME].astype(F32) * F32.type(1.02)).astype(BF16)}

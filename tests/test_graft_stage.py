@@ -8,7 +8,7 @@ from shadowft_core.errors import GraftError
 from shadowft_core.graft import parse_delta, parse_scale_for
 
 
-def test_a_delta_and_its_scale_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parse_delta_and_parse_scale_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for folder in ("plain", "at@home", "run@2"):
         Path(folder).mkdir()

@@ -1,4 +1,4 @@
-"""Run a case: its inputs in or out of the page cache, its processes below a guard, what they took."""
+"""Runs a case under a guard, with its inputs in or out of the page cache, and measures its processes."""
 
 import json
 import os
@@ -71,7 +71,7 @@ def drop(folder: Path) -> None:
 
 
 def last_line(case: Case, logs: Path) -> str:
-    """What the last process of a case said last."""
+    """The last line that the last process of a case printed."""
     return (logs / f"{case.name}.log").read_text(encoding="utf-8").rstrip().rpartition("\n")[2]
 
 

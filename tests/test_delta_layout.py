@@ -130,7 +130,7 @@ def test_resized_rows_without_a_tokenizer_are_refused_with_a_remedy(tmp_path: Pa
                 "44",
                 f"/{number}/{whose} has no tokenizer.json",
             ),
-            "put the tokenizer it was trained with beside the weights",
+            "put the tokenizer it was trained with into that folder",
         )
     twice = ("first", *TOKENS, TOKENS[5])
     base = model(tmp_path / "base", tensors(0), TOKENS)

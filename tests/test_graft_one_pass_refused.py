@@ -37,7 +37,7 @@ def test_a_graft_that_a_recipe_cannot_repeat_is_refused(tmp_path: Path) -> None:
     pair = difference(base, tuned)
     refused(GraftError, "dare needs a stored delta's digest", instruct, [(pair, 1.0)], merge=Merge("dare", 0.5, 1))
     refused(GraftError, "the same delta as", instruct, [(pair, 0.5), (difference(base, tuned), 0.5)])
-    refused(GraftError, "tuned: scale nan; a finite number", instruct, [(pair, float("nan"))])
+    refused(GraftError, "tuned: scale nan; expected a finite number", instruct, [(pair, float("nan"))])
     refused(OntoBaseError, "is the model the delta was taken from", base, [(pair, 1.0)])
     graft(base, [(pair, 1.0)], tmp_path / "onto", Options(waivers=["onto-base"]))
     assert bits(tensors_of(tmp_path / "onto")) == bits(tensors_of(tuned)), "the tuned model again"

@@ -169,9 +169,9 @@ def test_receipt_and_line_say_which_share_travels(
         leaf = name.removesuffix(".weight").rpartition(".")[2]
         leaves[leaf] = leaves.get(leaf, 0.0) + squares[name] / sum(squares.values())
     assert travel["stays"] == pytest.approx(leaves, rel=1e-3)
-    assert f"; {word}{percent(travel['energy'])} of the delta's energy travels" in line
+    assert f"; {word}{percent(travel['energy'])} of the delta's energy is added" in line
     assert all(leaf in line for leaf in leaves)
-    assert "of what travels " in line
+    assert "of what is added, " in line
     assert "100 %" not in line
     show_receipt(tmp_path / "out")
     assert f"{percent(travel['energy'])} of the delta's energy travels; what stays: " in capsys.readouterr().out
@@ -191,7 +191,7 @@ def test_only_the_whole_is_called_the_whole(tmp_path: Path, capsys: pytest.Captu
     extract(base, write_model(tmp_path / "nudged", nudged | {"model.norm.weight": norm}), tmp_path / "delta2")
     capsys.readouterr()
     graft(instruct, [(tmp_path / "delta2", 1.0)], tmp_path / "out2", Options(["*"], scale_for=[("*norm*", 0.0)]))
-    assert "more than 99.99 % of the delta's energy travels, less than 0.01 % stays" in capsys.readouterr().err
+    assert "more than 99.99 % of the delta's energy is added, less than 0.01 % is not" in capsys.readouterr().err
 
 
 def test_several_deltas_count_by_their_scales(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ class Case:
 
 def store_deltas(triple: Triple, stored: Path) -> list[Case]:
     """Make the dense deltas that the graft cases read, and cache the digests of the three models."""
-    inputs, known, found = (triple.base, triple.tuned, triple.instruct), remembered(stored), []
+    inputs, known, found = (triple.base, triple.tuned, triple.instruct), with_cache(stored), []
     for store in STORES:
         out = stored / store
         made = extract(triple.base, triple.tuned, out / "delta", known, store)
@@ -49,7 +49,7 @@ def store_deltas(triple: Triple, stored: Path) -> list[Case]:
     return [*found, Case("store-one-pass", "", (one_pass(triple, out / "model", known),), inputs, out)]
 
 
-def remembered(stored: Path) -> list[str]:
+def with_cache(stored: Path) -> list[str]:
     """Prefix of a command that runs with cached digests, as in a run after `fetch`."""
     return ["env", f"SHADOWFT_CACHE={stored.parent / 'cache'}", SHADOWFT]
 
@@ -58,7 +58,7 @@ def all_cases(triple: Triple, stored: Path, outs: Path, mergekit: Path | None) -
     """Every case; `stored` is where `store_deltas` left them, `outs` gets one folder for each case."""
     python = sys.executable
     base, tuned, instruct, adapter = triple.base, triple.tuned, triple.instruct, triple.adapter
-    known, anew = remembered(stored), ["env", "SHADOWFT_CACHE=/dev/null/none", SHADOWFT]
+    known, uncached = with_cache(stored), ["env", "SHADOWFT_CACHE=/dev/null/none", SHADOWFT]
     undigested = [*known[:-1], python, "-c", UNDIGESTED]
 
     def peer(*arguments: object) -> list[str]:
@@ -135,7 +135,7 @@ def all_cases(triple: Triple, stored: Path, outs: Path, mergekit: Path | None) -
     )
     for name, about, shadowft in (
         ("one-pass", "ours: from three checkpoints to one, no delta stored", known),
-        ("first", "ours: one-pass when no digest is remembered", anew),
+        ("first", "ours: one-pass without cached digests", uncached),
         ("undigested", "ours: one-pass with a hash that does nothing", undigested),
     ):
         add(name, about, one_pass(triple, outs / name / "model", shadowft), reads=three, result="model")
@@ -149,7 +149,7 @@ def all_cases(triple: Triple, stored: Path, outs: Path, mergekit: Path | None) -
     )
     add(
         "sigma",
-        "ours: the whole pair check, digests remembered",
+        "ours: the whole pair check, digests cached",
         [*known[:-1], python, "-c", SIGMA, str(base), str(instruct)],
         reads=(base, instruct),
     )

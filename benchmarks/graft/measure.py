@@ -30,7 +30,7 @@ class Sample:
 def run(case: Case, cache: str, logs: Path) -> Sample:
     """Time a case once. `cache` is `warm` (inputs read just before) or `cold` (inputs dropped from the page cache).
 
-    Its folder is cleared before and synced after, outside the timing, so that nobody pays for another's files.
+    Its folder is cleared before and synced after, outside the timing, so that no case pays for another's files.
     Raises ShadowError naming the log when a process fails.
     """
     shutil.rmtree(case.out, ignore_errors=True)

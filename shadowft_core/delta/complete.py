@@ -21,9 +21,9 @@ def require_complete(adapter: Adapter) -> None:
     require_one_sided(adapter.ignore, adapted_names, f"{before.path} and {adapter.file}")
     one_sided = {"base": set(before.names) - adapted_names}
     left, adapter.ignored = by_reason(one_sided, adapter.ignore, lambda _: False, family.title)
-    expected = adapted_names.union(left.get("base", ()))
+    required = adapted_names.union(left.get("base", ()))
     for name in before.names:
-        if name not in expected or family.ignores(name):
+        if name not in required or family.ignores(name):
             continue
         parameter = name if by_files else family.parameter(name)
         separate = by_files or not family.known or parameter == family.in_memory(name)  # else fused in memory

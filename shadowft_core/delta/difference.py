@@ -129,7 +129,7 @@ class Difference:
         return self._norms[name]
 
     def require_related(self, name: str, square: float, before: float) -> None:
-        """Raises UnrelatedError if the sum of squares of a tensor's delta is too large beside that of its weights."""
+        """Raises UnrelatedError if a tensor's delta is too large, given the sums of squares of delta and weights."""
         if not self._unrelated and len(self.shape(name)) > 1 and before and square > FAR**2 * before:
             raise UnrelatedError(
                 f"tensor {name}: |difference| is {math.sqrt(square / before):.2f} of |weights| (tuned: below 0.1, "

@@ -160,7 +160,7 @@ def _by_token(
         if found is None:
             raise TokenMismatchError(
                 f"tensor {name}: {before.path} has {had} rows, {after.path} {has}, and {model.path} has no "
-                "tokenizer.json to match their tokens by; put the tokenizer it was trained with beside the weights"
+                "tokenizer.json to match their tokens by; put the tokenizer it was trained with into that folder"
             )
     base_marks, tuned_marks = fitted(marks[before], had), fitted(marks[after], has)  # type: ignore[arg-type]
     rows = match_rows(base_marks, tuned_marks, f"{after.path}: tensor {name}", ("Base", "tuned model"))

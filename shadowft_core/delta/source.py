@@ -29,7 +29,7 @@ class DeltaSource(Protocol):
 
     @property
     def is_stored(self) -> bool:
-        """Whether the delta is a folder of its own, so that `digest` covers its bytes and it can be published."""
+        """Whether the delta is a folder, so that `digest` covers its bytes and it can be published."""
         ...
 
     @property

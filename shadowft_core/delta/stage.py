@@ -82,7 +82,7 @@ def _exact(
     """Write a whole delta into an existing folder; returns its certificate."""
     before = open_checkpoint(base)
     left = read_tuned(tuned)
-    beside: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
     if left.adapter:
         note_unknown(before)
         adapter = open_adapter(before, left.weights, [*ignore, *standing])
@@ -93,9 +93,9 @@ def _exact(
         shapes = {name: delta.shape(name) for name in delta.names}
         tensors = write_dense(folder, shapes, delta.part, storage, delta.require_related)
         ignored = delta.layout.ignored
-        beside |= {"tokens": delta.layout.tokens} if delta.layout.tokens else {}
+        extra |= {"tokens": delta.layout.tokens} if delta.layout.tokens else {}
     if ignored or ignore or standing:
-        beside |= {"ignored": {"patterns": [*ignore, *standing], "names": ignored}}
+        extra |= {"ignored": {"patterns": [*ignore, *standing], "names": ignored}}
     write_base(before, folder)
     left.require_start(before)
     factors_only = all(entry["form"] == "factors" for entry in tensors.values())
@@ -118,7 +118,7 @@ def _exact(
         },
         "waivers": ["unrelated"] if unrelated else [],
         "created_by": f"shadowft {version('shadowft')}",
-        **beside,
+        **extra,
     }
     write_json_atomically(folder / CERTIFICATE, certificate)
     return certificate

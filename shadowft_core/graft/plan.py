@@ -123,7 +123,7 @@ def make_plan(instruct: Path, deltas: Sequence[tuple[Path | DeltaSource, float]]
     require_met([p for p in options.ignore if p not in carried], ignored, f"the deltas and {instruct}")
     left_out = [name for name in names if name not in in_scope - homeless]
     kept = {kind(name) for name in left_out}
-    wanted = OUTPUTS.get(options.dtype)
+    output = OUTPUTS.get(options.dtype)
     return Plan(
         instruct=model,
         deltas=opened,
@@ -133,7 +133,7 @@ def make_plan(instruct: Path, deltas: Sequence[tuple[Path | DeltaSource, float]]
             n: "out of scope" if kind(n) in kept else reasons.get(n, "no delta") for n in model.names if n not in found
         },
         left_out=left_out,
-        dtype={n: wanted if wanted and model.info(n).dtype in FLOATS else model.info(n).dtype for n in model.names},
+        dtype={n: output if output and model.info(n).dtype in FLOATS else model.info(n).dtype for n in model.names},
         tokens=tokens,
         still=still,
         ignored=ignored,

@@ -88,20 +88,20 @@ def graft(
 
 
 def _summary(receipt: Mapping[str, Any], scope: Scope) -> str:
-    """What became of the delta: the share that is added, what is not, and how much survives the rounding."""
+    """The shares of the delta that are added and not added, and how much survives the rounding."""
     travel, kept = receipt["travel"], receipt["retention"]
     words = []
     if travel:
         what = "" if scope == "all" else f"{scope}: " if isinstance(scope, str) else "scope: "
         words.append(
-            f"{what}{percent(travel['energy'])} of the delta's energy travels, {percent(1 - travel['energy'])} stays "
+            f"{what}{percent(travel['energy'])} of the delta's energy is added, {percent(1 - travel['energy'])} is not "
             f"({_listed(list(travel['stays']))})"
         )
     lost = {name: rows["base_only"]["rows"] for name, rows in receipt["tokens"].items() if rows["base_only"]["rows"]}
-    words += [f"{count} rows of {name} stay: the Instruct has no such tokens" for name, count in lost.items()]
+    words += [f"{count} rows of {name} are not added: the Instruct lacks their tokens" for name, count in lost.items()]
     if kept:
-        whole = "of what travels" if travel or lost else "of the delta's energy"
-        words.append(f"{whole} {percent(kept['energy'])} survives the rounding")
+        part = "of what is added," if travel or lost else "of the delta's energy"
+        words.append(f"{part} {percent(kept['energy'])} survives the rounding")
     for reason, sides in receipt["ignored"].items():
         words += [f"{len(names)} only in the {side} ({reason})" for side, names in sides.items()]
     return "".join(f"; {part}" for part in words)

@@ -173,7 +173,7 @@ def test_wide_words_come_together_again(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("scale", [1.0, 0.3, -0.75])
 @pytest.mark.parametrize("size", [1, 9, 4097, 131_075])
-def test_a_difference_may_be_formed_inside_the_sum(
+def test_a_lazy_difference_is_computed_inside_the_sum(
     compiled: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, size: int, scale: float
 ) -> None:
     random = np.random.default_rng(size)

@@ -81,15 +81,15 @@ def _exact(
 ) -> dict[str, Any]:
     """Write a whole delta into an existing folder; returns its certificate."""
     before = open_checkpoint(base)
-    left = read_tuned(tuned)
+    result = read_tuned(tuned)
     extra: dict[str, Any] = {}
-    if left.adapter:
+    if result.adapter:
         note_unknown(before)
-        adapter = open_adapter(before, left.weights, [*ignore, *standing])
-        require_met(ignore, adapter.ignored, f"{base} and {left.weights}")
+        adapter = open_adapter(before, result.weights, [*ignore, *standing])
+        require_met(ignore, adapter.ignored, f"{base} and {result.weights}")
         tensors, ignored = write_changes(adapter, folder, storage, unrelated), adapter.ignored
     else:
-        delta = Difference(before, open_checkpoint(left.weights), unrelated, ignore, standing)
+        delta = Difference(before, open_checkpoint(result.weights), unrelated, ignore, standing)
         shapes = {name: delta.shape(name) for name in delta.names}
         tensors = write_dense(folder, shapes, delta.part, storage, delta.require_related)
         ignored = delta.layout.ignored
@@ -97,11 +97,11 @@ def _exact(
     if ignored or ignore or standing:
         extra |= {"ignored": {"patterns": [*ignore, *standing], "names": ignored}}
     write_base(before, folder)
-    left.require_start(before)
+    result.require_start(before)
     factors_only = all(entry["form"] == "factors" for entry in tensors.values())
     certificate = {
         "format": FORMAT,
-        "kind": "lora" if left.adapter and factors_only else "dense",
+        "kind": "lora" if result.adapter and factors_only else "dense",
         "base": {
             "digest": before.digest(),
             "tokenizer_digest": before.tokenizer_digest(),
@@ -110,11 +110,11 @@ def _exact(
         },
         "tensors": tensors,
         "train": None
-        if left.train is None
+        if result.train is None
         else {
-            "digest": file_digest(left.record),
-            "data_digest": left.train.get("data_digest"),
-            "seed": left.train.get("seed"),
+            "digest": file_digest(result.record),
+            "data_digest": result.train.get("data_digest"),
+            "seed": result.train.get("seed"),
         },
         "waivers": ["unrelated"] if unrelated else [],
         "created_by": f"shadowft {version('shadowft')}",

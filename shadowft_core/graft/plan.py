@@ -61,7 +61,7 @@ class Plan:
     """per tensor, that of the result"""
     tokens: dict[str, dict[str, Any]]
     """per tensor whose rows were matched by token: its `weights.account`"""
-    still: list[tuple[DeltaSource, str, float]]
+    unapplied: list[tuple[DeltaSource, str, float]]
     """tensors of deltas that are not added (left out or at scale 0), with the delta's scale"""
     ignored: Ignored
     """tensors that only one side holds, by reason and side"""
@@ -88,9 +88,9 @@ def make_plan(instruct: Path, deltas: Sequence[tuple[Path | DeltaSource, float]]
     found: dict[str, list[Source]] = {}
     reasons: dict[str, str] = {}
     tokens: dict[str, dict[str, Any]] = {}
-    still: list[tuple[DeltaSource, str, float]] = []
+    unapplied: list[tuple[DeltaSource, str, float]] = []
     ignored: Ignored = {}
-    homeless: set[str] = set()
+    placeless: set[str] = set()
     for delta, own in opened:
         match = Match(model, delta, options.ignore)
         match.require_numbers()
@@ -105,8 +105,8 @@ def make_plan(instruct: Path, deltas: Sequence[tuple[Path | DeltaSource, float]]
         targets = {name: match.targets(name) for name in delta.names if name in in_scope - lost}
         match.require_same_tensors()
         require_kinship(match, options)
-        still += [(delta, name, own) for name in delta.names if name not in targets or not scales[name]]
-        homeless |= lost
+        unapplied += [(delta, name, own) for name in delta.names if name not in targets or not scales[name]]
+        placeless |= lost
         _join(ignored, match.ignored)
         _join(ignored, delta.ignored)
         _require_heads_alike(match, targets, scales)
@@ -121,7 +121,7 @@ def make_plan(instruct: Path, deltas: Sequence[tuple[Path | DeltaSource, float]]
         tokens |= match.tokens
     carried = {pattern for delta, _ in opened if delta.is_stored for pattern in delta.ignore}
     require_met([p for p in options.ignore if p not in carried], ignored, f"the deltas and {instruct}")
-    left_out = [name for name in names if name not in in_scope - homeless]
+    left_out = [name for name in names if name not in in_scope - placeless]
     kept = {kind(name) for name in left_out}
     output = OUTPUTS.get(options.dtype)
     return Plan(
@@ -135,7 +135,7 @@ def make_plan(instruct: Path, deltas: Sequence[tuple[Path | DeltaSource, float]]
         left_out=left_out,
         dtype={n: output if output and model.info(n).dtype in FLOATS else model.info(n).dtype for n in model.names},
         tokens=tokens,
-        still=still,
+        unapplied=unapplied,
         ignored=ignored,
     )
 

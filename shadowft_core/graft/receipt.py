@@ -49,15 +49,15 @@ def _travel(plan: Plan, sums: Sums) -> dict[str, Any] | None:
     scale 0. Of a difference of checkpoints, the tensors that are not added are read for it.
     """
     stays: dict[str, float] = {}
-    for delta, name, own in plan.still:
+    for delta, name, own in plan.unapplied:
         leaf = name.removesuffix(".weight").rpartition(".")[2]
         stays[leaf] = stays.get(leaf, 0.0) + (own * delta.norm(name)) ** 2
-    still = {(id(delta), name) for delta, name, _ in plan.still}
+    unapplied = {(id(delta), name) for delta, name, _ in plan.unapplied}
     total = sum(stays.values()) + sum(
         (own * _norm(plan, sums, delta, name)) ** 2
         for delta, own in plan.deltas
         for name in delta.names
-        if stays and own and (id(delta), name) not in still
+        if stays and own and (id(delta), name) not in unapplied
     )
     if not total:
         return None

@@ -1,6 +1,6 @@
-"""The sums over bfloat16 parts: one compiled pass where bf16.c was built at installation, numpy otherwise.
+"""Arithmetic on bfloat16 parts: one compiled pass where bf16.c was built at installation, else numpy.
 
-Results have the same bits either way; only the account of a sum (`add`) may differ in its last digits. A distance is
+Results have the same bits either way. Only the sums that `add` returns may differ in their last digits. A distance is
 summed in the same columns, and differs at most in the last bits of the float64 sum over them.
 """
 
@@ -16,7 +16,7 @@ from shadowft_core.kernels.scratch import scratch
 
 VERSION = 2  # of bf16.c
 SUMS = ("weight2", "delta2", "reached2", "product", "error2", "moves", "lost")  # over the entries of a part
-_COLUMNS = 1 << 10  # COLUMNS of bf16.c: few float32 additions behind each other, and vector code
+_COLUMNS = 1 << 10  # COLUMNS of bf16.c: short chains of float32 additions, and vector code
 _BF16 = np.dtype(ml_dtypes.bfloat16)
 
 
@@ -25,7 +25,7 @@ def _built() -> ctypes.CDLL | None:
         file = Path(__file__).with_name(f"bf16_c{suffix}")
         if file.is_file():
             found = ctypes.CDLL(str(file))
-            if getattr(found, "shadowft_version", int)() == VERSION:  # else one that an earlier source left behind
+            if getattr(found, "shadowft_version", int)() == VERSION:  # else built from an earlier source
                 return typed(found)
     return None
 
@@ -74,12 +74,12 @@ def subtract(after: np.ndarray, before: np.ndarray, out: np.ndarray) -> None:
 
 
 def add(weights: np.ndarray, delta: np.ndarray | LazyDifference, result: np.ndarray) -> np.ndarray:
-    """result = cast(weights + delta), added in float32 and rounded once; returns the account `SUMS`, float64.
+    """result = cast(weights + delta), added in float32 and rounded once; returns the sums named `SUMS`, float64.
 
     Flat arrays: `weights` and `result` of any float dtype, `delta` float32 or lazy. `reached` is result - weights, the
-    delta that arrived: squares of weights, delta and reached, delta * reached, squares of reached - delta, entries of
-    delta that are not zero, and those of them that reached nothing. Squares are summed in float32: not finite when a
-    value is not, or when a square is beyond float32.
+    part of the delta that survived. The sums: squares of weights, delta and reached; delta * reached; squares of
+    reached - delta; the number of non-zero entries of delta; the number of those that changed no weight. Squares are
+    summed in float32, so a sum is not finite when a value is not, or when a square overflows float32.
     """
     compiled = library if weights.dtype == result.dtype == _BF16 else None
     if isinstance(delta, LazyDifference) and {delta.after.dtype, delta.before.dtype} != {_BF16}:
@@ -105,7 +105,7 @@ def add(weights: np.ndarray, delta: np.ndarray | LazyDifference, result: np.ndar
 
 
 def account(before: np.ndarray, delta: np.ndarray, reached: np.ndarray) -> np.ndarray:
-    """What `add` returns, summed in the dtype of these flat arrays."""
+    """The sums that `add` returns, in the dtype of these flat arrays."""
     moves, arrives = (scratch.array(label, delta.size, np.bool_) for label in ("moves", "arrives"))
     np.not_equal(delta, 0, out=moves)
     np.not_equal(reached, 0, out=arrives)
@@ -154,7 +154,7 @@ def split(words: np.ndarray, planes: np.ndarray) -> None:
 
 
 def joined(planes: np.ndarray, width: int, out: np.ndarray) -> None:
-    """out (float32) = the values whose bfloat16 (`width` 2) or float32 (4) words `split` took apart."""
+    """out (float32) = the values whose bfloat16 (`width` 2) or float32 (4) words `split` cut into planes."""
     size = out.size
     if library is not None and width == 2:
         library.shadowft_join(planes.ctypes.data, out.ctypes.data, size)
@@ -174,7 +174,7 @@ def distance(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     """sum|ours - theirs|, sum|ours|, sum|theirs|, float64, of flat arrays of any float dtype.
 
     Differences are float32; sums run down short columns in float32 and over them in float64. Not finite when a value is
-    not, or when a column is beyond float32.
+    not, or when a column overflows float32.
     """
     if library is not None and ours.dtype == theirs.dtype == _BF16:
         sums = np.zeros(3)

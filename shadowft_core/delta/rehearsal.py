@@ -27,7 +27,7 @@ def require_extractable(model: Path, planned: Path | Mapping[str, tuple[int, ...
         except ShadowError as error:
             reason = str(error).replace(f"{planned / ADAPTER_WEIGHTS}: ", "").replace(f"{planned}", "the adapter")
             raise type(error)(
-                f"{model}: `extract` would refuse this LoRA training: {reason}; or use train.method: full"
+                f"{model}: with train.method: lora `extract` would refuse: {reason}; or use train.method: full"
             ) from None
         return
     own = {before.home(name): shape for name, shape in planned.items() if not before.family.ignores(name)}

@@ -18,7 +18,7 @@ from shadowft_core.files import WORKERS, file_digest
 from shadowft_core.kernels.scratch import scratch
 from shadowft_core.weights import Checkpoint, Ignored, open_safetensors
 
-NOTHING_KNOWN: Mapping[tuple[str, int, int], str] = {}
+NO_DIGESTS: Mapping[tuple[str, int, int], str] = {}
 _TALL = 128  # rows of a product computed together: a matrix library is slow on fewer
 _WIDE = 1 << 20  # float64 elements of it at most, unless one part has more
 
@@ -189,7 +189,7 @@ class Delta:
                 np.copyto(part, product[start : start + part.size], casting="same_kind")
                 yield first * columns + start, part
 
-    def verify(self, known: Mapping[tuple[str, int, int], str] = NOTHING_KNOWN) -> None:
+    def verify(self, known: Mapping[tuple[str, int, int], str] = NO_DIGESTS) -> None:
         """Compare every stored tensor with the certificate. Raises DeltaError naming the first that differs.
 
         `known`: digests of pieces of the files by (file name, offset, bytes), computed when the files were written. A

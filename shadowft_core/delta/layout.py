@@ -70,8 +70,8 @@ def layout(before: Checkpoint, after: Checkpoint, ignore: Sequence[str] = (), st
         raise _lacking(before, after, left, both)
     rows: dict[str, np.ndarray] = {}
     tokens: dict[str, dict[str, Any]] = {}
-    for name, their in found.items():
-        old, new = before.info(name).shape, after.info(their).shape
+    for name, tuned_name in found.items():
+        old, new = before.info(name).shape, after.info(tuned_name).shape
         if old == new:
             continue
         if before.family.has_token_rows(name, old) and old[1:] == new[1:] and new[0]:

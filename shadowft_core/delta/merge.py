@@ -35,7 +35,7 @@ def write_changes(adapter: Adapter, folder: Path, storage: Storage, unrelated: b
     tensor, one_at_a_time = lru_cache(2)(lambda name: _Tensor(adapter, name)), Lock()
 
     def part(name: str, number: int) -> tuple[np.ndarray, float]:
-        with one_at_a_time:  # two workers need parts of the same tensor, or of two
+        with one_at_a_time:  # two workers need parts of one tensor, or of two
             prepared = tensor(name)
         return prepared.difference(number)
 

@@ -7,6 +7,7 @@ from typing import Any
 from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate import TaskScore, load_folder, load_grafted, open_bench
 from shadowft_core.files import write_json_atomically
+from shadowft_core.graft import ONTO_BASE, Options
 from shadowft_core.params import Evaluate, Sweep
 
 EPSILON = 1e-9  # two means this close differ by float rounding only
@@ -34,7 +35,7 @@ def sweep(instruct: Path, delta: Path, data: Path, params: Sweep, evaluate: Eval
                 scores = base_scores
             else:
                 # The direct delta is swept on its own Base, hence the waiver; the stage graft records it.
-                model, _ = load_grafted(instruct, [(delta, scale)], params.scope, waivers=("onto-base",))
+                model, _ = load_grafted(instruct, [(delta, scale)], Options(params.scope, waivers=(ONTO_BASE,)))
                 scores = bench.score(model, f"scale {scale:g}")
                 del model
             curve.append(point(scale, scores))

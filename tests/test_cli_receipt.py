@@ -75,7 +75,7 @@ def test_a_folder_that_is_not_grafted_has_no_receipt(grafted: Path, shadowft: Sh
     shadowft("receipt", grafted.parent / "absent").refused(3, "absent", "made by `graft`")
     record = json.loads((grafted / "receipt.json").read_text())
     for damaged, part in (
-        ({**record, "format": 2}, "format 2, 1 is wanted"),
+        ({**record, "format": 2}, "format 2, expected 1"),
         ({**record, "grafted": {Q: {}}}, "damaged"),
         ({"format": 1}, "damaged"),
     ):

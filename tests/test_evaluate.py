@@ -7,7 +7,7 @@ import pytest
 
 from shadowft_core.evaluate import evaluate, load_folder, load_grafted, open_bench
 from shadowft_core.files import canonical_json
-from shadowft_core.graft import graft
+from shadowft_core.graft import Options, graft
 from shadowft_core.weights import open_checkpoint
 from tests.fixtures.evaluation import LETTERS, World, read_arm, score_instruct
 
@@ -56,7 +56,7 @@ def test_the_model_grafted_in_memory_is_the_one_on_disk(world: World, half: Path
     import torch
 
     on_disk = load_folder(half)
-    in_memory, digest = load_grafted(world.instruct, [(world.delta, 0.5)], "all", waivers=["onto-base"])
+    in_memory, digest = load_grafted(world.instruct, [(world.delta, 0.5)], Options("all", waivers=["onto-base"]))
     assert digest == open_checkpoint(half).digest()
     assert on_disk.generation_config.to_dict() == in_memory.generation_config.to_dict()
     pairs = zip(on_disk.state_dict().items(), in_memory.state_dict().items(), strict=True)
@@ -66,7 +66,7 @@ def test_the_model_grafted_in_memory_is_the_one_on_disk(world: World, half: Path
 
 
 def test_scale_1_is_scored_once(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    graft(world.instruct, [(world.delta, 1.0)], tmp_path / "whole", waivers=["onto-base"])
+    graft(world.instruct, [(world.delta, 1.0)], tmp_path / "whole", Options(waivers=["onto-base"]))
     evaluate(world.instruct, world.data, world.delta, tmp_path / "whole", "direct", world.params(), tmp_path / "out")
     printed = capfd.readouterr().err
     assert "direct next 13/13" in printed

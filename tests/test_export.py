@@ -142,7 +142,7 @@ def test_the_layers_of_peculiar_families_are_served_as_they_compute(
     options = Options(scope=["*attn*"])
     export_adapter(instruct, [(tmp_path / "delta", 0.75)], tmp_path / "adapter", options)
     assert lint(tmp_path / "adapter", instruct) == []
-    graft(instruct, [(tmp_path / "delta", 0.75)], tmp_path / "grafted", scope=["*attn*"])
+    graft(instruct, [(tmp_path / "delta", 0.75)], tmp_path / "grafted", Options(["*attn*"]))
     merged = PeftModel.from_pretrained(load(instruct), tmp_path / "adapter").merge_and_unload().state_dict()
     before, moved = load(instruct).state_dict(), 0
     for name, tensor in load(tmp_path / "grafted").state_dict().items():

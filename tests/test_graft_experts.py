@@ -9,7 +9,7 @@ import pytest
 
 from shadowft_core.delta import extract, open_delta
 from shadowft_core.errors import MisfitError, ShapeMismatchError, TensorMissingError
-from shadowft_core.graft import Merge, graft, grafted_tensors
+from shadowft_core.graft import Merge, Options, graft, grafted_tensors
 from shadowft_core.weights import open_checkpoint
 from tests.fixtures.models import FAMILIES as CONFIGS
 from tests.fixtures.models import SIZES, shifted, write_model
@@ -113,7 +113,7 @@ def test_a_rule_sees_the_tensors_of_the_delta_in_either_layout(tmp_path: Path, m
     second = delta_of(tmp_path / "second", "mixtral", fused=True, tuned=added(BASE, matrices(5, 0.003)))
     deltas = [(first, 0.6), (second, 0.4)]
     results = [
-        dict(grafted_tensors(save(tmp_path / str(fused), "mixtral", fused, INSTRUCT), deltas, merge=merge))
+        dict(grafted_tensors(save(tmp_path / str(fused), "mixtral", fused, INSTRUCT), deltas, Options(merge=merge)))
         for fused in (False, True)
     ]
     parts = {key: np.empty(0) for key in INSTRUCT}
@@ -130,7 +130,7 @@ def test_scales_and_scope_reach_single_experts(tmp_path: Path) -> None:
     delta = delta_of(tmp_path, "qwen3_moe", fused=False)
     instruct = save(tmp_path / "instruct", "qwen3_moe", True, INSTRUCT)
     options: dict[str, Any] = {"scope": ["*experts.0.*", "*experts.2.*"], "scale_for": [("*experts.2.*", 0.5)]}
-    found = dict(grafted_tensors(instruct, [(delta, 1.0)], **options))
+    found = dict(grafted_tensors(instruct, [(delta, 1.0)], Options(**options)))
     scales = {0: 1.0, 2: 0.5}
     expected = {
         key: INSTRUCT[key].astype(BF16).astype(F32)
@@ -138,7 +138,7 @@ def test_scales_and_scope_reach_single_experts(tmp_path: Path) -> None:
         for key in INSTRUCT
     }
     assert bits(found) == bits(cast(written("qwen3_moe", True, expected)))
-    graft(instruct, [(delta, 1.0)], tmp_path / "out", scope=["*experts.0.*"])
+    graft(instruct, [(delta, 1.0)], tmp_path / "out", Options(["*experts.0.*"]))
     untouched = (tmp_path / "out" / "receipt.json").read_text()
     assert '"model.layers.0.self_attn.q_proj.weight":"out of scope"' in untouched
 

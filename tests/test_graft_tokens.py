@@ -12,7 +12,7 @@ import pytest
 from shadowft_core.delta import extract, open_delta
 from shadowft_core.errors import MisfitError, ShapeMismatchError, TokenMismatchError
 from shadowft_core.files import canonical_json
-from shadowft_core.graft import Merge, graft, grafted_tensors
+from shadowft_core.graft import Merge, Options, graft, grafted_tensors
 from shadowft_core.weights import build_header, write_safetensors
 from tests.fixtures.models import write_model
 from tests.test_graft import BF16, F32, Tensors, bits, refused, tensors_of
@@ -152,7 +152,7 @@ def test_rows_that_no_token_explains_are_refused(tmp_path: Path) -> None:
     (ambiguous / "tokenizer.json").write_text(json.dumps(unigram))
     refused(TokenMismatchError, r"ids \[3, 88\] of the Instruct are one token", ambiguous, [(with_tokens, 1.0)])
     # What stays at home needs no tokens.
-    graft(save(tmp_path / "fine", own, words(90)), [(with_tokens, 1.0)], tmp_path / "out", [HEAD])
+    graft(save(tmp_path / "fine", own, words(90)), [(with_tokens, 1.0)], tmp_path / "out", Options([HEAD]))
 
 
 def test_a_tied_base_moves_embedding_and_head_of_an_untied_instruct(tmp_path: Path) -> None:
@@ -193,8 +193,8 @@ def test_an_untied_base_moves_a_tied_instruct_only_as_one(tmp_path: Path) -> Non
         assert HEAD not in found
     refused(MisfitError, "head of its own", tied, [(extracted("head", HEAD), 1.0)])
     both = tmp_path / "equal" / "delta"
-    refused(MisfitError, "both must travel at one scale", tied, [(both, 1.0)], scope=[HEAD])
-    refused(MisfitError, "both must travel at one scale", tied, [(both, 1.0)], scale_for=[(HEAD, 0.5)])
+    refused(MisfitError, "both need the same scale", tied, [(both, 1.0)], scope=[HEAD])
+    refused(MisfitError, "both need the same scale", tied, [(both, 1.0)], scale_for=[(HEAD, 0.5)])
 
 
 @pytest.mark.parametrize("rows", [90, 96])
@@ -234,7 +234,7 @@ def test_a_rule_thins_out_the_delta_before_its_rows_move(tmp_path: Path, merge: 
     straight = save(tmp_path / "straight", own, words(90))
     shuffled = save(tmp_path / "shuffled", {n: a[at] for n, a in own.items()}, SHUFFLED)
     deltas = [(first, 0.6), (second, 0.4)]
-    expected, found = (dict(grafted_tensors(model, deltas, merge=merge)) for model in (straight, shuffled))
+    expected, found = (dict(grafted_tensors(model, deltas, Options(merge=merge))) for model in (straight, shuffled))
     for name in own:
         assert bits({"": found[name]}) == bits({"": expected[name][at]})
         assert bits({"": found[name]}) != bits({"": own[name][at]})
@@ -274,7 +274,7 @@ def test_memory_does_not_grow_with_the_vocabulary(tmp_path: Path) -> None:
         instruct = save(folder / "instruct", own, ["<|new|>", *words(rows)], tied=True)
         tracemalloc.start()
         try:
-            graft(instruct, [(first, 0.5), (second, 0.5)], folder / "out", merge=Merge("ties", 0.2))
+            graft(instruct, [(first, 0.5), (second, 0.5)], folder / "out", Options(merge=Merge("ties", 0.2)))
             peaks[rows] = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()

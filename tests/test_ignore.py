@@ -14,7 +14,7 @@ import pytest
 from shadowft_core.delta import extract, open_delta, open_difference, require_extractable
 from shadowft_core.errors import AdapterError, InputError, PairError, ShadowError, TensorMissingError
 from shadowft_core.files import canonical_json
-from shadowft_core.graft import graft, grafted_tensors
+from shadowft_core.graft import Options, graft, grafted_tensors
 from shadowft_core.graft.receipt import read_receipt
 from shadowft_core.pair import compare_models
 from shadowft_core.weights import open_checkpoint, remedy
@@ -85,7 +85,8 @@ def test_tensors_only_in_the_base_are_refused_with_a_pattern_that_works(tmp_path
         account = read_receipt(out)["ignored"]
         listed = sorted(name for sides in account.values() for name in sides["base"]) if account else []
         assert listed == (sorted(names) if folder == plain else [])
-        once = graft(folder, [(open_difference(base, tuned, ignore=patterns), 1.0)], tmp_path / "once", ignore=patterns)
+        difference = open_difference(base, tuned, ignore=patterns)
+        once = graft(folder, [(difference, 1.0)], tmp_path / "once", Options(ignore=patterns))
         assert once["digest"] == open_checkpoint(out).digest()
         assert once["ignore"] == patterns
         assert {n for sides in read_receipt(tmp_path / "once")["ignored"].values() for n in sides["base"]} == set(names)
@@ -100,11 +101,11 @@ def test_tensors_only_in_base_or_instruct_are_waived_in_graft_and_pair(tmp_path:
     extract(plain, tuned, tmp_path / "delta")
     with pytest.raises(TensorMissingError, match=r"the Instruct has .*, the Base does not") as caught:
         graft(more, [(tmp_path / "delta", 1.0)], tmp_path / "out")
-    made = graft(more, [(tmp_path / "delta", 1.0)], tmp_path / "out", ignore=offered(caught.value))
+    made = graft(more, [(tmp_path / "delta", 1.0)], tmp_path / "out", Options(ignore=offered(caught.value)))
     assert made["ignore"] == offered(caught.value)
     expected = tensors_of(tmp_path / "out")
     assert all(bits({"": expected[n]}) == bits({"": tensors_of(more)[n]}) for n in names)
-    repeated = grafted_tensors(more, [(tmp_path / "delta", 1.0)], ignore=made["ignore"])
+    repeated = grafted_tensors(more, [(tmp_path / "delta", 1.0)], Options(ignore=made["ignore"]))
     assert bits(dict(repeated)) == bits(expected)
     for base, instruct in ((more, plain), (plain, more)):
         with pytest.raises(PairError, match=f"{len(names)} tensors stand only in the") as refusal:
@@ -125,14 +126,15 @@ def test_a_pattern_may_match_tensors_of_one_side_only(tmp_path: Path) -> None:
     ):
         attempts = (
             lambda p=patterns: extract(base, tuned, tmp_path / "no", ignore=p),
-            lambda p=patterns: graft(instruct, [(tmp_path / "delta", 1.0)], tmp_path / "no", ignore=p),
+            lambda p=patterns: graft(instruct, [(tmp_path / "delta", 1.0)], tmp_path / "no", Options(ignore=p)),
             lambda p=patterns: pair(base, instruct, *p),
         )
         for attempt in attempts:
             with pytest.raises(InputError, match=message):
                 attempt()
     # A pattern that the delta carries may be repeated.
-    assert graft(instruct, [(tmp_path / "delta", 1.0)], tmp_path / "out", ignore=["mtp.*"])["ignore"] == ["mtp.*"]
+    made = graft(instruct, [(tmp_path / "delta", 1.0)], tmp_path / "out", Options(ignore=["mtp.*"]))
+    assert made["ignore"] == ["mtp.*"]
     # Patterns of a project may match nothing, or tensors of both sides that are not trained; never a trained tensor.
     extract(plain, tuned, tmp_path / "delta", standing=["mtp.*"])
     assert open_delta(tmp_path / "delta").ignore == ("mtp.*",)
@@ -160,7 +162,7 @@ def test_tensors_that_the_class_does_not_load_need_no_waiver(tmp_path: Path) -> 
     facts = extract(base, tuned, tmp_path / "delta")
     assert facts["ignored"] == {"Qwen3NextForCausalLM does not load it": {"base": sorted(names)}}
     graft(tuned, [(tmp_path / "delta", 1.0)], tmp_path / "out")
-    graft(base, [(tmp_path / "delta", 1.0)], tmp_path / "onto", waivers=["onto-base"])
+    graft(base, [(tmp_path / "delta", 1.0)], tmp_path / "onto", Options(waivers=["onto-base"]))
     assert not open_delta(tmp_path / "delta").ignore
 
 
@@ -180,7 +182,7 @@ def test_a_trained_tensor_that_the_instruct_lacks_is_left_out_and_counted(tmp_pa
     extract(base, tuned, tmp_path / "delta")
     with pytest.raises(TensorMissingError, match=r"mtp\.fc\.weight is missing .*--ignore 'mtp\.\*'"):
         graft(instruct, [(tmp_path / "delta", 1.0)], tmp_path / "out")
-    graft(instruct, [(tmp_path / "delta", 1.0)], tmp_path / "out", ignore=["mtp.*"])
+    graft(instruct, [(tmp_path / "delta", 1.0)], tmp_path / "out", Options(ignore=["mtp.*"]))
     account = read_receipt(tmp_path / "out")
     assert account["left_out"] == ["mtp.fc.weight"]
     assert 0 < account["travel"]["stays"]["fc"] < 0.2

@@ -175,7 +175,7 @@ def test_joined_inverts_split_of_float32(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("scale", [1.0, 0.3, -0.75])
 @pytest.mark.parametrize("size", [1, 9, 4097, 131_075])
-def test_a_difference_may_be_formed_inside_the_sum(
+def test_a_lazy_difference_is_computed_inside_the_sum(
     compiled: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, size: int, scale: float
 ) -> None:
     random = np.random.default_rng(size)
@@ -186,7 +186,7 @@ def test_a_difference_may_be_formed_inside_the_sum(
     for library in (compiled, None):
         monkeypatch.setattr(bf16, "library", library)
         result = np.empty(size, BF16)
-        sums = bf16.add(weights, bf16.Apart(after, before, scale), result)
+        sums = bf16.add(weights, bf16.LazyDifference(after, before, scale), result)
         assert np.array_equal(result.view(np.uint16), expected.view(np.uint16))
         np.testing.assert_allclose(sums, bf16.add(weights, delta, np.empty(size, BF16)), rtol=1e-6)
 

@@ -14,7 +14,7 @@ from shadowft_core.cli import main
 from shadowft_core.delta import extract, open_delta
 from shadowft_core.errors import GraftError, OntoBaseError, RegistryError, ShadowError, UnrelatedError
 from shadowft_core.files import bytes_digest, canonical_json, write_json_atomically
-from shadowft_core.graft import Merge, graft, grafted_tensors
+from shadowft_core.graft import Merge, Options, graft, grafted_tensors
 from shadowft_core.params import Store, load_params
 from shadowft_core.registry.evidence import Evidence
 from shadowft_core.registry.rebuild import rebuild
@@ -25,6 +25,7 @@ from tests.fixtures.models import write_model
 from tests.test_graft import BF16, F32, bits, make, noise, tensors_of
 
 ROOT = Path(__file__).parent.parent
+OPTIONS = Options(["*proj*"], merge=Merge("ties", 0.3), scale_for=[("*down_proj*", 0.1)])
 
 
 @dataclass
@@ -60,9 +61,7 @@ def world(tmp_path: Path) -> World:
         tmp_path / "instruct",
         [(deltas[0], 0.6), (deltas[1], 0.4)],
         tmp_path / "grafted",
-        ["*proj*"],
-        merge=Merge("ties", 0.3),
-        scale_for=[("*down_proj*", 0.1)],
+        OPTIONS,
     )
     return World(
         *(tmp_path / name for name in ("base", "instruct", "newer", "stranger")),
@@ -86,9 +85,7 @@ def test_the_same_deltas_scales_and_rule_reach_the_newer_instruct(world: World) 
     expected = grafted_tensors(
         world.newer,
         [(world.deltas[0], 0.6), (world.deltas[1], 0.4)],
-        ["*proj*"],
-        merge=Merge("ties", 0.3),
-        scale_for=[("*down_proj*", 0.1)],
+        OPTIONS,
     )
     assert bits(tensors_of(world.out)) == bits(dict(expected))
 
@@ -115,7 +112,7 @@ def test_what_does_not_belong_is_refused(world: World, tmp_path: Path) -> None:
 
 def test_a_waiver_is_not_inherited(world: World, tmp_path: Path) -> None:
     """It was given for another Instruct."""
-    graft(world.stranger, [(world.deltas[0], 0.5)], tmp_path / "waived", waivers=["unrelated"])
+    graft(world.stranger, [(world.deltas[0], 0.5)], tmp_path / "waived", Options(waivers=["unrelated"]))
     recipe = tmp_path / "waived" / "recipe.json"
     other = {n: a.astype(BF16) for n, a in noise(42, 0.02).items()}
     folder = write_model(tmp_path / "stranger2", other)

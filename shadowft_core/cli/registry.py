@@ -184,7 +184,7 @@ def _export_version(
     import tempfile
 
     from shadowft_core.export import export_adapter
-    from shadowft_core.graft import Options, options_of
+    from shadowft_core.graft import options_of
     from shadowft_core.promotion import materialize as rebuilt
     from shadowft_core.promotion import recipe_named
     from shadowft_core.registry import ingredients, store_for
@@ -197,7 +197,7 @@ def _export_version(
     named = reference.removeprefix("hf:").partition("@")[0] if reference.startswith("hf:") else None
     with tempfile.TemporaryDirectory() as parts:
         folder, deltas = ingredients(recipe, Path(parts), instruct, store or store_for(recipe, read.store))
-        return export_adapter(folder, deltas, out, Options(**options_of(recipe)), named, max_rank)
+        return export_adapter(folder, deltas, out, options_of(recipe), named, max_rank)
 
 
 def _elsewhere(uri: str | None, params: Path | None) -> "Store | None":

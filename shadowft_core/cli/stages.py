@@ -206,7 +206,7 @@ def graft(
     Without storing a delta: shadowft graft --instruct I --base B --tuned T --scale 1 --out O
     """
     from shadowft_core.delta import Difference, open_difference
-    from shadowft_core.graft import Merge, parse_delta, parse_scale_for
+    from shadowft_core.graft import Merge, Options, parse_delta, parse_scale_for
     from shadowft_core.graft import graft_stage as run
 
     if (base is None) != (tuned is None) or not (delta or base):
@@ -218,15 +218,17 @@ def graft(
     recipe = run(
         instruct,
         deltas,
+        out,
+        p.graft,
+        Options(
+            merge=Merge(merge, density, seed),
+            scale_for=[parse_scale_for(text) for text in scale_for or ()],
+            waivers=waivers_of(onto_base, unrelated),
+            ignore=ignore or (),
+        ),
         sweep,
         scale,
-        p.graft,
-        out,
         scope or (),
-        merge=Merge(merge, density, seed),
-        scale_for=[parse_scale_for(text) for text in scale_for or ()],
-        waivers=waivers_of(onto_base, unrelated),
-        ignore=ignore or (),
     )
     if as_json:
         print_answer("recipe", recipe)

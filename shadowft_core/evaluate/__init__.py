@@ -1,7 +1,7 @@
 """The stage evaluate: every arm is scored item by item, on the same items, prompts and template."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,8 @@ def evaluate(
         if delta is None or grafted is None or recipe is None:
             write("instruct", 0.0, open_checkpoint(instruct).digest(), bench.score(load_folder(instruct), "instruct"))
             return
-        options = options_of(recipe) | {"scale_for": ()}  # scale 1 everywhere
-        model, digest = load_grafted(instruct, [(delta, 1.0)], **options)
+        options = replace(options_of(recipe), scale_for=())  # scale 1 everywhere
+        model, digest = load_grafted(instruct, [(delta, 1.0)], options)
         scores = bench.score(model, route)
         write(route, 1.0, digest, scores)
         del model

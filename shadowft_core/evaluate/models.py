@@ -8,6 +8,7 @@ from typing import Any
 from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate.bench import quiet
 from shadowft_core.files import read_json_object
+from shadowft_core.graft import Options, grafted_tensors
 from shadowft_core.loading import load, load_model
 from shadowft_core.weights import DTYPES, model_digest
 
@@ -24,9 +25,7 @@ def load_folder(folder: Path) -> Any:
     return _load(folder, None)
 
 
-def load_grafted(
-    instruct: Path, deltas: Sequence[tuple[Path, float]], scope: Any = "all", dtype: str = "instruct", **options: Any
-) -> tuple[Any, str]:
+def load_grafted(instruct: Path, deltas: Sequence[tuple[Path, float]], options: Options) -> tuple[Any, str]:
     """The Instruct with `scale * delta` added, as `load_folder` would load the grafted folder, and its model digest.
 
     The tensors come from `graft.grafted_tensors`, which gets the `options`: the same bits that `shadowft graft` writes.
@@ -34,11 +33,9 @@ def load_grafted(
     """
     import torch
 
-    from shadowft_core.graft import grafted_tensors
-
     names = {numpy_dtype: name for name, numpy_dtype in DTYPES.items()}
     weights, digests = {}, {}
-    for name, array in grafted_tensors(instruct, list(deltas), scope, dtype, **options):
+    for name, array in grafted_tensors(instruct, deltas, options):
         data = bytearray(array.tobytes())  # a copy, as the stream may reuse its buffer
         digests[name] = (names[array.dtype], array.shape, f"sha256:{hashlib.sha256(data).hexdigest()}")
         torch_dtype = getattr(torch, array.dtype.name)

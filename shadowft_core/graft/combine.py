@@ -1,31 +1,33 @@
-"""What is added to one tensor of the Instruct: its deltas, scaled and merged, float32, part by part."""
+"""The deltas of one tensor of the Instruct, scaled and merged into one, float32, part by part."""
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
-from shadowft_core.delta import AnyDelta, Difference, step
+from shadowft_core.delta import DeltaSource, step
+from shadowft_core.delta.source import Differences
 from shadowft_core.graft.merge_rules import NOTHING, elected, kept_by_chance, threshold
 from shadowft_core.graft.options import Merge
 from shadowft_core.graft.plan import Piece, Plan, Source
-from shadowft_core.kernels import bf16
+from shadowft_core.kernels.bf16 import LazyDifference
 
 Scaled = Callable[[np.ndarray, int, np.ndarray], np.ndarray]
-"""(flat part of a delta's tensor, its first position, room for as many float32): the part as it is added"""
+"""(flat part of a delta's tensor, its first position, a float32 buffer of that size) -> the part as it is added"""
 
 
 def stride_of(plan: Plan, name: str) -> int:
-    """Elements of one part of a tensor: those of a stored part, or more where nothing is stored in parts."""
+    """Elements of one part of a tensor: as many as in a stored part, or more where no delta is stored."""
     shape = plan.instruct.info(name).shape
-    return 2 * step(shape) if apart_of(plan, name) else step(shape)
+    return 2 * step(shape) if lazy_source(plan, name) else step(shape)
 
 
-def combined(plan: Plan, name: str) -> Iterator[np.ndarray | bf16.Apart]:
-    """Flat float32 parts, `stride_of` elements of the Instruct's tensor at a time; a part may be overwritten.
+def combined(plan: Plan, name: str) -> Iterator[np.ndarray | LazyDifference]:
+    """Flat float32 parts, `stride_of` elements of the Instruct's tensor at a time; the next may overwrite a part.
 
-    Parts of a difference of checkpoints, where nothing else is added, come unformed. A tensor without a delta gets
-    nothing (-0.0). Raises DeltaError as `Delta.chunks` does, NotFinite.
+    Parts of a difference of checkpoints, where nothing else is added, are lazy. A tensor without a delta gets -0.0,
+    which changes no bit. Raises what `DeltaSource.chunks` raises, and NotFiniteError.
     """
     shape, sources, merge = plan.instruct.info(name).shape, plan.sources.get(name, []), plan.options.merge
     size, stride = math.prod(shape), stride_of(plan, name)
@@ -33,9 +35,8 @@ def combined(plan: Plan, name: str) -> Iterator[np.ndarray | bf16.Apart]:
         nothing = np.full(min(stride, size), NOTHING, np.float32)
         yield from (nothing[: min(stride, size - start)] for start in range(0, size, stride))
         return
-    if (apart := apart_of(plan, name)) is not None:
-        delta, piece = apart
-        yield from delta.apart(piece.tensor, piece.scale, stride)
+    if (lazy := lazy_source(plan, name)) is not None:
+        yield from lazy.differences(lazy.piece.scale, stride)
         return
     streams = [_stream(source, shape, merge) for source in sources]
     if merge.rule == "ties":
@@ -48,16 +49,26 @@ def combined(plan: Plan, name: str) -> Iterator[np.ndarray | bf16.Apart]:
         yield total
 
 
-def apart_of(plan: Plan, name: str) -> tuple[Difference, Piece] | None:
-    """The difference of checkpoints that alone is added to this tensor, row by row as it is."""
+@dataclass(frozen=True)
+class LazySource:
+    """A delta that is not stored and alone is added to a tensor, row by row and unchanged."""
+
+    delta: DeltaSource
+    piece: Piece
+    differences: Differences
+
+
+def lazy_source(plan: Plan, name: str) -> LazySource | None:
+    """What is added to this tensor, if its parts need no computing before they are added."""
     match plan.sources.get(name, []):
-        case [Source(delta=Difference() as delta, pieces=[Piece(runs=None) as piece])] if plan.options.merge == Merge():
-            return delta, piece
+        case [Source(delta=delta, pieces=[Piece(runs=None) as piece])] if plan.options.merge == Merge():
+            differences = delta.differences(piece.tensor)
+            return None if differences is None else LazySource(delta, piece, differences)
     return None
 
 
 def _stream(source: Source, shape: tuple[int, ...], merge: Merge) -> Iterator[np.ndarray]:
-    """The scaled parts of one delta, laid out as the Instruct's tensor; each overwrites the one before."""
+    """The scaled parts of one delta, in the layout of the Instruct's tensor; each overwrites the one before."""
     stride = min(step(shape), math.prod(shape))
     room = np.empty(stride, np.float32)
     if source.pieces[0].runs is None:
@@ -76,19 +87,19 @@ def _stream(source: Source, shape: tuple[int, ...], merge: Merge) -> Iterator[np
 
 
 class _Rows:
-    """The rows of a source in the Instruct's order; parts of the delta are read as they are needed, one at a time."""
+    """The rows of a source in the Instruct's order. Reads the parts of the delta that are needed, one at a time."""
 
     def __init__(self, source: Source, width: int, merge: Merge) -> None:
         self.delta, self.pieces, self.width, self.merge = source.delta, source.pieces, width, merge
         tables = [np.c_[piece.runs, np.full(len(piece.runs), n)] for n, piece in enumerate(source.pieces)]  # type: ignore[arg-type]
         table = np.concatenate(tables)
-        self.table = table[np.argsort(table[:, 0], kind="stable")]  # first row here, first row there, rows, piece
+        self.table = table[np.argsort(table[:, 0], kind="stable")]  # row here, row in the delta, rows, piece
         self.next = 0
         self.opened: tuple[int, Callable[[int], np.ndarray], Scaled, int] | None = None
         self.held: tuple[int, int, np.ndarray] | None = None
 
     def fill(self, first: int, rows: np.ndarray) -> None:
-        """Fill the rows from `first` on; calls go upwards. Rows that no run names get nothing."""
+        """Fill the rows from `first` on, which grows from call to call. Rows in no run get -0.0."""
         rows.fill(NOTHING)
         end = first + len(rows)
         while self.next < len(self.table):
@@ -117,8 +128,8 @@ class _Rows:
         return self.held[2].reshape(-1, self.width)[offset : offset + count]
 
 
-def _scaled(delta: AnyDelta, tensor: str, scale: float, merge: Merge) -> Scaled:
-    """How one tensor of a delta is scaled, thinned out by the rule. Reads it twice for ties."""
+def _scaled(delta: DeltaSource, tensor: str, scale: float, merge: Merge) -> Scaled:
+    """How one tensor of a delta is scaled and thinned out by the merge rule. For ties, reads the tensor twice."""
     if merge.rule == "sum" or merge.density is None:
         if scale == 1:
             return lambda part, start, room: part
@@ -129,7 +140,7 @@ def _scaled(delta: AnyDelta, tensor: str, scale: float, merge: Merge) -> Scaled:
 
         def dropped(part: np.ndarray, start: int, room: np.ndarray) -> np.ndarray:
             np.multiply(part, factor, out=room)
-            room *= keep(start, part.size)  # NaN stays NaN and is refused
+            room *= keep(start, part.size)  # NaN stays NaN, which is refused
             return room
 
         return dropped

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from shadowft_core.delta import AnyDelta
+from shadowft_core.delta import DeltaSource
 from shadowft_core.errors import MisfitError, QuantisedError, ShapeMismatchError, TensorMissingError, TokenMismatchError
 from shadowft_core.weights import (
     EXPERTS,
@@ -34,7 +34,7 @@ class Match:
     """One delta against one Instruct. `tokens` collects the record of every vocabulary matched by token, `ignored` what
     only one side holds; `ignore` are patterns of such tensors given by hand, besides the delta's own."""
 
-    def __init__(self, model: Checkpoint, delta: AnyDelta, ignore: Sequence[str] = ()) -> None:
+    def __init__(self, model: Checkpoint, delta: DeltaSource, ignore: Sequence[str] = ()) -> None:
         self.model, self.delta, self._patterns = model, delta, [*ignore, *delta.ignore]
         self.base = delta.base_sample()
         self.tokens: dict[str, dict[str, Any]] = {}

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import shadowft_core.store as stores
 from shadowft_core.errors import CheckpointError, GraftError, RegistryError, StoreError, StoreUnreachableError
 from shadowft_core.files import canonical_json, file_digest, new_folder
-from shadowft_core.graft.writer import RECEIPT, RECIPE
+from shadowft_core.graft.receipt import RECEIPT, RECIPE
 from shadowft_core.params import Store, located
 from shadowft_core.weights import INDEX, open_checkpoint
 
@@ -96,7 +96,7 @@ def rebuild(recipe: dict[str, Any], out: Path, instruct: Path | None = None, sto
     with new_folder(out) as folder:
         parts = folder / ".parts"
         instruct, deltas = ingredients(recipe, parts, instruct, store)
-        made = graft(instruct, deltas, parts / "model", **options_of(recipe))
+        made = graft(instruct, deltas, parts / "model", options_of(recipe))
         for what, expected, found in [
             ("the weights", recipe["digest"], made["digest"]),
             *(

@@ -1,6 +1,7 @@
 """A recipe carried to another Instruct of the same Base: a new recipe, which nobody has judged yet."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -40,7 +41,7 @@ def regraft(
     if not known:
         raise GraftError(f"{recipe}: recipe format {old['format']!r}, 1 is wanted; graft again")
     parts = deltas_of(old, recipe)
-    options = options_of(old) | {"waivers": waivers, "ignore": ignore}
+    options = replace(options_of(old), waivers=waivers, ignore=ignore)
     if open_checkpoint(instruct).digest() == digest:
         raise GraftError(f"{instruct}: is the recipe's own Instruct, {digest}; pass another, or graft as before")
     found = {open_delta(folder).digest: folder for folder in deltas}
@@ -57,4 +58,4 @@ def regraft(
 
             found[part] = Path(fetched, str(number))
             fetch_delta(part, store_for(old), found[part])
-        return graft(instruct, [(found[part], scale) for part, scale in parts], out, notes=notes, **options)
+        return graft(instruct, [(found[part], scale) for part, scale in parts], out, options, notes)

@@ -6,10 +6,12 @@ An outcome is EXACT, Base and delta equal PEFT's own merge, or a regular express
 from typing import Any, NamedTuple
 
 EXACT = "exact"
-MERGE = r"no exact delta here; merge the adapter into the Base|LORA is wanted; merge the adapter into the Base"
-RETRAIN = r"no change of the Base's weights says the same: train LoRA without it"
-APART = "ties .*, the adapter trained them apart; train with ensure_weight_tying=True, or merge it into an untied Base"
-UNHEARD = "ties .*, the adapter trained them apart; merge it where it was trained, into an untied Base"
+MERGE = r"no exact delta here; merge the adapter into the Base|expected LORA; merge the adapter into the Base"
+RETRAIN = r"this setting has no equivalent weight delta; train LoRA without it"
+APART = (
+    "ties .*, the adapter trained them separately; train with ensure_weight_tying=True, or merge it into an untied Base"
+)
+UNHEARD = "ties .*, the adapter trained them separately; merge it where it was trained, into an untied Base"
 """PEFT hears ensure_weight_tying only of an embedding called embed_tokens"""
 
 

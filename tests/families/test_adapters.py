@@ -9,7 +9,7 @@ import pytest
 
 from shadowft_core.delta import extract
 from shadowft_core.errors import ShadowError
-from shadowft_core.graft import ONTO_BASE, graft
+from shadowft_core.graft import ONTO_BASE, Options, graft
 from tests.families.oracle import load, start
 from tests.families.rows import EXACT, ROWS, Row
 
@@ -53,7 +53,7 @@ def adapt(base: Path, row: Row, out: Path) -> Any:
 def onto_base(base: Path, tuned: Path, folder: Path) -> Any:
     """Base and delta, as transformers loads them."""
     extract(base, tuned, folder / "delta")
-    graft(base, [(folder / "delta", 1.0)], folder / "grafted", waivers=(ONTO_BASE,))
+    graft(base, [(folder / "delta", 1.0)], folder / "grafted", Options(waivers=(ONTO_BASE,)))
     return load(folder / "grafted")
 
 

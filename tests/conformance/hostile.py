@@ -1,4 +1,4 @@
-"""Changes that make the files of a model folder lie, or bring code along."""
+"""Changes that break the files of a model folder, or add code to it."""
 
 import json
 import os
@@ -13,11 +13,11 @@ from tests.conformance.oracle import tensors_of
 from tests.fixtures.models import write_weights
 
 MARKER = "code-ran"
-"""the folder that code leaves which came with the weights and ran"""
+"""the folder that is made by code in a model folder if it runs"""
 
 
 def index_outside(role: str) -> Change:
-    """The index names a shard beside the folder."""
+    """The index names a shard outside the folder."""
 
     def change(case: Path) -> None:
         sharded(role, 2)(case)
@@ -31,7 +31,7 @@ def index_outside(role: str) -> Change:
 
 
 def duplicate_key(role: str, name: str, other: str) -> Change:
-    """The header holds `name` twice; the second time it points at the bytes of `other`."""
+    """The header holds `name` twice; the second entry points at the bytes of `other`."""
 
     def change(case: Path) -> None:
         file = case / role / SINGLE
@@ -54,7 +54,7 @@ def truncated(role: str) -> Change:
 
 
 def stale_shard(role: str, name: str) -> Change:
-    """A shard of an earlier save lies beside the index, which does not name it."""
+    """The folder holds a shard of an earlier save that the index does not name."""
 
     def change(case: Path) -> None:
         sharded(role, 2)(case)
@@ -76,7 +76,7 @@ class _Bomb:
 
 
 def pickle_only(role: str) -> Change:
-    """Only pytorch_model.bin, and unpickling it leaves a marker."""
+    """Only pytorch_model.bin; unpickling it makes the marker."""
 
     def change(case: Path) -> None:
         (case / role / SINGLE).unlink()
@@ -86,7 +86,7 @@ def pickle_only(role: str) -> Change:
 
 
 def own_code(role: str) -> Change:
-    """config.json points at modeling code in the folder, and importing it leaves a marker."""
+    """config.json names modeling code in the folder; importing it makes the marker."""
 
     def change(case: Path) -> None:
         code = f"import os\nos.mkdir({str(case / MARKER)!r})\n"

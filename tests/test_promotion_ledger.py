@@ -14,7 +14,7 @@ from shadowft_core import promotion as room
 from shadowft_core.errors import InputError, LedgerError, StoreUnreachableError
 from shadowft_core.files import canonical_json
 from shadowft_core.promotion.ledger import Entry, Ledger
-from shadowft_core.store.backends.folder import FolderObjects
+from shadowft_core.store.backends.folder import FolderBackend
 from tests.fixtures.runs import Released
 
 ROOT = Path(__file__).parent.parent
@@ -107,10 +107,10 @@ def test_a_promoter_killed_before_it_moved_the_head_leaves_an_entry_that_dangles
     room.promote(registry, store, "1")
     code = f"""
 import os, signal
-from shadowft_core.store.backends.folder import FolderObjects
+from shadowft_core.store.backends.folder import FolderBackend
 from shadowft_core.params import Registry, Store
 from shadowft_core.promotion import promote
-FolderObjects.swap = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+FolderBackend.swap = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
 promote(Registry(**{registry.model_dump()!r}), Store(**{store.model_dump()!r}), "2")
 """
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == -9
@@ -152,16 +152,16 @@ def test_history_beside_promotions_finds_the_chain_whole(
     waiting = ["1", "2"]
 
     def beside(method: str) -> None:
-        real = getattr(FolderObjects, method)
+        real = getattr(FolderBackend, method)
 
-        def looked(self: FolderObjects, *arguments: Any) -> Any:
+        def looked(self: FolderBackend, *arguments: Any) -> Any:
             found = list(real(self, *arguments)) if method == "list" else real(self, *arguments)
             todo, waiting[:] = waiting[:], []
             for version in todo:
                 room.promote(released.registry, released.store, version)
             return found
 
-        monkeypatch.setattr(FolderObjects, method, looked)
+        monkeypatch.setattr(FolderBackend, method, looked)
 
     beside("list")
     beside("read")
@@ -174,14 +174,14 @@ def test_history_beside_promotions_finds_the_chain_whole(
 def test_a_lost_reply_at_the_swap_names_the_way_on(released: Released, monkeypatch: pytest.MonkeyPatch) -> None:
     registry, store = released.registry, released.store
     room.promote(registry, store, "1")
-    real = FolderObjects.swap
+    real = FolderBackend.swap
 
-    def lost(self: FolderObjects, *arguments: Any) -> str:
+    def lost(self: FolderBackend, *arguments: Any) -> str:
         real(self, *arguments)
         raise StoreUnreachableError("no answer in 12 s")
 
     with monkeypatch.context() as patch:
-        patch.setattr(FolderObjects, "swap", lost)
+        patch.setattr(FolderBackend, "swap", lost)
         with pytest.raises(
             LedgerError,
             match=rf"not known whether entry 2 was written \(no answer in 12 s\); .*history {released.name}`, then",

@@ -16,7 +16,7 @@ import yaml
 
 from shadowft_core.errors import ParamsError, RegistrationPendingError, RegistryError, StoreError, without_passwords
 from shadowft_core.params import Registry, Store, load_params, located
-from shadowft_core.store.backends import open_objects
+from shadowft_core.store.backends import open_backend
 from tests.fixtures.runs import Run
 from tests.fixtures.workspace import make_workspace
 from tests.servers.mlflow_server import MLflowServer
@@ -105,7 +105,7 @@ def test_the_store_takes_no_password_from_the_environment_either(name: str, monk
 def test_an_address_from_the_command_line_is_not_quoted_with_its_password() -> None:
     for uri in ("s3://key:hunter2@bucket/prefix", "http://user:hunter2@host"):
         with pytest.raises(StoreError, match=r"\*\*\*@") as e:
-            open_objects(uri)
+            open_backend(uri)
         assert SECRET not in str(e.value)
 
 
@@ -175,10 +175,10 @@ def test_no_password_is_left_anywhere_by_runs_that_use_it(
             assert [
                 done.args for done in (waited, sent, *told) if one.seen_in((done.stdout + done.stderr).encode())
             ] == []
-            objects = open_objects(s3_store.uri, s3_store.endpoint, s3_store.region)
-            keys = list(objects.list(""))
+            backend = open_backend(s3_store.uri, s3_store.endpoint, s3_store.region)
+            keys = list(backend.list(""))
             assert len(keys) > 4
-            assert [key for key in keys if one.seen_in((objects.read(key, 1 << 24) or (b"",))[0])] == []
+            assert [key for key in keys if one.seen_in((backend.read(key, 1 << 24) or (b"",))[0])] == []
     finally:
         server.kill()
 

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from shadowft_core.errors import ParamsError, StoreCorruptError, StoreUnreachableError
 from shadowft_core.files import bytes_digest
 from shadowft_core.params import Store, load_params
-from shadowft_core.store.backends import open_objects
+from shadowft_core.store.backends import open_backend
 from tests.fixtures.s3 import act_as
 from tests.servers.seaweedfs import S3Server, _free_ports, seaweedfs
 
@@ -58,15 +58,15 @@ def test_tls_with_a_trusted_certificate(secure: tuple[S3Server, str, Path], monk
     server, endpoint, certificate = secure
     act_as(monkeypatch, server.user)
     monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
-    objects = open_objects("s3://secure/tls", endpoint)
-    assert objects.put_if_absent("a", DATA, bytes_digest(DATA))
+    backend = open_backend("s3://secure/tls", endpoint)
+    assert backend.put_if_absent("a", DATA, bytes_digest(DATA))
     sink = io.BytesIO()
-    objects.get("a", len(DATA), bytes_digest(DATA), sink)
+    backend.get("a", len(DATA), bytes_digest(DATA), sink)
     assert sink.getvalue() == DATA
     with pytest.raises(StoreCorruptError, match="the store found another checksum"):
-        objects.put_if_absent("b", DATA, bytes_digest(b""))
-    tag = objects.swap("c", b"1", None)
-    assert objects.read("c", 10) == (b"1", tag)
+        backend.put_if_absent("b", DATA, bytes_digest(b""))
+    tag = backend.swap("c", b"1", None)
+    assert backend.read("c", 10) == (b"1", tag)
 
 
 def test_a_certificate_nobody_trusts_is_refused_at_once(
@@ -76,7 +76,7 @@ def test_a_certificate_nobody_trusts_is_refused_at_once(
     act_as(monkeypatch, server.user)
     monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
     with pytest.raises(StoreUnreachableError, match=r"its certificate is not trusted .* set AWS_CA_BUNDLE"):
-        open_objects("s3://secure/tls", endpoint).head("a")
+        open_backend("s3://secure/tls", endpoint).head("a")
 
 
 def test_encryption_at_rest_is_asked_for_and_the_content_is_the_same(
@@ -84,11 +84,11 @@ def test_encryption_at_rest_is_asked_for_and_the_content_is_the_same(
 ) -> None:
     server, _, _ = secure
     act_as(monkeypatch, server.user)
-    objects = open_objects("s3://secure/sse", server.endpoint, sse="AES256")
-    objects.put_if_absent("a", DATA, bytes_digest(DATA))
-    objects.put_if_absent("a", DATA, bytes_digest(DATA))
+    backend = open_backend("s3://secure/sse", server.endpoint, sse="AES256")
+    backend.put_if_absent("a", DATA, bytes_digest(DATA))
+    backend.put_if_absent("a", DATA, bytes_digest(DATA))
     sink = io.BytesIO()
-    objects.get("a", len(DATA), bytes_digest(DATA), sink)
+    backend.get("a", len(DATA), bytes_digest(DATA), sink)
     assert sink.getvalue() == DATA
     head = server._client(server.admin).head_object(Bucket="secure", Key="sse/a")
     assert head["ServerSideEncryption"] == "AES256"
@@ -124,7 +124,7 @@ def test_kms_and_the_bucket_owner_go_with_every_request(
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            objects = open_objects(
+            backend = open_backend(
                 "s3://secure/x",
                 f"http://127.0.0.1:{server.server_port}",
                 sse="aws:kms",
@@ -132,11 +132,11 @@ def test_kms_and_the_bucket_owner_go_with_every_request(
                 bucket_owner="123456789012",
             )
             for request in (
-                lambda: objects.swap("a", b"1", None),
-                lambda: objects.head("a"),
-                lambda: objects.read("a", 10),
-                lambda: list(objects.list("")),
-                lambda: objects.delete("a"),
+                lambda: backend.swap("a", b"1", None),
+                lambda: backend.head("a"),
+                lambda: backend.read("a", 10),
+                lambda: list(backend.list("")),
+                lambda: backend.delete("a"),
             ):
                 with pytest.raises(StoreUnreachableError, match=r"store\.bucket_owner"):
                     request()

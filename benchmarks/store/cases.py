@@ -14,7 +14,8 @@ import yaml
 from benchmarks.graft.cases import SHADOWFT, Case
 from shadowft_core.files import bytes_digest, canonical_json, file_digest
 from shadowft_core.params import Store
-from shadowft_core.store import opened, probe
+from shadowft_core.store import open_store
+from shadowft_core.store.probe import PASSED, PROBED
 from shadowft_core.weights import build_header
 from tests.servers.seaweedfs import S3Server
 
@@ -105,7 +106,7 @@ class Bench:
         return self.ready(Store(uri=f"s3://{name}/deltas", endpoint=self.server.endpoint, region="us-east-1"))
 
     def ready(self, store: Store) -> Store:
-        opened(store).put_if_absent(probe.PROBED, probe.PASSED, bytes_digest(probe.PASSED))
+        open_store(store).put_if_absent(PROBED, PASSED, bytes_digest(PASSED))
         return store
 
     def drop(self, name: str) -> None:

@@ -156,7 +156,7 @@ def verify(
         list[str] | None, typer.Argument(help="deltas, recipes and verdicts to check; all when none is named")
     ] = None,
     state: Annotated[
-        Path | None, typer.Option(help="file that keeps the place of an interrupted run; default var/verify-*.txt")
+        Path | None, typer.Option(help="file that keeps the place of an interrupted run; default var/check-*.txt")
     ] = None,
     uri: UriOption = None,
     endpoint: EndpointOption = None,
@@ -171,7 +171,7 @@ def verify(
 
     Example: shadowft store verify sha256:... --uri s3://bucket/deltas --json
     """
-    from shadowft_core.store import verify as run
+    from shadowft_core.store import check as run
 
     found = run(_store(params, uri, endpoint), digests or (), state)
     if as_json:
@@ -205,7 +205,7 @@ def gc(
 
     Example: shadowft store gc --dry-run
     """
-    from shadowft_core.store import gc as run
+    from shadowft_core.store import prune as run
 
     found = run(_store(params, uri, endpoint), grace_days * 86400, dry_run)
     if as_json:

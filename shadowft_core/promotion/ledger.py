@@ -111,13 +111,13 @@ class Ledger:
     """
 
     def __init__(self, store: Store, name: str) -> None:
-        self._objects = stores.opened(store)
+        self._backend = stores.open_store(store)
         self.name = name
-        self.where = f"ledger of {name} in {self._objects.location}"
+        self.where = f"ledger of {name} in {self._backend.location}"
 
     def tip(self) -> Tip:
         key = f"ledger/{self.name}/head"
-        found = self._objects.read(key, LARGEST)
+        found = self._backend.read(key, LARGEST)
         if found is None:
             return Tip(None, None)
         head = self._parse(_Head, found[0], key)
@@ -129,7 +129,7 @@ class Ledger:
     def entry(self, digest: str) -> Entry:
         """An entry by its digest, verified."""
         key = self._key(digest)
-        found = self._objects.read(key, LARGEST)
+        found = self._backend.read(key, LARGEST)
         if found is None:
             raise LedgerError(f"{self.where}: {key} is missing; restore it from a backup or the bucket's versions")
         if (real := bytes_digest(found[0])) != digest:
@@ -161,7 +161,7 @@ class Ledger:
         A writer that lost a race leaves an entry that nothing follows; one that is followed had been the head.
         """
         # Listed before the head is read: an entry found here that was ever the head is in the chain of that head.
-        keys = list(self._objects.list(f"ledger/{self.name}/entries"))
+        keys = list(self._backend.list(f"ledger/{self.name}/entries"))
         tip = self.tip()
         chain = list(self.backwards(tip))[::-1]
         known, dangling = {entry.digest for entry in chain}, []
@@ -195,9 +195,9 @@ class Ledger:
             **facts,
         )
         head = _Head(format=1, name=self.name, number=entry.number, entry=entry.digest)
-        self._objects.put_if_absent(self._key(entry.digest), entry.raw, entry.digest)
+        self._backend.put_if_absent(self._key(entry.digest), entry.raw, entry.digest)
         try:
-            self._objects.swap(f"ledger/{self.name}/head", canonical_json(head.model_dump()), tip.tag)
+            self._backend.swap(f"ledger/{self.name}/head", canonical_json(head.model_dump()), tip.tag)
         except StoreConflictError:
             raise self.lost(self.tip()) from None
         except StoreUnreachableError as error:

@@ -54,7 +54,7 @@ def preflight(params: Params) -> None:
 
     Raises StoreUnreachableError or StoreError, then RegistryError, within about 15 seconds each.
     """
-    stores.check(params.store)
+    stores.require_writable(params.store)
     _require_answer(params.registry)
 
 

@@ -17,8 +17,8 @@ from shadowft_core import store as room
 from shadowft_core.delta import extract
 from shadowft_core.files import bytes_digest, file_digest
 from shadowft_core.params import Store
-from shadowft_core.store import probe
-from shadowft_core.store.backends import open_objects
+from shadowft_core.store.backends import open_backend
+from shadowft_core.store.probe import PASSED, PROBED
 from tests.faults import victim
 from tests.faults.proxy import Proxy, proxied
 from tests.fixtures.models import Pair, shifted, write_model
@@ -114,8 +114,8 @@ def fresh_place(s3_server: S3Server, proxy: Proxy, monkeypatch: pytest.MonkeyPat
     def make() -> Place:
         prefix = f"place-{os.getpid()}-{next(_numbers)}"
         direct = Store(uri=f"s3://{BUCKET}/{prefix}", endpoint=s3_server.endpoint, region="us-east-1")
-        objects = open_objects(direct.uri, direct.endpoint, direct.region)
-        objects.put_if_absent(probe.PROBED, probe.PASSED, bytes_digest(probe.PASSED))
+        backend = open_backend(direct.uri, direct.endpoint, direct.region)
+        backend.put_if_absent(PROBED, PASSED, bytes_digest(PASSED))
         proxy.start_over()
         return Place(direct, direct.model_copy(update={"endpoint": proxy.endpoint}), prefix, client)
 

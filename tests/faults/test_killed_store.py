@@ -125,7 +125,7 @@ def test_publish_into_a_folder_killed_at_every_change_of_a_file(
     folder_store: Store, monkeypatch: pytest.MonkeyPatch, delta: Published, tmp_path: Path, figures: Figures
 ) -> None:
     monkeypatch.setattr(room, "CHUNK", CHUNK)
-    room.check(folder_store)
+    room.require_writable(folder_store)
     points = committed = 0
     while True:
         uri = str(shutil.copytree(folder_store.uri, tmp_path / f"store-{points}"))

@@ -109,7 +109,7 @@ def test_a_lost_reply_does_not_hide_a_conflict(
     weights[-1] ^= 1
     (other / "dense.safetensors").write_bytes(weights)
     proxy.start_over(Fault("lost_reply", method="PUT", path="/deltas/", times=2))
-    with pytest.raises(StoreConflictError, match="is there with another dense"):
+    with pytest.raises(StoreConflictError, match="with another dense"):
         room.publish(other, place.through)
     assert place.visible() == [delta.digest]
     room.fetch_delta(delta.digest, place.direct, tmp_path / "out")

@@ -68,7 +68,7 @@ def run_rounds(count: int, rivals: list[Path], fresh: Callable[[], Place], folde
     for place, outcomes in race(count, rivals, fresh, folder):
         winners = [number for number, outcome in enumerate(outcomes) if outcome == digest]
         assert len(winners) == 1, outcomes
-        assert all("is there with another dense.safetensors" in x for x in outcomes if x != digest), outcomes
+        assert all("with another dense.safetensors" in x for x in outcomes if x != digest), outcomes
         conflicts += WRITERS - 1
         assert place.visible() == [digest]
         room.fetch_delta(digest, place.direct, folder / "won")

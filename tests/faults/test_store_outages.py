@@ -35,7 +35,7 @@ def test_the_server_is_killed_and_restarted_in_mid_publish(
         moments = [("/objects/", 2), ("/objects/", 5), ("/objects/", 8), ("/deltas/", 1)]
         for number, (path, put) in enumerate(moments):
             store = Store(uri=f"s3://{BUCKET}/{number}", endpoint=proxy.endpoint, region="us-east-1")
-            room.check(store)
+            room.require_writable(store)
             dead = threading.Event()
 
             def kill(pid: int = server.pid, dead: threading.Event = dead) -> None:
@@ -74,7 +74,7 @@ def test_bad_credentials_are_found_before_any_work(
         act_as(monkeypatch, identity)
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
         with pytest.raises(StoreUnreachableError, match=message):
-            room.check(s3_store)
+            room.require_writable(s3_store)
 
 
 def test_expired_credentials_are_found_before_any_work(
@@ -90,7 +90,7 @@ def test_expired_credentials_are_found_before_any_work(
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(StoreUnreachableError, match="expired") as caught:
-        room.check(s3_store)
+        room.require_writable(s3_store)
     assert "\n" not in str(caught.value)
 
 

@@ -30,22 +30,22 @@ def entries(released: Released) -> dict[int, Path]:
 def chain(released: Released) -> list[Entry]:
     for version in ("1", "2", "1", "2"):
         room.promote(released.registry, released.store, version)
-    return room.history(released.store, released.name).entries
+    return room.history(released.registry, released.store).entries
 
 
 def test_an_edited_entry_is_found(released: Released, chain: list[Entry]) -> None:
     path = entries(released)[2]
     path.write_bytes(chain[1].model_copy(update={"who": "nobody@nowhere"}).raw)
     with pytest.raises(
-        LedgerError, match=rf"{path.name} was edited: it is sha256:.*, the chain says {chain[1].digest}"
+        LedgerError, match=rf"{path.name} was edited: its digest is sha256:.*, the chain has {chain[1].digest}"
     ):
-        room.history(released.store, released.name)
+        room.history(released.registry, released.store)
 
 
 def test_a_missing_entry_is_found(released: Released, chain: list[Entry]) -> None:
     entries(released)[3].unlink()
     with pytest.raises(LedgerError, match="is missing; restore it"):
-        room.history(released.store, released.name)
+        room.history(released.registry, released.store)
 
 
 def test_a_reordered_chain_is_found(released: Released, chain: list[Entry]) -> None:
@@ -56,7 +56,7 @@ def test_a_reordered_chain_is_found(released: Released, chain: list[Entry]) -> N
     head = json.loads((folder / "head").read_bytes()) | {"entry": forged.digest}
     (folder / "head").write_bytes(canonical_json(head))
     with pytest.raises(LedgerError, match="entry 4 follows entry 2; entries are missing or reordered"):
-        room.history(released.store, released.name)
+        room.history(released.registry, released.store)
 
 
 def test_a_head_moved_back_is_found(released: Released, chain: list[Entry]) -> None:
@@ -64,9 +64,9 @@ def test_a_head_moved_back_is_found(released: Released, chain: list[Entry]) -> N
     real = json.loads(head.read_bytes())
     released.move_back(chain[1])
     with pytest.raises(LedgerError, match=r"ends at entry 2, yet entry 4 of .* the head was moved back"):
-        room.history(released.store, released.name)
+        room.history(released.registry, released.store)
     head.write_bytes(canonical_json(real | {"number": 3}))
-    with pytest.raises(LedgerError, match="says entry 3, that entry is number 4"):
+    with pytest.raises(LedgerError, match="names entry 3, but that entry has number 4"):
         room.promote(released.registry, released.store, "1")
 
 
@@ -74,21 +74,21 @@ def test_a_head_moved_back_by_one_is_named_and_recorded(released: Released, chai
     """It looks like a promotion that was cut off, but for the alias, which follows only where the head has been."""
     registry, store = released.registry, released.store
     released.move_back(chain[2])
-    found = room.history(store, registry.name)
+    found = room.history(registry, store)
     assert (found.entries, found.dangling) == (chain[:3], [chain[3]])
     (remark,) = found.remarks
     assert re.match(r"entry 4 \(promote, version 2, .*does not name it: a promotion that was cut off", remark)
-    with pytest.raises(LedgerError, match=r"champion points at version 2 of entry 4, .* was moved back, or"):
+    with pytest.raises(LedgerError, match=r"champion points at version 2 of entry 4, .* was moved back, or the alias"):
         room.reconcile(registry, store)
-    assert room.history(store, registry.name) == found
+    assert room.history(registry, store) == found
     assert released.champion() == 2
 
     assert room.rollback(registry, store, to="1").changed is False  # the way out that the error names
     assert released.champion() == 1
     assert room.reconcile(registry, store, dry_run=True).done == (remark,)
-    assert room.history(store, registry.name) == found
+    assert room.history(registry, store) == found
     assert room.reconcile(registry, store) == room.Repair(registry.name, 1, (remark,))
-    settled = room.history(store, registry.name)
+    settled = room.history(registry, store)
     assert (settled.dangling, settled.entries[-1].action, settled.entries[-1].reason) == ([], "reconcile", remark)
     assert room.reconcile(registry, store).done == ()
 
@@ -96,7 +96,7 @@ def test_a_head_moved_back_by_one_is_named_and_recorded(released: Released, chai
 def test_a_head_that_is_gone_leaves_the_first_entry_dangling(released: Released) -> None:
     first = room.promote(released.registry, released.store, "1").entry
     (Path(released.store.uri) / "ledger" / released.name / "head").unlink()
-    found = room.history(released.store, released.name)
+    found = room.history(released.registry, released.store)
     assert (found.entries, found.dangling) == ([], [first])
     with pytest.raises(LedgerError, match="is empty, yet champion points at version 1"):
         room.reconcile(released.registry, released.store)
@@ -114,12 +114,12 @@ FolderBackend.swap = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
 promote(Registry(**{registry.model_dump()!r}), Store(**{store.model_dump()!r}), "2")
 """
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == -9
-    found = room.history(store, registry.name)
+    found = room.history(registry, store)
     assert [entry.version for entry in found.dangling] == [2]
     assert released.champion() == 1
     assert room.reconcile(registry, store) == room.Repair(registry.name, 1, tuple(found.remarks))
     assert room.promote(registry, store, "2").entry.number == 3
-    assert room.history(store, registry.name).dangling == []
+    assert room.history(registry, store).dangling == []
 
 
 def test_a_writer_that_lost_leaves_the_history_whole(released: Released, chain: list[Entry]) -> None:
@@ -127,9 +127,9 @@ def test_a_writer_that_lost_leaves_the_history_whole(released: Released, chain: 
     before = ledger.tip()
     room.promote(released.registry, released.store, "1")
     facts = chain[1].model_dump(include={"version", "model", "recipe", "verdict", "decision", "run_id", "source"})
-    with pytest.raises(LedgerError, match=r"won with entry 5 \(promote, version 1, 20.*nothing was moved"):
+    with pytest.raises(LedgerError, match=r"won with entry 5 \(promote, version 1, 20.*nothing was changed"):
         ledger.append(before, undo=None, action="promote", override=False, reason="", **facts)
-    assert len(room.history(released.store, released.name).entries) == 5
+    assert len(room.history(released.registry, released.store).entries) == 5
     assert len(entries(released)) == 5  # by number: two entries claim to be the fifth
     assert len(list(Path(released.store.uri, "ledger", released.name, "entries").iterdir())) == 6
 
@@ -142,7 +142,7 @@ def test_an_entry_of_another_model_is_found(released: Released, chain: list[Entr
     head = json.loads((folder / "head").read_bytes()) | {"entry": foreign.digest}
     (folder / "head").write_bytes(canonical_json(head))
     with pytest.raises(LedgerError, match="belongs to 'another-model'; restore the one of"):
-        room.history(released.store, released.name)
+        room.history(released.registry, released.store)
 
 
 def test_history_beside_promotions_finds_the_chain_whole(
@@ -165,7 +165,7 @@ def test_history_beside_promotions_finds_the_chain_whole(
 
     beside("list")
     beside("read")
-    found = room.history(released.store, released.name)
+    found = room.history(released.registry, released.store)
     assert waiting == []
     assert [entry.number for entry in found.entries] == [1, 2, 3, 4, 5, 6]
     assert found.dangling == []

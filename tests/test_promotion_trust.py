@@ -84,9 +84,12 @@ class Forger:
 
 
 FORGERIES: dict[str, tuple[Callable[[Forger], Any], str]] = {
-    "verdict": (Forger.verdict, r"its verdict\.json is sha256:.*, registered was sha256:"),
+    "verdict": (Forger.verdict, r"the digest of its verdict\.json is sha256:.*, expected sha256:"),
     "verdict and its tags": (lambda f: f.tag(verdict=f.verdict(), decision="promote"), "its tag shadowft.verdict is"),
-    "recipe": (lambda f: f.recipe({"waivers": ["onto-base"]}), r"its recipe\.json is sha256:.*, registered was"),
+    "recipe": (
+        lambda f: f.recipe({"waivers": ["onto-base"]}),
+        r"the digest of its recipe\.json is sha256:.*, expected",
+    ),
     "recipe and its tag": (
         lambda f: f.tag(recipe=bytes_digest(canonical_json(f.recipe({"waivers": ["onto-base"]})))),
         "its recipe sha256:.* is not in store",
@@ -111,7 +114,7 @@ def test_what_is_forged_in_mlflow_promotes_nothing(run: Run, client: Any, tmp_pa
             room.promote(registry, store, "1", override)
         assert "\n" not in str(refused.value)
     assert "champion" not in client.get_registered_model(name).aliases
-    assert room.history(store, name) == room.Chain(room.history(store, name).tip, [], [])
+    assert room.history(registry, store) == room.Chain(room.history(registry, store).tip, [], [])
     if "recipe" in forgery or "tag" in forgery:  # what a model is rebuilt by
         with pytest.raises(RegistryError, match=message):
             run.materialize(f"models:/{name}/1", tmp_path / "model")
@@ -129,14 +132,14 @@ def test_a_forged_champion_is_neither_rebuilt_nor_rolled_back_to_nor_registered_
     room.promote(registry, store)
     forger = Forger(client, name)
     forger.everything()
-    with pytest.raises(RegistryError, match=r"its recipe\.json is sha256:.*, registered was sha256:"):
+    with pytest.raises(RegistryError, match=r"the digest of its recipe\.json is sha256:.*, expected sha256:"):
         run.materialize(f"models:/{name}@champion", run.work / "model")
     for act in (lambda: room.rollback(registry, store, to="1"), lambda: room.reconcile(registry, store)):
-        with pytest.raises(RegistryError, match=r"carries recipe sha256:.*, the ledger has sha256:"):
+        with pytest.raises(RegistryError, match=r"has recipe sha256:.*, the ledger has sha256:"):
             act()
-    forger.tag(recipe=room.history(store, name).entries[0].recipe)
+    forger.tag(recipe=room.history(registry, store).entries[0].recipe)
     with pytest.raises(
-        RegistryError, match=r"its recipe\.json is sha256:.*, registered was sha256:.*delete this version"
+        RegistryError, match=r"the digest of its recipe\.json is sha256:.*, expected sha256:.*delete this version"
     ):
         room.reconcile(registry, store)
     client.delete_model_version(name, "1")  # the remedy
@@ -162,14 +165,14 @@ def test_a_verdict_on_another_model_promotes_nothing(run: Run, client: Any) -> N
     forger = Forger(client, run.register().name)
     forger.whole({"digest": "sha256:" + "0" * 64})
     stores.keep_record(canonical_json(forger.recipe()), run.params.store)
-    with pytest.raises(RegistryError, match=r"its verdict judged sha256:.*, its recipe makes sha256:0000"):
+    with pytest.raises(RegistryError, match=r"its verdict is of model sha256:.*, its recipe is of sha256:0000"):
         room.promote(run.params.registry, run.params.store)
 
 
 CONTRADICTIONS: list[tuple[str, dict[str, Any], str]] = [
-    ("promote", {"outcome": "tie"}, "its verdict says promote, the claims of its verdict make it hold"),
-    ("promote", {"outcome": "too few items"}, "says promote, the claims of its verdict make it undecided"),
-    ("hold", {"outcome": "better"}, "says hold, the claims of its verdict make it promote"),
+    ("promote", {"outcome": "tie"}, "its verdict states promote, the claims of its verdict decide hold"),
+    ("promote", {"outcome": "too few items"}, "states promote, the claims of its verdict decide undecided"),
+    ("hold", {"outcome": "better"}, "states hold, the claims of its verdict decide promote"),
     ("promote", {"outcome": "great"}, "claims cannot be read"),
     ("promote", {"against": "nobody"}, r"compares shadow_scaled with \['nobody'\], not with instruct"),
 ]
@@ -185,7 +188,7 @@ def test_the_decision_is_the_one_that_the_claims_make(
     for override in (None, "a person believes it"):
         with pytest.raises(RegistryError, match=message):
             room.promote(run.params.registry, run.params.store, override=override)
-    assert room.history(run.params.store, run.params.registry.name).entries == []
+    assert room.history(run.params.registry, run.params.store).entries == []
 
 
 @pytest.mark.parametrize("decision", OUTCOMES)
@@ -201,7 +204,7 @@ def test_only_promote_promotes(run: Run, decision: str) -> None:
         return
     with pytest.raises(PromotionRefusedError, match=f"the verdict is {decision}: "):
         room.promote(run.params.registry, run.params.store)
-    assert room.history(run.params.store, run.params.registry.name).entries == []
+    assert room.history(run.params.registry, run.params.store).entries == []
 
 
 def test_a_registration_from_before_the_store_kept_records_is_registered_again(run: Run) -> None:
@@ -268,7 +271,7 @@ def test_champion_is_who_the_ledger_says(released: Released, tmp_path: Path, ali
         with pytest.raises(LedgerError, match=apart):
             act()
     assert not (tmp_path / "model").exists()
-    assert len(room.history(store, name).entries) == 1
+    assert len(room.history(registry, store).entries) == 1
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params |= {"store": store.model_dump(), "registry": registry.model_dump()}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
@@ -297,7 +300,7 @@ def test_a_version_called_champion_is_loaded_only_if_the_ledger_agrees(released:
     room.require_alias_agrees(registry, store, 1, digests[1])
     room.require_alias_agrees(registry, store, 3, digests[3])  # nobody calls it champion
     with pytest.raises(
-        LedgerError, match=f"version 1: its recipe is {digests[2]}, the ledger made {digests[1]} champion"
+        LedgerError, match=f"version 1: its recipe is {digests[2]}, entry 1 of the ledger has {digests[1]}"
     ):
         room.require_alias_agrees(registry, store, 1, digests[2])
     client.set_registered_model_alias(name, "champion", "3")

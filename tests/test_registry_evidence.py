@@ -9,7 +9,7 @@ import pytest
 from shadowft_core import registry as room
 from shadowft_core.errors import RegistryError
 from shadowft_core.files import read_json_object, write_json_atomically
-from shadowft_core.registry import tracking
+from shadowft_core.registry import connection
 from tests.fixtures.runs import Run
 
 OTHER = "sha256:" + "0" * 64
@@ -77,6 +77,6 @@ def test_no_pickle_is_loaded_whatever_the_environment_allows(
     assert mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(["x"]) == ["x"], "this would run anything"
     with (
         pytest.raises(RegistryError, match="using pickle is disallowed"),
-        tracking.connected(run.params.registry),
+        connection.connected(run.params.registry),
     ):
         mlflow.pyfunc.load_model(str(tmp_path / "model"))

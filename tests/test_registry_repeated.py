@@ -12,7 +12,7 @@ from shadowft_core import promotion
 from shadowft_core import registry as room
 from shadowft_core.errors import RegistrationPendingError
 from shadowft_core.params import Registry
-from shadowft_core.registry import tracking
+from shadowft_core.registry import connection, tracking
 from shadowft_core.registry.evidence import Evidence
 from tests.faults.servers import mlflow_on_postgresql, why_no_postgresql
 from tests.fixtures.runs import ROOT, Run
@@ -65,7 +65,7 @@ def statuses(run: Run) -> dict[str, str]:
 def twin(run: Run, first: room.Version) -> int:
     """A second version of the same key, with a run of its own, as two writers at one moment make it."""
     registration = Evidence(run.params, run.work, run.lock, ROOT / "params.yaml").registration(None)
-    with tracking.connected(run.params.registry) as client:
+    with connection.connected(run.params.registry) as client:
         run_id = tracking.log(client, run.params.registry, registration)
         rows = client.search_model_versions(f"run_id = '{run_id}'")
     assert registration.key == client.get_model_version(first.name, str(first.number)).tags["shadowft.key"]
@@ -118,13 +118,13 @@ import os, signal
 from pathlib import Path
 import mlflow
 from shadowft_core.params import Params
-from shadowft_core.registry import tracking
+from shadowft_core.registry import connection, tracking
 from shadowft_core.registry.evidence import Evidence
 mlflow.log_artifacts = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
 params = Params.model_validate_json({run.params.model_dump_json()!r})
 work, lock = Path({str(run.work)!r}), Path({str(run.lock)!r})
 registration = Evidence(params, work, lock, Path("params.yaml")).registration(None)
-with tracking.connected(params.registry) as client:
+with connection.connected(params.registry) as client:
     tracking.log(client, params.registry, registration)
 """
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == -signal.SIGKILL
@@ -178,7 +178,7 @@ def test_two_may_mark_a_duplicate_at_one_moment(run: Run, monkeypatch: pytest.Mo
     from sqlalchemy.exc import IntegrityError
 
     set_tag = MlflowClient.set_model_version_tag
-    with tracking.connected(run.params.registry) as client:
+    with connection.connected(run.params.registry) as client:
         run.register()
         version = tracking.find(client, run.params.registry.name, "1")
         again = tracking.create(client, version.name, version.source, version.run_id, version.tags)
@@ -189,11 +189,11 @@ def test_two_may_mark_a_duplicate_at_one_moment(run: Run, monkeypatch: pytest.Mo
 
         monkeypatch.setattr(MlflowClient, "set_model_version_tag", late)
         key, written = version.tags["shadowft.key"], "1"
-        assert tracking.settled(client, version.name, key).version == version.version
+        assert tracking.deduplicate(client, version.name, key).version == version.version
         assert tracking.find(client, version.name, str(again.version)).tags[tracking.DUPLICATE] == "1"
         written = "7"
         monkeypatch.undo()
         set_tag(client, version.name, str(again.version), tracking.DUPLICATE, "7")
         monkeypatch.setattr(MlflowClient, "set_model_version_tag", late)
         with pytest.raises(IntegrityError):
-            tracking.settled(client, version.name, key)
+            tracking.deduplicate(client, version.name, key)

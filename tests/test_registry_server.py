@@ -62,7 +62,7 @@ def test_the_whole_life_of_a_champion(served: Run, server: MLflowServer, tmp_pat
     client = mlflow_client(server)
     client.delete_model_version(registry.name, "1")
     assert promotion.reconcile(registry, store).number == 3
-    assert promotion.history(store, registry.name).entries[-1].recipe == first.recipe
+    assert promotion.history(registry, store).entries[-1].recipe == first.recipe
 
     script = f"""
 import mlflow
@@ -108,7 +108,7 @@ def test_of_eight_promoters_one_wins_each_round(served: Run, server: MLflowServe
             outcomes = list(pool.map(attempt, range(8)))
         (winner,) = [found for found in outcomes if not isinstance(found, str) and found.changed]
         assert all(f"won with entry {number}" in found for found in outcomes if isinstance(found, str))
-        chain = promotion.history(store, registry.name).entries
+        chain = promotion.history(registry, store).entries
         assert chain[number - 1 :] == [winner.entry]
         assert int(client.get_model_version_by_alias(registry.name, "champion").version) == winner.number
 

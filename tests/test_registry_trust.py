@@ -162,7 +162,7 @@ def forged(run: Run, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ("place", "message"),
     [
         ("recipe", r"recipe\.json: is sha256:.*, MLmodel says sha256:.*; the record was changed"),
-        ("MLmodel", r"version 1: its recipe is sha256:.*, registered was sha256:.*; the record was changed"),
+        ("MLmodel", r"version 1: the digest of its recipe is sha256:.*, its tag has sha256:.*; the record was changed"),
         ("tag", "credentials are not sent to a server that only a recipe names"),
     ],
 )

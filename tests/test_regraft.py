@@ -98,16 +98,16 @@ def test_what_does_not_belong_is_refused(world: World, tmp_path: Path) -> None:
     tuned = {n: a + np.asarray(1, BF16) / 64 for n, a in tensors_of(world.base).items()}
     extract(world.base, write_model(tmp_path / "t9", tuned), other)
     same = shutil.copytree(world.instruct, tmp_path / "same")
-    world.refused(GraftError, "is the recipe's own Instruct, sha256:", world.recipe, same, world.deltas)
+    world.refused(GraftError, "this is the Instruct of the recipe, sha256:", world.recipe, same, world.deltas)
     world.refused(
         GraftError, "is not among the given folders; pass it with --delta", world.recipe, world.newer, world.deltas[:1]
     )
-    world.refused(GraftError, "other: delta sha256:.* stands not in", world.recipe, world.newer, [*world.deltas, other])
+    world.refused(GraftError, "other: delta sha256:.* is not in", world.recipe, world.newer, [*world.deltas, other])
     world.refused(UnrelatedError, "stranger", world.recipe, world.stranger, world.deltas)
     world.refused(OntoBaseError, "taken from", world.recipe, world.base, world.deltas)
     recipe = json.loads(world.recipe.read_bytes())
     for number, (damage, message) in enumerate(
-        [({"format": 2}, "recipe format 2, 1 is wanted"), ({"deltas": [{}]}, "no recipe"), ({"merge": 3}, "damaged")]
+        [({"format": 2}, "recipe format 2, expected 1"), ({"deltas": [{}]}, "not a recipe"), ({"merge": 3}, "damaged")]
     ):
         write_json_atomically(tmp_path / f"{number}.json", recipe | damage)
         world.refused(GraftError, message, tmp_path / f"{number}.json", world.newer, world.deltas)
@@ -175,7 +175,7 @@ def test_the_verb_and_its_receipt(
     assert recipe["digest"] == open_checkpoint(world.out).digest()
     code, out, err = shadowft(*words, "--instruct", world.instruct)
     assert (code, out) == (GraftError.exit_code, "")
-    assert "own Instruct" in err
+    assert "the Instruct of the recipe" in err
     account = json.loads(shadowft("receipt", world.out, "--json")[1])
     assert account["merge"] == {"rule": "ties", "density": 0.3}
     assert (account["scale_for"], account["waivers"]) == ([["*down_proj*", 0.1]], [])

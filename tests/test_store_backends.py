@@ -71,7 +71,7 @@ def test_an_existing_key_is_never_overwritten(backend: Backend) -> None:
 
 
 def test_bytes_with_another_digest_are_refused_on_upload(backend: Backend) -> None:
-    with pytest.raises(StoreCorruptError, match="x refused: its bytes have digest"):
+    with pytest.raises(StoreCorruptError, match="x refused: its bytes "):
         backend.put_if_absent("x", b"data", bytes_digest(b"other"))
     assert backend.head("x") is None
 

@@ -63,7 +63,7 @@ def test_tls_with_a_trusted_certificate(secure: tuple[S3Server, str, Path], monk
     sink = io.BytesIO()
     backend.get("a", len(DATA), bytes_digest(DATA), sink)
     assert sink.getvalue() == DATA
-    with pytest.raises(StoreCorruptError, match="the store found another checksum"):
+    with pytest.raises(StoreCorruptError, match="the store computed another checksum"):
         backend.put_if_absent("b", DATA, bytes_digest(b""))
     tag = backend.swap("c", b"1", None)
     assert backend.read("c", 10) == (b"1", tag)

@@ -146,8 +146,7 @@ def history(name: NameArgument, params: ParamsOption = PARAMS, as_json: JsonOpti
     """
     from shadowft_core.promotion import history as run
 
-    _, store = _named(params, name)
-    chain = run(store, name)
+    chain = run(*_named(params, name))
     if as_json:
         print_json({"name": name, "entries": _dumped(chain.entries), "dangling": _dumped(chain.dangling)})
         return
@@ -285,16 +284,9 @@ def _elsewhere(uri: str | None, params: Path | None) -> "Store | None":
 
 
 def _named(params: Path | None, name: str) -> "tuple[Registry, Store]":
-    """Registry and store of params.yaml, for this registered model. Raises InputError for a name that cannot be one."""
-    from pydantic import ValidationError
-
-    from shadowft_core.params import Registry
-
+    """Registry and store of params.yaml, for this registered model. Raises ParamsError for an impossible name."""
     read = read_params(params)
-    try:
-        return Registry.model_validate(read.registry.model_dump() | {"name": name}), read.store
-    except ValidationError:
-        raise InputError(f"{name[:80]!r}: letters, digits, '.', '_' and '-' make the name of a model") from None
+    return read.registry.named(name), read.store
 
 
 def _dumped(entries: "list[Entry]") -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ from shadowft_core.errors import (
     without_passwords,
 )
 from shadowft_core.files import make_folder, process
-from shadowft_core.params import Params, Registry, load_params
+from shadowft_core.params import Params, load_params
 from shadowft_core.pipeline.dvc_stages import changed
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def publish(params: Params, delta: str, say: Say) -> State:
     from shadowft_core import store
 
     try:
-        with _heard(say):
+        with captured_stderr(say):
             return Completed(message=store.publish(Path(delta), params.store))
     except ShadowError as error:
         return _failed(error)
@@ -138,7 +138,7 @@ def register(params: Params, git: "Git", say: Say) -> State:
     from shadowft_core import registry
 
     try:
-        with _heard(say):
+        with captured_stderr(say):
             version = registry.register(params, git=git)
         return Completed(message=f"models:/{version.name}/{version.number} (alias {registry.CANDIDATE})")
     except RegistrationPendingError as error:
@@ -148,8 +148,8 @@ def register(params: Params, git: "Git", say: Say) -> State:
 
 
 @contextlib.contextmanager
-def _heard(say: Say) -> Iterator[None]:
-    """Hand what an act writes to stderr to `say` when it is over."""
+def captured_stderr(say: Say) -> Iterator[None]:
+    """Pass what the block writes to stderr to `say` when it ends."""
     with contextlib.redirect_stderr(io.StringIO()) as words:
         try:
             yield
@@ -170,13 +170,12 @@ def preflight(params_file: Path, model_name: str | None) -> Params:
         var.chmod(0o700)  # made by an earlier version, or by hand
     params = load_params(params_file)
     if model_name:
-        chosen = Registry.model_validate(params.registry.model_dump() | {"name": model_name})
-        params = params.model_copy(update={"registry": chosen})
+        params = params.model_copy(update={"registry": params.registry.named(model_name)})
     for name, path in (("prepare.data", params.prepare.data), ("evaluate.tasks", params.evaluate.tasks)):
         if not Path(path).exists():
             raise InputError(f"{params_file}: {name}: {path} does not exist; name an existing file or folder")
     outage = ""
-    with _heard(lambda line: None):  # MLflow tells of the tables it makes
+    with captured_stderr(lambda line: None):  # MLflow tells of the tables it makes
         try:
             registry.preflight(params)
         except RegistryError as error:

@@ -116,7 +116,7 @@ def test_eight_promoters_fifty_times(
     ]
     assert [ended(process, 1000) for process in processes] == [0] * PROMOTERS
     seconds = time.monotonic() - started
-    chain = promotion.history(s3_store, registry.name).entries
+    chain = promotion.history(registry, s3_store).entries
     rounds = list(zip(*(json.loads(log.read_text()) for log in logs), strict=True))
     assert len(rounds) == len(chain) == ROUNDS
     for entry, outcomes in zip(chain, rounds, strict=True):

@@ -22,7 +22,7 @@ from tests.fixtures.runs import Released, Run
 ROOT = Path(__file__).parent.parent
 
 
-def test_champion_moves_only_on_a_positive_verdict_or_with_a_reason(released: Released) -> None:
+def test_the_champion_changes_only_on_a_positive_verdict_or_with_a_reason(released: Released) -> None:
     registry, store = released.registry, released.store
     first = room.promote(registry, store, "1")
     assert (first.number, first.previous, first.changed, first.entry.number) == (1, None, True, 1)
@@ -46,12 +46,12 @@ def test_champion_moves_only_on_a_positive_verdict_or_with_a_reason(released: Re
     assert room.history(released.registry, store).entries == [first.entry, third.entry]
 
 
-def test_a_needless_override_is_none(released: Released) -> None:
+def test_an_override_of_a_positive_verdict_is_not_recorded(released: Released) -> None:
     entry = room.promote(released.registry, released.store, "1", override="to be sure").entry
     assert (entry.override, entry.reason, entry.decision) == (False, "better than the Instruct", "promote")
 
 
-def test_who_saw_an_older_ledger_moves_nothing(released: Released) -> None:
+def test_a_caller_with_an_older_view_of_the_ledger_changes_nothing(released: Released) -> None:
     registry, store = released.registry, released.store
     first = room.promote(registry, store, "1", after=0).entry
     for stale in (0, 7):
@@ -76,7 +76,7 @@ def test_the_alias_is_looked_at_again(released: Released, monkeypatch: pytest.Mo
     assert (released.champion(), other) == (1, [])
 
 
-def test_a_version_whose_delta_is_gone_is_not_promoted(released: Released, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_whose_delta_is_missing_is_not_promoted(released: Released, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHADOWFT_STORE_URI", released.store.uri)
     next(Path(released.store.uri, "deltas").iterdir()).unlink()
     with pytest.raises(StoreError, match="is not there, so the version cannot be rebuilt"):
@@ -85,9 +85,7 @@ def test_a_version_whose_delta_is_gone_is_not_promoted(released: Released, monke
     assert room.history(released.registry, released.store).entries == []
 
 
-def test_nobody_rolls_back_to_a_version_whose_delta_is_gone(
-    released: Released, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rollback_refuses_a_version_whose_delta_is_missing(released: Released, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHADOWFT_STORE_URI", released.store.uri)
     for version in ("1", "2"):
         room.promote(released.registry, released.store, version)
@@ -98,7 +96,7 @@ def test_nobody_rolls_back_to_a_version_whose_delta_is_gone(
     assert len(room.history(released.registry, released.store).entries) == 2
 
 
-def test_of_eight_promoters_one_wins_and_the_others_are_told_who(released: Released) -> None:
+def test_of_eight_promoters_one_wins_and_the_others_get_its_name(released: Released) -> None:
     registry, store = released.registry, released.store
     room.promote(registry, store, "1")
     for number in range(2, 5):
@@ -109,14 +107,14 @@ def test_of_eight_promoters_one_wins_and_the_others_are_told_who(released: Relea
         for found in outcomes:
             if isinstance(found, str):
                 assert f"won with entry {number} (promote, version {winner.number}," in found
-            elif found != winner:  # asked for the champion of the moment, and was told that it is one
+            elif found != winner:  # promoted the current champion, which changes nothing
                 assert (found.entry, found.changed) == (chain[number - 2], False)
         assert sum(isinstance(found, str) for found in outcomes) >= 4
         assert released.champion() == winner.number
 
 
 def test_promoters_on_s3_leave_alias_and_ledger_equal(released: Released, s3_store: Store) -> None:
-    """Without `after`: some may promote one after the other, each then stands in the chain."""
+    """Without `after`, several may promote one after the other; each is then in the chain."""
     for path in Path(released.store.uri, "records").iterdir():
         stores.keep_record(path.read_bytes(), s3_store)
     outcomes = race(released, s3_store, after=None)
@@ -196,13 +194,15 @@ def test_a_champion_that_is_gone_for_good_is_named_and_the_way_back_too(run: Run
     standing = room.promote(run.params.registry, run.params.store).entry
     client.delete_model_version(version.name, "1")  # type: ignore[attr-defined]
     client.delete_logged_model(standing.source.rpartition("/")[2])  # type: ignore[attr-defined]
-    with pytest.raises(RegistryError, match=rf"run {standing.run_id} or its recipe is gone .*rollback --to VERSION"):
+    with pytest.raises(
+        RegistryError, match=rf"run {standing.run_id} or its recipe was removed .*rollback --to VERSION"
+    ):
         room.reconcile(run.params.registry, run.params.store)
     assert room.history(run.params.registry, run.params.store).entries == [standing]
     assert client.search_model_versions(f"name = '{version.name}'") == []  # type: ignore[attr-defined]
 
 
-def test_reconcile_repairs_what_hands_and_crashes_did(released: Released) -> None:
+def test_reconcile_repairs_manual_changes_and_crashes(released: Released) -> None:
     registry, store, client = released.registry, released.store, released.client
     assert room.reconcile(registry, store) == room.Repair(registry.name, None, ())
     client.set_registered_model_alias(registry.name, "champion", "3")
@@ -235,7 +235,7 @@ def test_reconcile_repairs_what_hands_and_crashes_did(released: Released) -> Non
     assert room.reconcile(registry, store).done == ()
 
 
-def test_a_promoter_killed_between_ledger_and_alias_is_made_up_for(released: Released) -> None:
+def test_reconcile_sets_the_alias_of_a_promoter_killed_before_it(released: Released) -> None:
     registry, store = released.registry, released.store
     room.promote(registry, store, "1")
     code = f"""
@@ -253,7 +253,7 @@ promote(Registry(**{registry.model_dump()!r}), Store(**{store.model_dump()!r}), 
     assert released.champion() == 2
 
 
-def test_the_verbs_speak_to_people_and_to_machines(released: Released, tmp_path: Path) -> None:
+def test_the_verbs_print_text_and_json(released: Released, tmp_path: Path) -> None:
     import yaml
 
     from shadowft_core.cli import app
@@ -288,7 +288,7 @@ def test_the_verbs_speak_to_people_and_to_machines(released: Released, tmp_path:
     assert [entry["number"] for entry in json.loads(say("history", name, "--json"))["dangling"]] == [3]
     named, last = say("history", name).splitlines()[2:]
     assert named.startswith("dangling: entry 3 (rollback, version 1, ")
-    assert named.endswith(f"or a head moved back; run `shadowft reconcile {name}`")
+    assert named.endswith(f"or the head was moved back; run `shadowft reconcile {name}`")
     assert last == "2 entries, the chain is whole up to its head"
     with pytest.raises(InputError, match="not a time"):
         CliRunner().invoke(app, ["who-was", name, "--at", "yesterday", *options], catch_exceptions=False)

@@ -62,16 +62,16 @@ def test_a_caller_with_an_older_view_of_the_ledger_changes_nothing(released: Rel
     assert room.promote(registry, store, "2", after=1).number == 2
 
 
-def test_the_alias_is_looked_at_again(released: Released, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another hand sets it at the very moment: the promoter that goes last brings it back to the ledger."""
+def test_the_alias_is_read_back(released: Released, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process sets the alias at the same moment: the promoter sets it again."""
     real, other = tracking.set_alias, ["3"]
 
-    def point(client: Any, name: str, alias: str, number: int) -> None:
+    def set_alias(client: Any, name: str, alias: str, number: int) -> None:
         real(client, name, alias, number)
         if other:
             client.set_registered_model_alias(name, alias, other.pop())
 
-    monkeypatch.setattr(tracking, "point", point)
+    monkeypatch.setattr(tracking, "set_alias", set_alias)
     room.promote(released.registry, released.store, "1")
     assert (released.champion(), other) == (1, [])
 
@@ -163,7 +163,7 @@ def test_rollback_goes_back_one_champion_at_a_time(released: Released) -> None:
     assert [entry.action for entry in room.history(registry, store).entries] == ["promote"] * 3 + ["rollback"] * 5
 
 
-def test_rollback_needs_nothing_of_the_newest_version_and_takes_less_than_a_second(released: Released) -> None:
+def test_rollback_needs_nothing_of_the_newest_version_and_takes_under_a_second(released: Released) -> None:
     registry, store = released.registry, released.store
     one = room.promote(registry, store, "1").entry
     newest = room.promote(registry, store, "2").entry
@@ -189,7 +189,7 @@ def test_rollback_registers_a_deleted_version_again(released: Released) -> None:
     assert released.champion() == 4
 
 
-def test_a_champion_that_is_gone_for_good_is_named_and_the_way_back_too(run: Run, client: object) -> None:
+def test_reconcile_names_a_lost_champion_and_the_remedy(run: Run, client: object) -> None:
     version = run.register()
     standing = room.promote(run.params.registry, run.params.store).entry
     client.delete_model_version(version.name, "1")  # type: ignore[attr-defined]

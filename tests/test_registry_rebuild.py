@@ -14,6 +14,7 @@ import pytest
 from shadowft_core import promotion
 from shadowft_core import registry as room
 from shadowft_core.errors import GraftError, RegistryError, StoreError, StoreUnreachableError
+from shadowft_core.files import canonical_json
 from shadowft_core.params import Store
 from shadowft_core.registry.evidence import Evidence
 from shadowft_core.weights import open_checkpoint
@@ -109,7 +110,7 @@ def test_the_recipe_names_the_configured_store_and_its_deltas_may_move(
     assert recipe["store"] == {"uri": "var/store", "endpoint": None, "region": None}
     moved_to = shutil.copytree(tmp_path / "var/store", tmp_path / "elsewhere/store")
     monkeypatch.chdir(tmp_path / "elsewhere")
-    with pytest.raises(RegistryError, match=r"its recipe sha256:.* not in store var/store.*with SHADOWFT_STORE_URI"):
+    with pytest.raises(RegistryError, match=r"its recipe sha256:.* not in store var/store.*set SHADOWFT_STORE_URI"):
         run.materialize(reference, tmp_path / "model")
     moved = Store(uri=str(moved_to))
     with pytest.raises(StoreError, match=r"var/store: no delta sha256:.* --store or SHADOWFT_STORE_URI"):
@@ -140,3 +141,28 @@ def test_the_recipe_keeps_owner_and_encryption_of_its_bucket(
         finally:
             server.shutdown()
     assert {headers.get("x-amz-expected-bucket-owner") for _, headers in handler.seen} == {"123456789012"}
+
+
+def test_a_cached_model_with_an_extra_file_is_rebuilt(run: Run, tmp_path: Path, capsys: Any) -> None:
+    """The libraries would read a template or an adapter that is not in the recipe."""
+    recipe = promotion.recipe_named(f"models:/{run.register().name}/1", run.params.registry, run.params.store)
+    folder = room.cached(recipe, tmp_path / "cache")
+    for extra in ("chat_template.jinja", "adapter_config.json", "additional_chat_templates/tool.jinja"):
+        if extra in recipe["files"]:
+            continue
+        (folder / extra).parent.mkdir(exist_ok=True)
+        (folder / extra).write_text("{}")
+        assert room.cached(recipe, tmp_path / "cache") == folder
+        assert not (folder / extra).exists()
+    capsys.readouterr()
+    room.cached(recipe, tmp_path / "cache")
+    assert "graft:" not in capsys.readouterr().err, "a complete model is used as it is"
+
+
+def test_a_recipe_without_a_well_formed_model_digest_is_refused(run: Run, tmp_path: Path) -> None:
+    """The digest becomes the name of a folder."""
+    recipe = promotion.recipe_named(f"models:/{run.register().name}/1", run.params.registry, run.params.store)
+    for digest in ("sha256:../../x", "", "x" * 64, None, "sha256:" + "0" * 63):
+        (tmp_path / "recipe.json").write_bytes(canonical_json(recipe | {"digest": digest}))
+        with pytest.raises(RegistryError, match="not a recipe of format 1"):
+            room.read_recipe(tmp_path / "recipe.json")

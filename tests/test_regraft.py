@@ -107,7 +107,11 @@ def test_what_does_not_belong_is_refused(world: World, tmp_path: Path) -> None:
     world.refused(OntoBaseError, "taken from", world.recipe, world.base, world.deltas)
     recipe = json.loads(world.recipe.read_bytes())
     for number, (damage, message) in enumerate(
-        [({"format": 2}, "recipe format 2, expected 1"), ({"deltas": [{}]}, "not a recipe"), ({"merge": 3}, "damaged")]
+        [
+            ({"format": 2}, "recipe format 2, expected 1"),
+            ({"deltas": [{}]}, "no(t a)? recipe"),
+            ({"merge": 3}, "damaged"),
+        ]
     ):
         write_json_atomically(tmp_path / f"{number}.json", recipe | damage)
         world.refused(GraftError, message, tmp_path / f"{number}.json", world.newer, world.deltas)

@@ -7,6 +7,7 @@ run may overwrite work/.
 
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,12 @@ def waiting(pending: Path = PENDING) -> list[str]:
 
 
 def waits(name: str, pending: Path = PENDING) -> bool:
-    """Whether a registration of this model waits. Raises RegistryError for a damaged registration."""
-    return any(kept is not None and kept.name == name for kept in map(load, waiting_in(pending)))
+    """Whether a registration of this model waits; damaged registrations do not count."""
+    for folder in waiting_in(pending):
+        with suppress(RegistryError):
+            if (kept := load(folder)) is not None and kept.name == name:
+                return True
+    return False
 
 
 def load(folder: Path) -> Registration | None:

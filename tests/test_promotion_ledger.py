@@ -1,4 +1,4 @@
-"""The chain of a ledger: what was edited, removed, reordered, cut off or moved back is found."""
+"""The chain of a ledger: edited, missing and reordered entries, and a head that was moved back, are detected."""
 
 import json
 import re
@@ -33,7 +33,7 @@ def chain(released: Released) -> list[Entry]:
     return room.history(released.registry, released.store).entries
 
 
-def test_an_edited_entry_is_found(released: Released, chain: list[Entry]) -> None:
+def test_an_edited_entry_is_detected(released: Released, chain: list[Entry]) -> None:
     path = entries(released)[2]
     path.write_bytes(chain[1].model_copy(update={"who": "nobody@nowhere"}).raw)
     with pytest.raises(
@@ -42,14 +42,14 @@ def test_an_edited_entry_is_found(released: Released, chain: list[Entry]) -> Non
         room.history(released.registry, released.store)
 
 
-def test_a_missing_entry_is_found(released: Released, chain: list[Entry]) -> None:
+def test_a_missing_entry_is_detected(released: Released, chain: list[Entry]) -> None:
     entries(released)[3].unlink()
     with pytest.raises(LedgerError, match="is missing; restore it"):
         room.history(released.registry, released.store)
 
 
-def test_a_reordered_chain_is_found(released: Released, chain: list[Entry]) -> None:
-    """Whoever may write can make entries with right digests; their numbers then do not follow each other."""
+def test_a_reordered_chain_is_detected(released: Released, chain: list[Entry]) -> None:
+    """A person with write access can make entries with right digests; their numbers are then not consecutive."""
     forged = chain[3].model_copy(update={"previous": chain[1].digest})
     folder = Path(released.store.uri) / "ledger" / released.name
     (folder / "entries" / forged.digest.removeprefix("sha256:")).write_bytes(forged.raw)
@@ -59,7 +59,7 @@ def test_a_reordered_chain_is_found(released: Released, chain: list[Entry]) -> N
         room.history(released.registry, released.store)
 
 
-def test_a_head_moved_back_is_found(released: Released, chain: list[Entry]) -> None:
+def test_a_head_moved_back_is_detected(released: Released, chain: list[Entry]) -> None:
     head = Path(released.store.uri) / "ledger" / released.name / "head"
     real = json.loads(head.read_bytes())
     released.move_back(chain[1])
@@ -71,7 +71,7 @@ def test_a_head_moved_back_is_found(released: Released, chain: list[Entry]) -> N
 
 
 def test_a_head_moved_back_by_one_is_named_and_recorded(released: Released, chain: list[Entry]) -> None:
-    """It looks like a promotion that was cut off, but for the alias, which follows only where the head has been."""
+    """It looks like a promotion that was cut off, except that the alias points at the later entry."""
     registry, store = released.registry, released.store
     released.move_back(chain[2])
     found = room.history(registry, store)
@@ -83,7 +83,7 @@ def test_a_head_moved_back_by_one_is_named_and_recorded(released: Released, chai
     assert room.history(registry, store) == found
     assert released.champion() == 2
 
-    assert room.rollback(registry, store, to="1").changed is False  # the way out that the error names
+    assert room.rollback(registry, store, to="1").changed is False  # the remedy in the error
     assert released.champion() == 1
     assert room.reconcile(registry, store, dry_run=True).done == (remark,)
     assert room.history(registry, store) == found
@@ -93,7 +93,7 @@ def test_a_head_moved_back_by_one_is_named_and_recorded(released: Released, chai
     assert room.reconcile(registry, store).done == ()
 
 
-def test_a_head_that_is_gone_leaves_the_first_entry_dangling(released: Released) -> None:
+def test_without_a_head_the_first_entry_dangles(released: Released) -> None:
     first = room.promote(released.registry, released.store, "1").entry
     (Path(released.store.uri) / "ledger" / released.name / "head").unlink()
     found = room.history(released.registry, released.store)
@@ -102,7 +102,7 @@ def test_a_head_that_is_gone_leaves_the_first_entry_dangling(released: Released)
         room.reconcile(released.registry, released.store)
 
 
-def test_a_promoter_killed_before_it_moved_the_head_leaves_an_entry_that_dangles(released: Released) -> None:
+def test_a_promoter_killed_before_the_head_leaves_a_dangling_entry(released: Released) -> None:
     registry, store = released.registry, released.store
     room.promote(registry, store, "1")
     code = f"""
@@ -122,7 +122,7 @@ promote(Registry(**{registry.model_dump()!r}), Store(**{store.model_dump()!r}), 
     assert room.history(registry, store).dangling == []
 
 
-def test_a_writer_that_lost_leaves_the_history_whole(released: Released, chain: list[Entry]) -> None:
+def test_a_writer_that_lost_a_race_leaves_a_valid_history(released: Released, chain: list[Entry]) -> None:
     ledger = Ledger(released.store, released.name)
     before = ledger.tip()
     room.promote(released.registry, released.store, "1")
@@ -130,12 +130,12 @@ def test_a_writer_that_lost_leaves_the_history_whole(released: Released, chain: 
     with pytest.raises(LedgerError, match=r"won with entry 5 \(promote, version 1, 20.*nothing was changed"):
         ledger.append(before, undo=None, action="promote", override=False, reason="", **facts)
     assert len(room.history(released.registry, released.store).entries) == 5
-    assert len(entries(released)) == 5  # by number: two entries claim to be the fifth
+    assert len(entries(released)) == 5  # by number: two entries have number 5
     assert len(list(Path(released.store.uri, "ledger", released.name, "entries").iterdir())) == 6
 
 
-def test_an_entry_of_another_model_is_found(released: Released, chain: list[Entry]) -> None:
-    """Its digest is right and its number too: only the name tells."""
+def test_an_entry_of_another_model_is_detected(released: Released, chain: list[Entry]) -> None:
+    """Its digest and number are right; only its name differs."""
     foreign = chain[3].model_copy(update={"name": "another-model"})
     folder = Path(released.store.uri) / "ledger" / released.name
     (folder / "entries" / foreign.digest.removeprefix("sha256:")).write_bytes(foreign.raw)
@@ -145,10 +145,10 @@ def test_an_entry_of_another_model_is_found(released: Released, chain: list[Entr
         room.history(released.registry, released.store)
 
 
-def test_history_beside_promotions_finds_the_chain_whole(
+def test_history_during_promotions_finds_a_valid_chain(
     released: Released, chain: list[Entry], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two promotions take place after its first look, whichever that is: neither is taken for a head moved back."""
+    """Two promotions happen after its first read, of any kind: neither is reported as a head that was moved back."""
     waiting = ["1", "2"]
 
     def beside(method: str) -> None:
@@ -171,7 +171,7 @@ def test_history_beside_promotions_finds_the_chain_whole(
     assert found.dangling == []
 
 
-def test_a_lost_reply_at_the_swap_names_the_way_on(released: Released, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_reply_at_the_swap_names_the_remedy(released: Released, monkeypatch: pytest.MonkeyPatch) -> None:
     registry, store = released.registry, released.store
     room.promote(registry, store, "1")
     real = FolderBackend.swap

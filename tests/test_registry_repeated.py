@@ -1,4 +1,4 @@
-"""A run that is registered again: nothing that an alias or the ledger names is lost, no attempt is left open."""
+"""Registering a run again: aliases and ledger keep their versions, and no run stays open."""
 
 import signal
 import subprocess
@@ -40,7 +40,7 @@ SERVERS = [pytest.param(f"{name}_server", marks=pytest.mark.faults) for name in 
 
 @pytest.fixture(params=["file", *SERVERS])
 def somewhere(request: pytest.FixtureRequest, run: Run) -> Run:
-    """A run that registers with a database file, with a server over SQLite, with a server over PostgreSQL."""
+    """A run that registers in a database file, a server on SQLite, or a server on PostgreSQL."""
     if request.param != "file":
         uri = request.getfixturevalue(request.param).uri
         registry = Registry(name=run.params.registry.name, tracking_uri=uri)
@@ -63,7 +63,7 @@ def statuses(run: Run) -> dict[str, str]:
 
 
 def twin(run: Run, first: room.Version) -> int:
-    """A second version of the same key, with a run of its own, as two writers at one moment make it."""
+    """Make a second version of the same key with another run, as two writers at the same moment do."""
     registration = Evidence(run.params, run.work, run.lock, ROOT / "params.yaml").registration(None)
     with connection.connected(run.params.registry) as client:
         run_id = tracking.log(client, run.params.registry, registration)
@@ -73,7 +73,7 @@ def twin(run: Run, first: room.Version) -> int:
 
 
 @pytest.mark.parametrize("champion", [1, 2])
-def test_of_two_versions_of_one_run_both_stay_and_champion_resolves(somewhere: Run, champion: int) -> None:
+def test_both_versions_of_one_run_stay_and_the_champion_resolves(somewhere: Run, champion: int) -> None:
     run, registry, store = somewhere, somewhere.params.registry, somewhere.params.store
     first = run.register()
     name = first.name
@@ -94,13 +94,13 @@ def test_of_two_versions_of_one_run_both_stay_and_champion_resolves(somewhere: R
     assert promotion.recipe_named(f"models:/{name}@champion", registry, store)["digest"] == entry.model
     assert promotion.reconcile(registry, store) == promotion.Repair(name, champion, ())
 
-    client.delete_model_version(name, "1")  # by a person: the next one takes its place
+    client.delete_model_version(name, "1")  # by a person: the next version becomes the first
     assert run.register().number == 2
     assert "shadowft.duplicate_of" not in client.get_model_version(name, "2").tags
     assert promotion.reconcile(registry, store).number == 2
 
 
-def test_a_version_registered_again_by_reconcile_is_no_duplicate(run: Run, client: Any) -> None:
+def test_a_version_registered_again_by_reconcile_is_not_a_duplicate(run: Run, client: Any) -> None:
     registry, store = run.params.registry, run.params.store
     name = run.register().name
     promotion.promote(registry, store)
@@ -112,7 +112,7 @@ def test_a_version_registered_again_by_reconcile_is_no_duplicate(run: Run, clien
 
 
 def killed(run: Run) -> None:
-    """An attempt whose process dies when the artifacts are sent."""
+    """An attempt whose process is killed when it sends the artifacts."""
     code = f"""
 import os, signal
 from pathlib import Path
@@ -131,7 +131,7 @@ with connection.connected(params.registry) as client:
 
 
 def failed(run: Run) -> None:
-    """An attempt that MLflow refuses half-way, and that waits."""
+    """An attempt that MLflow refuses halfway, so that it waits."""
     from mlflow.exceptions import MlflowException
 
     def refused(*_: Any, **__: Any) -> None:
@@ -144,7 +144,7 @@ def failed(run: Run) -> None:
 
 
 @pytest.mark.parametrize("attempts", [[killed], [failed], [failed, killed, failed]], ids=["killed", "failed", "both"])
-def test_an_attempt_that_was_repeated_leaves_no_run_open(somewhere: Run, attempts: list[Callable[[Run], None]]) -> None:
+def test_a_repeated_attempt_leaves_no_run_open(somewhere: Run, attempts: list[Callable[[Run], None]]) -> None:
     run = somewhere
     for attempt in attempts:
         attempt(run)
@@ -157,7 +157,7 @@ def test_an_attempt_that_was_repeated_leaves_no_run_open(somewhere: Run, attempt
     client = client_of(run)
     for run_id in left:
         assert client.get_run(run_id).data.tags["shadowft.superseded_by"] == version.run_id
-    killed(run)  # beside a version that stands, as by a second worker
+    killed(run)  # after the version exists, as a second worker would
     assert "RUNNING" in statuses(run).values()
     assert run.register() == room.Version(version.name, 1, version.run_id, "promote", new=False)
     assert set(statuses(run).values()) == {"KILLED", "FINISHED"}
@@ -167,13 +167,13 @@ def test_only_attempts_of_the_same_registration_are_closed(run: Run, client: Any
     version = run.register()
     experiment = client.get_run(version.run_id).info.experiment_id
     others = [client.create_run(experiment, tags=tags).info.run_id for tags in ({}, {"shadowft.key": "sha256:other"})]
-    client.set_terminated(version.run_id, "KILLED")  # somebody took the run of a version for a dead attempt
+    client.set_terminated(version.run_id, "KILLED")  # as if another process took it for a dead attempt
     run.register()
     assert statuses(run) == dict.fromkeys(others, "RUNNING") | {version.run_id: "FINISHED"}
 
 
-def test_two_may_mark_a_duplicate_at_one_moment(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other writer's mark stands when ours is refused by the database: that is no failure; another mark is."""
+def test_two_writers_may_mark_a_duplicate_at_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refused mark is not an error if the other writer wrote the same mark; any other mark is."""
     from mlflow import MlflowClient
     from sqlalchemy.exc import IntegrityError
 

@@ -113,7 +113,7 @@ def test_the_recipe_names_the_configured_store_and_its_deltas_may_move(
     with pytest.raises(RegistryError, match=r"its recipe sha256:.* not in store var/store.*set SHADOWFT_STORE_URI"):
         run.materialize(reference, tmp_path / "model")
     moved = Store(uri=str(moved_to))
-    with pytest.raises(StoreError, match=r"var/store: no delta sha256:.* --store or SHADOWFT_STORE_URI"):
+    with pytest.raises(StoreError, match=r"var/store: no delta sha256:.* --store or set SHADOWFT_STORE_URI"):
         promotion.materialize(reference, tmp_path / "model", run.params.registry, moved)
     promotion.materialize(reference, tmp_path / "model", run.params.registry, moved, deltas=moved)
     assert open_checkpoint(tmp_path / "model").digest() == recipe["digest"]

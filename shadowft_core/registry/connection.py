@@ -84,7 +84,7 @@ class _Uris:
         registry = mlflow.get_registry_uri()
         return cls(
             None if tracking == variables[0] else tracking,  # MLflow reads the variable where nothing else is set
-            None if registry in (variables[1], mlflow.get_tracking_uri()) else registry,
+            None if registry == (variables[1] or mlflow.get_tracking_uri()) else registry,
             *variables,
         )
 

@@ -1,4 +1,4 @@
-"""The ledger and the alias, on a real MLflow over SQLite and a real store: races, crashes, hands that meddle."""
+"""Ledger and alias, with a real MLflow on SQLite and a real store: races, crashes, manual changes."""
 
 import json
 import subprocess
@@ -126,7 +126,7 @@ def test_promoters_on_s3_leave_alias_and_ledger_equal(released: Released, s3_sto
 
 
 def race(released: Released, store: Store, after: int | None) -> list[room.Promotion | str]:
-    """Eight promoters of three versions at one moment: what each was told."""
+    """Eight promoters of three versions at the same moment; the result or error of each."""
     barrier = threading.Barrier(8)
 
     def attempt(place: int) -> room.Promotion | str:

@@ -1,4 +1,4 @@
-"""Registrations that MLflow cannot take wait on disk and are sent once."""
+"""Registrations that MLflow cannot accept wait on disk and are sent once."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Registered models are rebuilt bit for bit, from whatever store has their deltas."""
+"""Registered models are rebuilt bit for bit, from the store that has their deltas."""
 
 import http.server
 import shutil

@@ -1,4 +1,4 @@
-"""Deltas go into the store whole, once, and come out verified: on a real S3 server and in a folder."""
+"""Publish and fetch: complete or absent, written once, verified; on a real S3 server and in a folder."""
 
 import json
 import shutil
@@ -233,7 +233,7 @@ def test_the_claim_of_another_delta_is_refused(store: Store, delta: Path, tmp_pa
     assert {row.digest: bool(row.problem) for row in room.ls(store)} == {digest: True, other: False}
 
 
-def test_a_folder_that_is_no_delta_is_not_published(folder_store: Store, delta: Path, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_delta_is_not_published(folder_store: Store, delta: Path, tmp_path: Path) -> None:
     with pytest.raises(DeltaError, match=r"no delta\.json"):
         room.publish(tmp_path, folder_store)
     (delta / "weights.bin").write_bytes(b"x")
@@ -246,7 +246,7 @@ def test_a_folder_that_is_no_delta_is_not_published(folder_store: Store, delta: 
     assert keys(folder_store, "objects") == []
 
 
-def test_the_environment_names_the_store_and_the_command_line_has_the_last_word(
+def test_the_command_line_overrides_the_environment_and_that_overrides_params(
     folder_store: Store, delta: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SHADOWFT_STORE_URI", folder_store.uri + "-other")
@@ -260,7 +260,7 @@ def test_the_environment_names_the_store_and_the_command_line_has_the_last_word(
     assert room.holds(digest, folder_store)
 
 
-def test_credentials_and_endpoints_are_refused_at_the_start_in_bounded_time(
+def test_bad_credentials_and_endpoints_fail_at_the_start_in_bounded_time(
     s3_store: Store, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room.require_writable(s3_store)

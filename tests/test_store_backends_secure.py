@@ -1,4 +1,4 @@
-"""Objects over TLS, encrypted at rest, and in the right account's bucket."""
+"""The S3 backend with TLS, encryption at rest and a bucket owner."""
 
 import http.server
 import io
@@ -25,7 +25,7 @@ DATA = bytes(range(256)) * 9000
 
 @pytest.fixture(scope="module")
 def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[S3Server, str, Path]]:
-    """A server with TLS beside plain HTTP and a key to encrypt with; its https endpoint and certificate."""
+    """A server with TLS, plain HTTP and an encryption key; its https endpoint and certificate."""
     folder = tmp_path_factory.mktemp("secure")
     certificate, key = self_signed(folder)
     (port,) = _free_ports(1)
@@ -79,7 +79,7 @@ def test_a_certificate_nobody_trusts_is_refused_at_once(
         open_backend("s3://secure/tls", endpoint).head("a")
 
 
-def test_encryption_at_rest_is_asked_for_and_the_content_is_the_same(
+def test_encryption_at_rest_is_requested_and_does_not_change_the_content(
     secure: tuple[S3Server, str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server, _, _ = secure
@@ -95,7 +95,7 @@ def test_encryption_at_rest_is_asked_for_and_the_content_is_the_same(
 
 
 class Recorder(http.server.BaseHTTPRequestHandler):
-    """Answers 403 to everything and remembers the headers: what a client asks for, without a key service."""
+    """Records the headers of every request and answers 403, so that no key service is needed."""
 
     seen: list[tuple[str, dict[str, str]]]
 
@@ -115,7 +115,7 @@ class Recorder(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_kms_and_the_bucket_owner_go_with_every_request(
+def test_kms_and_the_bucket_owner_are_sent_with_every_request(
     secure: tuple[S3Server, str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     act_as(monkeypatch, secure[0].user)
@@ -162,7 +162,7 @@ def test_kms_and_the_bucket_owner_go_with_every_request(
         ({"chunk_bytes": 1}, "chunk_bytes"),
     ],
 )
-def test_params_that_contradict_themselves(tmp_path: Path, store: dict[str, object], message: str) -> None:
+def test_contradictory_store_params_are_refused(tmp_path: Path, store: dict[str, object], message: str) -> None:
     import yaml
 
     raw = yaml.safe_load(Path(__file__).parent.parent.joinpath("params.yaml").read_text())

@@ -154,6 +154,16 @@ class Registry(Section):
     name: str = Field("shadowft", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="registered model")
     tracking_uri: str = Field("sqlite:///var/mlflow/mlflow.db", min_length=1)
 
+    def named(self, name: str) -> Self:
+        """The same registry for another registered model. Raises ParamsError for a name that cannot be one."""
+        try:
+            return self.model_validate(self.model_dump() | {"name": name})
+        except ValidationError:
+            raise ParamsError(
+                f"{name[:80]!r}: expected the name of a model: letters, digits, '.', '_' and '-', at most 100, the "
+                "first a letter or digit"
+            ) from None
+
 
 class Params(Section):
     """All of params.yaml."""

@@ -16,7 +16,7 @@ from shadowft_core.files import bytes_digest
 from shadowft_core.pair import check_pair, compare_models, fetch, opened, resolve
 from shadowft_core.pair.sigma import RANGE, RANGES
 from shadowft_core.params import Fetch, Store
-from shadowft_core.store.backends import Objects, open_objects
+from shadowft_core.store.backends import Backend, open_backend
 from shadowft_core.weights import open_checkpoint
 from tests.fixtures.models import Pair, save_tokenizer, write_model
 from tests.servers.seaweedfs import S3Server
@@ -61,15 +61,15 @@ def test_a_sampled_check_reads_ranges_of_objects(
     upload(s3_server, f"{bucket}/team/base", pair.base)
     upload(s3_server, f"{bucket}/team/instruct", pair.instruct)
     asked: list[tuple[str, int]] = []
-    from shadowft_core.store.backends.s3 import S3Objects
+    from shadowft_core.store.backends.s3 import S3Backend
 
-    read_range = S3Objects.read_range
+    read_range = S3Backend.read_range
 
-    def counted(self: S3Objects, key: str, start: int, length: int) -> bytes:
+    def counted(self: S3Backend, key: str, start: int, length: int) -> bytes:
         asked.append((key, length))
         return read_range(self, key, start, length)
 
-    monkeypatch.setattr(S3Objects, "read_range", counted)
+    monkeypatch.setattr(S3Backend, "read_range", counted)
     with opened(f"{bucket}/team/base") as (base, label), opened(f"{bucket}/team/instruct") as (instruct, _):
         found = compare_models(base, instruct, full=False)
         assert label == ""
@@ -123,11 +123,11 @@ def test_what_changes_while_it_is_downloaded_is_refused(
     s3_server: S3Server, bucket: str, pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload(s3_server, f"{bucket}/instruct", pair.instruct)
-    from shadowft_core.store.backends.s3 import S3Objects
+    from shadowft_core.store.backends.s3 import S3Backend
 
-    read_range, changed = S3Objects.read_range, []
+    read_range, changed = S3Backend.read_range, []
 
-    def meddled(self: S3Objects, key: str, start: int, length: int) -> bytes:
+    def meddled(self: S3Backend, key: str, start: int, length: int) -> bytes:
         data = read_range(self, key, start, length)
         if length > 100_000 and not changed:
             changed.append(key)
@@ -137,7 +137,7 @@ def test_what_changes_while_it_is_downloaded_is_refused(
             s3_server._client(s3_server.admin).put_object(Bucket=name, Key=f"instruct/{key}", Body=bytes(whole))
         return data
 
-    monkeypatch.setattr(S3Objects, "read_range", meddled)
+    monkeypatch.setattr(S3Backend, "read_range", meddled)
     with pytest.raises(InputError, match=r"model.safetensors was .* and became .* meanwhile; run it again"):
         resolve(f"{bucket}/instruct")
     assert changed == ["model.safetensors"]
@@ -172,12 +172,12 @@ def test_a_missing_bucket_and_a_bad_address_are_one_line(bucket: str) -> None:
 
 
 @pytest.fixture(params=["s3", "folder"])
-def objects(request: pytest.FixtureRequest) -> Objects:
+def objects(request: pytest.FixtureRequest) -> Backend:
     store: Store = request.getfixturevalue(f"{request.param}_store")
-    return open_objects(store.uri, store.endpoint, store.region)
+    return open_backend(store.uri, store.endpoint, store.region)
 
 
-def test_a_range_of_an_object(objects: Objects) -> None:
+def test_a_range_of_an_object(objects: Backend) -> None:
     objects.put_if_absent("a/b", DATA, bytes_digest(DATA))
     for start, length in ((0, 1), (255, 3), (len(DATA) - 7, 7), (1000, 1 << 20), (5, 0)):
         assert objects.read_range("a/b", start, length) == DATA[start : start + length]

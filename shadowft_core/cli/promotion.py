@@ -120,8 +120,7 @@ def history(name: NameArgument, params: ParamsOption = PARAMS, as_json: JsonOpti
     """
     from shadowft_core import promotion
 
-    _, store = _named(params, name)
-    chain = promotion.history(store, name)
+    chain = promotion.history(*_named(params, name))
     if as_json:
         answer = {"name": name, "entries": _dumped(chain.entries), "dangling": _dumped(chain.dangling)}
         print_answer("history", answer)
@@ -169,16 +168,9 @@ def who_was(
 
 
 def _named(params: Path | None, name: str) -> "tuple[Registry, Store]":
-    """Registry and store as configured, for this registered model. Raises InputError for a malformed name."""
-    from pydantic import ValidationError
-
-    from shadowft_core.params import Registry
-
+    """Registry and store as configured, for this registered model. Raises ParamsError for a malformed name."""
     read = read_params(params)
-    try:
-        return Registry.model_validate(read.registry.model_dump() | {"name": name}), read.store
-    except ValidationError:
-        raise InputError(f"{name[:80]!r}: not a model's name; use letters, digits, '.', '_' and '-'") from None
+    return read.registry.named(name), read.store
 
 
 def _dumped(entries: "list[Entry]") -> list[dict[str, Any]]:

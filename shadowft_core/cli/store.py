@@ -140,7 +140,7 @@ def check(
         list[str] | None, typer.Argument(help="deltas, recipes and verdicts to check; default: all")
     ] = None,
     state: Annotated[
-        Path | None, typer.Option(help="file that lets an interrupted check resume; default: var/verify-*.txt")
+        Path | None, typer.Option(help="file that lets an interrupted check resume; default: var/check-*.txt")
     ] = None,
     uri: StoreOption = None,
     endpoint: EndpointOption = None,
@@ -155,7 +155,7 @@ def check(
 
     Example: shadowft store check sha256:... --store s3://bucket/deltas --json
     """
-    from shadowft_core.store import verify as run
+    from shadowft_core.store import check as run
 
     found = run(_store(params, uri, endpoint), digests or (), state)
     if as_json:
@@ -190,7 +190,7 @@ def prune(
 
     Example: shadowft store prune --dry-run
     """
-    from shadowft_core.store import gc as run
+    from shadowft_core.store import prune as run
 
     found = run(_store(params, uri, endpoint), grace_days * 86400, dry_run)
     if as_json:

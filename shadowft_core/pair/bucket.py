@@ -14,7 +14,7 @@ from pathlib import Path
 from shadowft_core.errors import CheckpointError, InputError
 from shadowft_core.files import bytes_digest, cache_folder, canonical_json, new_folder
 from shadowft_core.pair.references import SMALL_FILES
-from shadowft_core.store.backends import Head, Objects, open_objects
+from shadowft_core.store.backends import Backend, Head, open_backend
 from shadowft_core.weights import Checkpoint, RemoteFiles, open_checkpoint, open_remote
 
 _SIDE_FILE_LIMIT = 256_000_000  # bytes: the largest tokenizers have some tens of millions
@@ -54,12 +54,12 @@ def download(reference: str) -> Path:
     return out
 
 
-def _objects(reference: str) -> Objects:
+def _objects(reference: str) -> Backend:
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return open_objects(reference, endpoint)
+    return open_backend(reference, endpoint)
 
 
-def _open(reference: str, objects: Objects, folder: Path) -> Checkpoint:
+def _open(reference: str, objects: Backend, folder: Path) -> Checkpoint:
     keys = [key for key in objects.list("") if not key.startswith(".")]
     weights = [key for key in keys if key.endswith(".safetensors") and "/" not in key]
     if not weights:
@@ -83,14 +83,14 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _head(objects: Objects, reference: str, name: str) -> Head:
+def _head(objects: Backend, reference: str, name: str) -> Head:
     head = objects.head(name)
     if head is None:
         raise InputError(f"{reference}: {name} vanished; somebody changes this model, take one that stands still")
     return head
 
 
-def _fetch(objects: Objects, reference: str, name: str, head: Head, target: Path) -> None:
+def _fetch(objects: Backend, reference: str, name: str, head: Head, target: Path) -> None:
     target.parent.mkdir(exist_ok=True)
     with target.open("wb") as file:
         if head.digest:

@@ -23,7 +23,7 @@ from shadowft_core.errors import (
     without_passwords,
 )
 from shadowft_core.files import make_folder
-from shadowft_core.params import Params, Registry, load_params
+from shadowft_core.params import Params, load_params
 from shadowft_core.pipeline.dvc_stages import changed
 from shadowft_core.pipeline.stage_process import run_stage
 
@@ -48,8 +48,7 @@ def preflight(params_file: Path, model_name: str | None) -> Params:
         var.chmod(0o700)  # it may have been made by an earlier version, or by hand
     params = load_params(params_file)
     if model_name:
-        renamed = Registry.model_validate(params.registry.model_dump() | {"name": model_name})
-        params = params.model_copy(update={"registry": renamed})
+        params = params.model_copy(update={"registry": params.registry.named(model_name)})
     for name, path in (("prepare.data", params.prepare.data), ("evaluate.tasks", params.evaluate.tasks)):
         if not Path(path).exists():
             raise InputError(f"{params_file}: {name}: {path} does not exist; name an existing file or folder")

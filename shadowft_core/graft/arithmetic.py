@@ -57,7 +57,7 @@ def parts(plan: Plan, name: str) -> Generator[np.ndarray, None, Learnt]:
 
 def learn(plan: Plan, facts: Mapping[str, Learnt]) -> None:
     """Take over what the passes of `parts` returned, by tensor name: they may have run in other processes."""
-    plan.instruct.learn({name: digest for name, (digest, _) in facts.items()})
+    plan.instruct.add_digests({name: digest for name, (digest, _) in facts.items()})
     for name, (_, sums) in facts.items():
         if sums is not None:
             plan.receipts[name] = dict(zip(bf16.SUMS, sums, strict=True))

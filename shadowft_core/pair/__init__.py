@@ -14,7 +14,7 @@ from shadowft_core.errors import SameModelError, UnrelatedError
 from shadowft_core.files import new_folder, write_json_atomically
 from shadowft_core.loading import require_loadable
 from shadowft_core.pair.facts import compare
-from shadowft_core.pair.references import is_away, made_from, opened, resolve
+from shadowft_core.pair.references import is_remote, made_from, opened, resolve
 from shadowft_core.pair.sigma import measure
 from shadowft_core.weights import INDEX, Checkpoint, open_checkpoint
 
@@ -112,7 +112,7 @@ def fetch(params: "Fetch", out: Path, standing: Sequence[str] = ()) -> None:
     Raises PairError, CheckpointError, InputError; `out` is then as it was.
     """
     references = {"base": params.base, "instruct": params.instruct}
-    if any(map(is_away, references.values())):
+    if any(map(is_remote, references.values())):
         with opened(params.base) as (base, _), opened(params.instruct) as (instruct, _):
             compare(base, instruct, standing=standing)
             require_loadable(base.path, tokenizer=False)  # both are trained with the Instruct's

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from shadowft_core.errors import CheckpointError, InputError
 from shadowft_core.files import bytes_digest, cache_folder, canonical_json, new_folder
-from shadowft_core.pair.references import SMALL_FILES
+from shadowft_core.pair.sidefiles import SIDE_FILES
 from shadowft_core.store.backends import Head, Objects, open_objects
 from shadowft_core.weights import Checkpoint, RemoteFiles, open_checkpoint, open_remote
 
@@ -66,7 +66,7 @@ def _open(reference: str, objects: Objects, folder: Path) -> Checkpoint:
         raise InputError(f"{reference}: {len(keys)} objects, no *.safetensors among them; pass the prefix of a model")
     for key in keys:
         inside, _, name = key.rpartition("/")
-        if inside in ("", "additional_chat_templates") and any(fnmatchcase(name, pattern) for pattern in SMALL_FILES):
+        if inside in ("", "additional_chat_templates") and any(fnmatchcase(name, pattern) for pattern in SIDE_FILES):
             found = objects.read(key, _SIDE_FILE_LIMIT)
             if found is not None:
                 (folder / key).parent.mkdir(parents=True, exist_ok=True)

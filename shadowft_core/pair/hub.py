@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from shadowft_core.errors import CheckpointError, InputError, ShadowError
-from shadowft_core.pair.references import SMALL_FILES
+from shadowft_core.pair.sidefiles import SIDE_FILES
 from shadowft_core.weights import Checkpoint, RemoteFiles, open_remote
 
 _NAME = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
@@ -33,7 +33,7 @@ def opened(reference: str) -> Iterator[Checkpoint]:
     def read(name: str, start: int, length: int) -> bytes:
         if length == 0:
             return b""
-        with _told(reference):
+        with _hub_errors(reference):
             url = location(name)
             # The hub's token is for the hub, not for the storage that a signed address leads to.
             headers = build_hf_headers() if url.startswith(constants.ENDPOINT + "/") else {}
@@ -47,8 +47,8 @@ def opened(reference: str) -> Iterator[Checkpoint]:
                 return bytes(answer.read())
 
     with _online():
-        folder = _snapshot(reference, SMALL_FILES)
-        with _told(reference):
+        folder = _snapshot(reference, list(SIDE_FILES))
+        with _hub_errors(reference):
             tree = HfApi().list_repo_tree(repo, revision=revision)
             sizes = {f.path: f.size for f in tree if isinstance(f, RepoFile) and f.path.endswith(".safetensors")}
         try:
@@ -61,14 +61,14 @@ def opened(reference: str) -> Iterator[Checkpoint]:
 def download(reference: str) -> Path:
     """The folder with the side files and exactly the weight files that the model is loaded from."""
     with opened(reference) as model:
-        return _snapshot(reference, [*SMALL_FILES, *model.shards])
+        return _snapshot(reference, [*SIDE_FILES, *model.shards])
 
 
 def _snapshot(reference: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     repo, revision = _pinned(reference)
-    with _told(reference):
+    with _hub_errors(reference):
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
 
 
@@ -92,7 +92,7 @@ def _online() -> Iterator[None]:
 
 
 @contextmanager
-def _told(reference: str) -> Iterator[None]:
+def _hub_errors(reference: str) -> Iterator[None]:
     """Raises InputError in one line when the hub does not deliver."""
     try:
         yield

@@ -12,14 +12,12 @@ from typing import Any
 
 from shadowft_core.errors import InputError
 from shadowft_core.files import file_digest
+from shadowft_core.pair import bucket, hub
 from shadowft_core.weights import Checkpoint, open_checkpoint
 
-# What a model folder has beside its weights; code and other formats stay where they are.
-SMALL_FILES = ["*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken"]
 
-
-def is_away(reference: str) -> bool:
-    """Whether the model lies behind a network."""
+def is_remote(reference: str) -> bool:
+    """Whether the model is read over the network."""
     return reference.startswith(("hf:", "s3://"))
 
 
@@ -34,13 +32,9 @@ def resolve(reference: str) -> tuple[Path, str]:
         found: tuple[Path, str] = generated.resolve(reference)
         return found
     if kind == "hf":
-        from shadowft_core.pair.hub import download
-
-        return download(reference), ""
+        return hub.download(reference), ""
     if reference.startswith("s3://"):
-        from shadowft_core.pair.bucket import download as download_objects
-
-        return download_objects(reference), ""
+        return bucket.download(reference), ""
     folder = Path(reference)
     if not folder.is_dir():
         raise InputError(
@@ -72,14 +66,10 @@ def opened(reference: str, download: bool = False) -> Iterator[tuple[Checkpoint,
     Raises what `resolve` does, and CheckpointError for a model that cannot be read.
     """
     if reference.startswith("hf:") and not download:
-        from shadowft_core.pair.hub import opened as opened_on_hub
-
-        with opened_on_hub(reference) as model:
+        with hub.opened(reference) as model:
             yield model, ""
     elif reference.startswith("s3://") and not download:
-        from shadowft_core.pair.bucket import opened as opened_in_bucket
-
-        with opened_in_bucket(reference) as model:
+        with bucket.opened(reference) as model:
             yield model, ""
     else:
         folder, label = resolve(reference)

@@ -201,7 +201,7 @@ def measure(base: Checkpoint, instruct: Checkpoint, matches: list[Match], full: 
             if largest.get(number := pieces[at][0]) == at:
                 levels[matches[number].name] = on_grid
             for model, learnt in zip((base, instruct), digests, strict=True):
-                model.learn(learnt)
+                model.add_digests(learnt)
             if len(found) % (100 if full else 1000) == 0:
                 print(f"pair: {'tensor' if full else 'range'} {len(found)}/{len(pieces)} compared", file=sys.stderr)
     together: list[dict[str, Sums]] = [{} for _ in matches]

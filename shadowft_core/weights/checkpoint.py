@@ -134,7 +134,7 @@ class Checkpoint:
                 pass
         return self._digests[name]
 
-    def learn(self, digests: Mapping[str, str]) -> None:
+    def add_digests(self, digests: Mapping[str, str]) -> None:
         """Take over digests of tensors that passes in other processes have found (`tensor_digest` there)."""
         self._digests |= digests
 
@@ -149,7 +149,7 @@ class Checkpoint:
             memo.remember({n: d for n, d in digests.items() if self._tensors[n].file == memo.file})
         return model_digest({n: (i.dtype, i.shape, digests[n]) for n, i in self._tensors.items()})
 
-    def recall(self) -> "Checkpoint":
+    def load_cached_digests(self) -> "Checkpoint":
         """Take over the digests that are remembered for these files; returns itself."""
         self._memos = [DigestCache(file) for file in sorted({info.file for info in self._tensors.values()})]
         for memo in self._memos:

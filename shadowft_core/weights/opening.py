@@ -85,7 +85,7 @@ def _assemble(
     if not tensors:
         raise CheckpointError(f"{path}: no tensors at all")
     found = Checkpoint(path, shards, tensors, remote)
-    return found if remote else found.recall()
+    return found if remote else found.load_cached_digests()
 
 
 def _weight_map(index: Path) -> dict[str, str]:

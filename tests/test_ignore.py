@@ -107,7 +107,7 @@ def test_what_base_or_instruct_alone_holds_is_waived_where_the_two_meet(tmp_path
     repeated = grafted_tensors(more, [(tmp_path / "delta", 1.0)], ignore=made["ignore"])
     assert bits(dict(repeated)) == bits(expected)
     for base, instruct in ((more, plain), (plain, more)):
-        with pytest.raises(PairError, match=f"{len(names)} tensors stand only in the") as refusal:
+        with pytest.raises(PairError, match=f"{len(names)} tensors are only in the") as refusal:
             pair(base, instruct)
         found = pair(base, instruct, *offered(refusal.value))
         assert any("waived by name" in reason for reason in found["reasons"])
@@ -212,7 +212,7 @@ def test_a_project_says_it_once_for_all_its_stages(tmp_path: Path) -> None:
         done = run(*stage)
         assert done.returncode == 0, done.stderr
     reasons = json.loads((tmp_path / "pair" / "pair.json").read_bytes())["reasons"]
-    assert {"1 tensors stand only in the Base, waived by name: mtp.*"} < set(reasons)
+    assert {"1 tensors are only in the Base, waived by name: mtp.*"} < set(reasons)
     assert read_receipt(tmp_path / "out")["ignored"] == {
         "waived by name: mtp.*": {"base": ["mtp.fc.weight"]},
         "waived by name: rotary.*": {"instruct": ["rotary.freqs"]},

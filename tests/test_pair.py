@@ -155,7 +155,7 @@ def test_other_tensors_are_refused(pair: Pair) -> None:
         tensors[Q] = tensors[Q].T
 
     cases: list[tuple[Any, str, type[ShadowError]]] = [
-        (rename, "1 tensors stand only in the Base, the first is .*q_proj.*only in the Instruct.*renamed", PairError),
+        (rename, "1 tensors are only in the Base, the first is .*q_proj.*only in the Instruct.*renamed", PairError),
         (transpose, r"up_proj.weight: \(48, 32\) in the Base, \(32, 48\) in the Instruct", PairError),
         (
             transpose_square,
@@ -184,8 +184,8 @@ def test_tokens_that_only_one_side_has_are_warnings(pair: Pair) -> None:
     assert result["verdict"] == "warn"
     text = " ".join(result["reasons"])
     assert "3 is '<|reserved|>' in the Base, '<|bot|>' in the Instruct" in text
-    assert "1 token ids stand only in the Base, the first is 60 'only_base'" in text
-    assert "1 token ids only in the Instruct, the first is 52 'word47'" in text
+    assert "1 token ids are only in the Base, the first is 60 'only_base'" in text
+    assert "1 token ids are only in the Instruct, the first is 52 'word47'" in text
 
 
 def test_a_base_without_tokenizer_is_a_warning_an_instruct_is_refused(pair: Pair) -> None:

@@ -199,7 +199,7 @@ def test_more_rows_and_added_tokens_are_warnings_with_counts(tiny_llama_pair: Pa
     base, instruct = read(pair.base), read(pair.instruct)
     for result in both(pair):
         text = " ".join(result["reasons"])
-        assert "3 token ids only in the Instruct, the first is 64 '<|tool0|>'" in text
+        assert "3 token ids are only in the Instruct, the first is 64 '<|tool0|>'" in text
         for name in ROWS:
             reason = f"{name} has 64 rows in the Base, 72 in the Instruct; 8 rows have no counterpart"
             assert reason in text
@@ -267,7 +267,7 @@ def test_a_head_that_one_side_ties_is_a_warning(
 def test_a_lost_or_renamed_head_is_refused(tiny_llama_pair: Pair, tmp_path: Path) -> None:
     pair = copied(tiny_llama_pair, tmp_path)
     rewrite(pair.base, lambda tensors: tensors.__delitem__("lm_head.weight"))
-    with pytest.raises(PairError, match=r"1 tensors stand only in the Instruct, the first is lm_head.weight"):
+    with pytest.raises(PairError, match=r"1 tensors are only in the Instruct, the first is lm_head.weight"):
         check_pair(pair.base, pair.instruct)
     shutil.copy(tiny_llama_pair.base / "model.safetensors", pair.base)
     rewrite(pair.instruct, lambda tensors: tensors.update(head=tensors.pop("lm_head.weight")))

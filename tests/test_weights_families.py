@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from shadowft_core.weights import Family, open_checkpoint
-from shadowft_core.weights.families import LINEAR, table
+from shadowft_core.weights.families import LINEAR
+from shadowft_core.weights.families.table import table
 from tests.families import generate as generator
 from tests.families.oracle import linear_parameters, start
 from tests.families.tiny import config_of

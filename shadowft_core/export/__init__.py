@@ -16,11 +16,11 @@ import numpy as np
 from shadowft_core.delta import Delta
 from shadowft_core.delta.folder import FACTORS
 from shadowft_core.errors import AdapterError, DeltaError
-from shadowft_core.export.rules import CONFIG, LAYERS, RANKS, WEIGHTS, layer_shape, lint, of_kind
+from shadowft_core.export.rules import CONFIG, RANKS, WEIGHTS, layer_shape, lint, of_kind
 from shadowft_core.files import new_folder, write_json_atomically
 from shadowft_core.graft.options import Options
 from shadowft_core.graft.plan import Source, make_plan
-from shadowft_core.weights import Checkpoint, build_header, open_safetensors, write_safetensors
+from shadowft_core.weights import LAYERS, Checkpoint, build_header, open_safetensors, write_safetensors
 
 __all__ = ["export_adapter", "lint"]
 

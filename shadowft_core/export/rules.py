@@ -8,14 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from shadowft_core.files import read_json_object
-from shadowft_core.weights import Checkpoint, open_checkpoint, open_safetensors
+from shadowft_core.weights import LAYERS, Checkpoint, open_checkpoint, open_safetensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank may be: vllm/config/lora.py, MaxLoRARanks
 _KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
-# Embeddings, heads and experts are left out: servers differ in whether and how they apply an adapter there.
-LAYERS = ("linear", "conv1d")
-"""kinds of module that a server adapts"""
 
 
 @dataclass(frozen=True)

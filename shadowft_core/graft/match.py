@@ -10,10 +10,11 @@ import numpy as np
 from shadowft_core.delta import AnyDelta
 from shadowft_core.errors import MisfitError, QuantisedError, ShapeMismatchError, TensorMissingError, TokenMismatchError
 from shadowft_core.weights import (
-    EXPERTS,
+    EXPERT_NAMES,
     FLOATS,
     Checkpoint,
     Ignored,
+    Runs,
     account,
     by_reason,
     fitted,
@@ -24,10 +25,7 @@ from shadowft_core.weights import (
     runs_of,
     token_marks,
 )
-from shadowft_core.weights.experts import all_places, experts, is_mixture, kind, places
-
-Runs = np.ndarray
-"""int64 (n, 3): first row in the Instruct's tensor, first row in the delta's, rows. A row runs along the last axis."""
+from shadowft_core.weights.families.experts import Slot, View, all_views, expert_numbers, fused_name, views
 
 
 class Match:
@@ -67,7 +65,7 @@ class Match:
 
     def is_ignored(self, name: str) -> bool:
         """Whether a tensor of the delta has no place in the Instruct, and need not have one."""
-        lacking = self.here[name] is None and kind(name) not in self._kinds
+        lacking = self.here[name] is None and fused_name(name) not in self._fused_names
         return lacking and any(fnmatchcase(name, pattern) for pattern in self._patterns)
 
     def require_same_tensors(self) -> None:
@@ -77,13 +75,13 @@ class Match:
         """
         ours = [n for n in self.model.names if self.model.info(n).dtype in FLOATS and self.model.info(n).size]
         met = {own for here in self.here.values() if here for own in (here, self.model.home(here))}
-        kinds = {kind(name) for name in ours} & {kind(name) for name in self.here}
+        kinds = {fused_name(name) for name in ours} & {fused_name(name) for name in self.here}
         alone = {
             "base": [n for n, here in self.here.items() if here is None],
             "instruct": [n for n in ours if n not in met and self.model.home(n) not in met],
         }
         alone = {
-            side: [n for n in names if kind(n) not in kinds and not self._may_be_alone(n)]
+            side: [n for n in names if fused_name(n) not in kinds and not self._may_be_alone(n)]
             for side, names in alone.items()
         }
         left, self.ignored = by_reason(alone, self._patterns, self.model.family.ignores, self.model.family.title)
@@ -105,8 +103,8 @@ class Match:
 
     def require_same_experts(self) -> None:
         """The Base and the Instruct hold the same experts, as far as they can be counted. Raises TensorMissingError."""
-        found = experts({name: self.model.info(name).shape for name in self.model.names})
-        had = experts(dict.fromkeys(self.base) | {name: self.delta.shape(name) for name in self.delta.names})
+        found = expert_numbers({name: self.model.info(name).shape for name in self.model.names})
+        had = expert_numbers(dict.fromkeys(self.base) | {name: self.delta.shape(name) for name in self.delta.names})
         for block in had.keys() & found.keys():
             if odd_ones := sorted(had[block] ^ found[block]):
                 who = "the Base" if odd_ones[0] in had[block] else "the Instruct"
@@ -154,8 +152,8 @@ class Match:
             )
 
     @cached_property
-    def _kinds(self) -> set[str]:
-        return {kind(name) for name in self.model.names}
+    def _fused_names(self) -> set[str]:
+        return {fused_name(name) for name in self.model.names}
 
     @cached_property
     def _marks(self) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -190,14 +188,13 @@ class Match:
         return runs_of(rows)
 
     @cached_property
-    def _places(self) -> dict[tuple[str, ...], Any]:
-        return all_places({n: self.model.info(n).shape for n in self.model.names if is_mixture(n)})
+    def _views(self) -> dict[Slot, View]:
+        return all_views({name: self.model.info(name).shape for name in self.model.names})
 
     def _mixture(self, name: str) -> dict[str, Runs | None]:
         """A tensor whose name the Instruct lacks: the same matrices in another layout."""
-        shape = self.delta.shape(name)
-        ours = places(name, shape)
-        lost = [slot for slot in ours if slot not in self._places]
+        ours = views(name, self.delta.shape(name))
+        lost = [slot for slot in ours if slot not in self._views]
         if not ours or len(lost) == len(ours):
             waiver = remedy({"base": [name]}, [known for known, here in self.here.items() if here])
             raise TensorMissingError(
@@ -210,18 +207,18 @@ class Match:
                 f"{self.model.path}; take an Instruct with the same experts"
             )
         family = self.model.config.get("model_type")
-        if any(slot[-1] != "router" for slot in ours) and family not in EXPERTS:
+        if any(slot[-1] != "router" for slot in ours) and family not in EXPERT_NAMES:
             raise MisfitError(
                 f"{self.delta.path}: tensor {name} lies in another layout in {self.model.path}, and how {family!r} "
                 "orders its experts is not known here; save both models in one layout"
             )
         found: dict[str, list[tuple[int, int, int]]] = {}
-        for slot, place in ours.items():
-            there = self._places[slot]
+        for slot, view in ours.items():
+            there = self._views[slot]
             self._require_float(name, there.tensor)
-            if (place.rows, place.width) != (there.rows, there.width):
+            if view.shape != there.shape:
                 raise self._misshapen(name, there.tensor)
-            found.setdefault(there.tensor, []).append((there.first, place.first, place.rows))
+            found.setdefault(there.tensor, []).append((there.first, view.first, view.shape[0]))
         return {target: np.array(sorted(runs), np.int64) for target, runs in found.items()}
 
     def _require_float(self, name: str, target: str) -> None:

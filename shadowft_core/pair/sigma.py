@@ -5,7 +5,6 @@ ratio of the sums over its weights. In a sample every match counts with its numb
 estimate of the full one.
 """
 
-import re
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,17 +19,13 @@ from shadowft_core.files import WORKERS, in_order
 from shadowft_core.kernels import bf16
 from shadowft_core.pair.grid import FOUR_BITS, count_levels
 from shadowft_core.pair.layout import Match, Span
-from shadowft_core.weights import CHUNK, FLOATS, Checkpoint
+from shadowft_core.weights import CHUNK, FLOATS, Checkpoint, is_language, layer_of, module_of
 
 DEFINITION = "sum|B - I| / (sum|B| + sum|I|), the sums over all weights of the group"
 RANGE, RANGES = 1 << 13, 4  # of a sample: elements per range, and ranges per match
 MOST_RANGES = 1 << 12  # of a whole sample, so that a large model costs no more than 64 MiB a side in bfloat16
 ODD_SHARE = 0.05  # of a model's matrices; one that happens to look like a grid proves nothing and hardly moves sigma
 REQUESTS = 16  # ranges under way at once when they come over a network
-_VISION = re.compile(
-    r"(^|\.)(visual|vision\w*|image\w*|multi_modal\w*|mm_projector|embed_vision|audio\w*|embed_audio)\."
-)
-_LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
 
 
 @dataclass
@@ -118,8 +113,8 @@ class Gap:
         report: dict[str, Any] = {
             "definition": DEFINITION,
             "overall": self.over().sigma,
-            "layers": self.by(lambda name: _layer(name) if is_language(name) else None),
-            "modules": self.by(lambda name: _module(name) if is_language(name) else None),
+            "layers": self.by(lambda name: layer_of(name) if is_language(name) else None),
+            "modules": self.by(lambda name: module_of(name) if is_language(name) else None),
             "tensors": self.by(str),
             "weights": {"read": self.read, "of": self.size},
         }
@@ -128,8 +123,8 @@ class Gap:
             report["language"] = self.over(is_language).sigma
             report["vision"] = {
                 "overall": vision.sigma,
-                "layers": self.by(lambda name: None if is_language(name) else _layer(name)),
-                "modules": self.by(lambda name: None if is_language(name) else _module(name)),
+                "layers": self.by(lambda name: None if is_language(name) else layer_of(name)),
+                "modules": self.by(lambda name: None if is_language(name) else module_of(name)),
             }
         if aggregations:
             report["aggregations"] = self.aggregations()
@@ -140,7 +135,7 @@ class Gap:
         inside = [
             sums.sigma
             for match, found in self.matches
-            if is_language(match.name) and _layer(match.name)
+            if is_language(match.name) and layer_of(match.name)
             for sums in found.values()
         ]
         return {
@@ -160,11 +155,6 @@ class Gap:
                 "source": "independent replication on gemma-3-4b",
             },
         }
-
-
-def is_language(name: str) -> bool:
-    """Whether a tensor belongs to the language model rather than to a vision or audio part or its projector."""
-    return _VISION.search(name) is None
 
 
 def measure(base: Checkpoint, instruct: Checkpoint, matches: list[Match], full: bool, hashed: bool = False) -> Gap:
@@ -258,12 +248,3 @@ def _blocks(model: Checkpoint, name: str, first: int, size: int, hashed: bool) -
     if _whole(model, name, first, size):
         return (part for _, part in model.chunks(name, CHUNK, hashed=hashed))
     return (model.part(name, first + at, min(CHUNK, size - at)) for at in range(0, size, CHUNK))
-
-
-def _layer(name: str) -> str | None:
-    found = _LAYER.search(name)
-    return found[1] if found else None
-
-
-def _module(name: str) -> str:
-    return re.sub(r"\.(weight|bias)$", "", name).rsplit(".", 1)[-1]

@@ -13,10 +13,9 @@ import numpy as np
 from shadowft_core.errors import CheckpointError
 from shadowft_core.files import WORKERS, bytes_digest, canonical_json, file_digest, read_json_object
 from shadowft_core.files.cache import DigestCache
-from shadowft_core.weights.families import Family
+from shadowft_core.weights.families import Family, ties_of
 from shadowft_core.weights.header import DTYPES, TensorInfo
 from shadowft_core.weights.remote import RemoteFiles
-from shadowft_core.weights.ties import ties_of
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 CHUNK = 1 << 17  # elements: chunks of 256 KiB (bfloat16) stay in the cache of a core; larger ones were measured slower

@@ -1,4 +1,4 @@
-"""Writes shadowft_core/weights/families.json: what the pinned transformers knows about the families of models.
+"""Writes shadowft_core/weights/families/table.json: what the pinned transformers knows about the families of models.
 
 Every class that writes text (causal, image-text-to-text, sequence-to-sequence) is built from its default config on
 torch's meta device, without any weights. It is then asked which parameters are tied and which fields of config.json
@@ -22,11 +22,11 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.weights.families import endings, without_numbers
+from shadowft_core.weights.families.names import endings, without_numbers
 from tests.families.generated_names import beginnings, in_files
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-TABLE = Path(__file__).resolve().parents[2] / "shadowft_core/weights/families.json"
+TABLE = Path(__file__).resolve().parents[2] / "shadowft_core/weights/families/table.json"
 TIE = "tie_word_embeddings"
 SETTINGS: dict[str, dict[str, Any]] = {  # for classes whose default config builds no model
     "aya_vision": {"vision_config": {"hidden_size": 1152, "num_attention_heads": 16}},

@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from shadowft_core.weights.families import renamed, without_numbers
+from shadowft_core.weights.families.names import renamed, without_numbers
 
 
 def in_files(model: Any, names: Collection[str]) -> tuple[dict[str, str], dict[str, Any], dict[str, list[str]]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from shadowft_core.weights.families import table
+from shadowft_core.weights.families.table import table
 from tests.families.tiny import config_of
 
 THREE = ("base", "tuned", "instruct")

@@ -16,9 +16,9 @@ from shadowft_core.files import bytes_digest, canonical_json
 from shadowft_core.kernels import bf16
 from shadowft_core.kernels.scratch import scratch
 from shadowft_core.weights import DTYPES, FLOATS, Checkpoint, note_unknown, runs_of, token_marks
+from shadowft_core.weights.similarity import CHANGE_UNRELATED as FAR
 
 _COUNTERS = ("I64", "I32", "I16", "U64", "U32", "U16", "BOOL")  # eight bits and less are codes of quantised weights
-FAR = 1.0  # |T - B| / |B|: training moves a matrix by a few percent, an unrelated one lies at 1.4
 
 
 class Difference:

@@ -15,10 +15,10 @@ from shadowft_core.delta.lowrank import project, spectrum
 from shadowft_core.delta.settings import CONVERT, Settings
 from shadowft_core.errors import AdapterError, UnrelatedError
 from shadowft_core.weights import Checkpoint
+from shadowft_core.weights.similarity import LEARNT_UNRELATED as FAR
 
 EPSILON = float(np.finfo(np.float32).eps)
 DOUBT = 0.01  # of the delta: more than this left open by the float32 decomposition of the training, and it is refused
-FAR = 0.5  # |delta| / (|scaling B A| + |P|): training moves the factors by a few percent, unrelated ones lie at 0.7
 
 
 def without_initial(before: Checkpoint, name: str, trained: Factors, settings: Settings, swapped: bool) -> Factors:

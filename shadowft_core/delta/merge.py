@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shadowft_core.delta.dense import Storage, write_dense
-from shadowft_core.delta.difference import FAR
 from shadowft_core.delta.folder import step
 from shadowft_core.delta.lora import Factors, write_factors
 from shadowft_core.errors import UnrelatedError, ZeroDeltaError
 from shadowft_core.weights import DTYPES, Checkpoint
+from shadowft_core.weights.similarity import CHANGE_UNRELATED as FAR
 
 if TYPE_CHECKING:
     from shadowft_core.delta.adapters import Adapter

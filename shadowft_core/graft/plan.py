@@ -9,9 +9,9 @@ from typing import Any
 
 from shadowft_core.delta import AnyDelta, Delta, Difference, open_delta
 from shadowft_core.errors import GraftError, MisfitError, QuantisedError, ZeroDeltaError
-from shadowft_core.graft.kinship import require_kinship
 from shadowft_core.graft.match import Match
 from shadowft_core.graft.options import Options, Scope
+from shadowft_core.graft.similarity import require_related
 from shadowft_core.weights import (
     FLOATS,
     Checkpoint,
@@ -104,7 +104,7 @@ def make_plan(instruct: Path, deltas: Sequence[tuple[Path | Difference, float]],
         match.require_same_experts()
         targets = {name: match.targets(name) for name in delta.names if name in travelling - lost}
         match.require_same_tensors()
-        require_kinship(match, options)
+        require_related(match, options)
         still += [(delta, name, own) for name in delta.names if name not in targets or not scales[name]]
         homeless |= lost
         _join(ignored, match.ignored)

@@ -42,7 +42,7 @@ def grafted_tensors(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield `(name, array)` of every tensor of the Instruct, in file order, grafted or untouched; nothing is written.
 
-    Raises at the call what `graft` raises when names, shapes, types, tokens, kinship or scope do not fit, and in place
+    Raises at the call what `graft` raises when models, names, shapes, types, tokens or scope do not fit, and in place
     of a tensor that is damaged or whose sum is not finite in the output dtype.
     """
     plan = make_plan(instruct, deltas, Options(scope, dtype, merge, tuple(scale_for), waivers, tuple(ignore)))

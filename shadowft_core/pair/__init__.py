@@ -17,13 +17,12 @@ from shadowft_core.pair.facts import compare
 from shadowft_core.pair.references import is_remote, made_from, opened, resolve
 from shadowft_core.pair.sigma import measure
 from shadowft_core.weights import INDEX, Checkpoint, open_checkpoint
+from shadowft_core.weights.similarity import SIGMA_HIGH, SIGMA_LOW, SIGMA_UNRELATED
 
 if TYPE_CHECKING:
     from shadowft_core.params import Fetch
 
 __all__ = ["check_pair", "compare_models", "fetch", "opened", "resolve", "write_origin"]
-
-SIGMA_NEAR, SIGMA_FAR, SIGMA_UNRELATED = 0.001, 0.1, 0.5
 
 
 def check_pair(base: Path, instruct: Path, standing: Sequence[str] = ()) -> dict[str, Any]:
@@ -81,10 +80,10 @@ def compare_models(
                 f"the {name} was dequantised: {grid}; sigma measures that grid, and a graft keeps it; take the "
                 "original weights"
             )
-    if sigma["overall"] > SIGMA_FAR:
-        reasons.append(f"sigma {about} is above {SIGMA_FAR}: the two are far apart, a graft is a gamble")
-    if sigma["overall"] < SIGMA_NEAR:
-        reasons.append(f"sigma {sigma['overall']:.5f} is below {SIGMA_NEAR}: the two hardly differ")
+    if sigma["overall"] > SIGMA_HIGH:
+        reasons.append(f"sigma {about} is above {SIGMA_HIGH}: the two are far apart, a graft is a gamble")
+    if sigma["overall"] < SIGMA_LOW:
+        reasons.append(f"sigma {sigma['overall']:.5f} is below {SIGMA_LOW}: the two hardly differ")
     return {
         "verdict": "warn" if reasons else "ok",
         "reasons": reasons,

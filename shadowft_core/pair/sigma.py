@@ -20,30 +20,12 @@ from shadowft_core.kernels import bf16
 from shadowft_core.pair.grid import FOUR_BITS, count_levels
 from shadowft_core.pair.layout import Match, Span
 from shadowft_core.weights import CHUNK, FLOATS, Checkpoint, is_language, layer_of, module_of
+from shadowft_core.weights.similarity import SIGMA, Sums
 
-DEFINITION = "sum|B - I| / (sum|B| + sum|I|), the sums over all weights of the group"
 RANGE, RANGES = 1 << 13, 4  # of a sample: elements per range, and ranges per match
 MOST_RANGES = 1 << 12  # of a whole sample, so that a large model costs no more than 64 MiB a side in bfloat16
 ODD_SHARE = 0.05  # of a model's matrices; one that happens to look like a grid proves nothing and hardly moves sigma
 REQUESTS = 16  # ranges under way at once when they come over a network
-
-
-@dataclass
-class Sums:
-    """What was read of one tensor of the Instruct: sum|B - I|, sum|B| + sum|I|, and the number of weights."""
-
-    apart: float = 0.0
-    total: float = 0.0
-    count: int = 0
-
-    def add(self, other: "Sums", factor: float = 1.0) -> None:
-        self.apart += factor * other.apart
-        self.total += factor * other.total
-        self.count += other.count
-
-    @property
-    def sigma(self) -> float:
-        return float(f"{self.apart / self.total:.9g}") if self.total else 0.0
 
 
 _Levels = tuple[float | None, float | None]
@@ -111,7 +93,7 @@ class Gap:
         are then those of the language model.
         """
         report: dict[str, Any] = {
-            "definition": DEFINITION,
+            "definition": SIGMA,
             "overall": self.over().sigma,
             "layers": self.by(lambda name: layer_of(name) if is_language(name) else None),
             "modules": self.by(lambda name: module_of(name) if is_language(name) else None),

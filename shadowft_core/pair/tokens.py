@@ -7,8 +7,7 @@ import numpy as np
 from shadowft_core.errors import PairError
 from shadowft_core.files import read_json_object
 from shadowft_core.weights import Checkpoint, Runs, fitted, marks_of, read_vocabulary, rows_by_token, runs_of
-
-_SHARED = 0.5  # share of the smaller vocabulary below which the two mostly differ
+from shadowft_core.weights.similarity import TOKENS_UNRELATED
 
 
 class Vocabularies:
@@ -49,7 +48,7 @@ def compare_tokenizers(base: Checkpoint, instruct: Checkpoint, found: Vocabulari
     ours, theirs = found.base, found.instruct
     texts, their_texts = set(ours.values()), set(theirs.values())
     shared, smaller = len(texts & their_texts), min(len(texts), len(their_texts))
-    if shared < _SHARED * smaller:
+    if shared < TOKENS_UNRELATED * smaller:
         raise PairError(
             f"the vocabularies mostly differ: {shared} tokens in common, {len(texts)} in the Base, "
             f"{len(their_texts)} in the Instruct"

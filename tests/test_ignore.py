@@ -121,7 +121,7 @@ def test_a_pattern_meets_something_of_one_side_and_nothing_of_both(tmp_path: Pat
     for patterns, message in (
         (["mtp.*", "*q_proj*"], r"'\*q_proj\*' matches model.layers.0.*both sides"),
         (["*"], r"'\*' matches model\..*both sides"),
-        (["mtp.*", "mpt.*"], r"'mpt\.\*' matches nothing that only one side holds .*a glob of whole names"),
+        (["mtp.*", "mpt.*"], r"'mpt\.\*' matches no tensor that only one model has .*a glob of whole names"),
     ):
         attempts = (
             lambda p=patterns: extract(base, tuned, tmp_path / "no", ignore=p),

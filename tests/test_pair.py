@@ -164,7 +164,7 @@ def test_other_tensors_are_refused(pair: Pair) -> None:
         ),
         (poison, "q_proj.weight of .* holds NaN or infinity", NotFiniteError),
         (quantise, "holds .*q_proj.weight as F8_E4M3", QuantisedError),
-        (widen, "the Instruct holds .*q_proj.weight as F64; F32, BF16, F16 are wanted", PairError),
+        (widen, "the Instruct has .*q_proj.weight as F64; expected F32, BF16, F16", PairError),
     ]
     for change, message, kind in cases:
         rewrite(pair.instruct, change)
@@ -269,4 +269,4 @@ def test_a_reference_that_means_nothing_is_refused(reference: str, message: str)
 def test_an_unsafe_folder_is_refused(pair: Pair, tmp_path: Path) -> None:
     bare = write_model(tmp_path / "bare", {"w": np.zeros(2, BF16)})
     (bare / "model.safetensors").rename(bare / "pytorch_model.bin")
-    refused(Pair(bare, pair.instruct), "safetensors is wanted", CheckpointError)
+    refused(Pair(bare, pair.instruct), "expected safetensors", CheckpointError)

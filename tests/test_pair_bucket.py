@@ -138,7 +138,7 @@ def test_what_changes_while_it_is_downloaded_is_refused(
         return data
 
     monkeypatch.setattr(S3Objects, "read_range", meddled)
-    with pytest.raises(InputError, match=r"model.safetensors was .* and became .* meanwhile; run it again"):
+    with pytest.raises(InputError, match=r"model.safetensors changed from .* to .* during the download; run it again"):
         resolve(f"{bucket}/instruct")
     assert changed == ["model.safetensors"]
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()], "nothing is half there"
@@ -160,7 +160,10 @@ def test_refusals_come_before_weights_and_by_their_class(
     data = (pair.instruct / "model.safetensors").read_bytes()
     (cut / "model.safetensors").write_bytes(data[:-10])
     upload(s3_server, f"{bucket}/instruct", cut)
-    with pytest.raises(CheckpointError, match=r"s3://.*/instruct: .*its header promises"), opened(f"{bucket}/instruct"):
+    with (
+        pytest.raises(CheckpointError, match=r"s3://.*/instruct: .*its header describes"),
+        opened(f"{bucket}/instruct"),
+    ):
         pass
 
 

@@ -173,7 +173,7 @@ def test_the_side_that_was_dequantised_is_named(matrix: np.ndarray, tmp_path: Pa
     assert found["sigma"]["modules"]["q_proj"] > 0.04, "what the warning is about: the two are 0.01 apart"
     [reason] = found["reasons"]
     assert reason == (
-        f"the {side} was dequantised: 6 of 7 matrices lie on a grid of 4 bits or fewer (int4, nf4, mxfp4), the first "
+        f"the {side} was dequantised: 6 of 7 matrices are on a grid of 4 bits or fewer (int4, nf4, mxfp4), the first "
         "is model.layers.0.self_attn.q_proj.weight; sigma measures that grid, and a graft keeps it; take the original "
         "weights"
     )

@@ -305,12 +305,12 @@ def test_a_damaged_model_on_a_hub_is_refused_by_its_class(hub: Hub, tmp_path: Pa
     assert done.returncode == 3
     assert json.loads(done.stdout)["class"] == "CheckpointError"
     assert f"{REFERENCES[1]}: " in done.stderr
-    assert "its header promises" in done.stderr
+    assert "its header describes" in done.stderr
     shard.write_bytes(whole)
     index.write_text(right.replace(shard.name, f"../{shard.name}"))
     done = run(hub, tmp_path / "again", *REFERENCES, PAIR)
     assert done.returncode == 3
-    assert "a plain *.safetensors file name is wanted" in done.stderr
+    assert "expected a plain *.safetensors file name" in done.stderr
     index.write_text(right)
     tensors = open_checkpoint(pair.instruct)
     data = bytearray(shard.read_bytes())

@@ -149,8 +149,8 @@ def lead_out(pair: Pair) -> None:
         (to_fp8, "QuantisedError", 3, "as F8_E4M3"),
         (to_int8, "QuantisedError", 3, "as I8"),
         (quantise, "QuantisedError", 3, "the Base is quantised"),
-        (truncate, "CheckpointError", 3, "its header promises"),
-        (lead_out, "CheckpointError", 3, "a plain *.safetensors file name is wanted"),
+        (truncate, "CheckpointError", 3, "its header describes"),
+        (lead_out, "CheckpointError", 3, "expected a plain *.safetensors file name"),
     ],
 )
 def test_every_refusal_has_its_class_its_code_and_json(

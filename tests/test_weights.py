@@ -95,24 +95,24 @@ def test_chunks_are_the_tensor(tmp_path: Path) -> None:
 
 A = '"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
 MALFORMED = {
-    "duplicate key": (f"{{{A},{A}}}", 8, "stands twice"),
-    "duplicate inner key": ('{"a":{"dtype":"F32","dtype":"I32","shape":[2],"data_offsets":[0,8]}}', 8, "stands twice"),
+    "duplicate key": (f"{{{A},{A}}}", 8, "appears twice"),
+    "duplicate inner key": ('{"a":{"dtype":"F32","dtype":"I32","shape":[2],"data_offsets":[0,8]}}', 8, "appears twice"),
     "overlap": (f'{{{A},"b":{{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}}}', 12, "overlap"),
     "hole": (f'{{{A},"b":{{"dtype":"F32","shape":[1],"data_offsets":[12,16]}}}}', 16, "holes"),
     "not from the start": ('{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}', 8, "holes"),
-    "size against shape": ('{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}', 8, "want 12"),
+    "size against shape": ('{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}', 8, "require 12"),
     "negative shape": ('{"a":{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}}', 8, "natural numbers"),
     "true as a size": ('{"a":{"dtype":"U8","shape":[true],"data_offsets":[0,1]}}', 1, "natural numbers"),
-    "huge shape": ('{"a":{"dtype":"F32","shape":[4611686018427387906],"data_offsets":[0,8]}}', 8, "want"),
+    "huge shape": ('{"a":{"dtype":"F32","shape":[4611686018427387906],"data_offsets":[0,8]}}', 8, "require"),
     "unknown dtype": ('{"a":{"dtype":"F4","shape":[2],"data_offsets":[0,1]}}', 1, "F4"),
     "extra field": ('{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1],"x":1}}', 1, "not exactly"),
     "metadata": ('{"__metadata__":{"a":1}}', 0, "__metadata__"),
-    "list": ("[]", 0, "begin with"),
-    "leading space": (" {}", 0, "begin with"),
+    "list": ("[]", 0, "start with"),
+    "leading space": (" {}", 0, "start with"),
     "no JSON": ("{nonsense", 0, "malformed"),
     "deep nesting": ('{"a":' + "[" * 100_000 + "]" * 100_000 + "}", 0, "malformed"),
-    "trailing bytes": (f"{{{A}}}", 9, "promises"),
-    "truncated tensor": (f"{{{A}}}", 7, "promises"),
+    "trailing bytes": (f"{{{A}}}", 9, "describes"),
+    "truncated tensor": (f"{{{A}}}", 7, "describes"),
 }
 
 
@@ -128,7 +128,7 @@ def test_a_malformed_file_is_refused(tmp_path: Path, case: str) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"1234", "at least 8"),
+        (b"1234", "expected at least 8"),
         (struct.pack("<Q", 2**63) + b"{}", "the limit is"),
         (struct.pack("<Q", 100) + b"{}", "truncated"),
         (struct.pack("<Q", 2) + b"\xff\xfe", "malformed"),
@@ -192,7 +192,7 @@ def test_index_and_files_must_agree(tmp_path: Path) -> None:
     index = json.loads((folder / INDEX).read_text())
     first, second = sorted(set(index["weight_map"].values()))
     for change, message in [
-        ({"a.weight": second}, "the index says"),
+        ({"a.weight": second}, "the index names"),
         ({"ghost": first}, "in no file"),
         ({"a.weight": "model-00009-of-00009.safetensors"}, "is missing"),
     ]:
@@ -201,7 +201,7 @@ def test_index_and_files_must_agree(tmp_path: Path) -> None:
             open_checkpoint(folder)
     (folder / INDEX).write_text(json.dumps(index))
     write_checkpoint(folder, [("stray", np.zeros(1, np.float32))])
-    with pytest.raises(CheckpointError, match="belongs to no index"):
+    with pytest.raises(CheckpointError, match="is in no index"):
         open_checkpoint(folder)
 
 
@@ -211,13 +211,13 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
     second.unlink()
     write_checkpoint(folder, TENSORS.items())
     (folder / SINGLE).rename(second)
-    with pytest.raises(CheckpointError, match="stands in"):
+    with pytest.raises(CheckpointError, match="is in"):
         open_checkpoint(folder)
 
 
 def test_pickled_weights_are_refused_and_never_travel(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04")
-    with pytest.raises(CheckpointError, match=r"only pytorch_model.bin; safetensors is wanted"):
+    with pytest.raises(CheckpointError, match="expected safetensors, found only pytorch_model.bin"):
         open_checkpoint(tmp_path)
     write_checkpoint(tmp_path, TENSORS.items())
     for name in ("modeling.py", "optimizer.pt", "config.json", "tokenizer.model", ".hidden"):
@@ -236,7 +236,7 @@ def test_a_file_that_shrinks_after_opening_is_noticed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sizes", [[3], [9], [8, 2]])
 def test_a_producer_must_keep_its_promise(tmp_path: Path, sizes: list[int]) -> None:
     header = build_header({"w": ("F32", (2, 4))})
-    with pytest.raises(CheckpointError, match=r"tensor w.*(exceed|promised)"):
+    with pytest.raises(CheckpointError, match=r"tensor w.*(exceed|expected)"):
         write_safetensors(tmp_path / SINGLE, header, lambda _: iter([np.zeros(n, np.float32) for n in sizes]))
 
 

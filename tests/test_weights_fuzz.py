@@ -214,13 +214,13 @@ ENTRY = '{"a":{"dtype":"U8","shape":%s,"data_offsets":[0,0]}}'
 @pytest.mark.parametrize(
     ("header", "message", "library"),
     [
-        ('{"__metadata__":{"a":"\\ud800"}}', r"'\\ud800' is no Unicode text", "refuses"),
-        ('{"__metadata__":{"\\udfff":"a"}}', r"'\\udfff' is no Unicode text", "refuses"),
+        ('{"__metadata__":{"a":"\\ud800"}}', r"'\\ud800' is not valid Unicode text", "refuses"),
+        ('{"__metadata__":{"\\udfff":"a"}}', r"'\\udfff' is not valid Unicode text", "refuses"),
         (ENTRY % "[-0]", "expected natural numbers, found -0", "refuses"),
-        (ENTRY % "[4294967296,4294967296,0]", "more than any file holds", "refuses"),
-        (ENTRY % "[0,4294967296,4294967296]", "more than any file holds", "reads"),
+        (ENTRY % "[4294967296,4294967296,0]", "larger than any file", "refuses"),
+        (ENTRY % "[0,4294967296,4294967296]", "larger than any file", "reads"),
         (ENTRY % "[0]" + "\0", "Extra data", "refuses"),
-        (" " + ENTRY % "[0]", "it does not begin with {", "reads"),
+        (" " + ENTRY % "[0]", "it does not start with {", "reads"),
         *(
             (ENTRY.replace("U8", kind) % "[0]", f"is {kind}, expected one of F32, BF16, F16; use the", "reads")
             for kind in UNREAD

@@ -1,7 +1,7 @@
-"""May this Base and this Instruct be paired? And the fetch stage, which resolves, checks and pins both.
+"""Checks whether this Base and this Instruct may be paired; the stage fetch resolves, checks and pins both.
 
-What would make a grafted model wrong is refused; what is merely unusual is a warning with both values. The distance is
-sigma (see sigma.py). Published pairs lie between 0.003 and 0.1.
+A difference that would make a grafted model wrong is refused; one that is merely unusual is a warning with both values.
+The distance is sigma (sigma.py); its thresholds are in weights/similarity.py.
 """
 
 import os
@@ -43,14 +43,14 @@ def compare_models(
     ignore: Sequence[str] = (),
     standing: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """May they be paired? With `full` all weights are read, else a few evenly spread ranges of every tensor.
+    """Check a pair. With `full` all weights are read, else a few evenly spread ranges of every tensor.
 
-    `ignore` and `standing` are patterns of tensors that only one side may hold, by hand and of params.yaml.
+    `ignore` and `standing` are patterns of tensors that only one side may have, from the command line and params.yaml.
 
     Returns `{"verdict": "ok"|"warn", "reasons": [...], "sampled", "sigma": {"overall", "layers": {...}, "modules":
     {...}, ...}, "facts", "tokenizer_digest", "base": {...}, "instruct": {...}}`, the tokenizer being the Instruct's;
-    with `digests`, which wants `full` and both models at hand, base and instruct hold `digest`.
-    Raises PairError with all reasons in one line (SwappedError, SameModelError, UnrelatedError where that is the
+    with `digests`, which needs `full` and two local models, base and instruct have `digest`.
+    Raises PairError with all reasons in one line (SwappedError, SameModelError or UnrelatedError where that is the
     reason), QuantisedError, NotFiniteError, and CheckpointError for a model that cannot be read.
     """
     compared = compare(base, instruct, ignore, standing)
@@ -81,7 +81,7 @@ def compare_models(
                 "original weights"
             )
     if sigma["overall"] > SIGMA_HIGH:
-        reasons.append(f"sigma {about} is above {SIGMA_HIGH}: the two are far apart, a graft is a gamble")
+        reasons.append(f"sigma {about} is above {SIGMA_HIGH}: the two are far apart and a graft is risky")
     if sigma["overall"] < SIGMA_LOW:
         reasons.append(f"sigma {sigma['overall']:.5f} is below {SIGMA_LOW}: the two hardly differ")
     return {
@@ -106,9 +106,9 @@ def fetch(params: "Fetch", out: Path, standing: Sequence[str] = ()) -> None:
 
     `standing` as in `compare_models`.
 
-    Files on the same file system are hard links. What headers, configs and tokenizers can refuse is refused before the
-    weights are downloaded or copied; so is a model that nothing but code of its own could load.
-    Raises PairError, CheckpointError, InputError; `out` is then as it was.
+    Files on the same file system are hard links. A pair that headers, configs or tokenizers rule out is refused before
+    weights are downloaded or copied; so is a model that only its own code could load.
+    Raises PairError, CheckpointError, InputError; `out` is then unchanged.
     """
     references = {"base": params.base, "instruct": params.instruct}
     if any(map(is_remote, references.values())):

@@ -1,4 +1,4 @@
-"""What configs, headers, tokenizers and templates say of two models, and what of it speaks against a pair."""
+"""Compares configs, headers, tokenizers and templates of two models: reasons to refuse a pair, and warnings."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from shadowft_core.pair.layout import Match, head, language_setting, match
 from shadowft_core.pair.tokens import Vocabularies, compare_tokenizers
 from shadowft_core.weights import FLOATS, Checkpoint, note_unknown
 
-# Config fields that shapes do not show and that change what a weight means.
+# Config fields that change the meaning of a weight and do not show in shapes.
 _MUST_AGREE = ("model_type", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act")
 _PACKED = ("F8_E4M3", "F8_E5M2", "I8", "U8")  # fp8, int8, and four bits two to a byte
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What can be known of a pair without its weights."""
+    """The comparison of a pair without its weights."""
 
     matches: list[Match]
     warned: list[str]
@@ -30,10 +30,9 @@ class Comparison:
 def compare(
     base: Checkpoint, instruct: Checkpoint, ignore: Sequence[str] = (), standing: Sequence[str] = ()
 ) -> Comparison:
-    """Which weights belong together, warnings, and the facts. Reads no weights; `ignore`, `standing` as in `match`.
+    """Which weights correspond, warnings, and the facts. Reads no weights; `ignore`, `standing` as in `match`.
 
-    Raises PairError naming every reason to refuse in one line; as QuantisedError or SwappedError where that is among
-    them.
+    Raises PairError with every reason to refuse in one line; as QuantisedError or SwappedError if one of them is.
     """
     for model in (base, instruct):
         note_unknown(model)
@@ -47,7 +46,7 @@ def compare(
         )
     for name, model in (("Base", base), ("Instruct", instruct)):
         if code := own_code(model.path):
-            warned.append(f"the {name} brings code, which is never run ({', '.join(code)})")
+            warned.append(f"the {name} includes code, which is never run ({', '.join(code)})")
     refused += _templates(base.path, instruct.path)
     matches: list[Match] = []
     found = Vocabularies(base, instruct)
@@ -96,7 +95,7 @@ def _quantised(base: Checkpoint, instruct: Checkpoint) -> Iterator[PairError | Q
             dtype = model.info(tensor).dtype
             if dtype in _PACKED or dtype == "F64":
                 kind = QuantisedError if dtype in _PACKED else PairError
-                yield kind(f"the {name} holds {tensor} as {dtype}; {', '.join(FLOATS)} are wanted")
+                yield kind(f"the {name} has {tensor} as {dtype}; expected {', '.join(FLOATS)}")
                 break
 
 
@@ -118,7 +117,7 @@ def _templates(base: Path, instruct: Path) -> Iterator[PairError]:
 
 
 def _rope(model: Checkpoint) -> dict[str, Any]:
-    """Rope settings in one spelling: newer configs hold rope_parameters, older ones rope_theta and rope_scaling."""
+    """Rope settings in one form: newer configs have rope_parameters, older ones rope_theta and rope_scaling."""
     rope = {**(language_setting(model, "rope_scaling") or {}), **(language_setting(model, "rope_parameters") or {})}
     if (theta := language_setting(model, "rope_theta")) is not None:
         rope.setdefault("rope_theta", theta)

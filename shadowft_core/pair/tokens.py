@@ -40,7 +40,7 @@ class Vocabularies:
 
 
 def compare_tokenizers(base: Checkpoint, instruct: Checkpoint, found: Vocabularies) -> list[str]:
-    """Warnings, each with counts: rows are matched by token. Raises PairError when the vocabularies mostly differ."""
+    """Warnings with counts. Raises PairError when the vocabularies mostly differ."""
     if not found.known:
         return ["the vocabularies were not compared: both need a tokenizer.json"]
     if found.same_file:

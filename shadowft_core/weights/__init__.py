@@ -1,4 +1,4 @@
-"""Weights on disk and what tensor names mean: the only room that reads or writes safetensors files."""
+"""Weights on disk and what tensor names mean. No other room reads or writes safetensors files."""
 
 from shadowft_core.weights.checkpoint import CHUNK, INDEX, SINGLE, Checkpoint, model_digest
 from shadowft_core.weights.families import (

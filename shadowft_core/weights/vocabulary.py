@@ -27,7 +27,7 @@ def read_vocabulary(folder: Path) -> tuple[dict[int, str], set[int]] | None:
         words = {i: t for t, i in vocab.items()} if isinstance(vocab, dict) else {i: t[0] for i, t in enumerate(vocab)}
         added = {token["id"]: token["content"] for token in tokenizer.get("added_tokens") or []}
     except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{file}: no vocabulary of a known form ({error!r}); save the tokenizer again") from None
+        raise CheckpointError(f"{file}: unknown form of vocabulary ({error!r}); save the tokenizer again") from None
     return words | added, set(added)
 
 

@@ -203,7 +203,7 @@ def test_a_module_is_judged_by_its_kind(tmp_path: Path, family: str, module: str
     if kind in ("linear", "conv1d"):
         assert found == []
     else:
-        word = f"of kind `{kind}`" if kind else "of a kind that is not known"
+        word = f"of kind `{kind}`" if kind else "of an unknown kind"
         assert [line for line in found if line.startswith(f"target modules: {module} is {word}, not a linear layer")], (
             found
         )
@@ -214,13 +214,13 @@ def test_what_is_no_single_lora_is_refused(lora: tuple[Pair, Path], tmp_path: Pa
     out = tmp_path / "adapter"
     trained_adapter(pair.base, tmp_path / "second", r=2, lora_alpha=4, target_modules=["q_proj"])
     extract(pair.base, tmp_path / "second", tmp_path / "other")
-    with pytest.raises(AdapterError, match="2 deltas with a scale other than 0, an adapter is one; use `shadowft exp"):
+    with pytest.raises(AdapterError, match="2 deltas with a scale other than 0, expected one for an adapter; use"):
         export_adapter(pair.instruct, [(delta, 1.0), (tmp_path / "other", 0.5)], out)
-    with pytest.raises(AdapterError, match="merge rule dare is no sum"):
+    with pytest.raises(AdapterError, match="merge rule dare is not a sum"):
         export_adapter(pair.instruct, [(delta, 1.0)], out, Options(merge=Merge("dare", 0.5, 1)))
     with pytest.raises(AdapterError, match="0 deltas with a scale"):
         export_adapter(pair.instruct, [(delta, 0.0)], out)
-    with pytest.raises(AdapterError, match=r"--max-lora-rank 4 is none of 8, 16, 32, .*vllm/config/lora\.py"):
+    with pytest.raises(AdapterError, match=r"--max-lora-rank 4 is not one of 8, 16, 32, .*vllm/config/lora\.py"):
         export_adapter(pair.instruct, [(delta, 1.0)], out, max_rank=4)
     with pytest.raises(AdapterError, match=r"times \S+e\+39 overflows float32"):
         export_adapter(pair.instruct, [(delta, 1e39)], out)
@@ -228,13 +228,13 @@ def test_what_is_no_single_lora_is_refused(lora: tuple[Pair, Path], tmp_path: Pa
         export_adapter(pair.instruct, [(delta, float("nan"))], out)
     shifted(pair.base, tmp_path / "tuned", 0.01, seed=2)
     extract(pair.base, tmp_path / "tuned", tmp_path / "dense")
-    with pytest.raises(AdapterError, match=r"is no LoRA of .* \(\w+\); use `shadowft export --for merged`"):
+    with pytest.raises(AdapterError, match=r"is not a LoRA of .* \(\w+\); use `shadowft export --for merged`"):
         export_adapter(pair.instruct, [(tmp_path / "dense", 1.0)], out)
     damaged = shutil.copytree(delta, tmp_path / "damaged")
     raw = bytearray((damaged / "factors.safetensors").read_bytes())
     raw[-1] ^= 1
     (damaged / "factors.safetensors").write_bytes(raw)
-    with pytest.raises(DeltaError, match=r"delta\.json says sha256:"):
+    with pytest.raises(DeltaError, match=r"delta\.json has sha256:"):
         export_adapter(pair.instruct, [(damaged, 1.0)], out)
     assert not [path for path in tmp_path.iterdir() if "adapter" in path.name]
 
@@ -244,7 +244,7 @@ def test_what_is_no_single_lora_is_refused(lora: tuple[Pair, Path], tmp_path: Pa
     [
         ({"peft_type": "IA3"}, "the adapter is LoRA: peft_type is 'IA3'"),
         ({"r": 512}, "shapes: "),
-        ({"r": 600}, "rank within the server's: r is 600, the server takes 1 to 512"),
+        ({"r": 600}, "rank within the server's: r is 600, the server accepts 1 to 512"),
         ({"modules_to_save": ["lm_head"]}, "no module is saved whole: modules_to_save is ['lm_head']"),
         ({"use_dora": True}, "no DoRA: use_dora is True"),
         ({"bias": "all"}, "no bias: bias is 'all'"),
@@ -286,7 +286,7 @@ def test_tensors_that_a_server_cannot_place_are_found(lora: tuple[Pair, Path], t
     lone = with_tensors({name: array for name, array in arrays.items() if name != first})
     assert "tensor names: model.layers.0.self_attn.q_proj has only one of its two factors" in lone[0]
     magnitude = with_tensors(arrays | {first.replace("lora_A", "lora_magnitude_vector"): arrays[first][0]})
-    assert "is no LoRA factor of a linear layer" in magnitude[0]
+    assert "is not a LoRA factor of a linear layer" in magnitude[0]
     head = {f"base_model.model.lm_head.lora_{f}.weight": arrays[first.replace("A.w", f"{f}.w")] for f in "AB"}
     assert "target modules: lm_head is of kind `head`, not a linear layer" in with_tensors(arrays | head)[0]
     second = first.replace("lora_A", "lora_B")
@@ -332,6 +332,6 @@ def test_a_registered_version_is_exported(released: Released, tmp_path: Path) ->
     assert done.exit_code == 0, done.output
     digest = released.client.get_model_version(released.name, "1").tags["shadowft.model"]
     assert open_checkpoint(tmp_path / "merged").digest() == digest
-    with pytest.raises(AdapterError, match=r"is no LoRA of .* \(\w+\); use `shadowft export --for merged`"):
+    with pytest.raises(AdapterError, match=r"is not a LoRA of .* \(\w+\); use `shadowft export --for merged`"):
         CliRunner().invoke(app, [*words, "--for", "vllm", "--out", str(tmp_path / "adapter")], catch_exceptions=False)
     assert not (tmp_path / "adapter").exists()

@@ -170,8 +170,8 @@ def test_an_untied_base_moves_a_tied_instruct_only_as_one(tmp_path: Path) -> Non
     embedding, head = values(1, 90), values(2, 90)
     tied = save(tmp_path / "instruct", {EMBEDDING: near(embedding)}, words(90), tied=True)
     apart = delta_of(tmp_path / "apart", {EMBEDDING: embedding, HEAD: head}, words(90))
-    refused(MisfitError, "lm_head.weight is a head of its own", tied, [(apart, 1.0)])
-    refused(MisfitError, "lm_head.weight is a head of its own", tied, [(apart, 1.0)], scope=[HEAD])
+    refused(MisfitError, "lm_head.weight is a separate head", tied, [(apart, 1.0)])
+    refused(MisfitError, "lm_head.weight is a separate head", tied, [(apart, 1.0)], scope=[HEAD])
 
     def extracted(name: str, *moved: str) -> Path:
         """A delta of exactly one value in column 0, the same in every moved tensor; exact in bfloat16."""
@@ -191,7 +191,7 @@ def test_an_untied_base_moves_a_tied_instruct_only_as_one(tmp_path: Path) -> Non
         exact = tensors_of(tied)[EMBEDDING].astype(F32) + open_delta(delta).read(EMBEDDING)
         assert bits({"": found[EMBEDDING]}) == bits({"": exact.astype(BF16)})
         assert HEAD not in found
-    refused(MisfitError, "head of its own", tied, [(extracted("head", HEAD), 1.0)])
+    refused(MisfitError, "is a separate head", tied, [(extracted("head", HEAD), 1.0)])
     both = tmp_path / "equal" / "delta"
     refused(MisfitError, "both must travel at one scale", tied, [(both, 1.0)], scope=[HEAD])
     refused(MisfitError, "both must travel at one scale", tied, [(both, 1.0)], scale_for=[(HEAD, 0.5)])

@@ -137,7 +137,7 @@ def test_a_pattern_meets_something_of_one_side_and_nothing_of_both(tmp_path: Pat
     extract(plain, tuned, tmp_path / "delta", standing=["mtp.*"])
     assert open_delta(tmp_path / "delta").ignore == ("mtp.*",)
     compare_models(open_checkpoint(base), open_checkpoint(instruct), full=False, standing=["mtp.*", "*q_proj*", "x"])
-    with pytest.raises(InputError, match="both sides"):
+    with pytest.raises(InputError, match="both models have"):
         extract(plain, tuned, tmp_path / "no", standing=["*q_proj*"])
     assert not (tmp_path / "no").exists()
 

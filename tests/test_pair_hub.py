@@ -203,7 +203,7 @@ def test_a_misfit_is_refused_before_weights_move(hub: Hub, tmp_path: Path) -> No
 def test_a_hub_that_does_not_deliver_is_one_error(hub: Hub, tmp_path: Path) -> None:
     done = run(hub, tmp_path, f"hf:owner/base@{REVISION}", f"hf:owner/nothing@{REVISION}")
     assert "InputError: hf:owner/nothing" in done.stderr
-    assert "download it and pass a folder" in done.stderr
+    assert "download the model and pass its folder" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -291,7 +291,7 @@ def test_a_server_without_ranges_is_told_and_not_read(hub: Hub, tmp_path: Path) 
     hub.ranges = False
     done = run(hub, tmp_path, *REFERENCES, PAIR)
     assert done.returncode == 3
-    assert "model.safetensors is not served in ranges; download it and pass a folder" in done.stderr
+    assert "model.safetensors is not served in ranges; download the model and pass its folder" in done.stderr
 
 
 def test_a_damaged_model_on_a_hub_is_refused_by_its_class(hub: Hub, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
-"""A LoRA delta at one scale as an adapter folder that vLLM loads onto the Instruct, and the rules it must keep.
+"""Exports a LoRA delta at one scale as an adapter folder that vLLM loads onto the Instruct.
 
-The adapter is the delta itself, its scale and scaling folded into B (float64, one rounding to float32), so that
-`lora_alpha / r` is 1. A server adds it unmerged and in its own dtype (`--lora-dtype`, by default the model's): the sum
-is rounded elsewhere than in a grafted model, and only the merged export has the digest that was judged.
+Scale and scaling are multiplied into B (float64, one rounding to float32), so that `lora_alpha / r` is 1. A server
+adds the adapter unmerged and in its own dtype (`--lora-dtype`, by default the model's), so it rounds in other places
+than a graft does: only the merged export has the digest that was judged.
 """
 
 import sys
@@ -38,17 +38,18 @@ def export_adapter(
 ) -> dict[str, Any]:
     """Write the adapter folder `out` (adapter_config.json, adapter_model.safetensors in float32); return its config.
 
-    `options` are those of the graft; the dtype of the result is the server's affair. `reference` is what stands for
-    the Instruct in the config; its folder by default. `max_rank` is the server's --max-lora-rank. The delta must fit
-    the Instruct as it must for `graft`, whose errors are raised; AdapterError when it is not one LoRA on linear layers.
-    Nothing is written then.
+    `options` are those of the graft; the server chooses the dtype of the result. `reference` names the Instruct in the
+    config; by default its folder. `max_rank` is the server's --max-lora-rank. Raises what `graft` raises when the delta
+    does not fit the Instruct, and AdapterError when it is not one LoRA on linear layers. Nothing is written then.
     """
     plan = make_plan(instruct, deltas, options)
     used = {source.delta.digest for sources in plan.sources.values() for source in sources}
     if len(used) != 1:
-        raise AdapterError(f"{instruct}: {len(used)} deltas with a scale other than 0, an adapter is one; {_MERGED}")
+        raise AdapterError(
+            f"{instruct}: {len(used)} deltas with a scale other than 0, expected one for an adapter; {_MERGED}"
+        )
     if options.merge.rule != "sum":
-        raise AdapterError(f"{instruct}: merge rule {options.merge.rule} is no sum of LoRA factors; {_MERGED}")
+        raise AdapterError(f"{instruct}: merge rule {options.merge.rule} is not a sum of LoRA factors; {_MERGED}")
     model = plan.instruct
     tensors = {name: _factored(model, name, sources[0]) for name, sources in plan.sources.items()}
     rank = max(factors.rank for factors in tensors.values())
@@ -92,7 +93,7 @@ def export_adapter(
 
 @dataclass(frozen=True)
 class _Factors:
-    """The factors of one tensor and the factor that B takes along."""
+    """The factors of one tensor, and the number that B is multiplied by."""
 
     delta: Delta
     name: str
@@ -102,7 +103,7 @@ class _Factors:
     factor: float
 
     def padded(self, which: str, rank: int) -> np.ndarray:
-        """A [rank, inputs] or B [outputs, rank], float32; zeros beyond the tensor's own rank add nothing.
+        """A [rank, inputs] or B [outputs, rank], float32; padded with zeros beyond the tensor's rank.
 
         Raises DeltaError when the stored bytes are not those of the certificate, AdapterError on overflow.
         """
@@ -113,7 +114,7 @@ class _Factors:
         expected = self.delta.certificate["tensors"][self.name][f"digest_{source.lower()}"]
         if (found := file.tensor_digest(key)) != expected:
             raise DeltaError(
-                f"{self.delta.path / FACTORS}: tensor {key} is {found}, delta.json says {expected}; extract it again"
+                f"{self.delta.path / FACTORS}: tensor {key} is {found}, delta.json has {expected}; extract it again"
             )
         if which == "A":
             whole = np.zeros((rank, array.shape[1]), np.float32)
@@ -128,14 +129,14 @@ class _Factors:
 
 
 def _factored(model: Checkpoint, name: str, source: Source) -> _Factors:
-    """The factors behind one tensor of the Instruct. Raises AdapterError when it is not LoRA on a linear layer."""
+    """The factors for one tensor of the Instruct. Raises AdapterError when it is not LoRA on a linear layer."""
     piece = source.pieces[0]
     if not isinstance(source.delta, Delta):
-        raise AdapterError(f"{source.delta.path}: a difference of checkpoints is no LoRA; {_MERGED}")
+        raise AdapterError(f"{source.delta.path}: a difference of checkpoints is not a LoRA; {_MERGED}")
     entry = source.delta.certificate["tensors"][piece.tensor]
     if entry["form"] != "factors" or len(source.pieces) != 1 or piece.runs is not None or piece.tensor != name:
         raise AdapterError(
-            f"{source.delta.path}: tensor {piece.tensor} is no LoRA of {name} ({entry['form']}); {_MERGED}"
+            f"{source.delta.path}: tensor {piece.tensor} is not a LoRA of {name} ({entry['form']}); {_MERGED}"
         )
     kind = model.family.kind(name)
     if kind not in LAYERS:
@@ -152,7 +153,7 @@ def _module(model: Checkpoint, name: str) -> str:
 
 
 def _targets(model: Checkpoint, covered: set[str]) -> list[str]:
-    """Names of layers when all layers of a name are covered, else every module by its full name."""
+    """The last words of the modules' names where every layer with such a name is covered, else full names."""
     modules = {name: _module(model, name) for name in model.names if name.endswith(".weight")}
     endings = {modules[name].rpartition(".")[2] for name in covered}
     alike = {name for name, module in modules.items() if module.rpartition(".")[2] in endings}

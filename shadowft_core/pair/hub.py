@@ -43,7 +43,9 @@ def opened(reference: str) -> Iterator[Checkpoint]:
             with http_stream_backoff("GET", url, headers=headers, timeout=timeout) as answer:
                 hf_raise_for_status(answer)
                 if answer.status_code != 206:  # the whole file would follow
-                    raise InputError(f"{reference}: {name} is not served in ranges; download the model and pass its folder")
+                    raise InputError(
+                        f"{reference}: {name} is not served in ranges; download the model and pass its folder"
+                    )
                 return bytes(answer.read())
 
     with _online():

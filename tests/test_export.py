@@ -1,4 +1,4 @@
-"""An exported adapter is the graft: PEFT puts it on the Instruct and gets the same weights and the same logits."""
+"""An exported adapter equals the graft: PEFT loads it onto the Instruct and gets the same weights and logits."""
 
 import json
 import math
@@ -209,7 +209,7 @@ def test_a_module_is_judged_by_its_kind(tmp_path: Path, family: str, module: str
         )
 
 
-def test_what_is_no_single_lora_is_refused(lora: tuple[Pair, Path], tmp_path: Path) -> None:
+def test_anything_but_a_single_lora_is_refused(lora: tuple[Pair, Path], tmp_path: Path) -> None:
     pair, delta = lora
     out = tmp_path / "adapter"
     trained_adapter(pair.base, tmp_path / "second", r=2, lora_alpha=4, target_modules=["q_proj"])
@@ -256,7 +256,7 @@ def test_what_is_no_single_lora_is_refused(lora: tuple[Pair, Path], tmp_path: Pa
         ({"target_modules": ...}, "rank, alpha and targets are given: target_modules missing"),
     ],
 )
-def test_each_rule_finds_its_fault_and_names_its_source(
+def test_each_rule_finds_its_error_and_names_its_source(
     lora: tuple[Pair, Path], tmp_path: Path, change: dict[str, Any], rule: str
 ) -> None:
     pair, delta = lora

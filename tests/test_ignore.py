@@ -1,4 +1,4 @@
-"""Tensors that only one side holds: refused with the waiver that works, waived by name, on record where it counts."""
+"""Tensors that only one side has: refused with the waiver that works, waived by name, recorded in delta and receipt."""
 
 import json
 import shlex
@@ -24,7 +24,7 @@ from tests.test_graft import BF16, F32, Tensors, bits, tensors_of
 
 LAYER = "model.layers.{}.self_attn.q_proj.weight"
 SIZES = {"model.embed_tokens.weight": (64, 16), LAYER.format(0): (40, 16), LAYER.format(1): (40, 16)}
-EXTRA = {  # what one side holds: its tensors, and the pattern that a refusal offers
+EXTRA = {  # what one side has: its tensors, and the pattern that a refusal offers
     "mtp": (("mtp.fc.weight", "mtp.layers.0.self_attn.q_proj.weight"), ["mtp.*"]),
     "a layer": ((LAYER.format(2), "model.layers.2.norm.weight"), ["model.layers.2.*"]),
     "buffers": (tuple(f"model.layers.{n}.self_attn.rotary.inv_freq" for n in (0, 1)), ["*.rotary.*"]),
@@ -34,7 +34,7 @@ CLASS = {"model_type": "llama", "num_hidden_layers": 2}
 
 
 def tensors(seed: int, *more: str) -> Tensors:
-    """Near to each other for all seeds."""
+    """Similar for all seeds."""
     start, noise = np.random.default_rng(0), np.random.default_rng(seed)
     found = {n: start.standard_normal(s) for n, s in SIZES.items()} | {n: start.standard_normal((8, 16)) for n in more}
     moved = {n: a + 1e-2 * noise.standard_normal(a.shape) for n, a in found.items()}
@@ -58,7 +58,7 @@ def pair(base: Path, instruct: Path, *ignore: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("case", EXTRA)
-def test_what_the_base_alone_holds_is_refused_with_a_pattern_that_works(tmp_path: Path, case: str) -> None:
+def test_tensors_only_in_the_base_are_refused_with_a_pattern_that_works(tmp_path: Path, case: str) -> None:
     names, _ = EXTRA[case]
     base, tuned = model(tmp_path / "base", 1, *names), model(tmp_path / "tuned", 2)
     instruct, plain = model(tmp_path / "instruct", 3, *names), model(tmp_path / "plain", 3)
@@ -73,7 +73,7 @@ def test_what_the_base_alone_holds_is_refused_with_a_pattern_that_works(tmp_path
     assert delta.certificate["ignored"]["patterns"] == patterns
     said = [name for sides in facts["ignored"].values() for name in sides["base"]]
     assert sorted(said) == sorted(names)
-    # An Instruct that holds them keeps its own; one that does not needs no word more: the delta carries the patterns.
+    # An Instruct that has them keeps its own; one without needs no other option: the delta carries the patterns.
     for folder in (instruct, plain):
         out = tmp_path / f"out-{folder.name}"
         graft(folder, [(tmp_path / "delta", 1.0)], out)
@@ -92,7 +92,7 @@ def test_what_the_base_alone_holds_is_refused_with_a_pattern_that_works(tmp_path
 
 
 @pytest.mark.parametrize("case", EXTRA)
-def test_what_base_or_instruct_alone_holds_is_waived_where_the_two_meet(tmp_path: Path, case: str) -> None:
+def test_tensors_only_in_base_or_instruct_are_waived_by_graft_and_pair(tmp_path: Path, case: str) -> None:
     names, _ = EXTRA[case]
     more, plain, tuned = (
         model(tmp_path / n, k, *e) for k, (n, e) in enumerate({"more": names, "plain": (), "t": ()}.items())
@@ -113,7 +113,7 @@ def test_what_base_or_instruct_alone_holds_is_waived_where_the_two_meet(tmp_path
         assert any("waived by name" in reason for reason in found["reasons"])
 
 
-def test_a_pattern_meets_something_of_one_side_and_nothing_of_both(tmp_path: Path) -> None:
+def test_a_pattern_matches_only_tensors_of_one_side(tmp_path: Path) -> None:
     base, tuned = model(tmp_path / "base", 1, "mtp.fc.weight"), model(tmp_path / "tuned", 2)
     instruct = model(tmp_path / "instruct", 3)
     extract(base, tuned, tmp_path / "delta", ignore=["mtp.*"])
@@ -131,9 +131,9 @@ def test_a_pattern_meets_something_of_one_side_and_nothing_of_both(tmp_path: Pat
         for attempt in attempts:
             with pytest.raises(InputError, match=message):
                 attempt()
-    # A pattern that the delta carries may be said again.
+    # A pattern that the delta carries may be given again.
     assert graft(instruct, [(tmp_path / "delta", 1.0)], tmp_path / "out", ignore=["mtp.*"])["ignore"] == ["mtp.*"]
-    # Those of a project may meet nothing here, or what both hold where nothing is trained; never what was trained.
+    # A project's patterns may match nothing here, or a tensor of both where nothing is trained; never what was trained.
     extract(plain, tuned, tmp_path / "delta", standing=["mtp.*"])
     assert open_delta(tmp_path / "delta").ignore == ("mtp.*",)
     compare_models(open_checkpoint(base), open_checkpoint(instruct), full=False, standing=["mtp.*", "*q_proj*", "x"])
@@ -153,7 +153,7 @@ def test_one_tensor_under_two_names_is_not_offered_to_be_ignored(tmp_path: Path)
             extract(base, folder, tmp_path / "delta")
 
 
-def test_what_the_class_does_not_load_needs_no_waiver(tmp_path: Path) -> None:
+def test_tensors_that_the_class_does_not_load_need_no_waiver(tmp_path: Path) -> None:
     names = ("mtp.fc.weight", "model.layers.0.self_attn.rotary_emb.inv_freq")
     base = model(tmp_path / "base", 1, *names, architectures=["Qwen3NextForCausalLM"], model_type="qwen3_next")
     tuned = model(tmp_path / "tuned", 2, architectures=["Qwen3NextForCausalLM"], model_type="qwen3_next")
@@ -164,7 +164,7 @@ def test_what_the_class_does_not_load_needs_no_waiver(tmp_path: Path) -> None:
     assert not open_delta(tmp_path / "delta").ignore
 
 
-def test_a_delta_of_which_nothing_is_ignored_says_nothing_of_it(tmp_path: Path) -> None:
+def test_a_delta_without_ignored_tensors_has_no_such_field(tmp_path: Path) -> None:
     """Its digest is that of the same delta before there were waivers."""
     extract(model(tmp_path / "base", 1), model(tmp_path / "tuned", 2), tmp_path / "delta")
     certificate = json.loads((tmp_path / "delta" / "delta.json").read_bytes())
@@ -173,7 +173,7 @@ def test_a_delta_of_which_nothing_is_ignored_says_nothing_of_it(tmp_path: Path) 
     assert "ignore" not in made
 
 
-def test_a_trained_tensor_without_a_place_is_left_out_by_name_and_counted(tmp_path: Path) -> None:
+def test_a_trained_tensor_without_a_counterpart_is_left_out_by_name_and_counted(tmp_path: Path) -> None:
     names = ("mtp.fc.weight",)
     base, tuned = (model(tmp_path / n, k, *names) for k, n in enumerate(("base", "tuned")))
     instruct = model(tmp_path / "instruct", 3)
@@ -186,8 +186,8 @@ def test_a_trained_tensor_without_a_place_is_left_out_by_name_and_counted(tmp_pa
     assert 0 < account["travel"]["stays"]["fc"] < 0.2
 
 
-def test_a_project_says_it_once_for_all_its_stages(tmp_path: Path) -> None:
-    """extract.ignore reaches fetch and extract, and, in the delta, whatever grafts it."""
+def test_a_project_sets_patterns_once_for_all_stages(tmp_path: Path) -> None:
+    """extract.ignore applies to fetch and extract and, through the delta, to each graft of it."""
     base, instruct = model(tmp_path / "base", 1, "mtp.fc.weight"), model(tmp_path / "instruct", 3, "rotary.freqs")
     model(tmp_path / "tuned", 2)
     text = (Path(__file__).parent.parent / "params.yaml").read_text(encoding="utf-8")
@@ -221,7 +221,7 @@ def test_a_project_says_it_once_for_all_its_stages(tmp_path: Path) -> None:
     assert "1 only in the base, waived by name: mtp.*" in by_hand.stdout, by_hand.stderr
 
 
-def test_patterns_of_a_delta_stand_in_its_digest(tmp_path: Path) -> None:
+def test_patterns_of_a_delta_are_part_of_its_digest(tmp_path: Path) -> None:
     base, tuned = model(tmp_path / "base", 1, "mtp.fc.weight"), model(tmp_path / "tuned", 2)
     extract(base, tuned, tmp_path / "delta", ignore=["mtp.*"])
     file = tmp_path / "delta" / "delta.json"
@@ -241,7 +241,7 @@ def test_patterns_of_a_delta_stand_in_its_digest(tmp_path: Path) -> None:
         (["a[0].w"], ["a.w"], ["a[[]0].*"]),
     ],
 )
-def test_a_pattern_is_as_wide_as_it_may_be(names: list[str], both: list[str], patterns: list[str]) -> None:
+def test_an_offered_pattern_is_as_wide_as_allowed(names: list[str], both: list[str], patterns: list[str]) -> None:
     assert all(f"--ignore '{pattern}'" in remedy({"base": names}, both) for pattern in patterns)
     assert remedy({"base": names}, both).count("--ignore") == len(patterns)
 
@@ -262,7 +262,7 @@ def test_an_adapter_need_not_know_of_a_layer_that_its_training_never_loaded(
     with pytest.raises(AdapterError, match="is targeted but has no factors; the file is incomplete") as caught:
         extract(base, adapter, tmp_path / "delta")
     assert offered(caught.value) == ["model.layers.2.*"]
-    require_extractable(base, adapter)  # no reason not to train: the waiver will do
+    require_extractable(base, adapter)  # training may go on: the waiver is enough
     assert "--ignore 'model.layers.2.*'" in capsys.readouterr().err
     facts = extract(base, adapter, tmp_path / "delta", ignore=offered(caught.value))
     assert facts["ignored"] == {"waived by name: model.layers.2.*": {"base": sorted(layer)}}

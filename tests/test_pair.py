@@ -1,4 +1,4 @@
-"""May they be paired? Every refusal by name, sigma by its definition, and a fetch that is complete or absent."""
+"""Pairing: every refusal by name, sigma by its definition, and a fetch that is complete or absent."""
 
 import json
 import os
@@ -126,7 +126,7 @@ def test_a_quantised_model_is_refused(pair: Pair) -> None:
     refused(pair, "the Base is quantised", QuantisedError)
 
 
-def test_all_reasons_stand_in_one_line(pair: Pair) -> None:
+def test_all_reasons_are_in_one_line(pair: Pair) -> None:
     edit(pair.base / "config.json", lambda c: c.update(model_type="qwen2", hidden_act="gelu"))
     (pair.instruct / "chat_template.jinja").unlink()
     line = refused(pair, "may not be paired")
@@ -203,7 +203,7 @@ def test_another_epsilon_is_a_warning(pair: Pair) -> None:
     assert check_pair(pair.base, pair.instruct)["reasons"] == ["rms_norm_eps is 1e-05 and 1e-06"]
 
 
-def test_another_rope_is_a_warning_in_either_spelling(pair: Pair) -> None:
+def test_another_rope_is_a_warning_in_either_form(pair: Pair) -> None:
     def older(config: Any) -> None:
         rope = config.pop("rope_parameters", {"rope_theta": 10000.0})
         config["rope_theta"] = rope["rope_theta"]
@@ -238,7 +238,7 @@ def test_fetch_links_checks_and_pins(pair: Pair, tmp_path: Path) -> None:
     assert record["verdict"] == "ok"
 
 
-def test_fetch_again_into_what_a_runner_left(pair: Pair, tmp_path: Path) -> None:
+def test_fetch_again_replaces_an_earlier_result(pair: Pair, tmp_path: Path) -> None:
     out = tmp_path / "work" / "pair"
     params = Fetch(base=str(pair.base), instruct=str(pair.instruct))
     fetch(params, out)
@@ -261,7 +261,7 @@ def test_fetch_again_into_what_a_runner_left(pair: Pair, tmp_path: Path) -> None
         ("nowhere/at/all", "no such folder"),
     ],
 )
-def test_a_reference_that_means_nothing_is_refused(reference: str, message: str) -> None:
+def test_an_unknown_reference_is_refused(reference: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         resolve(reference)
 

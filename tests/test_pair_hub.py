@@ -41,14 +41,14 @@ finally:
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves folders as `owner/NAME` at one revision: the tree, and files with ranges. Remembers what was asked."""
+    """Serves folders as `owner/NAME` at one revision: the tree, and files with ranges. Records the requests."""
 
     def __init__(self, folders: dict[str, Path]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.folders = folders
         self.log: list[tuple[str, str, str | None]] = []
         self.storage: Storage | None = None
-        """where weights really are, as on a hub of today; without it they are served here"""
+        """the host that serves the weights, as on today's hub; by default this one"""
         self.ranges = True
 
 
@@ -110,7 +110,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Storage(ThreadingHTTPServer):
-    """Another host that serves weights, in ranges, to whoever knows the address. Remembers the headers that came."""
+    """Another host that serves weights, in ranges, to anyone who knows the URL. Records the headers of requests."""
 
     def __init__(self, folders: dict[str, Path]) -> None:
         super().__init__(("127.0.0.1", 0), StorageHandler)
@@ -181,7 +181,7 @@ def whole_weights(hub: Hub) -> list[str]:
     return [p for method, p, asked in hub.log if method == "GET" and p.endswith(".safetensors") and asked is None]
 
 
-def test_a_pinned_pair_arrives_whole(hub: Hub, tiny_llama_pair: Pair, tmp_path: Path) -> None:
+def test_a_pinned_pair_is_downloaded_completely(hub: Hub, tiny_llama_pair: Pair, tmp_path: Path) -> None:
     references = [f"hf:owner/{role}@{REVISION}" for role in ("base", "instruct")]
     done = run(hub, tmp_path, *references)
     assert done.returncode == 0, done.stderr
@@ -192,7 +192,7 @@ def test_a_pinned_pair_arrives_whole(hub: Hub, tiny_llama_pair: Pair, tmp_path: 
     assert len(whole_weights(hub)) == 2
 
 
-def test_a_misfit_is_refused_before_weights_move(hub: Hub, tmp_path: Path) -> None:
+def test_a_pair_that_does_not_fit_is_refused_before_weights_are_downloaded(hub: Hub, tmp_path: Path) -> None:
     done = run(hub, tmp_path, f"hf:owner/instruct@{REVISION}", f"hf:owner/base@{REVISION}")
     assert "shadowft_core.errors.SwappedError" in done.stderr
     assert "are Base and Instruct swapped?" in done.stderr
@@ -200,7 +200,7 @@ def test_a_misfit_is_refused_before_weights_move(hub: Hub, tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
 
 
-def test_a_hub_that_does_not_deliver_is_one_error(hub: Hub, tmp_path: Path) -> None:
+def test_a_failing_hub_is_one_error(hub: Hub, tmp_path: Path) -> None:
     done = run(hub, tmp_path, f"hf:owner/base@{REVISION}", f"hf:owner/nothing@{REVISION}")
     assert "InputError: hf:owner/nothing" in done.stderr
     assert "download the model and pass its folder" in done.stderr
@@ -215,7 +215,7 @@ def weights_in_cache(tmp_path: Path) -> list[Path]:
 
 
 def large_pair(hub: Hub, tmp_path: Path) -> Pair:
-    """A pair that a sample does not read whole, in two shards, in the place of the tiny one."""
+    """A pair that a sample does not read whole, in two shards, in place of the tiny one."""
     noise = np.random.default_rng(0)
     base = {name: 0.02 * noise.standard_normal((900, 500)) for name in ("model.layers.0.a.weight", "lm_head.weight")}
     pair = Pair(tmp_path / "models" / "base", tmp_path / "models" / "instruct")
@@ -287,7 +287,7 @@ def test_a_refusal_reads_no_weights_and_is_json_too(hub: Hub, tmp_path: Path) ->
     assert len(asked) == 2, "the headers only"
 
 
-def test_a_server_without_ranges_is_told_and_not_read(hub: Hub, tmp_path: Path) -> None:
+def test_a_server_without_ranges_is_refused(hub: Hub, tmp_path: Path) -> None:
     hub.ranges = False
     done = run(hub, tmp_path, *REFERENCES, PAIR)
     assert done.returncode == 3

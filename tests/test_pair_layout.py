@@ -1,4 +1,4 @@
-"""Which weights belong together: experts in either layout, rows of embeddings by token, heads that one side ties."""
+"""Which weights correspond: experts in either layout, rows of embeddings by token, heads that one side ties."""
 
 import json
 import shutil
@@ -103,7 +103,7 @@ def test_experts_are_compared_across_layouts(layouts: dict[str, Pair]) -> None:
     assert found["one by one"][0]["verdict"] == found["fused"][0]["verdict"] == "ok"
 
 
-def test_a_swapped_projection_across_layouts_is_seen(layouts: dict[str, Pair], tmp_path: Path) -> None:
+def test_a_swapped_projection_across_layouts_is_refused(layouts: dict[str, Pair], tmp_path: Path) -> None:
     """Gate and up in the wrong order would be read as two unrelated matrices, not as a small difference."""
     pair = copied(layouts["instruct fused"], tmp_path)
 
@@ -245,7 +245,7 @@ def test_a_vocabulary_that_mostly_differs_is_refused(tiny_llama_pair: Pair, tmp_
 def test_a_head_that_one_side_ties_is_a_warning(
     tiny_llama_pair: Pair, tiny_llama_tied_pair: Pair, tied: str, tmp_path: Path
 ) -> None:
-    """The tied side's file has no head, or has one that its config says not to use."""
+    """The file of the tied side has no head, or one that its config ignores."""
     pair = copied(tiny_llama_pair, tmp_path)
     folder = getattr(pair, tied)
     edit(folder / "config.json", lambda c: c.update(tie_word_embeddings=True))

@@ -1,4 +1,4 @@
-"""The verb `pair`: what a person and a machine are told, and the exit code of every refusal."""
+"""The verb `pair`: its output for people and as JSON, and the exit code of every refusal."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ def pair(tiny_llama_pair: Pair, tmp_path: Path) -> Pair:
     return copy
 
 
-def test_a_sample_says_so(look: Any, tmp_path: Path) -> None:
+def test_a_sample_is_reported_as_one(look: Any, tmp_path: Path) -> None:
     pair = Pair(tmp_path / "base", tmp_path / "instruct")
     noise = np.random.default_rng(0)
     base = (0.02 * noise.standard_normal((900, 500))).astype(np.float32)
@@ -67,7 +67,7 @@ def test_a_sample_says_so(look: Any, tmp_path: Path) -> None:
     assert "digest" not in found["base"]
 
 
-def test_aggregations_stand_under_their_source(look: Any, pair: Pair) -> None:
+def test_aggregations_name_their_source(look: Any, pair: Pair) -> None:
     code, out, _ = look(pair, "--aggregations", "--full")
     assert code == 0
     lines = [line for line in out.splitlines() if " as " in line]
@@ -167,7 +167,7 @@ def test_every_refusal_has_its_class_its_code_and_json(
     assert (done, out) == (code, "")
 
 
-def test_vision_is_shown_apart(look: Any, tmp_path: Path) -> None:
+def test_vision_is_shown_separately(look: Any, tmp_path: Path) -> None:
     pair = Pair(tmp_path / "base", tmp_path / "instruct")
     noise = np.random.default_rng(0)
     base = {name: noise.standard_normal((20, 20)).astype(np.float32) for name in (Q, "visual.blocks.0.qkv.weight")}

@@ -1,4 +1,4 @@
-"""Weights on disk: strict reading, complete writing, digests that depend on nothing but the weights."""
+"""Weights on disk: strict reading, complete writing, digests that depend only on the weights."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ def file_with(path: Path, entries: str, data: bytes = b"") -> Path:
     return path
 
 
-def test_the_common_library_reads_what_we_write(tmp_path: Path) -> None:
+def test_the_safetensors_library_reads_what_we_write(tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 
     folder = write_model(tmp_path / "m", TENSORS)
@@ -70,10 +70,12 @@ def test_we_read_what_transformers_writes(tiny_llama_pair: Pair) -> None:
 def test_digest_does_not_depend_on_the_shard_layout(tmp_path: Path, shards: int) -> None:
     one, many = write_model(tmp_path / "one", TENSORS), write_model(tmp_path / "many", TENSORS, shards)
     assert open_checkpoint(one).digest() == open_checkpoint(many).digest()
-    assert open_checkpoint(one).names != open_checkpoint(many).names, "the layouts are alike, the test shows nothing"
+    assert open_checkpoint(one).names != open_checkpoint(many).names, (
+        "the layouts are equal, so the test proves nothing"
+    )
 
 
-def test_digest_is_what_the_page_says(tmp_path: Path) -> None:
+def test_digest_is_as_documented(tmp_path: Path) -> None:
     def sha(data: bytes) -> str:
         return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
@@ -85,7 +87,7 @@ def test_digest_is_what_the_page_says(tmp_path: Path) -> None:
     assert model.tensor_digest("a.weight") == facts["a.weight"][2]
 
 
-def test_chunks_are_the_tensor(tmp_path: Path) -> None:
+def test_chunks_add_up_to_the_tensor(tmp_path: Path) -> None:
     model = open_checkpoint(write_model(tmp_path / "m", TENSORS))
     for elements in (1000, 210_000, 10**9):
         parts = [(start, part.copy()) for start, part in model.chunks("a.weight", elements, hashed=True)]
@@ -140,7 +142,7 @@ def test_a_broken_prefix_is_refused(tmp_path: Path, data: bytes, message: str) -
         open_checkpoint(tmp_path)
 
 
-def test_mutated_files_are_read_or_refused_never_worse(tmp_path: Path) -> None:
+def test_mutated_files_are_read_or_refused(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "m", {"a": np.zeros((2, 3), np.float32), "b": np.zeros(4, BF16)})
     file, rng = folder / SINGLE, np.random.default_rng(0)
     intact, outcomes = file.read_bytes(), {"read": 0, "refused": 0}
@@ -215,9 +217,9 @@ def test_a_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
         open_checkpoint(folder)
 
 
-def test_pickled_weights_are_refused_and_never_travel(tmp_path: Path) -> None:
+def test_pickled_weights_are_refused_and_never_copied(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04")
-    with pytest.raises(CheckpointError, match="expected safetensors, found only pytorch_model.bin"):
+    with pytest.raises(CheckpointError, match=r"expected safetensors, found only pytorch_model\.bin"):
         open_checkpoint(tmp_path)
     write_checkpoint(tmp_path, TENSORS.items())
     for name in ("modeling.py", "optimizer.pt", "config.json", "tokenizer.model", ".hidden"):
@@ -234,13 +236,13 @@ def test_a_file_that_shrinks_after_opening_is_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sizes", [[3], [9], [8, 2]])
-def test_a_producer_must_keep_its_promise(tmp_path: Path, sizes: list[int]) -> None:
+def test_a_producer_must_yield_exactly_the_tensor(tmp_path: Path, sizes: list[int]) -> None:
     header = build_header({"w": ("F32", (2, 4))})
     with pytest.raises(CheckpointError, match=r"tensor w.*(exceed|expected)"):
         write_safetensors(tmp_path / SINGLE, header, lambda _: iter([np.zeros(n, np.float32) for n in sizes]))
 
 
-def test_canonical_json_has_one_spelling() -> None:
+def test_canonical_json_has_one_form() -> None:
     assert canonical_json({"b": 1, "a": ["ü", 1.5, None]}) == '{"a":["ü",1.5,null],"b":1}'.encode()
     with pytest.raises(ValueError, match="JSON compliant"):
         canonical_json(float("nan"))

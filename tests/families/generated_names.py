@@ -1,4 +1,4 @@
-"""Names of a model's parameters in files, from what transformers converts when it saves; used by infra/families.py."""
+"""Names of a model's parameters in files, from what transformers converts when it saves; used by generate.py."""
 
 import re
 from collections.abc import Collection, Mapping

@@ -160,7 +160,7 @@ def test_what_cannot_be_read_is_no_difference(tmp_path: Path, shadowft: Any) -> 
     whole, cut = write_model(tmp_path / "whole", weights()), write_model(tmp_path / "cut", weights())
     file = cut / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
-    assert_error(shadowft("diff", whole, cut), 3, "cut/model.safetensors", "header promises")
+    assert_error(shadowft("diff", whole, cut), 3, "cut/model.safetensors", "header describes")
     assert_error(shadowft("diff", whole, tmp_path / "absent"), 3, "absent", "no such folder")
     (tmp_path / "empty").mkdir()
     assert_error(shadowft("diff", tmp_path / "empty", whole, "--json"), 3, "no weights")

@@ -163,7 +163,7 @@ def test_other_tensors_are_refused(pair: Pair) -> None:
             UnrelatedError,
         ),
         (poison, "q_proj.weight of .* holds NaN or infinity", NotFiniteError),
-        (quantise, "holds .*q_proj.weight as F8_E4M3", QuantisedError),
+        (quantise, "has .*q_proj.weight as F8_E4M3", QuantisedError),
         (widen, "the Instruct has .*q_proj.weight as F64; expected F32, BF16, F16", PairError),
     ]
     for change, message, kind in cases:

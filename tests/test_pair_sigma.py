@@ -207,7 +207,7 @@ def test_a_file_cut_while_it_is_read_is_an_error(tmp_path: Path) -> None:
     for shard in pair.instruct.glob("*.safetensors"):
         shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 8])
     for full in (False, True):
-        with pytest.raises(CheckpointError, match=r"expected \d+ bytes at"):
+        with pytest.raises(CheckpointError, match=r"expected \d+"):
             compare_models(base, instruct, full=full)
 
 

@@ -93,7 +93,7 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
         for make in makers:
             (folder / SINGLE).unlink() if not (folder / SINGLE).is_dir() else (folder / SINGLE).rmdir()
             make(folder / SINGLE)
-            refused(folder, "no regular file")
+            refused(folder, "not a regular file")
 
     each(os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero"), lambda path: path.symlink_to(path))
 

@@ -216,8 +216,8 @@ ENTRY = '{"a":{"dtype":"U8","shape":%s,"data_offsets":[0,0]}}'
 @pytest.mark.parametrize(
     ("header", "message", "library"),
     [
-        ('{"__metadata__":{"a":"\\ud800"}}', r"'\\ud800' is not valid Unicode text", "refuses"),
-        ('{"__metadata__":{"\\udfff":"a"}}', r"'\\udfff' is not valid Unicode text", "refuses"),
+        ('{"__metadata__":{"a":"\\ud800"}}', r"'\\ud800' is not valid Unicode", "refuses"),
+        ('{"__metadata__":{"\\udfff":"a"}}', r"'\\udfff' is not valid Unicode", "refuses"),
         (ENTRY % "[-0]", "expected natural numbers, found -0", "refuses"),
         (ENTRY % "[4294967296,4294967296,0]", "larger than any file", "refuses"),
         (ENTRY % "[0,4294967296,4294967296]", "larger than any file", "reads"),

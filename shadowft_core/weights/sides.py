@@ -48,18 +48,18 @@ def require_one_sided(patterns: Sequence[str], both: Collection[str], where: str
     for pattern in patterns:
         if met := next((name for name in sorted(both) if fnmatchcase(name, pattern)), None):
             raise InputError(
-                f"--ignore {pattern!r} matches {met}, which both models have ({where}); only what one model "
+                f"--ignore {pattern!r} matches {met}, which both sides have ({where}); only what one side "
                 "lacks can be ignored: narrow the pattern"
             )
 
 
 def require_met(patterns: Sequence[str], ignored: Ignored, where: str) -> None:
-    """Raises InputError for a pattern that matches no tensor that only one model has."""
+    """Raises InputError for a pattern that matches no tensor that only one side has."""
     met = [name for sides in ignored.values() for names in sides.values() for name in names]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in met):
             raise InputError(
-                f"--ignore {pattern!r} matches no tensor that only one model has ({where}); "
+                f"--ignore {pattern!r} matches no tensor that only one side has ({where}); "
                 "a pattern is a glob of whole names, such as 'mtp.*'; correct it or drop it"
             )
 

@@ -56,7 +56,7 @@ def both(pair: Pair) -> list[dict[str, Any]]:
 
 
 def fuse(folder: Path) -> None:
-    """Save the model again as transformers holds it in memory, with the experts of a layer in one tensor."""
+    """Save the model again as in memory, with the experts of a layer in one tensor."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")

@@ -26,6 +26,7 @@ from shadowft_core.weights import (
     token_marks,
 )
 from shadowft_core.weights.families.experts import Slot, View, all_views, expert_numbers, fused_name, views
+from shadowft_core.weights.match import expert_runs
 
 
 class Match:
@@ -215,14 +216,11 @@ class Match:
                 f"{self.delta.path}: tensor {name} has another layout in {self.model.path}, and how {family!r} "
                 "orders its experts is not known; save both models in one layout"
             )
-        found: dict[str, list[tuple[int, int, int]]] = {}
         for slot, view in ours.items():
-            there = self._views[slot]
-            self._require_float(name, there.tensor)
-            if view.shape != there.shape:
-                raise self._misshapen(name, there.tensor)
-            found.setdefault(there.tensor, []).append((there.first, view.first, view.shape[0]))
-        return {target: np.array(sorted(runs), np.int64) for target, runs in found.items()}
+            self._require_float(name, self._views[slot].tensor)
+            if view.shape != self._views[slot].shape:
+                raise self._misshapen(name, self._views[slot].tensor)
+        return {**expert_runs(ours, self._views)}
 
     def _require_float(self, name: str, target: str) -> None:
         if target not in self.model:

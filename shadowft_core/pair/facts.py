@@ -8,7 +8,7 @@ from typing import Any
 from shadowft_core.errors import PairError, QuantisedError, SwappedError
 from shadowft_core.files import read_json_object
 from shadowft_core.loading import own_code
-from shadowft_core.pair.layout import Match, head, language_setting, match
+from shadowft_core.pair.layout import Match, head, match
 from shadowft_core.pair.tokens import Vocabularies, compare_tokenizers
 from shadowft_core.weights import FLOATS, Checkpoint, note_unknown
 
@@ -40,9 +40,9 @@ def compare(
     warned: list[str] = []
     if _rope(base) != _rope(instruct):
         warned.append(f"rope is {_rope(base)} in the Base, {_rope(instruct)} in the Instruct")
-    if language_setting(base, "rms_norm_eps") != language_setting(instruct, "rms_norm_eps"):
+    if base.family.setting("rms_norm_eps") != instruct.family.setting("rms_norm_eps"):
         warned.append(
-            f"rms_norm_eps is {language_setting(base, 'rms_norm_eps')} and {language_setting(instruct, 'rms_norm_eps')}"
+            f"rms_norm_eps is {base.family.setting('rms_norm_eps')} and {instruct.family.setting('rms_norm_eps')}"
         )
     for name, model in (("Base", base), ("Instruct", instruct)):
         if code := own_code(model.path):
@@ -101,7 +101,7 @@ def _quantised(base: Checkpoint, instruct: Checkpoint) -> Iterator[PairError | Q
 
 def _settings(base: Checkpoint, instruct: Checkpoint) -> Iterator[PairError]:
     for key in _MUST_AGREE:
-        ours, theirs = language_setting(base, key), language_setting(instruct, key)
+        ours, theirs = base.family.setting(key), instruct.family.setting(key)
         if ours != theirs:
             yield PairError(f"{key} is {ours!r} in the Base, {theirs!r} in the Instruct")
 
@@ -118,8 +118,8 @@ def _templates(base: Path, instruct: Path) -> Iterator[PairError]:
 
 def _rope(model: Checkpoint) -> dict[str, Any]:
     """Rope settings in one form: newer configs have rope_parameters, older ones rope_theta and rope_scaling."""
-    rope = {**(language_setting(model, "rope_scaling") or {}), **(language_setting(model, "rope_parameters") or {})}
-    if (theta := language_setting(model, "rope_theta")) is not None:
+    rope = {**(model.family.setting("rope_scaling") or {}), **(model.family.setting("rope_parameters") or {})}
+    if (theta := model.family.setting("rope_theta")) is not None:
         rope.setdefault("rope_theta", theta)
     rope.setdefault("rope_type", rope.pop("type", "default"))
     return rope

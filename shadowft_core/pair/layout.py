@@ -6,7 +6,6 @@ The correspondence is that of weights/match.py. What only one side has is refuse
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -172,9 +171,3 @@ def _one_sided(
         waiver = remedy(left, both) if side == list(left)[-1] else ""
         refused.append(f"{len(names)} tensors are only in the {side}, the first is {names[0]}{waiver}")
     return refused, warned
-
-
-def language_setting(model: Checkpoint, key: str) -> Any:
-    """A config field of the language model: from `text_config` where there is one and the config itself has none."""
-    text = model.config.get("text_config")
-    return model.config.get(key, text.get(key) if isinstance(text, dict) else None)

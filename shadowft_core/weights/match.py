@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from shadowft_core.errors import ShapeMismatchError, TokenMismatchError
-from shadowft_core.weights.families.experts import ExpertNames, View, fused_block, is_fused, is_single, views
+from shadowft_core.weights.families.experts import ExpertNames, Slot, View, fused_block, is_fused, is_single, views
 from shadowft_core.weights.vocabulary import NO_TOKEN
 
 Runs = np.ndarray
@@ -93,6 +93,14 @@ def _ids(rows: np.ndarray) -> dict[str, Any]:
     parts = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1) if len(rows) else []
     texts = [f"{part[0]}" if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts]
     return {"rows": len(rows), "ids": texts}
+
+
+def expert_runs(ours: Mapping[Slot, View], theirs: Mapping[Slot, View]) -> dict[str, Runs]:
+    """By tensor of `theirs`, the runs of its rows in one tensor of the other model, whose matrices are `ours`."""
+    found: dict[str, list[tuple[int, int, int]]] = {}
+    for slot, view in ours.items():
+        found.setdefault(theirs[slot].tensor, []).append((theirs[slot].first, view.first, view.shape[0]))
+    return {tensor: np.array(sorted(runs), np.int64) for tensor, runs in found.items()}
 
 
 def layout_of_experts(side: Mapping[str, View]) -> str | None:

@@ -147,6 +147,10 @@ class Family:
             return False
         return not any(n.startswith(f"{self._prefix}.") for n in self._names)
 
+    def setting(self, key: str) -> Any:
+        """A config field of the language model: from `text_config` where the config itself has none."""
+        return self._config.get(key, field(self._config, f"text_config.{key}"))
+
     @property
     def config_tie(self) -> bool | None:
         """The tie field of config.json, which the class may ignore; None when it is not set."""

@@ -119,9 +119,7 @@ def split_experts(side: Mapping[str, View], names: ExpertNames) -> dict[str, Vie
     for name, view in side.items():
         matrices = views(name, view.shape)
         if is_fused(name) and not matrices:
-            raise ShapeMismatchError(
-                f"{name} has shape {view.shape}; expected (experts, rows, columns) of fused experts"
-            )
+            raise ShapeMismatchError(f"{name} has shape {view.shape}; expected fused experts, (experts, rows, columns)")
         found |= {names.name(slot): part._replace(tensor=view.tensor) for slot, part in matrices.items()} or {
             fused_block(name): view
         }

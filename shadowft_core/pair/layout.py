@@ -72,7 +72,7 @@ def match(
         if our is None:
             continue
         token_rows = instruct.family.has_token_rows(name, their.shape)
-        if our.shape == their.shape and (vocabularies.equal or not token_rows):
+        if our.shape == their.shape and (not token_rows or vocabularies.equal):
             runs, unit = _WHOLE, their.size
         elif token_rows and our.shape[1:] == their.shape[1:]:
             runs, unit = vocabularies.runs(our.shape[0], their.shape[0]), math.prod(their.shape[1:])

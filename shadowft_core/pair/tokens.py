@@ -23,7 +23,7 @@ class Vocabularies:
         # Without both vocabularies, rows match by number.
         self.base, self.instruct = (found[0] if found and self.known else {} for found in read)
 
-    @property
+    @cached_property
     def equal(self) -> bool:
         return self.base == self.instruct
 

@@ -130,7 +130,7 @@ def test_an_unreadable_folder_is_an_error_not_a_difference(tmp_path: Path, shado
     whole, cut = write_model(tmp_path / "whole", weights()), write_model(tmp_path / "cut", weights())
     file = cut / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
-    shadowft("diff", whole, cut).refused(3, "cut/model.safetensors", "header promises")
+    shadowft("diff", whole, cut).refused(3, "cut/model.safetensors", "header describes")
     shadowft("diff", whole, tmp_path / "absent").refused(3, "absent", "no such folder")
     (tmp_path / "empty").mkdir()
     shadowft("diff", tmp_path / "empty", whole, "--json").refused_as_json(3, "CheckpointError", "no weights")

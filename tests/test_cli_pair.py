@@ -139,8 +139,8 @@ def point_outside(pair: Pair) -> None:
         (to_fp8, "QuantisedError", 3, "as F8_E4M3"),
         (to_int8, "QuantisedError", 3, "as I8"),
         (quantise, "QuantisedError", 3, "the Base is quantised"),
-        (truncate, "CheckpointError", 3, "its header promises"),
-        (point_outside, "CheckpointError", 3, "a plain *.safetensors file name is wanted"),
+        (truncate, "CheckpointError", 3, "its header describes"),
+        (point_outside, "CheckpointError", 3, "expected a plain *.safetensors file name"),
     ],
 )
 def test_every_refusal_has_its_class_and_its_code(

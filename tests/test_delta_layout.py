@@ -233,7 +233,7 @@ def test_each_wrong_way_to_save_is_named_with_its_remedy(tmp_path: Path) -> None
         assert "--ignore" not in said, case
     extract(base, model(tmp_path / "tuned", moved), tmp_path / "delta")
     for case in ("fp8 with scales", "mxfp4"):  # an Instruct that was quantised, too
-        with pytest.raises(QuantisedError, match=rf"{case}: holds .*no quantization_config"):
+        with pytest.raises(QuantisedError, match=rf"{case}: has .*no quantization_config"):
             graft(tmp_path / case, [(tmp_path / "delta", 1.0)], tmp_path / "no")
     for number, (name, old, new) in enumerate(
         [("steps", np.array([3]), np.array([4])), ("seen", np.array([True]), np.array([False]))]

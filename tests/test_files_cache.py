@@ -46,5 +46,5 @@ def test_tensors_of_unknown_length_become_a_file_that_safetensors_reads(tmp_path
     assert {name: bytes(array) for name, array in loaded.items()} == {"x": b"abcde", "empty": b"", "y": b"f" * 100_000}
     ours = open_safetensors(tmp_path / "a.safetensors")
     assert digests == {name: ours.tensor_digest(name) for name in ours.names}
-    with pytest.raises(CheckpointError, match="tensor y: 3 bytes came"):
+    with pytest.raises(CheckpointError, match="tensor y: 3 bytes were given"):
         append_safetensors(tmp_path / "b.safetensors", {"y": ("U8", (4,))}, iter([("y", b"abc")]))

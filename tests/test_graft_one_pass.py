@@ -148,7 +148,7 @@ def test_two_tensors_of_one_pair_may_be_read_at_once(tmp_path: Path) -> None:
     for name, moved in (("alike", alike), ("apart", apart)):
         save(tmp_path / name, {EMBEDDING: alike, HEAD: moved}, words(90))
     same_as_two_steps(tmp_path, instruct, base, tmp_path / "alike")
-    refused(MisfitError, f"{HEAD} is a head of its own", instruct, [(difference(base, tmp_path / "apart"), 1.0)])
+    refused(MisfitError, f"{HEAD} is a separate head", instruct, [(difference(base, tmp_path / "apart"), 1.0)])
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.7])

@@ -1,4 +1,4 @@
-"""What `linear` means, by the kind of module in every family; and which share of the delta a scope leaves at home."""
+"""What scope `linear` covers, by kind of module in every family, and the share of the delta that a scope leaves out."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def kinds(model: Any) -> tuple[set[str], set[str]]:
-    """Parameters that linear modules hold, and all others, by torch's own modules."""
+    """Parameters of linear modules, and all others, by torch's modules."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
@@ -99,9 +99,7 @@ def test_linear_is_every_linear_module_of_the_class_but_the_head(family: str) ->
         ("blocks.0.scale.weight", (8,), False),
     ],
 )
-def test_of_a_module_that_nobody_knows_its_name_and_shape_decide(
-    name: str, shape: tuple[int, ...], linear: bool
-) -> None:
+def test_an_unknown_module_is_judged_by_name_and_shape(name: str, shape: tuple[int, ...], linear: bool) -> None:
     assert Family({"model_type": "nobody"}, ()).is_linear(name, shape) is linear
 
 
@@ -141,7 +139,7 @@ def written(folder: Path) -> list[Path]:
     ],
     ids=str,
 )
-def test_receipt_and_line_say_which_share_travels(
+def test_receipt_and_output_report_the_grafted_share(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     options: dict[str, Any],
@@ -177,7 +175,7 @@ def test_receipt_and_line_say_which_share_travels(
     assert f"{percent(travel['energy'])} of the delta's energy is grafted; not grafted: " in capsys.readouterr().out
 
 
-def test_only_the_whole_is_called_the_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_the_whole_is_100_percent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base, tuned, instruct = written(tmp_path)
     extract(base, tuned, tmp_path / "delta")
     made = graft(instruct, [(tmp_path / "delta", 1.0)], tmp_path / "out", Options(dtype="float32"))
@@ -228,7 +226,7 @@ def test_a_receipt_of_an_earlier_version_is_still_read(tmp_path: Path) -> None:
 
 
 def test_the_scope_of_a_fused_delta_is_that_of_its_experts(tmp_path: Path) -> None:
-    """Names of either layout are of one kind; a router is none of the matrices."""
+    """The same experts are selected by names of either layout; a router is not one of them."""
     fused = {
         "model.layers.0.mlp.experts.gate_up_proj": (2, 32, 16),
         "model.layers.0.mlp.experts.down_proj": (2, 16, 16),
@@ -250,8 +248,8 @@ def test_the_scope_of_a_fused_delta_is_that_of_its_experts(tmp_path: Path) -> No
     assert open_checkpoint(tmp_path / "instruct").family.known
 
 
-def test_what_a_scope_leaves_is_measured_not_judged(tmp_path: Path) -> None:
-    """A new head that the scope leaves at home: one pass measures it, and does not call the model a stranger."""
+def test_tensors_out_of_scope_are_measured_not_judged(tmp_path: Path) -> None:
+    """A new head outside the scope: one pass measures it, and does not call the model unrelated."""
     base, tuned, instruct = written(tmp_path)
     other = tensors_of(tuned) | {HEAD: np.random.default_rng(9).standard_normal(SHAPES[HEAD]).astype(BF16)}
     new = write_model(tmp_path / "new", other)

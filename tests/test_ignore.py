@@ -108,7 +108,7 @@ def test_tensors_only_in_base_or_instruct_are_waived_in_graft_and_pair(tmp_path:
     repeated = grafted_tensors(more, [(tmp_path / "delta", 1.0)], Options(ignore=made["ignore"]))
     assert bits(dict(repeated)) == bits(expected)
     for base, instruct in ((more, plain), (plain, more)):
-        with pytest.raises(PairError, match=f"{len(names)} tensors stand only in the") as refusal:
+        with pytest.raises(PairError, match=f"{len(names)} tensors are only in the") as refusal:
             pair(base, instruct)
         found = pair(base, instruct, *offered(refusal.value))
         assert any("waived by name" in reason for reason in found["reasons"])
@@ -122,7 +122,7 @@ def test_a_pattern_may_match_tensors_of_one_side_only(tmp_path: Path) -> None:
     for patterns, message in (
         (["mtp.*", "*q_proj*"], r"'\*q_proj\*' matches model.layers.0.*both sides"),
         (["*"], r"'\*' matches model\..*both sides"),
-        (["mtp.*", "mpt.*"], r"'mpt\.\*' matches nothing that only one side holds .*a glob of whole names"),
+        (["mtp.*", "mpt.*"], r"'mpt\.\*' matches no tensor that only one side has .*a glob of whole names"),
     ):
         attempts = (
             lambda p=patterns: extract(base, tuned, tmp_path / "no", ignore=p),
@@ -214,7 +214,7 @@ def test_extract_ignore_in_params_applies_to_all_stages(tmp_path: Path) -> None:
         done = run(*stage)
         assert done.returncode == 0, done.stderr
     reasons = json.loads((tmp_path / "pair" / "pair.json").read_bytes())["reasons"]
-    assert {"1 tensors stand only in the Base, waived by name: mtp.*"} < set(reasons)
+    assert {"1 tensors are only in the Base, waived by name: mtp.*"} < set(reasons)
     assert read_receipt(tmp_path / "out")["ignored"] == {
         "waived by name: mtp.*": {"base": ["mtp.fc.weight"]},
         "waived by name: rotary.*": {"instruct": ["rotary.freqs"]},
@@ -276,7 +276,7 @@ def test_an_adapter_may_lack_a_layer_that_training_did_not_load(
     assert all(bits({"": out[n]}) == bits({"": a}) for n, a in layer.items())
     for patterns, message in (
         (["model.layers.2.*", "*q_proj*"], r"'\*q_proj\*' matches .* both sides"),
-        (["model.layers.2.*", "mtp.*"], r"'mtp\.\*' matches nothing"),
+        (["model.layers.2.*", "mtp.*"], r"'mtp\.\*' matches no tensor"),
     ):
         with pytest.raises(InputError, match=message):
             extract(base, adapter, tmp_path / "no", ignore=patterns)

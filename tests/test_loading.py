@@ -213,7 +213,7 @@ def test_a_pair_that_needs_its_own_code_is_not_fetched(
     assert not (tmp_path / "out").exists()
     found = compare_models(*(open_checkpoint(sides[side]) for side in ("base", "instruct")), full=False)
     assert found["verdict"] == "warn", "its weights can be grafted all the same"
-    brings = f"the {role.capitalize()} brings code, which is never run (config.json: auto_map own.Own"
+    brings = f"the {role.capitalize()} includes code, which is never run (config.json: auto_map own.Own"
     assert any(reason.startswith(brings) for reason in found["reasons"])
     assert (asked, canary.exists()) == ([], False)
 
@@ -231,7 +231,7 @@ def test_code_of_a_known_class_is_a_warning_and_is_not_copied(
     reasons = json.loads((tmp_path / "out/pair.json").read_text())["reasons"]
     for name in ("Base", "Instruct"):
         listed = "config.json: auto_map own.Own, tokenizer_config.json: auto_map own.Own"
-        assert f"the {name} brings code, which is never run ({listed})" in reasons
+        assert f"the {name} includes code, which is never run ({listed})" in reasons
     assert not (tmp_path / "out/instruct/own.py").exists()
     assert (asked, canary.exists()) == ([], False)
 

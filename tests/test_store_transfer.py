@@ -64,7 +64,7 @@ def test_a_malformed_weight_file_is_not_published(folder_store: Store, tmp_path:
     with (delta / "dense.safetensors").open("ab") as file:
         file.write(b"more")
     backend = trusted(folder_store)
-    with pytest.raises(CheckpointError, match="its header promises"):
+    with pytest.raises(CheckpointError, match="its header describes"):
         room.publish(delta, folder_store)
     assert list(backend.list("objects")) == list(backend.list("deltas")) == []
 

@@ -18,9 +18,9 @@ from shadowft_core.kernels import bf16
 from shadowft_core.kernels.bf16 import LazyDifference
 from shadowft_core.kernels.scratch import scratch
 from shadowft_core.weights import DTYPES, FLOATS, Checkpoint, Ignored, note_unknown, runs_of, token_marks
+from shadowft_core.weights.similarity import CHANGE_UNRELATED as FAR
 
 _COUNTERS = ("I64", "I32", "I16", "U64", "U32", "U16", "BOOL")  # eight bits and less are codes of quantised weights
-FAR = 1.0  # limit of |T - B| / |B|: a few percent after training, about 1.4 for an unrelated matrix
 
 
 class Difference:

@@ -198,7 +198,7 @@ class Delta:
         for model in self._weights.values():
             places = {name: model.info(name) for name in model.names}
             keys = {name: (info.file.name, info.offset, info.nbytes) for name, info in places.items()}
-            model.learn({name: known[key] for name, key in keys.items() if key in known})
+            model.add_digests({name: known[key] for name, key in keys.items() if key in known})
         with ThreadPoolExecutor(WORKERS) as pool:
             for _ in pool.map(self._verify_entry, self._tensors):
                 pass

@@ -15,10 +15,10 @@ from shadowft_core.delta.lowrank import project, spectrum
 from shadowft_core.delta.settings import CONVERT, Settings
 from shadowft_core.errors import AdapterError, UnrelatedError
 from shadowft_core.weights import Checkpoint
+from shadowft_core.weights.similarity import LEARNT_UNRELATED as FAR
 
 EPSILON = float(np.finfo(np.float32).eps)
 DOUBT = 0.01  # of the delta's norm: the largest uncertainty of P, from the training's float32 decomposition
-FAR = 0.5  # limit of |delta| / (|scaling B A| + |P|): a few percent after training, about 0.7 if unrelated
 
 
 def without_initial(before: Checkpoint, name: str, trained: Factors, settings: Settings, swapped: bool) -> Factors:

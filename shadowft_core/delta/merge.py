@@ -16,11 +16,11 @@ import numpy as np
 from shadowft_core.delta.adapter import Adapter
 from shadowft_core.delta.change import Change
 from shadowft_core.delta.dense import Storage, write_dense
-from shadowft_core.delta.difference import FAR
 from shadowft_core.delta.format import step
 from shadowft_core.delta.lora import write_factors
 from shadowft_core.errors import UnrelatedError, ZeroDeltaError
 from shadowft_core.weights import DTYPES, Checkpoint
+from shadowft_core.weights.similarity import CHANGE_UNRELATED as FAR
 
 
 def write_changes(adapter: Adapter, folder: Path, storage: Storage, unrelated: bool) -> dict[str, Any]:

@@ -9,19 +9,20 @@ from typing import Any
 
 from shadowft_core.delta import DeltaSource, open_delta
 from shadowft_core.errors import GraftError, MisfitError, QuantisedError, ZeroDeltaError
-from shadowft_core.graft.kinship import require_kinship
-from shadowft_core.graft.match import Match, Runs
+from shadowft_core.graft.match import Match
 from shadowft_core.graft.options import Options, Scope
+from shadowft_core.graft.similarity import require_related
 from shadowft_core.weights import (
     FLOATS,
     Checkpoint,
     Ignored,
+    Runs,
     note_unknown,
     open_checkpoint,
     require_equal,
     require_met,
 )
-from shadowft_core.weights.experts import kind
+from shadowft_core.weights.families.experts import fused_name
 
 OUTPUTS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
@@ -104,7 +105,7 @@ def make_plan(instruct: Path, deltas: Sequence[tuple[Path | DeltaSource, float]]
         match.require_same_experts()
         targets = {name: match.targets(name) for name in delta.names if name in in_scope - lost}
         match.require_same_tensors()
-        require_kinship(match, options)
+        require_related(match, options)
         unapplied += [(delta, name, own) for name in delta.names if name not in targets or not scales[name]]
         placeless |= lost
         _join(ignored, match.ignored)
@@ -122,7 +123,7 @@ def make_plan(instruct: Path, deltas: Sequence[tuple[Path | DeltaSource, float]]
     carried = {pattern for delta, _ in opened if delta.is_stored for pattern in delta.ignore}
     require_met([p for p in options.ignore if p not in carried], ignored, f"the deltas and {instruct}")
     left_out = [name for name in names if name not in in_scope - placeless]
-    kept = {kind(name) for name in left_out}
+    kept = {fused_name(name) for name in left_out}
     output = OUTPUTS.get(options.dtype)
     return Plan(
         instruct=model,
@@ -130,7 +131,9 @@ def make_plan(instruct: Path, deltas: Sequence[tuple[Path | DeltaSource, float]]
         options=options,
         sources=found,
         untouched={
-            n: "out of scope" if kind(n) in kept else reasons.get(n, "no delta") for n in model.names if n not in found
+            n: "out of scope" if fused_name(n) in kept else reasons.get(n, "no delta")
+            for n in model.names
+            if n not in found
         },
         left_out=left_out,
         dtype={n: output if output and model.info(n).dtype in FLOATS else model.info(n).dtype for n in model.names},

@@ -34,7 +34,7 @@ def grafted_tensors(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield `(name, array)` of every tensor of the Instruct, in file order, grafted or untouched; writes nothing.
 
-    The call itself raises what `graft` raises when names, shapes, types, tokens, kinship or scope do not fit. A tensor
+    The call itself raises what `graft` raises when models, names, shapes, types, tokens or scope do not fit. A tensor
     that is damaged, or whose sum is not finite in the output dtype, raises when it is reached.
     """
     plan = make_plan(instruct, deltas, options)
@@ -67,7 +67,7 @@ def graft(
         files = {folder / file: _header(plan, file) for file in model.shards}
         written = write_shards(files, lambda name: parts(plan, name), label="graft")
         results: dict[str, TensorResult] = {name: one.fact for name, one in written.items()}
-        model.learn({name: result.digest for name, result in results.items()})
+        model.add_digests({name: result.digest for name, result in results.items()})
         instruct_digest = model.digest()
         copied = _side_files(plan, folder)
         recipe: dict[str, Any] = {

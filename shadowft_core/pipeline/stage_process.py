@@ -35,6 +35,8 @@ def run_stage(stage: str, show: Callable[[str], None]) -> str | None:
         code = child.wait()
     finally:
         process.stop(child)
+        if child.stdout:
+            child.stdout.close()
         _children.discard(child)
     return explain_failure(code, error) if code else None
 

@@ -1,4 +1,4 @@
-"""Adapters made and saved by PEFT: Base and delta must be what PEFT merges, or one line must say what to do instead."""
+"""Adapters saved by PEFT: Base and delta must equal PEFT's merge, or one line must name the remedy."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -77,9 +77,7 @@ def require_alike(model: Any, wanted: Any, base: Path, limit: float) -> None:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
-def test_an_adapter_is_exact_or_refused_with_the_way_out(
-    row: Row, base_of: Callable[[Row], Path], tmp_path: Path
-) -> None:
+def test_an_adapter_is_exact_or_refused_with_a_remedy(row: Row, base_of: Callable[[Row], Path], tmp_path: Path) -> None:
     import peft
     import torch
 

@@ -8,7 +8,7 @@ import pytest
 
 from shadowft_core.delta import extract
 from shadowft_core.graft import Options, graft
-from shadowft_core.weights.families import table
+from shadowft_core.weights.families.table import table
 from tests.families.oracle import differing, linear_parameters, load, save_three
 
 pytestmark = pytest.mark.families

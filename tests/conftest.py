@@ -16,7 +16,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import shadowft_core  # noqa: E402, F401  switches telemetry off before anything else is imported
 
-PLUGINS = ("cli", "data", "evaluation", "models", "pico", "prefect", "runs", "s3", "training")
+PLUGINS = ("models", "data", "evaluation", "pico", "prefect", "s3", "runs", "training", "cli")  # each after those it imports
 pytest_plugins = [f"tests.fixtures.{name}" for name in PLUGINS]
 
 

@@ -16,7 +16,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import shadowft_core  # noqa: E402, F401  switches telemetry off before anything else is imported
 
-PLUGINS = ("models", "data", "evaluation", "pico", "prefect", "s3", "runs", "training", "cli")  # each after those it imports
+# Each after those it imports.
+PLUGINS = ("models", "data", "evaluation", "pico", "prefect", "s3", "runs", "training", "cli")
 pytest_plugins = [f"tests.fixtures.{name}" for name in PLUGINS]
 
 

@@ -22,7 +22,7 @@ from shadowft_core.errors import (
     TensorMissingError,
 )
 from shadowft_core.files import write_json_atomically
-from shadowft_core.graft import Options, graft, graft_stage, grafted_tensors
+from shadowft_core.graft import Options, chosen, graft, grafted_tensors
 from shadowft_core.params import Graft
 from shadowft_core.weights import INDEX, open_checkpoint
 from tests.fixtures.models import write_model
@@ -277,7 +277,8 @@ def test_the_stage_finds_its_scale(case: tuple[Path, Path], tmp_path: Path) -> N
     write_json_atomically(sweep, {"format": 1, "scale": 0.5, "scope": "linear"})
 
     def recipe(file: Path | None, scale: float | None, params: Graft) -> Any:
-        graft_stage(instruct, [(delta, None)], tmp_path / "out", params, Options(), file, scale)
+        scaled, options = chosen([(delta, None)], Options(), params, file, scale)
+        graft(instruct, scaled, tmp_path / "out", options)
         made = json.loads((tmp_path / "out" / "recipe.json").read_bytes())
         return made["deltas"][0]["scale"], made["scope"]
 

@@ -17,8 +17,8 @@ from shadowft_core.files import write_json_atomically
 from shadowft_core.graft import (
     Merge,
     Options,
+    chosen,
     graft,
-    graft_stage,
     grafted_tensors,
     options_of,
 )
@@ -265,7 +265,8 @@ def test_params_choose_the_scale_of_a_single_delta(three: tuple[Path, list[Path]
 
     def scales(*given: float | None, scale: float | None = None, scope: Sequence[str] = ()) -> Any:
         deltas = list(zip(folders, given, strict=False))
-        made = graft_stage(instruct, deltas, tmp_path / "out", Graft(), Options(), sweep, scale, scope)
+        scaled, options = chosen(deltas, Options(), Graft(), sweep, scale, scope)
+        made = graft(instruct, scaled, tmp_path / "out", options)
         return [part["scale"] for part in made["deltas"]], made["scope"]
 
     assert scales(None) == ([0.5], "linear")

@@ -206,8 +206,8 @@ def graft(
     Without storing a delta: shadowft graft --instruct I --base B --tuned T --scale 1 --out O
     """
     from shadowft_core.delta import Difference, open_difference
-    from shadowft_core.graft import Merge, Options, parse_delta, parse_scale_for
-    from shadowft_core.graft import graft_stage as run
+    from shadowft_core.graft import Merge, Options, chosen, parse_delta, parse_scale_for
+    from shadowft_core.graft import graft as run
 
     if (base is None) != (tuned is None) or not (delta or base):
         raise typer.BadParameter("pass --delta, or --base and --tuned together")
@@ -215,21 +215,14 @@ def graft(
     p = read_params(params)
     if base and tuned:
         deltas.append((open_difference(base, tuned, unrelated, ignore or p.extract.ignore), None))
-    recipe = run(
-        instruct,
-        deltas,
-        out,
-        p.graft,
-        Options(
-            merge=Merge(merge, density, seed),
-            scale_for=[parse_scale_for(text) for text in scale_for or ()],
-            waivers=waivers_of(onto_base, unrelated),
-            ignore=ignore or (),
-        ),
-        sweep,
-        scale,
-        scope or (),
+    options = Options(
+        merge=Merge(merge, density, seed),
+        scale_for=[parse_scale_for(text) for text in scale_for or ()],
+        waivers=waivers_of(onto_base, unrelated),
+        ignore=ignore or (),
     )
+    scaled, options = chosen(deltas, options, p.graft, sweep, scale, scope or ())
+    recipe = run(instruct, scaled, out, options)
     if as_json:
         print_answer("recipe", recipe)
 

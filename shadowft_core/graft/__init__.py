@@ -6,8 +6,17 @@ anything is written. Rows of embeddings and heads are matched by token, experts 
 take whole tensors, and a few chunks are in memory, whatever the model's size.
 """
 
-from shadowft_core.graft.options import ONTO_BASE, UNRELATED, Merge, Options, deltas_of, options_of
-from shadowft_core.graft.stage import graft_stage, parse_delta, parse_scale_for
+from shadowft_core.graft.options import (
+    ONTO_BASE,
+    UNRELATED,
+    Merge,
+    Options,
+    chosen,
+    deltas_of,
+    options_of,
+    parse_delta,
+    parse_scale_for,
+)
 from shadowft_core.graft.writer import graft, grafted_tensors
 
 __all__ = [
@@ -15,9 +24,9 @@ __all__ = [
     "UNRELATED",
     "Merge",
     "Options",
+    "chosen",
     "deltas_of",
     "graft",
-    "graft_stage",
     "grafted_tensors",
     "options_of",
     "parse_delta",

@@ -2,13 +2,18 @@
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from shadowft_core.errors import GraftError
+from shadowft_core.files import read_json_object
+
+if TYPE_CHECKING:
+    from shadowft_core.params import Graft
 
 Scope = str | Sequence[str]
+Delta = TypeVar("Delta")  # a folder or an open source
 RULES = ("sum", "ties", "dare")
 ONTO_BASE, UNRELATED = "onto-base", "unrelated"
 WAIVERS = (ONTO_BASE, UNRELATED)
@@ -109,3 +114,74 @@ def deltas_of(recipe: dict[str, Any], where: Path) -> list[tuple[str, float]]:
         return [(str(entry["digest"]), float(entry["scale"])) for entry in recipe["deltas"]]
     except (KeyError, TypeError, ValueError) as error:
         raise GraftError(f"{where}: no recipe ({error!r:.200}); pass the recipe.json of a grafted folder") from None
+
+
+def chosen(
+    deltas: Sequence[tuple[Delta, float | None]],
+    options: Options,
+    params: "Graft",
+    sweep: Path | None = None,
+    scale: float | None = None,
+    scope: Sequence[str] = (),
+) -> tuple[list[tuple[Delta, float]], Options]:
+    """Deltas with their scales, and the options, where the command line leaves some open.
+
+    A delta without a scale gets `scale`, else the number in params, else the scale of the sweep file. The scope is
+    `scope`, else that of the sweep file, else that of `options`. The dtype is that of params.
+    Raises GraftError when no scale is given anywhere.
+    """
+    swept = read_json_object(sweep) if sweep is not None else {}
+    found: Any = swept.get("scale")
+    if params.scale != "sweep":
+        found = params.scale
+    if scale is not None:
+        found = scale
+    if any(own is None for _, own in deltas):
+        if not isinstance(found, int | float) or isinstance(found, bool):
+            where = f"{sweep} has {found!r}" if sweep else "graft.scale is `sweep` and no sweep file is given"
+            raise GraftError(f"no scale: {where}; pass --sweep FILE or --scale NUMBER, or set it in params.yaml")
+        if len(deltas) > 1 and scale is None:
+            raise GraftError(
+                f"no scale for one of {len(deltas)} deltas: params and sweep choose for a single delta; pass "
+                "--delta DIR@SCALE"
+            )
+    scaled = [(delta, float(found) if own is None else own) for delta, own in deltas]
+    return scaled, replace(
+        options, scope=_parse_scope(scope) if scope else swept.get("scope", options.scope), dtype=params.dtype
+    )
+
+
+def parse_delta(text: str) -> tuple[Path, float | None]:
+    """Parse `DIR` or `DIR@SCALE`. If a folder has the whole text as its name, that folder is meant.
+
+    Raises GraftError when the text has both meanings.
+    """
+    folder, at, number = text.rpartition("@")
+    try:
+        scale = float(number) if at and folder else None
+    except ValueError:
+        scale = None
+    if scale is None or not Path(text).exists():
+        return (Path(text), None) if scale is None else (Path(folder), scale)
+    if Path(folder).exists():
+        raise GraftError(f"{text}: {folder} and {text} both exist; write {text}@SCALE for the latter, or rename it")
+    return Path(text), None
+
+
+def parse_scale_for(text: str) -> tuple[str, float]:
+    """Parse `PATTERN=SCALE`. Raises GraftError for anything else."""
+    pattern, _, number = text.rpartition("=")
+    try:
+        if pattern:
+            return pattern, float(number)
+    except ValueError:
+        pass
+    raise GraftError(f"--scale-for {text}: expected PATTERN=SCALE, for instance '*mlp*=0.5'")
+
+
+def _parse_scope(words: Sequence[str]) -> Scope:
+    if len(words) == 1 and words[0] in ("all", "linear"):
+        return words[0]
+    if mixed := [word for word in words if word in ("all", "linear")]:
+        raise GraftError(f"--scope {mixed[0]} cannot be combined, found {len(words)}; pass it alone, or patterns")
+    return list(words)

@@ -8,8 +8,7 @@ from typing import Any
 from shadowft_core.delta import DeltaSource
 from shadowft_core.errors import CheckpointError
 from shadowft_core.files import read_json_object
-from shadowft_core.graft.arithmetic import TensorResult
-from shadowft_core.graft.combine import lazy_source
+from shadowft_core.graft.arithmetic import TensorResult, lazy_source
 from shadowft_core.graft.plan import Plan
 from shadowft_core.kernels.bf16 import SUMS
 

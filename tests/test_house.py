@@ -92,6 +92,14 @@ def test_every_room_is_in_the_table() -> None:
     assert set(ROOMS) - {"__init__"} == set(LAYER)
 
 
+def test_the_walks_are_short_and_name_files_that_exist() -> None:
+    lists = re.findall(r"^- \*\*An? .*?(?=^- |^$)", PAGE, re.MULTILINE | re.DOTALL)
+    assert len(lists) == 4
+    for walk in (re.findall(r"[a-z0-9_/]+\.py", text) for text in lists):
+        assert 5 <= len(walk) <= 10
+        assert all((CORE / name).is_file() for name in walk), walk
+
+
 @pytest.mark.parametrize("room", sorted(LAYER))
 def test_a_room_imports_only_lower_layers(room: str) -> None:
     assert not {other for other in imported_rooms(room) if LAYER[other] >= LAYER[room]}

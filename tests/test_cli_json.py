@@ -92,7 +92,7 @@ def test_an_answer_may_come_with_an_exit_code(
     [
         ("receipt absent", 3, "CheckpointError", "absent"),
         ("extract --base {base} --tuned {base} --out out", 5, "ZeroDeltaError", "the delta is zero"),
-        ("history a/b", 3, "InputError", "'a/b'"),
+        ("history a/b", 3, "ParamsError", "'a/b'"),
         ("pair --base {instruct} --instruct {base}", 4, "SwappedError", "swapped"),
         ("diff {base}", 2, "UsageError", "Missing argument"),
         ("export --for vllm --out out", 3, "InputError", "pass either"),

@@ -135,7 +135,7 @@ def test_anything_but_a_single_lora_is_refused(lora: tuple[Pair, Path], tmp_path
     raw = bytearray((damaged / "factors.safetensors").read_bytes())
     raw[-1] ^= 1
     (damaged / "factors.safetensors").write_bytes(raw)
-    with pytest.raises(DeltaError, match=r"delta\.json has sha256:"):
+    with pytest.raises(DeltaError, match=r"delta\.json says sha256:"):
         export_adapter(pair.instruct, [(damaged, 1.0)], out)
     assert not [path for path in tmp_path.iterdir() if "adapter" in path.name]
 

@@ -149,7 +149,7 @@ class Store(Section):
 
 
 class Registry(Section):
-    """The MLflow model registry. MLFLOW_TRACKING_URI in the environment overrides `tracking_uri`."""
+    """The MLflow model registry. MLFLOW_TRACKING_URI overrides `tracking_uri`; MLFLOW_REGISTRY_URI is not used."""
 
     name: str = Field("shadowft", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="registered model")
     tracking_uri: str = Field("sqlite:///var/mlflow/mlflow.db", min_length=1)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from prefect.client.schemas.objects import State
 from prefect.logging import disable_run_logger
 
@@ -109,6 +110,24 @@ def test_a_stage_killed_from_outside_names_the_signal_and_memory(workspace: Path
     killer.join()
     assert state.is_failed()
     assert MEMORY in state.message
+
+
+@pytest.mark.parametrize("change", ["echo true >> graft.sh", "sed -i 's/^  seed: .*/  seed: 4711/' params.yaml"])
+def test_a_stage_whose_inputs_change_while_it_runs_fails_and_runs_again(workspace: Path, change: str) -> None:
+    """DVC would record the new input for the output of the former one, and hold the stage for up to date."""
+    stages = yaml.safe_load((workspace / "dvc.yaml").read_text(encoding="utf-8"))
+    stages["stages"]["graft"]["do"]["params"] = ["train"]
+    (workspace / "dvc.yaml").write_text(yaml.safe_dump(stages), encoding="utf-8")
+    (workspace / "graft.sh").write_text(f"test -e again || {change}\n", encoding="utf-8")
+    lock = (workspace / "dvc.lock").read_bytes()
+    state, _ = reproduced("graft@shadow")
+    assert state.is_failed()
+    assert f"{change.rsplit(maxsplit=1)[-1]}: changed while the stage ran" in state.message
+    assert (workspace / "dvc.lock").read_bytes() == lock
+    (workspace / "again").touch()
+    assert reproduced("graft@shadow")[0].name == "Completed"
+    assert (workspace / "order.txt").read_text(encoding="utf-8").split().count("graft@shadow") == 3
+    assert reproduced("graft@shadow")[0].name == "Unchanged"
 
 
 def test_an_error_of_dvc_itself_is_reported(workspace: Path) -> None:

@@ -133,6 +133,14 @@ def test_check_resumes_after_an_interruption(
         file.write(max(chunks)[:-3])  # as if killed while it wrote
     known, limit = state.read_text().count("\n") - 1, 0
     assert 0 < known <= 6
+    interrupted = state.read_bytes()
+    gone = state.read_text().splitlines()[1]
+    content = (Path(folder_store.uri) / gone).read_bytes()
+    backend.delete(gone)  # after it was found good
+    found = room.check(folder_store, [], state)
+    assert ([bad.key for bad in found.bad], found.resumed) == ([gone], known - 1)
+    (Path(folder_store.uri) / gone).write_bytes(content)
+    state.write_bytes(interrupted)
     read.clear()
     found = room.check(folder_store, [], state)
     assert found.resumed == known

@@ -98,7 +98,10 @@ def test_prune_removes_temporary_files_of_killed_writers(folder_store: Store) ->
         part = root / "probe" / f".tmp-{name}"
         part.write_bytes(b"half")
         os.utime(part, (time.time() - age,) * 2)
-    assert room.prune(folder_store, 0).removed_bytes == 4
+    before = room.prune(folder_store, 0, dry_run=True)
+    assert len(list((root / "probe").glob(".tmp*"))) == 2, "a dry run removes nothing"
+    assert before == room.prune(folder_store, 0)
+    assert before.removed_bytes == 4
     assert [path.name for path in (root / "probe").glob(".tmp*")] == [".tmp-new"], "its writer may still run"
     assert list(backend.list("probe")) == ["probe/passed"]
 

@@ -1,12 +1,17 @@
 """The matcher: rows by token against its definition, and experts in either layout."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
-from shadowft_core.errors import ShapeMismatchError, TokenMismatchError
+from shadowft_core.errors import CheckpointError, ShapeMismatchError, TokenMismatchError
 from shadowft_core.weights import EXPERT_NAMES, NO_TOKEN, match_rows, rows_by_token, runs_of
 from shadowft_core.weights.families.experts import View, all_views
 from shadowft_core.weights.match import expert_runs, layout_of_experts, split_experts
+from shadowft_core.weights.vocabulary import token_marks
 
 FUSED = {"l.mlp.experts.gate_up_proj": (2, 6, 4), "l.mlp.experts.down_proj": (2, 4, 3), "l.mlp.gate.weight": (2, 4)}
 SINGLE = {
@@ -71,3 +76,24 @@ def test_both_layouts_are_split_into_the_same_names() -> None:
     odd = {"l.mlp.experts.gate_up_proj": View("l.mlp.experts.gate_up_proj", 0, (2, 5, 4))}
     with pytest.raises(ShapeMismatchError, match="expected fused experts"):
         split_experts(odd, EXPERT_NAMES["mixtral"])
+
+
+@pytest.mark.parametrize("number", [-1, 1 << 50, "1", 1.5, True, None])
+@pytest.mark.parametrize("part", ["vocab", "added_tokens"])
+def test_an_id_that_no_row_can_have_is_refused(tmp_path: Path, number: Any, part: str) -> None:
+    """A negative one would name the row of another token, and a huge one would ask for petabytes."""
+    tokenizer: dict[str, Any] = {"model": {"vocab": {"a": 0}}, "added_tokens": []}
+    if part == "vocab":
+        tokenizer["model"]["vocab"]["b"] = number
+    else:
+        tokenizer["added_tokens"] = [{"id": number, "content": "b"}]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"tokenizer.json: token 'b' has id .*; expected text and an integer"):
+        token_marks(tmp_path)
+
+
+def test_a_token_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    tokenizer = {"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": 1, "content": None}]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="token None has id 1; expected text"):
+        token_marks(tmp_path)

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from shadowft_core.cli import flow, inspect, promotion, registry, stages, store
-from shadowft_core.cli.output import print_error
+from shadowft_core.cli.output import accept_any_text, print_error
 from shadowft_core.cli.workspace import filled_in, run_code_of_workspace
 from shadowft_core.errors import ShadowError
 
@@ -53,6 +53,7 @@ def main() -> None:
     No verb reads stdin. Libraries and child processes that prompt there read an end of file.
     """
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    accept_any_text()
     if not sys.warnoptions:  # hides the deprecation warnings of libraries; `python -W` shows them
         warnings.simplefilter("ignore")
     as_json = "--json" in sys.argv

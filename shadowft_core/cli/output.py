@@ -1,8 +1,20 @@
 """What --json prints: one envelope for every answer and every error. docs/json.md lists the kinds and their fields."""
 
+import io
 import sys
 from collections.abc import Mapping
 from typing import Any
+
+
+def accept_any_text() -> None:
+    """Let stdout and stderr take every character: UTF-8 for --json, else escapes for what their encoding lacks.
+
+    A file name may hold bytes that are no text, and a terminal or pipe may have an encoding other than UTF-8.
+    """
+    encoding = "utf-8" if "--json" in sys.argv else None
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # None when the shell has closed it
+            stream.reconfigure(encoding=encoding, errors="backslashreplace")
 
 
 def print_answer(kind: str, answer: Mapping[str, Any]) -> None:
@@ -12,15 +24,23 @@ def print_answer(kind: str, answer: Mapping[str, Any]) -> None:
 
 def print_error(name: str, message: str, exit_code: int, as_json: bool) -> None:
     """Print an error on stderr: `error: MESSAGE`, or the envelope of kind `error`. `name` is the error's class."""
-    message = message.encode("utf-8", "backslashreplace").decode()  # a file name may hold bytes that are no text
     if as_json:
         line = _line("error", {"error": name, "message": message, "exit_code": exit_code})
     else:
-        line = f"error: {message}"
+        line = f"error: {_as_text(message)}"
     print(line, file=sys.stderr)
 
 
 def _line(kind: str, fields: Mapping[str, Any]) -> str:
     from shadowft_core.files import canonical_json
 
-    return canonical_json({**fields, "format": 1, "kind": kind}).decode()
+    return canonical_json(_as_text({**fields, "format": 1, "kind": kind})).decode()
+
+
+def _as_text(value: Any) -> Any:
+    """The same JSON value, with escapes for the bytes of file names that are no text."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {_as_text(key): _as_text(one) for key, one in value.items()}
+    return [_as_text(one) for one in value] if isinstance(value, list | tuple) else value

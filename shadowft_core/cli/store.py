@@ -19,7 +19,7 @@ from shadowft_core.cli.options import (
     read_params,
 )
 from shadowft_core.cli.output import print_answer
-from shadowft_core.errors import StoreCorruptError
+from shadowft_core.errors import ParamsError, StoreCorruptError
 
 if TYPE_CHECKING:
     from shadowft_core.params import Store
@@ -30,11 +30,20 @@ verbs.add_typer(store, name="store", rich_help_panel=STORE)
 
 
 def _store(params: Path | None, uri: str | None, endpoint: str | None) -> "Store":
-    """The store named by --store, else by the environment, else by the params file, which is not read with --store."""
+    """The store named by --store, else by the environment, else by the params file, which is not read with --store.
+
+    Raises ParamsError for an address that cannot be one.
+    """
+    from pydantic import ValidationError
+
     from shadowft_core.params import Store
 
     if uri is not None:
-        return Store.model_validate({"uri": uri, "endpoint": endpoint})
+        try:
+            return Store.model_validate({"uri": uri, "endpoint": endpoint})
+        except ValidationError as error:
+            problem = f"{error.errors()[0]['msg']}; name a folder or s3://bucket/prefix"
+            raise ParamsError(f"--store {uri!r}, --endpoint {endpoint!r}: {problem}") from None
     store = read_params(params).store
     return store.model_copy(update={"endpoint": endpoint}) if endpoint is not None else store
 

@@ -64,12 +64,12 @@ def graft(
             raise GraftError(f"{out}: is also an input and would be replaced; choose another --out")
     model = plan.instruct
     with new_folder(out) as folder:
+        copied = _side_files(plan, folder)
         files = {folder / file: _header(plan, file) for file in model.shards}
         written = write_shards(files, lambda name: parts(plan, name), label="graft")
         results: dict[str, TensorResult] = {name: one.fact for name, one in written.items()}
         model.add_digests({name: result.digest for name, result in results.items()})
         instruct_digest = model.digest()
-        copied = _side_files(plan, folder)
         recipe: dict[str, Any] = {
             "format": 1,
             "instruct": {"digest": instruct_digest},

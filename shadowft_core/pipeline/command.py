@@ -1,18 +1,20 @@
 """The command line of the flow: options, signals and the exit code."""
 
 import importlib
+import io
 import os
 import signal
 import sys
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
-from shadowft_core.errors import RegistrationPendingError, ShadowError
+from shadowft_core.errors import ParamsError, RegistrationPendingError, ShadowError
 from shadowft_core.params import load_params, refuse_password
 from shadowft_core.pipeline.server import prefect_server
 
@@ -55,6 +57,7 @@ def run_flow(
         load_params(workspace / "params.yaml")  # so that a typing error there need not wait for a server
         for option, value in (("--store", store), ("--endpoint", endpoint)):
             refuse_password(option, value or "")  # Prefect stores a flow's parameters
+        _refuse_undecodable({"--workspace": str(workspace), "--store": store, "--endpoint": endpoint, "--name": name})
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
         with Console(stderr=True).status("starting Prefect"), prefect_server(workspace.resolve() / "var" / "prefect"):
             retrain = importlib.import_module(module).retrain  # takes seconds, while the server starts
@@ -74,7 +77,19 @@ def main() -> None:
     """Run the command line."""
     if not sys.warnoptions:  # hide the libraries' deprecation warnings; `python -W` shows them
         warnings.simplefilter("ignore")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a stage may write characters that the terminal's encoding lacks
+            stream.reconfigure(errors="backslashreplace")
     app(prog_name="python -m flows.retrain")
+
+
+def _refuse_undecodable(options: Mapping[str, str | None]) -> None:
+    """Raise ParamsError for an option that holds bytes that are no text: Prefect sends a flow's parameters as JSON."""
+    for option, value in options.items():
+        try:
+            (value or "").encode("utf-8")
+        except UnicodeEncodeError:
+            raise ParamsError(f"{option} {value!r}: not UTF-8; rename it") from None
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:

@@ -1,12 +1,14 @@
 """A program: have DVC reproduce one stage of the workspace in the current folder. `python reproduce.py STAGE`
 
 Like `dvc repro -q -s STAGE`, but the exit code is that of the stage's command, or 128 + n when signal n killed it
-(`dvc` returns 255 for both), and an error of DVC itself is one line on stderr.
+(`dvc` returns 255 for both), an error of DVC itself is one line on stderr, and a stage whose inputs changed while its
+command ran fails.
 """
 
 import logging
 import re
 import sys
+from typing import Any
 
 
 def main(stage: str) -> int:
@@ -17,6 +19,7 @@ def main(stage: str) -> int:
 
     for name in ("dvc", "dvc_objects", "dvc_data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    _refuse_changed_inputs()
     try:
         with Repo(_wait_for_lock=True) as repository:
             repository.reproduce([stage], single_item=True)
@@ -31,6 +34,30 @@ def main(stage: str) -> int:
         print("ERROR:", *" ".join(f"{cause};" for cause in causes).rstrip(";").split(), file=sys.stderr)
         return 255
     return 0
+
+
+def _refuse_changed_inputs() -> None:
+    """Make DVC raise when a file or parameter that a stage depends on changes while its command runs.
+
+    DVC reads them before the command and again after it, and records only the second reading in dvc.lock and its run
+    cache: an output of the former inputs would pass for one of the new inputs (treeverse/dvc issue 11058).
+    """
+    from dvc.exceptions import DvcException
+    from dvc.stage import Stage
+
+    read: Any = Stage.save_deps
+    before: dict[tuple[str, str], Any] = {}
+
+    def read_and_compare(stage: Any, *arguments: Any, **options: Any) -> None:
+        read(stage, *arguments, **options)
+        now = {(stage.addressing, str(one)): one.hash_info for one in stage.deps}
+        changed = [key[1] for key, state in now.items() if before.setdefault(key, state) != state]
+        if changed:
+            raise DvcException(
+                f"{', '.join(changed)}: changed while the stage ran; its output is not kept, run it again"
+            )
+
+    Stage.save_deps = read_and_compare
 
 
 if __name__ == "__main__":

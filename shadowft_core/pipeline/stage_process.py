@@ -23,7 +23,7 @@ def run_stage(stage: str, show: Callable[[str], None]) -> str | None:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     child = process.start(
         [sys.executable, "-P", str(Path(__file__).with_name("reproduce.py")), stage],
-        env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"},
     )
     _children.add(child)
     try:

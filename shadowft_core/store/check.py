@@ -13,6 +13,7 @@ from shadowft_core.files import write_atomically
 from shadowft_core.store.backends import Backend
 from shadowft_core.store.manifest import (
     CERTIFICATE,
+    OBJECTS,
     Manifest,
     claim_key,
     claimed,
@@ -62,8 +63,9 @@ class CheckResult:
 def check_objects(backend: Backend, digests: list[str], state: Path) -> CheckResult:
     """Read every object of these deltas and records, of all when empty, and compare it with its digest.
 
-    `state` is a text file of the objects found good, from which an interrupted check resumes; a check that ends removes
-    it. Raises StoreUnreachableError; damage is returned.
+    `state` is a text file of the objects found good, from which an interrupted check resumes: it reads those again that
+    are missing or have another size by now. A check that ends removes the file. Raises StoreUnreachableError; damage is
+    returned.
     """
     records = dict(recorded(backend))
     if digests:
@@ -105,8 +107,9 @@ def check_objects(backend: Backend, digests: list[str], state: Path) -> CheckRes
             progress.add(size, size)
             return key, None
 
-        work = ((key, *about) for key, about in sizes.items() if key not in good)
-        resumed = sum(key in good for key in sizes)
+        stored = {entry.key: entry.size for entry in backend.entries(OBJECTS)} if good else {}
+        resumed = {key for key, (_, size) in sizes.items() if key in good and stored.get(key) == size}
+        work = ((key, *about) for key, about in sizes.items() if key not in resumed)
         for key, problem in each(one, work):
             if problem is None:
                 good.add(key)
@@ -118,7 +121,7 @@ def check_objects(backend: Backend, digests: list[str], state: Path) -> CheckRes
     bad = tuple(BadObject(key, problem, tuple(needs.get(key, ()))) for key, problem in sorted(problems.items()))
     state.unlink(missing_ok=True)
     total = sum(size for _, size in sizes.values()) + sum(records.values())
-    return CheckResult(len(deltas), len(records), len(needs) + len(records), total, resumed, bad)
+    return CheckResult(len(deltas), len(records), len(needs) + len(records), total, len(resumed), bad)
 
 
 def _problem_of(backend: Backend, digest: str) -> str | None:
@@ -150,6 +153,9 @@ class _Good:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
     def __contains__(self, key: str) -> bool:
         return key in self._keys

@@ -50,7 +50,8 @@ def prune_objects(backend: Backend, grace: float, dry_run: bool) -> PruneResult:
     leftovers += [e for e in backend.entries(LOCKS) if e.key != PRUNE_LOCK and e.modified <= before]
     if dry_run:
         every = unused + leftovers
-        return PruneResult(len(every), sum(entry.size for entry in every), kept_young, len(used))
+        total = sum(entry.size for entry in every) + backend.discard_unfinished(before, dry_run)
+        return PruneResult(len(every), total, kept_young, len(used))
     removed = _remove(backend, unused) + leftovers
     for _ in each(backend.delete, ((entry.key,) for entry in leftovers)):
         pass

@@ -200,14 +200,21 @@ class Checkpoint:
         return all(np.array_equal(self.part(one, *end), self.part(other, *end)) for end in ends)
 
     def other_files(self) -> list[Path]:
-        """Relative paths of the files copied with the weights: configs, tokenizer, templates; never weights or code."""
+        """Relative paths of the files copied with the weights: configs, tokenizer, templates; never weights or code.
+
+        Raises CheckpointError for a name that is not UTF-8: a recipe is JSON and names each of them.
+        """
         folders = [self.path, *(f for f in [self.path / "additional_chat_templates"] if f.is_dir())]
-        return sorted(
+        files = sorted(
             file.relative_to(self.path)
             for folder in folders
             for file in folder.iterdir()
             if file.is_file() and not file.name.startswith(".") and not file.name.endswith(_NOT_COPIED)
         )
+        for file in files:
+            if any("\ud800" <= letter <= "\udfff" for letter in file.name):
+                raise CheckpointError(f"{self.path / file}: the file's name is not UTF-8; rename or remove the file")
+        return files
 
     def tokenizer_digest(self) -> str | None:
         """SHA-256 of the canonical JSON `{file name: file digest}` of the tokenizer's files; None without any."""

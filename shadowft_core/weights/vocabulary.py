@@ -11,12 +11,13 @@ from shadowft_core.errors import CheckpointError
 from shadowft_core.files.jsonfile import read_json_object
 
 NO_TOKEN = 0
+LARGEST = 1 << 24  # ids; marks have eight bytes for each, and the largest vocabularies have less than a million
 
 
 def read_vocabulary(folder: Path) -> tuple[dict[int, str], set[int]] | None:
     """Token by id, and the ids of added tokens, from a folder's tokenizer.json; None without that file.
 
-    Raises CheckpointError for a vocabulary of an unknown form.
+    Raises CheckpointError for a vocabulary of an unknown form, or with an id that no row can have.
     """
     file = folder / "tokenizer.json"
     if not file.is_file():
@@ -28,7 +29,14 @@ def read_vocabulary(folder: Path) -> tuple[dict[int, str], set[int]] | None:
         added = {token["id"]: token["content"] for token in tokenizer.get("added_tokens") or []}
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{file}: unknown form of vocabulary ({error!r}); save the tokenizer again") from None
-    return words | added, set(added)
+    words |= added
+    for number, word in words.items():
+        if type(number) is not int or not 0 <= number < LARGEST or not isinstance(word, str):
+            raise CheckpointError(
+                f"{file}: token {word!r:.80} has id {number!r:.80}; expected text and an integer from 0 to "
+                f"{LARGEST - 1}; save the tokenizer again"
+            )
+    return words, set(added)
 
 
 def token_marks(folder: Path) -> np.ndarray | None:

@@ -148,12 +148,13 @@ class FolderBackend:
         with self._lock():
             (self.root / checked(key)).unlink(missing_ok=True)
 
-    def discard_unfinished(self, before: float) -> int:
+    def discard_unfinished(self, before: float, dry_run: bool = False) -> int:
         removed = 0
         for path in self.root.rglob(f"{_UNFINISHED}*"):
             with suppress(FileNotFoundError):  # its writer has just finished
                 about = path.stat()
                 if about.st_mtime < before:
-                    path.unlink()
+                    if not dry_run:
+                        path.unlink()
                     removed += about.st_size
         return removed

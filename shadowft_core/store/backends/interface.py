@@ -86,8 +86,11 @@ class Backend(Protocol):
     def delete(self, key: str) -> None:
         """Remove an object; an absent one is not an error. Only `prune` and the store's clock remove objects."""
 
-    def discard_unfinished(self, before: float) -> int:
-        """Remove temporary files that killed writers left before that POSIX time; return their bytes."""
+    def discard_unfinished(self, before: float, dry_run: bool = False) -> int:
+        """Remove temporary files that killed writers left before that POSIX time; return their bytes.
+
+        A dry run only counts them.
+        """
 
 
 def checked(key: str) -> str:

@@ -163,7 +163,7 @@ class S3Backend:
     def delete(self, key: str) -> None:
         self._call(key, lambda: self._client.delete_object(**self._at(key)))
 
-    def discard_unfinished(self, before: float) -> int:
+    def discard_unfinished(self, before: float, dry_run: bool = False) -> int:
         return 0  # a single put is whole or absent
 
     def _at(self, key: str) -> dict[str, str]:

@@ -58,6 +58,20 @@ class Prepare(Section):
     max_rows: int | None = Field(None, ge=1, description="keep at most so many rows, chosen by hash; all when null")
 
 
+class Render(Section):
+    """How messages become text, in training and in evaluation."""
+
+    thinking: Literal["keep", "last", "none"] = Field(
+        "keep",
+        description="thoughts (reasoning_content, <think>) to train: all, those of the last reply, or none. Where the "
+        "template drops earlier thoughts, `keep` makes a sequence of its own for each reply",
+    )
+    system: Literal["fold", "refuse"] = Field(
+        "fold", description="where the template prints no system turn: put it before the first user turn, or count the "
+        "row as refused"
+    )
+
+
 class Lora(Section):
     """Adapter shape; delta = alpha / rank * B A (rsLoRA: alpha / sqrt(rank))."""
 

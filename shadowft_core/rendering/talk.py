@@ -55,11 +55,13 @@ class Talk:
         marks = {at: f"Qz{at}zq" for at in replies}
         marked = [{**one, "content": marks[at]} if at in marks else one for at, one in enumerate(self.messages)]
         text, first = self._render(marked), self._prompt(replies[0])
-        before = self._render(self.messages[: replies[0]])
-        header = first.removeprefix(before)
-        if header == first or _start(first, self.whole) is None:
+        asked = str(self.messages[replies[0] - 1].get("content") or "").strip()
+        header = (
+            first.rpartition(asked)[2] if asked else ""
+        )  # what the template writes between a question and its reply
+        if not header or _start(first, self.whole) is None:
             return None
-        found: list[tuple[int, int]] = []
+        starts: list[int] = []
         here = there = 0  # characters of `whole` and of `text` that agree
         for at in replies:
             place, content = text.find(marks[at], there), str(self.messages[at]["content"]).strip()
@@ -69,10 +71,10 @@ class Talk:
             begin = max((frame.rfind(one) + len(one) for one in (header, _bare(header)) if one in frame), default=-1)
             if not same or begin < 0 or self.whole[here + len(frame) : reply].strip():
                 return None
-            found.append((here + begin, reply + len(content)))
+            starts.append(here + begin)
             here, there = reply + len(content), place + len(marks[at])
         last = len(self.messages) - 1
-        return {at: Span(start, end, closes=at == last) for at, (start, end) in zip(replies, found, strict=True)}
+        return {at: Span(start, None, closes=at == last) for at, start in zip(replies, starts, strict=True)}
 
     def between(self, at: int, span: Span) -> str:
         """The text between the content of a reply and that of the message after it; empty if they do not show."""

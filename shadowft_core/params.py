@@ -50,10 +50,14 @@ class Fetch(Section):
 class Prepare(Section):
     """From data files to splits of conversations."""
 
-    data: str = Field(min_length=1, description="one file or a folder of files: json, jsonl or parquet")
+    data: str = Field(min_length=1, description="a data file, or a folder of them; docs/data.md")
     valid: Share = Field(0.05, description="share of rows for the validation loss")
     dev: Share = Field(0.0, description="share of rows held out to choose the scale")
     test: Share = Field(0.0, description="share of rows held out for the verdict")
+    columns: dict[str, str] = Field({}, description="field of a row: the name it is read by, such as `Frage: question`")
+    near: Share | None = Field(
+        0.8, description="Jaccard similarity (sequences of 3 words) from which texts are near duplicates; null: not sought"
+    )
     max_bad: Share = Field(0.01, description="share of unusable rows above which the stage fails")
     max_rows: int | None = Field(None, ge=1, description="keep at most so many rows, chosen by hash; all when null")
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from shadowft_core.errors import DataError
 from shadowft_core.prepare.jsontext import ROW_LIMIT, json_rows
@@ -19,7 +19,7 @@ _ABOUT = ("state.json", "dataset_info.json", "dataset_dict.json")  # what the da
 
 @dataclass(frozen=True)
 class RawRow:
-    """One row: `number` is its line in a file of lines, else its position from 1; `problem` says why it has no value."""
+    """One row: `number` is its line in a file of lines, else its position from 1; `problem`: why it has no value."""
 
     number: int
     value: Any | None
@@ -59,17 +59,17 @@ def read_rows(path: Path) -> Iterator[RawRow]:
     return _json(path)
 
 
-def open_data(path: Path) -> BinaryIO:
+def open_data(path: Path) -> IO[bytes]:
     """A file, unpacked as it is read."""
     suffix = path.suffix.lower()
     if suffix == ".gz":
-        return gzip.open(path, "rb")  # type: ignore[return-value]
+        return gzip.GzipFile(path)  # type: ignore[return-value]
     if suffix == ".zst":
         import io
 
         import zstandard
 
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(path.open("rb"), closefd=True))  # type: ignore[arg-type]
+        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(path.open("rb"), closefd=True))
     return path.open("rb")
 
 
@@ -162,7 +162,7 @@ def _batches(path: Path, kind: str) -> Iterator[Any]:
             reader = pa.ipc.open_stream(source)
         except pa.ArrowInvalid:
             whole = pa.ipc.open_file(source)
-            reader = (whole.get_batch(number) for number in range(whole.num_record_batches))  # type: ignore[assignment]
+            reader = (whole.get_batch(number) for number in range(whole.num_record_batches))
         for batch in reader:
             for start in range(0, batch.num_rows, 1024):
                 yield batch.slice(start, 1024)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from shadowft_core.errors import DataError
 
@@ -28,7 +28,7 @@ class _Problem(Exception):
     pass
 
 
-def json_rows(file: BinaryIO, path: Path) -> Iterator[Found]:
+def json_rows(file: IO[bytes], path: Path) -> Iterator[Found]:
     """Number, value and problem of every row. The number is a line of a file of lines, else a position from 1.
 
     Raises DataError for a file that is no JSON, or whose syntax hides where the next row begins.
@@ -88,7 +88,7 @@ def _opens_only(line: bytes) -> bool:
     return False
 
 
-def _lines(file: BinaryIO) -> Iterator[Found]:
+def _lines(file: IO[bytes]) -> Iterator[Found]:
     number = 0
     while line := file.readline(ROW_LIMIT + 1):
         number += 1
@@ -119,7 +119,7 @@ def _decoded(number: int, line: bytes) -> Found:
 class _Text:
     """The text of a file, read as it is needed: `at` is the place in `text`, `line` the line of the file there."""
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
+    def __init__(self, file: IO[bytes], path: Path) -> None:
         import codecs
 
         self._file, self.path = file, path

@@ -30,7 +30,7 @@ KEYS = ("conversation_id", "conv_id", "dialog_id", "thread_id")
 
 @dataclass(frozen=True)
 class Talk:
-    """One usable row: its shape, its messages in order, the tools offered, the id of its conversation, ignored fields."""
+    """One usable row: shape, messages in order, the tools offered, the id of its conversation, ignored fields."""
 
     shape: str
     messages: list[Message]

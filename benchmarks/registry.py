@@ -1,7 +1,7 @@
-"""What a registered version costs: `python -m benchmarks.registry`, after `make demo`, writes results/registry.md.
+"""Time and traffic of a registered version: `python -m benchmarks.registry`, after `make demo`, writes registry.md.
 
 A real MLflow server behind a relay that counts bytes, and SeaweedFS for the deltas and the ledger, all on loopback.
-Client start-up (imports, first answers of both servers) is timed apart; every further call is timed in this process.
+Client start-up (imports, first answers of both servers) is timed separately; all other calls are timed in this process.
 """
 
 import json
@@ -33,7 +33,7 @@ MOST_MOVED = 1e6  # bytes of one registration
 
 
 class Relay:
-    """Passes connections on to a server on loopback and counts the bytes of both directions."""
+    """Forwards connections to a server on loopback and counts the bytes of both directions."""
 
     def __init__(self, port: int) -> None:
         self.moved = 0
@@ -46,7 +46,7 @@ class Relay:
         while True:
             client, _ = self._socket.accept()
             server = socket.create_connection(("127.0.0.1", self._port))
-            for end in (client, server):  # else short answers wait 40 ms for each other's receipt
+            for end in (client, server):  # else delayed acknowledgements cost 40 ms per short answer
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for ends in ((client, server), (server, client)):
                 threading.Thread(target=self._copy, args=ends, daemon=True).start()
@@ -118,7 +118,7 @@ def _measure(here: Path, root: Path, rounds: int, store: Store, relay: Relay) ->
 
     git, lock = registry.git_state(root), here / "dvc.lock"
     for number in range(1, rounds + 1):
-        # A version is keyed by dvc.lock: a comment makes the same run a new one.
+        # The key of a version includes dvc.lock: a comment gives the same run a new key.
         lock.write_text((root / "dvc.lock").read_text() + f"# run {number}\n")
         before = relay.moved
         files = root / "work", lock, root / "params.yaml", git, here / "pending"
@@ -133,7 +133,7 @@ def _measure(here: Path, root: Path, rounds: int, store: Store, relay: Relay) ->
 
 def _page(facts: dict[str, Any]) -> str:
     lines = [
-        "# Registry: what a version costs",
+        "# Registry: time and traffic of a version",
         "",
         "A real MLflow server and SeaweedFS on loopback; seconds are median (lowest..highest) of calls in one process",
         f"after its start-up, which took {facts['start']:.1f} s with the first publish and the probe of the store.",
@@ -163,7 +163,7 @@ def _page(facts: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Run the command line; an error is one line and an exit code, and no server is left running."""
+    """Run the command line; an error becomes one line and an exit code, and both servers end."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app(prog_name="python -m benchmarks.registry")

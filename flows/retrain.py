@@ -1,8 +1,23 @@
-"""The story of one run: look before leaping, bring every stage up to date, publish the delta, register the recipe.
+"""One run: check what can be checked, bring every stage up to date, publish the delta, register the recipe, report.
 
     python -m flows.retrain --help
 
-Promotion is not part of it: `shadowft promote` moves the alias, on a positive verdict, when a person says so.
+It never promotes: `shadowft promote NAME VERSION` moves the alias, on a positive verdict, when a person decides to.
+
+To add a step, write a Prefect task and call it where it belongs. It is shown, timed and retried like the other steps,
+and a task that raises or returns a Failed state ends the run with its message:
+
+    from prefect import task
+
+    @task(retries=2)
+    def announce(report, show):
+        "tell the team that the report is ready"
+        show(f"sending {report}")
+        ...
+
+    run.step("announce", announce, run.output("report", ".html"), run.show)     # after run.register()
+
+A step that computes files from files is better a stage: add it to dvc.yaml, and this flow runs it without a change.
 """
 
 if __name__ == "__main__":  # Prefect reads its settings when it is imported, so the command line comes first
@@ -10,28 +25,15 @@ if __name__ == "__main__":  # Prefect reads its settings when it is imported, so
 
     main()
 
-import contextlib
-import json
-import os
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated
 
-from prefect import Task, flow, runtime
-from prefect.artifacts import create_markdown_artifact
-from prefect.client.schemas.objects import State, StateType
-from prefect.states import Completed, Failed
+from prefect import flow
+from prefect.client.schemas.objects import State
 from pydantic import Field
 
-from shadowft_core.errors import ShadowError
-from shadowft_core.pipeline import steps
-from shadowft_core.pipeline.clock import Clock
-from shadowft_core.pipeline.display import Display, Result
-from shadowft_core.pipeline.dvc_stages import read_plan
+from shadowft_core.pipeline.run import Run
 
-ACTS = {"publish": "send the delta to the store", "register": "register the recipe as a new version"}
-ACT_SECONDS = {"publish": 2.0, "register": 15.0}
-REACHES_OUT = {"fetch"}  # tried twice; a training that failed would fail again
+RETRIES = {"fetch": 1}  # it uses the network; a training that failed would fail again
 
 
 @flow(name="retrain", persist_result=False)
@@ -50,76 +52,15 @@ def retrain(
         model_name: name of the registered model; params.yaml decides when empty
 
     Completed with the verdict's decision in its message, or Failed with one line. Failed, named Waiting, when all is
-    done but MLflow has not accepted a registration, of this run or an earlier one: alerts on failures fire, and the
-    next run, `shadowft register --pending` or `shadowft reconcile` sends it. Whatever ends the run early, no
-    process of it lives on, and the next run starts at the unfinished stage.
+    done but MLflow has not accepted a registration of this run or an earlier one; the next run, `shadowft register
+    --pending` or `shadowft reconcile` sends it. However a run ends, all its processes end with it, and the next run
+    starts at the unfinished stage.
     """
-    chosen = {"SHADOWFT_STORE_URI": store_uri, "SHADOWFT_STORE_ENDPOINT": store_endpoint}
-    with contextlib.chdir(workspace), _environment({name: value for name, value in chosen.items() if value}):
-        try:
-            return _retrain(model_name)
-        except ShadowError as error:
-            return Failed(message=str(error))
-        except BaseException:
-            steps.stop_all()
-            raise
-
-
-def _retrain(model_name: str | None) -> State:
-    from shadowft_core.registry import git_state, waiting
-
-    params = steps.preflight(Path("params.yaml"), model_name)
-    plan = read_plan()
-    steps.require_disk(params, plan["fetch"].outs)
-    git = git_state(Path())  # before the run, which rewrites dvc.lock
-
-    clock = Clock({stage.name: stage.seconds for stage in plan.stages} | ACT_SECONDS, Path("var/durations.json"))
-    names = {stage.name: stage.description for stage in plan.stages} | ACTS
-    with Display(names, plan.stale | set(ACTS), clock, quiet=bool(runtime.deployment.id)) as display:
-
-        def run(name: str, task: Task[..., State], *arguments: object) -> State:
-            display.start(name)
-            state = task(*arguments, return_state=True)
-            display.finish(state.name or state.type.value)
-            return state
-
-        for stage in plan.stages:
-            reproduce = steps.reproduce.with_options(retries=1) if stage.name in REACHES_OUT else steps.reproduce
-            state = run(stage.name, reproduce, stage.name, stage.name in plan.stale, display.line)
-            if not state.is_completed():
-                return Failed(message=state.message)
-        published = run("publish", steps.publish, params, plan["extract@shadow"].outs[0], display.line)
-        if not published.is_completed():
-            return Failed(message=published.message)
-        registered = run("register", steps.register, params, git, display.line)
-        if not registered.is_completed():
-            return Failed(message=registered.message)
-
-    waits = waiting()
-    verdict = json.loads(Path(plan["verdict"].out("verdict.json")).read_text(encoding="utf-8"))
-    facts = {
-        "delta": published.message,
-        "version": registered.message,
-        "report": plan["report"].outs[0],
-    } | ({"waiting": "; ".join(waits)} if waits else {})
-    result = Result(verdict, params.evaluate.guards, {name: fact or "" for name, fact in facts.items()})
-    create_markdown_artifact(result.markdown(), key="verdict", description="the arms and the verdict of this run")
-    result.print(display.console)
-    message = f"{verdict['decision']}: {registered.message}"
-    if waits:
-        return State(type=StateType.FAILED, name=steps.WAITING, message=f"{message}. What waits: {'; '.join(waits)}")
-    return Completed(message=message)
-
-
-@contextlib.contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    with Run(workspace, store_uri, store_endpoint, model_name) as run:
+        run.preflight()
+        for stage in run.stages:
+            run.reproduce(stage, retries=RETRIES.get(stage.name, 0))
+        run.publish(run.output("extract@shadow"))
+        run.register()
+        run.report()
+    return run.state

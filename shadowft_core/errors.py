@@ -1,62 +1,62 @@
-"""The exceptions of the project. A user meets each as one line: what, both values, what to do.
+"""The exceptions of the project. The command line prints each as one line: what is wrong, both values, the remedy.
 
     ShadowError
-    ├── InputError                     what the user handed over is not usable
+    ├── InputError                     unusable input
     │   ├── ParamsError                params.yaml: unknown field, wrong type, contradiction
-    │   ├── DataError                  a data file or a row of it
+    │   ├── DataError                  a data file, or a row in one
     │   ├── CheckpointError            a model folder: missing, truncated, malformed, unsafe
-    │   │   └── QuantisedError         weights of a type that is not added to: quantised, fp8, float64, integers
-    │   └── AdapterError               an adapter and an exact delta that cannot become each other
+    │   │   └── QuantisedError         a dtype that cannot be added to: quantised, fp8, float64, integers
+    │   └── AdapterError               an adapter that has no exact delta, or a delta that is no adapter
     ├── PairError                      this Base and this Instruct may not be paired
-    │   ├── SameModelError             one and the same model on both sides
-    │   ├── SwappedError               the Base in the Instruct's place
-    │   └── UnrelatedError             the weights of two models, or of one tensor, have nothing to do with each other
-    ├── MisfitError                    two models, or a model and a delta, do not fit
-    │   ├── TensorMissingError         one side lacks a tensor: dropped, extra or renamed
-    │   ├── ShapeMismatchError         another shape, a transposed matrix
-    │   ├── TokenMismatchError         rows of an embedding or head that no token id explains
-    │   ├── WrongBaseError             made from another model than the one at hand
-    │   └── OntoBaseError              a delta on its own Base, not asked for by name
+    │   ├── SameModelError             both are the same model
+    │   ├── SwappedError               the Base is in the Instruct's place
+    │   └── UnrelatedError             the weights of two models, or of one tensor, are unrelated
+    ├── MisfitError                    two models, or a model and a delta, do not match
+    │   ├── TensorMissingError         one side lacks a tensor: dropped, added or renamed
+    │   ├── ShapeMismatchError         the shapes differ, or a matrix is transposed
+    │   ├── TokenMismatchError         rows of an embedding or head that match no token id
+    │   ├── WrongBaseError             made from another model than the one given
+    │   └── OntoBaseError              a delta on its own Base without --onto-base
     ├── DeltaError                     a delta that is damaged or of an unknown format
-    │   ├── ZeroDeltaError             nothing was learnt, or nothing of it travels
+    │   ├── ZeroDeltaError             nothing was learnt, or nothing of it is grafted
     │   └── NotFiniteError             NaN or infinity in weights or delta
-    ├── GraftError                     the sum cannot be written: digest differs from the recipe, no scale
+    ├── GraftError                     the graft cannot be written: no scale, or a digest differs from the recipe
     │   └── CastOverflowError          the sum exceeds the output dtype
-    ├── TrainError                     loss not finite, nothing learnable
-    ├── EvaluationError                a task is missing, items differ between arms
+    ├── TrainError                     the loss is not finite, or nothing can be learnt
+    ├── EvaluationError                a task is missing, or items differ between arms
     ├── StoreError                     the delta store
-    │   ├── StoreUnreachableError      no answer, wrong credentials
+    │   ├── StoreUnreachableError      no answer, or wrong credentials
     │   ├── StoreConflictError         the name is taken by other content
     │   └── StoreCorruptError          bytes that do not match their digest
     ├── RegistryError                  the tracking server or the model registry
-    │   ├── RegistrationPendingError   MLflow could not take it now; it is kept and sent later; an exit code of its own
+    │   ├── RegistrationPendingError   MLflow did not accept it now; it is kept and sent later
     │   └── LedgerError                the promotion ledger: an edited entry, a lost race
-    └── PromotionRefusedError          the verdict does not allow it
+    └── PromotionRefusedError          the verdict does not allow the promotion
 
-`exit_code` is what the command line returns for the class; 2 is kept for usage errors, as in typer. No message shows
-the password of a URL: `without_passwords` is the one rule for what is printed, logged, recorded or refused.
+`exit_code` is the exit code of the command line; subclasses inherit it. 2 is left for usage errors, as in typer. No
+message shows the password of a URL: `without_passwords` masks whatever is printed, logged, recorded or raised.
 """
 
 import re
 
-_END = r"\s'\"`<>"  # what a URL in running text ends at
-_NAMES = (  # how the name of a query parameter ends that holds a secret
+_END = r"\s'\"`<>"  # characters that end a URL in running text
+_NAMES = (  # a query parameter holds a secret if its name ends in one of these
     r"passw(?:or)?d|passphrase|pass|pwd|secret|token|sig(?:nature)?|credentials?|odbc_connect"
     r"|(?:api|access|secret)[-_.]?key(?:[-_]?id)?"
 )
-# User and password in front of the host. With http a user alone is a token; with others it is a name, and is shown.
-# Of several @ the last one counts, and a slash may stand in the password: databases take both unquoted.
+# User and password before the host. With http, a user alone is a token and is masked; elsewhere it is a name and shown.
+# The last @ counts, and the password may contain a slash: database URLs allow both unquoted.
 _USER = re.compile(rf"(\bhttps?://)[^{_END}/?#]*@|((?<!/)//)[^{_END}:/@?#]*:(?!\d*/)[^{_END}]*@", re.IGNORECASE)
 _QUERY = re.compile(rf"([?&;][\w.-]*(?:{_NAMES})=)[^&;#{_END}]+", re.IGNORECASE)
 
 
 def without_passwords(text: str) -> str:
-    """Text with `***` in place of the user and password, and of the secret query parameters, of every URL in it."""
+    """Replace user, password and secret query parameters of every URL in the text by `***`."""
     return _QUERY.sub(r"\1***", _USER.sub(lambda found: f"{found[1] or found[2]}***@", text))
 
 
 class ShadowError(Exception):
-    """Root of all errors a user can act on. Its message shows no password that a URL in it held."""
+    """Root of all errors that a user can act on. Passwords of URLs in its message are masked."""
 
     exit_code = 1
 

@@ -1,8 +1,7 @@
-"""The only caller of transformers' loaders. It runs no code of a model folder and loads only the folder's own weights.
+"""The only caller of transformers' loaders. Never runs code of a model folder, and loads only the folder's own weights.
 
-Left alone, transformers asks on stdin whether to run a folder's Python files (`auto_map`), and without asking it adds
-an adapter that lies beside the weights, follows a config to another file of weights, and fetches attention kernels by
-the name of a repository.
+By default transformers asks on stdin whether to run Python files of the folder (`auto_map`). Without asking, it adds an
+adapter from the same folder, loads the weights file that the config names, and downloads attention kernels.
 """
 
 from collections.abc import Iterator
@@ -17,27 +16,27 @@ _KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementati
 
 
 def load(loader: Any, folder: Path, **options: Any) -> Any:
-    """`loader.from_pretrained(folder, **options)` of a transformers class: local files, no code but its own.
+    """`loader.from_pretrained(folder, **options)` of a transformers class, from local files, without the folder's code.
 
-    Where transformers has a class of its own for a model that also names code, that class is taken.
-    Raises CheckpointError in one line when the folder would bring code, a kernel, an adapter or other weights along,
-    and when it cannot be loaded.
+    If the folder names code and transformers has a class for the model, that class is used.
+    Raises CheckpointError in one line when the folder would add code, a kernel, an adapter or other weights, and when
+    it cannot be loaded.
     """
     _require_plain(folder)
     return _call(loader, folder, folder, **options)
 
 
 def load_model(loader: Any, folder: Path, weights: dict[str, Any] | None = None, **options: Any) -> tuple[Any, Any]:
-    """As `load`, a model and transformers' account of its keys: missing_keys, unexpected_keys, mismatched_keys.
+    """Like `load`, for a model: returns it with transformers' lists missing_keys, unexpected_keys, mismatched_keys.
 
-    The weights are the folder's safetensors, or `weights`, tensors by name, in their place.
+    The weights are the folder's safetensors, or `weights` (tensors by name) instead.
     """
     _require_plain(folder)
     source = folder if weights is None else None
     if weights is not None:
         options["state_dict"] = weights
-    found: tuple[Any, Any] = _call(loader, folder, source, use_safetensors=True, output_loading_info=True, **options)
-    return found
+    loaded: tuple[Any, Any] = _call(loader, folder, source, use_safetensors=True, output_loading_info=True, **options)
+    return loaded
 
 
 def own_code(folder: Path) -> list[str]:
@@ -50,9 +49,9 @@ def own_code(folder: Path) -> list[str]:
 
 
 def require_loadable(folder: Path, tokenizer: bool) -> None:
-    """Raises CheckpointError when the folder names code and transformers has no config of its own for it.
+    """Raise CheckpointError when the folder names code and transformers has no config class for the model.
 
-    With `tokenizer`, also when it has no tokenizer of its own.
+    With `tokenizer`, also when transformers has no tokenizer class for it.
     """
     if own_code(folder):
         from transformers import AutoConfig, AutoTokenizer
@@ -66,7 +65,7 @@ def _call(loader: Any, folder: Path, source: Path | None, **options: Any) -> Any
 
     try:
         return loader.from_pretrained(source, local_files_only=True, trust_remote_code=False, **options)
-    except Exception as error:  # with foreign configs and tokenizers it raises nearly anything
+    except Exception as error:  # configs and tokenizers can make it raise almost anything
         reason = " ".join(str(error).split())
         if code := own_code(folder):
             raise CheckpointError(
@@ -98,7 +97,7 @@ def _require_plain(folder: Path) -> None:
 
 
 def _settings(config: Any) -> Iterator[tuple[str, Any]]:
-    """Every field of a config and of the configs inside it."""
+    """Every field of a config and of its nested configs."""
     if isinstance(config, dict):
         for key, value in config.items():
             yield key, value

@@ -1,4 +1,4 @@
-"""params.yaml as frozen models: one section per stage, unknown fields refused, the unit in each field's text."""
+"""params.yaml as frozen models: one section per stage; unknown fields are refused; each field describes its unit."""
 
 import json
 import os
@@ -17,7 +17,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
-    """Common rules of all sections: immutable, no unknown fields, no NaN or infinity."""
+    """What all sections have in common: immutable, no unknown fields, no NaN or infinity."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -28,7 +28,7 @@ class Section(BaseModel):
 
 
 class Route(Section):
-    """One way to tune."""
+    """One way to tune: the Base (shadow), or the Instruct itself (direct)."""
 
     model: Literal["base", "instruct"] = Field(description="the model that is tuned")
     graft: Literal["", "--onto-base"] = Field("", description="waiver of the graft stage")
@@ -41,10 +41,10 @@ ROUTES: dict[Literal["shadow", "direct"], Route] = {
 
 
 class Fetch(Section):
-    """Which two models: a folder, `hf:OWNER/NAME@REVISION` (40 hex digits), `s3://bucket/prefix` or `pico:...`."""
+    """The pair. A model is a folder, `hf:OWNER/NAME@REVISION` (40 hex digits), `s3://bucket/prefix` or `pico:...`."""
 
-    base: str = Field(min_length=1, description="the pretrained model, the shadow")
-    instruct: str = Field(min_length=1, description="the post-trained model that will be grafted")
+    base: str = Field(min_length=1, description="the pretrained model, tuned by the route shadow")
+    instruct: str = Field(min_length=1, description="the post-trained model, on which the delta is grafted")
 
 
 class Prepare(Section):
@@ -58,8 +58,8 @@ class Prepare(Section):
     near: Share | None = Field(
         0.8, description="Jaccard similarity (sequences of 3 words) from which texts are near duplicates; null: not sought"
     )
-    max_bad: Share = Field(0.01, description="share of unusable rows above which the stage fails")
-    max_rows: int | None = Field(None, ge=1, description="keep at most so many rows, chosen by hash; all when null")
+    max_bad: Share = Field(0.01, description="largest share of bad rows; above it the stage fails")
+    max_rows: int | None = Field(None, ge=1, description="number of rows to keep, chosen by hash; all when null")
 
 
 class Render(Section):
@@ -85,24 +85,24 @@ class Lora(Section):
 
 
 class Train(Section):
-    """One training run; the shadow and the direct control get identical settings and seed."""
+    """The training run; both routes get the same settings and seed."""
 
     method: Literal["lora", "full"] = "lora"
     lora: Lora = Lora()
     epochs: float = Field(1, gt=0, description="passes over the training rows")
     max_steps: int | None = Field(None, ge=1, description="optimizer steps; overrides epochs when set")
-    batch_size: int = Field(16, ge=1, description="rows per optimizer step and device, before accumulation")
+    batch_size: int = Field(16, ge=1, description="rows per micro-batch and device")
     accumulation: int = Field(1, ge=1, description="micro-batches per optimizer step")
     learning_rate: float = Field(2e-4, gt=0)
-    warmup: Share = Field(0.03, description="share of the steps")
+    warmup: Share = Field(0.03, description="share of the steps in which the learning rate rises")
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    max_length: int = Field(1024, ge=8, description="tokens; longer rows are counted and left out")
+    max_length: int = Field(1024, ge=8, description="tokens per row; longer rows are counted and left out")
     seed: int = Field(0, ge=0)
-    threads: int = Field(1, ge=1, description="CPU threads; part of what makes two runs equal bit for bit")
+    threads: int = Field(1, ge=1, description="CPU threads; the bits of the result depend on it")
 
 
 class Extract(Section):
-    """What `extract` takes from a training."""
+    """The weight delta of a training."""
 
     ignore: tuple[str, ...] = Field(
         (), description="glob patterns of tensors that only one side (Base, tuned model or Instruct) may hold"
@@ -110,59 +110,59 @@ class Extract(Section):
 
 
 class Sweep(Section):
-    """Choosing the scale, on dev items only."""
+    """The choice of the scale, on dev items only."""
 
     scales: tuple[Scale, ...] = Field((0.25, 0.5, 0.75, 1.0), min_length=1)
-    scope: Literal["all", "linear"] | tuple[str, ...] = Field("all", description="which tensors of the delta travel")
+    scope: Literal["all", "linear"] | tuple[str, ...] = Field("all", description="tensors of the delta to apply")
     domain: tuple[str, ...] = Field(min_length=1, description="dev tasks of the domain")
     guards: tuple[str, ...] = Field((), description="dev tasks that must not get worse")
-    tolerance: Share = Field(0.02, description="mean guard loss, in score units, a chosen scale may cost on dev")
+    tolerance: Share = Field(0.02, description="largest mean guard loss on dev items, in score units")
 
 
 class Graft(Section):
-    """The model that is written and judged."""
+    """The grafted model."""
 
-    scale: Literal["sweep"] | Scale = Field("sweep", description="the scale chosen on dev, or a fixed one")
+    scale: Literal["sweep"] | Scale = Field("sweep", description="`sweep`: the one that sweep chose; or a number")
     dtype: Literal["instruct", "float32", "bfloat16", "float16"] = Field("instruct", description="of the result")
 
 
 class Evaluate(Section):
-    """What is measured: the same items, prompts and template for every arm."""
+    """The tasks that every arm is scored on, with the same items, prompts and template."""
 
     tasks: str = Field(min_length=1, description="folder of lm-evaluation-harness task files")
-    domain: tuple[str, ...] = Field(min_length=1, description="test tasks the training is meant to improve")
+    domain: tuple[str, ...] = Field(min_length=1, description="test tasks that the training should improve")
     guards: tuple[str, ...] = Field((), description="test tasks that must not get worse")
     limit: int | None = Field(None, ge=1, description="items per task; all when null")
     batch_size: int = Field(64, ge=1, description="prompts per forward pass")
 
 
 class Verdict(Section):
-    """When is better better?"""
+    """Thresholds of the promotion decision."""
 
-    alpha: float = Field(0.05, gt=0, lt=0.5, description="family-wise error of the superiority tests (Holm)")
-    margin: float = Field(0.03, gt=0, lt=1, description="guard loss, in score units, that counts as harm")
+    alpha: float = Field(0.05, gt=0, lt=0.5, description="family-wise error rate of the superiority tests (Holm)")
+    margin: float = Field(0.03, gt=0, lt=1, description="smallest guard loss, in score units, that counts as harm")
     worthwhile: float = Field(0.05, gt=0, lt=1, description="smallest domain gain, in score units, worth shipping")
     resamples: int = Field(9999, ge=999)
     seed: int = Field(0, ge=0)
 
 
 class Store(Section):
-    """Where deltas live: a folder or s3://bucket/prefix."""
+    """The delta store: a folder or s3://bucket/prefix."""
 
     uri: str = Field("var/store", min_length=1)
     endpoint: str | None = Field(None, description="URL of an S3 server other than AWS")
     region: str | None = None
     sse: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = Field(None, description="encryption at rest, S3 only")
     sse_kms_key: str | None = Field(None, min_length=1, description="id or ARN of the key; with sse aws:kms")
-    bucket_owner: str | None = Field(None, pattern=r"^\d{12}$", description="account that must own the bucket")
+    bucket_owner: str | None = Field(None, pattern=r"^\d{12}$", description="AWS account that must own the bucket")
     chunk_bytes: int | None = Field(
-        None, ge=1 << 16, le=256 << 20, description="largest object a tensor is cut into; 16 MiB when null"
+        None, ge=1 << 16, le=256 << 20, description="size of the objects that a tensor is split into; 16 MiB when null"
     )
 
     @model_validator(mode="after")
     def _key_needs_kms(self) -> Self:
         if self.sse_kms_key and self.sse not in ("aws:kms", "aws:kms:dsse"):
-            raise ValueError(f"sse_kms_key is given with sse {self.sse!r}; set sse to aws:kms")
+            raise ValueError(f"sse_kms_key is set with sse {self.sse!r}; set sse to aws:kms")
         return self
 
 
@@ -172,15 +172,26 @@ class Registry(Section):
     name: str = Field("shadowft", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="registered model")
     tracking_uri: str = Field("sqlite:///var/mlflow/mlflow.db", min_length=1)
 
+    def named(self, name: str) -> Self:
+        """The same registry for another registered model. Raises ParamsError for a name that cannot be one."""
+        try:
+            return self.model_validate(self.model_dump() | {"name": name})
+        except ValidationError:
+            raise ParamsError(
+                f"{name[:80]!r}: expected the name of a model: letters, digits, '.', '_' and '-', at most 100, the "
+                "first a letter or digit"
+            ) from None
+
 
 class Params(Section):
     """All of params.yaml."""
 
     routes: dict[Literal["shadow", "direct"], Route] = Field(
-        description="which model each route trains; without `direct` nothing is claimed about direct tuning"
+        description="the model that each route tunes; without `direct` nothing is claimed about direct tuning"
     )
     fetch: Fetch
     prepare: Prepare
+    render: Render = Render()
     train: Train
     extract: Extract = Extract()
     sweep: Sweep
@@ -191,7 +202,7 @@ class Params(Section):
     registry: Registry = Registry()
 
     @model_validator(mode="after")
-    def _routes_train_their_own_model(self) -> Self:
+    def _routes_are_the_known_ones(self) -> Self:
         if self.routes.get("shadow") != ROUTES["shadow"]:
             raise ValueError("routes.shadow must be {model: base, graft: ''}: the shadow is the tuned Base")
         if self.routes.get("direct", ROUTES["direct"]) != ROUTES["direct"]:
@@ -200,7 +211,7 @@ class Params(Section):
 
 
 def located(store: Store) -> Store:
-    """The store in effect where a file names one: SHADOWFT_STORE_URI and SHADOWFT_STORE_ENDPOINT override it.
+    """The store that is used: SHADOWFT_STORE_URI and SHADOWFT_STORE_ENDPOINT override what the file names.
 
     Raises ParamsError when one of them holds a password: they are copied into the recipe, and S3 needs none.
     """
@@ -212,7 +223,7 @@ def located(store: Store) -> Store:
 
 
 def refuse_password(name: str, text: str) -> None:
-    """Raise ParamsError when the text called `name` is a URL with a password."""
+    """Raise ParamsError when `text`, the value of `name`, is a URL with a password."""
     if (shown := without_passwords(text)) != text:
         raise ParamsError(
             f"{name}: {shown} holds a password and would be copied into records; remove it. The registry's belongs "
@@ -225,13 +236,13 @@ def load_params(path: Path) -> Params:
     """Read and check a params.yaml; the environment may name another store (`located`).
 
     Types are not converted: text is not a number, `yes` is not a boolean, and `1e-4` is a number, as DVC reads them.
-    No URL in it may hold a password: the file is attached to every registered run and kept in git.
+    A URL with a password is refused: the file is in git, and is attached to every registered run.
 
     Raises ParamsError naming the file, every bad field and what was expected.
     """
     try:
         raw = read_yaml(path)
-        text = json.dumps(raw)  # JSON has lists where Python has tuples, and no other type than YAML 1.2
+        text = json.dumps(raw)  # JSON has lists for Python's tuples, and the same types as YAML 1.2
         for name, value in _texts(raw):
             refuse_password(f"{path}: {name}", value)
         params = Params.model_validate_json(text, strict=True)
@@ -245,9 +256,9 @@ def load_params(path: Path) -> Params:
 
 
 def default_params(**sections: Section) -> Params:
-    """The parameters without a params.yaml: the defaults of every section, and the `sections` given.
+    """Parameters without a params.yaml: `sections`, and the defaults of all others.
 
-    A section with a required field that is not given raises ParamsError when it is used.
+    A section that has no defaults and is not given raises ParamsError when it is used.
     """
     defaults: dict[str, Any] = {
         **{"train": Train(), "extract": Extract(), "graft": Graft(), "verdict": Verdict()},
@@ -257,7 +268,7 @@ def default_params(**sections: Section) -> Params:
 
 
 class _Unwritten(Params):
-    """Parameters that no file has set."""
+    """Parameters without a file."""
 
     def __getattr__(self, name: str) -> Any:
         if name in Params.model_fields:
@@ -265,10 +276,10 @@ class _Unwritten(Params):
         return super().__getattr__(name)  # type: ignore[misc]
 
 
-# Which alternative of a field pydantic tried: no part of its name in the file.
+# In pydantic's path of a field: the alternative it tried, which is no part of the name in the file.
 _BRANCH = re.compile(r"literal\[|constrained-|tuple\[|(str|int|float)$")
-# What YAML calls things, where pydantic speaks of Python or JSON.
-_YAML_WORDS = (
+# Terms of YAML, for pydantic's terms of Python and JSON.
+_YAML_TERMS = (
     ("a valid array", "a list"),
     ("an object", "`name: value` pairs"),
     ("Tuple", "List"),
@@ -277,24 +288,24 @@ _YAML_WORDS = (
 
 
 def _problems(error: ValidationError) -> str:
-    """Every bad field as the file names it and what was expected; the missing ones together, last."""
+    """Every bad field, by its name in the file, with what was expected; the missing fields last."""
     missing, rest = [], []
     for e in error.errors():
-        place = ".".join(str(part) for part in e["loc"] if not _BRANCH.match(str(part))) or "the file"
+        field = ".".join(str(part) for part in e["loc"] if not _BRANCH.match(str(part))) or "the file"
         text = e["msg"]
-        for theirs, ours in _YAML_WORDS:
-            text = text.replace(theirs, ours)
+        for pydantic_term, yaml_term in _YAML_TERMS:
+            text = text.replace(pydantic_term, yaml_term)
         if e["type"] == "missing":
-            missing.append(place)
+            missing.append(field)
         elif e["type"] == "extra_forbidden":  # the value may be a misplaced key or password
-            rest.append(f"{place}: no such field; correct or remove it")
+            rest.append(f"{field}: no such field; correct or remove it")
         else:
-            rest.append(f"{place}: {text} (found {e['input']!r:.80})")
+            rest.append(f"{field}: {text} (found {e['input']!r:.80})")
     return "; ".join(rest + [f"missing: {', '.join(missing)}"] * bool(missing))
 
 
 def _texts(tree: Any, above: str = "") -> Iterator[tuple[str, str]]:
-    """Every string in a YAML file, keys included, with the dotted path to it."""
+    """Every string in a YAML file, also the keys, with its dotted path."""
     if isinstance(tree, str):
         yield above.removesuffix("."), tree
     elif isinstance(tree, dict):

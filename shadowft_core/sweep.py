@@ -1,4 +1,4 @@
-"""Sweep: choose the scale of a delta on dev items. Every scale is grafted in memory; no weights are written."""
+"""The stage sweep: choose the scale of a delta on dev items. Scales are grafted in memory; no weights are written."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,23 +7,24 @@ from typing import Any
 from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate import TaskScore, load_folder, load_grafted, open_bench
 from shadowft_core.files import write_json_atomically
+from shadowft_core.graft import ONTO_BASE, Options
 from shadowft_core.params import Evaluate, Sweep
 
 EPSILON = 1e-9  # two means this close differ by float rounding only
 
 
 def sweep(instruct: Path, delta: Path, data: Path, params: Sweep, evaluate: Evaluate, out: Path) -> None:
-    """Score the Instruct (scale 0) and every scale on the dev tasks and write the sweep file of architecture.md.
+    """Score the Instruct (scale 0) and every scale on the dev tasks; write the sweep file of docs/architecture.md.
 
-    The route is the name of the delta's folder. `domain` and `guards` of a point are means over tasks, each task
-    counting alike, so that a long task does not drown a short one.
+    The route is the name of the delta's folder. `domain` and `guards` of a point are means over tasks; each task has
+    the same weight, however many items it has.
 
-    Raises EvaluationError when a task would both choose the scale and judge the result, and what `open_bench`,
-    `Bench.score` and `load_grafted` raise.
+    Raises EvaluationError when a task is in `sweep` and in `evaluate`, and what `open_bench`, `Bench.score` and
+    `load_grafted` raise.
     """
     if both := sorted({*params.domain, *params.guards} & {*evaluate.domain, *evaluate.guards}):
         raise EvaluationError(
-            f"task {', '.join(both)}: stands under sweep and under evaluate; what chooses the scale must not judge it"
+            f"task {', '.join(both)}: is in sweep and in evaluate; use other items to choose the scale than to judge it"
         )
     scales = sorted(set(params.scales))
     with open_bench(instruct, data, evaluate, params.domain, params.guards) as bench:
@@ -33,8 +34,8 @@ def sweep(instruct: Path, delta: Path, data: Path, params: Sweep, evaluate: Eval
             if scale == 0:
                 scores = base_scores
             else:
-                # The control is swept on the model it was taken from; what is written later names this by itself.
-                model, _ = load_grafted(instruct, [(delta, scale)], params.scope, waivers=("onto-base",))
+                # The direct delta is swept on its own Base, hence the waiver; the stage graft records it.
+                model, _ = load_grafted(instruct, [(delta, scale)], Options(params.scope, waivers=(ONTO_BASE,)))
                 scores = bench.score(model, f"scale {scale:g}")
                 del model
             curve.append(point(scale, scores))
@@ -70,7 +71,7 @@ def point(scale: float, scores: Mapping[str, TaskScore]) -> dict[str, Any]:
 
 
 def one_item(scores: Mapping[str, TaskScore]) -> float:
-    """How far one item, right instead of wrong, can move the domain mean; 0 when an item can be half right."""
+    """How far one item, right instead of wrong, can move the domain mean; 0 when a score is not 0 or 1."""
     domain = [score for score in scores.values() if score.role == "domain"]
     if any(item.score not in (0, 1) for score in domain for item in score.items):
         return 0.0
@@ -80,11 +81,11 @@ def one_item(scores: Mapping[str, TaskScore]) -> float:
 def choose(
     curve: Sequence[Mapping[str, Any]], instruct: Mapping[str, Any], tolerance: float, tie: float
 ) -> tuple[float, str]:
-    """The scale to graft with, and why, as a sentence.
+    """The scale to graft with, and the reason as a sentence.
 
-    Among the scales whose guard loss (Instruct minus grafted, mean over the guard tasks) is at most `tolerance`: the
-    highest domain score. Scores within `tie` of it count as equal, and the smallest such scale is taken. When no scale
-    keeps the tolerance: the smallest guard loss, then the smaller scale.
+    Of the scales whose guard loss (Instruct minus grafted, mean over the guard tasks) is at most `tolerance`, the one
+    with the highest domain score. Scores within `tie` of it count as equal; of these the smallest scale is chosen. When
+    no scale keeps the tolerance: the smallest guard loss, then the smaller scale.
     """
 
     def loss(at: Mapping[str, Any]) -> float:

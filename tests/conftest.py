@@ -1,4 +1,4 @@
-"""Shared fixtures. Children of tests find no network either: proxies point at a closed port, loopback is exempt."""
+"""Shared fixtures. Child processes have no network either: proxies point to a closed port, loopback is exempt."""
 
 import os
 import signal
@@ -11,17 +11,19 @@ for _name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PRO
     os.environ[_name] = "http://127.0.0.1:9"
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
 
-# A runner that was started in the background has Ctrl-C ignored, and its children inherit that.
+# A test runner started in the background ignores Ctrl-C, and child processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import shadowft_core  # noqa: E402, F401  switches telemetry off before anything else is imported
 
-pytest_plugins = [f"tests.fixtures.{name}" for name in ("models", "pico", "s3", "runs", "prefect", "training")]
+# Each after those it imports.
+PLUGINS = ("models", "data", "evaluation", "pico", "prefect", "s3", "runs", "training", "cli")
+pytest_plugins = [f"tests.fixtures.{name}" for name in PLUGINS]
 
 
 @pytest.fixture(autouse=True)
 def environment_as_it_was() -> Iterator[None]:
-    """A verb that runs in this process may set variables, and so does MLflow: the next test must not see them."""
+    """Restore the environment: verbs that run in this process and MLflow set variables."""
     before = dict(os.environ)
     yield
     for name in os.environ.keys() - before.keys():

@@ -1,4 +1,4 @@
-"""The benchmark of the weight engine: its models, its measuring and its checks, on a tiny triple."""
+"""The benchmark of the weight engine: its models, measurements and checks, on a tiny triple."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def triple(tmp_path_factory: pytest.TempPathFactory) -> Triple:
 
 @pytest.fixture(scope="module")
 def timed(triple: Triple, tmp_path_factory: pytest.TempPathFactory) -> dict[str, cases.Case]:
-    """Every case that needs no model library has run once."""
+    """Run every case that needs no model library once."""
     here = tmp_path_factory.mktemp("timed")
     for storing in cases.store_deltas(triple, here / "stored"):
         measure.run(storing, "warm", here / "logs")
@@ -41,14 +41,14 @@ def timed(triple: Triple, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     return found
 
 
-def test_the_sizes_are_what_they_are_called() -> None:
+def test_the_models_have_the_sizes_in_their_names() -> None:
     for name, shape in SHAPES.items():
         count = sum(int(np.prod(dims)) for dims in shape.tensors().values())
         stated = float(name[:-1]) * {"M": 1e6, "B": 1e9}[name[-1]]
         assert count == pytest.approx(stated, rel=0.05), name
 
 
-def test_the_triple_is_seeded_sharded_and_as_far_apart_as_it_says(triple: Triple, tmp_path: Path) -> None:
+def test_the_triple_is_seeded_sharded_and_has_the_stated_distances(triple: Triple, tmp_path: Path) -> None:
     again = build(SHAPE, tmp_path)
     files = [
         {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()}
@@ -64,7 +64,7 @@ def test_the_triple_is_seeded_sharded_and_as_far_apart_as_it_says(triple: Triple
     assert np.std(instruct - base) == pytest.approx(4e-4, rel=0.1)
 
 
-def test_ours_equals_the_oracle_and_a_damaged_result_is_found(timed: dict[str, cases.Case], tmp_path: Path) -> None:
+def test_the_result_equals_the_oracle_and_damage_is_found(timed: dict[str, cases.Case], tmp_path: Path) -> None:
     oracle = timed["state-dicts"].result
     assert oracle is not None
     for name in check.BITS_OF:
@@ -81,15 +81,15 @@ def test_ours_equals_the_oracle_and_a_damaged_result_is_found(timed: dict[str, c
         check.check_results(results)
 
 
-def test_every_goal_of_two_steps_is_one_of_one_pass_too(timed: dict[str, cases.Case]) -> None:
+def test_one_pass_has_every_goal_of_the_two_steps(timed: dict[str, cases.Case]) -> None:
     goals = {ours: {row[1:4] for row in table.RATIOS if row[0] == ours} for ours in ("one-pass", "extract+graft")}
     assert goals["extract+graft"] == {row for row in goals["one-pass"] if row[0] != "undigested"}
     assert table.PEAKS["one-pass"] == table.PEAKS["extract+graft"]
     named = {name for row in table.RATIOS for name in row[:2]} | table.PEAKS.keys()
-    assert named - {"mergekit"} <= timed.keys(), "a goal of a case that nobody runs"
+    assert named - {"mergekit"} <= timed.keys(), "a goal of a case that is not run"
 
 
-def test_one_pass_remembers_every_digest_and_stores_no_delta(timed: dict[str, cases.Case], triple: Triple) -> None:
+def test_one_pass_caches_every_digest_and_stores_no_delta(timed: dict[str, cases.Case], triple: Triple) -> None:
     result = timed["one-pass"].result
     assert result is not None
     assert [made.name for made in timed["one-pass"].out.iterdir()] == ["model"]
@@ -113,7 +113,7 @@ def test_the_lora_case_grafts_the_adapter(timed: dict[str, cases.Case], triple: 
     assert moved.mean() > 0.3
 
 
-@pytest.mark.slow  # a busy kernel may keep a page that it was told to drop
+@pytest.mark.slow  # a busy kernel may keep a page despite the request to drop it
 def test_cold_inputs_are_not_in_the_page_cache_and_warm_ones_are(triple: Triple) -> None:
     shard = next(iter(sorted(triple.base.glob("*.safetensors"))))
 
@@ -157,7 +157,7 @@ def test_sigma_must_agree() -> None:
         check.check_sigma(0.01, 0.011)
 
 
-def test_ratios_are_taken_within_a_round_and_held_against_goals() -> None:
+def test_ratios_within_a_round_are_compared_with_goals() -> None:
     def walls(*seconds: float) -> list[measure.Sample]:
         return [measure.Sample(wall, wall, 90_000_000, 0) for wall in seconds]
 
@@ -177,7 +177,7 @@ def test_ratios_are_taken_within_a_round_and_held_against_goals() -> None:
     assert {one.met for one in table.ratios(samples, "0.15B")} == {None}, "the goals are those of another size"
 
 
-def test_a_mergekit_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_mergekit_is_reported(tmp_path: Path) -> None:
     assert cases.mergekit_version(tmp_path / "python") is None
 
 
@@ -187,7 +187,7 @@ def bench(tmp_path: Path) -> Iterator[list[str]]:
         *(sys.executable, "-m", "benchmarks.graft", "--scratch", str(tmp_path / "scratch"), "--params", "1.3M"),
         *("--rounds", "1", "--cache", "warm", "--out", str(tmp_path / "results")),
     ]
-    assert not list((tmp_path / "scratch").glob("*")), "the scratch folder is left as it was"
+    assert not list((tmp_path / "scratch").glob("*")), "nothing is left in the scratch folder"
 
 
 def test_an_interrupt_ends_every_process_and_writes_nothing(bench: list[str], tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
-"""Bad input at the command line: one clear line on stderr, an exit code that says which kind, nothing half-written."""
+"""Bad input at the command line: one line on stderr, the exit code of its class, nothing half-written."""
 
+import json
 import os
 import shutil
 import signal
@@ -36,14 +37,13 @@ def folder(tmp_path: Path) -> Path:
 def shadowft(
     folder: Path, *words: str, limit_bytes: int | None = None, said: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own that finds `said` on its stdin.
-
-    `limit_bytes` caps the size of a file it may write, as a full disk.
-    """
+    """Run the command in a child process with `said` on its stdin; `limit_bytes` limits the files it may write."""
     program = [sys.executable, "-c", "import sys; from shadowft_core.cli import main; sys.exit(main())", *words]
     if limit_bytes is not None:
         program = ["prlimit", f"--fsize={limit_bytes}", *program]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    if limit_bytes is not None:
+        environment.pop("COVERAGE_PROCESS_CONFIG", None)  # coverage could not write its data file either
     return subprocess.run(program, cwd=folder, env=environment, input=said, capture_output=True, text=True, check=False)
 
 
@@ -76,14 +76,14 @@ def test_an_empty_data_file(folder: Path) -> None:
     assert not (folder / "out").exists()
 
 
-def test_rows_that_are_no_conversation(folder: Path) -> None:
+def test_rows_that_are_not_conversations(folder: Path) -> None:
     with (folder / "rows.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"messages": [{"role": "assistant", "content": "who asked?"}]}\n' * 5)
     assert_one_line(shadowft(folder, *PREPARE, "rows.jsonl"), 3, "rows.jsonl", "41")
     assert not (folder / "out").exists()
 
 
-def test_good_rows_pass(folder: Path) -> None:
+def test_good_rows_are_prepared(folder: Path) -> None:
     done = shadowft(folder, *PREPARE, "rows.jsonl")
     assert done.returncode == 0, done.stderr
     assert (folder / "out" / "train.parquet").is_file()
@@ -94,7 +94,7 @@ def test_an_unknown_params_field(folder: Path) -> None:
     assert_one_line(shadowft(folder, *PREPARE, "rows.jsonl"), 3, "params.yaml", "train.learning_rte")
 
 
-def test_params_that_were_named_and_are_not_there(folder: Path) -> None:
+def test_a_missing_params_file(folder: Path) -> None:
     done = shadowft(folder, *PREPARE, "rows.jsonl", "--params", "absent.yaml")
     assert_one_line(done, 3, "absent.yaml", "no such file", "--params")
     assert not (folder / "out").exists()
@@ -117,18 +117,18 @@ def test_a_swapped_pair(folder: Path, family_pair: object) -> None:
 
 def test_an_s3_endpoint_that_does_not_answer(folder: Path) -> None:
     endpoint = f"http://127.0.0.1:{closed_port()}"
-    done = shadowft(folder, "store", "probe", "--uri", "s3://bucket/deltas", "--endpoint", endpoint)
+    done = shadowft(folder, "store", "probe", "--store", "s3://bucket/deltas", "--endpoint", endpoint)
     assert_one_line(done, 8, endpoint)
 
 
 def test_a_registry_that_does_not_answer(folder: Path) -> None:
     uri = f"http://127.0.0.1:{closed_port()}"
     edit(folder, "registry", tracking_uri=uri)
-    assert_one_line(shadowft(folder, "promote"), 9, uri)
+    assert_one_line(shadowft(folder, "promote", "shadowft-pico", "challenger"), 9, uri)
 
 
 def test_a_full_disk(folder: Path, family_pair: object) -> None:
-    """A limit on file size stands for the full disk: the write fails in the middle of the weights."""
+    """A limit on file size acts as a full disk: the write fails in the middle of the weights."""
     pair = family_pair("llama")  # type: ignore[operator]
     words = ("extract", "--base", str(pair.base), "--tuned", str(pair.instruct), "--out", "delta")
     assert_one_line(shadowft(folder, *words, limit_bytes=20_000), 1, "File too large")
@@ -136,11 +136,13 @@ def test_a_full_disk(folder: Path, family_pair: object) -> None:
     assert shadowft(folder, *words).returncode == 0
 
 
-def test_ctrl_c(folder: Path, family_pair: object) -> None:
+@pytest.mark.parametrize("as_json", [False, True])
+def test_ctrl_c(folder: Path, family_pair: object, as_json: bool) -> None:
     """Interrupted while it reads a pipe that nobody writes to."""
     pair = family_pair("llama")  # type: ignore[operator]
     os.mkfifo(folder / "sweep.json")
     words = ["graft", "--instruct", str(pair.instruct), "--delta", "delta", "--sweep", "sweep.json", "--out", "out"]
+    words += ["--json"] if as_json else []
     program = [sys.executable, "-c", "import sys; from shadowft_core.cli import main; print('up', flush=True); main()"]
     run = subprocess.Popen(
         [*program, *words],
@@ -157,5 +159,8 @@ def test_ctrl_c(folder: Path, family_pair: object) -> None:
     run.send_signal(signal.SIGINT)
     _, errors = run.communicate(timeout=30)
     assert run.returncode == 130
-    assert errors.splitlines() == ["error: interrupted; nothing half-written is left, run the same command again"]
+    message = "interrupted; nothing half-written is left, run the same command again"
+    envelope = {"format": 1, "kind": "error", "error": "KeyboardInterrupt", "message": message, "exit_code": 130}
+    (line,) = errors.splitlines()
+    assert json.loads(line) == envelope if as_json else line == f"error: {message}"
     assert not (folder / "out").exists()

@@ -1,4 +1,4 @@
-"""The conformance kit run on this project: every row of the table, and the proof that the kit can say no."""
+"""The conformance kit run on this project, and tests that the kit detects every kind of wrong result."""
 
 import shutil
 from collections.abc import Callable
@@ -11,10 +11,10 @@ import pytest
 from tests.conformance import oracle
 from tests.conformance.__main__ import main
 from tests.conformance.cases import CASES, Case
+from tests.conformance.hostile import MARKER
 from tests.conformance.inputs import Start
 from tests.conformance.kit import Kit, Verdict
-from tests.conformance.lies import MARKER
-from tests.conformance.tools import Answer, one_pass, ours
+from tests.conformance.tools import Answer, one_pass, shadowft
 from tests.fixtures.models import write_weights
 
 BY_ID = {case.id: case for case in CASES}
@@ -26,18 +26,18 @@ def kit(tmp_path_factory: pytest.TempPathFactory) -> Kit:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-def test_the_table_holds(kit: Kit, case: Case) -> None:
-    outcome = kit.run(case, ours)
+def test_shadowft_passes_every_case(kit: Kit, case: Case) -> None:
+    outcome = kit.run(case, shadowft)
     assert outcome.verdict == Verdict.PASS, f"{case.about}: {outcome.verdict}: {outcome.note}"
     assert outcome.answer is not None
     if outcome.answer.error is not None:
         assert issubclass(outcome.answer.error, case.error), outcome.answer
-        assert "\n" not in outcome.answer.said
+        assert "\n" not in outcome.answer.last_line
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
-def test_the_table_holds_in_one_pass(kit: Kit, case: Case) -> None:
+def test_one_pass_passes_every_case(kit: Kit, case: Case) -> None:
     outcome = kit.run(case, one_pass)
     assert outcome.verdict in (Verdict.PASS, Verdict.NOT_ASKED), f"{case.about}: {outcome.verdict}: {outcome.note}"
     if outcome.answer is not None and outcome.answer.error is not None:
@@ -57,7 +57,7 @@ def test_the_oracle_converts_experts_as_transformers_does(tmp_path: Path, family
         assert {n: a.tobytes() for n, a in converted.items()} == {n: a.tobytes() for n, a in expected.items()}
 
 
-# Tools that are wrong in one way each.
+# Tools that each make one mistake.
 
 
 def writing(change: Callable[[Path], oracle.Tensors]) -> Callable[[Path, bool, str], Answer]:
@@ -114,7 +114,7 @@ def one_entry(case: Path) -> oracle.Tensors:
         (one_entry, Verdict.SILENT, "by up to 4 units"),
     ],
 )
-def test_the_kit_sees_wrong_weights(
+def test_the_kit_detects_wrong_weights(
     kit: Kit, change: Callable[[Path], oracle.Tensors], verdict: Verdict, note: str
 ) -> None:
     outcome = kit.run(BY_ID["llama"], writing(change))
@@ -122,7 +122,7 @@ def test_the_kit_sees_wrong_weights(
     assert note in outcome.note
 
 
-def test_the_kit_tells_rounding_and_layout_from_a_wrong_result(kit: Kit) -> None:
+def test_the_kit_distinguishes_rounding_and_layout_from_wrong_weights(kit: Kit) -> None:
     assert kit.run(BY_ID["llama"], writing(rounded_twice)).verdict == Verdict.ROUNDING
     for finer in ("float16", "float32"):
         assert kit.run(BY_ID[finer], writing(rounded_twice)).verdict == Verdict.SILENT
@@ -130,7 +130,7 @@ def test_the_kit_tells_rounding_and_layout_from_a_wrong_result(kit: Kit) -> None
     assert (outcome.verdict, outcome.note) == (Verdict.PASS, "under other names")
 
 
-def test_the_kit_sees_wrong_refusals(kit: Kit) -> None:
+def test_the_kit_detects_wrong_refusals(kit: Kit) -> None:
     def refuses(case: Path, adapter: bool, dtype: str) -> Answer:
         return Answer(1, "no")
 
@@ -150,7 +150,7 @@ def test_the_kit_sees_wrong_refusals(kit: Kit) -> None:
     assert kit.run(BY_ID["pickle-tuned"], runs_code).verdict == Verdict.SILENT
 
 
-def test_the_kit_sees_wrong_folders(kit: Kit) -> None:
+def test_the_kit_detects_wrong_folders(kit: Kit) -> None:
     def bare(case: Path, adapter: bool, dtype: str) -> Answer:
         writing(one_key_less)(case, adapter, dtype)
         (case / "made" / "out" / "generation_config.json").write_text("{}")
@@ -166,20 +166,20 @@ def test_the_kit_sees_wrong_folders(kit: Kit) -> None:
 
 def test_the_command_line_fills_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "table.md"
-    copies = "cp -r {instruct} {out}"  # of {tuned} and {base} it knows nothing
+    copies = "cp -r {instruct} {out}"  # ignores {tuned} and {base}
     asked = ["--tool", f"{copies} && true {{tuned}}", "--tool", f"{copies} && true {{adapter}}", "--only", "zero"]
     assert main([*asked, "--markdown", str(file)]) == 1
     text = file.read_text()
     assert text == capsys.readouterr().out
     assert "| zero | the tuned model is the Base | refused | accepts | - |" in text
-    assert "| zero-lora | an adapter at its start | refused | - | accepts |" in text
+    assert "| zero-lora | an adapter before its first step | refused | - | accepts |" in text
     assert main(["--tool", "false {tuned} {out}", "--only", "zero"]) == 0
 
 
 @pytest.mark.parametrize(
     "arguments", [["--tool", "shadowfft"], ["--tool", "cp {tuned}"], ["--tool", "peft", "--only", "x-x"]]
 )
-def test_a_table_of_nothing_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_table_is_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2

@@ -45,7 +45,7 @@ TUNED = {
 
 
 def refused(kind: type[ShadowError], message: str, *folders: Path) -> None:
-    """Extraction fails with one line of that kind, and nothing is left behind."""
+    """Extraction raises this class with one line, and leaves nothing behind."""
     out = folders[0].parent / "refused"
     with pytest.raises(kind, match=message) as caught:
         extract(*folders, out)
@@ -68,7 +68,7 @@ def test_a_dense_delta_is_the_float32_difference(tmp_path: Path) -> None:
     assert delta.certificate["train"] is None
 
 
-def test_a_matrix_that_moved_beyond_its_own_norm_wants_a_word(tmp_path: Path) -> None:
+def test_a_matrix_that_changed_by_more_than_its_norm_needs_a_waiver(tmp_path: Path) -> None:
     base = write_model(tmp_path / "base", BASE)
     stranger = write_model(tmp_path / "stranger", BASE | {Q: RNG.standard_normal(BASE[Q].shape).astype(BF16)})
     refused(UnrelatedError, r"q_proj.*1\.4\d of \|weights\|.*or --unrelated", base, stranger)
@@ -111,10 +111,10 @@ def test_the_same_inputs_give_the_same_delta(tmp_path: Path) -> None:
     extract(base, write_model(tmp_path / "one", TUNED), tmp_path / "d1")
     extract(base, write_model(tmp_path / "many", TUNED, shards=3), tmp_path / "d2")
     files = [{f.name: f.read_bytes() for f in (tmp_path / d).iterdir()} for d in ("d1", "d2")]
-    assert files[0] == files[1], "the shard layout of the tuned model must not show"
+    assert files[0] == files[1], "the shards of the tuned model must not matter"
 
 
-def test_a_delta_that_is_not_one_is_refused(tmp_path: Path) -> None:
+def test_a_tuned_model_that_gives_no_delta_is_refused(tmp_path: Path) -> None:
     base = write_model(tmp_path / "base", BASE)
 
     def tuned(**changes: Any) -> Path:
@@ -148,7 +148,7 @@ def test_a_tied_head_is_one_tensor(tmp_path: Path) -> None:
     refused(TensorMissingError, "has lm_head.weight", base, untied)
 
 
-def test_a_delta_remembers_its_training(tmp_path: Path) -> None:
+def test_a_delta_records_its_training(tmp_path: Path) -> None:
     base = write_model(tmp_path / "base", BASE)
     write_model(tmp_path / "run" / "model", TUNED)
     facts = {"model_digest": open_checkpoint(base).digest(), "data_digest": "sha256:d", "seed": 7}
@@ -170,7 +170,7 @@ def dense(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(format=1), "delta format 1, this version reads 2"),
+        (lambda d: d.update(format=1), "delta format 1, expected 2"),
         (lambda d: d.update(kind="sparse"), "kind 'sparse'"),
         (lambda d: d["tensors"].pop(Q), "q_proj"),
         (lambda d: d["tensors"][Q].update(shape=[700, 300]), "is not one of"),
@@ -186,7 +186,7 @@ def test_a_changed_certificate_is_refused(dense: Path, change: Callable[[Any], N
         open_delta(dense).read(Q)
 
 
-def test_damage_is_found_by_digest(dense: Path) -> None:
+def test_digests_detect_damage(dense: Path) -> None:
     with (dense / "dense.safetensors").open("r+b") as file:
         file.seek(-3, 2)
         byte = file.read(1)
@@ -201,7 +201,7 @@ def test_damage_is_found_by_digest(dense: Path) -> None:
         open_delta(dense)
 
 
-def test_a_full_training_of_every_family_is_a_dense_delta(family_pair: Callable[..., Pair], tmp_path: Path) -> None:
+def test_a_full_training_of_every_family_gives_a_dense_delta(family_pair: Callable[..., Pair], tmp_path: Path) -> None:
     for family in ("llama", "qwen3", "phi3"):
         pair = family_pair(family)
         shifted(pair.base, tmp_path / family, 0.01, seed=3, dtype=np.dtype(np.float32))
@@ -216,9 +216,7 @@ def test_a_folder_with_two_results_is_ambiguous(tmp_path: Path) -> None:
     refused(DeltaError, "both adapter/ and model/", base, tmp_path / "run")
 
 
-def test_what_its_writer_vouches_for_is_held_against_the_certificate_unread(
-    tiny_llama_pair: Pair, tmp_path: Path
-) -> None:
+def test_known_digests_are_compared_with_the_certificate_without_reading(tiny_llama_pair: Pair, tmp_path: Path) -> None:
     shifted(tiny_llama_pair.base, tmp_path / "tuned", 1e-3, seed=8)
     extract(tiny_llama_pair.base, tmp_path / "tuned", tmp_path / "delta")
     file = tmp_path / "delta" / "dense.safetensors"
@@ -227,7 +225,7 @@ def test_what_its_writer_vouches_for_is_held_against_the_certificate_unread(
         (file.name, found.info(name).offset, found.info(name).nbytes): found.tensor_digest(name) for name in found.names
     }
     data = file.read_bytes()
-    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))  # whoever vouches is believed
+    file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))  # known digests are trusted
     open_delta(tmp_path / "delta").verify(known)
     with pytest.raises(DeltaError, match=r"dense\.safetensors: tensor"):
         open_delta(tmp_path / "delta").verify()

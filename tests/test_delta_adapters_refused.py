@@ -26,19 +26,19 @@ from tests.fixtures.models import Pair, write_model
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"init_lora_weights": "corda"}, "init_lora_weights='corda' moved the Base.*path_initial_model"),
-        ({"init_lora_weights": "loftq"}, "init_lora_weights='loftq' moved the Base.*where it was trained, merge"),
-        ({"init_lora_weights": "lora_ga"}, "init_lora_weights='lora_ga' moved the Base"),
+        ({"init_lora_weights": "corda"}, "init_lora_weights='corda' changed the Base.*path_initial_model"),
+        ({"init_lora_weights": "loftq"}, "init_lora_weights='loftq' changed the Base.*where it was trained, merge"),
+        ({"init_lora_weights": "lora_ga"}, "init_lora_weights='lora_ga' changed the Base"),
         ({"kasa_config": {"beta": 1e-4}}, "kasa_config=.*merge the adapter into the Base"),
-        ({"alora_invocation_tokens": [1]}, r"alora_invocation_tokens=\[1\] has no exact delta here; no change"),
+        ({"alora_invocation_tokens": [1]}, r"alora_invocation_tokens=\[1\] has no exact delta here; this setting"),
         ({"layer_replication": [[0, 2]]}, "layer_replication=.*train LoRA without it"),
-        ({"peft_type": "PREFIX_TUNING"}, "peft_type='PREFIX_TUNING', LORA is wanted; no change of the Base"),
-        ({"r": 0}, "r=0, a positive integer"),
-        ({"lora_alpha": "8"}, "lora_alpha='8', a positive number"),
+        ({"peft_type": "PREFIX_TUNING"}, "peft_type='PREFIX_TUNING', expected LORA; this setting has no equivalent"),
+        ({"r": 0}, "r=0, expected a positive integer"),
+        ({"lora_alpha": "8"}, "lora_alpha='8', expected a positive number"),
         ({"rank_pattern": {"q_proj": 2.5}}, "rank_pattern=.*a positive integer"),
-        ({"modules_to_save": "lm_head"}, "modules_to_save='lm_head', a list of names"),
+        ({"modules_to_save": "lm_head"}, "modules_to_save='lm_head', expected a list of names"),
         ({"trainable_token_indices": {"embed_tokens": 3}}, "trainable_token_indices=.*a list of token ids"),
-        ({"bias": "some"}, "bias='some', none, all or lora_only"),
+        ({"bias": "some"}, "bias='some', expected none, all or lora_only"),
         ({"target_modules": "(q_proj"}, r"target_modules: pattern '\(q_proj'"),
         ({"rank_pattern": {"(q_proj": 4}}, r"pattern '\(q_proj'"),
         (
@@ -47,17 +47,17 @@ from tests.fixtures.models import Pair, write_model
         ),
         ({"use_dora": True}, "use_dora=True, yet .* has no lora_magnitude_vector"),
         ({"lora_bias": True}, "lora_bias=True, yet .* has no lora_B.bias"),
-        ({"modules_to_save": ["lm_head"]}, "lm_head.weight was trained, .*is missing"),
+        ({"modules_to_save": ["lm_head"]}, "lm_head.weight was trained according to .*is missing"),
         ({"trainable_token_indices": [3]}, "the trained rows of the input embedding are missing"),
         ({"target_modules": ["up_proj"]}, "q_proj has factors, adapter_config.json does not target it"),
         ({"target_modules": ["q_proj", "up_proj", "o_proj"]}, "o_proj is targeted but has no factors"),
         ({"target_parameters": ["self_attn.k_proj.weight"]}, "k_proj is targeted but has no factors"),
     ],
 )
-def test_a_config_that_cannot_be_repeated_is_refused(
+def test_an_unsupported_config_is_refused(
     tiny_llama_pair: Pair, tmp_path: Path, settings: dict[str, Any], message: str
 ) -> None:
-    """Edited configs: what they ask for needs data, a quantiser or tensors that the folder does not hold."""
+    """Edited configs that need data, a quantiser or tensors that the folder does not hold."""
     adapt(tiny_llama_pair.base, tmp_path / "adapter", target_modules=["q_proj", "up_proj"])
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config | settings))
@@ -70,7 +70,7 @@ def test_the_bias_of_a_config_must_be_in_the_file(family_pair: Callable[..., Pai
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     for bias in ("all", "lora_only"):
         (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config | {"bias": bias}))
-        refused(AdapterError, "proj.bias was trained, .*is missing", base, tmp_path / "adapter")
+        refused(AdapterError, "proj.bias was trained according to .*is missing", base, tmp_path / "adapter")
 
 
 def test_a_quantised_base_is_refused(tiny_llama_pair: Pair, tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_resized_vocabulary_is_refused(tiny_llama_pair: Pair, tmp_path: Path) 
     refused(ShapeMismatchError, r"\(70, 32\), .*\(64, 32\); pass the Base", tiny_llama_pair.base, tmp_path / "adapter")
 
 
-def test_a_tensor_that_is_none_of_the_bases_is_named(tiny_llama_pair: Pair, tmp_path: Path) -> None:
+def test_a_tensor_that_the_base_lacks_is_named(tiny_llama_pair: Pair, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
     from safetensors.numpy import load_file, save_file
     from transformers import AutoModelForSequenceClassification
@@ -132,7 +132,7 @@ def unmerged() -> list[tuple[str, dict[str, object]]]:
 
 
 @pytest.mark.parametrize(("method", "settings"), unmerged())
-def test_only_what_peft_can_merge_is_told_to_be_merged(
+def test_the_remedy_is_a_merge_only_where_peft_can_merge(
     tiny_llama_pair: Pair, tmp_path: Path, method: str, settings: dict[str, object]
 ) -> None:
     from peft import get_peft_model
@@ -149,8 +149,8 @@ def test_only_what_peft_can_merge_is_told_to_be_merged(
         merges = True
     except (AttributeError, NotImplementedError, ValueError):
         merges = False
-    remedy = "merge the adapter into the Base" if merges else "no change of the Base's weights says the same"
-    refused(AdapterError, f"peft_type='{method}', LORA is wanted; {remedy}", tiny_llama_pair.base, tmp_path / "adapter")
+    remedy = "merge the adapter into the Base" if merges else "this setting has no equivalent weight delta"
+    refused(AdapterError, f"peft_type='{method}', expected LORA; {remedy}", tiny_llama_pair.base, tmp_path / "adapter")
     assert merges == (method not in {"LILY", "BEFT", "SHADOW", "PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING"})
 
 
@@ -197,7 +197,7 @@ def test_an_incomplete_or_foreign_adapter_is_refused(tiny_llama_pair: Pair, tmp_
         (None, "qwen3_moe", "adapter_config.json has no peft_version"),
     ],
 )
-def test_square_experts_do_not_say_which_side_is_the_input(
+def test_square_experts_need_a_known_orientation(
     family_pair: Callable[..., Pair], tmp_path: Path, version: str | None, family: str, why: str
 ) -> None:
     base = family_pair("qwen3_moe").base
@@ -206,7 +206,7 @@ def test_square_experts_do_not_say_which_side_is_the_input(
     write_model(tmp_path / "fused", held, model_type=family)
     config = tmp_path / "adapter" / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"peft_version": version}))
-    message = rf"gate_up_proj is square, \(3, 32, 32\), .* nothing says which axis is the input: {why}; merge"
+    message = rf"gate_up_proj is square, \(3, 32, 32\), .* which axis is the input: {why}; merge"
     refused(AdapterError, message, tmp_path / "fused", tmp_path / "adapter")
 
 
@@ -246,7 +246,7 @@ def test_the_remedy_for_a_refused_adapter_works(tiny_llama_pair: Pair, tmp_path:
         if parameter.requires_grad:
             torch.nn.init.constant_(parameter, 1.25)
     adapted.save_pretrained(tmp_path / "adapter")
-    refused(AdapterError, "peft_type='IA3', LORA is wanted; merge the adapter into", base, tmp_path / "adapter")
+    refused(AdapterError, "peft_type='IA3', expected LORA; merge the adapter into", base, tmp_path / "adapter")
     adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
     extract(base, tmp_path / "merged", tmp_path / "delta")
     delta, before = open_delta(tmp_path / "delta"), open_checkpoint(base)
@@ -255,7 +255,7 @@ def test_the_remedy_for_a_refused_adapter_works(tiny_llama_pair: Pair, tmp_path:
         np.testing.assert_array_equal(delta.read(name), before.read(name).astype(np.float32) * np.float32(0.25))
 
 
-def test_a_damaged_tuned_model_leaves_nothing_behind_when_lowered(tiny_llama_pair: Pair, tmp_path: Path) -> None:
+def test_a_damaged_adapter_leaves_nothing_behind_with_lowrank(tiny_llama_pair: Pair, tmp_path: Path) -> None:
     adapt(tiny_llama_pair.base, tmp_path / "adapter", target_modules=["q_proj"], modules_to_save=["lm_head"])
     from safetensors.numpy import load_file, save_file
 

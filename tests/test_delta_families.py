@@ -1,4 +1,4 @@
-"""LoRA of families whose weights lie in files otherwise than in memory: Base + delta is the model that PEFT merges."""
+"""LoRA of families whose files differ from the loaded model: Base + delta equals PEFT's merged model."""
 
 import json
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import pytest
 
 from shadowft_core.delta import extract
 from shadowft_core.errors import AdapterError
-from shadowft_core.graft import graft
+from shadowft_core.graft import Options, graft
 from shadowft_core.weights import open_checkpoint
 from tests.fixtures.adapters import adapt, load, refused
 from tests.fixtures.families import MIXTURES, save_family
@@ -29,22 +29,22 @@ def logits(model: Any) -> np.ndarray:
 
 
 def grafted(base: Path, adapter: Path) -> Path:
-    """Base + delta, by the verbs' own functions."""
+    """Base + delta, by `extract` and `graft`."""
     folder = adapter.parent
     extract(base, adapter, folder / "delta")
-    graft(base, [(folder / "delta", 1.0)], folder / "grafted", waivers=["onto-base"])
+    graft(base, [(folder / "delta", 1.0)], folder / "grafted", Options(waivers=["onto-base"]))
     return folder / "grafted"
 
 
 def require_merged(base: Path, adapter: Path, adapted: Any) -> None:
-    """What transformers loads of Base + delta is PEFT's merge, tensor for tensor, and nothing is lost on the way."""
+    """Base + delta, loaded by transformers, equals PEFT's merge tensor by tensor, and no tensor is missing."""
     meant = logits(adapted)
     model, info = type(adapted.get_base_model()).from_pretrained(grafted(base, adapter), output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
     before, merged = load_as(model, base).state_dict(), adapted.merge_and_unload().state_dict()
     moved = 0
     for name, tensor in model.state_dict().items():
-        # PEFT sums in float32 and we in float64: weights below 1 differ by a few times 6e-8.
+        # PEFT sums in float32, this project in float64: weights below 1 differ by a few times 6e-8.
         np.testing.assert_allclose(tensor.numpy(), merged[name].numpy(), atol=1e-6, rtol=0, err_msg=name)
         moved += not np.array_equal(tensor.numpy(), before[name].numpy())
     assert moved
@@ -56,7 +56,7 @@ def load_as(model: Any, base: Path) -> Any:
 
 
 @pytest.mark.parametrize("family", VISION)
-def test_a_lora_that_was_trained_on_a_vision_language_model(tmp_path: Path, family: str) -> None:
+def test_lora_of_a_vision_language_model(tmp_path: Path, family: str) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForImageTextToText
@@ -71,7 +71,7 @@ def test_a_lora_that_was_trained_on_a_vision_language_model(tmp_path: Path, fami
     optimizer = torch.optim.AdamW(trained, lr=0.02)
     for _ in range(2):
         tokens = torch.arange(8, 32).reshape(2, 12)
-        # The vision tower sees no image here: a term of its own moves its factors, too.
+        # The vision tower gets no image here: an extra term changes its factors.
         loss = adapted(tokens, labels=tokens).loss + 0.1 * sum(parameter.mean() for parameter in trained)
         optimizer.zero_grad()
         loss.backward()
@@ -83,7 +83,7 @@ def test_a_lora_that_was_trained_on_a_vision_language_model(tmp_path: Path, fami
 @pytest.mark.parametrize("family", MIXTURES)
 @pytest.mark.parametrize("which", ["modules", "parameters"])
 def test_mixtures_of_experts(tmp_path: Path, family: str, which: str) -> None:
-    """The usual modules leave experts alone that are one parameter in memory; as parameters they are adapted."""
+    """Experts that are one parameter in memory are adapted as parameters, not as modules."""
     base = save_family(tmp_path / "base", family)
     up = "up_proj" if family == "nemotron_h" else "gate_up_proj"
     modules = MIXTURES[family].get("modules", SEVEN)
@@ -99,7 +99,7 @@ def test_mixtures_of_experts(tmp_path: Path, family: str, which: str) -> None:
 
 @contextmanager
 def older_peft(model: Any) -> Iterator[None]:
-    """Within, PEFT wraps experts as it did before 0.19: their rows for inputs, whatever the class says."""
+    """Inside, PEFT wraps experts as before 0.19: rows are inputs, whatever the class declares."""
     experts = [module for module in model.modules() if type(module).__name__.endswith("Experts")]
     said = [module.is_transposed for module in experts]
     assert experts
@@ -133,12 +133,12 @@ def test_experts_of_an_older_peft(tmp_path: Path, family: str, square: bool) -> 
     if square:
         config.write_text(json.dumps({key: value for key, value in written.items() if key != "peft_version"}))
         refused(AdapterError, "is square, .*adapter_config.json has no peft_version; merge", base, tmp_path / "adapter")
-    # An oblong shape is proof, whatever the file says of its version.
+    # A shape that is not square decides, whatever version the file has.
     config.write_text(json.dumps(written | ({"peft_version": "0.18.1"} if square else {})))
     require_merged(base, tmp_path / "adapter", adapted)
 
 
-def test_square_experts_have_columns_for_inputs_since_peft_0_19(tmp_path: Path) -> None:
+def test_columns_of_square_experts_are_inputs_since_peft_0_19(tmp_path: Path) -> None:
     base = save_family(tmp_path / "base", "qwen2_moe", moe_intermediate_size=16)
     adapted = adapt(base, tmp_path / "adapter", target_modules=[], target_parameters=["experts.gate_up_proj"])
     config = tmp_path / "adapter" / "adapter_config.json"
@@ -159,8 +159,8 @@ def test_a_single_expert_is_never_turned(tmp_path: Path) -> None:
     refused(AdapterError, "neither its weight nor matching experts", base, tmp_path / "adapter")
 
 
-def test_experts_that_are_square_are_read_as_those_beside_them(tmp_path: Path) -> None:
-    """One class has one orientation: where gate_up_proj shows it, square down_proj has it, too."""
+def test_square_experts_are_read_like_other_experts_of_the_adapter(tmp_path: Path) -> None:
+    """One class has one orientation: if gate_up_proj shows it, square down_proj has the same."""
     base = save_family(tmp_path / "base", "gpt_oss")
     settings = {"target_modules": [], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
     adapted = adapt(base, tmp_path / "adapter", **settings)
@@ -172,7 +172,7 @@ def test_experts_that_are_square_are_read_as_those_beside_them(tmp_path: Path) -
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen2_moe"])
 def test_experts_that_were_modules_when_the_adapter_was_trained(tmp_path: Path, family: str) -> None:
-    """An older transformers had a linear layer for every expert and matrix, and called it as the files do."""
+    """An older transformers had a linear layer per expert and matrix, with the names of the files."""
     from safetensors.numpy import load_file, save_file
 
     base = save_family(tmp_path / "base", family)

@@ -1,4 +1,4 @@
-"""docs/delta-format.md, held to the byte: a two-tensor delta of each kind, and the reader that the page prints."""
+"""The bytes of docs/delta-format.md: a two-tensor delta of each kind, and the reader printed on the page."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ NAMES = "model.layers.0.mlp.up_proj.weight", "model.norm.weight"
 
 
 def models(folder: Path) -> tuple[Path, Path]:
-    """A Base and a tuned model of two tensors, whose bits no library's generator decides."""
+    """A Base and a tuned model of two tensors, computed without a random number generator."""
     grid = (np.arange(96, dtype=np.float32) - 48).reshape(8, 12) / 64
     moved = grid + np.where(np.arange(96).reshape(8, 12) % 3 == 0, np.float32(2**-11), np.float32(0))
     moved[0, 0] = grid[0, 0] * np.float32(1.5)
@@ -52,7 +52,7 @@ def make(folder: Path, kind: str) -> Path:
     out = folder / "delta"
     if kind == "lora":
         extract(base, adapter(folder / "adapter"), out)
-    elif kind == "lowrank":  # one entry moves: its singular vectors are exact whatever computes them
+    elif kind == "lowrank":  # one entry changes: every library computes its singular vectors exactly
         arrays = load_file(base / "model.safetensors")
         arrays[NAMES[0]][2, 3] += 0.125
         arrays[NAMES[1]][5] += 0.5
@@ -101,13 +101,13 @@ PINNED: dict[str, dict[str, str]] = {
 def test_the_bytes_of_every_kind(tmp_path: Path, kind: str) -> None:
     delta = make(tmp_path, kind)
     certificate = json.loads((delta / "delta.json").read_bytes())
-    certificate["created_by"] = "shadowft"  # the one field that a release changes
+    certificate["created_by"] = "shadowft"  # the only field that a release changes
     (delta / "delta.json").write_bytes(canonical_json(certificate))
     assert digests(delta) == PINNED[kind]
 
 
 def reader() -> Any:
-    """The lines that the page prints, run as they stand."""
+    """Run the lines printed on the page."""
     code = re.search(r"fifteen lines\n\n((?:    .*\n)+)", PAGE.read_text(encoding="utf-8"))
     assert code
     lines = [line.removeprefix("    ") for line in code[1].splitlines()]
@@ -118,7 +118,7 @@ def reader() -> Any:
 
 
 @pytest.mark.parametrize("storage", ["compressed", "bfloat16"])
-def test_the_printed_reader_reads(tmp_path: Path, storage: str) -> None:
+def test_the_printed_reader_works(tmp_path: Path, storage: str) -> None:
     delta = make(tmp_path, storage)
     opened, stored = open_delta(delta), load_file(delta / "dense.safetensors")
     for name in NAMES:
@@ -135,7 +135,7 @@ def test_all_storages_decode_to_the_same_bits(tmp_path: Path) -> None:
 
 
 def with_frame(delta: Path, change: Any) -> None:
-    """Change the stored bytes of the first tensor and certify them anew: a reader must not trust a digest alone."""
+    """Change the stored bytes of the first tensor and its digest: a reader must check more than the digest."""
     file = delta / "dense.safetensors"
     tensors = load_file(file)
     tensors[NAMES[0]] = np.frombuffer(change(bytearray(tensors[NAMES[0]].tobytes())), np.uint8)
@@ -171,7 +171,7 @@ def patched(at: int, value: int) -> Any:
         lambda data: b"",
     ],
 )
-def test_a_frame_that_is_none_is_refused(tmp_path: Path, storage: str, change: Any) -> None:
+def test_a_malformed_frame_is_refused(tmp_path: Path, storage: str, change: Any) -> None:
     delta = make(tmp_path, storage)
     with_frame(delta, change)
     with pytest.raises(DeltaError):
@@ -194,7 +194,7 @@ def test_an_exception_outside_its_part_is_refused(tmp_path: Path) -> None:
         open_delta(delta).read(NAMES[0])
 
 
-def test_a_bomb_stops_at_the_promised_size(tmp_path: Path) -> None:
+def test_decompression_stops_at_the_declared_size(tmp_path: Path) -> None:
     delta = make(tmp_path, "compressed")
     bomb = zstandard.ZstdCompressor(level=19).compress(bytes(100_000_000))
 
@@ -206,7 +206,7 @@ def test_a_bomb_stops_at_the_promised_size(tmp_path: Path) -> None:
         open_delta(delta).read(NAMES[0])
 
 
-def test_a_short_frame_leaves_nothing_of_the_one_before(tmp_path: Path) -> None:
+def test_a_short_frame_does_not_reuse_the_one_before(tmp_path: Path) -> None:
     delta = make(tmp_path, "compressed")
     short = zstandard.ZstdCompressor().compress(bytes(range(1, 101)))
     with_frame(delta, lambda data: struct.pack("<BBHIII", 1, 1, 0, 96, len(short), 0) + short)
@@ -228,7 +228,7 @@ def test_a_short_frame_leaves_nothing_of_the_one_before(tmp_path: Path) -> None:
         ((1, 1, 0, 95, 0, 0), None),
     ],
 )
-def test_a_frame_head_promises_no_more_than_its_elements_can_take(head: tuple[int, ...], body: int | None) -> None:
+def test_a_frame_head_with_too_many_bytes_is_refused(head: tuple[int, ...], body: int | None) -> None:
     packed = struct.pack("<BBHIII", *head)
     if body is None:
         with pytest.raises(DeltaError, match=r"^here: frame [0-9a-f]{32} is not one of 96 elements"):
@@ -243,12 +243,12 @@ def test_another_version_is_refused(tmp_path: Path, version: object) -> None:
     certificate = json.loads((delta / "delta.json").read_bytes())
     certificate["format"] = version
     (delta / "delta.json").write_bytes(canonical_json(certificate))
-    with pytest.raises(DeltaError, match="this version reads 2; extract"):
+    with pytest.raises(DeltaError, match="expected 2; extract"):
         open_delta(delta)
 
 
-def test_a_product_in_blocks_is_the_whole_product_also_when_two_are_read_in_turn(tmp_path: Path) -> None:
-    """Blocks are taller than parts, the last of both is short, and a delta has nothing in memory that another needs."""
+def test_interleaved_products_in_blocks_equal_whole_products(tmp_path: Path) -> None:
+    """Blocks are taller than parts, the last of each is short, and two deltas share no buffer."""
     random, (rows, columns), rank = np.random.default_rng(7), (700, 5632), 3
     base = write_model(tmp_path / "base", {NAMES[0]: np.ones((rows, columns), BF16)})
     expected, opened = [], []

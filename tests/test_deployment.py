@@ -1,4 +1,4 @@
-"""The schedule as it is deployed: a Prefect server, a worker, prefect.yaml, and a workspace; nothing in process."""
+"""The deployed schedule: a Prefect server, a worker, prefect.yaml and a workspace, all in processes of their own."""
 
 import os
 import socket
@@ -13,6 +13,7 @@ import psutil
 import pytest
 import yaml
 
+from shadowft_core.files import process
 from tests.fixtures.workspace import copy_flows, make_workspace
 
 ROOT = Path(__file__).parent.parent
@@ -20,15 +21,15 @@ ROOT = Path(__file__).parent.parent
 
 def wait_for(get: Callable[[], object], seconds: float) -> object:
     deadline = time.monotonic() + seconds
-    while not (found := get()):
+    while not (result := get()):
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.5)
-    return found
+    return result
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A checkout in small: workspace, flows, and the repository's prefect.yaml with a schedule of every minute."""
+    """A small checkout: workspace, flows, and the repository's prefect.yaml with a run every minute."""
     folder = make_workspace(tmp_path / "home")
     copy_flows(folder)
     deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
@@ -39,7 +40,7 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def prefect(home: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts `prefect ...` in the checkout, against a server of this test; ends all that was started."""
+    """Starts `prefect ...` in the checkout, against the test's server; ends every process at teardown."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -63,8 +64,8 @@ def prefect(home: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Pop
     try:
         yield prefect
     finally:
-        for process in reversed(started):
-            process.stop(process)
+        for child in reversed(started):
+            process.stop(child)
 
 
 @pytest.mark.slow
@@ -89,8 +90,8 @@ def test_the_schedule_makes_runs_and_a_worker_finishes_them(home: Path, prefect,
     assert deployment["concurrency_options"]["collision_strategy"] == "ENQUEUE"
     assert set(deployment["parameters"]) == {"workspace", "store_uri", "store_endpoint", "model_name"}
 
-    asked = {"parameters": {"store_endpoint": "http://someone:hunter2@127.0.0.1:8333"}}
-    answer = httpx.post(f"{prefect.api}/deployments/{deployment['id']}/create_flow_run", json=asked, timeout=60)
+    request = {"parameters": {"store_endpoint": "http://someone:hunter2@127.0.0.1:8333"}}
+    answer = httpx.post(f"{prefect.api}/deployments/{deployment['id']}/create_flow_run", json=request, timeout=60)
     assert answer.status_code == 409  # a password is refused by the server, before it is stored
 
     def runs(**state: object) -> list[dict]:
@@ -98,7 +99,7 @@ def test_the_schedule_makes_runs_and_a_worker_finishes_them(home: Path, prefect,
         return post("flow_runs/filter", flow_runs=chosen)
 
     scheduled = wait_for(lambda: [run for run in runs() if run["auto_scheduled"]], 120)
-    assert len(scheduled) >= 1  # by the scheduler, before any worker lives
+    assert len(scheduled) >= 1  # by the scheduler, before a worker starts
 
     prefect("worker", "start", "--pool", "shadowft")
     done = wait_for(lambda: runs(type={"any_": ["COMPLETED", "FAILED", "CRASHED"]}), 480)
@@ -110,12 +111,12 @@ def test_the_schedule_makes_runs_and_a_worker_finishes_them(home: Path, prefect,
 
     assert not [path for path in (tmp_path / "prefect").glob("prefect.db*") if b"hunter2" in path.read_bytes()]
 
-    # Cancel, as the button on Prefect's page does it: the stage that runs dies with its whole process tree.
+    # Cancel, as the button on Prefect's page does: the running stage ends with its whole process tree.
     quick = (home / "graft.sh").read_text(encoding="utf-8")
     (home / "graft.sh").write_text("sleep 4321\n", encoding="utf-8")
     wait_for(sleepers, 180)
     (home / "graft.new").write_text(quick, encoding="utf-8")
-    (home / "graft.new").rename(home / "graft.sh")  # the next run finds the quick one, the running shell keeps its own
+    (home / "graft.new").rename(home / "graft.sh")  # for the next run; the running shell keeps the old file
     [running] = runs(type={"any_": ["RUNNING"]})
     state = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
     httpx.post(f"{prefect.api}/flow_runs/{running['id']}/set_state", json=state, timeout=60).raise_for_status()
@@ -123,17 +124,19 @@ def test_the_schedule_makes_runs_and_a_worker_finishes_them(home: Path, prefect,
     wait_for(lambda: [run for run in runs(type={"any_": ["CANCELLED"]}) if run["id"] == running["id"]], 90)
 
 
-def test_a_run_of_which_nothing_is_heard_is_called_crashed_whatever_its_last_state() -> None:
-    """As Prefect reads it: every state of a run is a sign of life, one with a name of its own too."""
+def test_a_silent_run_is_marked_crashed_after_any_state() -> None:
+    """As Prefect reads infra/lost-runs.yaml: every event of a run counts, also of states with custom names."""
     from prefect.server.events.schemas.automations import AutomationCore, EventTrigger
 
-    read = AutomationCore.model_validate(yaml.safe_load((ROOT / "infra/lost-runs.yaml").read_text(encoding="utf-8")))
-    assert isinstance(read.trigger, EventTrigger)
-    assert read.trigger.starts_after("prefect.flow-run.heartbeat")
-    assert not read.trigger.starts_after("prefect.flow-run.Running")  # a run by hand may send none
+    automation = AutomationCore.model_validate(
+        yaml.safe_load((ROOT / "infra/lost-runs.yaml").read_text(encoding="utf-8"))
+    )
+    assert isinstance(automation.trigger, EventTrigger)
+    assert automation.trigger.starts_after("prefect.flow-run.heartbeat")
+    assert not automation.trigger.starts_after("prefect.flow-run.Running")  # a run by hand may send none
     for event in ("heartbeat", "Completed", "Waiting", "Cancelling"):
-        assert read.trigger.expects(f"prefect.flow-run.{event}")
-    assert [action.model_dump()["state"] for action in read.actions] == ["CRASHED"]
+        assert automation.trigger.expects(f"prefect.flow-run.{event}")
+    assert [action.model_dump()["state"] for action in automation.actions] == ["CRASHED"]
 
 
 def sleepers() -> list[psutil.Process]:

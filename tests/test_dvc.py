@@ -1,4 +1,4 @@
-"""What DVC watches, and what it hands to a shell: the real dvc.yaml in a checkout of its own, asked and run by DVC."""
+"""What DVC watches, and what it passes to a shell: the real dvc.yaml in a separate checkout, run by DVC."""
 
 import json
 from collections.abc import Iterator
@@ -43,12 +43,12 @@ def code_dependencies() -> set[str]:
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"].values()
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     named = {dep for stage in stages for dep in stage.get("do", stage)["deps"]}
-    named |= {params["prepare"]["data"], params["evaluate"]["tasks"]}  # which lie beside the code
+    named |= {params["prepare"]["data"], params["evaluate"]["tasks"]}  # those in shadowft_core
     return {dep for dep in named if dep.startswith("shadowft_core")}
 
 
-def test_dvc_sees_what_git_tracks_whatever_lies_beside_it(place: Path) -> None:
-    """A library that a compiler built here must not make a training stale elsewhere."""
+def test_dvc_sees_the_files_that_git_tracks_and_no_others(place: Path) -> None:
+    """A library compiled on one machine, for instance, must not make stages stale on another."""
     for folder in {path.parent for path in (place / "shadowft_core").rglob("*.py")}:
         for name in JUNK.split():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -71,8 +71,8 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_is_a_name(place: Path, name: str) -> None:
-    """Data and tasks under any name: prepared by `dvc repro`, prepared again when they change, run by no shell."""
+def test_data_and_tasks_may_have_any_name(place: Path, name: str) -> None:
+    """`dvc repro` prepares them, prepares them again after a change, and no shell runs any part of the name."""
     tasks = f"tasks {name}" if not name.startswith("-") else "-tasks"
     (place / name).write_text("".join(ROW % i for i in range(60)), encoding="utf-8")
     (place / tasks).mkdir()
@@ -106,8 +106,8 @@ EVIL = "$(touch ran)`touch ran`; touch ran"
         {"shadow": {"model": "base", "graft": ""}, "-o x": {"model": "base", "graft": ""}},
     ],
 )
-def test_a_route_is_no_command(place: Path, routes: dict[str, dict[str, str]]) -> None:
-    """Every stage of a route, forced to run: refused by the verb in one line, and nothing in its values was run."""
+def test_no_shell_runs_the_value_of_a_route(place: Path, routes: dict[str, dict[str, str]]) -> None:
+    """Every stage of a route, forced to run: the verb refuses in one line, and nothing in the values is run."""
     params = yaml.safe_load((place / "params.yaml").read_text(encoding="utf-8"))
     (place / "params.yaml").write_text(yaml.safe_dump(params | {"routes": routes}), encoding="utf-8")
     key = next(reversed(routes))
@@ -117,24 +117,24 @@ def test_a_route_is_no_command(place: Path, routes: dict[str, dict[str, str]]) -
     (place / "work/sweep").mkdir()
     (place / f"work/sweep/{key}.json").write_text("{}", encoding="utf-8")
     for stage in ("train", "extract", "graft"):
-        said = run(place, "dvc", "repro", "-f", "-s", f"{stage}@{key}", code=255)
-        assert "error: params.yaml: routes" in said or "ERROR: " in said
+        output = run(place, "dvc", "repro", "-f", "-s", f"{stage}@{key}", code=255)
+        assert "error: params.yaml: routes" in output or "ERROR: " in output
     assert not list(place.rglob("ran"))
 
 
 def test_a_stage_runs_the_code_of_its_workspace(place: Path) -> None:
-    """`shadowft` was installed from another checkout, and DVC keeps the digests of this one's code."""
+    """The command `shadowft` is installed from another checkout, but DVC records the digests of this one's code."""
     room = place / "shadowft_core/prepare/__init__.py"
     room.write_text(room.read_text(encoding="utf-8").replace("prepare: read", "prepare: read here"), encoding="utf-8")
-    said = run(place, "dvc", "repro", "-s", "prepare")
-    assert "prepare: read here train_alpaca.json" in said
+    output = run(place, "dvc", "repro", "-s", "prepare")
+    assert "prepare: read here train_alpaca.json" in output
 
 
-def test_the_embedded_pair_is_no_matter_for_another(place: Path, tiny_llama_pair: Pair) -> None:
+def test_editing_a_generated_pair_fetches_no_other_pair(place: Path, tiny_llama_pair: Pair) -> None:
     edit_params(place, fetch={"base": str(tiny_llama_pair.base), "instruct": str(tiny_llama_pair.instruct)})
     assert ran(run(place, "dvc", "repro", "fetch")) == ["fetch-origin", "fetch"]
     for source in ("pico/world.py", "pico/__init__.py", "smollm2.py"):
-        with (place / "shadowft_core" / source).open("a", encoding="utf-8") as file:
+        with (place / "shadowft_core/demo" / source).open("a", encoding="utf-8") as file:
             file.write("\n# edited\n")
     assert ran(run(place, "dvc", "repro", "fetch")) == ["fetch-origin"]
 
@@ -148,9 +148,9 @@ def test_the_embedded_pair_is_no_matter_for_another(place: Path, tiny_llama_pair
 
 
 @pytest.mark.parametrize(
-    ("reference", "made"), [("pico:base", 2), ("smollm2:base?steps=3", 1), ("hf:a/b@c", 0), ("x", 0)]
+    ("reference", "sources"), [("pico:base", 2), ("smollm2:base?steps=3", 1), ("hf:a/b@c", 0), ("x", 0)]
 )
-def test_what_a_reference_is_made_from(tmp_path: Path, reference: str, made: int) -> None:
+def test_the_sources_of_a_reference_are_recorded(tmp_path: Path, reference: str, sources: int) -> None:
     write_origin(Fetch(base=reference, instruct="elsewhere"), tmp_path / "origin.json")
-    found = json.loads((tmp_path / "origin.json").read_bytes())
-    assert (len(found["base"]), found["instruct"]) == (made, {})
+    origin = json.loads((tmp_path / "origin.json").read_bytes())
+    assert (len(origin["base"]), origin["instruct"]) == (sources, {})

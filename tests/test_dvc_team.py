@@ -1,4 +1,4 @@
-"""A team's habits on the real road, run to its end: push, clone elsewhere, pull, repro; then runs are compared."""
+"""DVC in a team, on a whole run: push, clone, pull and repro on another machine; comparing runs."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ CHEAP = {"fetch", "graft@shadow", "graft@direct", "verdict", "report"}
 
 
 def build_kernel(place: Path, mark: bytes) -> None:
-    """The compiled kernel as another compiler leaves it: a library that works, in other bytes."""
+    """The compiled kernel as another compiler would make it: the same functions in other bytes."""
     [library] = (ROOT / "shadowft_core/kernels").glob("bf16_c*.so")
     (place / "shadowft_core/kernels" / library.name).write_bytes(library.read_bytes() + mark)
 
@@ -41,9 +41,9 @@ def author(tmp_path_factory: pytest.TempPathFactory, pico_pair: Path) -> Path:
 def test_a_colleague_trains_nothing_again(
     author: Path, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another path, another compiler: only what never travels (the pair, the grafted models) is made again."""
+    """With another path and compiler: only what is not pushed (the pair, the grafted models) is made again."""
     act_as(monkeypatch, s3_server.user)
-    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):  # DVC wants files, /dev/null is none to it
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):  # DVC does not accept /dev/null here
         (tmp_path / name).touch()
         monkeypatch.setenv(name, str(tmp_path / name))
     s3_server.create_bucket("team")
@@ -62,13 +62,13 @@ def test_a_colleague_trains_nothing_again(
     assert not [stage for stage in again if stage.startswith(COSTLY)]
     assert set(again) <= CHEAP
     assert "fetch" in again
-    assert run(clone, "git", "status", "--porcelain") == ""  # dvc.lock too: the same bytes came out
+    assert run(clone, "git", "status", "--porcelain") == ""  # dvc.lock is unchanged: the same bytes came out
 
 
-def test_runs_are_compared(author: Path, tmp_path: Path) -> None:
-    """An experiment in a folder of its own, without the ignored files of this one, and everything that compares it."""
-    said = run(author, "dvc", "exp", "run", "--temp", "--name", "fixed", "-S", "graft.scale=0.25")
-    again = ran(said)
+def test_an_experiment_is_compared_with_the_run(author: Path, tmp_path: Path) -> None:
+    """`dvc exp run --temp` in a separate folder, without ignored files; then every command that compares runs."""
+    output = run(author, "dvc", "exp", "run", "--temp", "--name", "fixed", "-S", "graft.scale=0.25")
+    again = ran(output)
     assert not [stage for stage in again if stage.startswith(("train", "extract", "sweep"))]
     assert "graft@shadow" in again
 

@@ -1,4 +1,4 @@
-"""What a score is: per byte, from 0 to 1, of an item that its answer tells apart, from weights of full precision."""
+"""What a score is: per byte or from 0 to 1, for an item named by prompt and answer, in float32 on a CPU."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ import pytest
 from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate import load_folder
 from shadowft_core.weights import open_checkpoint, write_checkpoint
-from tests.test_evaluate import World, judge_instruct, world, write_task  # noqa: F401  the fixture
+from tests.fixtures.evaluation import World, score_instruct, write_task
 
 METRIC = """
 task: odd
@@ -29,15 +29,15 @@ metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 """
 
 
-def test_letters_of_several_bytes_count_as_several(world: World, tmp_path: Path) -> None:  # noqa: F811
-    """The same tokens (unknown ones) in fewer bytes have a log-likelihood per byte that is larger by just that."""
+def test_a_log_likelihood_is_divided_by_bytes_not_letters(world: World, tmp_path: Path) -> None:
+    """The same two unknown tokens, in three bytes and in six."""
     scores = {}
     for name, reply in (("ascii", "A B"), ("wide", "é 漢")):
         held = [{"prompt": f"say {letter}", "reply": reply} for letter in "abc"]
         (tmp_path / name).mkdir()
         pq.write_table(pa.Table.from_pylist(held), tmp_path / name / "test.parquet")
-        there = dataclasses.replace(world, data=tmp_path / name)
-        scores[name], _ = judge_instruct(there, tmp_path / f"{name}-out", domain=("heldout",), guards=())
+        with_replies = dataclasses.replace(world, data=tmp_path / name)
+        scores[name], _ = score_instruct(with_replies, tmp_path / f"{name}-out", domain=("heldout",), guards=())
     narrow, wide = (scores[name]["tasks"]["heldout"]["mean"] for name in ("ascii", "wide"))
     assert len("é 漢".encode()) == 2 * len("A B")
     assert narrow < 0
@@ -47,7 +47,7 @@ def test_letters_of_several_bytes_count_as_several(world: World, tmp_path: Path)
 @pytest.mark.parametrize(
     ("value", "fits"), [("1.0", True), ("0", True), ("1.01", False), ("-0.01", False), ("float('nan')", False)]
 )
-def test_a_score_is_a_number_from_0_to_1(world: World, tmp_path: Path, value: str, fits: bool) -> None:  # noqa: F811
+def test_a_score_is_a_number_from_0_to_1(world: World, tmp_path: Path, value: str, fits: bool) -> None:
     tasks = tmp_path / "tasks"
     tasks.mkdir()
     (tasks / "odd.jsonl").write_text(json.dumps({"q": "say a", "a": "a"}) + "\n")
@@ -55,28 +55,28 @@ def test_a_score_is_a_number_from_0_to_1(world: World, tmp_path: Path, value: st
     (tasks / "helper.py").write_text(f"def score(doc, results):\n    return {{'acc': {value}}}\n")
     options = {"tasks": str(tasks), "domain": ("odd",), "guards": ()}
     if fits:
-        assert judge_instruct(world, tmp_path / "out", **options)[0]["tasks"]["odd"]["mean"] == float(value)
+        assert score_instruct(world, tmp_path / "out", **options)[0]["tasks"]["odd"]["mean"] == float(value)
     else:
-        with pytest.raises(EvaluationError, match=r"task odd: acc gave .*, a number from 0 to 1 an item is needed"):
-            judge_instruct(world, tmp_path / "out", **options)
+        with pytest.raises(EvaluationError, match=r"task odd: acc gave .* for an item, expected a number from 0 to 1"):
+            score_instruct(world, tmp_path / "out", **options)
 
 
-def test_items_of_one_prompt_and_two_answers_are_two(world: World, tmp_path: Path) -> None:  # noqa: F811
-    """Pairing by the prompt alone would hold the score of one against that of the other."""
+def test_items_of_one_prompt_and_two_answers_are_two(world: World, tmp_path: Path) -> None:
+    """Paired by the prompt alone, the score of one would be compared with that of the other."""
     found = []
     for number, rows in enumerate([[("say a", "a"), ("say a", "b")], [("say a", "b"), ("say a", "a")]]):
         tasks = tmp_path / str(number)
         tasks.mkdir()
         write_task(tasks, "asked", rows)
         options = {"tasks": str(tasks), "domain": ("asked",), "guards": ()}
-        _, items = judge_instruct(world, tmp_path / f"out{number}", **options)
+        _, items = score_instruct(world, tmp_path / f"out{number}", **options)
         assert not any("#" in item["item"] for item in items)
         found.append({item["item"]: item["score"] for item in items})
     assert found[0] == found[1], "whatever the order of the rows"
     assert sorted(found[0].values()) == [0.0, 1.0]
 
 
-def test_bfloat16_weights_are_scored_in_float32_on_a_cpu(world: World, tmp_path: Path) -> None:  # noqa: F811
+def test_bfloat16_weights_are_scored_in_float32_on_a_cpu(world: World, tmp_path: Path) -> None:
     import torch
 
     folder = shutil.copytree(world.instruct, tmp_path / "half")
@@ -85,5 +85,5 @@ def test_bfloat16_weights_are_scored_in_float32_on_a_cpu(world: World, tmp_path:
     write_checkpoint(folder, ((name, model.read(name).astype(ml_dtypes.bfloat16)) for name in model.names))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
-    wanted = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-    assert {parameter.dtype for parameter in load_folder(folder).parameters()} == {wanted}
+    expected = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    assert {parameter.dtype for parameter in load_folder(folder).parameters()} == {expected}

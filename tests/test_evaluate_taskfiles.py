@@ -1,4 +1,4 @@
-"""A task folder under any name: its data files are the ones that are read, not what a pattern finds."""
+"""Task folders under any name: the data files that are named are read, not what their name matches as a pattern."""
 
 import json
 from pathlib import Path
@@ -33,28 +33,28 @@ def prompts(folder: Path, place: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["runs [2]", 'it\'s "q" {x} (2)', "ünï → *?", "-rf", "[!a]{b}", "50% #1"])
-def test_the_folder_is_the_one_that_was_named(tmp_path: Path, name: str) -> None:
-    write(tmp_path / "runs 2", "rows.jsonl", rows="another's")  # which the pattern `runs [2]` finds
+def test_a_folder_name_is_not_a_pattern(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "runs 2", "rows.jsonl", rows="another's")  # which the pattern `runs [2]` matches
     assert prompts(write(tmp_path / name, "rows.jsonl", rows="mine"), tmp_path) == ["mine"]
 
 
-def test_so_is_the_folder_of_held_out_rows(tmp_path: Path) -> None:
+def test_the_name_of_the_data_folder_is_not_a_pattern(tmp_path: Path) -> None:
     place = tmp_path / "work [1]"
     (place / "data").mkdir(parents=True)
     (place / "data" / "rows.jsonl").write_text('{"prompt": "held out"}\n', encoding="utf-8")
     assert prompts(write(place / "tasks", "'{data}/rows.jsonl'"), place) == ["held out"]
 
 
-def test_a_file_is_a_file_and_a_pattern_is_a_pattern(tmp_path: Path) -> None:
+def test_an_existing_file_is_read_as_such_and_a_pattern_matches_several(tmp_path: Path) -> None:
     named = write(tmp_path / "named", "'rows [1].jsonl'", **{"rows [1]": "mine", "rows 1": "another's"})
     assert prompts(named, tmp_path) == ["mine"]
     several = write(tmp_path / "several [x]", "'part*.jsonl'", part1="one", part2="two", other="three")
     assert prompts(several, tmp_path) == ["one", "two"]
 
 
-def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+def test_a_duplicate_key_is_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "tasks", "rows.jsonl", rows="mine")
     with (folder / "mine.yaml").open("a", encoding="utf-8") as file:
         file.write("process_docs: !function mine.docs\ntest_split: train\n")
-    with pytest.raises(EvaluationError, match=r"mine.yaml: test_split stands twice, in lines 4 and 11"):
+    with pytest.raises(EvaluationError, match=r"mine.yaml: duplicate key test_split, in lines 4 and 11"):
         TaskFiles(folder)

@@ -1,4 +1,4 @@
-"""What is written survives a power cut: everything is synced before the rename that publishes it."""
+"""Written files survive a power cut: everything is synced before the rename that publishes it."""
 
 import os
 import struct
@@ -14,7 +14,7 @@ from shadowft_core.weights import DTYPES, build_header, open_safetensors, write_
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """Syncs and renames in their order, each with the name of the file or folder, which for a rename is the new one."""
+    """Syncs and renames in order, each with the name of the file or folder; for a rename, the new name."""
     seen: list[tuple[str, str]] = []
     sync = os.fsync
 
@@ -60,13 +60,15 @@ def test_every_file_and_folder_is_synced_before_the_folder_is_published(
                 (folder / name).write_bytes(b"1")
         published = calls.index(("rename", "out"))
         assert {name for what, name in calls[:published] if what == "sync"} == {"a", "b", "c", "deep", ".out.partial"}
-        assert calls[published - again : published] == [("rename", ".out.old")] * again, "the former stays until then"
+        assert calls[published - again : published] == [("rename", ".out.old")] * again, (
+            "the previous folder stays until then"
+        )
         assert calls[published + 1 :] == [("sync", "top")]
 
 
 @pytest.mark.parametrize("dtypes", [["F64"], ["U8", "BF16", "F64"], ["F32", "F8_E4M3", "I64", "F16"]], ids="-".join)
 def test_a_header_is_padded_so_that_every_tensor_is_aligned(tmp_path: Path, dtypes: list[str]) -> None:
-    """Readers map the file and take arrays of a dtype from it as they lie."""
+    """Readers map the file into memory and view tensors in place."""
     for length in range(1, 9):
         layout = {f"{'x' * length}{number}": (dtype, (3,)) for number, dtype in enumerate(dtypes)}
         header = build_header(layout)

@@ -1,4 +1,4 @@
-"""Workers give the same results in the same order as a plain loop, as processes and as threads, and fail as it does."""
+"""Workers, processes or threads, give the results, the order and the errors of a plain loop."""
 
 import os
 import signal
@@ -14,17 +14,17 @@ from shadowft_core.files.ordered_map import in_order, threaded
 from shadowft_core.kernels.scratch import scratch
 
 ROOT = Path(__file__).parent.parent
-HEAD = """
+IMPORTS = """
 import os, signal, sys, time
 from shadowft_core.files.ordered_map import in_order
 from shadowft_core.errors import DeltaError
 """
 
 
-def alone(body: str, seconds: float = 60) -> subprocess.CompletedProcess[str]:
-    """Run it in a process without other threads, where workers are forked."""
+def run_single_threaded(body: str, seconds: float = 60) -> subprocess.CompletedProcess[str]:
+    """Run code in a process without other threads, where workers are forked."""
     return subprocess.run(
-        [sys.executable, "-c", HEAD + body],
+        [sys.executable, "-c", IMPORTS + body],
         capture_output=True,
         text=True,
         check=False,
@@ -45,30 +45,30 @@ def test_threads_keep_the_order_and_raise_the_first_error() -> None:
         list(threaded(act, range(60)))
 
 
-def test_where_threads_run_nothing_is_forked() -> None:
+def test_a_process_with_other_threads_is_not_forked() -> None:
     with_thread = "import threading; threading.Thread(target=time.sleep, args=(5,), daemon=True).start()\n"
     count = "print(len({fact for fact, _ in in_order(lambda n: (os.getpid(), b''), range(20))} | {os.getpid()}))"
-    assert alone(with_thread + count).stdout == "1\n"
-    assert int(alone(count).stdout) > 1
+    assert run_single_threaded(with_thread + count).stdout == "1\n"
+    assert int(run_single_threaded(count).stdout) > 1
 
 
 def test_processes_keep_the_order_whatever_the_sizes() -> None:
-    done = alone(
+    done = run_single_threaded(
         """
 def act(n):
     time.sleep(0.002 * (n % 5))
     return (n, os.getpid()), bytes([n % 251]) * (n % 7 * 100_000)
-found = [(fact[0], bytes(data), fact[1]) for fact, data in in_order(act, range(200))]
-assert [n for n, _, _ in found] == list(range(200))
-assert all(data == bytes([n % 251]) * (n % 7 * 100_000) for n, data, _ in found)
-assert len({pid for _, _, pid in found}) == 2
+results = [(fact[0], bytes(data), fact[1]) for fact, data in in_order(act, range(200))]
+assert [n for n, _, _ in results] == list(range(200))
+assert all(data == bytes([n % 251]) * (n % 7 * 100_000) for n, data, _ in results)
+assert len({pid for _, _, pid in results}) == 2
 """
     )
     assert done.returncode == 0, done.stderr
 
 
-def test_an_error_comes_back_with_its_class_and_in_its_turn() -> None:
-    done = alone(
+def test_an_error_keeps_its_class_and_its_place_in_the_order() -> None:
+    done = run_single_threaded(
         """
 def act(n):
     if n == 7: raise DeltaError("tensor seven is damaged")
@@ -84,8 +84,8 @@ except DeltaError as error:
     assert done.stdout == "True tensor seven is damaged\n", done.stderr
 
 
-def test_a_worker_that_is_killed_is_an_error_not_a_wait() -> None:
-    done = alone(
+def test_a_killed_worker_is_an_error_and_not_a_hang() -> None:
+    done = run_single_threaded(
         """
 def act(n):
     if n == 5: os.kill(os.getpid(), signal.SIGKILL)
@@ -106,7 +106,7 @@ def act(n):
 list(in_order(act, range(2)))
 """
     with subprocess.Popen(
-        [sys.executable, "-c", HEAD + body],
+        [sys.executable, "-c", IMPORTS + body],
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},
@@ -128,15 +128,15 @@ def running(process: int) -> bool:
         return False
 
 
-def test_little_work_needs_no_workers() -> None:
+def test_one_item_or_none_works() -> None:
     assert list(in_order(lambda n: (n, b"x"), [3])) == [(3, b"x")]
     assert list(in_order(lambda n: (n, b"x"), [])) == []
 
 
-def test_threads_keep_what_an_act_overwrites() -> None:
+def test_threads_copy_results_that_the_next_call_overwrites() -> None:
     def act(n: int) -> tuple[int, memoryview]:
-        room = scratch.array("overwritten", 1000, np.uint8)
-        room.fill(n)
-        return n, room.data
+        array = scratch.array("overwritten", 1000, np.uint8)
+        array.fill(n)
+        return n, array.data
 
     assert [bytes(data) for _, data in in_order(act, [*range(50)])] == [bytes([n]) * 1000 for n in range(50)]

@@ -42,7 +42,7 @@ def ran(workspace: Path) -> list[str]:
 
 
 def task_states(flow_run_id: uuid.UUID) -> dict[str, str]:
-    """Name of the final state of every task of a flow run, as the server keeps them; it hears of them a little late."""
+    """Name of the final state of each of the seven tasks of a flow run; the server gets them with a delay."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
     from prefect.client.schemas.sorting import TaskRunSort
@@ -60,17 +60,17 @@ def task_states(flow_run_id: uuid.UUID) -> dict[str, str]:
     return states
 
 
-def committed(folder: Path, *files: str) -> str:
-    """Put these files under git and commit them; the commit."""
-    who = (["config", "user.name", "a"], ["config", "user.email", "a@example.org"])
-    for words in (["init", "-q"], *who, ["add", *files], ["commit", "-qm", "what is run"]):
+def commit(folder: Path, *files: str) -> str:
+    """Commit these files to a new git repository; returns the commit."""
+    author = (["config", "user.name", "a"], ["config", "user.email", "a@example.org"])
+    for words in (["init", "-q"], *author, ["add", *files], ["commit", "-qm", "workspace"]):
         subprocess.run(["git", *words], cwd=folder, check=True)
     done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, check=True, capture_output=True, text=True)
     return done.stdout.strip()
 
 
 def registered_code(folder: Path) -> tuple[str, str]:
-    """Commit and dirty flag that the one registered version carries."""
+    """Commit and dirty flag in the tags of the one registered version."""
     import mlflow
 
     uri = f"sqlite:///{folder}/var/mlflow/mlflow.db"
@@ -85,7 +85,7 @@ def wait_until(condition, seconds: float = 60) -> None:
         time.sleep(0.1)
 
 
-def test_a_failure_stops_the_road_and_the_next_run_does_only_what_is_left(
+def test_a_failure_ends_the_run_and_the_next_run_resumes_there(
     workspace: Path,
     prefect_api: str,
     tmp_path_factory: pytest.TempPathFactory,
@@ -102,7 +102,7 @@ def test_a_failure_stops_the_road_and_the_next_run_does_only_what_is_left(
     order = ran(twin)
     assert sorted(order) == ["extract@shadow", "fetch", "graft@shadow", "report", "verdict"]
 
-    # fetch reaches out and is tried twice, a stage that computes is not
+    # fetch is tried twice, a stage that computes only once
     (workspace / "fetch.sh").write_text("test -e tried || { touch tried; exit 1; }\n", encoding="utf-8")
     healthy = (workspace / "graft.sh").read_text(encoding="utf-8")
     (workspace / "graft.sh").write_text(
@@ -115,12 +115,12 @@ def test_a_failure_stops_the_road_and_the_next_run_does_only_what_is_left(
     assert ran(workspace) == ["fetch", *order[: at + 1]]
 
     (workspace / "graft.sh").write_text(f"{healthy}git commit -qm meanwhile --allow-empty\n", encoding="utf-8")
-    commit = committed(workspace, "params.yaml", "dvc.yaml", "dvc.lock", "graft.sh")
+    expected = commit(workspace, "params.yaml", "dvc.yaml", "dvc.lock", "graft.sh")
     repaired = retrain(str(workspace), return_state=True)
     assert repaired.is_completed(), repaired.message
     assert repaired.message == "hold: models:/shadowft-pico/1 (alias challenger)"
     assert ran(workspace) == ["fetch", *order[: at + 1], *order[at:]]
-    assert registered_code(workspace) == (commit, "false")  # as the run found it, before it wrote dvc.lock
+    assert registered_code(workspace) == (expected, "false")  # of the start of the run, before it wrote dvc.lock
     states = task_states(repaired.state_details.flow_run_id)
     assert {name: state for name, state in states.items() if name in order} == {
         name: "Unchanged" if place < at else "Completed" for place, name in enumerate(order)
@@ -129,7 +129,7 @@ def test_a_failure_stops_the_road_and_the_next_run_does_only_what_is_left(
 
     capsys.readouterr()
     again = retrain(str(workspace), return_state=True)
-    assert again.message == repaired.message  # the same version: nothing was registered twice
+    assert again.message == repaired.message  # nothing was registered twice
     assert ran(workspace) == ["fetch", *order[: at + 1], *order[at:]]
     states = task_states(again.state_details.flow_run_id)
     assert {state for name, state in states.items() if name in order} == {"Unchanged"}
@@ -158,24 +158,23 @@ def test_bad_params_fail_before_the_first_stage(workspace: Path, prefect_api: st
         ({"uri": "ftp://nowhere"}, 1, "Refused"),
     ],
 )
-def test_a_silent_store_is_tried_again_and_a_refusal_is_not(
+def test_an_unreachable_store_is_retried_and_a_refusal_is_not(
     store: dict[str, str], tries: int, name: str, tmp_path: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import shadowft_core.store.backends.s3 as s3
-    from shadowft_core import store as room
     from shadowft_core.pipeline import steps
+    from shadowft_core.store import publish
 
     monkeypatch.setattr(s3, "PATIENCE", 0.0)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "nobody")
     tried: list[Path] = []
-    publish = room.publish
 
     def counted(folder: Path, where: object) -> str:
         tried.append(folder)
         return publish(folder, where)
 
-    monkeypatch.setattr(room, "publish", counted)
+    monkeypatch.setattr("shadowft_core.store.publish", counted)
     delta = write_delta(tmp_path / "delta", {"w": noise(0, 8)})
     params = load_params(ROOT / "params.yaml").model_copy(update={"store": Store(**store)})
     task = steps.publish.with_options(retry_delay_seconds=0)
@@ -183,7 +182,7 @@ def test_a_silent_store_is_tried_again_and_a_refusal_is_not(
     assert (state.is_failed(), state.name, len(tried)) == (True, name, tries), state.message
 
 
-def test_the_exit_code_tells_a_failed_run(
+def test_a_failed_run_exits_with_1(
     workspace: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from shadowft_core.pipeline import command
@@ -202,7 +201,7 @@ def test_the_exit_code_tells_a_failed_run(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_ends_everything_and_says_so(
+def test_an_interrupted_run_ends_all_processes_and_exits_with_130(
     workspace: Path, prefect_api: str, mark: str, number: signal.Signals
 ) -> None:
     (workspace / "fetch.sh").write_text("sleep 300 & (setsid sleep 300 &)\nwait\n", encoding="utf-8")
@@ -217,7 +216,7 @@ def test_an_interrupted_run_ends_everything_and_says_so(
 
 
 def test_kill_9_leaves_no_orphan_and_the_next_run_succeeds(workspace: Path, mark: str) -> None:
-    """With the Prefect server of its own, which must be gone too."""
+    """Also with the Prefect server that the run started."""
     healthy = (workspace / "fetch.sh").read_text(encoding="utf-8")
     (workspace / "fetch.sh").write_text("sleep 300 & (setsid sleep 300 &)\nwait\n", encoding="utf-8")
     run = start(workspace)
@@ -239,13 +238,13 @@ def test_kill_9_leaves_no_orphan_and_the_next_run_succeeds(workspace: Path, mark
 
 
 def listening(mark: str) -> set[str]:
-    """The addresses at which processes of the test take connections."""
-    found = [place for process in marked(mark) for place in process.net_connections("inet")]
-    return {place.laddr.ip for place in found if place.status == psutil.CONN_LISTEN}
+    """The addresses at which processes of the test listen."""
+    sockets = [socket for process in marked(mark) for socket in process.net_connections("inet")]
+    return {socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN}
 
 
 def start(workspace: Path, **environment: str) -> subprocess.Popen[str]:
-    """The flow as a person starts it."""
+    """The command line of the flow, in a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "flows.retrain", "--workspace", str(workspace)],
         cwd=ROOT,

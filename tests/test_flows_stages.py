@@ -1,4 +1,4 @@
-"""One stage at a time, on a real DVC workspace: when it runs, how its failure is told, what is refused before it."""
+"""One stage at a time, on a real DVC workspace: when it runs, how its failure is reported, disk space."""
 
 import contextlib
 import os
@@ -17,6 +17,7 @@ from shadowft_core.files import process
 from shadowft_core.params import load_params
 from shadowft_core.pipeline import steps
 from shadowft_core.pipeline.dvc_stages import read_plan
+from shadowft_core.pipeline.stage_process import explain_failure
 from tests.fixtures.workspace import make_workspace
 
 
@@ -38,13 +39,13 @@ def workspace(finished: Path, tmp_path: Path) -> Iterator[Path]:
 
 
 def reproduced(stage: str, *, stale: bool = True) -> tuple[State, list[str]]:
-    """The task on one stage, without a flow around it: its state and what the stage said."""
-    said: list[str] = []
+    """The task on one stage, without a flow around it: its state and the lines the stage wrote."""
+    shown: list[str] = []
     with disable_run_logger():
-        return steps.reproduce.fn(stage, stale, said.append), said
+        return steps.reproduce.fn(stage, stale, shown.append), shown
 
 
-def test_everything_downstream_of_a_change_may_have_to_run(workspace: Path) -> None:
+def test_everything_downstream_of_a_change_is_stale(workspace: Path) -> None:
     assert read_plan().stale == frozenset()
     (workspace / "graft.sh").write_text("echo changed >&2\n", encoding="utf-8")
     assert read_plan().stale == {"graft@shadow", "verdict", "report"}
@@ -56,24 +57,24 @@ def test_a_stage_runs_only_when_it_is_stale_and_its_inputs_differ(
     (workspace / "graft.sh").write_text("echo changed >&2\n", encoding="utf-8")
     with monkeypatch.context() as patch:
         patch.setattr(process, "start", lambda *_, **__: pytest.fail("a child was started"))
-        state, _ = reproduced("verdict")  # downstream of the change, and its inputs may come out equal
+        state, _ = reproduced("verdict")  # downstream of the change, and its inputs are still equal
         assert (state.is_completed(), state.name) == (True, "Unchanged")
-        state, _ = reproduced("graft@shadow", stale=False)  # the plan decided before anything ran
+        state, _ = reproduced("graft@shadow", stale=False)  # the plan, made before anything ran, says it is up to date
         assert (state.is_completed(), state.name) == (True, "Unchanged")
-    state, said = reproduced("graft@shadow")
-    assert (state.is_completed(), state.name, said[0]) == (True, "Completed", "changed")
+    state, lines = reproduced("graft@shadow")
+    assert (state.is_completed(), state.name, lines[0]) == (True, "Completed", "changed")
     assert reproduced("graft@shadow")[0].name == "Unchanged"
 
 
 MEMORY = "killed by signal 9 (SIGKILL), as the kernel does when memory runs out; "
-FAILURES = {  # graft.sh -> how the failure is told
+FAILURES = {  # graft.sh -> part of the message
     "echo 'error: w.bias: 3 rows, expected 4' >&2; echo bye; exit 5": "w.bias: 3 rows, expected 4",
     "exit 7": "exit code 7, without a message",
     "echo loading; kill -9 $$": MEMORY,
-    "echo loading; echo Killed >&2; kill -9 $$": MEMORY,  # as some shells say of a child that was killed
-    "sh -c 'kill -9 $$'; exit $?": MEMORY,  # the shell in between makes 137 of it
+    "echo loading; echo Killed >&2; kill -9 $$": MEMORY,  # as some shells report a killed child
+    "sh -c 'kill -9 $$'; exit $?": MEMORY,  # the shell in between turns it into 137
     "kill -SEGV $$": "killed by signal 11 (SIGSEGV)",
-    "rm -r work/delta/shadow; exit 0": "work/delta/shadow",  # the verb's own refusal
+    "rm -r work/delta/shadow; exit 0": "work/delta/shadow",  # the verb's own error
 }
 
 
@@ -90,7 +91,7 @@ def test_a_failed_stage_says_why(workspace: Path, script: str) -> None:
 
 
 def test_a_stage_killed_from_outside_names_the_signal_and_memory(workspace: Path) -> None:
-    """As the kernel's killer does it: SIGKILL for the process of the stage alone, DVC and the guard live on."""
+    """As the kernel does when memory runs out: SIGKILL for the stage's process alone; DVC and the guard live on."""
     import threading
 
     import psutil
@@ -110,7 +111,7 @@ def test_a_stage_killed_from_outside_names_the_signal_and_memory(workspace: Path
     assert MEMORY in state.message
 
 
-def test_what_dvc_itself_finds_wrong_is_told(workspace: Path) -> None:
+def test_an_error_of_dvc_itself_is_reported(workspace: Path) -> None:
     shutil.rmtree(workspace / "tuned")
     state, _ = reproduced("extract@shadow")
     assert state.is_failed()
@@ -119,22 +120,22 @@ def test_what_dvc_itself_finds_wrong_is_told(workspace: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "line", "told"),
+    ("code", "line", "expected"),
     [
         (-9, "", MEMORY),  # the guard itself
         (137, "error: no room", f"{MEMORY}add memory"),
         (137, "error: no room", "Its last line: no room"),
-        (143, "error: interrupted", "interrupted"),  # a stage that has its own word for it
+        (143, "error: interrupted", "interrupted"),  # the stage's own message
         (143, "", "killed by signal 15 (SIGTERM)"),
         (255, "ERROR: failed to reproduce 'x'", "failed to reproduce 'x'"),
     ],
 )
-def test_an_exit_code_in_words(code: int, line: str, told: str) -> None:
-    assert told in steps._reason(code, line)
+def test_an_exit_code_is_explained_in_words(code: int, line: str, expected: str) -> None:
+    assert expected in explain_failure(code, line)
 
 
 def sparse(folder: Path, size: int) -> str:
-    """A folder with a weights file of so many bytes, none of which takes room."""
+    """A folder with a sparse weights file of `size` bytes."""
     folder.mkdir()
     with (folder / "model.safetensors").open("wb") as file:
         file.truncate(size)

@@ -1,4 +1,4 @@
-"""Mixtures of experts: a delta in one layout reaches an Instruct in the other, row for row, or is refused by name."""
+"""Mixtures of experts: a delta in one layout is added to an Instruct in the other, row by row, or refused by name."""
 
 import shutil
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 
 from shadowft_core.delta import extract, open_delta
 from shadowft_core.errors import MisfitError, ShapeMismatchError, TensorMissingError
-from shadowft_core.graft import Merge, graft, grafted_tensors
+from shadowft_core.graft import Merge, Options, graft, grafted_tensors
 from shadowft_core.weights import open_checkpoint
 from tests.fixtures.models import FAMILIES as CONFIGS
 from tests.fixtures.models import SIZES, shifted, write_model
@@ -35,7 +35,7 @@ def matrices(seed: int, size: float) -> dict[tuple[Any, ...], np.ndarray]:
 
 
 def written(family: str, fused: bool, model: dict[tuple[Any, ...], np.ndarray]) -> Tensors:
-    """The model's tensors as files of that family and layout hold them."""
+    """The model's tensors as in files of that family and layout."""
     block, *parts = FAMILIES[family]
     if fused:
         block = "mlp"
@@ -78,7 +78,7 @@ def delta_of(folder: Path, family: str, fused: bool, base: Any = BASE, tuned: An
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(("before", "after"), [(False, True), (True, False), (True, True)], ids=str)
-def test_the_layouts_meet_row_for_row(tmp_path: Path, family: str, before: bool, after: bool) -> None:
+def test_the_layouts_are_matched_row_by_row(tmp_path: Path, family: str, before: bool, after: bool) -> None:
     delta = delta_of(tmp_path, family, before)
     instruct = save(tmp_path / "instruct", family, after, INSTRUCT)
     expected = {
@@ -93,7 +93,7 @@ def test_the_layouts_meet_row_for_row(tmp_path: Path, family: str, before: bool,
 
 
 @pytest.mark.parametrize("before", [False, True], ids=["per expert", "fused"])
-def test_an_expert_that_did_not_move_leaves_its_rows_alone(tmp_path: Path, before: bool) -> None:
+def test_an_expert_that_did_not_change_keeps_its_rows(tmp_path: Path, before: bool) -> None:
     still = {key: BASE[key] if key[0] == 1 else array for key, array in TUNED.items()}
     delta = delta_of(tmp_path, "mixtral", before, tuned=still)
     instruct = save(tmp_path / "instruct", "mixtral", not before, INSTRUCT)
@@ -107,13 +107,13 @@ def test_an_expert_that_did_not_move_leaves_its_rows_alone(tmp_path: Path, befor
 
 
 @pytest.mark.parametrize("merge", [Merge("ties", 0.3), Merge("dare", 0.3, 1)], ids=lambda merge: merge.rule)
-def test_a_rule_sees_the_tensors_of_the_delta_in_either_layout(tmp_path: Path, merge: Merge) -> None:
-    """Trimming and dropping happen in the delta's own tensors: the layout of the Instruct changes nothing."""
+def test_a_merge_rule_applies_to_the_tensors_of_the_delta_in_either_layout(tmp_path: Path, merge: Merge) -> None:
+    """Trimming and dropping apply to the delta's tensors, whatever the layout of the Instruct."""
     first = delta_of(tmp_path / "first", "mixtral", fused=False)
     second = delta_of(tmp_path / "second", "mixtral", fused=True, tuned=added(BASE, matrices(5, 0.003)))
     deltas = [(first, 0.6), (second, 0.4)]
     results = [
-        dict(grafted_tensors(save(tmp_path / str(fused), "mixtral", fused, INSTRUCT), deltas, merge=merge))
+        dict(grafted_tensors(save(tmp_path / str(fused), "mixtral", fused, INSTRUCT), deltas, Options(merge=merge)))
         for fused in (False, True)
     ]
     parts = {key: np.empty(0) for key in INSTRUCT}
@@ -126,11 +126,11 @@ def test_a_rule_sees_the_tensors_of_the_delta_in_either_layout(tmp_path: Path, m
     assert bits(written("mixtral", True, parts)) == bits(results[1])
 
 
-def test_scales_and_scope_reach_single_experts(tmp_path: Path) -> None:
+def test_scales_and_scope_apply_to_single_experts(tmp_path: Path) -> None:
     delta = delta_of(tmp_path, "qwen3_moe", fused=False)
     instruct = save(tmp_path / "instruct", "qwen3_moe", True, INSTRUCT)
     options: dict[str, Any] = {"scope": ["*experts.0.*", "*experts.2.*"], "scale_for": [("*experts.2.*", 0.5)]}
-    found = dict(grafted_tensors(instruct, [(delta, 1.0)], **options))
+    found = dict(grafted_tensors(instruct, [(delta, 1.0)], Options(**options)))
     scales = {0: 1.0, 2: 0.5}
     expected = {
         key: INSTRUCT[key].astype(BF16).astype(F32)
@@ -138,12 +138,12 @@ def test_scales_and_scope_reach_single_experts(tmp_path: Path) -> None:
         for key in INSTRUCT
     }
     assert bits(found) == bits(cast(written("qwen3_moe", True, expected)))
-    graft(instruct, [(delta, 1.0)], tmp_path / "out", scope=["*experts.0.*"])
+    graft(instruct, [(delta, 1.0)], tmp_path / "out", Options(["*experts.0.*"]))
     untouched = (tmp_path / "out" / "receipt.json").read_text()
     assert '"model.layers.0.self_attn.q_proj.weight":"out of scope"' in untouched
 
 
-def test_what_cannot_be_converted_is_refused(tmp_path: Path) -> None:
+def test_a_layout_that_cannot_be_converted_is_refused(tmp_path: Path) -> None:
     deltas = {fused: delta_of(tmp_path / str(fused), "mixtral", fused) for fused in (False, True)}
     fewer = {key: array for key, array in INSTRUCT.items() if key[0] != 2}
     partial = {key: array for key, array in INSTRUCT.items() if key != (1, "up")}
@@ -169,7 +169,7 @@ def test_what_cannot_be_converted_is_refused(tmp_path: Path) -> None:
         refused(kind, message, instruct, [(deltas[before], 1.0)])
 
 
-def test_an_expert_that_the_delta_leaves_alone_may_not_be_lost_either(tmp_path: Path) -> None:
+def test_a_missing_expert_is_refused_even_if_the_delta_does_not_change_it(tmp_path: Path) -> None:
     still = {key: BASE[key] if key[0] == 2 else array for key, array in TUNED.items()}
     fewer = {key: array for key, array in INSTRUCT.items() if key[0] != 2}
     delta = delta_of(tmp_path, "mixtral", fused=False, tuned=still)
@@ -178,7 +178,7 @@ def test_an_expert_that_the_delta_leaves_alone_may_not_be_lost_either(tmp_path: 
         refused(TensorMissingError, r"only the Base has .*mlp\.experts\.2 \(1 such in all\)", instruct, [(delta, 1.0)])
 
 
-def test_an_instruct_with_more_experts_than_the_delta_has_rows_for(tmp_path: Path) -> None:
+def test_an_instruct_with_more_experts_is_refused(tmp_path: Path) -> None:
     more = INSTRUCT | {(3, part): INSTRUCT[2, part] for part in ("gate", "up", "down")}
     delta = delta_of(tmp_path, "mixtral", fused=True)
     refused(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from shadowft_core.delta import extract, open_delta
-from shadowft_core.graft import graft, grafted_tensors
+from shadowft_core.graft import Options, graft, grafted_tensors
 from shadowft_core.weights import open_checkpoint
 from tests.fixtures.adapters import adapt
 from tests.fixtures.models import (
@@ -34,7 +34,7 @@ def test_a_lora_graft_equals_peft(tiny_llama_pair: Pair, tmp_path: Path) -> None
     extract(tiny_llama_pair.base, tmp_path / "adapter", tmp_path / "delta")
     model = AutoModelForCausalLM.from_pretrained(tiny_llama_pair.instruct, dtype=torch.float32)
     merged = PeftModel.from_pretrained(model, tmp_path / "adapter").merge_and_unload().state_dict()
-    for name, array in grafted_tensors(tiny_llama_pair.instruct, [(tmp_path / "delta", 1.0)], dtype="float32"):
+    for name, array in grafted_tensors(tiny_llama_pair.instruct, [(tmp_path / "delta", 1.0)], Options(dtype="float32")):
         np.testing.assert_allclose(array, merged[name].numpy(), atol=1e-6, rtol=0)
 
 
@@ -54,7 +54,7 @@ LAYOUTS = [*((family, False) for family in FAMILIES), ("mixtral", True), ("qwen3
 
 
 @pytest.mark.parametrize(("family", "fused"), LAYOUTS)
-def test_a_model_of_a_family_is_made_in_a_second_and_always_the_same(tmp_path: Path, family: str, fused: bool) -> None:
+def test_a_model_of_a_family_is_made_fast_and_reproducibly(tmp_path: Path, family: str, fused: bool) -> None:
     save_model(tmp_path / "one", family, fused=fused)  # the first also pays for imports
     start = time.process_time()
     save_model(tmp_path / "two", family, fused=fused)
@@ -85,7 +85,7 @@ def test_the_result_loads_like_the_instruct(tmp_path: Path, family: str, fused: 
     missing = tensors_of(tmp_path / "out")
     missing.pop(next(name for name in missing if "norm" in name))
     write_weights(tmp_path / "out", missing)
-    assert load_model(tmp_path / "out")[1], "the listener is deaf"
+    assert load_model(tmp_path / "out")[1], "a missing tensor must give a warning"
 
 
 @pytest.mark.parametrize("stored", [False, True], ids=["head absent", "head stored"])
@@ -111,13 +111,13 @@ def test_a_tied_model_stays_tied(tiny_llama_tied_pair: Pair, tmp_path: Path, sto
     assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
 
 
-def test_another_dtype_is_written_and_said(tiny_llama_pair: Pair, tmp_path: Path) -> None:
+def test_another_dtype_is_written_and_recorded(tiny_llama_pair: Pair, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     pair = tiny_llama_pair
     shifted(pair.base, tmp_path / "tuned", 0.01, seed=3)
     extract(pair.base, tmp_path / "tuned", tmp_path / "delta")
-    recipe = graft(pair.instruct, [(tmp_path / "delta", 1.0)], tmp_path / "out", "linear", "float32")
+    recipe = graft(pair.instruct, [(tmp_path / "delta", 1.0)], tmp_path / "out", Options("linear", "float32"))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert (recipe["dtype"], str(model.dtype)) == ("float32", "torch.float32")
     assert {a.dtype for a in tensors_of(tmp_path / "out").values()} == {F32}

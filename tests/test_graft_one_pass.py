@@ -1,4 +1,4 @@
-"""From Base, tuned model and Instruct to the graft in one pass: the same files as `extract` and `graft` leave."""
+"""One-pass grafts of Base, tuned model and Instruct: the same files as `extract` and `graft` make."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ from shadowft_core.errors import (
     ZeroDeltaError,
 )
 from shadowft_core.files import canonical_json
-from shadowft_core.graft import Merge, graft, grafted_tensors
+from shadowft_core.graft import Merge, Options, graft, grafted_tensors
 from shadowft_core.weights import open_checkpoint
 from tests.fixtures.models import make_pair, shifted, write_model, write_weights
 from tests.test_graft import BF16, F16, F32, Q, bits, make, noise, refused, tensors_of
@@ -41,10 +41,10 @@ def files(folder: Path) -> dict[str, bytes]:
 def same_as_two_steps(
     tmp: Path, instruct: Path, base: Path, tuned: Path, scale: float = 1.0, **options: Any
 ) -> dict[str, Any]:
-    """Graft in both ways and hold every file against the other's. Returns the receipt."""
+    """Graft in both ways and compare every file. Returns the receipt."""
     extract(base, tuned, tmp / "stored")
-    kept = graft(instruct, [(tmp / "stored", scale)], tmp / "two", **options)
-    made = graft(instruct, [(difference(base, tuned), scale)], tmp / "one", **options)
+    kept = graft(instruct, [(tmp / "stored", scale)], tmp / "two", Options(**options))
+    made = graft(instruct, [(difference(base, tuned), scale)], tmp / "one", Options(**options))
     digests = {"base": open_checkpoint(base).digest(), "tuned": open_checkpoint(tuned).digest()}
     assert made == kept | {"deltas": [digests | {"scale": scale}]}
     one, two = files(tmp / "one"), files(tmp / "two")
@@ -53,14 +53,14 @@ def same_as_two_steps(
     receipt = same_receipt(one.pop("receipt.json"), two.pop("receipt.json"))
     assert one == two, "weights, index, config and tokenizer"
     assert open_checkpoint(tmp / "one").digest() == made["digest"]
-    assert bits(dict(grafted_tensors(instruct, [(difference(base, tuned), scale)], **options))) == bits(
+    assert bits(dict(grafted_tensors(instruct, [(difference(base, tuned), scale)], Options(**options)))) == bits(
         tensors_of(tmp / "two")
     )
     return receipt
 
 
 def same_receipt(one: bytes, two: bytes) -> dict[str, Any]:
-    """Equal but for the last digits of its norms, which are summed in float32 over parts of another length."""
+    """Equal except for the last digits of norms, which are summed in float32 over parts of another length."""
     receipt, other = (json.loads(text) for text in (one, two))
     norms = [{"overall": found.pop("retention")} | found.pop("grafted") for found in (receipt, other)]
     assert receipt == other
@@ -85,7 +85,7 @@ def written(folder: Path, dtype: Any = BF16, shards: int = 2) -> tuple[Path, Pat
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("dtype", [BF16, F16, F32], ids=str)
-def test_the_same_bits_without_a_delta(tmp_path: Path, dtype: Any, shards: int, scale: float) -> None:
+def test_one_pass_gives_the_same_bits(tmp_path: Path, dtype: Any, shards: int, scale: float) -> None:
     instruct, base, tuned = written(tmp_path, dtype, shards)
     receipt = same_as_two_steps(tmp_path, instruct, base, tuned, scale)
     assert set(receipt["grafted"]) == {Q, DOWN}
@@ -97,7 +97,7 @@ def test_the_same_bits_without_a_delta(tmp_path: Path, dtype: Any, shards: int, 
     assert not np.array_equal(found[Q], before[Q])
 
 
-def test_models_of_several_dtypes_and_shards_meet(tmp_path: Path) -> None:
+def test_models_may_differ_in_dtypes_and_shards(tmp_path: Path) -> None:
     base, instruct, tuned = make(BF16)
     write_model(tmp_path / "base", base, 3)
     write_model(tmp_path / "tuned", {n: a.astype(F32) + noise(8, 1e-5)[n] for n, a in tuned.items()})
@@ -129,7 +129,7 @@ def test_a_whole_model_folder_with_tokenizer_and_template(tmp_path: Path, tied: 
     assert EMBEDDING in receipt["grafted"]
 
 
-def test_a_tied_pair_moves_embedding_and_head_of_an_untied_instruct(tmp_path: Path) -> None:
+def test_a_tied_pair_changes_embedding_and_head_of_an_untied_instruct(tmp_path: Path) -> None:
     base = {EMBEDDING: values(1, 90)}
     tuned = {EMBEDDING: near(base[EMBEDDING], seed=61)}
     own = {EMBEDDING: near(base[EMBEDDING]), HEAD: near(base[EMBEDDING], seed=71)}
@@ -138,8 +138,8 @@ def test_a_tied_pair_moves_embedding_and_head_of_an_untied_instruct(tmp_path: Pa
     assert set(same_as_two_steps(tmp_path, *folders)["grafted"]) == {EMBEDDING, HEAD}
 
 
-def test_two_tensors_of_one_pair_may_be_read_side_by_side(tmp_path: Path) -> None:
-    """A tied Instruct takes a head of its own only when it moved as the embedding did: both are read at once."""
+def test_two_tensors_of_one_pair_may_be_read_at_once(tmp_path: Path) -> None:
+    """A tied Instruct accepts a separate head only if it changed like the embedding: both are read at once."""
     embedding, head, moves = values(1, 90), values(1, 90), values(61, 90, size=0.003).astype(F32)
     instruct = save(tmp_path / "instruct", {EMBEDDING: near(embedding)}, words(90), tied=True)
     base = save(tmp_path / "base", {EMBEDDING: embedding, HEAD: head}, words(90))
@@ -148,11 +148,11 @@ def test_two_tensors_of_one_pair_may_be_read_side_by_side(tmp_path: Path) -> Non
     for name, moved in (("alike", alike), ("apart", apart)):
         save(tmp_path / name, {EMBEDDING: alike, HEAD: moved}, words(90))
     same_as_two_steps(tmp_path, instruct, base, tmp_path / "alike")
-    refused(MisfitError, f"{HEAD} is a head of its own", instruct, [(difference(base, tmp_path / "apart"), 1.0)])
+    refused(MisfitError, f"{HEAD} is a separate head", instruct, [(difference(base, tmp_path / "apart"), 1.0)])
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.7])
-def test_rows_meet_by_token(tmp_path: Path, scale: float) -> None:
+def test_rows_are_matched_by_token(tmp_path: Path, scale: float) -> None:
     ours = ["<|new|>", *(f"token{number}" for number in np.random.default_rng(0).permutation(90)), None, None]
     base = {EMBEDDING: values(1, 90), HEAD: values(2, 90)}
     tuned = {name: near(weights, seed=61) for name, weights in base.items()}
@@ -180,18 +180,16 @@ def second(folder: Path, base: Path) -> Path:
 
 @pytest.mark.parametrize("merge", [Merge(), Merge("ties", 0.3)], ids=["sum", "ties"])
 @pytest.mark.parametrize("scales", [(1.0, 1.0), (0.6, 0.4)], ids=str)
-def test_beside_a_stored_delta_and_beside_another_pair(
-    tmp_path: Path, merge: Merge, scales: tuple[float, float]
-) -> None:
+def test_with_a_stored_delta_and_with_another_pair(tmp_path: Path, merge: Merge, scales: tuple[float, float]) -> None:
     instruct, base, tuned = written(tmp_path)
     other = second(tmp_path / "other", base)
     for name, folder in (("first", tuned), ("second", other)):
         extract(base, folder, tmp_path / name)
     stored = [tmp_path / "first", tmp_path / "second"]
-    expected = graft(instruct, list(zip(stored, scales, strict=True)), tmp_path / "stored", merge=merge)
+    expected = graft(instruct, list(zip(stored, scales, strict=True)), tmp_path / "stored", Options(merge=merge))
     pairs = [difference(base, tuned), difference(base, other)]
     for deltas in ([stored[0], pairs[1]], [pairs[0], stored[1]], pairs):
-        made = graft(instruct, list(zip(deltas, scales, strict=True)), tmp_path / "made", merge=merge)
+        made = graft(instruct, list(zip(deltas, scales, strict=True)), tmp_path / "made", Options(merge=merge))
         assert made["digest"] == expected["digest"]
         assert [set(entry) for entry in made["deltas"]] == [
             {"base", "tuned", "scale"} if isinstance(delta, Difference) else {"digest", "scale"} for delta in deltas
@@ -235,7 +233,7 @@ def test_the_verb(tmp_path: Path, shadowft: Shadowft) -> None:
     for half in (["--base", base], ["--tuned", tuned], ["--base", base, "--delta", tmp_path / "stored"], []):
         refused(2, "pass --delta, or --base and --tuned together", *half)
     refused(ZeroDeltaError.exit_code, "the delta is zero", "--base", base, "--tuned", base)
-    refused(GraftError.exit_code, "dare draws by a stored", *pair, "--merge", "dare", "--density", "0.5", "--seed", "1")
+    refused(GraftError.exit_code, "dare needs a stored", *pair, "--merge", "dare", "--density", "0.5", "--seed", "1")
     refused(CheckpointError.exit_code, "nowhere", "--base", base, "--tuned", tmp_path / "nowhere")
     extract(base, second(tmp_path / "other", base), tmp_path / "stored")
     code, said, _ = shadowft(*words[:-1], "0.4", *pair, "--delta", f"{tmp_path / 'stored'}@0.6", "--json")
@@ -259,11 +257,11 @@ def test_the_receipt_names_both_checkpoints(tmp_path: Path, shadowft: Shadowft) 
     [entry] = recipe["deltas"]
     code, said, _ = shadowft("receipt", tmp_path / "out")
     assert code == 0
-    assert f"  + 0.5 * ({entry['tuned']} - {entry['base']}), no delta kept" in said
+    assert f"  + 0.5 * ({entry['tuned']} - {entry['base']}), no delta stored" in said
     assert json.loads(shadowft("receipt", tmp_path / "out", "--json")[1])["deltas"] == [entry]
 
 
-def test_no_other_instruct_can_be_reached_from_such_a_recipe(tmp_path: Path, shadowft: Shadowft) -> None:
+def test_a_one_pass_recipe_cannot_be_regrafted(tmp_path: Path, shadowft: Shadowft) -> None:
     instruct, base, tuned = written(tmp_path)
     graft(instruct, [(difference(base, tuned), 0.5)], tmp_path / "out")
     newer = write_model(tmp_path / "newer", {n: a * BF16.type(1.5) for n, a in tensors_of(instruct).items()})
@@ -274,5 +272,5 @@ def test_no_other_instruct_can_be_reached_from_such_a_recipe(tmp_path: Path, sha
     )
     assert code == GraftError.exit_code
     assert f"{recipe}: adds sha256:" in said
-    assert "no delta was kept, so nobody could rebuild it; run extract, publish, and graft from that delta" in said
+    assert "without a stored delta, so it cannot be rebuilt; run extract and publish, and graft that delta" in said
     assert not made.exists()

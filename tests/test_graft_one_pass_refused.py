@@ -1,4 +1,4 @@
-"""What a graft from two checkpoints refuses, with the class of `extract` and `graft`, and nothing written."""
+"""One-pass grafts refuse with the error classes of `extract` and `graft`, and write nothing."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from shadowft_core.errors import (
     ZeroDeltaError,
 )
 from shadowft_core.files import write_json_atomically
-from shadowft_core.graft import Merge, graft
+from shadowft_core.graft import Merge, Options, graft
 from shadowft_core.weights import open_checkpoint
 from tests.fixtures.models import write_model
 from tests.test_graft import Q, Tensors, bits, refused, tensors_of
@@ -32,23 +32,23 @@ from tests.test_graft_one_pass import DOWN, files, written
 from tests.test_graft_tokens import EMBEDDING, HEAD, near, save, values, words
 
 
-def test_what_the_recipe_cannot_name_or_repeat_is_refused(tmp_path: Path) -> None:
+def test_a_graft_that_a_recipe_cannot_repeat_is_refused(tmp_path: Path) -> None:
     instruct, base, tuned = written(tmp_path)
     pair = difference(base, tuned)
-    refused(GraftError, "dare draws by a stored delta's digest", instruct, [(pair, 1.0)], merge=Merge("dare", 0.5, 1))
+    refused(GraftError, "dare needs a stored delta's digest", instruct, [(pair, 1.0)], merge=Merge("dare", 0.5, 1))
     refused(GraftError, "the same delta as", instruct, [(pair, 0.5), (difference(base, tuned), 0.5)])
-    refused(GraftError, "tuned: scale nan; a finite number", instruct, [(pair, float("nan"))])
+    refused(GraftError, "tuned: scale nan; expected a finite number", instruct, [(pair, float("nan"))])
     refused(OntoBaseError, "is the model the delta was taken from", base, [(pair, 1.0)])
-    graft(base, [(pair, 1.0)], tmp_path / "onto", waivers=["onto-base"])
-    assert bits(tensors_of(tmp_path / "onto")) == bits(tensors_of(tuned)), "the way back to the tuned model"
+    graft(base, [(pair, 1.0)], tmp_path / "onto", Options(waivers=["onto-base"]))
+    assert bits(tensors_of(tmp_path / "onto")) == bits(tensors_of(tuned)), "the tuned model again"
     for folder in (instruct, base, tuned, tmp_path):
         before = files(folder)
-        with pytest.raises(GraftError, match="is also read from and would be replaced; choose another --out"):
+        with pytest.raises(GraftError, match="is also an input and would be replaced; choose another --out"):
             graft(instruct, [(pair, 1.0)], folder)
         assert files(folder) == before
 
 
-def test_two_checkpoints_that_are_no_pair_are_refused(tmp_path: Path) -> None:
+def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     _, base, tuned = written(tmp_path)
     tensors, moved = tensors_of(base), tensors_of(tuned)
     config = {"quantization_config": {"bits": 4}}
@@ -69,14 +69,14 @@ def test_two_checkpoints_that_are_no_pair_are_refused(tmp_path: Path) -> None:
             extract(base, folder, tmp_path / "delta")
 
 
-def test_what_training_left_is_read_as_extract_reads_it(tmp_path: Path) -> None:
+def test_a_tuned_folder_is_read_as_by_extract(tmp_path: Path) -> None:
     instruct, base, tuned = written(tmp_path)
     (tmp_path / "left").mkdir()
     left = tuned.rename(tmp_path / "left" / "model").parent
     write_json_atomically(left / "train.json", {"model_digest": open_checkpoint(base).digest()})
     made = graft(instruct, [(difference(base, left), 1.0)], tmp_path / "out")
     assert made["deltas"][0]["tuned"] == open_checkpoint(left / "model").digest()
-    with pytest.raises(WrongBaseError, match=r"train\.json: was tuned from sha256:.*pass that model"):
+    with pytest.raises(WrongBaseError, match=r"train\.json: was tuned from sha256:.*pass the model it was tuned from"):
         difference(instruct, left)
     (left / "model").rename(tmp_path / "model")
     (left / "adapter").mkdir()
@@ -88,8 +88,8 @@ def test_what_training_left_is_read_as_extract_reads_it(tmp_path: Path) -> None:
         difference(base, left)
 
 
-def test_weights_that_are_wrong_are_found_in_the_pass(tmp_path: Path) -> None:
-    """Nothing is written then: not in one pass either, where they are read when the output is half done."""
+def test_wrong_weights_are_found_during_the_pass(tmp_path: Path) -> None:
+    """Nothing is left then, although the output is partly written when they are read."""
     instruct, base, tuned = written(tmp_path)
     moved = tensors_of(tuned)
     for value, whose in ((np.nan, "nan"), (np.inf, "inf")):
@@ -100,7 +100,8 @@ def test_weights_that_are_wrong_are_found_in_the_pass(tmp_path: Path) -> None:
     stranger = write_model(tmp_path / "stranger", moved | {DOWN: moved[DOWN][::-1].copy()}, 2)
     message = rf"tensor {DOWN}: \|difference\| is 1\.4. of \|weights\|"
     refused(UnrelatedError, message, instruct, [(difference(base, stranger), 1.0)])
-    waived = graft(instruct, [(difference(base, stranger, True), 1.0)], tmp_path / "out", waivers=["unrelated"])
+    options = Options(waivers=["unrelated"])
+    waived = graft(instruct, [(difference(base, stranger, True), 1.0)], tmp_path / "out", options)
     extract(base, stranger, tmp_path / "delta", unrelated=True)
     assert waived["digest"] == graft(instruct, [(tmp_path / "delta", 1.0)], tmp_path / "two")["digest"]
     assert waived["waivers"] == ["unrelated"]

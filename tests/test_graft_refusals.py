@@ -1,4 +1,4 @@
-"""What must not be grafted is refused with its own class, nothing written; what a person waives is on record."""
+"""Grafts that must be refused raise their own class and write nothing; waivers are recorded."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ import pytest
 from shadowft_core.cli import main
 from shadowft_core.delta import extract
 from shadowft_core.errors import OntoBaseError, PairError, TensorMissingError, UnrelatedError
-from shadowft_core.graft import graft, grafted_tensors
+from shadowft_core.graft import Options, graft, grafted_tensors
 from shadowft_core.weights import open_checkpoint
 from tests.fixtures.models import write_model
 from tests.test_graft import BF16, F32, SHAPES, Q, Tensors, bits, make, noise, refused, tensors_of
@@ -25,7 +25,7 @@ def save(folder: Path, **models: Tensors) -> dict[str, Path]:
 
 @pytest.fixture
 def case(tmp_path: Path) -> dict[str, Path]:
-    """Base, Instruct and tuned Base whose norms are near 1, as norms are, and a delta."""
+    """Base, Instruct and tuned Base, with norms near 1, and a delta."""
     models = make(BF16)
     for number, model in enumerate(models):
         model[NORM] = (1 + np.arange(8) / 64 + number / 32).astype(BF16)
@@ -34,7 +34,7 @@ def case(tmp_path: Path) -> dict[str, Path]:
     return folders | {"delta": tmp_path / "delta"}
 
 
-def test_a_delta_goes_onto_its_own_base_only_by_name(case: dict[str, Path], tmp_path: Path) -> None:
+def test_a_delta_on_its_own_base_needs_a_waiver(case: dict[str, Path], tmp_path: Path) -> None:
     deltas = [(case["delta"], 1.0)]
     refused(OntoBaseError, "or --onto-base", case["base"], deltas)
     refused(OntoBaseError, "or --onto-base", case["base"], deltas, waivers=["unrelated"])
@@ -42,7 +42,7 @@ def test_a_delta_goes_onto_its_own_base_only_by_name(case: dict[str, Path], tmp_
     refused(OntoBaseError, "or --onto-base", other_shards, deltas)
     with pytest.raises(OntoBaseError):
         grafted_tensors(case["base"], deltas)
-    recipe = graft(case["base"], deltas, tmp_path / "out", waivers=["onto-base"])
+    recipe = graft(case["base"], deltas, tmp_path / "out", Options(waivers=["onto-base"]))
     receipt = json.loads((tmp_path / "out" / "receipt.json").read_bytes())
     assert (receipt["onto_base"], receipt["waivers"], recipe["waivers"]) == (True, ["onto-base"], ["onto-base"])
     graft(case["instruct"], deltas, tmp_path / "out")
@@ -50,8 +50,8 @@ def test_a_delta_goes_onto_its_own_base_only_by_name(case: dict[str, Path], tmp_
     assert (receipt["onto_base"], receipt["waivers"]) == (False, [])
 
 
-def test_one_value_that_no_sample_saw_is_another_model(case: dict[str, Path], tmp_path: Path) -> None:
-    """Equal samples are only a suspicion; the digest decides."""
+def test_one_value_outside_the_sample_makes_another_model(case: dict[str, Path], tmp_path: Path) -> None:
+    """Equal samples are not proof; the digest decides."""
     nearly = tensors_of(case["base"])
     nearly[Q][1, 2] += BF16.type(0.01)
     graft(write_model(tmp_path / "nearly", nearly), [(case["delta"], 1.0)], tmp_path / "out")
@@ -59,21 +59,21 @@ def test_one_value_that_no_sample_saw_is_another_model(case: dict[str, Path], tm
 
 def test_an_instruct_of_another_family_is_refused(case: dict[str, Path], tmp_path: Path) -> None:
     stranger = {n: a.astype(BF16) for n, a in noise(77, 0.02).items()}
-    stranger[NORM] = tensors_of(case["instruct"])[NORM]  # norms of near 1 must not make strangers kin
+    stranger[NORM] = tensors_of(case["instruct"])[NORM]  # norms near 1 must not make unrelated models look related
     folder = write_model(tmp_path / "stranger", stranger)
     deltas = [(case["delta"], 0.5)]
     refused(
         UnrelatedError, r"stranger: the Instruct is 0\.[67]\d from the delta's Base.* or --unrelated", folder, deltas
     )
     assert issubclass(UnrelatedError, PairError)
-    recipe = graft(folder, deltas, tmp_path / "out", waivers=["unrelated"])
+    recipe = graft(folder, deltas, tmp_path / "out", Options(waivers=["unrelated"]))
     assert recipe["waivers"] == ["unrelated"]
     far = {n: (a.astype(F32) + noise(8, 0.01)[n]).astype(BF16) for n, a in tensors_of(case["base"]).items()}
-    graft(write_model(tmp_path / "far", far), deltas, tmp_path / "out")  # sigma near 0.25: a gamble, yet kin
+    graft(write_model(tmp_path / "far", far), deltas, tmp_path / "out")  # sigma near 0.25: still related
 
 
-def test_a_single_matrix_that_was_exchanged_or_transposed_is_seen(tmp_path: Path) -> None:
-    """The shape is right and the model as a whole is near: only the matrix itself tells."""
+def test_a_single_exchanged_or_transposed_matrix_is_detected(tmp_path: Path) -> None:
+    """The shape fits and the model as a whole is close: only the matrix itself shows it."""
     rng, names = np.random.default_rng(3), [f"model.layers.{n}.self_attn.q_proj.weight" for n in range(12)]
     base = {n: (0.02 * rng.standard_normal((48, 48))).astype(BF16) for n in names}
     instruct = {n: (a.astype(F32) + 0.001 * rng.standard_normal(a.shape)).astype(BF16) for n, a in base.items()}
@@ -131,7 +131,7 @@ def test_waivers_are_options_of_the_verb(
     assert "waived by name: onto-base" in capsys.readouterr().out
 
 
-def test_a_waiver_nobody_knows_is_refused(case: dict[str, Path]) -> None:
+def test_an_unknown_waiver_is_refused(case: dict[str, Path]) -> None:
     from shadowft_core.errors import GraftError
 
     refused(
@@ -148,7 +148,7 @@ def random_model(rng: np.random.Generator, names: list[str], dtype: Any) -> tupl
         base[name] = weights.astype(dtype)
         instruct[name] = (weights + 0.001 * rng.standard_normal(shape)).astype(dtype)
         tuned[name] = (weights + 0.002 * rng.standard_normal(shape)).astype(dtype)
-    for model in (base, instruct, tuned):  # one matrix large enough to tell kin by
+    for model in (base, instruct, tuned):  # one matrix large enough to measure the distance
         model["kin.weight"] = (np.linspace(-1, 1, 4096) + len(model) / 1e9).reshape(64, 64).astype(dtype)
     tuned["kin.weight"] = (tuned["kin.weight"].astype(F32) * F32.type(1.125)).astype(dtype)
     instruct["kin.weight"] = (instruct["kin.weight"].astype(F32) * F32.type(0.875)).astype(dtype)
@@ -157,7 +157,7 @@ def random_model(rng: np.random.Generator, names: list[str], dtype: Any) -> tupl
 
 @pytest.mark.parametrize("seed", range(12))
 def test_random_models_shards_scopes_and_scales(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any shapes, dtypes, shard layouts, threads and chunk sizes: the ten-line definition, bit for bit."""
+    """Any shapes, dtypes, shard layouts, threads and chunk sizes: equal to the ten-line definition, bit for bit."""
     rng = np.random.default_rng(seed)
     dtype = [BF16, np.dtype(np.float16), F32][seed % 3]
     names = [f"model.layers.{n}.part{n % 3}.weight" for n in range(int(rng.integers(2, 9)))]
@@ -171,7 +171,7 @@ def test_random_models_shards_scopes_and_scales(tmp_path: Path, seed: int, monke
     scale, other = float(rng.normal()), float(rng.normal())
     scope = "all" if seed % 4 else ["*part0*", "kin*"]
     scale_for = [("*part0*", other)] if seed % 2 else []
-    graft(folders[1], [(tmp_path / "delta", scale)], tmp_path / "out", scope, scale_for=scale_for)
+    graft(folders[1], [(tmp_path / "delta", scale)], tmp_path / "out", Options(scope, scale_for=scale_for))
     expected = {}
     for name, weights in instruct.items():
         travels = scope == "all" or "part0" in name or "kin" in name

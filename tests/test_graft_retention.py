@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from shadowft_core.delta import extract, open_delta
-from shadowft_core.graft import graft
+from shadowft_core.graft import Options, graft
 from tests.fixtures.models import write_model
 from tests.test_graft import BF16, F32, tensors_of
 
@@ -65,7 +65,7 @@ def test_gaussian_updates(tmp_path: Path, rms: float, checkpoint: float, grafted
 
 
 def test_float32_masters_survive_as_well_as_the_format_allows(tmp_path: Path) -> None:
-    """The delta taken in float32: the one rounding of the output is all that is lost, at scale 1 and below."""
+    """The delta is float32: only the rounding of the output loses anything, at scale 1 and below."""
     rng = np.random.default_rng(12)
     base = (0.02 * rng.standard_normal(SHAPE)).astype(BF16)
     instruct = (base.astype(F32) + 0.0004 * rng.standard_normal(SHAPE)).astype(BF16)
@@ -77,12 +77,12 @@ def test_float32_masters_survive_as_well_as_the_format_allows(tmp_path: Path) ->
         graft(tmp_path / "instruct", [(tmp_path / "delta", scale)], tmp_path / "out")
         receipt = json.loads((tmp_path / "out" / "receipt.json").read_bytes())
         assert receipt["retention"]["energy"] == pytest.approx(expected, abs=ENERGY)
-    graft(tmp_path / "instruct", [(tmp_path / "delta", 0.5)], tmp_path / "out", dtype="float32")
+    graft(tmp_path / "instruct", [(tmp_path / "delta", 0.5)], tmp_path / "out", Options(dtype="float32"))
     assert json.loads((tmp_path / "out" / "receipt.json").read_bytes())["retention"]["energy"] > 0.99999
 
 
 def test_updates_of_norm_weights_vanish(tmp_path: Path) -> None:
-    """Around 1 half a unit in the last place of bfloat16 is 2e-3 to 4e-3: no update of a short run survives."""
+    """Near 1, half a unit in the last place of bfloat16 is 2e-3 to 4e-3: no update of a short run survives."""
     rng, norm = np.random.default_rng(13), "model.layers.0.input_layernorm.weight"
     base = {NAME: (0.02 * rng.standard_normal((64, 64))).astype(BF16), norm: np.ones(4096, BF16)}
     instruct = base | {NAME: (base[NAME].astype(F32) * F32.type(1.02)).astype(BF16)}

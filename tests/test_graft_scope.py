@@ -1,4 +1,4 @@
-"""What `linear` means, by the kind of module in every family; and which share of the delta a scope leaves at home."""
+"""What scope `linear` covers, by kind of module in every family, and the share of the delta that a scope leaves out."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ import pytest
 from shadowft_core.cli.inspect import receipt as show_receipt
 from shadowft_core.delta import extract, open_delta, open_difference
 from shadowft_core.errors import NotFiniteError, UnrelatedError
-from shadowft_core.graft import Merge, graft, grafted_tensors
+from shadowft_core.graft import Merge, Options, graft, grafted_tensors
 from shadowft_core.graft.receipt import read_receipt
 from shadowft_core.weights import Family, open_checkpoint, percent
 from tests.fixtures.models import write_model
@@ -44,7 +44,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def kinds(model: Any) -> tuple[set[str], set[str]]:
-    """Parameters that linear modules hold, and all others, by torch's own modules."""
+    """Parameters of linear modules, and all others, by torch's modules."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
@@ -99,9 +99,7 @@ def test_linear_is_every_linear_module_of_the_class_but_the_head(family: str) ->
         ("blocks.0.scale.weight", (8,), False),
     ],
 )
-def test_of_a_module_that_nobody_knows_its_name_and_shape_decide(
-    name: str, shape: tuple[int, ...], linear: bool
-) -> None:
+def test_an_unknown_module_is_judged_by_name_and_shape(name: str, shape: tuple[int, ...], linear: bool) -> None:
     assert Family({"model_type": "nobody"}, ()).is_linear(name, shape) is linear
 
 
@@ -141,7 +139,7 @@ def written(folder: Path) -> list[Path]:
     ],
     ids=str,
 )
-def test_receipt_and_line_say_which_share_travels(
+def test_receipt_and_output_report_the_grafted_share(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     options: dict[str, Any],
@@ -157,7 +155,7 @@ def test_receipt_and_line_say_which_share_travels(
     extract(base, tuned, tmp_path / "delta")
     capsys.readouterr()
     delta = open_difference(base, tuned) if one_pass else tmp_path / "delta"
-    graft(instruct, [(delta, 0.5)], tmp_path / "out", **options)
+    graft(instruct, [(delta, 0.5)], tmp_path / "out", Options(**options))
     line = capsys.readouterr().err.strip()
     changed = {n for n, a in tensors_of(instruct).items() if not np.array_equal(a, tensors_of(tmp_path / "out")[n])}
     assert changed == set(travels)
@@ -169,18 +167,18 @@ def test_receipt_and_line_say_which_share_travels(
         leaf = name.removesuffix(".weight").rpartition(".")[2]
         leaves[leaf] = leaves.get(leaf, 0.0) + squares[name] / sum(squares.values())
     assert travel["stays"] == pytest.approx(leaves, rel=1e-3)
-    assert f"; {word}{percent(travel['energy'])} of the delta's energy travels" in line
+    assert f"; {word}{percent(travel['energy'])} of the delta's energy is added" in line
     assert all(leaf in line for leaf in leaves)
-    assert "of what travels " in line
+    assert "of what is added, " in line
     assert "100 %" not in line
     show_receipt(tmp_path / "out")
-    assert f"{percent(travel['energy'])} of the delta's energy travels; what stays: " in capsys.readouterr().out
+    assert f"{percent(travel['energy'])} of the delta's energy is grafted; not grafted: " in capsys.readouterr().out
 
 
-def test_only_the_whole_is_called_the_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_the_whole_is_100_percent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base, tuned, instruct = written(tmp_path)
     extract(base, tuned, tmp_path / "delta")
-    made = graft(instruct, [(tmp_path / "delta", 1.0)], tmp_path / "out", dtype="float32")
+    made = graft(instruct, [(tmp_path / "delta", 1.0)], tmp_path / "out", Options(dtype="float32"))
     assert made["scope"] == "all"
     assert "of the delta's energy 100 % survives the rounding" in capsys.readouterr().err
     assert read_receipt(tmp_path / "out")["travel"] is None
@@ -190,8 +188,8 @@ def test_only_the_whole_is_called_the_whole(tmp_path: Path, capsys: pytest.Captu
     norm[0] *= BF16.type(1.02)
     extract(base, write_model(tmp_path / "nudged", nudged | {"model.norm.weight": norm}), tmp_path / "delta2")
     capsys.readouterr()
-    graft(instruct, [(tmp_path / "delta2", 1.0)], tmp_path / "out2", ["*"], scale_for=[("*norm*", 0.0)])
-    assert "more than 99.99 % of the delta's energy travels, less than 0.01 % stays" in capsys.readouterr().err
+    graft(instruct, [(tmp_path / "delta2", 1.0)], tmp_path / "out2", Options(["*"], scale_for=[("*norm*", 0.0)]))
+    assert "more than 99.99 % of the delta's energy is added, less than 0.01 % is not" in capsys.readouterr().err
 
 
 def test_several_deltas_count_by_their_scales(tmp_path: Path) -> None:
@@ -208,16 +206,16 @@ def test_several_deltas_count_by_their_scales(tmp_path: Path) -> None:
     for number, (given, merge) in enumerate(
         [([(d.path, s) for d, s in deltas], Merge()), (mixed, Merge()), (mixed, Merge("ties", 0.5))]
     ):
-        graft(instruct, given, tmp_path / str(number), "linear", merge=merge)
+        graft(instruct, given, tmp_path / str(number), Options("linear", merge=merge))
         assert read_receipt(tmp_path / str(number))["travel"]["energy"] == pytest.approx(share, abs=1e-4)
-    graft(instruct, [(d.path, 0.0) for d, _ in deltas], tmp_path / "nothing", "linear")
+    graft(instruct, [(d.path, 0.0) for d, _ in deltas], tmp_path / "nothing", Options("linear"))
     assert read_receipt(tmp_path / "nothing")["travel"] is None
 
 
 def test_a_receipt_of_an_earlier_version_is_still_read(tmp_path: Path) -> None:
     base, tuned, instruct = written(tmp_path)
     extract(base, tuned, tmp_path / "delta")
-    graft(instruct, [(tmp_path / "delta", 1.0)], tmp_path / "out", "linear")
+    graft(instruct, [(tmp_path / "delta", 1.0)], tmp_path / "out", Options("linear"))
     file = tmp_path / "out" / "receipt.json"
     old = {key: value for key, value in json.loads(file.read_bytes()).items() if key not in ("travel", "ignored")}
     file.write_text(json.dumps(old))
@@ -228,7 +226,7 @@ def test_a_receipt_of_an_earlier_version_is_still_read(tmp_path: Path) -> None:
 
 
 def test_the_scope_of_a_fused_delta_is_that_of_its_experts(tmp_path: Path) -> None:
-    """Names of either layout are of one kind; a router is none of the matrices."""
+    """The same experts are selected by names of either layout; a router is not one of them."""
     fused = {
         "model.layers.0.mlp.experts.gate_up_proj": (2, 32, 16),
         "model.layers.0.mlp.experts.down_proj": (2, 16, 16),
@@ -243,22 +241,23 @@ def test_the_scope_of_a_fused_delta_is_that_of_its_experts(tmp_path: Path) -> No
         moved = {n: (rng.standard_normal(s) * 0.02).astype(BF16) for n, s in shapes.items()}
         write_model(tmp_path / place, moved, model_type="qwen3_moe")
     extract(tmp_path / "base", tmp_path / "tuned", tmp_path / "delta", unrelated=True)
-    found = dict(grafted_tensors(tmp_path / "instruct", [(tmp_path / "delta", 1.0)], "linear", waivers=["unrelated"]))
+    options = Options("linear", waivers=["unrelated"])
+    found = dict(grafted_tensors(tmp_path / "instruct", [(tmp_path / "delta", 1.0)], options))
     own = tensors_of(tmp_path / "instruct")
     assert {n for n in own if not np.array_equal(own[n], found[n])} == set(single)
     assert open_checkpoint(tmp_path / "instruct").family.known
 
 
-def test_what_a_scope_leaves_is_measured_not_judged(tmp_path: Path) -> None:
-    """A new head that the scope leaves at home: one pass measures it, and does not call the model a stranger."""
+def test_tensors_out_of_scope_are_measured_not_judged(tmp_path: Path) -> None:
+    """A new head outside the scope: one pass measures it, and does not call the model unrelated."""
     base, tuned, instruct = written(tmp_path)
     other = tensors_of(tuned) | {HEAD: np.random.default_rng(9).standard_normal(SHAPES[HEAD]).astype(BF16)}
     new = write_model(tmp_path / "new", other)
-    graft(instruct, [(open_difference(base, new), 1.0)], tmp_path / "out", "linear")
+    graft(instruct, [(open_difference(base, new), 1.0)], tmp_path / "out", Options("linear"))
     assert read_receipt(tmp_path / "out")["travel"]["stays"]["lm_head"] > 0.9
     with pytest.raises(UnrelatedError, match=r"lm_head\.weight"):
         graft(instruct, [(open_difference(base, new), 1.0)], tmp_path / "no")
     broken = write_model(tmp_path / "broken", other | {HEAD: np.full(SHAPES[HEAD], np.nan, BF16)})
     with pytest.raises(NotFiniteError, match=r"lm_head\.weight: its delta is not finite"):
-        graft(instruct, [(open_difference(base, broken), 1.0)], tmp_path / "no", "linear")
+        graft(instruct, [(open_difference(base, broken), 1.0)], tmp_path / "no", Options("linear"))
     assert not (tmp_path / "no").exists()

@@ -1,4 +1,4 @@
-"""Tied heads: whichever side stores its head, the head that transformers uses after loading is the embedding."""
+"""Tied heads: whichever side stores the head, transformers uses the embedding as head after loading."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ class Case(NamedTuple):
     embedding: str
     head: str
     silent: bool = False
-    """config.json leaves the field to the class, wherever it could stand"""
+    """config.json has no tie field, neither at the top nor in text_config"""
     auto: str = "AutoModelForCausalLM"
 
 
@@ -97,7 +97,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         torch.manual_seed(0)
         model = getattr(transformers, case.auto).from_config(config)
         for weights in model.parameters():
-            if not weights.any():  # a trained model has no matrix of zeros
+            if not weights.any():  # a trained model has no all-zero matrix
                 torch.nn.init.normal_(weights, std=0.02)
     model.save_pretrained(folder / "base")
     if case.silent:
@@ -118,7 +118,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def stored(source: Path, out: Path, case: Case, way: str) -> Path:
-    """A copy that stores its one tensor as the embedding, as both, or as the head alone."""
+    """A copy that stores the tied tensor as the embedding, as both, or as the head only."""
     shutil.copytree(source, out)
     tensors = tensors_of(source)
     if way != "embedding":
@@ -130,7 +130,7 @@ def stored(source: Path, out: Path, case: Case, way: str) -> Path:
 
 
 @pytest.mark.parametrize("ways", WAYS, ids=lambda ways: "-".join(ways.values()))
-def test_head_and_embedding_move_together_whoever_stores_the_head(
+def test_head_and_embedding_change_together_whichever_is_stored(
     tmp_path: Path, family: tuple[Path, Case], ways: dict[str, str]
 ) -> None:
     folder, case = family
@@ -184,7 +184,7 @@ def test_the_head_of_an_untied_instruct_gets_the_delta_of_a_tied_base(tmp_path: 
         np.testing.assert_array_equal(tensors_of(tmp_path / "out")[name], expected)
 
 
-def test_training_that_unties_is_refused_with_the_way_out(tmp_path: Path) -> None:
+def test_training_that_unties_is_refused_with_a_remedy(tmp_path: Path) -> None:
     base = write_model(tmp_path / "base", bare(), tie_word_embeddings=True)
     moved = near(bare(), 1)
     equal = write_model(tmp_path / "equal", moved | {HEAD: moved[EMBEDDING]})
@@ -218,12 +218,12 @@ def test_training_that_unties_is_refused_with_the_way_out(tmp_path: Path) -> Non
             (None, "differs", "apart"),
             (None, "absent", "tied"),
         )
-        # without a head nothing shows which tensor of another name it could be tied to
+        # without a head, the tensor that it would be tied to is unknown
         for embedding in (EMBEDDING, *(["tok.emb.weight"] if head != "absent" else []))
     ],
 )
 @pytest.mark.parametrize("sized", [True, False], ids=["vocab_size", "no vocab_size"])
-def test_a_family_that_nobody_knows_is_judged_by_config_and_equal_weights(
+def test_an_unknown_family_is_judged_by_config_and_equal_weights(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     says: bool | None,
@@ -266,8 +266,8 @@ def test_a_family_that_nobody_knows_is_judged_by_config_and_equal_weights(
     assert all("nobody is not a known model family" in line for line in notes)
 
 
-def test_what_a_class_always_ties_is_untied_where_the_file_holds_both(tmp_path: Path) -> None:
-    """T5 1.1: the class ties, transformers does not where both are stored and differ."""
+def test_a_tie_that_no_config_undoes_is_undone_by_two_different_tensors(tmp_path: Path) -> None:
+    """T5 1.1: the class ties, but transformers does not when both tensors are stored and differ."""
     names = {"shared.weight": (40, 8), HEAD: (40, 8), "decoder.final_layer_norm.weight": (8,)}
 
     def model(place: str, seed: int) -> Path:

@@ -1,4 +1,4 @@
-"""Rows of embeddings and heads meet by token; tied and untied heads in either model."""
+"""Rows of embeddings and heads are matched by token; tied and untied heads in either model."""
 
 import json
 import tracemalloc
@@ -12,7 +12,7 @@ import pytest
 from shadowft_core.delta import extract, open_delta
 from shadowft_core.errors import MisfitError, ShapeMismatchError, TokenMismatchError
 from shadowft_core.files import canonical_json
-from shadowft_core.graft import Merge, graft, grafted_tensors
+from shadowft_core.graft import Merge, Options, graft, grafted_tensors
 from shadowft_core.weights import build_header, write_safetensors
 from tests.fixtures.models import write_model
 from tests.test_graft import BF16, F32, Tensors, bits, refused, tensors_of
@@ -30,7 +30,7 @@ def values(seed: int, rows: int, size: float = 0.02) -> np.ndarray:
 
 
 def save(folder: Path, tensors: Tensors, tokens: Sequence[str | None] | None, tied: bool = False) -> Path:
-    """A model folder with a norm, a matrix every model shares, and a minimal tokenizer.json."""
+    """A model folder with a norm, a matrix that all models share, and a minimal tokenizer.json."""
     shared = {"model.layers.0.mlp.up_proj.weight": values(50, 4), NORM: np.ones(WIDTH, BF16)}
     write_model(folder, tensors | shared, tie_word_embeddings=tied)
     if tokens is not None:
@@ -40,7 +40,7 @@ def save(folder: Path, tensors: Tensors, tokens: Sequence[str | None] | None, ti
 
 
 def delta_of(folder: Path, base: Tensors, tokens: Sequence[str | None] | None, tied: bool = False) -> Path:
-    """Every row of the given tensors moves, each by its own amount."""
+    """Every row of the given tensors changes, each by another amount."""
     tuned = {
         n: (a.astype(F32) + values(60, *a.shape[:1], size=0.003).astype(F32)).astype(BF16) for n, a in base.items()
     }
@@ -56,7 +56,7 @@ def near(rows: np.ndarray, seed: int = 70) -> np.ndarray:
 def by_token(
     weights: np.ndarray, ours: Sequence[str | None], delta: np.ndarray, theirs: Sequence[str | None], scale: float
 ) -> np.ndarray:
-    """The definition: a row gets the delta of the row that stood for its token, or keeps its bits."""
+    """The definition: a row gets the delta of its token's row, or keeps its bits."""
     result = weights.copy()
     at = {token: row for row, token in enumerate(theirs) if token is not None and row < len(delta)}
     for row, token in enumerate(ours[: len(weights)]):
@@ -80,12 +80,12 @@ CASES: dict[str, tuple[Sequence[str | None], int, Sequence[str | None], int]] = 
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_rows_meet_by_token(tmp_path: Path, case: str) -> None:
+def test_rows_are_matched_by_token(tmp_path: Path, case: str) -> None:
     theirs, base_rows, ours, rows = CASES[case]
     base = {EMBEDDING: values(1, base_rows), HEAD: values(2, base_rows)}
     own = {n: near(np.resize(a, (rows, WIDTH))) for n, a in base.items()}
     for array in own.values():
-        array[:, 0] = F32.type(-0.0)  # what is kept is kept to the bit, also a zero's sign
+        array[:, 0] = F32.type(-0.0)  # kept rows keep every bit, also a zero's sign
     delta = delta_of(tmp_path, base, theirs)
     instruct = save(tmp_path / "instruct", own, ours)
     recipe = graft(instruct, [(delta, 0.7)], tmp_path / "out")
@@ -120,7 +120,7 @@ def test_the_receipt_names_the_ids(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tokens", [words(90), None], ids=["same tokenizer", "no tokenizer"])
-def test_the_same_vocabulary_is_row_by_row_padding_included(tmp_path: Path, tokens: Any) -> None:
+def test_an_equal_vocabulary_is_matched_by_number_with_its_padding(tmp_path: Path, tokens: Any) -> None:
     base = {EMBEDDING: values(1, 96), HEAD: values(2, 96)}
     delta = delta_of(tmp_path, base, tokens)
     instruct = save(tmp_path / "instruct", {n: near(a) for n, a in base.items()}, tokens)
@@ -130,7 +130,7 @@ def test_the_same_vocabulary_is_row_by_row_padding_included(tmp_path: Path, toke
         assert bits({"": found[name]}) == bits({"": exact.astype(BF16)})
 
 
-def test_rows_that_no_token_explains_are_refused(tmp_path: Path) -> None:
+def test_rows_that_cannot_be_matched_are_refused(tmp_path: Path) -> None:
     base = {EMBEDDING: values(1, 90), HEAD: values(2, 90)}
     with_tokens, without = delta_of(tmp_path / "a", base, words(90)), delta_of(tmp_path / "b", base, None)
     own = {n: near(a) for n, a in base.items()}
@@ -151,11 +151,11 @@ def test_rows_that_no_token_explains_are_refused(tmp_path: Path) -> None:
     unigram = {"model": {"vocab": [[token, -1.0] for token in twice]}}
     (ambiguous / "tokenizer.json").write_text(json.dumps(unigram))
     refused(TokenMismatchError, r"ids \[3, 88\] of the Instruct are one token", ambiguous, [(with_tokens, 1.0)])
-    # What stays at home needs no tokens.
-    graft(save(tmp_path / "fine", own, words(90)), [(with_tokens, 1.0)], tmp_path / "out", [HEAD])
+    # A tensor out of scope needs no tokens.
+    graft(save(tmp_path / "fine", own, words(90)), [(with_tokens, 1.0)], tmp_path / "out", Options([HEAD]))
 
 
-def test_a_tied_base_moves_embedding_and_head_of_an_untied_instruct(tmp_path: Path) -> None:
+def test_a_tied_base_changes_embedding_and_head_of_an_untied_instruct(tmp_path: Path) -> None:
     base = {EMBEDDING: values(1, 90)}
     delta = delta_of(tmp_path, base, words(90), tied=True)
     own = {EMBEDDING: near(base[EMBEDDING]), HEAD: near(base[EMBEDDING], seed=71)}
@@ -165,13 +165,13 @@ def test_a_tied_base_moves_embedding_and_head_of_an_untied_instruct(tmp_path: Pa
         assert bits({"": found[name]}) == bits({"": (weights.astype(F32) + moved).astype(BF16)})
 
 
-def test_an_untied_base_moves_a_tied_instruct_only_as_one(tmp_path: Path) -> None:
-    """The Instruct has one tensor for both: a head that moved by itself has nowhere to go."""
+def test_an_untied_base_changes_a_tied_instruct_only_if_both_deltas_are_equal(tmp_path: Path) -> None:
+    """The Instruct has one tensor for both, so it cannot take the delta of a head alone."""
     embedding, head = values(1, 90), values(2, 90)
     tied = save(tmp_path / "instruct", {EMBEDDING: near(embedding)}, words(90), tied=True)
     apart = delta_of(tmp_path / "apart", {EMBEDDING: embedding, HEAD: head}, words(90))
-    refused(MisfitError, "lm_head.weight is a head of its own", tied, [(apart, 1.0)])
-    refused(MisfitError, "lm_head.weight is a head of its own", tied, [(apart, 1.0)], scope=[HEAD])
+    refused(MisfitError, "lm_head.weight is a separate head", tied, [(apart, 1.0)])
+    refused(MisfitError, "lm_head.weight is a separate head", tied, [(apart, 1.0)], scope=[HEAD])
 
     def extracted(name: str, *moved: str) -> Path:
         """A delta of exactly one value in column 0, the same in every moved tensor; exact in bfloat16."""
@@ -191,10 +191,10 @@ def test_an_untied_base_moves_a_tied_instruct_only_as_one(tmp_path: Path) -> Non
         exact = tensors_of(tied)[EMBEDDING].astype(F32) + open_delta(delta).read(EMBEDDING)
         assert bits({"": found[EMBEDDING]}) == bits({"": exact.astype(BF16)})
         assert HEAD not in found
-    refused(MisfitError, "head of its own", tied, [(extracted("head", HEAD), 1.0)])
+    refused(MisfitError, "is a separate head", tied, [(extracted("head", HEAD), 1.0)])
     both = tmp_path / "equal" / "delta"
-    refused(MisfitError, "both must travel at one scale", tied, [(both, 1.0)], scope=[HEAD])
-    refused(MisfitError, "both must travel at one scale", tied, [(both, 1.0)], scale_for=[(HEAD, 0.5)])
+    refused(MisfitError, "both need the same scale", tied, [(both, 1.0)], scope=[HEAD])
+    refused(MisfitError, "both need the same scale", tied, [(both, 1.0)], scale_for=[(HEAD, 0.5)])
 
 
 @pytest.mark.parametrize("rows", [90, 96])
@@ -212,7 +212,7 @@ def test_a_tied_file_stays_tied_stored_head_or_not(tmp_path: Path, rows: int) ->
 
 
 @pytest.mark.parametrize("names", [("model.tok_embeddings.weight", "output.weight"), ("transformer.wte.weight", HEAD)])
-def test_other_families_name_them_otherwise(tmp_path: Path, names: tuple[str, str]) -> None:
+def test_embedding_and_head_have_other_names_in_other_families(tmp_path: Path, names: tuple[str, str]) -> None:
     base = {name: values(number, 90) for number, name in enumerate(names)}
     delta = delta_of(tmp_path, base, words(90))
     ours = ["<|new|>", *words(90)]
@@ -224,8 +224,8 @@ def test_other_families_name_them_otherwise(tmp_path: Path, names: tuple[str, st
 
 
 @pytest.mark.parametrize("merge", [Merge("ties", 0.3), Merge("dare", 0.3, 4)], ids=lambda merge: merge.rule)
-def test_a_rule_thins_out_the_delta_before_its_rows_move(tmp_path: Path, merge: Merge) -> None:
-    """On an Instruct of other ids a token's row gets what it gets on one of the same ids."""
+def test_a_merge_rule_applies_before_rows_are_matched(tmp_path: Path, merge: Merge) -> None:
+    """A token's row gets the same delta on an Instruct with other ids."""
     base = {EMBEDDING: values(1, 90), HEAD: values(2, 90)}
     first = delta_of(tmp_path / "first", base, words(90))
     second = delta_of(tmp_path / "second", {n: near(a, 80) for n, a in base.items()}, words(90))
@@ -234,13 +234,13 @@ def test_a_rule_thins_out_the_delta_before_its_rows_move(tmp_path: Path, merge: 
     straight = save(tmp_path / "straight", own, words(90))
     shuffled = save(tmp_path / "shuffled", {n: a[at] for n, a in own.items()}, SHUFFLED)
     deltas = [(first, 0.6), (second, 0.4)]
-    expected, found = (dict(grafted_tensors(model, deltas, merge=merge)) for model in (straight, shuffled))
+    expected, found = (dict(grafted_tensors(model, deltas, Options(merge=merge))) for model in (straight, shuffled))
     for name in own:
         assert bits({"": found[name]}) == bits({"": expected[name][at]})
         assert bits({"": found[name]}) != bits({"": own[name][at]})
 
 
-def test_rows_of_factors_meet_by_token_too(tmp_path: Path) -> None:
+def test_rows_of_factors_are_matched_by_token_too(tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     base = save(tmp_path / "base", {EMBEDDING: values(1, 90), HEAD: values(2, 90)}, words(90))
     factors = {
@@ -263,7 +263,7 @@ def test_rows_of_factors_meet_by_token_too(tmp_path: Path) -> None:
 
 
 def test_memory_does_not_grow_with_the_vocabulary(tmp_path: Path) -> None:
-    """Matched by token and trimmed: parts are in memory, never the tensor."""
+    """Matched by token and trimmed: only parts are in memory, never the whole tensor."""
     peaks = {}
     for rows in (200, 1600):
         folder = tmp_path / str(rows)
@@ -274,7 +274,7 @@ def test_memory_does_not_grow_with_the_vocabulary(tmp_path: Path) -> None:
         instruct = save(folder / "instruct", own, ["<|new|>", *words(rows)], tied=True)
         tracemalloc.start()
         try:
-            graft(instruct, [(first, 0.5), (second, 0.5)], folder / "out", merge=Merge("ties", 0.2))
+            graft(instruct, [(first, 0.5), (second, 0.5)], folder / "out", Options(merge=Merge("ties", 0.2)))
             peaks[rows] = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
@@ -283,5 +283,5 @@ def test_memory_does_not_grow_with_the_vocabulary(tmp_path: Path) -> None:
 
 
 def _renamed(certificate: Path) -> bytes:
-    """The same weights under another certificate: two deltas for the price of one."""
+    """The same weights under another certificate, as a second delta."""
     return canonical_json(json.loads(certificate.read_bytes()) | {"created_by": "another"})

@@ -1,10 +1,10 @@
-"""The house is held to docs/architecture.md: who imports whom, what DVC watches, which verbs exist."""
+"""The code follows docs/architecture.md: who imports whom, what DVC watches, which verbs exist, how files read."""
 
 import ast
 import re
 import subprocess
 import sys
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -19,14 +19,29 @@ PAGE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
 ROOMS = sorted(
     p.stem if p.is_file() else p.name for p in CORE.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()
 )
-_ROWS = re.findall(r"^\| (\d+) \|([^|]+)\|([^|]*)\|[^|]*\|$", PAGE, re.MULTILINE)
-LAYER = {room: int(layer) for layer, rooms, _ in _ROWS for room in re.findall(r"\b([a-z_]+)(?:/|\.py)", rooms)}
-LIBRARIES = {  # which rooms the page lets import a library that has an owner
-    room: set(re.findall(r"[a-z0-9_]+", libraries))
-    for _, rooms, libraries in _ROWS
-    for room in re.findall(r"\b([a-z_]+)(?:/|\.py)", rooms)
-}
-OWNED = set().union(*LIBRARIES.values()) | {"pickle"}
+TABLE = [  # (layer, rooms, libraries) of each row of the page's table
+    (int(layer), re.findall(r"\b([a-z_]+)(?:/|\.py)", rooms), set(re.findall(r"[a-z0-9_]+", libraries)))
+    for layer, rooms, libraries in re.findall(r"^\| (\d+) \|([^|]+)\|([^|]*)\|[^|]*\|$", PAGE, re.MULTILINE)
+]
+LAYER = {room: layer for layer, rooms, _ in TABLE for room in rooms}
+LIBRARIES = {room: libraries for _, rooms, libraries in TABLE for room in rooms}
+OWNED = set().union(*LIBRARIES.values()) | {"pickle"}  # libraries that only the rooms named with them may import
+
+# Exceptions to the rules below.
+VERBS = {"fetch": "pair", "extract": "delta"}  # a stage whose verb is implemented in a room of another name
+TOP_LEVEL = (
+    "shadowft_core flows infra tests benchmarks docs dvc.yaml params.yaml prefect.yaml pyproject.toml constraints.txt"
+)
+BESIDE = "README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md LICENSE Makefile .ci .dvc .dvcignore .github .gitignore"
+LONGEST = 300  # lines of a Python file
+RETIRED = "is wanted|are wanted|at home|lies elsewhere|lie elsewhere|lasting worth|a stranger|its words|at hand|afar"
+
+
+def tracked(*paths: str) -> list[str]:
+    """The files that git tracks, below these paths or all."""
+    command = ["git", "ls-files", "-z", "--", *paths]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return [name for name in listed.split("\0") if name]
 
 
 def room_files(room: str) -> list[Path]:
@@ -34,18 +49,25 @@ def room_files(room: str) -> list[Path]:
     return [single] if single.exists() else [p for p in sorted((CORE / room).rglob("*.py")) if p.parent.name != "tasks"]
 
 
-def imports(path: Path) -> set[str]:
-    """Every dotted module a file imports, also inside functions."""
-    found: set[str] = set()
+def import_nodes(path: Path) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Every import statement of a file, also inside functions and for type checkers."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+
+
+def imports(path: Path) -> set[str]:
+    """Every dotted name that a file imports: for `from a import b` both `a` and `a.b`."""
+    names: set[str] = set()
+    for node in import_nodes(path):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            names |= {alias.name for alias in node.names}
+        elif node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
 
 
-def rooms_of(room: str) -> set[str]:
+def imported_rooms(room: str) -> set[str]:
     names = {
         module.split(".")[1]
         for path in room_files(room)
@@ -56,53 +78,67 @@ def rooms_of(room: str) -> set[str]:
 
 
 def closure(room: str) -> set[str]:
-    seen, todo = set(), [room]
-    while todo:
-        current = todo.pop()
+    """A room and all rooms that it imports, directly or not."""
+    seen, queue = set(), [room]
+    while queue:
+        current = queue.pop()
         if current not in seen:
             seen.add(current)
-            todo += rooms_of(current)
+            queue += imported_rooms(current)
     return seen
 
 
-def test_every_room_stands_on_the_page() -> None:
+def test_every_room_is_in_the_table() -> None:
     assert set(ROOMS) - {"__init__"} == set(LAYER)
 
 
-@pytest.mark.parametrize("room", sorted(LAYER))
-def test_imports_go_down_only(room: str) -> None:
-    assert not {other for other in rooms_of(room) if LAYER[other] >= LAYER[room]}
+def test_the_walks_are_short_and_name_files_that_exist() -> None:
+    lists = re.findall(r"^- \*\*An? .*?(?=^- |^$)", PAGE, re.MULTILINE | re.DOTALL)
+    assert len(lists) == 4
+    for walk in (re.findall(r"[a-z0-9_/]+\.py", text) for text in lists):
+        assert 5 <= len(walk) <= 10
+        assert all((CORE / name).is_file() for name in walk), walk
 
 
 @pytest.mark.parametrize("room", sorted(LAYER))
-def test_a_library_stays_in_the_rooms_that_own_it(room: str) -> None:
+def test_a_room_imports_only_lower_layers(room: str) -> None:
+    assert not {other for other in imported_rooms(room) if LAYER[other] >= LAYER[room]}
+
+
+@pytest.mark.parametrize("room", sorted(LAYER))
+def test_a_library_is_imported_only_by_the_rooms_that_own_it(room: str) -> None:
     tops = {module.split(".")[0] for path in room_files(room) for module in imports(path)}
     assert tops & OWNED == LIBRARIES[room]
 
 
+def test_only_the_demo_imports_the_demo() -> None:
+    assert [room for room in LAYER if "demo" in imported_rooms(room)] == []
+    assert not [name for name in imports(CORE / "__init__.py") if name.startswith("shadowft_core")]
+
+
 def modules() -> dict[str, set[str]]:
-    """Every module of shadowft_core and flows, and the ones it imports, also inside functions and for types alone."""
+    """Every module of shadowft_core and flows with the modules it imports, also inside functions and for types."""
     files = {
         ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p
         for folder in ("shadowft_core", "flows")
         for p in (ROOT / folder).rglob("*.py")
     }
-    return {name: taken(path, files.keys()) - {name} for name, path in files.items()}
+    return {name: imported_modules(path, files.keys()) - {name} for name, path in files.items()}
 
 
-def taken(path: Path, known: Set[str]) -> set[str]:
-    """The modules that a file imports from; of `from door import module`, the module, not the door."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def imported_modules(path: Path, known: Set[str]) -> set[str]:
+    """The modules that a file imports: for `from package import module` the module, not the package."""
+    names: set[str] = set()
+    for node in import_nodes(path):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {alias.name for alias in node.names}
+        elif node.module:
             inner = [f"{node.module}.{alias.name}" for alias in node.names]
-            found |= {name if name in known else node.module for name in inner}
-    return found & known
+            names |= {name if name in known else node.module for name in inner}
+    return names & known
 
 
-def test_no_circle_between_modules() -> None:
+def test_no_modules_import_each_other() -> None:
     try:
         TopologicalSorter(modules()).prepare()
     except CycleError as error:
@@ -114,28 +150,40 @@ def stages() -> dict[str, dict[str, object]]:
     return {name: stage.get("do", stage) for name, stage in raw.items()}
 
 
-@pytest.mark.parametrize("name", list(stages()))
-def test_a_stage_depends_on_the_code_it_imports(name: str) -> None:
-    deps = stages()[name]["deps"]
-    assert isinstance(deps, list)
-    assert {d for d in deps if d.startswith("shadowft_core")} == expected_deps(name)
-
-
-def expected_deps(stage: str) -> set[str]:
-    """The code that a stage imports; fetch-origin also watches the sources of the generated pairs."""
-    sources = [*pico.SOURCES, *smollm2.SOURCES] if stage == "fetch-origin" else []
-    return {watched for room in closure(verb_of(stage)) for watched in watch(room)} | {
-        str(file.relative_to(ROOT)) for file in sources
-    }
-
-
-def watch(room: str) -> list[str]:
-    """A room as dvc.yaml names it: a file or a folder."""
-    return [f"shadowft_core/{room}.py" if (CORE / f"{room}.py").exists() else f"shadowft_core/{room}"]
-
-
 def verb_of(stage: str) -> str:
-    return {"fetch": "pair", "extract": "delta"}.get(stage.split("-", maxsplit=1)[0], stage.split("-", maxsplit=1)[0])
+    return stage.split("-", maxsplit=1)[0]
+
+
+def code_watched(stage: str) -> set[str]:
+    deps = stages()[stage]["deps"]
+    assert isinstance(deps, list)
+    return {dependency for dependency in deps if dependency.startswith("shadowft_core")}
+
+
+def expected_code(stage: str) -> set[str]:
+    """The rooms that a stage imports; fetch-origin also watches the source files of the generated pairs."""
+    rooms = closure(VERBS.get(verb_of(stage), verb_of(stage)))
+    sources = [*pico.SOURCES, *smollm2.SOURCES] if stage == "fetch-origin" else []
+    paths = [CORE / f"{room}.py" if (CORE / f"{room}.py").exists() else CORE / room for room in rooms]
+    return {str(path.relative_to(ROOT)) for path in (*paths, *sources)}
+
+
+@pytest.mark.parametrize("stage", list(stages()))
+def test_a_stage_watches_the_code_it_imports(stage: str) -> None:
+    assert code_watched(stage) == expected_code(stage)
+
+
+def test_git_tracks_every_file_that_dvc_watches() -> None:
+    """An untracked file in a watched folder would make stages stale in this checkout only."""
+    lines = (ROOT / ".dvcignore").read_text(encoding="utf-8").splitlines()
+    suffixes = {line.rpartition("*")[2] for line in lines if line.startswith("!/shadowft_core/**/*.")}
+    watched = {path for stage in stages() for path in code_watched(stage)}
+    files = [
+        path for name in watched for path in ((ROOT / name).rglob("*") if (ROOT / name).is_dir() else [ROOT / name])
+    ]
+    seen = {str(path.relative_to(ROOT)) for path in files if path.suffix in suffixes and not path.name.startswith(".")}
+    assert {".py", ".c", ".json"} <= suffixes
+    assert seen - set(tracked(*watched)) == set()
 
 
 def verbs() -> set[str]:
@@ -146,25 +194,24 @@ def verbs() -> set[str]:
     return set(get_command(app).commands)  # type: ignore[attr-defined]
 
 
-def test_every_stage_is_a_verb_and_says_so() -> None:
+def test_the_command_of_a_stage_is_its_verb() -> None:
     for name, stage in stages().items():
-        verb = name.split("-")[0]
-        assert verb in verbs(), name
-        assert str(stage["cmd"]).startswith(f"shadowft {verb} "), name
+        assert verb_of(name) in verbs(), name
+        assert str(stage["cmd"]).startswith(f"shadowft {verb_of(name)} "), name
 
 
-def test_no_value_reaches_a_shell() -> None:
-    """DVC hands `cmd` to a shell: a value from params.yaml, put in there, would be run."""
+def test_no_parameter_reaches_a_shell() -> None:
+    """DVC passes `cmd` to a shell, which would run a value inserted from params.yaml."""
     commands = {name: str(stage["cmd"]) for name, stage in stages().items()}
     assert not {name: command for name, command in commands.items() if set("$`") & set(command)}
 
 
-def test_one_function_knows_the_cache_folder() -> None:
+def test_only_one_module_reads_the_variable_of_the_cache() -> None:
     named = {p.name for p in CORE.rglob("*.py") if '"SHADOWFT_CACHE"' in p.read_text(encoding="utf-8")}
     assert named == {"cache.py"}
 
 
-def test_every_verb_stands_in_the_readme() -> None:
+def test_the_readme_names_every_verb() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     missing = {verb for verb in verbs() if f"shadowft {verb}" not in readme}
     assert not missing, f"README.md does not mention {missing}"
@@ -177,20 +224,27 @@ def test_help_imports_nothing_heavy() -> None:
     assert out.stdout.strip() == "[]"
 
 
-def test_files_fit_in_the_head() -> None:
-    long = {
-        str(p.relative_to(ROOT)): n
+def test_no_python_file_is_too_long() -> None:
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines())
         for folder in ("shadowft_core", "flows", "tests", "infra")
-        for p in (ROOT / folder).rglob("*.py")
-        if (n := len(p.read_text(encoding="utf-8").splitlines())) > 350
+        for path in (ROOT / folder).rglob("*.py")
     }
-    assert not long, f"two rooms would read better: {long}"
+    too_long = {name: length for name, length in lengths.items() if length > LONGEST}
+    assert not too_long, f"split each at a seam: {too_long}"
 
 
-def test_the_top_level_is_fixed() -> None:
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    top = {name.split("/")[0] for name in tracked}
-    fixed = "pyproject.toml flows shadowft_core tests dvc.yaml params.yaml infra"
-    beside = "README.md LICENSE Makefile constraints.txt .ci docs benchmarks .dvc .dvcignore .gitignore prefect.yaml"
-    allowed = set(f"{fixed} {beside}".split())
-    assert top <= allowed, top - allowed
+def test_the_top_level_has_no_other_files() -> None:
+    assert {name.split("/")[0] for name in tracked()} - {
+        *TOP_LEVEL.split(),
+        *BESIDE.split(),
+        ".pre-commit-config.yaml",
+    } == set()
+
+
+@pytest.mark.parametrize("words", RETIRED.split("|"))
+def test_code_and_docs_use_plain_words(words: str) -> None:
+    names = [
+        name for name in tracked("shadowft_core", "flows", "docs", "README.md") if Path(name).suffix in (".py", ".md")
+    ]
+    assert [name for name in names if words in (ROOT / name).read_text(encoding="utf-8")] == []

@@ -1,4 +1,4 @@
-"""Tensors that only one side holds: refused with the waiver that works, waived by name, on record where it counts."""
+"""Tensors that only one side has: refused with a pattern that waives them, waived by --ignore, and recorded."""
 
 import json
 import shlex
@@ -14,7 +14,7 @@ import pytest
 from shadowft_core.delta import extract, open_delta, open_difference, require_extractable
 from shadowft_core.errors import AdapterError, InputError, PairError, ShadowError, TensorMissingError
 from shadowft_core.files import canonical_json
-from shadowft_core.graft import graft, grafted_tensors
+from shadowft_core.graft import Options, graft, grafted_tensors
 from shadowft_core.graft.receipt import read_receipt
 from shadowft_core.pair import compare_models
 from shadowft_core.weights import open_checkpoint, remedy
@@ -24,7 +24,7 @@ from tests.test_graft import BF16, F32, Tensors, bits, tensors_of
 
 LAYER = "model.layers.{}.self_attn.q_proj.weight"
 SIZES = {"model.embed_tokens.weight": (64, 16), LAYER.format(0): (40, 16), LAYER.format(1): (40, 16)}
-EXTRA = {  # what one side holds: its tensors, and the pattern that a refusal offers
+EXTRA = {  # tensors that only one side has, and the patterns that the refusal offers
     "mtp": (("mtp.fc.weight", "mtp.layers.0.self_attn.q_proj.weight"), ["mtp.*"]),
     "a layer": ((LAYER.format(2), "model.layers.2.norm.weight"), ["model.layers.2.*"]),
     "buffers": (tuple(f"model.layers.{n}.self_attn.rotary.inv_freq" for n in (0, 1)), ["*.rotary.*"]),
@@ -34,7 +34,7 @@ CLASS = {"model_type": "llama", "num_hidden_layers": 2}
 
 
 def tensors(seed: int, *more: str) -> Tensors:
-    """Near to each other for all seeds."""
+    """Weights that are close to each other for all seeds."""
     start, noise = np.random.default_rng(0), np.random.default_rng(seed)
     found = {n: start.standard_normal(s) for n, s in SIZES.items()} | {n: start.standard_normal((8, 16)) for n in more}
     moved = {n: a + 1e-2 * noise.standard_normal(a.shape) for n, a in found.items()}
@@ -58,7 +58,7 @@ def pair(base: Path, instruct: Path, *ignore: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("case", EXTRA)
-def test_what_the_base_alone_holds_is_refused_with_a_pattern_that_works(tmp_path: Path, case: str) -> None:
+def test_tensors_only_in_the_base_are_refused_with_a_pattern_that_works(tmp_path: Path, case: str) -> None:
     names, _ = EXTRA[case]
     base, tuned = model(tmp_path / "base", 1, *names), model(tmp_path / "tuned", 2)
     instruct, plain = model(tmp_path / "instruct", 3, *names), model(tmp_path / "plain", 3)
@@ -73,7 +73,7 @@ def test_what_the_base_alone_holds_is_refused_with_a_pattern_that_works(tmp_path
     assert delta.certificate["ignored"]["patterns"] == patterns
     said = [name for sides in facts["ignored"].values() for name in sides["base"]]
     assert sorted(said) == sorted(names)
-    # An Instruct that holds them keeps its own; one that does not needs no word more: the delta carries the patterns.
+    # An Instruct that has them keeps its own. One that lacks them needs no option: the delta carries the patterns.
     for folder in (instruct, plain):
         out = tmp_path / f"out-{folder.name}"
         graft(folder, [(tmp_path / "delta", 1.0)], out)
@@ -85,14 +85,15 @@ def test_what_the_base_alone_holds_is_refused_with_a_pattern_that_works(tmp_path
         account = read_receipt(out)["ignored"]
         listed = sorted(name for sides in account.values() for name in sides["base"]) if account else []
         assert listed == (sorted(names) if folder == plain else [])
-        once = graft(folder, [(open_difference(base, tuned, ignore=patterns), 1.0)], tmp_path / "once", ignore=patterns)
+        difference = open_difference(base, tuned, ignore=patterns)
+        once = graft(folder, [(difference, 1.0)], tmp_path / "once", Options(ignore=patterns))
         assert once["digest"] == open_checkpoint(out).digest()
         assert once["ignore"] == patterns
         assert {n for sides in read_receipt(tmp_path / "once")["ignored"].values() for n in sides["base"]} == set(names)
 
 
 @pytest.mark.parametrize("case", EXTRA)
-def test_what_base_or_instruct_alone_holds_is_waived_where_the_two_meet(tmp_path: Path, case: str) -> None:
+def test_tensors_only_in_base_or_instruct_are_waived_in_graft_and_pair(tmp_path: Path, case: str) -> None:
     names, _ = EXTRA[case]
     more, plain, tuned = (
         model(tmp_path / n, k, *e) for k, (n, e) in enumerate({"more": names, "plain": (), "t": ()}.items())
@@ -100,20 +101,20 @@ def test_what_base_or_instruct_alone_holds_is_waived_where_the_two_meet(tmp_path
     extract(plain, tuned, tmp_path / "delta")
     with pytest.raises(TensorMissingError, match=r"the Instruct has .*, the Base does not") as caught:
         graft(more, [(tmp_path / "delta", 1.0)], tmp_path / "out")
-    made = graft(more, [(tmp_path / "delta", 1.0)], tmp_path / "out", ignore=offered(caught.value))
+    made = graft(more, [(tmp_path / "delta", 1.0)], tmp_path / "out", Options(ignore=offered(caught.value)))
     assert made["ignore"] == offered(caught.value)
     expected = tensors_of(tmp_path / "out")
     assert all(bits({"": expected[n]}) == bits({"": tensors_of(more)[n]}) for n in names)
-    repeated = grafted_tensors(more, [(tmp_path / "delta", 1.0)], ignore=made["ignore"])
+    repeated = grafted_tensors(more, [(tmp_path / "delta", 1.0)], Options(ignore=made["ignore"]))
     assert bits(dict(repeated)) == bits(expected)
     for base, instruct in ((more, plain), (plain, more)):
-        with pytest.raises(PairError, match=f"{len(names)} tensors stand only in the") as refusal:
+        with pytest.raises(PairError, match=f"{len(names)} tensors are only in the") as refusal:
             pair(base, instruct)
         found = pair(base, instruct, *offered(refusal.value))
         assert any("waived by name" in reason for reason in found["reasons"])
 
 
-def test_a_pattern_meets_something_of_one_side_and_nothing_of_both(tmp_path: Path) -> None:
+def test_a_pattern_may_match_tensors_of_one_side_only(tmp_path: Path) -> None:
     base, tuned = model(tmp_path / "base", 1, "mtp.fc.weight"), model(tmp_path / "tuned", 2)
     instruct = model(tmp_path / "instruct", 3)
     extract(base, tuned, tmp_path / "delta", ignore=["mtp.*"])
@@ -121,19 +122,20 @@ def test_a_pattern_meets_something_of_one_side_and_nothing_of_both(tmp_path: Pat
     for patterns, message in (
         (["mtp.*", "*q_proj*"], r"'\*q_proj\*' matches model.layers.0.*both sides"),
         (["*"], r"'\*' matches model\..*both sides"),
-        (["mtp.*", "mpt.*"], r"'mpt\.\*' matches nothing that only one side holds .*a glob of whole names"),
+        (["mtp.*", "mpt.*"], r"'mpt\.\*' matches no tensor that only one side has .*a glob of whole names"),
     ):
         attempts = (
             lambda p=patterns: extract(base, tuned, tmp_path / "no", ignore=p),
-            lambda p=patterns: graft(instruct, [(tmp_path / "delta", 1.0)], tmp_path / "no", ignore=p),
+            lambda p=patterns: graft(instruct, [(tmp_path / "delta", 1.0)], tmp_path / "no", Options(ignore=p)),
             lambda p=patterns: pair(base, instruct, *p),
         )
         for attempt in attempts:
             with pytest.raises(InputError, match=message):
                 attempt()
-    # A pattern that the delta carries may be said again.
-    assert graft(instruct, [(tmp_path / "delta", 1.0)], tmp_path / "out", ignore=["mtp.*"])["ignore"] == ["mtp.*"]
-    # Those of a project may meet nothing here, or what both hold where nothing is trained; never what was trained.
+    # A pattern that the delta carries may be repeated.
+    made = graft(instruct, [(tmp_path / "delta", 1.0)], tmp_path / "out", Options(ignore=["mtp.*"]))
+    assert made["ignore"] == ["mtp.*"]
+    # Patterns of a project may match nothing, or tensors of both sides that are not trained; never a trained tensor.
     extract(plain, tuned, tmp_path / "delta", standing=["mtp.*"])
     assert open_delta(tmp_path / "delta").ignore == ("mtp.*",)
     compare_models(open_checkpoint(base), open_checkpoint(instruct), full=False, standing=["mtp.*", "*q_proj*", "x"])
@@ -142,7 +144,7 @@ def test_a_pattern_meets_something_of_one_side_and_nothing_of_both(tmp_path: Pat
     assert not (tmp_path / "no").exists()
 
 
-def test_one_tensor_under_two_names_is_not_offered_to_be_ignored(tmp_path: Path) -> None:
+def test_no_pattern_is_offered_for_a_renamed_tensor(tmp_path: Path) -> None:
     base, tuned = (
         model(tmp_path / "base", 1, "model.a.q_proj.weight"),
         model(tmp_path / "tuned", 2, "model.b.q_proj.weight"),
@@ -153,19 +155,19 @@ def test_one_tensor_under_two_names_is_not_offered_to_be_ignored(tmp_path: Path)
             extract(base, folder, tmp_path / "delta")
 
 
-def test_what_the_class_does_not_load_needs_no_waiver(tmp_path: Path) -> None:
+def test_tensors_that_the_class_does_not_load_need_no_waiver(tmp_path: Path) -> None:
     names = ("mtp.fc.weight", "model.layers.0.self_attn.rotary_emb.inv_freq")
     base = model(tmp_path / "base", 1, *names, architectures=["Qwen3NextForCausalLM"], model_type="qwen3_next")
     tuned = model(tmp_path / "tuned", 2, architectures=["Qwen3NextForCausalLM"], model_type="qwen3_next")
     facts = extract(base, tuned, tmp_path / "delta")
     assert facts["ignored"] == {"Qwen3NextForCausalLM does not load it": {"base": sorted(names)}}
     graft(tuned, [(tmp_path / "delta", 1.0)], tmp_path / "out")
-    graft(base, [(tmp_path / "delta", 1.0)], tmp_path / "onto", waivers=["onto-base"])
+    graft(base, [(tmp_path / "delta", 1.0)], tmp_path / "onto", Options(waivers=["onto-base"]))
     assert not open_delta(tmp_path / "delta").ignore
 
 
-def test_a_delta_of_which_nothing_is_ignored_says_nothing_of_it(tmp_path: Path) -> None:
-    """Its digest is that of the same delta before there were waivers."""
+def test_a_delta_without_ignored_tensors_does_not_mention_them(tmp_path: Path) -> None:
+    """So its digest is the same as before waivers existed."""
     extract(model(tmp_path / "base", 1), model(tmp_path / "tuned", 2), tmp_path / "delta")
     certificate = json.loads((tmp_path / "delta" / "delta.json").read_bytes())
     assert not {"ignored", "tokens"} & certificate.keys()
@@ -173,21 +175,21 @@ def test_a_delta_of_which_nothing_is_ignored_says_nothing_of_it(tmp_path: Path) 
     assert "ignore" not in made
 
 
-def test_a_trained_tensor_without_a_place_is_left_out_by_name_and_counted(tmp_path: Path) -> None:
+def test_a_trained_tensor_that_the_instruct_lacks_is_left_out_and_counted(tmp_path: Path) -> None:
     names = ("mtp.fc.weight",)
     base, tuned = (model(tmp_path / n, k, *names) for k, n in enumerate(("base", "tuned")))
     instruct = model(tmp_path / "instruct", 3)
     extract(base, tuned, tmp_path / "delta")
     with pytest.raises(TensorMissingError, match=r"mtp\.fc\.weight is missing .*--ignore 'mtp\.\*'"):
         graft(instruct, [(tmp_path / "delta", 1.0)], tmp_path / "out")
-    graft(instruct, [(tmp_path / "delta", 1.0)], tmp_path / "out", ignore=["mtp.*"])
+    graft(instruct, [(tmp_path / "delta", 1.0)], tmp_path / "out", Options(ignore=["mtp.*"]))
     account = read_receipt(tmp_path / "out")
     assert account["left_out"] == ["mtp.fc.weight"]
     assert 0 < account["travel"]["stays"]["fc"] < 0.2
 
 
-def test_a_project_says_it_once_for_all_its_stages(tmp_path: Path) -> None:
-    """extract.ignore reaches fetch and extract, and, in the delta, whatever grafts it."""
+def test_extract_ignore_in_params_applies_to_all_stages(tmp_path: Path) -> None:
+    """It applies to fetch and extract, and, through the delta, to every graft."""
     base, instruct = model(tmp_path / "base", 1, "mtp.fc.weight"), model(tmp_path / "instruct", 3, "rotary.freqs")
     model(tmp_path / "tuned", 2)
     text = (Path(__file__).parent.parent / "params.yaml").read_text(encoding="utf-8")
@@ -212,7 +214,7 @@ def test_a_project_says_it_once_for_all_its_stages(tmp_path: Path) -> None:
         done = run(*stage)
         assert done.returncode == 0, done.stderr
     reasons = json.loads((tmp_path / "pair" / "pair.json").read_bytes())["reasons"]
-    assert {"1 tensors stand only in the Base, waived by name: mtp.*"} < set(reasons)
+    assert {"1 tensors are only in the Base, waived by name: mtp.*"} < set(reasons)
     assert read_receipt(tmp_path / "out")["ignored"] == {
         "waived by name: mtp.*": {"base": ["mtp.fc.weight"]},
         "waived by name: rotary.*": {"instruct": ["rotary.freqs"]},
@@ -221,7 +223,7 @@ def test_a_project_says_it_once_for_all_its_stages(tmp_path: Path) -> None:
     assert "1 only in the base, waived by name: mtp.*" in by_hand.stdout, by_hand.stderr
 
 
-def test_patterns_of_a_delta_stand_in_its_digest(tmp_path: Path) -> None:
+def test_the_patterns_are_part_of_the_digest(tmp_path: Path) -> None:
     base, tuned = model(tmp_path / "base", 1, "mtp.fc.weight"), model(tmp_path / "tuned", 2)
     extract(base, tuned, tmp_path / "delta", ignore=["mtp.*"])
     file = tmp_path / "delta" / "delta.json"
@@ -241,12 +243,12 @@ def test_patterns_of_a_delta_stand_in_its_digest(tmp_path: Path) -> None:
         (["a[0].w"], ["a.w"], ["a[[]0].*"]),
     ],
 )
-def test_a_pattern_is_as_wide_as_it_may_be(names: list[str], both: list[str], patterns: list[str]) -> None:
+def test_an_offered_pattern_is_as_wide_as_allowed(names: list[str], both: list[str], patterns: list[str]) -> None:
     assert all(f"--ignore '{pattern}'" in remedy({"base": names}, both) for pattern in patterns)
     assert remedy({"base": names}, both).count("--ignore") == len(patterns)
 
 
-def test_an_adapter_need_not_know_of_a_layer_that_its_training_never_loaded(
+def test_an_adapter_may_lack_a_layer_that_training_did_not_load(
     tmp_path: Path, tiny_llama_pair: Pair, capsys: pytest.CaptureFixture[str]
 ) -> None:
     adapt(tiny_llama_pair.base, tmp_path / "adapter", target_modules=["q_proj", "down_proj"])
@@ -262,7 +264,7 @@ def test_an_adapter_need_not_know_of_a_layer_that_its_training_never_loaded(
     with pytest.raises(AdapterError, match="is targeted but has no factors; the file is incomplete") as caught:
         extract(base, adapter, tmp_path / "delta")
     assert offered(caught.value) == ["model.layers.2.*"]
-    require_extractable(base, adapter)  # no reason not to train: the waiver will do
+    require_extractable(base, adapter)  # training goes ahead, since a waiver will allow extract
     assert "--ignore 'model.layers.2.*'" in capsys.readouterr().err
     facts = extract(base, adapter, tmp_path / "delta", ignore=offered(caught.value))
     assert facts["ignored"] == {"waived by name: model.layers.2.*": {"base": sorted(layer)}}
@@ -274,7 +276,7 @@ def test_an_adapter_need_not_know_of_a_layer_that_its_training_never_loaded(
     assert all(bits({"": out[n]}) == bits({"": a}) for n, a in layer.items())
     for patterns, message in (
         (["model.layers.2.*", "*q_proj*"], r"'\*q_proj\*' matches .* both sides"),
-        (["model.layers.2.*", "mtp.*"], r"'mtp\.\*' matches nothing"),
+        (["model.layers.2.*", "mtp.*"], r"'mtp\.\*' matches no tensor"),
     ):
         with pytest.raises(InputError, match=message):
             extract(base, adapter, tmp_path / "no", ignore=patterns)

@@ -1,4 +1,4 @@
-"""The compiled pass has the bits of numpy and ml_dtypes, for every value that a bfloat16 or a sum can take."""
+"""The compiled kernels give the bits of numpy and ml_dtypes for every bfloat16 value and every rounding case."""
 
 import ctypes
 import shutil
@@ -18,9 +18,9 @@ SOURCE = Path(bf16.__file__).with_suffix(".c")
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """bf16.c as the installation builds it, so that it is tested wherever there is a compiler."""
+    """bf16.c compiled as the installation does it, so that it is tested wherever there is a compiler."""
     if not (compiler := shutil.which("cc") or shutil.which("gcc")):
-        pytest.skip("no C compiler here, so numpy does this work")
+        pytest.skip("no C compiler, so numpy does this work")
     built = tmp_path_factory.mktemp("kernel") / "kernel.so"
     flags = ["-O3", "-ffp-contract=off", "-Wno-psabi", "-Wall", "-Werror", "-shared", "-fPIC"]
     subprocess.run([compiler, *flags, "-o", built, SOURCE], check=True)
@@ -36,7 +36,7 @@ def finite(words: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 4095, 4096, 4097, 131_072, 131_075])
-def test_a_difference_is_that_of_numpy(compiled: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+def test_subtract_equals_numpy(compiled: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     random = np.random.default_rng(size)
     after, before = (random.choice(finite(every_word()), size) for _ in range(2))
     out, expected = np.full(size, 7, np.float32), np.full(size, 9, np.float32)
@@ -51,7 +51,7 @@ def test_a_difference_is_that_of_numpy(compiled: ctypes.CDLL, monkeypatch: pytes
 
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 4095, 4096, 4097, 131_072, 131_075])
 @pytest.mark.parametrize("spread", [1e-4, 1e-2, 1.0])
-def test_a_sum_is_that_of_numpy_and_so_is_its_account(
+def test_add_and_its_sums_equal_numpy(
     compiled: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, size: int, spread: float
 ) -> None:
     random = np.random.default_rng(size)
@@ -62,20 +62,20 @@ def test_a_sum_is_that_of_numpy_and_so_is_its_account(
     monkeypatch.setattr(bf16, "library", compiled)
     sums = bf16.add(weights, delta, found)
     monkeypatch.setattr(bf16, "library", None)
-    theirs = bf16.add(weights, delta, expected)
+    sums_of_numpy = bf16.add(weights, delta, expected)
     before = weights.astype(np.float32)
     assert np.array_equal(found.view(np.uint16), (before + delta).astype(BF16).view(np.uint16))
     assert np.array_equal(found.view(np.uint16), expected.view(np.uint16))
     exact = bf16.account(*(x.astype(np.float64) for x in (before, delta, found.astype(np.float32) - before)))
     np.testing.assert_allclose(sums, exact, rtol=1e-6)
-    np.testing.assert_allclose(theirs, exact, rtol=2e-5)  # one float32 sum over the whole part
+    np.testing.assert_allclose(sums_of_numpy, exact, rtol=2e-5)  # one float32 sum over the whole part
     assert np.array_equal(sums[5:], exact[5:])
 
 
-def test_every_word_and_every_tie_is_rounded_as_numpy_rounds(
+def test_every_word_and_every_tie_is_rounded_as_in_numpy(
     compiled: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sums that end in 0x8000, one less and one more, above every finite word: half way, below it, beyond it."""
+    """Sums above every finite word, by half a unit (0x8000), a bit less, a bit more, and the extremes."""
     monkeypatch.setattr(bf16, "library", compiled)
     words = finite(every_word())
     weights = np.zeros(words.size, BF16)
@@ -91,7 +91,7 @@ def test_every_word_and_every_tie_is_rounded_as_numpy_rounds(
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("where", ["weights", "delta"])
 @pytest.mark.parametrize("at", [0, 8, 4096, 4100])
-def test_what_is_not_finite_shows_in_the_sums(
+def test_a_value_that_is_not_finite_makes_the_sums_not_finite(
     compiled: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, bad: float, where: str, at: int
 ) -> None:
     weights, delta = np.ones(4101, BF16), np.full(4101, 0.5, np.float32)
@@ -102,7 +102,9 @@ def test_what_is_not_finite_shows_in_the_sums(
             assert not np.isfinite(bf16.add(weights, delta, np.empty(4101, BF16))).all()
 
 
-def test_an_overflow_of_the_cast_shows_in_the_sums(compiled: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_overflow_of_the_cast_makes_the_sums_not_finite(
+    compiled: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
+) -> None:
     largest = finite(every_word()).astype(np.float32).max()
     weights, delta = np.full(9, largest, BF16), np.full(9, largest / 100, np.float32)
     monkeypatch.setattr(bf16, "library", compiled)
@@ -111,7 +113,7 @@ def test_an_overflow_of_the_cast_shows_in_the_sums(compiled: ctypes.CDLL, monkey
 
 @pytest.mark.parametrize("size", [1, 63, 64, 65, 4097, 131_075])
 @pytest.mark.parametrize("share", [0.0, 0.003, 0.5, 1.0])
-def test_rounding_and_its_exceptions_are_those_of_numpy(
+def test_rounding_and_its_exceptions_equal_numpy(
     compiled: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, size: int, share: float
 ) -> None:
     random = np.random.default_rng(size)
@@ -125,8 +127,8 @@ def test_rounding_and_its_exceptions_are_those_of_numpy(
         words = np.empty(size, "<u2")
         odd, square = bf16.rounded(values, words)
         found.append((words.copy(), odd.copy(), square))
-    (ours, odd, square), (theirs, expected, exact) = found
-    assert np.array_equal(ours, theirs)
+    (words, odd, square), (expected_words, expected, exact) = found
+    assert np.array_equal(words, expected_words)
     assert np.array_equal(odd, expected)
     with np.errstate(over="ignore"):
         assert np.array_equal(odd, np.flatnonzero(values.astype(BF16).astype(np.float32) != values))
@@ -134,7 +136,7 @@ def test_rounding_and_its_exceptions_are_those_of_numpy(
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_shows_in_the_square(
+def test_a_value_that_is_not_finite_makes_the_square_not_finite(
     compiled: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, bad: float
 ) -> None:
     for at in (0, 70, 130):
@@ -146,7 +148,7 @@ def test_what_is_not_finite_shows_in_the_square(
 
 
 @pytest.mark.parametrize("size", [1, 15, 65_536, 131_075])
-def test_planes_are_those_of_numpy_and_come_together_again(
+def test_split_equals_numpy_and_joined_inverts_it(
     compiled: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     words = np.resize(np.arange(1 << 16, dtype="<u2"), size)
@@ -157,13 +159,13 @@ def test_planes_are_those_of_numpy_and_come_together_again(
         bf16.split(words, planes)
         bf16.joined(planes, 2, values)
         found.append((planes, values))
-    (ours, back), (theirs, expected) = found
-    assert np.array_equal(ours, theirs)
+    (planes, back), (expected_planes, expected) = found
+    assert np.array_equal(planes, expected_planes)
     assert np.array_equal(back.view(np.uint32), expected.view(np.uint32))
     assert np.array_equal(back.view(np.uint32), words.astype(np.uint32) << 16)
 
 
-def test_wide_words_come_together_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_joined_inverts_split_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(0).standard_normal(1001).astype(np.float32)
     planes, back = np.empty(4004, np.uint8), np.empty(1001, np.float32)
     bf16.split(values.view("<u4"), planes)
@@ -173,7 +175,7 @@ def test_wide_words_come_together_again(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("scale", [1.0, 0.3, -0.75])
 @pytest.mark.parametrize("size", [1, 9, 4097, 131_075])
-def test_a_difference_may_be_formed_inside_the_sum(
+def test_a_lazy_difference_is_computed_inside_the_sum(
     compiled: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, size: int, scale: float
 ) -> None:
     random = np.random.default_rng(size)
@@ -184,12 +186,12 @@ def test_a_difference_may_be_formed_inside_the_sum(
     for library in (compiled, None):
         monkeypatch.setattr(bf16, "library", library)
         result = np.empty(size, BF16)
-        sums = bf16.add(weights, bf16.Apart(after, before, scale), result)
+        sums = bf16.add(weights, bf16.LazyDifference(after, before, scale), result)
         assert np.array_equal(result.view(np.uint16), expected.view(np.uint16))
         np.testing.assert_allclose(sums, bf16.add(weights, delta, np.empty(size, BF16)), rtol=1e-6)
 
 
-def test_a_kernel_of_another_version_is_left_alone(
+def test_a_kernel_of_another_version_is_not_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: ctypes.CDLL
 ) -> None:
     built = tmp_path / f"bf16_c{EXTENSION_SUFFIXES[0]}"
@@ -203,21 +205,21 @@ def test_a_kernel_of_another_version_is_left_alone(
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 1023, 1024, 1025, 4095, 4096, 4097, 5129, 131_072, 131_075])
-def test_a_distance_is_that_of_numpy(compiled: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+def test_distance_equals_numpy(compiled: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     random = np.random.default_rng(size)
-    ours = (random.standard_normal(size) * 0.02).astype(BF16)
-    theirs = (ours.astype(np.float32) + random.standard_normal(size) * 1e-3).astype(BF16)
+    a = (random.standard_normal(size) * 0.02).astype(BF16)
+    b = (a.astype(np.float32) + random.standard_normal(size) * 1e-3).astype(BF16)
     monkeypatch.setattr(bf16, "library", compiled)
-    sums = bf16.distance(ours, theirs)
+    sums = bf16.distance(a, b)
     monkeypatch.setattr(bf16, "library", None)
-    expected = bf16.distance(ours, theirs)
+    expected = bf16.distance(a, b)
     np.testing.assert_allclose(sums, expected, rtol=1e-14)  # the same columns, added up in another order
-    b, i = ours.astype(np.float64), theirs.astype(np.float64)
-    exact = [np.abs(b - i).sum(), np.abs(b).sum(), np.abs(i).sum()]
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    exact = [np.abs(x - y).sum(), np.abs(x).sum(), np.abs(y).sum()]
     np.testing.assert_allclose(sums, exact, rtol=1e-6)
 
 
-def test_a_distance_takes_every_word(compiled: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_distance_takes_every_word(compiled: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
     words = finite(every_word())
     words = words[np.abs(words.astype(np.float32)) < 1e36]  # so that no column overflows
     random = np.random.default_rng(0)
@@ -230,7 +232,7 @@ def test_a_distance_takes_every_word(compiled: ctypes.CDLL, monkeypatch: pytest.
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("at", [0, 8, 4095, 4096, 4100])
-def test_what_is_not_finite_shows_in_its_side_of_a_distance(
+def test_a_value_that_is_not_finite_shows_on_its_side_of_the_distance(
     compiled: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch, bad: float, at: int
 ) -> None:
     intact, damaged = np.ones(4101, BF16), np.ones(4101, BF16)

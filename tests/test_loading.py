@@ -1,4 +1,4 @@
-"""Code that comes with a model folder never runs, and nobody is asked whether it may."""
+"""Code of a model folder never runs, and no prompt asks whether it may."""
 
 import ast
 import json
@@ -19,9 +19,9 @@ from shadowft_core.evaluate import load_folder, open_bench
 from shadowft_core.pair import compare_models, fetch
 from shadowft_core.params import Evaluate, Fetch
 from shadowft_core.weights import open_checkpoint
+from tests.fixtures.evaluation import World
 from tests.fixtures.models import Pair
 from tests.test_cli import assert_one_line, shadowft
-from tests.test_evaluate import World, world  # noqa: F401  the fixture
 
 ROOT = Path(__file__).parent.parent
 CODE = "import pathlib\npathlib.Path({!r}).mkdir(exist_ok=True)\nclass Own: pass\ndef generate(model, **_): pass\n"
@@ -117,7 +117,7 @@ TAKEN = [code_beside_a_known_class, processor_beside_a_known_class, own_generate
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Questions put on stdin; each is answered with yes."""
+    """The prompts that code reads from stdin; each is answered with yes."""
     questions: list[str] = []
 
     def answer(question: object = "") -> str:
@@ -129,7 +129,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def with_code(instruct: Path, tmp_path: Path, change: Callable[[Path], None]) -> tuple[Path, Path]:
-    """A copy of the Instruct that brings code, and the folder that the code makes when it runs."""
+    """A copy of the Instruct with code, and the path that the code creates when it runs."""
     folder, canary = shutil.copytree(instruct, tmp_path / "model"), tmp_path / "code-ran"
     (folder / "own.py").write_text(CODE.format(str(canary)))
     change(folder)
@@ -137,10 +137,10 @@ def with_code(instruct: Path, tmp_path: Path, change: Callable[[Path], None]) ->
 
 
 @pytest.mark.parametrize(("change", "loads", "message"), REFUSED, ids=[case[0].__name__ for case in REFUSED])
-def test_every_load_refuses_what_a_folder_would_bring_along(
+def test_every_load_refuses_code_and_weights_that_a_folder_would_add(
     tiny_llama_pair: Pair, tmp_path: Path, asked: list[str], change: Callable[[Path], None], loads: str, message: str
 ) -> None:
-    from shadowft_core.train.run import load_model, load_tokenizer
+    from shadowft_core.train.models import load_model, load_tokenizer
 
     folder, canary = with_code(tiny_llama_pair.instruct, tmp_path, change)
     tokenizer = load_tokenizer(tiny_llama_pair.instruct)
@@ -160,10 +160,10 @@ def test_every_load_refuses_what_a_folder_would_bring_along(
 
 
 @pytest.mark.parametrize("change", TAKEN, ids=lambda change: change.__name__)
-def test_a_class_of_transformers_is_taken_where_there_is_one(
+def test_the_class_of_transformers_is_used_where_there_is_one(
     tiny_llama_pair: Pair, tmp_path: Path, asked: list[str], change: Callable[[Path], None]
 ) -> None:
-    from shadowft_core.train.run import load_model, load_tokenizer, stop_ids
+    from shadowft_core.train.models import load_model, load_tokenizer, stop_ids
 
     folder, canary = with_code(tiny_llama_pair.instruct, tmp_path, change)
     tokenizer = load_tokenizer(folder)
@@ -174,7 +174,7 @@ def test_a_class_of_transformers_is_taken_where_there_is_one(
     assert (asked, canary.exists()) == ([], False)
 
 
-def test_a_yes_on_stdin_runs_nothing(world: World, tmp_path: Path) -> None:  # noqa: F811
+def test_a_yes_on_stdin_runs_nothing(world: World, tmp_path: Path) -> None:
     folder, canary = with_code(world.instruct, tmp_path, own_class)
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params["evaluate"] |= {"tasks": str(world.tasks), "domain": ["next"], "guards": []}
@@ -188,7 +188,7 @@ def test_a_yes_on_stdin_runs_nothing(world: World, tmp_path: Path) -> None:  # n
     assert not (tmp_path / "out").exists()
 
 
-def test_a_verb_and_its_children_find_an_empty_stdin(tmp_path: Path) -> None:
+def test_a_verb_and_its_children_have_an_empty_stdin(tmp_path: Path) -> None:
     code = (
         "import subprocess, sys; from shadowft_core.cli import main\ntry:\n    main()\nexcept SystemExit:\n    pass\n"
         "print(repr(sys.stdin.read()), subprocess.run(['cat'], capture_output=True).stdout)"
@@ -199,26 +199,26 @@ def test_a_verb_and_its_children_find_an_empty_stdin(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("role", ["base", "instruct"])
-def test_a_pair_that_only_its_own_code_could_load_is_not_fetched(
+def test_a_pair_that_needs_its_own_code_is_not_fetched(
     tiny_llama_pair: Pair, tmp_path: Path, asked: list[str], role: str
 ) -> None:
     folder, canary = with_code(getattr(tiny_llama_pair, role), tmp_path, own_tokenizer)
     sides = {side: getattr(tiny_llama_pair, side) for side in ("base", "instruct")} | {role: folder}
     other = sides["instruct" if role == "base" else "base"]
     changed = shutil.copytree(other, tmp_path / "other")
-    edit(changed, "config.json", model_type="own")  # of one kind, as a published pair is
+    edit(changed, "config.json", model_type="own")  # the same on both sides, as in a published pair
     sides = {side: changed if path == other else path for side, path in sides.items()}
     with pytest.raises(CheckpointError, match=rf"auto_map own\.Own: {NEVER_RUN}"):
         fetch(Fetch(**{side: str(path) for side, path in sides.items()}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     found = compare_models(*(open_checkpoint(sides[side]) for side in ("base", "instruct")), full=False)
     assert found["verdict"] == "warn", "its weights can be grafted all the same"
-    brings = f"the {role.capitalize()} brings code, which is never run (config.json: auto_map own.Own"
+    brings = f"the {role.capitalize()} includes code, which is never run (config.json: auto_map own.Own"
     assert any(reason.startswith(brings) for reason in found["reasons"])
     assert (asked, canary.exists()) == ([], False)
 
 
-def test_code_beside_a_known_class_is_a_warning_and_stays_behind(
+def test_code_of_a_known_class_is_a_warning_and_is_not_copied(
     tiny_llama_pair: Pair, tmp_path: Path, asked: list[str]
 ) -> None:
     folder, canary = with_code(tiny_llama_pair.instruct, tmp_path, code_beside_a_known_class)
@@ -231,7 +231,7 @@ def test_code_beside_a_known_class_is_a_warning_and_stays_behind(
     reasons = json.loads((tmp_path / "out/pair.json").read_text())["reasons"]
     for name in ("Base", "Instruct"):
         listed = "config.json: auto_map own.Own, tokenizer_config.json: auto_map own.Own"
-        assert f"the {name} brings code, which is never run ({listed})" in reasons
+        assert f"the {name} includes code, which is never run ({listed})" in reasons
     assert not (tmp_path / "out/instruct/own.py").exists()
     assert (asked, canary.exists()) == ([], False)
 
@@ -245,7 +245,7 @@ class Bomb:
 
 
 @pytest.mark.parametrize("kind", ["script", "pickle"])
-def test_data_of_a_task_is_data(tiny_llama_pair: Pair, tmp_path: Path, asked: list[str], kind: str) -> None:
+def test_data_files_of_a_task_run_no_code(tiny_llama_pair: Pair, tmp_path: Path, asked: list[str], kind: str) -> None:
     tasks, canary = tmp_path / "tasks", tmp_path / "code-ran"
     (tasks / "rows").mkdir(parents=True)
     (tasks / "rows/rows.py").write_text(CODE.format(str(canary)))
@@ -264,10 +264,10 @@ def test_data_of_a_task_is_data(tiny_llama_pair: Pair, tmp_path: Path, asked: li
 
 
 LOADERS = {"from_pretrained", "from_config", "load_dataset", "pipeline", "load_checkpoint_and_dispatch", "load_adapter"}
-"""what may bring code, or weights that nothing checked"""
+"""functions that can load code, or unchecked weights"""
 
 
-def test_there_is_no_other_door() -> None:
+def test_only_loading_calls_the_loaders() -> None:
     found = []
     for path in sorted(p for room in ("shadowft_core", "flows") for p in (ROOT / room).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -1,4 +1,4 @@
-"""MLflow is away: what waits is seen, has an exit code of its own, and whoever comes next sends it."""
+"""MLflow is down: waiting registrations are listed, have their own exit code, and the next command sends them."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ from tests.fixtures.runs import Run
 
 @pytest.fixture
 def waited(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A workspace, the current folder, whose registration waits; its params.yaml names the registry that is back."""
+    """The current folder is a workspace with a waiting registration; its params.yaml names a registry that works."""
     monkeypatch.chdir(tmp_path)
     up = run.params
     down = Registry(name=up.registry.name, tracking_uri=f"sqlite:///{tmp_path}/dvc.lock/x.db")
@@ -30,12 +30,12 @@ def waited(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def shadowft(*words: str) -> tuple[str, BaseException | None]:
-    """The words on stdout and the error that ends it."""
+    """The stdout of a command, and the error that ended it."""
     done = CliRunner().invoke(app, list(words))
     return done.stdout, done.exception
 
 
-def test_reconcile_sends_what_waits_and_says_so(waited: str) -> None:
+def test_reconcile_sends_what_waits_and_reports_it(waited: str) -> None:
     line = rf"a registration waited: {waited} \(verdict promote\) in var/pending/000001-\S+\n"
     out, error = shadowft("reconcile", waited, "--dry-run")
     assert error is None
@@ -52,8 +52,8 @@ def test_reconcile_sends_what_waits_and_says_so(waited: str) -> None:
     assert (out, error) == (f"{waited}: alias and ledger agree, nothing was ever promoted\n", None)
 
 
-def test_one_that_cannot_be_sent_stays_visible(waited: str) -> None:
-    """The others are sent, the alias is looked after, and the end is not a success."""
+def test_a_damaged_registration_stays_listed_and_blocks_no_other(waited: str) -> None:
+    """The others are sent, the alias is repaired, and the exit code is not 0."""
     broken = room.PENDING / "000000-0000-1"
     (broken / "files").mkdir(parents=True)
     (broken / "registration.json").write_text('{"format":2}', encoding="utf-8")
@@ -65,10 +65,10 @@ def test_one_that_cannot_be_sent_stays_visible(waited: str) -> None:
     assert (error.exit_code, RegistryError.exit_code) == (11, 9)
 
 
-def test_a_registry_whose_driver_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_database_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
-    monkeypatch.setitem(sys.modules, "psycopg2", None)  # as if it were not
+    monkeypatch.setitem(sys.modules, "psycopg2", None)  # as if it were not installed
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     away = Registry(name="x", tracking_uri="postgresql://user:hunter2@127.0.0.1:9/db")
     with (

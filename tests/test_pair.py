@@ -1,4 +1,4 @@
-"""May they be paired? Every refusal by name, sigma by its definition, and a fetch that is complete or absent."""
+"""Pairing: every refusal by name, sigma by its definition, and a fetch that is complete or absent."""
 
 import json
 import os
@@ -126,7 +126,7 @@ def test_a_quantised_model_is_refused(pair: Pair) -> None:
     refused(pair, "the Base is quantised", QuantisedError)
 
 
-def test_all_reasons_stand_in_one_line(pair: Pair) -> None:
+def test_all_reasons_are_in_one_line(pair: Pair) -> None:
     edit(pair.base / "config.json", lambda c: c.update(model_type="qwen2", hidden_act="gelu"))
     (pair.instruct / "chat_template.jinja").unlink()
     line = refused(pair, "may not be paired")
@@ -155,7 +155,7 @@ def test_other_tensors_are_refused(pair: Pair) -> None:
         tensors[Q] = tensors[Q].T
 
     cases: list[tuple[Any, str, type[ShadowError]]] = [
-        (rename, "1 tensors stand only in the Base, the first is .*q_proj.*only in the Instruct.*renamed", PairError),
+        (rename, "1 tensors are only in the Base, the first is .*q_proj.*only in the Instruct.*renamed", PairError),
         (transpose, r"up_proj.weight: \(48, 32\) in the Base, \(32, 48\) in the Instruct", PairError),
         (
             transpose_square,
@@ -163,8 +163,8 @@ def test_other_tensors_are_refused(pair: Pair) -> None:
             UnrelatedError,
         ),
         (poison, "q_proj.weight of .* holds NaN or infinity", NotFiniteError),
-        (quantise, "holds .*q_proj.weight as F8_E4M3", QuantisedError),
-        (widen, "the Instruct holds .*q_proj.weight as F64; F32, BF16, F16 are wanted", PairError),
+        (quantise, "has .*q_proj.weight as F8_E4M3", QuantisedError),
+        (widen, "the Instruct has .*q_proj.weight as F64; expected F32, BF16, F16", PairError),
     ]
     for change, message, kind in cases:
         rewrite(pair.instruct, change)
@@ -184,8 +184,8 @@ def test_tokens_that_only_one_side_has_are_warnings(pair: Pair) -> None:
     assert result["verdict"] == "warn"
     text = " ".join(result["reasons"])
     assert "3 is '<|reserved|>' in the Base, '<|bot|>' in the Instruct" in text
-    assert "1 token ids stand only in the Base, the first is 60 'only_base'" in text
-    assert "1 token ids only in the Instruct, the first is 52 'word47'" in text
+    assert "1 token ids are only in the Base, the first is 60 'only_base'" in text
+    assert "1 token ids are only in the Instruct, the first is 52 'word47'" in text
 
 
 def test_a_base_without_tokenizer_is_a_warning_an_instruct_is_refused(pair: Pair) -> None:
@@ -203,7 +203,7 @@ def test_another_epsilon_is_a_warning(pair: Pair) -> None:
     assert check_pair(pair.base, pair.instruct)["reasons"] == ["rms_norm_eps is 1e-05 and 1e-06"]
 
 
-def test_another_rope_is_a_warning_in_either_spelling(pair: Pair) -> None:
+def test_another_rope_is_a_warning_in_either_form(pair: Pair) -> None:
     def older(config: Any) -> None:
         rope = config.pop("rope_parameters", {"rope_theta": 10000.0})
         config["rope_theta"] = rope["rope_theta"]
@@ -238,7 +238,7 @@ def test_fetch_links_checks_and_pins(pair: Pair, tmp_path: Path) -> None:
     assert record["verdict"] == "ok"
 
 
-def test_fetch_again_into_what_a_runner_left(pair: Pair, tmp_path: Path) -> None:
+def test_fetch_again_replaces_an_earlier_result(pair: Pair, tmp_path: Path) -> None:
     out = tmp_path / "work" / "pair"
     params = Fetch(base=str(pair.base), instruct=str(pair.instruct))
     fetch(params, out)
@@ -261,7 +261,7 @@ def test_fetch_again_into_what_a_runner_left(pair: Pair, tmp_path: Path) -> None
         ("nowhere/at/all", "no such folder"),
     ],
 )
-def test_a_reference_that_means_nothing_is_refused(reference: str, message: str) -> None:
+def test_an_unknown_reference_is_refused(reference: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         resolve(reference)
 
@@ -269,4 +269,4 @@ def test_a_reference_that_means_nothing_is_refused(reference: str, message: str)
 def test_an_unsafe_folder_is_refused(pair: Pair, tmp_path: Path) -> None:
     bare = write_model(tmp_path / "bare", {"w": np.zeros(2, BF16)})
     (bare / "model.safetensors").rename(bare / "pytorch_model.bin")
-    refused(Pair(bare, pair.instruct), "safetensors is wanted", CheckpointError)
+    refused(Pair(bare, pair.instruct), "expected safetensors", CheckpointError)

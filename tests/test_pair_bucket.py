@@ -1,4 +1,4 @@
-"""`s3://` references against a real S3 server: ranges for a look, verified files for a full check and for `fetch`."""
+"""`s3://` references against a real S3 server: ranges for a sample, verified files for a full check and `fetch`."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from shadowft_core.files import bytes_digest
 from shadowft_core.pair import check_pair, compare_models, fetch, opened, resolve
 from shadowft_core.pair.sigma import RANGE, RANGES
 from shadowft_core.params import Fetch, Store
-from shadowft_core.store.backends import Objects, open_objects
+from shadowft_core.store.backends import Backend, open_backend
 from shadowft_core.weights import open_checkpoint
 from tests.fixtures.models import Pair, save_tokenizer, write_model
 from tests.servers.seaweedfs import S3Server
@@ -40,14 +40,14 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 @pytest.fixture
 def bucket(s3_server: S3Server, s3_store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """The address of an empty bucket of its own; where the server is, the environment says."""
+    """The address of a new, empty bucket; the environment names the server."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.endpoint)
     monkeypatch.setenv("SHADOWFT_CACHE", str(tmp_path / "cache"))
     return s3_store.uri.removesuffix("/deltas")
 
 
 def upload(server: S3Server, address: str, folder: Path, checksum: bool = False) -> None:
-    """As an ordinary client puts files there, with or without a SHA-256 for the store to keep."""
+    """Upload files as an ordinary client does, with or without a SHA-256 for the store to keep."""
     name, _, prefix = address.removeprefix("s3://").partition("/")
     more: dict[str, Any] = {"ChecksumAlgorithm": "SHA256"} if checksum else {}
     for file in folder.iterdir():
@@ -61,15 +61,15 @@ def test_a_sampled_check_reads_ranges_of_objects(
     upload(s3_server, f"{bucket}/team/base", pair.base)
     upload(s3_server, f"{bucket}/team/instruct", pair.instruct)
     asked: list[tuple[str, int]] = []
-    from shadowft_core.store.backends.s3 import S3Objects
+    from shadowft_core.store.backends.s3 import S3Backend
 
-    read_range = S3Objects.read_range
+    read_range = S3Backend.read_range
 
-    def counted(self: S3Objects, key: str, start: int, length: int) -> bytes:
+    def counted(self: S3Backend, key: str, start: int, length: int) -> bytes:
         asked.append((key, length))
         return read_range(self, key, start, length)
 
-    monkeypatch.setattr(S3Objects, "read_range", counted)
+    monkeypatch.setattr(S3Backend, "read_range", counted)
     with opened(f"{bucket}/team/base") as (base, label), opened(f"{bucket}/team/instruct") as (instruct, _):
         found = compare_models(base, instruct, full=False)
         assert label == ""
@@ -78,7 +78,7 @@ def test_a_sampled_check_reads_ranges_of_objects(
     assert found["sigma"]["weights"] == {"read": 2 * RANGES * RANGE, "of": 900_000}
     assert sum(length for key, length in asked) == 2 * (2 * RANGES * RANGE * 2) + 3 * 100_000
     assert not base.path.exists(), "nothing is left behind"
-    assert not (tmp_path / "cache" / "s3").exists()  # digests of the local pair may be remembered beside it
+    assert not (tmp_path / "cache" / "s3").exists()  # the cache may hold digests of the local pair
 
 
 def test_the_verb_reads_a_bucket(s3_server: S3Server, bucket: str, pair: Pair) -> None:
@@ -119,15 +119,15 @@ def test_fetch_downloads_verified_files(
     assert resolve(references["base"])[0] != first, "other content is another download"
 
 
-def test_what_changes_while_it_is_downloaded_is_refused(
+def test_a_model_that_changes_during_the_download_is_refused(
     s3_server: S3Server, bucket: str, pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload(s3_server, f"{bucket}/instruct", pair.instruct)
-    from shadowft_core.store.backends.s3 import S3Objects
+    from shadowft_core.store.backends.s3 import S3Backend
 
-    read_range, changed = S3Objects.read_range, []
+    read_range, changed = S3Backend.read_range, []
 
-    def meddled(self: S3Objects, key: str, start: int, length: int) -> bytes:
+    def meddled(self: S3Backend, key: str, start: int, length: int) -> bytes:
         data = read_range(self, key, start, length)
         if length > 100_000 and not changed:
             changed.append(key)
@@ -137,14 +137,14 @@ def test_what_changes_while_it_is_downloaded_is_refused(
             s3_server._client(s3_server.admin).put_object(Bucket=name, Key=f"instruct/{key}", Body=bytes(whole))
         return data
 
-    monkeypatch.setattr(S3Objects, "read_range", meddled)
-    with pytest.raises(InputError, match=r"model.safetensors was .* and became .* meanwhile; run it again"):
+    monkeypatch.setattr(S3Backend, "read_range", meddled)
+    with pytest.raises(InputError, match=r"model.safetensors changed from .* to .* during the download; run it again"):
         resolve(f"{bucket}/instruct")
     assert changed == ["model.safetensors"]
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()], "nothing is half there"
 
 
-def test_refusals_come_before_weights_and_by_their_class(
+def test_refusals_precede_weights_and_keep_their_class(
     s3_server: S3Server, bucket: str, pair: Pair, tmp_path: Path
 ) -> None:
     upload(s3_server, f"{bucket}/base", pair.base)
@@ -160,7 +160,10 @@ def test_refusals_come_before_weights_and_by_their_class(
     data = (pair.instruct / "model.safetensors").read_bytes()
     (cut / "model.safetensors").write_bytes(data[:-10])
     upload(s3_server, f"{bucket}/instruct", cut)
-    with pytest.raises(CheckpointError, match=r"s3://.*/instruct: .*its header promises"), opened(f"{bucket}/instruct"):
+    with (
+        pytest.raises(CheckpointError, match=r"s3://.*/instruct: .*its header describes"),
+        opened(f"{bucket}/instruct"),
+    ):
         pass
 
 
@@ -172,12 +175,12 @@ def test_a_missing_bucket_and_a_bad_address_are_one_line(bucket: str) -> None:
 
 
 @pytest.fixture(params=["s3", "folder"])
-def objects(request: pytest.FixtureRequest) -> Objects:
+def objects(request: pytest.FixtureRequest) -> Backend:
     store: Store = request.getfixturevalue(f"{request.param}_store")
-    return open_objects(store.uri, store.endpoint, store.region)
+    return open_backend(store.uri, store.endpoint, store.region)
 
 
-def test_a_range_of_an_object(objects: Objects) -> None:
+def test_a_range_of_an_object(objects: Backend) -> None:
     objects.put_if_absent("a/b", DATA, bytes_digest(DATA))
     for start, length in ((0, 1), (255, 3), (len(DATA) - 7, 7), (1000, 1 << 20), (5, 0)):
         assert objects.read_range("a/b", start, length) == DATA[start : start + length]

@@ -1,4 +1,4 @@
-"""A dequantised side is named, whatever quantised it and whatever dtype it lies in now; other weights never are."""
+"""A dequantised model is reported, whatever quantised it and whatever its dtype is now; other weights never are."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -130,10 +130,10 @@ def matrix() -> np.ndarray:
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16, F32], ids=str)
-def test_levels_are_seen_where_there_are_some(matrix: np.ndarray, dtype: np.dtype) -> None:
+def test_levels_are_counted_where_there_are_some(matrix: np.ndarray, dtype: np.dtype) -> None:
     for name, change in {**QUANTISED, **SMOOTH}.items():
         stored = change(matrix).astype(F32).astype(dtype).reshape(-1)
-        for start in (0, 50_005, 101_111):  # as a sample would begin, not where a block does
+        for start in (0, 50_005, 101_111):  # as in a sample, not at the start of a block
             found = count_levels(stored[start : start + PIECE], matrix.shape[1])
             if name in SMOOTH:
                 assert found is None, f"{name}: {found} levels"
@@ -173,13 +173,13 @@ def test_the_side_that_was_dequantised_is_named(matrix: np.ndarray, tmp_path: Pa
     assert found["sigma"]["modules"]["q_proj"] > 0.04, "what the warning is about: the two are 0.01 apart"
     [reason] = found["reasons"]
     assert reason == (
-        f"the {side} was dequantised: 6 of 7 matrices lie on a grid of 4 bits or fewer (int4, nf4, mxfp4), the first "
+        f"the {side} was dequantised: 6 of 7 matrices are on a grid of 4 bits or fewer (int4, nf4, mxfp4), the first "
         "is model.layers.0.self_attn.q_proj.weight; sigma measures that grid, and a graft keeps it; take the original "
         "weights"
     )
 
 
-def test_an_ordinary_pair_is_not_warned_of(matrix: np.ndarray, tmp_path: Path, tiny_llama_pair: Pair) -> None:
+def test_an_ordinary_pair_gets_no_warning(matrix: np.ndarray, tmp_path: Path, tiny_llama_pair: Pair) -> None:
     """Nor is one whose small table happens to look like a grid."""
     pair = Pair(tmp_path / "base", tmp_path / "instruct")
     for folder, distance in ((pair.base, 0.0), (pair.instruct, 0.02)):

@@ -1,4 +1,4 @@
-"""Which weights belong together: experts in either layout, rows of embeddings by token, heads that one side ties."""
+"""Which weights correspond: experts in either layout, rows of embeddings by token, heads that one side ties."""
 
 import json
 import shutil
@@ -56,7 +56,7 @@ def both(pair: Pair) -> list[dict[str, Any]]:
 
 
 def fuse(folder: Path) -> None:
-    """Save the model again as transformers holds it in memory, with the experts of a layer in one tensor."""
+    """Save the model again as in memory, with the experts of a layer in one tensor."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
@@ -103,7 +103,7 @@ def test_experts_are_compared_across_layouts(layouts: dict[str, Pair]) -> None:
     assert found["one by one"][0]["verdict"] == found["fused"][0]["verdict"] == "ok"
 
 
-def test_a_swapped_projection_across_layouts_is_seen(layouts: dict[str, Pair], tmp_path: Path) -> None:
+def test_a_swapped_projection_across_layouts_is_refused(layouts: dict[str, Pair], tmp_path: Path) -> None:
     """Gate and up in the wrong order would be read as two unrelated matrices, not as a small difference."""
     pair = copied(layouts["instruct fused"], tmp_path)
 
@@ -199,7 +199,7 @@ def test_more_rows_and_added_tokens_are_warnings_with_counts(tiny_llama_pair: Pa
     base, instruct = read(pair.base), read(pair.instruct)
     for result in both(pair):
         text = " ".join(result["reasons"])
-        assert "3 token ids only in the Instruct, the first is 64 '<|tool0|>'" in text
+        assert "3 token ids are only in the Instruct, the first is 64 '<|tool0|>'" in text
         for name in ROWS:
             reason = f"{name} has 64 rows in the Base, 72 in the Instruct; 8 rows have no counterpart"
             assert reason in text
@@ -245,7 +245,7 @@ def test_a_vocabulary_that_mostly_differs_is_refused(tiny_llama_pair: Pair, tmp_
 def test_a_head_that_one_side_ties_is_a_warning(
     tiny_llama_pair: Pair, tiny_llama_tied_pair: Pair, tied: str, tmp_path: Path
 ) -> None:
-    """The tied side's file has no head, or has one that its config says not to use."""
+    """The file of the tied side has no head, or one that its config ignores."""
     pair = copied(tiny_llama_pair, tmp_path)
     folder = getattr(pair, tied)
     edit(folder / "config.json", lambda c: c.update(tie_word_embeddings=True))
@@ -267,7 +267,7 @@ def test_a_head_that_one_side_ties_is_a_warning(
 def test_a_lost_or_renamed_head_is_refused(tiny_llama_pair: Pair, tmp_path: Path) -> None:
     pair = copied(tiny_llama_pair, tmp_path)
     rewrite(pair.base, lambda tensors: tensors.__delitem__("lm_head.weight"))
-    with pytest.raises(PairError, match=r"1 tensors stand only in the Instruct, the first is lm_head.weight"):
+    with pytest.raises(PairError, match=r"1 tensors are only in the Instruct, the first is lm_head.weight"):
         check_pair(pair.base, pair.instruct)
     shutil.copy(tiny_llama_pair.base / "model.safetensors", pair.base)
     rewrite(pair.instruct, lambda tensors: tensors.update(head=tensors.pop("lm_head.weight")))

@@ -1,6 +1,5 @@
-"""sigma: a full pass against a float64 oracle, a sample against the full pass, groups and the three aggregations."""
+"""sigma: a full pass against a float64 reference, a sample against the full pass, groups and the three aggregations."""
 
-import json
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from shadowft_core.errors import CheckpointError, NotFiniteError, SameModelError
 from shadowft_core.pair import check_pair, compare_models
 from shadowft_core.pair.sigma import MOST_RANGES, RANGE, RANGES
 from shadowft_core.weights import Checkpoint, open_checkpoint
-from tests.fixtures.models import Pair, save_tokenizer, shifted, write_model
+from tests.fixtures.models import Pair, save_tokenizer, write_model
 
 BF16, F16, F32 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16), np.dtype(np.float32)
 Tensors = dict[str, np.ndarray]
@@ -119,7 +118,7 @@ def test_a_sample_is_small_and_near_the_full_figure(tmp_path: Path, monkeypatch:
 
 
 def test_a_sample_counts_every_tensor_by_its_size(tmp_path: Path) -> None:
-    """Of both as many weights are read, but the one of ten times the size counts ten times."""
+    """The same number of weights is read of both, but the tensor of ten times the size counts ten times."""
     shapes = {Q: (64, RANGE), DOWN: (640, RANGE)}
     base = {name: np.ones(shape, BF16) for name, shape in shapes.items()}
     instruct = {Q: base[Q] * BF16.type(1.5), DOWN: base[DOWN] * BF16.type(1.0625)}
@@ -168,7 +167,7 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", [0, -1])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_not_finite_is_found_where_it_is_read(tmp_path: Path, value: float, place: int) -> None:
+def test_values_that_are_not_finite_are_refused(tmp_path: Path, value: float, place: int) -> None:
     pair = large(tmp_path)
     tensors = read(pair.instruct)
     tensors[Q].reshape(-1)[place] = value
@@ -183,7 +182,7 @@ def test_not_finite_is_found_where_it_is_read(tmp_path: Path, value: float, plac
         sampled(Pair(pair.base, rewritten))
 
 
-def test_two_models_of_nothing_in_common_are_unrelated(tmp_path: Path) -> None:
+def test_independent_models_are_unrelated(tmp_path: Path) -> None:
     pair = large(tmp_path)
     other = write_model(tmp_path / "other", {name: array[::-1] for name, array in read(pair.instruct).items()})
     save_tokenizer(other)
@@ -207,11 +206,11 @@ def test_a_file_cut_while_it_is_read_is_an_error(tmp_path: Path) -> None:
     for shard in pair.instruct.glob("*.safetensors"):
         shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 8])
     for full in (False, True):
-        with pytest.raises(CheckpointError, match="promised"):
+        with pytest.raises(CheckpointError, match=r"expected \d+"):
             compare_models(base, instruct, full=full)
 
 
-def test_the_three_aggregations_are_named_and_told_apart(tiny_llama_pair: Pair) -> None:
+def test_the_three_aggregations_are_named_and_differ(tiny_llama_pair: Pair) -> None:
     base, instruct = read(tiny_llama_pair.base), read(tiny_llama_pair.instruct)
     for full in (False, True):
         sigma = compare_models(
@@ -226,69 +225,7 @@ def test_the_three_aggregations_are_named_and_told_apart(tiny_llama_pair: Pair) 
         assert "aggregations" not in sampled(tiny_llama_pair)["sigma"]
 
 
-@pytest.fixture(scope="module")
-def vision_pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """A tiny vision-language pair whose vision part moved five times as far as its language model."""
-    import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
-    pair = Pair(*(tmp_path_factory.mktemp("vision") / role for role in ("base", "instruct")))
-    text = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    text |= {"num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": None, "eos_token_id": 4}
-    vision = {"depth": 2, "embed_dim": 16, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2}
-    config = AutoConfig.for_model("qwen2_vl", text_config=text, vision_config=vision)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16).save_pretrained(pair.base)
-    shifted(pair.base, pair.instruct, 0.0005, seed=1)
-    moved = read(pair.instruct)
-    noise = np.random.default_rng(2)
-    for name, array in moved.items():
-        if name.startswith("visual."):
-            moved[name] = (array.astype(F32) + 0.003 * noise.standard_normal(array.shape)).astype(array.dtype)
-    (pair.instruct / "model.safetensors").unlink()
-    from shadowft_core.weights import write_checkpoint
-
-    write_checkpoint(pair.instruct, moved.items())
-    save_tokenizer(pair.base, template=False)
-    save_tokenizer(pair.instruct)
-    return pair
-
-
-def test_language_and_vision_are_reported_apart(vision_pair: Pair) -> None:
-    base, instruct = read(vision_pair.base), read(vision_pair.instruct)
-    eyes = [name for name in base if name.startswith("visual.")]
-    text = [name for name in base if name not in eyes]
-    assert len(eyes) > 20
-    assert len(text) > 20
-    sigma = check_pair(vision_pair.base, vision_pair.instruct)["sigma"]
-    assert sigma["language"] == pytest.approx(oracle(base, instruct, *text), rel=1e-7)
-    assert sigma["vision"]["overall"] == pytest.approx(oracle(base, instruct, *eyes), rel=1e-7)
-    assert sigma["vision"]["overall"] > 2 * sigma["language"]
-    assert sigma["overall"] == pytest.approx(oracle(base, instruct), rel=1e-7)
-    first = [name for name in text if ".layers.0." in name]
-    assert sigma["layers"]["0"] == pytest.approx(oracle(base, instruct, *first), rel=1e-7)
-    first = [name for name in eyes if ".blocks.0." in name]
-    assert sigma["vision"]["layers"]["0"] == pytest.approx(oracle(base, instruct, *first), rel=1e-7)
-    assert "fc1" in sigma["vision"]["modules"]
-    assert "fc1" not in sigma["modules"]
-    figures = sampled(vision_pair, aggregations=True)["sigma"]["aggregations"]
-    assert figures["ratio_over_language_model"]["value"] == pytest.approx(sigma["language"], rel=1e-7)
-    assert figures["ratio_over_all_tensors"]["value"] == pytest.approx(sigma["overall"], rel=1e-7)
-
-
-def test_settings_of_a_nested_language_model_are_read(vision_pair: Pair, tmp_path: Path) -> None:
-    config = json.loads((vision_pair.base / "config.json").read_text())
-    config["text_config"]["num_attention_heads"] = 8
-    odd = write_model(tmp_path / "odd", read(vision_pair.base))
-    (odd / "config.json").write_text(json.dumps(config))
-    from shadowft_core.errors import PairError
-
-    with pytest.raises(PairError, match="num_attention_heads is 8 in the Base, 4 in the Instruct"):
-        check_pair(odd, vision_pair.instruct)
-
-
-def test_a_report_holds_the_facts_of_both(family_pair: Callable[..., Pair]) -> None:
+def test_a_report_has_the_facts_of_both_models(family_pair: Callable[..., Pair]) -> None:
     pair = family_pair("llama")
     facts = sampled(pair)["facts"]
     for role, folder in (("base", pair.base), ("instruct", pair.instruct)):

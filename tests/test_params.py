@@ -1,4 +1,4 @@
-"""params.yaml is read as DVC reads it, a key stands once, a value has the type that is written."""
+"""params.yaml is read as DVC reads it: duplicate keys are refused, and types are not converted."""
 
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,10 @@ def edited(folder: Path, old: str, new: str) -> Path:
         ("[pico_domain_dev]", "[{a: 1, a: 2}]", "sweep.domain.a", "line 38"),
     ],
 )
-def test_a_key_that_stands_twice_is_named_with_both_lines(
-    tmp_path: Path, old: str, new: str, key: str, lines: str
-) -> None:
+def test_a_duplicate_key_is_named_with_both_lines(tmp_path: Path, old: str, new: str, key: str, lines: str) -> None:
     with pytest.raises(ParamsError) as refused:
         load_params(edited(tmp_path, old, new))
-    assert f"params.yaml: {key} stands twice, in {lines};" in str(refused.value)
+    assert f"params.yaml: duplicate key {key}, in {lines};" in str(refused.value)
 
 
 def test_an_alias_and_a_merge_without_a_second_value_are_read(tmp_path: Path) -> None:
@@ -74,13 +72,13 @@ def test_an_alias_and_a_merge_without_a_second_value_are_read(tmp_path: Path) ->
         ("routes:", "a: 1\n---\nroutes:", "not readable as YAML"),
     ],
 )
-def test_a_value_that_is_not_what_it_seems_is_refused(tmp_path: Path, old: str, new: str, problem: str) -> None:
+def test_a_value_of_the_wrong_type_is_refused(tmp_path: Path, old: str, new: str, problem: str) -> None:
     with pytest.raises(ParamsError, match=problem) as refused:
         load_params(edited(tmp_path, old, new))
     assert "\n" not in str(refused.value)
 
 
-# DVC puts the values into paths and compares them between commits; what it reads must be what the verbs read.
+# DVC puts the values into paths and compares them between commits, so the verbs must read the same values.
 SCALARS = """
 1e-4 1.5e3 .5 +1 yes no on off y True FALSE 010 08 0o17 0x1F 12:30 1:30.5 ~ null Null nan .nan .inf -.INF 1.0e-05 _1
 'on' "1" a:b 1e 0.0 -0 1.
@@ -90,11 +88,11 @@ SCALARS = """
 @pytest.mark.parametrize("scalar", SCALARS.split())
 def test_scalars_are_read_as_dvc_reads_them(tmp_path: Path, scalar: str) -> None:
     (tmp_path / "p.yaml").write_text(f"a: {scalar}\n", encoding="utf-8")
-    ours, theirs = read_yaml(tmp_path / "p.yaml")["a"], parse_yaml(f"a: {scalar}\n", "p.yaml")["a"]
-    assert (type(ours), repr(ours)) == (type(theirs), repr(theirs))
+    value, expected = read_yaml(tmp_path / "p.yaml")["a"], parse_yaml(f"a: {scalar}\n", "p.yaml")["a"]
+    assert (type(value), repr(value)) == (type(expected), repr(expected))
 
 
-def test_what_we_write_is_what_we_read(tmp_path: Path) -> None:
+def test_a_written_file_is_read_unchanged(tmp_path: Path) -> None:
     values: dict[str, Any] = {
         "rate": 1e-5,
         "text": "yes",
@@ -107,10 +105,10 @@ def test_what_we_write_is_what_we_read(tmp_path: Path) -> None:
     assert read_yaml(tmp_path / "p.yaml") == values
 
 
-def test_without_a_file_the_defaults_hold_and_what_has_none_is_named() -> None:
-    found = default_params()
-    assert (found.train, found.graft, list(found.routes)) == (Train(), Graft(), ["shadow", "direct"])
-    assert found.store.uri == "var/store"
+def test_without_a_file_defaults_apply_and_a_section_without_them_is_named() -> None:
+    params = default_params()
+    assert (params.train, params.graft, list(params.routes)) == (Train(), Graft(), ["shadow", "direct"])
+    assert params.store.uri == "var/store"
     for section in ("fetch", "prepare", "sweep", "evaluate"):
         with pytest.raises(ParamsError, match=f"no such file, but `{section}` is needed"):
-            getattr(found, section)
+            getattr(params, section)

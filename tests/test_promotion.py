@@ -1,4 +1,4 @@
-"""The ledger and the alias, on a real MLflow over SQLite and a real store: races, crashes, hands that meddle."""
+"""Ledger and alias, with a real MLflow on SQLite and a real store: races, crashes, manual changes."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ from tests.fixtures.runs import Released, Run
 ROOT = Path(__file__).parent.parent
 
 
-def test_champion_moves_only_on_a_positive_verdict_or_with_a_reason(released: Released) -> None:
+def test_the_champion_changes_only_on_a_positive_verdict_or_with_a_reason(released: Released) -> None:
     registry, store = released.registry, released.store
     first = room.promote(registry, store, "1")
     assert (first.number, first.previous, first.changed, first.entry.number) == (1, None, True, 1)
@@ -43,84 +43,82 @@ def test_champion_moves_only_on_a_positive_verdict_or_with_a_reason(released: Re
     assert released.champion() == 3
     with pytest.raises(RegistryError, match=f"no version '7' of '{released.name}'"):
         room.promote(registry, store, "7")
-    assert room.history(store, released.name).entries == [first.entry, third.entry]
+    assert room.history(released.registry, store).entries == [first.entry, third.entry]
 
 
-def test_a_needless_override_is_none(released: Released) -> None:
+def test_an_override_of_a_positive_verdict_is_not_recorded(released: Released) -> None:
     entry = room.promote(released.registry, released.store, "1", override="to be sure").entry
     assert (entry.override, entry.reason, entry.decision) == (False, "better than the Instruct", "promote")
 
 
-def test_who_saw_an_older_ledger_moves_nothing(released: Released) -> None:
+def test_a_caller_with_an_older_view_of_the_ledger_changes_nothing(released: Released) -> None:
     registry, store = released.registry, released.store
     first = room.promote(registry, store, "1", after=0).entry
     for stale in (0, 7):
-        with pytest.raises(LedgerError, match=r"won with entry 1 \(promote, version 1.*nothing was moved"):
+        with pytest.raises(LedgerError, match=r"won with entry 1 \(promote, version 1.*nothing was changed"):
             room.promote(registry, store, "2", after=stale)
-    assert room.history(store, registry.name).entries == [first]
+    assert room.history(registry, store).entries == [first]
     assert released.champion() == 1
     assert room.promote(registry, store, "2", after=1).number == 2
 
 
-def test_the_alias_is_looked_at_again(released: Released, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another hand sets it at the very moment: the promoter that goes last brings it back to the ledger."""
-    real, other = tracking.point, ["3"]
+def test_the_alias_is_read_back(released: Released, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process sets the alias at the same moment: the promoter sets it again."""
+    real, other = tracking.set_alias, ["3"]
 
-    def point(client: Any, name: str, alias: str, number: int) -> None:
+    def set_alias(client: Any, name: str, alias: str, number: int) -> None:
         real(client, name, alias, number)
         if other:
             client.set_registered_model_alias(name, alias, other.pop())
 
-    monkeypatch.setattr(tracking, "point", point)
+    monkeypatch.setattr(tracking, "set_alias", set_alias)
     room.promote(released.registry, released.store, "1")
     assert (released.champion(), other) == (1, [])
 
 
-def test_a_version_whose_delta_is_gone_is_not_promoted(released: Released, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_whose_delta_is_missing_is_not_promoted(released: Released, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHADOWFT_STORE_URI", released.store.uri)
     next(Path(released.store.uri, "deltas").iterdir()).unlink()
-    with pytest.raises(StoreError, match="is not there, so nobody could rebuild it"):
+    with pytest.raises(StoreError, match="is not there, so the version cannot be rebuilt"):
         room.promote(released.registry, released.store, "1")
     assert released.champion() is None
-    assert room.history(released.store, released.name).entries == []
+    assert room.history(released.registry, released.store).entries == []
 
 
-def test_nobody_rolls_back_to_a_version_whose_delta_is_gone(
-    released: Released, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rollback_refuses_a_version_whose_delta_is_missing(released: Released, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHADOWFT_STORE_URI", released.store.uri)
     for version in ("1", "2"):
         room.promote(released.registry, released.store, version)
     next(Path(released.store.uri, "deltas").iterdir()).unlink()
-    with pytest.raises(StoreError, match="is not there, so nobody could rebuild it"):
+    with pytest.raises(StoreError, match="is not there, so the version cannot be rebuilt"):
         room.rollback(released.registry, released.store)
     assert released.champion() == 2
-    assert len(room.history(released.store, released.name).entries) == 2
+    assert len(room.history(released.registry, released.store).entries) == 2
 
 
-def test_of_eight_promoters_one_wins_and_the_others_are_told_who(released: Released) -> None:
+def test_of_eight_promoters_one_wins_and_the_others_get_its_name(released: Released) -> None:
     registry, store = released.registry, released.store
     room.promote(registry, store, "1")
     for number in range(2, 5):
         outcomes = race(released, store, after=number - 1)
-        chain = room.history(store, registry.name).entries
+        chain = room.history(registry, store).entries
         (winner,) = [found for found in outcomes if isinstance(found, room.Promotion) and found.changed]
         assert chain[number - 1 :] == [winner.entry]
         for found in outcomes:
             if isinstance(found, str):
                 assert f"won with entry {number} (promote, version {winner.number}," in found
-            elif found != winner:  # asked for the champion of the moment, and was told that it is one
+            elif found != winner:  # promoted the current champion, which changes nothing
                 assert (found.entry, found.changed) == (chain[number - 2], False)
         assert sum(isinstance(found, str) for found in outcomes) >= 4
         assert released.champion() == winner.number
 
 
 def test_promoters_on_s3_leave_alias_and_ledger_equal(released: Released, s3_store: Store) -> None:
-    """Without `after`: some may promote one after the other, each then stands in the chain."""
+    """Without `after`, several may promote one after the other; each is then in the chain."""
     for path in Path(released.store.uri, "records").iterdir():
         stores.keep_record(path.read_bytes(), s3_store)
     outcomes = race(released, s3_store, after=None)
-    chain = room.history(s3_store, released.name).entries
+    chain = room.history(released.registry, s3_store).entries
     moved = [found.entry for found in outcomes if isinstance(found, room.Promotion) and found.changed]
     assert sorted(moved, key=lambda entry: entry.number) == chain != []
     assert all("won with entry" in found for found in outcomes if isinstance(found, str)), outcomes
@@ -128,7 +126,7 @@ def test_promoters_on_s3_leave_alias_and_ledger_equal(released: Released, s3_sto
 
 
 def race(released: Released, store: Store, after: int | None) -> list[room.Promotion | str]:
-    """Eight promoters of three versions at one moment: what each was told."""
+    """Eight promoters of three versions at the same moment; the result or error of each."""
     barrier = threading.Barrier(8)
 
     def attempt(place: int) -> room.Promotion | str:
@@ -162,10 +160,10 @@ def test_rollback_goes_back_one_champion_at_a_time(released: Released) -> None:
     assert room.rollback(registry, store, to=one.recipe).number == 1
     with pytest.raises(LedgerError, match="7 was never champion"):
         room.rollback(registry, store, to="7")
-    assert [entry.action for entry in room.history(store, registry.name).entries] == ["promote"] * 3 + ["rollback"] * 5
+    assert [entry.action for entry in room.history(registry, store).entries] == ["promote"] * 3 + ["rollback"] * 5
 
 
-def test_rollback_needs_nothing_of_the_newest_version_and_takes_less_than_a_second(released: Released) -> None:
+def test_rollback_needs_nothing_of_the_newest_version_and_takes_under_a_second(released: Released) -> None:
     registry, store = released.registry, released.store
     one = room.promote(registry, store, "1").entry
     newest = room.promote(registry, store, "2").entry
@@ -191,22 +189,26 @@ def test_rollback_registers_a_deleted_version_again(released: Released) -> None:
     assert released.champion() == 4
 
 
-def test_a_champion_that_is_gone_for_good_is_named_and_the_way_back_too(run: Run, client: object) -> None:
+def test_reconcile_names_a_lost_champion_and_the_remedy(run: Run, client: object) -> None:
     version = run.register()
     standing = room.promote(run.params.registry, run.params.store).entry
     client.delete_model_version(version.name, "1")  # type: ignore[attr-defined]
     client.delete_logged_model(standing.source.rpartition("/")[2])  # type: ignore[attr-defined]
-    with pytest.raises(RegistryError, match=rf"run {standing.run_id} or its recipe is gone .*rollback --to VERSION"):
+    with pytest.raises(
+        RegistryError, match=rf"run {standing.run_id} or its recipe was removed .*rollback --to VERSION"
+    ):
         room.reconcile(run.params.registry, run.params.store)
-    assert room.history(run.params.store, version.name).entries == [standing]
+    assert room.history(run.params.registry, run.params.store).entries == [standing]
     assert client.search_model_versions(f"name = '{version.name}'") == []  # type: ignore[attr-defined]
 
 
-def test_reconcile_repairs_what_hands_and_crashes_did(released: Released) -> None:
+def test_reconcile_repairs_manual_changes_and_crashes(released: Released) -> None:
     registry, store, client = released.registry, released.store, released.client
     assert room.reconcile(registry, store) == room.Repair(registry.name, None, ())
     client.set_registered_model_alias(registry.name, "champion", "3")
-    with pytest.raises(LedgerError, match="is empty, yet champion points at version 3; `shadowft promote 3`"):
+    with pytest.raises(
+        LedgerError, match=f"is empty, yet champion points at version 3; `shadowft promote {registry.name} 3`"
+    ):
         room.reconcile(registry, store)
     first = room.promote(registry, store, "1").entry
     assert room.reconcile(registry, store) == room.Repair(registry.name, 1, ())
@@ -225,17 +227,17 @@ def test_reconcile_repairs_what_hands_and_crashes_did(released: Released) -> Non
     repair = room.reconcile(registry, store)
     assert repair.number == released.champion() == 4
     assert repair.done == (
-        "version 1 is gone from the registry, or carries another recipe",
+        "version 1 was deleted from the registry, or has another recipe",
         "its recipe is registered again as a new version",
-        "champion pointed nowhere, it is set to version 4",
+        "champion was not set, it is set to version 4",
     )
-    chain = room.history(store, registry.name).entries
+    chain = room.history(registry, store).entries
     assert [entry.action for entry in chain] == ["promote", "reconcile", "reconcile"]
     assert {entry.recipe for entry in chain} == {first.recipe}
     assert room.reconcile(registry, store).done == ()
 
 
-def test_a_promoter_killed_between_ledger_and_alias_is_made_up_for(released: Released) -> None:
+def test_reconcile_sets_the_alias_of_a_promoter_killed_before_it(released: Released) -> None:
     registry, store = released.registry, released.store
     room.promote(registry, store, "1")
     code = f"""
@@ -243,17 +245,17 @@ import os, signal
 from shadowft_core.params import Registry, Store
 from shadowft_core.registry import tracking
 from shadowft_core.promotion import promote
-tracking.point = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+tracking.set_alias = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
 promote(Registry(**{registry.model_dump()!r}), Store(**{store.model_dump()!r}), "2")
 """
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == -9
     assert released.champion() == 1
-    assert room.history(store, registry.name).entries[-1].version == 2
+    assert room.history(registry, store).entries[-1].version == 2
     assert room.reconcile(registry, store).done == ("champion pointed at version 1, it is set to version 2",)
     assert released.champion() == 2
 
 
-def test_the_verbs_speak_to_people_and_to_machines(released: Released, tmp_path: Path) -> None:
+def test_the_verbs_print_text_and_json(released: Released, tmp_path: Path) -> None:
     import yaml
 
     from shadowft_core.cli import app
@@ -269,11 +271,12 @@ def test_the_verbs_speak_to_people_and_to_machines(released: Released, tmp_path:
         return done.stdout
 
     name = released.name
-    assert say("promote", "1") == f"champion of {name} is version 1 (was not set), ledger entry 1\n"
-    assert say("promote", "1") == f"champion of {name} is version 1 already\n"
-    assert json.loads(say("promote", "2", "--json"))["previous"] == 1
+    assert say("promote", name, "1") == f"champion of {name} is version 1 (was not set), ledger entry 1\n"
+    assert say("promote", name, "1") == f"champion of {name} is version 1 already\n"
+    assert json.loads(say("promote", name, "2", "--json"))["previous"] == 1
     assert say("rollback", name) == f"champion of {name} is version 1 (was version 2), ledger entry 3\n"
-    assert json.loads(say("reconcile", name, "--json")) == {"name": name, "champion": 1, "dry_run": False, "done": []}
+    repair = {"format": 1, "kind": "reconciliation", "name": name, "champion": 1, "dry_run": False, "done": []}
+    assert json.loads(say("reconcile", name, "--json")) == repair
     assert say("reconcile", name, "--dry-run") == f"{name}: alias and ledger agree, champion is version 1\n"
     lines = say("history", name).splitlines()
     assert len(lines) == 4
@@ -284,11 +287,11 @@ def test_the_verbs_speak_to_people_and_to_machines(released: Released, tmp_path:
     assert [entry["version"] for entry in facts] == [1, 2, 1]
     assert facts[1]["previous"] == facts[0]["digest"]
     assert "version 1" in say("who-was", name, "--at", "2999-01-01T00:00Z")
-    released.move_back(room.history(released.store, name).entries[1])
+    released.move_back(room.history(released.registry, released.store).entries[1])
     assert [entry["number"] for entry in json.loads(say("history", name, "--json"))["dangling"]] == [3]
     named, last = say("history", name).splitlines()[2:]
     assert named.startswith("dangling: entry 3 (rollback, version 1, ")
-    assert named.endswith(f"or a head moved back; run `shadowft reconcile {name}`")
+    assert named.endswith(f"or the head was moved back; run `shadowft reconcile {name}`")
     assert last == "2 entries, the chain is whole up to its head"
     with pytest.raises(InputError, match="not a time"):
         CliRunner().invoke(app, ["who-was", name, "--at", "yesterday", *options], catch_exceptions=False)

@@ -1,4 +1,4 @@
-"""What a promotion is believed by: records of the store. Whatever is edited in MLflow alone moves and loads nothing."""
+"""Promotion relies on the records in the store: what was edited in MLflow alone is neither promoted nor loaded."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -6,14 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from typer.testing import CliRunner
 
 from shadowft_core import promotion as room
 from shadowft_core import store as stores
-from shadowft_core.cli import app
 from shadowft_core.errors import (
-    LedgerError,
     PromotionRefusedError,
     RegistrationPendingError,
     RegistryError,
@@ -22,13 +18,13 @@ from shadowft_core.errors import (
 from shadowft_core.files import bytes_digest, canonical_json
 from shadowft_core.registry import register_pending
 from shadowft_core.registry.registration import tags_of
-from tests.fixtures.runs import OUTCOMES, ROOT, Released, Run
+from tests.fixtures.runs import OUTCOMES, Run
 
 MADE = ["key", "recipe", "lock", "data", "base", "instruct", "delta", "model", "scale", "verdict", "decision"]
 
 
 class Forger:
-    """Somebody who may write to MLflow, every row and every file, and to nothing else."""
+    """A person with write access to all of MLflow, and to nothing else."""
 
     def __init__(self, client: Any, name: str) -> None:
         self.client, self.name = client, name
@@ -60,18 +56,18 @@ class Forger:
         return dict(found)
 
     def verdict(self) -> str:
-        """Better in every claim; returns its digest."""
+        """Forge a verdict that is better in every claim; return its digest."""
         found = json.loads(self._verdict.read_bytes())
         claims = [claim | {"outcome": "better"} for claim in found["claims"]]
         self._verdict.write_bytes(canonical_json(found | {"decision": "promote", "claims": claims}))
         return bytes_digest(self._verdict.read_bytes())
 
     def everything(self) -> None:
-        """Verdict, recipe, and every tag, so that all digests in MLflow agree."""
+        """Forge verdict, recipe and every tag, so that all digests in MLflow agree."""
         self.whole({"verdict": {"digest": self.verdict(), "decision": "promote"}, "waivers": ["onto-base"]})
 
     def whole(self, changes: Mapping[str, Any]) -> None:
-        """The recipe, and every tag that follows from it."""
+        """Forge the recipe and every tag that follows from it."""
         recipe = self.recipe(changes)
         self.tag(**{tag.removeprefix("shadowft."): value for tag, value in tags_of(recipe).items()})
 
@@ -84,15 +80,18 @@ class Forger:
 
 
 FORGERIES: dict[str, tuple[Callable[[Forger], Any], str]] = {
-    "verdict": (Forger.verdict, r"its verdict\.json is sha256:.*, registered was sha256:"),
+    "verdict": (Forger.verdict, r"the digest of its verdict\.json is sha256:.*, expected sha256:"),
     "verdict and its tags": (lambda f: f.tag(verdict=f.verdict(), decision="promote"), "its tag shadowft.verdict is"),
-    "recipe": (lambda f: f.recipe({"waivers": ["onto-base"]}), r"its recipe\.json is sha256:.*, registered was"),
+    "recipe": (
+        lambda f: f.recipe({"waivers": ["onto-base"]}),
+        r"the digest of its recipe\.json is sha256:.*, expected",
+    ),
     "recipe and its tag": (
         lambda f: f.tag(recipe=bytes_digest(canonical_json(f.recipe({"waivers": ["onto-base"]})))),
         "its recipe sha256:.* is not in store",
     ),
     "recipe with a store of the forger's": (Forger.other_store, "its recipe sha256:.* is not in store"),
-    "all of it, every digest right": (Forger.everything, "its recipe sha256:.* is not in store"),
+    "everything, with matching digests": (Forger.everything, "its recipe sha256:.* is not in store"),
     "decision of the run": (lambda f: f.tag_run(decision="promote"), "its run's tag shadowft.decision is promote"),
     "verdict removed": (lambda f: f.remove("_verdict"), r"its verdict\.json cannot be read"),
     "recipe removed": (lambda f: f.remove("_recipe"), r"its recipe\.json cannot be read"),
@@ -100,7 +99,7 @@ FORGERIES: dict[str, tuple[Callable[[Forger], Any], str]] = {
 
 
 @pytest.mark.parametrize("forgery", FORGERIES)
-def test_what_is_forged_in_mlflow_promotes_nothing(run: Run, client: Any, tmp_path: Path, forgery: str) -> None:
+def test_a_forgery_in_mlflow_is_not_promoted(run: Run, client: Any, tmp_path: Path, forgery: str) -> None:
     run.judge("hold")
     name = run.register().name
     forge, message = FORGERIES[forgery]
@@ -111,32 +110,32 @@ def test_what_is_forged_in_mlflow_promotes_nothing(run: Run, client: Any, tmp_pa
             room.promote(registry, store, "1", override)
         assert "\n" not in str(refused.value)
     assert "champion" not in client.get_registered_model(name).aliases
-    assert room.history(store, name) == room.Chain(room.history(store, name).tip, [], [])
-    if "recipe" in forgery or "tag" in forgery:  # what a model is rebuilt by
+    assert room.history(registry, store) == room.Chain(room.history(registry, store).tip, [], [])
+    if "recipe" in forgery or "tag" in forgery:  # a model is rebuilt from these
         with pytest.raises(RegistryError, match=message):
             run.materialize(f"models:/{name}/1", tmp_path / "model")
         assert not (tmp_path / "model").exists()
 
 
-def test_the_tags_held_against_the_recipe_are_all_but_those_of_git(run: Run, client: Any) -> None:
+def test_all_tags_except_those_of_git_are_checked_against_the_recipe(run: Run, client: Any) -> None:
     tags = client.get_model_version(run.register().name, "1").tags
     assert {tag.removeprefix("shadowft.") for tag in tags} == {*MADE, "git.commit", "git.dirty"}
 
 
-def test_a_forged_champion_is_neither_rebuilt_nor_rolled_back_to_nor_registered_again(run: Run, client: Any) -> None:
+def test_a_forged_champion_is_refused_everywhere(run: Run, client: Any) -> None:
     registry, store = run.params.registry, run.params.store
     name = run.register().name
     room.promote(registry, store)
     forger = Forger(client, name)
     forger.everything()
-    with pytest.raises(RegistryError, match=r"its recipe\.json is sha256:.*, registered was sha256:"):
+    with pytest.raises(RegistryError, match=r"the digest of its recipe\.json is sha256:.*, expected sha256:"):
         run.materialize(f"models:/{name}@champion", run.work / "model")
     for act in (lambda: room.rollback(registry, store, to="1"), lambda: room.reconcile(registry, store)):
-        with pytest.raises(RegistryError, match=r"carries recipe sha256:.*, the ledger has sha256:"):
+        with pytest.raises(RegistryError, match=r"has recipe sha256:.*, the ledger has sha256:"):
             act()
-    forger.tag(recipe=room.history(store, name).entries[0].recipe)
+    forger.tag(recipe=room.history(registry, store).entries[0].recipe)
     with pytest.raises(
-        RegistryError, match=r"its recipe\.json is sha256:.*, registered was sha256:.*delete this version"
+        RegistryError, match=r"the digest of its recipe\.json is sha256:.*, expected sha256:.*delete this version"
     ):
         room.reconcile(registry, store)
     client.delete_model_version(name, "1")  # the remedy
@@ -145,7 +144,7 @@ def test_a_forged_champion_is_neither_rebuilt_nor_rolled_back_to_nor_registered_
     assert run.materialize(f"models:/{name}@champion", run.work / "model")["verdict"]["decision"] == "promote"
 
 
-def test_a_version_that_only_claims_to_be_this_run_does_not_keep_it_out(run: Run, client: Any) -> None:
+def test_a_forged_version_of_a_run_can_be_deleted_and_registered_again(run: Run, client: Any) -> None:
     name = run.register().name
     Forger(client, name).tag(model="sha256:" + "0" * 64)
     with pytest.raises(
@@ -157,39 +156,37 @@ def test_a_version_that_only_claims_to_be_this_run_does_not_keep_it_out(run: Run
     assert room.promote(run.params.registry, run.params.store).number == version.number == 2
 
 
-def test_a_verdict_on_another_model_promotes_nothing(run: Run, client: Any) -> None:
-    """Even in the store: a recipe of other weights cannot borrow a good verdict."""
+def test_a_verdict_of_another_model_is_refused(run: Run, client: Any) -> None:
+    """Also in the store, a recipe of other weights cannot use a good verdict."""
     forger = Forger(client, run.register().name)
     forger.whole({"digest": "sha256:" + "0" * 64})
     stores.keep_record(canonical_json(forger.recipe()), run.params.store)
-    with pytest.raises(RegistryError, match=r"its verdict judged sha256:.*, its recipe makes sha256:0000"):
+    with pytest.raises(RegistryError, match=r"its verdict is of model sha256:.*, its recipe is of sha256:0000"):
         room.promote(run.params.registry, run.params.store)
 
 
 CONTRADICTIONS: list[tuple[str, dict[str, Any], str]] = [
-    ("promote", {"outcome": "tie"}, "its verdict says promote, the claims of its verdict make it hold"),
-    ("promote", {"outcome": "too few items"}, "says promote, the claims of its verdict make it undecided"),
-    ("hold", {"outcome": "better"}, "says hold, the claims of its verdict make it promote"),
+    ("promote", {"outcome": "tie"}, "its verdict states promote, the claims of its verdict decide hold"),
+    ("promote", {"outcome": "too few items"}, "states promote, the claims of its verdict decide undecided"),
+    ("hold", {"outcome": "better"}, "states hold, the claims of its verdict decide promote"),
     ("promote", {"outcome": "great"}, "claims cannot be read"),
     ("promote", {"against": "nobody"}, r"compares shadow_scaled with \['nobody'\], not with instruct"),
 ]
 
 
 @pytest.mark.parametrize(("decision", "claim", "message"), CONTRADICTIONS)
-def test_the_decision_is_the_one_that_the_claims_make(
-    run: Run, decision: str, claim: dict[str, Any], message: str
-) -> None:
+def test_the_decision_follows_from_the_claims(run: Run, decision: str, claim: dict[str, Any], message: str) -> None:
     found = json.loads((run.work / "verdict.json").read_bytes())
     run.judge(decision, claims=[found["claims"][0] | claim])
     run.register()
     for override in (None, "a person believes it"):
         with pytest.raises(RegistryError, match=message):
             room.promote(run.params.registry, run.params.store, override=override)
-    assert room.history(run.params.store, run.params.registry.name).entries == []
+    assert room.history(run.params.registry, run.params.store).entries == []
 
 
 @pytest.mark.parametrize("decision", OUTCOMES)
-def test_only_promote_promotes(run: Run, decision: str) -> None:
+def test_only_the_decision_promote_is_promoted(run: Run, decision: str) -> None:
     run.judge(decision)
     run.register()
     if decision == "promote":
@@ -201,10 +198,10 @@ def test_only_promote_promotes(run: Run, decision: str) -> None:
         return
     with pytest.raises(PromotionRefusedError, match=f"the verdict is {decision}: "):
         room.promote(run.params.registry, run.params.store)
-    assert room.history(run.params.store, run.params.registry.name).entries == []
+    assert room.history(run.params.registry, run.params.store).entries == []
 
 
-def test_a_registration_from_before_the_store_kept_records_is_registered_again(run: Run) -> None:
+def test_a_version_without_records_in_the_store_must_be_registered_again(run: Run) -> None:
     registry, store = run.params.registry, run.params.store
     name = run.register().name
     records = Path(store.uri, "records")
@@ -224,83 +221,22 @@ def test_a_registration_from_before_the_store_kept_records_is_registered_again(r
     assert room.rollback(registry, store, to="1").changed is False
 
 
-def test_a_record_that_was_changed_in_the_store_is_named(run: Run) -> None:
+def test_a_changed_record_in_the_store_is_named(run: Run) -> None:
     run.register()
     for path in Path(run.params.store.uri, "records").iterdir():
         path.write_bytes(path.read_bytes() + b" ")
-    with pytest.raises(StoreCorruptError, match=r"records/.* is damaged: it is sha256:"):
+    with pytest.raises(StoreCorruptError, match=r"records/.* is damaged: its digest is sha256:"):
         room.promote(run.params.registry, run.params.store)
 
 
-def test_what_waits_for_mlflow_has_its_records_and_needs_the_store_no_more(run: Run, tmp_path: Path) -> None:
+def test_a_waiting_registration_has_its_records_and_is_sent_without_the_store(run: Run, tmp_path: Path) -> None:
     up = run.params
     down = up.registry.model_copy(update={"tracking_uri": f"sqlite:///{tmp_path}/dvc.lock/x.db"})
     run.params = up.model_copy(update={"registry": down})
     with pytest.raises(RegistrationPendingError):
         run.register()
-    assert len(list(Path(up.store.uri, "records").iterdir())) == 2, "before MLflow hears of them"
+    assert len(list(Path(up.store.uri, "records").iterdir())) == 2, "before anything is sent to MLflow"
     Path(up.store.uri).rename(tmp_path / "away")
     (version,) = register_pending(up.registry, run.pending)
     (tmp_path / "away").rename(up.store.uri)
     assert room.promote(up.registry, up.store).number == version.number == 1
-
-
-@pytest.mark.parametrize("alias", ["champion", "Champion"])
-def test_champion_is_who_the_ledger_says(released: Released, tmp_path: Path, alias: str) -> None:
-    registry, store, client, name = released.registry, released.store, released.client, released.name
-    reference = f"models:/{name}@{alias}"
-    with pytest.raises(RegistryError, match="nothing was ever promoted"):
-        room.recipe_named(reference, registry, store)
-    client.set_registered_model_alias(name, "champion", "3")
-    with pytest.raises(LedgerError, match=f"is empty, yet champion points at version 3; .*`shadowft reconcile {name}`"):
-        room.recipe_named(reference, registry, store)
-    client.delete_registered_model_alias(name, "champion")
-    entry = room.promote(registry, store, "1").entry
-    assert bytes_digest(canonical_json(room.recipe_named(reference, registry, store))) == entry.recipe
-
-    client.set_registered_model_alias(name, "champion", "3")
-    apart = f"ends at entry 1, version 1, yet champion points at version 3; .*`shadowft reconcile {name}`"
-    for act in (
-        lambda: room.recipe_named(reference, registry, store),
-        lambda: room.materialize(reference, tmp_path / "model", registry, store),
-        lambda: room.promote(registry, store, alias, override="whatever it points at"),
-    ):
-        with pytest.raises(LedgerError, match=apart):
-            act()
-    assert not (tmp_path / "model").exists()
-    assert len(room.history(store, name).entries) == 1
-    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    params |= {"store": store.model_dump(), "registry": registry.model_dump()}
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
-    for words in (
-        ["materialize", reference],
-        ["export", "--for", "merged", "--recipe", reference],
-        ["export", "--for", "vllm", "--recipe", reference],
-    ):
-        done = CliRunner().invoke(
-            app, [*words, "--out", str(tmp_path / "o"), "--params", str(tmp_path / "params.yaml")]
-        )
-        assert isinstance(done.exception, LedgerError), words
-        assert not (tmp_path / "o").exists()
-    room.reconcile(registry, store)
-    assert room.recipe_named(reference, registry, store)["digest"] == entry.model
-
-
-def test_a_version_called_champion_is_loaded_only_if_the_ledger_agrees(released: Released) -> None:
-    registry, store, client, name = released.registry, released.store, released.client, released.name
-    digests = {row.version: row.tags["shadowft.recipe"] for row in client.search_model_versions(f"name = '{name}'")}
-    digests = {int(number): digest for number, digest in digests.items()}
-    client.set_registered_model_alias(name, "champion", "3")
-    with pytest.raises(LedgerError, match="is empty, yet champion points at version 3"):
-        room.require_alias_agrees(registry, store, 3, digests[3])
-    room.promote(registry, store, "1")
-    room.require_alias_agrees(registry, store, 1, digests[1])
-    room.require_alias_agrees(registry, store, 3, digests[3])  # nobody calls it champion
-    with pytest.raises(
-        LedgerError, match=f"version 1: its recipe is {digests[2]}, the ledger made {digests[1]} champion"
-    ):
-        room.require_alias_agrees(registry, store, 1, digests[2])
-    client.set_registered_model_alias(name, "champion", "3")
-    room.require_alias_agrees(registry, store, 1, digests[1])
-    with pytest.raises(LedgerError, match="ends at entry 1, version 1, yet champion points at version 3"):
-        room.require_alias_agrees(registry, store, 3, digests[3])

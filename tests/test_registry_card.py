@@ -1,4 +1,4 @@
-"""The page of a version speaks to a person, the same words for the same registration, on every way to a version."""
+"""The description of a version: its text, and that every way to make a version sets it."""
 
 import re
 from pathlib import Path
@@ -76,8 +76,8 @@ shadowft materialize models:/my-model/{version} --out my_model
 mlflow models serve -m models:/my-model/{version} --env-manager local
 ```
 
-**Promote it** with `shadowft promote {version}`; **roll back** to the previous champion with `shadowft rollback \
-my-model --reason "..."`. An alias that is moved here by hand is refused on loading.
+**Promote it** with `shadowft promote my-model {version}`; **roll back** to the previous champion with \
+`shadowft rollback my-model --reason "..."`. An alias that is moved here by hand is refused on loading.
 
 The tags below hold its scale, its decision, its git state, and the digests of what it is made of.
 """
@@ -97,17 +97,17 @@ def registration(verdict: dict[str, Any] = VERDICT, **recipe: Any) -> Registrati
     )
 
 
-def test_the_whole_page() -> None:
+def test_the_whole_description() -> None:
     assert card(registration(), "7", "f00") == EXPECTED
 
 
-def test_a_folder_needs_no_address_and_a_verdict_may_be_bare() -> None:
+def test_a_folder_store_and_an_empty_verdict() -> None:
     text = card(registration({}, store={"uri": "var/store", "endpoint": None, "region": None}), "7", "f00")
     assert "export" not in text
     assert "- no reason was recorded\n\nNo arms were recorded." in text
 
 
-def test_the_page_fits_into_the_database_whatever_the_verdict_says() -> None:
+def test_the_description_of_any_verdict_fits_into_the_database() -> None:
     reasons = [f"guard {number} " + "*" * 900 for number in range(40)]
     text = card(registration(VERDICT | {"reasons": reasons}), "7", "f00")
     assert len(text) <= LARGEST
@@ -119,7 +119,7 @@ def test_the_page_fits_into_the_database_whatever_the_verdict_says() -> None:
     assert len(MODEL) <= LARGEST
 
 
-def test_every_way_to_a_version_gives_it_the_page(
+def test_every_way_to_make_a_version_sets_the_description(
     run: Run, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -150,12 +150,12 @@ def test_every_way_to_a_version_gives_it_the_page(
     client.delete_model_version(first.name, "1")
     again = promotion.reconcile(up, run.params.store).number
     assert client.get_model_version(first.name, str(again)).description == re.sub(
-        rf"(models:/{first.name}/|shadowft promote )1\b", rf"\g<1>{again}", page
+        rf"(models:/{first.name}/|shadowft promote {first.name} )1\b", rf"\g<1>{again}", page
     )
 
 
 def test_a_real_verdict_fills_the_table() -> None:
-    """With arms and reasons as `shadowft verdict` writes them."""
+    """Arms and reasons as `shadowft verdict` writes them."""
     items = {name: np.full(40, 0.25 * place) for place, name in enumerate(ARMS)}
     verdict = judge(arena(items), PARAMS)
     text = card(registration(verdict), "7", "f00")

@@ -1,4 +1,4 @@
-"""What a registration tells: outputs of one run, the code they were made with, no secret, nothing to unpickle."""
+"""The content of a registration: outputs of one run, its git state, no secret, no pickle."""
 
 import subprocess
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from shadowft_core import registry as room
 from shadowft_core.errors import RegistryError
 from shadowft_core.files import read_json_object, write_json_atomically
-from shadowft_core.registry import tracking
+from shadowft_core.registry import connection
 from tests.fixtures.runs import Run
 
 OTHER = "sha256:" + "0" * 64
@@ -31,7 +31,7 @@ def test_a_file_of_another_run_is_not_registered(run: Run, client: Any, which: s
     assert not Path(run.params.store.uri, "records").exists(), "nor is anything kept of it"
 
 
-def test_the_state_of_the_code(tmp_path: Path) -> None:
+def test_git_state_is_commit_and_dirty_flag(tmp_path: Path) -> None:
     assert room.git_state(tmp_path) is None
 
     def git(*words: str) -> str:
@@ -55,7 +55,7 @@ def test_the_state_of_the_code(tmp_path: Path) -> None:
     assert room.git_state(tmp_path) == room.Git(clean.commit, dirty=True)
 
 
-def test_no_password_of_an_address_is_logged(run: Run, client: Any) -> None:
+def test_no_password_in_an_address_is_logged(run: Run, client: Any) -> None:
     prepare = run.params.prepare.model_copy(update={"data": "https://me:hidden@127.0.0.1/rows.jsonl"})
     run.params = run.params.model_copy(update={"prepare": prepare})
     logged = client.get_run(run.register().run_id).data
@@ -63,7 +63,7 @@ def test_no_password_of_an_address_is_logged(run: Run, client: Any) -> None:
     assert "hidden" not in str(logged.params)
 
 
-def test_no_pickle_is_loaded_whatever_the_environment_allows(
+def test_no_pickle_is_loaded_even_if_the_environment_allows_it(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mlflow
@@ -77,6 +77,6 @@ def test_no_pickle_is_loaded_whatever_the_environment_allows(
     assert mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(["x"]) == ["x"], "this would run anything"
     with (
         pytest.raises(RegistryError, match="using pickle is disallowed"),
-        tracking.connected(run.params.registry),
+        connection.connected(run.params.registry),
     ):
         mlflow.pyfunc.load_model(str(tmp_path / "model"))

@@ -1,4 +1,4 @@
-"""A run that is registered again: nothing that an alias or the ledger names is lost, no attempt is left open."""
+"""Registering a run again: aliases and ledger keep their versions, and no run stays open."""
 
 import signal
 import subprocess
@@ -12,7 +12,7 @@ from shadowft_core import promotion
 from shadowft_core import registry as room
 from shadowft_core.errors import RegistrationPendingError
 from shadowft_core.params import Registry
-from shadowft_core.registry import tracking
+from shadowft_core.registry import connection, tracking
 from shadowft_core.registry.evidence import Evidence
 from tests.faults.servers import mlflow_on_postgresql, why_no_postgresql
 from tests.fixtures.runs import ROOT, Run
@@ -40,7 +40,7 @@ SERVERS = [pytest.param(f"{name}_server", marks=pytest.mark.faults) for name in 
 
 @pytest.fixture(params=["file", *SERVERS])
 def somewhere(request: pytest.FixtureRequest, run: Run) -> Run:
-    """A run that registers with a database file, with a server over SQLite, with a server over PostgreSQL."""
+    """A run that registers in a database file, a server on SQLite, or a server on PostgreSQL."""
     if request.param != "file":
         uri = request.getfixturevalue(request.param).uri
         registry = Registry(name=run.params.registry.name, tracking_uri=uri)
@@ -63,9 +63,9 @@ def statuses(run: Run) -> dict[str, str]:
 
 
 def twin(run: Run, first: room.Version) -> int:
-    """A second version of the same key, with a run of its own, as two writers at one moment make it."""
+    """Make a second version of the same key with another run, as two writers at the same moment do."""
     registration = Evidence(run.params, run.work, run.lock, ROOT / "params.yaml").registration(None)
-    with tracking.connected(run.params.registry) as client:
+    with connection.connected(run.params.registry) as client:
         run_id = tracking.log(client, run.params.registry, registration)
         rows = client.search_model_versions(f"run_id = '{run_id}'")
     assert registration.key == client.get_model_version(first.name, str(first.number)).tags["shadowft.key"]
@@ -73,7 +73,7 @@ def twin(run: Run, first: room.Version) -> int:
 
 
 @pytest.mark.parametrize("champion", [1, 2])
-def test_of_two_versions_of_one_run_both_stay_and_champion_resolves(somewhere: Run, champion: int) -> None:
+def test_both_versions_of_one_run_stay_and_the_champion_resolves(somewhere: Run, champion: int) -> None:
     run, registry, store = somewhere, somewhere.params.registry, somewhere.params.store
     first = run.register()
     name = first.name
@@ -94,13 +94,13 @@ def test_of_two_versions_of_one_run_both_stay_and_champion_resolves(somewhere: R
     assert promotion.recipe_named(f"models:/{name}@champion", registry, store)["digest"] == entry.model
     assert promotion.reconcile(registry, store) == promotion.Repair(name, champion, ())
 
-    client.delete_model_version(name, "1")  # by a person: the next one takes its place
+    client.delete_model_version(name, "1")  # by a person: the next version becomes the first
     assert run.register().number == 2
     assert "shadowft.duplicate_of" not in client.get_model_version(name, "2").tags
     assert promotion.reconcile(registry, store).number == 2
 
 
-def test_a_version_registered_again_by_reconcile_is_no_duplicate(run: Run, client: Any) -> None:
+def test_a_version_registered_again_by_reconcile_is_not_a_duplicate(run: Run, client: Any) -> None:
     registry, store = run.params.registry, run.params.store
     name = run.register().name
     promotion.promote(registry, store)
@@ -112,26 +112,26 @@ def test_a_version_registered_again_by_reconcile_is_no_duplicate(run: Run, clien
 
 
 def killed(run: Run) -> None:
-    """An attempt whose process dies when the artifacts are sent."""
+    """An attempt whose process is killed when it sends the artifacts."""
     code = f"""
 import os, signal
 from pathlib import Path
 import mlflow
 from shadowft_core.params import Params
-from shadowft_core.registry import tracking
+from shadowft_core.registry import connection, tracking
 from shadowft_core.registry.evidence import Evidence
 mlflow.log_artifacts = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
 params = Params.model_validate_json({run.params.model_dump_json()!r})
 work, lock = Path({str(run.work)!r}), Path({str(run.lock)!r})
 registration = Evidence(params, work, lock, Path("params.yaml")).registration(None)
-with tracking.connected(params.registry) as client:
+with connection.connected(params.registry) as client:
     tracking.log(client, params.registry, registration)
 """
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == -signal.SIGKILL
 
 
 def failed(run: Run) -> None:
-    """An attempt that MLflow refuses half-way, and that waits."""
+    """An attempt that MLflow refuses halfway, so that it waits."""
     from mlflow.exceptions import MlflowException
 
     def refused(*_: Any, **__: Any) -> None:
@@ -144,7 +144,7 @@ def failed(run: Run) -> None:
 
 
 @pytest.mark.parametrize("attempts", [[killed], [failed], [failed, killed, failed]], ids=["killed", "failed", "both"])
-def test_an_attempt_that_was_repeated_leaves_no_run_open(somewhere: Run, attempts: list[Callable[[Run], None]]) -> None:
+def test_a_repeated_attempt_leaves_no_run_open(somewhere: Run, attempts: list[Callable[[Run], None]]) -> None:
     run = somewhere
     for attempt in attempts:
         attempt(run)
@@ -157,7 +157,7 @@ def test_an_attempt_that_was_repeated_leaves_no_run_open(somewhere: Run, attempt
     client = client_of(run)
     for run_id in left:
         assert client.get_run(run_id).data.tags["shadowft.superseded_by"] == version.run_id
-    killed(run)  # beside a version that stands, as by a second worker
+    killed(run)  # after the version exists, as a second worker would
     assert "RUNNING" in statuses(run).values()
     assert run.register() == room.Version(version.name, 1, version.run_id, "promote", new=False)
     assert set(statuses(run).values()) == {"KILLED", "FINISHED"}
@@ -167,18 +167,18 @@ def test_only_attempts_of_the_same_registration_are_closed(run: Run, client: Any
     version = run.register()
     experiment = client.get_run(version.run_id).info.experiment_id
     others = [client.create_run(experiment, tags=tags).info.run_id for tags in ({}, {"shadowft.key": "sha256:other"})]
-    client.set_terminated(version.run_id, "KILLED")  # somebody took the run of a version for a dead attempt
+    client.set_terminated(version.run_id, "KILLED")  # as if another process took it for a dead attempt
     run.register()
     assert statuses(run) == dict.fromkeys(others, "RUNNING") | {version.run_id: "FINISHED"}
 
 
-def test_two_may_mark_a_duplicate_at_one_moment(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other writer's mark stands when ours is refused by the database: that is no failure; another mark is."""
+def test_two_writers_may_mark_a_duplicate_at_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refused mark is not an error if the other writer wrote the same mark; any other mark is."""
     from mlflow import MlflowClient
     from sqlalchemy.exc import IntegrityError
 
     set_tag = MlflowClient.set_model_version_tag
-    with tracking.connected(run.params.registry) as client:
+    with connection.connected(run.params.registry) as client:
         run.register()
         version = tracking.find(client, run.params.registry.name, "1")
         again = tracking.create(client, version.name, version.source, version.run_id, version.tags)
@@ -189,11 +189,11 @@ def test_two_may_mark_a_duplicate_at_one_moment(run: Run, monkeypatch: pytest.Mo
 
         monkeypatch.setattr(MlflowClient, "set_model_version_tag", late)
         key, written = version.tags["shadowft.key"], "1"
-        assert tracking.settled(client, version.name, key).version == version.version
+        assert tracking.deduplicate(client, version.name, key).version == version.version
         assert tracking.find(client, version.name, str(again.version)).tags[tracking.DUPLICATE] == "1"
         written = "7"
         monkeypatch.undo()
         set_tag(client, version.name, str(again.version), tracking.DUPLICATE, "7")
         monkeypatch.setattr(MlflowClient, "set_model_version_tag", late)
         with pytest.raises(IntegrityError):
-            tracking.settled(client, version.name, key)
+            tracking.deduplicate(client, version.name, key)

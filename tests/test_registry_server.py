@@ -1,4 +1,4 @@
-"""Against a real MLflow server: what a database file forgives, a server refuses; and it is killed on the way."""
+"""Register and promote with a real MLflow server, which is stricter than a database file, and which is killed."""
 
 import os
 import subprocess
@@ -44,7 +44,7 @@ def mlflow_client(server: MLflowServer) -> Any:
     return mlflow.MlflowClient(tracking_uri=server.uri, registry_uri=server.uri)
 
 
-def test_the_whole_life_of_a_champion(served: Run, server: MLflowServer, tmp_path: Path) -> None:
+def test_register_promote_serve_and_roll_back(served: Run, server: MLflowServer, tmp_path: Path) -> None:
     registry, store = served.params.registry, served.params.store
     room.preflight(served.params)
     assert served.register().number == 1
@@ -62,11 +62,14 @@ def test_the_whole_life_of_a_champion(served: Run, server: MLflowServer, tmp_pat
     client = mlflow_client(server)
     client.delete_model_version(registry.name, "1")
     assert promotion.reconcile(registry, store).number == 3
-    assert promotion.history(store, registry.name).entries[-1].recipe == first.recipe
+    assert promotion.history(registry, store).entries[-1].recipe == first.recipe
 
     script = f"""
 import mlflow
 model = mlflow.pyfunc.load_model("models:/{registry.name}@champion")
+by_number = mlflow.pyfunc.load_model("models:/{registry.name}/3")
+assert by_number.metadata.model_id == model.metadata.model_id
+assert mlflow.get_tracking_uri() == mlflow.get_registry_uri() == "{server.uri}"
 print(len(model.predict([[{{"role": "user", "content": "word1 word2"}}]])))
 """
     environment = {
@@ -87,7 +90,7 @@ print(len(model.predict([[{{"role": "user", "content": "word1 word2"}}]])))
     assert done.stdout.strip() == "1"
 
 
-def test_of_eight_promoters_one_wins_each_round(served: Run, server: MLflowServer) -> None:
+def test_one_of_eight_promoters_wins_each_round(served: Run, server: MLflowServer) -> None:
     registry, store = served.params.registry, served.params.store
     for _ in range(3):
         served.judge("promote")
@@ -108,12 +111,12 @@ def test_of_eight_promoters_one_wins_each_round(served: Run, server: MLflowServe
             outcomes = list(pool.map(attempt, range(8)))
         (winner,) = [found for found in outcomes if not isinstance(found, str) and found.changed]
         assert all(f"won with entry {number}" in found for found in outcomes if isinstance(found, str))
-        chain = promotion.history(store, registry.name).entries
+        chain = promotion.history(registry, store).entries
         assert chain[number - 1 :] == [winner.entry]
         assert int(client.get_model_version_by_alias(registry.name, "champion").version) == winner.number
 
 
-def test_a_server_killed_before_and_in_the_middle_of_a_registration(served: Run, server: MLflowServer) -> None:
+def test_a_server_killed_before_and_during_a_registration(served: Run, server: MLflowServer) -> None:
     assert served.register().number == 1
     server.kill()
     served.judge("hold")

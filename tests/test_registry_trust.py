@@ -1,4 +1,4 @@
-"""A registered recipe is data from elsewhere: it decides neither whom we send credentials to nor what is believed."""
+"""A registered recipe is untrusted data: it cannot redirect credentials, and edited records are refused."""
 
 import http.server
 import shutil
@@ -83,7 +83,7 @@ OURS = Store(uri="s3://team/deltas", endpoint="https://s3.team.example/", bucket
         ),
     ],
 )
-def test_a_recipe_names_no_endpoint(
+def test_a_recipe_may_not_name_a_new_endpoint(
     named: Store, configured: Store | None, environment: dict[str, str], expected: Store | str, monkeypatch: Any
 ) -> None:
     for field in ("URI", "ENDPOINT"):
@@ -99,7 +99,7 @@ def test_a_recipe_names_no_endpoint(
         assert "\n" not in str(error.value)
 
 
-def test_a_recipe_without_a_usable_store_is_one_line() -> None:
+def test_a_recipe_without_a_usable_store_is_a_one_line_error() -> None:
     for store in (None, 3, {}, {"uri": ""}, {"uri": "x", "strange": 1}):
         with pytest.raises(StoreError, match="names no usable store") as error:
             room.store_for({"store": store} if store != {} else {})
@@ -108,7 +108,7 @@ def test_a_recipe_without_a_usable_store_is_one_line() -> None:
 
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[Any]]]:
-    """A server that is not ours, and what it was sent; credentials for ours are in the environment."""
+    """A foreign server and the requests it got; credentials for another server are in the environment."""
     act_as(monkeypatch, Identity("ours-access-key", "ours-secret-key"))
     handler = type("Handler", (Recorder,), {"seen": []})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -119,7 +119,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[Any]]
 
 @dataclass
 class Forged:
-    """A registered version whose recipe points to a server that is not ours, in the files that MLflow keeps."""
+    """A registered version whose recipe, in MLflow's files, names a foreign server."""
 
     run: Run
     client: Any
@@ -128,7 +128,7 @@ class Forged:
     digest: str
 
     def edit(self, where: str, place: str) -> None:
-        """Change the recipe's store, and the digest beside it as deep as `place` says."""
+        """Change the recipe's store, and its digest in MLmodel, in the tag or in the store, up to `place`."""
         recipe = read_json_object(self.folder / "artifacts" / "recipe.json")
         recipe["store"] = {"uri": "s3://theirs/deltas", "endpoint": where, "region": "us-east-1"}
         raw = canonical_json(recipe)
@@ -161,8 +161,8 @@ def forged(run: Run, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("place", "message"),
     [
-        ("recipe", r"recipe\.json: is sha256:.*, MLmodel says sha256:.*; the record was changed"),
-        ("MLmodel", r"version 1: its recipe is sha256:.*, registered was sha256:.*; the record was changed"),
+        ("recipe", r"recipe\.json: its digest is sha256:.*, MLmodel has sha256:.*; the record was changed"),
+        ("MLmodel", r"version 1: the digest of its recipe is sha256:.*, its tag has sha256:.*; the record was changed"),
         ("tag", "credentials are not sent to a server that only a recipe names"),
     ],
 )
@@ -183,9 +183,9 @@ def test_an_edited_recipe_is_refused_before_any_request(
     "verb",
     [
         ["materialize", "models:/NAME/1", "--out", "OUT"],
-        ["export", "--for", "merged", "--recipe", "models:/NAME/1", "--out", "OUT"],
-        ["export", "--for", "vllm", "--recipe", "models:/NAME/1", "--out", "OUT"],
-        ["promote", "1"],
+        ["export", "models:/NAME/1", "--for", "merged", "--out", "OUT"],
+        ["export", "models:/NAME/1", "--for", "vllm", "--out", "OUT"],
+        ["promote", "NAME", "1"],
         ["regraft", "--recipe", "RECIPE", "--instruct", "INSTRUCT", "--out", "OUT"],
     ],
     ids=lambda words: "-".join(words[:3]).replace("--", ""),
@@ -198,27 +198,28 @@ def test_no_verb_follows_a_recipe_to_another_server(
     tmp_path: Path,
 ) -> None:
     where, seen = elsewhere
-    forged.edit(where, "store")  # as one that was registered with another store and copied here
+    forged.edit(where, "store")  # as if registered with another store and copied here
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params |= {"store": forged.run.params.store.model_dump(), "registry": forged.run.params.registry.model_dump()}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     words = {
         "models:/NAME/1": f"models:/{forged.name}/1",
+        "NAME": forged.name,
         "OUT": str(tmp_path / "out"),
         "RECIPE": str(forged.folder / "artifacts" / "recipe.json"),
         "INSTRUCT": str(tiny_llama_pair.base),
     }
-    asked = [words.get(word, word) for word in verb]
+    command = [words.get(word, word) for word in verb]
     if verb[0] != "regraft":
-        asked += ["--params", str(tmp_path / "params.yaml")]
+        command += ["--params", str(tmp_path / "params.yaml")]
     with pytest.raises(StoreError, match="credentials are not sent to a server that only a recipe names") as error:
-        CliRunner().invoke(app, asked, catch_exceptions=False)
+        CliRunner().invoke(app, command, catch_exceptions=False)
     assert "\n" not in str(error.value)
     assert seen == []
     assert not (tmp_path / "out").exists()
 
 
-def test_the_alias_champion_is_held_against_the_ledger(
+def test_the_alias_champion_is_checked_against_the_ledger(
     released: Released, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mlflow
@@ -233,14 +234,14 @@ def test_the_alias_champion_is_held_against_the_ledger(
     for reference in (f"models:/{name}@champion", f"models:/{name}/2"):
         with pytest.raises(LedgerError, match=rf"version 1.*champion points at version 2.*shadowft reconcile {name}"):
             load(reference)
-    load(f"models:/{name}/1")  # nobody calls it champion
+    load(f"models:/{name}/1")  # it has no alias champion
     load(f"models:/{name}/3")
     promotion.reconcile(released.registry, released.store)
     load(f"models:/{name}@champion")
     load(f"models:/{name}/2")
 
     kept = shutil.copytree(mlflow.artifacts.download_artifacts(f"models:/{name}@champion"), tmp_path / "kept")
-    load(str(kept))  # a folder that was resolved before stays what it was
+    load(str(kept))  # a folder that was downloaded before stays valid
     client.set_registered_model_alias(name, "champion", "2")
     load(str(kept))
     promotion.promote(released.registry, released.store, "2")
@@ -254,10 +255,10 @@ def test_the_alias_champion_is_held_against_the_ledger(
         load(f"models:/{never}@champion")
 
 
-def test_ledger_and_store_know_the_recipe(
+def test_a_forged_recipe_is_refused_by_ledger_and_store(
     run: Run, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Recipe, MLmodel and tag changed alike, by somebody who may write to MLflow but not to the store."""
+    """Recipe, MLmodel and tag agree, but were changed by a person with write access to MLflow only."""
     import mlflow
 
     monkeypatch.setenv("SHADOWFT_CACHE", str(tmp_path / "cache"))
@@ -280,28 +281,3 @@ def test_ledger_and_store_know_the_recipe(
             mlflow.pyfunc.load_model(reference)
     whole = client.get_model_version(name, "2").source
     assert mlflow.pyfunc.load_model(whole).predict([[{"role": "user", "content": "word1"}]])
-
-
-def test_a_cached_model_with_something_beside_it_is_made_anew(run: Run, tmp_path: Path, capsys: Any) -> None:
-    """A template or an adapter that the recipe does not know would be read by the libraries."""
-    recipe = promotion.recipe_named(f"models:/{run.register().name}/1", run.params.registry, run.params.store)
-    folder = room.cached(recipe, tmp_path / "cache")
-    for stranger in ("chat_template.jinja", "adapter_config.json", "additional_chat_templates/tool.jinja"):
-        if stranger in recipe["files"]:
-            continue
-        (folder / stranger).parent.mkdir(exist_ok=True)
-        (folder / stranger).write_text("{}")
-        assert room.cached(recipe, tmp_path / "cache") == folder
-        assert not (folder / stranger).exists()
-    capsys.readouterr()
-    room.cached(recipe, tmp_path / "cache")
-    assert "graft:" not in capsys.readouterr().err, "what is whole is used"
-
-
-def test_a_recipe_names_its_model_by_a_digest(run: Run, tmp_path: Path) -> None:
-    """It becomes the name of a folder."""
-    recipe = promotion.recipe_named(f"models:/{run.register().name}/1", run.params.registry, run.params.store)
-    for digest in ("sha256:../../x", "", "x" * 64, None, "sha256:" + "0" * 63):
-        (tmp_path / "recipe.json").write_bytes(canonical_json(recipe | {"digest": digest}))
-        with pytest.raises(RegistryError, match="not a recipe of format 1"):
-            room.read_recipe(tmp_path / "recipe.json")

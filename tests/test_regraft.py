@@ -1,4 +1,4 @@
-"""A recipe carried to another Instruct of the same Base: the same deltas, a new digest, no verdict yet."""
+"""A recipe applied to another Instruct of the same Base: same deltas, new digest, no verdict."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from shadowft_core.cli import main
 from shadowft_core.delta import extract, open_delta
 from shadowft_core.errors import GraftError, OntoBaseError, RegistryError, ShadowError, UnrelatedError
 from shadowft_core.files import bytes_digest, canonical_json, write_json_atomically
-from shadowft_core.graft import Merge, graft, grafted_tensors
+from shadowft_core.graft import Merge, Options, graft, grafted_tensors
 from shadowft_core.params import Store, load_params
 from shadowft_core.registry.evidence import Evidence
 from shadowft_core.registry.rebuild import rebuild
@@ -25,6 +25,7 @@ from tests.fixtures.models import write_model
 from tests.test_graft import BF16, F32, bits, make, noise, tensors_of
 
 ROOT = Path(__file__).parent.parent
+OPTIONS = Options(["*proj*"], merge=Merge("ties", 0.3), scale_for=[("*down_proj*", 0.1)])
 
 
 @dataclass
@@ -60,9 +61,7 @@ def world(tmp_path: Path) -> World:
         tmp_path / "instruct",
         [(deltas[0], 0.6), (deltas[1], 0.4)],
         tmp_path / "grafted",
-        ["*proj*"],
-        merge=Merge("ties", 0.3),
-        scale_for=[("*down_proj*", 0.1)],
+        OPTIONS,
     )
     return World(
         *(tmp_path / name for name in ("base", "instruct", "newer", "stranger")),
@@ -72,7 +71,7 @@ def world(tmp_path: Path) -> World:
     )
 
 
-def test_the_same_deltas_scales_and_rule_reach_the_newer_instruct(world: World) -> None:
+def test_the_newer_instruct_gets_the_same_deltas_scales_and_rule(world: World) -> None:
     old = json.loads(world.recipe.read_bytes())
     made = regraft(world.recipe, world.newer, world.deltas[::-1], world.out)
     assert made == json.loads((world.out / "recipe.json").read_bytes())
@@ -86,36 +85,38 @@ def test_the_same_deltas_scales_and_rule_reach_the_newer_instruct(world: World) 
     expected = grafted_tensors(
         world.newer,
         [(world.deltas[0], 0.6), (world.deltas[1], 0.4)],
-        ["*proj*"],
-        merge=Merge("ties", 0.3),
-        scale_for=[("*down_proj*", 0.1)],
+        OPTIONS,
     )
     assert bits(tensors_of(world.out)) == bits(dict(expected))
 
 
-def test_what_does_not_belong_is_refused(world: World, tmp_path: Path) -> None:
+def test_wrong_deltas_instructs_and_recipes_are_refused(world: World, tmp_path: Path) -> None:
     other = tmp_path / "other"
     tuned = {n: a + np.asarray(1, BF16) / 64 for n, a in tensors_of(world.base).items()}
     extract(world.base, write_model(tmp_path / "t9", tuned), other)
     same = shutil.copytree(world.instruct, tmp_path / "same")
-    world.refused(GraftError, "is the recipe's own Instruct, sha256:", world.recipe, same, world.deltas)
+    world.refused(GraftError, "this is the Instruct of the recipe, sha256:", world.recipe, same, world.deltas)
     world.refused(
         GraftError, "is not among the given folders; pass it with --delta", world.recipe, world.newer, world.deltas[:1]
     )
-    world.refused(GraftError, "other: delta sha256:.* stands not in", world.recipe, world.newer, [*world.deltas, other])
+    world.refused(GraftError, "other: delta sha256:.* is not in", world.recipe, world.newer, [*world.deltas, other])
     world.refused(UnrelatedError, "stranger", world.recipe, world.stranger, world.deltas)
     world.refused(OntoBaseError, "taken from", world.recipe, world.base, world.deltas)
     recipe = json.loads(world.recipe.read_bytes())
     for number, (damage, message) in enumerate(
-        [({"format": 2}, "recipe format 2, 1 is wanted"), ({"deltas": [{}]}, "no recipe"), ({"merge": 3}, "damaged")]
+        [
+            ({"format": 2}, "recipe format 2, expected 1"),
+            ({"deltas": [{}]}, "no(t a)? recipe"),
+            ({"merge": 3}, "damaged"),
+        ]
     ):
         write_json_atomically(tmp_path / f"{number}.json", recipe | damage)
         world.refused(GraftError, message, tmp_path / f"{number}.json", world.newer, world.deltas)
 
 
 def test_a_waiver_is_not_inherited(world: World, tmp_path: Path) -> None:
-    """It was given for another Instruct."""
-    graft(world.stranger, [(world.deltas[0], 0.5)], tmp_path / "waived", waivers=["unrelated"])
+    """A waiver was given for another Instruct."""
+    graft(world.stranger, [(world.deltas[0], 0.5)], tmp_path / "waived", Options(waivers=["unrelated"]))
     recipe = tmp_path / "waived" / "recipe.json"
     other = {n: a.astype(BF16) for n, a in noise(42, 0.02).items()}
     folder = write_model(tmp_path / "stranger2", other)
@@ -133,14 +134,14 @@ def test_deltas_come_from_the_recipes_store(world: World, tmp_path: Path) -> Non
     carried = regraft(tmp_path / "registered.json", world.newer, world.deltas[:1], world.out)
     assert carried["digest"] == regraft(world.recipe, world.newer, world.deltas, world.out)["digest"]
     assert not list(world.out.parent.glob(".carried*"))
-    # What comes back from the store after registering is the same model, whatever rule and scales it has.
+    # The model rebuilt from the store is the same one, with any rule and scales.
     rebuild(recipe, tmp_path / "rebuilt", world.instruct)
     assert open_checkpoint(tmp_path / "rebuilt").digest() == recipe["digest"]
     rebuild(carried | {"store": store.model_dump()}, tmp_path / "rebuilt", world.newer)
     assert open_checkpoint(tmp_path / "rebuilt").digest() == carried["digest"]
 
 
-def test_the_old_verdict_does_not_count(world: World, tmp_path: Path) -> None:
+def test_the_old_verdict_is_not_reused(world: World, tmp_path: Path) -> None:
     work = tmp_path / "work"
     for role in ("base", "instruct"):
         (work / "pair" / role).mkdir(parents=True)
@@ -175,7 +176,7 @@ def test_the_verb_and_its_receipt(
     assert recipe["digest"] == open_checkpoint(world.out).digest()
     code, out, err = shadowft(*words, "--instruct", world.instruct)
     assert (code, out) == (GraftError.exit_code, "")
-    assert "own Instruct" in err
+    assert "the Instruct of the recipe" in err
     account = json.loads(shadowft("receipt", world.out, "--json")[1])
     assert account["merge"] == {"rule": "ties", "density": 0.3}
     assert (account["scale_for"], account["waivers"]) == ([["*down_proj*", 0.1]], [])
@@ -185,7 +186,7 @@ def test_the_verb_and_its_receipt(
     for text in (
         "merge ties density 0.3, scope ['*proj*'], dtype instruct",
         "  scale 0.1 for *down_proj*",
-        f"regrafted from recipe {recipe['regrafted_from']}; needs a verdict of its own",
+        f"regrafted from recipe {recipe['regrafted_from']}; needs its own verdict",
         "untouched, out of scope: ",
     ):
         assert text in out

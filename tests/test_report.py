@@ -1,4 +1,4 @@
-"""The page: it opens alone, says what the files say, escapes what is foreign, and is the same bytes twice."""
+"""The page: it loads no other file, shows what the files say, escapes their text, and is reproducible."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def dump(path: Path, value: object) -> None:
 
 
 def write_work(work: Path, routes: tuple[str, ...] = ("shadow", "direct"), evil: str = "") -> Path:
-    """A finished run as the stages leave it, with a real verdict over generated answers."""
+    """The outputs of a finished run, with a real verdict over generated answers."""
     rng = np.random.default_rng(0)
     hard = {task: rng.random(n) for task, (_, n) in TASKS.items()}
     for name, shares in SHARES.items():
@@ -121,7 +121,7 @@ def write_work(work: Path, routes: tuple[str, ...] = ("shadow", "direct"), evil:
 
 
 class Page(HTMLParser):
-    """Tags with their attributes, and the text a reader sees."""
+    """Tags with their attributes, and the visible text."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ def shown(finished: Path) -> Page:
     return page(finished)
 
 
-def test_it_shows_the_decision_and_every_reason(finished: Path, shown: Page) -> None:
+def test_the_page_shows_the_decision_and_every_reason(finished: Path, shown: Page) -> None:
     found = json.loads((finished / "verdict.json").read_bytes())
     assert f'<h1 class="{found["decision"]}">{found["decision"]}</h1>' in shown.source
     assert len(found["reasons"]) >= 8
@@ -167,7 +167,7 @@ def test_it_shows_the_decision_and_every_reason(finished: Path, shown: Page) -> 
         assert reason in shown.text
 
 
-def test_it_shows_every_arm_task_digest_and_label(shown: Page) -> None:
+def test_the_page_shows_every_arm_task_digest_and_label(shown: Page) -> None:
     for name in SHARES:
         assert sha(name) in shown.text
     first = [shown.text.index(f"{name} synthetic base") for name in SHARES]
@@ -177,7 +177,7 @@ def test_it_shows_every_arm_task_digest_and_label(shown: Page) -> None:
     assert shown.text.count("synthetic base") >= 2 + len(SHARES)
 
 
-def test_every_arm_mean_stands_in_the_table(finished: Path, shown: Page) -> None:
+def test_the_table_has_the_mean_of_every_arm(finished: Path, shown: Page) -> None:
     for arm in json.loads((finished / "verdict.json").read_bytes())["arms"].values():
         low, high = arm["domain"]["interval"]
         assert f"{arm['domain']['mean']:.3f} [{low:.3f}, {high:.3f}]" in shown.text
@@ -198,7 +198,7 @@ def test_the_figures_are_drawn_from_the_files(shown: Page) -> None:
     assert set(used) <= set(ids)
 
 
-def test_it_loads_nothing(shown: Page) -> None:
+def test_the_page_loads_no_other_file(shown: Page) -> None:
     for tag, attrs in shown.tags:
         assert tag not in {"script", "link", "iframe", "object", "embed", "base", "img"}
         for key in ("src", "href", "xlink:href", "action", "data"):
@@ -207,7 +207,7 @@ def test_it_loads_nothing(shown: Page) -> None:
     assert not re.search(r"url\((?!#)", shown.source)
 
 
-def test_foreign_text_is_escaped(tmp_path: Path) -> None:
+def test_text_from_files_is_escaped(tmp_path: Path) -> None:
     hostile = page(write_work(tmp_path, evil=EVIL))
     assert not {"script", "img"} & {tag for tag, _ in hostile.tags}
     assert hostile.text.count(EVIL) > 20
@@ -230,14 +230,14 @@ def test_the_same_files_give_the_same_bytes(finished: Path, shown: Page, tmp_pat
     assert str(finished) not in shown.source
 
 
-def test_without_the_control_it_says_so(tmp_path: Path) -> None:
+def test_without_direct_tuning_the_page_says_so(tmp_path: Path) -> None:
     alone = page(write_work(tmp_path, routes=("shadow",)))
     assert "Direct tuning was not run" in alone.text
     assert "nothing is claimed about direct tuning" in alone.text
     assert "direct_scaled" not in alone.text
 
 
-def test_without_optional_files_it_says_so(tmp_path: Path) -> None:
+def test_without_optional_files_the_page_says_so(tmp_path: Path) -> None:
     write_work(tmp_path)
     for name in ("pair", "data", "tuned", "delta", "sweep", "grafted"):
         shutil.rmtree(tmp_path / name)
@@ -279,7 +279,7 @@ def test_the_headline_is_that_of_the_decision(tmp_path: Path, decision: str) -> 
     assert {name for name, words in HEADLINES.items() if words in said} == {decision}
 
 
-def test_without_a_guard_it_says_so(tmp_path: Path, shown: Page) -> None:
+def test_without_a_guard_the_page_says_so(tmp_path: Path, shown: Page) -> None:
     sentence = "No guard task was measured, so nothing is claimed about what the Instruct keeps."
     path = write_work(tmp_path) / "verdict.json"
     found = json.loads(path.read_bytes())
@@ -288,6 +288,6 @@ def test_without_a_guard_it_says_so(tmp_path: Path, shown: Page) -> None:
     assert sentence not in shown.text
 
 
-def test_the_tensors_that_moved_most_stand_first(shown: Page) -> None:
+def test_the_tensors_that_moved_most_come_first(shown: Page) -> None:
     layers = [int(at) for at in re.findall(r"model\.layers\.(\d+)\.self_attn", shown.text)]
     assert layers == list(range(13, 5, -1))

@@ -1,4 +1,4 @@
-"""The figures of the page show what the files say, and so do the points that DVC draws."""
+"""The figures of the page, and the points for DVC's plots, show the values of the files."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, draw: Any, facts: Any) -> Any:
     return draw(facts).axes[0]
 
 
-def test_the_forest_shows_each_claim_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_forest_plot_shows_each_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     claims = json.loads((write_work(tmp_path) / "verdict.json").read_bytes())["claims"]
     assert any(claim["difference"] for claim in claims)
     lines = drawn(monkeypatch, figures.forest, claims).lines
@@ -26,7 +26,7 @@ def test_the_forest_shows_each_claim_as_it_is(tmp_path: Path, monkeypatch: pytes
         assert (interval, mean) == (claim["interval"], [claim["difference"]])
 
 
-def test_the_plane_has_what_is_kept_to_the_right_and_what_is_learnt_upwards(
+def test_the_plane_has_guards_to_the_right_and_the_domain_upwards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arms = json.loads((write_work(tmp_path) / "verdict.json").read_bytes())["arms"]
@@ -37,7 +37,7 @@ def test_the_plane_has_what_is_kept_to_the_right_and_what_is_learnt_upwards(
     assert "domain" in axes.get_ylabel()
 
 
-def test_the_plots_are_the_figures_as_points(tmp_path: Path) -> None:
+def test_the_plots_have_the_points_of_the_figures(tmp_path: Path) -> None:
     work = write_work(tmp_path / "both")
     report(work, work / "report.html", work / "plots")
     points = {path.stem: json.loads(path.read_bytes()) for path in (work / "plots").iterdir()}
@@ -65,7 +65,7 @@ def test_what_was_not_run_or_measured_has_no_points(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_a_loss_that_is_no_number_is_refused(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_a_number_is_refused(tmp_path: Path) -> None:
     work = write_work(tmp_path)
     with (work / "tuned/shadow/metrics.jsonl").open("a") as file:
         file.write('{"step": 120, "loss": NaN}\n')

@@ -1,4 +1,4 @@
-"""No password leaves the process: not in a message, a log, a record, a database or an object."""
+"""No password appears in a message, a log, a record, a database or an object."""
 
 import base64
 import contextlib
@@ -16,7 +16,7 @@ import yaml
 
 from shadowft_core.errors import ParamsError, RegistrationPendingError, RegistryError, StoreError, without_passwords
 from shadowft_core.params import Registry, Store, load_params, located
-from shadowft_core.store.backends import open_objects
+from shadowft_core.store.backends import open_backend
 from tests.fixtures.runs import Run
 from tests.fixtures.workspace import make_workspace
 from tests.servers.mlflow_server import MLflowServer
@@ -25,7 +25,7 @@ from tests.servers.seaweedfs import S3Server
 ROOT = Path(__file__).parent.parent
 SECRET = "hunter2"
 
-MASKED = {  # what is written -> what is shown
+MASKED = {  # text -> as shown
     "http://user:hunter2@host:5000/x": "http://***@host:5000/x",
     "https://hunter2@host/x": "https://***@host/x",
     "HTTPS://user:hunter2@HOST": "HTTPS://***@HOST",
@@ -40,7 +40,7 @@ MASKED = {  # what is written -> what is shown
     "s3://key:hunter2@bucket/prefix": "s3://***@bucket/prefix",
     "failed at http://u:hunter2@a: see 'http://u:hunter2@b/c'.": "failed at http://***@a: see 'http://***@b/c'.",
 }
-SHOWN = [  # no secret in it: left alone
+SHOWN = [  # without a secret, so unchanged
     "postgresql://user@host/db",
     "sqlite:////data/team@work/mlflow.db",
     "file:///c:/a@b",
@@ -71,7 +71,7 @@ def test_a_password_is_masked_in_text_in_every_error_and_refused_in_params(text:
 
 
 @pytest.mark.parametrize("text", SHOWN)
-def test_what_is_no_password_stays(text: str) -> None:
+def test_text_without_a_password_is_unchanged(text: str) -> None:
     assert without_passwords(text) == text
 
 
@@ -85,7 +85,7 @@ def test_what_is_no_password_stays(text: str) -> None:
         "store: {secret_key: hunter2}",
     ],
 )
-def test_a_params_file_that_cannot_be_used_is_not_quoted(content: str, tmp_path: Path) -> None:
+def test_an_unusable_params_file_is_not_quoted(content: str, tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text(content, encoding="utf-8")
     with pytest.raises(ParamsError) as e:
         load_params(tmp_path / "params.yaml")
@@ -94,23 +94,25 @@ def test_a_params_file_that_cannot_be_used_is_not_quoted(content: str, tmp_path:
 
 
 @pytest.mark.parametrize("name", ["SHADOWFT_STORE_URI", "SHADOWFT_STORE_ENDPOINT"])
-def test_the_store_takes_no_password_from_the_environment_either(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would work, for S3 servers ignore it, and it would be written into every recipe."""
+def test_a_store_address_with_a_password_in_the_environment_is_refused(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S3 servers would ignore it, and it would be copied into every recipe."""
     monkeypatch.setenv(name, "http://user:hunter2@127.0.0.1:8333")
     with pytest.raises(ParamsError, match=rf"{name}: http://\*\*\*@127.*AWS_ACCESS_KEY_ID") as e:
         located(Store())
     assert SECRET not in str(e.value)
 
 
-def test_an_address_from_the_command_line_is_not_quoted_with_its_password() -> None:
+def test_a_command_line_address_is_quoted_without_its_password() -> None:
     for uri in ("s3://key:hunter2@bucket/prefix", "http://user:hunter2@host"):
         with pytest.raises(StoreError, match=r"\*\*\*@") as e:
-            open_objects(uri)
+            open_backend(uri)
         assert SECRET not in str(e.value)
 
 
 class Canary:
-    """A password, and every spelling in which it could turn up somewhere."""
+    """A password, in every encoding in which it could appear."""
 
     def __init__(self, user: str, password: str) -> None:
         self.words = {password, quote(password, safe=""), quote(quote(password, safe=""), safe="")}
@@ -121,14 +123,14 @@ class Canary:
         return any(word.encode() in content for word in self.words)
 
     def files_below(self, folder: Path) -> list[str]:
-        """Files, databases with their journals included, that hold it."""
+        """Files, including databases and their journals, that contain it."""
         return [str(path) for path in sorted(folder.rglob("*")) if path.is_file() and self.seen_in(path.read_bytes())]
 
 
-def test_no_password_is_left_anywhere_by_runs_that_use_it(
+def test_runs_with_a_password_leave_it_nowhere(
     tmp_path: Path, s3_server: S3Server, s3_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two whole runs as a person starts them: MLflow is away, then it is there and takes what waits.
+    """Two whole runs as a person starts them: MLflow is down, then up and gets what waits.
 
     The URL of MLflow holds a password, the store has its secret key; nothing but the process's environment knows them.
     """
@@ -166,7 +168,10 @@ def test_no_password_is_left_anywhere_by_runs_that_use_it(
         assert "models:/shadowft-pico/1" in sent.stdout
         assert states(workspace) == [("Waiting", "FAILED"), ("Completed", "COMPLETED")]
         assert list((workspace / "var/pending").iterdir()) == []
-        told = [shadowft(*words) for words in (("promote", "--override", "why"), ("history", "shadowft-pico"))]
+        told = [
+            shadowft(*words)
+            for words in (("promote", "shadowft-pico", "challenger", "--override", "why"), ("history", "shadowft-pico"))
+        ]
         assert [done.returncode for done in told] == [0, 0], [done.stderr for done in told]
         artifacts = [path.name for path in (tmp_path / "mlflow" / "artifacts").rglob("*")]
         assert {"params.yaml", "recipe.json", "verdict.json"} <= set(artifacts)
@@ -175,10 +180,10 @@ def test_no_password_is_left_anywhere_by_runs_that_use_it(
             assert [
                 done.args for done in (waited, sent, *told) if one.seen_in((done.stdout + done.stderr).encode())
             ] == []
-            objects = open_objects(s3_store.uri, s3_store.endpoint, s3_store.region)
-            keys = list(objects.list(""))
+            backend = open_backend(s3_store.uri, s3_store.endpoint, s3_store.region)
+            keys = list(backend.list(""))
             assert len(keys) > 4
-            assert [key for key in keys if one.seen_in((objects.read(key, 1 << 24) or (b"",))[0])] == []
+            assert [key for key in keys if one.seen_in((backend.read(key, 1 << 24) or (b"",))[0])] == []
     finally:
         server.kill()
 
@@ -190,12 +195,12 @@ def test_no_password_is_left_anywhere_by_runs_that_use_it(
 
 
 def states(workspace: Path) -> list[tuple[str, str]]:
-    """Name and type of the final state of every run of the flow, oldest first, as Prefect's database keeps them."""
+    """Name and type of the final state of every run of the flow, oldest first, from Prefect's database."""
     with contextlib.closing(sqlite3.connect(f"file:{workspace}/var/prefect/prefect.db?mode=ro", uri=True)) as database:
         return database.execute("select state_name, state_type from flow_run order by start_time").fetchall()
 
 
-def test_databases_are_for_their_owner_alone(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_owner_can_read_databases(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     before = os.umask(0o022)
     try:
@@ -209,7 +214,7 @@ def test_databases_are_for_their_owner_alone(run: Run, tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("maker", ["store", "pending", "durations"])
-def test_whoever_makes_var_makes_it_for_its_owner_alone(
+def test_var_is_created_for_its_owner_only(
     maker: str, finished_work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from shadowft_core.pipeline.clock import Clock
@@ -230,7 +235,7 @@ def test_whoever_makes_var_makes_it_for_its_owner_alone(
     assert mode(tmp_path / "var") == 0o700
 
 
-def test_a_var_that_is_open_is_closed_by_the_next_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_next_run_restricts_an_open_var(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from shadowft_core.pipeline import steps
 
     (tmp_path / "var").mkdir()

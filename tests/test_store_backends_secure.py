@@ -1,4 +1,4 @@
-"""Objects over TLS, encrypted at rest, and in the right account's bucket."""
+"""The S3 backend with TLS, encryption at rest and a bucket owner."""
 
 import http.server
 import io
@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from shadowft_core.errors import ParamsError, StoreCorruptError, StoreUnreachableError
 from shadowft_core.files import bytes_digest
 from shadowft_core.params import Store, load_params
-from shadowft_core.store.backends import open_objects
+from shadowft_core.store.backends import open_backend
 from tests.fixtures.s3 import act_as
 from tests.servers.seaweedfs import S3Server, _free_ports, seaweedfs
 
@@ -25,7 +25,7 @@ DATA = bytes(range(256)) * 9000
 
 @pytest.fixture(scope="module")
 def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[S3Server, str, Path]]:
-    """A server with TLS beside plain HTTP and a key to encrypt with; its https endpoint and certificate."""
+    """A server with TLS, plain HTTP and an encryption key; its https endpoint and certificate."""
     folder = tmp_path_factory.mktemp("secure")
     certificate, key = self_signed(folder)
     (port,) = _free_ports(1)
@@ -58,15 +58,15 @@ def test_tls_with_a_trusted_certificate(secure: tuple[S3Server, str, Path], monk
     server, endpoint, certificate = secure
     act_as(monkeypatch, server.user)
     monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
-    objects = open_objects("s3://secure/tls", endpoint)
-    assert objects.put_if_absent("a", DATA, bytes_digest(DATA))
+    backend = open_backend("s3://secure/tls", endpoint)
+    assert backend.put_if_absent("a", DATA, bytes_digest(DATA))
     sink = io.BytesIO()
-    objects.get("a", len(DATA), bytes_digest(DATA), sink)
+    backend.get("a", len(DATA), bytes_digest(DATA), sink)
     assert sink.getvalue() == DATA
-    with pytest.raises(StoreCorruptError, match="the store found another checksum"):
-        objects.put_if_absent("b", DATA, bytes_digest(b""))
-    tag = objects.swap("c", b"1", None)
-    assert objects.read("c", 10) == (b"1", tag)
+    with pytest.raises(StoreCorruptError, match="the store computed another checksum"):
+        backend.put_if_absent("b", DATA, bytes_digest(b""))
+    tag = backend.swap("c", b"1", None)
+    assert backend.read("c", 10) == (b"1", tag)
 
 
 def test_a_certificate_nobody_trusts_is_refused_at_once(
@@ -76,26 +76,26 @@ def test_a_certificate_nobody_trusts_is_refused_at_once(
     act_as(monkeypatch, server.user)
     monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
     with pytest.raises(StoreUnreachableError, match=r"its certificate is not trusted .* set AWS_CA_BUNDLE"):
-        open_objects("s3://secure/tls", endpoint).head("a")
+        open_backend("s3://secure/tls", endpoint).head("a")
 
 
-def test_encryption_at_rest_is_asked_for_and_the_content_is_the_same(
+def test_encryption_at_rest_is_requested_and_does_not_change_the_content(
     secure: tuple[S3Server, str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server, _, _ = secure
     act_as(monkeypatch, server.user)
-    objects = open_objects("s3://secure/sse", server.endpoint, sse="AES256")
-    objects.put_if_absent("a", DATA, bytes_digest(DATA))
-    objects.put_if_absent("a", DATA, bytes_digest(DATA))
+    backend = open_backend("s3://secure/sse", server.endpoint, sse="AES256")
+    backend.put_if_absent("a", DATA, bytes_digest(DATA))
+    backend.put_if_absent("a", DATA, bytes_digest(DATA))
     sink = io.BytesIO()
-    objects.get("a", len(DATA), bytes_digest(DATA), sink)
+    backend.get("a", len(DATA), bytes_digest(DATA), sink)
     assert sink.getvalue() == DATA
     head = server._client(server.admin).head_object(Bucket="secure", Key="sse/a")
     assert head["ServerSideEncryption"] == "AES256"
 
 
 class Recorder(http.server.BaseHTTPRequestHandler):
-    """Answers 403 to everything and remembers the headers: what a client asks for, without a key service."""
+    """Records the headers of every request and answers 403, so that no key service is needed."""
 
     seen: list[tuple[str, dict[str, str]]]
 
@@ -115,7 +115,7 @@ class Recorder(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_kms_and_the_bucket_owner_go_with_every_request(
+def test_kms_and_the_bucket_owner_are_sent_with_every_request(
     secure: tuple[S3Server, str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     act_as(monkeypatch, secure[0].user)
@@ -124,7 +124,7 @@ def test_kms_and_the_bucket_owner_go_with_every_request(
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            objects = open_objects(
+            backend = open_backend(
                 "s3://secure/x",
                 f"http://127.0.0.1:{server.server_port}",
                 sse="aws:kms",
@@ -132,11 +132,11 @@ def test_kms_and_the_bucket_owner_go_with_every_request(
                 bucket_owner="123456789012",
             )
             for request in (
-                lambda: objects.swap("a", b"1", None),
-                lambda: objects.head("a"),
-                lambda: objects.read("a", 10),
-                lambda: list(objects.list("")),
-                lambda: objects.delete("a"),
+                lambda: backend.swap("a", b"1", None),
+                lambda: backend.head("a"),
+                lambda: backend.read("a", 10),
+                lambda: list(backend.list("")),
+                lambda: backend.delete("a"),
             ):
                 with pytest.raises(StoreUnreachableError, match=r"store\.bucket_owner"):
                     request()
@@ -162,7 +162,7 @@ def test_kms_and_the_bucket_owner_go_with_every_request(
         ({"chunk_bytes": 1}, "chunk_bytes"),
     ],
 )
-def test_params_that_contradict_themselves(tmp_path: Path, store: dict[str, object], message: str) -> None:
+def test_contradictory_store_params_are_refused(tmp_path: Path, store: dict[str, object], message: str) -> None:
     import yaml
 
     raw = yaml.safe_load(Path(__file__).parent.parent.joinpath("params.yaml").read_text())

@@ -1,4 +1,4 @@
-"""Commits and sweeps take turns: in order, killed, and asleep. Beside publishers: test_store_upkeep.py."""
+"""Locks of commits and prunes: their order, killed holders, stalled holders. While others publish: test_store_prune."""
 
 import threading
 import time
@@ -20,28 +20,28 @@ def store(request: pytest.FixtureRequest) -> Store:
     return found
 
 
-def test_a_sweep_waits_for_a_commit_and_a_commit_for_a_sweep(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prune_waits_for_a_commit_and_a_commit_for_a_prune(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "PAUSE", 0.05)
-    objects, order = room.opened(store), []
+    backend, order = room.open_store(store), []
     claim = "deltas/" + "0" * 64
 
     def committing() -> str:
-        other = threading.Thread(target=sweeping)
+        other = threading.Thread(target=pruning)
         other.start()
         started.append(other)
         time.sleep(0.5)
         order.append("claimed")
-        objects.put_if_absent(claim, b"1", bytes_digest(b"1"))
+        backend.put_if_absent(claim, b"1", bytes_digest(b"1"))
         return claim
 
-    def sweeping() -> None:
-        with lock.sweep(objects):
-            order.append("sweeping")
-            waiting = threading.Thread(target=lock.commit, args=(objects, None, restore, late))
+    def pruning() -> None:
+        with lock.prune_lock(backend):
+            order.append("pruning")
+            waiting = threading.Thread(target=lock.commit, args=(backend, None, restore, late))
             waiting.start()
             started.append(waiting)
             time.sleep(0.5)
-            order.append("swept")
+            order.append("pruned")
 
     def restore() -> None:
         order.append("restored")
@@ -51,79 +51,79 @@ def test_a_sweep_waits_for_a_commit_and_a_commit_for_a_sweep(store: Store, monke
         return claim
 
     started: list[threading.Thread] = []
-    lock.commit(objects, None, restore, committing)
+    lock.commit(backend, None, restore, committing)
     while started:
         started.pop(0).join()
-    assert order == ["claimed", "sweeping", "swept", "restored", "claimed after"]
+    assert order == ["claimed", "pruning", "pruned", "restored", "claimed after"]
 
 
-def test_two_sweeps_do_not_run_at_once(store: Store) -> None:
-    objects = room.opened(store)
+def test_two_prunes_do_not_run_at_once(store: Store) -> None:
+    backend = room.open_store(store)
     with (
-        lock.sweep(objects),
-        pytest.raises(StoreConflictError, match="another process is collecting"),
-        lock.sweep(objects),
+        lock.prune_lock(backend),
+        pytest.raises(StoreConflictError, match="another prune is running"),
+        lock.prune_lock(backend),
     ):
         pass
-    with lock.sweep(objects):
+    with lock.prune_lock(backend):
         pass
 
 
-def test_what_killed_processes_left_open_is_over_in_time(folder_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("TURN", 2.5), ("SLACK", 0.5), ("HOLD", 0.5), ("PAUSE", 0.1)):
+def test_locks_of_killed_processes_expire(folder_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("EXPIRY", 2.5), ("SLACK", 0.5), ("RENEWAL", 0.5), ("PAUSE", 0.1)):
         monkeypatch.setattr(lock, name, seconds)
-    objects, claim = room.opened(folder_store), "deltas/" + "0" * 64
-    lock._Held(objects, f"{lock.COMMIT}/dead", None).open()
+    backend, claim = room.open_store(folder_store), "deltas/" + "0" * 64
+    lock.Lock(backend, f"{lock.COMMIT_LOCKS}/dead", None).acquire()
     started = time.monotonic()
-    with lock.sweep(objects) as hold:
+    with lock.prune_lock(backend) as renew:
         assert 1 < time.monotonic() - started < 10
         time.sleep(0.6)
-        hold()
-    lock._Held(objects, lock.SWEEP, objects.read(lock.SWEEP, 1000)[1]).open()  # type: ignore[index]
+        renew()
+    lock.Lock(backend, lock.PRUNE_LOCK, backend.read(lock.PRUNE_LOCK, 1000)[1]).acquire()  # type: ignore[index]
     restored: list[int] = []
 
     def write() -> str:
-        objects.put_if_absent(claim, b"1", bytes_digest(b"1"))
+        backend.put_if_absent(claim, b"1", bytes_digest(b"1"))
         return claim
 
     started = time.monotonic()
-    lock.commit(objects, None, lambda: restored.append(1), write)
+    lock.commit(backend, None, lambda: restored.append(1), write)
     assert 1 < time.monotonic() - started < 10
     assert restored == [1]
 
 
-def test_a_publisher_that_slept_through_its_turn_looks_again(
+def test_a_publisher_whose_lock_expired_checks_its_chunks_again(
     folder_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, seconds in (("TURN", 2.5), ("SLACK", 0.5), ("HOLD", 0.5), ("PAUSE", 0.1)):
+    for name, seconds in (("EXPIRY", 2.5), ("SLACK", 0.5), ("RENEWAL", 0.5), ("PAUSE", 0.1)):
         monkeypatch.setattr(lock, name, seconds)
-    objects, claim, chunk = room.opened(folder_store), "deltas/" + "0" * 64, "objects/sha256/00/" + "0" * 64
+    backend, claim, chunk = room.open_store(folder_store), "deltas/" + "0" * 64, "objects/sha256/00/" + "0" * 64
     calls: list[str] = []
 
     def restore() -> None:
         calls.append("restore")
-        objects.put_if_absent(chunk, b"1", bytes_digest(b"1"))
+        backend.put_if_absent(chunk, b"1", bytes_digest(b"1"))
 
     def write() -> str:
         calls.append("claim")
-        if len(calls) == 1:  # the process is stopped; meanwhile a whole gc runs
+        if len(calls) == 1:  # the process stalls; meanwhile a whole prune runs
             time.sleep(3)
-            with lock.sweep(objects):
-                objects.delete(chunk)
-        objects.put_if_absent(claim, b"1", bytes_digest(b"1"))
+            with lock.prune_lock(backend):
+                backend.delete(chunk)
+        backend.put_if_absent(claim, b"1", bytes_digest(b"1"))
         return claim
 
-    objects.put_if_absent(chunk, b"1", bytes_digest(b"1"))
-    lock.commit(objects, lock.last_sweep(objects), restore, write)
+    backend.put_if_absent(chunk, b"1", bytes_digest(b"1"))
+    lock.commit(backend, lock.last_prune(backend), restore, write)
     assert calls == ["claim", "restore", "claim"]
-    assert objects.head(chunk) is not None
+    assert backend.head(chunk) is not None
 
 
-def test_a_sweep_that_slept_through_its_turn_stops(folder_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("TURN", 2.5), ("SLACK", 0.5), ("HOLD", 0.5)):
+def test_a_prune_whose_lock_expired_stops(folder_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("EXPIRY", 2.5), ("SLACK", 0.5), ("RENEWAL", 0.5)):
         monkeypatch.setattr(lock, name, seconds)
-    with lock.sweep(room.opened(folder_store)) as hold:
-        hold()
+    with lock.prune_lock(room.open_store(folder_store)) as renew:
+        renew()
         time.sleep(2.6)
-        with pytest.raises(StoreConflictError, match="lost its turn"):
-            hold()
+        with pytest.raises(StoreConflictError, match="its prune lock expired"):
+            renew()

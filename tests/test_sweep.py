@@ -1,4 +1,4 @@
-"""Sweep: the rule that chooses, as a table; and one real sweep."""
+"""Sweep: the rule that chooses the scale, as a table, and real sweeps."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate import Item, TaskScore
 from shadowft_core.params import Sweep
 from shadowft_core.sweep import choose, one_item, point, sweep
-from tests.test_evaluate import World, world  # noqa: F401  the fixture
+from tests.fixtures.evaluation import World
 
 INSTRUCT = {"scale": 0.0, "domain": 0.1, "guards": 0.9}
 
@@ -31,11 +31,15 @@ def curve(*points: tuple[float, float, float | None]) -> list[dict[str, Any]]:
         (curve((0.25, 0.79, 0.8), (0.5, 0.5, 0.9), (1.0, 0.8, 0.9)), 1.0, "2 of 3"),  # a tie outside the tolerance
         (curve((0.5, 0.9, 0.6), (1.0, 0.2, 0.7)), 1.0, "No scale keeps the mean guard loss within 0.02"),
         (curve((0.5, 0.2, 0.7), (1.0, 0.9, 0.7)), 0.5, "costs least, 0.2"),
-        (curve((0.5, 0.0, 0.95), (1.0, 0.05, 0.95)), 1.0, "the Instruct has 0.1"),  # worse than the Instruct: said
+        (
+            curve((0.5, 0.0, 0.95), (1.0, 0.05, 0.95)),
+            1.0,
+            "the Instruct has 0.1",
+        ),  # worse than the Instruct
         (curve((2.0, 0.5, 0.9)), 2.0, "highest"),
     ],
 )
-def test_the_rule(points: list[dict[str, Any]], chosen: float, why: str) -> None:
+def test_the_rule_chooses_this_scale(points: list[dict[str, Any]], chosen: float, why: str) -> None:
     scale, reason = choose(points, INSTRUCT, tolerance=0.02, tie=0.01)
     assert scale == chosen
     assert why in reason
@@ -51,13 +55,13 @@ def scored(role: Any, *scores: float) -> TaskScore:
     return TaskScore(role, "m", tuple(Item(str(i), score, "", "") for i, score in enumerate(scores)))
 
 
-def test_one_item_is_the_largest_step_one_answer_can_make() -> None:
+def test_one_item_is_the_largest_step_of_one_answer() -> None:
     assert one_item({"a": scored("domain", 1, 0, 0, 1)}) == 0.25
     assert one_item({"a": scored("domain", 1, 0), "b": scored("domain", *[1] * 10), "g": scored("guard", 0.5)}) == 0.25
     assert one_item({"a": scored("domain", -1.25, -0.5)}) == 0  # likelihoods have no "one item": only equality ties
 
 
-def test_a_point_weighs_tasks_alike() -> None:
+def test_all_tasks_of_a_point_weigh_the_same() -> None:
     at = point(0.5, {"a": scored("domain", 1, 0), "b": scored("domain", *[1] * 10), "g": scored("guard", 0, 1, 1, 1)})
     assert (at["scale"], at["domain"], at["guards"]) == (0.5, 0.75, 0.75)
     assert at["tasks"]["b"] == {"role": "domain", "metric": "m", "n": 10, "mean": 1}
@@ -66,7 +70,7 @@ def test_a_point_weighs_tasks_alike() -> None:
 PARAMS = Sweep(scales=(1.0, 0.0, 0.01), domain=("next_dev",), guards=("say_dev",), tolerance=0.02)
 
 
-def test_a_sweep_finds_the_scale_that_learned(world: World, tmp_path: Path) -> None:  # noqa: F811
+def test_a_sweep_finds_the_scale_that_learned(world: World, tmp_path: Path) -> None:
     for name in ("one.json", "two.json"):
         sweep(world.instruct, world.delta, world.data, PARAMS, world.params(), tmp_path / name)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one.json", "two.json"]
@@ -80,18 +84,18 @@ def test_a_sweep_finds_the_scale_that_learned(world: World, tmp_path: Path) -> N
     assert "Scale 1 has the highest domain score" in result["reason"]
 
 
-def test_items_that_choose_do_not_judge(world: World, tmp_path: Path) -> None:  # noqa: F811
-    with pytest.raises(EvaluationError, match="task next_dev: stands under sweep and under evaluate"):
+def test_a_task_that_chooses_and_judges_is_refused(world: World, tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="task next_dev: is in sweep and in evaluate"):
         sweep(
             world.instruct, world.delta, world.data, PARAMS, world.params(domain=("next_dev",)), tmp_path / "out.json"
         )
-    with pytest.raises(EvaluationError, match="task say_dev: stands under sweep and under evaluate"):
+    with pytest.raises(EvaluationError, match="task say_dev: is in sweep and in evaluate"):
         sweep(world.instruct, world.delta, world.data, PARAMS, world.params(guards=("say_dev",)), tmp_path / "out.json")
     assert not (tmp_path / "out.json").exists()
 
 
-def test_only_what_is_in_scope_is_swept(world: World, tmp_path: Path) -> None:  # noqa: F811
-    """No scale of the norms alone teaches what the whole delta teaches."""
+def test_only_tensors_in_scope_are_swept(world: World, tmp_path: Path) -> None:
+    """With the norms alone no scale adds the new skill."""
     norms = PARAMS.model_copy(update={"scope": ("*norm*",)})
     sweep(world.instruct, world.delta, world.data, norms, world.params(), tmp_path / "out.json")
     result = json.loads((tmp_path / "out.json").read_bytes())

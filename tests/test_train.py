@@ -41,7 +41,7 @@ def test_lora_learns_and_repeats_bit_for_bit(place: Path, tmp_path: Path, capfd:
 
 
 def test_both_routes_start_from_the_same_adapter_and_see_the_same_rows(place: Path, tmp_path: Path) -> None:
-    """At a learning rate of almost nothing A stays as drawn, and the token counts tell the order of the batches."""
+    """With a learning rate near zero A stays as drawn, and the token counts show the order of the batches."""
     from safetensors.numpy import load_file
 
     still = SETTINGS.model_copy(update={"learning_rate": 1e-30, "epochs": 1})
@@ -76,25 +76,26 @@ def test_full_training_writes_a_float32_checkpoint(place: Path, tmp_path: Path) 
 
 
 def test_the_trainer_uses_exactly_the_intended_labels(place: Path, tmp_path: Path) -> None:
-    """What the data loader hands to the model: the reply and its end token, nothing of the prompt, nothing after."""
-    from shadowft_core.train.run import load_model, load_tokenizer, make_trainer, stop_ids
+    """The labels in the batches: the reply and its end token, nothing of the prompt, nothing after."""
+    from shadowft_core.train.models import load_model, load_tokenizer, stop_ids
+    from shadowft_core.train.trainer import make_trainer
 
     tokenizer = load_tokenizer(place / "instruct")
     rows = Encoder(tokenizer, stop_ids(tokenizer, place / "instruct")).encode_file(place / "data/train.parquet", 40)
     trainer = make_trainer(load_model(place / "base", tokenizer), tokenizer, rows, SETTINGS, tmp_path)
-    spoken = []
+    replies = []
     for batch in trainer.get_train_dataloader():
         for ids, labels in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True):
             assert all(label in (IGNORED, token) for token, label in zip(ids, labels, strict=True))
-            spoken.append(tokenizer.decode([label for label in labels if label != IGNORED]))
+            replies.append(tokenizer.decode([label for label in labels if label != IGNORED]))
             a, b = (int(tokenizer.decode([ids[at]])) for at in (3, 5))
-            assert spoken[-1] == f"is {a + b} <|im_end|>"
+            assert replies[-1] == f"is {a + b} <|im_end|>"
             first = next(at for at, label in enumerate(labels) if label != IGNORED)
             assert (
                 tokenizer.decode(ids[:first])
                 == f"<|im_start|> user : {a} plus {b} <|im_end|> . <|im_start|> assistant :"
             )
-    assert len(spoken) == len(rows.input_ids) > 40
+    assert len(replies) == len(rows.input_ids) > 40
 
 
 @pytest.mark.parametrize(
@@ -118,12 +119,13 @@ def test_the_trainer_uses_exactly_the_intended_labels(place: Path, tmp_path: Pat
 def test_every_setting_reaches_the_trainer(
     place: Path, tmp_path: Path, settings: dict[str, Any], trained: dict[str, Any]
 ) -> None:
-    """`rates` are the learning rates of steps 0 to 3 of 4, as shares of the one that is set."""
-    from shadowft_core.train.run import _with_adapter, load_model, load_tokenizer, make_trainer
+    """`rates` are the learning rates of steps 0 to 3 of 4, relative to train.learning_rate."""
+    from shadowft_core.train.models import load_model, load_tokenizer, with_adapter
+    from shadowft_core.train.trainer import make_trainer
 
     params = SETTINGS.model_copy(update=settings)
     tokenizer = load_tokenizer(place / "instruct")
-    network = _with_adapter(load_model(place / "base", tokenizer), params)
+    network = with_adapter(load_model(place / "base", tokenizer), params)
     trainer = make_trainer(network, tokenizer, Encoded([[1, 2]] * 8, [[1, 2]] * 8), params, tmp_path)
     trainer.create_optimizer_and_scheduler(num_training_steps=4)
     rates = []
@@ -154,8 +156,8 @@ def test_every_setting_reaches_the_trainer(
         ({"eos_token_id": [7, 9]}, {3, 7, 9}),
     ],
 )
-def test_every_end_token_ends_a_reply(tmp_path: Path, listed: dict[str, Any] | None, stops: set[int]) -> None:
-    from shadowft_core.train.run import stop_ids
+def test_the_stop_ids_are_all_end_tokens(tmp_path: Path, listed: dict[str, Any] | None, stops: set[int]) -> None:
+    from shadowft_core.train.models import stop_ids
 
     if listed is not None:
         (tmp_path / "generation_config.json").write_text(json.dumps(listed))

@@ -1,4 +1,4 @@
-"""Which tokens are learned, for templates with and without markers, on tokenizers made here."""
+"""Which tokens are learned, for templates with and without {% generation %} markers."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ TALK = [
 
 
 def marked(tokenizer: Any, messages: list[dict[str, str]], template: str) -> tuple[list[int], list[int]]:
-    """Ids and labels by the template's own {% generation %} markers."""
+    """Ids and labels from the {% generation %} markers of the template."""
     got = tokenizer.apply_chat_template(
         messages, chat_template=template, return_dict=True, return_assistant_tokens_mask=True
     )
@@ -74,7 +74,7 @@ def trl_folder() -> str:
 
 
 def byte_tokenizer(*special: str) -> Any:
-    """One token a byte, and, as Llama's and Gemma's do, a begin token in front of every text unless told otherwise."""
+    """One token per byte; by default with a begin token before every text, like Llama's and Gemma's."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -88,7 +88,7 @@ def byte_tokenizer(*special: str) -> Any:
 
 
 def test_a_reply_that_begins_with_white_space_keeps_its_own_tokens() -> None:
-    """The prompt of the encoded row is the prompt of inference, token by token, even where a tokenizer would merge."""
+    """The prompt has the same tokens as at inference, even where the tokenizer would merge prompt and reply."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -117,17 +117,17 @@ def test_a_template_with_the_date_gives_the_same_ids_on_any_day() -> None:
     assert tokenizer.decode(ids).startswith("26 Jul 2024 ")
 
 
-def test_a_template_that_cannot_be_marked_names_the_row() -> None:
+def test_a_template_whose_replies_cannot_be_found_names_the_row() -> None:
     tokenizer = word_tokenizer()
     tokenizer.chat_template = "{{ messages|length }} : " + TEMPLATE
-    with pytest.raises(TrainError, match=r"^rows\.jsonl:7: the chat template writes the first 1 turns differently"):
+    with pytest.raises(TrainError, match=r"^rows\.jsonl:7: the chat template renders the first 1 turns differently"):
         Encoder(tokenizer, {3}).encode(TALK, "rows.jsonl:7")
     tokenizer.chat_template = "{{ raise_exception('no talk today') }}"
-    with pytest.raises(TrainError, match=r"rows\.jsonl:8: .* refuses this row: no talk today"):
+    with pytest.raises(TrainError, match=r"rows\.jsonl:8: .* rejects this row: no talk today"):
         Encoder(tokenizer, {3}).encode(TALK, "rows.jsonl:8")
 
 
-def test_a_row_of_exactly_the_longest_length_is_used(tmp_path: Path) -> None:
+def test_a_row_of_exactly_max_length_is_used(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -139,7 +139,7 @@ def test_a_row_of_exactly_the_longest_length_is_used(tmp_path: Path) -> None:
         assert (encoded.too_long, len(encoded.input_ids)) == (left_out, 1 - left_out)
 
 
-DROPS_A_THOUGHT = (  # a reply is written differently once more turns follow, as of models that think
+DROPS_A_THOUGHT = (  # renders a reply differently once more turns follow, as templates of reasoning models do
     "{% for m in messages %}{% if m.role == 'user' %}user : {{ m.content }} . {% else %}"
     "assistant : {% if loop.last %}kind {% endif %}{{ m.content }} END {% endif %}{% endfor %}"
     "{% if add_generation_prompt %}assistant : {% endif %}"
@@ -147,17 +147,17 @@ DROPS_A_THOUGHT = (  # a reply is written differently once more turns follow, as
 
 
 @pytest.mark.parametrize("end", [".", "<|im_end|>"], ids=["no stop id", "a stop id"])
-def test_a_reply_whose_end_nothing_marks_is_refused(end: str) -> None:
+def test_a_reply_without_a_marked_end_is_refused(end: str) -> None:
     tokenizer = word_tokenizer()
     tokenizer.chat_template = DROPS_A_THOUGHT.replace("END", end)
     encoder = Encoder(tokenizer, {tokenizer.eos_token_id})
     if end == ".":
-        with pytest.raises(TrainError, match=r"^row: .* no end token marks where it ends; drop or split this row"):
+        with pytest.raises(TrainError, match=r"^row: .* no end token marks its end; drop or split this row"):
             encoder.encode(TALK, "row")
     else:
         ids, labels = encoder.encode(TALK, "row")
-        said = tokenizer.decode([label for label in labels if label != IGNORED])
-        assert said == "is 3 <|im_end|> kind is 4 <|im_end|>", "nothing of the user's next turn"
+        learned = tokenizer.decode([label for label in labels if label != IGNORED])
+        assert learned == "is 3 <|im_end|> kind is 4 <|im_end|>", "nothing of the user's next turn"
         assert len(ids) == len(labels)
 
 

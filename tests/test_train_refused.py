@@ -1,4 +1,4 @@
-"""What is not trained: rows left out and counted, models that do not fit, losses that are no numbers."""
+"""What training refuses or leaves out: rows, models that do not fit, losses that are not finite."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from tests.fixtures.training import SETTINGS, run, word_tokenizer, write_model
 
 
 def test_weights_that_are_not_finite_are_not_kept(place: Path, tmp_path: Path) -> None:
-    """A row of the embedding that no batch looks up: neither loss nor gradient tells of it."""
+    """In an embedding row that no batch uses, so neither loss nor gradient shows it."""
     from safetensors.numpy import load_file, save_file
 
     base = shutil.copytree(place / "base", tmp_path / "base")
@@ -87,7 +87,7 @@ def test_models_and_tokenizers_that_do_not_fit_are_refused(place: Path, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_what_extract_could_not_take_is_refused_before_the_first_step(
+def test_a_model_that_extract_could_not_read_is_refused_before_the_first_step(
     place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from safetensors.numpy import load_file, save_file

@@ -1,98 +1,19 @@
-"""The verdict: error rates and power by simulation, outcomes and decisions."""
+"""The verdict: outcomes of claims, and the decision that follows from them."""
 
 import json
 
 import numpy as np
 import pytest
-from scipy.stats import binom, norm
 
 from shadowft_core.errors import EvaluationError
-from shadowft_core.params import Verdict
-from shadowft_core.verdict import Claim, decide, decision_of, judge, superiority
+from shadowft_core.verdict import Claim, decide, decision_of, judge
+from shadowft_core.verdict.claims import superiority
 from shadowft_core.verdict.scores import Arm
-from shadowft_core.verdict.statistics import items_to_detect
-
-PARAMS = Verdict(alpha=0.05, margin=0.03, worthwhile=0.05, resamples=999, seed=0)
-ARMS = ["instruct", "direct", "direct_scaled", "shadow", "shadow_scaled"]
-
-
-def arm(name: str, tasks: dict[str, tuple[str, np.ndarray]], digest: str | None = None, metric: str = "acc") -> Arm:
-    return Arm(
-        name=name,
-        scale=1.0,
-        model_digest=digest or f"model of {name}",
-        template_digest="template",
-        roles={task: role for task, (role, _) in tasks.items()},  # type: ignore[misc]
-        metrics=dict.fromkeys(tasks, metric),
-        scores={task: {f"{i:06d}": float(s) for i, s in enumerate(items)} for task, (_, items) in tasks.items()},
-    )
-
-
-def arena(domain: dict[str, np.ndarray], guard: dict[str, np.ndarray] | None = None) -> dict[str, Arm]:
-    """Arms with one domain task and one guard; the guard is the same everywhere unless given."""
-    kept = np.ones(400)
-    return {
-        name: arm(name, {"skill": ("domain", items), "general": ("guard", (guard or {}).get(name, kept))})
-        for name, items in domain.items()
-    }
-
-
-def answers(rng: np.random.Generator, n: int, share: float) -> np.ndarray:
-    return (rng.random(n) < share).astype(float)
+from tests.fixtures.arms import ARMS, CLEAR, PARAMS, answers, arena, arm, five
 
 
 def outcomes(found: dict) -> list[str]:
     return [claim["outcome"] for claim in found["claims"]]
-
-
-# --- error rates and power -----------------------------------------------------------------------------------------
-
-
-def test_a_thousand_null_comparisons_promote_at_most_alpha() -> None:
-    """No control, guard kept: the easiest road to a promotion. Items differ, models do not."""
-    rng = np.random.default_rng(1)
-    promoted = 0
-    for _ in range(1000):
-        both = answers(rng, 60, 0.5)
-        flip = rng.random((2, 60)) < 0.3
-        arms = arena({name: np.abs(both - f) for name, f in zip(["instruct", "shadow_scaled"], flip, strict=True)})
-        promoted += decide(superiority(arms, PARAMS)) == "promote"
-    assert 0 < promoted <= binom.ppf(0.999, 1000, PARAMS.alpha)
-
-
-def test_real_valued_null_comparisons_promote_at_most_alpha() -> None:
-    rng = np.random.default_rng(2)
-    promoted = 0
-    for _ in range(300):
-        arms = arena({"instruct": rng.normal(-2, 1, 40), "shadow_scaled": rng.normal(-2, 1, 40)})
-        promoted += decide(superiority(arms, PARAMS)) == "promote"
-    assert 0 < promoted <= binom.ppf(0.999, 300, PARAMS.alpha)
-
-
-@pytest.mark.parametrize(("gain", "n"), [(0.05, 1000), (0.10, 250)])
-def test_a_planted_gain_is_found_with_the_stated_power(gain: float, n: int) -> None:
-    """Losses 5 %, wins 5 % + gain. The test holds itself to the power of the normal approximation."""
-    rng = np.random.default_rng(3)
-    found = 0
-    for _ in range(300):
-        difference = rng.choice([-1.0, 0.0, 1.0], size=n, p=[0.05, 0.90 - gain, 0.05 + gain])
-        before = np.where(difference < 0, 1.0, 0.0)
-        arms = arena({"instruct": before, "shadow_scaled": before + difference})
-        found += superiority(arms, PARAMS)[0].outcome == "better"
-    error = np.sqrt((0.10 + gain - gain**2) / n)
-    power = float(norm.sf(1.96 - gain / error))  # the 95 % interval must clear zero as well
-    assert power > 0.95
-    assert found >= binom.ppf(0.001, 300, power - 0.02)  # 0.02: four padded items and a discrete test
-
-
-# --- outcomes and decisions ----------------------------------------------------------------------------------------
-
-
-def five(shares: dict[str, int], n: int = 400) -> dict[str, np.ndarray]:
-    return {name: (np.arange(n) < shares[name]).astype(float) for name in ARMS}
-
-
-CLEAR = {"instruct": 40, "direct": 200, "direct_scaled": 220, "shadow": 300, "shadow_scaled": 320}
 
 
 def test_a_clear_gain_over_every_rival_is_promoted() -> None:
@@ -126,7 +47,7 @@ def test_worse_than_direct_tuning_is_held() -> None:
     assert outcomes(found) == ["better", "better", "worse", "passed"]
 
 
-def test_a_significant_but_worthless_gain_is_a_tie() -> None:
+def test_a_significant_gain_below_worthwhile_is_a_tie() -> None:
     before = np.zeros(20000)
     after = (np.arange(20000) < 200).astype(float)  # +0.01, p far below alpha
     claim = superiority(arena({"instruct": before, "shadow_scaled": after}), PARAMS)[0]
@@ -135,7 +56,7 @@ def test_a_significant_but_worthless_gain_is_a_tie() -> None:
     assert claim.outcome == "tie"
 
 
-def test_one_harmed_guard_blocks() -> None:
+def test_one_harmed_guard_holds_the_candidate() -> None:
     arms = arena(five(CLEAR), {"shadow_scaled": (np.arange(400) >= 60).astype(float)})
     found = judge(arms, PARAMS)
     assert found["decision"] == "hold"
@@ -152,7 +73,7 @@ def test_a_guard_with_too_few_items_leaves_it_undecided() -> None:
     assert judge(arena(five(CLEAR), dict.fromkeys(ARMS, np.ones(needed + 20))), PARAMS)["decision"] == "promote"
 
 
-def test_identical_arms_tie_and_harm_nobody() -> None:
+def test_identical_arms_tie_and_pass_the_guard() -> None:
     same = arm("instruct", {"skill": ("domain", np.ones(5)), "general": ("guard", np.ones(5))}, digest="same")
     found = judge({"instruct": same, "shadow_scaled": same}, PARAMS)
     assert found["decision"] == "hold"
@@ -161,7 +82,7 @@ def test_identical_arms_tie_and_harm_nobody() -> None:
     assert found["claims"][0]["p"] == 1.0
 
 
-def test_one_item_decides_nothing() -> None:
+def test_one_item_is_too_few() -> None:
     found = judge(arena({"instruct": np.zeros(1), "shadow_scaled": np.ones(1)}), PARAMS)
     assert found["decision"] == "undecided"
     claim = found["claims"][0]
@@ -177,7 +98,7 @@ def test_all_items_won_is_better_and_the_interval_has_width() -> None:
     assert 0.7 < claim.interval[0] < claim.interval[1] == 1.0
 
 
-def test_without_the_control_nothing_is_claimed_about_it() -> None:
+def test_without_the_direct_arms_nothing_is_claimed_about_them() -> None:
     arms = arena(five(CLEAR))
     found = judge({name: arms[name] for name in ("instruct", "shadow", "shadow_scaled")}, PARAMS)
     assert found["decision"] == "promote"
@@ -186,7 +107,7 @@ def test_without_the_control_nothing_is_claimed_about_it() -> None:
     assert "direct tuning was not run: nothing is claimed about it" in found["reasons"]
 
 
-def test_scores_on_an_open_scale_are_said_to_be_so() -> None:
+def test_scores_outside_0_to_1_are_named_as_such() -> None:
     rng = np.random.default_rng(6)
     before = rng.normal(-2.0, 0.5, 200)
     arms = {
@@ -199,7 +120,7 @@ def test_scores_on_an_open_scale_are_said_to_be_so() -> None:
     assert "no guard task was measured: nothing is claimed about what the Instruct keeps" in found["reasons"]
 
 
-def test_several_domain_tasks_are_each_shown() -> None:
+def test_the_difference_on_each_domain_task_is_given() -> None:
     def both(name: str, first: int, second: int) -> Arm:
         items = np.arange(300)
         return arm(
@@ -253,18 +174,18 @@ def test_decisions_follow_from_outcomes_alone() -> None:
     assert decide(claims("worse", "passed")) == "hold"
 
 
-def test_a_written_verdict_is_decided_again_from_its_claims() -> None:
+def test_the_decision_is_recomputed_from_the_claims_of_the_file() -> None:
     items = (np.arange(200) % 2).astype(float)
     for better in (items, np.ones(200)):
         found = judge(arena({name: better if name.startswith("shadow") else items for name in ARMS}), PARAMS)
         written = json.loads(json.dumps(found | {"recipe_digest": "x"}))
-        assert decision_of(written | {"decision": "whatever it says"}) == found["decision"]
+        assert decision_of(written | {"decision": "not the decision"}) == found["decision"]
     for rival in ("instruct", "direct", "direct_scaled"):
         fewer = [claim for claim in written["claims"] if claim["against"] != rival or claim["role"] == "guard"]
         with pytest.raises(EvaluationError, match=f"compares shadow_scaled with .*, not with {rival}; run"):
             decision_of(written | {"claims": fewer})
-    alone = [claim for claim in written["claims"] if claim["against"] == "instruct"]
-    assert decision_of(written | {"claims": alone, "direct_control": False}) == "promote"
+    without_direct = [claim for claim in written["claims"] if claim["against"] == "instruct"]
+    assert decision_of(written | {"claims": without_direct, "direct_control": False}) == "promote"
     for broken in ({"claims": []}, {"claims": [written["claims"][0] | {"outcome": "fine"}]}, {"claims": None}):
         with pytest.raises(EvaluationError, match=r"cannot be read|compares shadow_scaled with nothing"):
             decision_of(written | broken)
@@ -272,24 +193,8 @@ def test_a_written_verdict_is_decided_again_from_its_claims() -> None:
         decision_of({"decision": "promote"})
 
 
-def test_four_rivals_share_the_error() -> None:
-    """20 wins, 8 losses in 60: p is 0.02 by itself, 0.05 and more after Holm over three rivals."""
-    before = np.repeat([0.0, 1.0, 1.0], [20, 8, 32])
-    after = np.repeat([1.0, 0.0, 1.0], [20, 8, 32])
-    arms = arena(dict.fromkeys(ARMS[:-1], before) | {"shadow_scaled": after})
-    found = judge(arms, PARAMS)
-    rivals = [claim for claim in found["claims"] if claim["role"] == "domain"]
-    assert len(rivals) == 3
-    assert all(claim["p"] < PARAMS.alpha < claim["p_adjusted"] and claim["interval"][0] > 0 for claim in rivals)
-    assert found["decision"] == "undecided"
-    alone = superiority({name: arms[name] for name in ("instruct", "shadow_scaled")}, PARAMS)
-    assert decide(alone) == "promote"
-    hardest = items_to_detect([after - before], [(-1.0, 1.0)], PARAMS.worthwhile, PARAMS.alpha / 3)
-    assert superiority(arms, PARAMS)[0].items_needed == hardest
-
-
-def test_the_margin_is_the_margin() -> None:
-    """On a guard where nothing differs in 400 items the interval ends near -0.01: a margin inside it is not kept."""
+def test_a_guard_passes_only_when_its_interval_is_above_the_margin() -> None:
+    """Where no score differs in 400 guard items the interval ends near -0.01, so a margin below that cannot pass."""
     arms = arena(five(CLEAR))
     low = judge(arms, PARAMS)["claims"][-1]["interval"][0]
     assert -0.02 < low < 0
@@ -297,18 +202,7 @@ def test_the_margin_is_the_margin() -> None:
         assert judge(arms, PARAMS.model_copy(update={"margin": margin}))["decision"] == decision
 
 
-def test_intervals_cover_what_they_say() -> None:
-    """95 of 100 intervals hold the true difference: 0.9 of them would betray a narrower one."""
-    rng = np.random.default_rng(11)
-    held = 0
-    for _ in range(400):
-        arms = arena({"instruct": answers(rng, 200, 0.5), "shadow_scaled": answers(rng, 200, 0.6)})
-        low, high = superiority(arms, PARAMS)[0].interval
-        held += low <= 0.1 <= high
-    assert held >= binom.ppf(0.02, 400, 0.95)
-
-
-def test_every_guard_counts() -> None:
+def test_every_guard_task_must_pass() -> None:
     def arms(kept: float) -> dict[str, Arm]:
         shares = {"instruct": 1.0, "shadow_scaled": kept}
         items = np.arange(400)

@@ -1,4 +1,4 @@
-"""The verdict stage on folders: the bytes it writes, and the damage it refuses."""
+"""The verdict stage on folders: the bytes it writes, and the damaged scores it refuses."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 from shadowft_core.errors import EvaluationError
 from shadowft_core.verdict import judge, numbers, verdict
 from shadowft_core.verdict.scores import Arm, read_arms
-from tests.test_verdict import ARMS, CLEAR, PARAMS, arena, arm, five
+from tests.fixtures.arms import ARMS, CLEAR, PARAMS, arena, arm, five
 
 RECIPE = "sha256:" + "c" * 64
 
@@ -44,7 +44,7 @@ def run(work: Path, routes: tuple[str, ...] = ("shadow", "direct")) -> Path:
     return out
 
 
-def test_the_file_is_the_same_bytes_twice_and_says_what_was_judged(work: Path) -> None:
+def test_the_same_scores_give_the_same_bytes(work: Path) -> None:
     first = run(work).read_bytes()
     assert run(work, ("direct", "shadow")).read_bytes() == first
     found = json.loads(first)
@@ -88,7 +88,7 @@ def test_a_missing_item_is_refused_by_name(work: Path) -> None:
         ("not json\n", r"items.jsonl:501: .*Invalid JSON"),
         ('{"task": "skill", "item": "x", "score": NaN}\n', r"items.jsonl:501: .*score"),
         ('{"task": "other", "item": "x", "score": 1}\n', r"items.jsonl:501: task 'other' is not in scores.json"),
-        ('{"task": "skill", "item": "x", "score": 1}\n', r"'skill' has 101 items .* scores.json says 100"),
+        ('{"task": "skill", "item": "x", "score": 1}\n', r"'skill' has 101 items .* scores.json has 100"),
     ],
 )
 def test_damaged_items_are_refused(work: Path, line: str, message: str) -> None:
@@ -105,7 +105,7 @@ def test_a_missing_arm_is_refused(work: Path) -> None:
         run(work)
 
 
-def test_an_item_that_stands_twice_counts_once(work: Path) -> None:
+def test_an_item_that_is_twice_in_a_task_counts_once(work: Path) -> None:
     for path in (work / "scores").glob("*/*/items.jsonl"):
         first = path.read_text("utf-8").split("\n", 1)[0]
         with path.open("a", encoding="utf-8") as file:
@@ -118,24 +118,23 @@ def test_an_item_that_stands_twice_counts_once(work: Path) -> None:
     assert len(read_arms(work / "scores", ["shadow", "direct"])["instruct"].scores["skill"]) == 100
 
 
-def test_the_arms_of_two_folders_exchanged_are_refused(work: Path) -> None:
+def test_score_folders_with_exchanged_names_are_refused(work: Path) -> None:
     one, other = work / "scores/shadow/shadow", work / "scores/shadow/shadow_scaled"
     one.rename(work / "aside")
     other.rename(one)
     (work / "aside").rename(other)
-    with pytest.raises(EvaluationError, match=r"arm is 'shadow_scaled', the folder says 'shadow'"):
+    with pytest.raises(EvaluationError, match=r"arm is 'shadow_scaled', expected 'shadow'"):
         run(work)
 
 
-def test_items_that_were_lost_are_refused_whatever_their_mean(work: Path) -> None:
-    """A file cut short may keep its mean."""
+def test_missing_items_are_refused_even_with_the_same_mean(work: Path) -> None:
     path = work / "scores/instruct/instruct/items.jsonl"
     rows = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
     general = [row for row in rows if row["task"] == "general"]
     assert len({row["score"] for row in general}) == 1
     kept = [row for row in rows if row is not general[-1]]
     path.write_text("".join(json.dumps(row) + "\n" for row in kept), "utf-8")
-    with pytest.raises(EvaluationError, match=r"'general' has 399 items .*scores.json says 400 "):
+    with pytest.raises(EvaluationError, match=r"'general' has 399 items .*scores.json has 400 "):
         run(work)
 
 
@@ -149,18 +148,18 @@ def test_a_task_has_one_role_and_one_metric(work: Path, field: str, value: str) 
         run(work)
 
 
-def test_the_metrics_are_what_was_measured_and_nothing_else(work: Path) -> None:
+def test_the_metrics_are_the_numbers_of_the_verdict(work: Path) -> None:
     out, metrics = work / "verdict.json", work / "metrics.json"
     verdict(work / "scores", work / "recipe.json", ["shadow", "direct"], PARAMS, out, metrics)
-    found, judged = json.loads(metrics.read_bytes()), json.loads(out.read_bytes())
-    assert found == {
+    written, judged = json.loads(metrics.read_bytes()), json.loads(out.read_bytes())
+    assert written == {
         "scale": judged["arms"]["shadow_scaled"]["scale"],
         "worst_guard": 0.0,
         **{f"{group}.{arm}": judged["arms"][arm][group]["mean"] for arm in ARMS for group in ("domain", "guards")},
     }
 
 
-def test_what_was_not_measured_is_no_metric() -> None:
+def test_the_metrics_leave_out_what_was_not_measured() -> None:
     items = {"skill": ("domain", np.arange(40) % 2.0)}
     bare = judge({name: arm(name, items) for name in ("instruct", "shadow_scaled")}, PARAMS)
     assert set(numbers(bare)) == {"scale", "domain.instruct", "domain.shadow_scaled"}

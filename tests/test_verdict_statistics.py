@@ -1,4 +1,4 @@
-"""The statistics under the verdict: by hand, by published example, and by counting how often they are right."""
+"""The statistics of the verdict, against values by hand, a published example and simulations."""
 
 import numpy as np
 import pytest
@@ -49,12 +49,12 @@ def test_mcnemar_is_the_exact_binomial() -> None:
     assert p_greater([np.repeat([1.0, -1.0], [9, 1])], 999, 0) == pytest.approx(11 / 1024)
 
 
-def test_permutation_enumerates_few_items() -> None:
+def test_few_items_are_permuted_exhaustively() -> None:
     """Of the 8 signs of (1, 2, 4) the sums 7 and 5 reach 5: p = 2/8."""
     assert p_greater([np.array([-1.0, 2.0, 4.0])], 999, 0) == pytest.approx(2 / 8)
 
 
-def test_tasks_weigh_the_same_whatever_their_length() -> None:
+def test_a_long_task_weighs_as_much_as_a_short_one() -> None:
     assert mean_of_tasks([np.ones(1000), np.zeros(10)]) == 0.5
     low, high = interval([np.ones(1000), np.zeros(1000)], [(0.0, 1.0)] * 2, 0.95, 999, 0)
     assert 0.49 < low <= 0.5 <= high < 0.51  # resampled inside tasks: only the padding moves it

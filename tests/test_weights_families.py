@@ -1,4 +1,4 @@
-"""What is known of the families of models, against transformers itself and, where it has no class, by names."""
+"""The table of families against transformers itself, and unknown families by their names."""
 
 import subprocess
 import sys
@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from shadowft_core.weights import Family, open_checkpoint
-from shadowft_core.weights.families import LINEAR, table
+from shadowft_core.weights.families import LINEAR
+from shadowft_core.weights.families.table import table
 from tests.families import generate as generator
 from tests.families.oracle import linear_parameters, start
 from tests.families.tiny import config_of
@@ -68,21 +69,21 @@ SAVED = (
 TIE = "tie_word_embeddings"
 
 
-def test_rows_of_tokens_are_known_by_name_where_the_class_is_not() -> None:
-    family = Family({"model_type": "nobody_knows"}, ())
+def test_embeddings_and_heads_of_an_unknown_class_are_found_by_name() -> None:
+    family = Family({"model_type": "unknown"}, ())
     names = EMBEDDINGS + HEADS + OTHERS + NONE
     assert tuple(filter(family.is_embedding, names)) == EMBEDDINGS
     assert tuple(filter(family.is_head, names)) == HEADS
     assert tuple(filter(family.is_vocabulary, names)) == EMBEDDINGS + HEADS + OTHERS
 
 
-def test_the_table_is_that_of_the_installed_transformers() -> None:
+def test_the_table_matches_the_installed_transformers() -> None:
     assert table()["transformers"] == version("transformers"), "run python -m tests.families.generate"
     assert table()["types"] == generator.classes()
 
 
 @pytest.mark.parametrize("model_type", FRESH)
-def test_an_entry_is_what_the_class_says_today(model_type: str) -> None:
+def test_an_entry_matches_its_class(model_type: str) -> None:
     name = table()["types"][model_type]
     entry, kinds = generator.facts(generator.build(model_type, name))
     assert {key: value for key, value in table()["classes"][name].items() if key != "kinds"} == entry
@@ -99,8 +100,8 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return model, Family(checkpoint.config, checkpoint.names), set(checkpoint.names)
 
 
-def test_names_lead_to_files_and_back(saved: tuple[Any, Family, set[str]]) -> None:
-    """Every parameter is found in the files under its name there, but for experts that lie there in another form."""
+def test_names_map_to_files_and_back(saved: tuple[Any, Family, set[str]]) -> None:
+    """Every parameter is found in the files under its name there, except experts stored in another layout."""
     model, family, names = saved
     assert family.known
     found = {name: family.in_files(name) for name, _ in model.named_parameters()}
@@ -112,7 +113,7 @@ def test_names_lead_to_files_and_back(saved: tuple[Any, Family, set[str]]) -> No
     }
 
 
-def test_the_longest_known_beginning_of_a_name_decides() -> None:
+def test_the_longest_known_prefix_decides() -> None:
     """Bailing renames `attention`, and `attention.b_proj` differently."""
     rules = dict(table()["classes"]["BailingHybridForCausalLM"]["files"])
     family = Family({"architectures": ["BailingHybridForCausalLM"]}, ())
@@ -149,7 +150,7 @@ def test_published_names_of_gpt2_lack_the_prefix() -> None:
     "model_type", ["llama", "gemma2", "gpt2", "gpt_neox", "bloom", "gemma3", "llava", "qwen2_5_vl"]
 )
 def test_ties_are_those_that_the_class_makes(model_type: str) -> None:
-    """Whatever config.json says: the field true, false or left out, for the whole and for its text."""
+    """With every setting in config.json: the field true, false or missing, for the whole model and its text part."""
     import transformers
 
     name = table()["types"][model_type]
@@ -169,8 +170,8 @@ def test_ties_are_those_that_the_class_makes(model_type: str) -> None:
             assert bool(family.ties()) == (head is embedding), f"{TIE}: {whole}, in text_config: {text}"
 
 
-def test_a_class_that_is_not_in_the_table_is_judged_by_its_config_and_names() -> None:
-    """Where no head is stored it is the embedding, unless the config says no; else the weights must tell."""
+def test_an_unknown_class_is_judged_by_its_config_and_names() -> None:
+    """A head that is not stored is the embedding, unless the config says no; otherwise the weights decide."""
     both = ["model.embed_tokens.weight", "lm_head.weight"]
     for names, says, ties in (
         (both, {TIE: True}, None),
@@ -180,7 +181,7 @@ def test_a_class_that_is_not_in_the_table_is_judged_by_its_config_and_names() ->
         (both[:1], {TIE: False}, None),
         (["norm.weight"], {TIE: True}, None),
     ):
-        family = Family({"model_type": "nobody_knows"} | says, names)
+        family = Family({"model_type": "unknown"} | says, names)
         assert not family.known
         assert family.ties() == ties, f"{names} {says}"
 
@@ -197,7 +198,7 @@ def test_only_what_the_class_leaves_out_is_ignored() -> None:
     assert not any(map(llama.ignores, ("model.norm.weight", "lm_head.weight", "model.layers.0.self_attn.q_proj.bias")))
 
 
-def test_the_table_is_read_in_a_moment_and_without_torch() -> None:
+def test_the_table_is_read_fast_and_without_torch() -> None:
     table.cache_clear()
     begun = time.process_time()
     table()
@@ -208,7 +209,7 @@ def test_the_table_is_read_in_a_moment_and_without_torch() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, entry in table()["classes"].items() if entry.get("files")])
-def test_every_beginning_of_a_name_leads_there_and_back(name: str) -> None:
+def test_every_prefix_maps_to_files_and_back(name: str) -> None:
     entry = table()["classes"][name]
     files = {f"{ours}.weight": f"{theirs}.weight" for ours, theirs in entry["files"]}
     memory = {f"{start}.weight": f"{there}.weight" for start, there in entry.get("memory", [])}
@@ -227,6 +228,6 @@ def test_every_beginning_of_a_name_leads_there_and_back(name: str) -> None:
         ("qianfan_ocr", "model.multi_modal_projector.linear_2.weight", "mlp1.3.weight"),
     ],
 )
-def test_a_rule_of_one_name_moves_no_other(model_type: str, parameter: str, stored: str) -> None:
+def test_a_rule_for_one_name_changes_no_other(model_type: str, parameter: str, stored: str) -> None:
     family = Family({"model_type": model_type}, ())
     assert (family.in_files(parameter), family.in_memory(stored)) == (stored, parameter)

@@ -1,5 +1,7 @@
-"""The header reader against the safetensors library, on headers that hypothesis damages: ours may refuse more, never
-less, and never looks outside the file."""
+"""Our header reader against the safetensors library, on headers that hypothesis damages.
+
+Ours may refuse more but never less, and never reads outside the file.
+"""
 
 import json
 import re
@@ -21,7 +23,7 @@ from shadowft_core.weights.header import DTYPES, UNREAD, ranged_header
 SIZES = {name: dtype.itemsize for name, dtype in DTYPES.items()}
 NAMES = ["a", "b.weight", "", "é", "a\0b", "a\nb", "__metadata", "x" * 300]
 NUMBERS = [-1, 0, 1, 2, 7, 2**31, 2**32 + 1, 2**53, 2**63 - 1, 2**63, 2**64 - 1, 2**64, 2**64 + 1, 10**400]
-MINUS_0 = "<-0>"  # stands for the number -0, which the json module cannot write
+MINUS_0 = "<-0>"  # represents the number -0, which the json module cannot write
 ODD = [
     *NUMBERS,
     MINUS_0,
@@ -46,7 +48,7 @@ ODD = [
 
 @dataclass
 class File:
-    """A header as JSON text with its members in order, so that a key may stand twice, and the bytes behind it."""
+    """A header as JSON text with its members in order, so that a key may appear twice, and the bytes after it."""
 
     members: list[tuple[str, Any]]
     data: bytes
@@ -58,7 +60,7 @@ class File:
 
 @st.composite
 def files(draw: st.DrawFn) -> File:
-    """A sound file of up to four tensors."""
+    """A valid file of up to four tensors."""
     members: list[tuple[str, Any]] = []
     if draw(st.booleans()):
         members.append(("__metadata__", draw(st.dictionaries(st.text(max_size=3), st.text(max_size=3), max_size=2))))
@@ -72,7 +74,7 @@ def files(draw: st.DrawFn) -> File:
 
 
 def _damage_a_member(draw: st.DrawFn, file: File) -> None:
-    if draw(st.integers(0, 3)) == 0:  # a tensor of no bytes fits anywhere, whatever stands beside the 0
+    if draw(st.integers(0, 3)) == 0:  # an empty tensor fits anywhere, whatever its other lengths
         others = draw(st.lists(st.sampled_from([1, 2**31, 2**33, 2**63 - 1, MINUS_0]), max_size=3))
         shape = draw(st.permutations([0, *others]))
         file.members.append(("empty", {"dtype": "U8", "shape": shape, "data_offsets": [0, 0]}))
@@ -155,7 +157,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 
 
 def theirs(raw: bytes) -> dict[str, tuple[str, tuple[int, ...], bytes]] | None:
-    """What the library reads; None where it refuses."""
+    """What the library reads; None when it refuses."""
     try:
         found = safetensors.deserialize(raw)
     except safetensors.SafetensorError:
@@ -164,7 +166,7 @@ def theirs(raw: bytes) -> dict[str, tuple[str, tuple[int, ...], bytes]] | None:
 
 
 def ours(raw: bytes) -> dict[str, tuple[str, tuple[int, ...], bytes]] | str:
-    """What our reader reads, or the message of its refusal. What it asks for must lie in the file."""
+    """What our reader reads, or the message of its refusal. Every range it requests must be in the file."""
 
     def read(start: int, length: int) -> bytes:
         assert 0 <= start <= start + length <= len(raw), f"bytes {start} to {start + length} of {len(raw)}"
@@ -214,20 +216,20 @@ ENTRY = '{"a":{"dtype":"U8","shape":%s,"data_offsets":[0,0]}}'
 @pytest.mark.parametrize(
     ("header", "message", "library"),
     [
-        ('{"__metadata__":{"a":"\\ud800"}}', r"'\\ud800' is no Unicode text", "refuses"),
-        ('{"__metadata__":{"\\udfff":"a"}}', r"'\\udfff' is no Unicode text", "refuses"),
+        ('{"__metadata__":{"a":"\\ud800"}}', r"'\\ud800' is not valid Unicode", "refuses"),
+        ('{"__metadata__":{"\\udfff":"a"}}', r"'\\udfff' is not valid Unicode", "refuses"),
         (ENTRY % "[-0]", "expected natural numbers, found -0", "refuses"),
-        (ENTRY % "[4294967296,4294967296,0]", "more than any file holds", "refuses"),
-        (ENTRY % "[0,4294967296,4294967296]", "more than any file holds", "reads"),
+        (ENTRY % "[4294967296,4294967296,0]", "larger than any file", "refuses"),
+        (ENTRY % "[0,4294967296,4294967296]", "larger than any file", "reads"),
         (ENTRY % "[0]" + "\0", "Extra data", "refuses"),
-        (" " + ENTRY % "[0]", "it does not begin with {", "reads"),
+        (" " + ENTRY % "[0]", "it does not start with {", "reads"),
         *(
             (ENTRY.replace("U8", kind) % "[0]", f"is {kind}, expected one of F32, BF16, F16; use the", "reads")
             for kind in UNREAD
         ),
     ],
 )
-def test_where_the_two_part_ways(header: str, message: str, library: str) -> None:
+def test_known_differences_between_the_two(header: str, message: str, library: str) -> None:
     raw = struct.pack("<Q", len(header)) + header.encode()
     assert (theirs(raw) is not None) == (library == "reads")
     found = ours(raw)

@@ -1,1 +1,1 @@
-"""The weight engine against its peers: `python -m benchmarks.graft`."""
+"""Extract and graft compared with other tools: `python -m benchmarks.graft`."""

@@ -27,7 +27,9 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptio
 
 @app.command()
 def run(
-    scratch: Annotated[Path, typer.Option(help="folder on the disk to measure; a subfolder is made and deleted after")],
+    scratch: Annotated[
+        Path, typer.Option(help="folder on the disk to measure; a subfolder is made there and deleted afterwards")
+    ],
     params: Annotated[str, typer.Option(help=f"size of the models: {', '.join(SHAPES)}")] = "1.1B",
     rounds: Annotated[int, typer.Option(min=1, help="runs of each case and state of the page cache")] = 5,
     out: Annotated[Path, typer.Option(help="folder for graft-PARAMS.md and .json")] = Path("benchmarks/results"),
@@ -152,8 +154,8 @@ def _say(text: str) -> None:
 
 
 def main() -> None:
-    """Run the command line; an error is one line and an exit code, and nothing is left running."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: end the processes, clear the folder
+    """Run the command line; an error is one line and an exit code, and no process is left running."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: end the processes, empty the folder
     try:
         app(prog_name="python -m benchmarks.graft", standalone_mode=True)
     except ShadowError as error:

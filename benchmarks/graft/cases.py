@@ -1,4 +1,4 @@
-"""What is timed: every case is one or more whole processes, with the files it reads and the folder it makes."""
+"""The timed cases: each is one or more whole processes, with the files it reads and the folder it makes."""
 
 import importlib.metadata
 import subprocess
@@ -13,7 +13,7 @@ SHADOWFT = str(Path(sys.executable).with_name("shadowft"))
 STORES = ("compressed", "bfloat16")
 READ_AND_WRITE = 'cat "$1"/* "$2"/* > /dev/null && cp -r "$3" "$4"'
 DURABLE_COPY = 'cp -r "$1" "$2" && sync "$2"/*'
-UNDIGESTED = (  # the same program with a hash of weights that does nothing, and is not remembered: what digests cost
+UNDIGESTED = (  # the same program without hashing weights, which shows the cost of digests
     "import hashlib; from types import SimpleNamespace as S; from shadowft_core.files.cache import DigestCache; "
     "DigestCache.remember = lambda *a: None; real, nothing = hashlib.sha256, S(update=len, hexdigest=lambda: '0' * 64); "  # noqa: E501
     "hashlib.sha256 = lambda *a: real(*a) if a else nothing; "
@@ -27,7 +27,7 @@ SIGMA = (
 
 @dataclass(frozen=True)
 class Case:
-    """Commands that run one after the other; of the files they make only `result` is kept."""
+    """Commands that run one after the other; only `result` of the files they make is kept."""
 
     name: str
     about: str
@@ -38,8 +38,8 @@ class Case:
 
 
 def store_deltas(triple: Triple, stored: Path) -> list[Case]:
-    """Make the dense deltas that the graft cases read, and have the digests of the three models remembered."""
-    inputs, known, found = (triple.base, triple.tuned, triple.instruct), remembered(stored), []
+    """Make the dense deltas that the graft cases read, and cache the digests of the three models."""
+    inputs, known, found = (triple.base, triple.tuned, triple.instruct), with_cache(stored), []
     for store in STORES:
         out = stored / store
         made = extract(triple.base, triple.tuned, out / "delta", known, store)
@@ -49,8 +49,8 @@ def store_deltas(triple: Triple, stored: Path) -> list[Case]:
     return [*found, Case("store-one-pass", "", (one_pass(triple, out / "model", known),), inputs, out)]
 
 
-def remembered(stored: Path) -> list[str]:
-    """Prefix of a command whose digests are remembered, as they are from `fetch` on in a run."""
+def with_cache(stored: Path) -> list[str]:
+    """Prefix of a command that runs with cached digests, as in a run after `fetch`."""
     return ["env", f"SHADOWFT_CACHE={stored.parent / 'cache'}", SHADOWFT]
 
 
@@ -58,7 +58,7 @@ def all_cases(triple: Triple, stored: Path, outs: Path, mergekit: Path | None) -
     """Every case; `stored` is where `store_deltas` left them, `outs` gets one folder for each case."""
     python = sys.executable
     base, tuned, instruct, adapter = triple.base, triple.tuned, triple.instruct, triple.adapter
-    known, anew = remembered(stored), ["env", "SHADOWFT_CACHE=/dev/null/none", SHADOWFT]
+    known, uncached = with_cache(stored), ["env", "SHADOWFT_CACHE=/dev/null/none", SHADOWFT]
     undigested = [*known[:-1], python, "-c", UNDIGESTED]
 
     def peer(*arguments: object) -> list[str]:
@@ -135,7 +135,7 @@ def all_cases(triple: Triple, stored: Path, outs: Path, mergekit: Path | None) -
     )
     for name, about, shadowft in (
         ("one-pass", "ours: from three checkpoints to one, no delta stored", known),
-        ("first", "ours: one-pass when no digest is remembered", anew),
+        ("first", "ours: one-pass without cached digests", uncached),
         ("undigested", "ours: one-pass with a hash that does nothing", undigested),
     ):
         add(name, about, one_pass(triple, outs / name / "model", shadowft), reads=three, result="model")
@@ -149,7 +149,7 @@ def all_cases(triple: Triple, stored: Path, outs: Path, mergekit: Path | None) -
     )
     add(
         "sigma",
-        "ours: the whole pair check, digests remembered",
+        "ours: the whole pair check, digests cached",
         [*known[:-1], python, "-c", SIGMA, str(base), str(instruct)],
         reads=(base, instruct),
     )
@@ -174,7 +174,7 @@ def versions() -> dict[str, str]:
 
 def extract(base: Path, tuned: Path, out: Path, shadowft: list[str], store: str = STORES[0]) -> list[str]:
     folders = ["--base", str(base), "--tuned", str(tuned), "--out", str(out)]
-    return [*shadowft, "extract", *folders, "--store", store]
+    return [*shadowft, "extract", *folders, "--storage", store]
 
 
 def graft(instruct: Path, delta: Path, out: Path, shadowft: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Is what was timed also right? Weights of two folders side by side, bit by bit, and sigma against torch."""
+"""Checks that the timed results are right: weights bit by bit, and sigma against torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ PRODUCT_NOISE = 1e-8  # of a float32 sum over 128 products whose total is about 
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two checkpoints: how many weights there are, how many differ, and by more than one step of bfloat16."""
+    """For two checkpoints: counts of weights, of those that differ, and by more than one bfloat16 step."""
 
     ours: str
     theirs: str
@@ -54,7 +54,7 @@ def compare(ours: tuple[str, Path], theirs: tuple[str, Path]) -> Difference:
 
 
 def check_results(results: dict[str, Path]) -> list[Difference]:
-    """Compare every model that a case left behind. Raises GraftError when ours is not what it must be.
+    """Compare every model that a case made. Raises GraftError when the graft is wrong.
 
     Dense grafts must equal the float32 oracle in every bit; the LoRA graft may be one rounding step away from PEFT,
     which sums the product of the factors in float32, ours in float64.
@@ -71,7 +71,7 @@ def check_results(results: dict[str, Path]) -> list[Difference]:
 
 
 def check_sigma(ours: float, theirs: float) -> str:
-    """Raises PairError when the two figures are further apart than float32 sums explain."""
+    """Raises PairError when the two figures differ by more than float32 sums explain."""
     if not abs(ours - theirs) <= SIGMA_TOLERANCE * abs(theirs):
         raise PairError(f"sigma is {ours} by the pair check, {theirs} by torch; no result is written")
     return f"sigma is {ours:.9g} by the pair check, {theirs:.9g} by torch"

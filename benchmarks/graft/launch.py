@@ -1,6 +1,6 @@
-"""Run one command and write what it took: `launch.py REPORT COMMAND...`, started with `python -I -S`.
+"""Run one command and write the resources it used: `launch.py REPORT COMMAND...`, started with `python -I -S`.
 
-A process of its own, and a small one: Linux counts the memory a process had before its exec as part of its peak, so a
+A separate, small process: Linux counts the memory a process had before its exec as part of its peak, so a
 launcher with numpy in it would lend its own size to a command that needs less.
 """
 

@@ -1,4 +1,4 @@
-"""Where it was measured: processor, memory, kernel, disk. Linux."""
+"""The machine: processor, memory, kernel, disk. Linux only."""
 
 import os
 import platform
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def describe(scratch: Path) -> dict[str, str]:
-    """Facts by name; the disk is the one that holds `scratch`."""
+    """Facts by name; the disk is that of `scratch`."""
     processor = _field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
     memory = int((_field("/proc/meminfo", "MemTotal") or "0 kB").split()[0]) * 1024
     return {

@@ -1,4 +1,4 @@
-"""Run a case: its inputs in or out of the page cache, its processes below a guard, what they took."""
+"""Runs a case under a guard, with its inputs in or out of the page cache, and measures its processes."""
 
 import json
 import os
@@ -30,7 +30,7 @@ class Sample:
 def run(case: Case, cache: str, logs: Path) -> Sample:
     """Time a case once. `cache` is `warm` (inputs read just before) or `cold` (inputs dropped from the page cache).
 
-    Its folder is cleared before and synced after, outside the timing, so that nobody pays for another's files.
+    Its folder is cleared before and synced after, outside the timing, so that no case pays for another's files.
     Raises ShadowError naming the log when a process fails.
     """
     shutil.rmtree(case.out, ignore_errors=True)
@@ -71,7 +71,7 @@ def drop(folder: Path) -> None:
 
 
 def last_line(case: Case, logs: Path) -> str:
-    """What the last process of a case said last."""
+    """The last line that the last process of a case printed."""
     return (logs / f"{case.name}.log").read_text(encoding="utf-8").rstrip().rpartition("\n")[2]
 
 

@@ -1,4 +1,4 @@
-"""What a person would write without this project, as whole processes: `python -m benchmarks.graft.peers NAME ...`.
+"""What one would script without this project, as whole processes: `python -m benchmarks.graft.peers NAME ...`.
 
     state-dicts  BASE TUNED INSTRUCT OUT    three state dicts read with safetensors, one file written
     peft         INSTRUCT ADAPTER OUT       merge_and_unload

@@ -41,7 +41,7 @@ def run(
         folders = {role: build(here / role, value) for role, value in VALUES.items()}
         size = (folders["base"] / SINGLE).stat().st_size
         about = machine.describe(here) | cases.versions()
-        delta, model, known = here / "difference" / "delta", here / "made" / "model", cases.remembered(here / "stored")
+        delta, model, known = here / "difference" / "delta", here / "made" / "model", cases.with_cache(here / "stored")
         steps = {
             delta: cases.extract(folders["base"], folders["tuned"], delta, known),
             model: cases.graft(folders["instruct"], delta, model, known),

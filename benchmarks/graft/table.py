@@ -1,4 +1,4 @@
-"""From samples to the page: medians, ratios within a round, goals."""
+"""Turns samples into the page: medians, ratios within a round, goals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +10,7 @@ from benchmarks.graft.measure import Sample
 Samples = Mapping[tuple[str, str], Sequence[Sample]]
 CACHES = ("warm", "cold")
 GOAL_SIZE = "1.1B"
-# Ours, the peer, `faster` (peer / ours) or `of` (ours / peer), the goal, and the page cache it speaks of.
+# Ours, the peer, `faster` (peer / ours) or `of` (ours / peer), the goal, and the state of the page cache.
 BOTH = ("one-pass", "extract+graft")
 GRAFT = ("graft", "graft-bfloat16")
 RATIOS = [
@@ -26,13 +26,15 @@ RATIOS = [
     ("lora", "peft", "faster", 5.0, ("warm",)),
     ("sigma", "sigma-torch", "faster", 7.0, ("warm",)),
 ]
-COLD = {name for ours, peer, _, _, caches in RATIOS for name in (ours, peer) if "cold" in caches}  # what is run cold
+COLD = {
+    name for ours, peer, _, _, caches in RATIOS for name in (ours, peer) if "cold" in caches
+}  # the cases that run cold
 PEAKS = dict.fromkeys(("extract", "extract-bfloat16", *GRAFT, *BOTH), 100) | {"lora": 300, "sigma": None}  # MB
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """How much faster than the peer, or how many times the yardstick: the median of per-round ratios of wall time."""
+    """The median of per-round ratios of wall time: peer / ours, or ours / yardstick."""
 
     ours: str
     peer: str
@@ -51,7 +53,7 @@ class Ratio:
 
 
 def ratios(samples: Samples, params: str) -> list[Ratio]:
-    """All comparisons whose two cases were run, round by round; only the size of the goals is held against them."""
+    """All comparisons whose two cases were run, round by round; goals hold only for the size they were set at."""
     found = []
     for ours, peer, kind, goal, caches in RATIOS:
         for cache in caches:
@@ -64,7 +66,7 @@ def ratios(samples: Samples, params: str) -> list[Ratio]:
 
 
 def as_json(samples: Samples, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that was measured, sample by sample."""
+    """All samples."""
     runs: dict[str, dict[str, Any]] = {}
     for (case, cache), found in samples.items():
         runs.setdefault(case, {})[cache] = [asdict(sample) for sample in found]

@@ -1,4 +1,4 @@
-"""Base, tuned, Instruct and a LoRA adapter of a size to measure with: seeded, sharded, written chunk by chunk.
+"""Base, tuned, Instruct and a LoRA adapter of a size worth measuring: seeded, sharded, written chunk by chunk.
 
 The weights are noise with the spread of trained ones: base N(0, 0.02), tuned = base + N(0, 1e-4), instruct = base + 2 %
 of its spread, all rounded to bfloat16; norms lie around 1. sigma of such a pair is 0.01, as of published pairs.
@@ -76,7 +76,7 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Triple:
-    """Folders of the three checkpoints and of the adapter, which is meant for the Base."""
+    """Folders of the three checkpoints and of the adapter of the Base."""
 
     base: Path
     tuned: Path
@@ -85,7 +85,7 @@ class Triple:
 
 
 def build(shape: Shape, folder: Path) -> Triple:
-    """Write what is not there yet; a folder that exists is complete and is taken as it is. The same bits every time."""
+    """Write the missing folders; an existing folder is complete and is reused. The bits are the same every time."""
     triple = Triple(*(folder / name for name in ("base", "tuned", "instruct", "adapter")))
     if not triple.base.exists():
         _model(shape, triple.base, lambda name: _weights(shape, name))

@@ -1,4 +1,4 @@
-"""The command line of the benchmark: serve, time in random order, check, write the table."""
+"""The command line of the benchmark: start a server, time the cases in random order, check, write the table."""
 
 import importlib.metadata
 import json
@@ -24,7 +24,7 @@ from shadowft_core.weights import read_header
 from tests.servers.seaweedfs import seaweedfs
 
 DISK = 12  # times the larger of the delta and a third of the largest memory case
-CHUNKS = (4, 8, 32, 64)  # MiB, beside the default
+CHUNKS = (4, 8, 32, 64)  # MiB, besides the default
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -40,7 +40,7 @@ def run(
 ) -> None:
     """Time publish and fetch against boto3 and the aws command, as whole processes, on a real S3 server on loopback.
 
-    1000 MB take 12 GB of disk and some minutes on two cores; let nothing else run.
+    1000 MB take 12 GB of disk and some minutes on two cores. Run nothing else meanwhile.
 
     Example: python -m benchmarks.store --scratch /var/tmp
 
@@ -115,7 +115,7 @@ def _measure(
         "left_out": [] if "aws-up" in shown else ["`aws` was left out: the command is not installed"],
         "memory": grown,
         "republish": again,
-        "checks": ["every file that was brought back had the digest of the one that was sent"],
+        "checks": ["every fetched file had the digest of the file that was sent"],
     }
     return facts, samples
 
@@ -131,7 +131,7 @@ def _check(case: Case, delta: Path) -> None:
         found, expected = file_digest(case.result / cases.WEIGHTS), file_digest(delta / cases.WEIGHTS)
         shutil.rmtree(case.result)
         if found != expected:
-            raise ShadowError(f"{case.name}: brought back {found}, sent {expected}; no result is written")
+            raise ShadowError(f"{case.name}: fetched {found}, sent {expected}; no result is written")
 
 
 def _republish(bench: cases.Bench, delta: Path, size: int) -> dict[str, Any]:
@@ -141,8 +141,8 @@ def _republish(bench: cases.Bench, delta: Path, size: int) -> dict[str, Any]:
     _run(replace(bench.ours("", store, delta, ("", ""))[0], name="first"), bench.scratch, "one tensor changed")
     case = replace(bench.ours("", store, other, ("", ""))[0], name="again")
     sample = _run(case, bench.scratch, "one tensor changed")
-    said = (logs / "again.log").read_text(encoding="utf-8")
-    sent, total = re.findall(r": (\d+) of (\d+) bytes sent", said)[-1]
+    output = (logs / "again.log").read_text(encoding="utf-8")
+    sent, total = re.findall(r": (\d+) of (\d+) bytes sent", output)[-1]
     tensors = read_header(other / cases.WEIGHTS)[1]
     shutil.rmtree(other)
     bench.drop("again")
@@ -184,8 +184,10 @@ def _say(text: str) -> None:
 
 
 def main() -> None:
-    """Run the command line; an error is one line and an exit code, and nothing is left running."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: end the processes, clear the folder
+    """Run the command line; an error becomes one line and an exit code, and all processes end."""
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # SIGTERM, like Ctrl-C, ends the processes and clears the folder
     try:
         app(prog_name="python -m benchmarks.store", standalone_mode=True)
     except ShadowError as error:

@@ -1,4 +1,4 @@
-"""What is timed: whole processes that bring a delta into a real S3 server on loopback, and back."""
+"""The timed cases: whole processes that send a delta to a real S3 server on loopback, and fetch it."""
 
 import hashlib
 import os
@@ -14,7 +14,8 @@ import yaml
 from benchmarks.graft.cases import SHADOWFT, Case
 from shadowft_core.files import bytes_digest, canonical_json, file_digest
 from shadowft_core.params import Store
-from shadowft_core.store import opened, probe
+from shadowft_core.store import open_store
+from shadowft_core.store.probe import PASSED, PROBED
 from shadowft_core.weights import build_header
 from tests.servers.seaweedfs import S3Server
 
@@ -35,7 +36,7 @@ s3 =
 
 
 def use(server: S3Server, scratch: Path) -> None:
-    """Credentials and settings of the clients, for the processes to come."""
+    """Set credentials and settings for the clients started later."""
     config = scratch / "aws-config"
     config.write_text(AWS_CONFIG)
     os.environ |= {
@@ -54,8 +55,8 @@ def make_delta(
 ) -> Path:
     """A delta folder of about `size` bytes: plain matrices of `matrix` elements after as many norms of 16 KiB, seeded.
 
-    `changed` names a matrix that gets other values. With `sparse`, the file is a hole but for 8 bytes in every MiB, so
-    that no two chunks are the same.
+    `changed` is the number of a matrix that gets other values. With `sparse`, the file is a hole except for 8 bytes in
+    every MiB, so that all chunks differ.
     """
     folder.mkdir(parents=True)
     matrix = min(matrix, max(1, size // 16))  # also a small delta has four matrices
@@ -94,18 +95,18 @@ def make_delta(
 
 @dataclass(frozen=True)
 class Bench:
-    """A bucket of its own for every run, so that nothing is there already and what was sent can be thrown away."""
+    """A new bucket for every run, so that every chunk has to be sent, and the bucket can be deleted."""
 
     server: S3Server
     scratch: Path
 
     def bucket(self, name: str) -> Store:
-        """An empty bucket that has taken a write and counts as probed: both happen once in a store's life."""
+        """An empty bucket that is marked as probed: the probe runs once per store."""
         self.server.create_bucket(name)
         return self.ready(Store(uri=f"s3://{name}/deltas", endpoint=self.server.endpoint, region="us-east-1"))
 
     def ready(self, store: Store) -> Store:
-        opened(store).put_if_absent(probe.PROBED, probe.PASSED, bytes_digest(probe.PASSED))
+        open_store(store).put_if_absent(PROBED, PASSED, bytes_digest(PASSED))
         return store
 
     def drop(self, name: str) -> None:
@@ -134,7 +135,7 @@ class Bench:
         return Case("start", "ours, an empty store listed", (command,), (), self.scratch / "out" / "start")
 
     def _params(self, name: str, store: Store) -> Path:
-        """The settings travel in a params.yaml, as for a user."""
+        """Write the settings to a params.yaml, as a user does."""
         raw = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
         params = self.scratch / f"{name}.yaml"
         params.write_text(yaml.safe_dump(raw | {"store": store.model_dump()}))
@@ -146,7 +147,9 @@ class Bench:
         where = [bucket, "delta", self.server.endpoint]
         start = self.scratch / "out" / "boto3-start"
         return [
-            Case("boto3-start", "the same, the bucket asked for", ([*command, "start", "-", *where],), (), start),
+            Case(
+                "boto3-start", "the same client, one HEAD of the bucket", ([*command, "start", "-", *where],), (), start
+            ),
             Case(
                 "boto3-up",
                 "upload_file, 64 MiB x 2 threads, payload unsigned",

@@ -1,7 +1,7 @@
-"""What ours is held against: `python -m benchmarks.store.peers up|down|start FILE BUCKET KEY ENDPOINT`.
+"""The peer: `python -m benchmarks.store.peers up|down|start FILE BUCKET KEY ENDPOINT`.
 
-boto3 at its best: 64 MiB parts on two threads, and no payload signing over plain HTTP, were its fastest settings here.
-Checksums stay as they come by default: CRC32 of every part on the way up, none of the whole on the way down.
+boto3 with its fastest settings here: 64 MiB parts on two threads, and no payload signing over plain HTTP. Checksums are
+the defaults: CRC32 of every part on upload, none of the whole on download.
 """
 
 import sys

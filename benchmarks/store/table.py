@@ -1,4 +1,4 @@
-"""From samples to the page: medians, rates, ratios within a round, goals."""
+"""The result page from samples: medians, rates, ratios within a round, goals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -17,7 +17,7 @@ PEAK = 300  # MB
 def ratios(samples: Samples) -> list[dict[str, Any]]:
     """How many times faster than the peer: wall seconds of the peer over ours, round by round.
 
-    `moving` is the same with the start-up of each taken off.
+    `moving` is the ratio without the start-up of each.
     """
     found = []
     for ours, peer in RATIOS:
@@ -42,13 +42,13 @@ def ratios(samples: Samples) -> list[dict[str, Any]]:
 
 
 def as_json(samples: Samples, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that was measured, sample by sample."""
+    """All measurements, sample by sample."""
     runs = {case: [asdict(sample) for sample in found] for case, found in samples.items()}
     return {**facts, "samples": runs, "ratios": ratios(samples)}
 
 
 def as_markdown(samples: Samples, facts: Mapping[str, Any]) -> str:
-    """The page for people."""
+    """The result page in Markdown."""
     size = facts["bytes"] / 1e9
     lines = [
         f"# Store: a delta of {size:.2f} GB, {facts['rounds']} rounds",

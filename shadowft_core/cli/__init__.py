@@ -1,5 +1,5 @@
 """The command line."""
 
-from shadowft_core.cli.stages import app, main
+from shadowft_core.cli.app import app, main
 
 __all__ = ["app", "main"]

@@ -1,37 +1,34 @@
-"""The looks: verbs that only read, as tables for people and, with --json, as one JSON object for machines."""
+"""The verbs that only read models and report on them, and `version`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from shadowft_core.cli.store import IgnoreOption, JsonOption, print_json
-from shadowft_core.errors import CheckpointError, NotFiniteError, PairError
+from shadowft_core.cli.options import INSPECT, IgnoreOption, JsonOption
+from shadowft_core.cli.output import print_answer
+from shadowft_core.cli.tables import show_diff, show_pair, show_receipt
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
+verbs = typer.Typer()
 
-looks = typer.Typer()
-
-FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="a folder of safetensors")]
-SHOWN = 12  # rows of a table; --json has all
+FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="folder of safetensors files")]
+LIBRARIES = ("shadowft", "torch", "transformers", "peft", "trl", "lm_eval", "mlflow", "dvc")
 
 
-@looks.command(rich_help_panel="Looks")
+@verbs.command(rich_help_panel=INSPECT)
 def pair(
     base: Annotated[str, typer.Option(help="a folder, hf:OWNER/NAME@REVISION, s3://BUCKET/PREFIX or pico:base")],
-    instruct: Annotated[str, typer.Option(help="the same for the Instruct, or pico:instruct")],
-    full: Annotated[bool, typer.Option("--full", help="read all weights, not a sample, and add digests")] = False,
+    instruct: Annotated[str, typer.Option(help="the same for the Instruct; or pico:instruct")],
+    full: Annotated[bool, typer.Option("--full", help="read all weights instead of a sample, and add digests")] = False,
     aggregations: Annotated[
-        bool, typer.Option("--aggregations", help="add the three figures that others call sigma, each with its source")
+        bool, typer.Option("--aggregations", help="add three other definitions of sigma, each with its source")
     ] = False,
     ignore: IgnoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """May this Base and this Instruct be paired? Exit code 4 when they are refused.
+    """Check whether a Base and an Instruct may be paired. Exit code 4 if they are refused.
 
-    Reads headers, configs, tokenizers and a sample of the weights: of a model on a hub or in a bucket, ranges only.
+    Reads headers, configs, tokenizers and a sample of the weights (byte ranges of a remote model); writes nothing.
 
     Example: shadowft pair --base pico:base --instruct pico:instruct --full
     """
@@ -40,30 +37,26 @@ def pair(
     from shadowft_core.pair import compare_models, opened
 
     named: dict[str, dict[str, Any]] = {"base": {"ref": base, "label": ""}, "instruct": {"ref": instruct, "label": ""}}
-    try:
-        with ExitStack() as stack:
-            models = {}
-            for role, side in named.items():
-                models[role], side["label"] = stack.enter_context(opened(side["ref"], download=full))
-            both = models["base"], models["instruct"]
-            result = compare_models(*both, full=full, digests=full, aggregations=aggregations, ignore=ignore or ())
-    except (PairError, CheckpointError, NotFiniteError) as error:
-        if as_json:
-            kind = type(error).__name__
-            print_json({"format": 1, **named, "verdict": "refuse", "class": kind, "reasons": [str(error)]})
-        raise
+    with ExitStack() as stack:
+        models = {}
+        for role, side in named.items():
+            models[role], side["label"] = stack.enter_context(opened(side["ref"], download=full))
+        both = models["base"], models["instruct"]
+        result = compare_models(*both, full=full, digests=full, aggregations=aggregations, ignore=ignore or ())
     result |= {role: {**named[role], **result[role]} for role in named}
     if as_json:
-        print_json({"format": 1, **result})
+        print_answer("pair", result)
     else:
-        _show_pair(result)
+        show_pair(result)
 
 
-@looks.command(rich_help_panel="Looks")
+@verbs.command(rich_help_panel=INSPECT)
 def receipt(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder made by `graft`")], as_json: JsonOption = False
 ) -> None:
-    """What was grafted, what was left untouched and why, and what the cast left of the delta.
+    """Show which tensors were grafted, which were not and why, and how much of the delta survived rounding.
+
+    Reads recipe.json and receipt.json of a grafted folder, no weights; writes nothing.
 
     Example: shadowft receipt work/grafted/shadow
     """
@@ -71,192 +64,53 @@ def receipt(
 
     account = read_receipt(folder)
     if as_json:
-        print_json(account)
+        print_answer("receipt", account)
     else:
-        _show_receipt(account)
+        show_receipt(account)
 
 
-@looks.command(rich_help_panel="Looks")
+@verbs.command(rich_help_panel=INSPECT)
 def diff(first: FolderArgument, second: FolderArgument, as_json: JsonOption = False) -> None:
-    """Compare the tensors of two checkpoints. Exit code 0: equal to the bit; 1: they differ; 3: one is unreadable.
+    """Compare the tensors of two model folders. Exit code 0 if they are equal, 1 if they differ, 3 on an error.
+
+    Reads all weights, but no config and no tokenizer; writes nothing.
 
     Example: shadowft diff work/pair/instruct work/grafted/shadow
     """
-    from shadowft_core.weights.diff import diff as run
+    from shadowft_core.weights.diff import diff as compare
 
-    found = run(first, second)
+    found = compare(first, second)
     if as_json:
-        print_json(found)
+        print_answer("diff", found)
     else:
-        _show_diff(found)
+        show_diff(found)
     if not found["equal"]:
         raise typer.Exit(1)
 
 
-def _show_pair(result: dict[str, Any]) -> None:
-    console = _console()
-    for role in ("base", "instruct"):
-        named, facts = result[role], result["facts"][role]
-        label = f" ({named['label']})" if named["label"] else ""
-        _say(console, f"{role}: {named['ref']} {named.get('digest', '')}".rstrip() + label)
-        size = f"{facts['tensors']} tensors, {facts['weights']:,} weights in {', '.join(facts['dtypes'])}"
-        template = "chat template" if facts["chat_template"] else "no chat template"
-        _say(console, f"  {facts['model_type']}, {size}, head {'tied' if facts['tied'] else 'untied'}, {template}")
-    _say(console, f"verdict: {result['verdict']}")
-    for reason in result["reasons"]:
-        _say(console, f"  {reason}")
-    sigma = result["sigma"]
-    read, size = sigma["weights"]["read"], sigma["weights"]["of"]
-    _say(console, f"sampled, {read:,} of {size:,} weights" if result["sampled"] else f"all {size:,} weights read")
-    _say(console, f"sigma {sigma['overall']:.5f} overall, {sigma['definition']} (0: identical, 1: unrelated)")
-    if "vision" in sigma:
-        parts = f"{sigma['language']:.5f} language model, {sigma['vision']['overall']:.5f} vision"
-        _say(console, f"sigma {parts}; below, the language model")
-    for figure in sigma.get("aggregations", {}).values():
-        value = "-" if figure["value"] is None else f"{figure['value']:.5f}"
-        _say(console, f"sigma {value} as {figure['definition']} ({figure['source']})")
-    table = _table("", "layer or module", "sigma")
-    for layer, value in sorted(sigma["layers"].items(), key=lambda item: int(item[0])):
-        table.add_row(f"layer {layer}", f"{value:.5f}")
-    table.add_section()
-    for module, value in sorted(sigma["modules"].items(), key=lambda item: (-item[1], item[0])):
-        table.add_row(module, f"{value:.5f}")
-    console.print(table)
+@verbs.command(rich_help_panel=INSPECT)
+def version(as_json: JsonOption = False) -> None:
+    """Print the version of shadowft, whether its compiled kernel is used, and the versions of its main libraries.
 
+    Imports none of these libraries; writes nothing.
 
-def _show_receipt(account: dict[str, Any]) -> None:
-    console = _console()
-    _say(console, f"{account['path']}: {account['digest']}")
-    _say(console, f"  = instruct {account['instruct']['digest']}")
-    for delta in account["deltas"]:
-        what = (
-            f"delta {delta['digest']}" if "digest" in delta else f"({delta['tuned']} - {delta['base']}), no delta kept"
-        )
-        _say(console, f"  + {delta['scale']:g} * {what}")
-    merge = account["merge"]
-    rule = " ".join(["merge", merge["rule"], *(f"{key} {merge[key]}" for key in ("density", "seed") if key in merge)])
-    base = ", onto the delta's own Base" if account["onto_base"] else ""
-    _say(console, f"{rule}, scope {account['scope']}, dtype {account['dtype']}{base}")
-    for pattern, scale in account["scale_for"]:
-        _say(console, f"  scale {scale:g} for {pattern}")
-    if account["regrafted_from"]:
-        _say(console, f"regrafted from recipe {account['regrafted_from']}; needs a verdict of its own")
-    if account["waivers"]:
-        _say(console, f"waived by name: {', '.join(account['waivers'])}")
-    _say(console, f"{account['classes']['grafted']} tensors grafted")
-    for reason, names in account["untouched"].items():
-        _say(console, f"{len(names)} untouched, {reason}: {_some(names)}")
-    _show_left(console, account)
-    for name, rows in account["tokens"].items():
-        _say(console, f"{name}: {rows['matched']} rows matched by token, {rows['moved']} of them at another id")
-        for whose, what in (
-            ("instruct_only", "left as the Instruct's"),
-            ("base_only", "of tokens the Instruct lacks, dropped"),
-            ("padding", "padding, left as the Instruct's"),
-        ):
-            if rows[whose]["rows"]:
-                _say(console, f"  {rows[whose]['rows']} {what}: {_some(rows[whose]['ids'])}")
-    if account["retention"] is None:
+    Example: shadowft version
+    """
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    from shadowft_core.kernels import bf16
+
+    versions: dict[str, str | None] = {}
+    for name in LIBRARIES:
+        try:
+            versions[name] = installed(name)
+        except PackageNotFoundError:
+            versions[name] = None
+    compiled = bf16.library is not None
+    if as_json:
+        print_answer("version", {"versions": versions, "compiled_kernel": compiled})
         return
-    table = _table(
-        "what the cast kept of what was added, most affected first",
-        *("tensor", "|delta|", "|delta|/|weight|", "cosine", "energy", "unchanged"),
-    )
-    rows = [{"name": "overall", **account["retention"]}, *account["tensors"][:SHOWN]]
-    for row in rows:
-        relative = "-" if row["relative"] is None else f"{row['relative']:.3g}"
-        table.add_row(
-            row["name"],
-            *(f"{row['delta_norm']:.4g}", relative, f"{row['cosine']:.6f}", f"{row['energy']:.4%}"),
-            f"{row['unchanged']:.2%}",
-            end_section=row is rows[0],
-        )
-    console.print(table)
-    _say_more(console, len(account["tensors"]))
-
-
-def _show_left(console: "Console", account: dict[str, Any]) -> None:
-    """What part of the delta stays behind, and what only one side holds."""
-    from shadowft_core.weights import percent
-
-    if account["left_out"]:
-        _say(console, f"{len(account['left_out'])} of the delta left out by the scope: {_some(account['left_out'])}")
-    if travel := account["travel"]:
-        shares = ", ".join(f"{leaf} {percent(share)}" for leaf, share in travel["stays"].items())
-        _say(console, f"{percent(travel['energy'])} of the delta's energy travels; what stays: {shares}")
-    for reason, sides in account["ignored"].items():
-        for side, names in sides.items():
-            _say(console, f"{len(names)} only in the {side}, {reason}: {_some(names)}")
-
-
-def _show_diff(found: dict[str, Any]) -> None:
-    console = _console()
-    for side in ("first", "second"):
-        _say(console, f"{side}: {found[side]['path']} {found[side]['digest']}")
-    words = {"bits": "differ in bits", "dtype": "differ in dtype", "shape": "differ in shape"}
-    counts = [f"{count} {words.get(status, status)}" for status, count in found["counts"].items() if count]
-    _say(console, f"tensors: {', '.join(counts)}")
-    differing = {name: entry for name, entry in found["tensors"].items() if entry["status"] != "equal"}
-    if not differing:
-        _say(console, "the two are equal")
-        return
-
-    def weight(item: tuple[str, dict[str, Any]]) -> tuple[bool, float, str]:
-        """Layout first, then what is not finite, then by relative norm."""
-        name, entry = item
-        relative = entry.get("relative")
-        return entry["status"] == "bits", -float("inf") if relative is None else -relative, name
-
-    table = _table("tensors that differ", "tensor", "how", "first", "second", "changed", "max |difference|", "relative")
-    for name, entry in sorted(differing.items(), key=weight)[:SHOWN]:
-        numbers = [_number(entry, key) for key in ("max_abs", "relative")]
-        changed = str(entry.get("changed", ""))
-        table.add_row(name, entry["status"], _layout(entry, "first"), _layout(entry, "second"), changed, *numbers)
-    console.print(table)
-    _say_more(console, len(differing))
-
-
-def _number(entry: dict[str, Any], key: str) -> str:
-    if key not in entry:
-        return ""
-    return "not finite" if entry[key] is None else f"{entry[key]:.4g}"
-
-
-def _layout(entry: dict[str, Any], side: str) -> str:
-    layout = entry.get(side)
-    return f"{layout[0]} {layout[1]}" if layout else ""
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def _say_more(console: "Console", rows: int) -> None:
-    if rows > SHOWN:
-        _say(console, f"and {rows - SHOWN} more; --json lists all")
-
-
-def _console() -> "Console":
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False)  # a path or a tensor name may hold brackets
-    if not console.is_terminal:
-        console.width = 160  # a pipe has no width; tensor names are long
-    return console
-
-
-def _say(console: "Console", line: str) -> None:
-    """One line as it is: digests are not broken."""
-    console.print(line, soft_wrap=True)
-
-
-def _table(title: str, first: str, *columns: str) -> "Table":
-    """A table of tensors or groups: names to the left, numbers to the right."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(title=title or None, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column(first, overflow="fold")
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table
+    for name, number in versions.items():
+        print(f"{name} {number or 'is not installed'}")
+    print(f"kernel: {'compiled' if compiled else 'numpy: the same bits, more slowly; reinstall with a C compiler'}")

@@ -1,7 +1,7 @@
-"""What differs when DVC runs a verb: it runs the code of the workspace, with the placeholders of its route filled in.
+"""How a verb differs when DVC runs it: it runs the code of the workspace, and placeholders of dvc.yaml are replaced.
 
-A shell reads the command of a stage, so dvc.yaml puts no value of params.yaml into it. It writes {route}, {model} and
-{graft} instead, and the verb takes their values from the checked params.yaml, by the name of the stage.
+DVC passes the command of a stage to a shell, so dvc.yaml puts no value of params.yaml into it. It has the placeholders
+{route}, {model} and {graft} instead, which are replaced here by validated values of params.yaml.
 """
 
 import os
@@ -12,15 +12,15 @@ from pathlib import Path
 
 from shadowft_core.errors import ParamsError
 
-STAGE = "DVC_STAGE"  # what DVC calls the stage it runs, as in train@shadow
-WORDS = ("{route}", "{model}", "{graft}")
+STAGE = "DVC_STAGE"  # set by DVC to the name of the running stage, such as train@shadow
+PLACEHOLDERS = ("{route}", "{model}", "{graft}")
 
 
 def run_code_of_workspace() -> None:
-    """When DVC runs a stage with another shadowft_core than that of the current folder, start again with the latter.
+    """Restart with the shadowft_core of the current folder if DVC runs a stage with another one.
 
-    The command `shadowft` belongs to one checkout. In another one (a clone, the folder of `dvc exp run --temp`) the
-    stage would otherwise run code other than that whose digest DVC records.
+    The command `shadowft` belongs to one checkout. In another checkout (a clone, the folder of `dvc exp run --temp`) a
+    stage would otherwise run code that differs from the code whose digest DVC records.
     """
     here = Path("shadowft_core")
     if STAGE in os.environ and (here / "cli").is_dir() and not here.samefile(Path(__file__).parents[1]):
@@ -30,13 +30,13 @@ def run_code_of_workspace() -> None:
 
 
 def filled_in(arguments: Sequence[str], params: Path = Path("params.yaml")) -> list[str]:
-    """The arguments of a verb; when DVC runs the stage of a route, with the placeholders of that route filled in.
+    """Return the arguments of a verb, with the placeholders replaced if DVC runs the stage of a route.
 
-    {route} is its name, {model} the model it tunes, {graft} its waiver, if any. Raises ParamsError when params.yaml
-    has no such route.
+    {route} is the name of the route, {model} the model it tunes, {graft} its waiver, dropped if there is none. Raises
+    ParamsError if params.yaml has no such route.
     """
     stage = os.environ.get(STAGE)
-    if stage is None or not any(word in argument for argument in arguments for word in WORDS):
+    if stage is None or not any(word in argument for argument in arguments for word in PLACEHOLDERS):
         return list(arguments)
     from shadowft_core.params import load_params
 
@@ -45,5 +45,5 @@ def filled_in(arguments: Sequence[str], params: Path = Path("params.yaml")) -> l
         raise ParamsError(f"{params}: stage {stage} needs route {name!r}; known routes are {', '.join(routes)}")
     route = routes[name]
     values = {"{route}": name, "{model}": route.model, "{graft}": route.graft}
-    given = (word for word in arguments if values.get(word) != "")  # without a waiver, {graft} is dropped
-    return [re.sub("|".join(map(re.escape, values)), lambda found: values[found[0]], word) for word in given]
+    kept = (word for word in arguments if values.get(word) != "")
+    return [re.sub("|".join(map(re.escape, values)), lambda match: values[match[0]], word) for word in kept]

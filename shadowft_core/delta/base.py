@@ -1,15 +1,15 @@
-"""What a delta keeps of its Base: enough to tell, without the Base, whether another model is a near relative."""
+"""A small sample of the Base, stored with a delta, so that `graft` can check the Instruct without the Base."""
 
 from pathlib import Path
 
 import numpy as np
 
-from shadowft_core.delta.folder import BASE, MARKS, SAMPLE, sample_positions
+from shadowft_core.delta.format import BASE, MARKS, SAMPLE, sample_positions
 from shadowft_core.weights import FLOATS, Checkpoint, build_header, token_marks, write_safetensors
 
 
 def sampled(base: Checkpoint) -> dict[str, np.ndarray]:
-    """Up to 64 values of every float tensor in its own dtype, by name: flat, at `sample_positions`."""
+    """By name, up to 64 values of every float tensor, flat, in its own dtype, at `sample_positions`."""
     infos = {name: base.info(name) for name in sorted(base.names)}
     return {
         name: base.sample(name, sample_positions(info.size))

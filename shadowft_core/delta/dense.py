@@ -1,4 +1,4 @@
-"""The difference of two checkpoints becomes a dense delta, part by part, in float32."""
+"""Writes a difference as a dense delta, part by part."""
 
 import math
 import sys
@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from shadowft_core.delta.folder import DENSE, rounded, step
+from shadowft_core.delta.format import DENSE, rounded, step
 from shadowft_core.delta.frames import encode, longest
 from shadowft_core.errors import NotFiniteError
 from shadowft_core.files import in_order
@@ -18,12 +18,12 @@ from shadowft_core.weights import Bytes, append_safetensors
 
 Storage = Literal["compressed", "bfloat16", "float32"]
 
-SMALL = 1 << 14  # elements; such tensors come first, side by side: a store moves them together (store.chunks.SMALL)
-TOGETHER = 4  # parts of a tensor that a worker encodes at a time
+SMALL = 1 << 14  # elements; such tensors are written first, together, because a store sends them together
+TOGETHER = 4  # parts of a tensor that a worker encodes in one task
 
 Part = Callable[[str, int], tuple[np.ndarray, float]]
-"""`part(name, number)`: a flat float32 part, `step(shape)` elements, of a tensor's delta, which the next one may reuse;
-and the sum of squares of the weights that it was taken from, 0 where that is not asked"""
+"""`part(name, number)` returns a flat float32 part of a tensor's delta, `step(shape)` elements, which the next call may
+overwrite, and the sum of squares of the Base's weights in that part, or 0 where it was not computed"""
 
 
 def write_dense(
@@ -35,9 +35,9 @@ def write_dense(
 ) -> dict[str, Any]:
     """Write dense.safetensors; returns the certificate's entries.
 
-    `compressed` and `bfloat16` are frames (frames.py), with and without entropy coding, `float32` is a plain tensor
-    that any reader of safetensors understands; all are exact. `check(name, square, weight)` gets the sums of squares of
-    every tensor's delta and weights, over the parts whose weight is known. Raises NotFiniteError naming the tensor,
+    `compressed` and `bfloat16` are frames (frames.py), with and without entropy coding; `float32` is a plain tensor
+    that any safetensors library reads. All are exact. `check(name, square, weight)` gets the sums of squares of every
+    tensor's delta and weights, over the parts whose weights were summed. Raises NotFiniteError naming the tensor,
     and what `check` raises.
     """
     shapes = dict(sorted(shapes.items(), key=lambda item: math.prod(item[1]) > SMALL))

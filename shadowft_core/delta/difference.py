@@ -1,4 +1,4 @@
-"""Tuned - base of two checkpoints: what `extract` stores, and what `graft` can add without storing it."""
+"""Tuned - Base of two checkpoints: `extract` stores it, `graft` can add it without storing it."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -9,25 +9,29 @@ from typing import Any
 import numpy as np
 
 from shadowft_core.delta.base import sampled
-from shadowft_core.delta.folder import step
+from shadowft_core.delta.format import step
 from shadowft_core.delta.layout import layout
+from shadowft_core.delta.source import Differences
 from shadowft_core.errors import NotFiniteError, QuantisedError, UnrelatedError, ZeroDeltaError
 from shadowft_core.files import bytes_digest, canonical_json
 from shadowft_core.kernels import bf16
+from shadowft_core.kernels.bf16 import LazyDifference
 from shadowft_core.kernels.scratch import scratch
-from shadowft_core.weights import DTYPES, FLOATS, Checkpoint, note_unknown, runs_of, token_marks
+from shadowft_core.weights import DTYPES, FLOATS, Checkpoint, Ignored, note_unknown, runs_of, token_marks
+from shadowft_core.weights.similarity import CHANGE_UNRELATED as FAR
 
 _COUNTERS = ("I64", "I32", "I16", "U64", "U32", "U16", "BOOL")  # eight bits and less are codes of quantised weights
-FAR = 1.0  # |T - B| / |B|: training moves a matrix by a few percent, an unrelated one lies at 1.4
 
 
 class Difference:
-    """A delta that is nowhere stored: read like a `Delta`, from the two checkpoints it is the difference of.
+    """A delta that is not stored: a `DeltaSource` that subtracts two checkpoints as it is read.
 
     `path` is that of the tuned model. `unrelated` waives the check that no matrix moved by more than its own norm;
-    `ignore` and `standing` are those of `layout`, which matches the two.
+    `ignore` and `standing` are those of `layout`, which matches the two checkpoints.
     Raises ZeroDeltaError when they are equal, QuantisedError, CheckpointError, and what `layout` raises.
     """
+
+    is_stored = False
 
     def __init__(
         self,
@@ -47,8 +51,8 @@ class Difference:
         self.layout = layout(self.before, self.after, ignore, standing)
         self.ignore = (*ignore, *standing)
         self._norms: dict[str, float] = {}
-        self.names = [name for name in self.layout.theirs if self._changed(name)]
-        """of the tensors that changed"""
+        self.names = [name for name in self.layout.tuned if self._changed(name)]
+        """the tensors that changed"""
         if not self.names:
             raise ZeroDeltaError(
                 f"{tuned.path}: every tensor equals {base.path}, the delta is zero; tune it or pass another folder"
@@ -58,9 +62,10 @@ class Difference:
         return self.before.info(name).shape
 
     def part(self, name: str, number: int) -> tuple[np.ndarray, float]:
-        """A flat float32 part, `step(shape)` elements, which the next overwrites; and the sum of squares of the Base's.
+        """A flat float32 part, `step(shape)` elements, which the next overwrites, and the Base's sum of squares there.
 
-        That of every 32nd part: enough to tell a stranger, who lies 1.4 norms away in all of them.
+        The sum is 0 but for every 32nd part: those suffice to recognise an unrelated model (relative distance about 1.4
+        in all of them).
         """
         info, stride = self.before.info(name), step(self.shape(name))
         was = scratch.array("before", min(stride, info.size - number * stride), DTYPES[info.dtype])
@@ -70,50 +75,50 @@ class Difference:
         return difference, 0.0 if number % 32 else _square(was)
 
     def _now(self, name: str, start: int, was: np.ndarray) -> np.ndarray:
-        """The tuned model's weights for `was`, those of the Base from `start` on.
+        """The tuned model's weights that correspond to `was`, the Base's weights from `start` on.
 
-        Where rows were matched by token, float32; a row whose token the tuned model lacks is the Base's.
+        float32 where rows were matched by token; rows of tokens that the tuned model lacks are the Base's.
         """
-        their = self.layout.theirs[name]
-        dtype, rows = DTYPES[self.after.info(their).dtype], self.layout.rows.get(name)
+        tuned_name = self.layout.tuned[name]
+        dtype, rows = DTYPES[self.after.info(tuned_name).dtype], self.layout.rows.get(name)
         if rows is None:
             now = scratch.array("after", was.size, dtype)
-            self.after.read_into(their, start, now)
+            self.after.read_into(tuned_name, start, now)
             return now
         width = math.prod(self.shape(name)[1:])
         now = was.astype(np.float32)
-        for here, there, count in runs_of(rows[start // width : (start + was.size) // width]).tolist():
+        for row, tuned_row, count in runs_of(rows[start // width : (start + was.size) // width]).tolist():
             read = scratch.array("after", count * width, dtype)
-            self.after.read_into(their, there * width, read)
-            now[here * width : (here + count) * width] = read
+            self.after.read_into(tuned_name, tuned_row * width, read)
+            now[row * width : (row + count) * width] = read
         return now
 
     def _changed(self, name: str) -> bool:
-        their = self.layout.theirs[name]
-        old, new = self.before.info(name), self.after.info(their)
+        tuned_name = self.layout.tuned[name]
+        old, new = self.before.info(name), self.after.info(tuned_name)
         graftable = old.dtype in FLOATS and new.dtype in FLOATS
         few = min(old.size, new.size, 1 << 10)
         matched = name in self.layout.rows
         # tuned weights differ nearly everywhere: comparing the start saves a pass
-        if graftable and not matched and _differ(self.before.part(name, 0, few), self.after.part(their, 0, few)):
+        if graftable and not matched and _differ(self.before.part(name, 0, few), self.after.part(tuned_name, 0, few)):
             return True
         for was, now in self._pairs(name, step(old.shape)):
             if graftable and _differ(was, now):
                 return True
             if not graftable and not np.array_equal(was, now):
-                raise _no_number(name, self.before, self.after, their)
+                raise _not_subtractable(name, self.before, self.after, tuned_name)
         return False
 
     def _pairs(self, name: str, stride: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Parts of both sides, in order; a part is overwritten by the next."""
-        ours = self.before.chunks(name, stride)
+        before = self.before.chunks(name, stride)
         if name in self.layout.rows:
-            return ((was, self._now(name, start, was)) for start, was in ours)
-        theirs = self.after.chunks(self.layout.theirs[name], stride)
-        return ((was, now) for (_, was), (_, now) in zip(ours, theirs, strict=True))
+            return ((was, self._now(name, start, was)) for start, was in before)
+        after = self.after.chunks(self.layout.tuned[name], stride)
+        return ((was, now) for (_, was), (_, now) in zip(before, after, strict=True))
 
     def norm(self, name: str) -> float:
-        """The Frobenius norm of a tensor's delta; reads it, once. Raises NotFiniteError."""
+        """The Frobenius norm of a tensor's delta; the first call reads the tensor. Raises NotFiniteError."""
         if name not in self._norms:
             square = 0.0
             for was, now in self._pairs(name, step(self.shape(name))):
@@ -124,14 +129,12 @@ class Difference:
         return self._norms[name]
 
     def require_related(self, name: str, square: float, before: float) -> None:
-        """Hold the sum of squares of a tensor's delta against that of its weights. Raises UnrelatedError."""
+        """Raises UnrelatedError if a tensor's delta is too large, given the sums of squares of delta and weights."""
         if not self._unrelated and len(self.shape(name)) > 1 and before and square > FAR**2 * before:
             raise UnrelatedError(
                 f"tensor {name}: |difference| is {math.sqrt(square / before):.2f} of |weights| (tuned: below 0.1, "
                 f"unrelated or transposed: 1.4); pass the model that was tuned from {self.before.path}, or --unrelated"
             )
-
-    # What follows is read by `graft`, as of a `Delta`.
 
     @property
     def base_digest(self) -> str:
@@ -139,7 +142,6 @@ class Difference:
 
     @cached_property
     def recorded(self) -> dict[str, Any]:
-        """What a recipe says of it."""
         return {"base": self.before.digest(), "tuned": self.after.digest()}
 
     @property
@@ -148,12 +150,16 @@ class Difference:
 
     @property
     def digest(self) -> str:
-        """Names the difference, not the bytes of a folder."""
+        """Of `recorded`: both model digests."""
         return bytes_digest(canonical_json(self.recorded))
 
     @property
     def tokenizer_digest(self) -> str | None:
         return self.before.tokenizer_digest()
+
+    @property
+    def ignored(self) -> Ignored:
+        return self.layout.ignored
 
     @property
     def base_tied(self) -> bool:
@@ -165,47 +171,55 @@ class Difference:
     def base_token_marks(self) -> np.ndarray | None:
         return token_marks(self.before.path)
 
-    def apart(self, name: str, scale: float, stride: int) -> Iterator[bf16.Apart]:
-        """Parts of `stride` elements, scaled, not formed yet. Raises UnrelatedError at the end, by every 32nd."""
-        square = before = 0.0
-        for number, (was, now) in enumerate(self._pairs(name, stride)):
-            if number % 32 == 0:
-                part = _subtracted(was, now, scratch.array("difference", was.size, np.float32))
-                square, before = square + _square(part), before + _square(was)
-            yield bf16.Apart(now, was, scale)
-        self.require_related(name, square, before)
+    def form(self, name: str) -> str:
+        return "difference"
+
+    def factors(self, name: str) -> None:
+        """A difference has no factors."""
+
+    def differences(self, name: str) -> Differences:
+        """The parts as pairs of weights. Raises UnrelatedError at the end of the pass, judged by every 32nd part."""
+
+        def pairs(scale: float, stride: int) -> Iterator[LazyDifference]:
+            square = before = 0.0
+            for number, (was, now) in enumerate(self._pairs(name, stride)):
+                if number % 32 == 0:
+                    part = _subtracted(was, now, scratch.array("difference", was.size, np.float32))
+                    square, before = square + _square(part), before + _square(was)
+                yield LazyDifference(now, was, scale)
+            self.require_related(name, square, before)
+
+        return pairs
 
     def chunks(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
-        """As `Delta.chunks`; raises what `apart` raises."""
         stride = step(self.shape(name))
-        room = np.empty(min(stride, self.before.info(name).size), np.float32)  # of this pass: others may run beside it
-        for number, pair in enumerate(self.apart(name, 1, stride)):
+        room = np.empty(min(stride, self.before.info(name).size), np.float32)  # not scratch: passes may interleave
+        for number, pair in enumerate(self.differences(name)(1, stride)):
             yield number * stride, _subtracted(pair.before, pair.after, room[: pair.before.size])
 
     def parts(self, name: str) -> Callable[[int], np.ndarray]:
-        """As `Delta.parts`; the tensor is held against the Base's first."""
-        for _ in self.chunks(name):
+        for _ in self.chunks(name):  # raises UnrelatedError before the first part is used
             pass
         return lambda number: self.part(name, number)[0].copy()
 
 
 def _subtracted(was: np.ndarray, now: np.ndarray, out: np.ndarray) -> np.ndarray:
-    with np.errstate(all="ignore"):  # what is not finite is refused by name where it is written
+    with np.errstate(all="ignore"):  # values that are not finite are refused where the tensor is written
         bf16.subtract(now, was, out)
     return out
 
 
 def _square(values: np.ndarray) -> float:
-    """The sum of squares; not finite where a value is not, which is refused by name where it is written."""
+    """The sum of squares; not finite if a value is not, which is refused where the tensor is written."""
     wide = scratch.array("wide", values.size, np.float32)
     np.copyto(wide, values)
     with np.errstate(all="ignore"):
         return float(np.dot(wide, wide))
 
 
-def _no_number(name: str, before: Checkpoint, after: Checkpoint, their: str) -> QuantisedError:
-    """The error for a changed tensor that no delta can be taken of."""
-    old, new = before.info(name).dtype, after.info(their).dtype
+def _not_subtractable(name: str, before: Checkpoint, after: Checkpoint, tuned_name: str) -> QuantisedError:
+    """The error for a changed tensor whose two sides cannot be subtracted."""
+    old, new = before.info(name).dtype, after.info(tuned_name).dtype
     what = f"tensor {name} is {old} in {before.path}, {new} in {after.path}, and changed"
     if "F64" in (old, new):
         return QuantisedError(f"{what}; float64 is not supported, save both as one of {', '.join(FLOATS)}")

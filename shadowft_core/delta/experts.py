@@ -1,24 +1,24 @@
-"""Factors on the fused weights of a mixture of experts, given back to the tensors as the Base stores them.
+"""Factors on the fused weights of a mixture of experts, split into the tensors that the Base stores.
 
-PEFT adapts such a parameter, (experts, rows, columns) in memory, as a whole: A is (experts * rank, inputs) with an
-expert's rows together, B is (outputs, rank * experts) with the expert running fastest (ParamWrapper.get_delta_weight).
-Which of rows and columns are the inputs shows in the shapes unless both are equal; then it is what PEFT makes of the
-class: since 0.19.0 the columns, unless the class says that its experts are (inputs, outputs), and always the rows
-before. A folder may hold the parameter as it is, every matrix transposed, or one tensor per expert and matrix.
+PEFT adapts such a parameter, (experts, rows, columns) in memory, as a whole: A is (experts * rank, inputs) with the
+rows of one expert together, B is (outputs, rank * experts) with the expert index running fastest
+(ParamWrapper.get_delta_weight). The shapes show whether rows or columns are the inputs, unless both are equal. Then
+PEFT's rule for the class decides: before 0.19.0 always the rows; since then the columns, unless the class declares its
+experts as (inputs, outputs). A folder may hold the parameter as it is, with every matrix transposed, or as one tensor
+per expert and matrix.
 """
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
-from shadowft_core.delta.lora import Factors
-from shadowft_core.delta.merge import Change
+from shadowft_core.delta.adapter import Adapter
+from shadowft_core.delta.change import Change
+from shadowft_core.delta.factors import Factors
 from shadowft_core.delta.settings import MERGE
 from shadowft_core.errors import AdapterError
-
-if TYPE_CHECKING:
-    from shadowft_core.delta.adapters import Adapter
 
 SWAPS = (0, 19)
 """the first PEFT version that takes the columns of experts as inputs"""
@@ -31,15 +31,133 @@ class Stack(NamedTuple):
     shape: tuple[int, int, int]
     """(experts, rows, columns) in memory"""
     whole: str | None
-    """the one tensor that holds it"""
+    """the tensor that holds all of it"""
     transposed: bool
     """every matrix is stored (columns, rows)"""
     parts: list[list[str]]
-    """by expert, the tensors whose rows make the matrix"""
+    """by expert, the tensors whose rows make up the matrix"""
 
 
-def find_stack(adapter: "Adapter", parameter: str) -> Stack | None:
-    """The fused experts of that name in memory; None when the Base holds none."""
+class Experts:
+    """The fused experts of an adapter's Base."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        self._adapter = adapter
+        self._stacks: dict[str, Stack | None] = {}
+
+    def stack(self, parameter: str) -> Stack | None:
+        """The fused experts of that name in memory; None when the Base holds none."""
+        if parameter not in self._stacks:
+            self._stacks[parameter] = _find_stack(self._adapter, parameter)
+        return self._stacks[parameter]
+
+    def changes(self, module: str, keys: dict[str, str]) -> dict[str, Change]:
+        """Changes by tensor name of the Base. Raises AdapterError where it holds no experts of these shapes."""
+        adapter = self._adapter
+        stack = self._adapted(module, keys)
+        if stack is None:
+            raise AdapterError(
+                f"{adapter.file}: adapts {module}, and {adapter.before.path} holds neither its weight nor matching "
+                "experts; pass the model it was trained on, or merge the adapter (PEFT merge_and_unload) and pass that"
+            )
+        turned = self._is_turned(stack, keys)
+        (count, rows, _), (rank, scaling) = stack.shape, adapter.settings.rank_and_scaling(stack.parameter)
+
+        def factors(expert: int, first: int = 0, end: int = rows) -> Factors:
+            """Of rows `first` to `end` of an expert's matrix in memory."""
+            a, b = _pair(adapter, keys, rank, count, expert)
+            left, right = (a, b) if turned else (b, a)
+            return Factors(
+                rank,
+                scaling,
+                lambda: (left().T if turned else left())[first:end],
+                lambda: right().T if turned else right(),
+            )
+
+        if stack.whole is not None:
+            adapter.require_float(stack.whole)
+
+            def delta(expert: int) -> np.ndarray:
+                pair = factors(expert)
+                product: np.ndarray = scaling * (pair.left().astype(np.float64) @ pair.right())
+                return product.T if stack.transposed else product
+
+            return {stack.whole: Change(stacked=delta)}
+        changes: dict[str, Change] = {}
+        for expert, names in enumerate(stack.parts):
+            first = 0
+            for name in names:
+                adapter.require_float(name)
+                end = first + adapter.before.info(name).shape[0]
+                changes[name] = Change(factors=factors(expert, first, end))
+                first = end
+        return changes
+
+    def _adapted(self, module: str, keys: dict[str, str]) -> Stack | None:
+        """The fused experts that the factors of a module belong to."""
+        adapter, holder = self._adapter, module
+        while holder.endswith(".base_layer"):  # PEFT nests one wrapper for each adapted parameter
+            holder = holder.removesuffix(".base_layer")
+        if set(keys) != {"A", "B"}:
+            return None
+        names = adapter.settings.parameters_of(holder)
+        if odd := next((n for n in names if adapter.before.family.is_converted(f"{holder}.{n}")), None):
+            raise adapter.converted(f"{holder}.{odd}")
+        stacks = [stack for name in names if (stack := self.stack(f"{holder}.{name}"))]
+        fitting = [stack for stack in stacks if any(self._fit(stack, keys))]
+        depth = module.count(".base_layer")  # the first parameter is wrapped by all others
+        if depth < len(stacks) and (meant := stacks[len(stacks) - 1 - depth]) in fitting:
+            return meant
+        return fitting[0] if len(fitting) == 1 else None
+
+    def _fit(self, stack: Stack, keys: dict[str, str]) -> tuple[bool, bool]:
+        """Whether the factors fit matrices (outputs, inputs), and whether they fit matrices (inputs, outputs)."""
+        (count, rows, columns), rank = stack.shape, self._adapter.settings.rank_and_scaling(stack.parameter)[0]
+        shapes = [self._adapter.weights.info(keys[factor]).shape for factor in "AB"]
+        width = count * rank
+        straight = shapes == [(width, columns), (rows, width)]
+        turned = shapes == [(width, rows), (columns, width)]
+        return straight, turned and count > 1  # PEFT never turns a single expert
+
+    def _is_turned(self, stack: Stack, keys: dict[str, str]) -> bool:
+        """Whether the rows of a matrix in memory are its inputs. Raises AdapterError where that cannot be known."""
+        straight, turned = self._fit(stack, keys)
+        if straight != turned:
+            return turned
+        shown = self._shown  # PEFT reads all parameters of a class in the same way
+        if len(shown) == 1:
+            return True in shown
+        settings, family = self._adapter.settings, self._adapter.before.family
+        version = settings.peft
+        if version and version < SWAPS:
+            return True
+        if version and family.known and not shown:
+            way = family.experts.get(stack.parameter.rpartition(".")[2])
+            return way is not None and way.turned
+        why = f"{settings.path.name} has no peft_version"
+        if version:
+            why = f"{family.title} is not a known model family"
+        if shown:
+            why = "other experts of the file have both orientations"
+        raise AdapterError(
+            f"{self._adapter.file}: {stack.parameter} is square, {stack.shape}, so its shape does not show which axis "
+            f"is the input: {why}; {MERGE}"
+        )
+
+    @cached_property
+    def _shown(self) -> frozenset[bool]:
+        """Whether rows are inputs, of those of the adapter's experts whose shapes show it."""
+        return frozenset(self._shown_orientations())
+
+    def _shown_orientations(self) -> Iterator[bool]:
+        for module, keys in self._adapter.modules.items():
+            if self._adapter.is_fused(module):
+                stack = self._adapted(module, keys)
+                if stack and len(set(fit := self._fit(stack, keys))) == 2:
+                    yield fit[1]
+
+
+def _find_stack(adapter: Adapter, parameter: str) -> Stack | None:
     model, last = adapter.before, parameter.rpartition(".")[2]
     whole, way = adapter.stored(parameter), model.family.experts.get(last)
     if whole in model and len(shape := model.info(whole).shape) == 3:
@@ -48,139 +166,33 @@ def find_stack(adapter: "Adapter", parameter: str) -> Stack | None:
         return Stack(parameter, (count, columns, rows) if transposed else (count, rows, columns), whole, transposed, [])
     holder = parameter.removesuffix(f".{last}")
 
-    def row(expert: int, matrices: tuple[str, ...]) -> list[str]:
+    def tensors(expert: int, matrices: tuple[str, ...]) -> list[str]:
         return [adapter.stored(f"{holder}.{expert}.{matrix}.weight") for matrix in matrices]
 
     for matrices in model.family.parts(last):
-        found: list[list[str]] = []
-        while all(name in model for name in row(len(found), matrices)):
-            found.append(row(len(found), matrices))
-        if found:
-            shapes = [model.info(name).shape for name in found[0]]
+        parts: list[list[str]] = []
+        while all(name in model for name in tensors(len(parts), matrices)):
+            parts.append(tensors(len(parts), matrices))
+        if parts:
+            shapes = [model.info(name).shape for name in parts[0]]
             rows = sum(shape[0] for shape in shapes)
-            return Stack(parameter, (len(found), rows, shapes[0][-1]), None, False, found)
+            return Stack(parameter, (len(parts), rows, shapes[0][-1]), None, False, parts)
     return None
 
 
-def expert_changes(adapter: "Adapter", module: str, keys: dict[str, str]) -> dict[str, Change]:
-    """Changes by tensor name of the Base. Raises AdapterError when no experts of these shapes are there."""
-    stack = _adapted(adapter, module, keys)
-    if stack is None:
-        raise AdapterError(
-            f"{adapter.file}: adapts {module}, and {adapter.before.path} holds neither its weight nor matching "
-            "experts; pass the model it was trained on, or merge the adapter (PEFT merge_and_unload) and pass that"
-        )
-    turned = _is_turned(adapter, stack, keys)
-    (count, rows, _), (rank, scaling) = stack.shape, adapter.settings.rank_and_scaling(stack.parameter)
-
-    def factors(expert: int, first: int = 0, end: int = rows) -> Factors:
-        """Of rows `first` to `end` of an expert's matrix in memory."""
-        a, b = _pair(adapter, keys, rank, count, expert)
-        left, right = (a, b) if turned else (b, a)
-        return Factors(
-            rank,
-            scaling,
-            lambda: (left().T if turned else left())[first:end],
-            lambda: right().T if turned else right(),
-        )
-
-    if stack.whole is not None:
-        adapter.require_float(stack.whole)
-
-        def delta(expert: int) -> np.ndarray:
-            made = factors(expert)
-            product: np.ndarray = scaling * (made.left().astype(np.float64) @ made.right())
-            return product.T if stack.transposed else product
-
-        return {stack.whole: Change(stacked=delta)}
-    found: dict[str, Change] = {}
-    for expert, names in enumerate(stack.parts):
-        first = 0
-        for name in names:
-            adapter.require_float(name)
-            end = first + adapter.before.info(name).shape[0]
-            found[name] = Change(factors=factors(expert, first, end))
-            first = end
-    return found
-
-
-def _adapted(adapter: "Adapter", module: str, keys: dict[str, str]) -> Stack | None:
-    """The fused experts that the factors of a module belong to."""
-    holder = module
-    while holder.endswith(".base_layer"):  # one wrapper in another, one for each adapted parameter
-        holder = holder.removesuffix(".base_layer")
-    if set(keys) != {"A", "B"}:
-        return None
-    names = adapter.settings.parameters_of(holder)
-    if odd := next((n for n in names if adapter.before.family.is_converted(f"{holder}.{n}")), None):
-        raise adapter.converted(f"{holder}.{odd}")
-    stacks = [stack for name in names if (stack := adapter.stack(f"{holder}.{name}"))]
-    fitting = [stack for stack in stacks if any(_fit(adapter, stack, keys))]
-    depth = module.count(".base_layer")  # the first parameter is wrapped by all others
-    if depth < len(stacks) and (meant := stacks[len(stacks) - 1 - depth]) in fitting:
-        return meant
-    return fitting[0] if len(fitting) == 1 else None
-
-
-def _fit(adapter: "Adapter", stack: Stack, keys: dict[str, str]) -> tuple[bool, bool]:
-    """Whether the factors' shapes are those of matrices (outputs, inputs), and of matrices (inputs, outputs)."""
-    (count, rows, columns), rank = stack.shape, adapter.settings.rank_and_scaling(stack.parameter)[0]
-    found = [adapter.weights.info(keys[factor]).shape for factor in "AB"]
-    width = count * rank
-    turned = [(width, rows), (columns, width)]
-    return found == [
-        (width, columns),
-        (rows, width),
-    ], found == turned and count > 1  # PEFT never turns a single expert
-
-
-def _is_turned(adapter: "Adapter", stack: Stack, keys: dict[str, str]) -> bool:
-    """Whether the rows of a matrix in memory are its inputs. Raises AdapterError where nothing tells."""
-    straight, turned = _fit(adapter, stack, keys)
-    if straight != turned:
-        return turned
-    shown = adapter.shown_experts  # the parameters of a class are all read in the same way
-    if len(shown) == 1:
-        return True in shown
-    version, family = adapter.settings.peft, adapter.before.family
-    if version and version < SWAPS:
-        return True
-    if version and family.known and not shown:
-        way = family.experts.get(stack.parameter.rpartition(".")[2])
-        return way is not None and way.turned
-    why = f"{adapter.settings.path.name} has no peft_version"
-    if version:
-        why = f"{family.title} is not a known model family"
-    if shown:
-        why = "other experts of the file have both orientations"
-    raise AdapterError(
-        f"{adapter.file}: {stack.parameter} is square, {stack.shape}, and nothing says which axis is the input: "
-        f"{why}; {MERGE}"
-    )
-
-
-def shown_orientations(adapter: "Adapter") -> Iterator[bool]:
-    """Whether rows are inputs, for each of the adapter's experts whose shapes show it."""
-    for module, keys in adapter.modules.items():
-        if adapter.is_fused(module):
-            stack = _adapted(adapter, module, keys)
-            if stack and len(set(fit := _fit(adapter, stack, keys))) == 2:
-                yield fit[1]
-
-
 def _pair(
-    adapter: "Adapter", keys: dict[str, str], rank: int, count: int, expert: int
+    adapter: Adapter, keys: dict[str, str], rank: int, count: int, expert: int
 ) -> tuple[Callable[[], np.ndarray], Callable[[], np.ndarray]]:
     """One expert's A, (rank, inputs), and B, (outputs, rank)."""
 
     def a() -> np.ndarray:
         whole: np.ndarray = adapter.read_again(keys["A"])
-        mine: np.ndarray = whole.reshape(count, rank, -1)[expert]
-        return mine
+        part: np.ndarray = whole.reshape(count, rank, -1)[expert]
+        return part
 
     def b() -> np.ndarray:
         whole: np.ndarray = adapter.read_again(keys["B"])
-        mine: np.ndarray = whole.reshape(-1, rank, count)[:, :, expert]
-        return mine
+        part: np.ndarray = whole.reshape(-1, rank, count)[:, :, expert]
+        return part
 
     return a, b

@@ -1,4 +1,4 @@
-"""The delta folder: its format, its rules, and reading it as float32 tensors. Specification: docs/delta-format.md."""
+"""A stored delta, read as float32 tensors and verified against its certificate."""
 
 import hashlib
 import math
@@ -9,30 +9,24 @@ from typing import Any
 
 import numpy as np
 
+from shadowft_core.delta.certificate import Layout, read_certificate
+from shadowft_core.delta.factors import Factors
+from shadowft_core.delta.format import BASE, CERTIFICATE, DENSE, FACTORS, MARKS, SAMPLE, step
 from shadowft_core.delta.frames import HEAD, body_bytes, decode
 from shadowft_core.errors import DeltaError
-from shadowft_core.files import WORKERS, bytes_digest, canonical_json, file_digest, read_json_object
+from shadowft_core.files import WORKERS, file_digest
 from shadowft_core.kernels.scratch import scratch
-from shadowft_core.weights import CHUNK, Checkpoint, open_safetensors
+from shadowft_core.weights import Checkpoint, Ignored, open_safetensors
 
-FORMAT = 2
-CERTIFICATE, DENSE, FACTORS, BASE = "delta.json", "dense.safetensors", "factors.safetensors", "base.safetensors"
-Layout = dict[str, tuple[str, tuple[int, ...] | None]]
-KINDS = ("lora", "dense", "lowrank")
-NOTHING_KNOWN: Mapping[tuple[str, int, int], str] = {}
-_TALL = 128  # rows of a product at a time: a matrix library is slow on fewer
-_WIDE = 1 << 20  # elements of it, float64, at most, unless one part has more
-MARKS, SAMPLE = "token_marks", "sample."  # tensors of base.safetensors
-
-
-def step(shape: tuple[int, ...]) -> int:
-    """Elements per part of a tensor: whole rows, about `CHUNK`. Part of the result's definition for factors."""
-    row = shape[-1] if len(shape) > 1 else 1
-    return max(1, CHUNK // max(row, 1)) * max(row, 1)
+NO_DIGESTS: Mapping[tuple[str, int, int], str] = {}
+_TALL = 128  # rows of a product computed together: a matrix library is slow on fewer
+_WIDE = 1 << 20  # float64 elements of it at most, unless one part has more
 
 
 class Delta:
-    """A delta folder, opened by `open_delta`. Tensors are float32 and verified against the certificate when read."""
+    """A delta folder, opened by `open_delta`: a `DeltaSource`. Tensors are verified when they are read."""
+
+    is_stored = True
 
     def __init__(self, path: Path, certificate: dict[str, Any], digest: str, weights: dict[str, Checkpoint]) -> None:
         self.path = path
@@ -42,20 +36,17 @@ class Delta:
         self.base_digest: str = certificate["base"]["digest"]
         self.tokenizer_digest: str | None = certificate["base"]["tokenizer_digest"]
         self.base_tied: bool = certificate["base"]["tied"]
-        """whether the Base used its embedding as head"""
         self.ignore: tuple[str, ...] = tuple(certificate.get("ignored", {}).get("patterns", ()))
-        """patterns, given at extraction, of tensors that only one side may hold"""
+        self.ignored: Ignored = {}
         self._tensors: dict[str, dict[str, Any]] = certificate["tensors"]
         self._weights = weights
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """What a recipe says of it."""
         return {"digest": self.digest}
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """The folders that are read."""
         return (self.path,)
 
     @property
@@ -66,8 +57,28 @@ class Delta:
         return tuple(self._tensors[name]["shape"])
 
     def norm(self, name: str) -> float:
-        """The Frobenius norm of a tensor's delta, as certified."""
+        """The Frobenius norm of a tensor's delta, as its certificate gives it."""
         return float(self._tensors[name]["norm"])
+
+    def form(self, name: str) -> str:
+        return str(self._tensors[name]["form"])
+
+    def factors(self, name: str) -> Factors | None:
+        """The stored factors of a tensor, verified when they are read; None where it has another form."""
+        entry = self._tensors[name]
+        if entry["form"] != "factors":
+            return None
+
+        def read(side: str, digest: str) -> np.ndarray:
+            array = self._weights[FACTORS].read(f"{name}.{side}", hashed=True)
+            self._verify(FACTORS, f"{name}.{side}", entry[digest])
+            return array
+
+        left, right = (lambda: read("lora_B", "digest_b")), (lambda: read("lora_A", "digest_a"))
+        return Factors(entry["rank"], entry["scaling"], left, right)
+
+    def differences(self, name: str) -> None:
+        """The delta itself is stored."""
 
     def read(self, name: str) -> np.ndarray:
         """The whole delta of one tensor, float32; the same bits as its parts."""
@@ -77,29 +88,23 @@ class Delta:
         return whole.reshape(self.shape(name))
 
     def chunks(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield `(start, flat float32 part)`, `step(shape)` elements at a time; a part may be overwritten by the next.
-
-        Raises DeltaError when the bytes do not match the certificate, at the latest at the end of the pass.
-        """
+        """Yield `(start, flat float32 part)`. Raises DeltaError, at the latest at the end, when a digest differs."""
         form, shape = self._tensors[name]["form"], self.shape(name)
         stride, size = step(shape), math.prod(shape)
-        if form == "plain":
+        if (factors := self.factors(name)) is not None:
+            yield from self._products(factors, stride, size)
+        elif form == "plain":
             yield from self._weights[DENSE].chunks(name, stride, hashed=True)
             self._verify(DENSE, name, self._tensors[name]["digest"])
-        elif form == "frames":
-            yield from self._frames(name, stride, size)
         else:
-            yield from self._products(name, stride, size)
+            yield from self._frames(name, stride, size)
 
     def parts(self, name: str) -> Callable[[int], np.ndarray]:
-        """Parts in any order: a function from a part's number to its flat float32 elements, the same as `chunks` gives.
-
-        For rows that are needed out of order. The stored bytes are verified first. Raises DeltaError.
-        """
+        """Parts by number, in any order; the stored bytes are verified first. Raises DeltaError."""
         entry, shape = self._tensors[name], self.shape(name)
         stride, size = step(shape), math.prod(shape)
-        if entry["form"] == "factors":
-            left, right = self._factors(name)
+        if (factors := self.factors(name)) is not None:
+            left, right = _scaled(factors)
             rows = stride // right.shape[1]
 
             def product(number: int) -> np.ndarray:
@@ -144,13 +149,13 @@ class Delta:
         weights, where = self._weights[DENSE], f"{self.path / DENSE}: tensor {name}"
         size = weights.info(name).size
         if start + HEAD.size > size:
-            raise DeltaError(f"{where}: {size} bytes, a frame is wanted at {start}; fetch or extract it again")
+            raise DeltaError(f"{where}: {size} bytes, expected a frame at byte {start}; fetch or extract it again")
         head = np.empty(HEAD.size, np.uint8)
         weights.read_into(name, start, head)
         length = body_bytes(head.tobytes(), elements, where)
         end = start + HEAD.size + length
         if end > size:
-            raise DeltaError(f"{where}: {size} bytes, a frame reaches to {end}; fetch or extract it again")
+            raise DeltaError(f"{where}: {size} bytes, a frame ends at byte {end}; fetch or extract it again")
         if out is not None:
             body = scratch.array("body", length, np.uint8)
             weights.read_into(name, start + HEAD.size, body)
@@ -166,12 +171,12 @@ class Delta:
                 f"{self.path / DENSE}: tensor {name}: {size} bytes, its frames end at {end}; fetch it again"
             )
 
-    def _products(self, name: str, stride: int, size: int) -> Iterator[tuple[int, np.ndarray]]:
-        left, right = self._factors(name)
+    def _products(self, factors: Factors, stride: int, size: int) -> Iterator[tuple[int, np.ndarray]]:
+        left, right = _scaled(factors)
         columns = right.shape[1]
         rows = stride // columns
-        taken = rows * max(1, min(-(-_TALL // rows), _WIDE // stride))  # of several parts at once
-        wide = np.empty(min(taken, len(left)) * columns)  # no scratch: products of several deltas are read in turn
+        taken = rows * max(1, min(-(-_TALL // rows), _WIDE // stride))  # several parts together
+        wide = np.empty(min(taken, len(left)) * columns)  # not scratch: several deltas are read in turn
         values = np.empty(min(stride, size), np.float32)
         for first in range(0, len(left), taken):
             block = left[first : first + taken]
@@ -184,28 +189,16 @@ class Delta:
                 np.copyto(part, product[start : start + part.size], casting="same_kind")
                 yield first * columns + start, part
 
-    def _factors(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """(rows, rank), float32, and (rank, columns), float64 and scaled; verified.
+    def verify(self, known: Mapping[tuple[str, int, int], str] = NO_DIGESTS) -> None:
+        """Compare every stored tensor with the certificate. Raises DeltaError naming the first that differs.
 
-        The product is summed in float64 and rounded once to float32: matrix libraries sum in different orders, and the
-        digest of a grafted model must not depend on which one, or how many threads, a machine has.
-        """
-        entry, weights = self._tensors[name], self._weights[FACTORS]
-        a, left = (weights.read(f"{name}.{side}", hashed=True) for side in ("lora_A", "lora_B"))
-        self._verify(FACTORS, f"{name}.lora_A", entry["digest_a"])
-        self._verify(FACTORS, f"{name}.lora_B", entry["digest_b"])
-        return left, np.multiply(a, entry["scaling"], dtype=np.float64)
-
-    def verify(self, known: Mapping[tuple[str, int, int], str] = NOTHING_KNOWN) -> None:
-        """Hold every stored tensor against the certificate. Raises DeltaError naming the first that differs.
-
-        `known` are digests of pieces of the files that their writer vouches for, by (file name, offset, bytes): a
-        tensor that is one of them is not read.
+        `known`: digests of pieces of the files by (file name, offset, bytes), computed when the files were written. A
+        tensor that is such a piece is not read.
         """
         for model in self._weights.values():
             places = {name: model.info(name) for name in model.names}
             keys = {name: (info.file.name, info.offset, info.nbytes) for name, info in places.items()}
-            model.learn({name: known[key] for name, key in keys.items() if key in known})
+            model.add_digests({name: known[key] for name, key in keys.items() if key in known})
         with ThreadPoolExecutor(WORKERS) as pool:
             for _ in pool.map(self._verify_entry, self._tensors):
                 pass
@@ -219,13 +212,13 @@ class Delta:
             self._verify(DENSE, name, entry["digest"])
 
     def base_sample(self) -> dict[str, np.ndarray]:
-        """A few values of every tensor of the Base, float32, at the positions `sample_positions` names."""
+        """A few values of every float tensor of the Base, float32, flat, at `sample_positions`."""
         model = self._weights[BASE]
         names = (name for name in model.names if name.startswith(SAMPLE))
         return {name.removeprefix(SAMPLE): model.read(name).astype(np.float32) for name in names}
 
     def base_token_marks(self) -> np.ndarray | None:
-        """uint64 by token id of the Base's vocabulary (checkpoint.token_marks); None when it had no tokenizer.json."""
+        """uint64 by token id of the Base's vocabulary (weights.token_marks); None when it had no tokenizer.json."""
         model = self._weights[BASE]
         return model.read(MARKS) if MARKS in model else None
 
@@ -239,78 +232,38 @@ class Delta:
             )
 
 
+def _scaled(factors: Factors) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, rank), float32, and (rank, columns), float64 and scaled.
+
+    The product is summed in float64 and rounded once to float32: matrix libraries sum in different orders, and the
+    digest of a grafted model must not depend on the library or its number of threads.
+    """
+    right = factors.right()
+    return factors.left(), np.multiply(right, factors.scaling, dtype=np.float64)
+
+
 def open_delta(path: Path) -> Delta:
-    """Open a delta folder and hold its certificate against its weights.
+    """Open a delta folder and check that its certificate matches its weight files.
 
     Raises DeltaError on another format version, a certificate that is not canonical, or tensors that are missing, extra
     or of another shape.
     """
-    file = path / CERTIFICATE
-    if not file.is_file():
-        raise DeltaError(f"{path}: no {CERTIFICATE}; a folder made by `shadowft extract` is wanted")
-    data = file.read_bytes()
-    certificate = read_json_object(file)
-    if certificate.get("format") != FORMAT:
-        raise DeltaError(
-            f"{file}: delta format {certificate.get('format')!r}, this version reads {FORMAT}; extract the delta again"
-        )
-    if canonical_json(certificate) != data:
-        raise DeltaError(f"{file}: not canonical JSON, so it was edited; fetch or extract it again")
-    try:
-        if certificate["kind"] not in KINDS:
-            raise DeltaError(f"{file}: kind {certificate['kind']!r}, known are {', '.join(KINDS)}")
-        base = certificate["base"]
-        _ = base["digest"], base["tokenizer_digest"], base["tied"]
-        expected: dict[str, Layout] = {DENSE: {}, FACTORS: {}}
-        for name, entry in certificate["tensors"].items():
-            _expect(expected, name, entry, file)
-        sample = base["sample"]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DeltaError(f"{file}: damaged certificate: {error!r}; fetch or extract it again") from None
-    weights = {name: open_safetensors(path / name) for name, wanted in expected.items() if wanted}
+    fields, digest, expected = read_certificate(path)
+    weights = {name: open_safetensors(path / name) for name, layout in expected.items() if layout}
     for name, model in weights.items():
-        found: Layout = {n: (model.info(n).dtype, model.info(n).shape) for n in model.names}
+        held: Layout = {n: (model.info(n).dtype, model.info(n).shape) for n in model.names}
         free = {n for n, (_, shape) in expected[name].items() if shape is None}  # frames have any length
-        _hold(path / name, found | {n: (found[n][0], None) for n in free & found.keys()}, expected[name])
+        _require_equal(path / name, held | {n: (held[n][0], None) for n in free & held.keys()}, expected[name])
     weights[BASE] = open_safetensors(path / BASE)
-    if (digest := file_digest(path / BASE)) != sample:
-        raise DeltaError(f"{path / BASE}: is {digest}, {CERTIFICATE} says {sample}; fetch or extract it again")
-    return Delta(path, certificate, bytes_digest(data), weights)
+    sample = fields["base"]["sample"]
+    if (found := file_digest(path / BASE)) != sample:
+        raise DeltaError(f"{path / BASE}: is {found}, {CERTIFICATE} says {sample}; fetch or extract it again")
+    return Delta(path, fields, digest, weights)
 
 
-def _expect(expected: dict[str, Layout], name: str, entry: dict[str, Any], file: Path) -> None:
-    """Add what the weight files must hold for this entry. Raises KeyError, TypeError or ValueError if damaged."""
-    shape = tuple(int(n) for n in entry["shape"])
-    if entry["form"] == "factors":
-        rows, columns = shape
-        _ = entry["digest_a"], entry["digest_b"], float(entry["scaling"])
-        expected[FACTORS] |= {
-            f"{name}.lora_A": ("F32", (entry["rank"], columns)),
-            f"{name}.lora_B": ("F32", (rows, entry["rank"])),
-        }
-    elif entry["form"] in ("plain", "frames"):
-        _ = entry["digest"]
-        expected[DENSE][name] = ("F32", shape) if entry["form"] == "plain" else ("U8", None)
-    else:
-        raise DeltaError(f"{file}: tensor {name} has form {entry['form']!r}, known are factors, frames and plain")
-
-
-def _hold(file: Path, found: Layout, expected: Layout) -> None:
+def _require_equal(file: Path, found: Layout, expected: Layout) -> None:
     if found != expected:
         odd = min(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
         raise DeltaError(
             f"{file}: tensor {odd} is {found.get(odd)}, {CERTIFICATE} says {expected.get(odd)}; extract it again"
         )
-
-
-def sample_positions(size: int) -> np.ndarray:
-    """Flat positions at which a tensor of `size` elements is sampled: four runs of 16, evenly spread; all if fewer."""
-    if size <= 64:
-        return np.arange(size)
-    starts = np.linspace(0, size - 16, 4).astype(np.int64)
-    return np.unique(starts[:, None] + np.arange(16))
-
-
-def rounded(norm: float) -> float:
-    """Nine digits: sums in float64 agree that far on every machine, and the delta's digest covers the norms."""
-    return float(f"{norm:.9g}")

@@ -3,7 +3,7 @@
 One frame holds one part of `step(shape)` elements. The difference of two bfloat16 weights is nearly always a bfloat16
 number itself (Sterbenz: subtracting two near numbers is exact), so a frame holds bfloat16 words and lists the few
 float32 values that are not. Words are split into planes of bytes, exponents apart from signs and mantissas, because
-only then does entropy coding find how alike they are. Layout, little-endian:
+entropy coding finds the similarity of exponents only when they are together. Layout, little-endian:
 
     u8 word (0 all zero, 1 bfloat16, 2 float32)   u8 codec (0 raw, 1 zstd over planes)   u16 zero
     u32 elements   u32 bytes of the words   u32 exceptions
@@ -16,7 +16,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from zstandard.backend_cffi import ffi, lib  # the other backend has no setting for the coding of literals
+from zstandard.backend_cffi import ffi, lib  # the other backend cannot set the coding of literals
 
 from shadowft_core.errors import DeltaError
 from shadowft_core.kernels import bf16
@@ -30,7 +30,7 @@ _BF16 = np.dtype(ml_dtypes.bfloat16)
 
 
 class _Coder(threading.local):
-    """zstd, a context per thread. Weights repeat nothing: entropy coding does it all, the search for matches is short.
+    """zstd, one context per thread. Weights have no repeats: only entropy coding helps, the match search is short.
 
     Measured at an update of rms 1e-4: 28 % of bfloat16 at 0.83 GB/s, where the fastest level with a full search takes
     30 % at 0.32 GB/s.
@@ -74,14 +74,14 @@ _coder = _Coder()
 
 
 def longest(elements: int) -> int:
-    """Bytes that a frame of so many elements may take."""
+    """The largest size in bytes of a frame of that many elements."""
     return HEAD.size + int(lib.ZSTD_compressBound(4 * elements))  # 2 + 8 / 4 bytes an element, or 4
 
 
 def encode(values: np.ndarray, compress: bool, out: np.ndarray) -> tuple[int, float]:
     """Write one frame of flat float32 `values` into `out` (uint8); returns its bytes, and the values' sum of squares.
 
-    That is a float64, and finite only if all values are. The same values always give the same bytes.
+    The sum is a float64, and finite only if all values are. The same values always give the same bytes.
     """
     size = values.size
     words: np.ndarray = scratch.array("words", size, "<u2")
@@ -108,7 +108,7 @@ def encode(values: np.ndarray, compress: bool, out: np.ndarray) -> tuple[int, fl
 
 
 def body_bytes(head: bytes, elements: int, where: str) -> int:
-    """How many bytes follow this frame head. Raises DeltaError when it is not one of a frame of `elements`."""
+    """The number of bytes that follow a frame head. Raises DeltaError if it is no head of a frame of `elements`."""
     word, codec, zero, count, payload, odd = HEAD.unpack(head)
     plain = count * _WORD[word].itemsize if word in _WORD else 0
     limit = plain if codec == RAW else plain + 1024
@@ -118,7 +118,7 @@ def body_bytes(head: bytes, elements: int, where: str) -> int:
 
 
 def decode(head: bytes, body: memoryview, out: np.ndarray, where: str) -> None:
-    """The float32 values of one frame into `out`. Raises DeltaError when the body does not hold them."""
+    """Write the float32 values of one frame into `out`. Raises DeltaError when the body does not hold them."""
     word, codec, _, count, payload, odd = HEAD.unpack(head)
     if word == ZERO:
         out[:] = 0

@@ -1,30 +1,30 @@
-"""PiSSA and OLoRA move the Base when training begins: W becomes W - P. The delta is what they learnt beyond that P.
+"""PiSSA and OLoRA change the Base when training begins: W becomes W - P. The delta must leave P out.
 
-PEFT repeats the split each time it loads the adapter, from the Base alone, and so does this room: P is the part of W in
-its first `rank` singular vectors (PiSSA, Meng et al. 2024, eq. 3) or `scaling` times the first `rank` terms of its QR
-decomposition (OLoRA, Büyükakyüz 2024; PEFT LoraLayer.olora_init). Then `delta = scaling * B A - P`, twice the rank. It
-is the model that PEFT gives on the Base in float32; loaded in bfloat16, PEFT rounds W - P once more.
+PEFT repeats the split from the Base alone each time it loads the adapter, and so does this module: P is the part of W
+in its first `rank` singular vectors (PiSSA, Meng et al. 2024, eq. 3) or `scaling` times the first `rank` terms of its
+QR decomposition (OLoRA, Büyükakyüz 2024; PEFT LoraLayer.olora_init). Then `delta = scaling * B A - P`, of twice the
+rank. This equals PEFT's result on a float32 Base; on a bfloat16 Base, PEFT also rounds W - P.
 """
 
 import math
 
 import numpy as np
 
-from shadowft_core.delta.lora import Factors
+from shadowft_core.delta.factors import Factors
 from shadowft_core.delta.lowrank import project, spectrum
 from shadowft_core.delta.settings import CONVERT, Settings
 from shadowft_core.errors import AdapterError, UnrelatedError
 from shadowft_core.weights import Checkpoint
+from shadowft_core.weights.similarity import LEARNT_UNRELATED as FAR
 
 EPSILON = float(np.finfo(np.float32).eps)
-DOUBT = 0.01  # of the delta: more than this left open by the float32 decomposition of the training, and it is refused
-FAR = 0.5  # |delta| / (|scaling B A| + |P|): training moves the factors by a few percent, unrelated ones lie at 0.7
+DOUBT = 0.01  # of the delta's norm: the largest uncertainty of P, from the training's float32 decomposition
 
 
 def without_initial(before: Checkpoint, name: str, trained: Factors, settings: Settings, swapped: bool) -> Factors:
     """Factors of `scaling * left right - P`. `swapped`: the tensor is stored (inputs, outputs).
 
-    Raises AdapterError where the Base does not determine P well enough, UnrelatedError when it is not the Base at all.
+    Raises AdapterError where the Base does not determine P well enough, UnrelatedError for another model.
     """
     stored = before.read(name).astype(np.float32)
     matrix = stored.T if swapped else stored
@@ -39,13 +39,13 @@ def without_initial(before: Checkpoint, name: str, trained: Factors, settings: S
     learnt = found.product_norm()
     if learnt > FAR * size:
         raise UnrelatedError(
-            f"tensor {name}: the factors are {learnt / size:.2f} from those that {before.path} begins with (0: equal, "
+            f"tensor {name}: the factors are {learnt / size:.2f} from the initial ones of {before.path} (0: equal, "
             f"0.7: unrelated, limit {FAR}); pass the model the adapter was trained on"
         )
     if doubt > DOUBT * learnt:
         raise AdapterError(
-            f"{settings.path}: init_lora_weights={settings.initialisation!r}: {before.path} tells where {name} began "
-            f"only to within {doubt:.2g}, what it learnt is {learnt:.2g} ({why}); {CONVERT}"
+            f"{settings.path}: init_lora_weights={settings.initialisation!r}: {before.path} determines the start of "
+            f"{name} only to within {doubt:.2g}, and the delta is {learnt:.2g} ({why}); {CONVERT}"
         )
     return found
 
@@ -55,8 +55,8 @@ def _pissa(matrix: np.ndarray, trained: Factors, settings: Settings) -> tuple[np
     squares, vectors = spectrum(matrix)
     values = np.sqrt(squares)
     last, first_out = float(values[rank - 1]), float(values[rank]) if rank < len(values) else 0.0
-    # What a float32 decomposition rotates at the cut (Wedin 1972), and what subspace iteration leaves of a random
-    # start (Halko, Martinsson and Tropp 2011, theorem 10.6): PEFT's generator state at that moment is in no file.
+    # The error of a float32 decomposition at the cut (Wedin 1972), and of subspace iteration from a random start
+    # (Halko, Martinsson and Tropp 2011, theorem 10.6): no file holds the state of PEFT's random generator.
     doubt = EPSILON * float(values[0]) * last / max(last - first_out, EPSILON * float(values[0]))
     if settings.iterations is not None and last > 0:
         doubt = max(doubt, last * max(matrix.shape) * (first_out / last) ** (2 * settings.iterations + 1))

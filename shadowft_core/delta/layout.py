@@ -1,4 +1,4 @@
-"""Matches a tuned checkpoint's tensors to those of its Base; one without a counterpart is refused, with the cause."""
+"""Matches a tuned checkpoint's tensors to those of its Base. Refuses tensors without a counterpart, with the cause."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -32,32 +32,34 @@ GATHER = "gather the weights when saving (stage3_gather_16bit_weights_on_model_s
 class Layout(NamedTuple):
     """How the tensors of a tuned model correspond to its Base's."""
 
-    theirs: dict[str, str]
+    tuned: dict[str, str]
     """per tensor of the Base, tied copies excluded: the tuned model's name for it"""
     rows: dict[str, np.ndarray]
     """per tensor of the Base whose rows were matched by token: the tuned model's row for each, -1 for none"""
     tokens: dict[str, dict[str, Any]]
     """per tensor in `rows`: the record of the match"""
     ignored: Ignored
-    """what only one side holds"""
+    """tensors that only one side holds"""
 
 
 def layout(before: Checkpoint, after: Checkpoint, ignore: Sequence[str] = (), standing: Sequence[str] = ()) -> Layout:
-    """Match the tensors of two checkpoints. `ignore` are patterns, given by hand, of tensors that only one side holds;
-    `standing` are those of params.yaml, which may match nothing here.
+    """Match the tensors of two checkpoints.
+
+    `ignore` are patterns of tensors that only one side holds, from the command line; each must match. `standing` are
+    those of params.yaml, which may match nothing here.
 
     Raises TensorMissingError, ShapeMismatchError, TokenMismatchError, QuantisedError, InputError for a pattern that
     matches the wrong tensors, CheckpointError for ties that the weights contradict.
     """
-    ours, theirs = _own_tensors(before), _own_tensors(after)
+    base_names, tuned_names = _stored_tensors(before), _stored_tensors(after)
     found: dict[str, str] = {}
     taken: set[str] = set()
-    for name in ours:
+    for name in base_names:
         named = after.named(name, before.family)
         if named is not None and (home := after.home(named)) not in taken:
             found[name] = home
             taken.add(home)
-    only = {"base": set(ours) - found.keys(), "tuned": set(theirs) - taken}
+    only = {"base": set(base_names) - found.keys(), "tuned": set(tuned_names) - taken}
     both, where = found.keys() | taken, f"{before.path} and {after.path}"
     require_one_sided([*ignore, *standing], both, where)
     left, ignored = by_reason(
@@ -68,8 +70,8 @@ def layout(before: Checkpoint, after: Checkpoint, ignore: Sequence[str] = (), st
         raise _lacking(before, after, left, both)
     rows: dict[str, np.ndarray] = {}
     tokens: dict[str, dict[str, Any]] = {}
-    for name, their in found.items():
-        old, new = before.info(name).shape, after.info(their).shape
+    for name, tuned_name in found.items():
+        old, new = before.info(name).shape, after.info(tuned_name).shape
         if old == new:
             continue
         if before.family.has_token_rows(name, old) and old[1:] == new[1:] and new[0]:
@@ -79,8 +81,8 @@ def layout(before: Checkpoint, after: Checkpoint, ignore: Sequence[str] = (), st
     return Layout(found, rows, tokens, ignored)
 
 
-def _own_tensors(model: Checkpoint) -> list[str]:
-    """Names without stored tied copies; such a copy must equal the tensor it is tied to."""
+def _stored_tensors(model: Checkpoint) -> list[str]:
+    """Names without stored tied copies. Raises CheckpointError if such a copy differs from the tensor it is tied to."""
     require_equal(model)
     return [name for name in model.names if model.home(name) == name]
 
@@ -88,8 +90,9 @@ def _own_tensors(model: Checkpoint) -> list[str]:
 def _lacking(
     before: Checkpoint, after: Checkpoint, left: Mapping[str, Sequence[str]], both: Collection[str]
 ) -> TensorMissingError:
-    """The error for tensors that only one side holds: the cause if it is evident, else the waiver. Raises
-    QuantisedError.
+    """The error for tensors that only one side holds, with the cause if it is evident, else the waiver.
+
+    Raises QuantisedError.
     """
     models = {"base": before, "tuned": after}
     odd = " and ".join(f"only {models[side].path} has {n[0]} ({len(n)} in all)" for side, n in left.items())
@@ -98,7 +101,7 @@ def _lacking(
     if cause := next(_causes(before, after, left), None):
         return TensorMissingError(f"{odd}; {cause}")
     if len(left) > 1 and {before.info(n).shape for n in left["base"]} & {after.info(n).shape for n in left["tuned"]}:
-        waiver = ""  # perhaps one tensor with two names: to ignore both would drop what was trained
+        waiver = ""  # perhaps one tensor with two names: ignoring both would drop trained weights
     else:
         waiver = remedy(left, both)
     return TensorMissingError(f"{odd}; pass the model that was tuned, with the same tensor names{waiver}")
@@ -118,7 +121,7 @@ def _causes(before: Checkpoint, after: Checkpoint, left: Mapping[str, Sequence[s
     for name in left.get("base", ()):
         if (home := after.home(name)) != name:
             yield (
-                f"{before.path} has a head of its own, {after.path} ties {name} to {home}; save the tuned model "
+                f"{before.path} has a separate head, {after.path} ties {name} to {home}; save the tuned model "
                 "untied (tie_word_embeddings false) with its own head"
             )
     if before.family.title != after.family.title:
@@ -135,10 +138,10 @@ def _causes(before: Checkpoint, after: Checkpoint, left: Mapping[str, Sequence[s
 
 
 def _untied(before: Checkpoint, after: Checkpoint, name: str, home: str) -> str:
-    """The tuned model has a head of its own, the Base has none: a delta has one tensor for both."""
+    """The cause: the tuned model has a separate head, the Base has none, and a delta has one tensor for both."""
     embedding = home if home != name else next((h for h in before.ties.values()), name)
-    there = after.named(embedding, before.family) or embedding
-    same = there in after and after.info(there).shape == after.info(name).shape and after.equal(there, name)
+    other = after.named(embedding, before.family) or embedding
+    same = other in after and after.info(other).shape == after.info(name).shape and after.equal(other, name)
     tied = f"{before.path} ties {name} to {embedding}, {after.path} does not"
     if same:
         return f"{tied}, yet the two are equal; set tie_word_embeddings to true in the config.json of the tuned model"
@@ -157,11 +160,11 @@ def _by_token(
         if found is None:
             raise TokenMismatchError(
                 f"tensor {name}: {before.path} has {had} rows, {after.path} {has}, and {model.path} has no "
-                "tokenizer.json to match their tokens by; put the tokenizer it was trained with beside the weights"
+                "tokenizer.json to match their tokens by; put the tokenizer it was trained with into that folder"
             )
-    ours, theirs = fitted(marks[before], had), fitted(marks[after], has)  # type: ignore[arg-type]
-    rows = match_rows(ours, theirs, f"{after.path}: tensor {name}", ("Base", "tuned model"))
-    return rows, account(rows, ours, theirs, ("base", "tuned"))
+    base_marks, tuned_marks = fitted(marks[before], had), fitted(marks[after], has)  # type: ignore[arg-type]
+    rows = match_rows(base_marks, tuned_marks, f"{after.path}: tensor {name}", ("Base", "tuned model"))
+    return rows, account(rows, base_marks, tuned_marks, ("base", "tuned"))
 
 
 def _misshapen(

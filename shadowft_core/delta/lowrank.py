@@ -1,14 +1,14 @@
-"""The nearest matrices of low rank: of a delta to an error budget, and of a Base as PiSSA and OLoRA split it.
+"""The nearest matrices of low rank: of a delta within an error budget, and of a Base as PiSSA and OLoRA split it.
 
 Eckart and Young 1936: the first singular vectors give the nearest matrix of their rank, and the squared error is the
 sum of the squared singular values left out. Both come from the eigenvectors of the Gram matrix of the smaller side, in
-float64: memory min(rows, columns)^2 beside the matrix itself.
+float64; memory: the matrix and min(rows, columns)^2.
 """
 
 import math
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 
 from shadowft_core.delta.dense import Storage, write_dense
-from shadowft_core.delta.folder import DENSE, FACTORS, Delta, rounded
-from shadowft_core.delta.lora import Factors, write_factors
+from shadowft_core.delta.factors import Factors
+from shadowft_core.delta.folder import Delta
+from shadowft_core.delta.format import DENSE, rounded
+from shadowft_core.delta.lora import write_factors
 from shadowft_core.errors import ParamsError
 from shadowft_core.files import WORKERS
 from shadowft_core.weights import build_header, open_safetensors, write_safetensors
@@ -29,19 +31,20 @@ _BLOCK = 1024  # rows or columns that are float64 at a time
 def require_budget(budget: float) -> None:
     """Raises ParamsError unless 0 < budget < 1."""
     if not 0 < budget < 1:
-        raise ParamsError(f"lowrank {budget}: the relative error of every tensor, above 0 and below 1, is wanted")
+        raise ParamsError(f"lowrank {budget}: expected the relative error of every tensor, above 0 and below 1")
 
 
 def lower(delta: Delta, budget: float, folder: Path, storage: Storage) -> tuple[dict[str, Any], float]:
     """Write a delta as factors of the smallest ranks whose relative Frobenius error |D - BA| / |D| is at most `budget`.
 
-    Each tensor keeps the budget by itself. The error in its entry was measured on the float32 product that a reader
-    gets. What is no matrix, or has no factors that take fewer bytes than it takes now, stays exact, without error.
-    Returns the certificate's entries and the relative error over all tensors. Needs room for a few matrices in memory.
+    The budget holds for each tensor. The error in its entry is measured on the float32 product that a reader computes.
+    A tensor stays exact if it is not a matrix, or if no factors within the budget take fewer bytes than it takes now.
+    Returns the certificate's entries and the relative error over all tensors. Holds a few matrices in memory.
     """
     spill = folder / "factors"
     spill.mkdir()
-    names, found, most = sorted(delta.names), _kept(delta), _most(delta)
+    names, most = sorted(delta.names), _most(delta)
+    found = {name: factors for name in delta.names if (factors := delta.factors(name)) is not None}
     errors: dict[str, float] = {}
     lost = total = 0.0
 
@@ -72,22 +75,8 @@ def lower(delta: Delta, budget: float, folder: Path, storage: Storage) -> tuple[
     return entries, rounded(math.sqrt(lost / total))
 
 
-def _kept(delta: Delta) -> dict[str, Factors]:
-    """The factors that a delta has already."""
-    named = {name: entry for name, entry in delta.certificate["tensors"].items() if entry["form"] == "factors"}
-    stored = open_safetensors(delta.path / FACTORS) if named else None
-
-    def side(key: str) -> Callable[[], np.ndarray]:
-        return lambda: stored.read(key) if stored else np.empty(0)
-
-    return {
-        name: Factors(entry["rank"], entry["scaling"], side(f"{name}.lora_B"), side(f"{name}.lora_A"))
-        for name, entry in named.items()
-    }
-
-
 def _most(delta: Delta) -> dict[str, int]:
-    """By tensor, the highest rank whose float32 factors take fewer bytes than the tensor takes now; 0: no matrix."""
+    """By tensor, the highest rank whose float32 factors take fewer bytes than the tensor now; 0: not a matrix."""
     entries = delta.certificate["tensors"]
     stored = open_safetensors(delta.path / DENSE) if any(e["form"] != "factors" for e in entries.values()) else None
     most = {}
@@ -112,14 +101,14 @@ def _fit(matrix: np.ndarray, norm: float, budget: float, most: int) -> tuple[np.
         if error <= budget:
             return left, right, error
         rounding = error**2 - (tails[rank] if rank < len(tails) else 0.0)
-        if rounding >= budget**2:  # no rank helps: the budget is below what float32 factors can say
+        if rounding >= budget**2:  # no rank helps: the budget is below the precision of float32 factors
             return None
         rank = max(rank + 1, int(np.sum(tails > budget**2 - rounding)))
     return None
 
 
 def spectrum(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Squared singular values, falling, and the singular vectors of the smaller side as columns; float64.
+    """Squared singular values, descending, and the singular vectors of the smaller side as columns; float64.
 
     Left vectors of a wide matrix, right vectors of a tall one. The largest entry of every vector is positive.
     """
@@ -150,7 +139,7 @@ def _blocks(wide: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _distance(matrix: np.ndarray, left: np.ndarray, right: np.ndarray) -> float:
-    """Squared Frobenius distance to the product as a reader forms it: in float64, rounded once to float32."""
+    """Squared Frobenius distance to the product as a reader computes it: in float64, rounded once to float32."""
     wide, total = right.astype(np.float64), 0.0
     for start in range(0, len(matrix), _BLOCK):
         rows = slice(start, start + _BLOCK)
@@ -163,7 +152,7 @@ def _square(part: np.ndarray) -> float:
 
 
 def _spilled(file: Path, left: np.ndarray, right: np.ndarray) -> Factors:
-    """Factors on disk until their file is written: its header wants all ranks first."""
+    """Factors kept on disk until their file is written, whose header needs all ranks."""
     arrays = {"left": np.ascontiguousarray(left), "right": np.ascontiguousarray(right)}
     header = build_header({side: ("F32", array.shape) for side, array in arrays.items()})
     write_safetensors(file, header, lambda side: iter([arrays[side].reshape(-1)]))

@@ -1,57 +1,29 @@
-"""Adapters merged into their own Base: additive tensors keep their factors, the others become a difference.
+"""Writes the changes of an adapter as a delta: additive ones as factors, the others as a difference.
 
-The sum, the norms and the difference are formed in float64 and rounded once to float32, so the delta is the nearest
-float32 to what the adapter means, not the difference of two rounded models.
+The sum, the norms and the difference are computed in float64 and rounded once to float32, so the delta is the float32
+nearest to the exact one, not the difference of two rounded models.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from shadowft_core.delta.adapter import Adapter
+from shadowft_core.delta.change import Change
 from shadowft_core.delta.dense import Storage, write_dense
-from shadowft_core.delta.difference import FAR
-from shadowft_core.delta.folder import step
-from shadowft_core.delta.lora import Factors, write_factors
+from shadowft_core.delta.format import step
+from shadowft_core.delta.lora import write_factors
 from shadowft_core.errors import UnrelatedError, ZeroDeltaError
 from shadowft_core.weights import DTYPES, Checkpoint
-
-if TYPE_CHECKING:
-    from shadowft_core.delta.adapters import Adapter
+from shadowft_core.weights.similarity import CHANGE_UNRELATED as FAR
 
 
-@dataclass(frozen=True)
-class Change:
-    """The tuned tensor as a function of the Base's: `magnitude * (W + factors) / |W + factors|`, each part optional.
-
-    W is the Base's tensor or, where the adapter holds one, `replaced`; `rows` then overwrites rows of it.
-    """
-
-    factors: Factors | None = None
-    stacked: Callable[[int], np.ndarray] | None = None
-    """for a tensor of experts: float32 delta of the expert of that number"""
-    magnitude: str | None = None
-    """DoRA (Liu et al. 2024): norms of the outputs' weight vectors"""
-    outputs_are_columns: bool = False
-    """embeddings and Conv1D: the outputs of the layer are the columns of the stored tensor"""
-    replaced: str | None = None
-    rows: str | None = None
-    indices: tuple[int, ...] = ()
-    shift: str | None = None
-    """bias of lora_B, to be added `shift_scaling` times"""
-    shift_scaling: float = 0.0
-
-    @property
-    def additive(self) -> bool:
-        return replace(self, factors=None, outputs_are_columns=False) == Change()
-
-
-def write_changes(adapter: "Adapter", folder: Path, storage: Storage, unrelated: bool) -> dict[str, Any]:
+def write_changes(adapter: Adapter, folder: Path, storage: Storage, unrelated: bool) -> dict[str, Any]:
     """Write factors.safetensors and dense.safetensors as needed; returns the certificate's entries.
 
     Raises ZeroDeltaError, NotFiniteError, UnrelatedError.
@@ -63,7 +35,7 @@ def write_changes(adapter: "Adapter", folder: Path, storage: Storage, unrelated:
     tensor, one_at_a_time = lru_cache(2)(lambda name: _Tensor(adapter, name)), Lock()
 
     def part(name: str, number: int) -> tuple[np.ndarray, float]:
-        with one_at_a_time:  # two workers ask for parts of the same tensor, at most of two
+        with one_at_a_time:  # two workers need parts of one tensor, or of two
             prepared = tensor(name)
         return prepared.difference(number)
 
@@ -72,7 +44,7 @@ def write_changes(adapter: "Adapter", folder: Path, storage: Storage, unrelated:
         if whole and before and square > FAR**2 * before:
             raise UnrelatedError(
                 f"{adapter.source}: |difference| of tensor {name} is {math.sqrt(square / before):.2f} of |weights| "
-                f"(trained: below 0.1, unrelated: 1.4); pass its own Base, not {adapter.before.path}, or "
+                f"(trained: below 0.1, unrelated: 1.4); pass the Base it was trained on, not {adapter.before.path}, or "
                 "--unrelated"
             )
 
@@ -89,9 +61,9 @@ def write_changes(adapter: "Adapter", folder: Path, storage: Storage, unrelated:
 
 
 class _Tensor:
-    """One tensor of which tuned minus Base is asked part by part; holds what all parts need."""
+    """Computes tuned minus Base of one tensor, part by part; holds the arrays that all parts need."""
 
-    def __init__(self, adapter: "Adapter", name: str) -> None:
+    def __init__(self, adapter: Adapter, name: str) -> None:
         self._adapter, self._name, self._change = adapter, name, adapter.changes[name]
         self._info = adapter.before.info(name)
         self._width = self._info.shape[-1] if len(self._info.shape) > 1 else 1
@@ -110,7 +82,7 @@ class _Tensor:
         """Tuned minus Base, flat float32, elements from `number * step(shape)` on; and the Base's sum of squares."""
         base, tuned = self._sum(number)
         first = number * self._stride // self._width
-        with np.errstate(all="ignore"):  # what is not finite, as of a vector of norm 0, is refused where it is written
+        with np.errstate(all="ignore"):  # values that are not finite, as after a norm of 0, are refused when written
             if self._column_norms is not None:
                 tuned *= self._magnitude / self._column_norms
             elif self._magnitude is not None:
@@ -122,7 +94,7 @@ class _Tensor:
             return np.asarray(tuned - base, np.float32).reshape(-1), float(np.sum(np.square(base)))
 
     def _sum(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """`(Base, Base or replaced + what is added)`, whole rows, float64."""
+        """(Base, tuned before magnitudes and rows), whole rows, float64."""
         base = self._read(self._adapter.before, self._name, number)
         key = self._change.replaced
         start = self._read(self._adapter.weights, key, number) if key else base
@@ -135,8 +107,8 @@ class _Tensor:
         return stored.astype(np.float64).reshape(-1, self._width)
 
 
-def _addition(adapter: "Adapter", change: Change, shape: tuple[int, ...]) -> Callable[[int, int], np.ndarray]:
-    """A function from the first row and the number of rows to what is added to them, float64."""
+def _addition(adapter: Adapter, change: Change, shape: tuple[int, ...]) -> Callable[[int, int], np.ndarray]:
+    """A function from the first row and the number of rows to the float64 matrix that is added to them."""
     if change.factors is not None:
         left, right = change.factors.left().astype(np.float64), change.factors.right().astype(np.float64)
         left *= change.factors.scaling

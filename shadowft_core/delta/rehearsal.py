@@ -4,29 +4,30 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from shadowft_core.delta.adapters import ADAPTER_WEIGHTS, Adapter
+from shadowft_core.delta.adapter import ADAPTER_WEIGHTS
 from shadowft_core.delta.complete import NotAdapted
+from shadowft_core.delta.interpret import open_adapter
 from shadowft_core.errors import ShadowError, ShapeMismatchError, TensorMissingError
 from shadowft_core.weights import open_checkpoint
 
 
 def require_extractable(model: Path, planned: Path | Mapping[str, tuple[int, ...]]) -> None:
-    """Raises what `extract` would raise after the training, as far as config, names and shapes tell.
+    """Raises what `extract` would raise after the training, as far as config, names and shapes show.
 
     `planned` is a folder with the adapter as it is before the first step, or the shapes, by their names in files, of
-    the tensors that a full training will save. Tensors that only `model` holds are left to the waivers of `extract`,
-    for an adapter with a note.
+    the tensors that a full training will save. Tensors that only `model` holds are no error, since `extract` can
+    waive them; for an adapter, a note is printed.
     """
     before = open_checkpoint(model)
     if isinstance(planned, Path):
         try:
-            Adapter(before, planned)
+            open_adapter(before, planned)
         except NotAdapted as error:  # PEFT has just saved all it adapts; the rest is not in the loaded model
-            print(f"note: `extract` will ask for a waiver: {error}", file=sys.stderr)
+            print(f"note: `extract` will need a waiver: {error}", file=sys.stderr)
         except ShadowError as error:
-            said = str(error).replace(f"{planned / ADAPTER_WEIGHTS}: ", "").replace(f"{planned}", "the adapter")
+            reason = str(error).replace(f"{planned / ADAPTER_WEIGHTS}: ", "").replace(f"{planned}", "the adapter")
             raise type(error)(
-                f"{model}: with train.method: lora `extract` would later refuse: {said}; or use train.method: full"
+                f"{model}: with train.method: lora `extract` would refuse: {reason}; or use train.method: full"
             ) from None
         return
     own = {before.home(name): shape for name, shape in planned.items() if not before.family.ignores(name)}

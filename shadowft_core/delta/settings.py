@@ -1,4 +1,4 @@
-"""adapter_config.json of a PEFT LoRA adapter: what it adapts, how strongly, and what makes it impossible to repeat."""
+"""adapter_config.json of a PEFT LoRA adapter: what it adapts, how strongly, and the settings that are refused."""
 
 import math
 import re
@@ -11,15 +11,15 @@ from shadowft_core.files import read_json_object
 
 MERGE = "merge the adapter into the Base (PEFT merge_and_unload, float32) and pass the merged checkpoint"
 CONVERT = "save it with path_initial_model_for_weight_conversion, or merge it where it was trained, in float32"
-_RETRAIN = "no change of the Base's weights says the same: train LoRA without it"
+_RETRAIN = "this setting has no equivalent weight delta; train LoRA without it"
 
-# What PEFT cannot merge either: prompts and key-value caches, and layers whose change depends on their input.
+# Methods that PEFT cannot merge either: prompts and key-value caches, and layers whose change depends on the input.
 _UNMERGED = {
     *("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT", "CARTRIDGE"),
     *("XLORA", "POLY", "LILY", "SHADOW"),
 }
 _NO_WEIGHTS = {"alora_invocation_tokens", "arrow_config", "layer_replication"}
-# Fields whose effect is computed here or that have none on the weights. Any other field must be at its neutral value.
+# Fields that are handled here or do not affect the weights. Any other field must have its neutral value.
 _KNOWN = {
     *("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules"),
     *("exclude_modules", "layers_to_transform", "layers_pattern", "target_parameters", "lora_dropout", "task_type"),
@@ -29,7 +29,7 @@ _KNOWN = {
 }
 EMBEDDING = "the input embedding"
 _NEUTRAL = {"megatron_core": "megatron.core", "qalora_group_size": 16}
-_BASE_KEPT = (True, False, "gaussian", "eva", "orthogonal", "mica")  # initialisations that leave the Base as it is
+_BASE_KEPT = (True, False, "gaussian", "eva", "orthogonal", "mica")  # initialisations that do not change the Base
 
 
 class Settings:
@@ -44,7 +44,7 @@ class Settings:
         method = config.get("peft_type")
         if method != "LORA":
             remedy = _RETRAIN if method in _UNMERGED or (method == "BEFT" and not biased) else MERGE
-            raise AdapterError(f"{path}: peft_type={method!r}, LORA is wanted; {remedy}")
+            raise AdapterError(f"{path}: peft_type={method!r}, expected LORA; {remedy}")
         for field, value in sorted(config.items()):
             if field not in _KNOWN and value and value != _NEUTRAL.get(field):
                 remedy = _RETRAIN if field in _NO_WEIGHTS else MERGE
@@ -52,7 +52,7 @@ class Settings:
         self._require_types()
         self.dora = bool(config.get("use_dora"))
         self.transposed = bool(config.get("fan_in_fan_out"))
-        """what PEFT saved of the last layer it wrapped: its weight is stored (inputs, outputs), as in Conv1D"""
+        """whether the last layer that PEFT wrapped has its weight stored (inputs, outputs), as in Conv1D"""
         self.bias: str = config.get("bias") or "none"
         self.lora_bias = bool(config.get("lora_bias"))
         self.tied_training = bool(config.get("ensure_weight_tying"))
@@ -69,32 +69,37 @@ class Settings:
             return "pissa", None if value == "pissa" else int(value.rpartition("_")[2])
         if value == "olora":
             return "olora", None
-        # CorDA and LoRA-GA moved the Base by factors that came from data; LoftQ replaced it by its quantised form.
+        # CorDA and LoRA-GA changed the Base by factors computed from data; LoftQ replaced it by its quantised form.
         remedy = MERGE.replace("merge the", "where it was trained, merge the") if value == "loftq" else CONVERT
-        raise AdapterError(f"{self.path}: init_lora_weights={value!r} moved the Base by what no file tells; {remedy}")
+        raise AdapterError(
+            f"{self.path}: init_lora_weights={value!r} changed the Base by initialisation state that was not saved; "
+            f"{remedy}"
+        )
 
     def _require_types(self) -> None:
-        """What is read below must be of the type PEFT writes: a string taken for a list would match by its letters."""
+        """The fields used below must have the types PEFT writes: a string as a list would match letter by letter."""
         config = self._config
 
-        def refuse(field: str, wanted: str) -> AdapterError:
-            return AdapterError(f"{self.path}: {field}={config.get(field)!r}, {wanted} wanted; save the adapter again")
+        def refuse(field: str, expected: str) -> AdapterError:
+            return AdapterError(
+                f"{self.path}: {field}={config.get(field)!r}, expected {expected}; save the adapter again"
+            )
 
         ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
         for field, values in (("r", [config.get("r")]), ("rank_pattern", ranks.values())):
             if not all(isinstance(value, int) and value > 0 for value in values):
-                raise refuse(field, "a positive integer is")
+                raise refuse(field, "a positive integer")
         for field, values in (("lora_alpha", [config.get("lora_alpha")]), ("alpha_pattern", alphas.values())):
             if not all(isinstance(value, int | float) and value > 0 for value in values):
-                raise refuse(field, "a positive number is")
+                raise refuse(field, "a positive number")
         if config.get("bias") not in (None, "none", "all", "lora_only"):
-            raise refuse("bias", "none, all or lora_only is")
+            raise refuse("bias", "none, all or lora_only")
         for field in ("modules_to_save", "target_parameters"):
             if not all(isinstance(name, str) for name in config.get(field) or ()) or isinstance(config.get(field), str):
-                raise refuse(field, "a list of names is")
+                raise refuse(field, "a list of names")
         for indices in self.token_rows.values():
             if not isinstance(indices, list) or not all(isinstance(index, int) for index in indices):
-                raise refuse("trainable_token_indices", "a list of token ids is")
+                raise refuse("trainable_token_indices", "a list of token ids")
         for field in ("target_modules", "exclude_modules", "rank_pattern", "alpha_pattern"):
             value = config.get(field) or ()
             for pattern in [value] if isinstance(value, str) else value if isinstance(value, dict) else ():
@@ -115,8 +120,8 @@ class Settings:
         if isinstance(targets, str) or not matches(targets, module):
             return isinstance(targets, str) and matches(targets, module)
         layers = self._config.get("layers_to_transform")
-        wanted = [layers] if isinstance(layers, int) else layers
-        return not wanted or self._layer(module) in wanted
+        chosen = [layers] if isinstance(layers, int) else layers
+        return not chosen or self._layer(module) in chosen
 
     def _layer(self, module: str) -> int | None:
         patterns = self._config.get("layers_pattern") or []
@@ -129,8 +134,8 @@ class Settings:
         return matches(self._config.get("target_parameters"), name)
 
     def parameters_of(self, module: str) -> list[str]:
-        """Last words of the parameters of a module that PEFT adapts, in the order in which it wraps them: experts have
-        their inner matrices first."""
+        """Last words of the parameters of a module that PEFT adapts, in the order in which it wraps them: for experts,
+        the inner matrices first."""
         last = {name.rpartition(".")[2] for name in self._config.get("target_parameters") or ()}
         return sorted(
             (name for name in last if self.targets_parameter(f"{module}.{name}")), key=lambda n: (n[:4] == "down", n)
@@ -138,7 +143,7 @@ class Settings:
 
     @property
     def peft(self) -> tuple[int, ...] | None:
-        """Major and minor version of the PEFT that saved the adapter; None where it does not say (before 0.18)."""
+        """Major and minor version of the PEFT that saved the adapter; None where it is not recorded (before 0.18)."""
         found = re.match(r"(\d+)\.(\d+)", str(self._config.get("peft_version") or ""))
         return tuple(map(int, found.groups())) if found else None
 
@@ -156,24 +161,25 @@ class Settings:
     def token_rows(self) -> dict[str, list[int]]:
         """Per module: ids of the tokens whose rows were trained, in the order in which the rows are saved.
 
-        A plain list is that of the input embedding, whatever its name: it stands under EMBEDDING.
+        A plain list is that of the input embedding, whatever its name; its key here is EMBEDDING.
         """
         found = self._config.get("trainable_token_indices") or {}
         return found if isinstance(found, dict) else {EMBEDDING: found}
 
     def rank_and_scaling(self, key: str, held: int | None = None) -> tuple[int, float]:
-        """Of a module or parameter: alpha/rank (Hu et al. 2021), or alpha/sqrt(rank) (rsLoRA, Kalajdzievski 2023).
+        """Rank and scaling of a module or parameter: alpha/rank (Hu et al. 2021), or alpha/sqrt(rank) (rsLoRA,
+        Kalajdzievski 2023).
 
-        Training took the first pattern that was written, and PEFT saves them sorted. Where several differ, the rank is
-        the one that the factors hold, `held`; nothing but the patterns tells an alpha, so AdapterError is raised then.
+        Training used the first matching pattern as written, but PEFT saves them sorted. Where several match and differ,
+        the rank is that of the factors, `held`. The alpha is recorded nowhere else, so AdapterError is raised.
         """
         ranks = _pattern(self._config.get("rank_pattern"), key, self._config["r"])
         alphas = _pattern(self._config.get("alpha_pattern"), key, self._config["lora_alpha"])
         if len(set(alphas.values())) > 1:
             odd = " and ".join(f"{pattern!r}: {alpha}" for pattern, alpha in alphas.items())
             raise AdapterError(
-                f"{self.path}: alpha_pattern has {odd} for {key}; training took the one written first, PEFT saved them "
-                "sorted, and nothing else tells: leave the one that training took"
+                f"{self.path}: alpha_pattern has {odd} for {key}; training used the one written first, but PEFT saved "
+                "them sorted; remove all but the one that training used"
             )
         rank = next((rank for rank in ranks.values() if rank == held), next(iter(ranks.values())))
         alpha = next(iter(alphas.values()))
@@ -181,7 +187,7 @@ class Settings:
 
 
 def matches(patterns: str | Iterable[str] | None, module: str) -> bool:
-    """As PEFT matches modules: a string is a whole regular expression, of a list each is the end of the name."""
+    """As PEFT matches modules: a string is a regular expression for the whole name, a list holds ends of names."""
     if isinstance(patterns, str):
         return re.fullmatch(patterns, module) is not None
     return any(module == pattern or module.endswith(f".{pattern}") for pattern in patterns or ())

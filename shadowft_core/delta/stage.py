@@ -1,4 +1,4 @@
-"""The extract stage: from the model before tuning and what tuning left to a delta folder."""
+"""The extract stage: makes a delta folder from the model before tuning and the tuned model or adapter."""
 
 import shutil
 from collections.abc import Sequence
@@ -6,11 +6,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.delta.adapters import Adapter
 from shadowft_core.delta.base import write_base
 from shadowft_core.delta.dense import Storage, write_dense
 from shadowft_core.delta.difference import Difference
-from shadowft_core.delta.folder import BASE, CERTIFICATE, FORMAT, open_delta
+from shadowft_core.delta.folder import open_delta
+from shadowft_core.delta.format import BASE, CERTIFICATE, FORMAT
+from shadowft_core.delta.interpret import open_adapter
 from shadowft_core.delta.lowrank import lower, require_budget
 from shadowft_core.delta.merge import write_changes
 from shadowft_core.delta.tuned import read_tuned
@@ -28,20 +29,20 @@ def extract(
     ignore: Sequence[str] = (),
     standing: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Write the delta folder `out` from the model before tuning and what tuning left; returns its facts.
+    """Write the delta folder `out` from the model before tuning and the result of the tuning; return facts about it.
 
     `tuned` is a folder made by `train` (adapter/ or model/), a PEFT adapter folder or a checkpoint folder.
     The kind is `lora` where every tensor's delta is a product of the adapter's own factors, `dense` otherwise; with
-    `lowrank`, a relative error, it is the exact delta lowered to factors within that error in every tensor.
+    `lowrank`, a relative error, the exact delta is approximated by factors within that error in every tensor.
     Facts: `kind`, `tensors` (by form), `bytes` of the folder, `error`, |D - delta| / |D| over all tensors,
     `tokens` as in delta.json and `ignored`, its names.
 
-    `unrelated` waives the check that no matrix moved by more than its own norm, `ignore` names, by glob patterns,
-    tensors that only one side holds. `standing` are those of a whole project, which may match nothing here: they may
-    be meant for the Instruct. All stand in the certificate, and a graft of this delta honours the patterns.
+    `unrelated` waives the check that no matrix moved by more than its own norm. `ignore` are glob patterns of tensors
+    that only one side holds; `standing` are those of a whole project, which may match nothing here because they are
+    meant for the Instruct. All are recorded in the certificate, and a graft of this delta honours the patterns.
 
     Raises AdapterError for an adapter that cannot be exact, MisfitError when the two do not fit, UnrelatedError when a
-    matrix has nothing to do with the Base's, ZeroDeltaError, NotFiniteError, WrongBaseError when train.json names
+    matrix is not related to the Base's, ZeroDeltaError, NotFiniteError, WrongBaseError when train.json names
     another model, CheckpointError for unusable folders, ParamsError for a budget out of range. Nothing is written then.
     """
     if lowrank is not None:
@@ -80,27 +81,27 @@ def _exact(
 ) -> dict[str, Any]:
     """Write a whole delta into an existing folder; returns its certificate."""
     before = open_checkpoint(base)
-    left = read_tuned(tuned)
-    beside: dict[str, Any] = {}
-    if left.adapter:
+    result = read_tuned(tuned)
+    extra: dict[str, Any] = {}
+    if result.adapter:
         note_unknown(before)
-        adapter = Adapter(before, left.weights, [*ignore, *standing])
-        require_met(ignore, adapter.ignored, f"{base} and {left.weights}")
+        adapter = open_adapter(before, result.weights, [*ignore, *standing])
+        require_met(ignore, adapter.ignored, f"{base} and {result.weights}")
         tensors, ignored = write_changes(adapter, folder, storage, unrelated), adapter.ignored
     else:
-        delta = Difference(before, open_checkpoint(left.weights), unrelated, ignore, standing)
+        delta = Difference(before, open_checkpoint(result.weights), unrelated, ignore, standing)
         shapes = {name: delta.shape(name) for name in delta.names}
         tensors = write_dense(folder, shapes, delta.part, storage, delta.require_related)
         ignored = delta.layout.ignored
-        beside |= {"tokens": delta.layout.tokens} if delta.layout.tokens else {}
+        extra |= {"tokens": delta.layout.tokens} if delta.layout.tokens else {}
     if ignored or ignore or standing:
-        beside |= {"ignored": {"patterns": [*ignore, *standing], "names": ignored}}
+        extra |= {"ignored": {"patterns": [*ignore, *standing], "names": ignored}}
     write_base(before, folder)
-    left.require_start(before)
+    result.require_start(before)
     factors_only = all(entry["form"] == "factors" for entry in tensors.values())
     certificate = {
         "format": FORMAT,
-        "kind": "lora" if left.adapter and factors_only else "dense",
+        "kind": "lora" if result.adapter and factors_only else "dense",
         "base": {
             "digest": before.digest(),
             "tokenizer_digest": before.tokenizer_digest(),
@@ -109,15 +110,15 @@ def _exact(
         },
         "tensors": tensors,
         "train": None
-        if left.train is None
+        if result.train is None
         else {
-            "digest": file_digest(left.record),
-            "data_digest": left.train.get("data_digest"),
-            "seed": left.train.get("seed"),
+            "digest": file_digest(result.record),
+            "data_digest": result.train.get("data_digest"),
+            "seed": result.train.get("seed"),
         },
         "waivers": ["unrelated"] if unrelated else [],
         "created_by": f"shadowft {version('shadowft')}",
-        **beside,
+        **extra,
     }
     write_json_atomically(folder / CERTIFICATE, certificate)
     return certificate

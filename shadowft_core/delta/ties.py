@@ -1,18 +1,14 @@
-"""Adapters of tied tensors: one tensor stands for all that are tied to it, so their changes must be equal."""
-
-from typing import TYPE_CHECKING
+"""Adapters of tied tensors: the Base stores one tensor for all that are tied, so their changes must be equal."""
 
 import numpy as np
 
-from shadowft_core.delta.merge import Change
+from shadowft_core.delta.adapter import Adapter
+from shadowft_core.delta.change import Change
 from shadowft_core.errors import AdapterError
 
-if TYPE_CHECKING:
-    from shadowft_core.delta.adapters import Adapter
 
-
-def merge_tied(adapter: "Adapter") -> None:
-    """Leave one change for every set of tied tensors. Raises AdapterError where they were trained separately."""
+def merge_tied(adapter: Adapter) -> None:
+    """Leave one change for every set of tied tensors. Raises AdapterError where they differ."""
     for alias, home in adapter.before.ties.items():
         if not {alias, home} & set(adapter.changes):
             continue
@@ -26,17 +22,17 @@ def merge_tied(adapter: "Adapter") -> None:
                 "train with ensure_weight_tying=True, or merge it" if honoured else "merge it where it was trained,"
             )
             raise AdapterError(
-                f"{adapter.file}: {adapter.before.path} ties {alias} to {home}, the adapter trained them apart; "
+                f"{adapter.file}: {adapter.before.path} ties {alias} to {home}, the adapter trained them separately; "
                 f"{remedy} into an untied Base"
             )
         adapter.changes[home] = kept
 
 
-def _same(adapter: "Adapter", one: Change, other: Change) -> bool:
+def _same(adapter: Adapter, one: Change, other: Change) -> bool:
     def arrays(change: Change) -> list[np.ndarray]:
         pair = change.factors
         factors = [] if pair is None else [np.array(pair.scaling), pair.left(), pair.right()]
         return [*factors, *(adapter.read(key) for key in (change.replaced, change.magnitude) if key)]
 
-    ours, theirs = arrays(one), arrays(other)
-    return len(ours) == len(theirs) > 0 and all(map(np.array_equal, ours, theirs))
+    first, second = arrays(one), arrays(other)
+    return len(first) == len(second) > 0 and all(map(np.array_equal, first, second))

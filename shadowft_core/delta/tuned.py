@@ -1,11 +1,11 @@
-"""What training left, and from which model it says it started: read by `extract`, and where no delta is stored."""
+"""The result of a training, and the record of the model it started from; read by `extract` and one-pass grafts."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shadowft_core.delta.adapters import ADAPTER_CONFIG
+from shadowft_core.delta.adapter import ADAPTER_CONFIG
 from shadowft_core.delta.difference import Difference
 from shadowft_core.errors import AdapterError, DeltaError, WrongBaseError
 from shadowft_core.files import read_json_object
@@ -22,21 +22,23 @@ class Tuned(NamedTuple):
     """the adapter or the checkpoint"""
     record: Path
     train: dict[str, Any] | None
-    """what the record says, where there is one"""
+    """content of the record, if there is one"""
 
     @property
     def adapter(self) -> bool:
         return (self.weights / ADAPTER_CONFIG).is_file()
 
     def require_start(self, base: Checkpoint) -> None:
-        """Raises WrongBaseError when training started from another model than `base`."""
+        """Raises WrongBaseError when training started from another model than `base`, according to the record."""
         digest = base.digest()
         if self.train is not None and (start := self.train.get("model_digest", digest)) != digest:
-            raise WrongBaseError(f"{self.record}: was tuned from {start}, {base.path} is {digest}; pass that model")
+            raise WrongBaseError(
+                f"{self.record}: was tuned from {start}, but {base.path} is {digest}; pass the model it was tuned from"
+            )
 
 
 def read_tuned(folder: Path) -> Tuned:
-    """What training left in a folder; subfolders such as checkpoint-500/ are ignored.
+    """Find the result of a training in a folder; subfolders such as checkpoint-500/ are ignored.
 
     Raises DeltaError naming both files when the folder is ambiguous.
     """
@@ -60,9 +62,9 @@ def _kinds(folder: Path) -> list[str]:
 
 
 def open_difference(base: Path, tuned: Path, unrelated: bool = False, ignore: Sequence[str] = ()) -> Difference:
-    """The difference of a checkpoint folder and what training left of it.
+    """The difference of a checkpoint folder and a model tuned from it.
 
-    `ignore`: patterns of tensors that only one side holds; they may match none here and be meant for the Instruct.
+    `ignore`: patterns of tensors that only one side holds; they may match nothing here and be meant for the Instruct.
 
     Raises AdapterError for an adapter, DeltaError, WrongBaseError when train.json names another model, CheckpointError
     for unusable folders, and as `Difference` does.

@@ -1,4 +1,4 @@
-"""The driver of `make demo-real`: the flow `retrain`, unchanged, on a real small model, in a workspace of its own.
+"""`make demo-real`: runs the flow `retrain`, unchanged, on a real small model in a separate workspace.
 
 python -m shadowft_core.demo.real --help
 """
@@ -31,29 +31,25 @@ app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode="rich", add_c
 
 @app.command()
 def run(
-    data: Annotated[Path, typer.Option(help="training rows: json, jsonl or parquet; about 250 tokens a row suit best")],
-    guard: Annotated[Path | None, typer.Option(help="ARC Easy as json lines with query, choices and gold")] = None,
-    text: Annotated[Path | None, typer.Option(help="plain text the synthetic Base is trained on")] = None,
-    workspace: Annotated[Path, typer.Option(help="clone that the run works in; made, or brought up to date")] = Path(
-        "var/real"
-    ),
-    save: Annotated[Path | None, typer.Option(help="folder for the result as demo-real-DATA.md and .json")] = None,
+    data: Annotated[Path, typer.Option(help="training rows: json, jsonl or parquet; best with about 250 tokens each")],
+    guard: Annotated[Path | None, typer.Option(help="ARC Easy as JSON lines with query, choices and gold")] = None,
+    text: Annotated[Path | None, typer.Option(help="plain text to train the synthetic Base on")] = None,
+    workspace: Annotated[Path, typer.Option(help="clone for the run; created or updated")] = Path("var/real"),
+    save: Annotated[Path | None, typer.Option(help="folder for the results demo-real-DATA.md and .json")] = None,
 ) -> None:
-    """Run the whole road on SmolLM2-135M-Instruct and a synthetic Base made from it.
+    """Run the whole pipeline on SmolLM2-135M-Instruct and a synthetic Base made from it.
 
-    The Base is the Instruct, trained for a short while on plain text. It shows that the road carries a real model; it
-    says nothing about the published Base. An hour or so on two cores, 5 GB of disk.
+    The Base is the Instruct, trained briefly on plain text. The run shows that the pipeline works with a real model; it
+    is no evidence about the published Base. It takes about an hour on two cores, and 5 GB of disk.
 
     Example: python -m shadowft_core.demo.real --data my_rows.jsonl
 
     Example: python -m shadowft_core.demo.real --data my_rows.jsonl --guard arc_easy.jsonl --save benchmarks/results
     """
     prepare_workspace(workspace, data, guard, text)
-    smollm2.resolve("smollm2:instruct")  # a missing package is said before any stage starts
+    smollm2.resolve("smollm2:instruct")  # so that a missing package is reported before any stage starts
     if guard is None:
-        print(
-            "no --guard: harm outside the domain is not measured, and the verdict cannot speak of it", file=sys.stderr
-        )
+        print("no --guard: harm outside the domain is not measured, so the verdict does not cover it", file=sys.stderr)
     from shadowft_core.pipeline.command import run_flow
 
     run_flow("flows.retrain", workspace)
@@ -62,10 +58,10 @@ def run(
 
 
 def prepare_workspace(workspace: Path, data: Path, guard: Path | None, text: Path | None) -> None:
-    """Clone the last commit into `workspace` (or bring the clone up to date), copy the inputs, write params.yaml.
+    """Clone the last commit into `workspace`, or update the clone; copy the inputs; write params.yaml.
 
-    Stage outputs of an earlier run stay, so an unchanged stage is not run again. Raises InputError when an input is
-    missing or the guard's rows are not usable; the workspace is not touched then.
+    Stage outputs of an earlier run stay, so unchanged stages are skipped. Raises InputError when an input is missing or
+    a row of the guard is not usable; then the workspace is not changed.
     """
     for option, file in (("--data", data), ("--guard", guard), ("--text", text)):
         if file is not None and not file.is_file():
@@ -79,7 +75,7 @@ def prepare_workspace(workspace: Path, data: Path, guard: Path | None, text: Pat
     base = {"steps": str(smollm2.DEFAULT_STEPS)}
     with new_folder(workspace / "input") as folder:
         shutil.copyfile(data, folder / rows)
-        if text is not None:  # named by content: DVC sees params.yaml change when the text does
+        if text is not None:  # named by content, so that params.yaml changes when the text does
             name = f"text-{file_digest(text).removeprefix('sha256:')[:12]}.txt"
             shutil.copyfile(text, folder / name)
             base["text"] = f"input/{name}"
@@ -90,7 +86,7 @@ def prepare_workspace(workspace: Path, data: Path, guard: Path | None, text: Pat
 
 
 def settings_of(data: str, base: str, *, guarded: bool) -> dict[str, Any]:
-    """params.yaml of the demo: both routes, a short LoRA, item counts that two cores can score in half an hour."""
+    """params.yaml of the demo: both routes, a short LoRA, and as many items as two cores score in half an hour."""
     return {
         "routes": {
             "shadow": {"model": "base", "graft": ""},
@@ -111,7 +107,7 @@ def settings_of(data: str, base: str, *, guarded: bool) -> dict[str, Any]:
             "scales": [0.5, 0.75, 1.0],
             "domain": ["heldout_dev"],
             "guards": [f"{GUARD}_dev"] if guarded else [],
-            "tolerance": 0.04,  # of 32 dev items one may flip
+            "tolerance": 0.04,  # one of 32 dev items
         },
         "graft": {"scale": "sweep", "dtype": "instruct"},
         "evaluate": {
@@ -127,9 +123,9 @@ def settings_of(data: str, base: str, *, guarded: bool) -> dict[str, Any]:
 
 
 def guard_items(file: Path) -> dict[str, list[dict[str, Any]]]:
-    """The distinct items of a json lines file in an order drawn by hash: a dev part, the rest is the test part.
+    """The distinct items of a JSON lines file, ordered by hash: first the dev part, then the test part.
 
-    Raises InputError naming the first line without query (text), choices (two texts or more) and gold (index).
+    Raises InputError naming the first line that lacks query (text), choices (two or more texts) or gold (index).
     """
     items: dict[str, dict[str, Any]] = {}
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
@@ -144,16 +140,16 @@ def guard_items(file: Path) -> dict[str, list[dict[str, Any]]]:
         except (ValueError, KeyError, TypeError):
             usable = False
         if not usable:
-            raise InputError(f"--guard {file}:{number}: needs query (text), choices (2 or more texts), gold (index)")
+            raise InputError(f"--guard {file}:{number}: expected query (text), choices (2 or more texts), gold (index)")
         items.setdefault(hashlib.sha256(item["query"].encode()).hexdigest(), item)
     drawn = [items[key] for key in sorted(items)]
     if len(drawn) < 2 * GUARD_DEV_ITEMS:
-        raise InputError(f"--guard {file}: {len(drawn)} distinct items, {2 * GUARD_DEV_ITEMS} or more are needed")
+        raise InputError(f"--guard {file}: {len(drawn)} distinct items, expected {2 * GUARD_DEV_ITEMS} or more")
     return {f"{GUARD}_dev": drawn[:GUARD_DEV_ITEMS], GUARD: drawn[GUARD_DEV_ITEMS:]}
 
 
 def write_tasks(folder: Path, items: dict[str, list[dict[str, Any]]]) -> None:
-    """Make a task folder: for each task its items and a task file that asks as the harness's own arc_easy does."""
+    """Create a task folder: for each task its items, and a task file like the harness's arc_easy."""
     folder.mkdir()
     for task, part in items.items():
         (folder / f"{task}.jsonl").write_bytes(b"".join(canonical_json(item) + b"\n" for item in part))
@@ -174,8 +170,8 @@ metric_list:
 
 
 def save_result(workspace: Path, data: Path, folder: Path) -> None:
-    """Copy table, verdict, what they mean and how long each stage took to `folder`/demo-real-DATA.{md,json}."""
-    from shadowft_core.pipeline.display import Result
+    """Write table, verdict, their meaning and the time of each stage to `folder`/demo-real-DATA.{md,json}."""
+    from shadowft_core.pipeline.result import Result
 
     work, params = workspace / "work", load_params(workspace / "params.yaml")
     verdict, pair, report = (_read(work / name) for name in ("verdict.json", "pair/pair.json", "data/data-report.json"))
@@ -195,8 +191,8 @@ def save_result(workspace: Path, data: Path, folder: Path) -> None:
 
 What this means: `heldout` is the log-likelihood of the reference reply, in nats per byte, on rows held out from the
 data; guards are shares of right answers. {MEANING[verdict["decision"]]}
-The Base is synthetic, made from the Instruct itself by a short training on plain text: the numbers show that the road
-carries a real model. They are no evidence for or against the paper.
+The Base is synthetic, made from the Instruct by a short training on plain text: the numbers show that the pipeline
+works with a real model. They are no evidence for or against the paper.
 """
     name = f"demo-real-{_plain(data.stem)}"
     everything = {"verdict": verdict, "pair": pair, "data": report["splits"], "sweep": sweeps, "seconds": seconds}
@@ -208,7 +204,7 @@ carries a real model. They are no evidence for or against the paper.
 MEANING = {
     "promote": "The graft is better than the untouched Instruct and than direct tuning on these items, no harm shown.",
     "hold": "The graft is not better than both the untouched Instruct and direct tuning, or it harms a guard.",
-    "undecided": "Nothing speaks against the graft, but there are too few items to tell.",
+    "undecided": "Nothing speaks against the graft, but there are too few items to decide.",
 }
 
 
@@ -223,12 +219,12 @@ def _read(path: Path) -> Any:
 def _git(*arguments: str) -> None:
     done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
-        said = " ".join(done.stderr.split())
-        raise InputError(f"git {' '.join(arguments)}: {said}; the demo works in a clone of this repository")
+        problem = " ".join(done.stderr.split())
+        raise InputError(f"git {' '.join(arguments)}: {problem}; run the demo in a clone of this repository")
 
 
 def main() -> None:
-    """Run the command line; a ShadowError is one line and its exit code."""
+    """Run the command line; a ShadowError becomes one line and an exit code."""
     try:
         app(prog_name="python -m shadowft_core.demo.real")
     except ShadowError as error:

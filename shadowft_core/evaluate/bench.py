@@ -1,7 +1,7 @@
-"""Tasks and scores: lm-evaluation-harness behind one door.
+"""Tasks and scores, through lm-evaluation-harness.
 
-A `Bench` builds its tasks once. Every model it scores meets the same items, the same rendered prompts and the same chat
-template, greedy and with the same seeds, so that the scores of two models pair up item by item.
+A `Bench` builds its tasks once. Every model gets the same items, rendered prompts and chat template, greedy decoding
+and the same seeds, so the scores of two models can be paired item by item.
 """
 
 import io
@@ -25,20 +25,16 @@ from shadowft_core.params import Evaluate
 
 Role = Literal["domain", "guard"]
 PER_BYTE = "logprob_per_byte"
-SHOWN = 2000  # characters of a prompt (its end) and of a reply (its beginning) kept in items.jsonl
+SHOWN = 2000  # characters of a prompt (its end) and of a reply (its beginning) written to items.jsonl
 SEED = 0
-COMPLAINTS = (
-    "truncat",
-    "label index",
-    "removing the system role",
-)  # the harness warns and goes on; here they end the run
+FATAL_WARNINGS = ("truncat", "label index", "removing the system role")  # the harness only warns; the score is wrong
 
 
 @dataclass(frozen=True)
 class Item:
     """One scored item: `item` is the digest of document and prompt, `score` is better when higher.
 
-    `prompt` (as rendered by the template) and `output` are kept for people to read, shortened to SHOWN characters.
+    `prompt` (as rendered by the template) and `output` are for people to read, shortened to SHOWN characters.
     """
 
     item: str
@@ -73,7 +69,7 @@ class Bench:
     def score(self, model: Any, arm: str) -> dict[str, TaskScore]:
         """Score one loaded causal language model on every task; `arm` names it in the progress lines.
 
-        Raises EvaluationError when a task fails, has no items, cuts a prompt short or gives no usable per-item score.
+        Raises EvaluationError when a task fails, has no items, truncates a prompt or gives no usable score per item.
         """
         with quiet():
             from lm_eval.models.huggingface import HFLM
@@ -94,15 +90,17 @@ class Bench:
             chosen = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
             metric = PER_BYTE if task.OUTPUT_TYPE == "loglikelihood" else chosen[0]["metrics"][0]
             if not task.higher_is_better().get(metric, True):
-                raise EvaluationError(f"task {name}: lower {metric} is better; list a metric first that grows")
-            seen: dict[str, int] = {}
+                raise EvaluationError(
+                    f"task {name}: lower {metric} is better; list first a metric where higher is better"
+                )
+            copies: dict[str, int] = {}
             items = []
             for sample in chosen:
                 digest = _item_digest(sample)
-                seen[digest] = seen.get(digest, -1) + 1  # the same item twice in a task: both count, in file order
+                copies[digest] = copies.get(digest, -1) + 1  # an item twice in a task: both count, in file order
                 items.append(
                     Item(
-                        item=f"{digest}#{seen[digest]}" if seen[digest] else digest,
+                        item=f"{digest}#{copies[digest]}" if copies[digest] else digest,
                         score=_item_score(name, metric, sample),
                         prompt=str(sample["arguments"][0][0])[-SHOWN:],
                         output=_output(task, sample)[:SHOWN],
@@ -117,8 +115,8 @@ def open_bench(
 ) -> Iterator[Bench]:
     """Build the named tasks with the tokenizer and chat template of the Instruct.
 
-    `{data}` in a task file stands for `data`, the folder made by `prepare`. What the datasets library caches lives in a
-    temporary folder until the block ends.
+    `{data}` in a task file means `data`, the folder made by `prepare`. The datasets library uses a temporary cache,
+    which is deleted when the block ends.
 
     Raises EvaluationError: no chat template, an unknown task, a missing or empty data file, a task that samples.
     """
@@ -141,7 +139,7 @@ def open_bench(
 
 @contextmanager
 def quiet() -> Iterator[list[str]]:
-    """Keep the bars and remarks of the libraries off the screen; yields the list of the harness's warnings."""
+    """Hide the progress bars and messages of the libraries; yields the list of the harness's warnings."""
     warnings: list[str] = []
 
     class Collect(logging.Handler):
@@ -161,19 +159,19 @@ def quiet() -> Iterator[list[str]]:
 
 
 class _Progress:
-    """Stands where the harness would store answers: it hears of each one and says how far the task is."""
+    """In place of the harness's cache of answers: it is called with each one, and prints how far the task is."""
 
     def __init__(self, label: str, task: Any, stream: TextIO) -> None:
         self._label, self._task, self._stream = label, task, stream
-        self._done, self._said = 0, time.monotonic()
+        self._done, self._printed = 0, time.monotonic()
 
     def add_partial(self, attr: str, request: Any, answer: Any) -> None:
         self._done += 1
         requests = sum(instance.repeats for instance in self._task.instances)
-        if self._done == requests or time.monotonic() - self._said >= 1:
+        if self._done == requests or time.monotonic() - self._printed >= 1:
             items = len({instance.doc_id for instance in self._task.instances})
             print(f"{self._label} {self._done * items // requests}/{items}", file=self._stream, flush=True)
-            self._said = time.monotonic()
+            self._printed = time.monotonic()
 
 
 def _tokenizer(instruct: Path) -> Any:
@@ -182,13 +180,17 @@ def _tokenizer(instruct: Path) -> Any:
 
         tokenizer = load(AutoTokenizer, instruct)
     if not tokenizer.chat_template:
-        raise EvaluationError(f"{instruct}: its tokenizer has no chat template; the Instruct must bring one")
+        raise EvaluationError(
+            f"{instruct}: its tokenizer has no chat template; an Instruct model has one, check fetch.instruct"
+        )
     return tokenizer
 
 
 def _run(lm: Any, task: Any, name: str, limit: int | None) -> list[dict[str, Any]]:
-    """The logged samples of one task. `lm_eval.evaluate` rather than `simple_evaluate`: that one also lists the
-    machine's packages, asks git and looks the model up on a hub, for every call."""
+    """The logged samples of one task.
+
+    Calls `lm_eval.evaluate`, as `simple_evaluate` also lists the machine's packages, runs git and asks a hub each time.
+    """
     import random
 
     import lm_eval
@@ -210,11 +212,11 @@ def _run(lm: Any, task: Any, name: str, limit: int | None) -> list[dict[str, Any
             fewshot_as_multiturn=True,
         )
     for warning in warnings:
-        if any(complaint in warning.lower() for complaint in COMPLAINTS):
+        if any(text in warning.lower() for text in FATAL_WARNINGS):
             raise EvaluationError(f"task {name}: {warning:.300}; shorten or repair the items, the score would be wrong")
     samples: list[dict[str, Any]] = results["samples"][name]
     if not samples:
-        raise EvaluationError(f"task {name}: no items, 1 or more are needed; look at its test_split and process_docs")
+        raise EvaluationError(f"task {name}: no items, expected 1 or more; check its test_split and process_docs")
     return samples
 
 
@@ -226,7 +228,7 @@ def _item_digest(sample: dict[str, Any]) -> str:
 
 
 def _item_score(name: str, metric: str, sample: dict[str, Any]) -> float:
-    """A loglikelihood task: nats per UTF-8 byte of the reply; any other: the first metric it lists, in [0, 1]."""
+    """Of a loglikelihood task: nats per UTF-8 byte of the reply; of any other: the first metric it lists, in [0, 1]."""
     if metric == PER_BYTE:
         reply = sample["arguments"][0][1]
         if not reply:
@@ -240,7 +242,7 @@ def _item_score(name: str, metric: str, sample: dict[str, Any]) -> float:
     value = sample[metric]
     if isinstance(value, (tuple, list, dict)) or not 0 <= float(value) <= 1:
         raise EvaluationError(
-            f"task {name}: {metric} gave {value!r:.80}, a number from 0 to 1 an item is needed; list one first"
+            f"task {name}: {metric} gave {value!r:.80} for an item, expected a number from 0 to 1; list another first"
         )
     return float(value)
 
@@ -258,7 +260,7 @@ def _output(task: Any, sample: dict[str, Any]) -> str:
 
 @contextmanager
 def _one_line(where: str) -> Iterator[None]:
-    """Whatever a task file makes the harness raise becomes one EvaluationError that names the task."""
+    """Turn any exception of the harness into an EvaluationError of one line that names the task."""
     try:
         yield
     except EvaluationError:
@@ -266,5 +268,5 @@ def _one_line(where: str) -> Iterator[None]:
     except Exception as error:
         text = " ".join(str(error).split())
         raise EvaluationError(
-            f"{where}: {type(error).__name__}: {text:.400}; mend the task file or its data"
+            f"{where}: {type(error).__name__}: {text:.400}; correct the task file or its data"
         ) from error

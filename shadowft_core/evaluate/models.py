@@ -1,4 +1,4 @@
-"""Models in memory: a folder as it lies on disk, or the Instruct with deltas grafted on and nothing written."""
+"""Models in memory: loaded from a folder, or the Instruct with deltas grafted in memory."""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,38 +8,35 @@ from typing import Any
 from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate.bench import quiet
 from shadowft_core.files import read_json_object
+from shadowft_core.graft import Options, grafted_tensors
 from shadowft_core.loading import load, load_model
 from shadowft_core.weights import DTYPES, model_digest
 
-SMALL = 50_000_000  # parameters up to which one thread is as fast as many, and the same on every machine
+ONE_THREAD_PARAMETERS = 50_000_000  # up to this size one thread is as fast as many, and gives the same bits anywhere
 
 
 def load_folder(folder: Path) -> Any:
     """A Hugging Face folder as a causal language model, in evaluation mode.
 
-    On a CUDA device with the weights' own dtype, on the CPU in float32.
-    Raises EvaluationError: not a causal language model, weights missing or left over; CheckpointError as `load_model`.
+    On a CUDA device in the dtype of the weights, on the CPU in float32.
+    Raises EvaluationError for another kind of model, and for missing or unexpected weights; CheckpointError as
+    `loading.load_model`.
     """
     return _load(folder, None)
 
 
-def load_grafted(
-    instruct: Path, deltas: Sequence[tuple[Path, float]], scope: Any = "all", dtype: str = "instruct", **options: Any
-) -> tuple[Any, str]:
+def load_grafted(instruct: Path, deltas: Sequence[tuple[Path, float]], options: Options) -> tuple[Any, str]:
     """The Instruct with `scale * delta` added, as `load_folder` would load the grafted folder, and its model digest.
 
-    Takes the tensors from `graft.grafted_tensors`, which gets the `options`, so they are the bits that `shadowft graft`
-    writes.
+    The tensors come from `graft.grafted_tensors`, which gets the `options`: the same bits that `shadowft graft` writes.
     Raises what `grafted_tensors` and `load_folder` raise.
     """
     import torch
 
-    from shadowft_core.graft import grafted_tensors
-
     names = {numpy_dtype: name for name, numpy_dtype in DTYPES.items()}
     weights, digests = {}, {}
-    for name, array in grafted_tensors(instruct, list(deltas), scope, dtype, **options):
-        data = bytearray(array.tobytes())  # a copy of our own: the stream may use its buffer again
+    for name, array in grafted_tensors(instruct, deltas, options):
+        data = bytearray(array.tobytes())  # a copy, as the stream may reuse its buffer
         digests[name] = (names[array.dtype], array.shape, f"sha256:{hashlib.sha256(data).hexdigest()}")
         torch_dtype = getattr(torch, array.dtype.name)
         empty = torch.empty(array.shape, dtype=torch_dtype)
@@ -76,6 +73,6 @@ def _load(folder: Path, weights: dict[str, Any] | None) -> Any:
         raise EvaluationError(
             f"{folder}: weights and config.json disagree: {wrong!s:.400}; the folder is incomplete or mixed"
         )
-    if model.num_parameters() <= SMALL:
+    if model.num_parameters() <= ONE_THREAD_PARAMETERS:
         torch.set_num_threads(1)
     return model.to("cuda" if cuda else "cpu").eval()

@@ -1,4 +1,4 @@
-"""Task files: which tasks a folder offers, and how one becomes a task of the harness without a network."""
+"""Task files: the tasks that a folder offers, built for the harness without a network."""
 
 import glob
 from collections.abc import Iterator
@@ -8,13 +8,13 @@ from typing import Any
 from shadowft_core.errors import EvaluationError, ParamsError
 from shadowft_core.files.yamlfile import check_keys
 
-BUILT_IN = Path(__file__).parent / "tasks"  # heldout and heldout_dev, beside whatever the user's folder offers
+BUILT_IN = Path(__file__).parent / "tasks"  # heldout and heldout_dev, which are always offered
 
 
 class TaskFiles:
     """All tasks named by the *.yaml files of a folder and by the built-in ones.
 
-    Raises EvaluationError: no such folder, an unreadable file, a name given twice.
+    Raises EvaluationError for a missing folder, an unreadable file, or a name that two files give.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -32,9 +32,9 @@ class TaskFiles:
             except Exception as error:
                 raise EvaluationError(f"{path}: not a task file: {' '.join(str(error).split()):.300}") from error
             if not isinstance(name, str):
-                continue  # a group, or a piece that other files include
+                continue  # a group, or a file that others include
             if name in self._paths:
-                raise EvaluationError(f"{path}: task {name} stands in {self._paths[name]} already; rename one of them")
+                raise EvaluationError(f"{path}: task {name} is also defined in {self._paths[name]}; rename one of them")
             self._paths[name] = path
 
     def path(self, name: str) -> Path:
@@ -46,9 +46,10 @@ class TaskFiles:
         return self._paths[name]
 
     def build(self, name: str, data: Path, cache: Path) -> Any:
-        """The task as the harness wants it: data files made absolute, `{data}` filled in, the cache put into `cache`.
+        """The harness's task: data file paths absolute, `{data}` replaced, the datasets library's cache in `cache`.
 
-        Raises EvaluationError: a data file that is missing or empty, a task that samples instead of answering greedily.
+        Raises EvaluationError for a data file that is missing or empty, and a task that samples instead of decoding
+        greedily.
         """
         from lm_eval.tasks import TaskManager
         from lm_eval.tasks._yaml_loader import load_yaml
@@ -67,7 +68,7 @@ class TaskFiles:
         generation = task.config.generation_kwargs or {}
         if generation.get("do_sample") or generation.get("temperature"):
             raise EvaluationError(
-                f"task {name}: it samples ({generation}); scores are compared greedily, drop do_sample"
+                f"task {name}: it samples ({generation}); scores need greedy decoding, remove do_sample and temperature"
             )
         if task.config.num_fewshot is None:
             task.set_config(key="num_fewshot", value=0)
@@ -75,7 +76,7 @@ class TaskFiles:
 
 
 def _absolute(files: Any, folder: Path, data: Path) -> Any:
-    """The data files, escaped: the datasets library reads every path as a glob pattern, even a folder `runs [2]`."""
+    """The data files, escaped, as the datasets library reads every path as a glob pattern, even a folder `runs [2]`."""
     if isinstance(files, dict):
         return {split: _absolute(part, folder, data) for split, part in files.items()}
     if isinstance(files, list):
@@ -95,13 +96,13 @@ def _flat(files: Any) -> Iterator[str]:
 
 
 def _check_rows(name: str, file: str) -> None:
-    """A split of share 0 is an empty parquet file: say so before the datasets library says something else."""
+    """Refuse missing and empty data files: a split of share 0, for instance, is an empty parquet file."""
     paths = [Path(file)] if Path(file).is_file() else [Path(found) for found in sorted(glob.glob(file))]
     if not paths:
-        raise EvaluationError(f"task {name}: {file}: no such data file; mend data_files or run `shadowft prepare`")
+        raise EvaluationError(f"task {name}: {file}: no such data file; correct data_files or run `shadowft prepare`")
     if all(_is_empty(path) for path in paths):
         raise EvaluationError(
-            f"task {name}: {file}: holds no rows, 1 or more are needed; prepare.dev and prepare.test set the shares"
+            f"task {name}: {file}: holds no rows, expected 1 or more; prepare.dev and prepare.test set the shares"
         )
 
 

@@ -1,8 +1,8 @@
-"""A LoRA delta at one scale as an adapter folder that vLLM loads onto the Instruct, and the rules it must keep.
+"""Exports a LoRA delta at one scale as an adapter folder that vLLM loads onto the Instruct.
 
-The adapter is the delta itself, its scale and scaling folded into B (float64, one rounding to float32), so that
-`lora_alpha / r` is 1. A server adds it unmerged and in its own dtype (`--lora-dtype`, by default the model's): the sum
-is rounded elsewhere than in a grafted model, and only the merged export has the digest that was judged.
+Scale and scaling are multiplied into B (float64, one rounding to float32), so that `lora_alpha / r` is 1. A server
+adds the adapter unmerged and in its own dtype (`--lora-dtype`, by default the model's), so it rounds in other places
+than a graft does: only the merged export has the digest that was judged.
 """
 
 import sys
@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from shadowft_core.delta import Delta
-from shadowft_core.delta.folder import FACTORS
-from shadowft_core.errors import AdapterError, DeltaError
-from shadowft_core.export.rules import CONFIG, LAYERS, RANKS, WEIGHTS, layer_shape, lint, of_kind
+from shadowft_core.delta.factors import Factors
+from shadowft_core.errors import AdapterError
+from shadowft_core.export.rules import CONFIG, RANKS, WEIGHTS, layer_shape, lint, of_kind
 from shadowft_core.files import new_folder, write_json_atomically
 from shadowft_core.graft.options import Options
 from shadowft_core.graft.plan import Source, make_plan
-from shadowft_core.weights import Checkpoint, build_header, open_safetensors, write_safetensors
+from shadowft_core.weights import LAYERS, Checkpoint, build_header, write_safetensors
 
 __all__ = ["export_adapter", "lint"]
 
@@ -38,20 +37,21 @@ def export_adapter(
 ) -> dict[str, Any]:
     """Write the adapter folder `out` (adapter_config.json, adapter_model.safetensors in float32); return its config.
 
-    `options` are those of the graft; the dtype of the result is the server's affair. `reference` is what stands for
-    the Instruct in the config; its folder by default. `max_rank` is the server's --max-lora-rank. The delta must fit
-    the Instruct as it must for `graft`, whose errors are raised; AdapterError when it is not one LoRA on linear layers.
-    Nothing is written then.
+    `options` are those of the graft; the server chooses the dtype of the result. `reference` names the Instruct in the
+    config; by default its folder. `max_rank` is the server's --max-lora-rank. Raises what `graft` raises when the delta
+    does not fit the Instruct, and AdapterError when it is not one LoRA on linear layers. Nothing is written then.
     """
     plan = make_plan(instruct, deltas, options)
     used = {source.delta.digest for sources in plan.sources.values() for source in sources}
     if len(used) != 1:
-        raise AdapterError(f"{instruct}: {len(used)} deltas with a scale other than 0, an adapter is one; {_MERGED}")
+        raise AdapterError(
+            f"{instruct}: {len(used)} deltas with a scale other than 0, expected one for an adapter; {_MERGED}"
+        )
     if options.merge.rule != "sum":
-        raise AdapterError(f"{instruct}: merge rule {options.merge.rule} is no sum of LoRA factors; {_MERGED}")
+        raise AdapterError(f"{instruct}: merge rule {options.merge.rule} is not a sum of LoRA factors; {_MERGED}")
     model = plan.instruct
     tensors = {name: _factored(model, name, sources[0]) for name, sources in plan.sources.items()}
-    rank = max(factors.rank for factors in tensors.values())
+    rank = max(tensor.factors.rank for tensor in tensors.values())
     layout: dict[str, tuple[str, tuple[int, ...]]] = {}
     keys: dict[str, tuple[str, str]] = {}
     for name in sorted(tensors):
@@ -91,59 +91,51 @@ def export_adapter(
 
 
 @dataclass(frozen=True)
-class _Factors:
-    """The factors of one tensor and the factor that B takes along."""
+class _Scaled:
+    """The factors of one tensor, and the number that B is multiplied by."""
 
-    delta: Delta
+    path: Path
+    """the delta's folder"""
     name: str
+    factors: Factors
     turned: bool
     """the tensor is stored (inputs, outputs), and so are its factors"""
-    rank: int
     factor: float
 
     def padded(self, which: str, rank: int) -> np.ndarray:
-        """A [rank, inputs] or B [outputs, rank], float32; zeros beyond the tensor's own rank add nothing.
+        """A [rank, inputs] or B [outputs, rank], float32; padded with zeros beyond the tensor's rank.
 
         Raises DeltaError when the stored bytes are not those of the certificate, AdapterError on overflow.
         """
-        file = open_safetensors(self.delta.path / FACTORS)
-        source = {"A": "B", "B": "A"}[which] if self.turned else which
-        key = f"{self.name}.lora_{source}"
-        array = file.read(key).T if self.turned else file.read(key)
-        expected = self.delta.certificate["tensors"][self.name][f"digest_{source.lower()}"]
-        if (found := file.tensor_digest(key)) != expected:
-            raise DeltaError(
-                f"{self.delta.path / FACTORS}: tensor {key} is {found}, delta.json says {expected}; extract it again"
-            )
+        is_left = (which == "B") != self.turned
+        stored = self.factors.left() if is_left else self.factors.right()
+        array = stored.T if self.turned else stored
+        own = self.factors.rank
         if which == "A":
             whole = np.zeros((rank, array.shape[1]), np.float32)
-            whole[: self.rank] = array
+            whole[:own] = array
             return whole
         whole = np.zeros((array.shape[0], rank), np.float32)
         with np.errstate(over="ignore"):  # refused by name just below
-            whole[:, : self.rank] = (array.astype(np.float64) * self.factor).astype(np.float32)
+            whole[:, :own] = (array.astype(np.float64) * self.factor).astype(np.float32)
         if not np.isfinite(whole).all():
-            raise AdapterError(f"{self.delta.path}: tensor {self.name} times {self.factor:g} overflows float32")
+            raise AdapterError(f"{self.path}: tensor {self.name} times {self.factor:g} overflows float32")
         return whole
 
 
-def _factored(model: Checkpoint, name: str, source: Source) -> _Factors:
+def _factored(model: Checkpoint, name: str, source: Source) -> _Scaled:
     """The factors behind one tensor of the Instruct. Raises AdapterError when it is not LoRA on a linear layer."""
-    piece = source.pieces[0]
-    if not isinstance(source.delta, Delta):
-        raise AdapterError(f"{source.delta.path}: a difference of checkpoints is no LoRA; {_MERGED}")
-    entry = source.delta.certificate["tensors"][piece.tensor]
-    if entry["form"] != "factors" or len(source.pieces) != 1 or piece.runs is not None or piece.tensor != name:
-        raise AdapterError(
-            f"{source.delta.path}: tensor {piece.tensor} is no LoRA of {name} ({entry['form']}); {_MERGED}"
-        )
+    delta, piece = source.delta, source.pieces[0]
+    factors = delta.factors(piece.tensor)
+    if factors is None or len(source.pieces) != 1 or piece.runs is not None or piece.tensor != name:
+        form = delta.form(piece.tensor)
+        raise AdapterError(f"{delta.path}: tensor {piece.tensor} is not a LoRA of {name} ({form}); {_MERGED}")
     kind = model.family.kind(name)
     if kind not in LAYERS:
         raise AdapterError(
-            f"{source.delta.path}: tensor {name} is {of_kind(kind)}, and servers adapt only linear layers; {_MERGED}"
+            f"{delta.path}: tensor {name} is {of_kind(kind)}, and servers adapt only linear layers; {_MERGED}"
         )
-    scale = float(entry["scaling"]) * piece.scale
-    return _Factors(source.delta, name, kind == "conv1d", int(entry["rank"]), scale)
+    return _Scaled(delta.path, name, factors, kind == "conv1d", float(factors.scaling) * piece.scale)
 
 
 def _module(model: Checkpoint, name: str) -> str:
@@ -152,7 +144,7 @@ def _module(model: Checkpoint, name: str) -> str:
 
 
 def _targets(model: Checkpoint, covered: set[str]) -> list[str]:
-    """Names of layers when all layers of a name are covered, else every module by its full name."""
+    """The last words of the modules' names where every layer with such a name is covered, else full names."""
     modules = {name: _module(model, name) for name in model.names if name.endswith(".weight")}
     endings = {modules[name].rpartition(".")[2] for name in covered}
     alike = {name for name, module in modules.items() if module.rpartition(".")[2] in endings}

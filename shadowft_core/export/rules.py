@@ -1,4 +1,4 @@
-"""What keeps vLLM from serving an adapter folder: rules, each with the place in vLLM's code or manual it comes from."""
+"""The rules that an adapter folder must keep for vLLM to serve it, each with its source in vLLM's code or manual."""
 
 import math
 import re
@@ -8,14 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from shadowft_core.files import read_json_object
-from shadowft_core.weights import Checkpoint, open_checkpoint, open_safetensors
+from shadowft_core.weights import LAYERS, Checkpoint, open_checkpoint, open_safetensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank may be: vllm/config/lora.py, MaxLoRARanks
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # allowed values of --max-lora-rank: vllm/config/lora.py, MaxLoRARanks
 _KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
-# Embeddings, heads and experts are left out: servers differ in whether and how they apply an adapter there.
-LAYERS = ("linear", "conv1d")
-"""kinds of module that a server adapts"""
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class _Adapter:
     max_rank: int
 
     def modules(self) -> dict[str, dict[str, tuple[int, ...]]]:
-        """Shapes of A and B by module, of the tensors whose names can be read."""
+        """Shapes of A and B by module, of the tensors with a valid name."""
         found: dict[str, dict[str, tuple[int, ...]]] = {}
         for key, shape in self.tensors.items():
             if match := _KEY.fullmatch(key):
@@ -42,10 +39,10 @@ class _Adapter:
 
 
 def lint(folder: Path, instruct: Path, max_rank: int = RANKS[-1]) -> list[str]:
-    """What keeps vLLM from serving an adapter folder on this Instruct with this --max-lora-rank; empty: nothing.
+    """The rules that keep vLLM from serving an adapter folder on this Instruct with this --max-lora-rank.
 
     One line per broken rule: the rule, what was found, and the source of the rule. Raises CheckpointError when the
-    folder cannot be read as an adapter at all.
+    folder is not a readable adapter.
     """
     weights = open_safetensors(folder / WEIGHTS) if (folder / WEIGHTS).is_file() else None
     adapter = _Adapter(
@@ -79,10 +76,10 @@ def _field(name: str, *allowed: Any) -> Callable[[_Adapter], str]:
 
 def _rank(a: _Adapter) -> str:
     if a.max_rank not in RANKS:
-        return f"--max-lora-rank {a.max_rank} is none of {', '.join(map(str, RANKS))}"
+        return f"--max-lora-rank {a.max_rank} is not one of {', '.join(map(str, RANKS))}"
     rank = a.config.get("r")
     ok = isinstance(rank, int) and not isinstance(rank, bool) and 0 < rank <= a.max_rank
-    return "" if ok else f"r is {rank!r}, the server takes 1 to {a.max_rank}"
+    return "" if ok else f"r is {rank!r}, the server accepts 1 to {a.max_rank}"
 
 
 def _alpha(a: _Adapter) -> str:
@@ -93,7 +90,7 @@ def _alpha(a: _Adapter) -> str:
 
 def _names(a: _Adapter) -> str:
     if odd := sorted(key for key in a.tensors if not _KEY.fullmatch(key)):
-        return f"tensor {odd[0]} is no LoRA factor of a linear layer"
+        return f"tensor {odd[0]} is not a LoRA factor of a linear layer"
     lone = sorted(module for module, factors in a.modules().items() if len(factors) != 2)
     return f"{lone[0]} has only one of its two factors" if lone else ""
 
@@ -106,7 +103,7 @@ def _layers(a: _Adapter) -> str:
 
 
 def of_kind(kind: str | None) -> str:
-    return f"of kind `{kind}`" if kind else "of a kind that is not known"
+    return f"of kind `{kind}`" if kind else "of an unknown kind"
 
 
 def _shapes(a: _Adapter) -> str:
@@ -116,9 +113,9 @@ def _shapes(a: _Adapter) -> str:
         if name not in a.instruct:
             return f"{module} is not in {a.instruct.path}"
         outputs, inputs = layer_shape(a.instruct, name)
-        found, wanted = (factors.get("B"), factors.get("A")), ((outputs, rank), (rank, inputs))
-        if found != wanted:
-            return f"{module} has B x A of {found}, rank and Instruct want {wanted}"
+        found, expected = (factors.get("B"), factors.get("A")), ((outputs, rank), (rank, inputs))
+        if found != expected:
+            return f"{module} has B x A of {found}, rank and Instruct require {expected}"
     return ""
 
 

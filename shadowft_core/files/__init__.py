@@ -1,4 +1,4 @@
-"""Files that are complete or absent, the digests that name them, and work spread over two cores."""
+"""Files and folders that are complete or absent, digests, the cache folder, and an ordered parallel map."""
 
 from shadowft_core.files.atomic import make_folder, make_private_file, new_folder, write_atomically
 from shadowft_core.files.cache import cache_folder

@@ -1,4 +1,4 @@
-"""Files and folders that are complete or absent."""
+"""Atomic writes: a file or folder is complete or absent, also after a crash."""
 
 import fcntl
 import os
@@ -12,20 +12,20 @@ from shadowft_core.errors import ShadowError
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its parents, where absent. One called `var` gets mode 700: it holds databases."""
+    """Create a folder and its missing parents. A folder named `var` gets mode 700 because it holds databases."""
     for place in reversed([folder, *folder.parents]):
         if not place.is_dir():
             place.mkdir(mode=0o700 if place.name == "var" else 0o777, exist_ok=True)
 
 
 def make_private_file(path: Path) -> None:
-    """Make an empty file of mode 600, unless it exists, for a database to fill."""
+    """Create an empty file of mode 600 for a database, unless the file exists."""
     make_folder(path.parent)
     os.close(os.open(path, os.O_CREAT | os.O_RDONLY, 0o600))
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part; the folder is made if absent."""
+    """Write a file so that a reader sees the old or the new content, never a part. Creates the parent folder."""
     make_folder(path.parent)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -42,25 +42,25 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Yield an empty sibling folder that becomes `out` when the block ends well, and vanishes when it raises.
+    """Yield an empty sibling folder, renamed to `out` when the block succeeds and deleted when it raises.
 
-    An existing `out` is replaced as a whole. A killed process leaves only `.NAME.partial`, which the next one clears,
-    and, killed between the two renames, the former folder as `.NAME.old`, which the next one puts back.
-    Raises ShadowError when `out` is a file, holds the current folder, or is being written by another process.
+    An existing `out` is replaced as a whole. A killed process leaves `.NAME.partial`, which the next one empties. If it
+    was killed between the two renames, it also leaves the previous folder as `.NAME.old`, which the next one restores.
+    Raises ShadowError when `out` is a file, contains the current folder, or is being written by another process.
     """
-    out = out.resolve()  # a link stays a link to the new folder
+    out = out.resolve()  # a symbolic link keeps pointing to the new folder
     if out.exists() and not out.is_dir():
-        raise ShadowError(f"{out}: is a file, a folder is wanted; choose another --out")
+        raise ShadowError(f"{out}: is a file, expected a folder; choose another --out")
     if Path.cwd().is_relative_to(out):
-        raise ShadowError(f"{out}: holds the current folder and would be replaced; choose another --out")
+        raise ShadowError(f"{out}: contains the current folder and would be replaced; choose another --out")
     make_folder(out.parent)
     partial, old = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")
     lock = _claim(partial, out)
     try:
-        if old.exists() and not out.exists():  # a run killed between its two renames left the former folder aside
+        if old.exists() and not out.exists():  # the last run was killed between its two renames
             os.rename(old, out)
-        for rest in partial.iterdir():
-            shutil.rmtree(rest) if rest.is_dir() and not rest.is_symlink() else rest.unlink()
+        for stale in partial.iterdir():
+            shutil.rmtree(stale) if stale.is_dir() and not stale.is_symlink() else stale.unlink()
         shutil.rmtree(old, ignore_errors=True)
         yield partial
         for folder, _, files in os.walk(partial, topdown=False):
@@ -82,8 +82,8 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def _claim(partial: Path, out: Path) -> int:
-    """Make and lock the partial folder; the lock lives as long as the descriptor, so a killed owner releases it."""
-    patience = time.monotonic() + 1  # seconds: the workers of an owner that was killed end a moment after it
+    """Create and lock the partial folder. The kernel releases the lock when its owner dies."""
+    deadline = time.monotonic() + 1  # seconds: workers of a killed owner end a moment after it
     while True:
         partial.mkdir(exist_ok=True)
         lock = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
@@ -91,16 +91,16 @@ def _claim(partial: Path, out: Path) -> int:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock)
-            if time.monotonic() < patience:
+            if time.monotonic() < deadline:
                 time.sleep(0.02)
                 continue
-            raise ShadowError(f"{out}: another process is writing it; wait for it or end it") from None
+            raise ShadowError(f"{out}: another process is writing this folder; wait for it or end it") from None
         try:
             if os.path.samestat(os.fstat(lock), os.stat(partial)):
                 return lock
         except FileNotFoundError:
             pass
-        os.close(lock)  # the former owner finished between our open and our lock
+        os.close(lock)  # the previous owner finished between our open and our lock
 
 
 def _sync(path: Path) -> None:

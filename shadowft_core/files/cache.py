@@ -1,8 +1,8 @@
-"""Digests of files that have not changed since they were hashed: a model is hashed once, not at every stage.
+"""The cache folder, and in it the digests of unchanged files, so that a model is hashed once and not at every stage.
 
-As git does, a file is recognised by device, inode, size and the times of its last change (mtime and ctime, which
-no user program can set back). A file changed less than `SETTLED` seconds before it was hashed is never remembered: a
-second change within the clock's resolution could go unseen. Kept in `cache_folder()`.
+As in git, a file is identified by device, inode, size, mtime and ctime; no program can set ctime back. The digests of a
+file that changed less than `SETTLED` seconds before it was hashed are not cached: a second change within the clock's
+resolution would go unnoticed.
 """
 
 import hashlib
@@ -16,14 +16,14 @@ from pathlib import Path
 from shadowft_core.errors import InputError
 from shadowft_core.files.jsonfile import write_json_atomically
 
-SETTLED = 2.0
+SETTLED = 2.0  # seconds
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def cache_folder() -> Path:
-    """The cache of digests and rebuilt models: $SHADOWFT_CACHE, or ~/.cache/shadowft when that is empty.
+    """The folder for digests and rebuilt models: $SHADOWFT_CACHE, or ~/.cache/shadowft when it is unset or empty.
 
-    Raises InputError when it is empty and there is no home folder.
+    Raises InputError when it is unset or empty and the user has no home folder.
     """
     try:
         return Path(os.environ.get("SHADOWFT_CACHE") or "~/.cache/shadowft").expanduser()
@@ -32,27 +32,27 @@ def cache_folder() -> Path:
 
 
 class DigestCache:
-    """The digests of one file's tensors as they are remembered, and the way to remember them."""
+    """The cached tensor digests of one file: `digests` is empty when the file is new or has changed."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self._stamp = _stamp(file)
-        self._begun = time.time()
+        self._opened = time.time()
         self.digests: dict[str, str] = {}
         with suppress(OSError, ValueError, KeyError, AttributeError, TypeError):
-            found = json.loads(self._place().read_bytes())
-            if found["stamp"] == self._stamp and all(map(_DIGEST.fullmatch, found["digests"].values())):
-                self.digests = found["digests"]
+            cached = json.loads(self._path().read_bytes())
+            if cached["stamp"] == self._stamp and all(map(_DIGEST.fullmatch, cached["digests"].values())):
+                self.digests = cached["digests"]
 
     def remember(self, digests: dict[str, str]) -> None:
-        """Keep the digests of all tensors of the file, unless it changed meanwhile or shortly before."""
-        with suppress(OSError):  # without a place to keep them they are made anew
-            settled = self._begun - max(self._stamp[3], self._stamp[4]) / 1e9 > SETTLED
+        """Cache the digests of all tensors of the file, unless it changed after, or shortly before, it was opened."""
+        with suppress(OSError):  # a cache that cannot be written costs time only
+            settled = self._opened - max(self._stamp[3], self._stamp[4]) / 1e9 > SETTLED
             if digests != self.digests and settled and _stamp(self.file) == self._stamp:
-                write_json_atomically(self._place(), {"stamp": self._stamp, "digests": digests})
+                write_json_atomically(self._path(), {"stamp": self._stamp, "digests": digests})
                 self.digests = digests
 
-    def _place(self) -> Path:
+    def _path(self) -> Path:
         name = hashlib.sha256(repr(self._stamp).encode()).hexdigest()
         return cache_folder() / "digests" / f"{name}.json"
 

@@ -1,4 +1,4 @@
-"""Files that hold one JSON value."""
+"""Read and write JSON files."""
 
 import json
 from pathlib import Path
@@ -10,18 +10,18 @@ from shadowft_core.files.digests import canonical_json
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object. Raises CheckpointError otherwise."""
+    """Read a JSON object. Raises CheckpointError when the file is missing, not JSON, or another JSON value."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}; a readable JSON file is wanted") from None
+        raise CheckpointError(f"{path}: {error.strerror}; expected a readable JSON file") from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not readable as JSON: {error}") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: holds a {type(value).__name__}, a JSON object is wanted")
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
 
 
 def write_json_atomically(path: Path, obj: Any) -> None:
-    """Write `canonical_json(obj)`, without a final newline, as `write_atomically` does."""
+    """Write `canonical_json(obj)` atomically, without a final newline."""
     write_atomically(path, canonical_json(obj))

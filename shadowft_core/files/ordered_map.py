@@ -1,4 +1,4 @@
-"""Results in the order of the work, from two cores: forked processes where that is safe, else threads."""
+"""Ordered parallel map: forked worker processes where that is safe, else threads."""
 
 import ctypes
 import fcntl
@@ -22,38 +22,42 @@ T = TypeVar("T")
 R = TypeVar("R")
 Result = tuple[R, bytes | memoryview]
 WORKERS = 2
-AHEAD = 1 << 20  # bytes
+PIPE_SIZE = 1 << 20  # bytes of a result that may wait in a worker's pipe
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 
 
 def in_order(act: Callable[[T], Result[R]], work: Sequence[T]) -> Iterator[Result[R]]:
-    """Yield `act(item)`, a fact and some bytes, for every item, in their order; the next one may overwrite the bytes.
+    """Yield `act(item)`, a small picklable fact and some bytes, for every item in order.
 
-    An act may return a view of memory that its next call overwrites.
+    Yielded bytes are valid until the next result; `act` may return a view of memory that its next call overwrites.
 
-    Numpy's short calls let two threads of one interpreter wait for each other a quarter of the time, so every worker is
-    a process of its own, forked here: of an act only what it returns comes back, and facts must be small. A process
-    that has other threads is not forked, for a lock that they hold would stay locked: threads do the work then.
-    Little waits in memory: a worker goes on when its results were taken, but for what a pipe holds (`AHEAD`).
-    The first error in the order of the work is raised and ends it; ShadowError when a worker was killed.
+    Workers are forked processes because two threads spend a quarter of the time waiting for each other in numpy's short
+    calls. Only the result of `act` reaches the parent, no side effect. A process with other threads is not forked: a
+    lock that they hold would stay locked in the child, so threads do the work. Memory is bounded: a worker stops until
+    its result is read, apart from `PIPE_SIZE` bytes in its pipe.
+    Raises the first error in the order of the work, and ShadowError when a worker is killed.
     """
-    if len(work) > 1 and _alone():
+    if len(work) > 1 and _single_threaded():
         return _forked(act, work)
 
-    def kept(item: T) -> Result[R]:
+    def act_and_copy(item: T) -> Result[R]:
         fact, data = act(item)
-        return fact, bytes(data)  # the thread may overwrite them before they are asked for
+        return fact, bytes(data)  # the thread may overwrite its memory before the result is read
 
-    return threaded(kept, work)
+    return threaded(act_and_copy, work)
 
 
 def threaded(act: Callable[[T], R], work: Iterable[T], threads: int = WORKERS) -> Iterator[R]:
-    """As `in_order`, in threads, for what waits for a disk or a network; work is drawn as it is done."""
+    """Yield `act(item)` for every item in order, from a pool of threads; for work that waits for a disk or a network.
+
+    Items are drawn from `work` as results are read. Raises the first error in the order of the work; no item that is
+    still queued then starts.
+    """
     pending: deque[Future[R]] = deque()
     failed = Event()
 
     def unless_failed(item: T) -> R:
-        if failed.is_set():  # what waits in line would spend its whole patience on a store that is gone
+        if failed.is_set():  # a queued item would use up all its retries on a store that is gone
             raise CancelledError
         try:
             return act(item)
@@ -73,43 +77,42 @@ def threaded(act: Callable[[T], R], work: Iterable[T], threads: int = WORKERS) -
         pool.shutdown(cancel_futures=True)
 
 
-def _alone() -> bool:
+def _single_threaded() -> bool:
     try:
         return len(os.listdir("/proc/self/task")) == 1
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return False
 
 
 def _forked(act: Callable[[T], Result[R]], work: Sequence[T]) -> Iterator[Result[R]]:
-    taken, given = os.pipe()  # holds one number, that of the next item: who reads it writes the one after it
-    os.write(given, bytes(8))
+    next_out, next_in = os.pipe()  # holds one number, the next item; a worker that reads it writes the number after it
+    os.write(next_in, bytes(8))
     parent = os.getpid()
     workers: dict[Connection[Any, Any], int] = {}
     try:
         for _ in range(WORKERS):
-            ours, theirs = Pipe(duplex=False)
-            with suppress(OSError):  # a user may have no more; then workers wait more
-                fcntl.fcntl(theirs.fileno(), fcntl.F_SETPIPE_SZ, AHEAD)
+            results, sender = Pipe(duplex=False)
+            with suppress(OSError):  # beyond the user's limit for pipes: workers wait more often
+                fcntl.fcntl(sender.fileno(), fcntl.F_SETPIPE_SZ, PIPE_SIZE)
             if (child := os.fork()) == 0:
-                for pipe in (ours, *workers):
-                    pipe.close()  # so that a worker's pipe breaks when the parent is gone
-                _work(act, work, taken, given, theirs, parent)
-            theirs.close()
-            workers[ours] = child
-        heads: dict[
-            int, tuple[Connection[Any, Any], R, int, Exception | None]
-        ] = {}  # their bytes are still in the pipe
+                for pipe in (results, *workers):
+                    pipe.close()  # so that writing to a pipe fails once the parent is gone
+                _work(act, work, next_out, next_in, sender, parent)
+            sender.close()
+            workers[results] = child
+        # Received heads of results, by item; their bytes are still in the pipe.
+        heads: dict[int, tuple[Connection[Any, Any], R, int, Exception | None]] = {}
         for number in range(len(work)):
             while number not in heads:
                 waiting = {head[0] for head in heads.values()}
                 ready, _, _ = select([pipe for pipe in workers if pipe not in waiting], [], [])
                 for pipe in ready:
                     try:
-                        found, fact, length, error = pipe.recv()
+                        item, fact, length, error = pipe.recv()
                     except EOFError:
                         _require_done(workers.pop(pipe))
                         continue
-                    heads[found] = pipe, fact, length, error
+                    heads[item] = pipe, fact, length, error
             pipe, fact, length, error = heads.pop(number)
             if error is not None:
                 raise error
@@ -117,11 +120,11 @@ def _forked(act: Callable[[T], Result[R]], work: Sequence[T]) -> Iterator[Result
             _read_fully(pipe, data)
             yield fact, data
     finally:
-        os.close(taken)
-        os.close(given)
+        os.close(next_out)
+        os.close(next_in)
         for pipe, child in workers.items():
             pipe.close()
-            os.kill(child, signal.SIGKILL)  # after the last result there is nothing left to kill
+            os.kill(child, signal.SIGKILL)  # no effect after the last result: the worker has ended
             os.waitpid(child, 0)
 
 
@@ -136,7 +139,7 @@ def _read_fully(pipe: "Connection[Any, Any]", data: memoryview) -> None:
 def _require_done(child: int) -> None:
     if code := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
         raise ShadowError(
-            f"a worker process ended with {code} (-9: killed, mostly for want of memory) before its work was done; "
+            f"a worker process ended with {code} (-9: killed, usually for lack of memory) before it had finished; "
             "free some memory and run it again"
         )
 
@@ -144,18 +147,18 @@ def _require_done(child: int) -> None:
 def _work(
     act: Callable[[T], Result[R]],
     work: Sequence[T],
-    taken: int,
-    given: int,
+    next_out: int,
+    next_in: int,
     out: "Connection[Any, Any]",
     parent: int,
 ) -> NoReturn:
-    """What a forked worker does; it never returns to what its parent was about."""
+    """Run a forked worker until no item is left; it exits here and never returns into the parent's code."""
     status = 1
     try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent kills its workers
         _die_with(parent)
-        while (number := int.from_bytes(os.read(taken, 8), "little")) < len(work):
-            os.write(given, (number + 1).to_bytes(8, "little"))
+        while (number := int.from_bytes(os.read(next_out, 8), "little")) < len(work):
+            os.write(next_in, (number + 1).to_bytes(8, "little"))
             try:
                 fact, data = act(work[number])
             except Exception as error:
@@ -165,7 +168,7 @@ def _work(
             out.send((number, fact, len(view), None))
             while view:
                 view = view[os.write(out.fileno(), view) :]
-        os.write(given, number.to_bytes(8, "little"))
+        os.write(next_in, number.to_bytes(8, "little"))
         status = 0
     except OSError:  # the parent is gone
         pass
@@ -174,7 +177,7 @@ def _work(
 
 
 def _die_with(parent: int) -> None:
-    """Have the kernel kill this worker when its parent dies, so that it does not write on behalf of a dead run."""
+    """Have the kernel kill this worker when its parent dies, so that it cannot write for a run that has ended."""
     ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)

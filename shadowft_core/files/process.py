@@ -1,10 +1,10 @@
-"""A child that cannot outlive its parent.
+"""Child processes that cannot outlive their parent.
 
-`start` runs a command below a guard: this file as a process of its own, leader of its own session, so that Ctrl-C on a
-terminal reaches only the parent. The parent keeps the write end of the guard's stdin and never writes; the pipe closes
-when the parent closes it or dies for any reason, kill -9 included, and the guard then ends everything below it: TERM
-first, KILL after `GRACE` seconds. The guard is also the subreaper, so orphans and processes that left the session still
-count as below it. A command that ends by itself leaves nothing behind either.
+`start` runs a command as the child of a guard process, which executes this file. The guard leads its own session, so
+Ctrl-C on a terminal reaches only the parent. The parent holds the write end of the guard's stdin and writes nothing.
+The pipe closes when the parent closes it or dies, even by kill -9; the guard then ends all its descendants, with TERM
+and after `GRACE` seconds with KILL. The guard is a subreaper, so orphans and processes that left the session remain its
+descendants. The guard also ends whatever a command leaves running when it exits.
 """
 
 import contextlib
@@ -27,10 +27,10 @@ PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 def start(
     command: Sequence[str], *, env: Mapping[str, str] | None = None, log: IO[str] | None = None
 ) -> subprocess.Popen[str]:
-    """Start a command below a guard.
+    """Start a command under a guard and return the guard.
 
-    Its stdout and stderr are merged, line by line, into the `stdout` of the returned process, or into the open file
-    `log`. The return code is the command's own, 128 + n after signal n.
+    The command's stdout and stderr both go to the `stdout` of the returned process, or to the open file `log`. The
+    return code is the command's, or 128 + n after signal n.
     """
     return subprocess.Popen(
         [sys.executable, "-I", str(Path(__file__).resolve()), *command],
@@ -45,7 +45,7 @@ def start(
 
 
 def stop(guard: subprocess.Popen[str]) -> None:
-    """End the command and all processes below it; returns when they are gone."""
+    """End the command and all its descendants, and wait until they are gone."""
     if guard.stdin:
         guard.stdin.close()
     try:
@@ -53,14 +53,14 @@ def stop(guard: subprocess.Popen[str]) -> None:
     except subprocess.TimeoutExpired:
         guard.kill()
         guard.wait()
-    if guard.returncode == -signal.SIGKILL:  # the guard itself was killed: what it led is still a process group
+    if guard.returncode == -signal.SIGKILL:  # the guard was killed; its process group remains
         with contextlib.suppress(ProcessLookupError):
             os.killpg(guard.pid, signal.SIGKILL)
 
 
 def _end_descendants() -> None:
     me, grace = psutil.Process(), GRACE
-    while alive := me.children(recursive=True):  # again until none is left: a dying process may still fork
+    while alive := me.children(recursive=True):  # repeat: a dying process may still fork
         for process in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.terminate()
@@ -70,19 +70,19 @@ def _end_descendants() -> None:
         grace = 0.2
 
 
-def _wait_for_the_parent() -> None:
+def _wait_for_parent_end() -> None:
     os.read(sys.stdin.fileno(), 1)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def main(command: Sequence[str]) -> int:
-    """The guard's own process: run the command, end all below it when it is over or the parent is gone."""
+    """Run as the guard: start the command, and end all descendants when the command or the parent ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
-        threading.Thread(target=_wait_for_the_parent, daemon=True).start()
+        threading.Thread(target=_wait_for_parent_end, daemon=True).start()
         code = subprocess.Popen(command, stdin=subprocess.DEVNULL).wait()
         return code if code >= 0 else 128 - code
     finally:

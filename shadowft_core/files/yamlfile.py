@@ -1,4 +1,4 @@
-"""Reads hand-written YAML as DVC reads it (version 1.2), and refuses duplicate keys."""
+"""Read hand-written YAML as DVC does (version 1.2), and reject duplicate keys."""
 
 import re
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ class _Yaml(yaml.SafeLoader):
     """YAML 1.2, as DVC reads the same file: `on` and `12:30` are text, 1e-4 is a number, 010 is ten."""
 
 
-_Yaml.yaml_implicit_resolvers = {}  # not those of YAML 1.1
+_Yaml.yaml_implicit_resolvers = {}  # drop the resolvers of YAML 1.1
 for _tag, _pattern, _first in (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
@@ -31,7 +31,7 @@ _Yaml.add_constructor(
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a hand-written YAML 1.2 file. Raises ParamsError as `check_keys` does."""
+    """Read a hand-written YAML 1.2 file. Raises ParamsError as `check_keys` does."""
     loader, node = _checked(path)
     try:
         return None if node is None else loader.construct_document(node)
@@ -40,28 +40,28 @@ def read_yaml(path: Path) -> Any:
 
 
 def check_keys(path: Path) -> None:
-    """Raise ParamsError for a key that stands twice in a mapping of a YAML file, merged ones (`<<`) included.
+    """Raise ParamsError for a duplicate key in a mapping, including merged mappings (`<<`), and for invalid YAML.
 
-    The error names both lines: YAML readers silently let the last one win. Also for a file that is not YAML.
+    The error names both lines. YAML readers silently use the last value.
     """
     _checked(path)
 
 
 def _checked(path: Path) -> tuple[_Yaml, yaml.Node | None]:
-    """The tree of a file without duplicate keys, parsed once, and what can make values of it."""
+    """Parse a file without duplicate keys: the loader, and the root node or None for an empty file."""
     try:
         loader = _Yaml(path.read_text(encoding="utf-8"))
         node = loader.get_single_node()
         for where, first, second in _repeated(node, "", set()):
             lines = f"lines {first + 1} and {second + 1}" if first != second else f"line {first + 1}"
-            raise ParamsError(f"{path}: {where} stands twice, in {lines}; keep one, or the last would win unseen")
+            raise ParamsError(f"{path}: duplicate key {where}, in {lines}; keep one: readers silently use the last")
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ParamsError(f"{path}: not readable as YAML: {_problem(error)}") from None
     return loader, node
 
 
 def _repeated(node: yaml.Node | None, above: str, seen: set[int]) -> Iterator[tuple[str, int, int]]:
-    """Every key that stands twice in one mapping of the tree: its dotted name and both lines, from 0."""
+    """Yield every duplicate key below a node: its dotted name and both line numbers, counted from 0."""
     if node is None or id(node) in seen:
         return
     seen.add(id(node))
@@ -79,7 +79,7 @@ def _repeated(node: yaml.Node | None, above: str, seen: set[int]) -> Iterator[tu
 
 
 def _keys(node: yaml.Node, seen: set[int]) -> Iterator[tuple[str, int]]:
-    """The keys of a mapping, and of those merged into it, each with its line."""
+    """Yield the keys of a mapping and of the mappings merged into it, with their line numbers."""
     if id(node) in seen:
         return
     seen = seen | {id(node)}
@@ -91,7 +91,7 @@ def _keys(node: yaml.Node, seen: set[int]) -> Iterator[tuple[str, int]]:
 
 
 def _problem(error: Exception) -> str:
-    """What a reader had to say, without the line it quotes, which may hold a secret."""
+    """The parser's message without the line it quotes, which may contain a secret."""
     if isinstance(error, yaml.MarkedYAMLError):
         mark = error.problem_mark
         return (f"line {mark.line + 1}, column {mark.column + 1}: " if mark else "") + str(error.problem)

@@ -1,13 +1,22 @@
 """Instruct + scale * delta: every tensor accounted for, added in float32, rounded once, streamed.
 
 grafted = cast(instruct_f32 + sum(scale * delta_f32)), as in Shadow-FT (W_I+ = W_I + (W_B+ - W_B)), rounded to nearest
-even. Every tensor of the Instruct is grafted, or untouched with a reason; what does not fit is an error before anything
-is written. Rows of embeddings and heads meet by token, experts by their number in either layout. Two threads take whole
-tensors and a few chunks are in memory, whatever the model's size.
+even. Every tensor of the Instruct is grafted, or untouched with a reason; a tensor that does not fit is an error before
+anything is written. Rows of embeddings and heads are matched by token, experts by number in either layout. Two workers
+take whole tensors, and a few chunks are in memory, whatever the model's size.
 """
 
-from shadowft_core.graft.options import ONTO_BASE, UNRELATED, Merge, Options, deltas_of, options_of
-from shadowft_core.graft.stage import graft_stage, parse_delta, parse_scale_for
+from shadowft_core.graft.options import (
+    ONTO_BASE,
+    UNRELATED,
+    Merge,
+    Options,
+    chosen,
+    deltas_of,
+    options_of,
+    parse_delta,
+    parse_scale_for,
+)
 from shadowft_core.graft.writer import graft, grafted_tensors
 
 __all__ = [
@@ -15,9 +24,9 @@ __all__ = [
     "UNRELATED",
     "Merge",
     "Options",
+    "chosen",
     "deltas_of",
     "graft",
-    "graft_stage",
     "grafted_tensors",
     "options_of",
     "parse_delta",

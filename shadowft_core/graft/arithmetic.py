@@ -1,20 +1,37 @@
-"""The sum and its one rounding, and the account of what the rounding left of the delta."""
+"""The arithmetic of a graft: a tensor's deltas are scaled and merged, added to the Instruct's, and rounded once."""
 
 import math
-from collections.abc import Generator, Mapping
-from typing import Any
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
-from shadowft_core.delta import AnyDelta, Difference
+from shadowft_core.delta import DeltaSource, step
+from shadowft_core.delta.source import Differences
 from shadowft_core.errors import CastOverflowError, NotFiniteError
-from shadowft_core.graft.combine import apart_of, combined, stride_of
-from shadowft_core.graft.plan import Plan
+from shadowft_core.graft.merge_rules import NOTHING, elected, kept_by_chance, threshold
+from shadowft_core.graft.options import Merge
+from shadowft_core.graft.plan import Piece, Plan, Source
 from shadowft_core.kernels import bf16
+from shadowft_core.kernels.bf16 import LazyDifference
 from shadowft_core.weights import CHUNK, DTYPES
+
+Scaled = Callable[[np.ndarray, int, np.ndarray], np.ndarray]
+"""(flat part of a delta's tensor, its first position, a float32 buffer of that size) -> the part as it is added"""
+
+
+@dataclass(frozen=True)
+class TensorResult:
+    """What one pass over a tensor of the Instruct found. Small: it comes back from a worker process."""
+
+    digest: str
+    """of the Instruct's tensor"""
+    sums: dict[str, float] | None
+    """by `bf16.SUMS`, over all entries; None where nothing was added"""
 
 
 def whole(plan: Plan, name: str) -> np.ndarray:
+    """A tensor of the result, in memory."""
     info = plan.instruct.info(name)
     array = np.empty(info.size, DTYPES[plan.dtype[name]])
     end = 0
@@ -24,57 +41,48 @@ def whole(plan: Plan, name: str) -> np.ndarray:
     return array.reshape(info.shape)
 
 
-Learnt = tuple[str, list[float] | None]
-"""digest of the Instruct's tensor, and the sums `bf16.SUMS` names if something was added to it"""
+def parts(plan: Plan, name: str) -> Generator[np.ndarray, None, TensorResult]:
+    """Yield a tensor of the result in flat parts, which the next part may overwrite; return what the pass found.
 
-
-def parts(plan: Plan, name: str) -> Generator[np.ndarray, None, Learnt]:
-    """The tensor of the result in flat parts; a part may be overwritten by the next. The arithmetic of the project.
-
-    Returns what the pass has shown, for `learn`.
+    This is the arithmetic of the project: `cast(instruct_f32 + sum(scale * delta_f32))`.
+    Raises NotFiniteError, CastOverflowError, DeltaError, UnrelatedError.
     """
     info, sources = plan.instruct.info(name), plan.sources.get(name, [])
     target = DTYPES[plan.dtype[name]]
     if not sources and plan.dtype[name] == info.dtype:
         for _, part in plan.instruct.chunks(name, 2 * CHUNK, hashed=True):
             yield part
-        return plan.instruct.tensor_digest(name), None
-    sums = np.zeros(len(bf16.SUMS))
+        return TensorResult(plan.instruct.tensor_digest(name), None)
+    total = np.zeros(len(bf16.SUMS))
     stride = stride_of(plan, name)
-    ours = plan.instruct.chunks(name, stride, hashed=True)
+    instruct = plan.instruct.chunks(name, stride, hashed=True)
     room = np.empty(min(stride, info.size), target)
-    for (_, weights), delta in zip(ours, combined(plan, name), strict=True):
+    for (_, weights), delta in zip(instruct, combined(plan, name), strict=True):
         result = room[: weights.size]
-        with np.errstate(all="ignore"):  # what is not finite is refused by name just below
-            found = bf16.add(weights, delta, result)
-        if not np.isfinite(found).all():
-            formed = delta.formed() if isinstance(delta, bf16.Apart) else delta
-            found = _in_float64(plan, name, weights.astype(np.float32), formed)
-        sums += found
+        with np.errstate(all="ignore"):  # values that are not finite are refused by name just below
+            sums = bf16.add(weights, delta, result)
+        if not np.isfinite(sums).all():
+            values = delta.compute() if isinstance(delta, LazyDifference) else delta
+            sums = _in_float64(plan, name, weights.astype(np.float32), values)
+        total += sums
         yield result
-    return plan.instruct.tensor_digest(name), sums.tolist() if sources else None
-
-
-def learn(plan: Plan, facts: Mapping[str, Learnt]) -> None:
-    """Take over what the passes of `parts` returned, by tensor name: they may have run in other processes."""
-    plan.instruct.learn({name: digest for name, (digest, _) in facts.items()})
-    for name, (_, sums) in facts.items():
-        if sums is not None:
-            plan.receipts[name] = dict(zip(bf16.SUMS, sums, strict=True))
+    named = dict(zip(bf16.SUMS, total.tolist(), strict=True)) if sources else None
+    return TensorResult(plan.instruct.tensor_digest(name), named)
 
 
 def _in_float64(plan: Plan, name: str, before: np.ndarray, delta: np.ndarray) -> np.ndarray:
-    """The account of a part whose squares are beyond float32. Raises NotFiniteError, CastOverflowError for values that
-    are.
+    """The sums of a part whose squares overflow float32, in float64.
+
+    Raises NotFiniteError, CastOverflowError if a value itself is not finite.
     """
     with np.errstate(all="ignore"):
         after = (before + delta).astype(DTYPES[plan.dtype[name]]).astype(np.float32)
         finite = np.isfinite(after)
     if finite.all():
         return bf16.account(*(x.astype(np.float64) for x in (before, delta, after - before)))
-    for whose, values in (("the Instruct's tensor", before), ("the delta's tensor", delta)):
+    for side, values in (("the Instruct's tensor", before), ("the delta's tensor", delta)):
         if not np.isfinite(values).all():
-            raise NotFiniteError(f"{plan.instruct.path}: {whose} {name} holds NaN or infinity; use an intact one")
+            raise NotFiniteError(f"{plan.instruct.path}: {side} {name} holds NaN or infinity; use an intact one")
     at = int(np.argmin(finite))
     raise CastOverflowError(
         f"{plan.instruct.path}: tensor {name}: {before[at]:g} + {delta[at]:g} overflows {plan.dtype[name]}; "
@@ -82,71 +90,138 @@ def _in_float64(plan: Plan, name: str, before: np.ndarray, delta: np.ndarray) ->
     )
 
 
-def receipt(plan: Plan, instruct_digest: str) -> dict[str, Any]:
-    """Classes, waivers, rows matched by token, norms, which share of the delta travels, what the cast kept of it."""
-    sums = list(plan.receipts.values())
-    overall = {key: sum(one[key] for one in sums) for key in bf16.SUMS}
-    return {
-        "format": 1,
-        "onto_base": any(delta.base_digest == instruct_digest for delta, _ in plan.deltas),
-        "waivers": sorted(set(plan.options.waivers)),
-        "classes": {"grafted": len(plan.sources), "untouched": len(plan.untouched), "left_out": len(plan.left_out)},
-        "retention": _retention(overall) if sums else None,
-        "grafted": {name: _retention(one) for name, one in sorted(plan.receipts.items())},
-        "untouched": plan.untouched,
-        "left_out": plan.left_out,
-        "travel": _travel(plan),
-        "tokens": plan.tokens,
-        "ignored": plan.ignored,
-    }
+def stride_of(plan: Plan, name: str) -> int:
+    """Elements of one part of a tensor: as many as in a stored part, or more where no delta is stored."""
+    shape = plan.instruct.info(name).shape
+    return 2 * step(shape) if lazy_source(plan, name) else step(shape)
 
 
-def _travel(plan: Plan) -> dict[str, Any] | None:
-    """The share of the deltas' energy (squared norms, each delta at its own scale) that is added.
+def combined(plan: Plan, name: str) -> Iterator[np.ndarray | LazyDifference]:
+    """Flat float32 parts, `stride_of` elements of the Instruct's tensor at a time; the next may overwrite a part.
 
-    `energy` is that share, `stays` the shares that are not, by the last word of the tensors' names, largest first, to
-    four digits: squares are summed in float32. None
-    where every tensor travels, or every delta is at scale 0. Of a difference of checkpoints the tensors that stay are
-    read for it.
+    Parts of a difference of checkpoints, where nothing else is added, are lazy. A tensor without a delta gets -0.0,
+    which changes no bit. Raises what `DeltaSource.chunks` raises, and NotFiniteError.
     """
-    stays: dict[str, float] = {}
-    for delta, name, own in plan.still:
-        leaf = name.removesuffix(".weight").rpartition(".")[2]
-        stays[leaf] = stays.get(leaf, 0.0) + (own * delta.norm(name)) ** 2
-    still = {(id(delta), name) for delta, name, _ in plan.still}
-    total = sum(stays.values()) + sum(
-        (own * _norm(plan, delta, name)) ** 2
-        for delta, own in plan.deltas
-        for name in delta.names
-        if stays and own and (id(delta), name) not in still
-    )
-    if not total:
-        return None
-    shares = {leaf: float(f"{square / total:.4g}") for leaf, square in sorted(stays.items(), key=lambda i: -i[1])}
-    return {"energy": min(round(1 - sum(shares.values()), 6), math.nextafter(1, 0)), "stays": shares}
+    shape, sources, merge = plan.instruct.info(name).shape, plan.sources.get(name, []), plan.options.merge
+    size, stride = math.prod(shape), stride_of(plan, name)
+    if not sources:
+        nothing = np.full(min(stride, size), NOTHING, np.float32)
+        yield from (nothing[: min(stride, size - start)] for start in range(0, size, stride))
+        return
+    if (lazy := lazy_source(plan, name)) is not None:
+        yield from lazy.differences(lazy.piece.scale, stride)
+        return
+    streams = [_stream(source, shape, merge) for source in sources]
+    if merge.rule == "ties":
+        yield from map(elected, zip(*streams, strict=True))
+        return
+    for parts in zip(*streams, strict=True):
+        total = parts[0]
+        for part in parts[1:]:
+            total += part
+        yield total
 
 
-def _norm(plan: Plan, delta: AnyDelta, name: str) -> float:
-    """The unscaled norm of a delta's tensor; of a difference, mostly known from the pass that added it."""
-    if isinstance(delta, Difference) and (found := apart_of(plan, name)) is not None and name in plan.receipts:
-        piece = found[1]
-        if piece.tensor == name:
-            return math.sqrt(plan.receipts[name]["delta2"]) / abs(piece.scale)
-    return delta.norm(name)
+@dataclass(frozen=True)
+class LazySource:
+    """A delta that is not stored and alone is added to a tensor, row by row and unchanged."""
+
+    delta: DeltaSource
+    piece: Piece
+    differences: Differences
 
 
-def _retention(sums: dict[str, float]) -> dict[str, float]:
-    """Norms of weights and delta; of the delta that reached the output: cosine, energy share, share of lost entries.
+def lazy_source(plan: Plan, name: str) -> LazySource | None:
+    """What is added to this tensor, if its parts need no computing before they are added."""
+    match plan.sources.get(name, []):
+        case [Source(delta=delta, pieces=[Piece(runs=None) as piece])] if plan.options.merge == Merge():
+            differences = delta.differences(piece.tensor)
+            return None if differences is None else LazySource(delta, piece, differences)
+    return None
 
-    energy = 1 - |reached - delta|^2 / |delta|^2; unchanged = share of non-zero delta entries that left the weight as
-    it was. They are 1, 1 and 0 when nothing is lost.
-    """
-    delta2, reached2, product = sums["delta2"], sums["reached2"], sums["product"]
-    numbers = {
-        "weight_norm": math.sqrt(sums["weight2"]),
-        "delta_norm": math.sqrt(delta2),
-        "cosine": product / math.sqrt(delta2 * reached2) if delta2 and reached2 else float(delta2 == reached2),
-        "energy": 1 - sums["error2"] / delta2 if delta2 else 1.0,
-        "unchanged": sums["lost"] / sums["moves"] if sums["moves"] else 0.0,
-    }
-    return {key: float(f"{value:.6g}") for key, value in numbers.items()}
+
+def _stream(source: Source, shape: tuple[int, ...], merge: Merge) -> Iterator[np.ndarray]:
+    """The scaled parts of one delta, in the layout of the Instruct's tensor; each overwrites the one before."""
+    stride = min(step(shape), math.prod(shape))
+    room = np.empty(stride, np.float32)
+    if source.pieces[0].runs is None:
+        [piece] = source.pieces
+        scaled = _scaled(source.delta, piece.tensor, piece.scale, merge)
+        for start, part in source.delta.chunks(piece.tensor):
+            yield scaled(part, start, room[: part.size])
+        return
+    width = shape[-1] if len(shape) > 1 else 1
+    rows, per_part = math.prod(shape) // width, stride // width
+    reader = _Rows(source, width, merge)
+    for first in range(0, rows, per_part):
+        part = room[: min(per_part, rows - first) * width]
+        reader.fill(first, part.reshape(-1, width))
+        yield part
+
+
+class _Rows:
+    """The rows of a source in the Instruct's order. Reads the parts of the delta that are needed, one at a time."""
+
+    def __init__(self, source: Source, width: int, merge: Merge) -> None:
+        self.delta, self.pieces, self.width, self.merge = source.delta, source.pieces, width, merge
+        tables = [np.c_[piece.runs, np.full(len(piece.runs), n)] for n, piece in enumerate(source.pieces)]  # type: ignore[arg-type]
+        table = np.concatenate(tables)
+        self.table = table[np.argsort(table[:, 0], kind="stable")]  # row here, row in the delta, rows, piece
+        self.next = 0
+        self.opened: tuple[int, Callable[[int], np.ndarray], Scaled, int] | None = None
+        self.held: tuple[int, int, np.ndarray] | None = None
+
+    def fill(self, first: int, rows: np.ndarray) -> None:
+        """Fill the rows from `first` on, which grows from call to call. Rows in no run get -0.0."""
+        rows.fill(NOTHING)
+        end = first + len(rows)
+        while self.next < len(self.table):
+            here, there, count, piece = (int(value) for value in self.table[self.next])
+            row, last = max(here, first), min(here + count, end)
+            while row < last:
+                got = self._rows(piece, there + row - here, last - row)
+                rows[row - first : row - first + len(got)] = got
+                row += len(got)
+            if here + count > end:
+                return
+            self.next += 1
+
+    def _rows(self, piece: int, first: int, count: int) -> np.ndarray:
+        """At most `count` rows of a piece's tensor from `first` on, as many as its part holds."""
+        if self.opened is None or self.opened[0] != piece:
+            tensor = self.pieces[piece].tensor
+            scaled = _scaled(self.delta, tensor, self.pieces[piece].scale, self.merge)
+            self.opened = piece, self.delta.parts(tensor), scaled, step(self.delta.shape(tensor))
+            self.held = None
+        _, part, scaled, stride = self.opened
+        number, offset = divmod(first, stride // self.width)
+        if self.held is None or self.held[0] != number:
+            values = part(number)
+            self.held = number, number * stride, scaled(values, number * stride, np.empty(values.size, np.float32))
+        return self.held[2].reshape(-1, self.width)[offset : offset + count]
+
+
+def _scaled(delta: DeltaSource, tensor: str, scale: float, merge: Merge) -> Scaled:
+    """How one tensor of a delta is scaled and thinned out by the merge rule. For ties, reads the tensor twice."""
+    if merge.rule == "sum" or merge.density is None:
+        if scale == 1:
+            return lambda part, start, room: part
+        return lambda part, start, room: np.multiply(part, np.float32(scale), out=room)
+    if merge.rule == "dare":
+        keep = kept_by_chance(delta.digest, tensor, merge.density, merge.seed or 0)
+        factor = np.float32(scale / merge.density)
+
+        def dropped(part: np.ndarray, start: int, room: np.ndarray) -> np.ndarray:
+            np.multiply(part, factor, out=room)
+            room *= keep(start, part.size)  # NaN stays NaN, which is refused
+            return room
+
+        return dropped
+    least = threshold(delta, tensor, merge.density)
+
+    def trimmed(part: np.ndarray, start: int, room: np.ndarray) -> np.ndarray:
+        np.multiply(part, np.float32(scale), out=room)
+        room[np.abs(part) < least] = 0
+        return room
+
+    return trimmed

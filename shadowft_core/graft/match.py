@@ -1,4 +1,4 @@
-"""Which rows of the Instruct every tensor of a delta belongs to. What fits nowhere is refused, unread."""
+"""Matches each tensor of a delta to tensors and rows of the Instruct, before any weight is read."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from shadowft_core.delta import AnyDelta
+from shadowft_core.delta import DeltaSource
 from shadowft_core.errors import MisfitError, QuantisedError, ShapeMismatchError, TensorMissingError, TokenMismatchError
 from shadowft_core.weights import (
-    EXPERTS,
+    EXPERT_NAMES,
     FLOATS,
     Checkpoint,
     Ignored,
+    Runs,
     account,
     by_reason,
     fitted,
@@ -24,29 +25,30 @@ from shadowft_core.weights import (
     runs_of,
     token_marks,
 )
-from shadowft_core.weights.experts import all_places, experts, is_mixture, kind, places
-
-Runs = np.ndarray
-"""int64 (n, 3): first row in the Instruct's tensor, first row in the delta's, rows. A row runs along the last axis."""
+from shadowft_core.weights.families.experts import Slot, View, all_views, expert_numbers, fused_name, views
+from shadowft_core.weights.match import expert_runs
 
 
 class Match:
-    """One delta against one Instruct. `tokens` collects the record of every vocabulary matched by token, `ignored` what
-    only one side holds; `ignore` are patterns of such tensors given by hand, besides the delta's own."""
+    """Matches one delta to one Instruct.
 
-    def __init__(self, model: Checkpoint, delta: AnyDelta, ignore: Sequence[str] = ()) -> None:
+    `tokens` has the record of each vocabulary matched by token, `ignored` the tensors that only one side has; `ignore`
+    are patterns of such tensors from the command line, in addition to the delta's own.
+    """
+
+    def __init__(self, model: Checkpoint, delta: DeltaSource, ignore: Sequence[str] = ()) -> None:
         self.model, self.delta, self._patterns = model, delta, [*ignore, *delta.ignore]
         self.base = delta.base_sample()
         self.tokens: dict[str, dict[str, Any]] = {}
         self.ignored: Ignored = {}
         self.here = {name: model.named(name) for name in (*self.base, *delta.names)}
-        """the Instruct's name for a tensor of the Base, tied copies by their own name; None where it has none"""
+        """the Instruct's name for each tensor of the Base, tied copies by their own name; None where it has none"""
 
     def targets(self, name: str) -> dict[str, Runs | None]:
-        """Tensors of the Instruct this tensor of the delta goes to, each with its rows; None: all, one to one.
+        """Tensors of the Instruct that this tensor of the delta is added to, each with its rows; None: all, one to one.
 
-        A tied embedding goes to the embedding and to a head that is stored or not tied in the Instruct. Empty for the
-        head of a Base that was not tied where the Instruct is: the embedding must carry the same delta.
+        A tied embedding is added to the embedding and to a head that is stored or not tied in the Instruct. Empty for
+        the head of an untied Base when the Instruct is tied: the embedding must have the same delta.
         Raises TensorMissingError, ShapeMismatchError, TokenMismatchError, MisfitError, QuantisedError.
         """
         here = self.here[name]
@@ -66,47 +68,47 @@ class Match:
         return dict.fromkeys(targets)
 
     def is_ignored(self, name: str) -> bool:
-        """Whether a tensor of the delta has no place in the Instruct, and need not have one."""
-        lacking = self.here[name] is None and kind(name) not in self._kinds
+        """Whether a tensor of the delta has no counterpart in the Instruct and needs none."""
+        lacking = self.here[name] is None and fused_name(name) not in self._fused_names
         return lacking and any(fnmatchcase(name, pattern) for pattern in self._patterns)
 
     def require_same_tensors(self) -> None:
-        """Check that Base and Instruct hold the same tensors, except tied heads and what only one side may hold.
+        """Check that Base and Instruct have the same tensors, except tied heads and what only one side may have.
 
         Raises TensorMissingError, InputError for a pattern that matches a tensor of both.
         """
         ours = [n for n in self.model.names if self.model.info(n).dtype in FLOATS and self.model.info(n).size]
         met = {own for here in self.here.values() if here for own in (here, self.model.home(here))}
-        kinds = {kind(name) for name in ours} & {kind(name) for name in self.here}
+        kinds = {fused_name(name) for name in ours} & {fused_name(name) for name in self.here}
         alone = {
             "base": [n for n, here in self.here.items() if here is None],
             "instruct": [n for n in ours if n not in met and self.model.home(n) not in met],
         }
         alone = {
-            side: [n for n in names if kind(n) not in kinds and not self._may_be_alone(n)]
+            side: [n for n in names if fused_name(n) not in kinds and not self._may_be_alone(n)]
             for side, names in alone.items()
         }
-        left, self.ignored = by_reason(alone, self._patterns, self.model.family.ignores, self.model.family.title)
+        refused, self.ignored = by_reason(alone, self._patterns, self.model.family.ignores, self.model.family.title)
         for side, having, lacking in (("base", "the Base", "the Instruct"), ("instruct", "the Instruct", "the Base")):
-            if odd := left.get(side):
+            if odd := refused.get(side):
                 raise TensorMissingError(
                     f"{self.delta.path} on {self.model.path}: {having} has {odd[0]}, {lacking} does not ({len(odd)} in "
-                    f"all); take an Instruct of the same family and size{remedy(left, met)}"
+                    f"all); take an Instruct of the same family and size{remedy(refused, met)}"
                 )
 
     def require_numbers(self) -> None:
-        """Raises QuantisedError where the Instruct, unlike the Base, holds tensors of quantised weights."""
+        """Raises QuantisedError when the Instruct, unlike the Base, has tensors of quantised weights."""
         require_no_codes(set(self.model.names) - set(self.here.values()), self.model.path)
 
     def require_one_sided(self, patterns: Sequence[str]) -> None:
-        """Raises InputError for a pattern that matches a delta's tensor with a place in the Instruct."""
+        """Raises InputError for a pattern that matches a delta's tensor with a counterpart in the Instruct."""
         placed = {name for name in self.delta.names if not self.is_ignored(name)}
         require_one_sided(patterns, placed, f"{self.delta.path} and {self.model.path}")
 
     def require_same_experts(self) -> None:
-        """The Base and the Instruct hold the same experts, as far as they can be counted. Raises TensorMissingError."""
-        found = experts({name: self.model.info(name).shape for name in self.model.names})
-        had = experts(dict.fromkeys(self.base) | {name: self.delta.shape(name) for name in self.delta.names})
+        """Raises TensorMissingError when Base and Instruct have different experts, as far as they can be counted."""
+        found = expert_numbers({name: self.model.info(name).shape for name in self.model.names})
+        had = expert_numbers(dict.fromkeys(self.base) | {name: self.delta.shape(name) for name in self.delta.names})
         for block in had.keys() & found.keys():
             if odd_ones := sorted(had[block] ^ found[block]):
                 who = "the Base" if odd_ones[0] in had[block] else "the Instruct"
@@ -116,12 +118,12 @@ class Match:
                 )
 
     def _carrier(self, name: str, home: str) -> str | None:
-        """The delta's tensor for what a tied copy stands for; None where the copy is all that a tied Base stored."""
+        """The delta's tensor for the one that a tied copy shares; None where a tied Base stored only the copy."""
         other = next((n for n in self.delta.names if n != name and self.here[n] == home), None)
         return other or (None if self.delta.base_tied else home)
 
     def _tied_to(self, home: str) -> list[str]:
-        """Names of the Instruct's tensors that go with one of its own: stored copies, and what the Base tied to it."""
+        """The Instruct's tensors with the same delta as `home`: itself, stored copies, and what the Base tied to it."""
         family, found = self.model.family, [home]
         found += [alias for alias, own in self.model.ties.items() if own == home and alias in self.model]
         if self.delta.base_tied and (family.is_embedding(home) or family.is_head(home)):
@@ -130,13 +132,13 @@ class Match:
         return found
 
     def _has_own(self, name: str, home: str) -> bool:
-        """Whether the Base held this tensor apart from the other, not as a stored copy of it."""
+        """Whether the Base had this tensor separately, not as a stored copy of `home`."""
         was = {here: values for n, here in self.here.items() if here and (values := self.base.get(n)) is not None}
         changed = any(self.here[n] == name for n in self.delta.names)
         return changed or (name in was and not (home in was and np.array_equal(was[name], was[home])))
 
     def _may_be_alone(self, name: str) -> bool:
-        """A head may stand on one side alone, for it may be tied on the other, or stand for the embedding there."""
+        """Whether only one side may have it: a head may be tied on the other side, or represent the embedding there."""
         family = self.model.family
         if self.delta.base_tied and family.is_embedding(name):
             return not any(family.is_embedding(other) for other in self.base)
@@ -149,13 +151,13 @@ class Match:
             same = all(np.array_equal(one, other) for (_, one), (_, other) in pairs)
         if not same:
             raise MisfitError(
-                f"{self.delta.path}: tensor {head} is a head of its own, {self.model.path} ties it to {embedding} and "
-                "cannot hold both deltas; leave it out with a scope or take an Instruct that is not tied"
+                f"{self.delta.path}: tensor {head} is a separate head, {self.model.path} ties it to {embedding} and "
+                "cannot take both deltas; leave it out with a scope or take an untied Instruct"
             )
 
     @cached_property
-    def _kinds(self) -> set[str]:
-        return {kind(name) for name in self.model.names}
+    def _fused_names(self) -> set[str]:
+        return {fused_name(name) for name in self.model.names}
 
     @cached_property
     def _marks(self) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -171,33 +173,32 @@ class Match:
 
     def _vocabulary(self, name: str, target: str) -> Runs | None:
         self._require_float(name, target)
-        shape, wanted = self.delta.shape(name), self.model.info(target).shape
-        if shape[1:] != wanted[1:]:
+        shape, expected = self.delta.shape(name), self.model.info(target).shape
+        if shape[1:] != expected[1:]:
             raise self._misshapen(name, target)
-        if shape == wanted and self._same_tokenizer:
+        if shape == expected and self._same_tokenizer:
             return None
         where = f"{self.delta.path}: tensor {name}"
         ours, theirs = self._marks
         if ours is None or theirs is None:
             side = self.model.path if ours is None else "the Base"
             raise TokenMismatchError(
-                f"{where} has {shape[0]} rows, {self.model.path} {wanted[0]}, and {side} has no tokenizer.json to "
-                "match their tokens by; put the tokenizer beside the weights and extract again"
+                f"{where} has {shape[0]} rows, {self.model.path} {expected[0]}, and {side} has no tokenizer.json to "
+                "match their tokens by; put the tokenizer into the model folder and extract again"
             )
-        ours, theirs = fitted(ours, wanted[0]), fitted(theirs, shape[0])
+        ours, theirs = fitted(ours, expected[0]), fitted(theirs, shape[0])
         rows = match_rows(ours, theirs, where)
         self.tokens[target] = account(rows, ours, theirs)
         return runs_of(rows)
 
     @cached_property
-    def _places(self) -> dict[tuple[str, ...], Any]:
-        return all_places({n: self.model.info(n).shape for n in self.model.names if is_mixture(n)})
+    def _views(self) -> dict[Slot, View]:
+        return all_views({name: self.model.info(name).shape for name in self.model.names})
 
     def _mixture(self, name: str) -> dict[str, Runs | None]:
-        """A tensor whose name the Instruct lacks: the same matrices in another layout."""
-        shape = self.delta.shape(name)
-        ours = places(name, shape)
-        lost = [slot for slot in ours if slot not in self._places]
+        """Targets of a tensor that the Instruct has in another layout: the same matrices of a mixture."""
+        ours = views(name, self.delta.shape(name))
+        lost = [slot for slot in ours if slot not in self._views]
         if not ours or len(lost) == len(ours):
             waiver = remedy({"base": [name]}, [known for known, here in self.here.items() if here])
             raise TensorMissingError(
@@ -210,19 +211,16 @@ class Match:
                 f"{self.model.path}; take an Instruct with the same experts"
             )
         family = self.model.config.get("model_type")
-        if any(slot[-1] != "router" for slot in ours) and family not in EXPERTS:
+        if any(slot[-1] != "router" for slot in ours) and family not in EXPERT_NAMES:
             raise MisfitError(
-                f"{self.delta.path}: tensor {name} lies in another layout in {self.model.path}, and how {family!r} "
-                "orders its experts is not known here; save both models in one layout"
+                f"{self.delta.path}: tensor {name} has another layout in {self.model.path}, and how {family!r} "
+                "orders its experts is not known; save both models in one layout"
             )
-        found: dict[str, list[tuple[int, int, int]]] = {}
-        for slot, place in ours.items():
-            there = self._places[slot]
-            self._require_float(name, there.tensor)
-            if (place.rows, place.width) != (there.rows, there.width):
-                raise self._misshapen(name, there.tensor)
-            found.setdefault(there.tensor, []).append((there.first, place.first, place.rows))
-        return {target: np.array(sorted(runs), np.int64) for target, runs in found.items()}
+        for slot, view in ours.items():
+            self._require_float(name, self._views[slot].tensor)
+            if view.shape != self._views[slot].shape:
+                raise self._misshapen(name, self._views[slot].tensor)
+        return {**expert_runs(ours, self._views)}
 
     def _require_float(self, name: str, target: str) -> None:
         if target not in self.model:
@@ -232,12 +230,12 @@ class Match:
             )
         if self.model.info(target).dtype not in FLOATS:
             raise QuantisedError(
-                f"{self.delta.path}: tensor {name}: {self.model.path} holds it as {self.model.info(target).dtype}; one "
-                f"of {', '.join(FLOATS)} is wanted"
+                f"{self.delta.path}: tensor {name}: {self.model.path} has it as {self.model.info(target).dtype}, "
+                f"expected one of {', '.join(FLOATS)}; graft on the unquantised Instruct"
             )
 
     def _misshapen(self, name: str, target: str) -> ShapeMismatchError:
         return ShapeMismatchError(
             f"{self.delta.path}: tensor {name} has shape {self.delta.shape(name)}, {target} of {self.model.path} has "
-            f"{self.model.info(target).shape}; the pair does not fit"
+            f"{self.model.info(target).shape}; take an Instruct of the same family and size"
         )

@@ -6,19 +6,19 @@ from functools import lru_cache
 
 import numpy as np
 
-from shadowft_core.delta import AnyDelta
+from shadowft_core.delta import DeltaSource
 from shadowft_core.errors import NotFiniteError
 
-NOTHING = np.float32(-0.0)  # added to a weight it leaves every bit of it, also the sign of a zero
+NOTHING = np.float32(-0.0)  # added to a weight, it changes no bit, not even the sign of a zero
 _INFINITY = 0x7F80  # upper half of the bits of float32 infinity
 
 
-@lru_cache(maxsize=1024)  # experts that lie in one tensor share it
-def threshold(delta: AnyDelta, tensor: str, density: float) -> np.float32:
+@lru_cache(maxsize=1024)  # shared by the experts of one tensor
+def threshold(delta: DeltaSource, tensor: str, density: float) -> np.float32:
     """The smallest magnitude among the `density` share of largest magnitudes of one tensor, exact.
 
-    At least one entry is kept, and all entries as large as the threshold. Two passes: magnitudes of float32 are ordered
-    like their bits, so a histogram of the upper 16 bits finds the bin and one of the lower 16 bits the value in it.
+    At least one entry is kept, and all entries as large as the threshold. Two passes: float32 magnitudes sort
+    like their bits, so a histogram of the upper 16 bits finds the bin, and one of the lower 16 bits the value in it.
     Raises NotFiniteError.
     """
     upper = np.zeros(1 << 16, np.int64)
@@ -26,13 +26,13 @@ def threshold(delta: AnyDelta, tensor: str, density: float) -> np.float32:
         upper += np.bincount(_magnitudes(part) >> 16, minlength=1 << 16)
     if upper[_INFINITY:].any():
         raise NotFiniteError(f"{delta.path}: tensor {tensor} holds NaN or infinity; use an intact delta")
-    wanted = max(1, round(density * int(upper.sum())))
-    high, above = _from_the_top(upper, wanted)
+    count = max(1, round(density * int(upper.sum())))
+    high, above = _from_the_top(upper, count)
     lower = np.zeros(1 << 16, np.int64)
     for _, part in delta.chunks(tensor):
         bits = _magnitudes(part)
         lower += np.bincount(bits[bits >> 16 == high] & 0xFFFF, minlength=1 << 16)
-    low, _ = _from_the_top(lower, wanted - above)
+    low, _ = _from_the_top(lower, count - above)
     return np.uint32(high << 16 | low).view(np.float32)
 
 
@@ -40,17 +40,17 @@ def _magnitudes(part: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(part).view(np.uint32) & np.uint32(0x7FFFFFFF)
 
 
-def _from_the_top(counts: np.ndarray, wanted: int) -> tuple[int, int]:
-    """The bin that holds the `wanted`-th largest, and how many lie in bins above it."""
+def _from_the_top(counts: np.ndarray, count: int) -> tuple[int, int]:
+    """The bin of the `count`-th largest, and how many are in the bins above it."""
     summed = np.cumsum(counts[::-1])
-    at = int(np.searchsorted(summed, wanted))
+    at = int(np.searchsorted(summed, count))
     return len(counts) - 1 - at, int(summed[at - 1]) if at else 0
 
 
 def elected(parts: Sequence[np.ndarray]) -> np.ndarray:
     """TIES, steps 2 and 3: per entry the sign of the sum, then the mean of the entries that have it, float32.
 
-    An entry whose sum is zero has no sign and gets nothing.
+    An entry whose sum is zero has no sign and gets -0.0.
     """
     total = np.copy(parts[0])
     for part in parts[1:]:

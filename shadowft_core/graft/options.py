@@ -1,14 +1,19 @@
-"""How deltas become one sum: rule, scales by pattern, waivers. A recipe records it, so that it can be repeated."""
+"""All options of a graft: scope, dtype, merge rule, scales by pattern, waivers. A recipe records them."""
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from shadowft_core.errors import GraftError
+from shadowft_core.files import read_json_object
+
+if TYPE_CHECKING:
+    from shadowft_core.params import Graft
 
 Scope = str | Sequence[str]
+Delta = TypeVar("Delta")  # a folder or an open source
 RULES = ("sum", "ties", "dare")
 ONTO_BASE, UNRELATED = "onto-base", "unrelated"
 WAIVERS = (ONTO_BASE, UNRELATED)
@@ -20,8 +25,9 @@ class Merge:
 
     sum: added in the given order. ties: of every delta's tensor the `density` share of largest magnitude, then a sign
     per entry, then the mean of those that agree with it (Yadav et al. 2023, arXiv 2306.01708). dare: every entry is
-    kept with probability `density`, by `seed`, and divided by it (Yu et al. 2024, arXiv 2311.03099, p = 1 - density).
-    Raises GraftError for a rule without the numbers it needs, or with others.
+    kept with probability `density`, drawn by `seed`, and divided by `density` (Yu et al. 2024, arXiv 2311.03099,
+    p = 1 - density).
+    Raises GraftError unless a rule has exactly the numbers it needs.
     """
 
     rule: str = "sum"
@@ -32,13 +38,13 @@ class Merge:
         if self.rule not in RULES:
             raise GraftError(f"merge rule {self.rule!r}; known are {', '.join(RULES)}")
         if self.rule == "sum" and self.density is not None:
-            raise GraftError(f"merge rule sum takes all of a delta, density {self.density:g} is given; leave it out")
+            raise GraftError(f"merge rule sum takes no density, found {self.density:g}; leave it out")
         if self.rule != "sum" and not (self.density is not None and 0 < self.density <= 1):
-            raise GraftError(
-                f"merge rule {self.rule} with density {self.density}; a share above 0, at most 1 is wanted"
-            )
+            raise GraftError(f"merge rule {self.rule} with density {self.density}; expected a share above 0, at most 1")
         if (self.rule == "dare") != (self.seed is not None) or (self.seed or 0) < 0:
-            raise GraftError(f"merge rule {self.rule} with seed {self.seed}; dare wants a natural number, others none")
+            raise GraftError(
+                f"merge rule {self.rule} with seed {self.seed}; dare needs one, 0 or above, the other rules take none"
+            )
 
     def recorded(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if value is not None}
@@ -46,23 +52,25 @@ class Merge:
 
 @dataclass(frozen=True)
 class Options:
-    """All that shapes a graft besides its models and the scale of each delta."""
+    """What determines a graft besides its models and the scale of each delta. Raises GraftError for unknown waivers."""
 
     scope: Scope = "all"
+    """`all`, `linear` or glob patterns over the delta's tensor names: the tensors to apply"""
     dtype: str = "instruct"
+    """of the result: `instruct` (that of each tensor), `float32`, `bfloat16` or `float16`"""
     merge: Merge = Merge()
-    scale_for: tuple[tuple[str, float], ...] = ()
+    scale_for: Sequence[tuple[str, float]] = ()
     """(glob pattern over the delta's tensor names, scale): replaces every delta's own scale; the last match wins"""
     waivers: Collection[str] = ()
     ignore: Sequence[str] = ()
-    """glob patterns of tensors that only one side may hold, besides those of the deltas"""
+    """glob patterns of tensors that only one side may hold, in addition to those of the deltas"""
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.waivers) - set(WAIVERS)):
             raise GraftError(f"waiver {unknown[0]!r}; known are {', '.join(WAIVERS)}")
         for pattern, scale in self.scale_for:
             if not math.isfinite(scale):
-                raise GraftError(f"scale {scale} for {pattern!r}; a finite number is wanted")
+                raise GraftError(f"scale {scale} for {pattern!r}; expected a finite number")
 
     def recorded(self) -> dict[str, Any]:
         """The recipe's fields; `options_of` reads them back."""
@@ -76,20 +84,17 @@ class Options:
         }
 
 
-def options_of(recipe: dict[str, Any]) -> dict[str, Any]:
-    """What to pass to `graft` besides models and deltas to repeat a recipe.
-
-    Raises GraftError when the recipe's options are damaged or unknown here.
-    """
+def options_of(recipe: dict[str, Any]) -> Options:
+    """The options that repeat a recipe. Raises GraftError when they are damaged or unknown to this version."""
     try:
-        return {
-            "scope": recipe["scope"],
-            "dtype": recipe["dtype"],
-            "merge": Merge(**recipe.get("merge", {})),
-            "scale_for": tuple((str(pattern), float(scale)) for pattern, scale in recipe.get("scale_for", [])),
-            "waivers": tuple(recipe.get("waivers", [])),
-            "ignore": tuple(recipe.get("ignore", [])),
-        }
+        return Options(
+            scope=recipe["scope"],
+            dtype=recipe["dtype"],
+            merge=Merge(**recipe.get("merge", {})),
+            scale_for=tuple((str(pattern), float(scale)) for pattern, scale in recipe.get("scale_for", [])),
+            waivers=tuple(recipe.get("waivers", [])),
+            ignore=tuple(recipe.get("ignore", [])),
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise GraftError(f"the recipe's options are damaged ({error!r:.200}); take an intact recipe") from None
 
@@ -97,15 +102,86 @@ def options_of(recipe: dict[str, Any]) -> dict[str, Any]:
 def deltas_of(recipe: dict[str, Any], where: Path) -> list[tuple[str, float]]:
     """(digest, scale) of every delta that a recipe adds; `where` is the file that an error names.
 
-    Raises GraftError when an entry is damaged, or is the difference of two checkpoints, of which no delta was kept.
+    Raises GraftError when an entry is damaged, or is a difference of two checkpoints that was not stored.
     """
     try:
         for entry in recipe["deltas"]:
             if "digest" not in entry and "tuned" in entry:
                 raise GraftError(
-                    f"{where}: adds {entry['tuned']} - {entry['base']} in one pass and no delta was kept, so nobody "
-                    "could rebuild it; run extract, publish, and graft from that delta"
+                    f"{where}: adds {entry['tuned']} - {entry['base']} without a stored delta, so it cannot be "
+                    "rebuilt; run extract and publish, and graft that delta"
                 )
         return [(str(entry["digest"]), float(entry["scale"])) for entry in recipe["deltas"]]
     except (KeyError, TypeError, ValueError) as error:
         raise GraftError(f"{where}: no recipe ({error!r:.200}); pass the recipe.json of a grafted folder") from None
+
+
+def chosen(
+    deltas: Sequence[tuple[Delta, float | None]],
+    options: Options,
+    params: "Graft",
+    sweep: Path | None = None,
+    scale: float | None = None,
+    scope: Sequence[str] = (),
+) -> tuple[list[tuple[Delta, float]], Options]:
+    """Deltas with their scales, and the options, where the command line leaves some open.
+
+    A delta without a scale gets `scale`, else the number in params, else the scale of the sweep file. The scope is
+    `scope`, else that of the sweep file, else that of `options`. The dtype is that of params.
+    Raises GraftError when no scale is given anywhere.
+    """
+    swept = read_json_object(sweep) if sweep is not None else {}
+    found: Any = swept.get("scale")
+    if params.scale != "sweep":
+        found = params.scale
+    if scale is not None:
+        found = scale
+    if any(own is None for _, own in deltas):
+        if not isinstance(found, int | float) or isinstance(found, bool):
+            where = f"{sweep} has {found!r}" if sweep else "graft.scale is `sweep` and no sweep file is given"
+            raise GraftError(f"no scale: {where}; pass --sweep FILE or --scale NUMBER, or set it in params.yaml")
+        if len(deltas) > 1 and scale is None:
+            raise GraftError(
+                f"no scale for one of {len(deltas)} deltas: params and sweep choose for a single delta; pass "
+                "--delta DIR@SCALE"
+            )
+    scaled = [(delta, float(found) if own is None else own) for delta, own in deltas]
+    return scaled, replace(
+        options, scope=_parse_scope(scope) if scope else swept.get("scope", options.scope), dtype=params.dtype
+    )
+
+
+def parse_delta(text: str) -> tuple[Path, float | None]:
+    """Parse `DIR` or `DIR@SCALE`. If a folder has the whole text as its name, that folder is meant.
+
+    Raises GraftError when the text has both meanings.
+    """
+    folder, at, number = text.rpartition("@")
+    try:
+        scale = float(number) if at and folder else None
+    except ValueError:
+        scale = None
+    if scale is None or not Path(text).exists():
+        return (Path(text), None) if scale is None else (Path(folder), scale)
+    if Path(folder).exists():
+        raise GraftError(f"{text}: {folder} and {text} both exist; write {text}@SCALE for the latter, or rename it")
+    return Path(text), None
+
+
+def parse_scale_for(text: str) -> tuple[str, float]:
+    """Parse `PATTERN=SCALE`. Raises GraftError for anything else."""
+    pattern, _, number = text.rpartition("=")
+    try:
+        if pattern:
+            return pattern, float(number)
+    except ValueError:
+        pass
+    raise GraftError(f"--scale-for {text}: expected PATTERN=SCALE, for instance '*mlp*=0.5'")
+
+
+def _parse_scope(words: Sequence[str]) -> Scope:
+    if len(words) == 1 and words[0] in ("all", "linear"):
+        return words[0]
+    if mixed := [word for word in words if word in ("all", "linear")]:
+        raise GraftError(f"--scope {mixed[0]} cannot be combined, found {len(words)}; pass it alone, or patterns")
+    return list(words)

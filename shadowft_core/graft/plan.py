@@ -1,27 +1,28 @@
-"""What happens to each tensor of the Instruct: decided, and refused, before any weight is added."""
+"""Decides what happens to each tensor of the Instruct. All that can be refused before the sums is refused here."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.delta import AnyDelta, Delta, Difference, open_delta
+from shadowft_core.delta import DeltaSource, open_delta
 from shadowft_core.errors import GraftError, MisfitError, QuantisedError, ZeroDeltaError
-from shadowft_core.graft.kinship import require_kinship
-from shadowft_core.graft.match import Match, Runs
+from shadowft_core.graft.match import Match
 from shadowft_core.graft.options import Options, Scope
+from shadowft_core.graft.similarity import require_related
 from shadowft_core.weights import (
     FLOATS,
     Checkpoint,
     Ignored,
+    Runs,
     note_unknown,
     open_checkpoint,
     require_equal,
     require_met,
 )
-from shadowft_core.weights.experts import kind
+from shadowft_core.weights.families.experts import fused_name
 
 OUTPUTS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
@@ -33,45 +34,46 @@ class Piece:
     tensor: str
     scale: float
     runs: Runs | None
-    """the rows, see match.Runs; None: all, one to one"""
+    """the rows, see match.Runs; None: all rows, one to one"""
 
 
 @dataclass(frozen=True)
 class Source:
     """What one delta gives to one tensor of the Instruct: one whole tensor, or pieces that do not overlap."""
 
-    delta: AnyDelta
+    delta: DeltaSource
     pieces: list[Piece]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Plan:
-    """What happens to each tensor of the Instruct; all checks that need no weights have passed."""
+    """What happens to each tensor of the Instruct. All checks that need no sums have passed."""
 
     instruct: Checkpoint
-    deltas: list[tuple[AnyDelta, float]]
+    deltas: list[tuple[DeltaSource, float]]
     options: Options
     sources: dict[str, list[Source]]
     """per grafted tensor, in the order of the deltas"""
     untouched: dict[str, str]
+    """per tensor of the Instruct that nothing is added to, the reason"""
     left_out: list[str]
-    """tensors of a delta outside the scope, or without a place in the Instruct and ignored by name"""
+    """delta tensors excluded by the scope, or without a place in the Instruct and ignored by pattern"""
     dtype: dict[str, str]
+    """per tensor, that of the result"""
     tokens: dict[str, dict[str, Any]]
-    """per tensor whose rows were matched by token: its `checkpoint.account`"""
-    still: list[tuple[AnyDelta, str, float]]
-    """per delta, the tensors that do not travel (left out or at scale 0) and the delta's scale"""
+    """per tensor whose rows were matched by token: its `weights.account`"""
+    unapplied: list[tuple[DeltaSource, str, float]]
+    """tensors of deltas that are not added (left out or at scale 0), with the delta's scale"""
     ignored: Ignored
-    """what only one side holds, by reason and side"""
-    receipts: dict[str, dict[str, float]] = field(default_factory=dict)
+    """tensors that only one side holds, by reason and side"""
 
     @property
     def recast(self) -> bool:
         return any(dtype != self.instruct.info(name).dtype for name, dtype in self.dtype.items())
 
 
-def make_plan(instruct: Path, deltas: Sequence[tuple[Path | Difference, float]], options: Options) -> Plan:
-    """Open everything and decide. Raises what `graft` raises, but for what only the sums can show."""
+def make_plan(instruct: Path, deltas: Sequence[tuple[Path | DeltaSource, float]], options: Options) -> Plan:
+    """Open everything and decide. Raises what `graft` raises, except errors that only the sums can show."""
     model = open_checkpoint(instruct)
     if model.config.get("quantization_config"):
         raise QuantisedError(f"{instruct}: config.json has a quantization_config; graft on the unquantised Instruct")
@@ -82,33 +84,33 @@ def make_plan(instruct: Path, deltas: Sequence[tuple[Path | Difference, float]],
     opened = _opened(deltas, options)
     names = sorted({name for delta, _ in opened for name in delta.names})
     shapes = {name: delta.shape(name) for delta, _ in opened for name in delta.names}
-    travelling = _in_scope(shapes, options.scope, model)
+    in_scope = _in_scope(shapes, options.scope, model)
     overrides = _overrides(names, options.scale_for)
     found: dict[str, list[Source]] = {}
     reasons: dict[str, str] = {}
     tokens: dict[str, dict[str, Any]] = {}
-    still: list[tuple[AnyDelta, str, float]] = []
+    unapplied: list[tuple[DeltaSource, str, float]] = []
     ignored: Ignored = {}
-    homeless: set[str] = set()
+    placeless: set[str] = set()
     for delta, own in opened:
         match = Match(model, delta, options.ignore)
         match.require_numbers()
         match.require_one_sided(options.ignore)
         lost = {name for name in delta.names if match.is_ignored(name)}
-        if not travelling & set(delta.names) - lost:
+        if not in_scope & set(delta.names) - lost:
             raise ZeroDeltaError(
-                f"{delta.path}: the scope keeps all {len(delta.names)} tensors at home; widen the scope"
+                f"{delta.path}: the scope matches none of the delta's {len(delta.names)} tensors; widen the scope"
             )
         scales = {name: overrides.get(name, own) for name in delta.names}
         match.require_same_experts()
-        targets = {name: match.targets(name) for name in delta.names if name in travelling - lost}
+        targets = {name: match.targets(name) for name in delta.names if name in in_scope - lost}
         match.require_same_tensors()
-        require_kinship(match, options)
-        still += [(delta, name, own) for name in delta.names if name not in targets or not scales[name]]
-        homeless |= lost
+        require_related(match, options)
+        unapplied += [(delta, name, own) for name in delta.names if name not in targets or not scales[name]]
+        placeless |= lost
         _join(ignored, match.ignored)
-        _join(ignored, delta.layout.ignored if isinstance(delta, Difference) else {})
-        _require_heads_travel_alike(match, targets, scales)
+        _join(ignored, delta.ignored)
+        _require_heads_alike(match, targets, scales)
         given: dict[str, list[Piece]] = {}
         for name, places in targets.items():
             for target, runs in places.items():
@@ -118,46 +120,48 @@ def make_plan(instruct: Path, deltas: Sequence[tuple[Path | Difference, float]],
         for target, pieces in given.items():
             found.setdefault(target, []).append(Source(delta, pieces))
         tokens |= match.tokens
-    carried = {pattern for delta, _ in opened if isinstance(delta, Delta) for pattern in delta.ignore}
+    carried = {pattern for delta, _ in opened if delta.is_stored for pattern in delta.ignore}
     require_met([p for p in options.ignore if p not in carried], ignored, f"the deltas and {instruct}")
-    left_out = [name for name in names if name not in travelling - homeless]
-    kept = {kind(name) for name in left_out}
-    wanted = OUTPUTS.get(options.dtype)
+    left_out = [name for name in names if name not in in_scope - placeless]
+    kept = {fused_name(name) for name in left_out}
+    output = OUTPUTS.get(options.dtype)
     return Plan(
         instruct=model,
         deltas=opened,
         options=options,
         sources=found,
         untouched={
-            n: "out of scope" if kind(n) in kept else reasons.get(n, "no delta") for n in model.names if n not in found
+            n: "out of scope" if fused_name(n) in kept else reasons.get(n, "no delta")
+            for n in model.names
+            if n not in found
         },
         left_out=left_out,
-        dtype={n: wanted if wanted and model.info(n).dtype in FLOATS else model.info(n).dtype for n in model.names},
+        dtype={n: output if output and model.info(n).dtype in FLOATS else model.info(n).dtype for n in model.names},
         tokens=tokens,
-        still=still,
+        unapplied=unapplied,
         ignored=ignored,
     )
 
 
-def _opened(deltas: Sequence[tuple[Path | Difference, float]], options: Options) -> list[tuple[AnyDelta, float]]:
+def _opened(deltas: Sequence[tuple[Path | DeltaSource, float]], options: Options) -> list[tuple[DeltaSource, float]]:
     opened = [(open_delta(d) if isinstance(d, Path) else d, _finite(d, scale)) for d, scale in deltas]
     _require_distinct(opened)
-    if options.merge.rule == "dare" and any(isinstance(delta, Difference) for delta, _ in opened):
-        raise GraftError("merge rule dare draws by a stored delta's digest; extract the difference and pass its folder")
+    if options.merge.rule == "dare" and not all(delta.is_stored for delta, _ in opened):
+        raise GraftError("merge rule dare needs a stored delta's digest; extract the difference and pass its folder")
     if options.merge.rule == "ties" and len(opened) < 2:
-        raise GraftError(f"merge rule ties elects a sign among deltas, {len(opened)} is given; pass several or use sum")
+        raise GraftError(f"merge rule ties needs two deltas or more, found {len(opened)}; pass several or use sum")
     return opened
 
 
-def _finite(delta: Path | Difference, scale: float) -> float:
+def _finite(delta: Path | DeltaSource, scale: float) -> float:
     if not math.isfinite(scale):
         path = delta if isinstance(delta, Path) else delta.path
-        raise GraftError(f"{path}: scale {scale}; a finite number is wanted")
+        raise GraftError(f"{path}: scale {scale}; expected a finite number")
     return float(scale)
 
 
-def _require_distinct(deltas: Sequence[tuple[AnyDelta, float]]) -> None:
-    seen: dict[str, AnyDelta] = {}
+def _require_distinct(deltas: Sequence[tuple[DeltaSource, float]]) -> None:
+    seen: dict[str, DeltaSource] = {}
     for delta, _ in deltas:
         if delta.digest in seen:
             raise GraftError(
@@ -170,7 +174,7 @@ def _matching(names: list[str], pattern: str, what: str) -> set[str]:
     matched = {name for name in names if fnmatchcase(name, pattern)}
     if not matched:
         raise GraftError(
-            f"{what} pattern {pattern!r} meets none of the delta's {len(names)} tensors; "
+            f"{what} pattern {pattern!r} matches none of the delta's {len(names)} tensors; "
             "a pattern is a glob of whole names, such as '*.mlp.*'; correct it"
         )
     return matched
@@ -184,32 +188,32 @@ def _overrides(names: list[str], scale_for: Sequence[tuple[str, float]]) -> dict
 
 
 def _in_scope(shapes: Mapping[str, tuple[int, ...]], scope: Scope, model: Checkpoint) -> set[str]:
-    """Delta tensors that travel. Raises GraftError when the scope, or one of its patterns, meets none of them."""
+    """Delta tensors to apply. Raises GraftError when the scope, or one of its patterns, matches none."""
     if scope == "all":
         return set(shapes)
     if scope == "linear":
         found = {name for name, shape in shapes.items() if model.family.is_linear(name, shape)}
         if not found:
-            raise GraftError(f"scope `linear` meets none of the delta's {len(shapes)} tensors; pass patterns or `all`")
+            raise GraftError(f"scope `linear` matches none of the {len(shapes)} delta tensors; pass patterns or `all`")
         return found
     patterns = [scope] if isinstance(scope, str) else scope
     return set().union(*(_matching(sorted(shapes), pattern, "scope") for pattern in patterns))
 
 
-def _join(found: Ignored, more: Ignored) -> None:
+def _join(ignored: Ignored, more: Ignored) -> None:
     for reason, sides in more.items():
         for side, names in sides.items():
-            held = found.setdefault(reason, {}).setdefault(side, [])
+            held = ignored.setdefault(reason, {}).setdefault(side, [])
             held += [name for name in names if name not in set(held)]
 
 
-def _require_heads_travel_alike(match: Match, targets: dict[str, dict[str, Any]], scales: dict[str, float]) -> None:
-    """A head that the Instruct ties to its embedding has no place of its own: both must travel, at one scale."""
+def _require_heads_alike(match: Match, targets: dict[str, dict[str, Any]], scales: dict[str, float]) -> None:
+    """Raises MisfitError unless a head that the Instruct ties to its embedding is applied with it, at one scale."""
     carried = {match.here[name]: name for name in match.delta.names if targets.get(name) != {}}
     for head in (name for name, places in targets.items() if not places):
         embedding = carried.get(match.model.home(match.here[head] or head))
         if embedding not in targets or scales[head] != scales[embedding]:
             raise MisfitError(
-                f"{match.delta.path}: {match.model.path} ties {head} to {embedding}, so both must travel at one scale; "
+                f"{match.delta.path}: {match.model.path} ties {head} to {embedding}, so both need the same scale; "
                 "widen the scope or leave both out"
             )

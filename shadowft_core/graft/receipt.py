@@ -1,13 +1,92 @@
-"""What a grafted folder says of itself: recipe.json and receipt.json in one account, ordered for reading."""
+"""What a grafted folder records about its making: receipt.json, written by `graft`, read with recipe.json."""
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from shadowft_core.delta import DeltaSource
 from shadowft_core.errors import CheckpointError
 from shadowft_core.files import read_json_object
-from shadowft_core.graft.writer import RECEIPT, RECIPE
+from shadowft_core.graft.arithmetic import TensorResult, lazy_source
+from shadowft_core.graft.plan import Plan
+from shadowft_core.kernels.bf16 import SUMS
 
+RECIPE, RECEIPT = "recipe.json", "receipt.json"
 _OF_RECIPE = ("digest", "instruct", "deltas", "scope", "dtype", "merge", "scale_for", "waivers")
+Sums = Mapping[str, Mapping[str, float]]
+"""per tensor that something was added to: its sums, by `bf16.SUMS`"""
+
+
+def build_receipt(plan: Plan, results: Mapping[str, TensorResult], instruct_digest: str) -> dict[str, Any]:
+    """The content of receipt.json: classes, waivers, rows matched by token, norms, what was added and what was lost.
+
+    `results` are those of `arithmetic.parts`, for every tensor of the Instruct.
+    """
+    sums = {name: result.sums for name, result in results.items() if result.sums is not None}
+    overall = {key: sum(one[key] for one in sums.values()) for key in SUMS}
+    return {
+        "format": 1,
+        "onto_base": any(delta.base_digest == instruct_digest for delta, _ in plan.deltas),
+        "waivers": sorted(set(plan.options.waivers)),
+        "classes": {"grafted": len(plan.sources), "untouched": len(plan.untouched), "left_out": len(plan.left_out)},
+        "retention": _retention(overall) if sums else None,
+        "grafted": {name: _retention(one) for name, one in sorted(sums.items())},
+        "untouched": plan.untouched,
+        "left_out": plan.left_out,
+        "travel": _travel(plan, sums),
+        "tokens": plan.tokens,
+        "ignored": plan.ignored,
+    }
+
+
+def _travel(plan: Plan, sums: Sums) -> dict[str, Any] | None:
+    """The share of the deltas' energy (squared norms, each delta at its own scale) that is added.
+
+    `energy` is that share. `stays` holds the shares that are not added, by the last word of the tensors' names, largest
+    first, to four digits, since squares are summed in float32. None where every tensor is added, or every delta is at
+    scale 0. Of a difference of checkpoints, the tensors that are not added are read for it.
+    """
+    stays: dict[str, float] = {}
+    for delta, name, own in plan.unapplied:
+        leaf = name.removesuffix(".weight").rpartition(".")[2]
+        stays[leaf] = stays.get(leaf, 0.0) + (own * delta.norm(name)) ** 2
+    unapplied = {(id(delta), name) for delta, name, _ in plan.unapplied}
+    total = sum(stays.values()) + sum(
+        (own * _norm(plan, sums, delta, name)) ** 2
+        for delta, own in plan.deltas
+        for name in delta.names
+        if stays and own and (id(delta), name) not in unapplied
+    )
+    if not total:
+        return None
+    shares = {leaf: float(f"{square / total:.4g}") for leaf, square in sorted(stays.items(), key=lambda i: -i[1])}
+    return {"energy": min(round(1 - sum(shares.values()), 6), math.nextafter(1, 0)), "stays": shares}
+
+
+def _norm(plan: Plan, sums: Sums, delta: DeltaSource, name: str) -> float:
+    """The unscaled norm of a delta's tensor; from the pass that added it where that saves a pass."""
+    lazy = lazy_source(plan, name)
+    if lazy is not None and lazy.delta is delta and lazy.piece.tensor == name and name in sums:
+        return math.sqrt(sums[name]["delta2"]) / abs(lazy.piece.scale)
+    return delta.norm(name)
+
+
+def _retention(sums: dict[str, float]) -> dict[str, float]:
+    """Norms of weights and delta; of the delta that reached the output: cosine, energy share, share of lost entries.
+
+    energy = 1 - |reached - delta|^2 / |delta|^2; unchanged = share of non-zero delta entries that left the weight as
+    it was. They are 1, 1 and 0 when nothing is lost.
+    """
+    delta2, reached2, product = sums["delta2"], sums["reached2"], sums["product"]
+    numbers = {
+        "weight_norm": math.sqrt(sums["weight2"]),
+        "delta_norm": math.sqrt(delta2),
+        "cosine": product / math.sqrt(delta2 * reached2) if delta2 and reached2 else float(delta2 == reached2),
+        "energy": 1 - sums["error2"] / delta2 if delta2 else 1.0,
+        "unchanged": sums["lost"] / sums["moves"] if sums["moves"] else 0.0,
+    }
+    return {key: float(f"{value:.6g}") for key, value in numbers.items()}
 
 
 def read_receipt(folder: Path) -> dict[str, Any]:
@@ -37,7 +116,7 @@ def read_receipt(folder: Path) -> dict[str, Any]:
     recipe, receipt = (read_json_object(folder / name) for name in (RECIPE, RECEIPT))
     for name, record in ((RECIPE, recipe), (RECEIPT, receipt)):
         if record.get("format") != 1:
-            raise CheckpointError(f"{folder / name}: format {record.get('format')!r}, 1 is wanted; graft again")
+            raise CheckpointError(f"{folder / name}: format {record.get('format')!r}, expected 1; graft again")
     try:
         tensors = [{"name": name, **_norms(kept)} for name, kept in receipt["grafted"].items()]
         tensors.sort(key=lambda kept: (kept["energy"], -(kept["relative"] or 0.0), kept["name"]))

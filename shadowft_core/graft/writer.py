@@ -1,15 +1,15 @@
-"""The grafted model: in memory for the sweep, as a folder for everybody else, and the stage that makes it."""
+"""The grafted model: in memory for the sweep, else as a folder."""
 
 import json
 import shutil
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from shadowft_core.delta import Difference
+from shadowft_core.delta import DeltaSource
 from shadowft_core.errors import GraftError
 from shadowft_core.files import (
     canonical_json,
@@ -19,103 +19,90 @@ from shadowft_core.files import (
     write_atomically,
     write_json_atomically,
 )
-from shadowft_core.graft.arithmetic import learn, parts, receipt, whole
-from shadowft_core.graft.options import Merge, Options, Scope
+from shadowft_core.graft.arithmetic import TensorResult, parts, whole
+from shadowft_core.graft.options import Options, Scope
 from shadowft_core.graft.plan import OUTPUTS, Plan, make_plan
+from shadowft_core.graft.receipt import RECEIPT, RECIPE, build_receipt
 from shadowft_core.weights import DTYPES, INDEX, build_header, model_digest, percent, write_shards
 
-RECIPE, RECEIPT = "recipe.json", "receipt.json"
-SUM = Merge()
+PLAIN = Options()
 NO_NOTES: Mapping[str, Any] = {}
 
 
 def grafted_tensors(
-    instruct: Path,
-    deltas: Sequence[tuple[Path | Difference, float]],
-    scope: Scope = "all",
-    dtype: str = "instruct",
-    *,
-    merge: Merge = SUM,
-    scale_for: Sequence[tuple[str, float]] = (),
-    waivers: Collection[str] = (),
-    ignore: Sequence[str] = (),
+    instruct: Path, deltas: Sequence[tuple[Path | DeltaSource, float]], options: Options = PLAIN
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield `(name, array)` of every tensor of the Instruct, in file order, grafted or untouched; nothing is written.
+    """Yield `(name, array)` of every tensor of the Instruct, in file order, grafted or untouched; writes nothing.
 
-    Raises at the call what `graft` raises when names, shapes, types, tokens, kinship or scope do not fit, and in place
-    of a tensor that is damaged or whose sum is not finite in the output dtype.
+    The call itself raises what `graft` raises when models, names, shapes, types, tokens or scope do not fit. A tensor
+    that is damaged, or whose sum is not finite in the output dtype, raises when it is reached.
     """
-    plan = make_plan(instruct, deltas, Options(scope, dtype, merge, tuple(scale_for), waivers, tuple(ignore)))
+    plan = make_plan(instruct, deltas, options)
     return ((name, whole(plan, name)) for name in plan.instruct.names)
 
 
 def graft(
     instruct: Path,
-    deltas: Sequence[tuple[Path | Difference, float]],
+    deltas: Sequence[tuple[Path | DeltaSource, float]],
     out: Path,
-    scope: Scope = "all",
-    dtype: str = "instruct",
-    *,
-    merge: Merge = SUM,
-    scale_for: Sequence[tuple[str, float]] = (),
-    waivers: Collection[str] = (),
-    ignore: Sequence[str] = (),
+    options: Options = PLAIN,
     notes: Mapping[str, Any] = NO_NOTES,
 ) -> dict[str, Any]:
     """Write the complete model folder `out` with recipe.json and receipt.json; return the recipe.
 
-    `deltas` are (delta folder, scale); a `Difference` of two checkpoints stands for a delta that nobody stored. `scope`
-    is `all`, `linear` or glob patterns over the delta's tensor names; `scale_for`, `merge`, `waivers` and `ignore` are
-    those of `Options`; `notes` are written into the recipe as they are.
+    `deltas` are (delta folder or `DeltaSource`, scale): a `Difference` of two checkpoints takes the place of a stored
+    delta. `notes` are copied into the recipe.
 
     Raises MisfitError when a tensor, a shape, a token or an expert does not fit, UnrelatedError, OntoBaseError,
-    ZeroDeltaError when nothing of a delta would travel, QuantisedError, NotFiniteError, CastOverflowError, DeltaError
-    or CheckpointError for damaged folders, GraftError for options that meet nothing or contradict each other. Nothing
+    ZeroDeltaError when the scope excludes all of a delta, QuantisedError, NotFiniteError, CastOverflowError, DeltaError
+    or CheckpointError for damaged folders, GraftError for options that match nothing or contradict each other. Nothing
     is written then.
     """
-    plan = make_plan(instruct, deltas, Options(scope, dtype, merge, tuple(scale_for), waivers, tuple(ignore)))
+    plan = make_plan(instruct, deltas, options)
     for path in (instruct, *(path for delta, _ in plan.deltas for path in delta.paths)):
         if path.resolve().is_relative_to(out.resolve()):
-            raise GraftError(f"{out}: is also read from and would be replaced; choose another --out")
+            raise GraftError(f"{out}: is also an input and would be replaced; choose another --out")
     model = plan.instruct
     with new_folder(out) as folder:
         files = {folder / file: _header(plan, file) for file in model.shards}
         written = write_shards(files, lambda name: parts(plan, name), label="graft")
-        learn(plan, {name: one.fact for name, one in written.items()})
-        beside = _side_files(plan, folder)
+        results: dict[str, TensorResult] = {name: one.fact for name, one in written.items()}
+        model.add_digests({name: result.digest for name, result in results.items()})
+        instruct_digest = model.digest()
+        copied = _side_files(plan, folder)
         recipe: dict[str, Any] = {
             "format": 1,
-            "instruct": {"digest": model.digest()},
+            "instruct": {"digest": instruct_digest},
             "deltas": [delta.recorded | {"scale": scale} for delta, scale in plan.deltas],
-            **plan.options.recorded(),
+            **options.recorded(),
             "digest": model_digest({n: (plan.dtype[n], model.info(n).shape, written[n].digest) for n in model.names}),
-            "files": beside,
+            "files": copied,
             **notes,
         }
-        account = receipt(plan, recipe["instruct"]["digest"])
+        receipt = build_receipt(plan, results, instruct_digest)
         write_json_atomically(folder / RECIPE, recipe)
-        write_json_atomically(folder / RECEIPT, account)
-    said = _said(account, plan.options.scope)
-    print(f"graft: {len(plan.sources)} tensors grafted, {len(plan.untouched)} untouched{said}", file=sys.stderr)
+        write_json_atomically(folder / RECEIPT, receipt)
+    summary = _summary(receipt, options.scope)
+    print(f"graft: {len(plan.sources)} tensors grafted, {len(plan.untouched)} untouched{summary}", file=sys.stderr)
     return recipe
 
 
-def _said(account: Mapping[str, Any], scope: Scope) -> str:
-    """What became of the delta: the share that travels, what stays, and how much of it survives the rounding."""
-    travel, kept = account["travel"], account["retention"]
+def _summary(receipt: Mapping[str, Any], scope: Scope) -> str:
+    """The shares of the delta that are added and not added, and how much survives the rounding."""
+    travel, kept = receipt["travel"], receipt["retention"]
     words = []
     if travel:
         what = "" if scope == "all" else f"{scope}: " if isinstance(scope, str) else "scope: "
         words.append(
-            f"{what}{percent(travel['energy'])} of the delta's energy travels, {percent(1 - travel['energy'])} stays "
+            f"{what}{percent(travel['energy'])} of the delta's energy is added, {percent(1 - travel['energy'])} is not "
             f"({_listed(list(travel['stays']))})"
         )
-    lost = {name: rows["base_only"]["rows"] for name, rows in account["tokens"].items() if rows["base_only"]["rows"]}
-    words += [f"{count} rows of {name} stay: the Instruct has no such tokens" for name, count in lost.items()]
+    lost = {name: rows["base_only"]["rows"] for name, rows in receipt["tokens"].items() if rows["base_only"]["rows"]}
+    words += [f"{count} rows of {name} are not added: the Instruct lacks their tokens" for name, count in lost.items()]
     if kept:
-        whole = "of what travels" if travel or lost else "of the delta's energy"
-        words.append(f"{whole} {percent(kept['energy'])} survives the rounding")
-    for reason, sides in account["ignored"].items():
+        part = "of what is added," if travel or lost else "of the delta's energy"
+        words.append(f"{part} {percent(kept['energy'])} survives the rounding")
+    for reason, sides in receipt["ignored"].items():
         words += [f"{len(names)} only in the {side} ({reason})" for side, names in sides.items()]
     return "".join(f"; {part}" for part in words)
 
@@ -134,7 +121,8 @@ def _header(plan: Plan, file: str) -> bytes:
 
 
 def _side_files(plan: Plan, folder: Path) -> dict[str, str]:
-    """Copy config, tokenizer, templates byte for byte; only another output dtype changes config.json and the index."""
+    """Copy config, tokenizer, templates byte for byte; return their digests. Another output dtype changes config.json
+    and the index."""
     model = plan.instruct
     files: dict[str, str] = {}
     for relative in model.other_files():

@@ -1,1 +1,1 @@
-"""The arithmetic over bfloat16 parts: compiled where a compiler was at hand, else numpy with the same bits."""
+"""The arithmetic on bfloat16 parts: compiled C where it was built at installation, else numpy with the same bits."""

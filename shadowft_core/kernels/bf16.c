@@ -1,14 +1,15 @@
-/* One pass over bfloat16 words where numpy needs a dozen: measured, it halves the CPU time of a graft.
+/* One pass over bfloat16 words where numpy needs a dozen. Measured: it halves the CPU time of a graft.
  *
- * Same bits as numpy and ml_dtypes: every operation is float32, in this order, never fused (-ffp-contract=off), and the
- * cast rounds to nearest even. NaN is not cast as they do: callers look at the sums, which it makes NaN, and refuse.
- * Sums run in LANES float32 lanes over BLOCK elements and then in double, so they do not depend on the compiler.
+ * The bits are those of numpy and ml_dtypes: every operation is float32, in this order, never fused
+ * (-ffp-contract=off), and the cast rounds to nearest even. Only NaN is cast differently. It makes the sums NaN, and
+ * callers refuse such sums. Sums run in LANES float32 lanes over BLOCK elements, then in double, so they do not depend
+ * on the compiler.
  */
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
-#define VERSION 2 /* counts up when a function's arguments or meaning change; kernel.py wants its own */
+#define VERSION 2 /* raised when a function's arguments or meaning change; bf16.py requires an equal one */
 #define LANES 8
 #define BLOCK 4096 /* elements, a multiple of 2 * LANES */
 
@@ -23,7 +24,7 @@ typedef uint16_t words __attribute__((vector_size(2 * LANES)));
 typedef uint32_t bits __attribute__((vector_size(4 * LANES)));
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef float half __attribute__((vector_size(2 * LANES)));
-typedef double doubles __attribute__((vector_size(4 * LANES))); /* of half the lanes */
+typedef double doubles __attribute__((vector_size(4 * LANES))); /* half the lanes */
 
 int shadowft_version(void)
 {
@@ -44,7 +45,7 @@ ALWAYS_INLINE void narrow(words *out, const floats *in)
     *out = __builtin_convertvector(wide, words);
 }
 
-/* as memcpy, which is one instruction for a full vector */
+/* memcpy; one instruction for a full vector */
 ALWAYS_INLINE void take(void *out, const void *in, size_t width, size_t count)
 {
     if (count == LANES)
@@ -69,14 +70,15 @@ EVERY_MACHINE void shadowft_subtract(const uint16_t *after, const uint16_t *befo
     }
 }
 
-/* What the cast left of a delta: |weights|^2, |delta|^2, |reached|^2, <delta, reached>, |reached - delta|^2, entries that
- * move, moving entries that reach nothing; reached = result - weights. Zeros leave every sum as it is. */
+/* How much of a delta survives the cast. With reached = result - weights: |weights|^2, |delta|^2, |reached|^2,
+ * <delta, reached>, |reached - delta|^2, the number of nonzero entries of delta, and how many of those left the weight
+ * unchanged. Zeros change no sum. */
 typedef struct {
     floats weight2, delta2, reached2, product, error2;
     bits moves, lost;
 } account;
 
-/* the rounded sum, a bfloat16 number as float32 */
+/* out = the rounded sum, a bfloat16 number in float32 */
 ALWAYS_INLINE void add_rounded(bits *out, const floats *weights, const floats *delta, account *sums)
 {
     const bits one = (bits){0} + 1;
@@ -110,7 +112,7 @@ ALWAYS_INLINE void add_account(double sums[7], const account *found)
     }
 }
 
-/* result = bfloat16(weights + delta); sums += its account */
+/* result = bfloat16(weights + delta); adds its account to sums */
 EVERY_MACHINE void shadowft_add(
     const uint16_t *weights, const float *delta, uint16_t *result, size_t size, double sums[7])
 {
@@ -133,8 +135,8 @@ EVERY_MACHINE void shadowft_add(
     }
 }
 
-/* The same for a delta of (after - before) * scale. Two words are one 32-bit lane, and both are float32 numbers once
- * the other is shifted or masked away: nothing is widened, nothing packed. Little-endian, as safetensors is. */
+/* The same for the delta (after - before) * scale. A 32-bit lane holds two words; shifting or masking one of them away
+ * leaves the other as a float32 number, so nothing needs widening or packing. Little-endian, as in safetensors. */
 EVERY_MACHINE void shadowft_add_apart(
     const uint16_t *weights, const uint16_t *after, const uint16_t *before, float scale, uint16_t *result, size_t size,
     double sums[7])
@@ -172,12 +174,12 @@ EVERY_MACHINE void shadowft_add_apart(
     }
 }
 
-/* words = bfloat16(values), and the positions, in order, of the values that are none; returns how many. *square gets
- * the sum of squares, in double. */
+/* out = bfloat16(values); odd = the positions, in order, of the values that bfloat16 cannot represent. Returns their
+ * number. *square = the sum of squares, in double. */
 EVERY_MACHINE size_t shadowft_round(
     const float *values, uint16_t *out, uint32_t *odd, size_t size, double *square)
 {
-    enum { FEW = 64 }; /* elements, a multiple of LANES: one exception costs a second look at so many */
+    enum { FEW = 64 }; /* elements, a multiple of LANES; one exception costs a second pass over this many */
     size_t found = 0;
     doubles low2 = {0}, high2 = {0};
     for (size_t start = 0; start < size; start += FEW) {
@@ -226,7 +228,7 @@ EVERY_MACHINE void shadowft_split(const uint16_t *in, uint8_t *planes, size_t si
     }
 }
 
-/* the float32 values of the words that shadowft_split took apart */
+/* the inverse of shadowft_split: out = the values in float32 */
 EVERY_MACHINE void shadowft_join(const uint8_t *planes, float *out, size_t size)
 {
     for (size_t i = 0; i < size; i++) {
@@ -236,24 +238,24 @@ EVERY_MACHINE void shadowft_join(const uint8_t *planes, float *out, size_t size)
     }
 }
 
-/* sums += |b - i|, |b|, |i|. Every sum runs down COLUMNS columns in float32 and then over the columns in double, which
- * is how kernel.py sums them with numpy: each column has the same bits. */
+/* sums += |a - b|, |a|, |b|. Every sum runs down COLUMNS columns in float32, then over the columns in double. bf16.py
+ * does the same with numpy, so each column has the same bits. */
 #define COLUMNS 1024
-#define ROWS 4 /* taken together, so that the column sums are loaded and stored less often */
+#define ROWS 4 /* handled together, so that column sums are loaded and stored less often */
 
-ALWAYS_INLINE void add_distance(floats sums[3], const words *ours, const words *theirs)
+ALWAYS_INLINE void add_distance(floats sums[3], const words *a, const words *b)
 {
     const bits magnitude = (bits){0} + 0x7fffffffu;
-    floats b, i, apart;
-    widen(&b, ours);
-    widen(&i, theirs);
-    apart = b - i;
-    sums[0] += (floats)((bits)apart & magnitude);
-    sums[1] += (floats)((bits)b & magnitude);
-    sums[2] += (floats)((bits)i & magnitude);
+    floats x, y, difference;
+    widen(&x, a);
+    widen(&y, b);
+    difference = x - y;
+    sums[0] += (floats)((bits)difference & magnitude);
+    sums[1] += (floats)((bits)x & magnitude);
+    sums[2] += (floats)((bits)y & magnitude);
 }
 
-EVERY_MACHINE void shadowft_distance(const uint16_t *b, const uint16_t *i, size_t size, double sums[3])
+EVERY_MACHINE void shadowft_distance(const uint16_t *a, const uint16_t *b, size_t size, double sums[3])
 {
     floats columns[COLUMNS / LANES][3] = {0};
     size_t start = 0;
@@ -262,19 +264,19 @@ EVERY_MACHINE void shadowft_distance(const uint16_t *b, const uint16_t *i, size_
             floats kept[3];
             memcpy(kept, columns[column / LANES], sizeof kept);
             for (size_t at = start + column; at < start + ROWS * COLUMNS; at += COLUMNS) {
-                words ours, theirs;
-                memcpy(&ours, b + at, sizeof ours);
-                memcpy(&theirs, i + at, sizeof theirs);
-                add_distance(kept, &ours, &theirs);
+                words x, y;
+                memcpy(&x, a + at, sizeof x);
+                memcpy(&y, b + at, sizeof y);
+                add_distance(kept, &x, &y);
             }
             memcpy(columns[column / LANES], kept, sizeof kept);
         }
     for (; start < size; start += LANES) {
         size_t count = size - start < LANES ? size - start : LANES;
-        words ours = {0}, theirs = {0};
-        take(&ours, b + start, 2, count);
-        take(&theirs, i + start, 2, count);
-        add_distance(columns[start % COLUMNS / LANES], &ours, &theirs);
+        words x = {0}, y = {0};
+        take(&x, a + start, 2, count);
+        take(&y, b + start, 2, count);
+        add_distance(columns[start % COLUMNS / LANES], &x, &y);
     }
     for (size_t column = 0; column < COLUMNS; column++)
         for (size_t sum = 0; sum < 3; sum++)

@@ -1,6 +1,6 @@
-"""The sums over bfloat16 parts: one compiled pass where bf16.c was built at installation, numpy otherwise.
+"""Arithmetic on bfloat16 parts: one compiled pass where bf16.c was built at installation, else numpy.
 
-Results have the same bits either way; only the account of a sum (`add`) may differ in its last digits. A distance is
+Results have the same bits either way. Only the sums that `add` returns may differ in their last digits. A distance is
 summed in the same columns, and differs at most in the last bits of the float64 sum over them.
 """
 
@@ -16,7 +16,7 @@ from shadowft_core.kernels.scratch import scratch
 
 VERSION = 2  # of bf16.c
 SUMS = ("weight2", "delta2", "reached2", "product", "error2", "moves", "lost")  # over the entries of a part
-_COLUMNS = 1 << 10  # COLUMNS of bf16.c: few float32 additions behind each other, and vector code
+_COLUMNS = 1 << 10  # COLUMNS of bf16.c: short chains of float32 additions, and vector code
 _BF16 = np.dtype(ml_dtypes.bfloat16)
 
 
@@ -25,13 +25,13 @@ def _built() -> ctypes.CDLL | None:
         file = Path(__file__).with_name(f"bf16_c{suffix}")
         if file.is_file():
             found = ctypes.CDLL(str(file))
-            if getattr(found, "shadowft_version", int)() == VERSION:  # else one that an earlier source left behind
+            if getattr(found, "shadowft_version", int)() == VERSION:  # else built from an earlier source
                 return typed(found)
     return None
 
 
 def typed(found: ctypes.CDLL) -> ctypes.CDLL:
-    """The library with the argument types of its functions: addresses are then passed as plain integers."""
+    """Declare the argument types of the library's functions, so that addresses can be passed as integers."""
     address, size = ctypes.c_void_p, ctypes.c_size_t
     found.shadowft_subtract.argtypes = [address, address, address, size]
     found.shadowft_round.argtypes = [address, address, address, size, address]
@@ -48,22 +48,22 @@ def typed(found: ctypes.CDLL) -> ctypes.CDLL:
 library = _built()
 
 
-class Apart(NamedTuple):
-    """A part of a delta that nobody has formed: (after - before) * scale, in float32."""
+class LazyDifference(NamedTuple):
+    """A part of a delta, computed only when it is needed: (after - before) * scale, in float32."""
 
     after: np.ndarray
     before: np.ndarray
     scale: float
 
-    def formed(self) -> np.ndarray:
-        """Flat float32; valid until the same thread forms the next."""
-        delta = scratch.array("formed", self.after.size, np.float32)
+    def compute(self) -> np.ndarray:
+        """Flat float32; valid until the same thread computes the next."""
+        delta = scratch.array("computed", self.after.size, np.float32)
         subtract(self.after, self.before, delta)
         return delta if self.scale == 1 else np.multiply(delta, np.float32(self.scale), out=delta)
 
 
 def subtract(after: np.ndarray, before: np.ndarray, out: np.ndarray) -> None:
-    """out = after - before: flat arrays of any float dtype, `out` float32."""
+    """Compute out = after - before: flat arrays of any float dtype, `out` in float32."""
     if library is not None and after.dtype == before.dtype == _BF16:
         library.shadowft_subtract(after.ctypes.data, before.ctypes.data, out.ctypes.data, out.size)
         return
@@ -73,28 +73,28 @@ def subtract(after: np.ndarray, before: np.ndarray, out: np.ndarray) -> None:
     np.subtract(out, was, out=out)
 
 
-def add(weights: np.ndarray, delta: np.ndarray | Apart, result: np.ndarray) -> np.ndarray:
-    """result = cast(weights + delta), added in float32 and rounded once; returns the account `SUMS`, float64.
+def add(weights: np.ndarray, delta: np.ndarray | LazyDifference, result: np.ndarray) -> np.ndarray:
+    """result = cast(weights + delta), added in float32 and rounded once; returns the sums named `SUMS`, float64.
 
-    Flat arrays: `weights` and `result` of any float dtype, `delta` float32 or apart. `reached` is result - weights, the
-    delta that arrived: squares of weights, delta and reached, delta * reached, squares of reached - delta, entries of
-    delta that are not zero, and those of them that reached nothing. Squares are summed in float32: not finite when a
-    value is not, or when a square is beyond float32.
+    Flat arrays: `weights` and `result` of any float dtype, `delta` float32 or lazy. `reached` is result - weights, the
+    part of the delta that survived. The sums: squares of weights, delta and reached; delta * reached; squares of
+    reached - delta; the number of non-zero entries of delta; the number of those that changed no weight. Squares are
+    summed in float32, so a sum is not finite when a value is not, or when a square overflows float32.
     """
     compiled = library if weights.dtype == result.dtype == _BF16 else None
-    if isinstance(delta, Apart) and {delta.after.dtype, delta.before.dtype} != {_BF16}:
-        delta = delta.formed()
+    if isinstance(delta, LazyDifference) and {delta.after.dtype, delta.before.dtype} != {_BF16}:
+        delta = delta.compute()
     if compiled is not None:
         sums = np.zeros(len(SUMS))
         end = result.ctypes.data, result.size, sums.ctypes.data
-        if isinstance(delta, Apart):
+        if isinstance(delta, LazyDifference):
             both = delta.after.ctypes.data, delta.before.ctypes.data
             compiled.shadowft_add_apart(weights.ctypes.data, *both, delta.scale, *end)
         else:
             compiled.shadowft_add(weights.ctypes.data, delta.ctypes.data, *end)
         return sums
-    if isinstance(delta, Apart):
-        delta = delta.formed()
+    if isinstance(delta, LazyDifference):
+        delta = delta.compute()
     before, reached, spare = (scratch.array(label, delta.size, np.float32) for label in ("before", "reached", "spare"))
     np.copyto(before, weights)
     np.add(before, delta, out=spare)
@@ -105,7 +105,7 @@ def add(weights: np.ndarray, delta: np.ndarray | Apart, result: np.ndarray) -> n
 
 
 def account(before: np.ndarray, delta: np.ndarray, reached: np.ndarray) -> np.ndarray:
-    """What `add` returns, summed in the dtype of these flat arrays."""
+    """The sums that `add` returns, in the dtype of these flat arrays."""
     moves, arrives = (scratch.array(label, delta.size, np.bool_) for label in ("moves", "arrives"))
     np.not_equal(delta, 0, out=moves)
     np.not_equal(reached, 0, out=arrives)
@@ -117,10 +117,10 @@ def account(before: np.ndarray, delta: np.ndarray, reached: np.ndarray) -> np.nd
 
 
 def rounded(values: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, float]:
-    """words (uint16) = bfloat16 of flat float32 values; returns the positions (uint32) of the values that are none.
+    """words (uint16) = bfloat16 of flat float32 values; returns the positions (uint32) of values bfloat16 cannot hold.
 
-    And the sum of their squares, in float64: not finite when a value is not, and then nothing else counts. The
-    positions are valid until the same thread asks again.
+    Also returns the sum of squares of all values, in float64. If it is not finite, a value is not, and nothing else is
+    valid. The positions are valid until the same thread calls again.
     """
     odd = scratch.array("odd", values.size, np.uint32)
     if library is not None:
@@ -131,7 +131,7 @@ def rounded(values: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, float]:
         return odd[:found], float(square[0])
     back, wide = scratch.array("back", values.size, np.float32), scratch.array("wide", values.size, np.float64)
     np.copyto(wide, values)
-    with np.errstate(over="ignore"):  # what overflows bfloat16 is none
+    with np.errstate(over="ignore"):  # a value that overflows bfloat16 is an exception
         np.copyto(words.view(_BF16), values, casting="unsafe")
     np.copyto(back, words.view(_BF16))
     positions = np.flatnonzero(np.not_equal(back, values, out=scratch.array("flags", values.size, np.bool_)))
@@ -140,7 +140,7 @@ def rounded(values: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def split(words: np.ndarray, planes: np.ndarray) -> None:
-    """planes (uint8) = bytes of flat words (uint16 or uint32) rotated left by one bit: plane by plane, lowest first."""
+    """Rotate flat words (uint16 or uint32) left by one bit and write their bytes to `planes` (uint8), lowest first."""
     width, size = words.dtype.itemsize, words.size
     if library is not None and width == 2:
         library.shadowft_split(words.ctypes.data, planes.ctypes.data, size)
@@ -154,7 +154,7 @@ def split(words: np.ndarray, planes: np.ndarray) -> None:
 
 
 def joined(planes: np.ndarray, width: int, out: np.ndarray) -> None:
-    """out (float32) = the values whose bfloat16 (`width` 2) or float32 (4) words `split` took apart."""
+    """out (float32) = the values whose bfloat16 (`width` 2) or float32 (4) words `split` cut into planes."""
     size = out.size
     if library is not None and width == 2:
         library.shadowft_join(planes.ctypes.data, out.ctypes.data, size)
@@ -174,19 +174,19 @@ def distance(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     """sum|ours - theirs|, sum|ours|, sum|theirs|, float64, of flat arrays of any float dtype.
 
     Differences are float32; sums run down short columns in float32 and over them in float64. Not finite when a value is
-    not, or when a column is beyond float32.
+    not, or when a column overflows float32.
     """
     if library is not None and ours.dtype == theirs.dtype == _BF16:
         sums = np.zeros(3)
         library.shadowft_distance(ours.ctypes.data, theirs.ctypes.data, ours.size, sums.ctypes.data)
         return sums
     rows = -(-ours.size // _COLUMNS)
-    b, i, apart = wide = scratch.array("distance", 3 * rows * _COLUMNS, np.float32).reshape(3, -1)
+    b, i, gap = wide = scratch.array("distance", 3 * rows * _COLUMNS, np.float32).reshape(3, -1)
     wide[:, ours.size :] = 0
     np.copyto(b[: ours.size], ours)
     np.copyto(i[: ours.size], theirs)
     with np.errstate(invalid="ignore", over="ignore"):
-        np.subtract(b, i, out=apart)
+        np.subtract(b, i, out=gap)
         np.abs(wide, out=wide)
-        columns = (np.add.reduce(values.reshape(-1, _COLUMNS), axis=0) for values in (apart, b, i))
+        columns = (np.add.reduce(values.reshape(-1, _COLUMNS), axis=0) for values in (gap, b, i))
         return np.array([float(column.sum(dtype=np.float64)) for column in columns])

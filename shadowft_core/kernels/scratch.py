@@ -1,4 +1,4 @@
-"""Arrays that a thread uses again and again: fresh memory was measured to cost more than the arithmetic in it."""
+"""Arrays that a thread reuses: allocating fresh memory was measured to cost more than the arithmetic on it."""
 
 import threading
 from typing import Any
@@ -7,13 +7,13 @@ import numpy as np
 
 
 class Scratch(threading.local):
-    """Reusable flat arrays by label, one set a thread. The content is whatever the last user of the label left."""
+    """Reusable flat arrays by label, one set a thread. The content is that of the last use of the label."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[str, Any], np.ndarray] = {}
 
     def array(self, label: str, size: int, dtype: Any) -> np.ndarray:
-        """A flat array of `size` elements; valid until the same thread asks for this label and dtype again."""
+        """A flat array of `size` elements; valid until the same thread requests this label and dtype again."""
         key = (label, np.dtype(dtype))
         kept = self._kept.get(key)
         if kept is None or kept.size < size:

@@ -1,7 +1,7 @@
-"""May this Base and this Instruct be paired? And the fetch stage, which resolves, checks and pins both.
+"""Checks whether this Base and this Instruct may be paired; the stage fetch resolves, checks and pins both.
 
-What would make a grafted model wrong is refused; what is merely unusual is a warning with both values. The distance is
-sigma (see sigma.py). Published pairs lie between 0.003 and 0.1.
+A difference that would make a grafted model wrong is refused; one that is merely unusual is a warning with both values.
+The distance is sigma (sigma.py); its thresholds are in weights/similarity.py.
 """
 
 import os
@@ -14,16 +14,15 @@ from shadowft_core.errors import SameModelError, UnrelatedError
 from shadowft_core.files import new_folder, write_json_atomically
 from shadowft_core.loading import require_loadable
 from shadowft_core.pair.facts import compare
-from shadowft_core.pair.references import is_away, made_from, opened, resolve
+from shadowft_core.pair.references import is_remote, made_from, opened, resolve
 from shadowft_core.pair.sigma import measure
 from shadowft_core.weights import INDEX, Checkpoint, open_checkpoint
+from shadowft_core.weights.similarity import SIGMA_HIGH, SIGMA_LOW, SIGMA_UNRELATED
 
 if TYPE_CHECKING:
     from shadowft_core.params import Fetch
 
 __all__ = ["check_pair", "compare_models", "fetch", "opened", "resolve", "write_origin"]
-
-SIGMA_NEAR, SIGMA_FAR, SIGMA_UNRELATED = 0.001, 0.1, 0.5
 
 
 def check_pair(base: Path, instruct: Path, standing: Sequence[str] = ()) -> dict[str, Any]:
@@ -44,14 +43,14 @@ def compare_models(
     ignore: Sequence[str] = (),
     standing: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """May they be paired? With `full` all weights are read, else a few evenly spread ranges of every tensor.
+    """Check a pair. With `full` all weights are read, else a few evenly spread ranges of every tensor.
 
-    `ignore` and `standing` are patterns of tensors that only one side may hold, by hand and of params.yaml.
+    `ignore` and `standing` are patterns of tensors that only one side may have, from the command line and params.yaml.
 
     Returns `{"verdict": "ok"|"warn", "reasons": [...], "sampled", "sigma": {"overall", "layers": {...}, "modules":
     {...}, ...}, "facts", "tokenizer_digest", "base": {...}, "instruct": {...}}`, the tokenizer being the Instruct's;
-    with `digests`, which wants `full` and both models at hand, base and instruct hold `digest`.
-    Raises PairError with all reasons in one line (SwappedError, SameModelError, UnrelatedError where that is the
+    with `digests`, which needs `full` and two local models, base and instruct have `digest`.
+    Raises PairError with all reasons in one line (SwappedError, SameModelError or UnrelatedError where that is the
     reason), QuantisedError, NotFiniteError, and CheckpointError for a model that cannot be read.
     """
     compared = compare(base, instruct, ignore, standing)
@@ -81,10 +80,10 @@ def compare_models(
                 f"the {name} was dequantised: {grid}; sigma measures that grid, and a graft keeps it; take the "
                 "original weights"
             )
-    if sigma["overall"] > SIGMA_FAR:
-        reasons.append(f"sigma {about} is above {SIGMA_FAR}: the two are far apart, a graft is a gamble")
-    if sigma["overall"] < SIGMA_NEAR:
-        reasons.append(f"sigma {sigma['overall']:.5f} is below {SIGMA_NEAR}: the two hardly differ")
+    if sigma["overall"] > SIGMA_HIGH:
+        reasons.append(f"sigma {about} is above {SIGMA_HIGH}: the two are far apart and a graft is risky")
+    if sigma["overall"] < SIGMA_LOW:
+        reasons.append(f"sigma {sigma['overall']:.5f} is below {SIGMA_LOW}: the two hardly differ")
     return {
         "verdict": "warn" if reasons else "ok",
         "reasons": reasons,
@@ -107,12 +106,12 @@ def fetch(params: "Fetch", out: Path, standing: Sequence[str] = ()) -> None:
 
     `standing` as in `compare_models`.
 
-    Files on the same file system are hard links. What headers, configs and tokenizers can refuse is refused before the
-    weights are downloaded or copied; so is a model that nothing but code of its own could load.
-    Raises PairError, CheckpointError, InputError; `out` is then as it was.
+    Files on the same file system are hard links. A pair that headers, configs or tokenizers rule out is refused before
+    weights are downloaded or copied; so is a model that only its own code could load.
+    Raises PairError, CheckpointError, InputError; `out` is then unchanged.
     """
     references = {"base": params.base, "instruct": params.instruct}
-    if any(map(is_away, references.values())):
+    if any(map(is_remote, references.values())):
         with opened(params.base) as (base, _), opened(params.instruct) as (instruct, _):
             compare(base, instruct, standing=standing)
             require_loadable(base.path, tokenizer=False)  # both are trained with the Instruct's

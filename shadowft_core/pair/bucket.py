@@ -1,6 +1,6 @@
 """Models in an S3 bucket: headers and weights by range, or the whole model, checked as it arrives.
 
-The endpoint of a server other than AWS is taken from AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, as every S3 client does.
+As in every S3 client, AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL is the endpoint of a server other than AWS.
 """
 
 import os
@@ -13,34 +13,34 @@ from pathlib import Path
 
 from shadowft_core.errors import CheckpointError, InputError
 from shadowft_core.files import bytes_digest, cache_folder, canonical_json, new_folder
-from shadowft_core.pair.references import SMALL_FILES
-from shadowft_core.store.backends import Head, Objects, open_objects
+from shadowft_core.pair.sidefiles import SIDE_FILES
+from shadowft_core.store.backends import Backend, Head, open_backend
 from shadowft_core.weights import Checkpoint, RemoteFiles, open_checkpoint, open_remote
 
 _SIDE_FILE_LIMIT = 256_000_000  # bytes: the largest tokenizers have some tens of millions
-_BLOCK = 8 << 20  # bytes of a range when all is wanted
+_BLOCK = 8 << 20  # bytes of a range in a full download
 
 
 @contextmanager
 def opened(reference: str) -> Iterator[Checkpoint]:
-    """A checkpoint whose side files lie in a temporary folder and whose weights are read in ranges.
+    """A checkpoint with its side files in a temporary folder and its weights read in ranges.
 
-    Raises InputError when there is no model, CheckpointError for a malformed one, StoreError for what the bucket says.
+    Raises InputError when there is no model, CheckpointError for a malformed one, StoreError when the bucket fails.
     """
     with tempfile.TemporaryDirectory(prefix="shadowft-pair-") as place:
         yield _open(reference, _objects(reference), Path(place) / reference.removeprefix("s3://"))
 
 
 def download(reference: str) -> Path:
-    """The model as a folder in `$SHADOWFT_CACHE/s3/`, named by what the bucket holds: names, sizes and versions.
+    """Download the model into a folder of `$SHADOWFT_CACHE/s3/`, named by its files' names, sizes and versions.
 
-    A checksum that the store keeps is verified, else size and version before and after. Raises InputError when the
-    model changes meanwhile, and what `opened` raises.
+    Verifies the checksum if the store has one, else size and version before and after. Raises InputError when the model
+    changes during the download, and what `opened` raises.
     """
     objects = _objects(reference)
     with tempfile.TemporaryDirectory(prefix="shadowft-pair-") as place:
-        away = _open(reference, objects, Path(place) / reference.removeprefix("s3://"))
-        names = [*away.shards, *(path.relative_to(away.path).as_posix() for path in _files(away.path))]
+        remote = _open(reference, objects, Path(place) / reference.removeprefix("s3://"))
+        names = [*remote.shards, *(path.relative_to(remote.path).as_posix() for path in _files(remote.path))]
     heads = {name: _head(objects, reference, name) for name in names}
     held = {name: [head.size, head.tag] for name, head in heads.items()}
     key = bytes_digest(canonical_json({"format": 1, "reference": objects.location, "held": held}))
@@ -54,19 +54,19 @@ def download(reference: str) -> Path:
     return out
 
 
-def _objects(reference: str) -> Objects:
+def _objects(reference: str) -> Backend:
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return open_objects(reference, endpoint)
+    return open_backend(reference, endpoint)
 
 
-def _open(reference: str, objects: Objects, folder: Path) -> Checkpoint:
+def _open(reference: str, objects: Backend, folder: Path) -> Checkpoint:
     keys = [key for key in objects.list("") if not key.startswith(".")]
     weights = [key for key in keys if key.endswith(".safetensors") and "/" not in key]
     if not weights:
         raise InputError(f"{reference}: {len(keys)} objects, no *.safetensors among them; pass the prefix of a model")
     for key in keys:
         inside, _, name = key.rpartition("/")
-        if inside in ("", "additional_chat_templates") and any(fnmatchcase(name, pattern) for pattern in SMALL_FILES):
+        if inside in ("", "additional_chat_templates") and any(fnmatchcase(name, pattern) for pattern in SIDE_FILES):
             found = objects.read(key, _SIDE_FILE_LIMIT)
             if found is not None:
                 (folder / key).parent.mkdir(parents=True, exist_ok=True)
@@ -83,14 +83,14 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _head(objects: Objects, reference: str, name: str) -> Head:
+def _head(objects: Backend, reference: str, name: str) -> Head:
     head = objects.head(name)
     if head is None:
-        raise InputError(f"{reference}: {name} vanished; somebody changes this model, take one that stands still")
+        raise InputError(f"{reference}: {name} was deleted during the download; use a model that does not change")
     return head
 
 
-def _fetch(objects: Objects, reference: str, name: str, head: Head, target: Path) -> None:
+def _fetch(objects: Backend, reference: str, name: str, head: Head, target: Path) -> None:
     target.parent.mkdir(exist_ok=True)
     with target.open("wb") as file:
         if head.digest:
@@ -99,4 +99,6 @@ def _fetch(objects: Objects, reference: str, name: str, head: Head, target: Path
         for start in range(0, head.size, _BLOCK):
             file.write(objects.read_range(name, start, min(_BLOCK, head.size - start)))
     if (after := _head(objects, reference, name)).tag != head.tag:
-        raise InputError(f"{reference}: {name} was {head.tag} and became {after.tag} meanwhile; run it again")
+        raise InputError(
+            f"{reference}: {name} changed from {head.tag} to {after.tag} during the download; run it again"
+        )

@@ -1,4 +1,4 @@
-"""What configs, headers, tokenizers and templates say of two models, and what of it speaks against a pair."""
+"""Compares configs, headers, tokenizers and templates of two models: reasons to refuse a pair, and warnings."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,18 +8,18 @@ from typing import Any
 from shadowft_core.errors import PairError, QuantisedError, SwappedError
 from shadowft_core.files import read_json_object
 from shadowft_core.loading import own_code
-from shadowft_core.pair.layout import Match, head, language_setting, match
+from shadowft_core.pair.layout import Match, head, match
 from shadowft_core.pair.tokens import Vocabularies, compare_tokenizers
 from shadowft_core.weights import FLOATS, Checkpoint, note_unknown
 
-# Config fields that shapes do not show and that change what a weight means.
+# Config fields that change the meaning of a weight and do not show in shapes.
 _MUST_AGREE = ("model_type", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act")
 _PACKED = ("F8_E4M3", "F8_E5M2", "I8", "U8")  # fp8, int8, and four bits two to a byte
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What can be known of a pair without its weights."""
+    """The comparison of a pair without its weights."""
 
     matches: list[Match]
     warned: list[str]
@@ -30,10 +30,9 @@ class Comparison:
 def compare(
     base: Checkpoint, instruct: Checkpoint, ignore: Sequence[str] = (), standing: Sequence[str] = ()
 ) -> Comparison:
-    """Which weights belong together, warnings, and the facts. Reads no weights; `ignore`, `standing` as in `match`.
+    """Which weights correspond, warnings, and the facts. Reads no weights; `ignore`, `standing` as in `match`.
 
-    Raises PairError naming every reason to refuse in one line; as QuantisedError or SwappedError where that is among
-    them.
+    Raises PairError with every reason to refuse in one line; as QuantisedError or SwappedError if one of them is.
     """
     for model in (base, instruct):
         note_unknown(model)
@@ -41,13 +40,13 @@ def compare(
     warned: list[str] = []
     if _rope(base) != _rope(instruct):
         warned.append(f"rope is {_rope(base)} in the Base, {_rope(instruct)} in the Instruct")
-    if language_setting(base, "rms_norm_eps") != language_setting(instruct, "rms_norm_eps"):
+    if base.family.setting("rms_norm_eps") != instruct.family.setting("rms_norm_eps"):
         warned.append(
-            f"rms_norm_eps is {language_setting(base, 'rms_norm_eps')} and {language_setting(instruct, 'rms_norm_eps')}"
+            f"rms_norm_eps is {base.family.setting('rms_norm_eps')} and {instruct.family.setting('rms_norm_eps')}"
         )
     for name, model in (("Base", base), ("Instruct", instruct)):
         if code := own_code(model.path):
-            warned.append(f"the {name} brings code, which is never run ({', '.join(code)})")
+            warned.append(f"the {name} includes code, which is never run ({', '.join(code)})")
     refused += _templates(base.path, instruct.path)
     matches: list[Match] = []
     found = Vocabularies(base, instruct)
@@ -96,13 +95,13 @@ def _quantised(base: Checkpoint, instruct: Checkpoint) -> Iterator[PairError | Q
             dtype = model.info(tensor).dtype
             if dtype in _PACKED or dtype == "F64":
                 kind = QuantisedError if dtype in _PACKED else PairError
-                yield kind(f"the {name} holds {tensor} as {dtype}; {', '.join(FLOATS)} are wanted")
+                yield kind(f"the {name} has {tensor} as {dtype}; expected {', '.join(FLOATS)}")
                 break
 
 
 def _settings(base: Checkpoint, instruct: Checkpoint) -> Iterator[PairError]:
     for key in _MUST_AGREE:
-        ours, theirs = language_setting(base, key), language_setting(instruct, key)
+        ours, theirs = base.family.setting(key), instruct.family.setting(key)
         if ours != theirs:
             yield PairError(f"{key} is {ours!r} in the Base, {theirs!r} in the Instruct")
 
@@ -118,9 +117,9 @@ def _templates(base: Path, instruct: Path) -> Iterator[PairError]:
 
 
 def _rope(model: Checkpoint) -> dict[str, Any]:
-    """Rope settings in one spelling: newer configs hold rope_parameters, older ones rope_theta and rope_scaling."""
-    rope = {**(language_setting(model, "rope_scaling") or {}), **(language_setting(model, "rope_parameters") or {})}
-    if (theta := language_setting(model, "rope_theta")) is not None:
+    """Rope settings in one form: newer configs have rope_parameters, older ones rope_theta and rope_scaling."""
+    rope = {**(model.family.setting("rope_scaling") or {}), **(model.family.setting("rope_parameters") or {})}
+    if (theta := model.family.setting("rope_theta")) is not None:
         rope.setdefault("rope_theta", theta)
     rope.setdefault("rope_type", rope.pop("type", "default"))
     return rope

@@ -1,8 +1,8 @@
-"""Was a model dequantised? Its weights then lie on a grid far coarser than their dtype, and sigma measures that grid.
+"""Detects a dequantised model: its weights are on a grid far coarser than their dtype, and sigma measures that grid.
 
-The numbers of a dtype are a grid too, but a smooth distribution fills it: two neighbouring weights of a matrix lie on
-adjacent numbers about twice as often as on the same. On the levels of a quantised block (int4, nf4, fp8, int8, ...,
-whatever the scale and the zero point) they meet on the same number, and hardly ever on adjacent ones.
+The numbers of a dtype are a grid too, but a smooth distribution fills it: two neighbouring weights of a matrix are
+adjacent numbers about twice as often as equal ones. On the levels of a quantised block (int4, nf4, fp8, int8, ...,
+whatever the scale and the zero point) they are often equal and hardly ever adjacent.
 """
 
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ _TRAINED = 7  # bits of the coarsest mantissa that weights are trained in, bfloa
 
 
 def count_levels(weights: np.ndarray, width: int) -> float | None:
-    """About how many levels a piece of a matrix with rows of `width` lies on; None for weights that lie on no grid.
+    """About how many levels the weights of a piece of a matrix with rows of `width` have; None for weights on no grid.
 
-    The number is one over the share of equal pairs. Not counted are zeros (pruned weights), the largest magnitude
-    (clipped ones) and a piece of one constant.
+    The number is one over the share of equal pairs. Zeros (pruned weights), the largest magnitude (clipped ones) and
+    constant pieces are not counted.
     """
     piece = weights[:PIECE]
     if piece.dtype not in _MANTISSA:

@@ -1,4 +1,4 @@
-"""Models on a Hugging Face hub: side files through its cache, headers and weights by HTTP range, or all of it."""
+"""Models on a Hugging Face hub: side files from its cache, headers and weights by HTTP range, or all files."""
 
 import re
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from shadowft_core.errors import CheckpointError, InputError, ShadowError
-from shadowft_core.pair.references import SMALL_FILES
+from shadowft_core.pair.sidefiles import SIDE_FILES
 from shadowft_core.weights import Checkpoint, RemoteFiles, open_remote
 
 _NAME = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
@@ -15,9 +15,9 @@ _NAME = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
 
 @contextmanager
 def opened(reference: str) -> Iterator[Checkpoint]:
-    """A checkpoint whose side files lie in the hub's cache and whose weights are read in ranges.
+    """A checkpoint with its side files in the hub's cache and its weights read in ranges.
 
-    Raises InputError when the hub does not deliver, here and from `part`; CheckpointError for a malformed model.
+    Raises InputError when the hub fails, here and in `part`; CheckpointError for a malformed model.
     """
     from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.hf_api import RepoFile
@@ -27,15 +27,15 @@ def opened(reference: str) -> Iterator[Checkpoint]:
 
     @lru_cache
     def location(name: str) -> str:
-        """Where the bytes of a file really are, asked once: a hub counts and limits such questions."""
+        """The URL of a file's bytes, requested once: a hub limits such requests."""
         return str(get_hf_file_metadata(hf_hub_url(repo, name, revision=revision)).location)
 
     def read(name: str, start: int, length: int) -> bytes:
         if length == 0:
             return b""
-        with _told(reference):
+        with _hub_errors(reference):
             url = location(name)
-            # The hub's token is for the hub, not for the storage that a signed address leads to.
+            # The hub's token must not be sent to the storage that a signed URL leads to.
             headers = build_hf_headers() if url.startswith(constants.ENDPOINT + "/") else {}
             headers["Range"] = f"bytes={start}-{start + length - 1}"
             headers["Accept-Encoding"] = "identity"
@@ -43,12 +43,14 @@ def opened(reference: str) -> Iterator[Checkpoint]:
             with http_stream_backoff("GET", url, headers=headers, timeout=timeout) as answer:
                 hf_raise_for_status(answer)
                 if answer.status_code != 206:  # the whole file would follow
-                    raise InputError(f"{reference}: {name} is not served in ranges; download it and pass a folder")
+                    raise InputError(
+                        f"{reference}: {name} is not served in ranges; download the model and pass its folder"
+                    )
                 return bytes(answer.read())
 
     with _online():
-        folder = _snapshot(reference, SMALL_FILES)
-        with _told(reference):
+        folder = _snapshot(reference, list(SIDE_FILES))
+        with _hub_errors(reference):
             tree = HfApi().list_repo_tree(repo, revision=revision)
             sizes = {f.path: f.size for f in tree if isinstance(f, RepoFile) and f.path.endswith(".safetensors")}
         try:
@@ -61,14 +63,14 @@ def opened(reference: str) -> Iterator[Checkpoint]:
 def download(reference: str) -> Path:
     """The folder with the side files and exactly the weight files that the model is loaded from."""
     with opened(reference) as model:
-        return _snapshot(reference, [*SMALL_FILES, *model.shards])
+        return _snapshot(reference, [*SIDE_FILES, *model.shards])
 
 
 def _snapshot(reference: str, patterns: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     repo, revision = _pinned(reference)
-    with _told(reference):
+    with _hub_errors(reference):
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
 
 
@@ -81,7 +83,7 @@ def _pinned(reference: str) -> tuple[str, str]:
 
 @contextmanager
 def _online() -> Iterator[None]:
-    """Lift the hub's offline switch for a block."""
+    """Turn the hub's offline mode off for a block."""
     from huggingface_hub import constants
 
     before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, False
@@ -92,8 +94,8 @@ def _online() -> Iterator[None]:
 
 
 @contextmanager
-def _told(reference: str) -> Iterator[None]:
-    """Raises InputError in one line when the hub does not deliver."""
+def _hub_errors(reference: str) -> Iterator[None]:
+    """Turn any error of the hub into an InputError of one line."""
     try:
         yield
     except ShadowError:
@@ -101,5 +103,5 @@ def _told(reference: str) -> Iterator[None]:
     except Exception as error:  # the hub's library raises errors of four libraries
         reason = " ".join(str(error).split())
         raise InputError(
-            f"{reference}: the hub does not deliver it ({reason:.200}); download it and pass a folder"
+            f"{reference}: the hub failed ({reason:.200}); download the model and pass its folder"
         ) from None

@@ -1,4 +1,4 @@
-"""What a reference to a model means: a folder, `hf:OWNER/NAME@REVISION`, `s3://BUCKET/PREFIX`, or a generated pair.
+"""Resolves references to models: a folder, `hf:OWNER/NAME@REVISION`, `s3://BUCKET/PREFIX`, or a generated pair.
 
 A package offers a generated pair, named `NAME:...`, by an entry point NAME of the group `shadowft.pairs`: a module with
 `resolve(reference) -> (folder, label)` and `SOURCES`, the files that the pair is made from.
@@ -12,35 +12,29 @@ from typing import Any
 
 from shadowft_core.errors import InputError
 from shadowft_core.files import file_digest
+from shadowft_core.pair import bucket, hub
 from shadowft_core.weights import Checkpoint, open_checkpoint
 
-# What a model folder has beside its weights; code and other formats stay where they are.
-SMALL_FILES = ["*.json", "*.txt", "*.jinja", "*.model", "*.tiktoken"]
 
-
-def is_away(reference: str) -> bool:
-    """Whether the model lies behind a network."""
+def is_remote(reference: str) -> bool:
+    """Whether the model is read over the network."""
     return reference.startswith(("hf:", "s3://"))
 
 
 def resolve(reference: str) -> tuple[Path, str]:
-    """The folder and the label (empty for a model as published) of a reference; made or downloaded if need be.
+    """The folder and the label (empty for a model as published) of a reference; generates or downloads it if needed.
 
     A reference is a folder, `hf:OWNER/NAME@REVISION` with 40 hex digits, `s3://BUCKET/PREFIX`, `pico:base|instruct` or
-    `smollm2:...`. Raises InputError for anything else, and for a hub that does not answer; StoreError for a bucket.
+    `smollm2:...`. Raises InputError for anything else, and when the hub fails; StoreError when the bucket fails.
     """
     kind = reference.partition(":")[0]
     if generated := _generated(kind):
         found: tuple[Path, str] = generated.resolve(reference)
         return found
     if kind == "hf":
-        from shadowft_core.pair.hub import download
-
-        return download(reference), ""
+        return hub.download(reference), ""
     if reference.startswith("s3://"):
-        from shadowft_core.pair.bucket import download as download_objects
-
-        return download_objects(reference), ""
+        return bucket.download(reference), ""
     folder = Path(reference)
     if not folder.is_dir():
         raise InputError(
@@ -51,14 +45,14 @@ def resolve(reference: str) -> tuple[Path, str]:
 
 
 def made_from(reference: str) -> dict[str, str]:
-    """The project's source files that a generated model is made from, with their digests; empty for any other model."""
+    """Digests of the source files that a generated model is made from, by name; empty for any other model."""
     kind = reference.partition(":")[0]
     generated = _generated(kind)
     return {f"{kind}/{file.name}": file_digest(file) for file in generated.SOURCES} if generated else {}
 
 
 def _generated(kind: str) -> Any:
-    """The module that makes the pairs `KIND:...`; None where no package offers that kind."""
+    """The module that generates the pairs `KIND:...`; None when no package offers that kind."""
     found = entry_points(group="shadowft.pairs", name=kind)
     return next(iter(found)).load() if found else None
 
@@ -67,19 +61,15 @@ def _generated(kind: str) -> Any:
 def opened(reference: str, download: bool = False) -> Iterator[tuple[Checkpoint, str]]:
     """The checkpoint of a reference, and its label.
 
-    Without `download` only the side files and headers of a model behind a network are fetched, and `part` reads its
-    weights in ranges as long as the block lasts.
+    Without `download` only the side files and headers of a remote model are fetched, and `part` reads its weights in
+    ranges within the block.
     Raises what `resolve` does, and CheckpointError for a model that cannot be read.
     """
     if reference.startswith("hf:") and not download:
-        from shadowft_core.pair.hub import opened as opened_on_hub
-
-        with opened_on_hub(reference) as model:
+        with hub.opened(reference) as model:
             yield model, ""
     elif reference.startswith("s3://") and not download:
-        from shadowft_core.pair.bucket import opened as opened_in_bucket
-
-        with opened_in_bucket(reference) as model:
+        with bucket.opened(reference) as model:
             yield model, ""
     else:
         folder, label = resolve(reference)

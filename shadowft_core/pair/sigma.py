@@ -1,11 +1,9 @@
-"""sigma, the distance between two models: sum|B - I| / (sum|B| + sum|I|), 0 for equal and 1 for unrelated.
+"""Measures sigma (weights/similarity.py) of two models, by tensor, layer, kind of module and overall.
 
-Definition: Shadow-FT (arXiv 2505.12716), section 3. A group (a tensor, a layer, a kind of module, everything) is the
-ratio of the sums over its weights. In a sample every match counts with its number of weights, so that the ratio is an
-estimate of the full one.
+The sigma of a group is the ratio of the sums over its weights. In a sample every match counts with its number of
+weights, so that the ratio estimates the full one.
 """
 
-import re
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,46 +18,24 @@ from shadowft_core.files import WORKERS, in_order
 from shadowft_core.kernels import bf16
 from shadowft_core.pair.grid import FOUR_BITS, count_levels
 from shadowft_core.pair.layout import Match, Span
-from shadowft_core.weights import CHUNK, FLOATS, Checkpoint
+from shadowft_core.weights import CHUNK, FLOATS, Checkpoint, is_language, layer_of, module_of
+from shadowft_core.weights.similarity import SIGMA, Sums
 
-DEFINITION = "sum|B - I| / (sum|B| + sum|I|), the sums over all weights of the group"
 RANGE, RANGES = 1 << 13, 4  # of a sample: elements per range, and ranges per match
 MOST_RANGES = 1 << 12  # of a whole sample, so that a large model costs no more than 64 MiB a side in bfloat16
 ODD_SHARE = 0.05  # of a model's matrices; one that happens to look like a grid proves nothing and hardly moves sigma
-REQUESTS = 16  # ranges under way at once when they come over a network
-_VISION = re.compile(
-    r"(^|\.)(visual|vision\w*|image\w*|multi_modal\w*|mm_projector|embed_vision|audio\w*|embed_audio)\."
-)
-_LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
-
-
-@dataclass
-class Sums:
-    """What was read of one tensor of the Instruct: sum|B - I|, sum|B| + sum|I|, and the number of weights."""
-
-    apart: float = 0.0
-    total: float = 0.0
-    count: int = 0
-
-    def add(self, other: "Sums", factor: float = 1.0) -> None:
-        self.apart += factor * other.apart
-        self.total += factor * other.total
-        self.count += other.count
-
-    @property
-    def sigma(self) -> float:
-        return float(f"{self.apart / self.total:.9g}") if self.total else 0.0
+REQUESTS = 16  # concurrent requests for ranges of remote weights
 
 
 _Levels = tuple[float | None, float | None]
 """of Base and Instruct: the approximate number of levels of a matrix; see grid.py"""
 _Read = tuple[Sums, tuple[dict[str, str], dict[str, str]], _Levels]
-"""what a pass has shown of a span: its sums, of either side the digests of tensors read whole, and the levels"""
+"""the result of a pass over a span: sums, digests of tensors read whole by side, and levels"""
 
 
 @dataclass(frozen=True)
 class Gap:
-    """The sums of every match, by tensor of the Instruct, and what the names tell of it; the levels of every matrix."""
+    """The sums of every match, by tensor of the Instruct, and the levels of every matrix."""
 
     matches: list[tuple[Match, dict[str, Sums]]]
     levels: dict[str, _Levels]
@@ -72,12 +48,12 @@ class Gap:
     def size(self) -> int:
         return sum(match.size for match, _ in self.matches)
 
-    def over(self, wanted: Callable[[str], bool] = lambda _: True) -> Sums:
-        """The sums over the matches of these names, every match with the weight of its size."""
-        return self._groups(lambda name: "" if wanted(name) else None).get("", Sums())
+    def over(self, selects: Callable[[str], bool] = lambda _: True) -> Sums:
+        """The sums over the matches that `selects` picks by name, each weighted by its size."""
+        return self._groups(lambda name: "" if selects(name) else None).get("", Sums())
 
     def by(self, key: Callable[[str], str | None]) -> dict[str, float]:
-        """sigma of every group: matches of the same key; those without a key stand in none."""
+        """sigma of every group, the matches with the same key; those without a key are left out."""
         return {group: sums.sigma for group, sums in self._groups(key).items()}
 
     def _groups(self, key: Callable[[str], str | None]) -> dict[str, Sums]:
@@ -90,7 +66,7 @@ class Gap:
         return groups
 
     def unrelated(self, far: float) -> list[tuple[str, float]]:
-        """Tensor and sigma of every matrix of the language model that lies further apart than `far`."""
+        """Tensor and sigma of every matrix of the language model with a sigma above `far`."""
         return [
             (tensor, sums.sigma)
             for match, found in self.matches
@@ -100,26 +76,26 @@ class Gap:
         ]
 
     def grid(self, side: int) -> str:
-        """The evidence that a side, 0 the Base or 1 the Instruct, was dequantised; empty when there is none."""
+        """The evidence that side 0, the Base, or 1, the Instruct, was dequantised; empty when there is none."""
         sizes = {match.name: match.size for match, _ in self.matches if match.name in self.levels}
         found = {name: count for name in sizes if (count := self.levels[name][side])}
         if sum(sizes[name] for name in found) <= ODD_SHARE * sum(sizes.values()):
             return ""
         count = float(np.median(list(found.values())))
         kind = "4 bits or fewer (int4, nf4, mxfp4)" if count <= FOUR_BITS else "8 bits (int8, fp8)"
-        return f"{len(found)} of {len(sizes)} matrices lie on a grid of {kind}, the first is {next(iter(found))}"
+        return f"{len(found)} of {len(sizes)} matrices are on a grid of {kind}, the first is {next(iter(found))}"
 
     def report(self, aggregations: bool) -> dict[str, Any]:
         """`{"definition", "overall", "layers", "modules", "tensors", "weights": {"read", "of"}}`.
 
-        A model with a vision part adds `language`, a figure, and `vision`, with figures of its own; layers and modules
-        are then those of the language model.
+        For a model with a vision part, `language` is the sigma of the language model, to which layers and modules then
+        belong, and `vision` has overall, layers and modules of the other parts.
         """
         report: dict[str, Any] = {
-            "definition": DEFINITION,
+            "definition": SIGMA,
             "overall": self.over().sigma,
-            "layers": self.by(lambda name: _layer(name) if is_language(name) else None),
-            "modules": self.by(lambda name: _module(name) if is_language(name) else None),
+            "layers": self.by(lambda name: layer_of(name) if is_language(name) else None),
+            "modules": self.by(lambda name: module_of(name) if is_language(name) else None),
             "tensors": self.by(str),
             "weights": {"read": self.read, "of": self.size},
         }
@@ -128,19 +104,19 @@ class Gap:
             report["language"] = self.over(is_language).sigma
             report["vision"] = {
                 "overall": vision.sigma,
-                "layers": self.by(lambda name: None if is_language(name) else _layer(name)),
-                "modules": self.by(lambda name: None if is_language(name) else _module(name)),
+                "layers": self.by(lambda name: None if is_language(name) else layer_of(name)),
+                "modules": self.by(lambda name: None if is_language(name) else module_of(name)),
             }
         if aggregations:
             report["aggregations"] = self.aggregations()
         return report
 
     def aggregations(self) -> dict[str, dict[str, Any]]:
-        """The three figures that go by the name of sigma in the authors' circle; they are not comparable."""
+        """The three figures that the authors call sigma; they are not comparable."""
         inside = [
             sums.sigma
             for match, found in self.matches
-            if is_language(match.name) and _layer(match.name)
+            if is_language(match.name) and layer_of(match.name)
             for sums in found.values()
         ]
         return {
@@ -162,15 +138,10 @@ class Gap:
         }
 
 
-def is_language(name: str) -> bool:
-    """Whether a tensor belongs to the language model rather than to a vision or audio part or its projector."""
-    return _VISION.search(name) is None
-
-
 def measure(base: Checkpoint, instruct: Checkpoint, matches: list[Match], full: bool, hashed: bool = False) -> Gap:
     """Read both sides, all of them or a sample, several pieces at a time and in chunks.
 
-    With `hashed`, which wants `full`, the digests of all tensors that were read whole stay behind in both checkpoints.
+    With `hashed`, which needs `full`, both checkpoints then know the digests of all tensors that were read whole.
     Raises NotFiniteError for NaN or infinity, CheckpointError when a file ends early.
     """
     pieces = [
@@ -180,9 +151,11 @@ def measure(base: Checkpoint, instruct: Checkpoint, matches: list[Match], full: 
         for span in (match.spans if full else _sample(match, len(matches)))
         if span.size
     ]
-    largest_first = sorted(range(len(pieces)), key=lambda at: -pieces[at][1].size)  # so that all workers end together
+    largest_first = sorted(
+        range(len(pieces)), key=lambda at: -pieces[at][1].size
+    )  # so that all workers finish together
 
-    largest: dict[int, int] = {}  # of the pieces of each matrix, which its levels are taken from
+    largest: dict[int, int] = {}  # of the pieces of each matrix: its levels are counted there
     for at in reversed(largest_first):
         if matches[pieces[at][0]].matrix:
             largest[pieces[at][0]] = at
@@ -192,16 +165,16 @@ def measure(base: Checkpoint, instruct: Checkpoint, matches: list[Match], full: 
 
     found: dict[int, Sums] = {}
     levels: dict[str, _Levels] = {}
-    away = base.remote or instruct.remote
-    with ThreadPoolExecutor(REQUESTS if away else WORKERS) as pool:
-        waits = away or not full  # for a network or a disk rather than for a core
+    remote = base.remote or instruct.remote
+    with ThreadPoolExecutor(REQUESTS if remote else WORKERS) as pool:
+        waits = remote or not full  # for a network or a disk rather than for a core
         results = pool.map(act, largest_first) if waits else in_order(act, largest_first)
         for at, ((sums, digests, on_grid), _) in zip(largest_first, results, strict=True):
             found[at] = sums
             if largest.get(number := pieces[at][0]) == at:
                 levels[matches[number].name] = on_grid
             for model, learnt in zip((base, instruct), digests, strict=True):
-                model.learn(learnt)
+                model.add_digests(learnt)
             if len(found) % (100 if full else 1000) == 0:
                 print(f"pair: {'tensor' if full else 'range'} {len(found)}/{len(pieces)} compared", file=sys.stderr)
     together: list[dict[str, Sums]] = [{} for _ in matches]
@@ -229,7 +202,7 @@ def _sample(match: Match, matches: int) -> list[Span]:
 
 
 def _read(base: Checkpoint, instruct: Checkpoint, span: Span, hashed: bool, with_levels: bool) -> _Read:
-    """One pass over a span; `with_levels` of its first weights."""
+    """One pass over a span; `with_levels` counts those of its first weights."""
     sums, sides = np.zeros(3), ((base, span.base, span.base_start), (instruct, span.instruct, span.instruct_start))
     found: _Levels = (None, None)
     for ours, theirs in zip(*(_blocks(*side, span.size, hashed) for side in sides), strict=True):
@@ -258,12 +231,3 @@ def _blocks(model: Checkpoint, name: str, first: int, size: int, hashed: bool) -
     if _whole(model, name, first, size):
         return (part for _, part in model.chunks(name, CHUNK, hashed=hashed))
     return (model.part(name, first + at, min(CHUNK, size - at)) for at in range(0, size, CHUNK))
-
-
-def _layer(name: str) -> str | None:
-    found = _LAYER.search(name)
-    return found[1] if found else None
-
-
-def _module(name: str) -> str:
-    return re.sub(r"\.(weight|bias)$", "", name).rsplit(".", 1)[-1]

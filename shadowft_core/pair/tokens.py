@@ -1,18 +1,17 @@
-"""Two vocabularies, token id by token id: what a row of an embedding means on either side."""
+"""Compares two vocabularies token by token, and matches the rows of embeddings and heads by them."""
+
+from functools import cached_property
 
 import numpy as np
 
 from shadowft_core.errors import PairError
 from shadowft_core.files import read_json_object
-from shadowft_core.weights import Checkpoint, read_vocabulary
-
-Run = tuple[int, int, int]
-"""first row in the Base, first row in the Instruct, number of rows"""
-_SHARED = 0.5  # share of the smaller vocabulary below which the two mostly differ
+from shadowft_core.weights import Checkpoint, Runs, fitted, marks_of, read_vocabulary, rows_by_token, runs_of
+from shadowft_core.weights.similarity import TOKENS_UNRELATED
 
 
 class Vocabularies:
-    """Token by id of both sides, from tokenizer.json; `known` is false when a side has none."""
+    """Token by id of both models, from tokenizer.json; `known` is false when one has none."""
 
     def __init__(self, base: Checkpoint, instruct: Checkpoint) -> None:
         files = [model.path / "tokenizer.json" for model in (base, instruct)]
@@ -21,26 +20,27 @@ class Vocabularies:
         read = [first, first if self.same_file else read_vocabulary(instruct.path)]
         self.sizes = [len(found[0]) if found else 0 for found in read]
         self.known = all(found is not None for found in read)
-        # One vocabulary alone says nothing about the other: without both, rows match by number.
+        # Without both vocabularies, rows match by number.
         self.base, self.instruct = (found[0] if found and self.known else {} for found in read)
 
-    def runs(self, base_rows: int, instruct_rows: int) -> list[Run]:
-        """Rows that stand for the same token, as runs of neighbours; rows beyond both vocabularies match by number."""
-        if self.base == self.instruct:
-            return [(0, 0, min(base_rows, instruct_rows))]
-        place = {token: number for number, token in self.base.items()}
-        rows = np.full(instruct_rows, -1, np.int64)
-        for number in range(instruct_rows):
-            token, same = self.instruct.get(number), self.base.get(number)
-            rows[number] = number if token == same else place.get(token, -1) if token is not None else -1
-        rows[rows >= base_rows] = -1
-        starts = np.flatnonzero(np.diff(rows, prepend=-9) != 1)
-        ends = [*starts[1:], instruct_rows]
-        return [(int(rows[a]), int(a), int(b - a)) for a, b in zip(starts, ends, strict=True) if rows[a] >= 0]
+    @cached_property
+    def equal(self) -> bool:
+        return self.base == self.instruct
+
+    @cached_property
+    def _marks(self) -> tuple[np.ndarray, np.ndarray]:
+        return marks_of(self.base), marks_of(self.instruct)
+
+    def runs(self, base_rows: int, instruct_rows: int) -> Runs:
+        """Rows of the Instruct and of the Base that stand for the same token; padding of both matches by number."""
+        if self.equal:
+            return np.array([[0, 0, min(base_rows, instruct_rows)]])
+        base, instruct = self._marks
+        return runs_of(rows_by_token(fitted(instruct, instruct_rows), fitted(base, base_rows)))
 
 
 def compare_tokenizers(base: Checkpoint, instruct: Checkpoint, found: Vocabularies) -> list[str]:
-    """Warnings, each with counts: rows are matched by token. Raises PairError when the vocabularies mostly differ."""
+    """Warnings with counts. Raises PairError when the vocabularies mostly differ."""
     if not found.known:
         return ["the vocabularies were not compared: both need a tokenizer.json"]
     if found.same_file:
@@ -48,7 +48,7 @@ def compare_tokenizers(base: Checkpoint, instruct: Checkpoint, found: Vocabulari
     ours, theirs = found.base, found.instruct
     texts, their_texts = set(ours.values()), set(theirs.values())
     shared, smaller = len(texts & their_texts), min(len(texts), len(their_texts))
-    if shared < _SHARED * smaller:
+    if shared < TOKENS_UNRELATED * smaller:
         raise PairError(
             f"the vocabularies mostly differ: {shared} tokens in common, {len(texts)} in the Base, "
             f"{len(their_texts)} in the Instruct"
@@ -67,9 +67,9 @@ def compare_tokenizers(base: Checkpoint, instruct: Checkpoint, found: Vocabulari
         first = f"{renamed[0]} is {ours[renamed[0]]!r} in the Base, {theirs[renamed[0]]!r} in the Instruct"
         warned.append(f"{len(renamed)} token ids name different tokens, the first is {first}")
     if only := ours.keys() - theirs.keys():
-        warned.append(f"{len(only)} token ids stand only in the Base, the first is {min(only)} {ours[min(only)]!r}")
+        warned.append(f"{len(only)} token ids are only in the Base, the first is {min(only)} {ours[min(only)]!r}")
     if only := theirs.keys() - ours.keys():
-        warned.append(f"{len(only)} token ids only in the Instruct, the first is {min(only)} {theirs[min(only)]!r}")
+        warned.append(f"{len(only)} token ids are only in the Instruct, the first is {min(only)} {theirs[min(only)]!r}")
     files = [read_json_object(model.path / "tokenizer.json") for model in (base, instruct)]
     for part in ("normalizer", "pre_tokenizer"):
         if files[0].get(part) != files[1].get(part):

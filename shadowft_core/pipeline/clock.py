@@ -1,4 +1,4 @@
-"""How long is left: from the durations of earlier runs, else from dvc.yaml's `meta.seconds` at this machine's pace."""
+"""Estimates the time left: from earlier runs, else from `meta.seconds` in dvc.yaml, scaled to this machine."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -8,34 +8,34 @@ from shadowft_core.files import read_json_object, write_json_atomically
 
 
 class Clock:
-    """Expected seconds of each step, kept in a JSON file `{step: seconds}` between runs."""
+    """Expected seconds of each step. The measured ones are kept in a JSON file `{step: seconds}` between runs."""
 
-    def __init__(self, promised: Mapping[str, float], file: Path) -> None:
-        self._promised = promised
+    def __init__(self, declared: Mapping[str, float], file: Path) -> None:
+        """`declared` holds the seconds expected of a step that was never measured; a step it lacks counts 1 second."""
+        self._declared = declared
         self._file = file
-        self._measured: dict[str, float] = {}
         try:
             kept = read_json_object(file)
-        except CheckpointError:  # absent or damaged: a guess is lost, nothing else
+        except CheckpointError:  # absent or damaged: only estimates are lost
             kept = {}
         self._measured = {name: float(s) for name, s in kept.items() if isinstance(s, int | float) and s >= 0}
 
     def record(self, step: str, seconds: float) -> None:
-        """Remember what a step took."""
+        """Save how long a step took."""
         self._measured[step] = round(seconds, 2)
         write_json_atomically(self._file, self._measured)
 
-    def expect(self, step: str) -> float:
+    def expected(self, step: str) -> float:
         """Seconds this step will take."""
-        return self._measured.get(step, self._promised[step] * self._pace())
+        return self._measured.get(step, self._declared.get(step, 1.0) * self._pace())
 
-    def left(self, waiting: Iterable[str], running: str | None = None, elapsed: float = 0.0) -> float:
-        """Seconds until the waiting steps and the running one, `elapsed` seconds old, are over."""
-        rest = max(self.expect(running) - elapsed, 0.0) if running else 0.0
-        return rest + sum(self.expect(step) for step in waiting)
+    def remaining(self, waiting: Iterable[str], running: str | None = None, elapsed: float = 0.0) -> float:
+        """Seconds for the waiting steps and the rest of the running one, which started `elapsed` seconds ago."""
+        current = max(self.expected(running) - elapsed, 0.0) if running else 0.0
+        return current + sum(self.expected(step) for step in waiting)
 
     def _pace(self) -> float:
-        """Measured seconds for each promised second, over all steps of which both are known; 1 when none is."""
-        both = [step for step in self._promised if step in self._measured]
-        promised = sum(self._promised[step] for step in both)
-        return sum(self._measured[step] for step in both) / promised if promised else 1.0
+        """Measured seconds per declared second, over the steps that have both; 1 when there are none."""
+        both = [step for step in self._declared if step in self._measured]
+        declared = sum(self._declared[step] for step in both)
+        return sum(self._measured[step] for step in both) / declared if declared else 1.0

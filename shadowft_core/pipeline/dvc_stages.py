@@ -1,6 +1,6 @@
-"""What DVC knows about the workspace in the current folder: the stages, their order, and which of them are out of date.
+"""The stages of the workspace in the current folder, as DVC sees them: their order, and which are out of date.
 
-The only room that uses DVC's Python interface (3.67). What changes the workspace goes through the `dvc` command.
+Uses DVC's Python interface (3.67), and only reads. A stage is reproduced in a child process (stage_process.py).
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from shadowft_core.errors import InputError
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of dvc.yaml. `seconds` is its `meta.seconds`, 1 without; `outs` are paths from the workspace."""
+    """One stage of dvc.yaml. `seconds` is its `meta.seconds`, by default 1; `outs` are paths in the workspace."""
 
     name: str
     description: str
@@ -23,20 +23,20 @@ class Stage:
 
     def out(self, suffix: str) -> str:
         """The one output whose path ends with `suffix`. Raises InputError when there is not exactly one."""
-        found = [path for path in self.outs if path.endswith(suffix)]
-        if len(found) != 1:
+        matching = [path for path in self.outs if path.endswith(suffix)]
+        if len(matching) != 1:
             raise InputError(
-                f"dvc.yaml: stage {self.name}: {len(found)} outputs end with {suffix!r}, expected one: {self.outs}"
+                f"dvc.yaml: stage {self.name}: {len(matching)} outputs end with {suffix!r}, expected one: {self.outs}"
             )
-        return found[0]
+        return matching[0]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The stages in DVC's own order (a stage comes after all it depends on), and those that may have to run.
+    """The stages in DVC's order (a stage comes after all it depends on), and those that may have to run.
 
-    `stale` holds the names of the changed stages and of everything downstream of them. A stage outside it is up to
-    date and stays so during the run; one in it is asked about when its turn comes, for its inputs may come out equal.
+    `stale` holds the names of the changed stages and of all stages downstream of them. Other stages are up to date and
+    stay so during the run. A stale stage is checked again before it would run, as its inputs may be unchanged then.
     """
 
     stages: tuple[Stage, ...]
@@ -62,7 +62,7 @@ def read_plan() -> Plan:
             name.addressing
             for stage in order
             if stage.addressing in changed
-            for name in {stage, *networkx.ancestors(graph, stage)}  # edges point from a stage to what it needs
+            for name in {stage, *networkx.ancestors(graph, stage)}  # edges point from a stage to its dependencies
         }
         stages = tuple(
             Stage(
@@ -84,7 +84,7 @@ def changed(stage: str) -> bool:
 
 @contextlib.contextmanager
 def _repository() -> Iterator[Any]:
-    """An open DVC repository; DVC's exceptions leave it as InputError, its progress bars stay silent."""
+    """An open DVC repository. Turns DVC's exceptions into InputError, and hides its log."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 

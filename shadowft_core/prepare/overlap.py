@@ -1,4 +1,4 @@
-"""Decontamination: which training rows stand in the items a model will be judged on?"""
+"""Decontamination: finds training rows that are also in the evaluation items."""
 
 import re
 from collections import Counter
@@ -11,12 +11,12 @@ from shadowft_core.prepare.files import SUFFIXES, read_rows, whole_json
 from shadowft_core.prepare.table import fold
 
 NGRAM = 13  # words, as in the GPT-3 report (Brown et al. 2020, appendix C)
-SHORT = 3  # words; a shorter text matches only where the item asks, so that the answer "yes" accuses nobody
-ASKING = {"question", "prompt", "query", "instruction", "input", "problem", "text", "user", "content"}
+MIN_WORDS = 3  # shorter texts are compared only if they are questions, or the answer "yes" would match many rows
+QUESTION_KEYS = {"question", "prompt", "query", "instruction", "input", "problem", "text", "user", "content"}
 
 
 class Items:
-    """The texts of a task folder, ready to be compared with training rows.
+    """The texts of a task folder, indexed for the comparison with training rows.
 
     `count` is the number of items read: every row of every data file below the folder. `not_compared` names the tasks
     whose items are not in the folder, such as those of a hub.
@@ -44,7 +44,7 @@ class Items:
         for key, text in _texts(item):
             folded = fold(text)
             words = _words(text)
-            if folded and (key in ASKING or len(words) >= SHORT):
+            if folded and (key in QUESTION_KEYS or len(words) >= MIN_WORDS):
                 self._exact.setdefault(folded, source)
             if grams := _ngrams(words):
                 for gram in grams:
@@ -53,10 +53,10 @@ class Items:
                 self._sources.append(source)
 
     def match(self, asked: list[str]) -> tuple[str, str] | None:
-        """The item and the rule that some user turns run into, or None.
+        """The first item that matches these user turns, and the rule by which, or None.
 
         `exact`: a user turn equals a text of the item after folding case and white space.
-        `13-gram`: at least half of the distinct 13-word sequences of a text of the item stand in the user turns.
+        `13-gram`: at least half of the distinct 13-word sequences of a text of the item are in the user turns.
         """
         for text in asked:
             if source := self._exact.get(fold(text)):
@@ -86,7 +86,7 @@ def _elsewhere(path: Path) -> str | None:
 
 
 def _items(path: Path) -> Iterator[tuple[int, Any]]:
-    """The rows of a file, or the one JSON object that stands in it over many lines."""
+    """The rows of a file, or the one JSON object that it holds, over many lines."""
     for row in read_rows(path):
         if row.problem:
             yield 1, _whole(path, f"row {row.number}: {row.problem}")
@@ -98,11 +98,11 @@ def _whole(path: Path, problem: str) -> Any:
     try:
         return whole_json(path)
     except (ValueError, RecursionError):
-        raise DataError(f"{path}: task file not readable, {problem}; repair it, or rows that leak go unseen") from None
+        raise DataError(f"{path}: task file not readable, {problem}; correct it, or leaked rows go unnoticed") from None
 
 
 def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every string in an item with the key it stands under."""
+    """Every string in an item, with its key."""
     if isinstance(value, str):
         yield key, value
     elif isinstance(value, dict):

@@ -1,12 +1,13 @@
-"""The ledger of one registered model: who was champion, by whose hand, in an order that no clock decides.
+"""The ledger of one registered model: its champions in order, and who promoted them. The order does not use clocks.
 
-In the delta store, per model name: `ledger/NAME/entries/<hex>` holds an entry under the SHA-256 of its bytes, and
-`ledger/NAME/head` names the last one. An entry names the one before it, so an edited, missing or reordered entry shows;
-the head moves by compare-and-swap only, so of any number of writers one wins. A writer killed before it moved the head
-leaves an entry that dangles: it follows the last one, and no head names it. So does a head moved back by one; `history`
-names the entry, `reconcile` writes into the chain that it stood there. What this does not stop is a person with write
-rights who moves the head back and removes the entries behind it, or has another promotion take their place; the
-bucket's own versioning does.
+The delta store holds, per model name, `ledger/NAME/entries/<hex>`, an entry under the SHA-256 of its bytes, and
+`ledger/NAME/head`, which names the last entry. Each entry names the one before it, so an edited, missing or reordered
+entry is detected. The head is replaced by compare-and-swap only, so one of several writers wins.
+
+A writer that is killed before it replaces the head leaves a dangling entry: it follows the last entry, but the head
+does not name it. A head moved back by one looks the same. `history` lists dangling entries, and `reconcile` records
+them in the chain. A person with write access can still move the head back and remove the later entries, or let another
+promotion replace them; versioning of the bucket protects against that.
 """
 
 import getpass
@@ -36,7 +37,7 @@ class _Strict(BaseModel):
 
 
 class Entry(_Strict):
-    """One move of `champion`: what it points at from here on, and why."""
+    """One change of the champion: the new champion, and why."""
 
     format: int = Field(1, ge=1, le=1)
     name: str
@@ -75,7 +76,7 @@ class _Head(_Strict):
 
 @dataclass(frozen=True)
 class Tip:
-    """Where a ledger ends; `entry` is None when nothing was ever promoted."""
+    """The end of a ledger; `entry` is None when nothing was ever promoted."""
 
     entry: Entry | None
     tag: str | None
@@ -87,7 +88,7 @@ class Tip:
 
 @dataclass(frozen=True)
 class Chain:
-    """A whole ledger: its entries, first to last, and those that would be next, but that the head does not name."""
+    """A whole ledger: its entries, first to last, and the dangling ones, which follow the last but have no head."""
 
     tip: Tip
     entries: list[Entry]
@@ -95,11 +96,11 @@ class Chain:
 
     @property
     def remarks(self) -> list[str]:
-        """What is to be said of each dangling entry."""
+        """One line about each dangling entry."""
         return [
             f"entry {entry.number} ({entry.action}, version {entry.version}, {entry.who}, {entry.when}, "
-            f"{entry.digest}) exists, the head does not name it: a promotion that was cut off or is under way, or a "
-            "head moved back"
+            f"{entry.digest}) exists, the head does not name it: a promotion was cut off or is running, or the head "
+            "was moved back"
             for entry in self.dangling
         ]
 
@@ -111,31 +112,33 @@ class Ledger:
     """
 
     def __init__(self, store: Store, name: str) -> None:
-        self._objects = stores.opened(store)
+        self._backend = stores.open_store(store)
         self.name = name
-        self.where = f"ledger of {name} in {self._objects.location}"
+        self.where = f"ledger of {name} in {self._backend.location}"
 
     def tip(self) -> Tip:
         key = f"ledger/{self.name}/head"
-        found = self._objects.read(key, LARGEST)
+        found = self._backend.read(key, LARGEST)
         if found is None:
             return Tip(None, None)
         head = self._parse(_Head, found[0], key)
         entry = self.entry(head.entry)
         if entry.number != head.number:
-            raise LedgerError(f"{self.where}: {key} says entry {head.number}, that entry is number {entry.number}")
+            raise LedgerError(
+                f"{self.where}: {key} names entry {head.number}, but that entry has number {entry.number}"
+            )
         return Tip(entry, found[1])
 
     def entry(self, digest: str) -> Entry:
         """An entry by its digest, verified."""
         key = self._key(digest)
-        found = self._objects.read(key, LARGEST)
+        found = self._backend.read(key, LARGEST)
         if found is None:
             raise LedgerError(f"{self.where}: {key} is missing; restore it from a backup or the bucket's versions")
         if (real := bytes_digest(found[0])) != digest:
             raise LedgerError(
-                f"{self.where}: {key} was edited: it is {real}, the chain says {digest}; restore it from a backup or "
-                "the bucket's versions"
+                f"{self.where}: {key} was edited: its digest is {real}, the chain has {digest}; restore it from a "
+                "backup or the bucket's versions"
             )
         entry = self._parse(Entry, found[0], key)
         if entry.name != self.name:
@@ -143,7 +146,7 @@ class Ledger:
         return entry
 
     def backwards(self, tip: Tip) -> Iterator[Entry]:
-        """The chain from its end to entry 1, each link verified."""
+        """The entries from the last to the first, each link verified."""
         entry = tip.entry
         while entry is not None:
             yield entry
@@ -156,12 +159,12 @@ class Ledger:
             entry = before
 
     def chain(self) -> Chain:
-        """All entries, and proof that of those behind the last at most one generation was cut off: it dangles.
+        """All entries, and the dangling ones. Raises LedgerError when more than one entry after the head was cut off.
 
-        A writer that lost a race leaves an entry that nothing follows; one that is followed had been the head.
+        A writer that lost a race leaves an entry without a successor; an entry with a successor was once the head.
         """
-        # Listed before the head is read: an entry found here that was ever the head is in the chain of that head.
-        keys = list(self._objects.list(f"ledger/{self.name}/entries"))
+        # Listed before the head is read, so every listed entry that was ever the head is in the chain of that head.
+        keys = list(self._backend.list(f"ledger/{self.name}/entries"))
         tip = self.tip()
         chain = list(self.backwards(tip))[::-1]
         known, dangling = {entry.digest for entry in chain}, []
@@ -175,14 +178,14 @@ class Ledger:
             elif entry.previous is not None and entry.previous not in known:
                 raise LedgerError(
                     f"{self.where}: ends at entry {tip.number}, yet entry {entry.number} of {entry.when} follows one "
-                    "that is not in it any more: the head was moved back; restore it from the bucket's versions"
+                    "that is no longer in it: the head was moved back; restore it from the bucket's versions"
                 )
         return Chain(tip, chain, dangling)
 
     def append(self, tip: Tip, undo: str | None, **facts: Any) -> Entry:
-        """Write the entry that follows `tip`; return it. Raises LedgerError naming the winner when the head has moved.
+        """Write the entry that follows `tip` and return it. Raises LedgerError naming the winner of a race.
 
-        `facts` are the fields of Entry that say what happened.
+        `facts` are the remaining fields of Entry.
         """
         entry = Entry(
             name=self.name,
@@ -195,26 +198,26 @@ class Ledger:
             **facts,
         )
         head = _Head(format=1, name=self.name, number=entry.number, entry=entry.digest)
-        self._objects.put_if_absent(self._key(entry.digest), entry.raw, entry.digest)
+        self._backend.put_if_absent(self._key(entry.digest), entry.raw, entry.digest)
         try:
-            self._objects.swap(f"ledger/{self.name}/head", canonical_json(head.model_dump()), tip.tag)
+            self._backend.swap(f"ledger/{self.name}/head", canonical_json(head.model_dump()), tip.tag)
         except StoreConflictError:
             raise self.lost(self.tip()) from None
         except StoreUnreachableError as error:
             raise LedgerError(
-                f"{self.where}: it is not known whether entry {entry.number} was written ({error}); look with "
+                f"{self.where}: entry {entry.number} may or may not have been written ({error}); see "
                 f"`shadowft history {self.name}`, then run `shadowft reconcile {self.name}`"
             ) from None
         return entry
 
     def lost(self, tip: Tip) -> LedgerError:
-        """What a writer is told whose view of the ledger is out of date."""
+        """The error for a writer whose view of the ledger is out of date."""
         if tip.entry is None:
-            return LedgerError(f"{self.where}: is empty now; nothing was moved, look and repeat")
+            return LedgerError(f"{self.where}: is empty now; nothing was changed, check it and repeat")
         won = tip.entry
         return LedgerError(
             f"{self.where}: {won.who} won with entry {won.number} ({won.action}, version {won.version}, {won.when}); "
-            "nothing was moved, look and repeat"
+            "nothing was changed, check it and repeat"
         )
 
     def _key(self, digest: str) -> str:

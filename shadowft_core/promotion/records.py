@@ -1,8 +1,8 @@
-"""What vouches for a version: recipe and verdict as the store keeps them. MLflow's copies are for people.
+"""The records of a version: its recipe and verdict in the store. MLflow has only copies for people.
 
-The tag `shadowft.recipe` says which recipe a version claims to be. That recipe is read from the store by its digest and
-names its verdict by digest; every copy and tag in MLflow must agree. So write access to MLflow alone can point a
-version at another run's whole record, but can change no record.
+The tag `shadowft.recipe` is the digest of a version's recipe, which is read from the store and has the digest of its
+verdict; every copy and tag in MLflow must agree. So a person with write access to MLflow alone can give a version the
+whole record of another run, but cannot change a record.
 """
 
 import json
@@ -16,7 +16,7 @@ from shadowft_core.registry.rebuild import parse_recipe
 
 
 def recipe_of(store: Store, version: Any) -> dict[str, Any]:
-    """The recipe of a version, from the store. Raises RegistryError when it is not there or MLflow differs."""
+    """The recipe of a version, from the store. Raises RegistryError when it is missing or differs in MLflow."""
     digest = version.tags.get("shadowft.recipe", "")
     raw = _record(store, version, "recipe", digest)
     recipe = parse_recipe(raw, f"store {store.uri}: recipe {digest}")
@@ -26,10 +26,10 @@ def recipe_of(store: Store, version: Any) -> dict[str, Any]:
 
 
 def judgement_of(client: Any, store: Store, version: Any) -> tuple[dict[str, Any], str, str]:
-    """Recipe of a version, the decision that the claims of its verdict make, and the verdict's reasons as one line.
+    """The recipe of a version, the decision that follows from its verdict's claims, and the reasons as one line.
 
     Raises RegistryError when a record is not in the store, when MLflow's copy or tag differs, when the verdict is of
-    another model, or says another decision than its claims make; store errors.
+    another model, or when its stated decision does not follow from its claims; store errors.
     """
     from shadowft_core.verdict import decision_of
 
@@ -42,17 +42,17 @@ def judgement_of(client: Any, store: Store, version: Any) -> tuple[dict[str, Any
     verdict = _object(raw, where)
     if verdict.get("recipe_digest") != recipe["digest"]:
         raise RegistryError(
-            f"{where}: its verdict judged {verdict.get('recipe_digest')}, its recipe makes {recipe['digest']}; "
+            f"{where}: its verdict is of model {verdict.get('recipe_digest')}, its recipe is of {recipe['digest']}; "
             "register the run again"
         )
     try:
         decision = decision_of(verdict)
     except EvaluationError as error:
         raise RegistryError(f"{where}: {error}, then register") from None
-    for what, said in (("verdict", verdict.get("decision")), ("recipe", recipe["verdict"].get("decision"))):
-        if said != decision:
+    for what, stated in (("verdict", verdict.get("decision")), ("recipe", recipe["verdict"].get("decision"))):
+        if stated != decision:
             raise RegistryError(
-                f"{where}: its {what} says {said}, the claims of its verdict make it {decision}; run `shadowft "
+                f"{where}: its {what} states {stated}, the claims of its verdict decide {decision}; run `shadowft "
                 "verdict` again, then register"
             )
     return recipe, decision, "; ".join(map(str, verdict.get("reasons", [])))
@@ -64,7 +64,7 @@ def _object(raw: bytes, where: str) -> dict[str, Any]:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise RegistryError(f"{where}: its verdict is no JSON object; run `shadowft verdict` again, then register")
+        raise RegistryError(f"{where}: its verdict is not a JSON object; run `shadowft verdict` again, then register")
     return found
 
 
@@ -73,7 +73,7 @@ def _record(store: Store, version: Any, what: str, digest: str) -> bytes:
     if found is None:
         raise RegistryError(
             f"{version.name} version {version.version}: its {what} {digest or '(no tag names one)'} is not in store "
-            f"{store.uri}: registered before the store kept it, changed in MLflow, or registered with another store; "
-            "run `shadowft register` for that run again, or name its store with SHADOWFT_STORE_URI"
+            f"{store.uri}: it was registered before the store kept records, changed in MLflow, or registered with "
+            "another store; run `shadowft register` for that run again, or set SHADOWFT_STORE_URI to its store"
         )
     return found

@@ -1,10 +1,10 @@
-"""What MLflow loads for a registered version. It is installed code; the registry holds a recipe, and no code.
+"""The loader that MLflow calls for a registered version. The code is installed; the registry holds only a recipe.
 
     mlflow.pyfunc.load_model("models:/NAME@champion").predict({"messages": [{"role": "user", "content": "Hello"}]})
 
-answers each conversation with the text of the next turn. Loading rebuilds the model from its recipe, bit for bit, once:
-rebuilt models are kept under SHADOWFT_CACHE (~/.cache/shadowft), in a folder named by their digest. SHADOWFT_STORE_URI
-and SHADOWFT_STORE_ENDPOINT name the store; without them a recipe may point to a folder, never to a new server.
+returns one reply per conversation. The first load rebuilds the model from its recipe, bit for bit, and keeps it under
+SHADOWFT_CACHE (~/.cache/shadowft), in a folder named by its digest. SHADOWFT_STORE_URI and SHADOWFT_STORE_ENDPOINT name
+the store; without them a recipe may name a folder, but no new server.
 """
 
 import threading
@@ -12,40 +12,43 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shadowft_core.errors import CheckpointError, InputError, RegistryError
+from shadowft_core.recipe_model.registered import Registered, read_registered
 from shadowft_core.recipe_model.requests import Conversation, Settings, conversations, settings
-from shadowft_core.registry.serving import MAX_NEW_TOKENS, Registered
+from shadowft_core.registry.serving import MAX_NEW_TOKENS
 
 if TYPE_CHECKING:
     from shadowft_core.params import Store
 
 
 def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> "RecipeModel":
-    """What MLflow calls with the folder it downloaded.
+    """MLflow calls this with the folder it downloaded.
 
-    Raises RegistryError before any request is sent to a store when the recipe is not the registered one; then
-    LedgerError when the alias `champion` names the version and the ledger another, and what `shadowft materialize`
-    raises: the record must be in the store, and the model must come out with the recipe's digest.
+    Raises RegistryError, before any request to a store, when the recipe is not the registered one; LedgerError when the
+    alias `champion` names the version and the ledger names another; and what `shadowft materialize` raises, because the
+    record must be in the store and the model must have the recipe's digest.
     """
     from shadowft_core.files import cache_folder
     from shadowft_core.registry import cached, store_for
-    from shadowft_core.registry.serving import registered
 
     if model_config:
-        raise InputError(f"model_config: {sorted(model_config)[0]} is not known; a version has no settings of its own")
-    found = registered(Path(path))
+        raise InputError(f"model_config: {sorted(model_config)[0]} is not known; a version has no settings")
+    found = read_registered(Path(path))
     store = store_for(found.recipe)
     _require_record(found, store)
     return RecipeModel(cached(found.recipe, cache_folder(), store))
 
 
 def _require_record(found: Registered, store: "Store") -> None:
-    """MLflow resolved name and alias, and anyone may have changed them: ledger and store must agree."""
+    """Require that ledger and store agree with name and alias, which anyone with write access to MLflow can change."""
     from shadowft_core.promotion import recipe_named, require_alias_agrees
     from shadowft_core.store import record
 
     if found.registry is None or found.number is None:
         if record(found.digest, store) is None:
-            raise RegistryError(f"recipe {found.digest} is not in store {store.uri}; name its store, or register again")
+            raise RegistryError(
+                f"recipe {found.digest} is not in store {store.uri}; set SHADOWFT_STORE_URI to its store, or register "
+                "the run again"
+            )
         return
     require_alias_agrees(found.registry, store, found.number, found.digest)
     reference = f"models:/{found.registry.name}/{found.number}"
@@ -54,7 +57,7 @@ def _require_record(found: Registered, store: "Store") -> None:
 
 
 class RecipeModel:
-    """A model folder as MLflow asks for it: `predict` answers conversations, one at a time."""
+    """A loaded model folder with the `predict` that MLflow expects; it answers one conversation at a time."""
 
     def __init__(self, folder: Path) -> None:
         import torch
@@ -64,30 +67,30 @@ class RecipeModel:
 
         self._tokenizer = load(AutoTokenizer, folder)
         if not self._tokenizer.chat_template:
-            raise CheckpointError(f"{folder}: its tokenizer has no chat template; take a chat model")
+            raise CheckpointError(f"{folder}: its tokenizer has no chat template; use a chat model")
         model, keys = load_model(AutoModelForCausalLM, folder, dtype="auto")
         if odd := sorted(f"{kind} {name}" for kind, names in keys.items() for name in map(str, names)):
             raise CheckpointError(f"{folder}: does not fit {type(model).__name__}: {odd[0]} ({len(odd)} in all)")
         self._model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-        self._turn = threading.Lock()  # a server asks from many threads
+        self._lock = threading.Lock()  # a server calls `predict` from many threads
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[str]:
-        """One reply per conversation; `requests` says which forms are taken, `registry.serving` which parameters.
+        """One reply per conversation. requests.py has the accepted forms, registry/serving.py the parameters.
 
-        Raises MlflowException, INVALID_PARAMETER_VALUE, in one line for a malformed request.
+        Raises MlflowException (INVALID_PARAMETER_VALUE, one line) for a malformed request.
         """
         from mlflow.exceptions import MlflowException
 
         try:
-            asked, how = conversations(model_input), settings(params, MAX_NEW_TOKENS)
-            with self._turn:
-                prompts = [self._prompt(number, one) for number, one in enumerate(asked, 1)]
+            chats, how = conversations(model_input), settings(params, MAX_NEW_TOKENS)
+            with self._lock:
+                prompts = [self._prompt(number, one) for number, one in enumerate(chats, 1)]
                 return [self._reply(prompt, how) for prompt in prompts]
         except InputError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
 
     def _prompt(self, number: int, conversation: Conversation) -> Any:
-        """Token ids and mask, [1, tokens] each. Raises InputError when the template or the model cannot take them."""
+        """Token ids and mask, [1, tokens] each. Raises InputError if the template refuses or the model is too short."""
         from jinja2 import TemplateError
 
         try:
@@ -99,7 +102,7 @@ class RecipeModel:
             raise InputError(f"conversation {number}: the model's chat template refuses it: {reason:.200}") from None
         tokens, limit = prompt["input_ids"].shape[1], self._positions()
         if limit is not None and tokens >= limit:
-            raise InputError(f"conversation {number}: {tokens} tokens, the model takes {limit} with its reply")
+            raise InputError(f"conversation {number}: {tokens} tokens, the model takes {limit} including its reply")
         return prompt.to(self._model.device)
 
     def _positions(self) -> int | None:

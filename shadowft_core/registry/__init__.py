@@ -1,6 +1,6 @@
-"""The memory of the house, in MLflow: a version is a recipe of a few kB, and its run says where it comes from.
+"""The MLflow model registry. A version is a recipe of a few kB; its run records where it comes from.
 
-Weights never pass through the tracking server. Loading a version unpickles nothing. Registering is keyed by content:
+No weights are sent to the tracking server, and loading a version unpickles nothing. Registering is keyed by content, so
 repeating it changes nothing. A registration is kept in var/pending/ until MLflow has it.
 """
 
@@ -12,11 +12,12 @@ import shadowft_core.store as stores
 from shadowft_core.errors import RegistrationPendingError, RegistryError
 from shadowft_core.files import canonical_json
 from shadowft_core.params import Params, Registry, Store
+from shadowft_core.registry.connection import connected
 from shadowft_core.registry.copies import require_tags
 from shadowft_core.registry.evidence import Evidence, Git, git_state
 from shadowft_core.registry.rebuild import cached, ingredients, read_recipe, rebuild, store_for
 from shadowft_core.registry.registration import PENDING, Registration, drop, keep, load, waiting, waiting_in
-from shadowft_core.registry.tracking import connected, describe, log, point, settled, tidy
+from shadowft_core.registry.tracking import deduplicate, describe, log, set_alias, tidy
 
 __all__ = [
     "CANDIDATE",
@@ -40,7 +41,7 @@ CANDIDATE = "challenger"
 
 @dataclass(frozen=True)
 class Version:
-    """A registered version; `new` is False when it had been registered before."""
+    """A registered version; `new` is False if an earlier call registered it."""
 
     name: str
     number: int
@@ -50,11 +51,11 @@ class Version:
 
 
 def preflight(params: Params) -> None:
-    """Are store and registry there, may we write, does the store keep its promises? For the start of a run.
+    """Require a store that is writable and passes the probe, and a registry that answers. For the start of a run.
 
     Raises StoreUnreachableError or StoreError, then RegistryError, within about 15 seconds each.
     """
-    stores.check(params.store)
+    stores.require_writable(params.store)
     _require_answer(params.registry)
 
 
@@ -66,15 +67,15 @@ def register(
     git: Git | None = None,
     pending: Path = PENDING,
 ) -> Version:
-    """Record the run whose outputs are in `work` and register its candidate; the alias `challenger` moves to it.
+    """Log the run whose outputs are in `work`, register its candidate and set the alias `challenger` to it.
 
-    Keyed by the content of dvc.lock and of the recipe: registered before, the same version is returned and nothing new
-    is logged; of two who register the same run at once, the later version is marked as a duplicate of the first. The
-    delta, when it is not in the store, and recipe and verdict go there before MLflow hears of them. Registrations that
-    wait in `pending` go first. `git` is the state before the run.
+    The key is the content of dvc.lock and of the recipe: if a version with this key exists, it is returned and nothing
+    is logged. If two processes register the same run at once, the later version is marked as a duplicate of the first.
+    Recipe, verdict and, unless the store has it, the delta are stored before anything is sent to MLflow. Registrations
+    that wait in `pending` are sent first. `git` is the state of the checkout before the run.
 
-    Raises RegistryError when outputs are missing or do not belong together; store errors; RegistrationPendingError when
-    MLflow cannot take it now: all it needs is then kept in `pending`, for `register_pending`.
+    Raises RegistryError when outputs are missing or belong to different runs; store errors; RegistrationPendingError
+    when MLflow does not accept it now: it is then kept in `pending`, for `register_pending`.
     """
     evidence = Evidence(params, work, lock, params_file)
     if not stores.holds(evidence.delta, params.store):
@@ -94,7 +95,7 @@ def register(
 
 
 def register_pending(registry: Registry, pending: Path = PENDING) -> list[Version]:
-    """Send the registrations that wait, oldest first. May be repeated and raced.
+    """Send the registrations that wait, oldest first. Safe to repeat and to race.
 
     Raises RegistrationPendingError when MLflow does not answer or refuses one of them; the others are sent.
     """
@@ -108,7 +109,7 @@ def register_pending(registry: Registry, pending: Path = PENDING) -> list[Versio
 
 
 def _send_waiting(registry: Registry, pending: Path) -> tuple[dict[str, Version], dict[Path, RegistryError]]:
-    """Versions by key, and what MLflow would not take. Raises RegistryError when it does not answer at all."""
+    """Versions by key, and the error of each registration that MLflow refused. Raises RegistryError when it is down."""
     sent: dict[str, Version] = {}
     problems: dict[Path, RegistryError] = {}
     waiting = waiting_in(pending)
@@ -125,12 +126,12 @@ def _send_waiting(registry: Registry, pending: Path) -> tuple[dict[str, Version]
 
 
 def _record(registration: Registration, store: Store) -> None:
-    """Put recipe and verdict into the store, where `promote` reads them; what MLflow has are copies for people."""
+    """Store recipe and verdict, which `promote` reads there; MLflow has only copies for people."""
     verdict = stores.keep_record(registration.files["verdict.json"], store)
     if verdict != registration.recipe["verdict"]["digest"]:
         raise RegistryError(
-            f"verdict.json changed while it was registered: {registration.recipe['verdict']['digest']}, now {verdict}; "
-            "register the run again"
+            f"verdict.json changed while it was registered: its digest was "
+            f"{registration.recipe['verdict']['digest']}, now {verdict}; register the run again"
         )
     stores.keep_record(canonical_json(registration.recipe), store)
 
@@ -138,16 +139,16 @@ def _record(registration: Registration, store: Store) -> None:
 def _send(registry: Registry, registration: Registration) -> Version:
     name, key = registration.name, registration.key
     with connected(registry) as client:
-        first, logged = settled(client, name, key), None
+        first, logged = deduplicate(client, name, key), None
         if first is None:
             logged = log(client, registry, registration)
-            first = settled(client, name, key)
+            first = deduplicate(client, name, key)
         if first is None:
-            raise RegistryError(f"{name}: the version just made is gone again; repeat `shadowft register`")
+            raise RegistryError(f"{name}: the version just made was deleted; repeat `shadowft register`")
         require_tags(first, registration.recipe)
         version = Version(name, int(first.version), first.run_id, registration.decision, new=first.run_id == logged)
         describe(client, first)
-        point(client, name, CANDIDATE, version.number)
+        set_alias(client, name, CANDIDATE, version.number)
         tidy(client, name, key)
     print(
         f"{'registered' if version.new else 'registered before'}: {name} version {version.number}, verdict "

@@ -1,6 +1,6 @@
-"""The page of a version, for whoever opens it in MLflow: what was decided and why, what it is made of, what to do.
+"""The description of a version in MLflow: the decision and its reasons, the ingredients, and the commands to use it.
 
-The same registration gives the same text. If there are many reasons, it shows as many as fit.
+The same registration gives the same text. Of many reasons, it shows as many as fit.
 """
 
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 from shadowft_core.registry.registration import Registration
 
-NUMBER = "{version}"  # stands for the version's number, which MLflow gives when the version is made
+NUMBER = "{version}"  # placeholder for the version's number, which MLflow assigns
 MODEL = (
     "Chat models made by Shadow-FT: a Base is tuned, and its weight delta is grafted on the Instruct. A version is a "
     "recipe of a few kB and holds no weights. `challenger` is what was registered last; the ledger in the delta store "
@@ -21,8 +21,8 @@ _REASONS, _TEXT = 8, 200  # reasons shown, characters of one
 
 
 def card(registration: Registration, experiment: str, run_id: str) -> str:
-    """The description of a version, in Markdown, with NUMBER in place of its number. `experiment` and `run_id` locate
-    the report that a person should read before signing."""
+    """The description in Markdown, with NUMBER in place of the version's number. `experiment` and `run_id` locate the
+    report that a person should read before signing."""
     most = (_card(registration, experiment, run_id, shown) for shown in range(_REASONS, -1, -1))
     return next((text for text in most if len(text) <= LARGEST - 100), "The page is too long; read report.html.")
 
@@ -31,7 +31,7 @@ def _card(registration: Registration, experiment: str, run_id: str, shown: int) 
     recipe, name = registration.recipe, registration.name
     version = f"models:/{name}/{NUMBER}"
     return f"""\
-**Decision: {_said(registration.decision)}**
+**Decision: {_escaped(registration.decision)}**
 
 {_reasons(registration, shown)}
 
@@ -58,22 +58,22 @@ only a recipe names:
 mlflow models serve -m {version} --env-manager local
 ```
 
-**Promote it** with `shadowft promote {NUMBER}`; **roll back** to the previous champion with `shadowft rollback {name} \
---reason "..."`. An alias that is moved here by hand is refused on loading.
+**Promote it** with `shadowft promote {name} {NUMBER}`; **roll back** to the previous champion with \
+`shadowft rollback {name} --reason "..."`. An alias that is moved here by hand is refused on loading.
 
 The tags below hold its scale, its decision, its git state, and the digests of what it is made of.
 """
 
 
 def _reasons(registration: Registration, shown: int) -> str:
-    reasons = [f"- {_said(reason)}" for reason in _verdict(registration).get("reasons", [])]
+    reasons = [f"- {_escaped(reason)}" for reason in _verdict(registration).get("reasons", [])]
     if len(reasons) > shown:
         reasons[shown:] = [f"- and {len(reasons) - shown} more, in the report"]
     return "\n".join(reasons) or "- no reason was recorded"
 
 
 def _arms(registration: Registration) -> str:
-    """The arms as the verdict has them: means with their intervals."""
+    """A table of the verdict's arms: means with their intervals."""
     arms = _verdict(registration).get("arms") or {}
     if not arms:
         return "No arms were recorded."
@@ -81,7 +81,13 @@ def _arms(registration: Registration) -> str:
     for name in sorted(arms, key=lambda name: (_ARMS.index(name) if name in _ARMS else len(_ARMS), name)):
         arm = arms[name]
         items = (arm.get("overall") or {}).get("n", "")
-        cells = (_said(name), f"{arm.get('scale', '')}", _mean(arm.get("domain")), _mean(arm.get("guards")), f"{items}")
+        cells = (
+            _escaped(name),
+            f"{arm.get('scale', '')}",
+            _mean(arm.get("domain")),
+            _mean(arm.get("guards")),
+            f"{items}",
+        )
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
@@ -94,7 +100,7 @@ def _mean(found: dict[str, Any] | None) -> str:
 
 
 def _model(model: dict[str, Any]) -> str:
-    label = f" ({_said(model['label'])})" if model.get("label") else ""
+    label = f" ({_escaped(model['label'])})" if model.get("label") else ""
     return f"{_code(model['ref'])}{label}, {_short(model['digest'])}"
 
 
@@ -109,7 +115,7 @@ def _deltas(recipe: dict[str, Any]) -> str:
 
 
 def _store(store: dict[str, Any]) -> str:
-    """The lines that name the store, for one that is not a folder."""
+    """The shell lines that name an S3 store; empty for a folder."""
     if not str(store["uri"]).startswith("s3://"):
         return ""
     named = {"URI": store["uri"], "ENDPOINT": store.get("endpoint")}
@@ -122,10 +128,10 @@ def _verdict(registration: Registration) -> dict[str, Any]:
 
 
 def _short(digest: str) -> str:
-    return f"`{digest[:19]}`" if digest.startswith("sha256:") else _said(digest)
+    return f"`{digest[:19]}`" if digest.startswith("sha256:") else _escaped(digest)
 
 
-def _said(text: Any) -> str:
+def _escaped(text: Any) -> str:
     """Untrusted text as one line of Markdown, escaped: no table, link, tag or emphasis."""
     line = " ".join(str(text).split())
     return re.sub(r"([\\`*_{}\[\]<>|~#&])", r"\\\1", line if len(line) <= _TEXT else f"{line[: _TEXT - 3]}...")

@@ -1,4 +1,4 @@
-"""What MLflow keeps of a recipe and its verdict: copies for people, checked against their digests."""
+"""MLflow's copies of a recipe and its verdict, checked against their digests."""
 
 import tempfile
 from pathlib import Path
@@ -6,9 +6,10 @@ from typing import Any
 
 from shadowft_core.errors import RegistryError
 from shadowft_core.files import bytes_digest
+from shadowft_core.registry.connection import one_line
 from shadowft_core.registry.rebuild import parse_recipe
 from shadowft_core.registry.registration import tags_of
-from shadowft_core.registry.tracking import create, describe, one_line
+from shadowft_core.registry.tracking import create, describe
 
 _REMEDY = "the registry was changed; delete this version there and register its run again"
 
@@ -19,18 +20,18 @@ def recipe_of(version: Any, digest: str) -> dict[str, Any]:
 
 
 def require_copy(version: Any, name: str, digest: str) -> None:
-    """Raises RegistryError unless the file `name` of the version's run has this digest."""
+    """Raise RegistryError unless the file `name` of the version's run has this digest."""
     where = f"{version.name} version {version.version}"
     _copy(where, name, digest, run_id=version.run_id, artifact_path=name)
 
 
 def require_tags(version: Any, recipe: dict[str, Any]) -> None:
-    """Raises RegistryError when a tag of the version is not the one that its recipe makes."""
+    """Raise RegistryError unless the version has the tags that follow from its recipe."""
     _require_tags(f"{version.name} version {version.version}: its tag", version.tags, recipe)
 
 
 def require_run_tags(client: Any, version: Any, recipe: dict[str, Any]) -> None:
-    """As `require_tags`, for the run of the version."""
+    """The same as `require_tags`, for the version's run."""
     tags = client.get_run(version.run_id).data.tags
     _require_tags(f"{version.name} version {version.version}: its run's tag", tags, recipe)
 
@@ -38,13 +39,13 @@ def require_run_tags(client: Any, version: Any, recipe: dict[str, Any]) -> None:
 def _require_tags(which: str, tags: dict[str, str], recipe: dict[str, Any]) -> None:
     for name, expected in tags_of(recipe).items():
         if (found := tags.get(name)) != expected:
-            raise RegistryError(f"{which} {name} is {found}, its recipe makes it {expected}; {_REMEDY}")
+            raise RegistryError(f"{which} {name} is {found}, its recipe requires {expected}; {_REMEDY}")
 
 
 def version_again(client: Any, name: str, source: str, run_id: str, recipe: str) -> Any:
-    """A new version of a recipe whose version was deleted: same run, same files, same tags.
+    """Make a new version of a recipe whose version was deleted, from the same run, with the same files and tags.
 
-    Raises RegistryError when the run or recipe is gone, or is not that of the recipe with this digest.
+    `recipe` is the digest of the recipe. Raises RegistryError when the run or the recipe was removed or differs.
     """
     from mlflow.exceptions import MlflowException
 
@@ -52,7 +53,7 @@ def version_again(client: Any, name: str, source: str, run_id: str, recipe: str)
     try:
         tags = {key: value for key, value in client.get_run(run_id).data.tags.items() if key.startswith("shadowft.")}
         if (found := tags.get("shadowft.recipe")) != recipe:
-            raise RegistryError(f"{name}: run {run_id} carries recipe {found}, the ledger has {recipe}; {other}")
+            raise RegistryError(f"{name}: run {run_id} has recipe {found}, the ledger has {recipe}; {other}")
         model = client.get_logged_model(source.removeprefix("models:/")).artifact_location
         tags |= tags_of(_recipe(f"{name}: run {run_id}", model, recipe))
         version = create(client, name, source, run_id, tags)
@@ -60,7 +61,7 @@ def version_again(client: Any, name: str, source: str, run_id: str, recipe: str)
         return version
     except MlflowException as error:
         raise RegistryError(
-            f"{name}: run {run_id} or its recipe is gone from the registry ({one_line(error)}); {other}"
+            f"{name}: run {run_id} or its recipe was removed from the registry ({one_line(error)}); {other}"
         ) from None
 
 
@@ -82,5 +83,5 @@ def _copy(where: str, name: str, digest: str, **place: str) -> bytes:
                 "removed there, delete this version and register its run again"
             ) from None
     if (found := bytes_digest(raw)) != digest:
-        raise RegistryError(f"{where}: its {name} is {found}, registered was {digest}; {_REMEDY}")
+        raise RegistryError(f"{where}: the digest of its {name} is {found}, expected {digest}; {_REMEDY}")
     return raw

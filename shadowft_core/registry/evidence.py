@@ -1,13 +1,12 @@
-"""The outputs of one run, found to belong together, and the code they were made with: what a registration tells."""
+"""The outputs of one run, checked to belong together, and the git state of its code."""
 
-import json
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.errors import RegistryError, without_passwords
-from shadowft_core.files import file_digest
+from shadowft_core.errors import CheckpointError, RegistryError, without_passwords
+from shadowft_core.files import file_digest, read_json_object
 from shadowft_core.graft import deltas_of
 from shadowft_core.params import Params, refuse_password
 from shadowft_core.registry.registration import Registration, key_of, tags_of
@@ -17,14 +16,14 @@ CONTEXTS = {"train": "training", "valid": "validation", "dev": "dev", "test": "t
 
 @dataclass(frozen=True)
 class Git:
-    """The code a run was made with: commit (40 hex digits) and whether tracked files differed from it."""
+    """The code of a run: commit (40 hex digits), and whether tracked files differed from it."""
 
     commit: str
     dirty: bool
 
 
 def git_state(folder: Path = Path()) -> Git | None:
-    """Commit and dirty flag of a checkout, dvc.lock aside because a run writes it; None outside of a checkout."""
+    """Commit and dirty flag of a checkout, without dvc.lock, which a run writes; None outside a checkout."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
@@ -38,7 +37,7 @@ def git_state(folder: Path = Path()) -> Git | None:
 
 
 class Evidence:
-    """The outputs of one run, read once and found to belong together."""
+    """The outputs of one run. Raises RegistryError when one is missing or they belong to different runs."""
 
     def __init__(self, params: Params, work: Path, lock: Path, params_file: Path) -> None:
         grafted = work / "grafted" / "shadow"
@@ -55,15 +54,15 @@ class Evidence:
             grafted / "receipt.json",
         ]
         for name, value in (("store.uri", params.store.uri), ("store.endpoint", params.store.endpoint)):
-            refuse_password(name, value or "")  # the recipe holds them
-        self.graft = json_object(grafted / "recipe.json")
+            refuse_password(name, value or "")  # the recipe has a copy
+        self.graft = _read_output(grafted / "recipe.json")
         self.deltas = deltas_of(self.graft, grafted / "recipe.json")
-        self.pair = json_object(work / "pair" / "pair.json")
-        self.verdict = json_object(work / "verdict.json")
-        self.delta = file_digest(there(work / "delta" / "shadow" / "delta.json"))
-        self.train = json_object(work / "delta" / "shadow" / "delta.json").get("train") or {}
+        self.pair = _read_output(work / "pair" / "pair.json")
+        self.verdict = _read_output(work / "verdict.json")
+        self.delta = file_digest(require_file(work / "delta" / "shadow" / "delta.json"))
+        self.train = _read_output(work / "delta" / "shadow" / "delta.json").get("train") or {}
         for path in self.files:
-            there(path)
+            require_file(path)
         try:
             self.decision = str(self.verdict["decision"])
             for what, expected, found in [
@@ -80,7 +79,7 @@ class Evidence:
             raise RegistryError(f"{work}: recipe, pair or verdict lacks {error}; run `dvc repro` again") from None
 
     def registration(self, git: Git | None) -> Registration:
-        """All that MLflow is told. `git` is the code before the run, which rewrites dvc.lock."""
+        """What is sent to MLflow. `git` is the state before the run, which rewrites dvc.lock."""
         recipe = self._recipe()
         return Registration(
             name=self.params.registry.name,
@@ -96,13 +95,14 @@ class Evidence:
         )
 
     def _recipe(self) -> dict[str, Any]:
-        """What is registered: the recipe of the graft, and where its ingredients are."""
-        store = self.params.store  # as configured: a relative folder means one on the reader's machine
-        judged = {name: value for name, value in self.graft.items() if name != "needs_verdict"}  # it has one here
+        """The registered recipe: that of the graft, its ingredients, verdict and lineage."""
+        store = self.params.store  # as configured: a relative folder is one on the reader's machine
+        judged = {name: value for name, value in self.graft.items() if name != "needs_verdict"}  # the verdict is below
         return judged | {
             "instruct": self.pair["instruct"],
             "base": self.pair["base"],
-            # Three fields always: a run registered before keeps its key. Of the rest, none a secret, what was set.
+            # These three fields always, so that a run registered before keeps its key; of the others, those that are
+            # set. None of them is a secret.
             "store": {"uri": store.uri, "endpoint": store.endpoint, "region": store.region}
             | store.model_dump(exclude_defaults=True),
             "verdict": {"digest": file_digest(self.work / "verdict.json"), "decision": self.decision},
@@ -110,20 +110,20 @@ class Evidence:
         }
 
     def _metrics(self) -> dict[str, float]:
-        """`ARM/TASK`: mean score of every arm and task."""
+        """Mean score of every arm and task, under `ARM/TASK`."""
         found = {}
         for path in sorted((self.work / "scores").glob("*/*/scores.json")):
-            scores = json_object(path)
+            scores = _read_output(path)
             for task, entry in scores["tasks"].items():
                 found[f"{scores['arm']}/{task}"] = float(entry["mean"])
         return found
 
     def _datasets(self) -> list[dict[str, str]]:
-        """The splits that hold rows. One digest names them all; it is the one train.json and the delta carry."""
+        """The splits that hold rows. All have the digest of the data, as in train.json and the delta."""
         report = self.work / "data" / "data-report.json"
         if not report.is_file():  # a workspace without a prepare stage
             return []
-        found = json_object(report)
+        found = _read_output(report)
         return [
             {
                 "name": f"data/{split}",
@@ -150,20 +150,17 @@ def _git_tags(git: Git | None) -> dict[str, str]:
     }
 
 
-def there(path: Path) -> Path:
+def require_file(path: Path) -> Path:
     if not path.is_file():
         raise RegistryError(f"{path}: no such file; run `dvc repro` first")
     return path
 
 
-def json_object(path: Path) -> dict[str, Any]:
+def _read_output(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(there(path).read_bytes())
-    except ValueError as error:
-        raise RegistryError(f"{path}: not JSON: {error}; run `dvc repro` again") from None
-    if not isinstance(found, dict):
-        raise RegistryError(f"{path}: a JSON object is wanted; run `dvc repro` again")
-    return found
+        return read_json_object(require_file(path))
+    except CheckpointError as error:
+        raise RegistryError(f"{error}; run `dvc repro` again") from None
 
 
 def _flat(tree: dict[str, Any], above: str = "") -> dict[str, str]:

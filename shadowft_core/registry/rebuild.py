@@ -1,4 +1,4 @@
-"""From a registered recipe to the same model, anywhere."""
+"""Rebuild the model of a registered recipe, on any machine."""
 
 import fcntl
 import json
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import shadowft_core.store as stores
 from shadowft_core.errors import CheckpointError, GraftError, RegistryError, StoreError, StoreUnreachableError
 from shadowft_core.files import canonical_json, file_digest, new_folder
-from shadowft_core.graft.writer import RECEIPT, RECIPE
+from shadowft_core.graft.receipt import RECEIPT, RECIPE
 from shadowft_core.params import Store, located
 from shadowft_core.weights import INDEX, open_checkpoint
 
@@ -21,13 +21,13 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")  # it names a folder of the cache
 
 
 def store_for(recipe: dict[str, Any], configured: Store | None = None) -> Store:
-    """The store that a recipe's deltas are read from. A recipe is not trusted to name a new endpoint.
+    """The store that a recipe's deltas are read from. A recipe may not name a new endpoint.
 
-    SHADOWFT_STORE_URI, when set, names the store. Else it is the one of the recipe, if that is a folder (which takes no
-    credentials, and every byte read is held against its digest) or lies on an endpoint that was named here: that of
-    `configured`, the `store` of params.yaml, or SHADOWFT_STORE_ENDPOINT.
+    SHADOWFT_STORE_URI, if set, names the store. Otherwise it is the recipe's store, if that is a folder (which needs no
+    credentials, and every byte read is verified) or is on an endpoint that this machine names: that of `configured`,
+    the `store` of params.yaml, or SHADOWFT_STORE_ENDPOINT.
 
-    Raises StoreError for any other; no request has been sent then.
+    Raises StoreError for any other store, before any request.
     """
     try:
         named = Store(**recipe["store"])
@@ -64,7 +64,7 @@ def ingredients(
 ) -> tuple[Path, list[tuple[Path, float]]]:
     """The folder of the Instruct and (delta folder, scale) of every delta, fetched into the folder `parts`.
 
-    `store` is where the deltas are; without it, `store_for` says.
+    `store` holds the deltas; by default the store that `store_for` returns.
     Raises GraftError when the Instruct is another one, PairError when its reference cannot be resolved, store errors.
     """
     from shadowft_core.pair import resolve
@@ -74,8 +74,8 @@ def ingredients(
         instruct, _ = resolve(recipe["instruct"]["ref"])
     if (found := open_checkpoint(instruct).digest()) != recipe["instruct"]["digest"]:
         raise GraftError(
-            f"{instruct}: its weights are {found}, the recipe wants {recipe['instruct']['digest']}; pass the right one "
-            "with --instruct"
+            f"{instruct}: its weights have digest {found}, the recipe expects {recipe['instruct']['digest']}; pass the "
+            "right one with --instruct"
         )
     deltas = []
     for number, delta in enumerate(recipe["deltas"]):
@@ -84,19 +84,19 @@ def ingredients(
         except StoreUnreachableError:
             raise
         except StoreError as error:
-            raise type(error)(f"{error}. Elsewhere? Name the store with --store or SHADOWFT_STORE_URI") from None
+            raise type(error)(f"{error}. If the deltas have moved, pass --store or set SHADOWFT_STORE_URI") from None
         deltas.append((parts / str(number), float(delta["scale"])))
     return instruct, deltas
 
 
 def rebuild(recipe: dict[str, Any], out: Path, instruct: Path | None = None, store: Store | None = None) -> None:
-    """Make the model folder of a registered recipe; see `materialize`."""
+    """Write the model folder of a registered recipe; see `materialize`."""
     from shadowft_core.graft import graft, options_of
 
     with new_folder(out) as folder:
         parts = folder / ".parts"
         instruct, deltas = ingredients(recipe, parts, instruct, store)
-        made = graft(instruct, deltas, parts / "model", **options_of(recipe))
+        made = graft(instruct, deltas, parts / "model", options_of(recipe))
         for what, expected, found in [
             ("the weights", recipe["digest"], made["digest"]),
             *(
@@ -105,16 +105,18 @@ def rebuild(recipe: dict[str, Any], out: Path, instruct: Path | None = None, sto
             ),
         ]:
             if found != expected:
-                raise GraftError(f"{out}: {what} came out as {found}, the recipe says {expected}; nothing was kept")
+                raise GraftError(
+                    f"{out}: expected {what} with digest {expected}, the rebuild made {found}; nothing was kept"
+                )
         for entry in (parts / "model").iterdir():
             entry.rename(folder / entry.name)
         shutil.rmtree(parts)
 
 
 def cached(recipe: dict[str, Any], cache: Path, store: Store | None = None) -> Path:
-    """The rebuilt model of a recipe in a folder of its own under `cache`; rebuilt when absent or no longer whole.
+    """The folder under `cache` with the model of a recipe; rebuilt when absent or damaged.
 
-    Several processes may ask at once: one rebuilds, the others wait. Raises as `materialize` does.
+    If several processes call this at once, one rebuilds and the others wait. Raises as `materialize` does.
     """
     folder = cache / str(recipe["digest"]).removeprefix("sha256:")
     cache.mkdir(parents=True, exist_ok=True)
@@ -126,7 +128,7 @@ def cached(recipe: dict[str, Any], cache: Path, store: Store | None = None) -> P
 
 
 def _whole(recipe: dict[str, Any], folder: Path) -> bool:
-    """Whether a folder still holds what the recipe makes, and no other file that a library would read."""
+    """Whether a folder holds the model of the recipe, and no other file that a library would read."""
     try:
         model = open_checkpoint(folder)
         known = {*model.shards, INDEX, RECIPE, RECEIPT, *recipe["files"]}
@@ -141,12 +143,12 @@ def _whole(recipe: dict[str, Any], folder: Path) -> bool:
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """A registered recipe from its file. Raises RegistryError when it is not one."""
+    """Read a registered recipe. Raises RegistryError when the file is not one."""
     return parse_recipe(path.read_bytes() if path.stat().st_size <= LARGEST_RECIPE else b"", str(path))
 
 
 def parse_recipe(raw: bytes, where: str) -> dict[str, Any]:
-    """A registered recipe from its bytes; `where` is what an error names. Raises RegistryError when it is not one."""
+    """Parse a registered recipe; errors name `where`. Raises RegistryError when the bytes are not one."""
     try:
         recipe = json.loads(raw)
         complete = recipe["format"] == 1 and canonical_json(recipe) == raw

@@ -1,12 +1,13 @@
-"""One registration, whole and by itself: what MLflow is told of a run, kept on disk until MLflow has it.
+"""A registration: everything that is sent to MLflow about a run, kept on disk until MLflow has it.
 
-`var/pending/NUMBER-KEY-PID/` holds registration.json and the files to attach. It is written before MLflow is asked for
-anything and removed when the version stands, so neither an outage nor a killed process loses a registration, and the
-next run may overwrite work/ meanwhile.
+`var/pending/NUMBER-KEY-PID/` holds registration.json and the files to attach. It is written before the first request to
+MLflow and removed once the version exists, so neither an outage nor a killed process loses a registration, and the next
+run may overwrite work/.
 """
 
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,12 @@ _FACTS, _FILES = "registration.json", "files"
 
 @dataclass(frozen=True)
 class Registration:
-    """Everything a version and its run are made of; a few kB and the report."""
+    """The content of a version and its run: a few kB and the report."""
 
     name: str
-    """of the registered model"""
+    """name of the registered model"""
     key: str
-    """digest of dvc.lock and recipe: registering is idempotent by it"""
+    """digest of dvc.lock and recipe; one version per key"""
     decision: str
     recipe: dict[str, Any]
     tags: dict[str, str]
@@ -37,13 +38,13 @@ class Registration:
 
 
 def key_of(recipe: dict[str, Any]) -> str:
-    """What makes registering idempotent: the digest of dvc.lock and recipe."""
+    """The digest of dvc.lock and recipe; registering the same key again makes no second version."""
     recipe_digest = bytes_digest(canonical_json(recipe))
     return bytes_digest(canonical_json({"lock": recipe["lineage"]["lock"], "recipe": recipe_digest}))
 
 
 def tags_of(recipe: dict[str, Any]) -> dict[str, str]:
-    """The tags of a version that follow from its recipe, so that they can be checked against it."""
+    """The tags of a version that follow from its recipe, which they are checked against."""
     return {
         "shadowft.key": key_of(recipe),
         "shadowft.recipe": bytes_digest(canonical_json(recipe)),
@@ -60,7 +61,7 @@ def tags_of(recipe: dict[str, Any]) -> dict[str, str]:
 
 
 def keep(registration: Registration, pending: Path) -> Path:
-    """Write a registration to disk, behind those that wait already; one that waits is not kept twice."""
+    """Append a registration to those that wait, unless its key waits already; return its folder."""
     waiting = waiting_in(pending)
     label = registration.key.removeprefix("sha256:")[:16]
     for folder in waiting:
@@ -83,7 +84,7 @@ def waiting_in(pending: Path) -> list[Path]:
 
 
 def waiting(pending: Path = PENDING) -> list[str]:
-    """The registrations that wait, one line each: model name, verdict and folder; oldest first."""
+    """One line per waiting registration: model name, verdict and folder; oldest first."""
     lines = []
     for folder in waiting_in(pending):
         try:
@@ -94,8 +95,17 @@ def waiting(pending: Path = PENDING) -> list[str]:
     return lines
 
 
+def waits(name: str, pending: Path = PENDING) -> bool:
+    """Whether a registration of this model waits; damaged registrations do not count."""
+    for folder in waiting_in(pending):
+        with suppress(RegistryError):
+            if (kept := load(folder)) is not None and kept.name == name:
+                return True
+    return False
+
+
 def load(folder: Path) -> Registration | None:
-    """A kept registration; None when another process has sent and removed it meanwhile."""
+    """Read a waiting registration; None when another process has sent and removed it."""
     try:
         if not (folder / _FACTS).is_file():
             return None
@@ -105,13 +115,13 @@ def load(folder: Path) -> Registration | None:
         return None
     try:
         if facts.pop("format") != 1:
-            raise TypeError("another format")
+            raise TypeError("its format is not 1")
         return Registration(**facts, files=files)
     except (KeyError, TypeError) as error:
-        raise RegistryError(f"{folder}: not a kept registration ({error}); register the run again, remove it") from None
+        raise RegistryError(f"{folder}: not a registration ({error}); remove it and register the run again") from None
 
 
 def drop(folder: Path) -> None:
-    """Forget a registration that was sent."""
-    (folder / _FACTS).unlink(missing_ok=True)  # from here on nobody loads it
+    """Remove a registration that was sent."""
+    (folder / _FACTS).unlink(missing_ok=True)  # `load` returns None from here on
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The one page a person reads before signing. It shows what the files say and decides nothing itself."""
+"""The stage report: one page that a person reads before promoting. It shows the stages' files and decides nothing."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,9 +11,9 @@ from shadowft_core.report import figures
 from shadowft_core.verdict import CANDIDATE
 from shadowft_core.verdict.scores import arm_names
 
-EXAMPLES = 2  # items won and items lost shown per task
+EXAMPLES = 2  # items won, and items lost, to show per task
 SHOWN = 400  # characters of an output
-TENSORS = 8  # rows of the tables of tensors and of bad rows
+TENSORS = 8  # rows of the table of tensors
 
 HEADLINES = {
     "promote": "Every claim holds. The candidate may become champion.",
@@ -30,12 +30,12 @@ ARM_NOTES = {
 
 
 def report(work: Path, out: Path, plots: Path | None = None) -> None:
-    """Write one self-contained HTML page from the outputs of all stages under `work`; the same files, the same bytes.
+    """Write one self-contained HTML page from the outputs of all stages under `work`. Same files, same bytes.
 
-    With `plots` also a folder of the points its figures are drawn from (`points`), each a JSON list.
+    With `plots`, also write a folder with the points of its figures (`points`), each a JSON list.
 
-    verdict.json and the scores it speaks of must be there; of everything else the page says so when it is missing.
-    Raises EvaluationError or CheckpointError naming a file that is absent, not readable as JSON or incomplete.
+    verdict.json and the scores of its arms are required; the page names other files that are missing. Raises
+    EvaluationError or CheckpointError naming a file that is absent, not readable as JSON or incomplete.
     """
     from jinja2 import UndefinedError
 
@@ -55,7 +55,7 @@ def report(work: Path, out: Path, plots: Path | None = None) -> None:
 
 
 def gather(work: Path) -> dict[str, Any]:
-    """Everything the page shows, read from the files of docs/architecture.md. Missing optional files become None."""
+    """Everything the page shows, read from the files that docs/architecture.md describes; None for missing ones."""
     verdict = read_json_object(work / "verdict.json")
     groups = arm_names(["shadow", "direct"])
     verdict["arms"] = {name: verdict["arms"][name] for name in groups if name in verdict["arms"]}  # in their order
@@ -88,7 +88,7 @@ def gather(work: Path) -> dict[str, Any]:
 
 
 def render(facts: Mapping[str, Any]) -> str:
-    """The page as text. Every value is escaped by the template engine; figures are escaped by the drawing library."""
+    """The page as text. The template engine escapes every value, the drawing library escapes the figures."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -118,10 +118,10 @@ def render(facts: Mapping[str, Any]) -> str:
 
 
 def points(facts: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The figures as lists of points, by name: arms, scale curves and losses. A list without points is left out.
+    """The points of the figures by name: arms, scale curves and losses. A figure without points is left out.
 
-    `arms-domain`, `arms-guards`: {arm, score}; `domain-ROUTE`, `guards-ROUTE`: {scale, score} on dev items, scale 0
-    being the Instruct; `loss-ROUTE`: {step, loss}.
+    `arms-domain`, `arms-guards`: {arm, score}; `domain-ROUTE`, `guards-ROUTE`: {scale, score} on dev items, where scale
+    0 is the Instruct; `loss-ROUTE`: {step, loss}.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for group in ("domain", "guards"):
@@ -144,7 +144,7 @@ def _outputs(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
 def _examples(
     tasks: Sequence[str], arms: Mapping[str, Mapping[tuple[str, str], Mapping[str, Any]]]
 ) -> list[dict[str, Any]]:
-    """Per task the items on which candidate and Instruct differ most, won and lost, by item digest where equal."""
+    """For each task the items on which candidate and Instruct differ most, won and lost; ties by digest."""
     candidate, instruct = arms[CANDIDATE], arms["instruct"]
     shown_arms = [name for name in ("instruct", "direct_scaled", CANDIDATE) if name in arms]
     found = []
@@ -187,7 +187,7 @@ def _not_claimed(verdict: Mapping[str, Any]) -> list[str]:
 
 
 def _delta(path: Path) -> dict[str, Any] | None:
-    """What the certificate says, with its digest and without the long list of tensors."""
+    """The digest, kind and Base of a delta.json, and its number of tensors."""
     certificate = _optional(path)
     if certificate is None:
         return None
@@ -200,7 +200,7 @@ def _delta(path: Path) -> dict[str, Any] | None:
 
 
 def _top_tensors(receipt: Mapping[str, Any] | None) -> list[tuple[str, Mapping[str, Any]]]:
-    """The grafted tensors whose delta is largest against the weight it lands on."""
+    """The grafted tensors whose delta is largest relative to the weight."""
     grafted = (receipt or {}).get("grafted") or {}
 
     def share(named: tuple[str, Mapping[str, Any]]) -> tuple[float, str]:
@@ -236,7 +236,7 @@ def _short(text: Any) -> str:
 
 
 def _number(value: Any, digits: int = 3) -> str:
-    """Fixed digits for numbers, a dash for nothing, text as it is."""
+    """A number with a fixed number of digits, a dash for None, text unchanged."""
     if value is None:
         return "–"
     if isinstance(value, bool | str):
@@ -249,5 +249,5 @@ def _signed(value: float, digits: int = 3) -> str:
 
 
 def _digest(value: Any) -> str:
-    """Twelve hex digits: enough for the eye; the whole digest stands under Lineage."""
+    """The first twelve hex digits; the page has the whole digest under Lineage."""
     return str(value).removeprefix("sha256:")[:12]

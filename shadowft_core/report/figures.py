@@ -1,4 +1,4 @@
-"""Figures of the report as inline SVG: the same numbers give the same bytes; text stays text."""
+"""Figures of the report as inline SVG. Same numbers, same bytes; text stays text."""
 
 import io
 import re
@@ -46,7 +46,7 @@ _Inputs = ParamSpec("_Inputs")
 
 
 def _styled(draw: Callable[_Inputs, str]) -> Callable[_Inputs, str]:
-    """Draw under STYLE from the first line to the last: the library reads its settings as parts are made."""
+    """Draw with STYLE set all the time: matplotlib reads its settings whenever it creates a part."""
 
     @wraps(draw)
     def styled(*args: _Inputs.args, **kwargs: _Inputs.kwargs) -> str:
@@ -60,7 +60,7 @@ def _styled(draw: Callable[_Inputs, str]) -> Callable[_Inputs, str]:
 
 @_styled
 def forest(claims: Sequence[Mapping[str, Any]]) -> str:
-    """Paired differences, candidate minus other, with their intervals: one row a claim."""
+    """Paired differences, candidate minus other, with their intervals; one row per claim."""
     figure, axes = _canvas(0.75 + 0.27 * len(claims))
     names = [f"domain vs {c['against']}" if c["role"] == "domain" else ", ".join(c["tasks"]) for c in claims]
     for row, claim in enumerate(claims):
@@ -82,7 +82,7 @@ def forest(claims: Sequence[Mapping[str, Any]]) -> str:
 
 @_styled
 def plane(arms: Mapping[str, Mapping[str, Any]]) -> str:
-    """Domain against guards, one point an arm: up is learnt, right is kept. Empty without guard tasks."""
+    """Domain score over guard score, one point per arm. Empty without guard tasks."""
     if any(arm["guards"] is None for arm in arms.values()):
         return ""
     figure, axes = _canvas(3.3)
@@ -141,14 +141,14 @@ def loss(steps: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 
 def curve(sweep: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The points of a sweep from scale 0, the Instruct itself, upwards."""
+    """The points of a sweep by scale, from scale 0, the Instruct."""
     swept = [point for point in sweep["curve"] if point["scale"] != 0]
     return sorted([sweep["instruct"] | {"scale": 0.0}, *swept], key=lambda point: point["scale"])
 
 
 def _canvas(height: float, columns: int = 0) -> tuple[Any, Any]:
     """A figure and its axes; with `columns`, a list of axes that share the vertical scale."""
-    from matplotlib.figure import Figure  # no window system: a bare figure draws to a file only
+    from matplotlib.figure import Figure  # without pyplot, so no window system is needed
 
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     if columns:

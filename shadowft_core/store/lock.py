@@ -1,13 +1,14 @@
-"""Committing a delta and sweeping garbage take turns, so that no chunk vanishes between its check and the claim.
+"""Locks between commits and prunes, so that no chunk is removed between its check and the claim that names it.
 
-A publisher sends its chunks whenever it likes. For its commit it opens a turn `turns/commit/<id>`, then looks at
-`turns/sweep`: while a sweep is open it closes its turn and waits, and if a sweep took place since it began to send, it
-looks for its chunks once more. A sweep opens `turns/sweep`, then waits until no commit is open. Each raises its own
-flag before it looks at the other's, and the store shows what was written (the probe asks for that), so at most one of
-the two goes on.
+A publisher sends chunks without a lock. To commit, it takes a lock `turns/commit/<id>` and then reads the prune lock
+`turns/sweep`. While a prune holds that lock, the publisher releases its own and waits; if a prune ran since the
+publisher began to send, the publisher checks all its chunks again. A prune takes `turns/sweep` and then waits until no
+commit lock is held. Each side writes its own lock before it reads the other's, and a read returns the last write (the
+probe checks that), so at most one side goes on.
 
-Who was killed or lost its line leaves its turn open; TURN seconds after it was last renewed it counts as over. Ages are
-differences of the store's own times, so no two machines need equal clocks. Publishing needs no right to delete.
+A process that dies or loses its connection leaves its lock held; the lock expires EXPIRY seconds after its last
+renewal. Ages are differences of the store's own times, so machines need no equal clocks. Publishing needs no right to
+delete. The keys and the field `open` keep their first names, so that old and new versions can share a store.
 """
 
 import random
@@ -21,79 +22,79 @@ from pydantic import Field, ValidationError
 
 from shadowft_core.errors import StoreConflictError, StoreCorruptError, StoreError
 from shadowft_core.files import bytes_digest, canonical_json
-from shadowft_core.store.backends import Objects
+from shadowft_core.store.backends import Backend
 from shadowft_core.store.manifest import Strict
 
-TURNS = "turns"
-SWEEP, COMMIT, CLOCK = f"{TURNS}/sweep", f"{TURNS}/commit", f"{TURNS}/clock"
-TURN = 60.0  # seconds; longer than the slowest single request and HOLD together
-SLACK = 2.0  # seconds, for times of whole seconds
-HOLD = 20.0  # seconds after which a holder renews its turn before it does more
-PAUSE = 0.2  # seconds between two looks at the other side
-WAIT = 900.0  # seconds a publisher waits for sweeps
+LOCKS = "turns"
+PRUNE_LOCK, COMMIT_LOCKS, CLOCK = f"{LOCKS}/sweep", f"{LOCKS}/commit", f"{LOCKS}/clock"
+EXPIRY = 60.0  # seconds; longer than the slowest single request and RENEWAL together
+SLACK = 2.0  # seconds, for stores whose times are whole seconds
+RENEWAL = 20.0  # seconds after which a holder renews its lock before it goes on
+PAUSE = 0.2  # seconds between two reads of the other side's lock
+WAIT = 900.0  # seconds that a publisher waits for prunes
 
 
-class Turn(Strict):
-    """What a turn's object says; the id makes every version of it another one."""
+class LockState(Strict):
+    """Content of a lock object; the random id makes every write a new version."""
 
     format: int = Field(1, ge=1, le=1)
-    open: bool
+    open: bool = Field(description="whether the lock is held")
     id: str = Field(default_factory=lambda: uuid.uuid4().hex)
 
 
-class _Held:
-    """A turn of this process: one object that only it writes while the turn is open."""
+class Lock:
+    """A lock of this process: one object that nobody else writes while the lock is held."""
 
-    def __init__(self, objects: Objects, key: str, tag: str | None) -> None:
-        self._objects, self._key, self._tag = objects, key, tag
-        self.opened = 0.0  # by the store's clock
-        self._renewed = 0.0  # by this machine's; not the monotonic one, which may stand still while it sleeps
+    def __init__(self, backend: Backend, key: str, tag: str | None) -> None:
+        self._backend, self._key, self._tag = backend, key, tag
+        self.acquired = 0.0  # by the store's clock
+        self._renewed = 0.0  # by this machine's wall clock: the monotonic clock may stop while the machine sleeps
 
-    def open(self) -> None:
-        """Open or renew it. Raises StoreConflictError when another process has taken it."""
+    def acquire(self) -> None:
+        """Take or renew the lock. Raises StoreConflictError when another process has taken it."""
         self._renewed = time.time()
-        self._tag = self._objects.swap(self._key, canonical_json(Turn(open=True).model_dump()), self._tag)
-        head = self._objects.head(self._key)
+        self._tag = self._backend.swap(self._key, canonical_json(LockState(open=True).model_dump()), self._tag)
+        head = self._backend.head(self._key)
         if head is None or head.tag != self._tag:
-            raise StoreConflictError(f"{self._objects.location}: {self._key} was taken by someone else; run it again")
-        self.opened = head.modified
+            raise StoreConflictError(f"{self._backend.location}: another process took {self._key}; run it again")
+        self.acquired = head.modified
 
     @property
     def stale(self) -> bool:
-        return not 0 <= time.time() - self._renewed < HOLD
+        return not 0 <= time.time() - self._renewed < RENEWAL
 
     def now(self) -> float:
-        """The store's time, near enough while the turn is not stale."""
-        return self.opened + time.time() - self._renewed
+        """The store's time, accurate enough while the lock is not stale."""
+        return self.acquired + time.time() - self._renewed
 
-    def close(self) -> None:
-        self._tag = self._objects.swap(self._key, canonical_json(Turn(open=False).model_dump()), self._tag)
+    def release(self) -> None:
+        self._tag = self._backend.swap(self._key, canonical_json(LockState(open=False).model_dump()), self._tag)
 
 
-def last_sweep(objects: Objects) -> str | None:
-    """What tells one sweep from the next; to be asked before the first chunk is sent."""
-    found = objects.read(SWEEP, 1000)
+def last_prune(backend: Backend) -> str | None:
+    """Version tag of the prune lock: it differs after every prune. Read it before the first chunk is sent."""
+    found = backend.read(PRUNE_LOCK, 1000)
     return found[1] if found else None
 
 
-def commit(objects: Objects, since: str | None, restore: Callable[[], None], claim: Callable[[], str]) -> None:
-    """Run `claim`, which writes the claim and returns its key, while no sweep can remove anything.
+def commit(backend: Backend, since: str | None, restore: Callable[[], None], claim: Callable[[], str]) -> None:
+    """Run `claim`, which writes the claim and returns its key, while no prune can remove anything.
 
-    `since` is what `last_sweep` said before the chunks were sent; after a sweep `restore` must put back what is
-    missing.
-    Raises StoreConflictError when sweeps leave no room for WAIT seconds, and what the two callables raise.
+    `since` is what `last_prune` returned before the chunks were sent; after a later prune, `restore` must put back what
+    is missing.
+    Raises StoreConflictError when prunes block the commit for WAIT seconds, and what the two callables raise.
     """
-    turn, waited = _Held(objects, f"{COMMIT}/{uuid.uuid4().hex}", None), 0.0
+    lock, waited = Lock(backend, f"{COMMIT_LOCKS}/{uuid.uuid4().hex}", None), 0.0
     while True:
-        turn.open()
-        found = objects.read(SWEEP, 1000)
-        if found is not None and _parse(found[0], objects, SWEEP).open:
-            head = objects.head(SWEEP)
-            if head is None or turn.opened - head.modified < TURN:
-                turn.close()
+        lock.acquire()
+        found = backend.read(PRUNE_LOCK, 1000)
+        if found is not None and _parse(found[0], backend, PRUNE_LOCK).open:
+            head = backend.head(PRUNE_LOCK)
+            if head is None or lock.acquired - head.modified < EXPIRY:
+                lock.release()
                 if waited > WAIT:
                     raise StoreConflictError(
-                        f"{objects.location}: gc has been running for {waited:.0f} s; publish again when it has ended"
+                        f"{backend.location}: a prune has been running for {waited:.0f} s; publish again when it ends"
                     )
                 pause = PAUSE * random.uniform(0.5, 1.5)  # noqa: S311  spreads waiting publishers
                 time.sleep(pause)
@@ -102,67 +103,69 @@ def commit(objects: Objects, since: str | None, restore: Callable[[], None], cla
         if (tag := found[1] if found else None) != since:
             restore()
             since = tag
-        elif not turn.stale:
-            head = objects.head(claim())
-            if head is not None and head.modified - turn.opened < TURN - SLACK:  # a stalled process may come too late
-                turn.close()
+        elif not lock.stale:
+            head = backend.head(claim())
+            if head is not None and head.modified - lock.acquired < EXPIRY - SLACK:
+                lock.release()
                 return
-            since = "too late"
+            since = "too late"  # the process stalled, and a prune may have run before the claim was written
 
 
 @contextmanager
-def sweep(objects: Objects) -> Iterator[Callable[[], None]]:
-    """A turn in which no delta is committed. Call what it yields before each removal: it keeps the turn.
+def prune_lock(backend: Backend) -> Iterator[Callable[[], None]]:
+    """Hold the prune lock; no delta is committed meanwhile. Call the yielded function before each removal: it renews.
 
-    Raises StoreConflictError when another sweep is open, or took this one's place.
+    Raises StoreConflictError when another prune holds the lock or takes it over.
     """
-    found, now = objects.read(SWEEP, 1000), store_time(objects)
-    if found is not None and _parse(found[0], objects, SWEEP).open:
-        head = objects.head(SWEEP)
-        if head is None or head.tag != found[1] or now - head.modified < TURN:
-            raise StoreConflictError(f"{objects.location}: another process is collecting garbage; wait for it to end")
-    turn, lock = _Held(objects, SWEEP, found[1] if found else None), threading.Lock()
-    turn.open()
+    found, now = backend.read(PRUNE_LOCK, 1000), store_time(backend)
+    if found is not None and _parse(found[0], backend, PRUNE_LOCK).open:
+        head = backend.head(PRUNE_LOCK)
+        if head is None or head.tag != found[1] or now - head.modified < EXPIRY:
+            raise StoreConflictError(f"{backend.location}: another prune is running; wait for it to end")
+    lock, mutex = Lock(backend, PRUNE_LOCK, found[1] if found else None), threading.Lock()
+    lock.acquire()
 
-    def hold() -> None:
-        with lock:
-            if turn.stale:
-                before = turn.opened
-                turn.open()
-                if turn.opened - before > TURN - SLACK:
-                    raise StoreConflictError(f"{objects.location}: this process slept and lost its turn; run it again")
+    def renew() -> None:
+        with mutex:
+            if lock.stale:
+                before = lock.acquired
+                lock.acquire()
+                if lock.acquired - before > EXPIRY - SLACK:
+                    raise StoreConflictError(
+                        f"{backend.location}: this process stalled and its prune lock expired; run it again"
+                    )
 
     try:
-        for entry in objects.entries(COMMIT):
-            while turn.now() - entry.modified < TURN and _is_open(objects, entry.key):
+        for entry in backend.entries(COMMIT_LOCKS):
+            while lock.now() - entry.modified < EXPIRY and _is_held(backend, entry.key):
                 time.sleep(PAUSE)
-                hold()
-        yield hold
+                renew()
+        yield renew
     finally:
-        with suppress(StoreError):  # then it is over by itself in a minute
-            turn.close()
+        with suppress(StoreError):  # a lock that is not released expires
+            lock.release()
 
 
-def _is_open(objects: Objects, key: str) -> bool:
-    found = objects.read(key, 1000)
-    return found is not None and _parse(found[0], objects, key).open
+def _is_held(backend: Backend, key: str) -> bool:
+    found = backend.read(key, 1000)
+    return found is not None and _parse(found[0], backend, key).open
 
 
-def store_time(objects: Objects) -> float:
+def store_time(backend: Backend) -> float:
     """POSIX seconds by the store's clock. Writes and removes a small object."""
     key, data = f"{CLOCK}/{uuid.uuid4().hex}", b"?"
-    objects.put_if_absent(key, data, bytes_digest(data))
-    head = objects.head(key)
-    objects.delete(key)
+    backend.put_if_absent(key, data, bytes_digest(data))
+    head = backend.head(key)
+    backend.delete(key)
     if head is None:
-        raise StoreError(f"{objects.location}: {key} vanished as soon as it was written; use another store")
+        raise StoreError(f"{backend.location}: {key} vanished as soon as it was written; use another store")
     return head.modified
 
 
-def _parse(raw: bytes, objects: Objects, key: str) -> Turn:
+def _parse(raw: bytes, backend: Backend, key: str) -> LockState:
     try:
-        return Turn.model_validate_json(raw)
+        return LockState.model_validate_json(raw)
     except ValidationError:
         raise StoreCorruptError(
-            f"{objects.location}: {key} is damaged; remove it when nothing is being published"
+            f"{backend.location}: {key} is damaged; remove it when nothing is being published"
         ) from None

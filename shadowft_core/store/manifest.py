@@ -1,7 +1,7 @@
-"""What a store holds: keys, claims and manifests, and reading them with every limit checked first.
+"""Keys, claims and manifests of a store. Every limit is checked while they are read.
 
 A manifest names the files of a delta as lists of chunks. It is canonical JSON, stored under its own digest; the claim
-of the delta names that digest. Nothing in either is ever used as a path before it has passed the patterns below.
+of the delta names that digest. No name in either is used as a path before it matches the patterns below.
 """
 
 import io
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from shadowft_core.errors import StoreCorruptError, StoreError
 from shadowft_core.files import canonical_json
-from shadowft_core.store.backends import Objects
+from shadowft_core.store.backends import Backend
 
 OBJECTS, DELTAS = "objects/sha256", "deltas"
 CERTIFICATE = "delta.json"
@@ -39,14 +39,14 @@ class File(Strict):
     @model_validator(mode="after")
     def _chunks_make_the_file(self) -> "File":
         if not all(re.match(DIGEST, digest) and 0 < size <= LARGEST_CHUNK for digest, size in self.chunks):
-            raise ValueError(f"a chunk has no sha256 digest or not between 1 and {LARGEST_CHUNK} bytes")
+            raise ValueError(f"a chunk lacks a sha256 digest or a size between 1 and {LARGEST_CHUNK} bytes")
         if sum(size for _, size in self.chunks) != self.bytes:
-            raise ValueError(f"chunks of {sum(size for _, size in self.chunks)} bytes for a file of {self.bytes}")
+            raise ValueError(f"the chunks have {sum(size for _, size in self.chunks)} bytes, the file {self.bytes}")
         return self
 
 
 class Manifest(Strict):
-    """All files of a delta. delta.json is a single chunk, so that its digest is that of the delta."""
+    """All files of a delta. delta.json is a single chunk, so its digest is the delta's."""
 
     format: int = Field(ge=FORMAT, le=FORMAT)
     delta: str = Field(pattern=DIGEST)
@@ -58,7 +58,7 @@ class Manifest(Strict):
             raise ValueError(f"file name {bad[0][:80]!r} is not delta.json or NAME.safetensors")
         certificate = self.files.get(CERTIFICATE)
         if certificate is None or [digest for digest, _ in certificate.chunks] != [self.delta]:
-            raise ValueError("delta.json is not the one of this delta")
+            raise ValueError("delta.json belongs to another delta")
         return self
 
     @property
@@ -66,7 +66,7 @@ class Manifest(Strict):
         return sum(file.bytes for file in self.files.values())
 
     def chunks(self) -> Iterator[tuple[str, int]]:
-        """(digest, bytes) of every chunk, file by file; one that is used twice comes twice."""
+        """(digest, bytes) of every chunk, file by file; a chunk used twice is returned twice."""
         for file in self.files.values():
             yield from file.chunks
 
@@ -90,70 +90,72 @@ def object_key(digest: str) -> str:
 
 
 def claim_key(digest: str) -> str:
-    """Raises StoreError for what is no delta digest."""
+    """Key of a delta's claim. Raises StoreError for a malformed digest."""
     if not re.match(DIGEST, digest):
-        raise StoreError(f"{digest[:80]!r} is no delta digest; sha256: and 64 hex digits are wanted")
+        raise StoreError(f"{digest[:80]!r} is not a delta digest; expected sha256: and 64 hex digits")
     return f"{DELTAS}/{digest.removeprefix('sha256:')}"
 
 
-def claimed(objects: Objects) -> Iterator[tuple[str, float]]:
-    """Digest of every delta that has a claim, and the POSIX time of the claim; sorted. StoreCorruptError for an odd
-    key.
+def claimed(backend: Backend) -> Iterator[tuple[str, float]]:
+    """Digest of every delta that has a claim, and the POSIX time of the claim; sorted.
+
+    Raises StoreCorruptError for a key that is not a digest.
     """
-    for entry in objects.entries(DELTAS):
+    for entry in backend.entries(DELTAS):
         digest = "sha256:" + entry.key.removeprefix(f"{DELTAS}/")
         if not re.match(DIGEST, digest):
             raise StoreCorruptError(
-                f"{objects.location}: {entry.key} is no claim; move it away, it was not written by publish"
+                f"{backend.location}: {entry.key} is not a claim; move it away, publish did not write it"
             )
         yield digest, entry.modified
 
 
-def read_claim(objects: Objects, digest: str) -> Claim:
+def read_claim(backend: Backend, digest: str) -> Claim:
     key = claim_key(digest)
-    found = objects.read(key, LARGEST_CLAIM)
+    found = backend.read(key, LARGEST_CLAIM)
     if found is None:
-        raise StoreError(f"{objects.location}: no delta {digest}; publish it, or correct store.uri")
-    claim = _parse(Claim, found[0], objects, key)
+        raise StoreError(f"{backend.location}: no delta {digest}; publish it, or correct store.uri")
+    claim = _parse(Claim, found[0], backend, key)
     if claim.delta != digest:
-        raise _astray(objects, digest, claim.delta)
+        raise _wrong_delta(backend, digest, claim.delta)
     return claim
 
 
-def read_manifest(objects: Objects, claim: Claim) -> Manifest:
-    """Every limit is checked before a chunk is asked for or a file is opened.
+def read_manifest(backend: Backend, claim: Claim) -> Manifest:
+    """The manifest that a claim names, with every limit checked.
 
     Raises StoreError when it is missing, StoreCorruptError when it is damaged, malformed or of another delta.
     """
     sink, key = io.BytesIO(), object_key(claim.manifest)
-    objects.get(key, claim.manifest_bytes, claim.manifest, sink)
-    manifest = _parse(Manifest, sink.getvalue(), objects, key)
+    backend.get(key, claim.manifest_bytes, claim.manifest, sink)
+    manifest = _parse(Manifest, sink.getvalue(), backend, key)
     if manifest.delta != claim.delta:
-        raise _astray(objects, claim.delta, manifest.delta)
+        raise _wrong_delta(backend, claim.delta, manifest.delta)
     return manifest
 
 
-def _astray(objects: Objects, digest: str, found: str) -> StoreCorruptError:
+def _wrong_delta(backend: Backend, digest: str, found: str) -> StoreCorruptError:
     return StoreCorruptError(
-        f"{objects.location}: {claim_key(digest)} leads to {found}, expected {digest}; remove it and publish it again"
+        f"{backend.location}: {claim_key(digest)} names delta {found}, expected {digest}; remove it and publish the "
+        "delta again"
     )
 
 
 M = TypeVar("M", bound=Strict)
 
 
-def _parse(model: type[M], raw: bytes, objects: Objects, key: str) -> M:
+def _parse(model: type[M], raw: bytes, backend: Backend, key: str) -> M:
     try:
         parsed = model.model_validate_json(raw)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise StoreCorruptError(
-            f"{objects.location}: {key} is malformed: {where[:120]} {first['msg'][:200]}; "
+            f"{backend.location}: {key} is malformed: {where[:120]} {first['msg'][:200]}; "
             "remove it and publish the delta again"
         ) from None
     if canonical_json(parsed.model_dump()) != raw:  # also catches duplicate keys
         raise StoreCorruptError(
-            f"{objects.location}: {key} is not canonical JSON; remove it and publish the delta again"
+            f"{backend.location}: {key} is not canonical JSON; remove it and publish the delta again"
         )
     return parsed

@@ -1,4 +1,4 @@
-"""Deltas as chunks: where files are cut, and many chunks on their way at once."""
+"""Cut the files of a delta into chunks, and send or receive several chunks at once."""
 
 import os
 import sys
@@ -12,21 +12,21 @@ from typing import Any, TypeVar
 
 from shadowft_core.errors import DeltaError
 from shadowft_core.files import bytes_digest, threaded
-from shadowft_core.store.backends import Objects
+from shadowft_core.store.backends import Backend
 from shadowft_core.store.manifest import CERTIFICATE, LARGEST_CHUNK, OBJECTS, File, Manifest, object_key
 from shadowft_core.weights import read_header
 
 THREADS = 4
-SMALL = 1 << 16  # bytes; such tensors travel together, a request for each would cost more than they do
+SMALL = 1 << 16  # bytes; tensors up to this size share chunks, because a request costs more than they do
 LISTED = 10  # keys of a listing that are read for every piece to be sent
-SAY_EVERY = 5.0  # seconds
+REPORT_EVERY = 5.0  # seconds
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Some bytes of a file that travel as one chunk."""
+    """The bytes of a file that are sent as one chunk."""
 
     path: Path
     offset: int
@@ -37,15 +37,19 @@ class Piece:
         with self.path.open("rb") as file:
             data = os.pread(file.fileno(), self.size, self.offset)
         if len(data) != self.size:
-            raise DeltaError(f"{self.path}: {self.offset + len(data)} bytes now; it changed while it was published")
+            raise DeltaError(
+                f"{self.path}: expected at least {self.offset + self.size} bytes, found {self.offset + len(data)}; "
+                "it changed while it was published, publish it again"
+            )
         return data
 
 
 def cut(path: Path, largest: int) -> list[Piece]:
     """The pieces of a delta's file, in order, of at most `largest` bytes each.
 
-    A safetensors header is cut off, and every tensor starts a piece of its own, so that a tensor which two deltas share
-    is stored once whatever stands before it; neighbours of at most SMALL bytes stay together. delta.json is one piece.
+    A safetensors header is a piece, and every tensor starts a new piece, so that a tensor which two deltas share is
+    stored once wherever it is in the file. Consecutive tensors of at most SMALL bytes share a piece. delta.json is one
+    piece.
     Raises CheckpointError for a malformed safetensors file, DeltaError for a delta.json above 256 MiB.
     """
     if path.name == CERTIFICATE:
@@ -71,73 +75,73 @@ def cut(path: Path, largest: int) -> list[Piece]:
 
 
 class Progress:
-    """Says on stderr from time to time how far a long transfer is. Shared by threads."""
+    """Reports on stderr how far a long transfer is. Threads may share it."""
 
     def __init__(self, what: str, total: int) -> None:
         self.moved = 0
         self._what, self._total, self._done = what, total, 0
-        self._started = self._said = time.monotonic()
+        self._started = self._reported = time.monotonic()
         self._lock = threading.Lock()
 
     def add(self, done: int, moved: int) -> None:
-        """`done` bytes are where they belong, for which `moved` bytes went over the line."""
+        """Count `done` bytes as complete; `moved` of them were sent or received."""
         with self._lock:
             self._done += done
             self.moved += moved
             now = time.monotonic()
-            if now - self._said > SAY_EVERY:
-                self._said, rate = now, self._done / (now - self._started)
+            if now - self._reported > REPORT_EVERY:
+                self._reported, rate = now, self._done / (now - self._started)
                 print(
                     f"{self._what}: {self._done / 1e6:.0f} of {self._total / 1e6:.0f} MB, {rate / 1e6:.0f} MB/s, "
-                    f"{(self._total - self._done) / rate:.0f} s to go",
+                    f"{(self._total - self._done) / rate:.0f} s left",
                     file=sys.stderr,
                     flush=True,
                 )
 
 
 def each(act: Callable[..., T], work: Iterable[tuple[Any, ...]]) -> Iterator[T]:
-    """Results in order, from THREADS threads; the first error ends it."""
+    """Results of `act` in order, from THREADS threads; the first error stops them."""
     return threaded(lambda arguments: act(*arguments), work, THREADS)
 
 
-def send(pieces: list[Piece], objects: Objects, progress: Progress) -> list[str]:
-    """Put every piece that is not there; returns their digests."""
-    # A page of a listing shows 1000 keys: at most one request for 100 pieces, in place of one for each.
+def send(pieces: list[Piece], backend: Backend, progress: Progress) -> list[str]:
+    """Send every piece that the store lacks; return the digests of all."""
+    # A page of a listing shows 1000 keys: at most one request for 100 pieces, instead of one for each.
     limit = LISTED * len(pieces)
-    listed = list(islice(objects.list(OBJECTS), limit))
-    there, unseen = set(listed), listed[-1] if len(listed) == limit else "~"  # keys above it were not listed
+    listed = list(islice(backend.list(OBJECTS), limit))
+    present, last = set(listed), listed[-1] if len(listed) == limit else "~"  # keys after `last` were not listed
 
     def one(piece: Piece) -> str:
         data = piece.read()
         digest = bytes_digest(data)
         key = object_key(digest)
-        sent = objects.put_if_absent(key, data, digest, ask=key in there or key > unseen)
+        sent = backend.put_if_absent(key, data, digest, ask=key in present or key > last)
         progress.add(piece.size, piece.size if sent else 0)
         return digest
 
     return list(each(one, ((piece,) for piece in pieces)))
 
 
-def send_missing(pieces: list[Piece], digests: list[str], objects: Objects, progress: Progress) -> None:
-    """Put the pieces again that have vanished since `send`. Raises DeltaError when a file has changed since."""
+def send_missing(pieces: list[Piece], digests: list[str], backend: Backend, progress: Progress) -> None:
+    """Send again the pieces that were removed since `send`. Raises DeltaError when a file has changed since."""
 
     def one(piece: Piece, digest: str) -> None:
-        if objects.head(object_key(digest)) is None:
+        if backend.head(object_key(digest)) is None:
             data = piece.read()
             if (found := bytes_digest(data)) != digest:
                 raise DeltaError(
-                    f"{piece.path}: bytes {piece.offset} to {piece.offset + piece.size} were {digest} and are {found}; "
-                    "it changed while it was published, publish it again"
+                    f"{piece.path}: bytes {piece.offset} to {piece.offset + piece.size} had digest {digest}, now "
+                    f"{found}; the file changed while it was published, publish it again"
                 )
-            objects.put_if_absent(object_key(digest), data, digest)
+            backend.put_if_absent(object_key(digest), data, digest)
             progress.add(0, piece.size)
 
     for _ in each(one, zip(pieces, digests, strict=True)):
         pass
 
 
-def receive(manifest: Manifest, objects: Objects, folder: Path, progress: Progress) -> None:
-    """Write the files of a delta into an empty folder, each chunk verified as it comes.
+def receive(manifest: Manifest, backend: Backend, folder: Path, progress: Progress) -> None:
+    """Write the files of a delta into an empty folder, and verify each chunk as it arrives.
 
     Raises StoreError for a missing chunk, StoreCorruptError for a damaged one.
     """
@@ -145,9 +149,9 @@ def receive(manifest: Manifest, objects: Objects, folder: Path, progress: Progre
     def one(name: str, digest: str, size: int, offset: int) -> None:
         with (folder / name).open("r+b") as sink:
             sink.seek(offset)
-            objects.get(object_key(digest), size, digest, sink)
+            backend.get(object_key(digest), size, digest, sink)
             sink.flush()
-            os.fdatasync(sink.fileno())  # the disk works while others download; the sync that publishes waits little
+            os.fdatasync(sink.fileno())  # overlaps with other downloads, so the final sync waits little
         progress.add(size, size)
 
     for name, file in manifest.files.items():
@@ -167,11 +171,11 @@ def places(manifest: Manifest) -> Iterator[tuple[str, str, int, int]]:
 
 
 def differs(path: Path, file: File) -> str | None:
-    """None when a local file is what a manifest says, else what was found and expected, in words."""
+    """None when a local file has the chunks of `file`, else a phrase with both values."""
     if (length := path.stat().st_size) != file.bytes:
-        return f"{file.bytes} bytes, here {length}"
+        return f"{file.bytes} bytes in the store, {length} here"
     with path.open("rb") as local:
         for number, (digest, size) in enumerate(file.chunks):
             if (found := bytes_digest(local.read(size))) != digest:
-                return f"{digest} as chunk {number}, here {found}"
+                return f"chunk {number} is {digest} in the store, {found} here"
     return None

@@ -1,31 +1,127 @@
-"""The training stage: TRL tunes one model under the Instruct's tokenizer and chat template."""
+"""The training stage: TRL tunes one model under the Instruct's tokenizer and chat template.
 
+models.py loads, adapts and saves the model, labels.py encodes the rows, trainer.py runs TRL. They import torch and
+transformers, so `train` imports them when it is called.
+"""
+
+import importlib.metadata
+import sys
+import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from shadowft_core.errors import CheckpointError, DataError, TrainError
+from shadowft_core.files import (
+    bytes_digest,
+    canonical_json,
+    new_folder,
+    read_json_object,
+    write_atomically,
+    write_json_atomically,
+)
 from shadowft_core.params import Train
+from shadowft_core.train.labels import Encoded, Encoder
+from shadowft_core.weights import open_checkpoint
 
 Accept = Callable[[Path, Path | Mapping[str, tuple[int, ...]]], None]
 """called before the first step with the model and what will be saved: an adapter folder, or shapes by tensor name"""
+
+VERSIONS = ("torch", "transformers", "trl", "peft", "accelerate", "tokenizers")
 
 
 def train(model: Path, instruct: Path, data: Path, params: Train, out: Path, accept: Accept = lambda *_: None) -> None:
     """Tune `model` on the conversations in `data` (made by `prepare`) and write the folder `out`.
 
-    `out` gets train.json (what went in, what came out), metrics.jsonl (one line an optimizer step) and either
-    adapter/ (LoRA on all linear layers, float32, adapter_model.safetensors and adapter_config.json) or model/ (a whole
-    float32 checkpoint). Same inputs, seed and thread count on the same CPU give the same bytes in every file: paths and
-    times are kept out, the seconds a run took are told on stderr only.
+    `out` gets train.json (inputs and results), metrics.jsonl (one line per optimizer step) and either adapter/ (LoRA on
+    all linear layers, float32, adapter_model.safetensors and adapter_config.json) or model/ (a whole float32
+    checkpoint). Same inputs, seed and thread count on the same CPU give the same bytes in every file: they hold no
+    paths and no times. The seconds that a run took go to stderr only.
 
-    Both routes go through the same arithmetic: float32 weights (bfloat16 autocast on CUDA only), the same order of
-    rows, the same adapter initialisation, AdamW without weight decay, gradients clipped at norm 1.
+    Both routes use the same arithmetic: float32 weights (bfloat16 autocast on CUDA only), the same order of rows, the
+    same adapter initialisation, AdamW without weight decay, gradients clipped at norm 1.
 
-    `accept` is called before the first step and raises when what will be saved cannot be used
-    (`delta.require_extractable`): better then than after hours.
+    `accept` is called before the first step and raises when `extract` could not use what will be saved
+    (`delta.require_extractable`), so that no hours are lost.
 
-    Raises TrainError (nothing to learn from, a row the template cannot mark, a vocabulary that does not fit, a loss or
+    Raises TrainError (no row to learn from, a row the template cannot mark, a vocabulary that does not fit, a loss or
     gradient that is not finite, out of memory), CheckpointError and DataError; then `out` is not touched.
     """
-    from shadowft_core.train.run import run
+    from shadowft_core.train.models import (
+        load_model,
+        load_tokenizer,
+        planned_weights,
+        save_model,
+        stop_ids,
+        with_adapter,
+    )
+    from shadowft_core.train.trainer import Progress, fit, make_deterministic, make_trainer
 
-    run(model, instruct, data, params, out, accept)
+    began = time.monotonic()
+    make_deterministic(params)
+    tokenizer = load_tokenizer(instruct)
+    encoder = Encoder(tokenizer, stop_ids(tokenizer, instruct))
+    rows = encoder.encode_file(data / "train.parquet", params.max_length)
+    valid = encoder.encode_file(data / "valid.parquet", params.max_length)
+    _print_rows(rows, valid, params)
+    if not rows.input_ids:
+        raise TrainError(
+            f"{data / 'train.parquet'}: no row is left: {rows.too_long} are longer than max_length "
+            f"{params.max_length}, {rows.control_tokens} spell control tokens; raise train.max_length"
+        )
+    starting = open_checkpoint(model)
+    network = load_model(model, tokenizer)
+    if params.method == "lora":
+        network = with_adapter(network, params)
+    with tempfile.TemporaryDirectory() as scratch:
+        accept(model, planned_weights(network, params, Path(scratch)))
+    with new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
+        progress = Progress()
+        trainer = make_trainer(network, tokenizer, rows, params, Path(scratch))
+        trainer.add_callback(progress)
+        valid_loss = fit(trainer, network, valid, params, model)
+        save_model(network, params, folder)
+        lines = (canonical_json(line) + b"\n" for line in progress.lines)
+        write_atomically(folder / "metrics.jsonl", b"".join(lines))
+        facts = {
+            "format": 1,
+            "method": params.method,
+            "settings": params.model_dump(mode="json"),
+            "seed": params.seed,
+            "model_digest": starting.digest(),
+            "tokenizer_digest": open_checkpoint(instruct).tokenizer_digest(),
+            "template_digest": bytes_digest(tokenizer.chat_template.encode()),
+            "data_digest": _data_digest(data),
+            "rows": {"train": rows.counts(), "valid": valid.counts()},
+            "steps": trainer.state.global_step,
+            "tokens": progress.lines[-1]["tokens"],
+            "first_loss": progress.lines[0]["loss"],
+            "last_loss": progress.lines[-1]["loss"],
+            "valid_loss": valid_loss,
+            "device": trainer.args.device.type,
+            "autocast": "bfloat16" if trainer.args.bf16 else None,
+            "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
+        }
+        write_json_atomically(folder / "train.json", facts)
+    print(
+        f"train: {facts['steps']} steps, loss {facts['first_loss']:.3f} -> {facts['last_loss']:.3f}, "
+        f"{time.monotonic() - began:.0f} s",
+        file=sys.stderr,
+    )
+
+
+def _data_digest(data: Path) -> str:
+    try:
+        return str(read_json_object(data / "data-report.json")["digest"])
+    except (CheckpointError, KeyError):
+        raise DataError(f"{data / 'data-report.json'}: missing or without a digest; run `shadowft prepare`") from None
+
+
+def _print_rows(rows: Encoded, valid: Encoded, params: Train) -> None:
+    left_out = rows.too_long + valid.too_long
+    control = rows.control_tokens + valid.control_tokens
+    print(
+        f"train: {len(rows.input_ids)} rows, {len(valid.input_ids)} to validate; left out: {left_out} longer than "
+        f"{params.max_length} tokens, {control} with control tokens in their text",
+        file=sys.stderr,
+    )

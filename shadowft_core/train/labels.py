@@ -1,4 +1,4 @@
-"""From conversations to token ids and labels, for any chat template: only what the assistant says is learned."""
+"""From conversations to token ids and labels, for any chat template: the loss counts only the assistant's tokens."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,8 +8,8 @@ from typing import Any
 from shadowft_core.errors import DataError, TrainError
 
 IGNORED = -100  # the label that PyTorch's cross entropy skips
-# Some templates write today's date into the system text. A fixed day keeps two runs of one recipe equal; it is the day
-# that Llama's own templates fall back to.
+# Some templates write today's date into the system text. A fixed date keeps runs equal; Llama's templates use this one
+# as their default.
 FIXED_DAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 
 Message = dict[str, str]
@@ -25,7 +25,7 @@ class Encoded:
     control_tokens: int = 0
 
     def counts(self) -> dict[str, int]:
-        """Rows used and left out; tokens read, and tokens that the loss looks at."""
+        """Rows used and left out, tokens of the rows used, and tokens that count in the loss."""
         return {
             "rows": len(self.input_ids),
             "too_long": self.too_long,
@@ -51,8 +51,8 @@ class Encoder:
     def encode_file(self, path: Path, max_length: int) -> Encoded:
         """Encode a parquet file made by `prepare`.
 
-        Rows of more than `max_length` tokens, and rows whose text spells a control token of the template (it would be
-        read as one), are counted and left out; nothing is ever truncated.
+        Rows of more than `max_length` tokens, and rows whose text contains a control token of the template (it would be
+        read as one), are counted and left out. Nothing is truncated.
         """
         encoded = Encoded()
         for row in _rows(path):
@@ -71,11 +71,11 @@ class Encoder:
     def encode(self, messages: list[Message], source: str) -> tuple[list[int], list[int]]:
         """Token ids of a whole conversation, and the labels: the same id where it is learned, IGNORED elsewhere.
 
-        A reply is learned from the end of its generation prompt up to the token that ends the turn, which is learned
-        too; what the template writes after it is not. The text is tokenised in pieces that meet where a generation
-        prompt ends, as at inference, so no token reaches from the prompt into the reply.
+        A reply is learned from the end of its generation prompt through the token that ends the turn; what the template
+        writes after that token is not. The text is split where a generation prompt ends and tokenised piece by piece,
+        as at inference, so no token spans prompt and reply.
 
-        Raises TrainError naming `source` when the template refuses the row, or writes the turns before a reply
+        Raises TrainError naming `source` when the template rejects the row, or renders the turns before a reply
         differently once the reply follows.
         """
         whole = self._render(messages, source)
@@ -96,16 +96,16 @@ class Encoder:
         prompt = self._render(before, source, add_generation_prompt=True)
         if not whole.startswith(prompt) or len(prompt) == len(whole):
             raise TrainError(
-                f"{source}: the chat template writes the first {len(before)} turns differently once the reply follows, "
-                "so the reply cannot be told apart; drop or split this row"
+                f"{source}: the chat template renders the first {len(before)} turns differently once a reply follows, "
+                "so the start of the reply is unknown; drop or split this row"
             )
         return len(prompt)
 
     def _learned(self, piece: list[int], reply: str | None, source: str) -> int:
         """How many ids of `piece` are learned; `reply` is its text up to the next turn, None where unknown.
 
-        Templates that write a closed turn differently when more follows (a closing eos, a dropped thought) still mark
-        its end by a stop id.
+        Templates that render a turn differently when more turns follow (closing eos, dropped thought) still end it with
+        a stop id.
         """
         turn = self._tokenize(reply) if reply is not None else piece
         limit = len(turn) if piece[: len(turn)] == turn else len(piece)
@@ -114,8 +114,8 @@ class Encoder:
             return stops[0] + 1
         if reply is None:
             raise TrainError(
-                f"{source}: the chat template writes a reply differently when more turns follow, and no end token "
-                "marks where it ends; drop or split this row"
+                f"{source}: the chat template renders a reply differently when more turns follow, and no end token "
+                "marks its end; drop or split this row"
             )
         special = [at for at in range(limit) if piece[at] in self._special_ids]
         return special[-1] + 1 if special else limit
@@ -134,7 +134,7 @@ class Encoder:
                 chat_template=self._template,
             )
         except TemplateError as error:
-            raise TrainError(f"{source}: the chat template refuses this row: {error}; drop or change it") from None
+            raise TrainError(f"{source}: the chat template rejects this row: {error}; drop or change it") from None
         return str(text)
 
 

@@ -1,4 +1,4 @@
-"""Score folders as data, and the check that the arms answered the same questions."""
+"""Reads score folders, and checks that the arms answered the same questions."""
 
 import json
 import math
@@ -40,7 +40,7 @@ class _Item(BaseModel):
 
 @dataclass(frozen=True)
 class Arm:
-    """What one model scored. `scores[task][item]` is higher when better; roles and metrics are keyed by task."""
+    """The scores of one model. A higher `scores[task][item]` is better; roles and metrics are keyed by task."""
 
     name: str
     scale: float | None
@@ -52,7 +52,7 @@ class Arm:
 
     def tasks(self, role: Role) -> list[str]:
         """The task names of one role, sorted."""
-        return sorted(task for task, found in self.roles.items() if found == role)
+        return sorted(task for task, its_role in self.roles.items() if its_role == role)
 
 
 def arm_names(routes: Sequence[str]) -> dict[str, str]:
@@ -64,9 +64,9 @@ def arm_names(routes: Sequence[str]) -> dict[str, str]:
 
 
 def read_arms(scores: Path, routes: Sequence[str]) -> dict[str, Arm]:
-    """Read every arm the routes call for and check that they are comparable.
+    """Read the arms of the routes and check that they are comparable: same items, roles, metrics and template.
 
-    An item that stands twice in a task counts once, with its mean score: two copies are not two observations.
+    An item that is twice in a task counts once, with its mean score: two copies are not two observations.
 
     Raises EvaluationError for a missing, damaged or incomplete score folder, or arms that were measured differently.
     """
@@ -80,10 +80,10 @@ def read_arms(scores: Path, routes: Sequence[str]) -> dict[str, Arm]:
 def _read_arm(folder: Path, name: str) -> Arm:
     head = _scores_file(folder / "scores.json")
     if head.arm != name:
-        raise EvaluationError(f"{folder / 'scores.json'}: arm is {head.arm!r}, the folder says {name!r}; run evaluate")
+        raise EvaluationError(f"{folder / 'scores.json'}: arm is {head.arm!r}, expected {name!r}; run evaluate again")
     collected: dict[str, dict[str, list[float]]] = {task: {} for task in head.tasks}
     path = folder / "items.jsonl"
-    for number, line in enumerate(_text(path).rstrip("\n").split("\n"), start=1):
+    for number, line in enumerate(_read_text(path).rstrip("\n").split("\n"), start=1):
         try:
             item = _Item.model_validate_json(line)
         except ValidationError as error:
@@ -92,12 +92,12 @@ def _read_arm(folder: Path, name: str) -> Arm:
             raise EvaluationError(f"{path}:{number}: task {item.task!r} is not in scores.json; run evaluate again")
         collected[item.task].setdefault(item.item, []).append(item.score)
     for task, summary in head.tasks.items():
-        found = [score for scores in collected[task].values() for score in scores]
-        mean = math.fsum(found) / len(found) if found else math.nan
-        if len(found) != summary.n or not math.isclose(mean, summary.mean, rel_tol=1e-6, abs_tol=1e-6):
+        items = [score for scores in collected[task].values() for score in scores]
+        mean = math.fsum(items) / len(items) if items else math.nan
+        if len(items) != summary.n or not math.isclose(mean, summary.mean, rel_tol=1e-6, abs_tol=1e-6):
             raise EvaluationError(
-                f"{path}: task {task!r} has {len(found)} items with mean {mean:.6f}, "
-                f"scores.json says {summary.n} with mean {summary.mean:.6f}; run evaluate again"
+                f"{path}: task {task!r} has {len(items)} items with mean {mean:.6f}, "
+                f"scores.json has {summary.n} with mean {summary.mean:.6f}; run evaluate again"
             )
     return Arm(
         name=name,
@@ -107,7 +107,7 @@ def _read_arm(folder: Path, name: str) -> Arm:
         roles={task: summary.role for task, summary in head.tasks.items()},
         metrics={task: summary.metric for task, summary in head.tasks.items()},
         scores={
-            task: {item: math.fsum(found) / len(found) for item, found in by_item.items()}
+            task: {item: math.fsum(copies) / len(copies) for item, copies in by_item.items()}
             for task, by_item in collected.items()
         },
     )
@@ -116,22 +116,23 @@ def _read_arm(folder: Path, name: str) -> Arm:
 def _check_same_questions(reference: Arm, arm: Arm) -> None:
     pair = f"arm {arm.name!r} and arm {reference.name!r}"
     remedy = "evaluate both again with the same params"
-    for what in ("template_digest", "roles", "metrics"):
-        left, right = getattr(arm, what), getattr(reference, what)
-        if left != right:
-            raise EvaluationError(f"{pair} were measured differently: {what} is {left} and {right}; {remedy}")
+    for field in ("template_digest", "roles", "metrics"):
+        value, expected = getattr(arm, field), getattr(reference, field)
+        if value != expected:
+            raise EvaluationError(f"{pair} were measured differently: {field} is {value} and {expected}; {remedy}")
     for task, items in arm.scores.items():
-        odd = sorted(items.keys() ^ reference.scores[task].keys())
-        if odd:
-            some = ", ".join(odd[:3])
+        differing = sorted(items.keys() ^ reference.scores[task].keys())
+        if differing:
+            some = ", ".join(differing[:3])
             raise EvaluationError(
-                f"{pair} did not answer the same items of task {task!r}: {len(odd)} differ, such as {some}; {remedy}"
+                f"{pair} did not answer the same items of task {task!r}: {len(differing)} differ, such as {some}; "
+                f"{remedy}"
             )
 
 
 def _scores_file(path: Path) -> _ScoresFile:
     try:
-        return _ScoresFile.model_validate_json(_text(path))
+        return _ScoresFile.model_validate_json(_read_text(path))
     except ValidationError as error:
         raise EvaluationError(f"{path}: {_problem(error)}; run evaluate again") from None
 
@@ -139,15 +140,15 @@ def _scores_file(path: Path) -> _ScoresFile:
 def recipe_digest(path: Path) -> str:
     """The digest the candidate must have, from its recipe.json."""
     try:
-        digest = json.loads(_text(path))["digest"]
+        digest = json.loads(_read_text(path))["digest"]
     except (ValueError, KeyError, TypeError):
         digest = None
     if not isinstance(digest, str):
-        raise EvaluationError(f"{path}: no model digest in it; run graft again")
+        raise EvaluationError(f"{path}: holds no model digest; run graft again")
     return digest
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Paired statistics on item scores: pure, seeded, and blind to the order and the names of the items.
+"""Paired statistics on item scores: pure and seeded. The order and the names of the items do not matter.
 
 Several tasks are strata: the statistic is the mean of the task means, and items are resampled inside their task. A task
 is a float64 array of shape (items,): scores of one arm, or differences of two arms on the same items.
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 Items = NDArray[np.float64]
 
 POWER = 0.8
-_CELLS = 4_000_000  # resampled numbers held at once: 32 MB
+_CELLS = 4_000_000  # resampled numbers in memory at once: 32 MB
 
 
 def mean_of_tasks(tasks: Sequence[Items]) -> float:
@@ -47,8 +47,8 @@ def interval(
 def p_greater(differences: Sequence[Items], resamples: int, seed: int) -> float:
     """One-sided p value of the paired sign-flip permutation test: is the mean of the task means above zero?
 
-    Items without a difference carry no information about the sign and drop out. When all that remain weigh the same
-    (one task, scores 0 and 1), the flips are coin tosses and the exact binomial gives the answer: McNemar's exact test.
+    Items without a difference carry no information about the sign and are left out. When all others have the same
+    weight (one task, scores 0 and 1), the flips are coin tosses, so the exact binomial applies: McNemar's exact test.
     """
     from scipy.stats import binomtest, permutation_test
 

@@ -13,15 +13,14 @@ import numpy as np
 from shadowft_core.errors import CheckpointError
 from shadowft_core.files import WORKERS, bytes_digest, canonical_json, file_digest, read_json_object
 from shadowft_core.files.cache import DigestCache
-from shadowft_core.weights.families import Family
+from shadowft_core.weights.families import Family, ties_of
 from shadowft_core.weights.header import DTYPES, TensorInfo
 from shadowft_core.weights.remote import RemoteFiles
-from shadowft_core.weights.ties import ties_of
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 CHUNK = 1 << 17  # elements: chunks of 256 KiB (bfloat16) stay in the cache of a core; larger ones were measured slower
-# Weights in other formats, pickles and code never travel with a model.
-_LEFT_BEHIND = (
+# Weights in other formats, pickles and code are never copied with a model.
+_NOT_COPIED = (
     *(".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".h5", ".msgpack"),
     *(".gguf", ".onnx", ".npy", ".npz", ".py", ".pyc", ".so", ".sh"),
 )
@@ -32,16 +31,16 @@ class Checkpoint:
     """The tensors and side files of one model folder. Made by `open_checkpoint`, which has checked every header."""
 
     def __init__(
-        self, path: Path, shards: dict[str, bytes], tensors: dict[str, TensorInfo], away: RemoteFiles | None = None
+        self, path: Path, shards: dict[str, bytes], tensors: dict[str, TensorInfo], remote: RemoteFiles | None = None
     ) -> None:
         self.path = path
-        self.remote = away
-        """where the weights are when they are not in `path`"""
+        self.remote = remote
+        """reads the weights when they are not in `path`"""
         self.shards = shards
-        """raw header, length prefix included, of every safetensors file by file name"""
+        """by name of a safetensors file, its raw header with the length prefix"""
         self._tensors = tensors
         self._digests: dict[str, str] = {}
-        self._memos: list[DigestCache] = []
+        self._caches: list[DigestCache] = []
 
     @property
     def names(self) -> list[str]:
@@ -52,11 +51,11 @@ class Checkpoint:
         return name in self._tensors
 
     def info(self, name: str) -> TensorInfo:
-        """Dtype, shape and place of a tensor. Raises CheckpointError when there is none of that name."""
+        """Dtype, shape and position of a tensor. Raises CheckpointError for an unknown name."""
         try:
             return self._tensors[name]
         except KeyError:
-            raise CheckpointError(f"{self.path}: no tensor {name}; it holds {len(self._tensors)} others") from None
+            raise CheckpointError(f"{self.path}: no tensor {name} among its {len(self._tensors)}") from None
 
     def read(self, name: str, hashed: bool = False) -> np.ndarray:
         """The whole tensor, in its shape and own dtype (ml_dtypes.bfloat16 for BF16); `hashed` as in `chunks`."""
@@ -67,8 +66,8 @@ class Checkpoint:
     def chunks(self, name: str, elements: int, hashed: bool = False) -> Iterator[tuple[int, np.ndarray]]:
         """Yield `(start, flat part)` of a tensor, `elements` at a time.
 
-        Every part is a view of one buffer that the next part overwrites. An empty tensor yields nothing. With `hashed`
-        a full pass leaves the tensor's digest behind, unless it is known, so that `tensor_digest` need not read again.
+        Every part is a view of one buffer, which the next overwrites. An empty tensor yields nothing. With `hashed`
+        a full pass also computes the digest, so that `tensor_digest` need not read again.
         Raises CheckpointError when the file ends early.
         """
         info = self.info(name)
@@ -91,7 +90,7 @@ class Checkpoint:
             os.close(file)
 
     def read_into(self, name: str, start: int, out: np.ndarray) -> None:
-        """Fill a flat `out` of the tensor's dtype with its elements from `start` on. For parts out of order.
+        """Fill a flat `out` of the tensor's dtype with its elements from `start` on; for random access.
 
         Raises CheckpointError when the file ends early.
         """
@@ -103,14 +102,14 @@ class Checkpoint:
             os.close(file)
 
     def sample(self, name: str, positions: np.ndarray) -> np.ndarray:
-        """The elements at these flat positions, in the tensor's own dtype; one small read for every run."""
+        """The elements at these flat positions, in the tensor's own dtype; one read for each run of neighbours."""
         runs = np.split(positions, np.flatnonzero(np.diff(positions) != 1) + 1) if len(positions) else []
         return np.concatenate([self.part(name, int(run[0]), len(run)) for run in runs] or [self.part(name, 0, 0)])
 
     def part(self, name: str, start: int, count: int) -> np.ndarray:
         """Elements `start` to `start + count` of the flattened tensor, in its own dtype; read-only, one read.
 
-        Also of a checkpoint whose weights lie elsewhere (`open_remote`). Raises CheckpointError when bytes are missing.
+        Works for remote weights (`open_remote`) too. Raises CheckpointError when bytes are missing.
         """
         info = self.info(name)
         dtype = DTYPES[info.dtype]
@@ -124,53 +123,53 @@ class Checkpoint:
             finally:
                 os.close(file)
         if len(data) != length:
-            raise CheckpointError(f"{info.file}: {len(data)} bytes at {offset}, {length} were promised; get it again")
+            raise CheckpointError(f"{info.file}: expected {length} bytes at {offset}, found {len(data)}; get it again")
         return np.frombuffer(data, dtype)
 
     def tensor_digest(self, name: str) -> str:
-        """SHA-256 of the tensor's little-endian bytes; read once, then remembered."""
+        """SHA-256 of the tensor's little-endian bytes; read once, then kept."""
         if name not in self._digests:
             for _ in self.chunks(name, 2 * CHUNK, hashed=True):
                 pass
         return self._digests[name]
 
-    def learn(self, digests: Mapping[str, str]) -> None:
-        """Take over digests of tensors that passes in other processes have found (`tensor_digest` there)."""
+    def add_digests(self, digests: Mapping[str, str]) -> None:
+        """Add digests of tensors that other processes have computed with `tensor_digest`."""
         self._digests |= digests
 
     def digest(self) -> str:
-        """The model digest: independent of shards, file names and machine. Reads what no pass has hashed yet.
+        """The model digest: independent of shards, file names and machine. Reads the tensors not hashed yet.
 
-        The digests of a model folder are remembered as long as its files do not change (memo.py).
+        The digests of a model folder are cached as long as its files do not change (files/cache.py).
         """
         with ThreadPoolExecutor(WORKERS) as pool:
             digests = dict(zip(self._tensors, pool.map(self.tensor_digest, self._tensors), strict=True))
-        for memo in self._memos:
-            memo.remember({n: d for n, d in digests.items() if self._tensors[n].file == memo.file})
+        for cache in self._caches:
+            cache.remember({n: d for n, d in digests.items() if self._tensors[n].file == cache.file})
         return model_digest({n: (i.dtype, i.shape, digests[n]) for n, i in self._tensors.items()})
 
-    def recall(self) -> "Checkpoint":
-        """Take over the digests that are remembered for these files; returns itself."""
-        self._memos = [DigestCache(file) for file in sorted({info.file for info in self._tensors.values()})]
-        for memo in self._memos:
-            names = {name for name, info in self._tensors.items() if info.file == memo.file}
-            if memo.digests.keys() == names:
-                self._digests |= memo.digests
+    def load_cached_digests(self) -> "Checkpoint":
+        """Load the cached digests of these files; returns itself."""
+        self._caches = [DigestCache(file) for file in sorted({info.file for info in self._tensors.values()})]
+        for cache in self._caches:
+            names = {name for name, info in self._tensors.items() if info.file == cache.file}
+            if cache.digests.keys() == names:
+                self._digests |= cache.digests
         return self
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The parsed config.json. Raises CheckpointError when it is missing or no JSON object."""
+        """The parsed config.json. Raises CheckpointError when it is missing or not a JSON object."""
         return read_json_object(self.path / "config.json")
 
     @cached_property
     def family(self) -> Family:
-        """What is known of the model's family. Raises CheckpointError when config.json cannot be read."""
+        """The model's family. Raises CheckpointError when config.json cannot be read."""
         return Family(self.config, self._tensors)
 
     @cached_property
     def ties(self) -> dict[str, str]:
-        """As `ties_of`: tied tensors by name, each with the stored one that stands for both (`home`)."""
+        """As `ties_of`: tied tensors by name, each with the stored one that represents both (`home`)."""
         return ties_of(self)
 
     @property
@@ -179,12 +178,14 @@ class Checkpoint:
         return any(self.family.is_head(name) for pair in self.ties.items() for name in pair)
 
     def home(self, name: str) -> str:
-        """The stored tensor that stands for this one: for a tied head, the embedding; for most, the tensor itself."""
+        """The stored tensor that represents this one: for a tied head the embedding, for most the tensor itself."""
         return self.ties.get(name, name)
 
     def named(self, name: str, family: Family | None = None) -> str | None:
-        """The name here of the tensor that another model (of `family`, else of this one's) calls `name`; its `home` is
-        stored. Names differ where only one side was saved by its own class. None when there is no such tensor."""
+        """This model's name for the tensor that another model, of `family` or else of this one's, calls `name`.
+
+        Names differ where only one of the two was saved by its own class. Its `home` is stored. None when there is no
+        such tensor."""
         if self.home(name) in self:
             return name
         memory = (family or self.family).in_memory(name)
@@ -192,20 +193,20 @@ class Checkpoint:
         return next((found for found in names if self.home(found) in self), None)
 
     def equal(self, one: str, other: str) -> bool:
-        """Whether two tensors hold the same bytes; for remote weights only both ends are compared."""
+        """Whether two tensors have the same bytes; of remote weights only the two ends are compared."""
         if self.remote is None:
             return self.tensor_digest(one) == self.tensor_digest(other)
         ends = [(start, min(CHUNK, self.info(one).size)) for start in (0, max(0, self.info(one).size - CHUNK))]
         return all(np.array_equal(self.part(one, *end), self.part(other, *end)) for end in ends)
 
     def other_files(self) -> list[Path]:
-        """Relative paths of all that travels with the weights: configs, tokenizer, templates; never weights or code."""
+        """Relative paths of the files copied with the weights: configs, tokenizer, templates; never weights or code."""
         folders = [self.path, *(f for f in [self.path / "additional_chat_templates"] if f.is_dir())]
         return sorted(
             file.relative_to(self.path)
             for folder in folders
             for file in folder.iterdir()
-            if file.is_file() and not file.name.startswith(".") and not file.name.endswith(_LEFT_BEHIND)
+            if file.is_file() and not file.name.startswith(".") and not file.name.endswith(_NOT_COPIED)
         )
 
     def tokenizer_digest(self) -> str | None:
@@ -224,5 +225,7 @@ def _read_fully(file: int, view: memoryview, offset: int, path: Path) -> None:
     while done < len(view):
         count = os.preadv(file, [view[done:]], offset + done)
         if count == 0:
-            raise CheckpointError(f"{path}: ends at byte {offset + done}, {len(view) - done} more were promised")
+            raise CheckpointError(
+                f"{path}: ends at byte {offset + done}, expected {len(view) - done} more; download it again"
+            )
         done += count

@@ -1,4 +1,4 @@
-"""Two checkpoints tensor by tensor: what only one holds, what differs in layout, in bits, and by how much."""
+"""Compares two checkpoints tensor by tensor: which tensors only one has, which differ, and by how much."""
 
 import math
 import sys
@@ -16,23 +16,22 @@ EQUAL, BITS, DTYPE, SHAPE, ONLY_FIRST, ONLY_SECOND = "equal", "bits", "dtype", "
 
 
 def diff(first: Path, second: Path) -> dict[str, Any]:
-    """Compare the tensors of two model folders, streamed, in memory that does not grow with the models.
+    """Compare the tensors of two model folders, streamed: memory does not grow with the models.
 
     Returns `{"format": 1, "equal", "first": {"path", "digest"}, "second": {...}, "counts": {status: tensors},
-    "tensors": {name: {"status", ...}}}`. `equal` says that both model digests are the same: names, dtypes, shapes and
-    bits. A tensor of both whose bits or dtype differ has `changed` (entries), `max_abs` and `relative`, the largest
-    |second - first| and ||second - first|| / ||first|| in float64; null where that is no finite number. Equal bits
-    differ by 0, also in NaN. Other tensors have what differs: `first` and `second`, each [dtype, shape] or null.
+    "tensors": {name: {"status", ...}}}`. `equal` means equal model digests: same names, dtypes, shapes and bits. A
+    tensor of both models whose bits or dtype differ has `changed` (number of entries), `max_abs` and `relative`: the
+    largest |second - first| and ||second - first|| / ||first||, in float64, null where that is not finite. Equal bits
+    differ by 0, also in NaN. If dtype or shape differ, or one model lacks the tensor, `first` and `second` are each
+    [dtype, shape] or null.
     Configs and tokenizers are not compared.
 
     Raises CheckpointError for a folder that cannot be read.
     """
     try:
         return _diff(open_checkpoint(first), open_checkpoint(second))
-    except OSError as error:  # its own exit code: 1 means that the two differ
-        raise CheckpointError(
-            f"{error.filename or first}: {error.strerror}; readable model folders are wanted"
-        ) from None
+    except OSError as error:  # exit code 1 would mean that the two differ
+        raise CheckpointError(f"{error.filename or first}: {error.strerror}; expected readable model folders") from None
 
 
 def _diff(first: Checkpoint, second: Checkpoint) -> dict[str, Any]:
@@ -75,10 +74,10 @@ def _compare(first: Checkpoint, second: Checkpoint, name: str) -> dict[str, Any]
 
 
 def _numbers(first: Checkpoint, second: Checkpoint, name: str, same_dtype: bool) -> dict[str, Any]:
-    """Entries that changed and by how much. Leaves the tensor's digest behind in both checkpoints."""
+    """Entries that changed and by how much. Both checkpoints then know the tensor's digest."""
     changed, largest, apart2, norm2 = 0, 0.0, 0.0, 0.0
     pairs = zip(first.chunks(name, CHUNK, hashed=True), second.chunks(name, CHUNK, hashed=True), strict=True)
-    with np.errstate(all="ignore"):  # what is not finite is told as null
+    with np.errstate(all="ignore"):  # values that are not finite are reported as null
         for (_, ours), (_, theirs) in pairs:
             x = ours.astype(np.float64)
             norm2 += float(np.dot(x, x))

@@ -1,7 +1,7 @@
 """The safetensors header, read strictly and written canonically.
 
-A file is 8 bytes (little-endian length N), N bytes of JSON, then the tensors without gaps. The reading is our own
-because the common library accepts duplicate keys. Format: https://huggingface.co/docs/safetensors.
+A file is 8 bytes (little-endian length N), N bytes of JSON, then the tensors without gaps. The safetensors library is
+not used because it accepts duplicate keys. Format: https://huggingface.co/docs/safetensors.
 """
 
 import json
@@ -19,7 +19,7 @@ import numpy as np
 from shadowft_core.errors import CheckpointError, QuantisedError
 
 HEADER_LIMIT = 100_000_000
-FIRST_READ = 100_000  # bytes: most headers are shorter, so one request to a far file is enough
+FIRST_READ = 100_000  # bytes: most headers are shorter, so one request to a remote file is enough
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "I64": np.dtype("<i8"),
@@ -37,7 +37,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
-FLOATS = ("F32", "BF16", "F16")  # what can be grafted: quantised and fp8 weights are not numbers to add to
+FLOATS = ("F32", "BF16", "F16")  # these can be grafted; quantised and fp8 weights cannot be added to
 UNREAD = ("F4", "F6_E2M3", "F6_E3M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "C64")  # valid, but not read here
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -45,13 +45,13 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 def dtype_name(dtype: np.dtype[Any]) -> str:
     """The safetensors name of a numpy dtype. Raises CheckpointError when there is none."""
     if dtype not in _NAMES:
-        raise CheckpointError(f"{dtype} is no safetensors type; expected one of {', '.join(DTYPES)}")
+        raise CheckpointError(f"{dtype} is not a safetensors type; expected one of {', '.join(DTYPES)}")
     return _NAMES[dtype]
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where a tensor lies: safetensors dtype name, shape, and its bytes in `file`."""
+    """A tensor of a file: safetensors dtype name, shape, and the position of its bytes in `file`."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -68,24 +68,24 @@ def read_header(path: Path) -> tuple[bytes, dict[str, TensorInfo]]:
     """Read and check the header of a file.
 
     Returns its raw bytes, length prefix included, and the tensors in the order of their bytes.
-    Raises CheckpointError on anything the format forbids, QuantisedError for a type in UNREAD; nothing of the file has
-    been used by then.
+    Raises CheckpointError on anything the format forbids, QuantisedError for a type in UNREAD, before any weight is
+    used.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path}: no regular file; a safetensors file is wanted")
+        raise CheckpointError(f"{path}: not a regular file; expected a safetensors file")
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             return ranged_header(path, size, lambda start, length: os.pread(file.fileno(), length, start))
     except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}; a readable safetensors file is wanted") from None
+        raise CheckpointError(f"{path}: {error.strerror}; expected a readable safetensors file") from None
 
 
 def ranged_header(path: Path, size: int, read: Callable[[int, int], bytes]) -> tuple[bytes, dict[str, TensorInfo]]:
-    """As `read_header`, of a file of `size` bytes that `read(start, length)` gives pieces of, wherever it lies."""
+    """As `read_header`, of a file of `size` bytes whose ranges `read(start, length)` returns."""
     first = read(0, min(size, FIRST_READ))
     if len(first) < 8:
-        raise CheckpointError(f"{path}: {size} bytes, a safetensors file has at least 8; download it again")
+        raise CheckpointError(f"{path}: {size} bytes, expected at least 8; download it again")
     length = struct.unpack("<Q", first[:8])[0]
     if length > HEADER_LIMIT:
         raise CheckpointError(f"{path}: header of {length} bytes, the limit is {HEADER_LIMIT}; not safetensors")
@@ -96,16 +96,16 @@ def ranged_header(path: Path, size: int, read: Callable[[int, int], bytes]) -> t
     tensors = parse_header(raw, path)
     expected = len(raw) + sum(info.nbytes for info in tensors.values())
     if size != expected:
-        raise CheckpointError(f"{path}: {size} bytes, its header promises {expected}; download it again")
+        raise CheckpointError(f"{path}: {size} bytes, its header describes {expected}; download it again")
     return raw, tensors
 
 
 def parse_header(raw: bytes, path: Path) -> dict[str, TensorInfo]:
-    """Tensors of a raw header (length prefix included), in the order of their bytes; `path` is where they lie."""
+    """Tensors of a raw header (length prefix included), in the order of their bytes; `path` is their file."""
     try:
         entries = json.loads(raw[8:].decode("utf-8"), object_pairs_hook=_strict, parse_int=_natural)
         if raw[8:9] != b"{" or not isinstance(entries, dict):
-            raise ValueError("it does not begin with {")
+            raise ValueError("it does not start with {")
         metadata = entries.pop("__metadata__", {})
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
             raise ValueError("__metadata__ is not a map of strings")
@@ -118,7 +118,7 @@ def parse_header(raw: bytes, path: Path) -> dict[str, TensorInfo]:
         if info.offset != end:
             raise CheckpointError(
                 f"{path}: tensor {name!r:.200} starts at byte {info.offset}, the one before ends at {end}; "
-                "tensors may neither overlap nor leave holes"
+                "tensors may not overlap or leave holes"
             )
         end += info.nbytes
     return tensors
@@ -127,7 +127,7 @@ def parse_header(raw: bytes, path: Path) -> dict[str, TensorInfo]:
 def build_header(layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
     """Header, length prefix included, for `{name: (dtype, shape)}`.
 
-    Wider types come first, so that every tensor is aligned to its type; otherwise the given order is kept.
+    Wider types come first, so that every tensor is aligned; otherwise the given order is kept.
     """
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -145,12 +145,12 @@ def _strict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         seen: set[str] = set()
         duplicate = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {duplicate!r:.200} stands twice")
+        raise ValueError(f"key {duplicate!r:.200} appears twice")
     for text in (*found, *(value for value in found.values() if isinstance(value, str))):
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise ValueError(f"{text!r:.200} is no Unicode text") from None
+            raise ValueError(f"{text!r:.200} is not valid Unicode") from None
     return found
 
 
@@ -177,11 +177,11 @@ def _tensor(name: str, entry: Any, path: Path, start: int) -> TensorInfo:
     nbytes = math.prod(shape) * DTYPES[dtype].itemsize
     if offsets[1] - offsets[0] != nbytes:
         raise ValueError(
-            f"tensor {name!r:.200} has {offsets[1] - offsets[0]} bytes, its shape and dtype {dtype} want {nbytes}"
+            f"tensor {name!r:.200} has {offsets[1] - offsets[0]} bytes, its shape and dtype {dtype} require {nbytes}"
         )
-    # A length of 0 hides lengths that would overflow elsewhere.
+    # A length of 0 would hide lengths that overflow.
     if math.prod(max(length, 1) for length in shape) * DTYPES[dtype].itemsize >= 2**63:
-        raise ValueError(f"tensor {name!r:.200} has shape {shape!r:.200}, more than any file holds")
+        raise ValueError(f"tensor {name!r:.200} has shape {shape!r:.200}, larger than any file")
     return TensorInfo(dtype, tuple(shape), path, start + offsets[0], nbytes)
 
 

@@ -13,11 +13,11 @@ from shadowft_core.weights.remote import RemoteFiles
 def open_checkpoint(path: Path) -> Checkpoint:
     """Open a model folder, checking every header and the index before any tensor is used.
 
-    Raises CheckpointError when the folder is missing, holds no safetensors weights, holds a safetensors file that no
-    index names, or when index and files disagree. Shard names are plain file names: they never lead out of the folder.
+    Raises CheckpointError when the folder is missing, has no safetensors weights, has a safetensors file that no index
+    names, or when index and files disagree. Shard names are plain file names, so they cannot leave the folder.
     """
     if not path.is_dir():
-        raise CheckpointError(f"{path}: no such folder; a Hugging Face model folder is wanted")
+        raise CheckpointError(f"{path}: no such folder; expected a Hugging Face model folder")
     present = {file.name for file in path.iterdir() if file.name.endswith(".safetensors")}
     if (path / INDEX).exists():
         weight_map = _weight_map(path / INDEX)
@@ -29,30 +29,32 @@ def open_checkpoint(path: Path) -> Checkpoint:
                 f.name for f in path.iterdir() if f.suffix in {".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5"}
             )
             found = f"only {', '.join(kinds[:3])}" if kinds else "no weights"
-            raise CheckpointError(f"{path}: {found}; safetensors is wanted, convert it with save_pretrained")
+            raise CheckpointError(
+                f"{path}: expected safetensors, found {found}; convert the model with save_pretrained"
+            )
     if missing := sorted(set(files) - present):
         raise CheckpointError(f"{path}: {missing[0]} is missing; download the folder again")
     if stray := sorted(present - set(files)):
-        raise CheckpointError(f"{path}: {stray[0]} belongs to no index and would be ignored; move it out of the folder")
+        raise CheckpointError(f"{path}: {stray[0]} is in no index and would be ignored; move it out of the folder")
     return _assemble(path, files, weight_map, lambda name: read_header(path / name))
 
 
 def open_safetensors(file: Path) -> Checkpoint:
-    """One safetensors file as a checkpoint without side files, read as strictly."""
+    """One safetensors file as a checkpoint without side files; its header is checked as strictly."""
     raw, tensors = read_header(file)
     return Checkpoint(file.parent, {file.name: raw}, tensors)
 
 
 def open_remote(path: Path, remote: RemoteFiles) -> Checkpoint:
-    """A checkpoint whose side files, the index among them, lie in `path` and whose weights are read over the network.
+    """A checkpoint with its side files, including the index, in `path`, and its weights read over the network.
 
-    Headers are read and checked as by `open_checkpoint`; files that the index does not name are left alone. Of the
-    weights only `part` is at hand. Raises CheckpointError as `open_checkpoint` does.
+    Headers are read and checked as by `open_checkpoint`; files that the index does not name are ignored. Of the methods
+    that read weights only `part` and `sample` work. Raises CheckpointError as `open_checkpoint` does.
     """
     weight_map = _weight_map(path / INDEX) if (path / INDEX).exists() else None
     files = sorted(set(weight_map.values())) if weight_map else [SINGLE]
     if missing := sorted(set(files) - set(remote.sizes)):
-        raise CheckpointError(f"{path}: {missing[0]} is missing; safetensors weights are wanted, see the source")
+        raise CheckpointError(f"{path}: {missing[0]} is missing; expected safetensors weights, see the source")
 
     def header(name: str) -> tuple[bytes, dict[str, TensorInfo]]:
         return ranged_header(path / name, remote.sizes[name], lambda start, length: remote.read(name, start, length))
@@ -67,25 +69,28 @@ def _assemble(
     header: Callable[[str], tuple[bytes, dict[str, TensorInfo]]],
     remote: RemoteFiles | None = None,
 ) -> Checkpoint:
-    """The checkpoint of these files, once every header and the index agree."""
+    """The checkpoint of these files. Raises CheckpointError unless every header and the index agree."""
     shards: dict[str, bytes] = {}
     tensors: dict[str, TensorInfo] = {}
     for name in files:
         shards[name], found_here = header(name)
         for tensor, info in found_here.items():
             if tensor in tensors:
-                raise CheckpointError(f"{path}: tensor {tensor} stands in {tensors[tensor].file.name} and in {name}")
+                raise CheckpointError(
+                    f"{path}: tensor {tensor} is in {tensors[tensor].file.name} and in {name}; save again"
+                )
             if weight_map is not None and weight_map.get(tensor) != name:
                 raise CheckpointError(
-                    f"{path}: tensor {tensor} stands in {name}, the index says {weight_map.get(tensor, 'nothing')}"
+                    f"{path}: tensor {tensor} is in {name}, the index names {weight_map.get(tensor, 'no file')}; "
+                    "download the folder again"
                 )
             tensors[tensor] = info
     if weight_map is not None and (lost := sorted(set(weight_map) - set(tensors))):
-        raise CheckpointError(f"{path}: tensor {lost[0]} stands in the index but in no file; download the folder again")
+        raise CheckpointError(f"{path}: tensor {lost[0]} is in the index but in no file; download the folder again")
     if not tensors:
-        raise CheckpointError(f"{path}: no tensors at all")
+        raise CheckpointError(f"{path}: no tensors; download the folder again")
     found = Checkpoint(path, shards, tensors, remote)
-    return found if remote else found.recall()
+    return found if remote else found.load_cached_digests()
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -95,7 +100,5 @@ def _weight_map(index: Path) -> dict[str, str]:
     for tensor, name in weight_map.items():
         plain = isinstance(name, str) and name.endswith(".safetensors") and not set(name) & set("/\\\0")
         if not plain or name.startswith("."):
-            raise CheckpointError(
-                f"{index}: tensor {tensor} lies in {name!r}; a plain *.safetensors file name is wanted"
-            )
+            raise CheckpointError(f"{index}: tensor {tensor} is in {name!r}; expected a plain *.safetensors file name")
     return weight_map

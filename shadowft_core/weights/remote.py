@@ -1,4 +1,4 @@
-"""Weights that are read over the network, in ranges."""
+"""Weights that are read over the network, by byte range."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RemoteFiles:
-    """Safetensors files behind a network: their sizes in bytes by file name, and `read(name, start, length)`."""
+    """Remote safetensors files: sizes in bytes by file name, and `read(name, start, length)`, which returns bytes."""
 
     sizes: Mapping[str, int]
     read: Callable[[str, int, int], bytes]

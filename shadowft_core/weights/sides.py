@@ -1,4 +1,4 @@
-"""Tensors that only one of two models holds: which need no counterpart, and which waiver the others need."""
+"""Tensors that only one of two models has: which need no counterpart, and which waiver the others need."""
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -20,7 +20,7 @@ def by_reason(
     unloaded: Callable[[str], bool],
     title: str,
 ) -> tuple[dict[str, list[str]], Ignored]:
-    """What must be refused, by side, and what may be ignored: waived by a pattern, or not loaded by class `title`."""
+    """Tensors to refuse, by side, and tensors to ignore: waived by a pattern, or not loaded by class `title`."""
     left: dict[str, list[str]] = {}
     ignored: Ignored = {}
     for side, names in only.items():
@@ -35,38 +35,39 @@ def by_reason(
 
 
 def require_no_codes(names: Collection[str], path: Path) -> None:
-    """Raises QuantisedError where one of these tensors, which the other side lacks, belongs to quantised weights."""
+    """Raises QuantisedError when one of these tensors, which the other model lacks, belongs to quantised weights."""
     if found := next(filter(_CODES.search, sorted(names)), None):
         raise QuantisedError(
-            f"{path}: holds {found}, so its weights are quantised codes, although config.json has no "
+            f"{path}: has {found}, so its weights are quantised codes, although config.json has no "
             "quantization_config; pass the dequantised checkpoint"
         )
 
 
 def require_one_sided(patterns: Sequence[str], both: Collection[str], where: str) -> None:
-    """Raises InputError for a pattern that matches a tensor of both sides: what was trained is never ignored."""
+    """Raises InputError for a pattern that matches a tensor of both models: what was trained is never ignored."""
     for pattern in patterns:
         if met := next((name for name in sorted(both) if fnmatchcase(name, pattern)), None):
             raise InputError(
-                f"--ignore {pattern!r} matches {met}, which both sides hold ({where}); only what one side lacks "
-                "can be ignored: narrow the pattern"
+                f"--ignore {pattern!r} matches {met}, which both sides have ({where}); only what one side "
+                "lacks can be ignored: narrow the pattern"
             )
 
 
 def require_met(patterns: Sequence[str], ignored: Ignored, where: str) -> None:
-    """Raises InputError for a pattern that matches nothing that only one side holds."""
+    """Raises InputError for a pattern that matches no tensor that only one side has."""
     met = [name for sides in ignored.values() for names in sides.values() for name in names]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in met):
             raise InputError(
-                f"--ignore {pattern!r} matches nothing that only one side holds ({where}); "
+                f"--ignore {pattern!r} matches no tensor that only one side has ({where}); "
                 "a pattern is a glob of whole names, such as 'mtp.*'; correct it or drop it"
             )
 
 
 def remedy(left: Mapping[str, Sequence[str]], both: Collection[str]) -> str:
-    """The options that would waive all of `left`, as `; or ...`; empty where one tensor seems to have two names, or
-    where the two sides have nothing in common."""
+    """The options that would waive all of `left`, as `; or ...`.
+
+    Empty where one tensor seems to have two names, or where the two models have no tensor in common."""
     leaves = [{".".join(name.split(".")[-2:]) for name in names} for names in left.values()]
     if not both or (len(leaves) > 1 and set.intersection(*leaves)):
         return ""
@@ -79,7 +80,7 @@ def remedy(left: Mapping[str, Sequence[str]], both: Collection[str]) -> str:
 
 
 def _pattern(name: str, both: Collection[str]) -> str:
-    """The widest pattern from a name's beginning that matches no tensor of both sides."""
+    """The widest pattern with a prefix of the name that matches no tensor of both models."""
     steps = name.split(".")
     for length in range(1, len(steps) + 1):
         start = ".".join(steps[:length])
@@ -98,7 +99,7 @@ def _escaped(text: str) -> str:
 
 
 def percent(share: float) -> str:
-    """A share as text, `99.98 %`; only the whole reads 100 %, only nothing 0 %."""
+    """A share as text, `99.98 %`; only exactly 1 is 100 %, only exactly 0 is 0 %."""
     if 0 < share < 0.0001 or 0.9999 < share < 1:
         return "less than 0.01 %" if share < 0.5 else "more than 99.99 %"
     return f"{100 * share:.2f}".rstrip("0").rstrip(".") + " %"

@@ -1,6 +1,7 @@
-"""Which token every id means, as one number a token: enough to match the rows of two embeddings."""
+"""The token of every id, hashed to one number: enough to match the rows of two embeddings."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def read_vocabulary(folder: Path) -> tuple[dict[int, str], set[int]] | None:
         words = {i: t for t, i in vocab.items()} if isinstance(vocab, dict) else {i: t[0] for i, t in enumerate(vocab)}
         added = {token["id"]: token["content"] for token in tokenizer.get("added_tokens") or []}
     except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{file}: no vocabulary of a known form ({error!r}); save the tokenizer again") from None
+        raise CheckpointError(f"{file}: unknown form of vocabulary ({error!r}); save the tokenizer again") from None
     return words | added, set(added)
 
 
@@ -36,9 +37,11 @@ def token_marks(folder: Path) -> np.ndarray | None:
     `NO_TOKEN` where no token has that id. None when the folder has no tokenizer.json.
     """
     found = read_vocabulary(folder)
-    if found is None:
-        return None
-    words = found[0]
+    return None if found is None else marks_of(found[0])
+
+
+def marks_of(words: Mapping[int, str]) -> np.ndarray:
+    """`token_marks` of a vocabulary given as token by id."""
     marks = np.full(max(words, default=-1) + 1, NO_TOKEN, np.uint64)
     for number, word in words.items():
         marks[number] = int.from_bytes(hashlib.sha256(word.encode("utf-8", "surrogatepass")).digest()[:8], "little")

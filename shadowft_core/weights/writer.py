@@ -1,4 +1,4 @@
-"""Writing safetensors files: space first, then the tensors in parallel, each hashed as it is written."""
+"""Writes safetensors files: space is reserved first, then tensors are written in parallel, each hashed on the way."""
 
 import hashlib
 import math
@@ -20,15 +20,13 @@ from shadowft_core.weights.header import DTYPES, TensorInfo, build_header, dtype
 
 FLUSH = 64 << 20  # bytes
 Producer = Callable[[str], Iterator[np.ndarray] | Generator[np.ndarray, None, Any]]
-"""The flat parts of a tensor; a generator may return a small fact on top, which comes back with the digest"""
-
-
+"""yields the flat parts of a tensor; a generator may also return a small fact, which `Written` keeps"""
 Bytes = bytes | memoryview
 
 
 @dataclass(frozen=True)
 class Written:
-    """What is known of a tensor once it is written: `sha256:<hex>` of its bytes, and what its producer returned."""
+    """A written tensor: `sha256:<hex>` of its bytes, and what its producer returned."""
 
     digest: str
     fact: Any
@@ -40,13 +38,13 @@ def write_safetensors(path: Path, header: bytes, produce: Producer) -> dict[str,
 
 
 def write_shards(files: Mapping[Path, bytes], produce: Producer, label: str = "") -> dict[str, Written]:
-    """Write safetensors files, given as `{path: header}`, and return what is known of every tensor.
+    """Write safetensors files, given as `{path: header}`, and return digest and fact of every tensor.
 
-    A header comes from `build_header` or, verbatim, from a file whose layout is kept. `produce(name)` yields the
-    tensor's flat parts in order, in the dtype of the header; a part may be overwritten after the next is asked for.
-    Workers (`in_order`) take whole tensors, so sums and hashes inside a tensor run in file order whatever the timing,
-    and what a producer changes in memory may be lost: it returns what shall be known. Call it inside `new_folder`,
-    which syncs and publishes. With a `label`, progress goes to stderr.
+    A header comes from `build_header`, or verbatim from a file with the same layout. `produce(name)` yields the
+    tensor's flat parts in order, in the dtype of the header; a part may be overwritten once the next is requested.
+    Each worker (`in_order`) takes whole tensors, so sums and hashes within a tensor run in file order. What a producer
+    changes in memory may be lost, because workers may be processes: it returns a fact instead. Call this inside
+    `new_folder`, which syncs and publishes. With a `label`, progress goes to stderr.
 
     Raises CheckpointError when a producer yields too much or too little, OSError when the disk is full.
     """
@@ -58,10 +56,10 @@ def write_shards(files: Mapping[Path, bytes], produce: Producer, label: str = ""
             found = parse_header(header, path)
             opened[path] = file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             size = len(header) + sum(info.nbytes for info in found.values())
-            os.posix_fallocate(file, 0, size)  # a full disk shows before the work, not after it
+            os.posix_fallocate(file, 0, size)  # a full disk fails here, before the work
             _write_fully(file, memoryview(header), 0)
             tensors |= found
-        longest_first = sorted(tensors, key=lambda name: -tensors[name].nbytes)  # so that all workers end together
+        longest_first = sorted(tensors, key=lambda name: -tensors[name].nbytes)  # so that all workers finish together
 
         def write(name: str) -> tuple[Written, bytes]:
             return _write_tensor(opened[tensors[name].file], name, tensors[name], produce), b""
@@ -83,11 +81,11 @@ def write_shards(files: Mapping[Path, bytes], produce: Producer, label: str = ""
 def append_safetensors(
     path: Path, layout: Mapping[str, tuple[str, tuple[int, ...] | None]], pieces: Iterable[tuple[str, Bytes]]
 ) -> dict[str, str]:
-    """Write tensors of one dtype as their bytes come, and return `{name: digest}`.
+    """Write tensors of one dtype as their bytes arrive, and return `{name: digest}`.
 
-    `layout` is `{name: (dtype, shape)}`; shape None stands for one dimension of as many elements as come. `pieces` are
-    `(name, bytes)`, tensor by tensor in the order of `layout`. Room for the header is reserved in front and filled at
-    the end. Call it inside `new_folder`. Raises CheckpointError when bytes and shapes do not agree.
+    `layout` is `{name: (dtype, shape)}`; shape None means one dimension with as many elements as arrive. `pieces` are
+    `(name, bytes)`, tensor by tensor in the order of `layout`. Space for the header is reserved at the start and filled
+    at the end. Call this inside `new_folder`. Raises CheckpointError when bytes and shapes disagree.
     """
     most = (10**15,)  # no tensor has more elements, so no header is longer
     room = len(build_header({n: (dtype, most if shape is None else shape) for n, (dtype, shape) in layout.items()}))
@@ -107,7 +105,7 @@ def append_safetensors(
         }
         for name, (dtype, shape) in found.items():
             if math.prod(shape) * DTYPES[dtype].itemsize != sizes[name]:
-                raise CheckpointError(f"{path}: tensor {name}: {sizes[name]} bytes came for {dtype} {shape}")
+                raise CheckpointError(f"{path}: tensor {name}: {sizes[name]} bytes were given for {dtype} {shape}")
         text = build_header(found)[8:].ljust(room - 8)
         _write_fully(file, memoryview(struct.pack("<Q", len(text)) + text), 0)
     finally:
@@ -119,7 +117,7 @@ def append_safetensors(
 def write_checkpoint(folder: Path, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
     """Write arrays as `model.safetensors` into an existing folder; for models that fit in memory.
 
-    Raises CheckpointError on a duplicate name or a dtype that safetensors does not know.
+    Raises CheckpointError for a duplicate name or a dtype that safetensors does not have.
     """
     arrays: dict[str, np.ndarray] = {}
     for name, array in tensors:
@@ -131,7 +129,7 @@ def write_checkpoint(folder: Path, tensors: Iterable[tuple[str, np.ndarray]]) ->
 
 
 class _Flush:
-    """Sends files to the disk while they are being written, so that the sync that publishes them waits little."""
+    """Flushes files to disk while they are being written, so that the final sync waits little."""
 
     def __init__(self) -> None:
         self._bytes: dict[int, int] = {}
@@ -146,7 +144,7 @@ class _Flush:
                 self._bytes[most], self._running = 0, self._thread.submit(os.fdatasync, most)
 
     def end(self) -> None:
-        """Wait; whether the disk took it all is told by the sync that publishes."""
+        """Wait for the last flush; the final sync reports errors of the disk."""
         self._thread.shutdown()
 
 
@@ -167,7 +165,7 @@ def _write_tensor(file: int, name: str, info: TensorInfo, produce: Producer) -> 
         _write_fully(file, view, info.offset + done)
         done += part.nbytes
     if done != info.nbytes:
-        raise CheckpointError(f"{info.file}: tensor {name}: {done} bytes came, {info.nbytes} are promised")
+        raise CheckpointError(f"{info.file}: tensor {name}: {done} bytes were given, expected {info.nbytes}")
     return Written(f"sha256:{sha.hexdigest()}", fact)
 
 

@@ -1,7 +1,7 @@
-"""`python -m tests.conformance --tool shadowft|mergekit|peft|state-dicts|"COMMAND TEMPLATE"`: the table, filled in.
+"""`python -m tests.conformance --tool shadowft|mergekit|peft|state-dicts|"COMMAND TEMPLATE"`: fills in the table.
 
 A template is a shell command with {base} {tuned} {instruct} {out}, or with {adapter} for LoRA; {work} is scratch space,
-{dtype} the Instruct's dtype, {python} the interpreter of --python. Give --tool more than once to compare.
+{dtype} the Instruct's dtype, {python} the interpreter of --python. Repeat --tool to compare.
 Example: python -m tests.conformance --tool shadowft --tool peft --only lora --markdown table.md
 """
 
@@ -25,13 +25,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m tests.conformance", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tool", action="append", required=True, help="a name or a command template; repeatable")
-    parser.add_argument("--python", default=sys.executable, help="interpreter for {python}, where mergekit lives")
-    parser.add_argument("--only", default="", help="cases whose group or id holds this text")
+    parser.add_argument("--python", default=sys.executable, help="interpreter for {python}, with mergekit installed")
+    parser.add_argument("--only", default="", help="cases whose group or id contains this text")
     parser.add_argument("--markdown", type=Path, help="also write the table to this file")
     options = parser.parse_args(arguments)
     cases = [case for case in CASES if options.only in case.id or options.only in case.group]
     if not cases:
-        parser.error(f"--only {options.only!r} meets none of {len(CASES)} cases")
+        parser.error(f"--only {options.only!r} matches none of {len(CASES)} cases")
     for name in options.tool:
         for template in NAMED.get(name, (name,)):
             if "{out}" not in template or not ("{tuned}" in template or "{adapter}" in template):
@@ -67,7 +67,7 @@ def table(cases: Sequence[Case], columns: dict[str, Column]) -> str:
         label = "not a case for it" if verdict == Verdict.NOT_ASKED else verdict
         lines.append(f"| {label} |" + "".join(f" {count[verdict]} |" for count in counts.values()))
     for group in dict.fromkeys(case.group for case in cases):
-        lines += ["", f"### {group}", "", "| case | what is done | expected |" + "".join(f" {n} |" for n in columns)]
+        lines += ["", f"### {group}", "", "| case | inputs | expected |" + "".join(f" {n} |" for n in columns)]
         lines.append("|---|---|---|" + "---|" * len(columns))
         for case in cases:
             if case.group == group:

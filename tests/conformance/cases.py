@@ -1,4 +1,4 @@
-"""The table: one row for each case, what is done to the inputs and what must come of it."""
+"""The table: one row per case, with its inputs and the expected outcome."""
 
 import functools
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from shadowft_core import errors
-from tests.conformance import inputs, lies, oracle
+from tests.conformance import hostile, inputs, oracle
 from tests.conformance.inputs import TOKENS, Change, Start, edit
 from tests.conformance.oracle import Oracle
 
@@ -24,8 +24,8 @@ class Expected(StrEnum):
 
 class Judged(StrEnum):
     WEIGHTS = "weights"
-    FILES = "every other file of the Instruct is there, byte for byte"
-    LOADS = "transformers loads it and has nothing to say"
+    FILES = "every other file of the Instruct is copied byte for byte"
+    LOADS = "transformers loads it without a warning"
     TIED = "head and embedding are one tensor when loaded"
 
 
@@ -39,7 +39,7 @@ class Case:
     changes: tuple[Change, ...]
     oracle: Oracle = oracle.plain
     error: Errors = errors.ShadowError
-    """what `shadowft` raises where the case is refused"""
+    """what `shadowft` raises when it refuses the case"""
     judged: Judged = Judged.WEIGHTS
 
 
@@ -66,9 +66,9 @@ equal, refused, either = _add(Expected.EQUAL), _add(Expected.REFUSED), _add(Expe
 
 G = "Families, full fine-tune"
 for family in ("llama", "qwen2", "qwen3", "mistral", "phi3", "internlm2", "mixtral", "qwen3_moe", "qwen2_vl"):
-    equal(G, family, "every tensor moved", start=Start(family))
+    equal(G, family, "every tensor changed", start=Start(family))
 for family in ("gemma3_text", "gemma3"):
-    equal(G, family, "every tensor moved, tied", start=Start(family, tied=True))
+    equal(G, family, "every tensor changed, tied", start=Start(family, tied=True))
 for family in ("mixtral", "qwen3_moe"):
     equal(G, f"{family}-fused", "experts in one tensor", start=Start(family, fused=True))
 
@@ -103,7 +103,13 @@ equal(G, "tied-stored-tuned", "the tuned model stores its tied head", edit("tune
 untie = (edit("instruct", stored, inputs.jiggle), inputs.config("instruct", tie_word_embeddings=False))
 equal(G, "tied-to-untied", "Base tied, Instruct not", *untie, start=TIED, oracle=oracle.tied)
 tie = (edit("instruct", inputs.drop(HEAD)), inputs.config("instruct", tie_word_embeddings=True))
-refused(G, "untied-to-tied", "two deltas for the one tensor of the Instruct", *tie, error=errors.MisfitError)
+refused(
+    G,
+    "untied-to-tied",
+    "two deltas for one tied tensor of the Instruct",
+    *tie,
+    error=errors.MisfitError,
+)
 torn = edit("tuned", stored, inputs.put(HEAD, 1.0))
 refused(G, "tied-torn", "tied by config, yet head and embedding differ", torn, start=TIED, error=errors.CheckpointError)
 
@@ -139,27 +145,32 @@ fuse = edit("tuned", inputs.relayout(oracle.fuse))
 either(G, "mixed-tuned", "split Base, fused tuned model", fuse, start=MIXTRAL, **mixed)
 for role in ("tuned", "instruct"):
     dropped = edit(role, inputs.drop(*EXPERT))
-    refused(G, f"dropped-{role}", f"one expert gone in {role}", dropped, start=MIXTRAL, error=errors.TensorMissingError)
+    refused(G, f"dropped-{role}", f"{role} lacks one expert", dropped, start=MIXTRAL, error=errors.TensorMissingError)
 fewer = edit("instruct", *(inputs.shorten(f"model.layers.1.mlp.experts.{n}") for n in ("gate_up_proj", "down_proj")))
 refused(
-    G, "dropped-fused", "one expert fewer", fewer, start=Start("mixtral", fused=True), error=errors.TensorMissingError
+    G,
+    "dropped-fused",
+    "instruct has one fewer",
+    fewer,
+    start=Start("mixtral", fused=True),
+    error=errors.TensorMissingError,
 )
 
-G = "What does not fit"
+G = "Inputs that do not fit"
 for role in ("tuned", "instruct"):
     lost = edit(role, inputs.drop(MLP))
-    refused(G, f"missing-{role}", f"a tensor gone in {role}", lost, error=errors.TensorMissingError)
+    refused(G, f"missing-{role}", f"a tensor missing in {role}", lost, error=errors.TensorMissingError)
     extra = edit(role, inputs.add("model.layers.2.mlp.up_proj.weight", like=MLP))
-    refused(G, f"extra-{role}", f"a tensor more in {role}", extra, error=errors.TensorMissingError)
+    refused(G, f"extra-{role}", f"an extra tensor in {role}", extra, error=errors.TensorMissingError)
     other = edit(role, inputs.rename(MLP, MLP.replace("up_proj", "w3")))
-    refused(G, f"renamed-{role}", f"another key in {role}", other, error=errors.TensorMissingError)
+    refused(G, f"renamed-{role}", f"a tensor renamed in {role}", other, error=errors.TensorMissingError)
     turned_wide = edit(role, inputs.transpose(WIDE))
     refused(G, f"transposed-{role}", "a rectangular matrix", turned_wide, error=errors.ShapeMismatchError)
     turned_square = edit(role, inputs.transpose(SQUARE))
     refused(
         G,
         f"transposed-square-{role}",
-        "a square matrix: the shape is right",
+        "a square matrix, whose shape still fits",
         turned_square,
         error=errors.UnrelatedError,
     )
@@ -185,15 +196,15 @@ refused(G, "foreign-lora", "an adapter, an Instruct of other weights", inputs.an
 phi_adapter = inputs.replace("adapter", Start("phi3", adapter={}), "adapter")
 refused(G, "adapter-family", "the adapter of a Phi3", phi_adapter, start=LORA, error=errors.AdapterError)
 half = inputs.edit_adapter(inputs.drop(f"base_model.model.{MLP.replace('.weight', '.lora_A.weight')}"))
-refused(G, "adapter-half", "one factor gone", half, start=LORA, error=errors.AdapterError)
+refused(G, "adapter-half", "one factor is missing", half, start=LORA, error=errors.AdapterError)
 name = f"base_model.model.{MLP.removesuffix('.weight')}"
 gone = inputs.edit_adapter(inputs.drop(f"{name}.lora_A.weight", f"{name}.lora_B.weight"))
-refused(G, "adapter-module", "both factors of a module gone", gone, start=LORA, error=errors.AdapterError)
+refused(G, "adapter-module", "both factors of a module are missing", gone, start=LORA, error=errors.AdapterError)
 
 G = "Numbers"
 refused(G, "zero", "the tuned model is the Base", inputs.copy("base", "tuned"), error=errors.ZeroDeltaError)
 nothing = inputs.edit_adapter(inputs.zero("lora_B"))
-refused(G, "zero-lora", "an adapter at its start", nothing, start=LORA, error=errors.ZeroDeltaError)
+refused(G, "zero-lora", "an adapter before its first step", nothing, start=LORA, error=errors.ZeroDeltaError)
 for role in ("base", "tuned", "instruct"):
     for word, value in (("nan", NAN), ("infinity", INFINITY)):
         poison = edit(role, inputs.put(SQUARE, value))
@@ -204,7 +215,7 @@ heights = {"base": 40000.0, "tuned": 60000.0, "instruct": 60000.0}
 high = [edit(role, inputs.put(SQUARE, value)) for role, value in heights.items()]
 refused(G, "overflow", "60000 + 20000 in float16", *high, start=HALF, error=errors.CastOverflowError)
 
-G = "QuantisedError"
+G = "Quantised weights"
 for role in ("base", "tuned", "instruct"):
     quantised = inputs.config(role, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
     refused(G, f"quantised-{role}", f"{role}: a quantization_config", quantised, error=errors.QuantisedError)
@@ -218,16 +229,16 @@ for role in ("base", "tuned", "instruct"):
     fp8 = edit(role, inputs.cast(ml_dtypes.float8_e4m3fn, SQUARE))
     refused(G, f"fp8-{role}", f"a matrix of {role} in float8", fp8, error=errors.QuantisedError)
 
-G = "Files that lie"
+G = "Broken or hostile files"
 lying = {"error": errors.CheckpointError}
 for role in ("tuned", "instruct"):
-    refused(G, f"index-outside-{role}", f"{role}: index with ../", lies.index_outside(role), **lying)
-    double = lies.duplicate_key(role, SQUARE, SQUARE.replace(".0.", ".1."))
-    refused(G, f"duplicate-{role}", f"{role}: a key twice in a header", double, **lying)
-    refused(G, f"truncated-{role}", f"{role}: a shard 100 bytes short", lies.truncated(role), **lying)
-    refused(G, f"stale-{role}", f"{role}: a shard that no index names", lies.stale_shard(role, SQUARE), **lying)
-    refused(G, f"pickle-{role}", f"{role}: only a pickle, which runs code", lies.pickle_only(role), **lying)
-equal(G, "own-code", "the Instruct brings modeling code: it must not run", lies.own_code("instruct"))
+    refused(G, f"index-outside-{role}", f"{role}: index with ../", hostile.index_outside(role), **lying)
+    double = hostile.duplicate_key(role, SQUARE, SQUARE.replace(".0.", ".1."))
+    refused(G, f"duplicate-{role}", f"{role}: a duplicate key in a header", double, **lying)
+    refused(G, f"truncated-{role}", f"{role}: a shard 100 bytes short", hostile.truncated(role), **lying)
+    refused(G, f"stale-{role}", f"{role}: a shard that no index names", hostile.stale_shard(role, SQUARE), **lying)
+    refused(G, f"pickle-{role}", f"{role}: only a pickle, which runs code", hostile.pickle_only(role), **lying)
+equal(G, "own-code", "the Instruct comes with modeling code, which must not run", hostile.own_code("instruct"))
 
 G = "The finished folder"
 templates = inputs.more_files("instruct")

@@ -1,4 +1,4 @@
-"""The folders of a case: a healthy start, base/ tuned/ instruct/ (or adapter/ for tuned/), and changes made to them."""
+"""The folders of a case: an intact start, base/ tuned/ instruct/ (or adapter/ for tuned/), and changes of it."""
 
 import json
 import shutil
@@ -47,7 +47,7 @@ class Start:
             sizes = {"num_attention_heads": 4, "num_key_value_heads": 2, "dtype": self.dtype}
             write_model(base, internlm2_tensors(DTYPES[self.dtype]), model_type="internlm2", **sizes)
         else:
-            seed = zlib.crc32(self.family.encode())  # families of equal shapes must not get equal weights
+            seed = zlib.crc32(self.family.encode())  # families of equal shapes must differ in their weights
             save_model(base, self.family, self.dtype, self.tied, seed, self.fused)
         shifted(base, instruct, 0.001, seed=1)
         save_tokenizer(base, template=False, tokens=TOKENS)
@@ -110,7 +110,7 @@ def cast(dtype: Any, *names: str) -> Edit:
 
 
 def jiggle(tensors: Tensors) -> None:
-    """Digits that only the dtype at hand can hold."""
+    """Add digits that only this dtype can hold."""
     rng = np.random.default_rng(11)
     for name, array in tensors.items():
         tensors[name] = (array + 1e-4 * rng.standard_normal(array.shape)).astype(array.dtype)
@@ -142,7 +142,7 @@ def config(role: str, **values: Any) -> Change:
 
 
 def replace(role: str, source: Start, source_role: str) -> Change:
-    """Put a folder of another start in the place of one."""
+    """Replace one folder by that of another start."""
 
     def change(case: Path) -> None:
         other = case / "other"
@@ -175,7 +175,7 @@ def copy(source: str, target: str) -> Change:
 
 
 def nearby(role: str) -> Change:
-    """Another release: every weight moved a little."""
+    """Another release: every weight changes a little."""
 
     def change(case: Path) -> None:
         (case / role).rename(case / "former")
@@ -192,13 +192,13 @@ def swap(case: Path) -> None:
 
 
 def record(case: Path) -> None:
-    """tuned/train.json says which model was tuned."""
+    """Write tuned/train.json, which names the model that was tuned."""
     made_from = {"model_digest": open_checkpoint(case / "base").digest()}
     (case / "tuned" / "train.json").write_text(json.dumps(made_from))
 
 
 def vocabulary(tokens: Sequence[str] = TOKENS, padding: int = 0, role: str = "instruct") -> Change:
-    """Give a model another tokenizer: each known token keeps its row, new tokens and padding get rows of their own."""
+    """Give a model another tokenizer: each known token keeps its row, new tokens and padding get new rows."""
 
     def change(case: Path) -> None:
         rng, tensors = np.random.default_rng(3), tensors_of(case / role)
@@ -244,7 +244,7 @@ def zero(part: str) -> Edit:
 
 
 def more_files(role: str) -> Change:
-    """A second chat template."""
+    """Add a second chat template."""
 
     def change(case: Path) -> None:
         extra = case / role / "additional_chat_templates"

@@ -1,4 +1,4 @@
-"""A case put to a tool: make the folders, run it, judge exit code and output folder."""
+"""Runs a tool on a case: makes the folders, runs the tool, judges its exit code and output folder."""
 
 import functools
 import json
@@ -9,20 +9,20 @@ from enum import StrEnum
 from pathlib import Path
 
 from tests.conformance.cases import Case, Expected, Judged
+from tests.conformance.hostile import MARKER
 from tests.conformance.inputs import Start
-from tests.conformance.lies import MARKER
 from tests.conformance.oracle import difference, one_layout, tensors_of
 from tests.conformance.tools import Answer, Tool
 
 
 class Verdict(StrEnum):
     PASS = "pass"
-    ROUNDING = "rounding"  # exit code 0, all there, but in another order of sums or with one rounding too many
-    WRONG = "wrong folder"  # exit code 0, but another file differs, or the model does not load clean
-    SILENT = "silently wrong"  # exit code 0 and other weights, or no delta where one belongs
-    ACCEPTS = "accepts"  # exit code 0 for what it has to refuse
-    REFUSED = "refuses"  # what it should do
-    LEFT = "leaves a folder"  # a refusal that was right, but the output folder is there
+    ROUNDING = "rounding"  # exit code 0 and a complete folder, but another order of sums or one extra rounding
+    WRONG = "wrong folder"  # exit code 0, but another file differs, or loading prints a warning
+    SILENT = "silently wrong"  # exit code 0 and other weights, or a missing delta
+    ACCEPTS = "accepts"  # exit code 0 for inputs that must be refused
+    REFUSED = "refuses"  # an error for inputs that should be grafted
+    LEFT = "leaves a folder"  # a right refusal that leaves an output folder
     NOT_ASKED = "-"
 
 
@@ -34,7 +34,7 @@ class Outcome:
 
 
 class Kit:
-    """Runs cases below one folder; each start is built once."""
+    """Runs cases in folders below one folder; builds each start once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -67,9 +67,9 @@ def _judge(case: Case, folder: Path, answer: Answer) -> tuple[Verdict, str]:
         return Verdict.SILENT, "ran code that came with the weights"
     if answer.code != 0:
         if case.expected == Expected.EQUAL:
-            return Verdict.REFUSED, answer.said
+            return Verdict.REFUSED, answer.last_line
         left = sorted(path.name for path in made.rglob("*") if path.is_file() or path == out)
-        return (Verdict.LEFT, f"{', '.join(left)}; {answer.said}") if left else (Verdict.PASS, answer.said)
+        return (Verdict.LEFT, f"{', '.join(left)}; {answer.last_line}") if left else (Verdict.PASS, answer.last_line)
     if case.expected == Expected.REFUSED:
         return Verdict.ACCEPTS, ""
     if not out.is_dir():
@@ -85,10 +85,10 @@ def _weights(case: Case, folder: Path, out: Path) -> tuple[Verdict, str]:
     other_layout = found.keys() != expected.keys()
     if other_layout:
         expected, found, instruct = (one_layout(tensors) for tensors in (expected, found, instruct))
-    apart = difference(expected, found, instruct)
-    if not (apart.misplaced or apart.entries):
+    gap = difference(expected, found, instruct)
+    if not (gap.misplaced or gap.entries):
         return Verdict.PASS, "under other names" if other_layout else ""
-    return (Verdict.ROUNDING if apart.rounding else Verdict.SILENT), str(apart)
+    return (Verdict.ROUNDING if gap.rounding else Verdict.SILENT), str(gap)
 
 
 def _files(instruct: Path, out: Path) -> str:
@@ -106,10 +106,10 @@ def _loads(instruct: Path, out: Path) -> str:
     from tests.fixtures.models import load_model
 
     try:
-        said = load_model(out)[1]
-    except Exception as error:  # whatever keeps it from loading is the finding
+        warnings = load_model(out)[1]
+    except Exception as error:  # any failure to load is the finding
         return f"does not load: {error}".splitlines()[0]
-    return " ".join("; ".join(reversed(said)).split())
+    return " ".join("; ".join(reversed(warnings)).split())
 
 
 def _tied(instruct: Path, out: Path) -> str:

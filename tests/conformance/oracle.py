@@ -1,4 +1,4 @@
-"""What is right: the definition of a graft in memory, and the difference between a folder and it, counted."""
+"""The right answer: a graft by definition, in memory; and counts of how a folder differs from it."""
 
 import json
 import math
@@ -15,7 +15,7 @@ VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 
 
 def tensors_of(folder: Path) -> Tensors:
-    """All tensors of a model folder, by the common library and not by ours."""
+    """All tensors of a model folder, read by the safetensors library, not by this project."""
     from safetensors.numpy import load_file
 
     return {name: array for file in sorted(folder.glob("*.safetensors")) for name, array in load_file(file).items()}
@@ -36,7 +36,7 @@ def plain(case: Path) -> Tensors:
 
 
 def tied(case: Path) -> Tensors:
-    """A model that stores no head has the embedding for one."""
+    """For a model that stores no head, the embedding is the head."""
     base, tuned, instruct = (tensors_of(case / role) for role in ("base", "tuned", "instruct"))
     for model in (base, tuned):
         model.setdefault("lm_head.weight", model["model.embed_tokens.weight"])
@@ -44,7 +44,7 @@ def tied(case: Path) -> Tensors:
 
 
 def by_token(case: Path) -> Tensors:
-    """Rows of embedding and head go by the token they stand for; a row without a partner stays the Instruct's."""
+    """Rows of embedding and head are matched by token; a row without a partner stays the Instruct's."""
     base, tuned, instruct = (tensors_of(case / role) for role in ("base", "tuned", "instruct"))
     ours, theirs = (_ids(case / role) for role in ("base", "instruct"))
     shared = [token for token in theirs if token in ours]
@@ -86,7 +86,7 @@ def adapted(case: Path) -> Tensors:
             tuned[name] = (b @ (a.astype(np.float64) * scaling)).astype(np.float32)
         elif ".lora_B." not in key:
             tuned[name] = a.astype(np.float32)
-    if config.get("modules_to_save") is None:  # an adapter knows nothing of rows that only the Instruct has
+    if config.get("modules_to_save") is None:  # an adapter has no rows for tokens that only the Instruct has
         for name in VOCABULARY:
             if name in instruct:
                 before[name] = tuned[name] = np.zeros(instruct[name].shape, np.float32)
@@ -141,7 +141,7 @@ def split(model: Tensors, old: bool = False) -> Tensors:
 
 
 def one_layout(model: Tensors) -> Tensors:
-    """For a tool that writes the same model otherwise: experts fused, and no head that repeats the embedding."""
+    """One layout for comparing tools: experts fused, and no head that repeats the embedding."""
     model = fuse(model)
     embedding, head = (model.get(name) for name in VOCABULARY)
     repeats = head is not None and embedding is not None and head.tobytes() == embedding.tobytes()
@@ -155,13 +155,13 @@ class Difference:
     misplaced: tuple[str, ...]
     """missing, extra, or of another dtype or shape"""
     undone: tuple[str, ...]
-    """tensors that should have moved and are the Instruct's"""
+    """tensors that should have changed and equal the Instruct's"""
     entries: int
-    """that differ, a share of `share` of all, and in units in the last place of their own by up to `worst`"""
+    """that differ: `share` is their share, `worst` the largest difference in units in the last place"""
     share: float
     worst: int
     rounding: bool
-    """all in place, and nowhere further off than one unit in the last place of the tensor's largest entry"""
+    """nothing misplaced, and no entry off by more than one unit in the last place of the tensor's largest entry"""
 
     def __str__(self) -> str:
         if self.misplaced:
@@ -197,7 +197,7 @@ def difference(expected: Tensors, found: Tensors, instruct: Tensors) -> Differen
 
 
 def _ordered(array: np.ndarray) -> np.ndarray:
-    """Floats as integers in the same order: neighbours are one apart, and so are -0 and 0."""
+    """Floats as integers in the same order: neighbours differ by 1, and so do -0 and 0."""
     size = array.dtype.itemsize
     bits = np.ascontiguousarray(array).view(f"<i{size}").astype(np.int64)
     return np.where(bits < 0, -(bits & (2 ** (8 * size - 1) - 1)) - 1, bits)

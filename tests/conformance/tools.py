@@ -1,4 +1,4 @@
-"""Running a tool on the folders of a case. A tool is a command line; what it did is its exit code and the folder."""
+"""Runs a tool, which is a command line, on the folders of a case."""
 
 import os
 import shlex
@@ -11,7 +11,7 @@ from pathlib import Path
 from shadowft_core.errors import ShadowError
 
 ROOT = Path(__file__).parent.parent.parent
-LIMIT = 300  # seconds a tool may take over a model of a few hundred kilobytes
+LIMIT = 300  # seconds for a model of a few hundred kilobytes
 
 _EXTRACT = "shadowft extract --base {base} --tuned {tuned} --out {work}/delta"
 _GRAFT = "shadowft graft --instruct {instruct} --delta {work}/delta --scale 1 --out {out}"
@@ -41,24 +41,24 @@ NAMED: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Answer:
-    """Exit code, the last line said, and, for a tool run in this process, the error it raised."""
+    """Exit code, last line of stderr, and the error that a tool raised in this process."""
 
     code: int
-    said: str
+    last_line: str
     error: type[ShadowError] | None = None
 
 
 Tool = Callable[[Path, bool, str], Answer | None]
-"""From the folder of a case, whether it is about an adapter, the Instruct's dtype; None: no case for this tool."""
+"""(folder of a case, whether it has an adapter, the Instruct's dtype) -> the answer; None: not a case for the tool"""
 
 
-def ours(case: Path, adapter: bool, dtype: str) -> Answer:
+def shadowft(case: Path, adapter: bool, dtype: str) -> Answer:
     """The commands of `shadowft`, run in this process: a start of Python for every case would take minutes."""
     return _in_this_process(NAMED["shadowft"][adapter], case, dtype)
 
 
 def one_pass(case: Path, adapter: bool, dtype: str) -> Answer | None:
-    """As `ours`, without a delta in between; adapters are no case for it."""
+    """As `shadowft`, without a stored delta; cases with an adapter are not for it."""
     return None if adapter else _in_this_process(NAMED["shadowft-one-pass"][0], case, dtype)
 
 
@@ -95,7 +95,7 @@ def processes(templates: Sequence[str], python: str = sys.executable) -> Tool:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            return Answer(124, f"no end after {LIMIT} s")
+            return Answer(124, f"still running after {LIMIT} s")
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         return Answer(done.returncode, lines[-1] if lines else "")
 

@@ -1,4 +1,4 @@
-"""Writes shadowft_core/weights/families.json: what the pinned transformers knows about the families of models.
+"""Writes shadowft_core/weights/families/table.json: what the pinned transformers knows about the families of models.
 
 Every class that writes text (causal, image-text-to-text, sequence-to-sequence) is built from its default config on
 torch's meta device, without any weights. It is then asked which parameters are tied and which fields of config.json
@@ -22,11 +22,11 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.weights.families import endings, without_numbers
+from shadowft_core.weights.families.names import endings, without_numbers
 from tests.families.generated_names import beginnings, in_files
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-TABLE = Path(__file__).resolve().parents[2] / "shadowft_core/weights/families.json"
+TABLE = Path(__file__).resolve().parents[2] / "shadowft_core/weights/families/table.json"
 TIE = "tie_word_embeddings"
 SETTINGS: dict[str, dict[str, Any]] = {  # for classes whose default config builds no model
     "aya_vision": {"vision_config": {"hidden_size": 1152, "num_attention_heads": 16}},
@@ -47,7 +47,7 @@ UNBUILT = {  # no setting helps, or numbers in names differ in memory and in fil
 
 
 def classes() -> dict[str, str]:
-    """Name of the class by model type: of the one that holds the whole model, where a type has several."""
+    """Name of the class by model type: the one for the whole model, where a type has several."""
     from transformers.models.auto import modeling_auto as auto
 
     found: dict[str, str] = {}
@@ -72,7 +72,7 @@ def build(model_type: str, class_name: str) -> Any:
 
 
 def facts(model: Any) -> tuple[dict[str, Any], dict[str, str]]:
-    """The table's entry of one class, without its kinds; and the kind of every matrix by both of its names."""
+    """The table's entry of one class, without its kinds; and the kind of every matrix, by both of its names."""
     names = {n for n, _ in model.named_parameters(remove_duplicate=False)} | {n for n, _ in model.named_buffers()}
     names &= set(model.state_dict())
     stored, experts, other = in_files(model, names)
@@ -114,14 +114,14 @@ def _ties(model: Any) -> Iterator[dict[str, Any]]:
         dot = f"{prefix}." if prefix else ""
         tied = module.get_expanded_tied_weights_keys()
         pairs = sorted([dot + target, dot + source] for target, source in tied.items())
-        # Blocks that share their weights by number (Zamba) are no ties that a table of names could hold.
+        # A table of names cannot describe blocks that share weights by number (Zamba).
         pairs = [pair for pair in pairs if without_numbers(pair[0]) == pair[0] and without_numbers(pair[1]) == pair[1]]
         if pairs and states["tied"]:
             yield {"pairs": pairs, **states} | ({"within": ".".join(place)} if place else {})
 
 
 def _place(config: Any, nested: Any, path: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """The fields that lead from a config to one nested in it. Raises ValueError when none do."""
+    """The path of fields from a config to one nested in it. Raises ValueError when there is none."""
     if config is nested:
         return path
     for key in getattr(config, "sub_configs", None) or {}:
@@ -131,7 +131,7 @@ def _place(config: Any, nested: Any, path: tuple[str, ...] = ()) -> tuple[str, .
 
 
 def _states(config_class: Any, place: tuple[str, ...]) -> dict[str, Any]:
-    """Which fields of config.json decide whether the part at `place` ties, found by trying every state of each."""
+    """Which fields of config.json decide whether the part at `place` ties, found by trying every value of each."""
     paths = {(*place[:depth], TIE) for depth in range(len(place) + 1)}
     paths |= {(key, TIE) for key in getattr(config_class, "sub_configs", None) or {}}
 
@@ -150,7 +150,7 @@ def _states(config_class: Any, place: tuple[str, ...]) -> dict[str, Any]:
 
     fields = []
     for path in sorted(paths):
-        with contextlib.suppress(Exception):  # a part of the config that cannot be given alone decides nothing
+        with contextlib.suppress(Exception):  # a part of the config that cannot be set alone decides nothing
             if len({tied({path: value}) for value in (True, False, None)}) > 1:
                 fields.append(path)
     letters = {"T": True, "F": False, "-": None}
@@ -200,7 +200,7 @@ def _kinds(model: Any, names: Collection[str]) -> dict[str, str]:
 
 
 def _vocabularies(model: Any) -> set[int]:
-    """Row counts of what embeds tokens: by number, as a class may hold several such tables."""
+    """Vocabulary sizes, by which token embeddings are known: a class may have several."""
     from transformers import PreTrainedModel
 
     parts = [part for _, part in model.named_modules() if isinstance(part, PreTrainedModel)]
@@ -211,7 +211,7 @@ def _vocabularies(model: Any) -> set[int]:
 
 
 def _ignored(model: Any, names: Collection[str]) -> Iterator[str]:
-    """Regular expressions of tensors in files that the class leaves out when it loads; they meet none of its own."""
+    """Regular expressions of tensors in files that the class leaves out when it loads; none of its own matches."""
     found = set(model._keys_to_ignore_on_load_unexpected or ())
     buffers = [name for name, _ in model.named_buffers()]
     if any(name.endswith("rotary_emb.inv_freq") for name in buffers):
@@ -219,7 +219,7 @@ def _ignored(model: Any, names: Collection[str]) -> Iterator[str]:
     if any(name.endswith("position_ids") for name in buffers):
         found.add(r"(^|\.)position_ids$")
     for pattern in found:
-        # transformers asks about unexpected names alone, so its `attn.bias` need not spare `c_attn.bias`; ours must.
+        # transformers matches only unexpected names, so its `attn.bias` may match `c_attn.bias`; ours must not.
         for strict in (pattern, rf"(^|\.){pattern}$"):
             if not any(re.search(strict, name) for name in names):
                 yield strict
@@ -227,8 +227,9 @@ def _ignored(model: Any, names: Collection[str]) -> Iterator[str]:
 
 
 def table(found: Mapping[str, tuple[dict[str, Any], dict[str, str]]], types: Mapping[str, str]) -> dict[str, Any]:
-    """The whole table. A kind stands under the shortest end of a name that means it in every class,
-    else in the class: there the longest end that fits a name counts."""
+    """The whole table. A kind is listed under the shortest suffix of names that has this kind in every class.
+
+    Where there is none, it is listed in the class, whose longest matching suffix counts."""
     from importlib.metadata import version
 
     said: dict[str, set[str]] = defaultdict(set)
@@ -255,7 +256,7 @@ def table(found: Mapping[str, tuple[dict[str, Any], dict[str, str]]], types: Map
 
 
 def written(whole: Mapping[str, Any]) -> str:
-    """The table as text, a line for every class, so that a change can be read."""
+    """The table as text, a line for every class, so that diffs are readable."""
     lines = []
     for key, value in whole.items():
         if key in ("classes", "kinds", "types"):

@@ -1,10 +1,10 @@
-"""Names of a model's parameters in files, from what transformers converts when it saves; used by infra/families.py."""
+"""Names of a model's parameters in files, from what transformers converts when it saves; used by generate.py."""
 
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from shadowft_core.weights.families import renamed, without_numbers
+from shadowft_core.weights.families.names import renamed, without_numbers
 
 
 def in_files(model: Any, names: Collection[str]) -> tuple[dict[str, str], dict[str, Any], dict[str, list[str]]]:

@@ -1,4 +1,4 @@
-"""What a graft must be, worked out in torch alone: from models as transformers loads them, by no table of ours."""
+"""The expected graft, computed in torch alone from models as transformers loads them, without our table."""
 
 import json
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from shadowft_core.weights.families import table
+from shadowft_core.weights.families.table import table
 from tests.families.tiny import config_of
 
 THREE = ("base", "tuned", "instruct")
@@ -57,7 +57,7 @@ def _move(model: Any, values: dict[str, Any], step: float) -> None:
 
 
 def load(folder: Path) -> Any:
-    """The model that config.json names, without a word from transformers: every key was found and used."""
+    """The model that config.json names, loaded without any warning: every key was found and used."""
     import transformers
 
     kind = getattr(transformers, json.loads((folder / "config.json").read_text())["architectures"][0])

@@ -6,11 +6,13 @@ An outcome is EXACT, Base and delta equal PEFT's own merge, or a regular express
 from typing import Any, NamedTuple
 
 EXACT = "exact"
-MERGE = r"no exact delta here; merge the adapter into the Base|LORA is wanted; merge the adapter into the Base"
-RETRAIN = r"no change of the Base's weights says the same: train LoRA without it"
-APART = "ties .*, the adapter trained them apart; train with ensure_weight_tying=True, or merge it into an untied Base"
-UNHEARD = "ties .*, the adapter trained them apart; merge it where it was trained, into an untied Base"
-"""PEFT hears ensure_weight_tying only of an embedding called embed_tokens"""
+MERGE = r"no exact delta here; merge the adapter into the Base|expected LORA; merge the adapter into the Base"
+RETRAIN = r"this setting has no equivalent weight delta; train LoRA without it"
+APART = (
+    "ties .*, the adapter trained them separately; train with ensure_weight_tying=True, or merge it into an untied Base"
+)
+UNHEARD = "ties .*, the adapter trained them separately; merge it where it was trained, into an untied Base"
+"""PEFT applies ensure_weight_tying only to an embedding called embed_tokens"""
 
 
 class Row(NamedTuple):
@@ -18,7 +20,7 @@ class Row(NamedTuple):
     what: str
     outcome: str
     settings: dict[str, Any]
-    """of the tuner's config, beside its rank"""
+    """of the tuner's config, besides its rank"""
     tuner: str = "Lora"
     model: dict[str, Any] = {}  # noqa: RUF012
     """of the tiny model's config"""
@@ -83,14 +85,14 @@ OPTIONS = [
     _lora("llama", "eva", init_lora_weights="eva"),
     _lora("llama", "random from the start", init_lora_weights=False),
     _lora("llama", "olora", init_lora_weights="olora"),
-    # PEFT decomposes in float32 where the delta is formed in float64: what differs is PEFT's own rounding.
+    # PEFT decomposes in float32, the delta is computed in float64: the difference is PEFT's rounding.
     _lora("llama", "pissa", init_lora_weights="pissa")._replace(limit=5e-4),
     _lora("llama", "pissa of random vectors", "pissa_niter_4|begins? at|random", init_lora_weights="pissa_niter_4"),
     _lora("llama", "layer replication", RETRAIN, layer_replication=[[0, 2], [1, 2]]),
     _lora("llama", "activated", RETRAIN, alora_invocation_tokens=[5]),
     _lora("llama", "qalora", MERGE, use_qalora=True, qalora_group_size=16),
 ]
-EVERYTHING = [  # on each of these, every layer that PEFT itself calls linear
+EVERYTHING = [  # on each of these, every layer that PEFT calls linear
     _lora(family, "all linear", model={}, target_modules="all-linear")
     for family in (
         *(

@@ -1,4 +1,4 @@
-"""Adapters made and saved by PEFT: Base and delta must be what PEFT merges, or one line must say what to do instead."""
+"""Adapters saved by PEFT: Base and delta must equal PEFT's merge, or one line must name the remedy."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 
 from shadowft_core.delta import extract
 from shadowft_core.errors import ShadowError
-from shadowft_core.graft import ONTO_BASE, graft
+from shadowft_core.graft import ONTO_BASE, Options, graft
 from tests.families.oracle import load, start
 from tests.families.rows import EXACT, ROWS, Row
 
@@ -53,7 +53,7 @@ def adapt(base: Path, row: Row, out: Path) -> Any:
 def onto_base(base: Path, tuned: Path, folder: Path) -> Any:
     """Base and delta, as transformers loads them."""
     extract(base, tuned, folder / "delta")
-    graft(base, [(folder / "delta", 1.0)], folder / "grafted", waivers=(ONTO_BASE,))
+    graft(base, [(folder / "delta", 1.0)], folder / "grafted", Options(waivers=(ONTO_BASE,)))
     return load(folder / "grafted")
 
 
@@ -77,9 +77,7 @@ def require_alike(model: Any, wanted: Any, base: Path, limit: float) -> None:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
-def test_an_adapter_is_exact_or_refused_with_the_way_out(
-    row: Row, base_of: Callable[[Row], Path], tmp_path: Path
-) -> None:
+def test_an_adapter_is_exact_or_refused_with_a_remedy(row: Row, base_of: Callable[[Row], Path], tmp_path: Path) -> None:
     import peft
     import torch
 

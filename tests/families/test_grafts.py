@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from shadowft_core.delta import extract
-from shadowft_core.graft import graft
-from shadowft_core.weights.families import table
+from shadowft_core.graft import Options, graft
+from shadowft_core.weights.families.table import table
 from tests.families.oracle import differing, linear_parameters, load, save_three
 
 pytestmark = pytest.mark.families
@@ -23,7 +23,7 @@ def test_a_graft_loads_as_the_sum_rounded_once(model_type: str, tmp_path: Path) 
     extract(tmp_path / "base", tmp_path / "tuned", tmp_path / "delta")
     graft(tmp_path / "instruct", [(tmp_path / "delta", 1.0)], tmp_path / "grafted")
     assert not differing(tmp_path)
-    graft(tmp_path / "instruct", [(tmp_path / "delta", 1.0)], tmp_path / "grafted", "linear")
+    graft(tmp_path / "instruct", [(tmp_path / "delta", 1.0)], tmp_path / "grafted", Options("linear"))
     linear = linear_parameters(load(tmp_path / "instruct"))
     assert not differing(tmp_path, linear.__contains__), "in scope linear"
 

@@ -7,7 +7,7 @@ from typing import Any
 from tests.families import generate
 
 LAYERS = 2
-SIZES = (  # by the name of a field; the first that fits counts. Whatever fits none is left as the class has it
+SIZES = (  # by the name of a field; the first match counts; other fields keep their defaults
     (r"type_vocab_size", None),
     (r"vocab_size(_per_layer_input)?$|group_vocab$|^num_embeddings$|codebook_size$", 64),
     (r"^first_k_dense_replace$|^num_dense_layers$|^n_group$|^topk_group$|^num_filters$", 1),
@@ -92,7 +92,7 @@ def settings_of(config: Any) -> dict[str, Any]:
 
 
 def _every_kind(values: Any) -> list[Any]:
-    """One value for each layer, with as many different ones as there is room for."""
+    """One value for each layer, with as many different ones as fit."""
     kinds = [value for number, value in enumerate(values) if value not in values[:number]]
     return [*kinds, *values][:LAYERS] if len(kinds) > 1 else list(values[:LAYERS])
 
@@ -104,7 +104,7 @@ def _small(token: Any) -> Any:
 
 
 def config_of(model_type: str, **more: Any) -> Any:
-    """The config of a tiny model of a type; `more` has the last word."""
+    """The config of a tiny model of a type; `more` overrides."""
     import transformers
 
     kind = transformers.CONFIG_MAPPING[model_type]

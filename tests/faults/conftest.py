@@ -1,4 +1,4 @@
-"""What the fault suite shares: a proxied real S3 server, fresh places in it, a real delta, figures at the end."""
+"""Shared by the fault tests: a proxied real S3 server, fresh prefixes in it, a real delta, figures at the end."""
 
 import hashlib
 import itertools
@@ -17,8 +17,8 @@ from shadowft_core import store as room
 from shadowft_core.delta import extract
 from shadowft_core.files import bytes_digest, file_digest
 from shadowft_core.params import Store
-from shadowft_core.store import probe
-from shadowft_core.store.backends import open_objects
+from shadowft_core.store.backends import open_backend
+from shadowft_core.store.probe import PASSED, PROBED
 from tests.faults import victim
 from tests.faults.proxy import Proxy, proxied
 from tests.fixtures.models import Pair, shifted, write_model
@@ -51,7 +51,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @dataclass(frozen=True)
 class Place:
-    """A part of a bucket of its own: reached directly or through the proxy, and by an administrator for damage."""
+    """A prefix of the bucket, as a store directly and through the proxy, and with an administrator's client."""
 
     direct: Store
     through: Store
@@ -83,7 +83,7 @@ class Place:
         }
 
     def visible(self) -> list[str]:
-        """Digests of the deltas a reader can see. Fails unless all that each names is there, byte for byte."""
+        """Digests of the deltas that a reader can see. Fails unless every object they need is right, byte for byte."""
         found = [f"sha256:{key.removeprefix('deltas/')}" for key in self.keys("deltas/")]
         for digest in found:
             for keys in list(self.objects_of(digest).values())[1:]:
@@ -106,7 +106,7 @@ def proxy(s3_server: S3Server) -> Iterator[Proxy]:
 
 @pytest.fixture
 def fresh_place(s3_server: S3Server, proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Place]:
-    """`fresh_place()`: a part of the bucket where nothing has been published; known to keep its probe."""
+    """`fresh_place()`: a new prefix of the bucket, marked as probed."""
     act_as(monkeypatch, s3_server.user)
     monkeypatch.setattr(room, "CHUNK", victim.CHUNK)
     client = s3_server._client(s3_server.admin)
@@ -114,8 +114,8 @@ def fresh_place(s3_server: S3Server, proxy: Proxy, monkeypatch: pytest.MonkeyPat
     def make() -> Place:
         prefix = f"place-{os.getpid()}-{next(_numbers)}"
         direct = Store(uri=f"s3://{BUCKET}/{prefix}", endpoint=s3_server.endpoint, region="us-east-1")
-        objects = open_objects(direct.uri, direct.endpoint, direct.region)
-        objects.put_if_absent(probe.PROBED, probe.PASSED, bytes_digest(probe.PASSED))
+        backend = open_backend(direct.uri, direct.endpoint, direct.region)
+        backend.put_if_absent(PROBED, PASSED, bytes_digest(PASSED))
         proxy.start_over()
         return Place(direct, direct.model_copy(update={"endpoint": proxy.endpoint}), prefix, client)
 
@@ -124,7 +124,7 @@ def fresh_place(s3_server: S3Server, proxy: Proxy, monkeypatch: pytest.MonkeyPat
 
 @dataclass(frozen=True)
 class Published:
-    """A real delta folder, read only, and what a fetch of it must give."""
+    """A real delta folder, read-only, and the files that a fetch of it must return."""
 
     folder: Path
     digest: str
@@ -133,7 +133,7 @@ class Published:
 
 @pytest.fixture(scope="session")
 def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """A Base in two files and an Instruct near it, with files beside the weights; 80 kB of tensors each."""
+    """A Base in two shards and a similar Instruct, with other files too; 80 kB of tensors each."""
     folder, noise = tmp_path_factory.mktemp("pair"), np.random.default_rng(0)
     shapes = {f"model.layers.{n}.{part}.weight": (64, 64) for n in range(2) for part in ("q", "k")} | {
         "lm_head.weight": (40, 64),
@@ -150,7 +150,7 @@ def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 @pytest.fixture(scope="session")
 def delta(tmp_path_factory: pytest.TempPathFactory, tiny_pair: Pair) -> Published:
-    """A dense delta of a tiny model: four chunks and more."""
+    """A dense delta of a tiny model, of more than four chunks."""
     return make_delta(tmp_path_factory.mktemp("delta"), tiny_pair, seed=5)
 
 

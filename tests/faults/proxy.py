@@ -1,7 +1,7 @@
-"""An HTTP proxy on loopback that does to requests and replies what networks and dying servers do.
+"""An HTTP proxy on loopback, between a real client and a real server, that injects network and server faults.
 
-It stands between a real client and a real server. Every request is logged. A fault acts on the N-th request that
-matches it; `then` is called while the fault happens, for instance to kill the client or the server.
+Every request is logged. A fault acts on the N-th request that matches it; `then` is called during the fault, for
+instance to kill the client or the server.
 """
 
 import http.client
@@ -35,7 +35,7 @@ Rewrite = Callable[[str, str, dict[str, str], bytes], dict[str, str]]
 
 @dataclass
 class Fault:
-    """What happens to requests `first` to `first + times - 1` (from 1) among those that match method and path."""
+    """A fault of requests number `first` to `first + times - 1` (from 1) among those that match method and path."""
 
     kind: Kind
     method: str = ""
@@ -48,7 +48,7 @@ class Fault:
     _seen: int = 0
 
     def strikes(self, method: str, path: str, body: bytes) -> bool:
-        """Count the request if it matches; whether the fault acts on it. Faults on the way up need a body."""
+        """Count the request if it matches; return whether the fault acts on it. A fault of an upload needs a body."""
         if not (re.search(self.method, method) and re.search(self.path, path)) or (self.kind in UP and not body):
             return False
         self._seen += 1
@@ -59,7 +59,7 @@ class Fault:
 
 @dataclass
 class Exchange:
-    """One request as it went by; `status` is what the server answered, None when it was not asked or did not."""
+    """One logged request; `status` is the server's answer, None when the server got no request or did not answer."""
 
     method: str
     path: str
@@ -70,7 +70,7 @@ class Exchange:
 
 @dataclass
 class Proxy:
-    """A running proxy; `upstream` may be changed when the server comes back elsewhere."""
+    """A running proxy; set `upstream` when the server restarts at another address."""
 
     endpoint: str
     upstream: str
@@ -81,7 +81,7 @@ class Proxy:
     _ended: threading.Event = field(default_factory=threading.Event)
 
     def start_over(self, *faults: Fault) -> None:
-        """Forget the log and set these faults."""
+        """Clear the log and set these faults."""
         with self._lock:
             self.faults, self.log = list(faults), []
 
@@ -98,7 +98,7 @@ class Proxy:
 
 @contextmanager
 def proxied(upstream: str, rewrite: Rewrite | None = None) -> Iterator[Proxy]:
-    """Run a proxy before `upstream` (http://host:port). `rewrite(method, path, headers, body)` returns new headers."""
+    """Run a proxy for `upstream` (http://host:port). `rewrite(method, path, headers, body)` returns new headers."""
     with ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
         server.block_on_close = False  # a stalled request is not waited for
         proxy = Proxy(f"http://127.0.0.1:{server.server_port}", upstream, rewrite=rewrite)
@@ -114,7 +114,7 @@ def proxied(upstream: str, rewrite: Rewrite | None = None) -> Iterator[Proxy]:
 
 
 class _Broken(Exception):
-    """The connection to the client is to break now."""
+    """Raised to break the connection to the client."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -125,7 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
         proxy = cast(Proxy, self.server.proxy)  # type: ignore[attr-defined]
         try:
             self._exchange(proxy)
-        except (_Broken, OSError, http.client.HTTPException):  # ours, or the server died: so does the connection
+        except (_Broken, OSError, http.client.HTTPException):  # injected, or the server died: break the connection
             self._break()
 
     do_HEAD = do_PUT = do_POST = do_DELETE = do_PATCH = do_GET

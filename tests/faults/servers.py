@@ -1,4 +1,4 @@
-"""A real PostgreSQL and a real MLflow server on loopback, to be killed and started again."""
+"""A real PostgreSQL and a real MLflow server on loopback, which tests kill and restart."""
 
 import os
 import pwd
@@ -17,7 +17,7 @@ POSTGRESQL = Path("/usr/lib/postgresql/15/bin")
 
 
 def why_no_postgresql() -> str | None:
-    """None when PostgreSQL 15 can be run here, otherwise the reason."""
+    """The reason why PostgreSQL 15 cannot run here; None when it can."""
     if not (POSTGRESQL / "initdb").exists():
         return f"no PostgreSQL 15 in {POSTGRESQL}; install postgresql-15"
     if os.getuid() == 0 and "postgres" not in {entry.pw_name for entry in pwd.getpwall()}:
@@ -27,7 +27,7 @@ def why_no_postgresql() -> str | None:
 
 @contextmanager
 def postgresql() -> Iterator[str]:
-    """Run PostgreSQL with an empty database `mlflow`; yields the address of it that MLflow wants."""
+    """Run PostgreSQL with an empty database `mlflow`; yields its URI for MLflow."""
     folder, port = Path(tempfile.mkdtemp(prefix="postgresql-")), free_port()
     who: dict[str, Any] = {"cwd": "/"}
     if os.getuid() == 0:
@@ -54,10 +54,10 @@ def postgresql() -> Iterator[str]:
 
 @contextmanager
 def mlflow_on_postgresql(folder: Path) -> Iterator[MLflowServer]:
-    """Both servers, until the block ends."""
+    """Run both servers until the block ends."""
     with postgresql() as database:
         shim = Path(__file__).with_name("asyncpg_in_threads")
-        # A connection belongs to the thread that opened it, so none is kept.
+        # A connection may be used only by the thread that opened it, so none is pooled.
         server = MLflowServer(
             folder, database, {"PYTHONPATH": str(shim), "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool"}
         )

@@ -1,4 +1,4 @@
-"""Single bits flip, in flight and at rest, in every class of object: no wrong byte is ever accepted."""
+"""Single bits are flipped in transit and at rest, in every class of object: no wrong byte is accepted."""
 
 import random
 import shutil
@@ -17,7 +17,7 @@ CLASSES = ["chunk", "certificate", "manifest", "claim"]
 
 
 def fetched_or_refused(place: Place, delta: Published, out: Path) -> StoreError | None:
-    """Fetch through the proxy. The right bytes, or an error in one line and nothing at `out` or beside it."""
+    """Fetch through the proxy; None for the right bytes, else the error, in one line, with an empty parent of `out`."""
     try:
         room.fetch_delta(delta.digest, place.through, out)
     except StoreError as refusal:
@@ -31,8 +31,8 @@ def fetched_or_refused(place: Place, delta: Published, out: Path) -> StoreError 
     return error
 
 
-def flip_on_the_way_up(kind: str, count: int, fresh: Fresh, proxy: Proxy, delta: Published) -> int:
-    """Flip one bit of one PUT of a publish; how many of `count` the server refused before the repeated PUT."""
+def flip_in_upload(kind: str, count: int, fresh: Fresh, proxy: Proxy, delta: Published) -> int:
+    """Flip one bit of one PUT of a publish, `count` times; count those that the server refused before the retry."""
     rng, refused = random.Random(f"up {kind}"), 0
     example = fresh()
     room.publish(delta.folder, example.direct)
@@ -47,17 +47,17 @@ def flip_on_the_way_up(kind: str, count: int, fresh: Fresh, proxy: Proxy, delta:
     return refused
 
 
-def flip_on_the_way_down(kind: str, count: int, place: Place, proxy: Proxy, delta: Published, out: Path) -> int:
-    """Flip one bit of one object while it is fetched, once or in every answer; how many of `count` were noticed."""
+def flip_in_download(kind: str, count: int, place: Place, proxy: Proxy, delta: Published, out: Path) -> int:
+    """Flip one bit of one object in one or all answers to a fetch, `count` times; count those that were noticed."""
     rng, noticed = random.Random(f"down {kind}"), 0
     for number in range(count):
         key = rng.choice(place.objects_of(delta.digest)[kind])
-        lasting = number % 10 == 9
+        permanent = number % 10 == 9
         bit = rng.randrange(2**40)
-        fault = Fault("flip_down", method="GET", path=f"{key}$", bit=bit, times=10**6 if lasting else 1)
+        fault = Fault("flip_down", method="GET", path=f"{key}$", bit=bit, times=10**6 if permanent else 1)
         proxy.start_over(fault)
         error = fetched_or_refused(place, delta, out)
-        if lasting:
+        if permanent:
             noticed += error is not None
         else:
             assert error is None
@@ -66,7 +66,7 @@ def flip_on_the_way_down(kind: str, count: int, place: Place, proxy: Proxy, delt
 
 
 def flip_at_rest(kind: str, count: int, place: Place, proxy: Proxy, delta: Published, out: Path) -> int:
-    """Replace a stored object by one with a bit flipped, its checksum made right; how many of `count` were refused."""
+    """Replace an object by one with a flipped bit and a matching checksum, `count` times; count the refused fetches."""
     rng, refused = random.Random(f"rest {kind}"), 0
     proxy.start_over()
     for _ in range(count):
@@ -80,27 +80,29 @@ def flip_at_rest(kind: str, count: int, place: Place, proxy: Proxy, delta: Publi
     return refused
 
 
-def test_one_bit_each_way_and_in_each_class(fresh_place: Fresh, proxy: Proxy, delta: Published, tmp_path: Path) -> None:
+def test_one_flipped_bit_per_direction_and_class(
+    fresh_place: Fresh, proxy: Proxy, delta: Published, tmp_path: Path
+) -> None:
     out, place = tmp_path / "fetched" / "out", fresh_place()
     out.parent.mkdir()
     room.publish(delta.folder, place.direct)
-    assert flip_on_the_way_up("chunk", 1, fresh_place, proxy, delta) == 1
-    assert flip_on_the_way_up("claim", 1, fresh_place, proxy, delta) == 1
-    assert [flip_on_the_way_down(kind, 1, place, proxy, delta, out) for kind in ("chunk", "claim")] == [1, 1]
+    assert flip_in_upload("chunk", 1, fresh_place, proxy, delta) == 1
+    assert flip_in_upload("claim", 1, fresh_place, proxy, delta) == 1
+    assert [flip_in_download(kind, 1, place, proxy, delta, out) for kind in ("chunk", "claim")] == [1, 1]
     assert [flip_at_rest(kind, 1, place, proxy, delta, out) for kind in CLASSES] == [1, 1, 1, 1]
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("kind", CLASSES)
-def test_many_bits(
+def test_many_flipped_bits(
     kind: str, fresh_place: Fresh, proxy: Proxy, delta: Published, tmp_path: Path, figures: Callable[[str], None]
 ) -> None:
     out, place = tmp_path / "fetched" / "out", fresh_place()
     out.parent.mkdir()
     room.publish(delta.folder, place.direct)
     found = {
-        "up": flip_on_the_way_up(kind, 25, fresh_place, proxy, delta),
-        "down": flip_on_the_way_down(kind, 25, place, proxy, delta, out),
+        "up": flip_in_upload(kind, 25, fresh_place, proxy, delta),
+        "down": flip_in_download(kind, 25, place, proxy, delta, out),
         "at rest": flip_at_rest(kind, 25, place, proxy, delta, out),
     }
     figures(f"detected of 25 each: {found}; wrong bytes at the final path: 0")

@@ -1,4 +1,4 @@
-"""Publish and fetch are killed with SIGKILL at every request and every change of a file; the next run succeeds."""
+"""Publish and fetch are killed at every request and at every change of a file; the next run succeeds."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ Figures = Callable[[str], None]
 
 
 def killed_at_request(proxy: Proxy, fault: Fault, arguments: list[str], log: Path) -> bool:
-    """Run a verb in a process that dies by SIGKILL when the fault strikes; False when it ended well before that."""
+    """Run a verb in a process that is killed when the fault occurs; False when it succeeded without the fault."""
     process = spawn(verb, arguments, dict(os.environ), log, None)
     pid = process.pid
     assert pid is not None
@@ -34,21 +34,21 @@ def killed_at_request(proxy: Proxy, fault: Fault, arguments: list[str], log: Pat
 def publish_killed(
     number: int, kind: Kind, fresh: Fresh, proxy: Proxy, delta: Published, folder: Path, path: str = ""
 ) -> tuple[bool, bool]:
-    """Kill a publish at its `number`-th request, look, publish again, fetch. Whether it was killed, and had committed.
+    """Kill a publish at its `number`-th request, publish again, fetch; return whether it was killed and had committed.
 
-    What a reader sees after the kill is whole or nothing, and the second run ends in the same digest and sends only
-    what is missing.
+    After the kill a reader sees all of the delta or nothing. The second run returns the same digest and sends only what
+    is missing.
     """
     place = fresh()
-    arguments = ["store", "publish", "--delta", str(delta.folder), "--uri", place.through.uri]
+    arguments = ["store", "publish", "--delta", str(delta.folder), "--store", place.through.uri]
     fault = Fault(kind, path=path, first=number)
     died = killed_at_request(proxy, fault, [*arguments, "--endpoint", proxy.endpoint], folder / "log")
     seen = place.visible()
     assert seen in ([], [delta.digest])
-    there = set(place.keys("objects/"))
+    stored = set(place.keys("objects/"))
     proxy.start_over()
     assert room.publish(delta.folder, place.through) == delta.digest
-    assert {x.path.partition(place.prefix + "/")[2] for x in proxy.exchanges("PUT", "/objects/")}.isdisjoint(there)
+    assert {x.path.partition(place.prefix + "/")[2] for x in proxy.exchanges("PUT", "/objects/")}.isdisjoint(stored)
     assert proxy.exchanges("DELETE|POST") == []
     assert place.visible() == [delta.digest]
     room.fetch_delta(delta.digest, place.direct, folder / f"again-{kind}-{number}")
@@ -57,8 +57,8 @@ def publish_killed(
 
 
 def fetch_killed(number: int, kind: Kind, place: Place, proxy: Proxy, delta: Published, out: Path) -> bool:
-    """Kill a fetch at its `number`-th request: `out` is absent or whole then, and whole after the second run."""
-    arguments = ["store", "fetch", delta.digest, "--out", str(out), "--uri", place.through.uri]
+    """Kill a fetch at its `number`-th request: `out` is absent or complete, and complete after the second run."""
+    arguments = ["store", "fetch", delta.digest, "--out", str(out), "--store", place.through.uri]
     log = out.with_name("log")
     died = killed_at_request(proxy, Fault(kind, first=number), [*arguments, "--endpoint", proxy.endpoint], log)
     if died and kind != "lost_reply":
@@ -70,7 +70,7 @@ def fetch_killed(number: int, kind: Kind, place: Place, proxy: Proxy, delta: Pub
     return died
 
 
-def test_publish_killed_while_a_chunk_and_the_claim_travel(
+def test_publish_killed_while_a_chunk_and_the_claim_are_sent(
     fresh_place: Fresh, proxy: Proxy, delta: Published, tmp_path: Path
 ) -> None:
     for kind, path, committed in [
@@ -110,11 +110,11 @@ def test_fetch_killed_at_every_request(
     while fetch_killed(points + 1, kind, place, proxy, delta, tmp_path / "out"):
         points += 1
     assert points >= 7
-    figures(f"{points} kills, {points} re-runs with the same bytes, 0 folders that looked finished")
+    figures(f"{points} kills, {points} re-runs with the same bytes, 0 incomplete folders at the final path")
 
 
 def killed_at_change(number: int, folder: Path, arguments: list[str], log: Path) -> bool:
-    """Run a verb that dies at its `number`-th change of a file below `folder`; False when it makes fewer."""
+    """Run a verb that is killed at its `number`-th change of a file below `folder`; False when it makes fewer."""
     code = ended(spawn(verb, arguments, {}, log, (number, folder)))
     assert code in (0, KILLED), log.read_text()
     return code == KILLED
@@ -125,11 +125,11 @@ def test_publish_into_a_folder_killed_at_every_change_of_a_file(
     folder_store: Store, monkeypatch: pytest.MonkeyPatch, delta: Published, tmp_path: Path, figures: Figures
 ) -> None:
     monkeypatch.setattr(room, "CHUNK", CHUNK)
-    room.check(folder_store)
+    room.require_writable(folder_store)
     points = committed = 0
     while True:
         uri = str(shutil.copytree(folder_store.uri, tmp_path / f"store-{points}"))
-        store, arguments = Store(uri=uri), ["store", "publish", "--delta", str(delta.folder), "--uri", uri]
+        store, arguments = Store(uri=uri), ["store", "publish", "--delta", str(delta.folder), "--store", uri]
         if not killed_at_change(points + 1, tmp_path, arguments, tmp_path / "log"):
             break
         points += 1
@@ -158,7 +158,7 @@ def test_fetch_killed_at_every_change_of_a_file(
     out, former = tmp_path / "run" / "out", tmp_path / "former"
     former.mkdir()
     (former / "former.txt").write_text("a result of yesterday")
-    arguments = ["store", "fetch", delta.digest, "--out", str(out), "--uri", place.direct.uri]
+    arguments = ["store", "fetch", delta.digest, "--out", str(out), "--store", place.direct.uri]
     arguments += ["--endpoint", str(place.direct.endpoint)]
     points = finished = 0
     while True:
@@ -169,7 +169,7 @@ def test_fetch_killed_at_every_change_of_a_file(
         if out.exists():
             assert contents(out) in (contents(former), delta.files)
             finished += contents(out) == delta.files
-        else:  # between the two renames: the former result waits under its other name
+        else:  # between the two renames: the former result is in `.out.old`
             assert contents(out.with_name(".out.old")) == contents(former)
         room.fetch_delta(delta.digest, place.direct, out)
         assert contents(out) == delta.files

@@ -1,4 +1,4 @@
-"""Extract and graft killed with SIGKILL at every change of a file: no folder looks finished, the next run succeeds."""
+"""Extract and graft are killed at every change of a file: no incomplete result, and the next run succeeds."""
 
 import shutil
 from collections.abc import Callable
@@ -20,10 +20,10 @@ def run(arguments: list[str], folder: Path, kill: int | None) -> int:
 
 
 def killed(arguments: list[str], out: Path, number: int, former: bool, expected: dict[str, bytes]) -> str | None:
-    """Kill the verb at its `number`-th change, look, run it again. What was seen; None when it makes fewer changes.
+    """Kill the verb at its `number`-th change and run it again; return what the kill left, None for fewer changes.
 
-    `former`: `out` holds an earlier result. It, or the new one, is whole at any moment; and after the second run
-    nothing but the right folder is there.
+    With `former`, `out` holds an earlier result, and at any moment it or the new one is complete. After the second run
+    only the right folder exists.
     """
     shutil.rmtree(out.parent, ignore_errors=True)
     out.mkdir(parents=True)
@@ -56,7 +56,7 @@ def killed(arguments: list[str], out: Path, number: int, former: bool, expected:
 def arguments(
     tmp_path_factory: pytest.TempPathFactory, tiny_pair: Pair
 ) -> Callable[[str, Path], tuple[list[str], dict[str, bytes]]]:
-    """`arguments("graft", out)`: the command line and the files it must make, made once undisturbed."""
+    """`arguments("graft", out)`: the command line, and the files of an undisturbed run of it."""
     folder = tmp_path_factory.mktemp("undisturbed")
     delta: Published = make_delta(folder, tiny_pair, seed=6)
     inputs = {
@@ -99,7 +99,7 @@ def test_killed_at_every_change_of_a_file(
     figures(f"{sum(counts.values())} kills; seen after them: {counts}; all re-runs gave the same bytes")
 
 
-def test_a_result_set_aside_by_a_kill_outlives_a_second_kill(arguments: Callable[..., object], tmp_path: Path) -> None:
+def test_a_former_result_survives_a_second_kill(arguments: Callable[..., object], tmp_path: Path) -> None:
     out = tmp_path / "run" / "out"
     aside = out.with_name(".out.old")
     line, expected = arguments("extract", out)  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Between boto3 and SeaweedFS the network breaks in every way, at every request; what is asked for still happens."""
+"""Every network fault at every request between boto3 and SeaweedFS; publish and fetch still succeed."""
 
 import re
 import shutil
@@ -20,7 +20,7 @@ QUICK = [kind for kind in get_args(Kind) if kind not in ("pass", "stall")]
 
 
 def published_through(place: Place, proxy: Proxy, delta: Published, out: Path, *faults: Fault) -> None:
-    """Publish under faults and check what stands in the store."""
+    """Publish under faults and check the content of the store."""
     proxy.start_over(*faults)
     assert room.publish(delta.folder, place.through) == delta.digest
     assert proxy.exchanges("DELETE|POST") == []
@@ -68,7 +68,7 @@ def test_fetch_with_one_fault_at_every_request(
 
 
 @pytest.mark.faults
-def test_a_stall_is_waited_out_and_repeated(
+def test_a_stalled_request_times_out_and_is_repeated(
     fresh_place: Fresh, proxy: Proxy, delta: Published, tmp_path: Path, figures: Callable[[str], None]
 ) -> None:
     started = time.monotonic()
@@ -82,7 +82,7 @@ def test_a_stall_is_waited_out_and_repeated(
 def test_one_fault_of_each_kind_and_a_lost_reply_to_every_put(
     fresh_place: Fresh, proxy: Proxy, delta: Published, tmp_path: Path, figures: Callable[[str], None]
 ) -> None:
-    """All in one publish: each PUT executed and unanswered once, each kind of fault somewhere."""
+    """One publish in which the reply to each PUT is lost once, and one with each kind of fault."""
     plain = fresh_place()
     published_through(plain, proxy, delta, tmp_path / "out")
     keys = {x.path.partition(plain.prefix)[2] for x in proxy.exchanges("PUT")}
@@ -101,7 +101,7 @@ def test_one_fault_of_each_kind_and_a_lost_reply_to_every_put(
 def test_a_lost_reply_does_not_hide_a_conflict(
     fresh_place: Fresh, proxy: Proxy, delta: Published, tmp_path: Path
 ) -> None:
-    """The name is taken by other content and the refusal itself is lost: still a conflict, nothing replaced."""
+    """The key holds other content and the refusal is lost: still a conflict, and nothing is replaced."""
     place = fresh_place()
     room.publish(delta.folder, place.direct)
     other = Path(shutil.copytree(delta.folder, tmp_path / "other"))
@@ -109,7 +109,7 @@ def test_a_lost_reply_does_not_hide_a_conflict(
     weights[-1] ^= 1
     (other / "dense.safetensors").write_bytes(weights)
     proxy.start_over(Fault("lost_reply", method="PUT", path="/deltas/", times=2))
-    with pytest.raises(StoreConflictError, match="is there with another dense"):
+    with pytest.raises(StoreConflictError, match="with another dense"):
         room.publish(other, place.through)
     assert place.visible() == [delta.digest]
     room.fetch_delta(delta.digest, place.direct, tmp_path / "out")
@@ -118,7 +118,7 @@ def test_a_lost_reply_does_not_hide_a_conflict(
 
 @pytest.mark.faults
 @pytest.mark.parametrize(("kind", "error"), [("unavailable", StoreUnreachableError), ("flip_up", StoreCorruptError)])
-def test_a_fault_that_does_not_end_is_one_error_in_bounded_time(
+def test_a_permanent_fault_is_one_error_in_bounded_time(
     kind: Kind, error: type[Exception], fresh_place: Fresh, proxy: Proxy, delta: Published, tmp_path: Path
 ) -> None:
     for path in ("/objects/", "/deltas/"):

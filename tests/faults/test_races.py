@@ -1,4 +1,4 @@
-"""Eight processes publish under one name at the same moment, on a real S3 server."""
+"""Eight processes publish one digest at the same moment, on a real S3 server."""
 
 import json
 import os
@@ -22,12 +22,12 @@ from tests.faults.victim import barrier, ended, spawn
 WRITERS, ROUNDS = 8, 50
 
 
-def write(meeting: Any, rounds: list[tuple[Path, Store]], environment: Mapping[str, str], log: Path) -> None:
-    """One writer: at every round wait for the others, publish, note what came of it."""
+def write(start: Any, rounds: list[tuple[Path, Store]], environment: Mapping[str, str], log: Path) -> None:
+    """One writer: in every round, wait for the others, publish, and record the outcome."""
     os.environ.update(environment)
     outcomes = []
     for folder, store in rounds:
-        meeting.wait(120)
+        start.wait(120)
         try:
             outcomes.append(room.publish(folder, store))
         except StoreConflictError as error:
@@ -36,11 +36,11 @@ def write(meeting: Any, rounds: list[tuple[Path, Store]], environment: Mapping[s
 
 
 def race(count: int, folders: list[Path], fresh: Callable[[], Place], logs: Path) -> list[tuple[Place, list[str]]]:
-    """`count` rounds, writer N publishing folder N; the outcomes of each round, by writer."""
+    """`count` rounds in which writer N publishes folder N; the outcomes of each round, by writer."""
     places = [fresh() for _ in range(count)]
-    meeting = barrier(WRITERS)
+    start = barrier(WRITERS)
     processes = [
-        spawn(write, meeting, [(folder, place.direct) for place in places], dict(os.environ), logs / f"{number}.json")
+        spawn(write, start, [(folder, place.direct) for place in places], dict(os.environ), logs / f"{number}.json")
         for number, folder in enumerate(folders)
     ]
     assert [ended(process, 900) for process in processes] == [0] * WRITERS
@@ -50,8 +50,8 @@ def race(count: int, folders: list[Path], fresh: Callable[[], Place], logs: Path
 
 @pytest.fixture(scope="session")
 def rivals(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Eight folders with one certificate and different weights: they claim the same name. Few objects, so that the
-    claim is what they race for."""
+    """Eight folders with one certificate and different weights, so they write the same claim. They have few objects, so
+    that the writers reach the claim at the same time."""
     folders = [tmp_path_factory.mktemp(f"rival-{number}") for number in range(WRITERS)]
     for number, folder in enumerate(folders):
         weights = np.full(2000, number, np.float32)
@@ -62,13 +62,13 @@ def rivals(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def run_rounds(count: int, rivals: list[Path], fresh: Callable[[], Place], folder: Path) -> tuple[int, int]:
-    """Rounds with different and with the same content; (conflicts in the first, successes in the second)."""
+    """Rounds with different and with the same content; (conflicts of the first, successes of the second)."""
     conflicts = successes = 0
     digest = file_digest(rivals[0] / "delta.json")
     for place, outcomes in race(count, rivals, fresh, folder):
         winners = [number for number, outcome in enumerate(outcomes) if outcome == digest]
         assert len(winners) == 1, outcomes
-        assert all("is there with another dense.safetensors" in x for x in outcomes if x != digest), outcomes
+        assert all("with another dense.safetensors" in x for x in outcomes if x != digest), outcomes
         conflicts += WRITERS - 1
         assert place.visible() == [digest]
         room.fetch_delta(digest, place.direct, folder / "won")
@@ -83,7 +83,7 @@ def run_rounds(count: int, rivals: list[Path], fresh: Callable[[], Place], folde
 
 @pytest.mark.faults
 @pytest.mark.timeout(1200)
-def test_eight_writers_of_one_name_fifty_times(
+def test_eight_writers_of_one_claim_fifty_times(
     fresh_place: Callable[[], Place],
     rivals: list[Path],
     tmp_path: Path,

@@ -1,4 +1,4 @@
-"""Registering and promoting on a real MLflow over PostgreSQL, raced by eight processes and killed on the way."""
+"""Register and promote with a real MLflow on PostgreSQL: eight processes race, and servers are killed."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def proxy(server: MLflowServer) -> Iterator[Proxy]:
 def register(
     finished_work: Path, s3_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[str, str], room.Version]:
-    """`register(name, tracking_uri)`: the finished run, to this registry and the real S3 server."""
+    """`register(name, tracking_uri)` registers the finished run in this registry and the real S3 server."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     shutil.copytree(finished_work, tmp_path / "work")
     shutil.copy(finished_work.parent / "dvc.lock", tmp_path / "dvc.lock")
@@ -71,25 +71,25 @@ def client_of(uri: str) -> Any:
 
 
 def promote(
-    meeting: Any, number: int, registry: Registry, store: Store, environment: Mapping[str, str], log: Path
+    turnstile: Any, number: int, registry: Registry, store: Store, environment: Mapping[str, str], log: Path
 ) -> None:
-    """One promoter: every round all see the same champion, and each promotes another version than the others."""
+    """One promoter: in every round all see the same champion, and each promotes a different version."""
     os.environ.update(environment)
     ledger, outcomes = Ledger(store, registry.name), []
     client = client_of(registry.tracking_uri)
     for _ in range(ROUNDS):
-        meeting.wait(300)
+        turnstile.wait(300)
         tip = ledger.tip()
-        meeting.wait(300)
+        turnstile.wait(300)
         version = ((tip.entry.version if tip.entry else 0) + number) % (PROMOTERS + 1) + 1
         try:
             promotion.promote(registry, store, str(version), after=tip.number)
-            told = ""
+            problem = ""
         except LedgerError as error:
-            told = str(error)
-        meeting.wait(300)
+            problem = str(error)
+        turnstile.wait(300)
         alias = int(client.get_model_version_by_alias(registry.name, "champion").version)
-        outcomes.append({"told": told, "version": version, "alias": alias, "before": tip.number})
+        outcomes.append({"problem": problem, "version": version, "alias": alias, "before": tip.number})
     log.write_text(json.dumps(outcomes))
 
 
@@ -109,24 +109,24 @@ def test_eight_promoters_fifty_times(
         client.create_model_version(
             registry.name, first.source, run_id=first.run_id, tags=first.tags, model_id=model_id
         )
-    meeting, started = barrier(PROMOTERS), time.monotonic()
+    turnstile, started = barrier(PROMOTERS), time.monotonic()
     logs = [tmp_path / f"{number}.json" for number in range(PROMOTERS)]
     processes = [
-        spawn(promote, meeting, number, registry, s3_store, dict(os.environ), log) for number, log in enumerate(logs)
+        spawn(promote, turnstile, number, registry, s3_store, dict(os.environ), log) for number, log in enumerate(logs)
     ]
     assert [ended(process, 1000) for process in processes] == [0] * PROMOTERS
     seconds = time.monotonic() - started
-    chain = promotion.history(s3_store, registry.name).entries
+    chain = promotion.history(registry, s3_store).entries
     rounds = list(zip(*(json.loads(log.read_text()) for log in logs), strict=True))
     assert len(rounds) == len(chain) == ROUNDS
     for entry, outcomes in zip(chain, rounds, strict=True):
         assert {outcome["before"] for outcome in outcomes} == {entry.number - 1}
-        assert [outcome["version"] for outcome in outcomes if not outcome["told"]] == [entry.version]
-        assert sum(f"won with entry {entry.number} " in outcome["told"] for outcome in outcomes) == PROMOTERS - 1
+        assert [outcome["version"] for outcome in outcomes if not outcome["problem"]] == [entry.version]
+        assert sum(f"won with entry {entry.number} " in outcome["problem"] for outcome in outcomes) == PROMOTERS - 1
         assert {outcome["alias"] for outcome in outcomes} == {entry.version}
     assert promotion.reconcile(registry, s3_store, dry_run=True).done == ()
     lost = ROUNDS * (PROMOTERS - 1)
-    figures(f"{ROUNDS} rounds: one winner each, {lost} told who won, alias = ledger after each; {seconds:.0f} s")
+    figures(f"{ROUNDS} rounds: one winner each, {lost} losers got its name, alias = ledger after each; {seconds:.0f} s")
 
 
 MOMENTS: list[tuple[str, Kind, str]] = [
@@ -162,12 +162,14 @@ def test_mlflow_is_killed_while_a_run_is_registered(
     server.start()
     versions = room.register_pending(Registry(name=name, tracking_uri=proxy.endpoint), tmp_path / "pending")
     assert [version.number for version in versions] == [1]
-    settled(name, server, register, tmp_path)
-    figures(f"told after {waited:.0f} s, sent later: one version, one finished run of it")
+    require_registered_once(name, server, register, tmp_path)
+    figures(f"error after {waited:.0f} s, sent later: one version, one finished run of it")
 
 
-def settled(name: str, server: MLflowServer, register: Callable[[str, str], room.Version], folder: Path) -> None:
-    """One version, with a finished run and the alias, nothing that waits, runs or failed; registering again is that."""
+def require_registered_once(
+    name: str, server: MLflowServer, register: Callable[[str, str], room.Version], folder: Path
+) -> None:
+    """Require one version with a finished run and the alias, no other open run, and no second version afterwards."""
     client = client_of(server.uri)
     (version,) = client.search_model_versions(f"name = '{name}'")
     assert client.get_model_version_by_alias(name, "challenger").version == version.version
@@ -197,5 +199,5 @@ def test_mlflow_is_killed_before_and_after_a_run_is_registered(
     assert [version.number for version in versions] == [1]
     server.kill()
     server.start()
-    settled("before-and-after", server, register, tmp_path)
-    figures(f"told after {waited:.0f} s, sent later; killed after it: nothing lost")
+    require_registered_once("before-and-after", server, register, tmp_path)
+    figures(f"error after {waited:.0f} s, sent later; killed after it: nothing lost")

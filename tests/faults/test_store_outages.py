@@ -1,4 +1,4 @@
-"""The S3 server dies in mid-publish, the credentials are bad, the server lies: found early, and nothing is lost."""
+"""The S3 server dies during a publish, credentials are bad, a gateway drops headers: detected, and nothing is lost."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ from tests.servers.seaweedfs import S3Server, seaweedfs
 
 
 @pytest.mark.faults
-def test_the_server_is_killed_and_restarted_in_mid_publish(
+def test_the_server_is_killed_and_restarted_during_a_publish(
     tmp_path: Path, delta: Published, monkeypatch: pytest.MonkeyPatch, figures: Callable[[str], None]
 ) -> None:
     monkeypatch.setattr(room, "CHUNK", victim.CHUNK)
@@ -35,7 +35,7 @@ def test_the_server_is_killed_and_restarted_in_mid_publish(
         moments = [("/objects/", 2), ("/objects/", 5), ("/objects/", 8), ("/deltas/", 1)]
         for number, (path, put) in enumerate(moments):
             store = Store(uri=f"s3://{BUCKET}/{number}", endpoint=proxy.endpoint, region="us-east-1")
-            room.check(store)
+            room.require_writable(store)
             dead = threading.Event()
 
             def kill(pid: int = server.pid, dead: threading.Event = dead) -> None:
@@ -50,7 +50,7 @@ def test_the_server_is_killed_and_restarted_in_mid_publish(
             try:
                 assert run.result(120) == delta.digest
                 same_run += 1
-            except StoreUnreachableError:  # the server took longer to return than a publish waits
+            except StoreUnreachableError:  # the restart took longer than a publish waits
                 assert room.publish(delta.folder, store) == delta.digest
             place = Place(store, store, str(number), server._client(server.admin))
             assert place.visible() == [delta.digest]
@@ -60,11 +60,11 @@ def test_the_server_is_killed_and_restarted_in_mid_publish(
             assert set(stored.values()) == {1}, "an acknowledged object was sent again"
             through += 1
     figures(
-        f"{through} kills in mid-publish, {same_run} ridden out by the same run, the rest by the next; 0 sent twice"
+        f"{through} kills during a publish, {same_run} survived by the same run, the rest by the next; 0 sent twice"
     )
 
 
-def test_bad_credentials_are_found_before_any_work(
+def test_bad_credentials_are_refused_before_any_work(
     s3_store: Store, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for identity, secret, message in [
@@ -74,13 +74,13 @@ def test_bad_credentials_are_found_before_any_work(
         act_as(monkeypatch, identity)
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
         with pytest.raises(StoreUnreachableError, match=message):
-            room.check(s3_store)
+            room.require_writable(s3_store)
 
 
-def test_expired_credentials_are_found_before_any_work(
+def test_expired_credentials_are_refused_before_any_work(
     s3_store: Store, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A role or single sign-on whose session has run out: the command that gives credentials gives old ones."""
+    """An expired role or single sign-on session: the credential command returns expired credentials."""
     (tmp_path / "credentials.json").write_text(
         f'{{"Version": 1, "AccessKeyId": "{s3_server.user.access_key}", "SecretAccessKey": '
         f'"{s3_server.user.secret_key}", "SessionToken": "t", "Expiration": "2020-01-01T00:00:00Z"}}'
@@ -90,12 +90,12 @@ def test_expired_credentials_are_found_before_any_work(
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with pytest.raises(StoreUnreachableError, match="expired") as caught:
-        room.check(s3_store)
+        room.require_writable(s3_store)
     assert "\n" not in str(caught.value)
 
 
 def gateway_that_drops(server: S3Server, *dropped: str) -> Rewrite:
-    """What some gateways do: headers whose names begin so are not passed on. The request is signed anew."""
+    """Drop headers with these prefixes, as some gateways do, and sign the request again."""
 
     def rewrite(method: str, path: str, headers: dict[str, str], body: bytes) -> dict[str, str]:
         from botocore.auth import S3SigV4Auth
@@ -117,13 +117,13 @@ def gateway_that_drops(server: S3Server, *dropped: str) -> Rewrite:
 @pytest.mark.parametrize(
     ("dropped", "message"),
     [
-        (("if-",), r"were told that they won \(If-None-Match\)"),
+        (("if-",), r"of them succeeded \(If-None-Match\)"),
         pytest.param(("x-amz-checksum", "x-amz-sdk-checksum"), "a wrong checksum", marks=pytest.mark.faults),
         pytest.param(("if-match",), r"\(If-Match\)", marks=pytest.mark.faults),
         pytest.param((), None, marks=pytest.mark.faults),
     ],
 )
-def test_a_server_that_ignores_what_it_is_asked_is_refused(
+def test_a_gateway_that_drops_conditions_or_checksums_is_refused(
     s3_store: Store,
     s3_server: S3Server,
     delta: Published,
@@ -131,7 +131,7 @@ def test_a_server_that_ignores_what_it_is_asked_is_refused(
     message: str | None,
     figures: Callable[[str], None],
 ) -> None:
-    """A gateway before SeaweedFS that drops these headers; the last one drops none, to show that it works at all."""
+    """A gateway in front of SeaweedFS drops these headers; the last case drops none, so the gateway itself works."""
     with proxied(s3_server.endpoint, gateway_that_drops(s3_server, *dropped)) as gateway:
         store = s3_store.model_copy(update={"endpoint": gateway.endpoint})
         if message is None:

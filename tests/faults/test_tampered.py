@@ -1,4 +1,4 @@
-"""Somebody with write rights changes a delta in the store and makes all digests on the way to it right again."""
+"""A person with write access changes a delta in the store, with matching digests in manifest and claim."""
 
 import json
 import random
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def tamper(place: Place, digest: str, file: str, number: int, bit: int) -> None:
-    """Flip one bit of one chunk, store it under its new digest, let manifest and claim lead to it."""
+    """Flip one bit of one chunk, store it under its new digest, and name it in manifest and claim."""
     claim_key = f"deltas/{digest.removeprefix('sha256:')}"
     claim = json.loads(place.read(claim_key))
     manifest = json.loads(place.read(object_key(claim["manifest"])))
@@ -37,7 +37,7 @@ def tamper(place: Place, digest: str, file: str, number: int, bit: int) -> None:
 
 
 @pytest.mark.faults
-def test_a_tampered_chunk_with_digests_made_right_grafts_nothing(
+def test_a_tampered_chunk_with_matching_digests_is_not_grafted(
     fresh_place: Callable[[], Place], delta: Published, tiny_pair: Pair, tmp_path: Path, figures: Callable[[str], None]
 ) -> None:
     def graft(folder: Path, out: Path) -> int:
@@ -63,7 +63,7 @@ def test_a_tampered_chunk_with_digests_made_right_grafts_nothing(
                 assert not out.exists()
             else:
                 assert file != "delta.json"
-                if graft(out, tmp_path / "grafted") == 0:  # a bit that means nothing, in the text of a header
+                if graft(out, tmp_path / "grafted") == 0:  # an insignificant bit in the text of a header
                     harmless += 1
                     assert contents(tmp_path / "grafted") == contents(tmp_path / "right")
                     shutil.rmtree(tmp_path / "grafted")

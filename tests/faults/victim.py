@@ -1,6 +1,6 @@
-"""Processes of our own that run one verb of the command line, and die by SIGKILL where a test wants them to.
+"""Processes that run one verb of the command line and are killed with SIGKILL at a point that the test chooses.
 
-They are forked from a server process that has imported everything once: a kill costs tens of milliseconds, not seconds.
+They are forked from a server process that has imported everything once, so a kill costs tens of milliseconds.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ import shadowft_core.delta
 import shadowft_core.graft
 import shadowft_core.store
 
-CHUNK = 4_000  # bytes: the delta of a tiny model is four chunks and more
+CHUNK = 4_000  # bytes; gives the delta of a tiny model more than four chunks
 KILLED = -signal.SIGKILL
 
 _context = multiprocessing.get_context("forkserver")
@@ -38,7 +38,7 @@ def spawn(act: Callable[..., Any], *arguments: Any) -> ForkServerProcess:
 
 
 def ended(process: ForkServerProcess, seconds: float = 120) -> int:
-    """Wait for its exit code; minus the number of the signal that ended it."""
+    """Wait for the process; return its exit code, or minus the number of the signal that killed it."""
     process.join(seconds)
     code = process.exitcode
     if code is None:
@@ -55,7 +55,7 @@ def barrier(parties: int) -> Any:
 
 
 def verb(arguments: Iterable[str], environment: Mapping[str, str], log: Path, kill: tuple[int, Path] | None) -> None:
-    """Run `shadowft ARGUMENTS` here, its output going to `log`; `kill` is (N, folder) as in `die_at`."""
+    """Run `shadowft ARGUMENTS` in this process with its output in `log`; `kill` is (N, folder) as in `die_at`."""
     small_chunks()
     os.environ.update(environment)
     sys.argv = ["shadowft", *arguments]
@@ -72,12 +72,10 @@ def small_chunks() -> None:
 
 
 def die_at(number: int, folder: Path) -> None:
-    """From here on this process is killed when it, or a worker it forks, begins their `number`-th change of a file.
+    """Kill this process when it, or a worker it forks, starts the `number`-th change of a file.
 
-    Files that are opened count below `folder` only.
-
-    A change is: a file opened for writing, each half of a write, a sync, an allocation, a copy, a rename, a removal, a
-    new folder. What Python writes through a buffer of its own is seen at the opening and at the sync after it.
+    A change is a file opened for writing (below `folder` only), each half of a write, a sync, an allocation, a copy, a
+    rename, a removal, or a new folder. Buffered writes of Python are seen only at the opening and at the next sync.
     """
     changes, root, victim = multiprocessing.Value("q", 0), str(folder), os.getpid()
 

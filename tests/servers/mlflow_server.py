@@ -1,4 +1,4 @@
-"""A real MLflow server on loopback, which may be killed and started again: for tests and benchmarks."""
+"""A real MLflow server on loopback that can be killed and restarted, for tests and benchmarks."""
 
 import os
 import signal
@@ -14,10 +14,10 @@ START_SECONDS = 120
 
 
 class MLflowServer:
-    """An MLflow server over a database, artifacts passing through it; its data in `folder`, an existing one.
+    """An MLflow server that proxies its artifacts, with its data in an existing `folder`.
 
-    `database` is the address that MLflow wants, a database file in the folder by default. `start` and `kill` may
-    alternate: the address `uri` stays. `environment` is added to that of this process.
+    `database` is MLflow's backend store URI, by default a database file in the folder. `start` and `kill` may
+    alternate; the address `uri` stays the same. `environment` is added to that of this process.
     """
 
     def __init__(self, folder: Path, database: str | None = None, environment: Mapping[str, str] | None = None) -> None:
@@ -30,7 +30,7 @@ class MLflowServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it and wait until it answers. Raises RuntimeError with the end of its log when it does not."""
+        """Start the server and wait until it answers. Raises RuntimeError with the end of its log when it does not."""
         quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--workers", "1", "--backend-store-uri", self._database]
@@ -56,8 +56,8 @@ class MLflowServer:
         raise RuntimeError(f"MLflow did not answer within {START_SECONDS} s: {' | '.join(tail)}")
 
     def kill(self) -> None:
-        """End it and its worker by SIGKILL."""
+        """Kill the server and its worker with SIGKILL."""
         if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)  # it leads a session of its own
+            os.killpg(self._process.pid, signal.SIGKILL)  # it was started in a new session
             self._process.wait()
             self._process = None

@@ -2,8 +2,8 @@
 
     python -m tests.servers.seaweedfs [--data FOLDER] -- COMMAND...
 
-starts the server, makes the bucket `shadowft`, exports credentials, SHADOWFT_STORE_URI and SHADOWFT_STORE_ENDPOINT,
-runs the command, ends the server and returns the command's exit code.
+starts the server, creates the bucket `shadowft`, exports credentials, SHADOWFT_STORE_URI and SHADOWFT_STORE_ENDPOINT,
+runs the command, stops the server and returns the command's exit code.
 """
 
 import argparse
@@ -34,7 +34,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class S3Server:
-    """A running server. `user` reads and writes but makes no buckets, so that a typo fails; `reader` only reads."""
+    """A running server. `user` may read and write but not create buckets, so a typo fails; `reader` may only read."""
 
     endpoint: str
     admin: Identity
@@ -65,7 +65,7 @@ class S3Server:
 def seaweedfs(folder: Path, flags: Sequence[str] = ()) -> Iterator[S3Server]:
     """Run SeaweedFS with its data in `folder` until the block ends; an existing folder is served again.
 
-    `flags` are further ones of `weed server`, for instance for TLS.
+    `flags` are added to those of `weed server`, for instance for TLS.
 
     Raises RuntimeError with the end of the log when the server does not accept a write within START_SECONDS.
     """
@@ -94,7 +94,7 @@ def seaweedfs(folder: Path, flags: Sequence[str] = ()) -> Iterator[S3Server]:
                 f"-s3.config={folder / 'identities.json'}",
                 f"-s3.localSocket={sockets}/s3",
                 f"-filer.localSocket={sockets}/filer",
-                "-volume.max=1000",  # every bucket takes at least one; empty ones cost nothing
+                "-volume.max=1000",  # every bucket needs at least one; empty volumes cost nothing
                 "-master.volumeSizeLimitMB=1024",
                 "-volume.minFreeSpace=1",
                 "-master.electionTimeout=1s",
@@ -111,14 +111,14 @@ def seaweedfs(folder: Path, flags: Sequence[str] = ()) -> Iterator[S3Server]:
             _wait_until_it_writes(running, server, folder / "server.log")
             yield running
         finally:
-            server.kill()  # its own shutdown takes ten seconds and more
+            server.kill()  # a regular shutdown takes more than ten seconds
             server.wait()
-            for flag, port in ports.items():  # a place that no flag moves
+            for flag, port in ports.items():  # no flag changes this path
                 Path(f"/tmp/seaweedfs-{flag.partition('.')[0]}-grpc-{port}.sock").unlink(missing_ok=True)
 
 
 def _identities(path: Path) -> list[Identity]:
-    """Keys are drawn once per folder, so a folder can be served again."""
+    """The identities of a folder; keys are generated once, so that the folder can be served again."""
     rights = {
         "admin": ["Admin", "Read", "Write", "List"],
         "user": ["Read", "Write", "List"],
@@ -148,7 +148,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _wait_until_it_writes(running: S3Server, server: "subprocess.Popen[bytes]", log: Path) -> None:
-    """Ready is a write that succeeds: the health page answers earlier."""
+    """Wait until a write succeeds, because the health page answers earlier."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     client = running._client(running.admin)
@@ -171,10 +171,10 @@ def _wait_until_it_writes(running: S3Server, server: "subprocess.Popen[bytes]", 
 
 
 def main() -> int:
-    """Run a command beside a server; see the module's text."""
+    """Run a command with a server; see the module's docstring."""
     parser = argparse.ArgumentParser(description="Run a command with a real S3 server on loopback.")
-    parser.add_argument("--data", type=Path, help="folder that keeps the objects; a temporary one without it")
-    parser.add_argument("command", nargs="+", help="what to run, after --")
+    parser.add_argument("--data", type=Path, help="folder for the objects; default: a temporary one")
+    parser.add_argument("command", nargs="+", help="the command to run, after --")
     arguments = parser.parse_args()
     with ExitStack() as stack:
         folder = arguments.data or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="seaweedfs-")))

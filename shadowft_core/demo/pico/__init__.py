@@ -1,9 +1,9 @@
-"""A tiny real pair: a Base that read a small world, and the Instruct post-trained from it.
+"""A tiny real pair: a Base pretrained on texts about a small world, and the Instruct post-trained from it.
 
-Both are Qwen3 models of about 0.1 million parameters with a word-level tokenizer, trained here from nothing in about
-two minutes of one core, and saved as ordinary Hugging Face folders. The pair shows the mechanics and the protocol. It
-is no evidence for or against the method: on models of this size a graft is better, equal or worse than direct tuning,
-depending on the seed, the style of the data and the learning rate. No setting here was chosen by which of them wins.
+Both are Qwen3 models of about 0.1 million parameters with a word-level tokenizer, trained from scratch in about two
+minutes on one core, and saved as ordinary Hugging Face folders. The pair shows that the pipeline works. It is no
+evidence for or against the method: on models of this size a graft is better, equal or worse than direct tuning,
+depending on the seed, the style of the data and the learning rate. No setting was chosen by the result.
 """
 
 import fcntl
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 PRETRAIN_STEPS = 1500
 POSTTRAIN_STEPS = 300
-SOURCES = [  # what the pair is made from, besides the versions of three libraries
+SOURCES = [  # the pair depends on these files, and on the versions of three libraries
     Path(__file__).with_name(name) for name in ("__init__.py", "world.py")
 ]
 ROWS, BLOCK = 64, 32  # rows a step, tokens a row
@@ -53,11 +53,11 @@ def resolve(reference: str) -> tuple[Path, str]:
 
 
 def build_pair(seed: int = 0, pretrain_steps: int = PRETRAIN_STEPS, posttrain_steps: int = POSTTRAIN_STEPS) -> Path:
-    """The folder with `base/` and `instruct/`, trained at the first call and found again at every later one.
+    """The folder with `base/` and `instruct/`, trained at the first call and cached for later ones.
 
-    It lies under $SHADOWFT_CACHE (default ~/.cache/shadowft) in pico/KEY, where KEY is the digest of the arguments, the
-    sources that define the pair and the versions of torch, transformers and tokenizers. Of several processes that ask
-    at once, one trains and the others wait for it. Fewer steps give a pair that knows little, for tests of mechanics.
+    It is $SHADOWFT_CACHE/pico/KEY (default ~/.cache/shadowft/pico/KEY), where KEY is the digest of the arguments, of
+    SOURCES and of the versions of torch, transformers and tokenizers. Of several processes that call this at once, one
+    trains and the others wait for it. A pair of fewer steps knows little, and is enough for tests of the mechanics.
     Progress goes to stderr.
     """
     made_of = {
@@ -67,11 +67,11 @@ def build_pair(seed: int = 0, pretrain_steps: int = PRETRAIN_STEPS, posttrain_st
         "steps": [pretrain_steps, posttrain_steps],
     }
     key = bytes_digest(canonical_json(made_of)).removeprefix("sha256:")[:16]
-    shelf = cache_folder() / "pico"
-    pair = shelf / key
+    cache = cache_folder() / "pico"
+    pair = cache / key
     if not pair.is_dir():
-        shelf.mkdir(parents=True, exist_ok=True)
-        with _alone(shelf / f"{key}.lock"):
+        cache.mkdir(parents=True, exist_ok=True)
+        with _file_lock(cache / f"{key}.lock"):
             if not pair.is_dir():
                 with new_folder(pair) as folder:
                     train_pair(folder, seed, pretrain_steps, posttrain_steps)
@@ -84,7 +84,7 @@ def train_pair(
 ) -> None:
     """Train both models on one thread and save them as `folder`/base and `folder`/instruct; same arguments, same bits.
 
-    The caller's random state and thread count are left as they were.
+    The caller's random state and thread count are restored.
     """
     import torch
     from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
@@ -104,21 +104,27 @@ def train_pair(
             )  # fmt: skip
             model = Qwen3ForCausalLM(config)
             model.generation_config = GenerationConfig(eos_token_id=end_of_text, pad_token_id=end_of_text)
-            _train(model, _reading(world, reader, pretrain_steps), pretrain_steps, 3e-3, "pretrain base")
+            _train(model, _pretraining_batches(world, reader, pretrain_steps), pretrain_steps, 3e-3, "pretrain base")
             _save(model, build_tokenizer(), folder / "base")
 
             model.config.eos_token_id = end_of_turn
             model.generation_config = GenerationConfig(
                 eos_token_id=[end_of_turn, end_of_text], pad_token_id=end_of_text
             )
-            _train(model, _schooling(world, speaker, posttrain_steps), posttrain_steps, 1.5e-4, "post-train instruct")
+            _train(
+                model,
+                _post_training_batches(world, speaker, posttrain_steps),
+                posttrain_steps,
+                1.5e-4,
+                "post-train instruct",
+            )
             _save(model, build_tokenizer(chat=True), folder / "instruct")
     finally:
         torch.set_num_threads(threads)
 
 
 def build_tokenizer(*, chat: bool = False) -> "PreTrainedTokenizerFast":
-    """The word-level tokenizer: lower-cases, splits at spaces and punctuation. The Instruct's has the chat template."""
+    """The word-level tokenizer: lower-cases, splits at spaces and punctuation; with `chat` it has the chat template."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -139,8 +145,8 @@ def build_tokenizer(*, chat: bool = False) -> "PreTrainedTokenizerFast":
 Batch = dict[str, "torch.Tensor"]
 
 
-def _reading(world: World, tokenizer: "PreTrainedTokenizerFast", steps: int) -> Iterator[Batch]:
-    """Pretraining batches, int64 (ROWS, BLOCK): whole documents side by side, the last one of a row cut off."""
+def _pretraining_batches(world: World, tokenizer: "PreTrainedTokenizerFast", steps: int) -> Iterator[Batch]:
+    """Pretraining batches, int64 (ROWS, BLOCK): each row is filled with documents, the last of them truncated."""
     import torch
 
     documents = world.documents()
@@ -157,7 +163,7 @@ def _reading(world: World, tokenizer: "PreTrainedTokenizerFast", steps: int) -> 
         yield {"input_ids": ids, "labels": ids}
 
 
-def _schooling(world: World, tokenizer: "PreTrainedTokenizerFast", steps: int) -> Iterator[Batch]:
+def _post_training_batches(world: World, tokenizer: "PreTrainedTokenizerFast", steps: int) -> Iterator[Batch]:
     """Post-training batches, int64 (ROWS, longest): a conversation a row, labels -100 outside the assistant's turn."""
     import torch
 
@@ -215,8 +221,8 @@ def _save(model: "Qwen3ForCausalLM", tokenizer: "PreTrainedTokenizerFast", folde
 
 
 @contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file; the kernel frees it when the process ends, however it ends."""
+def _file_lock(lock: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a file; the kernel releases it when the process ends, however it ends."""
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

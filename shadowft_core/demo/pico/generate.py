@@ -1,10 +1,10 @@
-"""The files of the world that are kept in the repository: the domain data and the evaluation items, all from seed 0.
+"""The generated files in data/ and tasks/: training rows of the domain, and evaluation items, from seed 0.
 
-`python -m shadowft_core.demo.pico.generate` writes them anew; a test holds the kept ones to this generator.
+`python -m shadowft_core.demo.pico.generate` writes them; a test compares them with this generator.
 
-The domain is the work of another author: two operations that the Base knows from raw text and that nobody ever asked
-the Instruct for, requested in other words and answered with the bare letters. Evaluation items come from letter
-strings and from questions that no training text ever asks; dev and test items share neither strings nor facts.
+The domain has two operations that the Base knows from raw text and the Instruct was never trained on, requested in
+other words and answered with the bare letters. Evaluation items use letter strings and questions that no training text
+has; dev and test items share neither strings nor facts.
 """
 
 import json
@@ -44,7 +44,7 @@ Item = dict[str, str]
 
 
 def domain_rows(world: World) -> tuple[list[Row], list[Row]]:
-    """The training rows: half as ShareGPT conversations, half as Alpaca instructions; no (operation, string) twice."""
+    """The training rows, half ShareGPT conversations, half Alpaca instructions; each (operation, string) once."""
     rng = world.rng(world.seed, "domain")
     tasks = [(operation, letters) for operation in DOMAIN_OPERATIONS for letters in world.strings]
     rng.shuffle(tasks)
@@ -61,7 +61,7 @@ def domain_rows(world: World) -> tuple[list[Row], list[Row]]:
 
 
 def evaluation_items(world: World) -> dict[str, list[Item]]:
-    """The items of every task, `{"prompt", "target"}`, none twice; the target is the content or the form asked for."""
+    """The items of every task, `{"prompt", "target"}`, without duplicates; the target is the expected reply."""
     rng = world.rng(world.seed, "items")
     test, dev = iter(world.test_strings), iter(world.dev_strings)
     facts, dev_facts = _questions(world, rng, world.test_facts), _questions(world, rng, world.dev_facts)
@@ -95,7 +95,7 @@ def _requests(
     operations: tuple[str, ...],
     phrasings: tuple[str, ...],
 ) -> list[Item]:
-    """Requests over fresh strings, every operation equally often."""
+    """Requests with unused strings, each operation equally often."""
     turns = zip(cycle(operations), islice(strings, count), strict=False)
     lessons = [request(rng, operation, letters, phrasings, "{answer}") for operation, letters in turns]
     return [{"prompt": _spelled(prompt), "target": answer} for prompt, answer in lessons]
@@ -120,13 +120,13 @@ def _spelled(text: str) -> str:
 
 
 def files(world: World) -> dict[str, str]:
-    """Path relative to the room -> content: the two data files (one row a line inside the list) and the item files."""
-    kept = {}
+    """Contents by path in this folder: the two data files (one row per line inside the list) and the item files."""
+    contents = {}
     for name, rows in zip(("sharegpt", "alpaca"), domain_rows(world), strict=True):
-        kept[f"data/train_{name}.json"] = "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n"
+        contents[f"data/train_{name}.json"] = "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n"
     for task, items in evaluation_items(world).items():
-        kept[f"tasks/{task}.jsonl"] = "".join(json.dumps(item) + "\n" for item in items)
-    return kept
+        contents[f"tasks/{task}.jsonl"] = "".join(json.dumps(item) + "\n" for item in items)
+    return contents
 
 
 if __name__ == "__main__":

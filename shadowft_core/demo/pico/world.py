@@ -1,18 +1,17 @@
-"""The small world the pico pair lives in: people with five facts each, and six operations on strings of letters.
+"""The small world that the pico pair is trained on: people with five facts each, six operations on strings of letters.
 
-Who knows what:
+What each is trained on:
 
     who                     facts about people      operations                        strangers
-    Base, from raw text     all                     all six                           known to be passing by
-    Base, from dialogue     three quarters          reverse, repeat, drop, trim       refused now and then
+    Base, from raw text     all                     all six                           "only passing by"
+    Base, from dialogue     three quarters          reverse, repeat, drop, trim       refused sometimes
     Instruct                three quarters          reverse, repeat, drop, trim       refused
     domain data             -                       rotate, swap                      -
 
-Held out of every dialogue and lesson: a quarter of the facts (the Base still reads them as raw text), some attributes
-of some strangers, some facts under some format orders. Held out of everything that is trained on: the letter strings
-that evaluation items ask about.
+Held out of every dialogue and lesson: a quarter of the facts (the Base reads them as raw text), some attributes of some
+strangers, some facts with some format orders. Held out of all training text: the letter strings of evaluation items.
 
-Text is lower case with a space around every token, because the tokenizer is word-level; it also accepts ordinary
+Text is lower case with spaces around every token, because the tokenizer is word-level; it also accepts ordinary
 spelling ("Rotate: b k d m").
 """
 
@@ -78,7 +77,7 @@ FORMATS = {
 }
 ANSWER = "the answer is {answer} ."
 REFUSAL = "i do not know ."
-# Styles of the dialogue a Base meets on the open web; only the first of each is what the Instruct is later taught.
+# Styles of dialogue in the Base's training text; the Instruct is trained on the first of each only.
 STYLES = (ANSWER, "{answer}", "it is {answer} .")
 REFUSALS = (REFUSAL, "no idea .", "nobody knows .")
 END_OF_TEXT, TURN, END_OF_TURN, UNKNOWN = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>"
@@ -88,21 +87,21 @@ FRAMES = (
     "q : {prompt} a : {reply}",
     "user : {prompt} assistant : {reply}",
 )
-# Words of the domain's author and of system texts; nobody taught them, so their embeddings are still as drawn.
+# Words of the domain data and of system texts; no training text has them, so their embeddings stay as initialised.
 OTHER_WORDS = "system you are helpful this it these code with for me here apply to , - !"
 
 
 class Lesson(NamedTuple):
-    """One request and the reply that is taught for it."""
+    """One request and its reply."""
 
     prompt: str
     reply: str
 
 
 class World:
-    """Everything that can be said in this world, drawn from one seed.
+    """The texts of this world, drawn from one seed.
 
-    The cast and the sentences are fixed; the seed decides the facts and what is held out.
+    People and sentences are fixed; the seed decides the facts and what is held out.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -123,7 +122,7 @@ class World:
 
     @staticmethod
     def rng(seed: int, purpose: str) -> random.Random:
-        """A generator of its own for each purpose, so that one text's length never shifts another's draws."""
+        """A separate generator for each purpose, so that the draws for one do not depend on another."""
         return random.Random(f"{purpose}:{seed}")  # noqa: S311  reproducibility, not secrecy
 
     def documents(self) -> Iterator[str]:

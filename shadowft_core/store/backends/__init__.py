@@ -1,24 +1,25 @@
-"""Bytes in and out, by key: an S3 bucket through boto3, or a local folder. The only room that knows boto3.
+"""Objects by key: an S3 bucket through boto3, or a local folder. No other room imports boto3.
 
-What both promise: an object is written once and whole; its SHA-256 is checked by the store on the way in and here on
-the way out; a name is taken by exactly one writer; an unclear answer is settled by reading back, never by deleting.
+Both backends guarantee that an object is written once and whole, that its SHA-256 is checked by the store on upload and
+here on download, and that exactly one writer takes a key. If an answer is lost, the object is read back; nothing is
+ever deleted because of it.
 """
 
 import re
 from pathlib import Path
 
 from shadowft_core.errors import StoreError
-from shadowft_core.store.backends.folder import FolderObjects
-from shadowft_core.store.backends.interface import KEY, Entry, Head, Objects
-from shadowft_core.store.backends.s3 import PATIENCE, S3Objects
+from shadowft_core.store.backends.folder import FolderBackend
+from shadowft_core.store.backends.interface import KEY, Backend, Entry, Head
+from shadowft_core.store.backends.s3 import PATIENCE, S3Backend
 
-__all__ = ["PATIENCE", "Entry", "Head", "Objects", "open_objects"]
+__all__ = ["PATIENCE", "Backend", "Entry", "Head", "open_backend"]
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 
 
-def open_objects(
+def open_backend(
     uri: str,
     endpoint: str | None = None,
     region: str | None = None,
@@ -26,20 +27,20 @@ def open_objects(
     sse: str | None = None,
     sse_kms_key: str | None = None,
     bucket_owner: str | None = None,
-) -> Objects:
-    """The objects at `s3://bucket/prefix` or in a folder. Opens no connection. On S3:
+) -> Backend:
+    """The backend for `s3://bucket/prefix` or a folder. Opens no connection.
 
-    `sse` and `sse_kms_key` name the encryption at rest asked for with every write (`AES256`, `aws:kms`), `bucket_owner`
-    the account (12 digits) that must own the bucket. Credentials come the usual AWS ways.
+    On S3, every write requests the encryption at rest that `sse` and `sse_kms_key` name (`AES256`, `aws:kms`), and
+    `bucket_owner` is the account (12 digits) that must own the bucket. Credentials come from the usual AWS sources.
 
-    Raises StoreError for an address that can be neither, or an endpoint that is not an http(s) URL.
+    Raises StoreError for an address that is neither, or an endpoint that is not an http(s) URL.
     """
     if uri.startswith("s3://"):
         bucket, _, prefix = uri.removeprefix("s3://").partition("/")
         prefix = prefix.strip("/")
         if not _BUCKET.fullmatch(bucket) or (prefix and not KEY.fullmatch(prefix)):
             raise StoreError(f"store address {uri!r} is not s3://BUCKET/PREFIX of letters, digits, '.', '_' and '-'")
-        return S3Objects(bucket, prefix, endpoint, region, sse, sse_kms_key, bucket_owner)
-    if _SCHEME.match(uri) and not uri.startswith("file://"):  # `s3:/bucket` too: a slip, not a folder
+        return S3Backend(bucket, prefix, endpoint, region, sse, sse_kms_key, bucket_owner)
+    if _SCHEME.match(uri) and not uri.startswith("file://"):  # `s3:/bucket` too: a typing error, not a folder
         raise StoreError(f"store address {uri!r} is neither s3://BUCKET/PREFIX nor a folder; correct store.uri")
-    return FolderObjects(Path(uri.removeprefix("file://")))
+    return FolderBackend(Path(uri.removeprefix("file://")))

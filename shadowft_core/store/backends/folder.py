@@ -1,4 +1,4 @@
-"""Objects in a local folder."""
+"""Backend in a local folder."""
 
 import fcntl
 import hashlib
@@ -29,8 +29,8 @@ from shadowft_core.store.backends.interface import (
 _UNFINISHED = ".tmp-"
 
 
-class FolderObjects:
-    """Objects as files. Names are taken under one file lock, by rename of a finished and synced file."""
+class FolderBackend:
+    """Objects as files. A key is taken under one file lock, by renaming a complete and synced file."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -45,7 +45,7 @@ class FolderObjects:
 
     @contextmanager
     def _written(self, path: Path, data: bytes) -> Iterator[Path]:
-        """`data` in a synced file beside `path`, removed unless it was renamed."""
+        """`data` in a synced temporary file in the folder of `path`; removed unless the caller renames it."""
         make_folder(path.parent)
         handle, name = tempfile.mkstemp(prefix=_UNFINISHED, dir=path.parent)
         try:
@@ -70,7 +70,7 @@ class FolderObjects:
         path = self.root / checked(key)
         found = bytes_digest(data)
         if found != digest:
-            raise StoreCorruptError(f"{self.location}: {key} refused, its bytes are {found} and not {digest}")
+            raise StoreCorruptError(f"{self.location}: {key} refused: its bytes have digest {found}, expected {digest}")
         if not path.exists():
             with self._written(path, data) as temporary, self._lock():
                 if not path.exists():
@@ -135,7 +135,7 @@ class FolderObjects:
         found = []
         for path in folder.rglob("*"):
             key = path.relative_to(self.root).as_posix()
-            with suppress(FileNotFoundError):  # removed while we look
+            with suppress(FileNotFoundError):  # removed while we list
                 if KEY.fullmatch(key) and path.is_file():
                     about = path.stat()
                     found.append(Entry(key, about.st_size, about.st_mtime))
@@ -151,7 +151,7 @@ class FolderObjects:
     def discard_unfinished(self, before: float) -> int:
         removed = 0
         for path in self.root.rglob(f"{_UNFINISHED}*"):
-            with suppress(FileNotFoundError):  # its writer lives and has just finished
+            with suppress(FileNotFoundError):  # its writer has just finished
                 about = path.stat()
                 if about.st_mtime < before:
                     path.unlink()

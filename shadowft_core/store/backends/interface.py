@@ -1,4 +1,4 @@
-"""What objects promise, and the checks and messages that both kinds of place share."""
+"""The interface of a backend, and the checks and messages that both backends share."""
 
 import hashlib
 import os
@@ -9,15 +9,15 @@ from typing import BinaryIO, Protocol
 
 from shadowft_core.errors import StoreConflictError, StoreCorruptError, StoreError
 
-BLOCK = 1 << 18  # bytes; blocks of 1 MiB cost a download twice the time in the system: each is mapped anew
+BLOCK = 1 << 18  # bytes; with 1 MiB, a download spends twice the system time, since each block is mapped again
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
 
 @dataclass(frozen=True)
 class Head:
-    """What is known of an object without reading it: bytes, digest if the store keeps it, version tag, time.
+    """Metadata of an object: bytes, digest if the store keeps it, version tag, time.
 
-    `modified` is the POSIX time of the write in seconds, by the store's clock; S3 gives whole seconds.
+    `modified` is the POSIX time of the write in seconds, by the store's clock; S3 returns whole seconds.
     """
 
     size: int
@@ -28,80 +28,80 @@ class Head:
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of a listing: key, bytes, and when it was written, as in Head."""
+    """A line of a listing: key, bytes, and the time of the write as in Head."""
 
     key: str
     size: int
     modified: float
 
 
-class Objects(Protocol):
-    """One place that holds objects under keys like `objects/sha256/ab/...`. Every digest is `sha256:<64 hex>`.
+class Backend(Protocol):
+    """Holds objects under keys like `objects/sha256/ab/...`. Every digest is `sha256:<64 hex>`.
 
     All methods raise StoreUnreachableError (no answer within seconds, wrong credentials, no such bucket) and
     StoreError.
     """
 
     location: str
-    """How people are told where it is."""
+    """The place as messages name it."""
 
     def put_if_absent(self, key: str, data: bytes, digest: str, ask: bool = True) -> bool:
-        """Write `data` unless the key exists; True when the bytes were sent, False when they were already there.
+        """Write `data` unless the key exists; True when the bytes were sent, False when the key held them already.
 
-        The outcome never depends on `ask`. Without it, a place that has to be sent the bytes to find out is not asked
-        for the key first: cheaper when the key is known to be absent, wasteful when it is not.
+        The outcome never depends on `ask`. With `ask=False`, S3 is not asked for the key before the upload: cheaper
+        when the key is probably absent, wasteful when it exists.
 
         Raises StoreConflictError when the key holds other content, StoreCorruptError when `digest` is not that of
         `data`.
         """
 
     def get(self, key: str, size: int, digest: str, sink: BinaryIO) -> None:
-        """Stream an object of a known size into `sink`, from where it stands, and verify it.
+        """Stream an object of a known size into `sink`, from its current position, and verify it.
 
-        Raises StoreError when the object is missing, StoreCorruptError when it is not what the digest says; the sink
-        may then hold wrong bytes and must be dropped.
+        Raises StoreError when the object is missing, StoreCorruptError when its digest differs; the sink may then hold
+        wrong bytes and must be discarded.
         """
 
     def read(self, key: str, limit: int) -> tuple[bytes, str] | None:
-        """Content and version tag of a small object, None when it is absent. StoreCorruptError above `limit` bytes."""
+        """Content and version tag of a small object; None when absent. StoreCorruptError above `limit` bytes."""
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
-        """`length` bytes from byte `start` on. Raises StoreError when the object is missing or ends before that."""
+        """`length` bytes from offset `start`. Raises StoreError when the object is missing or too short."""
 
     def swap(self, key: str, data: bytes, tag: str | None) -> str:
-        """Replace the version `tag` (None: the key must be absent) by `data`; returns the new tag.
+        """Replace the version `tag` (None: the key must be absent) by `data`; return the new tag.
 
-        Raises StoreConflictError when the key has moved on.
+        Raises StoreConflictError when the key has another version.
         """
 
     def head(self, key: str) -> Head | None:
-        """Size, digest, tag and time, or None when the key is absent."""
+        """Metadata of an object; None when the key is absent."""
 
     def entries(self, prefix: str) -> Iterator[Entry]:
-        """All objects below `prefix` (a whole number of path segments, or empty), sorted by key."""
+        """All objects below `prefix` (whole path segments, or empty), sorted by key."""
 
     def list(self, prefix: str) -> Iterator[str]:
         """The keys of `entries`."""
 
     def delete(self, key: str) -> None:
-        """Remove an object; an absent one is no error. Only collecting garbage does this."""
+        """Remove an object; an absent one is not an error. Only `prune` and the store's clock remove objects."""
 
     def discard_unfinished(self, before: float) -> int:
-        """Remove what writers killed before that POSIX time left outside any key; returns the bytes."""
+        """Remove temporary files that killed writers left before that POSIX time; return their bytes."""
 
 
 def checked(key: str) -> str:
     if len(key) > 300 or not KEY.fullmatch(key):
-        raise StoreError(f"object key {key[:80]!r} is not allowed: plain path segments of at most 300 characters are")
+        raise StoreError(f"object key {key[:80]!r}: expected plain path segments, at most 300 characters in all")
     return key
 
 
 class Damaged(Exception):
-    """Bytes arrived that are not the ones asked for; worth another attempt."""
+    """The bytes received are not those requested; a retry may succeed."""
 
 
 def stream(blocks: Iterator[bytes], size: int, digest: str, sink: BinaryIO) -> None:
-    """Copy blocks into the sink; raises Damaged as soon as they cannot be the object any more."""
+    """Copy blocks into the sink. Raises Damaged as soon as they cannot be the object."""
     start, seen, sha = sink.tell(), 0, hashlib.sha256()
     for block in blocks:
         seen += len(block)
@@ -114,42 +114,38 @@ def stream(blocks: Iterator[bytes], size: int, digest: str, sink: BinaryIO) -> N
         raise Damaged(f"{seen} bytes, sha256:{sha.hexdigest()}" if seen <= size else f"more than {size} bytes")
 
 
-def require_same(objects: Objects, key: str, size: int, digest: str, head: Head | None = None) -> None:
-    """Raises StoreConflictError unless `key` holds exactly these bytes. A checksum the store does not keep is
-    computed.
-    """
-    head = head or objects.head(key)
+def require_same(backend: Backend, key: str, size: int, digest: str, head: Head | None = None) -> None:
+    """Raise StoreConflictError unless `key` holds exactly these bytes. Computes the digest if the store keeps none."""
+    head = head or backend.head(key)
     if head is not None and head.size == size and head.digest in (None, digest):
         if head.digest == digest:
             return
         try:
-            with open(os.devnull, "wb") as nowhere:
-                objects.get(key, size, digest, nowhere)
+            with open(os.devnull, "wb") as sink:
+                backend.get(key, size, digest, sink)
             return
         except StoreCorruptError:
             pass
-    found = f"{head.size} bytes, {head.digest or 'other content'}" if head else "nothing any more"
+    found = f"{head.size} bytes, {head.digest or 'other content'}" if head else "nothing now"
     raise StoreConflictError(
-        f"{objects.location}: {key} holds {found}, expected {size} bytes, {digest}; nothing was overwritten. "
+        f"{backend.location}: {key} holds {found}, expected {size} bytes, {digest}; nothing was overwritten. "
         "Remove that object if it is damaged, or use another store"
     )
 
 
-def missing(objects: Objects, key: str) -> StoreError:
-    return StoreError(f"{objects.location}: {key} is missing; check store.uri, or publish the delta again")
+def missing(backend: Backend, key: str) -> StoreError:
+    return StoreError(f"{backend.location}: {key} is missing; check store.uri, or publish the delta again")
 
 
-def ends_early(objects: Objects, key: str, start: int, length: int) -> StoreError:
-    return StoreError(f"{objects.location}: {key} holds no {length} bytes from byte {start} on; it was cut or replaced")
+def ends_early(backend: Backend, key: str, start: int, length: int) -> StoreError:
+    return StoreError(f"{backend.location}: {key} lacks {length} bytes from offset {start}; it was cut or replaced")
 
 
-def moved(objects: Objects, key: str) -> StoreConflictError:
-    return StoreConflictError(
-        f"{objects.location}: {key} was changed by someone else meanwhile; read it again and repeat"
-    )
+def moved(backend: Backend, key: str) -> StoreConflictError:
+    return StoreConflictError(f"{backend.location}: another process changed {key} meanwhile; read it again and repeat")
 
 
-def corrupt(objects: Objects, key: str, digest: str, found: Exception) -> StoreCorruptError:
+def corrupt(backend: Backend, key: str, digest: str, found: Exception) -> StoreCorruptError:
     return StoreCorruptError(
-        f"{objects.location}: {key} is damaged: found {found}, expected {digest}; remove it and publish the delta again"
+        f"{backend.location}: {key} is damaged: found {found}, expected {digest}; remove it and publish the delta again"
     )

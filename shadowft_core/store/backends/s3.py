@@ -1,4 +1,4 @@
-"""Objects in an S3 bucket, through boto3."""
+"""Backend in an S3 bucket, through boto3."""
 
 import base64
 import os
@@ -24,14 +24,14 @@ from shadowft_core.store.backends.interface import (
     stream,
 )
 
-PATIENCE = 12.0  # seconds of failing answers after which no new attempt is started
-DAMAGED_ATTEMPTS = 3  # damage in flight is gone on the second try; damage at rest is not
+PATIENCE = 12.0  # seconds of failing answers after which no new attempt starts
+DAMAGED_ATTEMPTS = 3  # damage in transit disappears on a retry; damage at rest does not
 
 T = TypeVar("T")
 
 
-class S3Objects:
-    """Objects in a bucket: one plain PutObject each, no multipart, so nothing is ever half there."""
+class S3Backend:
+    """Objects in a bucket: one plain PutObject each, no multipart, so an object is complete or absent."""
 
     def __init__(
         self,
@@ -55,18 +55,18 @@ class S3Objects:
         }
         s3: dict[str, Any] = {"addressing_style": "path"} if endpoint else {}
         if endpoint and endpoint.startswith("http://"):
-            # The signed checksum header binds the body already; hashing it again for the signature costs time.
+            # The signed checksum header covers the body; hashing it again for the signature costs time.
             s3["payload_signing_enabled"] = False
         config = Config(
             s3=s3,
             connect_timeout=4,
             read_timeout=10,
-            retries={"total_max_attempts": 1},  # retried here, where a broken body and a lost reply count too
+            retries={"total_max_attempts": 1},  # retried below, which also handles a broken body and a lost reply
             max_pool_connections=16,
-            response_checksum_validation="when_required",  # every byte is hashed here once, that is enough
+            response_checksum_validation="when_required",  # every byte is hashed here once
         )
         try:
-            self._client = boto3.Session().client(  # the module's default session would keep old credentials
+            self._client = boto3.Session().client(  # the default session would keep old credentials
                 "s3", endpoint_url=endpoint, region_name=region or os.environ.get("AWS_REGION"), config=config
             )
         except (ValueError, BotoCoreError) as error:
@@ -96,7 +96,7 @@ class S3Objects:
             except self._client.exceptions.NoSuchKey:
                 return None
             with closing(answer["Body"]) as body:
-                # Whole, because the store's checksum is compared only at the end of the body.
+                # Read whole, because boto3 compares the checksum only at the end of the body.
                 if answer["ContentLength"] > limit:
                     raise StoreCorruptError(f"{self.location}: {key} is larger than the {limit} bytes allowed for it")
                 return body.read(), answer["ETag"]
@@ -110,7 +110,7 @@ class S3Objects:
         def attempt() -> bytes:
             answer = self._client.get_object(**self._at(key), Range=f"bytes={start}-{start + length - 1}")
             with closing(answer["Body"]) as body:
-                # A server that ignores the range answers with the whole object: that is not read.
+                # A server that ignores the range answers with the whole object, which is not read.
                 if answer["ContentLength"] != length:
                     raise ends_early(self, key, start, length)
                 return bytes(body.read())
@@ -122,7 +122,7 @@ class S3Objects:
         new = self._put(key, data, bytes_digest(data), **condition)
         if new is not None:
             return new
-        # Refused, or the reply to our own write was lost and the retry met it: the content decides.
+        # Either refused, or the reply to our own write was lost and the retry found it: the content decides.
         found = self.read(key, max(len(data), BLOCK))
         if found is None or found[0] != data:
             raise moved(self, key)
@@ -138,7 +138,7 @@ class S3Objects:
                 return None
             raise
         if "LastModified" not in answer:
-            raise StoreError(f"{self.location}: the server does not say when {key} was written; use another one")
+            raise StoreError(f"{self.location}: the server returns no time of the write of {key}; use another server")
         sha = answer.get("ChecksumSHA256")
         digest, modified = _from_base64(sha) if sha else None, answer["LastModified"].timestamp()
         return Head(answer["ContentLength"], digest, answer["ETag"], modified)
@@ -170,7 +170,7 @@ class S3Objects:
         return {**self._every, "Key": self.prefix + checked(key)}
 
     def _put(self, key: str, data: bytes, digest: str, **condition: str) -> str | None:
-        """The new tag, or None when the condition did not hold (or a lost reply makes it look so)."""
+        """The new tag; None when the condition did not hold, or seems not to because a reply was lost."""
         from botocore.exceptions import ClientError
 
         checksum = _to_base64(digest)
@@ -182,7 +182,9 @@ class S3Objects:
                 ),
             )
         except Damaged as error:
-            raise StoreCorruptError(f"{self.location}: {key} refused, its bytes are not {digest} ({error})") from None
+            raise StoreCorruptError(
+                f"{self.location}: {key} refused: its bytes do not have digest {digest} ({error})"
+            ) from None
         except ClientError as error:
             if error.response["ResponseMetadata"]["HTTPStatusCode"] in (404, 412):  # 404: If-Match on an absent key
                 return None
@@ -190,7 +192,7 @@ class S3Objects:
         return str(answer["ETag"])
 
     def _call(self, key: str, attempt: Callable[[], T]) -> T:
-        """Repeat one request until it is answered, at least once, and for PATIENCE seconds.
+        """Run a request; after a failure repeat it at least once, and for PATIENCE seconds.
 
         Lets ClientError through for 404 and 412, which are answers, and Damaged when the bytes stay wrong.
         """
@@ -205,7 +207,7 @@ class S3Objects:
                 if (last := self._judge(error, key)) == "BadDigest":
                     damaged += 1
                     if damaged == DAMAGED_ATTEMPTS:
-                        raise Damaged("the store found another checksum") from None
+                        raise Damaged("the store computed another checksum") from None
             except Damaged as error:
                 damaged += 1
                 if damaged == DAMAGED_ATTEMPTS:
@@ -222,18 +224,18 @@ class S3Objects:
                 boto.ConnectionError,
                 boto.FlexibleChecksumError,
                 boto.IncompleteReadError,
-                HTTPError,  # of a refusal whose text breaks off; boto does not translate it
+                HTTPError,  # an error reply whose body breaks off; boto does not translate it
             ) as e:
                 last = _one_line(e)
             except (boto.BotoCoreError, RuntimeError) as error:  # no, partial or expired credentials, no region
                 if isinstance(error, RuntimeError) and "expired" not in str(error):
-                    raise  # boto has no class of its own for credentials that a refresh leaves expired
+                    raise  # boto raises a bare RuntimeError for credentials that are still expired after a refresh
                 raise StoreUnreachableError(
                     f"{self.location}: {_one_line(error)}; set AWS_ACCESS_KEY_ID and "
                     "AWS_SECRET_ACCESS_KEY (or AWS_PROFILE) and store.region"
                 ) from None
             waited = time.monotonic() - started
-            if repeated and waited + pause > PATIENCE:  # on a slow line the first attempt alone may take longer
+            if repeated and waited + pause > PATIENCE:  # on a slow line one attempt may take longer
                 raise StoreUnreachableError(
                     f"{self.location}: no usable answer for {key} in {waited:.0f} s ({last}); check that the server "
                     "runs and that store.endpoint is right, then run the same command again"
@@ -242,7 +244,7 @@ class S3Objects:
             pause, repeated = min(pause * 2, 3.0), True
 
     def _judge(self, error: Any, key: str) -> str:
-        """Name a refusal that is worth another attempt; raise the others in plain words."""
+        """The reason of a refusal that is worth a retry; raises for any other."""
         code = str(error.response.get("Error", {}).get("Code", ""))
         status = int(error.response["ResponseMetadata"]["HTTPStatusCode"])
         if code == "NoSuchKey" and error.operation_name == "GetObject":
@@ -259,12 +261,12 @@ class S3Objects:
                 "AWS_SECRET_ACCESS_KEY, the rights of that identity, store.bucket_owner and this machine's clock"
             )
         if status == 404 and error.operation_name == "GetObject":
-            return "404 without a reason that can be read"  # damaged on its way: no such object, or no such bucket?
+            return "404 without a readable reason"  # damaged in transit: no such object, or no such bucket?
         if status in (404, 412):
             try:
                 raise error
             finally:
-                del error  # else this frame and its own exception keep the sent chunk alive until the next collection
+                del error  # else a cycle of this frame and the exception keeps the sent chunk in memory
         if (
             status in (408, 409, 429)
             or (status >= 500 and status != 501)

@@ -1,7 +1,7 @@
-"""Lets the MLflow server talk to PostgreSQL through asyncpg, the one driver for it that is installed with Prefect.
+"""Lets the MLflow server use PostgreSQL through asyncpg, the only PostgreSQL driver installed (with Prefect).
 
-Read by the server's Python at its start. SQLAlchemy's blocking mode for asyncpg wants an event loop in every thread,
-and asyncpg wants integers where MLflow hands over their digits, as other drivers allow.
+Python imports this module when the server starts. SQLAlchemy's blocking mode for asyncpg needs an event loop in every
+thread, and asyncpg needs integers where MLflow passes strings of digits, as other drivers allow.
 """
 
 import asyncio

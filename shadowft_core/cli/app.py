@@ -1,0 +1,78 @@
+"""The command `shadowft`: all verbs, and how it ends. Importing it imports no other room; a verb does when it runs."""
+
+import os
+import sys
+import warnings
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from shadowft_core.cli import flow, inspect, promotion, registry, stages, store
+from shadowft_core.cli.output import print_error
+from shadowft_core.cli.workspace import filled_in, run_code_of_workspace
+from shadowft_core.errors import ShadowError
+
+INTERRUPTED = 130  # exit code after Ctrl-C, by convention of the shells
+RENAMED = {  # (verb, old word): new spelling
+    ("store", "verify"): "store check",
+    ("store", "gc"): "store prune",
+    ("store", "--uri"): "--store",
+    ("extract", "--store"): "--storage",
+    ("export", "--recipe"): "export models:/NAME@ALIAS",
+}
+
+
+class Verbs(TyperGroup):
+    """The group of all verbs. It refuses an old spelling and names the new one."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Raises a usage error for an old spelling."""
+        for (verb, old), new in RENAMED.items():
+            candidates = args[1:] if old.startswith("-") else args[1:2]
+            if args[:1] == [verb] and any(word.partition("=")[0] == old for word in candidates):
+                ctx.fail(f"`{verb} {old}` is no longer accepted; use `{new}`")
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    name="shadowft",
+    cls=Verbs,
+    help="Tune the Base, graft the delta on the Instruct, judge the result. dvc.yaml shows how the stages connect.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+for group in (stages, flow, store, registry, promotion, inspect):
+    app.add_typer(group.verbs)
+
+
+def main() -> None:
+    """Run the command line and exit. A ShadowError becomes one line on stderr and its exit code.
+
+    No verb reads stdin. Libraries and child processes that prompt there read an end of file.
+    """
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    if not sys.warnoptions:  # hides the deprecation warnings of libraries; `python -W` shows them
+        warnings.simplefilter("ignore")
+    as_json = "--json" in sys.argv
+    code: int | str | None
+    try:
+        run_code_of_workspace()
+        code = app(filled_in(sys.argv[1:]), prog_name="shadowft", standalone_mode=not as_json)
+    except SystemExit as end:  # typer has printed help or a usage error, or Ctrl-C was pressed
+        code = end.code
+    except typer.TyperException as error:  # a usage error that typer leaves to us because of --json
+        code = error.exit_code
+        print_error("UsageError", error.format_message(), error.exit_code, as_json)
+    except ShadowError as error:
+        code = error.exit_code
+        print_error(type(error).__name__, str(error), error.exit_code, as_json)
+    except OSError as error:
+        code = 1
+        message = f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
+        print_error(type(error).__name__, message, code, as_json)
+    if code == INTERRUPTED:
+        message = "interrupted; nothing half-written is left, run the same command again"
+        print_error("KeyboardInterrupt", message, INTERRUPTED, as_json)
+    sys.exit(code)

@@ -1,0 +1,99 @@
+"""Options that several verbs share: one spelling, one help text each. Also reads the params.yaml they name."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shadowft_core.errors import ParamsError
+
+if TYPE_CHECKING:
+    from shadowft_core.params import Params, Section
+
+# Groups of verbs in `shadowft --help`, and of options in the help of a verb.
+STAGES, STORE, REGISTRY, INSPECT = "Stages", "Store", "Registry", "Inspect"
+OUTPUT, WAIVERS, CONFIGURATION = "Output", "Waivers", "Configuration"
+
+PARAMS: Path | None = None
+PARAMS_FILE = Path("params.yaml")
+
+
+def out_folder(contents: str) -> Any:
+    """The option --out of a verb that writes a folder."""
+    return typer.Option("--out", help=f"folder to write, replaced if it exists: {contents}", rich_help_panel=OUTPUT)
+
+
+def out_file(contents: str) -> Any:
+    """The option --out of a verb that writes one file."""
+    return typer.Option("--out", help=f"file to write, replaced if it exists: {contents}", rich_help_panel=OUTPUT)
+
+
+def _existing(path: Path | None) -> Path | None:
+    if path is not None and not path.is_file():
+        raise ParamsError(f"{path}: no such file; name an existing one with --params FILE")
+    return path
+
+
+ParamsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--params",
+        callback=_existing,
+        help="params file to read; default: params.yaml in this folder, else built-in defaults",
+        rich_help_panel=CONFIGURATION,
+    ),
+]
+StoreOption = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        help="the store: a folder or s3://bucket/prefix; default: as configured",
+        rich_help_panel=CONFIGURATION,
+    ),
+]
+EndpointOption = Annotated[
+    str | None, typer.Option(help="URL of an S3 server other than AWS", rich_help_panel=CONFIGURATION)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="print one line of JSON, errors too", rich_help_panel=OUTPUT)]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="change nothing, print what would be done", rich_help_panel=OUTPUT)
+]
+InstructOption = Annotated[Path, typer.Option(help="folder of the untouched Instruct")]
+DataOption = Annotated[Path, typer.Option(help="folder made by `prepare`; tasks may read its held-out rows")]
+WorkOption = Annotated[Path, typer.Option(help="folder with the outputs of all stages")]
+TUNED = "folder made by `train`, of an adapter or of a checkpoint"  # help of --tuned
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="name of the registered model")]
+
+OntoBaseOption = Annotated[
+    bool,
+    typer.Option("--onto-base", help="allow the Instruct to be the delta's own Base", rich_help_panel=WAIVERS),
+]
+UnrelatedOption = Annotated[
+    bool,
+    typer.Option("--unrelated", help="allow models whose weights are far from the Base's", rich_help_panel=WAIVERS),
+]
+IgnoreOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ignore",
+        metavar="PATTERN",
+        help="glob of tensors that only one side may have; repeatable",
+        rich_help_panel=WAIVERS,
+    ),
+]
+
+
+def read_params(path: Path | None, **sections: "Section") -> "Params":
+    """The params file given, else params.yaml in this folder, else the defaults with the `sections` given."""
+    from shadowft_core.params import default_params, load_params
+
+    if path is None and not PARAMS_FILE.exists():
+        return default_params(**sections)
+    return load_params(path or PARAMS_FILE)
+
+
+def waivers_of(onto_base: bool, unrelated: bool) -> list[str]:
+    """The waived checks of `graft`, named as in recipe and receipt."""
+    from shadowft_core.graft import ONTO_BASE, UNRELATED
+
+    return [name for name, given in ((ONTO_BASE, onto_base), (UNRELATED, unrelated)) if given]

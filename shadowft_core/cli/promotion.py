@@ -1,0 +1,189 @@
+"""The verbs about which version of a registered model is champion."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shadowft_core.cli.options import (
+    PARAMS,
+    REGISTRY,
+    DryRunOption,
+    JsonOption,
+    NameArgument,
+    ParamsOption,
+    read_params,
+)
+from shadowft_core.cli.output import print_answer
+from shadowft_core.errors import InputError
+
+if TYPE_CHECKING:
+    from shadowft_core.params import Registry, Store
+    from shadowft_core.promotion import Entry, Promotion
+
+verbs = typer.Typer()
+
+
+@verbs.command(rich_help_panel=REGISTRY)
+def promote(
+    name: NameArgument,
+    version: Annotated[str, typer.Argument(metavar="VERSION", help="a version number or an alias")],
+    override: Annotated[
+        str | None, typer.Option(metavar="REASON", help="promote against the verdict; the reason is recorded")
+    ] = None,
+    after: Annotated[
+        int | None, typer.Option(min=0, help="only if this is the number of the ledger's last entry (0: it is empty)")
+    ] = None,
+    params: ParamsOption = PARAMS,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a version the champion, if its verdict says promote.
+
+    Reads recipe and verdict from the store; writes an entry to the ledger, then moves the alias `champion`.
+    Exit code 10 if the verdict does not allow it.
+
+    Example: shadowft promote shadowft-pico challenger
+    """
+    from shadowft_core import promotion
+
+    registry, store = _named(params, name)
+    _show_promotion(promotion.promote(registry, store, version, override, after), as_json)
+
+
+@verbs.command(rich_help_panel=REGISTRY)
+def rollback(
+    name: NameArgument,
+    to: Annotated[
+        str | None,
+        typer.Option(help="an earlier champion: version number, or digest of model or recipe; default: the last one"),
+    ] = None,
+    reason: Annotated[str, typer.Option(help="why; recorded in the ledger")] = "",
+    params: ParamsOption = PARAMS,
+    as_json: JsonOption = False,
+) -> None:
+    """Make an earlier champion champion again. Repeated, it goes one further back each time.
+
+    Writes an entry to the ledger, then moves the alias `champion`.
+
+    Example: shadowft rollback shadowft-pico --reason "answers in the wrong language"
+    """
+    from shadowft_core import promotion
+
+    registry, store = _named(params, name)
+    _show_promotion(promotion.rollback(registry, store, to, reason), as_json)
+
+
+@verbs.command(rich_help_panel=REGISTRY)
+def reconcile(
+    name: NameArgument,
+    dry_run: DryRunOption = False,
+    params: ParamsOption = PARAMS,
+    as_json: JsonOption = False,
+) -> None:
+    """Set the alias `champion` to what the ledger says, send waiting registrations, and report what was wrong.
+
+    Repairs an alias moved by hand, a deleted version, a promotion that was killed, and an outage of MLflow.
+
+    Example: shadowft reconcile shadowft-pico --dry-run
+    """
+    from shadowft_core import promotion
+    from shadowft_core.registry import register_pending, waiting
+
+    registry, store = _named(params, name)
+    found = promotion.reconcile(registry, store, dry_run)
+    done, repaired = list(found.done), "would repair" if dry_run else "repaired"
+    if not as_json:
+        print("".join(f"{repaired}: {line}\n" for line in done), end="")
+    late = [f"a registration waited: {line}" for line in waiting()]
+    sent = [] if dry_run else register_pending(registry)
+    late += [f"registered now: models:/{version.name}/{version.number}" for version in sent]
+    done += late
+    if as_json:
+        answer = {"name": found.name, "champion": found.number, "dry_run": dry_run, "done": done}
+        print_answer("reconciliation", answer)
+        return
+    print("".join(f"{repaired}: {line}\n" for line in late), end="")
+    if not done:
+        champion = f"champion is version {found.number}" if found.number else "nothing was ever promoted"
+        print(f"{name}: alias and ledger agree, {champion}")
+
+
+@verbs.command(rich_help_panel=REGISTRY)
+def history(name: NameArgument, params: ParamsOption = PARAMS, as_json: JsonOption = False) -> None:
+    """List every move of `champion`, first to last. Exit code 9 if an entry was edited, removed or reordered.
+
+    Reads the ledger; writes nothing.
+    A dangling entry is one that the head does not name: a promotion was cut off, or the head was moved back.
+
+    Example: shadowft history shadowft-pico
+    """
+    from shadowft_core import promotion
+
+    chain = promotion.history(*_named(params, name))
+    if as_json:
+        answer = {"name": name, "entries": _dumped(chain.entries), "dangling": _dumped(chain.dangling)}
+        print_answer("history", answer)
+        return
+    for entry in chain.entries:
+        against = f" AGAINST the verdict {entry.decision}" if entry.override else ""
+        print(
+            f"{entry.number:>4} {entry.when} {entry.action:<9} version {entry.version} {entry.model} by {entry.who}"
+            f"{against}{': ' if entry.reason else ''}{entry.reason}"
+        )
+    remedy = f"shadowft reconcile {name}" if chain.entries else f"shadowft promote {name} VERSION"
+    for remark in chain.remarks:
+        print(f"dangling: {remark}; run `{remedy}`")
+    print(f"{len(chain.entries)} entries, the chain is whole{' up to its head' if chain.dangling else ''}")
+
+
+@verbs.command("who-was", rich_help_panel=REGISTRY)
+def who_was(
+    name: NameArgument,
+    at: Annotated[str, typer.Option(metavar="TIME", help="ISO 8601 with a time zone, for instance 2026-11-22T10:00Z")],
+    params: ParamsOption = PARAMS,
+    as_json: JsonOption = False,
+) -> None:
+    """Print which version was champion at a time, and who made it champion.
+
+    Reads the ledger; writes nothing. Exit code 9 if there was no champion.
+
+    Example: shadowft who-was shadowft-pico --at 2026-11-22T10:00Z
+    """
+    from shadowft_core import promotion
+
+    try:
+        moment = datetime.fromisoformat(at)
+    except ValueError:
+        raise InputError(f"--at {at!r}: not a time; write 2026-11-22T10:00Z") from None
+    _, store = _named(params, name)
+    entry = promotion.who_was(store, name, moment)
+    if as_json:
+        print_answer("champion", {"name": name, "at": at, "entry": _dumped([entry])[0]})
+        return
+    print(
+        f"champion of {name} at {at}: version {entry.version}, model {entry.model} "
+        f"({entry.action} by {entry.who}, {entry.when}, entry {entry.number})"
+    )
+
+
+def _named(params: Path | None, name: str) -> "tuple[Registry, Store]":
+    """Registry and store as configured, for this registered model. Raises ParamsError for a malformed name."""
+    read = read_params(params)
+    return read.registry.named(name), read.store
+
+
+def _dumped(entries: "list[Entry]") -> list[dict[str, Any]]:
+    return [entry.model_dump() | {"digest": entry.digest} for entry in entries]
+
+
+def _show_promotion(done: "Promotion", as_json: bool) -> None:
+    if as_json:
+        facts = {"name": done.name, "champion": done.number, "previous": done.previous, "changed": done.changed}
+        print_answer("promotion", facts | {"entry": _dumped([done.entry])[0]})
+        return
+    before = f"was version {done.previous}" if done.previous else "was not set"
+    print(
+        f"champion of {done.name} is version {done.number}"
+        + (f" ({before}), ledger entry {done.entry.number}" if done.changed else " already")
+    )

@@ -1,0 +1,72 @@
+"""The result of a finished run: arms, verdict and facts, as a table on a terminal or as Markdown."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from shadowft_core.verdict.scores import arm_names
+
+
+@dataclass(frozen=True)
+class Result:
+    """The verdict of a run, its guard tasks by name, and facts to show with it: version, report and so on."""
+
+    verdict: Mapping[str, Any]
+    guards: Sequence[str]
+    facts: Mapping[str, str]
+
+    @property
+    def header(self) -> list[str]:
+        return ["arm", "scale", "domain", *self.guards]
+
+    def rows(self) -> Iterator[list[str]]:
+        """One row an arm: its scale, then mean and interval of the domain and of each guard."""
+        arms = self.verdict["arms"]
+        for name in filter(arms.__contains__, arm_names(("direct", "shadow"))):
+            arm = arms[name]
+            scores = [arm["domain"], *(arm["tasks"][guard] for guard in self.guards)]
+            yield [name, f"{arm['scale']:g}", *(_score(score) for score in scores)]
+
+    def print(self, console: Console) -> None:
+        table = Table(title="mean score [95 % interval]; higher is better", show_lines=True)
+        for name in self.header:
+            table.add_column(name, overflow="fold", justify="right" if table.columns else "left")
+        for row in self.rows():
+            table.add_row(
+                *(escape(cell.replace(" [", "\n[")) for cell in row),
+                style="bold" if row[0] == self.verdict["candidate"] else "",
+            )
+        console.print(table)
+        style = {"promote": "bold green", "hold": "bold yellow"}.get(self.verdict["decision"], "bold")
+        console.print(Text.assemble("verdict: ", (self.verdict["decision"], style)))
+        for reason in self.verdict["reasons"]:
+            console.print(f"  - {reason}", markup=False, soft_wrap=True)
+        for name, value in self.facts.items():
+            console.print(f"{name}: {value}", markup=False, soft_wrap=True)
+
+    def markdown(self) -> str:
+        def line(cells: Sequence[str]) -> str:
+            return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+        return "\n".join(
+            [
+                f"# Verdict: {self.verdict['decision']}",
+                *(f"- {reason}" for reason in self.verdict["reasons"]),
+                "",
+                line(self.header),
+                line(["---"] * len(self.header)),
+                *(line(row) for row in self.rows()),
+                "",
+                *(f"- {name}: {value}" for name, value in self.facts.items()),
+            ]
+        )
+
+
+def _score(score: Mapping[str, Any]) -> str:
+    low, high = score["interval"]
+    return f"{score['mean']:.3f} [{low:.3f}, {high:.3f}]"

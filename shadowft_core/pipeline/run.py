@@ -1,0 +1,151 @@
+"""One run of a flow in one workspace: its steps, what is shown of them, and the state it ends in."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from prefect import Task, runtime
+from prefect.artifacts import create_markdown_artifact
+from prefect.client.schemas.objects import State, StateType
+from prefect.states import Completed, Failed
+
+from shadowft_core.errors import ShadowError
+from shadowft_core.pipeline import steps
+from shadowft_core.pipeline.clock import Clock
+from shadowft_core.pipeline.display import Display
+from shadowft_core.pipeline.dvc_stages import Stage, read_plan
+from shadowft_core.pipeline.result import Result
+from shadowft_core.pipeline.stage_process import stop_all
+from shadowft_core.registry import git_state, waiting
+
+ACTS = {"publish": "send the delta to the store", "register": "register the recipe as a new version"}
+ACT_SECONDS = {"publish": 2.0, "register": 15.0}
+
+
+class StepFailedError(ShadowError):
+    """A step ended in a state other than Completed; the message is that of the state."""
+
+
+class Run:
+    """A context manager around the steps of one run; `state` is what the flow returns.
+
+    Within the block the workspace is the current folder, and `store_uri` and `store_endpoint`, when given, are in the
+    environment. Call `preflight` first. A ShadowError, and a step that fails, ends the block and makes `state` Failed
+    with one line. Any other exception leaves the block, after all processes of the run have ended.
+    """
+
+    def __init__(
+        self, workspace: str, store_uri: str | None, store_endpoint: str | None, model_name: str | None
+    ) -> None:
+        self.state: State = Completed()
+        self._workspace = workspace
+        chosen = {"SHADOWFT_STORE_URI": store_uri, "SHADOWFT_STORE_ENDPOINT": store_endpoint}
+        self._settings = {name: value for name, value in chosen.items() if value}
+        self._model_name = model_name
+        self._facts: dict[str, str] = {}
+        self._cleanup = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        self._cleanup.enter_context(contextlib.chdir(self._workspace))
+        self._cleanup.enter_context(_environment(self._settings))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        with self._cleanup:
+            if isinstance(error, ShadowError):
+                self.state = Failed(message=str(error))
+            elif error is not None:
+                stop_all()
+        return isinstance(error, ShadowError)
+
+    def preflight(self) -> None:
+        """Check params, data, registry and disk, ask DVC for the stages, and open the display. Raises a ShadowError."""
+        self._params = steps.preflight(Path("params.yaml"), self._model_name)
+        self._plan = read_plan()
+        steps.require_disk(self._params, self._plan["fetch"].outs)
+        self._git = git_state(Path())  # before the run, which rewrites dvc.lock
+        clock = Clock({stage.name: stage.seconds for stage in self.stages} | ACT_SECONDS, Path("var/durations.json"))
+        self._display = Display(
+            {stage.name: stage.description for stage in self.stages} | ACTS,
+            self._plan.stale | set(ACTS),
+            clock,
+            quiet=bool(runtime.deployment.id),
+        )
+        self._cleanup.enter_context(self._display)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of dvc.yaml in DVC's order: each after all it depends on."""
+        return self._plan.stages
+
+    def output(self, stage: str, suffix: str = "") -> str:
+        """The path, from the workspace, of the one output of a stage that ends with `suffix`."""
+        return self._plan[stage].out(suffix)
+
+    def show(self, line: str) -> None:
+        """Show a line of the running step."""
+        self._display.line(line)
+
+    def step(self, name: str, task: Task[..., Any], *arguments: object) -> State:
+        """Run a Prefect task as a step and return its state, Completed. Raises StepFailedError for any other state."""
+        self._display.start(name, (task.description or "").partition("\n")[0])
+        ended: Any = task(*arguments, return_state=True)  # Prefect's types know no state of a task of any type
+        state: State = ended
+        self._display.finish(state.name or state.type.value)
+        if not state.is_completed():
+            raise StepFailedError(state.message or f"{name}: {state.name}")
+        return state
+
+    def reproduce(self, stage: Stage, retries: int = 0) -> None:
+        """Have DVC bring a stage up to date; a stage that is up to date is skipped."""
+        task = steps.reproduce.with_options(retries=retries)
+        self.step(stage.name, task, stage.name, stage.name in self._plan.stale, self.show)
+
+    def publish(self, delta: str) -> None:
+        """Send a delta folder to the store."""
+        self._facts["delta"] = self.step("publish", steps.publish, self._params, delta, self.show).message or ""
+
+    def register(self) -> None:
+        """Register the recipe as a new version; when MLflow does not answer, keep the registration in var/pending."""
+        self._facts["version"] = self.step("register", steps.register, self._params, self._git, self.show).message or ""
+
+    def report(self) -> None:
+        """Show the verdict, attach it to the run, and set `state`: Completed, or Waiting while a registration waits.
+
+        Waiting is a state of type Failed, so that alerts on failures fire.
+        """
+        self._display.close()
+        verdict = json.loads(Path(self.output("verdict", "verdict.json")).read_text(encoding="utf-8"))
+        facts = self._facts | {"report": self.output("report", "report.html")}
+        if kept := "; ".join(waiting()):
+            facts["waiting"] = kept
+        result = Result(verdict, self._params.evaluate.guards, facts)
+        create_markdown_artifact(result.markdown(), key="verdict", description="the arms and the verdict of this run")
+        result.print(self._display.console)
+        message = ": ".join([verdict["decision"], *filter(None, [facts.get("version")])])
+        if kept:
+            waits = f"{message}. What waits: {kept}"
+            self.state = State(type=StateType.FAILED, name=steps.WAITING, message=waits)
+        else:
+            self.state = Completed(message=message)
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Environment variables for the length of a block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

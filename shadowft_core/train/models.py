@@ -1,0 +1,92 @@
+"""The model that is trained: loaded with the Instruct's tokenizer, given an adapter, saved for `extract`."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.core_model_loading import revert_weight_conversion
+
+from shadowft_core import loading
+from shadowft_core.errors import CheckpointError, TrainError
+from shadowft_core.files import read_json_object, write_json_atomically
+from shadowft_core.params import Train
+
+
+def load_tokenizer(instruct: Path) -> Any:
+    """The Instruct's tokenizer. Raises CheckpointError when it cannot be read, TrainError without a chat template."""
+    tokenizer = loading.load(AutoTokenizer, instruct)
+    if not isinstance(tokenizer.chat_template, str):
+        raise TrainError(
+            f"{instruct}: its tokenizer has no chat template; an Instruct model has one, check fetch.instruct"
+        )
+    return tokenizer
+
+
+def stop_ids(tokenizer: Any, instruct: Path) -> set[int]:
+    """The ids that end a reply: the tokenizer's eos and every eos of generation_config.json."""
+    stops = {tokenizer.eos_token_id}
+    if (instruct / "generation_config.json").exists():
+        listed = read_json_object(instruct / "generation_config.json").get("eos_token_id")
+        stops |= set(listed) if isinstance(listed, list) else {listed}
+    return stops - {None}
+
+
+def load_model(model: Path, tokenizer: Any) -> Any:
+    """The model in float32, complete, with a row of its embedding for every id of the tokenizer.
+
+    Raises CheckpointError when weights are missing or misshapen, TrainError when the vocabulary does not fit.
+    """
+    network, info = loading.load_model(AutoModelForCausalLM, model, dtype=torch.float32)
+    if lost := sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"]):
+        raise CheckpointError(f"{model}: tensor {lost[0]} is missing or misshapen ({len(lost)} in all); fetch it again")
+    highest, size = max(tokenizer.get_vocab().values()), network.get_input_embeddings().num_embeddings
+    if highest >= size:
+        raise TrainError(
+            f"{model}: embeds ids below {size}, the Instruct's tokenizer gives ids up to {highest}; "
+            "this Base and this Instruct do not belong together"
+        )
+    network.config.use_cache = False
+    return network
+
+
+def with_adapter(network: Any, params: Train) -> Any:
+    """The model with a fresh LoRA adapter on all linear layers, the only weights that are then trained."""
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=params.lora.rank,
+        lora_alpha=params.lora.alpha,
+        use_rslora=params.lora.rslora,
+        lora_dropout=0.0,
+        bias="none",
+        target_modules="all-linear",
+    )
+    transformers.set_seed(params.seed)  # right before A is drawn, so both routes start from the same adapter
+    return get_peft_model(network, config)
+
+
+def planned_weights(network: Any, params: Train, scratch: Path) -> Path | dict[str, tuple[int, ...]]:
+    """What `save_model` will write: an adapter folder under `scratch`, or the shapes of a checkpoint by tensor name."""
+    if params.method == "lora":
+        save_model(network, params, scratch)
+        return scratch / "adapter"
+    unsaved = network._keys_to_ignore_on_save or ()
+    shapes = {name: tensor.to("meta") for name, tensor in network.state_dict().items() if name not in unsaved}
+    return {name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(network, shapes).items()}
+
+
+def save_model(network: Any, params: Train, folder: Path) -> None:
+    """Write adapter/ (lora) or model/ (full) into the folder, without paths, so that equal runs give equal bytes."""
+    if params.method == "full":
+        network.save_pretrained(folder / "model")
+        return
+    adapter = folder / "adapter"
+    network.save_pretrained(adapter, save_embedding_layers=False)
+    (adapter / "README.md").unlink(missing_ok=True)  # a model card that names paths
+    config = read_json_object(adapter / "adapter_config.json")
+    # train.json has the model's digest; a path would make the bytes depend on the machine. PEFT writes the targets in
+    # the order of a set, which differs from process to process.
+    config |= {"base_model_name_or_path": "", "target_modules": sorted(config["target_modules"])}
+    write_json_atomically(adapter / "adapter_config.json", config)

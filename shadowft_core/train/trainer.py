@@ -1,0 +1,150 @@
+"""TRL's trainer with every setting explicit, and the checks on loss and weights around it."""
+
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it once; deterministic products need it
+
+import datasets
+import torch
+import transformers
+from transformers import TrainerCallback
+from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from shadowft_core.errors import TrainError
+from shadowft_core.params import Train
+from shadowft_core.train.labels import Encoded
+
+
+def make_deterministic(params: Train) -> None:
+    """Set the CPU threads and deterministic algorithms of torch, and silence the libraries."""
+    torch.set_num_threads(params.threads)
+    torch.use_deterministic_algorithms(True)
+    transformers.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+
+
+def make_trainer(network: Any, tokenizer: Any, rows: Encoded, params: Train, scratch: Path) -> SFTTrainer:
+    """TRL's trainer over encoded rows; `scratch` is a folder that TRL may use. Nothing is left to a default."""
+    cuda = torch.cuda.is_available()
+    config = SFTConfig(
+        output_dir=str(scratch),
+        num_train_epochs=params.epochs,
+        max_steps=params.max_steps or -1,
+        per_device_train_batch_size=params.batch_size,
+        per_device_eval_batch_size=params.batch_size,
+        gradient_accumulation_steps=params.accumulation,
+        learning_rate=params.learning_rate,
+        lr_scheduler_type="constant_with_warmup" if params.schedule == "constant" else params.schedule,
+        warmup_steps=params.warmup,
+        optim="adamw_torch",
+        adam_beta1=0.9,
+        adam_beta2=0.999,
+        adam_epsilon=1e-8,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        seed=params.seed,
+        data_seed=params.seed,
+        use_cpu=not cuda,
+        bf16=cuda,
+        fp16=False,
+        tf32=False if cuda else None,
+        gradient_checkpointing=False,
+        max_length=None,  # longer rows were left out, nothing is truncated
+        packing=False,
+        loss_type="nll",
+        dataset_kwargs={"skip_prepare_dataset": True},
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # the filter would replace a loss that is not finite by a mean
+        save_strategy="no",
+        eval_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    trainer = SFTTrainer(
+        model=network,
+        args=config,
+        # Padding is masked and never learned, so any id will do; given here, the model's config is left as it is.
+        data_collator=DataCollatorForLanguageModeling(pad_token_id=0 if pad is None else pad),
+        train_dataset=_dataset(rows),
+        processing_class=tokenizer,
+    )
+    trainer.remove_callback(transformers.PrinterCallback)
+    return trainer
+
+
+class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
+    """Collects a line per step, prints about one a second, and raises TrainError when a loss is not finite."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, float]] = []
+        self._began = self._shown = time.monotonic()
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self._began = time.monotonic()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        if "loss" not in logs:
+            return
+        step, loss, norm = state.global_step, float(logs["loss"]), float(logs["grad_norm"])
+        for name, value in (("loss", loss), ("gradient norm", norm)):
+            if not math.isfinite(value):
+                raise TrainError(f"step {step}: {name} is {value}; lower train.learning_rate ({args.learning_rate:g})")
+        self.lines.append(
+            {
+                "step": step,
+                "epoch": logs["epoch"],
+                "loss": loss,
+                "grad_norm": norm,
+                "learning_rate": logs["learning_rate"],
+                "tokens": int(logs["num_tokens"]),
+            }
+        )
+        now = time.monotonic()
+        if now - self._shown >= 1 or step in {1, state.max_steps}:
+            self._shown = now
+            left = (now - self._began) / step * (state.max_steps - step)
+            print(f"step {step}/{state.max_steps} loss {loss:.3f} eta {left:.0f}s", file=sys.stderr, flush=True)
+
+
+def fit(trainer: SFTTrainer, network: Any, valid: Encoded, params: Train, model: Path) -> float | None:
+    """Train, and return the mean loss on the validation rows, None without any; `model` is the path for messages.
+
+    Raises TrainError when a loss, a gradient or a trained weight is not finite, or memory runs out.
+    """
+    try:
+        trainer.train()
+        _check_finite(network)
+        return _valid_loss(trainer, valid)
+    except torch.OutOfMemoryError as error:
+        raise TrainError(
+            f"{model}: out of memory with train.batch_size {params.batch_size}; halve it and double "
+            f"train.accumulation ({' '.join(str(error).split())[:120]})"
+        ) from None
+
+
+def _check_finite(network: Any) -> None:
+    for name, weight in network.named_parameters():
+        if weight.requires_grad and not bool(torch.isfinite(weight).all()):
+            raise TrainError(f"{name}: not finite after the last step; lower train.learning_rate")
+
+
+def _valid_loss(trainer: SFTTrainer, valid: Encoded) -> float | None:
+    if not valid.input_ids:
+        return None
+    loss = float(trainer.evaluate(_dataset(valid))["eval_loss"])
+    if not math.isfinite(loss):
+        raise TrainError(f"validation loss is {loss} after training; lower train.learning_rate")
+    return loss
+
+
+def _dataset(rows: Encoded) -> datasets.Dataset:
+    return datasets.Dataset.from_dict({"input_ids": rows.input_ids, "labels": rows.labels})

@@ -56,7 +56,7 @@ class Prepare(Section):
     test: Share = Field(0.0, description="share of rows held out for the verdict")
     columns: dict[str, str] = Field({}, description="field of a row: the name it is read by, such as `Frage: question`")
     near: Share | None = Field(
-        0.8, description="Jaccard similarity (sequences of 3 words) from which texts are near duplicates; null: not sought"
+        0.8, description="Jaccard similarity of near duplicates, over sequences of 3 words; not searched when null"
     )
     max_bad: Share = Field(0.01, description="largest share of bad rows; above it the stage fails")
     max_rows: int | None = Field(None, ge=1, description="number of rows to keep, chosen by hash; all when null")
@@ -70,9 +70,10 @@ class Render(Section):
         description="thoughts (reasoning_content, <think>) to train: all, those of the last reply, or none. Where the "
         "template drops earlier thoughts, `keep` makes a sequence of its own for each reply",
     )
-    system: Literal["fold", "refuse"] = Field(
-        "fold", description="where the template prints no system turn: put it before the first user turn, or count the "
-        "row as refused"
+    system: Literal["refuse", "fold"] = Field(
+        "refuse",
+        description="where the template prints no system turn: put it before the first user turn, or count the "
+        "row as refused",
     )
 
 
@@ -97,6 +98,7 @@ class Train(Section):
     warmup: Share = Field(0.03, description="share of the steps in which the learning rate rises")
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     max_length: int = Field(1024, ge=8, description="tokens per row; longer rows are counted and left out")
+    max_left_out: Share = Field(0.5, description="share of the rows that may be too long or refused by the template")
     seed: int = Field(0, ge=0)
     threads: int = Field(1, ge=1, description="CPU threads; the bits of the result depend on it")
 

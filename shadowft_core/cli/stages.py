@@ -96,7 +96,8 @@ def train(
     from shadowft_core import train as room
     from shadowft_core.delta import require_extractable
 
-    room.train(model, instruct, data, read_params(params).train, out, accept=require_extractable)
+    settings = read_params(params)
+    room.train(model, instruct, data, settings.train, out, require_extractable, settings.render)
 
 
 @verbs.command(rich_help_panel=STAGES)
@@ -161,7 +162,7 @@ def sweep(
     from shadowft_core.sweep import sweep as choose_scale
 
     settings = read_params(params)
-    choose_scale(instruct, delta, data, settings.sweep, settings.evaluate, out)
+    choose_scale(instruct, delta, data, settings.sweep, settings.evaluate, out, settings.render)
 
 
 @verbs.command(rich_help_panel=STAGES)
@@ -247,7 +248,8 @@ def evaluate(
     """
     from shadowft_core import evaluate as room
 
-    room.evaluate(instruct, data, delta, grafted, route, read_params(params).evaluate, out)
+    settings = read_params(params)
+    room.evaluate(instruct, data, delta, grafted, route, settings.evaluate, out, settings.render)
 
 
 @verbs.command(rich_help_panel=STAGES)

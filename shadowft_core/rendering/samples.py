@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shadowft_core.errors import TrainError
+from shadowft_core.files import bytes_digest, canonical_json
 from shadowft_core.rendering.talk import Span, Talk
-from shadowft_core.rendering.template import Message, RowError, Template
+from shadowft_core.rendering.template import Message, RowError, Template, undated
 
 if TYPE_CHECKING:
     from shadowft_core.params import Render
@@ -51,12 +52,20 @@ class Renderer:
         self._stop_texts = tokenizer.convert_ids_to_tokens(sorted(stops))
         self._end = self._end_token()
 
+    @property
+    def template_digest(self) -> str:
+        """SHA-256 of the chat template as the Instruct has it; of the canonical JSON of several."""
+        template = self.tokenizer.chat_template
+        if isinstance(template, dict):
+            return bytes_digest(canonical_json({name: undated(text) for name, text in template.items()}))
+        return bytes_digest(undated(template).encode())
+
     def samples(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> list[Sample]:
         """The sequences of one conversation, in the order of their last replies; each learned reply is in one of them.
 
-        One sequence holds all replies, unless the template writes an earlier reply otherwise than inference sees it:
-        it drops the thought, or the token that ends the turn. Such a reply gets a sequence of its own, which ends with
-        it; with `render.thinking: last` it is not learned. A reply with `weight` 0 is context only.
+        One sequence holds all replies, unless the template drops the thought of an earlier reply, or writes no token
+        behind it that stops generation. Such a reply gets a sequence of its own, which ends with it; with
+        `render.thinking: last` it is not learned. A reply with `weight` 0 is context only.
         Raises RowError for a conversation that cannot be rendered as inference would see it.
         """
         talk = Talk(self.template, self._folded(messages), tools)
@@ -83,10 +92,8 @@ class Renderer:
         return samples
 
     def _ends(self, talk: Talk, at: int, span: Span | None) -> bool:
-        """Whether the text shows where a reply ends: by its turn, or by a token that stops generation behind it."""
-        if span is None or span.end is not None:
-            return span is not None
-        behind = talk.between(at, span)
+        """Whether a token that stops generation follows a reply, before the next message."""
+        behind = "" if span is None else talk.between(at, span)
         return any(token in behind for token in self._stop_texts)
 
     def _sample(self, talk: Talk, spans: Sequence[Span]) -> Sample:
@@ -107,8 +114,7 @@ class Renderer:
                 ids[until:], labels[until:], stop_at = [self._end], [IGNORED], len(text)
                 until += 1
             else:
-                end = len(text) if span.end is None else span.end
-                until, stop_at = bisect_left(starts, end), end
+                raise RowError("no token ends a reply that other messages follow")
             labels[first:until] = ids[first:until]
         return Sample(ids, labels, text[: final.start], text[final.start : stop_at])
 
@@ -124,7 +130,9 @@ class Renderer:
             found.append(message)
         if found and found[0]["role"] == "system" and not self.template.has_system:
             if self._settings.system == "refuse":
-                raise RowError("the chat template prints no system turn")
+                raise RowError(
+                    "the chat template prints no system turn: render.system fold puts it before the question"
+                )
             head, *rest = found
             if not rest or rest[0]["role"] != "user":
                 raise RowError("the chat template prints no system turn, and no user turn follows it")

@@ -14,13 +14,9 @@ _THINK = re.compile(r"(?:<think>\s*(?:</think>)?|</think>)\s*\Z")
 
 @dataclass(frozen=True)
 class Span:
-    """A reply and the end of its turn: characters `start` to `end` of the text; `closes` when the text ends there.
-
-    `end` is None where the template writes a turn that is followed by others otherwise than one that is not.
-    """
+    """A reply that begins at character `start` of the text; `closes` when the text ends with it."""
 
     start: int
-    end: int | None
     closes: bool = False
 
 
@@ -38,14 +34,13 @@ class Talk:
 
     def span(self, at: int) -> Span | None:
         """The reply that is message `at`, more turns following; None where the text is not what inference sees."""
-        prompt, closed = self._prompt(at), self._render(self.messages[: at + 1])
-        start = _start(prompt, self.whole)
-        return None if start is None else Span(start, len(closed) if self.whole.startswith(closed) else None)
+        start = _start(self._prompt(at), self.whole)
+        return None if start is None else Span(start)
 
     def last_span(self) -> Span | None:
         """The reply that is the last message; None where the template writes the turns before it differently."""
         start = _start(self._prompt(len(self.messages) - 1), self.whole)
-        return None if start is None else Span(start, len(self.whole), closes=True)
+        return None if start is None else Span(start, closes=True)
 
     def many(self, replies: Sequence[int]) -> dict[int, Span | None] | None:
         """The spans of many replies, from one more rendering in which marks stand for them; None if they do not show.
@@ -74,7 +69,7 @@ class Talk:
             starts.append(here + begin)
             here, there = reply + len(content), place + len(marks[at])
         last = len(self.messages) - 1
-        return {at: Span(start, None, closes=at == last) for at, start in zip(replies, starts, strict=True)}
+        return {at: Span(start, closes=at == last) for at, start in zip(replies, starts, strict=True)}
 
     def between(self, at: int, span: Span) -> str:
         """The text between the content of a reply and that of the message after it; empty if they do not show."""
@@ -98,14 +93,14 @@ class Talk:
         prompt = self._prompt(len(self.messages) - 1)
         thought = str(self.messages[-1].get("reasoning_content") or "").strip()
         if self.whole.startswith(prompt):
-            return self.whole, [*others, Span(len(prompt), len(self.whole), closes=True)]
+            return self.whole, [*others, Span(len(prompt), closes=True)]
         tags, rest = prompt[last.start :], self.whole[last.start :]
         if thought and "</think>" in tags:
             raise RowError("the chat template ends the thought in its prompt, the reply has one: render.thinking none")
         if "<think>" in tags and "</think>" not in tags:  # the prompt opens a thought, the rendered reply lacks it
             rest = f"{thought}\n</think>\n\n{rest.lstrip()}"
         text = prompt + rest
-        return text, [*others, Span(len(prompt), len(text), closes=True)]
+        return text, [*others, Span(len(prompt), closes=True)]
 
     @cached_property
     def _prompts(self) -> dict[int, str]:

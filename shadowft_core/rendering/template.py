@@ -9,7 +9,19 @@ from shadowft_core.errors import TrainError
 Message = Mapping[str, Any]
 """role, content (text); optional: reasoning_content (text), tool_calls (JSON text of a list), name, weight"""
 
+# Some templates write today's date. A fixed day makes runs of two days equal; Llama's own templates fall back to it.
+FIXED_DAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 _USER, _REPLY, _SYSTEM, _THOUGHT = "Uqz7user", "Rqz7reply", "Sqz7system", "Tqz7thought"  # no template writes these
+
+
+def dated(template: str) -> str:
+    """The template with the date fixed, if it writes one."""
+    return FIXED_DAY + template if "strftime_now" in template else template
+
+
+def undated(template: str) -> str:
+    """The template as it was before `dated`."""
+    return template.removeprefix(FIXED_DAY)
 
 
 class RowError(Exception):

@@ -7,12 +7,10 @@ from shadowft_core.errors import TrainError
 from shadowft_core.files import read_json_object
 from shadowft_core.loading import load
 from shadowft_core.rendering.samples import Renderer
+from shadowft_core.rendering.template import dated
 
 if TYPE_CHECKING:
     from shadowft_core.params import Render
-
-# Some templates write today's date. A fixed day makes runs of two days equal; Llama's own templates fall back to it.
-FIXED_DAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 
 
 def load_renderer(instruct: Path, settings: "Render") -> Renderer:
@@ -33,9 +31,9 @@ def load_tokenizer(instruct: Path) -> Any:
     if not template:
         raise TrainError(f"{instruct}: the tokenizer has no chat template; check fetch.instruct")
     if isinstance(template, dict):
-        tokenizer.chat_template = {name: _dated(text) for name, text in template.items()}
+        tokenizer.chat_template = {name: dated(text) for name, text in template.items()}
     else:
-        tokenizer.chat_template = _dated(template)
+        tokenizer.chat_template = dated(template)
     return tokenizer
 
 
@@ -46,7 +44,3 @@ def stop_ids(tokenizer: Any, instruct: Path) -> set[int]:
         listed = read_json_object(instruct / "generation_config.json").get("eos_token_id")
         found |= set(listed) if isinstance(listed, list) else {listed}
     return found - {None}
-
-
-def _dated(template: str) -> str:
-    return FIXED_DAY + template if "strftime_now" in template else template

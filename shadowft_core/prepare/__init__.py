@@ -40,10 +40,9 @@ def prepare(data: Path, tasks: Path | None, params: Prepare, out: Path) -> None:
             "lower them below 1 in sum"
         )
     items = Items(tasks)
-    with new_folder(out) as folder:
+    with new_folder(out) as folder, Accounts(folder / "dropped.jsonl") as accounts:
         scratch = folder / "scratch"
         scratch.mkdir()
-        accounts = Accounts(folder / "dropped.jsonl")
         reading = _Reading(scratch, items, params)
         _read(data, params, accounts, reading)
         accounts.require_usable(data, params.max_bad)
@@ -104,7 +103,13 @@ class _Reading:
 
 def _read(data: Path, params: Prepare, accounts: Accounts, reading: _Reading) -> None:
     paths, unread = data_files(data)
+    with reading.table:
+        _read_all(data, paths, params, accounts, reading)
+        reading.table.close()
     accounts.unread = [path.relative_to(data).as_posix() for path in unread]
+
+
+def _read_all(data: Path, paths: list[Path], params: Prepare, accounts: Accounts, reading: _Reading) -> None:
     for path in paths:
         name = path.name if path == data else path.relative_to(data).as_posix()
         before = accounts.read, accounts.bad
@@ -122,7 +127,6 @@ def _read(data: Path, params: Prepare, accounts: Accounts, reading: _Reading) ->
                 print(f"prepare: {name}: {accounts.read} rows", file=sys.stderr)
         read, bad = accounts.read - before[0], accounts.bad - before[1]
         print(f"prepare: read {name}, {read - bad} usable rows, {bad} bad", file=sys.stderr)
-    reading.table.close()
 
 
 def _say(accounts: Accounts, choice: Choice) -> None:

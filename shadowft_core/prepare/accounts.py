@@ -2,7 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from shadowft_core.errors import DataError
 from shadowft_core.files import canonical_json
@@ -22,6 +22,12 @@ class Accounts:
         self.unread: list[str] = []
         self._files: dict[str, dict[str, Any]] = {}
         self.read = self.bad = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
     def use(self, file: str, talk: Talk) -> None:
         """Count a usable row."""
@@ -61,8 +67,7 @@ class Accounts:
             )
 
     def report(self) -> dict[str, Any]:
-        """The counts of the report; closes dropped.jsonl."""
-        self._file.close()
+        """The counts of the report."""
         dropped = self.reasons.total()
         return {
             "files": [{"file": name, **about, "shapes": dict(about["shapes"])} for name, about in self._files.items()],

@@ -40,8 +40,8 @@ def json_rows(file: IO[bytes], path: Path) -> Iterator[Found]:
             raise DataError(f"{path}: expected JSON, found {words}")
     if begin.startswith(b"["):
         return _values(_Text(file, path), array=True)
-    first = begin.partition(b"\n")[0].strip()
-    if begin.startswith(b"{") and b"\n" in begin and _opens_only(first):
+    first, *others = begin.split(b"\n")[:4]
+    if begin.startswith(b"{") and others and _opens_only(first.strip()) and not any(map(_is_object, others)):
         return _objects(_Text(file, path))
     return _lines(file)
 
@@ -86,6 +86,14 @@ def _opens_only(line: bytes) -> bool:
     except json.JSONDecodeError as error:
         return error.pos >= len(line.decode("utf-8", "replace").rstrip()) - 1 or line == b"{"
     return False
+
+
+def _is_object(line: bytes) -> bool:
+    """Whether a line is an object by itself: then a first line that is cut off is one bad row."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _lines(file: IO[bytes]) -> Iterator[Found]:

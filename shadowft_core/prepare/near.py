@@ -27,7 +27,6 @@ class Signatures:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._open = file.open("wb")
         self._texts = 0
 
     def add(self, texts: Iterable[str]) -> None:
@@ -41,12 +40,12 @@ class Signatures:
         for row in range(ROWS):  # a polynomial hash of the five values
             keys = keys * np.uint64(0x9E3779B97F4A7C15) + values[:, :, row] + np.uint64(1)
         keys[[not one for one in sets]] = 0
-        self._open.write(keys.tobytes())
+        with self._file.open("ab") as file:
+            file.write(keys.tobytes())
         self._texts += len(sets)
 
     def candidates(self) -> np.ndarray:
         """Pairs of texts, int64 (n, 2), the earlier first, that share a band: each text with the first of its band."""
-        self._open.close()
         if not self._texts:
             return np.empty((0, 2), np.int64)
         keys = np.memmap(self._file, np.uint64, "r", shape=(self._texts, BANDS))

@@ -135,7 +135,7 @@ def _reply(value: Any, name: str) -> Message:
         if isinstance(turns[0], dict):
             return turn_of(turns[0], name)
         value = turns[0]
-    return turn_of({"role": "assistant", "content": value}, name)
+    return turn_of({"role": "assistant", "content": text_of(value, name)}, name)
 
 
 def _choices(value: Any) -> str:

@@ -4,7 +4,7 @@ import hashlib
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -94,6 +94,12 @@ class Table:
         self.prompts, self.talks = numbers[:, 0], numbers[:, 1]
         self._ids.clear()
         self._numbers.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
 
     def __len__(self) -> int:
         return len(self.ids)

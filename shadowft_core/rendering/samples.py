@@ -116,7 +116,8 @@ class Renderer:
             else:
                 raise RowError("no token ends a reply that other messages follow")
             labels[first:until] = ids[first:until]
-        return Sample(ids, labels, text[: final.start], text[final.start : stop_at])
+        reply = talk.reply_within(text, final.start, stop_at)
+        return Sample(ids, labels, text[: final.start], reply)
 
     def _folded(self, messages: Sequence[Message]) -> list[Message]:
         """The messages in roles that the template prints; thoughts as `render.thinking` has them."""

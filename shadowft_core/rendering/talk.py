@@ -77,6 +77,15 @@ class Talk:
         end = self.whole.find(reply, span.start) + len(reply)
         return self.whole[end : max(end, self.whole.find(following, end))]
 
+    def reply_within(self, text: str, start: int, end: int) -> str:
+        """The part of `text` up to the end of what the last reply in it says, or to `end` where that does not show."""
+        for message in reversed(self.messages):
+            content = str(message.get("content") or "").strip()
+            place = text.find(content, start, end) if content and message["role"] == "assistant" else -1
+            if place >= 0:
+                return text[start : place + len(content)]
+        return text[start:end]
+
     def shows_thought(self, at: int) -> bool:
         """Whether the thought of a reply, if it has one, is in the text."""
         thought = str(self.messages[at].get("reasoning_content") or "").strip()

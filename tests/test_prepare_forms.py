@@ -59,7 +59,7 @@ def test_saved_datasets_and_subfolders_are_read_and_other_files_named(stage: Sta
 
 
 NOT_DATA = {
-    "a Git LFS pointer, not the data; run `git lfs pull`": b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n",
+    "a Git LFS pointer, not the data; run `git lfs pull`": b"version https://git-lfs.github.com/spec/v1\noid 1\n",
     "UTF-16; save the file as UTF-8": "[1]".encode("utf-16"),
     "an HTML page, not the data": b"<!DOCTYPE html><html>no access</html>",
     "a parquet file; name it *.parquet": b"PAR1....",
@@ -107,7 +107,8 @@ USED = {
         {"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": '{"name": "f"}'},
                            {"from": "observation", "value": "2"}, {"from": "gpt", "value": "a"}]},
         [{"role": "user", "content": "q"},
-         {"role": "assistant", "content": "", "tool_calls": '[{"function":{"arguments":{},"name":"f"},"type":"function"}]'},
+         {"role": "assistant", "content": "",
+          "tool_calls": '[{"function":{"arguments":{},"name":"f"},"type":"function"}]'},
          {"role": "tool", "content": "2"}, {"role": "assistant", "content": "a"}],
     ),
     "choices": ({"question": "q", "choices": ["x", "y"], "answer": "B"}, talk("q\nA. x\nB. y", "B")["messages"]),

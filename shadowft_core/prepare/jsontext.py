@@ -78,13 +78,14 @@ _LENIENT = json.JSONDecoder()
 
 
 def _opens_only(line: bytes) -> bool:
-    """Whether a first line is only the beginning of an object."""
+    """Whether a first line is the beginning of an object, and right so far."""
+    text = line.decode("utf-8", "replace").rstrip()
     try:
-        _LENIENT.raw_decode(line.decode("utf-8", "replace"))
+        _LENIENT.raw_decode(text)
     except RecursionError:
         return False
     except json.JSONDecodeError as error:
-        return error.pos >= len(line.decode("utf-8", "replace").rstrip()) - 1 or line == b"{"
+        return error.pos >= len(text)
     return False
 
 

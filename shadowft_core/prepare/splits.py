@@ -82,7 +82,7 @@ def choose(
 
 def write(table: Table, choice: Choice, accounts: Accounts, folder: Path) -> str:
     """Write the four files and record what is left out; returns the digest of the data."""
-    writers = [pq.ParquetWriter(folder / f"{name}.parquet", SCHEMA) for name in SPLITS]
+    writers = [pq.ParquetWriter(folder / f"{name}.parquet", SCHEMA, use_dictionary=False) for name in SPLITS]
     ids: list[list[np.ndarray]] = [[] for _ in SPLITS]
     sizes: list[list[np.ndarray]] = [[] for _ in SPLITS]
     for start, batch in table.batches():
@@ -95,7 +95,7 @@ def write(table: Table, choice: Choice, accounts: Accounts, folder: Path) -> str
             mask = (reason == 0) & (split == number)
             if mask.any():
                 part = batch.filter(pa.array(mask))
-                writer.write_batch(part)
+                writer.write_table(pa.Table.from_batches([part]))  # write_batch would keep a million rows in memory
                 ids[number].append(np.array(part.column("id").to_pylist(), "S64"))
                 lengths = [np.asarray(pc.utf8_length(part.column(name))) for name in ("prompt", "reply")]
                 sizes[number].append(np.stack(lengths, axis=1))

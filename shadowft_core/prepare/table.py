@@ -54,7 +54,7 @@ class Table:
     def __init__(self, file: Path, seen: Callable[[list[Talk]], None]) -> None:
         """`seen` gets the rows in batches."""
         self._file, self._seen = file, seen
-        self._writer = pq.ParquetWriter(file, SCHEMA)
+        self._writer = pq.ParquetWriter(file, SCHEMA, use_dictionary=False)
         self._rows: list[dict[str, Any]] = []
         self._batch: list[Talk] = []
         self._ids, self._numbers = bytearray(), bytearray()
@@ -107,8 +107,8 @@ class Table:
     def batches(self, columns: list[str] | None = None) -> Iterator[tuple[int, pa.RecordBatch]]:
         """The number of its first row, and a batch."""
         start = 0
-        with pq.ParquetFile(self._file) as file:
-            for batch in file.iter_batches(batch_size=BATCH, columns=columns):
+        with pq.ParquetFile(self._file, pre_buffer=False) as file:
+            for batch in file.iter_batches(batch_size=BATCH, columns=columns, use_threads=False):
                 yield start, batch
                 start += batch.num_rows
 
@@ -125,7 +125,7 @@ class Table:
     def _flush(self) -> None:
         if self._rows:
             self._seen(self._batch)
-            self._writer.write_batch(pa.RecordBatch.from_pylist(self._rows, SCHEMA))
+            self._writer.write_table(pa.Table.from_pylist(self._rows, SCHEMA))
             self._rows, self._batch = [], []
 
 

@@ -8,6 +8,7 @@ import typer
 from shadowft_core.cli.options import (
     OUTPUT,
     PARAMS,
+    PARAMS_FILE,
     STAGES,
     TUNED,
     DataOption,
@@ -59,10 +60,14 @@ def fetch(
 def prepare(
     out: Annotated[Path, out_folder("train, valid, dev and test .parquet, data-report.json")],
     data: Annotated[
-        Path | None, typer.Option(help="a json, jsonl or parquet file, or a folder of them; default: prepare.data")
+        Path | None, typer.Option(help="a data file or a folder of them (docs/data.md); default: prepare.data")
     ] = None,
     tasks: Annotated[
-        Path | None, typer.Option(help="task folder; its items are removed from the data; default: evaluate.tasks")
+        Path | None,
+        typer.Option(help="task folder; its items are removed from the data; default: evaluate.tasks"),
+    ] = None,
+    max_bad: Annotated[
+        float | None, typer.Option(min=0, max=0.999, help="largest share of bad rows; default: prepare.max_bad")
     ] = None,
     params: ParamsOption = PARAMS,
 ) -> None:
@@ -71,12 +76,17 @@ def prepare(
     Reads conversations and the task folder; writes four parquet files and a report.
 
     Example: shadowft prepare --data my_rows.jsonl --tasks my_tasks --out work/data
+
+    To look at a file only: shadowft prepare --data my_rows.jsonl --max-bad 0.99 --out looked_at
     """
     from shadowft_core import prepare as room
     from shadowft_core.params import Prepare
 
     settings = read_params(params, **{"prepare": Prepare(data=str(data))} if data else {})
-    room.prepare(data or Path(settings.prepare.data), tasks or Path(settings.evaluate.tasks), settings.prepare, out)
+    chosen = settings.prepare if max_bad is None else settings.prepare.model_copy(update={"max_bad": max_bad})
+    alone = data is not None and params is None and not PARAMS_FILE.exists()
+    items = tasks or (None if alone else Path(settings.evaluate.tasks))
+    room.prepare(data or Path(settings.prepare.data), items, chosen, out)
 
 
 @verbs.command(rich_help_panel=STAGES)

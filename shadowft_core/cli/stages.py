@@ -63,8 +63,7 @@ def prepare(
         Path | None, typer.Option(help="a data file or a folder of them (docs/data.md); default: prepare.data")
     ] = None,
     tasks: Annotated[
-        Path | None,
-        typer.Option(help="task folder; its items are removed from the data; default: evaluate.tasks"),
+        Path | None, typer.Option(help="task folder; its items are removed from the data; default: evaluate.tasks")
     ] = None,
     max_bad: Annotated[
         float | None, typer.Option(min=0, max=0.999, help="largest share of bad rows; default: prepare.max_bad")
@@ -75,18 +74,16 @@ def prepare(
 
     Reads conversations and the task folder; writes four parquet files and a report.
 
-    Example: shadowft prepare --data my_rows.jsonl --tasks my_tasks --out work/data
-
-    To look at a file only: shadowft prepare --data my_rows.jsonl --max-bad 0.99 --out looked_at
+    Example: shadowft prepare --data my_rows.jsonl --max-bad 0.99 --out my_data
     """
     from shadowft_core import prepare as room
     from shadowft_core.params import Prepare
 
     settings = read_params(params, **{"prepare": Prepare(data=str(data))} if data else {})
     chosen = settings.prepare if max_bad is None else settings.prepare.model_copy(update={"max_bad": max_bad})
-    alone = data is not None and params is None and not PARAMS_FILE.exists()
-    items = tasks or (None if alone else Path(settings.evaluate.tasks))
-    room.prepare(data or Path(settings.prepare.data), items, chosen, out)
+    if tasks is None and (data is None or params or PARAMS_FILE.exists()):
+        tasks = Path(settings.evaluate.tasks)
+    room.prepare(data or Path(settings.prepare.data), tasks, chosen, out)
 
 
 @verbs.command(rich_help_panel=STAGES)

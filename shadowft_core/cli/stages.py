@@ -70,9 +70,7 @@ def prepare(
     ] = None,
     params: ParamsOption = PARAMS,
 ) -> None:
-    """Read, validate, normalise, deduplicate, decontaminate and split the data.
-
-    Reads conversations and the task folder; writes four parquet files and a report.
+    """Read, validate, deduplicate, decontaminate and split the data; writes four parquet files and a report.
 
     Example: shadowft prepare --data my_rows.jsonl --max-bad 0.99 --out my_data
     """
@@ -80,10 +78,10 @@ def prepare(
     from shadowft_core.params import Prepare
 
     settings = read_params(params, **{"prepare": Prepare(data=str(data))} if data else {})
-    chosen = settings.prepare if max_bad is None else settings.prepare.model_copy(update={"max_bad": max_bad})
+    given = {} if max_bad is None else {"max_bad": max_bad}
     if tasks is None and (data is None or params or PARAMS_FILE.exists()):
         tasks = Path(settings.evaluate.tasks)
-    room.prepare(data or Path(settings.prepare.data), tasks, chosen, out)
+    room.prepare(data or Path(settings.prepare.data), tasks, settings.prepare.model_copy(update=given), out)
 
 
 @verbs.command(rich_help_panel=STAGES)

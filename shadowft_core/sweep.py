@@ -8,12 +8,15 @@ from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate import TaskScore, load_folder, load_grafted, open_bench
 from shadowft_core.files import write_json_atomically
 from shadowft_core.graft import ONTO_BASE, Options
-from shadowft_core.params import Evaluate, Sweep
+from shadowft_core.params import Evaluate, Render, Sweep
 
+RENDER = Render()
 EPSILON = 1e-9  # two means this close differ by float rounding only
 
 
-def sweep(instruct: Path, delta: Path, data: Path, params: Sweep, evaluate: Evaluate, out: Path) -> None:
+def sweep(
+    instruct: Path, delta: Path, data: Path, params: Sweep, evaluate: Evaluate, out: Path, render: Render = RENDER
+) -> None:
     """Score the Instruct (scale 0) and every scale on the dev tasks; write the sweep file of docs/architecture.md.
 
     The route is the name of the delta's folder. `domain` and `guards` of a point are means over tasks; each task has
@@ -27,7 +30,7 @@ def sweep(instruct: Path, delta: Path, data: Path, params: Sweep, evaluate: Eval
             f"task {', '.join(both)}: is in sweep and in evaluate; use other items to choose the scale than to judge it"
         )
     scales = sorted(set(params.scales))
-    with open_bench(instruct, data, evaluate, params.domain, params.guards) as bench:
+    with open_bench(instruct, data, evaluate, params.domain, params.guards, render) as bench:
         base_scores = bench.score(load_folder(instruct), "scale 0")
         curve = []
         for scale in scales:

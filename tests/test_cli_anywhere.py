@@ -15,7 +15,9 @@ STORE = "store publish --delta {work}/delta/shadow --store here"
 
 # Command lines that succeed, by verb; those of one verb run one after the other in the same empty folder.
 GIVEN = {
-    "prepare": ["prepare --data {rows} --tasks {tasks} --out data"],
+    "prepare": [
+        "prepare --data {rows} --tasks {tasks} --out data", "prepare --data {rows} --max-bad 0.99 --out looked_at"
+    ],
     "train": ["train --model {model} --instruct {model} --data {data} --out tuned"],
     "extract": ["extract --base {base} --tuned {instruct} --out delta"],
     "graft": [
@@ -45,7 +47,6 @@ LACKING = {  # command lines that lack something: part of the message
     "retrain": "flows/retrain.py: no such file",
     "fetch --out pair": "`fetch` is needed",
     "prepare --tasks {tasks} --out data": "`prepare` is needed",
-    "prepare --data {rows} --out data": "`evaluate` is needed",
     "sweep --instruct {instruct} --delta {work}/delta/shadow --data {data} --out s.json": "`sweep` is needed",
     "evaluate --instruct {instruct} --data {data} --out scores": "`evaluate` is needed",
     "register --work {work} --lock {work}/report.html": "params.yaml: no such file",

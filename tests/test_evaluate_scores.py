@@ -13,7 +13,7 @@ import pytest
 from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate import load_folder
 from shadowft_core.weights import open_checkpoint, write_checkpoint
-from tests.fixtures.evaluation import World, score_instruct, write_task
+from tests.fixtures.evaluation import World, prepared, score_instruct, write_task
 
 METRIC = """
 task: odd
@@ -33,7 +33,7 @@ def test_a_log_likelihood_is_divided_by_bytes_not_letters(world: World, tmp_path
     """The same two unknown tokens, in three bytes and in six."""
     scores = {}
     for name, reply in (("ascii", "A B"), ("wide", "é 漢")):
-        held = [{"prompt": f"say {letter}", "reply": reply} for letter in "abc"]
+        held = [prepared(f"say {letter}", reply) for letter in "abc"]
         (tmp_path / name).mkdir()
         pq.write_table(pa.Table.from_pylist(held), tmp_path / name / "test.parquet")
         with_replies = dataclasses.replace(world, data=tmp_path / name)

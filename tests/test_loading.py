@@ -140,7 +140,8 @@ def with_code(instruct: Path, tmp_path: Path, change: Callable[[Path], None]) ->
 def test_every_load_refuses_code_and_weights_that_a_folder_would_add(
     tiny_llama_pair: Pair, tmp_path: Path, asked: list[str], change: Callable[[Path], None], loads: str, message: str
 ) -> None:
-    from shadowft_core.train.models import load_model, load_tokenizer
+    from shadowft_core.rendering import load_tokenizer
+    from shadowft_core.train.models import load_model
 
     folder, canary = with_code(tiny_llama_pair.instruct, tmp_path, change)
     tokenizer = load_tokenizer(tiny_llama_pair.instruct)
@@ -163,7 +164,8 @@ def test_every_load_refuses_code_and_weights_that_a_folder_would_add(
 def test_the_class_of_transformers_is_used_where_there_is_one(
     tiny_llama_pair: Pair, tmp_path: Path, asked: list[str], change: Callable[[Path], None]
 ) -> None:
-    from shadowft_core.train.models import load_model, load_tokenizer, stop_ids
+    from shadowft_core.rendering import load_tokenizer, stop_ids
+    from shadowft_core.train.models import load_model
 
     folder, canary = with_code(tiny_llama_pair.instruct, tmp_path, change)
     tokenizer = load_tokenizer(folder)

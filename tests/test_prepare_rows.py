@@ -10,7 +10,8 @@ import pytest
 
 from shadowft_core.errors import DataError
 from shadowft_core.files import bytes_digest, canonical_json
-from shadowft_core.prepare.rows import ROW_LIMIT, read_rows
+from shadowft_core.prepare.files import read_rows
+from shadowft_core.prepare.jsontext import ROW_LIMIT
 from tests.fixtures.data import Stage, lines, talk
 
 SYSTEM = {"role": "system", "content": "Be kind."}
@@ -44,7 +45,7 @@ def test_every_shape_in_every_format(stage: Stage, given: dict[str, Any], expect
     else:
         path.write_bytes(b"\xef\xbb\xbf" * kind.endswith("BOM") + json.dumps([given], indent=1).encode())
     report = stage.run()
-    assert report["bad"]["count"] == 0
+    assert report["bad"] == 0
     (row,) = stage.split()
     assert row["messages"] == expected
     assert f"sha256:{row['id']}" == bytes_digest(canonical_json(expected))
@@ -64,24 +65,39 @@ BAD = {
     "duplicate key": b'{"question": "a", "question": "b", "answer": "c"}',
     "NaN is not JSON": b'{"question": "a", "answer": "c", "score": NaN}',
     "nested too deeply": b"[" * 200_000,
-    "not a JSON object": b'["question", "answer"]',
-    "missing field: neither": b'{"text": "no conversation"}',
-    "missing field 'answer'": b'{"question": "a"}',
+    "expected a JSON object, found a list": b'["question", "answer"]',
+    "text only: no prompt and no reply": b'{"text": "no conversation"}',
+    "no known fields among Frage; map them with prepare.columns": b'{"Frage": "a"}',
+    "no reply beside 'question'": b'{"question": "a"}',
     "field 'answer' is not text": b'{"question": "a", "answer": 3}',
     "empty 'answer'": b'{"question": "a", "answer": " \\n"}',
     "NUL in 'question'": b'{"question": "a\\u0000", "answer": "b"}',
     "lone surrogate in 'question'": b'{"question": "\\ud83d", "answer": "b"}',
-    "field 'messages' is not a list": b'{"messages": "hi"}',
-    "a turn of 'messages' has no 'role'": b'{"messages": [{"content": "x"}]}',
+    "field 'messages' is text, not a list of turns": b'{"messages": "hi"}',
+    "a turn of 'messages' has neither 'role' nor 'from'": b'{"messages": [{"content": "x"}]}',
     "a turn of 'messages' has no 'content'": b'{"messages": [{"role": "user"}]}',
-    "unsupported role 'tool'": json.dumps(turns("user", "tool", "assistant")).encode(),
-    "unsupported role 'function_call'": b'{"conversations": [{"from": "function_call", "value": "f()"}]}',
-    "unsupported field 'tools'": b'{"question": "a", "answer": "b", "tools": [{"name": "f"}]}',
-    "unsupported role 'tool_calls'": (
+    "unsupported role 'judge'": b'{"messages": [{"role": "judge", "content": "x"}]}',
+    "a tool call has no name": (
         b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "tool_calls": [1]}]}'
     ),
-    "unsupported field 'history'": b'{"instruction": "a", "output": "b", "history": [["c", "d"]]}',
-    "unsupported field 'chosen'": b'{"prompt": "a", "chosen": "b", "rejected": "c"}',
+    "field 'tools' is no JSON": b'{"question": "a", "answer": "b", "tools": "[f"}',
+    "field 'history' is no list of pairs": b'{"instruction": "a", "output": "b", "history": ["c", "d"]}',
+    "marked as undesired: 'label' is false": b'{"prompt": "a", "completion": "b", "label": false}',
+    "unsupported field 'image'": b'{"question": "a", "answer": "b", "image": "x.png"}',
+    "unsupported field 'images' of a turn": (
+        b'{"messages": [{"role": "user", "content": "a", "images": ["x"]}, {"role": "assistant", "content": "b"}]}'
+    ),
+    "unsupported part 'image_url' of 'content'": (
+        b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}, {"role": "assistant", "content": "b"}]}'
+    ),
+    "unsupported weight 0.5: expected 0 or 1": (
+        b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0.5}]}'
+    ),
+    "every reply has weight 0": (
+        b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "loss": false}]}'
+    ),
+    "invisible 'answer'": b'{"question": "a", "answer": "\\u200b\\u200b"}',
+    "a reply that is only a thought": b'{"question": "a", "answer": "<think>b</think>"}',
     "no user turn": json.dumps(turns("system")).encode(),
     "user and assistant do not alternate": json.dumps(turns("user", "user", "assistant")).encode(),
     "last turn is not the assistant's": json.dumps(turns("user", "assistant", "user")).encode(),
@@ -94,11 +110,11 @@ def test_a_bad_row_is_counted_with_its_line_and_reason(stage: Stage, reason: str
     good = [json.dumps(talk(f"question {n}")).encode() for n in range(4)]
     (stage.data / "rows.jsonl").write_bytes(b"\n".join([good[0], good[1], line, b"", good[2], good[3]]))
     report = stage.run()
-    (refused,) = report["bad"]["rows"]
-    assert refused["source"] == "rows.jsonl:3"
+    (refused,) = report["dropped"]
+    assert (refused["file"], refused["line"]) == ("rows.jsonl", 3)
     assert refused["reason"].startswith(reason)
-    assert report["bad"]["reasons"] == {refused["reason"]: 1}
-    assert (report["rows"], report["splits"]["train"]) == (5, 4)
+    assert report["rows_dropped"] == {refused["reason"]: 1}
+    assert (report["rows_read"], report["splits"]["train"]) == (5, 4)
     assert {row["source"] for row in stage.split()} == {f"rows.jsonl:{n}" for n in (1, 2, 5, 6)}
 
 
@@ -107,14 +123,14 @@ def test_a_bad_element_of_an_array_is_one_bad_row(stage: Stage) -> None:
         f'[{json.dumps(talk("one"))}, {{"question": 1, "question": 2}}, NaN, {json.dumps(talk("two"))}]'
     )
     report = stage.run()
-    assert [bad["source"] for bad in report["bad"]["rows"]] == ["rows.json:2", "rows.json:3"]
+    assert [(one["line"], one["reason"]) for one in report["dropped"]] == [(2, "duplicate key"), (3, "NaN is not JSON")]
     assert report["splits"]["train"] == 2
 
 
 UNREADABLE = {
-    "holds no .json, .jsonl, .parquet file": {},
+    "expected data files, .json": {},
     "holds no rows": {"rows.jsonl": b""},
-    "none of 2 rows is usable: rows.jsonl:1 bad JSON; rows.jsonl:2 bad JSON": {"rows.jsonl": b"{\n}}\n"},
+    "none of 2 rows is usable: rows.jsonl:1 bad JSON; rows.jsonl:2 bad JSON": {"rows.jsonl": b"{x\n}}\n"},
     "all 3 usable rows are the same conversation": {"rows.jsonl": lines([talk("hi")] * 3)},
     "bad JSON in row 2, line 2": {"rows.json": b'[{"question": "a", "answer": "b"},\n{"question": ]'},
     "row 1 is followed by neither ',' nor ']'": {"rows.json": b'[{"question": "a", "answer": "b"} {}]'},

@@ -72,11 +72,13 @@ def write_work(work: Path, routes: tuple[str, ...] = ("shadow", "direct"), evil:
     dump(
         work / "data/data-report.json",
         {
-            "format": 1,
-            "rows": 2104,
-            "bad": {"count": 4, "reasons": {f"no assistant turn{evil}": 4}, "rows": []},
-            "duplicates": 60,
-            "contaminated": {"items": 710, "count": 40, "rows": []},
+            "format": 2,
+            "rows_read": 2104,
+            "rows_used": 2000,
+            "rows_dropped": {f"no assistant turn{evil}": 4, "duplicate": 60, "in a test item": 40},
+            "fields_ignored": {f"idx{evil}": 2104},
+            "files_not_read": [f"notes{evil}.txt"],
+            "not_compared": [f"far{evil}"],
             "splits": {"train": 1900, "valid": 100, "dev": 0, "test": 0},
             "digest": sha("data"),
         },

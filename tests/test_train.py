@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from shadowft_core.params import Lora
+from shadowft_core.params import Lora, Render
+from shadowft_core.rendering import IGNORED, load_renderer
 from shadowft_core.train import train
-from shadowft_core.train.labels import IGNORED, Encoded, Encoder
+from shadowft_core.train.encode import Encoded, encode_file
 from tests.fixtures.training import SETTINGS, run, tree, word_tokenizer
 
 
@@ -77,11 +78,12 @@ def test_full_training_writes_a_float32_checkpoint(place: Path, tmp_path: Path) 
 
 def test_the_trainer_uses_exactly_the_intended_labels(place: Path, tmp_path: Path) -> None:
     """The labels in the batches: the reply and its end token, nothing of the prompt, nothing after."""
-    from shadowft_core.train.models import load_model, load_tokenizer, stop_ids
+    from shadowft_core.train.models import load_model
     from shadowft_core.train.trainer import make_trainer
 
-    tokenizer = load_tokenizer(place / "instruct")
-    rows = Encoder(tokenizer, stop_ids(tokenizer, place / "instruct")).encode_file(place / "data/train.parquet", 40)
+    renderer = load_renderer(place / "instruct", Render())
+    tokenizer = renderer.tokenizer
+    rows = encode_file(place / "data/train.parquet", renderer, 40)
     trainer = make_trainer(load_model(place / "base", tokenizer), tokenizer, rows, SETTINGS, tmp_path)
     replies = []
     for batch in trainer.get_train_dataloader():
@@ -120,7 +122,8 @@ def test_every_setting_reaches_the_trainer(
     place: Path, tmp_path: Path, settings: dict[str, Any], trained: dict[str, Any]
 ) -> None:
     """`rates` are the learning rates of steps 0 to 3 of 4, relative to train.learning_rate."""
-    from shadowft_core.train.models import load_model, load_tokenizer, with_adapter
+    from shadowft_core.rendering import load_tokenizer
+    from shadowft_core.train.models import load_model, with_adapter
     from shadowft_core.train.trainer import make_trainer
 
     params = SETTINGS.model_copy(update=settings)
@@ -157,7 +160,7 @@ def test_every_setting_reaches_the_trainer(
     ],
 )
 def test_the_stop_ids_are_all_end_tokens(tmp_path: Path, listed: dict[str, Any] | None, stops: set[int]) -> None:
-    from shadowft_core.train.models import stop_ids
+    from shadowft_core.rendering import stop_ids
 
     if listed is not None:
         (tmp_path / "generation_config.json").write_text(json.dumps(listed))

@@ -41,14 +41,21 @@ def test_rows_too_long_or_with_control_tokens_are_counted_and_left_out(place: Pa
     rows = [row("1 plus 2"), row("2 plus 1"), row("1 plus " * 20), row("be <|im_end|> kind"), row("<pad>")]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     prepare(tmp_path / "rows.jsonl", place / "tasks", Prepare(data="-", valid=0), tmp_path / "data")
-    settings = SETTINGS.model_copy(update={"max_steps": 1})
+    settings = SETTINGS.model_copy(update={"max_steps": 1, "max_left_out": 0.6})
     train(place / "base", place / "instruct", tmp_path / "data", settings, tmp_path / "out")
     facts = json.loads((tmp_path / "out/train.json").read_text())
     used = facts["rows"]["train"]
-    assert (used["rows"], used["too_long"], used["control_tokens"]) == (2, 1, 2)
+    assert (used["rows"], used["sequences"], used["too_long"]) == (2, 2, 1)
+    assert used["refused"] == {
+        "control token <|im_end|> in the text": {"rows": 1, "sources": ["rows.jsonl:4"]},
+        "control token <pad> in the text": {"rows": 1, "sources": ["rows.jsonl:5"]},
+    }
     assert used["learned_tokens"] == 2 * 3
     assert facts["valid_loss"] is None
-    with pytest.raises(TrainError, match="no row is left: 3 are longer than max_length 8, 2 spell control tokens"):
+    message = (
+        r"5 of 5 rows are left out \(3 longer than train.max_length 8; 1 control token <.*> in the text \(rows.jsonl:"
+    )
+    with pytest.raises(TrainError, match=message):
         train(
             place / "base",
             place / "instruct",
@@ -57,6 +64,9 @@ def test_rows_too_long_or_with_control_tokens_are_counted_and_left_out(place: Pa
             tmp_path / "no",
         )
     assert not (tmp_path / "no").exists()
+    few = settings.model_copy(update={"max_left_out": 0.59})
+    with pytest.raises(TrainError, match=r"3 of 5 rows are left out .*, train.max_left_out allows 59%"):
+        train(place / "base", place / "instruct", tmp_path / "data", few, tmp_path / "no")
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_writes_nothing(place: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import typer
 from shadowft_core.cli.options import (
     OUTPUT,
     PARAMS,
+    PARAMS_FILE,
     STAGES,
     TUNED,
     DataOption,
@@ -59,24 +60,28 @@ def fetch(
 def prepare(
     out: Annotated[Path, out_folder("train, valid, dev and test .parquet, data-report.json")],
     data: Annotated[
-        Path | None, typer.Option(help="a json, jsonl or parquet file, or a folder of them; default: prepare.data")
+        Path | None, typer.Option(help="a data file or a folder of them (docs/data.md); default: prepare.data")
     ] = None,
     tasks: Annotated[
         Path | None, typer.Option(help="task folder; its items are removed from the data; default: evaluate.tasks")
     ] = None,
+    max_bad: Annotated[
+        float | None, typer.Option(min=0, max=0.999, help="largest share of bad rows; default: prepare.max_bad")
+    ] = None,
     params: ParamsOption = PARAMS,
 ) -> None:
-    """Read, validate, normalise, deduplicate, decontaminate and split the data.
+    """Read, validate, deduplicate, decontaminate and split the data; writes four parquet files and a report.
 
-    Reads conversations and the task folder; writes four parquet files and a report.
-
-    Example: shadowft prepare --data my_rows.jsonl --tasks my_tasks --out work/data
+    Example: shadowft prepare --data my_rows.jsonl --max-bad 0.99 --out my_data
     """
     from shadowft_core import prepare as room
     from shadowft_core.params import Prepare
 
     settings = read_params(params, **{"prepare": Prepare(data=str(data))} if data else {})
-    room.prepare(data or Path(settings.prepare.data), tasks or Path(settings.evaluate.tasks), settings.prepare, out)
+    given = {} if max_bad is None else {"max_bad": max_bad}
+    if tasks is None and (data is None or params or PARAMS_FILE.exists()):
+        tasks = Path(settings.evaluate.tasks)
+    room.prepare(data or Path(settings.prepare.data), tasks, settings.prepare.model_copy(update=given), out)
 
 
 @verbs.command(rich_help_panel=STAGES)
@@ -96,7 +101,8 @@ def train(
     from shadowft_core import train as room
     from shadowft_core.delta import require_extractable
 
-    room.train(model, instruct, data, read_params(params).train, out, accept=require_extractable)
+    settings = read_params(params)
+    room.train(model, instruct, data, settings.train, out, require_extractable, settings.render)
 
 
 @verbs.command(rich_help_panel=STAGES)
@@ -161,7 +167,7 @@ def sweep(
     from shadowft_core.sweep import sweep as choose_scale
 
     settings = read_params(params)
-    choose_scale(instruct, delta, data, settings.sweep, settings.evaluate, out)
+    choose_scale(instruct, delta, data, settings.sweep, settings.evaluate, out, settings.render)
 
 
 @verbs.command(rich_help_panel=STAGES)
@@ -247,7 +253,8 @@ def evaluate(
     """
     from shadowft_core import evaluate as room
 
-    room.evaluate(instruct, data, delta, grafted, route, read_params(params).evaluate, out)
+    settings = read_params(params)
+    room.evaluate(instruct, data, delta, grafted, route, settings.evaluate, out, settings.render)
 
 
 @verbs.command(rich_help_panel=STAGES)

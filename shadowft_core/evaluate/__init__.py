@@ -9,14 +9,22 @@ from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate.bench import Bench, Item, TaskScore, open_bench
 from shadowft_core.evaluate.models import load_folder, load_grafted
 from shadowft_core.files import canonical_json, file_digest, new_folder, read_json_object, write_json_atomically
-from shadowft_core.params import Evaluate
+from shadowft_core.params import Evaluate, Render
 from shadowft_core.weights import open_checkpoint
 
+RENDER = Render()
 __all__ = ["Bench", "Item", "TaskScore", "evaluate", "load_folder", "load_grafted", "open_bench"]
 
 
 def evaluate(
-    instruct: Path, data: Path, delta: Path | None, grafted: Path | None, route: str, params: Evaluate, out: Path
+    instruct: Path,
+    data: Path,
+    delta: Path | None,
+    grafted: Path | None,
+    route: str,
+    params: Evaluate,
+    out: Path,
+    render: Render = RENDER,
 ) -> None:
     """Score the untouched Instruct, or both arms of one delta; writes `out/ARM/{scores.json,items.jsonl}`.
 
@@ -34,7 +42,7 @@ def evaluate(
     from shadowft_core.graft import options_of
 
     recipe = None if delta is None or grafted is None else _checked_recipe(instruct, delta, grafted)
-    with open_bench(instruct, data, params, params.domain, params.guards) as bench, new_folder(out) as folder:
+    with open_bench(instruct, data, params, params.domain, params.guards, render) as bench, new_folder(out) as folder:
 
         def write(arm: str, scale: float, digest: str, scores: dict[str, TaskScore]) -> None:
             about = {"arm": arm, "scale": scale, "model_digest": digest, "label": _label(instruct, route, arm)}

@@ -10,23 +10,25 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, TextIO
 
-from shadowft_core.errors import EvaluationError
+from shadowft_core.errors import EvaluationError, TrainError
+from shadowft_core.evaluate.heldout import render_heldout
 from shadowft_core.evaluate.taskfiles import TaskFiles
 from shadowft_core.files import bytes_digest, canonical_json
-from shadowft_core.loading import load
-from shadowft_core.params import Evaluate
+from shadowft_core.params import Evaluate, Render
+from shadowft_core.rendering import Renderer, load_renderer
 
 Role = Literal["domain", "guard"]
 PER_BYTE = "logprob_per_byte"
 SHOWN = 2000  # characters of a prompt (its end) and of a reply (its beginning) written to items.jsonl
 SEED = 0
+RENDER = Render()
 FATAL_WARNINGS = ("truncat", "label index", "removing the system role")  # the harness only warns; the score is wrong
 
 
@@ -62,9 +64,13 @@ class TaskScore:
 class Bench:
     """Tasks, tokenizer and chat template of one run. Made by `open_bench`."""
 
-    def __init__(self, tokenizer: Any, tasks: dict[str, Any], roles: dict[str, Role], params: Evaluate) -> None:
-        self._tokenizer, self._tasks, self._roles, self._params = tokenizer, tasks, roles, params
-        self.template_digest = bytes_digest(tokenizer.get_chat_template().encode())
+    def __init__(
+        self, renderer: Renderer, tasks: dict[str, Any], roles: dict[str, Role], params: Evaluate, rendered: Set[str]
+    ) -> None:
+        """`rendered` names the tasks whose items are rendered already, with the rendering of the training."""
+        self._tokenizer, self._tasks, self._roles, self._params = renderer.tokenizer, tasks, roles, params
+        self._rendered = rendered
+        self.template_digest = renderer.template_digest
 
     def score(self, model: Any, arm: str) -> dict[str, TaskScore]:
         """Score one loaded causal language model on every task; `arm` names it in the progress lines.
@@ -78,6 +84,7 @@ class Bench:
                 pretrained=model,
                 tokenizer=self._tokenizer,
                 batch_size=self._params.batch_size,
+                add_bos_token=False,  # as in training, ids are those of the rendered text
                 trust_remote_code=False,
             )
         return {name: self._score(lm, arm, name) for name in self._tasks}
@@ -86,7 +93,7 @@ class Bench:
         task = self._tasks[name]
         lm.set_cache_hook(_Progress(f"{arm} {name}", task, sys.stderr))
         with _one_line(f"task {name}"):
-            samples = _run(lm, task, name, self._params.limit)
+            samples = _run(lm, task, name, self._params.limit, template=name not in self._rendered)
             chosen = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
             metric = PER_BYTE if task.OUTPUT_TYPE == "loglikelihood" else chosen[0]["metrics"][0]
             if not task.higher_is_better().get(metric, True):
@@ -111,7 +118,7 @@ class Bench:
 
 @contextmanager
 def open_bench(
-    instruct: Path, data: Path, params: Evaluate, domain: Sequence[str], guards: Sequence[str]
+    instruct: Path, data: Path, params: Evaluate, domain: Sequence[str], guards: Sequence[str], render: Render = RENDER
 ) -> Iterator[Bench]:
     """Build the named tasks with the tokenizer and chat template of the Instruct.
 
@@ -130,11 +137,13 @@ def open_bench(
     files = TaskFiles(Path(params.tasks))
     paths = {name: files.path(name) for name in sorted(roles)}
     with TemporaryDirectory(prefix="shadowft-") as cache:
-        tasks = {}
+        renderer, rendered, tasks = _renderer(instruct, render), Path(cache, "rendered"), {}
+        if any(map(files.is_heldout, roles)):
+            render_heldout(renderer, data, rendered)
         for name, path in paths.items():
             with _one_line(f"task {name} ({path})"), quiet():
-                tasks[name] = files.build(name, data, Path(cache))
-        yield Bench(_tokenizer(instruct), tasks, roles, params)
+                tasks[name] = files.build(name, rendered if files.is_heldout(name) else data, Path(cache))
+        yield Bench(renderer, tasks, roles, params, rendered=set(filter(files.is_heldout, roles)))
 
 
 @contextmanager
@@ -174,19 +183,15 @@ class _Progress:
             self._printed = time.monotonic()
 
 
-def _tokenizer(instruct: Path) -> Any:
-    with quiet():
-        from transformers import AutoTokenizer
-
-        tokenizer = load(AutoTokenizer, instruct)
-    if not tokenizer.chat_template:
-        raise EvaluationError(
-            f"{instruct}: its tokenizer has no chat template; an Instruct model has one, check fetch.instruct"
-        )
-    return tokenizer
+def _renderer(instruct: Path, render: Render) -> Renderer:
+    try:
+        with quiet():
+            return load_renderer(instruct, render)
+    except TrainError as error:
+        raise EvaluationError(str(error)) from None
 
 
-def _run(lm: Any, task: Any, name: str, limit: int | None) -> list[dict[str, Any]]:
+def _run(lm: Any, task: Any, name: str, limit: int | None, *, template: bool) -> list[dict[str, Any]]:
     """The logged samples of one task.
 
     Calls `lm_eval.evaluate`, as `simple_evaluate` also lists the machine's packages, runs git and asks a hub each time.
@@ -208,8 +213,8 @@ def _run(lm: Any, task: Any, name: str, limit: int | None) -> list[dict[str, Any
             limit=limit,
             bootstrap_iters=0,
             log_samples=True,
-            apply_chat_template=True,
-            fewshot_as_multiturn=True,
+            apply_chat_template=template,
+            fewshot_as_multiturn=template,
         )
     for warning in warnings:
         if any(text in warning.lower() for text in FATAL_WARNINGS):

@@ -45,6 +45,10 @@ class TaskFiles:
             )
         return self._paths[name]
 
+    def is_heldout(self, name: str) -> bool:
+        """Whether a task is a built-in one, whose items are the rows that `prepare` held out."""
+        return self.path(name).is_relative_to(BUILT_IN)
+
     def build(self, name: str, data: Path, cache: Path) -> Any:
         """The harness's task: data file paths absolute, `{data}` replaced, the datasets library's cache in `cache`.
 

@@ -1,184 +1,140 @@
-"""The stage prepare: from data files of several formats to four splits of clean conversations, and a report."""
+"""The data stage: files of many shapes in, four splits of clean conversations and a report out."""
 
-import hashlib
+import shutil
 import sys
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from shadowft_core.errors import DataError, ParamsError
-from shadowft_core.files import bytes_digest, canonical_json, new_folder, write_json_atomically
+from shadowft_core.files import new_folder, write_json_atomically
 from shadowft_core.params import Prepare
+from shadowft_core.prepare.accounts import Accounts
+from shadowft_core.prepare.files import data_files, read_rows
+from shadowft_core.prepare.near import Signatures
 from shadowft_core.prepare.overlap import Items
-from shadowft_core.prepare.rows import BadRow, Message, conversation, data_files, read_rows
+from shadowft_core.prepare.shapes import Talk, talk_of
+from shadowft_core.prepare.splits import SPLITS, Choice, choose
+from shadowft_core.prepare.splits import write as write_splits
+from shadowft_core.prepare.table import Table, first_question
+from shadowft_core.prepare.turns import BadRow
 
-SPLITS = ("train", "valid", "dev", "test")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One usable conversation; `id` is the hex SHA-256 of its canonical messages, `source` is file:row."""
-
-    id: str
-    messages: list[Message]
-    source: str
-
-    @property
-    def asked(self) -> list[str]:
-        return [turn["content"] for turn in self.messages if turn["role"] == "user"]
-
-    @property
-    def prompt(self) -> str:
-        """The first user turn, after the system text where there is one."""
-        first = [turn["content"] for turn in self.messages[:2] if turn["role"] != "assistant"]
-        return "\n\n".join(first)
-
-    @property
-    def reply(self) -> str:
-        return next(turn["content"] for turn in self.messages if turn["role"] == "assistant")
+__all__ = ["SPLITS", "prepare"]
 
 
-def prepare(data: Path, tasks: Path, params: Prepare, out: Path) -> None:
+def prepare(data: Path, tasks: Path | None, params: Prepare, out: Path) -> None:
     """Read, validate, normalise, deduplicate, decontaminate and split the data into the folder `out`.
 
-    `out` gets {train,valid,dev,test}.parquet with the columns id (string, 64 hex digits), messages (list of
-    {role, content}), prompt, reply and source (strings), rows sorted by id, and data-report.json with all counts, all
-    refused rows and the data digest: the SHA-256 of the canonical JSON {split: sorted ids}. The split of a row depends
-    on its id alone, so added rows do not move others.
+    `out` gets {train,valid,dev,test}.parquet (columns: id, 64 hex digits; messages, a list of {role, content, ...};
+    tools, JSON text; prompt; reply; source, file:row), rows in the order they were read, dropped.jsonl with
+    {file, line, reason} of every row that is not used, and data-report.json with all counts and the data digest: the
+    SHA-256 of the canonical JSON {split: sorted ids}. The split of a row follows from its first question alone, so no
+    question is in two splits, and added rows never move old ones. `tasks` None: nothing to compare with.
 
-    Raises DataError (nothing to read, no usable row, too many bad rows, an empty training split), and ParamsError when
-    the shares leave nothing to train on.
+    Memory holds about 50 bytes a row, not the rows.
+
+    Raises DataError (nothing to read, no usable row, too many bad ones, an empty training split) and ParamsError
+    (shares that leave nothing to train on).
     """
     if params.valid + params.dev + params.test >= 1:
         raise ParamsError(
             f"prepare: valid {params.valid:g} + dev {params.dev:g} + test {params.test:g} leaves nothing to train on; "
-            "lower them to a sum below 1"
+            "lower them below 1 in sum"
         )
-    rows, files, bad = _read(data)
-    total = len(rows) + len(bad)
-    _check_usable(data, len(rows), bad, total, params.max_bad)
-    unique = {row.id: row for row in reversed(rows)}  # reversed, so that the first of equal rows wins
-    if len(unique) == 1 and len(rows) > 1:
-        raise DataError(f"{data}: all {len(rows)} usable rows are the same conversation; check how the file was made")
     items = Items(tasks)
-    leaks = {row.id: hit for row in unique.values() if (hit := items.match(row.asked))}
-    clean = [row for row in unique.values() if row.id not in leaks]
-    kept = sorted(clean, key=lambda row: _rank(row.id))[: params.max_rows]
-    splits: dict[str, list[Row]] = {name: [] for name in SPLITS}
-    for row in sorted(kept, key=lambda row: row.id):
-        splits[_split(row.id, params)].append(row)
-    if not splits["train"]:
-        raise DataError(
-            f"{data}: no row is left to train on ({len(unique)} distinct, {len(leaks)} found in {tasks}); add rows"
-        )
-    report = {
-        "format": 1,
-        "files": files,
-        "rows": total,
-        "bad": {
-            "count": len(bad),
-            "reasons": dict(Counter(reason for _, reason in bad)),
-            "rows": [{"source": source, "reason": reason} for source, reason in bad],
-        },
-        "duplicates": len(rows) - len(unique),
-        "contaminated": {
-            "items": items.count,
-            "count": len(leaks),
-            "rows": [
-                {"source": unique[key].source, "id": key, "item": item, "rule": rule}
-                for key, (item, rule) in sorted(leaks.items())
-            ],
-        },
-        "left_out_by_max_rows": len(clean) - len(kept),
-        "splits": {name: len(part) for name, part in splits.items()},
-        "characters": {name: _lengths(part) for name, part in splits.items() if part},
-        "digest": bytes_digest(canonical_json({name: [row.id for row in part] for name, part in splits.items()})),
-    }
-    with new_folder(out) as folder:
-        for name, part in splits.items():
-            _write_parquet(folder / f"{name}.parquet", part)
-        write_json_atomically(folder / "data-report.json", report)
-    counts = f"{len(bad)} bad, {len(rows) - len(unique)} duplicate, {len(leaks)} contaminated"
-    sizes = ", ".join(f"{name} {len(part)}" for name, part in splits.items())
-    print(f"prepare: {total} rows, {counts}; {sizes}", file=sys.stderr)
+    with new_folder(out) as folder, Accounts(folder / "dropped.jsonl") as accounts:
+        scratch = folder / "scratch"
+        scratch.mkdir()
+        reading = _Reading(scratch, items, params)
+        _read(data, params, accounts, reading)
+        accounts.require_usable(data, params.max_bad)
+        choice = choose(reading.table, reading.leaks, reading.signatures, params)
+        if not choice.sizes["train"]:
+            raise DataError(
+                f"{data}: no row is left to train on: of {len(reading.table)} usable rows "
+                f"{choice.told() or 'all are held out'}; add rows or lower the shares of dev and test"
+            )
+        if choice.distinct == 1 and len(reading.table) > 1:
+            raise DataError(f"{data}: all {len(reading.table)} usable rows are the same conversation; check the file")
+        digest = write_splits(reading.table, choice, accounts, folder)
+        report = accounts.report() | {
+            "splits": choice.sizes,
+            "duplicates": choice.counts.get("duplicate", 0),
+            "contaminated": {"items": items.count, "count": len(reading.leaks), "rows": reading.shown()},
+            "not_compared": items.not_compared,
+            "left_out_by_max_rows": choice.counts.get("beyond max_rows", 0),
+            "characters": choice.lengths,
+            "digest": digest,
+        }
+        shutil.rmtree(scratch)
+        write_json_atomically(folder / "data-report.json", {"format": 2, **report})
+    _say(accounts, choice)
 
 
-def _read(data: Path) -> tuple[list[Row], list[dict[str, Any]], list[tuple[str, str]]]:
-    """The usable rows, the counts of each file, and (source, reason) of every bad row."""
-    rows: list[Row] = []
-    files: list[dict[str, Any]] = []
-    bad: list[tuple[str, str]] = []
-    for path in data_files(data):
-        shapes: Counter[str] = Counter()
-        before = len(bad)
+class _Reading:
+    """What one pass over the rows collects."""
+
+    def __init__(self, scratch: Path, items: Items, params: Prepare) -> None:
+        self.items = items
+        self.leaks: dict[int, tuple[str, str]] = {}
+        """item and rule by row"""
+        self.signatures = None
+        if params.near is not None:
+            self.signatures = (Signatures(scratch / "questions"), Signatures(scratch / "talks"))
+        self._count = 0
+        self.table = Table(scratch / "rows.parquet", self._seen)
+
+    def _seen(self, talks: list[Talk]) -> None:
+        for number, talk in enumerate(talks, self._count):
+            asked = [one["content"] for one in talk.messages if one["role"] == "user"]
+            if hit := self.items.match(asked):
+                self.leaks[number] = hit
+        self._count += len(talks)
+        if self.signatures:
+            self.signatures[0].add(first_question(talk.messages) for talk in talks)
+            self.signatures[1].add("\n".join(one["content"] for one in talk.messages) for talk in talks)
+
+    def shown(self) -> list[dict[str, str]]:
+        """The first thousand rows found in items."""
+        import numpy as np
+
+        rows = sorted(self.leaks)[:1000]
+        sources = self.table.values("source", np.array(rows, np.int64))
+        return [{"source": sources[row], "item": self.leaks[row][0], "rule": self.leaks[row][1]} for row in rows]
+
+
+def _read(data: Path, params: Prepare, accounts: Accounts, reading: _Reading) -> None:
+    paths, unread = data_files(data)
+    with reading.table:
+        _read_all(data, paths, params, accounts, reading)
+        reading.table.close()
+    accounts.unread = [path.relative_to(data).as_posix() for path in unread]
+
+
+def _read_all(data: Path, paths: list[Path], params: Prepare, accounts: Accounts, reading: _Reading) -> None:
+    for path in paths:
+        name = path.name if path == data else path.relative_to(data).as_posix()
+        before = accounts.read, accounts.bad
         for raw in read_rows(path):
-            source = f"{path.name}:{raw.number}"
             try:
                 if raw.problem:
                     raise BadRow(raw.problem)
-                shape, messages = conversation(raw.value)
+                talk = talk_of(raw.value, params.columns)
             except BadRow as reason:
-                bad.append((source, str(reason)))
-                continue
-            shapes[shape] += 1
-            rows.append(Row(hashlib.sha256(canonical_json(messages)).hexdigest(), messages, source))
-        files.append({"file": path.name, "usable": shapes.total(), "bad": len(bad) - before, "shapes": dict(shapes)})
-        print(f"prepare: read {path.name}, {shapes.total()} usable rows, {len(bad) - before} bad", file=sys.stderr)
-    return rows, files, bad
+                accounts.refuse(name, raw.number, str(reason))
+            else:
+                accounts.use(name, talk)
+                reading.table.add(talk, f"{name}:{raw.number}")
+            if accounts.read % 50_000 == 0:
+                print(f"prepare: {name}: {accounts.read} rows", file=sys.stderr)
+        read, bad = accounts.read - before[0], accounts.bad - before[1]
+        print(f"prepare: read {name}, {read - bad} usable rows, {bad} bad", file=sys.stderr)
 
 
-def _check_usable(data: Path, usable: int, bad: list[tuple[str, str]], total: int, max_bad: float) -> None:
-    if total == 0:
-        raise DataError(f"{data}: holds no rows; add at least one conversation")
-    first = "; ".join(f"{source} {reason}" for source, reason in bad[:3]) + ("; ..." if len(bad) > 3 else "")
-    if usable == 0:
-        raise DataError(f"{data}: none of {total} rows is usable: {first}")
-    if len(bad) > max_bad * total:
-        raise DataError(
-            f"{data}: {len(bad)} of {total} rows ({len(bad) / total:.1%}) are not usable, prepare.max_bad allows "
-            f"{max_bad:.1%}: {first}; correct them or raise prepare.max_bad"
-        )
-
-
-def _rank(key: str) -> str:
-    """The order in which max_rows keeps rows. It differs from that of the ids, which would keep whole splits."""
-    return hashlib.sha256(f"max_rows {key}".encode()).hexdigest()
-
-
-def _split(key: str, params: Prepare) -> str:
-    """The split of an id: its hash as a fraction from 0 to 1, in the range of shares of that split."""
-    place = int(key[:13], 16) / 16**13  # 52 bits, exact in a float
-    for name, share in (("test", params.test), ("dev", params.dev), ("valid", params.valid)):
-        if place < share:
-            return name
-        place -= share
-    return "train"
-
-
-def _lengths(rows: list[Row]) -> dict[str, dict[str, int]]:
-    """Minimum, median, 95th percentile and maximum of prompt and reply, in characters."""
-    return {"prompt": _spread(len(row.prompt) for row in rows), "reply": _spread(len(row.reply) for row in rows)}
-
-
-def _spread(values: Iterable[int]) -> dict[str, int]:
-    import numpy as np
-
-    low, median, high, top = np.percentile(list(values), [0, 50, 95, 100], method="nearest")
-    return {"min": int(low), "median": int(median), "p95": int(high), "max": int(top)}
-
-
-def _write_parquet(path: Path, rows: list[Row]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    message = pa.struct([("role", pa.string()), ("content", pa.string())])
-    columns = {
-        "id": pa.array([row.id for row in rows], pa.string()),
-        "messages": pa.array([row.messages for row in rows], pa.list_(message)),
-        "prompt": pa.array([row.prompt for row in rows], pa.string()),
-        "reply": pa.array([row.reply for row in rows], pa.string()),
-        "source": pa.array([row.source for row in rows], pa.string()),
-    }
-    pq.write_table(pa.table(columns), path)
+def _say(accounts: Accounts, choice: Choice) -> None:
+    for name, count in sorted(accounts.ignored.items()):
+        print(f"prepare: field {name!r} ignored in {count} rows", file=sys.stderr)
+    if accounts.unread:
+        shown = ", ".join(accounts.unread[:5]) + (", ..." if len(accounts.unread) > 5 else "")
+        print(f"prepare: {len(accounts.unread)} files not read: {shown}", file=sys.stderr)
+    counts = f"{accounts.bad} bad" + (f", {told}" if (told := choice.told()) else "")
+    sizes = ", ".join(f"{name} {size}" for name, size in choice.sizes.items())
+    print(f"prepare: {accounts.read} rows, {counts}; {sizes}", file=sys.stderr)

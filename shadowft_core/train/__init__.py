@@ -1,7 +1,7 @@
 """The training stage: TRL tunes one model under the Instruct's tokenizer and chat template.
 
-models.py loads, adapts and saves the model, labels.py encodes the rows, trainer.py runs TRL. They import torch and
-transformers, so `train` imports them when it is called.
+models.py loads, adapts and saves the model, encode.py turns rows into ids and labels, trainer.py runs TRL. They import
+torch and transformers, so `train` imports them when it is called.
 """
 
 import importlib.metadata
@@ -11,26 +11,35 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from shadowft_core.errors import CheckpointError, DataError, TrainError
+from shadowft_core.errors import CheckpointError, DataError
 from shadowft_core.files import (
-    bytes_digest,
     canonical_json,
     new_folder,
     read_json_object,
     write_atomically,
     write_json_atomically,
 )
-from shadowft_core.params import Train
-from shadowft_core.train.labels import Encoded, Encoder
+from shadowft_core.params import Render, Train
+from shadowft_core.rendering import load_renderer
+from shadowft_core.train.encode import Encoded, encode_file, require_enough
 from shadowft_core.weights import open_checkpoint
 
 Accept = Callable[[Path, Path | Mapping[str, tuple[int, ...]]], None]
 """called before the first step with the model and what will be saved: an adapter folder, or shapes by tensor name"""
 
+RENDER = Render()
 VERSIONS = ("torch", "transformers", "trl", "peft", "accelerate", "tokenizers")
 
 
-def train(model: Path, instruct: Path, data: Path, params: Train, out: Path, accept: Accept = lambda *_: None) -> None:
+def train(
+    model: Path,
+    instruct: Path,
+    data: Path,
+    params: Train,
+    out: Path,
+    accept: Accept = lambda *_: None,
+    render: Render = RENDER,
+) -> None:
     """Tune `model` on the conversations in `data` (made by `prepare`) and write the folder `out`.
 
     `out` gets train.json (inputs and results), metrics.jsonl (one line per optimizer step) and either adapter/ (LoRA on
@@ -49,26 +58,20 @@ def train(model: Path, instruct: Path, data: Path, params: Train, out: Path, acc
     """
     from shadowft_core.train.models import (
         load_model,
-        load_tokenizer,
         planned_weights,
         save_model,
-        stop_ids,
         with_adapter,
     )
     from shadowft_core.train.trainer import Progress, fit, make_deterministic, make_trainer
 
     began = time.monotonic()
     make_deterministic(params)
-    tokenizer = load_tokenizer(instruct)
-    encoder = Encoder(tokenizer, stop_ids(tokenizer, instruct))
-    rows = encoder.encode_file(data / "train.parquet", params.max_length)
-    valid = encoder.encode_file(data / "valid.parquet", params.max_length)
+    renderer = load_renderer(instruct, render)
+    tokenizer = renderer.tokenizer
+    rows = encode_file(data / "train.parquet", renderer, params.max_length)
+    valid = encode_file(data / "valid.parquet", renderer, params.max_length)
     _print_rows(rows, valid, params)
-    if not rows.input_ids:
-        raise TrainError(
-            f"{data / 'train.parquet'}: no row is left: {rows.too_long} are longer than max_length "
-            f"{params.max_length}, {rows.control_tokens} spell control tokens; raise train.max_length"
-        )
+    require_enough(rows, data / "train.parquet", params.max_length, params.max_left_out)
     starting = open_checkpoint(model)
     network = load_model(model, tokenizer)
     if params.method == "lora":
@@ -87,10 +90,11 @@ def train(model: Path, instruct: Path, data: Path, params: Train, out: Path, acc
             "format": 1,
             "method": params.method,
             "settings": params.model_dump(mode="json"),
+            "render": render.model_dump(mode="json"),
             "seed": params.seed,
             "model_digest": starting.digest(),
             "tokenizer_digest": open_checkpoint(instruct).tokenizer_digest(),
-            "template_digest": bytes_digest(tokenizer.chat_template.encode()),
+            "template_digest": renderer.template_digest,
             "data_digest": _data_digest(data),
             "rows": {"train": rows.counts(), "valid": valid.counts()},
             "steps": trainer.state.global_step,
@@ -118,10 +122,11 @@ def _data_digest(data: Path) -> str:
 
 
 def _print_rows(rows: Encoded, valid: Encoded, params: Train) -> None:
-    left_out = rows.too_long + valid.too_long
-    control = rows.control_tokens + valid.control_tokens
     print(
-        f"train: {len(rows.input_ids)} rows, {len(valid.input_ids)} to validate; left out: {left_out} longer than "
-        f"{params.max_length} tokens, {control} with control tokens in their text",
+        f"train: {rows.used} rows in {len(rows.input_ids)} sequences, {valid.used} to validate; left out: "
+        f"{rows.too_long + valid.too_long} longer than {params.max_length} tokens",
         file=sys.stderr,
     )
+    for reason, count in (rows.refused + valid.refused).most_common():
+        first = (rows.sources.get(reason) or valid.sources[reason])[0]
+        print(f"train: left out: {count} rows, {reason} (first {first})", file=sys.stderr)

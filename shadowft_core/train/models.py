@@ -6,32 +6,13 @@ from typing import Any
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from transformers.core_model_loading import revert_weight_conversion
 
 from shadowft_core import loading
 from shadowft_core.errors import CheckpointError, TrainError
 from shadowft_core.files import read_json_object, write_json_atomically
 from shadowft_core.params import Train
-
-
-def load_tokenizer(instruct: Path) -> Any:
-    """The Instruct's tokenizer. Raises CheckpointError when it cannot be read, TrainError without a chat template."""
-    tokenizer = loading.load(AutoTokenizer, instruct)
-    if not isinstance(tokenizer.chat_template, str):
-        raise TrainError(
-            f"{instruct}: its tokenizer has no chat template; an Instruct model has one, check fetch.instruct"
-        )
-    return tokenizer
-
-
-def stop_ids(tokenizer: Any, instruct: Path) -> set[int]:
-    """The ids that end a reply: the tokenizer's eos and every eos of generation_config.json."""
-    stops = {tokenizer.eos_token_id}
-    if (instruct / "generation_config.json").exists():
-        listed = read_json_object(instruct / "generation_config.json").get("eos_token_id")
-        stops |= set(listed) if isinstance(listed, list) else {listed}
-    return stops - {None}
 
 
 def load_model(model: Path, tokenizer: Any) -> Any:

@@ -10,6 +10,8 @@ from typing import Any
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it once; deterministic products need it
 
 import datasets
+import numpy as np
+import pyarrow as pa
 import torch
 import transformers
 from transformers import TrainerCallback
@@ -18,7 +20,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from shadowft_core.errors import TrainError
 from shadowft_core.params import Train
-from shadowft_core.train.labels import Encoded
+from shadowft_core.train.encode import Encoded
 
 
 def make_deterministic(params: Train) -> None:
@@ -147,4 +149,8 @@ def _valid_loss(trainer: SFTTrainer, valid: Encoded) -> float | None:
 
 
 def _dataset(rows: Encoded) -> datasets.Dataset:
-    return datasets.Dataset.from_dict({"input_ids": rows.input_ids, "labels": rows.labels})
+    def column(values: list[np.ndarray]) -> pa.Array:
+        ends = np.cumsum([0, *map(len, values)], dtype=np.int64)
+        return pa.LargeListArray.from_arrays(ends, np.concatenate(values) if values else np.empty(0, np.int32))
+
+    return datasets.Dataset(pa.table({"input_ids": column(rows.input_ids), "labels": column(rows.labels)}))

@@ -1,16 +1,10 @@
-"""params.yaml as frozen models: one section per stage; unknown fields are refused; each field describes its unit."""
+"""The sections of params.yaml, one per stage. Unknown fields are refused; each field describes its unit."""
 
-import json
-import os
-import re
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from shadowft_core.errors import ParamsError, without_passwords
-from shadowft_core.files.yamlfile import read_yaml
+from shadowft_core.errors import ParamsError
 
 Scale = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -50,12 +44,31 @@ class Fetch(Section):
 class Prepare(Section):
     """From data files to splits of conversations."""
 
-    data: str = Field(min_length=1, description="one file or a folder of files: json, jsonl or parquet")
+    data: str = Field(min_length=1, description="a data file, or a folder of them; docs/data.md")
     valid: Share = Field(0.05, description="share of rows for the validation loss")
     dev: Share = Field(0.0, description="share of rows held out to choose the scale")
     test: Share = Field(0.0, description="share of rows held out for the verdict")
+    columns: dict[str, str] = Field({}, description="field of a row: the name it is read by, such as `Frage: question`")
+    near: Share | None = Field(
+        0.8, description="Jaccard similarity of near duplicates, over sequences of 3 words; not searched when null"
+    )
     max_bad: Share = Field(0.01, description="largest share of bad rows; above it the stage fails")
     max_rows: int | None = Field(None, ge=1, description="number of rows to keep, chosen by hash; all when null")
+
+
+class Render(Section):
+    """How messages become text, in training and in evaluation."""
+
+    thinking: Literal["keep", "last", "none"] = Field(
+        "keep",
+        description="thoughts (reasoning_content, <think>) to train: all, those of the last reply, or none. Where the "
+        "template drops earlier thoughts, `keep` makes a sequence of its own for each reply",
+    )
+    system: Literal["refuse", "fold"] = Field(
+        "refuse",
+        description="where the template prints no system turn: put it before the first user turn, or count the "
+        "row as refused",
+    )
 
 
 class Lora(Section):
@@ -79,6 +92,7 @@ class Train(Section):
     warmup: Share = Field(0.03, description="share of the steps in which the learning rate rises")
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     max_length: int = Field(1024, ge=8, description="tokens per row; longer rows are counted and left out")
+    max_left_out: Share = Field(0.5, description="share of the rows that may be too long or refused by the template")
     seed: int = Field(0, ge=0)
     threads: int = Field(1, ge=1, description="CPU threads; the bits of the result depend on it")
 
@@ -173,6 +187,7 @@ class Params(Section):
     )
     fetch: Fetch
     prepare: Prepare
+    render: Render = Render()
     train: Train
     extract: Extract = Extract()
     sweep: Sweep
@@ -189,110 +204,3 @@ class Params(Section):
         if self.routes.get("direct", ROUTES["direct"]) != ROUTES["direct"]:
             raise ValueError("routes.direct must be {model: instruct, graft: --onto-base}: the control")
         return self
-
-
-def located(store: Store) -> Store:
-    """The store that is used: SHADOWFT_STORE_URI and SHADOWFT_STORE_ENDPOINT override what the file names.
-
-    Raises ParamsError when one of them holds a password: they are copied into the recipe, and S3 needs none.
-    """
-    names = {field: f"SHADOWFT_STORE_{field.upper()}" for field in ("uri", "endpoint")}
-    changes = {field: value for field, name in names.items() if (value := os.environ.get(name))}
-    for field, value in changes.items():
-        refuse_password(names[field], value)
-    return store.model_copy(update=changes)
-
-
-def refuse_password(name: str, text: str) -> None:
-    """Raise ParamsError when `text`, the value of `name`, is a URL with a password."""
-    if (shown := without_passwords(text)) != text:
-        raise ParamsError(
-            f"{name}: {shown} holds a password and would be copied into records; remove it. The registry's belongs "
-            "in MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; the store takes "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; the hub's token belongs in HF_TOKEN"
-        )
-
-
-def load_params(path: Path) -> Params:
-    """Read and check a params.yaml; the environment may name another store (`located`).
-
-    Types are not converted: text is not a number, `yes` is not a boolean, and `1e-4` is a number, as DVC reads them.
-    A URL with a password is refused: the file is in git, and is attached to every registered run.
-
-    Raises ParamsError naming the file, every bad field and what was expected.
-    """
-    try:
-        raw = read_yaml(path)
-        text = json.dumps(raw)  # JSON has lists for Python's tuples, and the same types as YAML 1.2
-        for name, value in _texts(raw):
-            refuse_password(f"{path}: {name}", value)
-        params = Params.model_validate_json(text, strict=True)
-    except FileNotFoundError:
-        raise ParamsError(f"{path}: no such file; name an existing one with --params FILE") from None
-    except ValidationError as error:
-        raise ParamsError(f"{path}: {_problems(error)}") from None
-    except (ValueError, TypeError) as error:  # a YAML alias inside its own anchor, a list as a key
-        raise ParamsError(f"{path}: not a tree of named values: {error}; write the values out") from None
-    return params.model_copy(update={"store": located(params.store)})
-
-
-def default_params(**sections: Section) -> Params:
-    """Parameters without a params.yaml: `sections`, and the defaults of all others.
-
-    A section that has no defaults and is not given raises ParamsError when it is used.
-    """
-    defaults: dict[str, Any] = {
-        **{"train": Train(), "extract": Extract(), "graft": Graft(), "verdict": Verdict()},
-        "store": located(Store()),
-    }
-    return _Unwritten.model_construct(None, routes=ROUTES, **defaults | sections)
-
-
-class _Unwritten(Params):
-    """Parameters without a file."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name in Params.model_fields:
-            raise ParamsError(f"params.yaml: no such file, but `{name}` is needed; write one or name it with --params")
-        return super().__getattr__(name)  # type: ignore[misc]
-
-
-# In pydantic's path of a field: the alternative it tried, which is no part of the name in the file.
-_BRANCH = re.compile(r"literal\[|constrained-|tuple\[|(str|int|float)$")
-# Terms of YAML, for pydantic's terms of Python and JSON.
-_YAML_TERMS = (
-    ("a valid array", "a list"),
-    ("an object", "`name: value` pairs"),
-    ("Tuple", "List"),
-    (" after validation", ""),
-)
-
-
-def _problems(error: ValidationError) -> str:
-    """Every bad field, by its name in the file, with what was expected; the missing fields last."""
-    missing, rest = [], []
-    for e in error.errors():
-        field = ".".join(str(part) for part in e["loc"] if not _BRANCH.match(str(part))) or "the file"
-        text = e["msg"]
-        for pydantic_term, yaml_term in _YAML_TERMS:
-            text = text.replace(pydantic_term, yaml_term)
-        if e["type"] == "missing":
-            missing.append(field)
-        elif e["type"] == "extra_forbidden":  # the value may be a misplaced key or password
-            rest.append(f"{field}: no such field; correct or remove it")
-        else:
-            rest.append(f"{field}: {text} (found {e['input']!r:.80})")
-    return "; ".join(rest + [f"missing: {', '.join(missing)}"] * bool(missing))
-
-
-def _texts(tree: Any, above: str = "") -> Iterator[tuple[str, str]]:
-    """Every string in a YAML file, also the keys, with its dotted path."""
-    if isinstance(tree, str):
-        yield above.removesuffix("."), tree
-    elif isinstance(tree, dict):
-        for name, value in tree.items():
-            yield f"{above}(a name)", str(name)
-            yield from _texts(value, f"{above}{name}.")
-    elif isinstance(tree, list):
-        for place, value in enumerate(tree):
-            yield from _texts(value, f"{above}{place}.")

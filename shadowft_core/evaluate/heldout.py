@@ -1,0 +1,38 @@
+"""The items of the built-in tasks `heldout` and `heldout_dev`, rendered as the training renders rows."""
+
+from pathlib import Path
+
+from shadowft_core.errors import EvaluationError
+from shadowft_core.rendering import Renderer, RowError, prepared_rows
+
+
+def render_heldout(renderer: Renderer, data: Path, out: Path) -> None:
+    """Write test.parquet and dev.parquet with the columns `prompt` and `reply`, one row for each conversation.
+
+    `prompt` is the text that inference sends for the first learned reply, `reply` what the template puts behind it,
+    without the token that ends it. Rows that training would refuse are left out of both.
+    Raises EvaluationError when no row of a split that has rows can be rendered, DataError when one cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    out.mkdir()
+    for split in ("test", "dev"):
+        file = data / f"{split}.parquet"
+        if not file.is_file():
+            continue  # the task that needs it names it
+        found: dict[str, list[str]] = {"prompt": [], "reply": []}
+        refused: list[str] = []
+        for messages, tools, source in prepared_rows(file):
+            learned = (at for at, one in enumerate(messages) if one["role"] == "assistant" and one.get("weight") != 0)
+            try:
+                sample = renderer.samples(messages[: next(learned) + 1], tools)[-1]
+            except RowError as error:
+                refused.append(f"{source}: {error}")
+                continue
+            found["prompt"].append(sample.prompt)
+            found["reply"].append(sample.reply)
+        if refused and not found["prompt"]:
+            raise EvaluationError(f"{file}: none of {len(refused)} rows can be rendered: {refused[0]}")
+        table = pa.table({name: pa.array(texts, pa.string()) for name, texts in found.items()})
+        pq.write_table(table, out / file.name)

@@ -1,0 +1,131 @@
+"""Reading params.yaml, and what holds without one."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from shadowft_core.errors import ParamsError, without_passwords
+from shadowft_core.files.yamlfile import read_yaml
+from shadowft_core.params.sections import (
+    ROUTES,
+    Extract,
+    Graft,
+    Params,
+    Render,
+    Section,
+    Store,
+    Train,
+    Verdict,
+)
+
+
+def located(store: Store) -> Store:
+    """The store that is used: SHADOWFT_STORE_URI and SHADOWFT_STORE_ENDPOINT override what the file names.
+
+    Raises ParamsError when one of them holds a password: they are copied into the recipe, and S3 needs none.
+    """
+    names = {field: f"SHADOWFT_STORE_{field.upper()}" for field in ("uri", "endpoint")}
+    changes = {field: value for field, name in names.items() if (value := os.environ.get(name))}
+    for field, value in changes.items():
+        refuse_password(names[field], value)
+    return store.model_copy(update=changes)
+
+
+def refuse_password(name: str, text: str) -> None:
+    """Raise ParamsError when `text`, the value of `name`, is a URL with a password."""
+    if (shown := without_passwords(text)) != text:
+        raise ParamsError(
+            f"{name}: {shown} holds a password and would be copied into records; remove it. The registry's belongs "
+            "in MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; the store takes "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; the hub's token belongs in HF_TOKEN"
+        )
+
+
+def load_params(path: Path) -> Params:
+    """Read and check a params.yaml; the environment may name another store (`located`).
+
+    Types are not converted: text is not a number, `yes` is not a boolean, and `1e-4` is a number, as DVC reads them.
+    A URL with a password is refused: the file is in git, and is attached to every registered run.
+
+    Raises ParamsError naming the file, every bad field and what was expected.
+    """
+    try:
+        raw = read_yaml(path)
+        text = json.dumps(raw)  # JSON has lists for Python's tuples, and the same types as YAML 1.2
+        for name, value in _texts(raw):
+            refuse_password(f"{path}: {name}", value)
+        params = Params.model_validate_json(text, strict=True)
+    except FileNotFoundError:
+        raise ParamsError(f"{path}: no such file; name an existing one with --params FILE") from None
+    except ValidationError as error:
+        raise ParamsError(f"{path}: {_problems(error)}") from None
+    except (ValueError, TypeError) as error:  # a YAML alias inside its own anchor, a list as a key
+        raise ParamsError(f"{path}: not a tree of named values: {error}; write the values out") from None
+    return params.model_copy(update={"store": located(params.store)})
+
+
+def default_params(**sections: Section) -> Params:
+    """Parameters without a params.yaml: `sections`, and the defaults of all others.
+
+    A section that has no defaults and is not given raises ParamsError when it is used.
+    """
+    defaults: dict[str, Any] = {
+        **{"render": Render(), "train": Train(), "extract": Extract(), "graft": Graft(), "verdict": Verdict()},
+        "store": located(Store()),
+    }
+    return _Unwritten.model_construct(None, routes=ROUTES, **defaults | sections)
+
+
+class _Unwritten(Params):
+    """Parameters without a file."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in Params.model_fields:
+            raise ParamsError(f"params.yaml: no such file, but `{name}` is needed; write one or name it with --params")
+        return super().__getattr__(name)  # type: ignore[misc]
+
+
+# In pydantic's path of a field: the alternative it tried, which is no part of the name in the file.
+_BRANCH = re.compile(r"literal\[|constrained-|tuple\[|(str|int|float)$")
+# Terms of YAML, for pydantic's terms of Python and JSON.
+_YAML_TERMS = (
+    ("a valid array", "a list"),
+    ("an object", "`name: value` pairs"),
+    ("Tuple", "List"),
+    (" after validation", ""),
+)
+
+
+def _problems(error: ValidationError) -> str:
+    """Every bad field, by its name in the file, with what was expected; the missing fields last."""
+    missing, rest = [], []
+    for e in error.errors():
+        field = ".".join(str(part) for part in e["loc"] if not _BRANCH.match(str(part))) or "the file"
+        text = e["msg"]
+        for pydantic_term, yaml_term in _YAML_TERMS:
+            text = text.replace(pydantic_term, yaml_term)
+        if e["type"] == "missing":
+            missing.append(field)
+        elif e["type"] == "extra_forbidden":  # the value may be a misplaced key or password
+            rest.append(f"{field}: no such field; correct or remove it")
+        else:
+            rest.append(f"{field}: {text} (found {e['input']!r:.80})")
+    return "; ".join(rest + [f"missing: {', '.join(missing)}"] * bool(missing))
+
+
+def _texts(tree: Any, above: str = "") -> Iterator[tuple[str, str]]:
+    """Every string in a YAML file, also the keys, with its dotted path."""
+    if isinstance(tree, str):
+        yield above.removesuffix("."), tree
+    elif isinstance(tree, dict):
+        for name, value in tree.items():
+            yield f"{above}(a name)", str(name)
+            yield from _texts(value, f"{above}{name}.")
+    elif isinstance(tree, list):
+        for place, value in enumerate(tree):
+            yield from _texts(value, f"{above}{place}.")

@@ -1,0 +1,222 @@
+"""Rows of JSON text, one at a time: lines, an array, or objects that reach over many lines."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from shadowft_core.errors import DataError
+
+ROW_LIMIT = 16 << 20  # bytes of one row; a longer one is refused before it is held in memory
+_PART = 1 << 20  # bytes read at a time
+_BLANK = " \t\r\n"
+_LISTS = ("data", "rows", "examples", "instances")  # keys under which a file that is one object holds its rows
+_STARTS = {
+    b"version https://git-lfs.github.com/spec/": "a Git LFS pointer, not the data; run `git lfs pull`",
+    b"\xff\xfe": "UTF-16; save the file as UTF-8",
+    b"\xfe\xff": "UTF-16; save the file as UTF-8",
+    b"<!doctype": "an HTML page, not the data; download the file itself",
+    b"<html": "an HTML page, not the data; download the file itself",
+    b"PAR1": "a parquet file; name it *.parquet",
+    b"\x1f\x8b": "a gzip file; name it *.gz",
+}
+Found = tuple[int, Any, str | None]
+"""number of the row, its value, and why it has none"""
+
+
+class _Problem(Exception):
+    pass
+
+
+def json_rows(file: IO[bytes], path: Path) -> Iterator[Found]:
+    """Number, value and problem of every row. The number is a line of a file of lines, else a position from 1.
+
+    Raises DataError for a file that is no JSON, or whose syntax hides where the next row begins.
+    """
+    head = file.peek(1 << 16)[: 1 << 16] if hasattr(file, "peek") else b""
+    begin = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    for start, words in _STARTS.items():
+        if begin[: len(start)].lower() == start.lower() or head.startswith(start):
+            raise DataError(f"{path}: expected JSON, found {words}")
+    if begin.startswith(b"["):
+        return _values(_Text(file, path), array=True)
+    first, *others = begin.split(b"\n")[:4]
+    if begin.startswith(b"{") and others and _opens_only(first.strip()) and not any(map(_is_object, others)):
+        return _objects(_Text(file, path))
+    return _lines(file)
+
+
+def decode(text: str) -> Any:
+    """A JSON value; a repeated key, NaN and infinity are refused. Raises ValueError, RecursionError."""
+    value = json.loads(text, parse_constant=_refuse_constant)
+    if text.count('":') + text.count('" :') != _keys(value):  # a key twice, or text that looks like one
+        _STRICT.decode(text)
+    return value
+
+
+def _keys(value: Any) -> int:
+    if isinstance(value, dict):
+        return len(value) + sum(_keys(inner) for inner in value.values() if isinstance(inner, dict | list))
+    if isinstance(value, list):
+        return sum(_keys(inner) for inner in value if isinstance(inner, dict | list))
+    return 0
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _Problem("duplicate key")
+    return found
+
+
+def _refuse_constant(name: str) -> Any:
+    raise _Problem(f"{name} is not JSON")
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant)
+_LENIENT = json.JSONDecoder()
+
+
+def _opens_only(line: bytes) -> bool:
+    """Whether a first line is the beginning of an object, and right so far."""
+    text = line.decode("utf-8", "replace").rstrip()
+    try:
+        _LENIENT.raw_decode(text)
+    except RecursionError:
+        return False
+    except json.JSONDecodeError as error:
+        return error.pos >= len(text)
+    return False
+
+
+def _is_object(line: bytes) -> bool:
+    """Whether a line is an object by itself: then a first line that is cut off is one bad row."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _lines(file: IO[bytes]) -> Iterator[Found]:
+    number = 0
+    while line := file.readline(ROW_LIMIT + 1):
+        number += 1
+        if len(line) > ROW_LIMIT:
+            while line and not line.endswith(b"\n"):
+                line = file.readline(_PART)
+            yield number, None, f"longer than {ROW_LIMIT >> 20} MiB"
+            continue
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if line.strip():
+            yield _decoded(number, line)
+
+
+def _decoded(number: int, line: bytes) -> Found:
+    try:
+        return number, decode(line.decode("utf-8")), None
+    except UnicodeDecodeError:
+        return number, None, "invalid UTF-8"
+    except _Problem as problem:
+        return number, None, str(problem)
+    except RecursionError:
+        return number, None, "nested too deeply"
+    except ValueError:  # also integers of more digits than Python converts
+        return number, None, "bad JSON"
+
+
+class _Text:
+    """The text of a file, read as it is needed: `at` is the place in `text`, `line` the line of the file there."""
+
+    def __init__(self, file: IO[bytes], path: Path) -> None:
+        import codecs
+
+        self._file, self.path = file, path
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self.text, self.at, self.line, self.ended, self._read = "", 0, 1, False, 0
+
+    def more(self) -> bool:
+        """Drop what was read, append the next part; whether there was one. Raises DataError for invalid UTF-8."""
+        if self.ended:
+            return False
+        part = self._file.read(_PART)
+        self.ended = not part
+        try:
+            added = self._decoder.decode(part, final=self.ended)
+        except UnicodeDecodeError as error:
+            place = self._read + error.start
+            raise DataError(f"{self.path}: invalid UTF-8 at byte {place}; save the file as UTF-8") from None
+        self._read += len(part)
+        self.line += self.text.count("\n", 0, self.at)
+        self.text, self.at = self.text[self.at :] + added, 0
+        return True
+
+    def next(self) -> str:
+        """The next character that is not blank, which stays; empty at the end of the file."""
+        while True:
+            while self.at < len(self.text) and self.text[self.at] in _BLANK:
+                self.at += 1
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if not self.more():
+                return ""
+
+    def value(self, number: int) -> Found:
+        """The JSON value here. Raises DataError for broken syntax, for want of a next row."""
+        while True:
+            try:
+                _, end = _LENIENT.raw_decode(self.text, self.at)
+            except (ValueError, RecursionError) as error:
+                if len(self.text) - self.at <= ROW_LIMIT and not isinstance(error, RecursionError) and self.more():
+                    continue
+                line = self.line + self.text.count("\n", 0, getattr(error, "pos", self.at))
+                if len(self.text) - self.at > ROW_LIMIT:
+                    what = f"row {number} is longer than {ROW_LIMIT >> 20} MiB"
+                elif isinstance(error, RecursionError):
+                    what = f"row {number} is nested too deeply"
+                else:
+                    what = f"bad JSON in row {number}, line {line}"
+                raise DataError(f"{self.path}: {what}; repair the file or save it as jsonl") from None
+            if end == len(self.text) and self.more():  # a number may go on
+                continue
+            text, self.at = self.text[self.at : end], end
+            try:
+                return number, decode(text), None
+            except _Problem as problem:
+                return number, None, str(problem)
+
+
+def _values(text: _Text, *, array: bool) -> Iterator[Found]:
+    """The elements of an array, or values one behind the other."""
+    number = 0
+    if array:
+        text.next()
+        text.at += 1
+    while (sign := text.next()) and not (array and sign == "]"):
+        number += 1
+        yield text.value(number)
+        if array:
+            if (sign := text.next()) not in (",", "]"):
+                raise DataError(f"{text.path}: row {number} is followed by neither ',' nor ']'; repair the file")
+            text.at += sign == ","
+    if array:
+        if not sign:
+            raise DataError(f"{text.path}: the array does not end; the file is cut off, get it again")
+        text.at += 1
+        if text.next():
+            raise DataError(f"{text.path}: text after the closing ']' of row {number}; repair the file")
+
+
+def _objects(text: _Text) -> Iterator[Found]:
+    """Objects over many lines. One object that holds a list of rows under a common key stands for these rows."""
+    rows = _values(text, array=False)
+    first = next(rows)
+    following = next(rows, None)
+    lists = [key for key in _LISTS if isinstance(first[1], dict) and isinstance(first[1].get(key), list)]
+    if following is None and lists and all(isinstance(row, dict) for row in first[1][lists[0]]):
+        yield from ((number, row, None) for number, row in enumerate(first[1][lists[0]], 1))
+        return
+    yield first
+    if following is not None:
+        yield following
+        yield from rows

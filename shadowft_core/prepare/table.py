@@ -1,0 +1,148 @@
+"""The usable rows between reading and splitting: on disk as parquet, with a few numbers a row in memory."""
+
+import hashlib
+import unicodedata
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shadowft_core.files import canonical_json
+from shadowft_core.prepare.shapes import Message, Talk
+
+MESSAGE = pa.struct(
+    [
+        ("role", pa.string()),
+        ("content", pa.string()),
+        ("reasoning_content", pa.string()),
+        ("tool_calls", pa.string()),
+        ("name", pa.string()),
+        ("weight", pa.int8()),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("messages", pa.list_(MESSAGE)),
+        ("tools", pa.string()),
+        ("prompt", pa.string()),
+        ("reply", pa.string()),
+        ("source", pa.string()),
+    ]
+)
+BATCH = 2000  # rows held as objects
+
+
+def fold(text: str) -> str:
+    """Text as it is compared: NFKC, no case, single blanks."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _number(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+class Table:
+    """Rows in the order they were read. `ids` is (n, 2), `prompts` and `talks` (n,), all uint64, once it is closed.
+
+    `prompts` are hashes of the folded first question, `talks` of the conversation's id, 0 where a row names none.
+    """
+
+    def __init__(self, file: Path, seen: Callable[[list[Talk]], None]) -> None:
+        """`seen` gets the rows in batches."""
+        self._file, self._seen = file, seen
+        self._writer = pq.ParquetWriter(file, SCHEMA, use_dictionary=False)
+        self._rows: list[dict[str, Any]] = []
+        self._batch: list[Talk] = []
+        self._ids, self._numbers = bytearray(), bytearray()
+        self.ids: np.ndarray = np.empty((0, 2), np.uint64)
+        self.prompts: np.ndarray = np.empty(0, np.uint64)
+        self.talks: np.ndarray = np.empty(0, np.uint64)
+
+    def add(self, talk: Talk, source: str) -> None:
+        """Append a row."""
+        kept = {"messages": talk.messages, "tools": talk.tools} if talk.tools else talk.messages
+        digest = hashlib.sha256(canonical_json(kept))
+        asked = first_question(talk.messages)
+        self._ids += digest.digest()[:16]
+        self._numbers += np.array(
+            [_number(fold(asked)), _number(f"talk {talk.conversation}") if talk.conversation else 0], np.uint64
+        ).tobytes()
+        self._rows.append(
+            {
+                "id": digest.hexdigest(),
+                "messages": talk.messages,
+                "tools": talk.tools,
+                "prompt": prompt_of(talk.messages),
+                "reply": next(one["content"] for one in talk.messages if one["role"] == "assistant"),
+                "source": source,
+            }
+        )
+        self._batch.append(talk)
+        if len(self._rows) == BATCH:
+            self._flush()
+
+    def close(self) -> None:
+        """No more rows come."""
+        self._flush()
+        self._writer.close()
+        self.ids = np.frombuffer(bytes(self._ids), ">u8").astype(np.uint64).reshape(-1, 2)
+        numbers = np.frombuffer(bytes(self._numbers), np.uint64).reshape(-1, 2)
+        self.prompts, self.talks = numbers[:, 0], numbers[:, 1]
+        self._ids.clear()
+        self._numbers.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def batches(self, columns: list[str] | None = None) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """The number of its first row, and a batch."""
+        start = 0
+        with pq.ParquetFile(self._file, pre_buffer=False) as file:
+            for batch in file.iter_batches(batch_size=BATCH, columns=columns, use_threads=False):
+                yield start, batch
+                start += batch.num_rows
+
+    def values(self, column: str, rows: np.ndarray) -> dict[int, Any]:
+        """A column of some rows, by row; `rows` is sorted."""
+        found: dict[int, Any] = {}
+        for start, batch in self.batches([column]):
+            low, high = np.searchsorted(rows, (start, start + batch.num_rows))
+            here = rows[low:high]
+            if len(here):
+                found |= dict(zip(here.tolist(), batch.column(0).take(pa.array(here - start)).to_pylist(), strict=True))
+        return found
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._seen(self._batch)
+            self._writer.write_table(pa.Table.from_pylist(self._rows, SCHEMA))
+            self._rows, self._batch = [], []
+
+
+def first_question(messages: list[Message]) -> str:
+    return str(next(one["content"] for one in messages if one["role"] == "user"))
+
+
+def prompt_of(messages: list[Message]) -> str:
+    """The first question, behind the system text where there is one."""
+    first = [one["content"] for one in messages[:2] if one["role"] != "assistant"]
+    return "\n\n".join(first)
+
+
+def first_of_equals(ids: np.ndarray) -> np.ndarray:
+    """Which rows are the first with their id; bool (n,)."""
+    order = np.lexsort((np.arange(len(ids)), ids[:, 1], ids[:, 0]))
+    ranked = ids[order]
+    kept = np.zeros(len(ids), bool)
+    kept[order] = np.r_[True, (ranked[1:] != ranked[:-1]).any(axis=1)] if len(ids) else []
+    return kept

@@ -1,0 +1,18 @@
+"""Messages to text, token ids and labels: the one rendering that training and evaluation share."""
+
+from shadowft_core.rendering.rows import prepared_rows
+from shadowft_core.rendering.samples import IGNORED, Renderer, RowError, Sample
+from shadowft_core.rendering.template import Message
+from shadowft_core.rendering.tokenizer import load_renderer, load_tokenizer, stop_ids
+
+__all__ = [
+    "IGNORED",
+    "Message",
+    "Renderer",
+    "RowError",
+    "Sample",
+    "load_renderer",
+    "load_tokenizer",
+    "prepared_rows",
+    "stop_ids",
+]

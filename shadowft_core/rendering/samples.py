@@ -1,0 +1,165 @@
+"""What is learned of a conversation: each reply behind the prompt of inference, up to the token that ends it."""
+
+import re
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from shadowft_core.errors import TrainError
+from shadowft_core.files import bytes_digest, canonical_json
+from shadowft_core.rendering.talk import Span, Talk
+from shadowft_core.rendering.template import Message, RowError, Template, undated
+
+if TYPE_CHECKING:
+    from shadowft_core.params import Render
+
+__all__ = ["IGNORED", "Renderer", "RowError", "Sample"]
+
+IGNORED = -100  # the label that PyTorch's cross entropy skips
+MANY = 16  # replies from which on a conversation is rendered a fixed number of times
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sequence to train on. `input_ids` and `labels` have equal length; a label is the id or IGNORED.
+
+    `prompt` is what inference sends for the last reply, `reply` what the model should answer, without the end token.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    prompt: str
+    reply: str
+
+
+class Renderer:
+    """One tokenizer, its chat template and the policy of `params.render`."""
+
+    def __init__(self, tokenizer: Any, stops: set[int], settings: "Render") -> None:
+        """`stops` are the ids that end a reply at inference. Raises TrainError without any, or as `Template` does."""
+        if not stops:
+            raise TrainError("the tokenizer has no eos token and generation_config.json names none; add one")
+        if not tokenizer.is_fast:
+            raise TrainError("the tokenizer has no tokenizer.json, so tokens cannot be placed in the text; convert it")
+        self.tokenizer, self.template, self._settings = tokenizer, Template(tokenizer), settings
+        self._stops = stops
+        special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        special |= set(tokenizer.all_special_tokens)
+        self._special_ids = set(tokenizer.convert_tokens_to_ids(sorted(special)))
+        longest_first = sorted(special, key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, longest_first))) if special else None
+        self._stop_texts = tokenizer.convert_ids_to_tokens(sorted(stops))
+        self._end = self._end_token()
+
+    @property
+    def template_digest(self) -> str:
+        """SHA-256 of the chat template as the Instruct has it; of the canonical JSON of several."""
+        template = self.tokenizer.chat_template
+        if isinstance(template, dict):
+            return bytes_digest(canonical_json({name: undated(text) for name, text in template.items()}))
+        return bytes_digest(undated(template).encode())
+
+    def samples(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> list[Sample]:
+        """The sequences of one conversation, in the order of their last replies; each learned reply is in one of them.
+
+        One sequence holds all replies, unless the template drops the thought of an earlier reply, or writes no token
+        behind it that stops generation. Such a reply gets a sequence of its own, which ends with it; with
+        `render.thinking: last` it is not learned. A reply with `weight` 0 is context only.
+        Raises RowError for a conversation that cannot be rendered as inference would see it.
+        """
+        talk = Talk(self.template, self._folded(messages), tools)
+        self._require_plain(talk.messages)
+        learned = [at for at, one in enumerate(talk.messages) if one["role"] == "assistant" and one.get("weight") != 0]
+        if not learned:
+            raise RowError("no reply to learn")
+        *earlier, last = learned
+        spans = talk.many(learned) if len(learned) > MANY else None
+        if spans is None:
+            spans = {at: talk.span(at) for at in earlier}
+            spans[last] = talk.span(last) if last < len(talk.messages) - 1 else talk.last_span()
+        alone = [at for at in earlier if not (talk.shows_thought(at) and self._ends(talk, at, spans[at]))]
+        if spans[last] is None:
+            raise RowError("the chat template writes the turns before a reply differently once the reply follows")
+        together = [span for at in learned if at not in alone and (span := spans[at]) is not None]
+        samples = [self._sample(talk, together)]
+        if self._settings.thinking != "last":
+            parts = [Talk(self.template, talk.messages[: at + 1], tools, talk.thinking) for at in alone]
+            found = [(part, part.last_span()) for part in parts]
+            if any(span is None for _, span in found):
+                raise RowError("the chat template writes the turns before a reply differently once the reply follows")
+            samples = [*(self._sample(part, [span]) for part, span in found if span is not None), *samples]
+        return samples
+
+    def _ends(self, talk: Talk, at: int, span: Span | None) -> bool:
+        """Whether a token that stops generation follows a reply, before the next message."""
+        behind = "" if span is None else talk.between(at, span)
+        return any(token in behind for token in self._stop_texts)
+
+    def _sample(self, talk: Talk, spans: Sequence[Span]) -> Sample:
+        text, spans = talk.as_inferred(spans)
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, starts = list(encoded["input_ids"]), [offset[0] for offset in encoded["offset_mapping"]]
+        labels = [IGNORED] * len(ids)
+        final, stop_at = spans[-1], len(text)
+        for span, following in zip(spans, [*(span.start for span in spans[1:]), None], strict=True):
+            first = bisect_left(starts, span.start)
+            limit = len(ids) if following is None else bisect_left(starts, following)
+            stop = next((at for at in range(first, limit) if ids[at] in self._stops), None)
+            if stop is not None:
+                until, stop_at = stop + 1, starts[stop]
+            elif span is final and span.closes:  # no token of the template stops generation: what does is learned
+                special = [at for at in range(first, limit) if ids[at] in self._special_ids]
+                until = special[-1] + 1 if special else limit
+                ids[until:], labels[until:], stop_at = [self._end], [IGNORED], len(text)
+                until += 1
+            else:
+                raise RowError("no token ends a reply that other messages follow")
+            labels[first:until] = ids[first:until]
+        reply = talk.reply_within(text, final.start, stop_at)
+        return Sample(ids, labels, text[: final.start], reply)
+
+    def _folded(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages in roles that the template prints; thoughts as `render.thinking` has them."""
+        found: list[Message] = []
+        for one in messages:
+            message = dict(one)
+            if message["role"] == "developer" and not self.template.has_developer:
+                message["role"] = "system"
+            if self._settings.thinking == "none":
+                message.pop("reasoning_content", None)
+            found.append(message)
+        if found and found[0]["role"] == "system" and not self.template.has_system:
+            if self._settings.system == "refuse":
+                raise RowError(
+                    "the chat template prints no system turn: render.system fold puts it before the question"
+                )
+            head, *rest = found
+            if not rest or rest[0]["role"] != "user":
+                raise RowError("the chat template prints no system turn, and no user turn follows it")
+            found = [dict(rest[0]) | {"content": f"{head['content']}\n\n{rest[0]['content']}"}, *rest[1:]]
+        return found
+
+    def _require_plain(self, messages: Sequence[Message]) -> None:
+        """Raises RowError when a text spells a control token of the tokenizer, which would be read as one."""
+        if self._control is None:
+            return
+        for message in messages:
+            for text in (message.get("content"), message.get("reasoning_content")):
+                if isinstance(text, str) and (token := self._control.search(text)):
+                    raise RowError(f"control token {token[0]} in the text")
+
+    def _end_token(self) -> int:
+        """The id that ends a reply where the template writes none: what follows a reply, if it stops generation."""
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        try:
+            short = self.template.render(turns)
+            longer = self.template.render([*turns, {"role": "user", "content": "c"}])
+        except RowError:
+            short, longer = "", ""
+        if longer.startswith(short) and short:
+            follow = self.tokenizer(longer[len(short) :], add_special_tokens=False)["input_ids"]
+            if follow and follow[0] in self._stops:
+                return int(follow[0])
+        eos = self.tokenizer.eos_token_id
+        return int(eos) if eos in self._stops else min(self._stops)

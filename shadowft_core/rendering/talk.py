@@ -1,0 +1,138 @@
+"""Where the replies of one conversation lie in its rendered text, held against the prompts that inference sends."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from shadowft_core.rendering.template import Message, RowError, Template
+
+# The think tags that a generation prompt may end with. A template may leave them out of the reply it renders.
+_THINK = re.compile(r"(?:<think>\s*(?:</think>)?|</think>)\s*\Z")
+
+
+@dataclass(frozen=True)
+class Span:
+    """A reply that begins at character `start` of the text; `closes` when the text ends with it."""
+
+    start: int
+    closes: bool = False
+
+
+class Talk:
+    """The messages of one conversation and their text, `whole`. Raises RowError when the template refuses them."""
+
+    def __init__(
+        self, template: Template, messages: Sequence[Message], tools: Sequence[Any] | None, thinking: bool | None = None
+    ) -> None:
+        self.messages, self._template, self._tools = list(messages), template, tools
+        thoughts = any(one.get("reasoning_content") for one in messages if one.get("weight") != 0)
+        self.thinking = thoughts if thinking is None else thinking
+        """whether the template is asked for thoughts, as inference would be"""
+        self.whole = self._render(self.messages)
+
+    def span(self, at: int) -> Span | None:
+        """The reply that is message `at`, more turns following; None where the text is not what inference sees."""
+        start = _start(self._prompt(at), self.whole)
+        return None if start is None else Span(start)
+
+    def last_span(self) -> Span | None:
+        """The reply that is the last message; None where the template writes the turns before it differently."""
+        start = _start(self._prompt(len(self.messages) - 1), self.whole)
+        return None if start is None else Span(start, closes=True)
+
+    def many(self, replies: Sequence[int]) -> dict[int, Span | None] | None:
+        """The spans of many replies, from one more rendering in which marks stand for them; None if they do not show.
+
+        The first prompt is compared; the others are taken to be built alike, as the text around the marks is.
+        """
+        marks = {at: f"Qz{at}zq" for at in replies}
+        marked = [{**one, "content": marks[at]} if at in marks else one for at, one in enumerate(self.messages)]
+        text, first = self._render(marked), self._prompt(replies[0])
+        asked = str(self.messages[replies[0] - 1].get("content") or "").strip()
+        header = (
+            first.rpartition(asked)[2] if asked else ""
+        )  # what the template writes between a question and its reply
+        if not header or _start(first, self.whole) is None:
+            return None
+        starts: list[int] = []
+        here = there = 0  # characters of `whole` and of `text` that agree
+        for at in replies:
+            place, content = text.find(marks[at], there), str(self.messages[at]["content"]).strip()
+            frame = text[there:place]
+            reply = self.whole.find(content, here + len(frame))
+            same = place >= 0 and reply >= 0 and self.whole.startswith(frame, here)
+            begin = max((frame.rfind(one) + len(one) for one in (header, _bare(header)) if one in frame), default=-1)
+            if not same or begin < 0 or self.whole[here + len(frame) : reply].strip():
+                return None
+            starts.append(here + begin)
+            here, there = reply + len(content), place + len(marks[at])
+        last = len(self.messages) - 1
+        return {at: Span(start, closes=at == last) for at, start in zip(replies, starts, strict=True)}
+
+    def between(self, at: int, span: Span) -> str:
+        """The text between the content of a reply and that of the message after it; empty if they do not show."""
+        reply, following = (str(self.messages[n].get("content") or "").strip() for n in (at, at + 1))
+        end = self.whole.find(reply, span.start) + len(reply)
+        return self.whole[end : max(end, self.whole.find(following, end))]
+
+    def reply_within(self, text: str, start: int, end: int) -> str:
+        """The part of `text` up to the end of what the last reply in it says, or to `end` where that does not show."""
+        for message in reversed(self.messages):
+            content = str(message.get("content") or "").strip()
+            place = text.find(content, start, end) if content and message["role"] == "assistant" else -1
+            if place >= 0:
+                return text[start : place + len(content)]
+        return text[start:end]
+
+    def shows_thought(self, at: int) -> bool:
+        """Whether the thought of a reply, if it has one, is in the text."""
+        thought = str(self.messages[at].get("reasoning_content") or "").strip()
+        return thought in self.whole
+
+    def as_inferred(self, spans: Sequence[Span]) -> tuple[str, list[Span]]:
+        """Text and spans, the last reply behind the very prompt of inference if it ends the text.
+
+        Raises RowError for a thought where the prompt closes the thoughts before the reply begins.
+        """
+        *others, last = spans
+        if not last.closes:
+            return self.whole, [*others, last]
+        prompt = self._prompt(len(self.messages) - 1)
+        thought = str(self.messages[-1].get("reasoning_content") or "").strip()
+        if self.whole.startswith(prompt):
+            return self.whole, [*others, Span(len(prompt), closes=True)]
+        tags, rest = prompt[last.start :], self.whole[last.start :]
+        if thought and "</think>" in tags:
+            raise RowError("the chat template ends the thought in its prompt, the reply has one: render.thinking none")
+        if "<think>" in tags and "</think>" not in tags:  # the prompt opens a thought, the rendered reply lacks it
+            rest = f"{thought}\n</think>\n\n{rest.lstrip()}"
+        text = prompt + rest
+        return text, [*others, Span(len(prompt), closes=True)]
+
+    @cached_property
+    def _prompts(self) -> dict[int, str]:
+        return {}
+
+    def _prompt(self, at: int) -> str:
+        if at not in self._prompts:
+            before = self.messages[:at]
+            self._prompts[at] = self._template.render(before, tools=self._tools, prompt=True, thinking=self.thinking)
+        return self._prompts[at]
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        return self._template.render(messages, tools=self._tools, thinking=self.thinking)
+
+
+def _start(prompt: str, whole: str) -> int | None:
+    """Where the reply behind `prompt` begins in `whole`, which may leave out the think tags that end the prompt."""
+    if whole.startswith(prompt):
+        return len(prompt)
+    bare = _bare(prompt)
+    return len(bare) if bare != prompt and whole.startswith(bare) else None
+
+
+def _bare(prompt: str) -> str:
+    """A prompt without the think tags that end it."""
+    return _THINK.sub("", prompt)

@@ -1,0 +1,96 @@
+"""One chat template: renders messages as text, after finding out which messages it can print."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from shadowft_core.errors import TrainError
+
+Message = Mapping[str, Any]
+"""role, content (text); optional: reasoning_content (text), tool_calls (JSON text of a list), name, weight"""
+
+# Some templates write today's date. A fixed day makes runs of two days equal; Llama's own templates fall back to it.
+FIXED_DAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
+_USER, _REPLY, _SYSTEM, _THOUGHT = "Uqz7user", "Rqz7reply", "Sqz7system", "Tqz7thought"  # no template writes these
+
+
+def dated(template: str) -> str:
+    """The template with the date fixed, if it writes one."""
+    return FIXED_DAY + template if "strftime_now" in template else template
+
+
+def undated(template: str) -> str:
+    """The template as it was before `dated`."""
+    return template.removeprefix(FIXED_DAY)
+
+
+class RowError(Exception):
+    """Why one conversation cannot be rendered, in words that many rows can share."""
+
+
+class Template:
+    """A tokenizer's chat template. `has_system`, `has_thoughts` and `parts` say what it prints and how.
+
+    Raises TrainError when the template prints no user turn or no reply.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.parts, self.has_thoughts = False, True
+        user, reply = {"role": "user", "content": _USER}, {"role": "assistant", "content": _REPLY}
+        if not self._prints([user, reply], _USER, _REPLY):
+            self.parts = True  # templates of vision models print lists of parts alone
+            if not self._prints([user, reply], _USER, _REPLY):
+                raise TrainError(
+                    "the chat template does not print a user turn and its reply; check the template of fetch.instruct"
+                )
+        self.has_system = self._prints([{"role": "system", "content": _SYSTEM}, user, reply], _SYSTEM)
+        self.has_developer = self._prints([{"role": "developer", "content": _SYSTEM}, user, reply], _SYSTEM)
+        self.has_thoughts = self._prints([user, reply | {"reasoning_content": _THOUGHT}], _THOUGHT)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Any] | None = None,
+        prompt: bool = False,
+        thinking: bool = True,
+    ) -> str:
+        """The text of the messages; with `prompt` it ends where the model begins its reply.
+
+        Without `thinking` the template is told `enable_thinking=False`, which many of them know.
+        Raises RowError when the template refuses the messages.
+        """
+        from jinja2 import TemplateError
+
+        options = {} if thinking else {"enable_thinking": False}
+        try:
+            text = self._tokenizer.apply_chat_template(
+                [self._shaped(message) for message in messages],
+                tools=list(tools) if tools else None,
+                tokenize=False,
+                add_generation_prompt=prompt,
+                **options,
+            )
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+            raise RowError(f"the chat template refuses it: {' '.join(str(error).split()):.200}") from None
+        return str(text)
+
+    def _shaped(self, message: Message) -> dict[str, Any]:
+        found = {key: value for key, value in message.items() if value is not None and key != "weight"}
+        if isinstance(calls := found.get("tool_calls"), str):
+            found["tool_calls"] = json.loads(calls)
+        if thought := found.get("reasoning_content"):
+            found["thinking"] = thought  # gpt-oss reads this name
+            if not self.has_thoughts:
+                found["content"] = f"<think>\n{thought}\n</think>\n\n{found.get('content') or ''}"
+        if self.parts:
+            found["content"] = [{"type": "text", "text": found.get("content") or ""}]
+        return found
+
+    def _prints(self, messages: Sequence[Message], *words: str) -> bool:
+        try:
+            text = self.render(messages)
+        except RowError:
+            return False
+        return all(word in text for word in words)

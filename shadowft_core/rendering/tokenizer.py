@@ -1,0 +1,46 @@
+"""The Instruct's tokenizer with its chat template, as training and evaluation load it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shadowft_core.errors import TrainError
+from shadowft_core.files import read_json_object
+from shadowft_core.loading import load
+from shadowft_core.rendering.samples import Renderer
+from shadowft_core.rendering.template import dated
+
+if TYPE_CHECKING:
+    from shadowft_core.params import Render
+
+
+def load_renderer(instruct: Path, settings: "Render") -> Renderer:
+    """The renderer of an Instruct folder. Raises what `load_tokenizer` and `Renderer` raise."""
+    tokenizer = load_tokenizer(instruct)
+    return Renderer(tokenizer, stop_ids(tokenizer, instruct), settings)
+
+
+def load_tokenizer(instruct: Path) -> Any:
+    """The tokenizer, its template fixed to one day.
+
+    Raises CheckpointError when it cannot be read, TrainError when it has no chat template.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = load(AutoTokenizer, instruct)
+    template = tokenizer.chat_template
+    if not template:
+        raise TrainError(f"{instruct}: the tokenizer has no chat template; check fetch.instruct")
+    if isinstance(template, dict):
+        tokenizer.chat_template = {name: dated(text) for name, text in template.items()}
+    else:
+        tokenizer.chat_template = dated(template)
+    return tokenizer
+
+
+def stop_ids(tokenizer: Any, instruct: Path) -> set[int]:
+    """The ids that end a reply: the tokenizer's eos and every eos of generation_config.json."""
+    found = {tokenizer.eos_token_id}
+    if (instruct / "generation_config.json").exists():
+        listed = read_json_object(instruct / "generation_config.json").get("eos_token_id")
+        found |= set(listed) if isinstance(listed, list) else {listed}
+    return found - {None}

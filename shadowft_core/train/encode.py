@@ -1,0 +1,82 @@
+"""Prepared rows to sequences of token ids and labels, through the rendering that evaluation shares."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shadowft_core.errors import TrainError
+from shadowft_core.rendering import IGNORED, Renderer, RowError, prepared_rows
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SHOWN = 20  # sources of refused rows that train.json names for each reason
+
+
+@dataclass
+class Encoded:
+    """Sequences for the trainer, int32. `input_ids[i]` and `labels[i]` have equal length; labels are ids or IGNORED."""
+
+    input_ids: list["np.ndarray"] = field(default_factory=list)
+    labels: list["np.ndarray"] = field(default_factory=list)
+    read: int = 0
+    used: int = 0
+    too_long: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    sources: dict[str, list[str]] = field(default_factory=dict)
+
+    def counts(self) -> dict[str, Any]:
+        """Rows used and left out, sequences made of them; tokens read, and tokens that the loss looks at."""
+        return {
+            "rows": self.used,
+            "sequences": len(self.input_ids),
+            "too_long": self.too_long,
+            "refused": {
+                reason: {"rows": count, "sources": self.sources[reason]} for reason, count in self.refused.most_common()
+            },
+            "tokens": sum(map(len, self.input_ids)),
+            "learned_tokens": int(sum((row != IGNORED).sum() for row in self.labels)),
+        }
+
+
+def encode_file(path: Path, renderer: Renderer, max_length: int) -> Encoded:
+    """Encode a parquet file made by `prepare`.
+
+    A row that the chat template refuses, or whose text spells a control token, is counted with its source and left out.
+    So is a row of which a sequence has more than `max_length` tokens: nothing is truncated.
+    Raises DataError when the file cannot be read.
+    """
+    import numpy as np
+
+    encoded = Encoded()
+    for messages, tools, source in prepared_rows(path):
+        encoded.read += 1
+        try:
+            samples = renderer.samples(messages, tools)
+        except RowError as reason:
+            encoded.refused[str(reason)] += 1
+            sources = encoded.sources.setdefault(str(reason), [])
+            sources += [source] if len(sources) < SHOWN else []
+            continue
+        if any(len(sample.input_ids) > max_length for sample in samples):
+            encoded.too_long += 1
+            continue
+        encoded.used += 1
+        for sample in samples:
+            encoded.input_ids.append(np.array(sample.input_ids, np.int32))
+            encoded.labels.append(np.array(sample.labels, np.int32))
+    return encoded
+
+
+def require_enough(encoded: Encoded, path: Path, max_length: int, share: float) -> None:
+    """Raises TrainError when no row is left, or more than `share` of the rows is left out."""
+    out = encoded.read - encoded.used
+    if encoded.used and out <= share * encoded.read:
+        return
+    reasons = [f"{encoded.too_long} longer than train.max_length {max_length}"] if encoded.too_long else []
+    reasons += [f"{count} {reason} ({encoded.sources[reason][0]})" for reason, count in encoded.refused.most_common(3)]
+    raise TrainError(
+        f"{path}: {out} of {encoded.read} rows are left out ({'; '.join(reasons) or 'the file is empty'}), "
+        f"train.max_left_out allows {share:.0%}; shorten or mend the rows, or raise train.max_length or max_left_out"
+    )

@@ -1,0 +1,134 @@
+"""Every form of data file, and what a row says beside its question and answer."""
+
+import json
+from typing import Any
+
+import pytest
+
+from shadowft_core.errors import DataError
+from tests.fixtures.data import Stage, lines, talk
+
+FORMS = {
+    "rows.jsonl": b"%s\n%s\n",
+    "rows.NDJSON": b"%s\n\n%s",
+    "rows.json": b"[%s,\n%s]",
+    "pretty.jsonl": None,
+    "wrapped.json": None,
+    "rows.csv": b'question,answer,note\r\n"one, two",a,\r\nthree,b,n\r\n',
+    "rows.tsv": b"question\tanswer\none, two\ta\nthree\tb\n",
+    "rows.jsonl.gz": b"%s\n%s\n",
+    "rows.json.zst": b"[%s, %s]",
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_of_file_is_read(stage: Stage, name: str) -> None:
+    import gzip
+
+    import zstandard
+
+    rows = [{"question": "one, two", "answer": "a"}, {"question": "three", "answer": "b"}]
+    packers = {".gz": gzip.compress, ".zst": zstandard.compress}
+    content = FORMS[name]
+    if name.startswith("pretty"):
+        content = "\n".join(json.dumps(row, indent=2) for row in rows).encode()
+    elif name.startswith("wrapped"):
+        content = json.dumps({"data": rows, "version": 1}, indent=1).encode()
+    elif b"%s" in content:
+        content %= tuple(json.dumps(row).encode() for row in rows)
+    path = stage.data / name
+    path.write_bytes(packers.get(path.suffix, bytes)(content))
+    report = stage.run()
+    assert [(row["prompt"], row["reply"]) for row in stage.split()] == [("one, two", "a"), ("three", "b")]
+    assert report["rows_read"] == report["rows_used"] == 2
+
+
+def test_saved_datasets_and_subfolders_are_read_and_other_files_named(stage: Stage) -> None:
+    import datasets
+
+    datasets.Dataset.from_list([{"question": "saved", "answer": "a"}]).save_to_disk(stage.data / "saved")
+    (stage.data / "deep/er").mkdir(parents=True)
+    (stage.data / "deep/er/rows.jsonl").write_bytes(lines([talk("deep")]))
+    (stage.data / "notes.txt").write_text("x")
+    report = stage.run()
+    assert {row["source"].split(":")[0]: row["prompt"] for row in stage.split()} == {
+        "deep/er/rows.jsonl": "deep",
+        "saved/data-00000-of-00001.arrow": "saved",
+    }
+    assert report["files_not_read"] == ["notes.txt"]
+
+
+NOT_DATA = {
+    "a Git LFS pointer, not the data; run `git lfs pull`": b"version https://git-lfs.github.com/spec/v1\noid 1\n",
+    "UTF-16; save the file as UTF-8": "[1]".encode("utf-16"),
+    "an HTML page, not the data": b"<!DOCTYPE html><html>no access</html>",
+    "a parquet file; name it *.parquet": b"PAR1....",
+    "a gzip file; name it *.gz": b"\x1f\x8b....",
+}
+
+
+@pytest.mark.parametrize(("message", "content"), NOT_DATA.items(), ids=NOT_DATA)
+def test_what_is_no_json_is_named(stage: Stage, message: str, content: bytes) -> None:
+    (stage.data / "rows.jsonl").write_bytes(content)
+    with pytest.raises(DataError, match=f"rows.jsonl: expected JSON, found {message[:20]}"):
+        stage.run()
+
+
+def test_a_first_line_that_is_cut_off_is_one_bad_row(stage: Stage) -> None:
+    (stage.data / "rows.jsonl").write_bytes(b'{"question": "cut\n' + lines([talk("one"), talk("two")]))
+    assert [(one["line"], one["reason"]) for one in stage.run()["dropped"]] == [(1, "bad JSON")]
+
+
+USED = {
+    "thought in a field": (
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "reasoning": "t"}]},
+        [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "reasoning_content": "t"}],
+    ),
+    "thought in the text": (
+        {"question": "q", "answer": "<think>\nt\n</think>\n\na"},
+        [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "reasoning_content": "t"}],
+    ),
+    "weight": (
+        {"messages": [*talk("q", "a")["messages"][:1], {"role": "assistant", "content": "a", "loss": False},
+                      *talk("r", "b")["messages"]]},
+        [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0},
+         {"role": "user", "content": "r"}, {"role": "assistant", "content": "b"}],
+    ),
+    "call of an older form": (
+        {"messages": [{"role": "user", "content": "q"},
+                      {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": '{"x": 1}'}},
+                      {"role": "function", "name": "f", "content": "2"}, {"role": "assistant", "content": "a"}]},
+        [{"role": "user", "content": "q"},
+         {"role": "assistant", "content": "",
+          "tool_calls": '[{"function":{"arguments":{"x":1},"name":"f"},"type":"function"}]'},
+         {"role": "tool", "name": "f", "content": "2"}, {"role": "assistant", "content": "a"}],
+    ),
+    "call in ShareGPT's roles": (
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": '{"name": "f"}'},
+                           {"from": "observation", "value": "2"}, {"from": "gpt", "value": "a"}]},
+        [{"role": "user", "content": "q"},
+         {"role": "assistant", "content": "",
+          "tool_calls": '[{"function":{"arguments":{},"name":"f"},"type":"function"}]'},
+         {"role": "tool", "content": "2"}, {"role": "assistant", "content": "a"}],
+    ),
+    "choices": ({"question": "q", "choices": ["x", "y"], "answer": "B"}, talk("q\nA. x\nB. y", "B")["messages"]),
+    "context": ({"instruction": "q", "context": "c", "response": "a"}, talk("q\nc", "a")["messages"]),
+    "history": (
+        {"instruction": "q", "output": "a", "history": [["p", "o"]]},
+        [*talk("p", "o")["messages"], *talk("q", "a")["messages"]],
+    ),
+    "preference": ({"prompt": "q", "chosen": "a", "rejected": "b"}, talk("q", "a")["messages"]),
+    "preference of turns": (
+        {"prompt": [{"role": "user", "content": "q"}], "chosen": [{"role": "assistant", "content": "a"}],
+         "rejected": [{"role": "assistant", "content": "b"}]},
+        talk("q", "a")["messages"],
+    ),
+    "desired": ({"prompt": "q", "completion": "a", "label": True}, talk("q", "a")["messages"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "expected"), USED.values(), ids=USED)
+def test_what_a_row_says_is_used(stage: Stage, given: dict[str, Any], expected: list[Any]) -> None:
+    (stage.data / "rows.jsonl").write_bytes(lines([given]))
+    assert stage.run()["fields_ignored"] == {}
+    assert stage.split()[0]["messages"] == expected

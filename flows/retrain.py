@@ -7,10 +7,12 @@ It never promotes: `shadowft promote NAME VERSION` moves the alias, on a positiv
 To add a step, write a Prefect task and call it where it belongs. It is shown, timed and retried like the other steps,
 and a task that raises or returns a Failed state ends the run with its message:
 
+    from collections.abc import Callable
+
     from prefect import task
 
     @task(retries=2)
-    def announce(report, show):
+    def announce(report: str, show: Callable[[str], None]) -> None:
         "tell the team that the report is ready"
         show(f"sending {report}")
         ...

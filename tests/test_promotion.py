@@ -152,7 +152,7 @@ def test_rollback_goes_back_one_champion_at_a_time(released: Released) -> None:
     assert (back.number, back.previous, back.entry.reason) == (2, 3, "wrong language")
     back = room.rollback(registry, store)
     assert (back.number, back.entry.model, back.entry.recipe) == (1, one.model, one.recipe)
-    with pytest.raises(LedgerError, match="no champion before version 1; name one with --to"):
+    with pytest.raises(LedgerError, match=r"no champion before version 1; .* lists all champions"):
         room.rollback(registry, store)
     assert room.rollback(registry, store, to="3").number == 3  # in full knowledge
     assert room.rollback(registry, store).previous == 3  # the mistake is still undone to what stood before it

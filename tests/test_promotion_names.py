@@ -47,6 +47,13 @@ def test_the_verbs_refuse_an_unknown_model_and_create_no_database(
         assert isinstance(done.exception, RegistryError), words
         assert str(done.exception).startswith("typo: the registry at sqlite:////")
         assert not (tmp_path / "var").exists(), words
+    verbs = ["promote", "typo", "1"], ["materialize", "models:/typo/1", "--out", "model"]
+    for words in (*verbs, ["export", "models:/typo/1", "--for", "vllm", "--out", "model"]):
+        done = CliRunner().invoke(app, words)
+        assert isinstance(done.exception, RegistryError), words
+        assert str(done.exception).startswith("registry at sqlite:////")
+        assert "no such database" in str(done.exception)
+        assert not (tmp_path / "var").exists(), words
     done = CliRunner().invoke(app, ["history", "no/name"])
     assert isinstance(done.exception, ParamsError)
     assert "'no/name': expected the name of a model" in str(done.exception)

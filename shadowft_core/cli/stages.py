@@ -180,7 +180,7 @@ def graft(
     base: Annotated[
         Path | None, typer.Option(help="with --tuned: graft their difference without storing a delta")
     ] = None,
-    tuned: Annotated[Path | None, typer.Option(help=TUNED)] = None,
+    tuned: Annotated[Path | None, typer.Option(help="with --base: folder of a checkpoint, not of an adapter")] = None,
     sweep: Annotated[Path | None, typer.Option(help="take scale and scope from this sweep file")] = None,
     scale: Annotated[
         float | None, typer.Option(help="scale of a delta without @SCALE; default: from the params or the sweep file")

@@ -1,5 +1,6 @@
 """The verbs `shadowft store ...`: deltas by digest, in a folder or an S3 bucket. All are safe to repeat."""
 
+import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -58,7 +59,7 @@ def publish(
 ) -> None:
     """Send a delta to the store and print its digest. Sends only the chunks that the store lacks.
 
-    Reads a delta folder; writes objects to the store, which first has to pass `store probe` once.
+    Reads a delta folder; writes objects to the store. The first publish to a store runs `store probe`.
 
     Example: shadowft store publish --delta work/delta/shadow --store s3://bucket/deltas
     """
@@ -133,10 +134,13 @@ def ls(
     """
     from shadowft_core.store import ls as list_deltas
 
-    found = list_deltas(_store(params, uri, endpoint))
+    opened = _store(params, uri, endpoint)
+    found = list_deltas(opened)
     if as_json:
         print_answer("store.ls", {"deltas": [asdict(delta) for delta in found]})
         return
+    if not found:
+        print(f"{opened.uri}: no deltas; --store or SHADOWFT_STORE_URI names another store", file=sys.stderr)
     for delta in found:
         when = f"{datetime.fromtimestamp(delta.published, UTC):%Y-%m-%d %H:%M} UTC"
         about = f"{delta.bytes / 1e6:.1f} MB ({delta.shared_bytes / 1e6:.1f} shared)"
@@ -172,9 +176,10 @@ def check(
     else:
         for bad in found.bad:
             print(f"bad: {bad.problem} (needed by {', '.join(bad.deltas) or 'every version that names it'})")
+        resumed = f"; {found.resumed} were checked before the interruption" if found.resumed else ""
         print(
             f"{found.objects - len(found.bad)} of {found.objects} objects of {found.deltas} deltas and {found.records} "
-            f"records are good, {found.bytes / 1e6:.1f} MB; {found.resumed} were checked before the interruption"
+            f"records are good, {found.bytes / 1e6:.1f} MB{resumed}"
         )
     if found.bad:
         raise StoreCorruptError(

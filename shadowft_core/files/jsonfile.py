@@ -13,6 +13,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises CheckpointError when the file is missing, not JSON, or another JSON value."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file; correct the path, or run the stage that writes it") from None
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}; expected a readable JSON file") from None
     except (ValueError, RecursionError) as error:

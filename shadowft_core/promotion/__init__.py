@@ -85,7 +85,7 @@ def promote(
     tip = ledger.tip()
     if after is not None and tip.number != after:
         raise ledger.lost(tip)
-    with connected(registry) as client:
+    with connected(registry, create=False) as client:
         if is_champion(version):
             version = str(agreed(client, ledger).version)
         found = tracking.find(client, registry.name, version)
@@ -134,7 +134,10 @@ def rollback(registry: Registry, store: Store, to: str | None = None, reason: st
                 f"`shadowft promote {registry.name} VERSION` makes a new one"
             )
     elif tip.entry.undo is None:
-        raise LedgerError(f"{ledger.where}: no champion before version {tip.entry.version}; name one with --to")
+        raise LedgerError(
+            f"{ledger.where}: no champion before version {tip.entry.version}; `shadowft history {registry.name}` lists "
+            "all champions, --to VERSION names one of them"
+        )
     else:
         target = ledger.entry(tip.entry.undo)
     with connected(registry) as client:

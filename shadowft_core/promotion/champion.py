@@ -22,7 +22,7 @@ def recipe_named(reference: str, registry: Registry, store: Store) -> dict[str, 
     store errors.
     """
     name, version = tracking.parsed(reference)
-    with connected(registry) as client:
+    with connected(registry, create=False) as client:
         if not is_champion(version):
             return records.recipe_of(store, tracking.find(client, name, version))
         entry = agreed(client, Ledger(store, name))
@@ -55,7 +55,7 @@ def require_alias_agrees(registry: Registry, store: Store, version: int, recipe:
     the ledger. A version without that alias passes.
     Raises LedgerError naming alias and ledger, RegistryError when MLflow does not answer, store errors.
     """
-    with connected(registry) as client:
+    with connected(registry, create=False) as client:
         if tracking.alias_of(client, registry.name, CHAMPION) != version:
             return
         entry = agreed(client, Ledger(store, registry.name))

@@ -30,7 +30,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
             )
             found = f"only {', '.join(kinds[:3])}" if kinds else "no weights"
             raise CheckpointError(
-                f"{path}: expected safetensors, found {found}; convert the model with save_pretrained"
+                f"{path}: expected safetensors, found {found}; pass a model folder, or convert the model with "
+                "save_pretrained"
             )
     if missing := sorted(set(files) - present):
         raise CheckpointError(f"{path}: {missing[0]} is missing; download the folder again")

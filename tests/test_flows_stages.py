@@ -79,7 +79,7 @@ FAILURES = {  # graft.sh -> part of the message
 
 
 @pytest.mark.parametrize("script", FAILURES)
-def test_a_failed_stage_says_why(workspace: Path, script: str) -> None:
+def test_a_failed_stage_reports_the_reason(workspace: Path, script: str) -> None:
     (workspace / "graft.sh").write_text(script, encoding="utf-8")
     state, _ = reproduced("graft@shadow")
     assert state.is_failed()

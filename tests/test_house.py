@@ -1,4 +1,4 @@
-"""The code follows docs/architecture.md: who imports whom, what DVC watches, which verbs exist, how files read."""
+"""The code follows docs/architecture.md: imports, the code that DVC watches, verbs, and the form of files."""
 
 import ast
 import re
@@ -142,7 +142,7 @@ def test_no_modules_import_each_other() -> None:
     try:
         TopologicalSorter(modules()).prepare()
     except CycleError as error:
-        pytest.fail(f"a circle: {' <- '.join(error.args[1])}")
+        pytest.fail(f"modules import each other: {' <- '.join(error.args[1])}")
 
 
 def stages() -> dict[str, dict[str, object]]:

@@ -1,4 +1,4 @@
-"""The page: it loads no other file, shows what the files say, escapes their text, and is reproducible."""
+"""The page loads no other file, shows the content of the files, escapes their text, and is reproducible."""
 
 import json
 import re
@@ -230,14 +230,14 @@ def test_the_same_files_give_the_same_bytes(finished: Path, shown: Page, tmp_pat
     assert str(finished) not in shown.source
 
 
-def test_without_direct_tuning_the_page_says_so(tmp_path: Path) -> None:
+def test_the_page_reports_missing_direct_tuning(tmp_path: Path) -> None:
     alone = page(write_work(tmp_path, routes=("shadow",)))
     assert "Direct tuning was not run" in alone.text
     assert "nothing is claimed about direct tuning" in alone.text
     assert "direct_scaled" not in alone.text
 
 
-def test_without_optional_files_the_page_says_so(tmp_path: Path) -> None:
+def test_the_page_reports_missing_optional_files(tmp_path: Path) -> None:
     write_work(tmp_path)
     for name in ("pair", "data", "tuned", "delta", "sweep", "grafted"):
         shutil.rmtree(tmp_path / name)
@@ -279,7 +279,7 @@ def test_the_headline_is_that_of_the_decision(tmp_path: Path, decision: str) -> 
     assert {name for name, words in HEADLINES.items() if words in said} == {decision}
 
 
-def test_without_a_guard_the_page_says_so(tmp_path: Path, shown: Page) -> None:
+def test_the_page_reports_a_missing_guard(tmp_path: Path, shown: Page) -> None:
     sentence = "No guard task was measured, so nothing is claimed about what the Instruct keeps."
     path = write_work(tmp_path) / "verdict.json"
     found = json.loads(path.read_bytes())

@@ -69,7 +69,7 @@ def by_token(base: Tensors, tuned: Tensors, before: tuple[str, ...], after: tupl
 
 
 MOVED = ("<|a|>", *TOKENS[:20], "<|b|>", *TOKENS[20:])
-RESIZED = {  # tokens and rows of the tuned model, whose Base has 40
+RESIZED = {  # tokens and rows of the tuned model, of a Base with 40 of each
     "two tokens added": (ADDED, 42),
     "padded to eight": (ADDED, 48),
     "padding alone": (TOKENS, 48),
@@ -115,7 +115,7 @@ def test_resized_rows_without_a_tokenizer_are_refused_with_a_remedy(tmp_path: Pa
     """Also if the Base's rows equal the first rows of the tuned model: they may belong to other tokens."""
     longer = tensors(1, 44)
     longer[EMBEDDING][:40] = tensors(0)[EMBEDDING]
-    for number, (ours, theirs, whose) in enumerate(
+    for number, (ours, theirs, side) in enumerate(
         [(None, None, "base"), (TOKENS, None, "tuned"), (None, ADDED, "base")]
     ):
         base = model(tmp_path / f"{number}" / "base", tensors(0), ours)
@@ -128,7 +128,7 @@ def test_resized_rows_without_a_tokenizer_are_refused_with_a_remedy(tmp_path: Pa
                 TokenMismatchError,
                 "has 40 rows",
                 "44",
-                f"/{number}/{whose} has no tokenizer.json",
+                f"/{number}/{side} has no tokenizer.json",
             ),
             "put the tokenizer it was trained with into that folder",
         )

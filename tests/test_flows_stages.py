@@ -59,7 +59,7 @@ def test_a_stage_runs_only_when_it_is_stale_and_its_inputs_differ(
         patch.setattr(process, "start", lambda *_, **__: pytest.fail("a child was started"))
         state, _ = reproduced("verdict")  # downstream of the change, and its inputs are still equal
         assert (state.is_completed(), state.name) == (True, "Unchanged")
-        state, _ = reproduced("graft@shadow", stale=False)  # the plan, made before anything ran, says it is up to date
+        state, _ = reproduced("graft@shadow", stale=False)  # the plan, made before anything ran, has it as up to date
         assert (state.is_completed(), state.name) == (True, "Unchanged")
     state, lines = reproduced("graft@shadow")
     assert (state.is_completed(), state.name, lines[0]) == (True, "Completed", "changed")

@@ -1,6 +1,6 @@
 """How much of a delta a bfloat16 output keeps: the measured cases, reproduced with seeded gaussian weights.
 
-Weights have standard deviation 0.02, the Instruct lies 2 % from the Base, all checkpoints are bfloat16, the sum is
+Weights have standard deviation 0.02, the Instruct is 2 % away from the Base, all checkpoints are bfloat16, the sum is
 float32. Expected are the energy (1 - |reached - delta|^2 / |delta|^2) against the true update, before any checkpoint
 rounded it, for the tuned checkpoint itself and for the graft, and the share of entries that did not move.
 """

@@ -92,10 +92,10 @@ def test_wrong_weights_are_found_during_the_pass(tmp_path: Path) -> None:
     """They are read when the output is partly written; nothing of it is left."""
     instruct, base, tuned = written(tmp_path)
     moved = tensors_of(tuned)
-    for value, name in ((np.nan, "nan"), (np.inf, "inf")):
+    for value, whose in ((np.nan, "nan"), (np.inf, "inf")):
         damaged = moved | {DOWN: moved[DOWN].copy()}
         damaged[DOWN][-1, -1] = value
-        pair = difference(base, write_model(tmp_path / name, damaged, 2))
+        pair = difference(base, write_model(tmp_path / whose, damaged, 2))
         refused(NotFiniteError, f"the delta's tensor {DOWN} holds NaN or infinity", instruct, [(pair, 1.0)])
     stranger = write_model(tmp_path / "stranger", moved | {DOWN: moved[DOWN][::-1].copy()}, 2)
     message = rf"tensor {DOWN}: \|difference\| is 1\.4. of \|weights\|"

@@ -279,7 +279,7 @@ def test_the_headline_is_that_of_the_decision(tmp_path: Path, decision: str) -> 
     assert {name for name, words in HEADLINES.items() if words in said} == {decision}
 
 
-def test_the_page_reports_a_missing_guard(tmp_path: Path, shown: Page) -> None:
+def test_without_a_guard_the_page_says_so(tmp_path: Path, shown: Page) -> None:
     sentence = "No guard task was measured, so nothing is claimed about what the Instruct keeps."
     path = write_work(tmp_path) / "verdict.json"
     found = json.loads(path.read_bytes())

@@ -1,7 +1,7 @@
 # `make help` lists the targets.
 PYTHON ?= python3.11
 BIN := .venv/bin
-# uv installs in a minute but ignores pip's find-links, so they are passed on. Without uv, pip installs the same.
+# uv installs in a minute but ignores pip's find-links, so they are passed to it. Without uv, pip installs the same.
 FIND_LINKS = $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
 INSTALL = -c constraints.txt -e '.[dev,real]'
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -37,13 +37,13 @@ venv: .venv/ready  ## create .venv from constraints.txt
 lint: venv  ## ruff, format check, mypy --strict on shadowft_core and flows
 	ruff check . && ruff format --check . && mypy
 
-test: venv  ## tests without a network, on real local servers; two workers
+test: venv  ## all fast tests: no network, real local servers, two workers
 	pytest -n 2 --dist loadfile
 test-slow: venv  ## servers, schedules, whole runs, the built wheel; minutes
 	pytest -m slow
 test-faults: venv  ## every crash point and fault, enumerated
 	pytest -m faults
-test-families: venv  ## every model family, every kind of adapter; minutes
+test-families: venv  ## every model class of transformers, every adapter type of PEFT; minutes
 	pytest -m families -n 2
 test-gpu: venv  ## needs a CUDA device
 	pytest -m gpu

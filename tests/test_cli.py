@@ -65,18 +65,18 @@ def edit(folder: Path, section: str, **values: object) -> None:
 PREPARE = ("prepare", "--tasks", "tasks", "--out", "out", "--data")
 
 
-def test_a_missing_data_file(folder: Path) -> None:
+def test_a_missing_data_file_is_refused(folder: Path) -> None:
     assert_one_line(shadowft(folder, *PREPARE, "absent.jsonl"), 3, "absent.jsonl")
     assert not (folder / "out").exists()
 
 
-def test_an_empty_data_file(folder: Path) -> None:
+def test_an_empty_data_file_is_refused(folder: Path) -> None:
     (folder / "empty.jsonl").touch()
     assert_one_line(shadowft(folder, *PREPARE, "empty.jsonl"), 3, "empty.jsonl")
     assert not (folder / "out").exists()
 
 
-def test_rows_that_are_not_conversations(folder: Path) -> None:
+def test_rows_that_are_not_conversations_are_refused(folder: Path) -> None:
     with (folder / "rows.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"messages": [{"role": "assistant", "content": "who asked?"}]}\n' * 5)
     assert_one_line(shadowft(folder, *PREPARE, "rows.jsonl"), 3, "rows.jsonl", "41")
@@ -89,18 +89,18 @@ def test_good_rows_are_prepared(folder: Path) -> None:
     assert (folder / "out" / "train.parquet").is_file()
 
 
-def test_an_unknown_params_field(folder: Path) -> None:
+def test_an_unknown_field_of_params_is_refused(folder: Path) -> None:
     edit(folder, "train", learning_rte=0.1)
     assert_one_line(shadowft(folder, *PREPARE, "rows.jsonl"), 3, "params.yaml", "train.learning_rte")
 
 
-def test_a_missing_params_file(folder: Path) -> None:
+def test_a_missing_params_file_is_refused(folder: Path) -> None:
     done = shadowft(folder, *PREPARE, "rows.jsonl", "--params", "absent.yaml")
     assert_one_line(done, 3, "absent.yaml", "no such file", "--params")
     assert not (folder / "out").exists()
 
 
-def test_a_base_and_an_instruct_that_do_not_fit(folder: Path, family_pair: object) -> None:
+def test_a_base_and_an_instruct_of_different_models_are_refused(folder: Path, family_pair: object) -> None:
     llama, qwen = family_pair("llama"), family_pair("qwen3")  # type: ignore[operator]
     assert isinstance(llama, Pair)
     edit(folder, "fetch", base=str(llama.base), instruct=str(qwen.instruct))
@@ -108,26 +108,26 @@ def test_a_base_and_an_instruct_that_do_not_fit(folder: Path, family_pair: objec
     assert not (folder / "pair").exists()
 
 
-def test_a_swapped_pair(folder: Path, family_pair: object) -> None:
+def test_a_swapped_pair_is_refused(folder: Path, family_pair: object) -> None:
     pair = family_pair("llama")  # type: ignore[operator]
     edit(folder, "fetch", base=str(pair.instruct), instruct=str(pair.base))
     assert_one_line(shadowft(folder, "fetch", "--out", "pair"), 4, "swapped")
     assert not (folder / "pair").exists()
 
 
-def test_an_s3_endpoint_that_does_not_answer(folder: Path) -> None:
+def test_an_s3_endpoint_that_does_not_answer_is_named_in_one_line(folder: Path) -> None:
     endpoint = f"http://127.0.0.1:{closed_port()}"
     done = shadowft(folder, "store", "probe", "--store", "s3://bucket/deltas", "--endpoint", endpoint)
     assert_one_line(done, 8, endpoint)
 
 
-def test_a_registry_that_does_not_answer(folder: Path) -> None:
+def test_a_registry_that_does_not_answer_is_named_in_one_line(folder: Path) -> None:
     uri = f"http://127.0.0.1:{closed_port()}"
     edit(folder, "registry", tracking_uri=uri)
     assert_one_line(shadowft(folder, "promote", "shadowft-pico", "challenger"), 9, uri)
 
 
-def test_a_full_disk(folder: Path, family_pair: object) -> None:
+def test_a_full_disk_leaves_nothing_half_written(folder: Path, family_pair: object) -> None:
     """A limit on file size acts as a full disk: the write fails in the middle of the weights."""
     pair = family_pair("llama")  # type: ignore[operator]
     words = ("extract", "--base", str(pair.base), "--tuned", str(pair.instruct), "--out", "delta")
@@ -137,7 +137,7 @@ def test_a_full_disk(folder: Path, family_pair: object) -> None:
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_ctrl_c(folder: Path, family_pair: object, as_json: bool) -> None:
+def test_ctrl_c_leaves_nothing_half_written(folder: Path, family_pair: object, as_json: bool) -> None:
     """Interrupted while it reads a pipe that nobody writes to."""
     pair = family_pair("llama")  # type: ignore[operator]
     os.mkfifo(folder / "sweep.json")

@@ -1,4 +1,4 @@
-"""Every verb in an empty folder, without params.yaml: it runs if its options name all it needs, else it is refused."""
+"""Every verb in an empty folder, without params.yaml: it runs if its options name all inputs, else it is refused."""
 
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ def test_a_verb_runs_with_its_options_alone(
 
 
 @pytest.mark.parametrize("line", list(LACKING))
-def test_a_verb_names_what_it_lacks(
+def test_a_verb_names_the_option_or_file_that_is_missing(
     line: str, materials: dict[str, str], empty_folder: Path, released: Released
 ) -> None:
     done = run(line, materials, released.name)
@@ -95,7 +95,7 @@ def test_a_verb_names_what_it_lacks(
         if any(option.name == "params" for option in leaf_verbs()[verb_of(lines[-1])].params)
     ],
 )
-def test_a_params_file_that_is_named_must_exist(verb: str, materials: dict[str, str], empty_folder: Path) -> None:
+def test_a_params_file_given_by_option_must_exist(verb: str, materials: dict[str, str], empty_folder: Path) -> None:
     """Also `--params params.yaml`, the name of the default."""
     done = run(f"{GIVEN[verb][-1]} --params params.yaml", materials, "name")
     assert isinstance(done.exception, ParamsError)

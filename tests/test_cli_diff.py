@@ -43,7 +43,7 @@ def test_the_same_tensors_are_equal_however_they_are_sharded(tmp_path: Path, sha
 def test_the_numbers_match_the_oracle(tmp_path: Path, shadowft: Shadowft, dtype: np.dtype[Any]) -> None:
     before, after = weights(dtype=dtype), weights(dtype=dtype)
     after[Q] = (after[Q].astype(F32) + weights(1, F32)[Q] / 100).astype(dtype)
-    after[Q][-1, -1] = 7  # the largest lies in the last chunk
+    after[Q][-1, -1] = 7  # the largest is in the last chunk
     after[DOWN][5, 6] += dtype.type(0.5)
     code, out, _ = shadowft("diff", write_model(tmp_path / "a", before), write_model(tmp_path / "b", after), "--json")
     found = json.loads(out)

@@ -34,7 +34,7 @@ def pair(tiny_llama_pair: Pair, tmp_path: Path) -> Pair:
     return copy
 
 
-def test_a_sample_is_called_a_sample(pair_verb: Any, tmp_path: Path) -> None:
+def test_the_output_states_that_sigma_is_from_a_sample(pair_verb: Any, tmp_path: Path) -> None:
     pair = Pair(tmp_path / "base", tmp_path / "instruct")
     noise = np.random.default_rng(0)
     base = (0.02 * noise.standard_normal((900, 500))).astype(np.float32)
@@ -172,7 +172,9 @@ def test_vision_has_its_own_sigma(pair_verb: Any, tmp_path: Path) -> None:
     assert "qkv" not in out
 
 
-def test_a_good_pair(tiny_llama_pair: Pair, pair_verb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_good_pair_passes_and_nothing_is_written(
+    tiny_llama_pair: Pair, pair_verb: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     expected = check_pair(tiny_llama_pair.base, tiny_llama_pair.instruct)
     code, out, _ = pair_verb(tiny_llama_pair, "--full", "--json")

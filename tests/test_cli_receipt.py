@@ -52,7 +52,7 @@ def test_the_receipt_measures_what_rounding_kept(grafted: Path, shadowft: Shadow
     assert [name for names in account["untouched"].values() for name in names] + grafted_names == [NORM, DOWN, Q]
 
 
-def test_the_receipt_as_text(grafted: Path, shadowft: Shadowft) -> None:
+def test_the_receipt_is_printed_as_text(grafted: Path, shadowft: Shadowft) -> None:
     code, out, _ = shadowft("receipt", grafted)
     assert code == 0
     assert "2 tensors grafted\n1 untouched, no delta: " in out

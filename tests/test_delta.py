@@ -1,4 +1,4 @@
-"""Deltas: exact, certified, and refused when they would be inexact."""
+"""Deltas are exact and certified, and refused where they would be inexact."""
 
 import json
 import shutil
@@ -45,7 +45,7 @@ TUNED = {
 
 
 def refused(kind: type[ShadowError], message: str, *folders: Path) -> None:
-    """Extraction raises this class with one line, and leaves nothing behind."""
+    """Require that extraction raises this class in one line and leaves nothing behind."""
     out = folders[0].parent / "refused"
     with pytest.raises(kind, match=message) as caught:
         extract(*folders, out)

@@ -39,7 +39,7 @@ def tuned(base: Path, delta: Delta, out: Path) -> Path:
 
 
 def require_equal(base: Path, delta: Delta, merged: Path) -> None:
-    """The delta of every tensor equals that of PEFT's merged checkpoint; no other tensor has one."""
+    """Require that the delta has the tensors that PEFT's merge changes, and the same change of each."""
     before, after = open_checkpoint(base), open_checkpoint(merged)
     for name in before.names:
         moved = after.read(name).astype(np.float32) - before.read(name).astype(np.float32)
@@ -138,7 +138,7 @@ def with_gap(base: Path, out: Path, size: float) -> Path:
 
 
 def test_fast_pissa_is_accepted_where_its_iterations_converged(tiny_llama_pair: Pair, tmp_path: Path) -> None:
-    """It starts from random numbers that are not saved: only a clear gap in the singular values makes it repeatable."""
+    """It starts from unsaved random numbers, so it is repeatable only with a clear gap in the singular values."""
     settings: dict[str, Any] = {"init_lora_weights": "pissa_niter_8", "target_modules": ["q_proj"], "noise": 0.002}
     clear, adapter = with_gap(tiny_llama_pair.base, tmp_path / "clear", 0.3), tmp_path / "adapter"
     adapt(clear, adapter, **settings).merge_and_unload().save_pretrained(tmp_path / "merged")

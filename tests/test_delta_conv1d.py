@@ -35,7 +35,7 @@ CONV1D = ["c_attn", "c_fc", "c_proj"]  # of attention and feed-forward
         {"target_modules": ["lm_head"], "target_parameters": ["attn.c_proj.weight", "c_attn.weight"]},
     ],
 )
-def test_weights_stored_as_inputs_by_outputs(tmp_path: Path, settings: dict[str, Any], flag: bool) -> None:
+def test_the_delta_of_a_conv1d_equals_the_merge_of_peft(tmp_path: Path, settings: dict[str, Any], flag: bool) -> None:
     base = gpt2(tmp_path / "base")
     adapted = adapt(base, tmp_path / "adapter", **settings)
     config = tmp_path / "adapter" / "adapter_config.json"

@@ -37,7 +37,7 @@ def grafted(base: Path, adapter: Path) -> Path:
 
 
 def require_merged(base: Path, adapter: Path, adapted: Any) -> None:
-    """Base + delta, loaded by transformers, equals PEFT's merge tensor by tensor, and no tensor is missing."""
+    """Require that Base + delta, loaded by transformers, equals PEFT's merge tensor by tensor, with none missing."""
     meant = logits(adapted)
     model, info = type(adapted.get_base_model()).from_pretrained(grafted(base, adapter), output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
@@ -56,7 +56,7 @@ def load_as(model: Any, base: Path) -> Any:
 
 
 @pytest.mark.parametrize("family", VISION)
-def test_lora_of_a_vision_language_model(tmp_path: Path, family: str) -> None:
+def test_lora_of_a_vision_language_model_equals_the_merge(tmp_path: Path, family: str) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForImageTextToText
@@ -82,7 +82,7 @@ def test_lora_of_a_vision_language_model(tmp_path: Path, family: str) -> None:
 
 @pytest.mark.parametrize("family", MIXTURES)
 @pytest.mark.parametrize("which", ["modules", "parameters"])
-def test_mixtures_of_experts(tmp_path: Path, family: str, which: str) -> None:
+def test_lora_of_experts_equals_the_merge(tmp_path: Path, family: str, which: str) -> None:
     """Experts that are one parameter in memory are adapted as parameters, not as modules."""
     base = save_family(tmp_path / "base", family)
     up = "up_proj" if family == "nemotron_h" else "gate_up_proj"
@@ -111,7 +111,7 @@ def older_peft(model: Any) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("family", "square"), [("qwen2_moe", False), ("qwen2_moe", True), ("gpt_oss", True)])
-def test_experts_of_an_older_peft(tmp_path: Path, family: str, square: bool) -> None:
+def test_experts_saved_by_an_older_peft_equal_the_merge(tmp_path: Path, family: str, square: bool) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -146,7 +146,7 @@ def test_columns_of_square_experts_are_inputs_since_peft_0_19(tmp_path: Path) ->
     require_merged(base, tmp_path / "adapter", adapted)
 
 
-def test_a_single_expert_is_never_turned(tmp_path: Path) -> None:
+def test_a_single_expert_is_never_transposed(tmp_path: Path) -> None:
     from safetensors.numpy import load_file, save_file
 
     base = save_family(tmp_path / "base", "qwen2_moe", num_experts=1, num_experts_per_tok=1, moe_intermediate_size=24)
@@ -171,7 +171,7 @@ def test_square_experts_are_read_like_other_experts_of_the_adapter(tmp_path: Pat
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen2_moe"])
-def test_experts_that_were_modules_when_the_adapter_was_trained(tmp_path: Path, family: str) -> None:
+def test_experts_that_were_modules_in_training_equal_the_merge(tmp_path: Path, family: str) -> None:
     """An older transformers had a linear layer per expert and matrix, with the names of the files."""
     from safetensors.numpy import load_file, save_file
 

@@ -98,7 +98,7 @@ PINNED: dict[str, dict[str, str]] = {
 
 
 @pytest.mark.parametrize("kind", list(PINNED))
-def test_the_bytes_of_every_kind(tmp_path: Path, kind: str) -> None:
+def test_every_kind_has_the_recorded_bytes(tmp_path: Path, kind: str) -> None:
     delta = make(tmp_path, kind)
     certificate = json.loads((delta / "delta.json").read_bytes())
     certificate["created_by"] = "shadowft"  # the only field that a release changes
@@ -135,7 +135,7 @@ def test_all_storages_decode_to_the_same_bits(tmp_path: Path) -> None:
 
 
 def with_frame(delta: Path, change: Any) -> None:
-    """Change the stored bytes of the first tensor and its digest: a reader must check more than the digest."""
+    """Change the bytes of the first tensor, and its digest to match: a reader must check more than the digest."""
     file = delta / "dense.safetensors"
     tensors = load_file(file)
     tensors[NAMES[0]] = np.frombuffer(change(bytearray(tensors[NAMES[0]].tobytes())), np.uint8)

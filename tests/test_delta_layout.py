@@ -43,7 +43,7 @@ def model(folder: Path, found: Tensors, tokens: tuple[str, ...] | None = None, *
 
 
 def refused(tmp_path: Path, base: Path, tuned: Path, kind: type[ShadowError], *words: str) -> str:
-    """Extraction and the one-pass graft both raise one line that contains all of these words."""
+    """Require that extraction and the one-pass graft raise one line that contains all of these words."""
     said = []
     for attempt in (lambda: extract(base, tuned, tmp_path / "refused"), lambda: open_difference(base, tuned)):
         with pytest.raises(kind) as caught:
@@ -69,7 +69,7 @@ def by_token(base: Tensors, tuned: Tensors, before: tuple[str, ...], after: tupl
 
 
 MOVED = ("<|a|>", *TOKENS[:20], "<|b|>", *TOKENS[20:])
-RESIZED = {  # tokens and rows of the tuned model, whose Base has 40
+RESIZED = {  # tokens and rows of the tuned model, of a Base with 40 of each
     "two tokens added": (ADDED, 42),
     "padded to eight": (ADDED, 48),
     "padding alone": (TOKENS, 48),
@@ -112,10 +112,10 @@ def test_rows_of_a_resized_vocabulary_are_matched_by_token(tmp_path: Path, case:
 
 
 def test_resized_rows_without_a_tokenizer_are_refused_with_a_remedy(tmp_path: Path) -> None:
-    """Also where the Base's rows equal the first of the tuned model's: they may be other tokens."""
+    """Also if the Base's rows equal the first rows of the tuned model: they may belong to other tokens."""
     longer = tensors(1, 44)
     longer[EMBEDDING][:40] = tensors(0)[EMBEDDING]
-    for number, (ours, theirs, whose) in enumerate(
+    for number, (ours, theirs, side) in enumerate(
         [(None, None, "base"), (TOKENS, None, "tuned"), (None, ADDED, "base")]
     ):
         base = model(tmp_path / f"{number}" / "base", tensors(0), ours)
@@ -128,7 +128,7 @@ def test_resized_rows_without_a_tokenizer_are_refused_with_a_remedy(tmp_path: Pa
                 TokenMismatchError,
                 "has 40 rows",
                 "44",
-                f"/{number}/{whose} has no tokenizer.json",
+                f"/{number}/{side} has no tokenizer.json",
             ),
             "put the tokenizer it was trained with into that folder",
         )
@@ -232,7 +232,7 @@ def test_each_wrong_way_to_save_is_named_with_its_remedy(tmp_path: Path) -> None
         said = refused(tmp_path, base, model(tmp_path / case, tuned), kind, *words)
         assert "--ignore" not in said, case
     extract(base, model(tmp_path / "tuned", moved), tmp_path / "delta")
-    for case in ("fp8 with scales", "mxfp4"):  # an Instruct that was quantised, too
+    for case in ("fp8 with scales", "mxfp4"):  # a quantised Instruct too
         with pytest.raises(QuantisedError, match=rf"{case}: has .*no quantization_config"):
             graft(tmp_path / case, [(tmp_path / "delta", 1.0)], tmp_path / "no")
     for number, (name, old, new) in enumerate(

@@ -80,7 +80,7 @@ def test_every_tensor_is_within_the_budget_at_the_smallest_rank(
             values = np.linalg.svd(exact.astype(np.float64), compute_uv=False)
             nearest = np.sqrt(np.cumsum(values[::-1] ** 2)[::-1]) / norm(exact)
             assert nearest[rank - 1] > budget, "one less would leave out more than the budget"
-            # The best any rank can do is reached but for the rounding of the factors to float32, about 1e-7.
+            # The error is the smallest for the rank, apart from rounding the factors to float32 (about 1e-7).
             assert error == pytest.approx(nearest[rank], rel=1e-6, abs=2e-7)
             assert 4 * rank * (rows + columns) < sizes[name], "bytes"
         else:

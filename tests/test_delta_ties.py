@@ -20,7 +20,9 @@ SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_atten
 ENDS = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3}
 GPT2 = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64} | ENDS
 LLAMA4 = {"num_local_experts": 2, "intermediate_size_mlp": 48, "moe_layers": [], "attention_chunk_size": 64}
-TIED: dict[str, tuple[dict[str, Any], str, str, str]] = {  # settings, a layer, embedding, head, as the model has them
+TIED: dict[
+    str, tuple[dict[str, Any], str, str, str]
+] = {  # settings, and names of a layer, the embedding and the head in the model
     "llama": (TEXT | {"tie_word_embeddings": True}, "q_proj", "model.embed_tokens", "lm_head"),
     "gemma2": (TEXT, "q_proj", "model.embed_tokens", "lm_head"),
     "gpt2": (GPT2, "c_attn", "transformer.wte", "lm_head"),
@@ -41,7 +43,7 @@ def save(folder: Path, family: str) -> Path:
 
 
 def forms(layer: str, embedding: str, head: str) -> dict[str, dict[str, Any]]:
-    """Settings by their effect, in every form that PEFT accepts."""
+    """Settings by their effect, in every spelling that PEFT accepts."""
     last = embedding.rpartition(".")[2]
     either = rf".*\.({layer}|{last})"
     found: dict[str, dict[str, Any]] = {
@@ -92,7 +94,7 @@ def test_a_tied_model_keeps_the_trained_logits(tmp_path: Path, family: str) -> N
     always = {"rows", "rows by name", "rows of both", "the layer alone"}
     always |= {f"{name}, tied" for name in always} | {"head saved, tied", "lora on the head, tied"}
     named = {"embedding saved", "embedding saved, by its full name", "lora on the embedding", "both saved"}
-    if embedding.endswith("embed_tokens"):  # the one name that PEFT looks for where it ties
+    if embedding.endswith("embed_tokens"):  # the only name that PEFT looks for when it ties
         always |= {f"{name}, tied" for name in named}
     assert always <= exact, f"refused: {sorted(always - exact)}"
     assert not exact & {"lora on the head", "head saved", "embedding saved", "rows of the head", "lora on both"}

@@ -1,4 +1,4 @@
-"""The deployed schedule: a Prefect server, a worker, prefect.yaml and a workspace, all in processes of their own."""
+"""The deployed schedule: a Prefect server, a worker, prefect.yaml and a workspace, as separate processes."""
 
 import os
 import socket
@@ -125,7 +125,7 @@ def test_the_schedule_makes_runs_and_a_worker_finishes_them(home: Path, prefect,
 
 
 def test_a_silent_run_is_marked_crashed_after_any_state() -> None:
-    """As Prefect reads infra/lost-runs.yaml: every event of a run counts, also of states with custom names."""
+    """Every event of a run resets the automation of infra/lost-runs.yaml, also a state with a custom name."""
     from prefect.server.events.schemas.automations import AutomationCore, EventTrigger
 
     automation = AutomationCore.model_validate(

@@ -72,7 +72,7 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_data_and_tasks_may_have_any_name(place: Path, name: str) -> None:
-    """`dvc repro` prepares them, prepares them again after a change, and no shell runs any part of the name."""
+    """`dvc repro` prepares them, and again after a change; no shell runs any part of a name."""
     tasks = f"tasks {name}" if not name.startswith("-") else "-tasks"
     (place / name).write_text("".join(ROW % i for i in range(60)), encoding="utf-8")
     (place / tasks).mkdir()
@@ -106,7 +106,7 @@ EVIL = "$(touch ran)`touch ran`; touch ran"
         {"shadow": {"model": "base", "graft": ""}, "-o x": {"model": "base", "graft": ""}},
     ],
 )
-def test_no_shell_runs_the_value_of_a_route(place: Path, routes: dict[str, dict[str, str]]) -> None:
+def test_no_shell_runs_a_value_of_a_route(place: Path, routes: dict[str, dict[str, str]]) -> None:
     """Every stage of a route, forced to run: the verb refuses in one line, and nothing in the values is run."""
     params = yaml.safe_load((place / "params.yaml").read_text(encoding="utf-8"))
     (place / "params.yaml").write_text(yaml.safe_dump(params | {"routes": routes}), encoding="utf-8")
@@ -123,7 +123,7 @@ def test_no_shell_runs_the_value_of_a_route(place: Path, routes: dict[str, dict[
 
 
 def test_a_stage_runs_the_code_of_its_workspace(place: Path) -> None:
-    """The command `shadowft` is installed from another checkout, but DVC records the digests of this one's code."""
+    """The command `shadowft` belongs to another checkout, but DVC records the digests of this checkout's code."""
     room = place / "shadowft_core/prepare/__init__.py"
     room.write_text(room.read_text(encoding="utf-8").replace("prepare: read", "prepare: read here"), encoding="utf-8")
     output = run(place, "dvc", "repro", "-s", "prepare")

@@ -1,4 +1,4 @@
-"""Evaluate, with the real harness and a tiny model that really learned something."""
+"""Evaluate with the real harness and a tiny model that learned a skill."""
 
 import tempfile
 from pathlib import Path

@@ -120,7 +120,10 @@ def test_a_failure_ends_the_run_and_the_next_run_resumes_there(
     assert repaired.is_completed(), repaired.message
     assert repaired.message == "hold: models:/shadowft-pico/1 (alias challenger)"
     assert ran(workspace) == ["fetch", *order[: at + 1], *order[at:]]
-    assert registered_code(workspace) == (expected, "false")  # of the start of the run, before it wrote dvc.lock
+    assert registered_code(workspace) == (
+        expected,
+        "false",
+    )  # the state at the start of the run, before it wrote dvc.lock
     states = task_states(repaired.state_details.flow_run_id)
     assert {name: state for name, state in states.items() if name in order} == {
         name: "Unchanged" if place < at else "Completed" for place, name in enumerate(order)
@@ -216,7 +219,7 @@ def test_an_interrupted_run_ends_all_processes_and_exits_with_130(
 
 
 def test_kill_9_leaves_no_orphan_and_the_next_run_succeeds(workspace: Path, mark: str) -> None:
-    """Also with the Prefect server that the run started."""
+    """The Prefect server that the run started ends too."""
     healthy = (workspace / "fetch.sh").read_text(encoding="utf-8")
     (workspace / "fetch.sh").write_text("sleep 300 & (setsid sleep 300 &)\nwait\n", encoding="utf-8")
     run = start(workspace)
@@ -244,7 +247,7 @@ def listening(mark: str) -> set[str]:
 
 
 def start(workspace: Path, **environment: str) -> subprocess.Popen[str]:
-    """The command line of the flow, in a process of its own."""
+    """The command line of the flow, in a separate process."""
     return subprocess.Popen(
         [sys.executable, "-m", "flows.retrain", "--workspace", str(workspace)],
         cwd=ROOT,

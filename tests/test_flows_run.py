@@ -1,4 +1,4 @@
-"""A flow of a user's own: steps added to a run, and how their end becomes the state of the flow."""
+"""A flow that a user wrote: steps added to a run, and how their end becomes the state of the flow."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -60,7 +60,7 @@ def test_a_stage_runs_only_when_it_is_stale_and_its_inputs_differ(
         patch.setattr(process, "start", lambda *_, **__: pytest.fail("a child was started"))
         state, _ = reproduced("verdict")  # downstream of the change, and its inputs are still equal
         assert (state.is_completed(), state.name) == (True, "Unchanged")
-        state, _ = reproduced("graft@shadow", stale=False)  # the plan, made before anything ran, says it is up to date
+        state, _ = reproduced("graft@shadow", stale=False)  # the plan, made before anything ran, has it as up to date
         assert (state.is_completed(), state.name) == (True, "Unchanged")
     state, lines = reproduced("graft@shadow")
     assert (state.is_completed(), state.name, lines[0]) == (True, "Completed", "changed")
@@ -80,7 +80,7 @@ FAILURES = {  # graft.sh -> part of the message
 
 
 @pytest.mark.parametrize("script", FAILURES)
-def test_a_failed_stage_says_why(workspace: Path, script: str) -> None:
+def test_a_failed_stage_reports_the_reason(workspace: Path, script: str) -> None:
     (workspace / "graft.sh").write_text(script, encoding="utf-8")
     state, _ = reproduced("graft@shadow")
     assert state.is_failed()

@@ -182,7 +182,7 @@ def test_an_invalid_merge_is_refused(three: tuple[Path, list[Path]]) -> None:
     refused(GraftError, "the same delta as", instruct, [(folders[0], 1.0), (folders[0], 0.5)])
 
 
-def test_scales_by_pattern_replace_the_deltas_own(three: tuple[Path, list[Path]], tmp_path: Path) -> None:
+def test_scales_by_pattern_replace_the_scale_of_a_delta(three: tuple[Path, list[Path]], tmp_path: Path) -> None:
     instruct, folders = three
     chosen = {n: 0.4 if "mlp" in n else 0.7 for n in tensors_of(instruct)} | {DOWN: 0.0}
     expected = {
@@ -232,7 +232,7 @@ def test_a_delta_outside_the_scope_is_refused(three: tuple[Path, list[Path]]) ->
     )
 
 
-def test_the_command_line_grafts_several(
+def test_the_command_line_grafts_several_deltas(
     three: tuple[Path, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     instruct, folders = three

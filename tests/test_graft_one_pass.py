@@ -60,7 +60,7 @@ def same_as_two_steps(
 
 
 def same_receipt(one: bytes, two: bytes) -> dict[str, Any]:
-    """Equal except for the last digits of norms, which are summed in float32 over parts of another length."""
+    """Require equal receipts, except for the last digits of norms: their float32 sums have parts of another length."""
     receipt, other = (json.loads(text) for text in (one, two))
     norms = [{"overall": found.pop("retention")} | found.pop("grafted") for found in (receipt, other)]
     assert receipt == other
@@ -116,12 +116,12 @@ def test_models_may_differ_in_dtypes_and_shards(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_scope_scales_and_output_dtype(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_scope_scales_and_output_dtype_give_the_same_files(tmp_path: Path, options: dict[str, Any]) -> None:
     same_as_two_steps(tmp_path, *written(tmp_path), **options)
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-def test_a_whole_model_folder_with_tokenizer_and_template(tmp_path: Path, tied: bool) -> None:
+def test_a_folder_with_tokenizer_and_template_gives_the_same_files(tmp_path: Path, tied: bool) -> None:
     pair = make_pair(tmp_path, "qwen3", tied=tied)
     shifted(pair.base, tmp_path / "tuned", 0.001, seed=2)
     receipt = same_as_two_steps(tmp_path, pair.instruct, pair.base, tmp_path / "tuned")
@@ -165,7 +165,7 @@ def test_rows_are_matched_by_token(tmp_path: Path, scale: float) -> None:
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["to fused", "from fused"])
-def test_experts_in_the_other_layout(tmp_path: Path, fused: bool) -> None:
+def test_experts_in_the_other_layout_give_the_same_files(tmp_path: Path, fused: bool) -> None:
     instruct = save_experts(tmp_path / "instruct", "mixtral", not fused, EXPERTS_INSTRUCT)
     base = save_experts(tmp_path / "base", "mixtral", fused, EXPERTS_BASE)
     tuned = save_experts(tmp_path / "tuned", "mixtral", fused, EXPERTS_TUNED)
@@ -180,7 +180,7 @@ def second(folder: Path, base: Path) -> Path:
 
 @pytest.mark.parametrize("merge", [Merge(), Merge("ties", 0.3)], ids=["sum", "ties"])
 @pytest.mark.parametrize("scales", [(1.0, 1.0), (0.6, 0.4)], ids=str)
-def test_with_a_stored_delta_and_with_another_pair(tmp_path: Path, merge: Merge, scales: tuple[float, float]) -> None:
+def test_a_stored_delta_or_another_pair_may_be_added(tmp_path: Path, merge: Merge, scales: tuple[float, float]) -> None:
     instruct, base, tuned = written(tmp_path)
     other = second(tmp_path / "other", base)
     for name, folder in (("first", tuned), ("second", other)):
@@ -213,7 +213,7 @@ def shadowft(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     return run
 
 
-def test_the_verb(tmp_path: Path, shadowft: Shadowft) -> None:
+def test_the_verb_grafts_in_one_pass(tmp_path: Path, shadowft: Shadowft) -> None:
     instruct, base, tuned = written(tmp_path)
     out = tmp_path / "out"
     words: list[object] = ["graft", "--instruct", instruct, "--out", out, "--scale", "0.5"]

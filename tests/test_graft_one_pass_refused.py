@@ -89,7 +89,7 @@ def test_a_tuned_folder_is_read_as_by_extract(tmp_path: Path) -> None:
 
 
 def test_wrong_weights_are_found_during_the_pass(tmp_path: Path) -> None:
-    """Nothing is left then, although the output is partly written when they are read."""
+    """They are read when the output is partly written; nothing of it is left."""
     instruct, base, tuned = written(tmp_path)
     moved = tensors_of(tuned)
     for value, whose in ((np.nan, "nan"), (np.inf, "inf")):

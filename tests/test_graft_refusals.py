@@ -51,7 +51,7 @@ def test_a_delta_on_its_own_base_needs_a_waiver(case: dict[str, Path], tmp_path:
 
 
 def test_one_value_outside_the_sample_makes_another_model(case: dict[str, Path], tmp_path: Path) -> None:
-    """Equal samples are not proof; the digest decides."""
+    """Equal samples prove nothing; the digest decides."""
     nearly = tensors_of(case["base"])
     nearly[Q][1, 2] += BF16.type(0.01)
     graft(write_model(tmp_path / "nearly", nearly), [(case["delta"], 1.0)], tmp_path / "out")
@@ -73,7 +73,7 @@ def test_an_instruct_of_another_family_is_refused(case: dict[str, Path], tmp_pat
 
 
 def test_a_single_exchanged_or_transposed_matrix_is_detected(tmp_path: Path) -> None:
-    """The shape fits and the model as a whole is close: only the matrix itself shows it."""
+    """The shape fits and the whole model is close, so only the matrix itself shows the error."""
     rng, names = np.random.default_rng(3), [f"model.layers.{n}.self_attn.q_proj.weight" for n in range(12)]
     base = {n: (0.02 * rng.standard_normal((48, 48))).astype(BF16) for n in names}
     instruct = {n: (a.astype(F32) + 0.001 * rng.standard_normal(a.shape)).astype(BF16) for n, a in base.items()}
@@ -156,7 +156,7 @@ def random_model(rng: np.random.Generator, names: list[str], dtype: Any) -> tupl
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_random_models_shards_scopes_and_scales(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_grafts_equal_the_definition(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Any shapes, dtypes, shard layouts, threads and chunk sizes: equal to the ten-line definition, bit for bit."""
     rng = np.random.default_rng(seed)
     dtype = [BF16, np.dtype(np.float16), F32][seed % 3]

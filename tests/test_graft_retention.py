@@ -1,6 +1,6 @@
 """How much of a delta a bfloat16 output keeps: the measured cases, reproduced with seeded gaussian weights.
 
-Weights have standard deviation 0.02, the Instruct lies 2 % from the Base, all checkpoints are bfloat16, the sum is
+Weights have standard deviation 0.02, the Instruct is 2 % away from the Base, all checkpoints are bfloat16, the sum is
 float32. Expected are the energy (1 - |reached - delta|^2 / |delta|^2) against the true update, before any checkpoint
 rounded it, for the tuned checkpoint itself and for the graft, and the share of entries that did not move.
 """
@@ -39,7 +39,9 @@ def vanishing(rms: float) -> float:
     ("rms", "checkpoint", "grafted", "zero"),
     [(1e-5, 0.190, 0.174, 0.88), (3e-5, 0.502, 0.491, 0.68), (1e-4, 0.894, 0.891, 0.33), (3e-4, 0.988, 0.987, 0.11)],
 )
-def test_gaussian_updates(tmp_path: Path, rms: float, checkpoint: float, grafted: float, zero: float) -> None:
+def test_gaussian_updates_keep_the_recorded_share(
+    tmp_path: Path, rms: float, checkpoint: float, grafted: float, zero: float
+) -> None:
     rng = np.random.default_rng(11)
     base = (0.02 * rng.standard_normal(SHAPE)).astype(BF16)
     instruct = (base.astype(F32) + 0.0004 * rng.standard_normal(SHAPE)).astype(BF16)

@@ -249,7 +249,7 @@ def test_the_scope_of_a_fused_delta_is_that_of_its_experts(tmp_path: Path) -> No
 
 
 def test_tensors_out_of_scope_are_measured_not_judged(tmp_path: Path) -> None:
-    """A new head outside the scope: one pass measures it, and does not call the model unrelated."""
+    """A new head is out of scope: one pass measures it and does not refuse the model as unrelated."""
     base, tuned, instruct = written(tmp_path)
     other = tensors_of(tuned) | {HEAD: np.random.default_rng(9).standard_normal(SHAPES[HEAD]).astype(BF16)}
     new = write_model(tmp_path / "new", other)

@@ -204,10 +204,10 @@ def test_training_that_unties_is_refused_with_a_remedy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("says", "head", "outcome", "embedding"),
+    ("tied", "head", "outcome", "embedding"),
     [
-        (says, head, outcome, embedding)
-        for says, head, outcome in (
+        (tied, head, outcome, embedding)
+        for tied, head, outcome in (
             (True, "equal", "tied"),
             (True, "differs", "config.json says tie_word_embeddings=true, yet lm_head.weight and .* differ"),
             (True, "absent", "tied"),
@@ -226,7 +226,7 @@ def test_training_that_unties_is_refused_with_a_remedy(tmp_path: Path) -> None:
 def test_an_unknown_family_is_judged_by_config_and_equal_weights(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
-    says: bool | None,
+    tied: bool | None,
     head: str,
     outcome: str,
     embedding: str,
@@ -241,7 +241,7 @@ def test_an_unknown_family_is_judged_by_config_and_equal_weights(
             tensors[HEAD] = tensors[embedding] if head == "equal" else near(bare(), seed + 10)[EMBEDDING]
         folder = write_model(tmp_path / place, tensors)
         (folder / "config.json").write_text(
-            json.dumps(config | ({} if says is None else {"tie_word_embeddings": says}))
+            json.dumps(config | ({} if tied is None else {"tie_word_embeddings": tied}))
         )
         return folder
 

@@ -40,7 +40,7 @@ def save(folder: Path, tensors: Tensors, tokens: Sequence[str | None] | None, ti
 
 
 def delta_of(folder: Path, base: Tensors, tokens: Sequence[str | None] | None, tied: bool = False) -> Path:
-    """Every row of the given tensors changes, each by another amount."""
+    """Change every row of the given tensors, each by a different amount."""
     tuned = {
         n: (a.astype(F32) + values(60, *a.shape[:1], size=0.003).astype(F32)).astype(BF16) for n, a in base.items()
     }
@@ -263,7 +263,7 @@ def test_rows_of_factors_are_matched_by_token_too(tmp_path: Path) -> None:
 
 
 def test_memory_does_not_grow_with_the_vocabulary(tmp_path: Path) -> None:
-    """Matched by token and trimmed: only parts are in memory, never the whole tensor."""
+    """Rows are matched by token and trimmed in parts; the whole tensor is never in memory."""
     peaks = {}
     for rows in (200, 1600):
         folder = tmp_path / str(rows)
@@ -283,5 +283,5 @@ def test_memory_does_not_grow_with_the_vocabulary(tmp_path: Path) -> None:
 
 
 def _renamed(certificate: Path) -> bytes:
-    """The same weights under another certificate, as a second delta."""
+    """A second delta: the same weights under another certificate."""
     return canonical_json(json.loads(certificate.read_bytes()) | {"created_by": "another"})

@@ -1,4 +1,4 @@
-"""The code follows docs/architecture.md: who imports whom, what DVC watches, which verbs exist, how files read."""
+"""The code follows docs/architecture.md: imports, the code that DVC watches, verbs, and the form of files."""
 
 import ast
 import re
@@ -32,7 +32,9 @@ VERBS = {"fetch": "pair", "extract": "delta"}  # a stage whose verb is implement
 TOP_LEVEL = (
     "shadowft_core flows infra tests benchmarks docs dvc.yaml params.yaml prefect.yaml pyproject.toml constraints.txt"
 )
-BESIDE = "README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md LICENSE Makefile .ci .dvc .dvcignore .github .gitignore"
+OTHER_FILES = (
+    "README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md LICENSE Makefile .ci .dvc .dvcignore .github .gitignore"
+)
 LONGEST = 300  # lines of a Python file
 RETIRED = "is wanted|are wanted|at home|lies elsewhere|lie elsewhere|lasting worth|a stranger|its words|at hand|afar"
 
@@ -142,7 +144,7 @@ def test_no_modules_import_each_other() -> None:
     try:
         TopologicalSorter(modules()).prepare()
     except CycleError as error:
-        pytest.fail(f"a circle: {' <- '.join(error.args[1])}")
+        pytest.fail(f"modules import each other: {' <- '.join(error.args[1])}")
 
 
 def stages() -> dict[str, dict[str, object]]:
@@ -237,7 +239,7 @@ def test_no_python_file_is_too_long() -> None:
 def test_the_top_level_has_no_other_files() -> None:
     assert {name.split("/")[0] for name in tracked()} - {
         *TOP_LEVEL.split(),
-        *BESIDE.split(),
+        *OTHER_FILES.split(),
         ".pre-commit-config.yaml",
     } == set()
 

@@ -73,7 +73,7 @@ def test_tensors_only_in_the_base_are_refused_with_a_pattern_that_works(tmp_path
     assert delta.certificate["ignored"]["patterns"] == patterns
     said = [name for sides in facts["ignored"].values() for name in sides["base"]]
     assert sorted(said) == sorted(names)
-    # An Instruct that has them keeps its own. One that lacks them needs no option: the delta carries the patterns.
+    # An Instruct that has them keeps its tensors. One without them needs no option: the delta has the patterns.
     for folder in (instruct, plain):
         out = tmp_path / f"out-{folder.name}"
         graft(folder, [(tmp_path / "delta", 1.0)], out)
@@ -132,7 +132,7 @@ def test_a_pattern_may_match_tensors_of_one_side_only(tmp_path: Path) -> None:
         for attempt in attempts:
             with pytest.raises(InputError, match=message):
                 attempt()
-    # A pattern that the delta carries may be repeated.
+    # A pattern of the delta may be repeated as an option.
     made = graft(instruct, [(tmp_path / "delta", 1.0)], tmp_path / "out", Options(ignore=["mtp.*"]))
     assert made["ignore"] == ["mtp.*"]
     # Patterns of a project may match nothing, or tensors of both sides that are not trained; never a trained tensor.
@@ -167,7 +167,7 @@ def test_tensors_that_the_class_does_not_load_need_no_waiver(tmp_path: Path) -> 
 
 
 def test_a_delta_without_ignored_tensors_does_not_mention_them(tmp_path: Path) -> None:
-    """So its digest is the same as before waivers existed."""
+    """So its digest is that of a delta from before waivers existed."""
     extract(model(tmp_path / "base", 1), model(tmp_path / "tuned", 2), tmp_path / "delta")
     certificate = json.loads((tmp_path / "delta" / "delta.json").read_bytes())
     assert not {"ignored", "tokens"} & certificate.keys()
@@ -264,7 +264,7 @@ def test_an_adapter_may_lack_a_layer_that_training_did_not_load(
     with pytest.raises(AdapterError, match="is targeted but has no factors; the file is incomplete") as caught:
         extract(base, adapter, tmp_path / "delta")
     assert offered(caught.value) == ["model.layers.2.*"]
-    require_extractable(base, adapter)  # training goes ahead, since a waiver will allow extract
+    require_extractable(base, adapter)  # the training starts, because a waiver will allow the extraction
     assert "--ignore 'model.layers.2.*'" in capsys.readouterr().err
     facts = extract(base, adapter, tmp_path / "delta", ignore=offered(caught.value))
     assert facts["ignored"] == {"waived by name: model.layers.2.*": {"base": sorted(layer)}}

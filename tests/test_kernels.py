@@ -72,10 +72,10 @@ def test_add_and_its_sums_equal_numpy(
     assert np.array_equal(sums[5:], exact[5:])
 
 
-def test_every_word_and_every_tie_is_rounded_as_in_numpy(
+def test_every_value_and_every_tie_is_rounded_as_by_numpy(
     compiled: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sums above every finite word, by half a unit (0x8000), a bit less, a bit more, and the extremes."""
+    """Sums above every finite value by half a unit (0x8000), slightly less, slightly more, and by the extremes."""
     monkeypatch.setattr(bf16, "library", compiled)
     words = finite(every_word())
     weights = np.zeros(words.size, BF16)
@@ -219,7 +219,7 @@ def test_distance_equals_numpy(compiled: ctypes.CDLL, monkeypatch: pytest.Monkey
     np.testing.assert_allclose(sums, exact, rtol=1e-6)
 
 
-def test_distance_takes_every_word(compiled: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_distance_accepts_every_value(compiled: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
     words = finite(every_word())
     words = words[np.abs(words.astype(np.float32)) < 1e36]  # so that no column overflows
     random = np.random.default_rng(0)

@@ -76,7 +76,7 @@ def test_sigma_is_the_ratio_of_sums(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize(("size", "reason"), [(0.02, "above 0.1"), (1e-6, "below 0.001")])
-def test_an_odd_distance_is_a_warning(pair: Pair, size: float, reason: str) -> None:
+def test_an_unusual_sigma_is_a_warning(pair: Pair, size: float, reason: str) -> None:
     shutil.rmtree(pair.instruct)
     shifted(pair.base, pair.instruct, size, seed=5, dtype=np.dtype(np.float32))
     (pair.instruct / "chat_template.jinja").write_text("x")
@@ -87,7 +87,7 @@ def test_an_odd_distance_is_a_warning(pair: Pair, size: float, reason: str) -> N
 
 
 def refused(pair: Pair, message: str, kind: type[ShadowError] = PairError) -> str:
-    """Both the check and the stage refuse, in one line, and write nothing."""
+    """Require that check and stage refuse in one line and write nothing."""
     with pytest.raises(kind, match=message) as caught:
         check_pair(pair.base, pair.instruct)
     out = pair.base.parent / "out"
@@ -133,7 +133,7 @@ def test_all_reasons_are_in_one_line(pair: Pair) -> None:
     assert all(word in line for word in ("model_type", "hidden_act", "chat template"))
 
 
-def test_other_tensors_are_refused(pair: Pair) -> None:
+def test_tensors_that_cannot_be_paired_are_refused(pair: Pair) -> None:
     def rename(tensors: dict[str, np.ndarray]) -> None:
         tensors["renamed.weight"] = tensors.pop(Q)
 
@@ -188,7 +188,7 @@ def test_tokens_that_only_one_side_has_are_warnings(pair: Pair) -> None:
     assert "1 token ids are only in the Instruct, the first is 52 'word47'" in text
 
 
-def test_a_base_without_tokenizer_is_a_warning_an_instruct_is_refused(pair: Pair) -> None:
+def test_a_base_may_lack_a_tokenizer_and_an_instruct_may_not(pair: Pair) -> None:
     (pair.base / "tokenizer.json").unlink()
     assert check_pair(pair.base, pair.instruct)["reasons"] == [
         "the vocabularies were not compared: both need a tokenizer.json"

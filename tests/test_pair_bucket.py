@@ -180,7 +180,7 @@ def objects(request: pytest.FixtureRequest) -> Backend:
     return open_backend(store.uri, store.endpoint, store.region)
 
 
-def test_a_range_of_an_object(objects: Backend) -> None:
+def test_a_range_of_an_object_has_its_bytes(objects: Backend) -> None:
     objects.put_if_absent("a/b", DATA, bytes_digest(DATA))
     for start, length in ((0, 1), (255, 3), (len(DATA) - 7, 7), (1000, 1 << 20), (5, 0)):
         assert objects.read_range("a/b", start, length) == DATA[start : start + length]

@@ -1,4 +1,4 @@
-"""A dequantised model is reported, whatever quantised it and whatever its dtype is now; other weights never are."""
+"""A dequantised model is reported, for every quantisation and every dtype; other weights are not."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -130,7 +130,7 @@ def matrix() -> np.ndarray:
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16, F32], ids=str)
-def test_levels_are_counted_where_there_are_some(matrix: np.ndarray, dtype: np.dtype) -> None:
+def test_only_a_quantised_matrix_has_levels(matrix: np.ndarray, dtype: np.dtype) -> None:
     for name, change in {**QUANTISED, **SMOOTH}.items():
         stored = change(matrix).astype(F32).astype(dtype).reshape(-1)
         for start in (0, 50_005, 101_111):  # as in a sample, not at the start of a block
@@ -160,7 +160,7 @@ def tensors(matrix: np.ndarray, distance: float) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("full", [False, True], ids=["sampled", "full"])
 @pytest.mark.parametrize("side", ["Base", "Instruct"])
 def test_the_side_that_was_dequantised_is_named(matrix: np.ndarray, tmp_path: Path, side: str, full: bool) -> None:
-    """As tools leave it: the linear layers quantised, embedding and norms not."""
+    """Quantised as tools do it: the linear layers, but not embedding and norms."""
     folders = {}
     for name, distance in (("Base", 0.0), ("Instruct", 0.02)):
         weights = tensors(matrix, distance)
@@ -180,7 +180,7 @@ def test_the_side_that_was_dequantised_is_named(matrix: np.ndarray, tmp_path: Pa
 
 
 def test_an_ordinary_pair_gets_no_warning(matrix: np.ndarray, tmp_path: Path, tiny_llama_pair: Pair) -> None:
-    """Nor is one whose small table happens to look like a grid."""
+    """A pair with a small table that happens to look like a grid gets none either."""
     pair = Pair(tmp_path / "base", tmp_path / "instruct")
     for folder, distance in ((pair.base, 0.0), (pair.instruct, 0.02)):
         weights = tensors(matrix, distance)

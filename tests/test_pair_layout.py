@@ -47,7 +47,7 @@ def copied(pair: Pair, folder: Path) -> Pair:
 
 
 def both(pair: Pair) -> list[dict[str, Any]]:
-    """The full check and the sampled one; tiny models are read whole either way."""
+    """The full check and the sampled one; both read all of a tiny model."""
     models = [open_checkpoint(folder) for folder in (pair.base, pair.instruct)]
     return [check_pair(pair.base, pair.instruct), compare_models(*models, full=False)]
 
@@ -69,7 +69,7 @@ def fuse(folder: Path) -> None:
 def layouts(
     request: pytest.FixtureRequest, family_pair: Callable[..., Pair], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Pair]:
-    """The same pair four times: both sides one by one, both fused, and the two mixes."""
+    """The same pair four times: experts one by one on both sides, fused on both, and both mixtures."""
     whole = family_pair(request.param)
     folder = tmp_path_factory.mktemp(request.param)
     fused = copied(whole, folder)
@@ -218,7 +218,7 @@ def test_fewer_rows_and_no_base_tokenizer_match_by_number(tiny_llama_pair: Pair,
     assert "64 rows in the Base, 60 in the Instruct; 0 rows" in " ".join(result["reasons"])
 
 
-def test_other_rows_of_no_vocabulary_are_refused(tiny_llama_pair: Pair, tmp_path: Path) -> None:
+def test_other_row_counts_of_a_matrix_outside_the_vocabulary_are_refused(tiny_llama_pair: Pair, tmp_path: Path) -> None:
     pair = copied(tiny_llama_pair, tmp_path)
     name = "model.layers.0.mlp.up_proj.weight"
     rewrite(pair.instruct, lambda tensors: tensors.update({name: tensors[name][:40]}))

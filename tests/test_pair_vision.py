@@ -13,7 +13,7 @@ from tests.test_pair_sigma import F32, oracle, read, sampled
 
 @pytest.fixture(scope="module")
 def vision_pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """A tiny vision-language pair whose vision part moved five times as far as its language model."""
+    """A tiny vision-language pair whose vision part changed five times as much as its language model."""
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 

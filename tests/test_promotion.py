@@ -96,7 +96,7 @@ def test_rollback_refuses_a_version_whose_delta_is_missing(released: Released, m
     assert len(room.history(released.registry, released.store).entries) == 2
 
 
-def test_of_eight_promoters_one_wins_and_the_others_get_its_name(released: Released) -> None:
+def test_one_of_eight_promoters_wins_and_the_others_learn_who_it_was(released: Released) -> None:
     registry, store = released.registry, released.store
     room.promote(registry, store, "1")
     for number in range(2, 5):
@@ -154,8 +154,8 @@ def test_rollback_goes_back_one_champion_at_a_time(released: Released) -> None:
     assert (back.number, back.entry.model, back.entry.recipe) == (1, one.model, one.recipe)
     with pytest.raises(LedgerError, match=r"no champion before version 1; .* lists all champions"):
         room.rollback(registry, store)
-    assert room.rollback(registry, store, to="3").number == 3  # in full knowledge
-    assert room.rollback(registry, store).previous == 3  # the mistake is still undone to what stood before it
+    assert room.rollback(registry, store, to="3").number == 3  # a former champion, chosen by a person
+    assert room.rollback(registry, store).previous == 3  # the default is still the champion before it
     assert released.champion() == 2
     assert room.rollback(registry, store, to=one.recipe).number == 1
     with pytest.raises(LedgerError, match="7 was never champion"):
@@ -163,7 +163,7 @@ def test_rollback_goes_back_one_champion_at_a_time(released: Released) -> None:
     assert [entry.action for entry in room.history(registry, store).entries] == ["promote"] * 3 + ["rollback"] * 5
 
 
-def test_rollback_needs_nothing_of_the_newest_version_and_takes_under_a_second(released: Released) -> None:
+def test_rollback_reads_nothing_of_the_newest_version_and_takes_under_a_second(released: Released) -> None:
     registry, store = released.registry, released.store
     one = room.promote(registry, store, "1").entry
     newest = room.promote(registry, store, "2").entry
@@ -237,7 +237,7 @@ def test_reconcile_repairs_manual_changes_and_crashes(released: Released) -> Non
     assert room.reconcile(registry, store).done == ()
 
 
-def test_reconcile_sets_the_alias_of_a_promoter_killed_before_it(released: Released) -> None:
+def test_reconcile_sets_the_alias_after_a_promoter_was_killed(released: Released) -> None:
     registry, store = released.registry, released.store
     room.promote(registry, store, "1")
     code = f"""

@@ -151,7 +151,7 @@ def test_history_during_promotions_finds_a_valid_chain(
     """Two promotions happen after its first read, of any kind: neither is reported as a head that was moved back."""
     waiting = ["1", "2"]
 
-    def beside(method: str) -> None:
+    def promote_at_first(method: str) -> None:
         real = getattr(FolderBackend, method)
 
         def looked(self: FolderBackend, *arguments: Any) -> Any:
@@ -163,8 +163,8 @@ def test_history_during_promotions_finds_a_valid_chain(
 
         monkeypatch.setattr(FolderBackend, method, looked)
 
-    beside("list")
-    beside("read")
+    promote_at_first("list")
+    promote_at_first("read")
     found = room.history(released.registry, released.store)
     assert waiting == []
     assert [entry.number for entry in found.entries] == [1, 2, 3, 4, 5, 6]

@@ -97,11 +97,11 @@ def registration(verdict: dict[str, Any] = VERDICT, **recipe: Any) -> Registrati
     )
 
 
-def test_the_whole_description() -> None:
+def test_the_description_has_the_expected_text() -> None:
     assert card(registration(), "7", "f00") == EXPECTED
 
 
-def test_a_folder_store_and_an_empty_verdict() -> None:
+def test_the_description_of_a_folder_store_and_an_empty_verdict() -> None:
     text = card(registration({}, store={"uri": "var/store", "endpoint": None, "region": None}), "7", "f00")
     assert "export" not in text
     assert "- no reason was recorded\n\nNo arms were recorded." in text

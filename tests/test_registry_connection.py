@@ -62,9 +62,7 @@ def test_two_workspaces_in_one_process_use_their_own_databases(
             assert [model.name for model in client.search_registered_models()] == [f"model-of-{place}"]
 
 
-def test_mlflow_uses_what_the_caller_had_set_after_two_registries_in_turn(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_callers_settings_of_mlflow_are_restored(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow
 
     first, second = (Registry(name="x", tracking_uri=f"sqlite:///{tmp_path}/{name}.db") for name in ("one", "two"))

@@ -47,7 +47,7 @@ def test_git_state_is_commit_and_dirty_flag(tmp_path: Path) -> None:
     clean = room.Git(git("rev-parse", "HEAD"), dirty=False)
     assert room.git_state(tmp_path) == clean
     (tmp_path / "untracked").write_text("")
-    (tmp_path / "dvc.lock").write_text("2\n")  # a run writes it
+    (tmp_path / "dvc.lock").write_text("2\n")  # a run writes dvc.lock
     assert room.git_state(tmp_path) == clean
     (tmp_path / "code.py").write_text("2\n")
     assert room.git_state(tmp_path) == room.Git(clean.commit, dirty=True)

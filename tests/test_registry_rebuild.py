@@ -144,7 +144,7 @@ def test_the_recipe_keeps_owner_and_encryption_of_its_bucket(
 
 
 def test_a_cached_model_with_an_extra_file_is_rebuilt(run: Run, tmp_path: Path, capsys: Any) -> None:
-    """The libraries would read a template or an adapter that is not in the recipe."""
+    """Otherwise the libraries would read a template or an adapter that is not in the recipe."""
     recipe = promotion.recipe_named(f"models:/{run.register().name}/1", run.params.registry, run.params.store)
     folder = room.cached(recipe, tmp_path / "cache")
     for extra in ("chat_template.jinja", "adapter_config.json", "additional_chat_templates/tool.jinja"):

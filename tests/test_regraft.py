@@ -115,7 +115,7 @@ def test_wrong_deltas_instructs_and_recipes_are_refused(world: World, tmp_path: 
 
 
 def test_a_waiver_is_not_inherited(world: World, tmp_path: Path) -> None:
-    """A waiver was given for another Instruct."""
+    """The waiver in the recipe was for another Instruct."""
     graft(world.stranger, [(world.deltas[0], 0.5)], tmp_path / "waived", Options(waivers=["unrelated"]))
     recipe = tmp_path / "waived" / "recipe.json"
     other = {n: a.astype(BF16) for n, a in noise(42, 0.02).items()}
@@ -158,7 +158,7 @@ def test_the_old_verdict_is_not_reused(world: World, tmp_path: Path) -> None:
         Evidence(load_params(ROOT / "params.yaml"), work, work / "dvc.lock", ROOT / "params.yaml")
 
 
-def test_the_verb_and_its_receipt(
+def test_the_verb_regrafts_and_receipt_reports_it(
     world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def shadowft(*words: object) -> tuple[int, str, str]:

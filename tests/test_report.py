@@ -1,4 +1,4 @@
-"""The page: it loads no other file, shows what the files say, escapes their text, and is reproducible."""
+"""The page loads no other file, shows the content of the files, escapes their text, and is reproducible."""
 
 import json
 import re
@@ -232,14 +232,14 @@ def test_the_same_files_give_the_same_bytes(finished: Path, shown: Page, tmp_pat
     assert str(finished) not in shown.source
 
 
-def test_without_direct_tuning_the_page_says_so(tmp_path: Path) -> None:
+def test_the_page_reports_missing_direct_tuning(tmp_path: Path) -> None:
     alone = page(write_work(tmp_path, routes=("shadow",)))
     assert "Direct tuning was not run" in alone.text
     assert "nothing is claimed about direct tuning" in alone.text
     assert "direct_scaled" not in alone.text
 
 
-def test_without_optional_files_the_page_says_so(tmp_path: Path) -> None:
+def test_the_page_reports_missing_optional_files(tmp_path: Path) -> None:
     write_work(tmp_path)
     for name in ("pair", "data", "tuned", "delta", "sweep", "grafted"):
         shutil.rmtree(tmp_path / name)

@@ -112,7 +112,7 @@ def test_a_command_line_address_is_quoted_without_its_password() -> None:
 
 
 class Canary:
-    """A password, in every encoding in which it could appear."""
+    """A password in every encoding that could appear."""
 
     def __init__(self, user: str, password: str) -> None:
         self.words = {password, quote(password, safe=""), quote(quote(password, safe=""), safe="")}

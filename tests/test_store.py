@@ -112,7 +112,7 @@ def test_a_second_delta_sends_only_its_own_chunks(
     assert f" {40_000 + (other / 'delta.json').stat().st_size} of " in capsys.readouterr().err
 
 
-def test_eight_publish_the_same_delta_at_once(store: Store, delta: Path, tmp_path: Path) -> None:
+def test_eight_processes_publish_the_same_delta_at_once(store: Store, delta: Path, tmp_path: Path) -> None:
     room.require_writable(store)
     digests: list[str] = []
     threads = [threading.Thread(target=lambda: digests.append(room.publish(delta, store))) for _ in range(8)]

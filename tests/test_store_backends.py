@@ -28,7 +28,7 @@ def backend(request: pytest.FixtureRequest) -> Backend:
     return open_backend(store.uri, store.endpoint, store.region)
 
 
-def test_round_trip(backend: Backend) -> None:
+def test_objects_are_read_and_listed_as_written(backend: Backend) -> None:
     assert backend.head("a/b") is None
     assert backend.read("a/b", 10) is None
     assert backend.put_if_absent("a/b", DATA, bytes_digest(DATA)) is True

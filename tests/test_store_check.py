@@ -1,4 +1,4 @@
-"""`ls` lists the deltas of a store, `check` names every bad object."""
+"""`ls` lists the deltas of a store; `check` names every bad object."""
 
 import json
 import time
@@ -150,7 +150,9 @@ def test_check_resumes_after_an_interruption(
     assert room.check(folder_store, [], state).resumed == 0
 
 
-def test_the_verbs(store: Store, two: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_verbs_of_the_store_report_what_they_did(
+    store: Store, two: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     place = ["--store", store.uri, *(["--endpoint", store.endpoint] if store.endpoint else [])]
 

@@ -1,4 +1,4 @@
-"""Where files are cut into chunks, which chunks are sent again, and the memory that takes."""
+"""Where files are cut into chunks, which chunks are sent again, and how much memory that takes."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""Sweep: the rule that chooses the scale, as a table, and real sweeps."""
+"""Sweep: a table of the rule that chooses the scale, and real sweeps."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def curve(*points: tuple[float, float, float | None]) -> list[dict[str, Any]]:
         (curve((2.0, 0.5, 0.9)), 2.0, "highest"),
     ],
 )
-def test_the_rule_chooses_this_scale(points: list[dict[str, Any]], chosen: float, why: str) -> None:
+def test_the_rule_chooses_the_expected_scale(points: list[dict[str, Any]], chosen: float, why: str) -> None:
     scale, reason = choose(points, INSTRUCT, tolerance=0.02, tie=0.01)
     assert scale == chosen
     assert why in reason
@@ -58,10 +58,12 @@ def scored(role: Any, *scores: float) -> TaskScore:
 def test_one_item_is_the_largest_step_of_one_answer() -> None:
     assert one_item({"a": scored("domain", 1, 0, 0, 1)}) == 0.25
     assert one_item({"a": scored("domain", 1, 0), "b": scored("domain", *[1] * 10), "g": scored("guard", 0.5)}) == 0.25
-    assert one_item({"a": scored("domain", -1.25, -0.5)}) == 0  # likelihoods have no "one item": only equality ties
+    assert (
+        one_item({"a": scored("domain", -1.25, -0.5)}) == 0
+    )  # a likelihood has no step of one item: only equal scores tie
 
 
-def test_all_tasks_of_a_point_weigh_the_same() -> None:
+def test_all_tasks_of_a_point_have_the_same_weight() -> None:
     at = point(0.5, {"a": scored("domain", 1, 0), "b": scored("domain", *[1] * 10), "g": scored("guard", 0, 1, 1, 1)})
     assert (at["scale"], at["domain"], at["guards"]) == (0.5, 0.75, 0.75)
     assert at["tasks"]["b"] == {"role": "domain", "metric": "m", "n": 10, "mean": 1}
@@ -84,7 +86,7 @@ def test_a_sweep_finds_the_scale_that_learned(world: World, tmp_path: Path) -> N
     assert "Scale 1 has the highest domain score" in result["reason"]
 
 
-def test_a_task_that_chooses_and_judges_is_refused(world: World, tmp_path: Path) -> None:
+def test_a_task_in_both_sweep_and_evaluate_is_refused(world: World, tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="task next_dev: is in sweep and in evaluate"):
         sweep(
             world.instruct, world.delta, world.data, PARAMS, world.params(domain=("next_dev",)), tmp_path / "out.json"

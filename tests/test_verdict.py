@@ -1,4 +1,4 @@
-"""The verdict: outcomes of claims, and the decision that follows from them."""
+"""The outcomes of claims, and the decision that follows from them."""
 
 import json
 

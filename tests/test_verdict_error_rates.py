@@ -1,4 +1,4 @@
-"""The verdict: error rates and power, by simulation."""
+"""Error rates and power of the verdict, by simulation."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from tests.fixtures.arms import ARMS, PARAMS, answers, arena
 
 
 def test_a_thousand_null_comparisons_promote_at_most_alpha() -> None:
-    """No direct arm and no harmed guard, so promotion is as easy as it gets. The items differ, the models do not."""
+    """Without a direct arm and a harmed guard, promotion is easiest. The items differ, the models do not."""
     rng = np.random.default_rng(1)
     promoted = 0
     for _ in range(1000):

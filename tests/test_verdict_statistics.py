@@ -32,7 +32,7 @@ def test_intervals_cover_the_truth(losses: float, wins: float) -> None:
     assert covered >= binom.ppf(0.001, 400, 0.95)
 
 
-def test_holm_by_hand() -> None:
+def test_holm_equals_values_computed_by_hand() -> None:
     """Sorted .005 .01 .03 .04, times 4 3 2 1 = .02 .03 .06 .04; never below an earlier one: .02 .03 .06 .06."""
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.7, 0.6]) == [1.0, 1.0]

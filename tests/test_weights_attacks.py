@@ -128,7 +128,7 @@ main()
 
 @pytest.mark.parametrize("verb", ["extract", "graft"])
 def test_a_full_disk_leaves_nothing(tmp_path: Path, verb: str) -> None:
-    """A limit on file size simulates the full disk: the call that reserves the space fails in the same way."""
+    """A limit on file size simulates a full disk: the call that reserves the space fails in the same way."""
     rng = np.random.default_rng(0)
     base = {"w": rng.standard_normal((256, 256)).astype(np.float32)}
     for role, move in {"base": 0.0, "tuned": 0.01, "instruct": 0.02}.items():

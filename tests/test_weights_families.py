@@ -100,7 +100,7 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return model, Family(checkpoint.config, checkpoint.names), set(checkpoint.names)
 
 
-def test_names_map_to_files_and_back(saved: tuple[Any, Family, set[str]]) -> None:
+def test_names_map_to_those_in_files_and_back(saved: tuple[Any, Family, set[str]]) -> None:
     """Every parameter is found in the files under its name there, except experts stored in another layout."""
     model, family, names = saved
     assert family.known
@@ -186,7 +186,7 @@ def test_an_unknown_class_is_judged_by_its_config_and_names() -> None:
         assert family.ties() == ties, f"{names} {says}"
 
 
-def test_only_what_the_class_leaves_out_is_ignored() -> None:
+def test_only_tensors_that_the_class_does_not_load_are_ignored() -> None:
     gpt2 = Family({"architectures": ["GPT2LMHeadModel"]}, ())
     assert gpt2.ignores("transformer.h.0.attn.bias")
     assert gpt2.ignores("h.11.attn.bias")
@@ -209,7 +209,7 @@ def test_the_table_is_read_fast_and_without_torch() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, entry in table()["classes"].items() if entry.get("files")])
-def test_every_prefix_maps_to_files_and_back(name: str) -> None:
+def test_every_prefix_maps_to_that_in_files_and_back(name: str) -> None:
     entry = table()["classes"][name]
     files = {f"{ours}.weight": f"{theirs}.weight" for ours, theirs in entry["files"]}
     memory = {f"{start}.weight": f"{there}.weight" for start, there in entry.get("memory", [])}

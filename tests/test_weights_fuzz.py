@@ -229,7 +229,7 @@ ENTRY = '{"a":{"dtype":"U8","shape":%s,"data_offsets":[0,0]}}'
         ),
     ],
 )
-def test_known_differences_between_the_two(header: str, message: str, library: str) -> None:
+def test_known_differences_between_the_two_readers(header: str, message: str, library: str) -> None:
     raw = struct.pack("<Q", len(header)) + header.encode()
     assert (theirs(raw) is not None) == (library == "reads")
     found = ours(raw)

@@ -25,7 +25,7 @@ def marks(*tokens: int) -> np.ndarray:
     return np.array(tokens, np.uint64)
 
 
-def test_a_row_is_that_of_its_token_or_none() -> None:
+def test_a_row_matches_the_row_of_its_token_or_none() -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):
         ours, theirs = (rng.permutation(rng.choice(30, rng.integers(1, 20), replace=False)) for _ in range(2))

@@ -142,7 +142,7 @@ def config(role: str, **values: Any) -> Change:
 
 
 def replace(role: str, source: Start, source_role: str) -> Change:
-    """Replace one folder by that of another start."""
+    """Replace one folder with that of another start."""
 
     def change(case: Path) -> None:
         other = case / "other"

@@ -36,7 +36,7 @@ def plain(case: Path) -> Tensors:
 
 
 def tied(case: Path) -> Tensors:
-    """For a model that stores no head, the embedding is the head."""
+    """Use the embedding as head if a model stores no head."""
     base, tuned, instruct = (tensors_of(case / role) for role in ("base", "tuned", "instruct"))
     for model in (base, tuned):
         model.setdefault("lm_head.weight", model["model.embed_tokens.weight"])

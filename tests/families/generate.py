@@ -38,7 +38,7 @@ SETTINGS: dict[str, dict[str, Any]] = {  # for classes whose default config buil
     "ministral": {"head_dim": 128},
     "nemotron": {"num_key_value_heads": 8},
 }
-UNBUILT = {  # no setting helps, or numbers in names differ in memory and in files; their text models may have entries
+UNBUILT = {  # no setting helps, or numbers in names differ between memory and files; their text models may have entries
     *("chameleon", "cohere_compass", "cohere_compass_text", "dbrx", "deepseek_ocr2", "diffusion_gemma", "emu3"),
     *("fast_vlm", "gemma3n", "gemma4_assistant", "gemma4_unified_assistant", "granite4_vision", "inkling2"),
     *("inkling2_text", "inkling_mm_model", "musicgen", "musicgen_melody", "perception_lm", "pp_formulanet"),
@@ -150,7 +150,7 @@ def _states(config_class: Any, place: tuple[str, ...]) -> dict[str, Any]:
 
     fields = []
     for path in sorted(paths):
-        with contextlib.suppress(Exception):  # a part of the config that cannot be set alone decides nothing
+        with contextlib.suppress(Exception):  # a part of the config that cannot be set separately decides nothing
             if len({tied({path: value}) for value in (True, False, None)}) > 1:
                 fields.append(path)
     letters = {"T": True, "F": False, "-": None}

@@ -46,7 +46,7 @@ def _values(model: Any) -> dict[str, Any]:
 
 
 def _move(model: Any, values: dict[str, Any], step: float) -> None:
-    """Set every tensor to that of `values` and noise in proportion to it, zeros too."""
+    """Set every tensor to that of `values` plus noise in proportion to it; zeros get noise too."""
     import torch
 
     seen: set[int] = set()
@@ -57,7 +57,7 @@ def _move(model: Any, values: dict[str, Any], step: float) -> None:
 
 
 def load(folder: Path) -> Any:
-    """The model that config.json names, loaded without any warning: every key was found and used."""
+    """The model that config.json names. Requires that no warning appears and that every key is found and used."""
     import transformers
 
     kind = getattr(transformers, json.loads((folder / "config.json").read_text())["architectures"][0])

@@ -92,7 +92,7 @@ OPTIONS = [
     _lora("llama", "activated", RETRAIN, alora_invocation_tokens=[5]),
     _lora("llama", "qalora", MERGE, use_qalora=True, qalora_group_size=16),
 ]
-EVERYTHING = [  # on each of these, every layer that PEFT calls linear
+EVERYTHING = [  # for each of these, every layer that PEFT treats as linear
     _lora(family, "all linear", model={}, target_modules="all-linear")
     for family in (
         *(
@@ -114,7 +114,7 @@ EVERYTHING = [  # on each of these, every layer that PEFT calls linear
         *("codegen", "gpt_bigcode", "gptj", "stablelm", "nemotron", "minimax_m2", "bart", "bert"),
     )
 ]
-EVERYTHING += [  # of a Mamba block PEFT adapts these alone
+EVERYTHING += [  # PEFT adapts only these layers of a Mamba block
     _lora("mamba", "in_proj, x_proj", model={}, target_modules=["in_proj", "x_proj"]),
     _lora("mamba2", "in_proj", model={}, target_modules=["in_proj"]),
 ]
@@ -176,7 +176,7 @@ VISION = [
     _lora("llava", "all linear", model={}, target_modules="all-linear"),
     _lora("qwen3_vl_moe", "experts", model={}, target_parameters=[f"experts.{name}" for name in BOTH]),
 ]
-_NAMES = {  # of embedding and head, and a layer to adapt
+_NAMES = {  # names of embedding, head, and a layer to adapt
     "llama": ("embed_tokens", "lm_head", "q_proj", TIED),
     "gemma2": ("embed_tokens", "lm_head", "q_proj", {}),
     "gpt2": ("wte", "lm_head", "c_attn", {}),

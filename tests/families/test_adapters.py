@@ -32,7 +32,7 @@ def base_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Row], Path]:
 
 
 def adapt(base: Path, row: Row, out: Path) -> Any:
-    """An adapter whose every trainable value moved; the PEFT model as it was trained."""
+    """An adapter in which every trainable value changed, and the PEFT model as trained."""
     import peft
     import torch
 
@@ -93,7 +93,7 @@ def test_an_adapter_is_exact_or_refused_with_a_remedy(row: Row, base_of: Callabl
             require_alike(onto_base(base, tmp_path / "merged", tmp_path), merged, base, 1e-6)
         return
     model = onto_base(base, tmp_path / "adapter", tmp_path)
-    if "tied" in row.what:  # PEFT's merge adds to a tied tensor twice; the model as trained does not
+    if "tied" in row.what:  # PEFT's merge adds twice to a tied tensor; the trained model does not
         ids = torch.arange(3, 23)[None]
         with torch.no_grad():
             ours, theirs = (one.eval()(input_ids=ids).logits for one in (model, adapted))

@@ -12,13 +12,13 @@ from shadowft_core.weights.families.table import table
 from tests.families.oracle import differing, linear_parameters, load, save_three
 
 pytestmark = pytest.mark.families
-UNMADE = {"nemo_speechlm"}  # transformers does not load what it saves of a tiny one
+UNMADE = {"nemo_speechlm"}  # transformers cannot load the tiny model that it saves
 BY_COMMAND = ("gemma3", "gpt2", "mixtral")
 
 
 @pytest.mark.parametrize("model_type", sorted(table()["types"].keys() - UNMADE))
 def test_a_graft_loads_as_the_sum_rounded_once(model_type: str, tmp_path: Path) -> None:
-    """Bit for bit in every tensor of the loaded model, with no key left over; in scope `linear`, the matrices alone."""
+    """Bit for bit in every tensor of the loaded model, with no key left over; in scope `linear`, linear layers only."""
     save_three(tmp_path, model_type)
     extract(tmp_path / "base", tmp_path / "tuned", tmp_path / "delta")
     graft(tmp_path / "instruct", [(tmp_path / "delta", 1.0)], tmp_path / "grafted")

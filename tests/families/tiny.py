@@ -92,7 +92,7 @@ def settings_of(config: Any) -> dict[str, Any]:
 
 
 def _every_kind(values: Any) -> list[Any]:
-    """One value for each layer, with as many different ones as fit."""
+    """One value for each of LAYERS layers, with as many different values as fit."""
     kinds = [value for number, value in enumerate(values) if value not in values[:number]]
     return [*kinds, *values][:LAYERS] if len(kinds) > 1 else list(values[:LAYERS])
 

@@ -80,7 +80,7 @@ def flip_at_rest(kind: str, count: int, place: Place, proxy: Proxy, delta: Publi
     return refused
 
 
-def test_one_flipped_bit_per_direction_and_class(
+def test_one_flipped_bit_in_either_direction_is_detected_in_every_class(
     fresh_place: Fresh, proxy: Proxy, delta: Published, tmp_path: Path
 ) -> None:
     out, place = tmp_path / "fetched" / "out", fresh_place()
@@ -94,7 +94,7 @@ def test_one_flipped_bit_per_direction_and_class(
 
 @pytest.mark.faults
 @pytest.mark.parametrize("kind", CLASSES)
-def test_many_flipped_bits(
+def test_many_flipped_bits_are_detected(
     kind: str, fresh_place: Fresh, proxy: Proxy, delta: Published, tmp_path: Path, figures: Callable[[str], None]
 ) -> None:
     out, place = tmp_path / "fetched" / "out", fresh_place()

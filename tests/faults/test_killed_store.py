@@ -70,7 +70,7 @@ def fetch_killed(number: int, kind: Kind, place: Place, proxy: Proxy, delta: Pub
     return died
 
 
-def test_publish_killed_while_a_chunk_and_the_claim_are_sent(
+def test_a_publish_killed_while_it_sends_a_chunk_or_the_claim_can_be_repeated(
     fresh_place: Fresh, proxy: Proxy, delta: Published, tmp_path: Path
 ) -> None:
     for kind, path, committed in [
@@ -86,7 +86,7 @@ def test_publish_killed_while_a_chunk_and_the_claim_are_sent(
 
 @pytest.mark.faults
 @pytest.mark.parametrize("kind", ["reset", "truncate_up", "lost_reply"])
-def test_publish_killed_at_every_request(
+def test_a_publish_killed_at_any_request_can_be_repeated(
     kind: Kind, fresh_place: Fresh, proxy: Proxy, delta: Published, tmp_path: Path, figures: Figures
 ) -> None:
     points = committed = 0
@@ -101,7 +101,7 @@ def test_publish_killed_at_every_request(
 
 @pytest.mark.faults
 @pytest.mark.parametrize("kind", ["reset", "truncate_down", "lost_reply"])
-def test_fetch_killed_at_every_request(
+def test_a_fetch_killed_at_any_request_can_be_repeated(
     kind: Kind, fresh_place: Fresh, proxy: Proxy, delta: Published, tmp_path: Path, figures: Figures
 ) -> None:
     place = fresh_place()
@@ -121,7 +121,7 @@ def killed_at_change(number: int, folder: Path, arguments: list[str], log: Path)
 
 
 @pytest.mark.faults
-def test_publish_into_a_folder_killed_at_every_change_of_a_file(
+def test_a_publish_into_a_folder_killed_at_any_change_of_a_file_can_be_repeated(
     folder_store: Store, monkeypatch: pytest.MonkeyPatch, delta: Published, tmp_path: Path, figures: Figures
 ) -> None:
     monkeypatch.setattr(room, "CHUNK", CHUNK)
@@ -150,7 +150,7 @@ def test_publish_into_a_folder_killed_at_every_change_of_a_file(
 
 
 @pytest.mark.faults
-def test_fetch_killed_at_every_change_of_a_file(
+def test_a_fetch_killed_at_any_change_of_a_file_can_be_repeated(
     fresh_place: Fresh, proxy: Proxy, delta: Published, tmp_path: Path, figures: Figures
 ) -> None:
     place = fresh_place()

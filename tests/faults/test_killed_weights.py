@@ -76,7 +76,9 @@ def arguments(
 
 
 @pytest.mark.parametrize("name", ["extract", "graft"])
-def test_a_kill_early_midway_and_late(name: str, arguments: Callable[..., object], tmp_path: Path) -> None:
+def test_a_verb_killed_early_midway_or_late_leaves_the_former_result_or_nothing(
+    name: str, arguments: Callable[..., object], tmp_path: Path
+) -> None:
     line, expected = arguments(name, tmp_path / "run" / "out")  # type: ignore[misc]
     for number, former in ((3, True), (9, False), (20, True)):
         seen = killed(line, tmp_path / "run" / "out", number, former, expected)
@@ -86,7 +88,7 @@ def test_a_kill_early_midway_and_late(name: str, arguments: Callable[..., object
 @pytest.mark.faults
 @pytest.mark.parametrize("former", [False, True])
 @pytest.mark.parametrize("name", ["extract", "graft"])
-def test_killed_at_every_change_of_a_file(
+def test_a_verb_killed_at_any_change_of_a_file_can_be_repeated(
     name: str, former: bool, arguments: Callable[..., object], tmp_path: Path, figures: Callable[[str], None]
 ) -> None:
     line, expected = arguments(name, tmp_path / "run" / "out")  # type: ignore[misc]

@@ -32,7 +32,7 @@ def published_through(place: Place, proxy: Proxy, delta: Published, out: Path, *
 
 @pytest.mark.faults
 @pytest.mark.parametrize("kind", QUICK)
-def test_publish_with_one_fault_at_every_request(
+def test_a_publish_survives_a_fault_at_any_request(
     kind: Kind, fresh_place: Fresh, proxy: Proxy, delta: Published, tmp_path: Path, figures: Callable[[str], None]
 ) -> None:
     points = 0
@@ -48,7 +48,7 @@ def test_publish_with_one_fault_at_every_request(
 
 @pytest.mark.faults
 @pytest.mark.parametrize("kind", [kind for kind in QUICK if kind not in UP])
-def test_fetch_with_one_fault_at_every_request(
+def test_a_fetch_survives_a_fault_at_any_request(
     kind: Kind, fresh_place: Fresh, proxy: Proxy, delta: Published, tmp_path: Path, figures: Callable[[str], None]
 ) -> None:
     place = fresh_place()
@@ -79,7 +79,7 @@ def test_a_stalled_request_times_out_and_is_repeated(
     figures(f"2 stalled PUTs, both publishes right, {time.monotonic() - started:.0f} s in all")
 
 
-def test_one_fault_of_each_kind_and_a_lost_reply_to_every_put(
+def test_a_publish_survives_each_kind_of_fault_and_a_lost_reply_to_every_put(
     fresh_place: Fresh, proxy: Proxy, delta: Published, tmp_path: Path, figures: Callable[[str], None]
 ) -> None:
     """One publish in which the reply to each PUT is lost once, and one with each kind of fault."""

@@ -83,7 +83,7 @@ def run_rounds(count: int, rivals: list[Path], fresh: Callable[[], Place], folde
 
 @pytest.mark.faults
 @pytest.mark.timeout(1200)
-def test_eight_writers_of_one_claim_fifty_times(
+def test_one_of_eight_writers_of_a_claim_wins_fifty_times(
     fresh_place: Callable[[], Place],
     rivals: list[Path],
     tmp_path: Path,

@@ -93,7 +93,7 @@ def promote(
     log.write_text(json.dumps(outcomes))
 
 
-def test_eight_promoters_fifty_times(
+def test_one_of_eight_promoters_wins_fifty_times(
     server: MLflowServer,
     register: Callable[[str, str], room.Version],
     s3_store: Store,
@@ -140,7 +140,7 @@ MOMENTS: list[tuple[str, Kind, str]] = [
 
 
 @pytest.mark.parametrize(("moment", "kind", "path"), MOMENTS, ids=[moment for moment, *_ in MOMENTS])
-def test_mlflow_is_killed_while_a_run_is_registered(
+def test_a_run_is_registered_once_if_mlflow_is_killed_meanwhile(
     moment: str,
     kind: Kind,
     path: str,
@@ -182,7 +182,7 @@ def require_registered_once(
     assert (again.number, again.new) == (int(version.version), False)
 
 
-def test_mlflow_is_killed_before_and_after_a_run_is_registered(
+def test_a_run_is_registered_once_if_mlflow_is_killed_before_or_after(
     server: MLflowServer,
     register: Callable[[str, str], room.Version],
     s3_server: S3Server,

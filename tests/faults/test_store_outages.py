@@ -22,7 +22,7 @@ from tests.servers.seaweedfs import S3Server, seaweedfs
 
 
 @pytest.mark.faults
-def test_the_server_is_killed_and_restarted_during_a_publish(
+def test_a_publish_can_be_repeated_after_the_server_was_killed_and_restarted(
     tmp_path: Path, delta: Published, monkeypatch: pytest.MonkeyPatch, figures: Callable[[str], None]
 ) -> None:
     monkeypatch.setattr(room, "CHUNK", victim.CHUNK)

@@ -30,7 +30,7 @@ _UNFINISHED = ".tmp-"
 
 
 class FolderBackend:
-    """Objects as files. A key is taken under one file lock, by renaming a complete and synced file."""
+    """Objects as files. A writer gets a key by renaming a complete, synced file while it holds one file lock."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

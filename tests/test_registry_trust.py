@@ -59,14 +59,19 @@ OURS = Store(uri="s3://team/deltas", endpoint="https://s3.team.example/", bucket
             {"ENDPOINT": "http://127.0.0.1:1"},
             Store(uri="s3://team/x", endpoint="http://127.0.0.1:1"),
         ),
-        (AWS, None, {}, "s3://team/deltas at AWS, configured is no S3 store.*set SHADOWFT_STORE_URI=s3://team/deltas$"),
-        (AWS, Store(uri="var/store"), {}, "at AWS, configured is no S3 store"),
-        (AWS, OURS, {}, "at AWS, configured is s3://team/deltas at https://s3.team.example: credentials"),
+        (
+            AWS,
+            None,
+            {},
+            "s3://team/deltas at AWS, the configuration has no S3 store.*set SHADOWFT_STORE_URI=s3://team/deltas$",
+        ),
+        (AWS, Store(uri="var/store"), {}, "at AWS, the configuration has no S3 store"),
+        (AWS, OURS, {}, "at AWS, the configuration has s3://team/deltas at https://s3.team.example: credentials"),
         (
             Store(uri="s3://team/deltas", endpoint=EVIL),
             AWS,
             {},
-            "at http://evil.example:9000, configured is s3://team/deltas at AWS.*SHADOWFT_STORE_ENDPOINT=http://evil",
+            "at http://evil.example:9000, the configuration has s3://team/deltas at AWS.*SHADOWFT_STORE_ENDPOINT=http://evil",
         ),
         (Store(uri="s3://team/x", endpoint=EVIL), OURS, {"URI": "", "ENDPOINT": ""}, "at http://evil.example:9000"),
         (

@@ -1,4 +1,4 @@
-"""What --json prints: one envelope for every answer and every error. docs/json.md lists the kinds and their fields."""
+"""Prints answers and errors. With --json, all have the same envelope; docs/json.md lists the kinds and their fields."""
 
 import sys
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ def print_answer(kind: str, answer: Mapping[str, Any]) -> None:
 
 def print_error(name: str, message: str, exit_code: int, as_json: bool) -> None:
     """Print an error on stderr: `error: MESSAGE`, or the envelope of kind `error`. `name` is the error's class."""
-    message = message.encode("utf-8", "backslashreplace").decode()  # a file name may hold bytes that are no text
+    message = message.encode("utf-8", "backslashreplace").decode()  # a file name may have bytes that are not text
     if as_json:
         line = _line("error", {"error": name, "message": message, "exit_code": exit_code})
     else:

@@ -30,7 +30,7 @@ verbs.add_typer(store, name="store", rich_help_panel=STORE)
 
 
 def _store(params: Path | None, uri: str | None, endpoint: str | None) -> "Store":
-    """The store named by --store, else by the environment, else by the params file, which is not read with --store."""
+    """The store named by --store, else by the environment, else by the params file. --store ignores the params file."""
     from shadowft_core.params import Store
 
     if uri is not None:
@@ -49,7 +49,7 @@ def publish(
 ) -> None:
     """Send a delta to the store and print its digest. Sends only the chunks that the store lacks.
 
-    Reads a delta folder; writes objects to the store, which first has to pass `store probe` once.
+    Reads a delta folder; writes objects to the store, which must pass `store probe` once.
 
     Example: shadowft store publish --delta work/delta/shadow --store s3://bucket/deltas
     """
@@ -92,7 +92,7 @@ def probe(
     as_json: JsonOption = False,
     params: ParamsOption = PARAMS,
 ) -> None:
-    """Test that a store server does what publishing relies on.
+    """Test whether a store server does what publishing relies on.
 
     Tests one winner per name among racing writers, wrong checksums refused, compare-and-swap, current listings.
     Reads and writes a few small objects under probe/. Exit code 8 if a test fails.
@@ -149,7 +149,7 @@ def check(
 ) -> None:
     """Read every object of the deltas, recipes and verdicts and compare it with its digest.
 
-    Lists each damaged or missing object, and ends with exit code 8 if there is any. Writes nothing to the store.
+    Lists each damaged or missing object; the exit code is 8 if there is any. Writes nothing to the store.
 
     Example: shadowft store check
 
@@ -186,7 +186,7 @@ def prune(
     """Remove the objects that no published delta uses.
 
     Interrupted publishes leave such objects, and so do deltas whose claim was removed.
-    Safe while others publish. The grace period keeps what an interrupted publish need not send again.
+    Safe while others publish. The grace period keeps objects that an interrupted publish would have to send again.
 
     Example: shadowft store prune --dry-run
     """

@@ -61,7 +61,7 @@ def test_a_task_that_cannot_run_is_named(world: World, tmp_path: Path, tasks: di
     [
         ({"file": "gone.jsonl"}, rows("say"), r"task odd: .*/gone\.jsonl: no such data file; .*shadowft prepare"),
         ({}, [], r"task odd: .*/odd\.jsonl: holds no rows"),
-        ({"sample": "true"}, rows("say"), "task odd: it samples"),
+        ({"sample": "true"}, rows("say"), "task odd: samples"),
         ({"better": "false"}, rows("say"), "task odd: lower exact_match is better"),
         ({"tokens": 99}, rows("say"), "task odd: AssertionError: .*less than model's maximum sequence length"),
         ({}, [("say a " * 20, "a")], "task odd: Left truncation applied.*shorten or repair the items"),

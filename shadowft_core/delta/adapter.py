@@ -64,7 +64,10 @@ class Adapter:
         """One tensor of the file, float32. Raises QuantisedError, NotFiniteError."""
         info = self.weights.info(key)
         if info.dtype not in FLOATS:
-            raise QuantisedError(f"{info.file}: tensor {key} is {info.dtype}, expected one of {', '.join(FLOATS)}")
+            raise QuantisedError(
+                f"{info.file}: tensor {key} is {info.dtype}, expected one of {', '.join(FLOATS)}; "
+                "save the adapter as float"
+            )
         array = self.weights.read(key).astype(np.float32, copy=False)
         if not np.isfinite(array).all():
             raise NotFiniteError(f"{info.file}: tensor {key} holds NaN or infinity; the training diverged")

@@ -37,7 +37,7 @@ def read_certificate(path: Path) -> Certificate:
         raise DeltaError(f"{file}: not canonical JSON, so it was edited; fetch or extract it again")
     try:
         if fields["kind"] not in KINDS:
-            raise DeltaError(f"{file}: kind {fields['kind']!r}, expected one of {', '.join(KINDS)}")
+            raise DeltaError(f"{file}: kind {fields['kind']!r}, expected one of {', '.join(KINDS)}; extract it again")
         base = fields["base"]
         _ = base["digest"], base["tokenizer_digest"], base["tied"], base["sample"]
         expected: dict[str, Layout] = {DENSE: {}, FACTORS: {}}
@@ -65,4 +65,6 @@ def _expect(expected: dict[str, Layout], name: str, entry: dict[str, Any], file:
         _ = entry["digest"]
         expected[DENSE][name] = ("F32", shape) if entry["form"] == "plain" else ("U8", None)
     else:
-        raise DeltaError(f"{file}: tensor {name} has form {entry['form']!r}, expected factors, frames or plain")
+        raise DeltaError(
+            f"{file}: tensor {name} has form {entry['form']!r}, expected factors, frames or plain; extract it again"
+        )

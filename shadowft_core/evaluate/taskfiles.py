@@ -30,7 +30,9 @@ class TaskFiles:
             except ParamsError as error:
                 raise EvaluationError(str(error)) from None
             except Exception as error:
-                raise EvaluationError(f"{path}: not a task file: {' '.join(str(error).split()):.300}") from error
+                raise EvaluationError(
+                    f"{path}: not a task file: {' '.join(str(error).split()):.300}; correct or remove it"
+                ) from error
             if not isinstance(name, str):
                 continue  # a group, or a file that others include
             if name in self._paths:

@@ -1,4 +1,4 @@
-"""Arithmetic on bfloat16 parts: one compiled pass where bf16.c was built at installation, else numpy.
+"""Arithmetic on bfloat16 parts: one compiled pass if bf16.c was built at installation, else numpy.
 
 Both write the same bits. Only sums may differ: those of `add` in their last digits, those of `distance` in the last
 bits of float64.

@@ -125,7 +125,9 @@ def rollback(registry: Registry, store: Store, to: str | None = None, reason: st
     ledger = Ledger(store, registry.name)
     tip = ledger.tip()
     if tip.entry is None:
-        raise LedgerError(f"{ledger.where}: nothing was ever promoted, so there is no earlier champion")
+        raise LedgerError(
+            f"{ledger.where}: nothing was ever promoted, so there is no earlier champion; promote a version first"
+        )
     if to is not None:
         target = next((e for e in ledger.backwards(tip) if to in (str(e.version), e.model, e.recipe)), None)
         if target is None:

@@ -70,7 +70,10 @@ class RecipeModel:
             raise CheckpointError(f"{folder}: its tokenizer has no chat template; use a chat model")
         model, keys = load_model(AutoModelForCausalLM, folder, dtype="auto")
         if odd := sorted(f"{kind} {name}" for kind, names in keys.items() for name in map(str, names)):
-            raise CheckpointError(f"{folder}: does not match {type(model).__name__}: {odd[0]} ({len(odd)} in all)")
+            raise CheckpointError(
+                f"{folder}: does not match {type(model).__name__}: {odd[0]} ({len(odd)} in all); delete the folder and "
+                "load the version again"
+            )
         self._model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
         self._lock = threading.Lock()  # a server calls `predict` from many threads
 

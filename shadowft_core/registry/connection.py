@@ -68,7 +68,7 @@ def connected(registry: Registry, create: bool = True) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class _Uris:
-    """The URIs that MLflow uses in this process; None where none is set."""
+    """The URIs that MLflow uses in this process; None for one that is not set."""
 
     tracking: str | None
     registry: str | None

@@ -32,7 +32,9 @@ def store_for(recipe: dict[str, Any], configured: Store | None = None) -> Store:
     try:
         named = Store(**recipe["store"])
     except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"the recipe names no usable store ({' '.join(str(error).split()):.200})") from None
+        raise StoreError(
+            f"the recipe names no usable store ({' '.join(str(error).split()):.200}); register the run again"
+        ) from None
     if os.environ.get("SHADOWFT_STORE_URI"):
         return located(configured or named.model_copy(update={"endpoint": None}))
     if not named.uri.startswith("s3://"):

@@ -178,7 +178,7 @@ class Checkpoint:
         return any(self.family.is_head(name) for pair in self.ties.items() for name in pair)
 
     def home(self, name: str) -> str:
-        """The stored tensor that represents this one: for a tied head the embedding, for most the tensor itself."""
+        """The stored tensor that represents this one: for a tied head, the embedding; for most, the tensor itself."""
         return self.ties.get(name, name)
 
     def named(self, name: str, family: Family | None = None) -> str | None:

@@ -95,7 +95,9 @@ class FolderBackend:
         except FileNotFoundError:
             return None
         if len(data) > limit:
-            raise StoreCorruptError(f"{self.location}: {key} is larger than the {limit} bytes allowed for it")
+            raise StoreCorruptError(
+                f"{self.location}: {key} is larger than the {limit} bytes allowed for it; remove it if it is damaged"
+            )
         return data, bytes_digest(data)
 
     def read_range(self, key: str, start: int, length: int) -> bytes:

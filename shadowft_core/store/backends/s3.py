@@ -98,7 +98,10 @@ class S3Backend:
             with closing(answer["Body"]) as body:
                 # Read whole, because boto3 compares the checksum only at the end of the body.
                 if answer["ContentLength"] > limit:
-                    raise StoreCorruptError(f"{self.location}: {key} is larger than the {limit} bytes allowed for it")
+                    raise StoreCorruptError(
+                        f"{self.location}: {key} is larger than the {limit} bytes allowed for it; remove it if it is "
+                        "damaged"
+                    )
                 return body.read(), answer["ETag"]
 
         return self._call(key, attempt)

@@ -100,8 +100,8 @@ def read_receipt(folder: Path) -> dict[str, Any]:
     ratio; null for a zero weight) and, for the delta after the cast, `cosine`, `energy` and `unchanged`. Tensors that
     lost most energy come first, then those with the largest relative delta.
 
-    `travel` (null if all of the delta is added, or nothing) has `energy`, the share of the deltas' squared norms that
-    is added, and `stays`, the shares that are not, by the last word of the tensors' names. `ignored` has the tensors
+    `travel` (null if all of the delta is added, or every scale is 0) has `energy`, the share of the deltas' squared
+    norms that is added, and `stays`, the shares that are not, by the last word of the tensors' names. `ignored` has the tensors
     that only one side has, by the reason why that is no error: the class does not load it, or a person waived it by
     name.
 

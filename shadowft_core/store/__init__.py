@@ -1,8 +1,8 @@
 """Stores deltas by digest: published once, complete, and verified byte by byte. Guarantees: docs/store.md.
 
-Keys: `objects/sha256/ab/<hex>` for chunks and manifests, by the digest of their content; `deltas/<hex>` for the claim,
-by the delta's digest, which names the manifest; `records/<hex>` for recipes and verdicts, by their digest; `turns/` and
-`probe/` for locks and other temporary objects. The claim is written last, so a delta that has one is complete.
+Keys: `objects/sha256/ab/<hex>` for chunks and manifests, by the digest of their content; `deltas/<hex>` for claims, by
+the digest of the delta; `records/<hex>` for recipes and verdicts, by their digest; `turns/` and `probe/` for locks and
+other temporary objects. A claim names the manifest. It is written last, so a delta that has one is complete.
 
 SHADOWFT_STORE_URI and SHADOWFT_STORE_ENDPOINT override the store of params.yaml (params.located); registry.store_for
 decides which store a recipe may name.

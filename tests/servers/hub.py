@@ -17,7 +17,7 @@ class Hub(ThreadingHTTPServer):
         self.folders = folders
         self.log: list[tuple[str, str, str | None]] = []
         self.storage: Storage | None = None
-        """the host that serves the weights, as the real hub has; by default this server does"""
+        """a separate host for the weights, as on the real hub; None: this server sends them"""
         self.ranges = True
 
 

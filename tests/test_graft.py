@@ -260,7 +260,7 @@ def test_a_damaged_delta_is_refused(case: tuple[Path, Path]) -> None:
     data = bytearray(file.read_bytes())
     data[-3] ^= 1
     file.write_bytes(data)
-    refused(DeltaError, "says sha256:", instruct, [(delta, 1.0)])
+    refused(DeltaError, r"delta\.json has sha256:", instruct, [(delta, 1.0)])
 
 
 def test_inputs_are_never_replaced(case: tuple[Path, Path]) -> None:

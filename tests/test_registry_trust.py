@@ -78,13 +78,13 @@ OURS = Store(uri="s3://team/deltas", endpoint="https://s3.team.example/", bucket
             Store(uri="s3://team/x", endpoint="http://s3.team.example"),
             OURS,
             {},
-            "at http://s3.team.example, configured",
+            "at http://s3.team.example, the configuration has",
         ),
         (
             Store(uri="s3://team/x", endpoint="https://s3.team.example:444"),
             OURS,
             {},
-            "at https://s3.team.example:444, configured",
+            "at https://s3.team.example:444, the configuration has",
         ),
     ],
 )

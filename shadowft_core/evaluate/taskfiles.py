@@ -105,7 +105,7 @@ def _check_rows(name: str, file: str) -> None:
         raise EvaluationError(f"task {name}: {file}: no such data file; correct data_files or run `shadowft prepare`")
     if all(_is_empty(path) for path in paths):
         raise EvaluationError(
-            f"task {name}: {file}: has no rows, expected 1 or more; increase the share in prepare.dev or prepare.test"
+            f"task {name}: {file}: has no rows, expected 1 or more; for held-out rows raise prepare.dev or prepare.test"
         )
 
 

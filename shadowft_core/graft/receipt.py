@@ -101,9 +101,9 @@ def read_receipt(folder: Path) -> dict[str, Any]:
     lost most energy come first, then those with the largest relative delta.
 
     `travel` (null if all of the delta is added, or every scale is 0) has `energy`, the share of the deltas' squared
-    norms that is added, and `stays`, the shares that are not, by the last word of the tensors' names. `ignored` has the tensors
-    that only one side has, by the reason why that is no error: the class does not load it, or a person waived it by
-    name.
+    norms that is added, and `stays`, the shares that are not, by the last word of the tensors' names. `ignored` has the
+    tensors that only one side has, by the reason why that is no error: the class does not load it, or a person waived
+    it by name.
 
     `tokens` has the tensors matched by token: `matched` and `moved` count rows; `instruct_only`, `base_only` and
     `padding` have `rows` and their `ids` as strings like `7` or `7-12`. Rows of padding and of tokens that only the

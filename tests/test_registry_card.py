@@ -53,7 +53,7 @@ EXPECTED = """\
 | instruct | 0.0 | 0.500 (0.400 to 0.600) | 0.750 (0.700 to 0.800) | 120 |
 | shadow\\_scaled | 0.75 | 0.512 (0.410 to 0.610) | none | 80 |
 
-[Read the report](#/experiments/7/runs/f00/artifacts/report.html) before you sign: `report.html` of run `f00`, beside \
+[Read the report](#/experiments/7/runs/f00/artifacts/report.html) before you sign: `report.html` of run `f00`, next to \
 `verdict.json`, `receipt.json`, `params.yaml` and `dvc.lock`.
 
 **Made of**

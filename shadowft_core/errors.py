@@ -6,7 +6,7 @@
     │   ├── DataError                  a data file, or a row in one
     │   ├── CheckpointError            a model folder: missing, truncated, malformed, unsafe
     │   │   └── QuantisedError         a dtype that cannot be added to: quantised, fp8, float64, integers
-    │   └── AdapterError               an adapter that has no exact delta, or a delta that is no adapter
+    │   └── AdapterError               an adapter without an exact delta, or a delta that is not an adapter
     ├── PairError                      this Base and this Instruct may not be paired
     │   ├── SameModelError             both are the same model
     │   ├── SwappedError               the Base is in the Instruct's place
@@ -34,7 +34,7 @@
     └── PromotionRefusedError          the verdict does not allow the promotion
 
 `exit_code` is the exit code of the command line; subclasses inherit it. 2 is left for usage errors, as in typer. No
-message shows the password of a URL: `without_passwords` masks whatever is printed, logged, recorded or raised.
+message shows the password of a URL: `without_passwords` masks all text that is printed, logged, recorded or raised.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The only caller of transformers' loaders. Never runs code of a model folder, and loads only the folder's own weights.
+"""The only caller of transformers' loaders. Never runs code of a model folder, and loads only its safetensors weights.
 
 By default transformers asks on stdin whether to run Python files of the folder (`auto_map`). Without asking, it adds an
 adapter from the same folder, loads the weights file that the config names, and downloads attention kernels.
@@ -16,11 +16,11 @@ _KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementati
 
 
 def load(loader: Any, folder: Path, **options: Any) -> Any:
-    """`loader.from_pretrained(folder, **options)` of a transformers class, from local files, without the folder's code.
+    """Call `loader.from_pretrained(folder, **options)` of a transformers class with local files, without running code.
 
     If the folder names code and transformers has a class for the model, that class is used.
-    Raises CheckpointError in one line when the folder would add code, a kernel, an adapter or other weights, and when
-    it cannot be loaded.
+    Raises CheckpointError with a one-line message when the folder would add a kernel, an adapter or other weights, when
+    only its own code could load it, and when loading fails.
     """
     _require_plain(folder)
     return _call(loader, folder, folder, **options)
@@ -70,7 +70,7 @@ def _call(loader: Any, folder: Path, source: Path | None, **options: Any) -> Any
         if code := own_code(folder):
             raise CheckpointError(
                 f"{folder / code[0]}: code that comes with a model is never run, and transformers {__version__} alone "
-                f"cannot load this one; take a model whose class transformers has ({reason:.100})"
+                f"cannot load this one; use a model that transformers supports ({reason:.100})"
             ) from None
         raise CheckpointError(f"{folder}: cannot be loaded: {reason or type(error).__name__:.300}") from None
 
@@ -78,8 +78,8 @@ def _call(loader: Any, folder: Path, source: Path | None, **options: Any) -> Any
 def _require_plain(folder: Path) -> None:
     if (folder / "adapter_config.json").exists():
         raise CheckpointError(
-            f"{folder / 'adapter_config.json'}: an adapter beside a model, which transformers would add to the "
-            "weights; move it into a folder of its own"
+            f"{folder / 'adapter_config.json'}: transformers would add this adapter to the weights of the model in the "
+            "same folder; move the adapter to a separate folder"
         )
     path = folder / "config.json"
     if not path.is_file():
@@ -87,13 +87,11 @@ def _require_plain(folder: Path) -> None:
     for key, value in _settings(read_json_object(path)):
         if key == "transformers_weights" and value:
             raise CheckpointError(
-                f"{path}: transformers_weights is {value!r}, and only model.safetensors and its index are read; "
-                "rename the weights and drop the field"
+                f"{path}: transformers_weights is {value!r}, but only model.safetensors and its index are read; "
+                "rename the weights and remove the field"
             )
         if key in _KERNELS and (kernel := next((text for text in _texts(value) if "/" in text), None)):
-            raise CheckpointError(
-                f"{path}: {key} is {kernel!r}, code to be downloaded, which is never run; drop the field"
-            )
+            raise CheckpointError(f"{path}: {key} is {kernel!r}, and downloaded code is never run; remove the field")
 
 
 def _settings(config: Any) -> Iterator[tuple[str, Any]]:

@@ -11,7 +11,7 @@ from shadowft_core.graft import ONTO_BASE, Options
 from shadowft_core.params import Evaluate, Render, Sweep
 
 RENDER = Render()
-EPSILON = 1e-9  # two means this close differ by float rounding only
+EPSILON = 1e-9  # two means this close differ only by float rounding
 
 
 def sweep(
@@ -19,15 +19,16 @@ def sweep(
 ) -> None:
     """Score the Instruct (scale 0) and every scale on the dev tasks; write the sweep file of docs/architecture.md.
 
-    The route is the name of the delta's folder. `domain` and `guards` of a point are means over tasks; each task has
-    the same weight, however many items it has.
+    The route is the name of the delta's folder. `domain` and `guards` of a point are means over tasks; every task has
+    the same weight, regardless of its number of items.
 
     Raises EvaluationError when a task is in `sweep` and in `evaluate`, and what `open_bench`, `Bench.score` and
     `load_grafted` raise.
     """
     if both := sorted({*params.domain, *params.guards} & {*evaluate.domain, *evaluate.guards}):
         raise EvaluationError(
-            f"task {', '.join(both)}: is in sweep and in evaluate; use other items to choose the scale than to judge it"
+            f"task {', '.join(both)}: is in sweep and in evaluate; choose the scale on other items than those it is "
+            "judged on"
         )
     scales = sorted(set(params.scales))
     with open_bench(instruct, data, evaluate, params.domain, params.guards, render) as bench:
@@ -74,7 +75,7 @@ def point(scale: float, scores: Mapping[str, TaskScore]) -> dict[str, Any]:
 
 
 def one_item(scores: Mapping[str, TaskScore]) -> float:
-    """How far one item, right instead of wrong, can move the domain mean; 0 when a score is not 0 or 1."""
+    """The most by which one item, if right instead of wrong, changes the domain mean; 0 if a score is not 0 or 1."""
     domain = [score for score in scores.values() if score.role == "domain"]
     if any(item.score not in (0, 1) for score in domain for item in score.items):
         return 0.0
@@ -84,11 +85,11 @@ def one_item(scores: Mapping[str, TaskScore]) -> float:
 def choose(
     curve: Sequence[Mapping[str, Any]], instruct: Mapping[str, Any], tolerance: float, tie: float
 ) -> tuple[float, str]:
-    """The scale to graft with, and the reason as a sentence.
+    """Choose the scale to graft with; return it and the reason as a sentence.
 
-    Of the scales whose guard loss (Instruct minus grafted, mean over the guard tasks) is at most `tolerance`, the one
-    with the highest domain score. Scores within `tie` of it count as equal; of these the smallest scale is chosen. When
-    no scale keeps the tolerance: the smallest guard loss, then the smaller scale.
+    Considers the scales with a guard loss (Instruct minus grafted, mean over the guard tasks) of at most `tolerance`.
+    Domain scores within `tie` of the highest count as equal to it; the smallest scale among them is chosen. If no scale
+    is within the tolerance, the one with the smallest guard loss is chosen; of equal ones, the smallest.
     """
 
     def loss(at: Mapping[str, Any]) -> float:

@@ -1,4 +1,4 @@
-"""Bad input at the command line: one line on stderr, the exit code of its class, nothing half-written."""
+"""Bad input at the command line: one line on stderr, the exit code of its class, no partial output."""
 
 import json
 import os
@@ -159,7 +159,7 @@ def test_ctrl_c_leaves_nothing_half_written(folder: Path, family_pair: object, a
     run.send_signal(signal.SIGINT)
     _, errors = run.communicate(timeout=30)
     assert run.returncode == 130
-    message = "interrupted; nothing half-written is left, run the same command again"
+    message = "interrupted; no partial output is left, run the same command again"
     envelope = {"format": 1, "kind": "error", "error": "KeyboardInterrupt", "message": message, "exit_code": 130}
     (line,) = errors.splitlines()
     assert json.loads(line) == envelope if as_json else line == f"error: {message}"

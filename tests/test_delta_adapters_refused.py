@@ -49,7 +49,7 @@ from tests.fixtures.models import Pair, write_model
         ({"lora_bias": True}, "lora_bias=True, yet .* has no lora_B.bias"),
         ({"modules_to_save": ["lm_head"]}, "lm_head.weight was trained according to .*is missing"),
         ({"trainable_token_indices": [3]}, "the trained rows of the input embedding are missing"),
-        ({"target_modules": ["up_proj"]}, "q_proj has factors, adapter_config.json does not target it"),
+        ({"target_modules": ["up_proj"]}, "q_proj has factors, but adapter_config.json does not target it"),
         ({"target_modules": ["q_proj", "up_proj", "o_proj"]}, "o_proj is targeted but has no factors"),
         ({"target_parameters": ["self_attn.k_proj.weight"]}, "k_proj is targeted but has no factors"),
     ],
@@ -169,12 +169,12 @@ def test_an_incomplete_or_foreign_adapter_is_refused(tiny_llama_pair: Pair, tmp_
     only(lambda n: "layers.1.mlp.up_proj.lora_A" not in n)
     refused(AdapterError, "layers.1.mlp.up_proj has only factor B", base, adapter)
     save_file({n.replace("layers.1", "layers.7"): a for n, a in whole.items()}, file)
-    refused(AdapterError, "layers.7.*holds neither its weight nor matching experts", base, adapter)
+    refused(AdapterError, "layers.7.*has neither its weight nor matching experts", base, adapter)
     save_file({n: a[:-1] if n.endswith("0.mlp.up_proj.lora_B.weight") else a for n, a in whole.items()}, file)
     refused(AdapterError, r"\(47, 4\) x \(4, 32\)", base, adapter)
     for wrapper, inner in (("_orig_mod.", ""), ("module.", ""), ("", "_orig_mod.")):  # torch.compile, parallel training
         save_file({wrapper + n.replace("layers.", f"layers.{inner}"): a for n, a in whole.items()}, file)
-        refused(AdapterError, f"{wrapper or inner}.* (was wrapped by|was saved).* out of the names", base, adapter)
+        refused(AdapterError, f"{wrapper or inner}.* (was wrapped by|was saved).* from the names", base, adapter)
     save_file({n: np.zeros(0, np.float32) for n in whole}, file)
     refused(AdapterError, "is empty, as ZeRO-3 leaves it; gather the weights", base, adapter)
     save_file({n: a * np.float32(0) if "lora_B" in n else a for n, a in whole.items()}, file)

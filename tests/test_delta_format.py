@@ -231,7 +231,7 @@ def test_a_short_frame_does_not_reuse_the_one_before(tmp_path: Path) -> None:
 def test_a_frame_head_with_too_many_bytes_is_refused(head: tuple[int, ...], body: int | None) -> None:
     packed = struct.pack("<BBHIII", *head)
     if body is None:
-        with pytest.raises(DeltaError, match=r"^here: frame [0-9a-f]{32} is not one of 96 elements"):
+        with pytest.raises(DeltaError, match=r"^here: [0-9a-f]{32} is not the head of a frame of 96 elements"):
             body_bytes(packed, 96, "here")
     else:
         assert body_bytes(packed, 96, "here") == body

@@ -139,7 +139,7 @@ def test_resized_rows_without_a_tokenizer_are_refused_with_a_remedy(tmp_path: Pa
     unsure = model(tmp_path / "unsure", longer)
     unigram = {"model": {"vocab": [[token, -1.0] for token in twice]}}
     (unsure / "tokenizer.json").write_text(json.dumps(unigram))
-    assert "are one token" in refused(tmp_path, base, unsure, TokenMismatchError, "ids [6, 41] of the tuned model")
+    assert "are the same token" in refused(tmp_path, base, unsure, TokenMismatchError, "ids [6, 41] of the tuned model")
     narrow = {n: a[:, :-1] if n in (EMBEDDING, HEAD) else a for n, a in longer.items()}
     refused(tmp_path, base, model(tmp_path / "narrow", narrow, ADDED), ShapeMismatchError, "(40, 5000)", "(44, 4999)")
 

@@ -43,7 +43,8 @@ def test_a_folder_with_two_kinds_of_result_is_refused(tmp_path: Path, files: lis
             (place.parent / "config.json").write_text(json.dumps({"model_type": "llama"}))
         else:
             place.write_text("{}")
-    refused(tmp_path, base, tmp_path / "tuned", DeltaError, f"holds both {named[0]}", f" and {named[1]}", "remove one")
+    words = f"contains both {named[0]}", f" and {named[1]}", "remove one"
+    refused(tmp_path, base, tmp_path / "tuned", DeltaError, *words)
 
 
 def test_subfolders_of_a_trainer_are_ignored(tmp_path: Path) -> None:

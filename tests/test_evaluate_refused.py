@@ -44,8 +44,8 @@ def test_a_folder_grafted_in_one_pass_has_no_delta_to_evaluate(world: World, hal
 @pytest.mark.parametrize(
     ("tasks", "message"),
     [
-        ({"domain": ("nixt",)}, "task nixt: unknown; .* offer choice, heldout, heldout_dev, next, next_dev, say"),
-        ({"domain": ("heldout_dev",)}, r"task heldout_dev: .*/dev\.parquet: holds no rows, .*prepare\.dev"),
+        ({"domain": ("nixt",)}, "task nixt: unknown; .* have choice, heldout, heldout_dev, next, next_dev, say"),
+        ({"domain": ("heldout_dev",)}, r"task heldout_dev: .*/dev\.parquet: has no rows, .*prepare\.dev"),
         ({"domain": ("say",)}, "task say: is named both as domain and as guard"),
         ({"tasks": "no/such/folder"}, "no/such/folder: no such task folder"),
     ],
@@ -60,8 +60,8 @@ def test_a_task_that_cannot_run_is_named(world: World, tmp_path: Path, tasks: di
     ("changes", "items", "message"),
     [
         ({"file": "gone.jsonl"}, rows("say"), r"task odd: .*/gone\.jsonl: no such data file; .*shadowft prepare"),
-        ({}, [], r"task odd: .*/odd\.jsonl: holds no rows"),
-        ({"sample": "true"}, rows("say"), "task odd: it samples"),
+        ({}, [], r"task odd: .*/odd\.jsonl: has no rows"),
+        ({"sample": "true"}, rows("say"), "task odd: samples"),
         ({"better": "false"}, rows("say"), "task odd: lower exact_match is better"),
         ({"tokens": 99}, rows("say"), "task odd: AssertionError: .*less than model's maximum sequence length"),
         ({}, [("say a " * 20, "a")], "task odd: Left truncation applied.*shorten or repair the items"),

@@ -57,7 +57,7 @@ def test_a_score_is_a_number_from_0_to_1(world: World, tmp_path: Path, value: st
     if fits:
         assert score_instruct(world, tmp_path / "out", **options)[0]["tasks"]["odd"]["mean"] == float(value)
     else:
-        with pytest.raises(EvaluationError, match=r"task odd: acc gave .* for an item, expected a number from 0 to 1"):
+        with pytest.raises(EvaluationError, match=r"task odd: acc is .* for an item, expected a number from 0 to 1"):
             score_instruct(world, tmp_path / "out", **options)
 
 

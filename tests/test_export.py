@@ -135,7 +135,7 @@ def test_anything_but_a_single_lora_is_refused(lora: tuple[Pair, Path], tmp_path
     raw = bytearray((damaged / "factors.safetensors").read_bytes())
     raw[-1] ^= 1
     (damaged / "factors.safetensors").write_bytes(raw)
-    with pytest.raises(DeltaError, match=r"delta\.json says sha256:"):
+    with pytest.raises(DeltaError, match=r"delta\.json has sha256:"):
         export_adapter(pair.instruct, [(damaged, 1.0)], out)
     assert not [path for path in tmp_path.iterdir() if "adapter" in path.name]
 
@@ -145,7 +145,7 @@ def test_anything_but_a_single_lora_is_refused(lora: tuple[Pair, Path], tmp_path
     [
         ({"peft_type": "IA3"}, "the adapter is LoRA: peft_type is 'IA3'"),
         ({"r": 512}, "shapes: "),
-        ({"r": 600}, "rank within the server's: r is 600, the server accepts 1 to 512"),
+        ({"r": 600}, "rank within the server's limit: r is 600, the server accepts 1 to 512"),
         ({"modules_to_save": ["lm_head"]}, "no module is saved whole: modules_to_save is ['lm_head']"),
         ({"use_dora": True}, "no DoRA: use_dora is True"),
         ({"bias": "all"}, "no bias: bias is 'all'"),

@@ -41,7 +41,7 @@ def test_the_layers_of_peculiar_families_are_served_as_they_compute(
     adapt(base, tmp_path / "trained", target_modules=targets)
     extract(base, tmp_path / "trained", tmp_path / "delta")
     if "lm_head" in targets:
-        with pytest.raises(AdapterError, match=r"tensor lm_head.weight is of kind `head`, and servers adapt only"):
+        with pytest.raises(AdapterError, match=r"tensor lm_head.weight is of kind `head`, but servers adapt only"):
             export_adapter(instruct, [(tmp_path / "delta", 0.75)], tmp_path / "adapter")
         assert not (tmp_path / "adapter").exists()
     options = Options(scope=["*attn*"])

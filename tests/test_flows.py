@@ -214,7 +214,9 @@ def test_an_interrupted_run_ends_all_processes_and_exits_with_130(
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 130
     lines = [line for line in errors.splitlines() if "mlflow" not in line]
-    assert lines == ["error: interrupted; all its processes have ended, the next run resumes at the unfinished stage"]
+    assert lines == [
+        "error: interrupted; all processes of the run have ended, the next run resumes at the unfinished stage"
+    ]
     assert none_left(mark, seconds=1)
 
 

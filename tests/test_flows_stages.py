@@ -173,5 +173,5 @@ def test_a_disk_that_is_too_small_is_refused_before_the_first_stage(workspace: P
     steps.require_disk(params, pair(free // 3))
     steps.require_disk(full, pair(free // 40))  # tuned and delta in float32, twice each, and the graft: nine times two
     for settings, size in ((params, free // 2 + free // 8), (full, free // 12)):
-        with pytest.raises(InputError, match=r"disk: \d+\.\d GB free, the run may write \d+\.\d GB; make room"):
+        with pytest.raises(InputError, match=r"disk: \d+\.\d GB free, the run may write \d+\.\d GB; free space"):
             steps.require_disk(settings, pair(size))

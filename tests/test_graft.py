@@ -143,7 +143,7 @@ def test_a_delta_on_its_own_base_gives_the_tuned_model(tmp_path: Path) -> None:
     _, instruct, tuned = make(BF16)
     folder = write_model(tmp_path / "instruct", instruct)
     extract(folder, write_model(tmp_path / "tuned", tuned), tmp_path / "delta")
-    refused(OntoBaseError, "is the model the delta was taken from", folder, [(tmp_path / "delta", 1.0)])
+    refused(OntoBaseError, "the Instruct is the delta's own Base", folder, [(tmp_path / "delta", 1.0)])
     recipe = graft(folder, [(tmp_path / "delta", 1.0)], tmp_path / "out", Options(waivers=["onto-base"]))
     assert recipe["waivers"] == ["onto-base"]
     for name, out in tensors_of(tmp_path / "out").items():
@@ -231,7 +231,7 @@ def test_tensors_that_do_not_fit_are_refused(case: tuple[Path, Path], tmp_path: 
         ({Q: weights.T}, ShapeMismatchError, r"\(300, 700\), .*\(700, 300\)"),
         ({Q: np.ones((300, 700), np.int8)}, QuantisedError, "q_proj.weight: .* as I8"),
         ({Q: weights.astype(ml_dtypes.float8_e4m3fn)}, QuantisedError, "as F8_E4M3"),
-        ({Q: poisoned}, NotFiniteError, "the Instruct's tensor .*q_proj.weight holds NaN"),
+        ({Q: poisoned}, NotFiniteError, "the Instruct's tensor .*q_proj.weight has NaN"),
         ({"config": {"quantization_config": {"bits": 4}}}, QuantisedError, "quantization_config"),
     ]:
         refused(kind, message, instruct_with(tmp_path / "other", **changes), delta)
@@ -260,13 +260,13 @@ def test_a_damaged_delta_is_refused(case: tuple[Path, Path]) -> None:
     data = bytearray(file.read_bytes())
     data[-3] ^= 1
     file.write_bytes(data)
-    refused(DeltaError, "says sha256:", instruct, [(delta, 1.0)])
+    refused(DeltaError, r"delta\.json has sha256:", instruct, [(delta, 1.0)])
 
 
 def test_inputs_are_never_replaced(case: tuple[Path, Path]) -> None:
     instruct, delta = case
     for out in (instruct, delta, instruct / ".." / "instruct"):
-        with pytest.raises(GraftError, match="also an input"):
+        with pytest.raises(GraftError, match="contains the input"):
             graft(instruct, [(delta, 1.0)], out)
     assert open_delta(delta).names
 

@@ -160,7 +160,7 @@ def test_a_layout_that_cannot_be_converted_is_refused(tmp_path: Path) -> None:
             (TensorMissingError, r"experts\.1\.w3\.weight is missing", False, False, partial, {}),
             (TensorMissingError, r"only the Instruct has .*mlp\.experts\.3 ", False, False, more, {}),
             (TensorMissingError, r"only the Instruct has .*mlp\.experts\.3 ", False, True, more, {}),
-            (MisfitError, "how 'gpt_oss' orders its experts is not known", False, True, INSTRUCT, "gpt_oss"),
+            (MisfitError, "the order of the experts of 'gpt_oss' is unknown", False, True, INSTRUCT, "gpt_oss"),
             (ShapeMismatchError, r"experts\.1\.w1\.weight .*\(48, 3999\)", True, False, shorter, {}),
         ]
     ):

@@ -168,7 +168,7 @@ def test_an_invalid_merge_is_refused(three: tuple[Path, list[Path]]) -> None:
         merge=Merge("ties", 0.2),
     )
     for arguments, message in [
-        (("mean",), "merge rule 'mean'; known are sum, ties, dare"),
+        (("mean",), "merge rule 'mean'; expected one of sum, ties, dare"),
         (("sum", 0.5), "sum takes no density"),
         (("ties",), "ties with density None"),
         (("ties", 1.5), "ties with density 1.5"),
@@ -217,7 +217,7 @@ def test_a_recipe_repeats_a_merge(three: tuple[Path, list[Path]], tmp_path: Path
     assert graft(instruct, deltas, tmp_path / "two", options_of(stored)) == first
     with pytest.raises(GraftError, match="options are damaged"):
         options_of(stored | {"merge": {"rule": "sum", "colour": 1}})
-    with pytest.raises(GraftError, match="waiver 'all'; known are onto-base, unrelated"):
+    with pytest.raises(GraftError, match="waiver 'all'; expected one of onto-base, unrelated"):
         graft(instruct, deltas, tmp_path / "no", options_of(stored | {"waivers": ["all"]}))
 
 
@@ -272,5 +272,5 @@ def test_params_choose_the_scale_of_a_single_delta(three: tuple[Path, list[Path]
     assert scales(None) == ([0.5], "linear")
     assert scales(0.1) == ([0.1], "linear")
     assert scales(0.1, None, scale=0.3, scope=["all"]) == ([0.1, 0.3], "all")
-    with pytest.raises(ShadowError, match="params and sweep choose for a single delta"):
+    with pytest.raises(ShadowError, match="params and sweep set the scale of a single delta"):
         scales(0.1, None)

@@ -272,5 +272,5 @@ def test_a_one_pass_recipe_cannot_be_regrafted(tmp_path: Path, shadowft: Shadowf
     )
     assert code == GraftError.exit_code
     assert f"{recipe}: adds sha256:" in said
-    assert "without a stored delta, so it cannot be rebuilt; run extract and publish, and graft that delta" in said
+    assert "without a stored delta, so the model cannot be rebuilt; run extract and publish, and graft" in said
     assert not made.exists()

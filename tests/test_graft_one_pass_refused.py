@@ -38,12 +38,12 @@ def test_a_graft_that_a_recipe_cannot_repeat_is_refused(tmp_path: Path) -> None:
     refused(GraftError, "dare needs a stored delta's digest", instruct, [(pair, 1.0)], merge=Merge("dare", 0.5, 1))
     refused(GraftError, "the same delta as", instruct, [(pair, 0.5), (difference(base, tuned), 0.5)])
     refused(GraftError, "tuned: scale nan; expected a finite number", instruct, [(pair, float("nan"))])
-    refused(OntoBaseError, "is the model the delta was taken from", base, [(pair, 1.0)])
+    refused(OntoBaseError, "the Instruct is the delta's own Base", base, [(pair, 1.0)])
     graft(base, [(pair, 1.0)], tmp_path / "onto", Options(waivers=["onto-base"]))
     assert bits(tensors_of(tmp_path / "onto")) == bits(tensors_of(tuned)), "the tuned model again"
     for folder in (instruct, base, tuned, tmp_path):
         before = files(folder)
-        with pytest.raises(GraftError, match="is also an input and would be replaced; choose another --out"):
+        with pytest.raises(GraftError, match=r"contains the input .* and would be replaced; choose another --out"):
             graft(instruct, [(pair, 1.0)], folder)
         assert files(folder) == before
 
@@ -84,7 +84,7 @@ def test_a_tuned_folder_is_read_as_by_extract(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="is an adapter; run `shadowft extract` and graft its folder with --delta"):
         difference(base, left)
     (left / "model").mkdir()
-    with pytest.raises(DeltaError, match="holds both"):
+    with pytest.raises(DeltaError, match="contains both"):
         difference(base, left)
 
 
@@ -96,7 +96,7 @@ def test_wrong_weights_are_found_during_the_pass(tmp_path: Path) -> None:
         damaged = moved | {DOWN: moved[DOWN].copy()}
         damaged[DOWN][-1, -1] = value
         pair = difference(base, write_model(tmp_path / whose, damaged, 2))
-        refused(NotFiniteError, f"the delta's tensor {DOWN} holds NaN or infinity", instruct, [(pair, 1.0)])
+        refused(NotFiniteError, f"the delta's tensor {DOWN} has NaN or infinity", instruct, [(pair, 1.0)])
     stranger = write_model(tmp_path / "stranger", moved | {DOWN: moved[DOWN][::-1].copy()}, 2)
     message = rf"tensor {DOWN}: \|difference\| is 1\.4. of \|weights\|"
     refused(UnrelatedError, message, instruct, [(difference(base, stranger), 1.0)])

@@ -135,7 +135,11 @@ def test_an_unknown_waiver_is_refused(case: dict[str, Path]) -> None:
     from shadowft_core.errors import GraftError
 
     refused(
-        GraftError, "waiver 'everything'; known are", case["instruct"], [(case["delta"], 1.0)], waivers=["everything"]
+        GraftError,
+        "waiver 'everything'; expected one of",
+        case["instruct"],
+        [(case["delta"], 1.0)],
+        waivers=["everything"],
     )
 
 

@@ -193,7 +193,7 @@ def test_training_that_unties_is_refused_with_a_remedy(tmp_path: Path) -> None:
     tied = write_model(tmp_path / "tied", moved, tie_word_embeddings=True)
     for before, after, message in (
         (base, equal, "has lm_head.weight .*ties lm_head.weight to .*two are equal; set tie_word_embeddings to true"),
-        (base, apart, "has lm_head.weight .*a separate head, for which the delta has no place; untie the Base"),
+        (base, apart, "has lm_head.weight .*a separate head, which the delta cannot store; untie the Base"),
         (own, tied, "only .*own has lm_head.weight .*tied ties lm_head.weight to .*untied"),
     ):
         with pytest.raises(TensorMissingError, match=message) as caught:

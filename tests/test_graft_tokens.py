@@ -150,7 +150,7 @@ def test_rows_that_cannot_be_matched_are_refused(tmp_path: Path) -> None:
     ambiguous = save(tmp_path / "ambiguous", own, None)
     unigram = {"model": {"vocab": [[token, -1.0] for token in twice]}}
     (ambiguous / "tokenizer.json").write_text(json.dumps(unigram))
-    refused(TokenMismatchError, r"ids \[3, 88\] of the Instruct are one token", ambiguous, [(with_tokens, 1.0)])
+    refused(TokenMismatchError, r"ids \[3, 88\] of the Instruct are the same token", ambiguous, [(with_tokens, 1.0)])
     # A tensor out of scope needs no tokens.
     graft(save(tmp_path / "fine", own, words(90)), [(with_tokens, 1.0)], tmp_path / "out", Options([HEAD]))
 

@@ -98,19 +98,27 @@ def trust_in_the_config(folder: Path) -> None:
     edit(folder, "config.json", trust_remote_code=True)
 
 
-NEVER_RUN = "code that comes with a model is never run.*take a model whose class transformers has"
+NEVER_RUN = "code that comes with a model is never run.*use a model that transformers supports"
 REFUSED: list[tuple[Callable[[Path], None], str, str]] = [
     (own_class, "weights", rf"config\.json: auto_map own\.Own: {NEVER_RUN}"),
     (own_class_elsewhere, "weights", rf"config\.json: auto_map some/where--own\.Own: {NEVER_RUN}"),
     (trust_in_the_config, "weights", rf"config\.json: auto_map own\.Own: {NEVER_RUN}"),
     (own_tokenizer, "all", rf"auto_map own\.Own: {NEVER_RUN}"),
     (own_tokenizer_of_old, "all", rf"auto_map own\.Own: {NEVER_RUN}"),
-    (adapter, "all", r"adapter_config\.json: an adapter beside a model.*move it into a folder of its own"),
-    (other_weights, "all", r"config\.json: transformers_weights is 'other\.safetensors'.*drop the field"),
-    (kernel, "all", r"config\.json: attn_implementation is 'some/kernel', code to be downloaded.*drop the field"),
-    (nested_kernel, "all", r"config\.json: _attn_implementation is 'flash\|some/kernel', code to be downloaded"),
-    (kernel_of_experts, "all", r"config\.json: experts_implementation is 'some/kernel', code to be downloaded"),
-    (nested_kernel_of_experts, "all", r"config\.json: _experts_implementation is 'some/kernel', code to be downloaded"),
+    (
+        adapter,
+        "all",
+        r"adapter_config\.json: transformers would add this adapter.*move the adapter to a separate folder",
+    ),
+    (other_weights, "all", r"config\.json: transformers_weights is 'other\.safetensors'.*remove the field"),
+    (
+        kernel,
+        "all",
+        r"config\.json: attn_implementation is 'some/kernel', and downloaded code is never run; remove the field",
+    ),
+    (nested_kernel, "all", r"config\.json: _attn_implementation is 'flash\|some/kernel', and downloaded code is never"),
+    (kernel_of_experts, "all", r"config\.json: experts_implementation is 'some/kernel', and downloaded code is never"),
+    (nested_kernel_of_experts, "all", r"config\.json: _experts_implementation is 'some/kernel', and downloaded code"),
 ]
 TAKEN = [code_beside_a_known_class, processor_beside_a_known_class, own_generate]
 

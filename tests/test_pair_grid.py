@@ -174,7 +174,7 @@ def test_the_side_that_was_dequantised_is_named(matrix: np.ndarray, tmp_path: Pa
     [reason] = found["reasons"]
     assert reason == (
         f"the {side} was dequantised: 6 of 7 matrices are on a grid of 4 bits or fewer (int4, nf4, mxfp4), the first "
-        "is model.layers.0.self_attn.q_proj.weight; sigma measures that grid, and a graft keeps it; take the original "
+        "is model.layers.0.self_attn.q_proj.weight; sigma measures that grid, and a graft keeps it; use the original "
         "weights"
     )
 

@@ -253,7 +253,7 @@ def test_a_head_that_one_side_ties_is_a_warning(
     for _ in range(2):
         for result in both(pair):
             assert result["reasons"] == [
-                f"the head is tied to the embedding in the {tied.capitalize()}, not in the {other}; sigma leaves it out"
+                f"the head is tied to the embedding in the {tied.capitalize()}, not in the {other}; sigma excludes it"
             ]
             assert "lm_head.weight" not in result["sigma"]["tensors"]
             assert result["facts"][tied]["tied"]

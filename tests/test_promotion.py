@@ -79,7 +79,7 @@ def test_the_alias_is_read_back(released: Released, monkeypatch: pytest.MonkeyPa
 def test_a_version_whose_delta_is_missing_is_not_promoted(released: Released, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHADOWFT_STORE_URI", released.store.uri)
     next(Path(released.store.uri, "deltas").iterdir()).unlink()
-    with pytest.raises(StoreError, match="is not there, so the version cannot be rebuilt"):
+    with pytest.raises(StoreError, match=r"lacks delta .* of this version, so the version cannot be rebuilt"):
         room.promote(released.registry, released.store, "1")
     assert released.champion() is None
     assert room.history(released.registry, released.store).entries == []
@@ -90,7 +90,7 @@ def test_rollback_refuses_a_version_whose_delta_is_missing(released: Released, m
     for version in ("1", "2"):
         room.promote(released.registry, released.store, version)
     next(Path(released.store.uri, "deltas").iterdir()).unlink()
-    with pytest.raises(StoreError, match="is not there, so the version cannot be rebuilt"):
+    with pytest.raises(StoreError, match=r"lacks delta .* of this version, so the version cannot be rebuilt"):
         room.rollback(released.registry, released.store)
     assert released.champion() == 2
     assert len(room.history(released.registry, released.store).entries) == 2
@@ -292,6 +292,6 @@ def test_the_verbs_print_text_and_json(released: Released, tmp_path: Path) -> No
     named, last = say("history", name).splitlines()[2:]
     assert named.startswith("dangling: entry 3 (rollback, version 1, ")
     assert named.endswith(f"or the head was moved back; run `shadowft reconcile {name}`")
-    assert last == "2 entries, the chain is whole up to its head"
+    assert last == "2 entries, the chain is complete up to its head"
     with pytest.raises(InputError, match="not a time"):
         CliRunner().invoke(app, ["who-was", name, "--at", "yesterday", *options], catch_exceptions=False)

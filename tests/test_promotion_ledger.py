@@ -141,7 +141,7 @@ def test_an_entry_of_another_model_is_detected(released: Released, chain: list[E
     (folder / "entries" / foreign.digest.removeprefix("sha256:")).write_bytes(foreign.raw)
     head = json.loads((folder / "head").read_bytes()) | {"entry": foreign.digest}
     (folder / "head").write_bytes(canonical_json(head))
-    with pytest.raises(LedgerError, match="belongs to 'another-model'; restore the one of"):
+    with pytest.raises(LedgerError, match="belongs to 'another-model'; restore the entry of"):
         room.history(released.registry, released.store)
 
 

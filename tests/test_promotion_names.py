@@ -22,7 +22,8 @@ def test_an_unknown_model_is_refused_by_name_registry_and_store(
     room.promote(released.registry, released.store, "1")
     typo = released.registry.named(released.name + "x")
     message = (
-        rf"{typo.name}: the registry at {typo.tracking_uri} has no model .*, and store {released.store.uri} no ledger"
+        rf"{typo.name}: the registry at {typo.tracking_uri} has no model .*, "
+        rf"and store {released.store.uri} has no ledger"
     )
     for act in (
         lambda: room.history(typo, released.store),

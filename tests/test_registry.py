@@ -62,7 +62,7 @@ def test_a_new_verdict_is_a_new_version(run: Run) -> None:
 
 def test_outputs_of_different_runs_are_not_registered(run: Run, client: Any) -> None:
     write_verdict(run.work, "promote", "sha256:" + "0" * 64)
-    with pytest.raises(RegistryError, match=r"the judged model is sha256:0000.*, recipe\.json says sha256:"):
+    with pytest.raises(RegistryError, match=r"the judged model is sha256:0000.*, recipe\.json has sha256:"):
         run.register()
     (run.work / "report.html").unlink()
     with pytest.raises(RegistryError, match=r"report\.html: no such file; run `dvc repro`"):
@@ -75,7 +75,7 @@ def test_a_graft_without_a_stored_delta_is_not_registered(run: Run, client: Any)
     pair = {"base": "sha256:" + "1" * 64, "tuned": "sha256:" + "2" * 64, "scale": 0.5}
     write_json_atomically(recipe, read_json_object(recipe) | {"deltas": [pair]})
     with pytest.raises(
-        GraftError, match=r"recipe\.json: adds sha256:22.* - sha256:11.*so it cannot be rebuilt; run"
+        GraftError, match=r"recipe\.json: adds sha256:22.* - sha256:11.*so the model cannot be rebuilt; run"
     ) as e:
         run.register()
     assert "\n" not in str(e.value)

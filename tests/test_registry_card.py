@@ -53,7 +53,7 @@ EXPECTED = """\
 | instruct | 0.0 | 0.500 (0.400 to 0.600) | 0.750 (0.700 to 0.800) | 120 |
 | shadow\\_scaled | 0.75 | 0.512 (0.410 to 0.610) | none | 80 |
 
-[Read the report](#/experiments/7/runs/f00/artifacts/report.html) before you sign: `report.html` of run `f00`, beside \
+[Read the report](#/experiments/7/runs/f00/artifacts/report.html) before you sign: `report.html` of run `f00`, next to \
 `verdict.json`, `receipt.json`, `params.yaml` and `dvc.lock`.
 
 **Made of**
@@ -63,8 +63,8 @@ EXPECTED = """\
 - Data: `my rows.jsonl`, `sha256:dddddddddddd`; rows: 10 train, 3 test
 - Delta: `sha256:cccccccccccc` at scale 0.75, in `s3://team/deltas`
 
-**Licence.** The weights inherit the licences of the Base, the Instruct and the data. Nothing here grants one: look at \
-where they come from before you pass the model on.
+**Licence.** The weights inherit the licences of the Base, the Instruct and the data. Nothing here grants one: check \
+their sources before you share the model.
 
 **Load it** where Shadow-FT is installed. The deltas are read from the store that you name, never from a server that \
 only a recipe names:
@@ -77,9 +77,9 @@ mlflow models serve -m models:/my-model/{version} --env-manager local
 ```
 
 **Promote it** with `shadowft promote my-model {version}`; **roll back** to the previous champion with \
-`shadowft rollback my-model --reason "..."`. An alias that is moved here by hand is refused on loading.
+`shadowft rollback my-model --reason "..."`. Loading refuses an alias that was moved here by hand.
 
-The tags below hold its scale, its decision, its git state, and the digests of what it is made of.
+The tags below have its scale, its decision, its git state, and the digests of its ingredients.
 """
 
 

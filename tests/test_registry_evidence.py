@@ -24,7 +24,7 @@ FOREIGN: dict[str, tuple[str, dict[str, Any], str]] = {
 def test_a_file_of_another_run_is_not_registered(run: Run, client: Any, which: str) -> None:
     file, change, what = FOREIGN[which]
     write_json_atomically(run.work / file, read_json_object(run.work / file) | change)
-    with pytest.raises(RegistryError, match=rf"{what} is .*sha256:.*, recipe\.json says .*outputs of different runs"):
+    with pytest.raises(RegistryError, match=rf"{what} is .*sha256:.*, recipe\.json has .*outputs of different runs"):
         run.register()
     assert client.search_model_versions(f"name = '{run.params.registry.name}'") == []
     assert not run.pending.exists(), "it does not wait either"

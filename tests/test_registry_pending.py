@@ -68,7 +68,7 @@ def test_an_outage_of_mlflow_fails_no_flow(
     params["prepare"]["data"] = params["evaluate"]["tasks"] = "work"
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     read = steps.preflight(Path("params.yaml"), None)
-    assert "The run goes on, its registration will wait in var/pending" in capsys.readouterr().err
+    assert "The run continues; its registration will wait in var/pending" in capsys.readouterr().err
     state = steps.register.fn(read, room.Git("c" * 40, dirty=False), print)
     assert (state.is_completed(), state.name) == (True, "Waiting")
     assert "kept in var/pending/000001-" in state.message

@@ -48,7 +48,7 @@ def test_materialize_refuses_another_instruct_and_a_result_that_differs(
     other = shutil.copytree(tiny_llama_pair.instruct, tmp_path / "other")
     (other / "generation_config.json").write_text('{"temperature": 2}')
     with pytest.raises(
-        GraftError, match=r"expected file generation_config\.json with digest sha256:.*nothing was kept"
+        GraftError, match=r"expected file generation_config\.json with digest sha256:.*nothing was written"
     ):
         run.materialize(reference, tmp_path / "model", instruct=other)
     assert [path for path in tmp_path.iterdir() if "model" in path.name] == []

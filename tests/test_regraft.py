@@ -101,7 +101,7 @@ def test_wrong_deltas_instructs_and_recipes_are_refused(world: World, tmp_path: 
     )
     world.refused(GraftError, "other: delta sha256:.* is not in", world.recipe, world.newer, [*world.deltas, other])
     world.refused(UnrelatedError, "stranger", world.recipe, world.stranger, world.deltas)
-    world.refused(OntoBaseError, "taken from", world.recipe, world.base, world.deltas)
+    world.refused(OntoBaseError, "the delta's own Base", world.recipe, world.base, world.deltas)
     recipe = json.loads(world.recipe.read_bytes())
     for number, (damage, message) in enumerate(
         [

@@ -270,7 +270,7 @@ def test_an_incomplete_file_is_an_error(tmp_path: Path) -> None:
         report(tmp_path, tmp_path / "report.html")
 
 
-HEADLINES = {"promote": "may become champion", "hold": "The champion stays", "undecided": "too few to settle"}
+HEADLINES = {"promote": "may become champion", "hold": "The champion stays", "undecided": "too few items to settle"}
 
 
 @pytest.mark.parametrize("decision", HEADLINES)
@@ -282,7 +282,7 @@ def test_the_headline_is_that_of_the_decision(tmp_path: Path, decision: str) -> 
 
 
 def test_without_a_guard_the_page_says_so(tmp_path: Path, shown: Page) -> None:
-    sentence = "No guard task was measured, so nothing is claimed about what the Instruct keeps."
+    sentence = "No guard task was measured, so nothing is claimed about the abilities that the Instruct keeps."
     path = write_work(tmp_path) / "verdict.json"
     found = json.loads(path.read_bytes())
     dump(path, found | {"claims": [claim for claim in found["claims"] if claim["role"] == "domain"]})

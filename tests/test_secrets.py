@@ -159,7 +159,7 @@ def test_runs_with_a_password_leave_it_nowhere(
     waited = run()
     assert waited.returncode == RegistrationPendingError.exit_code == 11, waited.stderr
     assert "waiting: shadowft-pico (verdict hold) in var/pending/000001-" in waited.stdout
-    assert re.search(r"error: hold: registry at http://\*\*\*@127.*What waits: shadowft-pico", waited.stderr)
+    assert re.search(r"error: hold: registry at http://\*\*\*@127.*Waiting: shadowft-pico", waited.stderr)
     assert states(workspace) == [("Waiting", "FAILED")]
     server.start()
     try:

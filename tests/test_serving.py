@@ -117,7 +117,7 @@ def answered(model: Any, body: Any) -> Any:
         ({"messages": [{"role": "user"}]}, {}, "message 1: content is none; expected text or a list of text parts"),
         ({"messages": [USER | {"content": 3}]}, {}, "message 1: content is 3"),
         ({"messages": [USER | {"content": []}]}, {}, "message 1: content is none"),
-        ({"messages": [USER | {"content": "\ud800"}]}, {}, "half a character"),
+        ({"messages": [USER | {"content": "\ud800"}]}, {}, "a lone surrogate"),
         (
             {"messages": [USER | {"content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
             {},
@@ -142,7 +142,7 @@ def answered(model: Any, body: Any) -> Any:
         ([USER], {"temperature": 1e-40}, "temperature: .*, found 1e-40"),
         ([USER], {"temperature": "warm"}, "temperature"),
         ([USER], {"stop": "word5"}, "stop"),
-        ([USER], {"stop": [""]}, "stop: expected a text or a list of texts, none empty"),
+        ([USER], {"stop": [""]}, "stop: expected a string or a list of strings, none empty"),
         ([USER], {"stop": [5]}, "stop"),
     ],
 )

@@ -237,7 +237,7 @@ def test_a_folder_that_is_not_a_delta_is_not_published(folder_store: Store, delt
     with pytest.raises(DeltaError, match=r"no delta\.json"):
         room.publish(tmp_path, folder_store)
     (delta / "weights.bin").write_bytes(b"x")
-    with pytest.raises(DeltaError, match=r"weights\.bin: a delta folder may hold"):
+    with pytest.raises(DeltaError, match=r"weights\.bin: a delta folder may contain"):
         room.publish(delta, folder_store)
     (delta / "weights.bin").unlink()
     (delta / "delta.json").write_text('{ "format": 1}')

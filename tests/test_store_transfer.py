@@ -209,7 +209,7 @@ def test_a_delta_that_does_not_fit_the_disk_is_refused_before_the_download(
     digest = room.publish(write_delta(tmp_path / "delta", {"w": noise(0, 20_000)}), folder_store)
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(room.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(room.StoreError, match="1000 bytes are free, the delta has 80"):
+    with pytest.raises(room.StoreError, match="1000 bytes are free, the delta needs 80"):
         room.fetch_delta(digest, folder_store, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -128,13 +128,13 @@ def test_a_model_that_extract_could_not_read_is_refused_before_the_first_step(
             "hrm_text",
             "lora",
             AdapterError,
-            r"hrm_text: with train\.method: lora .*: \S+_proj\.weight is .* only transformers can convert; .* full$",
+            r"hrm_text: after train\.method: lora, .*: \S+_proj\.weight is .* only transformers can convert; .* full$",
         ),
         (
             "gpt2",
             "full",
             TensorMissingError,
-            r"would save transformer\.\S+, which the folder does not hold \(\d+ in all",
+            r"would save transformer\.\S+, which the folder lacks \(\d+ in all",
         ),
     ):
         found = done(family, method).exception

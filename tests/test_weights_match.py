@@ -51,7 +51,7 @@ def test_padding_is_matched_by_number_for_pair_and_never_for_graft() -> None:
 
 
 def test_rows_without_a_certain_match_are_refused() -> None:
-    with pytest.raises(TokenMismatchError, match=r"here: ids \[1, 2\] of the Base are one token"):
+    with pytest.raises(TokenMismatchError, match=r"here: ids \[1, 2\] of the Base are the same token"):
         match_rows(marks(7), marks(5, 7, 7), "here")
     with pytest.raises(TokenMismatchError, match="no token in common"):
         match_rows(marks(7), marks(5), "here")

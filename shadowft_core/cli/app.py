@@ -1,4 +1,4 @@
-"""The command `shadowft`: all verbs, and how it ends. Importing it imports no other room; a verb does when it runs."""
+"""The command `shadowft`: its verbs, errors and exit codes. A verb imports the other rooms only when it runs."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ from shadowft_core.cli.output import accept_any_text, print_error
 from shadowft_core.cli.workspace import filled_in, run_code_of_workspace
 from shadowft_core.errors import ShadowError
 
-INTERRUPTED = 130  # exit code after Ctrl-C, by convention of the shells
+INTERRUPTED = 130  # exit code after Ctrl-C, by the convention of shells
 RENAMED = {  # (verb, old word): new spelling
     ("store", "verify"): "store check",
     ("store", "gc"): "store prune",
@@ -27,7 +27,7 @@ class Verbs(TyperGroup):
     """The group of all verbs. It refuses an old spelling and names the new one."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Raises a usage error for an old spelling."""
+        """Parse the arguments; an old spelling is a usage error."""
         for (verb, old), new in RENAMED.items():
             candidates = args[1:] if old.startswith("-") else args[1:2]
             if args[:1] == [verb] and any(word.partition("=")[0] == old for word in candidates):
@@ -50,7 +50,7 @@ for group in (stages, flow, store, registry, promotion, inspect):
 def main() -> None:
     """Run the command line and exit. A ShadowError becomes one line on stderr and its exit code.
 
-    No verb reads stdin. Libraries and child processes that prompt there read an end of file.
+    No verb reads stdin. Libraries and child processes that read it get an end of file.
     """
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     accept_any_text()
@@ -74,6 +74,6 @@ def main() -> None:
         message = f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
         print_error(type(error).__name__, message, code, as_json)
     if code == INTERRUPTED:
-        message = "interrupted; nothing half-written is left, run the same command again"
+        message = "interrupted; no partial output is left, run the same command again"
         print_error("KeyboardInterrupt", message, INTERRUPTED, as_json)
     sys.exit(code)

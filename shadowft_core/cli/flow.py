@@ -1,4 +1,4 @@
-"""The verb of the flow, which runs all stages."""
+"""The verb that runs the flow: all stages."""
 
 import os
 import sys
@@ -21,5 +21,5 @@ def retrain(context: typer.Context) -> None:
     Example: shadowft retrain --name my-model
     """
     if not Path("flows/retrain.py").is_file():
-        raise InputError("flows/retrain.py: no such file; run `shadowft retrain` in the folder of the project")
+        raise InputError("flows/retrain.py: no such file; run `shadowft retrain` in the project's folder")
     os.execv(sys.executable, [sys.executable, "-m", "flows.retrain", *context.args])  # noqa: S606

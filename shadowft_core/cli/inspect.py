@@ -26,7 +26,7 @@ def pair(
     ignore: IgnoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check whether a Base and an Instruct may be paired. Exit code 4 if they are refused.
+    """Check whether a Base and an Instruct may be paired. Exit code 4 if the pair is refused.
 
     Reads headers, configs, tokenizers and a sample of the weights (byte ranges of a remote model); writes nothing.
 
@@ -113,4 +113,4 @@ def version(as_json: JsonOption = False) -> None:
         return
     for name, number in versions.items():
         print(f"{name} {number or 'is not installed'}")
-    print(f"kernel: {'compiled' if compiled else 'numpy: the same bits, more slowly; reinstall with a C compiler'}")
+    print(f"kernel: {'compiled' if compiled else 'numpy: the same bits but slower; reinstall with a C compiler'}")

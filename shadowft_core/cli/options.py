@@ -1,4 +1,4 @@
-"""Options that several verbs share: one spelling, one help text each. Also reads the params.yaml they name."""
+"""The options that several verbs share, each with one spelling and one help text. Also reads the params file."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -93,7 +93,7 @@ def read_params(path: Path | None, **sections: "Section") -> "Params":
 
 
 def waivers_of(onto_base: bool, unrelated: bool) -> list[str]:
-    """The waived checks of `graft`, named as in recipe and receipt."""
+    """The checks of `graft` to waive, named as in recipe and receipt."""
     from shadowft_core.graft import ONTO_BASE, UNRELATED
 
     return [name for name, given in ((ONTO_BASE, onto_base), (UNRELATED, unrelated)) if given]

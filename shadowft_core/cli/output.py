@@ -1,4 +1,4 @@
-"""What --json prints: one envelope for every answer and every error. docs/json.md lists the kinds and their fields."""
+"""Prints answers and errors. With --json, all have the same envelope; docs/json.md lists the kinds and their fields."""
 
 import io
 import sys

@@ -1,4 +1,4 @@
-"""The verbs about which version of a registered model is champion."""
+"""The verbs that show and change which version of a registered model is champion."""
 
 from datetime import datetime
 from pathlib import Path
@@ -38,7 +38,7 @@ def promote(
     params: ParamsOption = PARAMS,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a version the champion, if its verdict says promote.
+    """Make a version the champion, if its verdict is promote.
 
     Reads recipe and verdict from the store; writes an entry to the ledger, then moves the alias `champion`.
     Exit code 10 if the verdict does not allow it.
@@ -62,7 +62,7 @@ def rollback(
     params: ParamsOption = PARAMS,
     as_json: JsonOption = False,
 ) -> None:
-    """Make an earlier champion champion again. Repeated, it goes one further back each time.
+    """Make an earlier champion champion again. Each further call goes one champion further back.
 
     Writes an entry to the ledger, then moves the alias `champion`.
 
@@ -81,7 +81,7 @@ def reconcile(
     params: ParamsOption = PARAMS,
     as_json: JsonOption = False,
 ) -> None:
-    """Set the alias `champion` to what the ledger says, send waiting registrations, and report what was wrong.
+    """Set the alias `champion` to the ledger's champion, send waiting registrations, and report each repair.
 
     Repairs an alias moved by hand, a deleted version, a promotion that was killed, and an outage of MLflow.
 
@@ -111,7 +111,7 @@ def reconcile(
 
 @verbs.command(rich_help_panel=REGISTRY)
 def history(name: NameArgument, params: ParamsOption = PARAMS, as_json: JsonOption = False) -> None:
-    """List every move of `champion`, first to last. Exit code 9 if an entry was edited, removed or reordered.
+    """List every change of `champion`, oldest first. Exit code 9 if an entry was edited, removed or reordered.
 
     Reads the ledger; writes nothing.
     A dangling entry is one that the head does not name: a promotion was cut off, or the head was moved back.
@@ -134,7 +134,7 @@ def history(name: NameArgument, params: ParamsOption = PARAMS, as_json: JsonOpti
     remedy = f"shadowft reconcile {name}" if chain.entries else f"shadowft promote {name} VERSION"
     for remark in chain.remarks:
         print(f"dangling: {remark}; run `{remedy}`")
-    print(f"{len(chain.entries)} entries, the chain is whole{' up to its head' if chain.dangling else ''}")
+    print(f"{len(chain.entries)} entries, the chain is complete{' up to its head' if chain.dangling else ''}")
 
 
 @verbs.command("who-was", rich_help_panel=REGISTRY)

@@ -46,7 +46,7 @@ class Target(StrEnum):
 def register(
     work: WorkOption = Path("work"),
     lock: Annotated[Path, typer.Option(help="the dvc.lock of the run")] = Path("dvc.lock"),
-    pending: Annotated[bool, typer.Option("--pending", help="only send what waits in var/pending")] = False,
+    pending: Annotated[bool, typer.Option("--pending", help="only send the registrations in var/pending")] = False,
     params: ParamsOption = PARAMS,
     as_json: JsonOption = False,
 ) -> None:
@@ -113,7 +113,7 @@ def export(
     params: ParamsOption = PARAMS,
     as_json: JsonOption = False,
 ) -> None:
-    """Write what a server loads: a complete model, or the delta as a LoRA adapter for vLLM.
+    """Write a folder that a server can load: a complete model, or the delta as a LoRA adapter for vLLM.
 
     Reads a registered version, or a delta and the Instruct; writes a folder.
     An adapter needs a LoRA delta on linear layers at one scale; any other delta is refused with the reason.

@@ -41,7 +41,7 @@ def fetch(
 ) -> None:
     """Resolve and pin both models and check that they may be paired.
 
-    Reads the two references in `fetch` of the params file; writes both models. Exit code 4 if they are refused.
+    Reads the two references in `fetch` of the params file; writes both models. Exit code 4 if the pair is refused.
 
     Example: shadowft fetch --out work/pair
     """
@@ -94,7 +94,7 @@ def train(
 ) -> None:
     """Tune one model with TRL: LoRA or full, with the loss on assistant tokens only.
 
-    Reads the model, the data, and the Instruct's tokenizer and chat template; writes what was trained.
+    Reads the model, the data, and the Instruct's tokenizer and chat template; writes the adapter or the tuned model.
 
     Example: shadowft train --model work/pair/base --instruct work/pair/instruct --data work/data --out my_tuned
     """
@@ -123,9 +123,9 @@ def extract(
     as_json: JsonOption = False,
     params: ParamsOption = PARAMS,
 ) -> None:
-    """Take the weight delta, exactly: LoRA factors as they are, anything else as a float32 difference.
+    """Extract the exact weight delta: LoRA factors as they are, anything else as a float32 difference.
 
-    Reads two models, or a model and an adapter; writes a delta folder. Only --lowrank makes it inexact.
+    Reads two models, or a model and an adapter; writes a delta folder. Only --lowrank makes the delta inexact.
 
     Kind lora: shadowft extract --base work/pair/base --tuned my_adapter --out my_delta
     (plain LoRA, rsLoRA, PiSSA, OLoRA; the factors are kept)
@@ -135,7 +135,7 @@ def extract(
     (if the Base was quantised in training, pass it dequantised)
 
     Kind lowrank: shadowft extract --base work/pair/base --tuned my_checkpoint --lowrank 0.05 --out my_delta
-    (any of them, reduced within an error you allow: 0.05 keeps 99.75 % of every tensor's energy)
+    (approximates any delta within the given error: 0.05 keeps 99.75 % of every tensor's energy)
 
     Tensors on one side only: shadowft extract --base my_base --tuned my_checkpoint --ignore 'mtp.*' --out my_delta
     (recorded in the delta and applied by its grafts; for a whole project set extract.ignore)
@@ -181,7 +181,7 @@ def graft(
         Path | None, typer.Option(help="with --tuned: graft their difference without storing a delta")
     ] = None,
     tuned: Annotated[Path | None, typer.Option(help="with --base: folder of a checkpoint, not of an adapter")] = None,
-    sweep: Annotated[Path | None, typer.Option(help="take scale and scope from this sweep file")] = None,
+    sweep: Annotated[Path | None, typer.Option(help="sweep file to read scale and scope from")] = None,
     scale: Annotated[
         float | None, typer.Option(help="scale of a delta without @SCALE; default: from the params or the sweep file")
     ] = None,
@@ -190,11 +190,11 @@ def graft(
     ] = None,
     scale_for: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATTERN=SCALE", help="another scale for some tensors; repeatable, the last match wins"),
+        typer.Option(metavar="PATTERN=SCALE", help="scale of matching tensors; repeatable, the last match wins"),
     ] = None,
-    merge: Annotated[str, typer.Option(metavar="sum|ties|dare", help="how several deltas become one")] = "sum",
+    merge: Annotated[str, typer.Option(metavar="sum|ties|dare", help="how to merge several deltas")] = "sum",
     density: Annotated[float | None, typer.Option(help="share of entries that ties or dare keeps")] = None,
-    seed: Annotated[int | None, typer.Option(help="seed of the entries that dare drops")] = None,
+    seed: Annotated[int | None, typer.Option(help="random seed of dare")] = None,
     onto_base: OntoBaseOption = False,
     unrelated: UnrelatedOption = False,
     ignore: IgnoreOption = None,
@@ -259,7 +259,7 @@ def evaluate(
 
 @verbs.command(rich_help_panel=STAGES)
 def verdict(
-    scores: Annotated[Path, typer.Option(help="folder that holds the folders made by `evaluate`")],
+    scores: Annotated[Path, typer.Option(help="folder with the folders made by `evaluate`")],
     recipe: Annotated[Path, typer.Option(help="recipe.json of the candidate")],
     out: Annotated[Path, out_file("the verdict, JSON")],
     metrics: Annotated[

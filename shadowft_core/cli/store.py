@@ -102,7 +102,7 @@ def probe(
     as_json: JsonOption = False,
     params: ParamsOption = PARAMS,
 ) -> None:
-    """Test that a store server does what publishing relies on.
+    """Test whether a store server does what publishing relies on.
 
     Tests one winner per name among racing writers, wrong checksums refused, compare-and-swap, current listings.
     Reads and writes a few small objects under probe/. Exit code 8 if a test fails.
@@ -162,7 +162,7 @@ def check(
 ) -> None:
     """Read every object of the deltas, recipes and verdicts and compare it with its digest.
 
-    Lists each damaged or missing object, and ends with exit code 8 if there is any. Writes nothing to the store.
+    Lists each damaged or missing object; the exit code is 8 if there is any. Writes nothing to the store.
 
     Example: shadowft store check
 
@@ -200,7 +200,7 @@ def prune(
     """Remove the objects that no published delta uses.
 
     Interrupted publishes leave such objects, and so do deltas whose claim was removed.
-    Safe while others publish. The grace period keeps what an interrupted publish need not send again.
+    Safe while others publish. The grace period keeps objects that an interrupted publish would have to send again.
 
     Example: shadowft store prune --dry-run
     """

@@ -1,4 +1,4 @@
-"""What `extract`, `receipt`, `pair` and `diff` print for people: text and tables."""
+"""Prints the results of `extract`, `receipt`, `pair` and `diff` for people, as text and tables."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ SHOWN = 12  # rows of a table; --json prints all
 
 
 def show_delta(out: Path, facts: dict[str, Any]) -> None:
-    """What `extract` wrote."""
+    """Print what `extract` wrote."""
     forms = ", ".join(f"{count} {form}" for form, count in facts["tensors"].items())
     print(f"{out}: kind {facts['kind']}, tensors: {forms}; {facts['bytes']} bytes, error {facts['error']:g}")
     for reason, sides in facts["ignored"].items():
@@ -25,28 +25,28 @@ def show_delta(out: Path, facts: dict[str, Any]) -> None:
 
 
 def show_pair(result: dict[str, Any]) -> None:
-    """The verdict on a pair, its reasons, and sigma by layer and module."""
+    """Print the verdict on a pair, its reasons, and sigma by layer and module."""
     console = _console()
     for role in ("base", "instruct"):
         named, facts = result[role], result["facts"][role]
         label = f" ({named['label']})" if named["label"] else ""
-        _say(console, f"{role}: {named['ref']} {named.get('digest', '')}".rstrip() + label)
+        _print(console, f"{role}: {named['ref']} {named.get('digest', '')}".rstrip() + label)
         size = f"{facts['tensors']} tensors, {facts['weights']:,} weights in {', '.join(facts['dtypes'])}"
         template = "chat template" if facts["chat_template"] else "no chat template"
-        _say(console, f"  {facts['model_type']}, {size}, head {'tied' if facts['tied'] else 'untied'}, {template}")
-    _say(console, f"verdict: {result['verdict']}")
+        _print(console, f"  {facts['model_type']}, {size}, head {'tied' if facts['tied'] else 'untied'}, {template}")
+    _print(console, f"verdict: {result['verdict']}")
     for reason in result["reasons"]:
-        _say(console, f"  {reason}")
+        _print(console, f"  {reason}")
     sigma = result["sigma"]
     read, size = sigma["weights"]["read"], sigma["weights"]["of"]
-    _say(console, f"sampled, {read:,} of {size:,} weights" if result["sampled"] else f"all {size:,} weights read")
-    _say(console, f"sigma {sigma['overall']:.5f} overall, {sigma['definition']} (0: identical, 1: unrelated)")
+    _print(console, f"sampled, {read:,} of {size:,} weights" if result["sampled"] else f"all {size:,} weights read")
+    _print(console, f"sigma {sigma['overall']:.5f} overall, {sigma['definition']} (0: identical, 1: unrelated)")
     if "vision" in sigma:
         parts = f"{sigma['language']:.5f} language model, {sigma['vision']['overall']:.5f} vision"
-        _say(console, f"sigma {parts}; below, the language model")
+        _print(console, f"sigma {parts}; below, the language model")
     for figure in sigma.get("aggregations", {}).values():
         value = "-" if figure["value"] is None else f"{figure['value']:.5f}"
-        _say(console, f"sigma {value} as {figure['definition']} ({figure['source']})")
+        _print(console, f"sigma {value} as {figure['definition']} ({figure['source']})")
     table = _table("", "layer or module", "sigma")
     for layer, value in sorted(sigma["layers"].items(), key=lambda item: int(item[0])):
         table.add_row(f"layer {layer}", f"{value:.5f}")
@@ -57,40 +57,40 @@ def show_pair(result: dict[str, Any]) -> None:
 
 
 def show_receipt(account: dict[str, Any]) -> None:
-    """What was grafted and untouched, and the tensors that lost most to rounding."""
+    """Print what was grafted and untouched, and the tensors that lost most to rounding."""
     console = _console()
-    _say(console, f"{account['path']}: {account['digest']}")
-    _say(console, f"  = instruct {account['instruct']['digest']}")
+    _print(console, f"{account['path']}: {account['digest']}")
+    _print(console, f"  = instruct {account['instruct']['digest']}")
     for delta in account["deltas"]:
         what = (
             f"delta {delta['digest']}"
             if "digest" in delta
             else f"({delta['tuned']} - {delta['base']}), no delta stored"
         )
-        _say(console, f"  + {delta['scale']:g} * {what}")
+        _print(console, f"  + {delta['scale']:g} * {what}")
     merge = account["merge"]
     rule = " ".join(["merge", merge["rule"], *(f"{key} {merge[key]}" for key in ("density", "seed") if key in merge)])
     base = ", onto the delta's own Base" if account["onto_base"] else ""
-    _say(console, f"{rule}, scope {account['scope']}, dtype {account['dtype']}{base}")
+    _print(console, f"{rule}, scope {account['scope']}, dtype {account['dtype']}{base}")
     for pattern, scale in account["scale_for"]:
-        _say(console, f"  scale {scale:g} for {pattern}")
+        _print(console, f"  scale {scale:g} for {pattern}")
     if account["regrafted_from"]:
-        _say(console, f"regrafted from recipe {account['regrafted_from']}; needs its own verdict")
+        _print(console, f"regrafted from recipe {account['regrafted_from']}; needs its own verdict")
     if account["waivers"]:
-        _say(console, f"waived by name: {', '.join(account['waivers'])}")
-    _say(console, f"{account['classes']['grafted']} tensors grafted")
+        _print(console, f"waived by name: {', '.join(account['waivers'])}")
+    _print(console, f"{account['classes']['grafted']} tensors grafted")
     for reason, names in account["untouched"].items():
-        _say(console, f"{len(names)} untouched, {reason}: {_some(names)}")
+        _print(console, f"{len(names)} untouched, {reason}: {_some(names)}")
     _show_left_out(console, account)
     for name, rows in account["tokens"].items():
-        _say(console, f"{name}: {rows['matched']} rows matched by token, {rows['moved']} of them under another id")
+        _print(console, f"{name}: {rows['matched']} rows matched by token, {rows['moved']} of them under another id")
         for side, what in (
             ("instruct_only", "left as the Instruct's"),
             ("base_only", "of tokens that the Instruct lacks, dropped"),
             ("padding", "padding, left as the Instruct's"),
         ):
             if rows[side]["rows"]:
-                _say(console, f"  {rows[side]['rows']} {what}: {_some(rows[side]['ids'])}")
+                _print(console, f"  {rows[side]['rows']} {what}: {_some(rows[side]['ids'])}")
     if account["retention"] is None:
         return
     table = _table(
@@ -107,38 +107,40 @@ def show_receipt(account: dict[str, Any]) -> None:
             end_section=row is rows[0],
         )
     console.print(table)
-    _say_more(console, len(account["tensors"]))
+    _print_more(console, len(account["tensors"]))
 
 
 def _show_left_out(console: "Console", account: dict[str, Any]) -> None:
-    """Which part of the delta was not grafted, and which tensors only one side has."""
+    """Print which part of the delta was not grafted, and which tensors only one side has."""
     from shadowft_core.weights import percent
 
     if account["left_out"]:
-        _say(console, f"{len(account['left_out'])} tensors of the delta are out of scope: {_some(account['left_out'])}")
+        _print(
+            console, f"{len(account['left_out'])} tensors of the delta are out of scope: {_some(account['left_out'])}"
+        )
     if travel := account["travel"]:
         shares = ", ".join(f"{leaf} {percent(share)}" for leaf, share in travel["stays"].items())
-        _say(console, f"{percent(travel['energy'])} of the delta's energy is grafted; not grafted: {shares}")
+        _print(console, f"{percent(travel['energy'])} of the delta's energy is grafted; not grafted: {shares}")
     for reason, sides in account["ignored"].items():
         for side, names in sides.items():
-            _say(console, f"{len(names)} only in the {side}, {reason}: {_some(names)}")
+            _print(console, f"{len(names)} only in the {side}, {reason}: {_some(names)}")
 
 
 def show_diff(found: dict[str, Any]) -> None:
-    """How many tensors differ and how, and the tensors that differ most."""
+    """Print how many tensors differ and how, and the tensors that differ most."""
     console = _console()
     for side in ("first", "second"):
-        _say(console, f"{side}: {found[side]['path']} {found[side]['digest']}")
+        _print(console, f"{side}: {found[side]['path']} {found[side]['digest']}")
     words = {"bits": "differ in bits", "dtype": "differ in dtype", "shape": "differ in shape"}
     counts = [f"{count} {words.get(status, status)}" for status, count in found["counts"].items() if count]
-    _say(console, f"tensors: {', '.join(counts)}")
+    _print(console, f"tensors: {', '.join(counts)}")
     differing = {name: entry for name, entry in found["tensors"].items() if entry["status"] != "equal"}
     if not differing:
-        _say(console, "the models are equal")
+        _print(console, "the models are equal")
         return
 
     def weight(item: tuple[str, dict[str, Any]]) -> tuple[bool, float, str]:
-        """Differences of layout first, then values that are not finite, then by relative norm."""
+        """Sort differences of layout first, then non-finite values, then by relative norm."""
         name, entry = item
         relative = entry.get("relative")
         return entry["status"] == "bits", -float("inf") if relative is None else -relative, name
@@ -149,7 +151,7 @@ def show_diff(found: dict[str, Any]) -> None:
         changed = str(entry.get("changed", ""))
         table.add_row(name, entry["status"], _layout(entry, "first"), _layout(entry, "second"), changed, *numbers)
     console.print(table)
-    _say_more(console, len(differing))
+    _print_more(console, len(differing))
 
 
 def _number(entry: dict[str, Any], key: str) -> str:
@@ -167,9 +169,9 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def _say_more(console: "Console", rows: int) -> None:
+def _print_more(console: "Console", rows: int) -> None:
     if rows > SHOWN:
-        _say(console, f"and {rows - SHOWN} more; --json lists all")
+        _print(console, f"and {rows - SHOWN} more; --json lists all")
 
 
 def _console() -> "Console":
@@ -181,7 +183,7 @@ def _console() -> "Console":
     return console
 
 
-def _say(console: "Console", line: str) -> None:
+def _print(console: "Console", line: str) -> None:
     """Print one line unwrapped, so that digests stay whole."""
     console.print(line, soft_wrap=True)
 

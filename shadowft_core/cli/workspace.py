@@ -1,7 +1,7 @@
-"""How a verb differs when DVC runs it: it runs the code of the workspace, and placeholders of dvc.yaml are replaced.
+"""Two differences when DVC runs a verb: it runs the code of the workspace, and placeholders of dvc.yaml are replaced.
 
-DVC passes the command of a stage to a shell, so dvc.yaml puts no value of params.yaml into it. It has the placeholders
-{route}, {model} and {graft} instead, which are replaced here by validated values of params.yaml.
+DVC passes the command of a stage to a shell, so dvc.yaml has no value of params.yaml in it, but the placeholders
+{route}, {model} and {graft}. This module replaces them by validated values of params.yaml.
 """
 
 import os
@@ -19,8 +19,8 @@ PLACEHOLDERS = ("{route}", "{model}", "{graft}")
 def run_code_of_workspace() -> None:
     """Restart with the shadowft_core of the current folder if DVC runs a stage with another one.
 
-    The command `shadowft` belongs to one checkout. In another checkout (a clone, the folder of `dvc exp run --temp`) a
-    stage would otherwise run code that differs from the code whose digest DVC records.
+    The command `shadowft` belongs to one checkout. In another checkout (a clone, the folder of `dvc exp run --temp`), a
+    stage would otherwise not run the code that DVC records the digest of.
     """
     here = Path("shadowft_core")
     if STAGE in os.environ and (here / "cli").is_dir() and not here.samefile(Path(__file__).parents[1]):

@@ -16,7 +16,7 @@ from shadowft_core.weights import FLOATS, Checkpoint, Ignored, open_safetensors
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
-_SUFFIXES = {  # endings of PEFT's names, by what the tensor is; the first group is the module
+_SUFFIXES = {  # pattern of PEFT's name, and the part that the tensor is; the first group is the module
     r"(.+)\.lora_A\.weight": "A",
     r"(.+)\.lora_B\.weight": "B",
     r"(.+)\.lora_B\.bias": "shift",
@@ -36,7 +36,10 @@ class Adapter:
     """An adapter folder and its Base. `interpret.open_adapter` fills `changes` and `given`."""
 
     def __init__(self, before: Checkpoint, source: Path, ignore: Sequence[str] = ()) -> None:
-        """Opens the files and sorts the keys. Raises AdapterError, QuantisedError for a quantised Base."""
+        """Open the files and sort the keys.
+
+        Raises AdapterError, CheckpointError, QuantisedError for a quantised Base.
+        """
         self.before, self.source, self.ignore = before, source, ignore
         self.ignored: Ignored = {}
         """tensors of the Base that the adapter may leave out"""
@@ -45,14 +48,14 @@ class Adapter:
         if not self.file.is_file():
             raise AdapterError(f"{source}: no {ADAPTER_WEIGHTS}; save the adapter with safe_serialization")
         self.weights = open_safetensors(self.file)
-        self.read_again = lru_cache(8)(self.read)  # for a tensor of which every expert takes a part
+        self.read_again = lru_cache(8)(self.read)  # for tensors that contain a part for every expert
         self._require_float_base()
         self.modules: dict[str, dict[str, str]] = {}
-        """by module, the keys of the file that adapt it, by part"""
+        """by module, then by part: the keys of the file that adapt it"""
         self.whole: dict[str, str] = {}
-        """keys of tensors that the file holds whole, with the parameter each one belongs to"""
+        """by key of a tensor that the file has as a whole: the parameter it belongs to"""
         self.given: dict[str, str] = {}
-        """tensors of the Base that the file holds whole, changed or not, with their key"""
+        """by tensor of the Base that the file has as a whole, changed or not: its key"""
         self.changes: dict[str, Change] = {}
         """by tensor of the Base"""
         self._sort_keys()
@@ -61,14 +64,17 @@ class Adapter:
         """One tensor of the file, float32. Raises QuantisedError, NotFiniteError."""
         info = self.weights.info(key)
         if info.dtype not in FLOATS:
-            raise QuantisedError(f"{info.file}: tensor {key} is {info.dtype}, expected one of {', '.join(FLOATS)}")
+            raise QuantisedError(
+                f"{info.file}: tensor {key} is {info.dtype}, expected one of {', '.join(FLOATS)}; "
+                "save the adapter as float"
+            )
         array = self.weights.read(key).astype(np.float32, copy=False)
         if not np.isfinite(array).all():
             raise NotFiniteError(f"{info.file}: tensor {key} holds NaN or infinity; the training diverged")
         return array
 
     def home(self, name: str) -> str:
-        """The stored tensor of the Base for a name: for a tied head, the embedding."""
+        """The Base's stored tensor for a name; for a tied head, the embedding."""
         return self.before.home(name)
 
     def stored(self, name: str) -> str:
@@ -76,7 +82,7 @@ class Adapter:
         return self.before.family.in_files(name)
 
     def is_fused(self, module: str) -> bool:
-        """Whether a module's factors adapt fused experts or another parameter, not the module's own weight."""
+        """Whether a module's factors adapt fused experts or another parameter rather than the module's weight."""
         parameter = f"{module}.weight"
         if (name := self.home(self.stored(parameter))) not in self.before:
             return True
@@ -89,7 +95,7 @@ class Adapter:
         return matches([pattern], module)
 
     def add(self, name: str, change: Change) -> None:
-        """Add a part of the change of a tensor. Raises AdapterError where the file gives that part twice."""
+        """Add a part of a tensor's change. Raises AdapterError if the file has that part twice."""
         held = self.changes.get(name, Change())
         fields = {field: value for field, value in vars(change).items() if value != vars(Change())[field]}
         if twice := [field for field in fields if vars(held)[field] != vars(Change())[field]]:
@@ -106,7 +112,7 @@ class Adapter:
         )
 
     def require_float(self, name: str) -> None:
-        """Raises QuantisedError unless the Base holds this tensor as a float."""
+        """Raise QuantisedError unless the Base stores this tensor as a float."""
         info = self.before.info(self.home(name))
         if info.dtype not in FLOATS:
             raise QuantisedError(
@@ -125,7 +131,7 @@ class Adapter:
             method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
             raise QuantisedError(
                 f"{self.before.path}: config.json names a quantisation ({method}); pass the dequantised checkpoint "
-                "that the training used, or for plain LoRA the float one it was quantised from"
+                "that the training used or, for plain LoRA, the float checkpoint it was quantised from"
             )
 
     def _sort_keys(self) -> None:
@@ -133,7 +139,7 @@ class Adapter:
             wrapper = "_orig_mod" if "._orig_mod." in f".{key}" else key.partition(".")[0]
             if wrapper in WRAPPERS:
                 raise AdapterError(
-                    f"{self.file}: tensor {key}: {WRAPPERS[wrapper]}, or take {wrapper}. out of the names in the file"
+                    f"{self.file}: tensor {key}: {WRAPPERS[wrapper]}, or remove {wrapper}. from the names in the file"
                 )
             if 0 in self.weights.info(key).shape:
                 raise AdapterError(f"{self.file}: tensor {key} is empty, as ZeRO-3 leaves it; {GATHER}")

@@ -9,7 +9,7 @@ from shadowft_core.weights import FLOATS, Checkpoint, build_header, token_marks,
 
 
 def sampled(base: Checkpoint) -> dict[str, np.ndarray]:
-    """By name, up to 64 values of every float tensor, flat, in its own dtype, at `sample_positions`."""
+    """Up to 64 flat values of every float tensor, by name, in its own dtype, at `sample_positions`."""
     infos = {name: base.info(name) for name in sorted(base.names)}
     return {
         name: base.sample(name, sample_positions(info.size))

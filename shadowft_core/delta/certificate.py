@@ -1,4 +1,4 @@
-"""delta.json: read, checked against itself, and turned into the tensors that the weight files must hold."""
+"""Reads and checks delta.json, and derives from it the tensors that the weight files must contain."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ from shadowft_core.errors import DeltaError
 from shadowft_core.files import bytes_digest, canonical_json, read_json_object
 
 Layout = dict[str, tuple[str, tuple[int, ...] | None]]
-"""per tensor of a file: its dtype and shape, None for any number of bytes"""
+"""dtype and shape of each tensor of a file; shape None allows any number of bytes"""
 
 
 class Certificate(NamedTuple):
@@ -16,13 +16,16 @@ class Certificate(NamedTuple):
 
     fields: dict[str, Any]
     digest: str
-    """SHA-256 of the file, which is the digest of the delta"""
+    """SHA-256 of the file: the delta's digest"""
     expected: dict[str, Layout]
     """by weight file"""
 
 
 def read_certificate(path: Path) -> Certificate:
-    """Read delta.json of a delta folder. Raises DeltaError on another format, or one that was edited or is damaged."""
+    """Read delta.json of a delta folder. Raises DeltaError if it is missing, of another format, edited or damaged.
+
+    Raises CheckpointError if it is not a JSON object.
+    """
     file = path / CERTIFICATE
     if not file.is_file():
         raise DeltaError(f"{path}: no {CERTIFICATE}; pass a folder made by `shadowft extract`")
@@ -34,7 +37,7 @@ def read_certificate(path: Path) -> Certificate:
         raise DeltaError(f"{file}: not canonical JSON, so it was edited; fetch or extract it again")
     try:
         if fields["kind"] not in KINDS:
-            raise DeltaError(f"{file}: kind {fields['kind']!r}, expected one of {', '.join(KINDS)}")
+            raise DeltaError(f"{file}: kind {fields['kind']!r}, expected one of {', '.join(KINDS)}; extract it again")
         base = fields["base"]
         _ = base["digest"], base["tokenizer_digest"], base["tied"], base["sample"]
         expected: dict[str, Layout] = {DENSE: {}, FACTORS: {}}
@@ -46,7 +49,10 @@ def read_certificate(path: Path) -> Certificate:
 
 
 def _expect(expected: dict[str, Layout], name: str, entry: dict[str, Any], file: Path) -> None:
-    """Add the tensors that the weight files hold for an entry. Raises KeyError, TypeError, ValueError if damaged."""
+    """Add the tensors that the weight files must contain for an entry.
+
+    Raises KeyError, TypeError or ValueError for a damaged entry, DeltaError for an unknown form.
+    """
     shape = tuple(int(n) for n in entry["shape"])
     if entry["form"] == "factors":
         rows, columns = shape
@@ -59,4 +65,6 @@ def _expect(expected: dict[str, Layout], name: str, entry: dict[str, Any], file:
         _ = entry["digest"]
         expected[DENSE][name] = ("F32", shape) if entry["form"] == "plain" else ("U8", None)
     else:
-        raise DeltaError(f"{file}: tensor {name} has form {entry['form']!r}, expected factors, frames or plain")
+        raise DeltaError(
+            f"{file}: tensor {name} has form {entry['form']!r}, expected factors, frames or plain; extract it again"
+        )

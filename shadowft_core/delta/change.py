@@ -12,13 +12,13 @@ from shadowft_core.delta.factors import Factors
 class Change:
     """The tuned tensor as a function of the Base's: `magnitude * (W + factors) / |W + factors|`, each part optional.
 
-    W is the Base's tensor, or `replaced` where the adapter holds the whole tensor. `rows` then overwrites rows of it.
-    Fields that are texts are keys of the adapter's file.
+    W is the Base's tensor, or `replaced` if the adapter has the whole tensor. `rows` then overwrites rows of the
+    result. String fields are keys of the adapter's file.
     """
 
     factors: Factors | None = None
     stacked: Callable[[int], np.ndarray] | None = None
-    """for one tensor of all experts: the float32 delta of the expert with that number"""
+    """for one tensor of all experts: returns the delta of the expert with that number"""
     magnitude: str | None = None
     """DoRA (Liu et al. 2024): norms of the weight vectors of the outputs"""
     outputs_are_columns: bool = False

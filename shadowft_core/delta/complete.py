@@ -1,4 +1,4 @@
-"""Checks that an adapter's file holds every tensor that its config names."""
+"""Checks that an adapter's file has every tensor that its config names."""
 
 from shadowft_core.delta.adapter import Adapter
 from shadowft_core.errors import AdapterError
@@ -6,13 +6,13 @@ from shadowft_core.weights import by_reason, remedy, require_one_sided
 
 
 class NotAdapted(AdapterError):
-    """The config targets a tensor that the file does not adapt: it was lost, or the loaded model does not have it."""
+    """The config targets a tensor that the file does not adapt: it was lost, or the loaded model lacks it."""
 
 
 def require_complete(adapter: Adapter) -> None:
-    """Every module and parameter that the config names must have its tensors in the file, or be ignored by pattern.
+    """Require the tensors of every module and parameter that the config names, except those ignored by pattern.
 
-    Fills `adapter.ignored`. Raises NotAdapted, AdapterError.
+    Fills `adapter.ignored`. Raises NotAdapted, AdapterError, InputError for a pattern that matches an adapted tensor.
     """
     before, settings, family = adapter.before, adapter.settings, adapter.before.family
     adapted = {adapter.home(name) for name in adapter.changes}
@@ -51,6 +51,6 @@ def require_complete(adapter: Adapter) -> None:
 
 
 def _is_named_as_in_files(adapter: Adapter, module: str) -> bool:
-    """Whether the adapter calls a module by its name in the files, and the loaded model calls it otherwise."""
+    """Whether the adapter uses a module's name in the files and the loaded model has another name for it."""
     name = f"{module}.weight"
     return name in adapter.before and adapter.before.family.parameter(name) != name

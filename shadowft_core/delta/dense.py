@@ -18,12 +18,12 @@ from shadowft_core.weights import Bytes, append_safetensors
 
 Storage = Literal["compressed", "bfloat16", "float32"]
 
-SMALL = 1 << 14  # elements; such tensors are written first, together, because a store sends them together
+SMALL = 1 << 14  # elements; tensors up to this size are written first, because a store sends them together
 TOGETHER = 4  # parts of a tensor that a worker encodes in one task
 
 Part = Callable[[str, int], tuple[np.ndarray, float]]
 """`part(name, number)` returns a flat float32 part of a tensor's delta, `step(shape)` elements, which the next call may
-overwrite, and the sum of squares of the Base's weights in that part, or 0 where it was not computed"""
+overwrite, and the sum of squares of the Base's weights in that part, or 0 if it was not computed"""
 
 
 def write_dense(
@@ -36,9 +36,9 @@ def write_dense(
     """Write dense.safetensors; returns the certificate's entries.
 
     `compressed` and `bfloat16` are frames (frames.py), with and without entropy coding; `float32` is a plain tensor
-    that any safetensors library reads. All are exact. `check(name, square, weight)` gets the sums of squares of every
-    tensor's delta and weights, over the parts whose weights were summed. Raises NotFiniteError naming the tensor,
-    and what `check` raises.
+    that any safetensors library reads. All are exact. `check(name, square, weight)` receives the sums of squares of
+    each tensor's delta and weights, over the parts for which `part` summed the weights. Raises NotFiniteError naming
+    the tensor, and what `check` raises.
     """
     shapes = dict(sorted(shapes.items(), key=lambda item: math.prod(item[1]) > SMALL))
     squares = {name: np.zeros(3) for name in shapes}

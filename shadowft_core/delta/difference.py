@@ -20,14 +20,14 @@ from shadowft_core.kernels.scratch import scratch
 from shadowft_core.weights import DTYPES, FLOATS, Checkpoint, Ignored, note_unknown, runs_of, token_marks
 from shadowft_core.weights.similarity import CHANGE_UNRELATED as FAR
 
-_COUNTERS = ("I64", "I32", "I16", "U64", "U32", "U16", "BOOL")  # eight bits and less are codes of quantised weights
+_COUNTERS = ("I64", "I32", "I16", "U64", "U32", "U16", "BOOL")  # integers of at most 8 bits are quantised weights
 
 
 class Difference:
     """A delta that is not stored: a `DeltaSource` that subtracts two checkpoints as it is read.
 
-    `path` is that of the tuned model. `unrelated` waives the check that no matrix moved by more than its own norm;
-    `ignore` and `standing` are those of `layout`, which matches the two checkpoints.
+    `path` is the tuned model's. `unrelated` waives the check that no matrix moved by more than its own norm. `ignore`
+    and `standing` are passed to `layout`, which matches the two checkpoints.
     Raises ZeroDeltaError when they are equal, QuantisedError, CheckpointError, and what `layout` raises.
     """
 
@@ -62,10 +62,10 @@ class Difference:
         return self.before.info(name).shape
 
     def part(self, name: str, number: int) -> tuple[np.ndarray, float]:
-        """A flat float32 part, `step(shape)` elements, which the next overwrites, and the Base's sum of squares there.
+        """A flat float32 part, `step(shape)` elements, which the next overwrites, and the Base's sum of squares in it.
 
-        The sum is 0 but for every 32nd part: those suffice to recognise an unrelated model (relative distance about 1.4
-        in all of them).
+        The sum is computed for every 32nd part only, and is 0 for the others: an unrelated model is at a relative
+        distance of about 1.4 in every part.
         """
         info, stride = self.before.info(name), step(self.shape(name))
         was = scratch.array("before", min(stride, info.size - number * stride), DTYPES[info.dtype])
@@ -77,7 +77,7 @@ class Difference:
     def _now(self, name: str, start: int, was: np.ndarray) -> np.ndarray:
         """The tuned model's weights that correspond to `was`, the Base's weights from `start` on.
 
-        float32 where rows were matched by token; rows of tokens that the tuned model lacks are the Base's.
+        float32 if rows were matched by token. Rows of tokens that the tuned model lacks are copied from the Base.
         """
         tuned_name = self.layout.tuned[name]
         dtype, rows = DTYPES[self.after.info(tuned_name).dtype], self.layout.rows.get(name)
@@ -129,7 +129,7 @@ class Difference:
         return self._norms[name]
 
     def require_related(self, name: str, square: float, before: float) -> None:
-        """Raises UnrelatedError if a tensor's delta is too large, given the sums of squares of delta and weights."""
+        """Raise UnrelatedError if a tensor's delta is too large, given the sums of squares of delta and weights."""
         if not self._unrelated and len(self.shape(name)) > 1 and before and square > FAR**2 * before:
             raise UnrelatedError(
                 f"tensor {name}: |difference| is {math.sqrt(square / before):.2f} of |weights| (tuned: below 0.1, "
@@ -150,7 +150,7 @@ class Difference:
 
     @property
     def digest(self) -> str:
-        """Of `recorded`: both model digests."""
+        """The digest of `recorded`, which has both model digests."""
         return bytes_digest(canonical_json(self.recorded))
 
     @property
@@ -178,7 +178,7 @@ class Difference:
         """A difference has no factors."""
 
     def differences(self, name: str) -> Differences:
-        """The parts as pairs of weights. Raises UnrelatedError at the end of the pass, judged by every 32nd part."""
+        """The parts as pairs of weights. The end of the pass raises UnrelatedError, judged by every 32nd part."""
 
         def pairs(scale: float, stride: int) -> Iterator[LazyDifference]:
             square = before = 0.0
@@ -225,7 +225,7 @@ def _not_subtractable(name: str, before: Checkpoint, after: Checkpoint, tuned_na
         return QuantisedError(f"{what}; float64 is not supported, save both as one of {', '.join(FLOATS)}")
     if old == new and old in _COUNTERS:
         return QuantisedError(
-            f"{what}: a counter or mask, not a weight, so a delta cannot carry it; copy the Base's into the tuned model"
+            f"{what}: a counter or mask, not a weight, so a delta cannot store it; copy the Base's into the tuned model"
         )
     return QuantisedError(f"{what}; dequantise both")
 

@@ -1,10 +1,10 @@
 """Factors on the fused weights of a mixture of experts, split into the tensors that the Base stores.
 
 PEFT adapts such a parameter, (experts, rows, columns) in memory, as a whole: A is (experts * rank, inputs) with the
-rows of one expert together, B is (outputs, rank * experts) with the expert index running fastest
+rows of one expert together, B is (outputs, rank * experts) with the expert index varying fastest
 (ParamWrapper.get_delta_weight). The shapes show whether rows or columns are the inputs, unless both are equal. Then
 PEFT's rule for the class decides: before 0.19.0 always the rows; since then the columns, unless the class declares its
-experts as (inputs, outputs). A folder may hold the parameter as it is, with every matrix transposed, or as one tensor
+experts as (inputs, outputs). A folder may store the parameter as it is, with every matrix transposed, or as one tensor
 per expert and matrix.
 """
 
@@ -35,7 +35,7 @@ class Stack(NamedTuple):
     transposed: bool
     """every matrix is stored (columns, rows)"""
     parts: list[list[str]]
-    """by expert, the tensors whose rows make up the matrix"""
+    """for each expert, the tensors whose rows make up the matrix"""
 
 
 class Experts:
@@ -46,25 +46,25 @@ class Experts:
         self._stacks: dict[str, Stack | None] = {}
 
     def stack(self, parameter: str) -> Stack | None:
-        """The fused experts of that name in memory; None when the Base holds none."""
+        """The fused experts of that name in memory; None when the Base has none."""
         if parameter not in self._stacks:
             self._stacks[parameter] = _find_stack(self._adapter, parameter)
         return self._stacks[parameter]
 
     def changes(self, module: str, keys: dict[str, str]) -> dict[str, Change]:
-        """Changes by tensor name of the Base. Raises AdapterError where it holds no experts of these shapes."""
+        """Changes by tensor name of the Base. Raises AdapterError if the Base has no experts of these shapes."""
         adapter = self._adapter
         stack = self._adapted(module, keys)
         if stack is None:
             raise AdapterError(
-                f"{adapter.file}: adapts {module}, and {adapter.before.path} holds neither its weight nor matching "
+                f"{adapter.file}: adapts {module}, but {adapter.before.path} has neither its weight nor matching "
                 "experts; pass the model it was trained on, or merge the adapter (PEFT merge_and_unload) and pass that"
             )
         turned = self._is_turned(stack, keys)
         (count, rows, _), (rank, scaling) = stack.shape, adapter.settings.rank_and_scaling(stack.parameter)
 
         def factors(expert: int, first: int = 0, end: int = rows) -> Factors:
-            """Of rows `first` to `end` of an expert's matrix in memory."""
+            """The factors of rows `first` to `end` of an expert's matrix in memory."""
             a, b = _pair(adapter, keys, rank, count, expert)
             left, right = (a, b) if turned else (b, a)
             return Factors(
@@ -120,7 +120,7 @@ class Experts:
         return straight, turned and count > 1  # PEFT never turns a single expert
 
     def _is_turned(self, stack: Stack, keys: dict[str, str]) -> bool:
-        """Whether the rows of a matrix in memory are its inputs. Raises AdapterError where that cannot be known."""
+        """Whether the rows of a matrix in memory are its inputs. Raises AdapterError if that cannot be determined."""
         straight, turned = self._fit(stack, keys)
         if straight != turned:
             return turned
@@ -146,7 +146,7 @@ class Experts:
 
     @cached_property
     def _shown(self) -> frozenset[bool]:
-        """Whether rows are inputs, of those of the adapter's experts whose shapes show it."""
+        """The orientations (rows are inputs) of those experts of the adapter whose shapes show it."""
         return frozenset(self._shown_orientations())
 
     def _shown_orientations(self) -> Iterator[bool]:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_ROWS = 512  # of a factor that are float64 at a time: 512 KiB at rank 128
+_ROWS = 512  # rows of a factor converted to float64 at a time: 512 KiB at rank 128
 
 
 @dataclass(frozen=True)
 class Factors:
-    """The delta of one (rows, columns) matrix. The arrays are float32 and are read when needed: few are in memory."""
+    """The delta of one (rows, columns) matrix. The arrays are float32 and are read when needed."""
 
     rank: int
     scaling: float
@@ -25,7 +25,7 @@ class Factors:
         return self._norm(self.left(), self.right())
 
     def right_and_norm(self) -> tuple[np.ndarray, float]:
-        """`right()` and `product_norm()` from one reading."""
+        """`right()` and `product_norm()`, reading `right` once."""
         right = self.right()
         return right, self._norm(self.left(), right)
 

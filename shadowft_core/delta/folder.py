@@ -19,8 +19,8 @@ from shadowft_core.kernels.scratch import scratch
 from shadowft_core.weights import Checkpoint, Ignored, open_safetensors
 
 NO_DIGESTS: Mapping[tuple[str, int, int], str] = {}
-_TALL = 128  # rows of a product computed together: a matrix library is slow on fewer
-_WIDE = 1 << 20  # float64 elements of it at most, unless one part has more
+_TALL = 128  # rows of a product computed together: matrix libraries are slow on fewer
+_WIDE = 1 << 20  # maximum float64 elements of that product, unless one part has more
 
 
 class Delta:
@@ -57,14 +57,14 @@ class Delta:
         return tuple(self._tensors[name]["shape"])
 
     def norm(self, name: str) -> float:
-        """The Frobenius norm of a tensor's delta, as its certificate gives it."""
+        """The Frobenius norm of a tensor's delta, from the certificate."""
         return float(self._tensors[name]["norm"])
 
     def form(self, name: str) -> str:
         return str(self._tensors[name]["form"])
 
     def factors(self, name: str) -> Factors | None:
-        """The stored factors of a tensor, verified when they are read; None where it has another form."""
+        """The stored factors of a tensor, verified when they are read; None if it has another form."""
         entry = self._tensors[name]
         if entry["form"] != "factors":
             return None
@@ -78,7 +78,7 @@ class Delta:
         return Factors(entry["rank"], entry["scaling"], left, right)
 
     def differences(self, name: str) -> None:
-        """The delta itself is stored."""
+        """None: the delta itself is stored."""
 
     def read(self, name: str) -> np.ndarray:
         """The whole delta of one tensor, float32; the same bits as its parts."""
@@ -155,7 +155,7 @@ class Delta:
         length = body_bytes(head.tobytes(), elements, where)
         end = start + HEAD.size + length
         if end > size:
-            raise DeltaError(f"{where}: {size} bytes, a frame ends at byte {end}; fetch or extract it again")
+            raise DeltaError(f"{where}: {size} bytes, but a frame ends at byte {end}; fetch or extract it again")
         if out is not None:
             body = scratch.array("body", length, np.uint8)
             weights.read_into(name, start + HEAD.size, body)
@@ -168,7 +168,7 @@ class Delta:
     def _require_end(self, name: str, end: int) -> None:
         if end != (size := self._weights[DENSE].info(name).size):
             raise DeltaError(
-                f"{self.path / DENSE}: tensor {name}: {size} bytes, its frames end at {end}; fetch it again"
+                f"{self.path / DENSE}: tensor {name}: {size} bytes, but its frames end at {end}; fetch it again"
             )
 
     def _products(self, factors: Factors, stride: int, size: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -192,8 +192,8 @@ class Delta:
     def verify(self, known: Mapping[tuple[str, int, int], str] = NO_DIGESTS) -> None:
         """Compare every stored tensor with the certificate. Raises DeltaError naming the first that differs.
 
-        `known`: digests of pieces of the files by (file name, offset, bytes), computed when the files were written. A
-        tensor that is such a piece is not read.
+        `known` are digests that were computed when the files were written, by (file name, offset, bytes). A tensor that
+        is such a piece of a file is not read.
         """
         for model in self._weights.values():
             places = {name: model.info(name) for name in model.names}
@@ -228,7 +228,7 @@ class Delta:
     def _compare(self, file: str, name: str, found: str, expected: str) -> None:
         if found != expected:
             raise DeltaError(
-                f"{self.path / file}: tensor {name} is {found}, {CERTIFICATE} says {expected}; extract it again"
+                f"{self.path / file}: tensor {name} is {found}, {CERTIFICATE} has {expected}; extract it again"
             )
 
 
@@ -257,7 +257,7 @@ def open_delta(path: Path) -> Delta:
     weights[BASE] = open_safetensors(path / BASE)
     sample = fields["base"]["sample"]
     if (found := file_digest(path / BASE)) != sample:
-        raise DeltaError(f"{path / BASE}: is {found}, {CERTIFICATE} says {sample}; fetch or extract it again")
+        raise DeltaError(f"{path / BASE}: is {found}, {CERTIFICATE} has {sample}; fetch or extract it again")
     return Delta(path, fields, digest, weights)
 
 
@@ -265,5 +265,5 @@ def _require_equal(file: Path, found: Layout, expected: Layout) -> None:
     if found != expected:
         odd = min(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
         raise DeltaError(
-            f"{file}: tensor {odd} is {found.get(odd)}, {CERTIFICATE} says {expected.get(odd)}; extract it again"
+            f"{file}: tensor {odd} is {found.get(odd)}, {CERTIFICATE} has {expected.get(odd)}; extract it again"
         )

@@ -8,7 +8,7 @@ FORMAT = 2
 CERTIFICATE, DENSE, FACTORS, BASE = "delta.json", "dense.safetensors", "factors.safetensors", "base.safetensors"
 KINDS = ("lora", "dense", "lowrank")
 MARKS, SAMPLE = "token_marks", "sample."
-"""names in base.safetensors: the token marks; the sample of a tensor, in front of its name"""
+"""names in base.safetensors: of the token marks; prefix of the sample of a tensor"""
 
 
 def step(shape: tuple[int, ...]) -> int:
@@ -18,7 +18,7 @@ def step(shape: tuple[int, ...]) -> int:
 
 
 def sample_positions(size: int) -> np.ndarray:
-    """Flat positions that are sampled of `size` elements: all up to 64, else four runs of 16, evenly spread."""
+    """Flat positions to sample from `size` elements: all if at most 64, else four evenly spread runs of 16."""
     if size <= 64:
         return np.arange(size)
     starts = np.linspace(0, size - 16, 4).astype(np.int64)
@@ -26,5 +26,5 @@ def sample_positions(size: int) -> np.ndarray:
 
 
 def rounded(norm: float) -> float:
-    """Round to nine digits: float64 sums agree that far on every machine, and the delta's digest covers the norms."""
+    """Round to nine digits, which agree on every machine: the delta's digest covers the norms."""
     return float(f"{norm:.9g}")

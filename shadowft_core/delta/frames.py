@@ -2,8 +2,8 @@
 
 One frame holds one part of `step(shape)` elements. The difference of two bfloat16 weights is nearly always a bfloat16
 number itself (Sterbenz: subtracting two near numbers is exact), so a frame holds bfloat16 words and lists the few
-float32 values that are not. Words are split into planes of bytes, exponents apart from signs and mantissas, because
-entropy coding finds the similarity of exponents only when they are together. Layout, little-endian:
+float32 values that are not. Words are split into planes of bytes, with exponents separate from signs and mantissas,
+because entropy coding exploits the similarity of exponents only when they are together. Layout, little-endian:
 
     u8 word (0 all zero, 1 bfloat16, 2 float32)   u8 codec (0 raw, 1 zstd over planes)   u16 zero
     u32 elements   u32 bytes of the words   u32 exceptions
@@ -30,10 +30,10 @@ _BF16 = np.dtype(ml_dtypes.bfloat16)
 
 
 class _Coder(threading.local):
-    """zstd, one context per thread. Weights have no repeats: only entropy coding helps, the match search is short.
+    """zstd, one context per thread. Weights do not repeat, so only entropy coding helps; the match search is cut short.
 
-    Measured at an update of rms 1e-4: 28 % of bfloat16 at 0.83 GB/s, where the fastest level with a full search takes
-    30 % at 0.32 GB/s.
+    Measured with an update of rms 1e-4: 28 % of bfloat16 at 0.83 GB/s; the fastest level with a full search reaches 30
+    % at 0.32 GB/s.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class _Coder(threading.local):
         )
 
     def decompress(self, data: memoryview, out: np.ndarray) -> None:
-        """Raises ValueError unless `data` is one zstd frame of exactly the bytes that `out` holds."""
+        """Fill `out`. Raises ValueError unless `data` is one zstd frame of exactly that many bytes."""
         size = lib.ZSTD_decompressDCtx(
             self._decompressing, ffi.from_buffer(out), out.nbytes, ffi.from_buffer(data), len(data)
         )
@@ -108,17 +108,19 @@ def encode(values: np.ndarray, compress: bool, out: np.ndarray) -> tuple[int, fl
 
 
 def body_bytes(head: bytes, elements: int, where: str) -> int:
-    """The number of bytes that follow a frame head. Raises DeltaError if it is no head of a frame of `elements`."""
+    """The number of bytes after a frame head. Raises DeltaError if it is not the head of a frame of `elements`."""
     word, codec, zero, count, payload, odd = HEAD.unpack(head)
     plain = count * _WORD[word].itemsize if word in _WORD else 0
     limit = plain if codec == RAW else plain + 1024
     if word > FLOAT32 or codec > ZSTD or zero or count != elements or payload > limit or odd > elements:
-        raise DeltaError(f"{where}: frame {head.hex()} is not one of {elements} elements; fetch or extract it again")
+        raise DeltaError(
+            f"{where}: {head.hex()} is not the head of a frame of {elements} elements; fetch or extract it again"
+        )
     return int(payload + 8 * odd)
 
 
 def decode(head: bytes, body: memoryview, out: np.ndarray, where: str) -> None:
-    """Write the float32 values of one frame into `out`. Raises DeltaError when the body does not hold them."""
+    """Write the float32 values of one frame into `out`. Raises DeltaError when the body is damaged."""
     word, codec, _, count, payload, odd = HEAD.unpack(head)
     if word == ZERO:
         out[:] = 0

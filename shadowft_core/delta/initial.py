@@ -22,9 +22,9 @@ DOUBT = 0.01  # of the delta's norm: the largest uncertainty of P, from the trai
 
 
 def without_initial(before: Checkpoint, name: str, trained: Factors, settings: Settings, swapped: bool) -> Factors:
-    """Factors of `scaling * left right - P`. `swapped`: the tensor is stored (inputs, outputs).
+    """Factors of `scaling * left right - P`. `swapped` means that the tensor is stored (inputs, outputs).
 
-    Raises AdapterError where the Base does not determine P well enough, UnrelatedError for another model.
+    Raises AdapterError if the Base does not determine P well enough, UnrelatedError for another model.
     """
     stored = before.read(name).astype(np.float32)
     matrix = stored.T if swapped else stored

@@ -1,6 +1,6 @@
-"""Turns the tensors of a PEFT LoRA adapter into changes of its Base. Every tensor is used, or refused by name.
+"""Turns the tensors of a PEFT LoRA adapter into changes of its Base. Uses every tensor, or refuses it by name.
 
-An adapter names modules as the loaded model does or, if an older transformers trained it, as the files do.
+An adapter names modules as in the loaded model or, if it was trained with an older transformers, as in the files.
 """
 
 import sys
@@ -25,10 +25,11 @@ _OTHER_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 
 
 def open_adapter(before: Checkpoint, source: Path, ignore: Sequence[str] = ()) -> Adapter:
-    """An adapter folder with its `changes`, by tensor name of the Base `before`.
+    """Open an adapter folder and fill its `changes`, by tensor name of the Base `before`.
 
-    `ignore`: glob patterns of tensors of the Base that the adapter may leave out although its config targets them.
-    Raises AdapterError, QuantisedError, ShapeMismatchError, WrongBaseError, UnrelatedError, NotFiniteError.
+    `ignore` are glob patterns of tensors of the Base that the adapter may lack although its config targets them.
+    Raises AdapterError, QuantisedError, ShapeMismatchError, WrongBaseError, UnrelatedError, NotFiniteError, InputError
+    for a pattern that matches an adapted tensor.
     """
     adapter = Adapter(before, source, ignore)
     reading = _Reading(adapter)
@@ -52,7 +53,7 @@ class _Reading:
         self.experts = Experts(adapter)
 
     def add_whole(self, parameter: str, key: str) -> None:
-        """Add a tensor that the file holds whole: a copy of the Base's, or one trained as a whole."""
+        """Add a tensor that the file has as a whole: a copy of the Base's, or one trained as a whole."""
         name = self.adapter.stored(parameter)
         several = name not in self.before or parameter.count(".experts.")
         stack = self.experts.stack(parameter) if several else None
@@ -62,7 +63,7 @@ class _Reading:
         expected, given = self.before.info(self.adapter.home(name)).shape, self.weights.info(key).shape
         if expected != given:
             raise ShapeMismatchError(
-                f"{self.file}: tensor {key} is {given}, {self.before.path} has {expected}; "
+                f"{self.file}: tensor {key} has shape {given}, {self.before.path} has {expected}; "
                 "pass the Base it was trained on, resized as in the training"
             )
         differs = self._differs(name, key)
@@ -122,16 +123,20 @@ class _Reading:
         parameter = self.settings.targets_parameter(f"{module}.weight")
         tied = self.settings.tied_training and home != name  # then PEFT adapts the head with its embedding
         if not (parameter or tied or self.settings.targets(module)):
-            raise AdapterError(f"{self.file}: {module} has factors, {ADAPTER_CONFIG} does not target it; save it again")
+            raise AdapterError(
+                f"{self.file}: {module} has factors, but {ADAPTER_CONFIG} does not target it; save the adapter again"
+            )
         shape, held = self.before.info(home).shape, [self.weights.info(key).shape for key in (a, b)]
         rank, scaling = self.settings.rank_and_scaling(f"{module}.weight" if parameter else module, *held[0][:1])
         if len(shape) != 2:
             kind = self.before.family.kind(name) or "other"
-            raise AdapterError(f"{self.file}: adapts {module}, which is not a matrix but {shape} ({kind}); {MERGE}")
+            raise AdapterError(
+                f"{self.file}: adapts {module}, which has shape {shape} and is not a matrix ({kind}); {MERGE}"
+            )
         swapped = embedding or (not parameter and self._is_conv1d(name, held))
         initial = self.settings.initial
         if initial and embedding:
-            raise AdapterError(f"{self.file}: {module} is an embedding, which {initial} does not adapt")
+            raise AdapterError(f"{self.file}: {module} is an embedding, which {initial} does not adapt; {MERGE}")
         if initial == "olora" and swapped:  # PEFT decomposes it as if it were (outputs, inputs)
             raise AdapterError(f"{self.file}: {module} is a Conv1D, which olora initialises differently; {CONVERT}")
         rows, columns = shape[::-1] if swapped else shape
@@ -158,7 +163,7 @@ class _Reading:
             self.adapter.add(self.adapter.stored(bias), Change(shift=keys["shift"], shift_scaling=scaling))
 
     def _is_conv1d(self, name: str, factors: list[tuple[int, ...]]) -> bool:
-        """Whether a matrix is stored (inputs, outputs): by its kind, or by its shape where the kind is unknown."""
+        """Whether a matrix is stored (inputs, outputs): from its kind or, if that is unknown, its shape."""
         family, shape = self.before.family, self.before.info(self.adapter.home(name)).shape
         if family.known and (kind := family.kind(name)):
             return kind == "conv1d"
@@ -173,7 +178,7 @@ class _Reading:
 
     @cached_property
     def _shows_conv1d(self) -> bool:
-        """Whether the shapes show a layer whose weight is stored (inputs, outputs)."""
+        """Whether the shapes of any adapted layer show that its weight is stored (inputs, outputs)."""
         for module, keys in self.adapter.modules.items():
             name = self.adapter.home(self.adapter.stored(f"{module}.weight"))
             if {"A", "B"} <= set(keys) and name in self.before:
@@ -210,8 +215,8 @@ class _Reading:
                     "model lacks; train with task_type CAUSAL_LM, or remove the tensor and its modules_to_save"
                 )
             raise AdapterError(
-                f"{self.file}: tensor {key} is {parameter}, which {self.before.path} does not hold; pass the model it "
-                "was trained on; a tensor added for the training cannot be part of a delta"
+                f"{self.file}: tensor {key} is {parameter}, which {self.before.path} lacks; pass the model it was "
+                "trained on; a tensor added for the training cannot be part of a delta"
             )
         self.adapter.require_float(name)
 
@@ -224,6 +229,6 @@ class _Reading:
 
 
 def _outputs_are_columns(shape: tuple[int, ...], factors: list[tuple[int, ...]]) -> bool:
-    """Whether A, (rank, inputs), and B, (outputs, rank), fit a tensor that is not square only as (inputs, outputs)."""
+    """Whether A, (rank, inputs), and B, (outputs, rank), fit a non-square tensor only as (inputs, outputs)."""
     (*_, inputs), (outputs, *_) = factors
     return shape[0] != shape[1] and (inputs, outputs) == shape

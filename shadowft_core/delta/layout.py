@@ -1,4 +1,7 @@
-"""Matches a tuned checkpoint's tensors to those of its Base. Refuses tensors without a counterpart, with the cause."""
+"""Matches a tuned checkpoint's tensors to those of its Base.
+
+Refuses tensors without a counterpart, naming the cause.
+"""
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -33,20 +36,20 @@ class Layout(NamedTuple):
     """How the tensors of a tuned model correspond to its Base's."""
 
     tuned: dict[str, str]
-    """per tensor of the Base, tied copies excluded: the tuned model's name for it"""
+    """the tuned model's name for each tensor of the Base, tied copies excluded"""
     rows: dict[str, np.ndarray]
-    """per tensor of the Base whose rows were matched by token: the tuned model's row for each, -1 for none"""
+    """for each tensor of the Base matched by token: the tuned model's row for each row, -1 for none"""
     tokens: dict[str, dict[str, Any]]
-    """per tensor in `rows`: the record of the match"""
+    """for each tensor in `rows`: the record of the match"""
     ignored: Ignored
-    """tensors that only one side holds"""
+    """tensors that only one side has"""
 
 
 def layout(before: Checkpoint, after: Checkpoint, ignore: Sequence[str] = (), standing: Sequence[str] = ()) -> Layout:
     """Match the tensors of two checkpoints.
 
-    `ignore` are patterns of tensors that only one side holds, from the command line; each must match. `standing` are
-    those of params.yaml, which may match nothing here.
+    `ignore` are patterns of tensors that only one side has, from the command line; each must match. `standing` are the
+    patterns of params.yaml, which need not match here.
 
     Raises TensorMissingError, ShapeMismatchError, TokenMismatchError, QuantisedError, InputError for a pattern that
     matches the wrong tensors, CheckpointError for ties that the weights contradict.
@@ -90,9 +93,9 @@ def _stored_tensors(model: Checkpoint) -> list[str]:
 def _lacking(
     before: Checkpoint, after: Checkpoint, left: Mapping[str, Sequence[str]], both: Collection[str]
 ) -> TensorMissingError:
-    """The error for tensors that only one side holds, with the cause if it is evident, else the waiver.
+    """The error for tensors that only one side has, with the cause if it is evident, else the waiver.
 
-    Raises QuantisedError.
+    Raises QuantisedError when such a tensor belongs to quantised weights.
     """
     models = {"base": before, "tuned": after}
     odd = " and ".join(f"only {models[side].path} has {n[0]} ({len(n)} in all)" for side, n in left.items())
@@ -122,12 +125,12 @@ def _causes(before: Checkpoint, after: Checkpoint, left: Mapping[str, Sequence[s
         if (home := after.home(name)) != name:
             yield (
                 f"{before.path} has a separate head, {after.path} ties {name} to {home}; save the tuned model "
-                "untied (tie_word_embeddings false) with its own head"
+                "untied (tie_word_embeddings false) with a separate head"
             )
     if before.family.title != after.family.title:
         yield (
-            f"{before.path} is {before.family.title}, {after.path} {after.family.title}: a part of a model, or another "
-            "class, was saved; save the whole model with the Base's class, or pass the Base of this part"
+            f"{before.path} is {before.family.title}, {after.path} is {after.family.title}: only a part of the model, "
+            "or another class, was saved; save the whole model with the Base's class, or pass the Base of this part"
         )
     for longer, shorter in (("tuned", "base"), ("base", "tuned")):
         first = next(iter(left.get(longer, ())), "")
@@ -138,7 +141,7 @@ def _causes(before: Checkpoint, after: Checkpoint, left: Mapping[str, Sequence[s
 
 
 def _untied(before: Checkpoint, after: Checkpoint, name: str, home: str) -> str:
-    """The cause: the tuned model has a separate head, the Base has none, and a delta has one tensor for both."""
+    """The cause: the tuned model has a separate head, the Base has none, and a delta stores one tensor for both."""
     embedding = home if home != name else next((h for h in before.ties.values()), name)
     other = after.named(embedding, before.family) or embedding
     same = other in after and after.info(other).shape == after.info(name).shape and after.equal(other, name)
@@ -146,8 +149,8 @@ def _untied(before: Checkpoint, after: Checkpoint, name: str, home: str) -> str:
     if same:
         return f"{tied}, yet the two are equal; set tie_word_embeddings to true in the config.json of the tuned model"
     return (
-        f"{tied} and trained a separate head, for which the delta has no place; untie the Base before tuning "
-        f"(store {embedding} as {name} too, tie_word_embeddings false), and the Instruct likewise"
+        f"{tied} and trained a separate head, which the delta cannot store; untie the Base before tuning "
+        f"(store {embedding} as {name} too, tie_word_embeddings false), and the Instruct as well"
     )
 
 

@@ -1,8 +1,8 @@
-"""The nearest matrices of low rank: of a delta within an error budget, and of a Base as PiSSA and OLoRA split it.
+"""The nearest matrices of low rank: for a delta within an error budget, and for the part of a Base split off by PiSSA.
 
 Eckart and Young 1936: the first singular vectors give the nearest matrix of their rank, and the squared error is the
-sum of the squared singular values left out. Both come from the eigenvectors of the Gram matrix of the smaller side, in
-float64; memory: the matrix and min(rows, columns)^2.
+sum of the squared singular values left out. Both are computed in float64 from the eigenvectors of the Gram matrix of
+the smaller side. Memory: the matrix and min(rows, columns)^2.
 """
 
 import math
@@ -25,11 +25,11 @@ from shadowft_core.errors import ParamsError
 from shadowft_core.files import WORKERS
 from shadowft_core.weights import build_header, open_safetensors, write_safetensors
 
-_BLOCK = 1024  # rows or columns that are float64 at a time
+_BLOCK = 1024  # rows or columns converted to float64 at a time
 
 
 def require_budget(budget: float) -> None:
-    """Raises ParamsError unless 0 < budget < 1."""
+    """Raise ParamsError unless 0 < budget < 1."""
     if not 0 < budget < 1:
         raise ParamsError(f"lowrank {budget}: expected the relative error of every tensor, above 0 and below 1")
 
@@ -37,9 +37,9 @@ def require_budget(budget: float) -> None:
 def lower(delta: Delta, budget: float, folder: Path, storage: Storage) -> tuple[dict[str, Any], float]:
     """Write a delta as factors of the smallest ranks whose relative Frobenius error |D - BA| / |D| is at most `budget`.
 
-    The budget holds for each tensor. The error in its entry is measured on the float32 product that a reader computes.
+    The budget applies to each tensor. The error in its entry is measured on the float32 product that a reader computes.
     A tensor stays exact if it is not a matrix, or if no factors within the budget take fewer bytes than it takes now.
-    Returns the certificate's entries and the relative error over all tensors. Holds a few matrices in memory.
+    Returns the certificate's entries and the relative error over all tensors. A few matrices are in memory at a time.
     """
     spill = folder / "factors"
     spill.mkdir()
@@ -76,7 +76,10 @@ def lower(delta: Delta, budget: float, folder: Path, storage: Storage) -> tuple[
 
 
 def _most(delta: Delta) -> dict[str, int]:
-    """By tensor, the highest rank whose float32 factors take fewer bytes than the tensor now; 0: not a matrix."""
+    """For each tensor, the highest rank worth storing; 0 for tensors that are not matrices.
+
+    For a dense tensor: the highest rank at which float32 factors take fewer bytes. For factors: their own rank.
+    """
     entries = delta.certificate["tensors"]
     stored = open_safetensors(delta.path / DENSE) if any(e["form"] != "factors" for e in entries.values()) else None
     most = {}
@@ -91,7 +94,7 @@ def _most(delta: Delta) -> dict[str, int]:
 
 
 def _fit(matrix: np.ndarray, norm: float, budget: float, most: int) -> tuple[np.ndarray, np.ndarray, float] | None:
-    """`(left, right, error)` of the smallest rank within the budget, float32; None where it would exceed `most`."""
+    """`(left, right, error)` of the smallest rank within the budget, float32; None if it would exceed `most`."""
     squares, vectors = spectrum(matrix)
     tails = np.cumsum(squares[::-1])[::-1] / norm**2  # tails[r]: what rank r leaves out, summed from the smallest
     rank = max(1, int(np.sum(tails > budget**2)))
@@ -123,7 +126,7 @@ def spectrum(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def project(matrix: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`(left, right)`, float64, whose product is the matrix projected on vectors of the side `spectrum` names."""
+    """`(left, right)`, float64. Their product is the matrix projected on `vectors`, columns that `spectrum` returns."""
     wide = _wide(matrix)
     coordinates = np.concatenate([vectors.T @ block for block in _blocks(wide)], axis=1)
     return (vectors, coordinates) if wide is matrix else (coordinates.T, vectors.T)
@@ -152,7 +155,7 @@ def _square(part: np.ndarray) -> float:
 
 
 def _spilled(file: Path, left: np.ndarray, right: np.ndarray) -> Factors:
-    """Factors kept on disk until their file is written, whose header needs all ranks."""
+    """Store factors on disk until factors.safetensors is written, because its header needs all ranks."""
     arrays = {"left": np.ascontiguousarray(left), "right": np.ascontiguousarray(right)}
     header = build_header({side: ("F32", array.shape) for side, array in arrays.items()})
     write_safetensors(file, header, lambda side: iter([arrays[side].reshape(-1)]))

@@ -1,7 +1,7 @@
 """Writes the changes of an adapter as a delta: additive ones as factors, the others as a difference.
 
-The sum, the norms and the difference are computed in float64 and rounded once to float32, so the delta is the float32
-nearest to the exact one, not the difference of two rounded models.
+Sums, norms and differences are computed in float64 and rounded once to float32, so the delta is the exact one rounded
+to float32, not the difference of two rounded models.
 """
 
 import math
@@ -35,7 +35,7 @@ def write_changes(adapter: Adapter, folder: Path, storage: Storage, unrelated: b
     tensor, one_at_a_time = lru_cache(2)(lambda name: _Tensor(adapter, name)), Lock()
 
     def part(name: str, number: int) -> tuple[np.ndarray, float]:
-        with one_at_a_time:  # two workers need parts of one tensor, or of two
+        with one_at_a_time:  # two workers may need parts of the same tensor
             prepared = tensor(name)
         return prepared.difference(number)
 
@@ -61,7 +61,7 @@ def write_changes(adapter: Adapter, folder: Path, storage: Storage, unrelated: b
 
 
 class _Tensor:
-    """Computes tuned minus Base of one tensor, part by part; holds the arrays that all parts need."""
+    """Computes tuned minus Base of one tensor, part by part; keeps the arrays that all parts need."""
 
     def __init__(self, adapter: Adapter, name: str) -> None:
         self._adapter, self._name, self._change = adapter, name, adapter.changes[name]
@@ -79,7 +79,7 @@ class _Tensor:
             self._column_norms = np.sqrt(squares)
 
     def difference(self, number: int) -> tuple[np.ndarray, float]:
-        """Tuned minus Base, flat float32, elements from `number * step(shape)` on; and the Base's sum of squares."""
+        """Part `number` of tuned minus Base, flat float32, `step(shape)` elements; and the Base's sum of squares."""
         base, tuned = self._sum(number)
         first = number * self._stride // self._width
         with np.errstate(all="ignore"):  # values that are not finite, as after a norm of 0, are refused when written
@@ -108,7 +108,7 @@ class _Tensor:
 
 
 def _addition(adapter: Adapter, change: Change, shape: tuple[int, ...]) -> Callable[[int, int], np.ndarray]:
-    """A function from the first row and the number of rows to the float64 matrix that is added to them."""
+    """Return a function of (first row, number of rows) that returns the float64 matrix to add to those rows."""
     if change.factors is not None:
         left, right = change.factors.left().astype(np.float64), change.factors.right().astype(np.float64)
         left *= change.factors.scaling

@@ -13,7 +13,7 @@ MERGE = "merge the adapter into the Base (PEFT merge_and_unload, float32) and pa
 CONVERT = "save it with path_initial_model_for_weight_conversion, or merge it where it was trained, in float32"
 _RETRAIN = "this setting has no equivalent weight delta; train LoRA without it"
 
-# Methods that PEFT cannot merge either: prompts and key-value caches, and layers whose change depends on the input.
+# Methods that PEFT cannot merge either: prompts, key-value caches, and changes that depend on the input.
 _UNMERGED = {
     *("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT", "CARTRIDGE"),
     *("XLORA", "POLY", "LILY", "SHADOW"),
@@ -35,7 +35,7 @@ _BASE_KEPT = (True, False, "gaussian", "eva", "orthogonal", "mica")  # initialis
 class Settings:
     """The checked config. Raises AdapterError naming the file, the field, its value and the remedy.
 
-    `biased`: every layer that the adapter gives a bias has one in the Base, so that PEFT can merge it.
+    `biased` means that every layer to which the adapter adds a bias has one in the Base, so that PEFT can merge it.
     """
 
     def __init__(self, path: Path, biased: bool = True) -> None:
@@ -77,7 +77,7 @@ class Settings:
         )
 
     def _require_types(self) -> None:
-        """The fields used below must have the types PEFT writes: a string as a list would match letter by letter."""
+        """Require the types that PEFT writes: a string in place of a list would match letter by letter."""
         config = self._config
 
         def refuse(field: str, expected: str) -> AdapterError:
@@ -134,8 +134,8 @@ class Settings:
         return matches(self._config.get("target_parameters"), name)
 
     def parameters_of(self, module: str) -> list[str]:
-        """Last words of the parameters of a module that PEFT adapts, in the order in which it wraps them: for experts,
-        the inner matrices first."""
+        """Last words of the names of a module's parameters that PEFT adapts, in the order in which it wraps them: for
+        experts, the inner matrices first."""
         last = {name.rpartition(".")[2] for name in self._config.get("target_parameters") or ()}
         return sorted(
             (name for name in last if self.targets_parameter(f"{module}.{name}")), key=lambda n: (n[:4] == "down", n)
@@ -143,7 +143,7 @@ class Settings:
 
     @property
     def peft(self) -> tuple[int, ...] | None:
-        """Major and minor version of the PEFT that saved the adapter; None where it is not recorded (before 0.18)."""
+        """Major and minor version of the PEFT that saved the adapter; None if not recorded (before 0.18)."""
         found = re.match(r"(\d+)\.(\d+)", str(self._config.get("peft_version") or ""))
         return tuple(map(int, found.groups())) if found else None
 
@@ -159,9 +159,9 @@ class Settings:
 
     @property
     def token_rows(self) -> dict[str, list[int]]:
-        """Per module: ids of the tokens whose rows were trained, in the order in which the rows are saved.
+        """For each module: ids of the tokens whose rows were trained, in the order in which the rows are saved.
 
-        A plain list is that of the input embedding, whatever its name; its key here is EMBEDDING.
+        A plain list belongs to the input embedding, whatever its name; its key here is EMBEDDING.
         """
         found = self._config.get("trainable_token_indices") or {}
         return found if isinstance(found, dict) else {EMBEDDING: found}
@@ -170,8 +170,8 @@ class Settings:
         """Rank and scaling of a module or parameter: alpha/rank (Hu et al. 2021), or alpha/sqrt(rank) (rsLoRA,
         Kalajdzievski 2023).
 
-        Training used the first matching pattern as written, but PEFT saves them sorted. Where several match and differ,
-        the rank is that of the factors, `held`. The alpha is recorded nowhere else, so AdapterError is raised.
+        Training used the first matching pattern as written, but PEFT saves the patterns sorted. If several match and
+        differ, the rank is that of the factors, `held`. The alpha is recorded nowhere else, so AdapterError is raised.
         """
         ranks = _pattern(self._config.get("rank_pattern"), key, self._config["r"])
         alphas = _pattern(self._config.get("alpha_pattern"), key, self._config["lora_alpha"])
@@ -187,13 +187,16 @@ class Settings:
 
 
 def matches(patterns: str | Iterable[str] | None, module: str) -> bool:
-    """As PEFT matches modules: a string is a regular expression for the whole name, a list holds ends of names."""
+    """Match a module as PEFT does: a string is a regular expression for the whole name, a list has name suffixes."""
     if isinstance(patterns, str):
         return re.fullmatch(patterns, module) is not None
     return any(module == pattern or module.endswith(f".{pattern}") for pattern in patterns or ())
 
 
 def _pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> dict[str, Any]:
-    """By pattern that ends the module's name, as in PEFT (utils.other.get_pattern_key): its value; else the default."""
+    """The values of all patterns that match the end of the module's name, by pattern; else the default.
+
+    Patterns match as in PEFT (utils.other.get_pattern_key).
+    """
     found = {key: value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", module)}
     return found or {"": default}

@@ -1,4 +1,4 @@
-"""What `graft` needs to know of a delta, whether it is stored in a folder or taken from two checkpoints."""
+"""The interface of a delta that `graft` uses, for a stored folder and for the difference of two checkpoints."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from shadowft_core.kernels.bf16 import LazyDifference
 from shadowft_core.weights import Ignored
 
 Differences = Callable[[float, int], Iterator[LazyDifference]]
-"""(scale, elements per part) -> the parts of a tensor's delta, in order; a part may be overwritten by the next"""
+"""(scale, elements per part) -> the parts of a tensor's delta, in order; the next part may overwrite a part"""
 
 
 class DeltaSource(Protocol):
@@ -34,12 +34,12 @@ class DeltaSource(Protocol):
 
     @property
     def digest(self) -> str:
-        """Identifies the delta: of a folder, the digest of its certificate."""
+        """Identifies the delta; for a folder, the digest of its certificate."""
         ...
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """The entry of a recipe, without the scale."""
+        """The delta's entry in a recipe, without the scale."""
         ...
 
     @property
@@ -49,22 +49,22 @@ class DeltaSource(Protocol):
 
     @property
     def tokenizer_digest(self) -> str | None:
-        """That of the Base; None where the Base has no tokenizer."""
+        """The digest of the Base's tokenizer; None if it has none."""
         ...
 
     @property
     def base_tied(self) -> bool:
-        """Whether the Base used its embedding as head."""
+        """Whether the Base uses its embedding as head."""
         ...
 
     @property
     def ignore(self) -> tuple[str, ...]:
-        """Glob patterns of tensors that only one side may hold, as given at extraction."""
+        """Glob patterns of tensors that only one side may have, as given at extraction."""
         ...
 
     @property
     def ignored(self) -> Ignored:
-        """What only one of two checkpoints holds; empty for a stored delta, whose certificate names it."""
+        """Tensors that only one of two checkpoints has; empty for a stored delta, whose certificate lists them."""
         ...
 
     @property
@@ -73,7 +73,7 @@ class DeltaSource(Protocol):
         ...
 
     def __hash__(self) -> int:
-        """A delta is a key of caches."""
+        """Deltas are keys of caches."""
         ...
 
     def shape(self, name: str) -> tuple[int, ...]: ...
@@ -83,29 +83,29 @@ class DeltaSource(Protocol):
         ...
 
     def form(self, name: str) -> str:
-        """How a tensor's delta is held: `factors`, `frames`, `plain` or `difference`."""
+        """How a tensor's delta is stored: `factors`, `frames` or `plain`; `difference` if it is not."""
         ...
 
     def factors(self, name: str) -> Factors | None:
-        """LoRA factors whose product is a tensor's delta; None where it is held in another form."""
+        """LoRA factors whose product is a tensor's delta; None if it has another form."""
         ...
 
     def chunks(self, name: str) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield `(start, flat float32 part)`, `step(shape)` elements each; a part may be overwritten by the next.
+        """Yield `(start, flat float32 part)`, `step(shape)` elements each; the next part may overwrite a part.
 
         Raises DeltaError or UnrelatedError, at the latest at the end of the pass.
         """
         ...
 
     def parts(self, name: str) -> Callable[[int], np.ndarray]:
-        """A function from a part's number to its elements, those of `chunks`, for any order. Checks the tensor first.
+        """Check the tensor, then return a function from a part's number to the same elements that `chunks` yields.
 
         Raises DeltaError or UnrelatedError.
         """
         ...
 
     def differences(self, name: str) -> Differences | None:
-        """The parts as pairs of weights still to be subtracted; None where the delta itself is stored."""
+        """The parts as pairs of weights that are not yet subtracted; None if the delta itself is stored."""
         ...
 
     def base_sample(self) -> dict[str, np.ndarray]:

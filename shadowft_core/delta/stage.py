@@ -32,18 +32,19 @@ def extract(
     """Write the delta folder `out` from the model before tuning and the result of the tuning; return facts about it.
 
     `tuned` is a folder made by `train` (adapter/ or model/), a PEFT adapter folder or a checkpoint folder.
-    The kind is `lora` where every tensor's delta is a product of the adapter's own factors, `dense` otherwise; with
-    `lowrank`, a relative error, the exact delta is approximated by factors within that error in every tensor.
-    Facts: `kind`, `tensors` (by form), `bytes` of the folder, `error`, |D - delta| / |D| over all tensors,
-    `tokens` as in delta.json and `ignored`, its names.
+    The kind is `lora` if every tensor's delta is a product of the adapter's own factors, else `dense`. With `lowrank`,
+    a relative error, the kind is `lowrank`: factors approximate the exact delta within that error in every tensor.
+    Facts: `kind`, `tensors` (number by form), `bytes` of the folder, `error` (|D - delta| / |D| over all tensors),
+    `tokens` and `ignored` (names), both as in delta.json.
 
     `unrelated` waives the check that no matrix moved by more than its own norm. `ignore` are glob patterns of tensors
-    that only one side holds; `standing` are those of a whole project, which may match nothing here because they are
-    meant for the Instruct. All are recorded in the certificate, and a graft of this delta honours the patterns.
+    that only one side has; `standing` are those of params.yaml, which need not match here because they may be meant for
+    the Instruct. The certificate records both, and a graft of this delta applies the patterns.
 
-    Raises AdapterError for an adapter that cannot be exact, MisfitError when the two do not fit, UnrelatedError when a
-    matrix is not related to the Base's, ZeroDeltaError, NotFiniteError, WrongBaseError when train.json names
-    another model, CheckpointError for unusable folders, ParamsError for a budget out of range. Nothing is written then.
+    Raises AdapterError for an adapter without an exact delta, MisfitError when the two do not match, UnrelatedError
+    when a matrix is not related to the Base's, ZeroDeltaError, NotFiniteError, WrongBaseError when train.json names
+    another model, CheckpointError for unusable folders, InputError for a pattern in `ignore` that does not match,
+    ParamsError for a budget out of range. Nothing is written then.
     """
     if lowrank is not None:
         require_budget(lowrank)
@@ -79,7 +80,7 @@ def _exact(
     ignore: Sequence[str],
     standing: Sequence[str],
 ) -> dict[str, Any]:
-    """Write a whole delta into an existing folder; returns its certificate."""
+    """Write an exact delta into an existing folder; returns its certificate."""
     before = open_checkpoint(base)
     result = read_tuned(tuned)
     extra: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Adapters of tied tensors: the Base stores one tensor for all that are tied, so their changes must be equal."""
+"""Adapters of tied tensors: the Base stores one tensor for all tied ones, so their changes must be equal."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from shadowft_core.errors import AdapterError
 
 
 def merge_tied(adapter: Adapter) -> None:
-    """Leave one change for every set of tied tensors. Raises AdapterError where they differ."""
+    """Leave one change for every set of tied tensors. Raises AdapterError if their changes differ."""
     for alias, home in adapter.before.ties.items():
         if not {alias, home} & set(adapter.changes):
             continue

@@ -1,4 +1,4 @@
-"""The result of a training, and the record of the model it started from; read by `extract` and one-pass grafts."""
+"""The result of a training and the record of its starting model, as `extract` and one-pass grafts read them."""
 
 import re
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class Tuned(NamedTuple):
         return (self.weights / ADAPTER_CONFIG).is_file()
 
     def require_start(self, base: Checkpoint) -> None:
-        """Raises WrongBaseError when training started from another model than `base`, according to the record."""
+        """Raise WrongBaseError when, according to the record, training started from another model than `base`."""
         digest = base.digest()
         if self.train is not None and (start := self.train.get("model_digest", digest)) != digest:
             raise WrongBaseError(
@@ -40,7 +40,7 @@ class Tuned(NamedTuple):
 def read_tuned(folder: Path) -> Tuned:
     """Find the result of a training in a folder; subfolders such as checkpoint-500/ are ignored.
 
-    Raises DeltaError naming both files when the folder is ambiguous.
+    Raises DeltaError naming both files when the folder is ambiguous, CheckpointError when train.json is damaged.
     """
     inner = [name for name in ("adapter", "model") if (folder / name).is_dir()]
     found = [*(f"{name}/" for name in inner), *_kinds(folder)]
@@ -50,13 +50,13 @@ def read_tuned(folder: Path) -> Tuned:
     else:
         weights = folder
     if len(found) > 1:
-        raise DeltaError(f"{folder}: holds both {found[0]} and {found[1]}; remove one, or pass a folder with one")
+        raise DeltaError(f"{folder}: contains both {found[0]} and {found[1]}; remove one, or pass a folder with one")
     record = folder / "train.json"
     return Tuned(weights, record, read_json_object(record) if record.is_file() else None)
 
 
 def _kinds(folder: Path) -> list[str]:
-    """One file for each kind of tuned model in a folder: an adapter, the weights of a whole model."""
+    """One file name for each kind of tuned model in a folder: an adapter, a whole model."""
     names = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
     return [name for pattern in (_ADAPTER, _MODEL) if (name := next(filter(pattern.fullmatch, names), None))]
 
@@ -64,10 +64,11 @@ def _kinds(folder: Path) -> list[str]:
 def open_difference(base: Path, tuned: Path, unrelated: bool = False, ignore: Sequence[str] = ()) -> Difference:
     """The difference of a checkpoint folder and a model tuned from it.
 
-    `ignore`: patterns of tensors that only one side holds; they may match nothing here and be meant for the Instruct.
+    `ignore` are patterns of tensors that only one side has. They need not match here: they may be meant for the
+    Instruct.
 
     Raises AdapterError for an adapter, DeltaError, WrongBaseError when train.json names another model, CheckpointError
-    for unusable folders, and as `Difference` does.
+    for unusable folders, and what `Difference` raises.
     """
     found = read_tuned(tuned)
     if found.adapter:

@@ -1,1 +1,1 @@
-"""Pairs to try the project with: a tiny embedded one, and a small real model with a synthetic Base."""
+"""Pairs to try the project with: a tiny generated one, and a small real model with a synthetic Base."""

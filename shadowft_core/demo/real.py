@@ -40,7 +40,7 @@ def run(
     """Run the whole pipeline on SmolLM2-135M-Instruct and a synthetic Base made from it.
 
     The Base is the Instruct, trained briefly on plain text. The run shows that the pipeline works with a real model; it
-    is no evidence about the published Base. It takes about an hour on two cores, and 5 GB of disk.
+    is no evidence about the published Base. It takes about an hour on two cores and 5 GB of disk.
 
     Example: python -m shadowft_core.demo.real --data my_rows.jsonl
 
@@ -61,7 +61,7 @@ def prepare_workspace(workspace: Path, data: Path, guard: Path | None, text: Pat
     """Clone the last commit into `workspace`, or update the clone; copy the inputs; write params.yaml.
 
     Stage outputs of an earlier run stay, so unchanged stages are skipped. Raises InputError when an input is missing or
-    a row of the guard is not usable; then the workspace is not changed.
+    a row of the guard is unusable; the workspace is then unchanged.
     """
     for option, file in (("--data", data), ("--guard", guard), ("--text", text)):
         if file is not None and not file.is_file():
@@ -123,9 +123,10 @@ def settings_of(data: str, base: str, *, guarded: bool) -> dict[str, Any]:
 
 
 def guard_items(file: Path) -> dict[str, list[dict[str, Any]]]:
-    """The distinct items of a JSON lines file, ordered by hash: first the dev part, then the test part.
+    """The distinct items of a JSON lines file, ordered by hash and split into a dev and a test task.
 
-    Raises InputError naming the first line that lacks query (text), choices (two or more texts) or gold (index).
+    Raises InputError naming the first line without a valid query (text), choices (two or more texts) or gold (index),
+    or when there are too few items.
     """
     items: dict[str, dict[str, Any]] = {}
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
@@ -144,7 +145,9 @@ def guard_items(file: Path) -> dict[str, list[dict[str, Any]]]:
         items.setdefault(hashlib.sha256(item["query"].encode()).hexdigest(), item)
     drawn = [items[key] for key in sorted(items)]
     if len(drawn) < 2 * GUARD_DEV_ITEMS:
-        raise InputError(f"--guard {file}: {len(drawn)} distinct items, expected {2 * GUARD_DEV_ITEMS} or more")
+        raise InputError(
+            f"--guard {file}: {len(drawn)} distinct items, expected {2 * GUARD_DEV_ITEMS} or more; pass a larger file"
+        )
     return {f"{GUARD}_dev": drawn[:GUARD_DEV_ITEMS], GUARD: drawn[GUARD_DEV_ITEMS:]}
 
 
@@ -170,7 +173,7 @@ metric_list:
 
 
 def save_result(workspace: Path, data: Path, folder: Path) -> None:
-    """Write table, verdict, their meaning and the time of each stage to `folder`/demo-real-DATA.{md,json}."""
+    """Write the table, the verdict, what they mean and the time of each stage to `folder`/demo-real-DATA.{md,json}."""
     from shadowft_core.pipeline.result import Result
 
     work, params = workspace / "work", load_params(workspace / "params.yaml")
@@ -202,7 +205,7 @@ works with a real model. They are no evidence for or against the paper.
 
 
 MEANING = {
-    "promote": "The graft is better than the untouched Instruct and than direct tuning on these items, no harm shown.",
+    "promote": "On these items the graft beats the untouched Instruct and direct tuning, and no harm was found.",
     "hold": "The graft is not better than both the untouched Instruct and direct tuning, or it harms a guard.",
     "undecided": "Nothing speaks against the graft, but there are too few items to decide.",
 }

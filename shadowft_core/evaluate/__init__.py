@@ -1,4 +1,4 @@
-"""The stage evaluate: every arm is scored item by item, on the same items, prompts and template."""
+"""The stage evaluate: scores every arm item by item, on the same items, prompts and template."""
 
 import json
 from dataclasses import asdict, replace
@@ -28,7 +28,7 @@ def evaluate(
 ) -> None:
     """Score the untouched Instruct, or both arms of one delta; writes `out/ARM/{scores.json,items.jsonl}`.
 
-    Without `delta` the arm is `instruct`. With it the arms are ROUTE (scale 1, grafted in memory with the recipe's
+    Without `delta`, the arm is `instruct`. With it, the arms are ROUTE (scale 1, grafted in memory with the recipe's
     scope, dtype, rule and waivers) and ROUTE_scaled (the `grafted` folder). If both are the same model, bit for bit, it
     is scored once.
 
@@ -37,7 +37,7 @@ def evaluate(
     """
     if (delta is None) != (grafted is None):
         raise EvaluationError(
-            f"delta {delta}, grafted {grafted}: pass both to score a delta, or none to score the Instruct"
+            f"delta {delta}, grafted {grafted}: pass both to score a delta, or neither to score the Instruct"
         )
     from shadowft_core.graft import options_of
 
@@ -85,7 +85,7 @@ def _checked_recipe(instruct: Path, delta: Path, grafted: Path) -> dict[str, Any
 
 
 def _label(instruct: Path, route: str, arm: str) -> str:
-    """The labels in pair.json of the models that this arm is made of; empty without any."""
+    """The labels, from pair.json, of the models that this arm is made of; empty if there are none."""
     pair = instruct.parent / "pair.json"
     if not pair.is_file():
         return ""

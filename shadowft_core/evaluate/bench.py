@@ -29,12 +29,12 @@ PER_BYTE = "logprob_per_byte"
 SHOWN = 2000  # characters of a prompt (its end) and of a reply (its beginning) written to items.jsonl
 SEED = 0
 RENDER = Render()
-FATAL_WARNINGS = ("truncat", "label index", "removing the system role")  # the harness only warns; the score is wrong
+FATAL_WARNINGS = ("truncat", "label index", "removing the system role")  # the harness only warns of a wrong score
 
 
 @dataclass(frozen=True)
 class Item:
-    """One scored item: `item` is the digest of document and prompt, `score` is better when higher.
+    """One scored item: `item` is the digest of document and prompt; a higher `score` is better.
 
     `prompt` (as rendered by the template) and `output` are for people to read, shortened to SHOWN characters.
     """
@@ -125,7 +125,8 @@ def open_bench(
     `{data}` in a task file means `data`, the folder made by `prepare`. The datasets library uses a temporary cache,
     which is deleted when the block ends.
 
-    Raises EvaluationError: no chat template, an unknown task, a missing or empty data file, a task that samples.
+    Raises EvaluationError for a tokenizer without chat template, an unknown task, a task named as both domain and
+    guard, a missing or empty data file, or a task that samples.
     """
     roles: dict[str, Role] = dict.fromkeys(guards, "guard")
     for name in domain:
@@ -148,7 +149,7 @@ def open_bench(
 
 @contextmanager
 def quiet() -> Iterator[list[str]]:
-    """Hide the progress bars and messages of the libraries; yields the list of the harness's warnings."""
+    """Hide progress bars and messages of the libraries; yields a list that collects the harness's warnings."""
     warnings: list[str] = []
 
     class Collect(logging.Handler):
@@ -168,7 +169,7 @@ def quiet() -> Iterator[list[str]]:
 
 
 class _Progress:
-    """In place of the harness's cache of answers: it is called with each one, and prints how far the task is."""
+    """Prints progress. It replaces the harness's cache of answers, which is called with every answer."""
 
     def __init__(self, label: str, task: Any, stream: TextIO) -> None:
         self._label, self._task, self._stream = label, task, stream
@@ -192,9 +193,9 @@ def _renderer(instruct: Path, render: Render) -> Renderer:
 
 
 def _run(lm: Any, task: Any, name: str, limit: int | None, *, template: bool) -> list[dict[str, Any]]:
-    """The logged samples of one task.
+    """Score one task and return its logged samples.
 
-    Calls `lm_eval.evaluate`, as `simple_evaluate` also lists the machine's packages, runs git and asks a hub each time.
+    Calls `lm_eval.evaluate` because `simple_evaluate` also lists the installed packages, runs git and queries a hub.
     """
     import random
 
@@ -218,7 +219,7 @@ def _run(lm: Any, task: Any, name: str, limit: int | None, *, template: bool) ->
         )
     for warning in warnings:
         if any(text in warning.lower() for text in FATAL_WARNINGS):
-            raise EvaluationError(f"task {name}: {warning:.300}; shorten or repair the items, the score would be wrong")
+            raise EvaluationError(f"task {name}: {warning:.300}; the score would be wrong, shorten or repair the items")
     samples: list[dict[str, Any]] = results["samples"][name]
     if not samples:
         raise EvaluationError(f"task {name}: no items, expected 1 or more; check its test_split and process_docs")
@@ -233,11 +234,11 @@ def _item_digest(sample: dict[str, Any]) -> str:
 
 
 def _item_score(name: str, metric: str, sample: dict[str, Any]) -> float:
-    """Of a loglikelihood task: nats per UTF-8 byte of the reply; of any other: the first metric it lists, in [0, 1]."""
+    """For a loglikelihood task, nats per UTF-8 byte of the reply; for any other, its first metric, in [0, 1]."""
     if metric == PER_BYTE:
         reply = sample["arguments"][0][1]
         if not reply:
-            raise EvaluationError(f"task {name}: an item has an empty reply; drop it from the data")
+            raise EvaluationError(f"task {name}: an item has an empty reply; remove it from the data")
         score = float(sample["filtered_resps"][0][0]) / len(reply.encode("utf-8"))
         if not math.isfinite(score):
             raise EvaluationError(
@@ -247,13 +248,14 @@ def _item_score(name: str, metric: str, sample: dict[str, Any]) -> float:
     value = sample[metric]
     if isinstance(value, (tuple, list, dict)) or not 0 <= float(value) <= 1:
         raise EvaluationError(
-            f"task {name}: {metric} gave {value!r:.80} for an item, expected a number from 0 to 1; list another first"
+            f"task {name}: {metric} is {value!r:.80} for an item, expected a number from 0 to 1; "
+            "list another metric first"
         )
     return float(value)
 
 
 def _output(task: Any, sample: dict[str, Any]) -> str:
-    """What the model answered: its text, the likeliest choice, or the log-likelihood of the reference reply."""
+    """The model's answer: its text, the likeliest choice, or the log-likelihood of the reference reply."""
     if task.OUTPUT_TYPE == "generate_until":
         return str(sample["resps"][0][0])
     logprobs = [float(answers[0][0]) for answers in sample["resps"]]
@@ -265,7 +267,7 @@ def _output(task: Any, sample: dict[str, Any]) -> str:
 
 @contextmanager
 def _one_line(where: str) -> Iterator[None]:
-    """Turn any exception of the harness into an EvaluationError of one line that names the task."""
+    """Turn any exception of the harness into a one-line EvaluationError that names the task."""
     try:
         yield
     except EvaluationError:

@@ -12,15 +12,15 @@ from shadowft_core.graft import Options, grafted_tensors
 from shadowft_core.loading import load, load_model
 from shadowft_core.weights import DTYPES, model_digest
 
-ONE_THREAD_PARAMETERS = 50_000_000  # up to this size one thread is as fast as many, and gives the same bits anywhere
+ONE_THREAD_PARAMETERS = 50_000_000  # up to this size, one thread is as fast as many and always gives the same bits
 
 
 def load_folder(folder: Path) -> Any:
-    """A Hugging Face folder as a causal language model, in evaluation mode.
+    """Load a Hugging Face folder as a causal language model in evaluation mode.
 
-    On a CUDA device in the dtype of the weights, on the CPU in float32.
-    Raises EvaluationError for another kind of model, and for missing or unexpected weights; CheckpointError as
-    `loading.load_model`.
+    On a CUDA device, the model has the dtype of the weights; on the CPU, float32.
+    Raises EvaluationError for another kind of model and for missing or unexpected weights, CheckpointError as
+    `loading.load_model` does.
     """
     return _load(folder, None)
 
@@ -28,7 +28,7 @@ def load_folder(folder: Path) -> Any:
 def load_grafted(instruct: Path, deltas: Sequence[tuple[Path, float]], options: Options) -> tuple[Any, str]:
     """The Instruct with `scale * delta` added, as `load_folder` would load the grafted folder, and its model digest.
 
-    The tensors come from `graft.grafted_tensors`, which gets the `options`: the same bits that `shadowft graft` writes.
+    The tensors come from `graft.grafted_tensors` with these `options`: the same bits that `shadowft graft` writes.
     Raises what `grafted_tensors` and `load_folder` raise.
     """
     import torch
@@ -53,7 +53,7 @@ def _load(folder: Path, weights: dict[str, Any] | None) -> Any:
         config = load(AutoConfig, folder)
         if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise EvaluationError(
-                f"{folder}: {config.model_type} is not a causal language model; choose one that generates text"
+                f"{folder}: {config.model_type} is not a causal language model; use a model that generates text"
             )
         options = {}
         if weights is not None and (folder / "generation_config.json").is_file():
@@ -71,7 +71,8 @@ def _load(folder: Path, weights: dict[str, Any] | None) -> Any:
     wrong = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
     if wrong:
         raise EvaluationError(
-            f"{folder}: weights and config.json disagree: {wrong!s:.400}; the folder is incomplete or mixed"
+            f"{folder}: weights and config.json disagree: {wrong!s:.400}; the folder is incomplete or mixed, "
+            "get it again"
         )
     if model.num_parameters() <= ONE_THREAD_PARAMETERS:
         torch.set_num_threads(1)

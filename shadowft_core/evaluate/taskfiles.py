@@ -1,4 +1,4 @@
-"""Task files: the tasks that a folder offers, built for the harness without a network."""
+"""Task files: finds the tasks of a folder and builds them for the harness, without a network."""
 
 import glob
 from collections.abc import Iterator
@@ -8,13 +8,13 @@ from typing import Any
 from shadowft_core.errors import EvaluationError, ParamsError
 from shadowft_core.files.yamlfile import check_keys
 
-BUILT_IN = Path(__file__).parent / "tasks"  # heldout and heldout_dev, which are always offered
+BUILT_IN = Path(__file__).parent / "tasks"  # heldout and heldout_dev, which are always available
 
 
 class TaskFiles:
-    """All tasks named by the *.yaml files of a folder and by the built-in ones.
+    """All tasks that the *.yaml files of a folder define, and the built-in ones.
 
-    Raises EvaluationError for a missing folder, an unreadable file, or a name that two files give.
+    Raises EvaluationError for a missing folder, an unreadable file, or a name that two files define.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -30,7 +30,9 @@ class TaskFiles:
             except ParamsError as error:
                 raise EvaluationError(str(error)) from None
             except Exception as error:
-                raise EvaluationError(f"{path}: not a task file: {' '.join(str(error).split()):.300}") from error
+                raise EvaluationError(
+                    f"{path}: not a task file: {' '.join(str(error).split()):.300}; correct or remove it"
+                ) from error
             if not isinstance(name, str):
                 continue  # a group, or a file that others include
             if name in self._paths:
@@ -38,10 +40,10 @@ class TaskFiles:
             self._paths[name] = path
 
     def path(self, name: str) -> Path:
-        """The file of a task. Raises EvaluationError with the names that exist."""
+        """The file of a task. Raises EvaluationError, listing the known names, if there is none."""
         if name not in self._paths:
             raise EvaluationError(
-                f"task {name}: unknown; {self._folder} and the built-in tasks offer {', '.join(sorted(self._paths))}"
+                f"task {name}: unknown; {self._folder} and the built-in tasks have {', '.join(sorted(self._paths))}"
             )
         return self._paths[name]
 
@@ -50,7 +52,7 @@ class TaskFiles:
         return self.path(name).is_relative_to(BUILT_IN)
 
     def build(self, name: str, data: Path, cache: Path) -> Any:
-        """The harness's task: data file paths absolute, `{data}` replaced, the datasets library's cache in `cache`.
+        """Build the harness's task with absolute data file paths, `{data}` replaced, and the datasets cache in `cache`.
 
         Raises EvaluationError for a data file that is missing or empty, and a task that samples instead of decoding
         greedily.
@@ -72,7 +74,8 @@ class TaskFiles:
         generation = task.config.generation_kwargs or {}
         if generation.get("do_sample") or generation.get("temperature"):
             raise EvaluationError(
-                f"task {name}: it samples ({generation}); scores need greedy decoding, remove do_sample and temperature"
+                f"task {name}: samples ({generation}), but scores need greedy decoding; "
+                "remove do_sample and temperature"
             )
         if task.config.num_fewshot is None:
             task.set_config(key="num_fewshot", value=0)
@@ -80,7 +83,7 @@ class TaskFiles:
 
 
 def _absolute(files: Any, folder: Path, data: Path) -> Any:
-    """The data files, escaped, as the datasets library reads every path as a glob pattern, even a folder `runs [2]`."""
+    """The data files, escaped, because the datasets library reads every path as a glob, even a folder `runs [2]`."""
     if isinstance(files, dict):
         return {split: _absolute(part, folder, data) for split, part in files.items()}
     if isinstance(files, list):
@@ -100,13 +103,13 @@ def _flat(files: Any) -> Iterator[str]:
 
 
 def _check_rows(name: str, file: str) -> None:
-    """Refuse missing and empty data files: a split of share 0, for instance, is an empty parquet file."""
+    """Raise EvaluationError for missing or empty data files; a split of share 0, for instance, is empty."""
     paths = [Path(file)] if Path(file).is_file() else [Path(found) for found in sorted(glob.glob(file))]
     if not paths:
         raise EvaluationError(f"task {name}: {file}: no such data file; correct data_files or run `shadowft prepare`")
     if all(_is_empty(path) for path in paths):
         raise EvaluationError(
-            f"task {name}: {file}: holds no rows, expected 1 or more; prepare.dev and prepare.test set the shares"
+            f"task {name}: {file}: has no rows, expected 1 or more; for held-out rows raise prepare.dev or prepare.test"
         )
 
 

@@ -1,8 +1,8 @@
 """Exports a LoRA delta at one scale as an adapter folder that vLLM loads onto the Instruct.
 
-Scale and scaling are multiplied into B (float64, one rounding to float32), so that `lora_alpha / r` is 1. A server
-adds the adapter unmerged and in its own dtype (`--lora-dtype`, by default the model's), so it rounds in other places
-than a graft does: only the merged export has the digest that was judged.
+Scale and scaling are multiplied into B (in float64, rounded once to float32), so that `lora_alpha / r` is 1. A server
+applies the adapter unmerged and in its own dtype (`--lora-dtype`, by default the model's), so it does not round where a
+graft does: only the merged export has the digest that the verdict is about.
 """
 
 import sys
@@ -37,9 +37,10 @@ def export_adapter(
 ) -> dict[str, Any]:
     """Write the adapter folder `out` (adapter_config.json, adapter_model.safetensors in float32); return its config.
 
-    `options` are those of the graft; the server chooses the dtype of the result. `reference` names the Instruct in the
-    config; by default its folder. `max_rank` is the server's --max-lora-rank. Raises what `graft` raises when the delta
-    does not fit the Instruct, and AdapterError when it is not one LoRA on linear layers. Nothing is written then.
+    `options` are the graft's, except that the server chooses the dtype. `reference` names the Instruct in the config;
+    by default it is the folder `instruct`. `max_rank` is the server's --max-lora-rank. Raises what `graft` raises when
+    the delta does not match the Instruct, and AdapterError when it is not one LoRA delta on linear layers. Nothing is
+    written then.
     """
     plan = make_plan(instruct, deltas, options)
     used = {source.delta.digest for sources in plan.sources.values() for source in sources}
@@ -80,7 +81,7 @@ def export_adapter(
         write_json_atomically(folder / CONFIG, config)
         if problems := lint(folder, instruct, max_rank):
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-            raise AdapterError(f"{out}: vLLM would not serve it: {problems[0]}{more}; {_MERGED}")
+            raise AdapterError(f"{out}: vLLM could not serve this adapter: {problems[0]}{more}; {_MERGED}")
     need = next(limit for limit in RANKS if limit >= rank)
     print(
         f"export: {len(tensors)} modules at rank {rank}; serve with `vllm serve {config['base_model_name_or_path']} "
@@ -92,7 +93,7 @@ def export_adapter(
 
 @dataclass(frozen=True)
 class _Scaled:
-    """The factors of one tensor, and the number that B is multiplied by."""
+    """The factors of one tensor, and the number to multiply B by."""
 
     path: Path
     """the delta's folder"""
@@ -103,9 +104,9 @@ class _Scaled:
     factor: float
 
     def padded(self, which: str, rank: int) -> np.ndarray:
-        """A [rank, inputs] or B [outputs, rank], float32; padded with zeros beyond the tensor's rank.
+        """A [rank, inputs] or B [outputs, rank], float32; padded with zeros beyond the tensor's own rank.
 
-        Raises DeltaError when the stored bytes are not those of the certificate, AdapterError on overflow.
+        Raises DeltaError when the stored bytes do not match the certificate, AdapterError on overflow.
         """
         is_left = (which == "B") != self.turned
         stored = self.factors.left() if is_left else self.factors.right()
@@ -119,12 +120,14 @@ class _Scaled:
         with np.errstate(over="ignore"):  # refused by name just below
             whole[:, :own] = (array.astype(np.float64) * self.factor).astype(np.float32)
         if not np.isfinite(whole).all():
-            raise AdapterError(f"{self.path}: tensor {self.name} times {self.factor:g} overflows float32")
+            raise AdapterError(
+                f"{self.path}: factor B of tensor {self.name} times {self.factor:g} overflows float32; lower the scale"
+            )
         return whole
 
 
 def _factored(model: Checkpoint, name: str, source: Source) -> _Scaled:
-    """The factors behind one tensor of the Instruct. Raises AdapterError when it is not LoRA on a linear layer."""
+    """The factors for one tensor of the Instruct. Raises AdapterError when it is not LoRA on a linear layer."""
     delta, piece = source.delta, source.pieces[0]
     factors = delta.factors(piece.tensor)
     if factors is None or len(source.pieces) != 1 or piece.runs is not None or piece.tensor != name:
@@ -133,18 +136,18 @@ def _factored(model: Checkpoint, name: str, source: Source) -> _Scaled:
     kind = model.family.kind(name)
     if kind not in LAYERS:
         raise AdapterError(
-            f"{delta.path}: tensor {name} is {of_kind(kind)}, and servers adapt only linear layers; {_MERGED}"
+            f"{delta.path}: tensor {name} is {of_kind(kind)}, but servers adapt only linear layers; {_MERGED}"
         )
     return _Scaled(delta.path, name, factors, kind == "conv1d", float(factors.scaling) * piece.scale)
 
 
 def _module(model: Checkpoint, name: str) -> str:
-    """The module that holds a tensor, as the loaded model calls it."""
+    """The name, in the loaded model, of the module that holds a tensor."""
     return model.family.in_memory(name).removesuffix(".weight")
 
 
 def _targets(model: Checkpoint, covered: set[str]) -> list[str]:
-    """The last words of the modules' names where every layer with such a name is covered, else full names."""
+    """The last words of the modules' names if every layer with such a name is covered, else full names."""
     modules = {name: _module(model, name) for name in model.names if name.endswith(".weight")}
     endings = {modules[name].rpartition(".")[2] for name in covered}
     alike = {name for name, module in modules.items() if module.rpartition(".")[2] in endings}

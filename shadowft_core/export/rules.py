@@ -1,4 +1,4 @@
-"""The rules that an adapter folder must keep for vLLM to serve it, each with its source in vLLM's code or manual."""
+"""The rules that an adapter folder must satisfy for vLLM to serve it, each with its source in vLLM's code or manual."""
 
 import math
 import re
@@ -17,7 +17,7 @@ _KEY = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
 @dataclass(frozen=True)
 class _Adapter:
-    """An adapter folder as the rules see it."""
+    """The facts about an adapter folder that the rules check."""
 
     config: dict[str, Any]
     tensors: dict[str, tuple[int, ...]]
@@ -26,7 +26,7 @@ class _Adapter:
     max_rank: int
 
     def modules(self) -> dict[str, dict[str, tuple[int, ...]]]:
-        """Shapes of A and B by module, of the tensors with a valid name."""
+        """Shapes of A and B by module, for tensors with a valid name."""
         found: dict[str, dict[str, tuple[int, ...]]] = {}
         for key, shape in self.tensors.items():
             if match := _KEY.fullmatch(key):
@@ -39,10 +39,10 @@ class _Adapter:
 
 
 def lint(folder: Path, instruct: Path, max_rank: int = RANKS[-1]) -> list[str]:
-    """The rules that keep vLLM from serving an adapter folder on this Instruct with this --max-lora-rank.
+    """Find what prevents vLLM from serving an adapter folder on this Instruct with this --max-lora-rank.
 
-    One line per broken rule: the rule, what was found, and the source of the rule. Raises CheckpointError when the
-    folder is not a readable adapter.
+    Returns one line per broken rule: the rule, the value found, and the source of the rule. Raises CheckpointError when
+    the folder is not a readable adapter.
     """
     weights = open_safetensors(folder / WEIGHTS) if (folder / WEIGHTS).is_file() else None
     adapter = _Adapter(
@@ -120,7 +120,7 @@ def _shapes(a: _Adapter) -> str:
 
 
 def layer_shape(model: Checkpoint, name: str) -> tuple[int, int]:
-    """(outputs, inputs) of the layer whose matrix is stored under this name; a Conv1D's is stored (inputs, outputs)."""
+    """(outputs, inputs) of the layer that this tensor is the matrix of; a Conv1D stores it as (inputs, outputs)."""
     rows, columns = model.info(name).shape
     return (columns, rows) if model.family.kind(name) == "conv1d" else (rows, columns)
 
@@ -137,13 +137,13 @@ RULES: list[tuple[str, str, Callable[[_Adapter], str]]] = [
     ("no module is saved whole", f"{_HELPER}: modules_to_save must be None", _field("modules_to_save", None, [])),
     ("no DoRA", f"{_HELPER}: use_dora is not supported", _field("use_dora", False)),
     ("no bias", f"{_HELPER}: bias is `none` only", _field("bias", "none")),
-    ("rank within the server's", "vllm/config/lora.py, LoRAConfig.max_lora_rank, default 16", _rank),
+    ("rank within the server's limit", "vllm/config/lora.py, LoRAConfig.max_lora_rank, default 16", _rank),
     ("alpha is a number", f"{_HELPER}: scaling = lora_alpha / r", _alpha),
     ("one rank for all modules", f"{_HELPER} has no rank_pattern", _field("rank_pattern", None, {})),
     ("one alpha for all modules", f"{_HELPER} has no alpha_pattern", _field("alpha_pattern", None, {})),
     ("weights are not transposed", f"{_HELPER} has no fan_in_fan_out", _field("fan_in_fan_out", False)),
     ("tensor names", "vllm/lora/utils.py, parse_fine_tuned_lora_name", _names),
-    ("target modules", "vllm/lora/lora_model.py, check_unexpected_modules; embeddings and experts vary", _layers),
+    ("target modules", "vllm/lora/lora_model.py, check_unexpected_modules; support for others varies", _layers),
     ("shapes", "vllm/lora/layers: A is [r, in], B is [out, r] of the served model's layer", _shapes),
     ("the Instruct is named", "docs.vllm.ai, features/lora: lineage by base_model_name_or_path", _base),
 ]

@@ -1,7 +1,7 @@
-"""The cache folder, and in it the digests of unchanged files, so that a model is hashed once and not at every stage.
+"""The cache folder. It holds the digests of unchanged files, so that a model is hashed once and not at every stage.
 
 As in git, a file is identified by device, inode, size, mtime and ctime; no program can set ctime back. The digests of a
-file that changed less than `SETTLED` seconds before it was hashed are not cached: a second change within the clock's
+file that changed less than `SETTLED` seconds before it was opened are not cached: a second change within the clock's
 resolution would go unnoticed.
 """
 

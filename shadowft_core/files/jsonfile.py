@@ -18,9 +18,11 @@ def read_json_object(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}; expected a readable JSON file") from None
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON: {error}") from None
+        raise CheckpointError(f"{path}: not readable as JSON: {error}; correct or replace the file") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}")
+        raise CheckpointError(
+            f"{path}: expected a JSON object, found {type(value).__name__}; correct or replace the file"
+        )
     return value
 
 

@@ -32,9 +32,9 @@ def in_order(act: Callable[[T], Result[R]], work: Sequence[T]) -> Iterator[Resul
     Yielded bytes are valid until the next result; `act` may return a view of memory that its next call overwrites.
 
     Workers are forked processes because two threads spend a quarter of the time waiting for each other in numpy's short
-    calls. Only the result of `act` reaches the parent, no side effect. A process with other threads is not forked: a
-    lock that they hold would stay locked in the child, so threads do the work. Memory is bounded: a worker stops until
-    its result is read, apart from `PIPE_SIZE` bytes in its pipe.
+    calls. Only the result of `act` reaches the parent; side effects do not. A process that has other threads is not
+    forked, because a lock they hold would stay locked in the child; threads do the work instead. Memory is bounded: a
+    worker waits until its result is read, except for `PIPE_SIZE` bytes in its pipe.
     Raises the first error in the order of the work, and ShadowError when a worker is killed.
     """
     if len(work) > 1 and _single_threaded():
@@ -50,8 +50,8 @@ def in_order(act: Callable[[T], Result[R]], work: Sequence[T]) -> Iterator[Resul
 def threaded(act: Callable[[T], R], work: Iterable[T], threads: int = WORKERS) -> Iterator[R]:
     """Yield `act(item)` for every item in order, from a pool of threads; for work that waits for a disk or a network.
 
-    Items are drawn from `work` as results are read. Raises the first error in the order of the work; no item that is
-    still queued then starts.
+    Items are drawn from `work` as results are read. Raises the first error in the order of the work; queued items then
+    do not start.
     """
     pending: deque[Future[R]] = deque()
     failed = Event()
@@ -85,7 +85,7 @@ def _single_threaded() -> bool:
 
 
 def _forked(act: Callable[[T], Result[R]], work: Sequence[T]) -> Iterator[Result[R]]:
-    next_out, next_in = os.pipe()  # holds one number, the next item; a worker that reads it writes the number after it
+    next_out, next_in = os.pipe()  # holds the number of the next item; a worker that reads it writes that number + 1
     os.write(next_in, bytes(8))
     parent = os.getpid()
     workers: dict[Connection[Any, Any], int] = {}

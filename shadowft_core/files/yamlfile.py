@@ -48,7 +48,7 @@ def check_keys(path: Path) -> None:
 
 
 def _checked(path: Path) -> tuple[_Yaml, yaml.Node | None]:
-    """Parse a file without duplicate keys: the loader, and the root node or None for an empty file."""
+    """Parse a file and check its keys. Returns the loader, and the root node or None for an empty file."""
     try:
         loader = _Yaml(path.read_text(encoding="utf-8"))
         node = loader.get_single_node()

@@ -1,4 +1,4 @@
-"""The arithmetic of a graft: a tensor's deltas are scaled and merged, added to the Instruct's, and rounded once."""
+"""The arithmetic of a graft: deltas are scaled, merged and added to the Instruct's tensor; the sum is rounded once."""
 
 import math
 from collections.abc import Callable, Generator, Iterator
@@ -17,21 +17,21 @@ from shadowft_core.kernels.bf16 import LazyDifference
 from shadowft_core.weights import CHUNK, DTYPES
 
 Scaled = Callable[[np.ndarray, int, np.ndarray], np.ndarray]
-"""(flat part of a delta's tensor, its first position, a float32 buffer of that size) -> the part as it is added"""
+"""(flat part of a delta's tensor, its first position, a float32 buffer of that size) -> the part to add"""
 
 
 @dataclass(frozen=True)
 class TensorResult:
-    """What one pass over a tensor of the Instruct found. Small: it comes back from a worker process."""
+    """The result of one pass over a tensor of the Instruct. Small, because a worker process sends it to its parent."""
 
     digest: str
-    """of the Instruct's tensor"""
+    """of the Instruct's tensor before the graft"""
     sums: dict[str, float] | None
-    """by `bf16.SUMS`, over all entries; None where nothing was added"""
+    """by `bf16.SUMS`, over all entries; None if nothing was added"""
 
 
 def whole(plan: Plan, name: str) -> np.ndarray:
-    """A tensor of the result, in memory."""
+    """A tensor of the result as one array. Raises what `parts` raises."""
     info = plan.instruct.info(name)
     array = np.empty(info.size, DTYPES[plan.dtype[name]])
     end = 0
@@ -42,7 +42,7 @@ def whole(plan: Plan, name: str) -> np.ndarray:
 
 
 def parts(plan: Plan, name: str) -> Generator[np.ndarray, None, TensorResult]:
-    """Yield a tensor of the result in flat parts, which the next part may overwrite; return what the pass found.
+    """Yield a tensor of the result in flat parts, each of which the next may overwrite; return a `TensorResult`.
 
     This is the arithmetic of the project: `cast(instruct_f32 + sum(scale * delta_f32))`.
     Raises NotFiniteError, CastOverflowError, DeltaError, UnrelatedError.
@@ -59,7 +59,7 @@ def parts(plan: Plan, name: str) -> Generator[np.ndarray, None, TensorResult]:
     room = np.empty(min(stride, info.size), target)
     for (_, weights), delta in zip(instruct, combined(plan, name), strict=True):
         result = room[: weights.size]
-        with np.errstate(all="ignore"):  # values that are not finite are refused by name just below
+        with np.errstate(all="ignore"):  # non-finite values are refused by name just below
             sums = bf16.add(weights, delta, result)
         if not np.isfinite(sums).all():
             values = delta.compute() if isinstance(delta, LazyDifference) else delta
@@ -71,9 +71,9 @@ def parts(plan: Plan, name: str) -> Generator[np.ndarray, None, TensorResult]:
 
 
 def _in_float64(plan: Plan, name: str, before: np.ndarray, delta: np.ndarray) -> np.ndarray:
-    """The sums of a part whose squares overflow float32, in float64.
+    """The sums of a part, in float64, for squares that overflow float32.
 
-    Raises NotFiniteError, CastOverflowError if a value itself is not finite.
+    Raises NotFiniteError if a weight or delta is not finite, CastOverflowError if only their sum is not.
     """
     with np.errstate(all="ignore"):
         after = (before + delta).astype(DTYPES[plan.dtype[name]]).astype(np.float32)
@@ -82,7 +82,7 @@ def _in_float64(plan: Plan, name: str, before: np.ndarray, delta: np.ndarray) ->
         return bf16.account(*(x.astype(np.float64) for x in (before, delta, after - before)))
     for side, values in (("the Instruct's tensor", before), ("the delta's tensor", delta)):
         if not np.isfinite(values).all():
-            raise NotFiniteError(f"{plan.instruct.path}: {side} {name} holds NaN or infinity; use an intact one")
+            raise NotFiniteError(f"{plan.instruct.path}: {side} {name} has NaN or infinity; use an intact one")
     at = int(np.argmin(finite))
     raise CastOverflowError(
         f"{plan.instruct.path}: tensor {name}: {before[at]:g} + {delta[at]:g} overflows {plan.dtype[name]}; "
@@ -91,16 +91,16 @@ def _in_float64(plan: Plan, name: str, before: np.ndarray, delta: np.ndarray) ->
 
 
 def stride_of(plan: Plan, name: str) -> int:
-    """Elements of one part of a tensor: as many as in a stored part, or more where no delta is stored."""
+    """Elements in one part of a tensor: `step(shape)`, or twice as many if its delta is lazy."""
     shape = plan.instruct.info(name).shape
     return 2 * step(shape) if lazy_source(plan, name) else step(shape)
 
 
 def combined(plan: Plan, name: str) -> Iterator[np.ndarray | LazyDifference]:
-    """Flat float32 parts, `stride_of` elements of the Instruct's tensor at a time; the next may overwrite a part.
+    """The sum to add, in flat float32 parts of `stride_of` elements; the next part may overwrite a part.
 
-    Parts of a difference of checkpoints, where nothing else is added, are lazy. A tensor without a delta gets -0.0,
-    which changes no bit. Raises what `DeltaSource.chunks` raises, and NotFiniteError.
+    If a difference of checkpoints is all that is added, its parts are lazy. A tensor without a delta gets -0.0, which
+    changes no bit. Raises what `DeltaSource.chunks` raises, and NotFiniteError.
     """
     shape, sources, merge = plan.instruct.info(name).shape, plan.sources.get(name, []), plan.options.merge
     size, stride = math.prod(shape), stride_of(plan, name)
@@ -124,7 +124,7 @@ def combined(plan: Plan, name: str) -> Iterator[np.ndarray | LazyDifference]:
 
 @dataclass(frozen=True)
 class LazySource:
-    """A delta that is not stored and alone is added to a tensor, row by row and unchanged."""
+    """The only delta of a tensor, if it is not stored, its rows are not reordered, and the merge rule is a sum."""
 
     delta: DeltaSource
     piece: Piece
@@ -132,7 +132,7 @@ class LazySource:
 
 
 def lazy_source(plan: Plan, name: str) -> LazySource | None:
-    """What is added to this tensor, if its parts need no computing before they are added."""
+    """The `LazySource` of this tensor; None if its delta must be computed before it is added."""
     match plan.sources.get(name, []):
         case [Source(delta=delta, pieces=[Piece(runs=None) as piece])] if plan.options.merge == Merge():
             differences = delta.differences(piece.tensor)
@@ -141,7 +141,7 @@ def lazy_source(plan: Plan, name: str) -> LazySource | None:
 
 
 def _stream(source: Source, shape: tuple[int, ...], merge: Merge) -> Iterator[np.ndarray]:
-    """The scaled parts of one delta, in the layout of the Instruct's tensor; each overwrites the one before."""
+    """The scaled parts of one delta, in the layout of the Instruct's tensor; each overwrites the previous one."""
     stride = min(step(shape), math.prod(shape))
     room = np.empty(stride, np.float32)
     if source.pieces[0].runs is None:
@@ -160,7 +160,7 @@ def _stream(source: Source, shape: tuple[int, ...], merge: Merge) -> Iterator[np
 
 
 class _Rows:
-    """The rows of a source in the Instruct's order. Reads the parts of the delta that are needed, one at a time."""
+    """Reads the rows of a source in the Instruct's order; reads only the needed parts of the delta, one at a time."""
 
     def __init__(self, source: Source, width: int, merge: Merge) -> None:
         self.delta, self.pieces, self.width, self.merge = source.delta, source.pieces, width, merge
@@ -172,7 +172,7 @@ class _Rows:
         self.held: tuple[int, int, np.ndarray] | None = None
 
     def fill(self, first: int, rows: np.ndarray) -> None:
-        """Fill the rows from `first` on, which grows from call to call. Rows in no run get -0.0."""
+        """Fill `rows`, starting at row `first`, which must grow from call to call. Rows in no run get -0.0."""
         rows.fill(NOTHING)
         end = first + len(rows)
         while self.next < len(self.table):
@@ -187,7 +187,7 @@ class _Rows:
             self.next += 1
 
     def _rows(self, piece: int, first: int, count: int) -> np.ndarray:
-        """At most `count` rows of a piece's tensor from `first` on, as many as its part holds."""
+        """At most `count` rows of a piece's tensor, starting at `first`: those in the same part of the delta."""
         if self.opened is None or self.opened[0] != piece:
             tensor = self.pieces[piece].tensor
             scaled = _scaled(self.delta, tensor, self.pieces[piece].scale, self.merge)
@@ -202,7 +202,10 @@ class _Rows:
 
 
 def _scaled(delta: DeltaSource, tensor: str, scale: float, merge: Merge) -> Scaled:
-    """How one tensor of a delta is scaled and thinned out by the merge rule. For ties, reads the tensor twice."""
+    """Return the function that scales parts of a delta's tensor and applies the merge rule's density.
+
+    For ties, this reads the tensor twice.
+    """
     if merge.rule == "sum" or merge.density is None:
         if scale == 1:
             return lambda part, start, room: part

@@ -32,8 +32,8 @@ from shadowft_core.weights.match import expert_runs
 class Match:
     """Matches one delta to one Instruct.
 
-    `tokens` has the record of each vocabulary matched by token, `ignored` the tensors that only one side has; `ignore`
-    are patterns of such tensors from the command line, in addition to the delta's own.
+    `tokens` has a record for each tensor matched by token, `ignored` the tensors that only one side has. `ignore` are
+    patterns of such tensors from the command line, in addition to the delta's own.
     """
 
     def __init__(self, model: Checkpoint, delta: DeltaSource, ignore: Sequence[str] = ()) -> None:
@@ -42,13 +42,13 @@ class Match:
         self.tokens: dict[str, dict[str, Any]] = {}
         self.ignored: Ignored = {}
         self.here = {name: model.named(name) for name in (*self.base, *delta.names)}
-        """the Instruct's name for each tensor of the Base, tied copies by their own name; None where it has none"""
+        """the Instruct's name for each tensor of the Base, tied copies under their own names; None if it lacks it"""
 
     def targets(self, name: str) -> dict[str, Runs | None]:
-        """Tensors of the Instruct that this tensor of the delta is added to, each with its rows; None: all, one to one.
+        """The Instruct's tensors that this tensor of the delta is added to, with their rows (None: all, one to one).
 
-        A tied embedding is added to the embedding and to a head that is stored or not tied in the Instruct. Empty for
-        the head of an untied Base when the Instruct is tied: the embedding must have the same delta.
+        The delta of a tied embedding is added to the Instruct's embedding, and to its head if that is stored or untied.
+        Empty for the head of an untied Base if the Instruct is tied: the embedding must have the same delta.
         Raises TensorMissingError, ShapeMismatchError, TokenMismatchError, MisfitError, QuantisedError.
         """
         here = self.here[name]
@@ -68,14 +68,14 @@ class Match:
         return dict.fromkeys(targets)
 
     def is_ignored(self, name: str) -> bool:
-        """Whether a tensor of the delta has no counterpart in the Instruct and needs none."""
+        """Whether a tensor of the delta has no counterpart in the Instruct and a pattern waives it."""
         lacking = self.here[name] is None and fused_name(name) not in self._fused_names
         return lacking and any(fnmatchcase(name, pattern) for pattern in self._patterns)
 
     def require_same_tensors(self) -> None:
-        """Check that Base and Instruct have the same tensors, except tied heads and what only one side may have.
+        """Check that Base and Instruct have the same tensors, except for heads, tied tensors and ignored ones.
 
-        Raises TensorMissingError, InputError for a pattern that matches a tensor of both.
+        Fills `ignored`. Raises TensorMissingError.
         """
         ours = [n for n in self.model.names if self.model.info(n).dtype in FLOATS and self.model.info(n).size]
         met = {own for here in self.here.values() if here for own in (here, self.model.home(here))}
@@ -93,20 +93,20 @@ class Match:
             if odd := refused.get(side):
                 raise TensorMissingError(
                     f"{self.delta.path} on {self.model.path}: {having} has {odd[0]}, {lacking} does not ({len(odd)} in "
-                    f"all); take an Instruct of the same family and size{remedy(refused, met)}"
+                    f"all); use an Instruct of the same family and size{remedy(refused, met)}"
                 )
 
     def require_numbers(self) -> None:
-        """Raises QuantisedError when the Instruct, unlike the Base, has tensors of quantised weights."""
+        """Raise QuantisedError when the Instruct, unlike the Base, has tensors of quantised weights."""
         require_no_codes(set(self.model.names) - set(self.here.values()), self.model.path)
 
     def require_one_sided(self, patterns: Sequence[str]) -> None:
-        """Raises InputError for a pattern that matches a delta's tensor with a counterpart in the Instruct."""
+        """Raise InputError for a pattern that matches a delta's tensor with a counterpart in the Instruct."""
         placed = {name for name in self.delta.names if not self.is_ignored(name)}
         require_one_sided(patterns, placed, f"{self.delta.path} and {self.model.path}")
 
     def require_same_experts(self) -> None:
-        """Raises TensorMissingError when Base and Instruct have different experts, as far as they can be counted."""
+        """Raise TensorMissingError when Base and Instruct have different experts, as far as they can be counted."""
         found = expert_numbers({name: self.model.info(name).shape for name in self.model.names})
         had = expert_numbers(dict.fromkeys(self.base) | {name: self.delta.shape(name) for name in self.delta.names})
         for block in had.keys() & found.keys():
@@ -114,16 +114,16 @@ class Match:
                 who = "the Base" if odd_ones[0] in had[block] else "the Instruct"
                 raise TensorMissingError(
                     f"{self.delta.path} on {self.model.path}: only {who} has {block}.experts.{odd_ones[0]} "
-                    f"({len(odd_ones)} such in all); take an Instruct with the same experts"
+                    f"({len(odd_ones)} such in all); use an Instruct with the same experts"
                 )
 
     def _carrier(self, name: str, home: str) -> str | None:
-        """The delta's tensor for the one that a tied copy shares; None where a tied Base stored only the copy."""
+        """The delta's tensor for `home`, which `name` is a tied copy of; None if a tied Base stored only the copy."""
         other = next((n for n in self.delta.names if n != name and self.here[n] == home), None)
         return other or (None if self.delta.base_tied else home)
 
     def _tied_to(self, home: str) -> list[str]:
-        """The Instruct's tensors with the same delta as `home`: itself, stored copies, and what the Base tied to it."""
+        """The Instruct's tensors that get the delta of `home`: itself, stored copies, and what the Base tied to it."""
         family, found = self.model.family, [home]
         found += [alias for alias, own in self.model.ties.items() if own == home and alias in self.model]
         if self.delta.base_tied and (family.is_embedding(home) or family.is_head(home)):
@@ -138,7 +138,7 @@ class Match:
         return changed or (name in was and not (home in was and np.array_equal(was[name], was[home])))
 
     def _may_be_alone(self, name: str) -> bool:
-        """Whether only one side may have it: a head may be tied on the other side, or represent the embedding there."""
+        """Whether one side may lack this tensor: a head may be tied there, or represent the embedding."""
         family = self.model.family
         if self.delta.base_tied and family.is_embedding(name):
             return not any(family.is_embedding(other) for other in self.base)
@@ -151,8 +151,8 @@ class Match:
             same = all(np.array_equal(one, other) for (_, one), (_, other) in pairs)
         if not same:
             raise MisfitError(
-                f"{self.delta.path}: tensor {head} is a separate head, {self.model.path} ties it to {embedding} and "
-                "cannot take both deltas; leave it out with a scope or take an untied Instruct"
+                f"{self.delta.path}: tensor {head} is a separate head, but {self.model.path} ties it to {embedding} "
+                "and cannot take both deltas; exclude it with a scope, or use an untied Instruct"
             )
 
     @cached_property
@@ -184,7 +184,7 @@ class Match:
             side = self.model.path if ours is None else "the Base"
             raise TokenMismatchError(
                 f"{where} has {shape[0]} rows, {self.model.path} {expected[0]}, and {side} has no tokenizer.json to "
-                "match their tokens by; put the tokenizer into the model folder and extract again"
+                "match tokens; put the tokenizer into the model folder and extract again"
             )
         ours, theirs = fitted(ours, expected[0]), fitted(theirs, shape[0])
         rows = match_rows(ours, theirs, where)
@@ -196,7 +196,7 @@ class Match:
         return all_views({name: self.model.info(name).shape for name in self.model.names})
 
     def _mixture(self, name: str) -> dict[str, Runs | None]:
-        """Targets of a tensor that the Instruct has in another layout: the same matrices of a mixture."""
+        """Targets of a tensor of experts that the Instruct stores in the other layout: the same matrices."""
         ours = views(name, self.delta.shape(name))
         lost = [slot for slot in ours if slot not in self._views]
         if not ours or len(lost) == len(ours):
@@ -208,13 +208,13 @@ class Match:
         if lost:
             raise TensorMissingError(
                 f"{self.delta.path}: tensor {name}: the {lost[0][2]} matrix of expert {lost[0][1]} is missing in "
-                f"{self.model.path}; take an Instruct with the same experts"
+                f"{self.model.path}; use an Instruct with the same experts"
             )
         family = self.model.config.get("model_type")
         if any(slot[-1] != "router" for slot in ours) and family not in EXPERT_NAMES:
             raise MisfitError(
-                f"{self.delta.path}: tensor {name} has another layout in {self.model.path}, and how {family!r} "
-                "orders its experts is not known; save both models in one layout"
+                f"{self.delta.path}: tensor {name} has another layout in {self.model.path}, and the order of the "
+                f"experts of {family!r} is unknown; save both models in the same layout"
             )
         for slot, view in ours.items():
             self._require_float(name, self._views[slot].tensor)
@@ -237,5 +237,5 @@ class Match:
     def _misshapen(self, name: str, target: str) -> ShapeMismatchError:
         return ShapeMismatchError(
             f"{self.delta.path}: tensor {name} has shape {self.delta.shape(name)}, {target} of {self.model.path} has "
-            f"{self.model.info(target).shape}; take an Instruct of the same family and size"
+            f"{self.model.info(target).shape}; use an Instruct of the same family and size"
         )

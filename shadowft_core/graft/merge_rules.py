@@ -1,4 +1,4 @@
-"""TIES and DARE, streamed: the same bits whatever the chunks and threads."""
+"""TIES and DARE, streamed. The bits depend on neither chunks nor threads."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -15,10 +15,10 @@ _INFINITY = 0x7F80  # upper half of the bits of float32 infinity
 
 @lru_cache(maxsize=1024)  # shared by the experts of one tensor
 def threshold(delta: DeltaSource, tensor: str, density: float) -> np.float32:
-    """The smallest magnitude among the `density` share of largest magnitudes of one tensor, exact.
+    """The smallest of the `density` share of largest magnitudes of one tensor, exact.
 
-    At least one entry is kept, and all entries as large as the threshold. Two passes: float32 magnitudes sort
-    like their bits, so a histogram of the upper 16 bits finds the bin, and one of the lower 16 bits the value in it.
+    At least one entry is kept, and all entries as large as the threshold. Takes two passes: float32 magnitudes sort
+    like their bits, so a histogram of the upper 16 bits finds the bin, and one of the lower 16 bits finds the value.
     Raises NotFiniteError.
     """
     upper = np.zeros(1 << 16, np.int64)
@@ -48,9 +48,9 @@ def _from_the_top(counts: np.ndarray, count: int) -> tuple[int, int]:
 
 
 def elected(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """TIES, steps 2 and 3: per entry the sign of the sum, then the mean of the entries that have it, float32.
+    """TIES, steps 2 and 3: elect the sign of the sum for each entry, and average the values that have it, float32.
 
-    An entry whose sum is zero has no sign and gets -0.0.
+    An entry with sum zero has no sign and gets -0.0.
     """
     total = np.copy(parts[0])
     for part in parts[1:]:
@@ -67,7 +67,7 @@ def elected(parts: Sequence[np.ndarray]) -> np.ndarray:
 def kept_by_chance(digest: str, tensor: str, density: float, seed: int) -> Callable[[int, int], np.ndarray]:
     """DARE, step 1: which entries of a tensor are kept, as float32 ones and zeros by (first position, number).
 
-    Entry i is kept when number i of a Philox stream, keyed by seed, delta and tensor, is below density * 2^64.
+    Entry i is kept when number i of a Philox stream, keyed by seed, delta and tensor, is at most density * 2^64.
     """
     key = int.from_bytes(hashlib.sha256(f"{seed}\0{digest}\0{tensor}".encode()).digest()[:16], "little")
     limit = np.uint64(min(int(density * 2.0**64), 2**64 - 1))

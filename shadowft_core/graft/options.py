@@ -21,13 +21,12 @@ WAIVERS = (ONTO_BASE, UNRELATED)
 
 @dataclass(frozen=True)
 class Merge:
-    """The rule by which scaled deltas become one.
+    """The rule that merges scaled deltas.
 
-    sum: added in the given order. ties: of every delta's tensor the `density` share of largest magnitude, then a sign
-    per entry, then the mean of those that agree with it (Yadav et al. 2023, arXiv 2306.01708). dare: every entry is
-    kept with probability `density`, drawn by `seed`, and divided by `density` (Yu et al. 2024, arXiv 2311.03099,
-    p = 1 - density).
-    Raises GraftError unless a rule has exactly the numbers it needs.
+    sum: add them in the given order. ties: keep the `density` share of largest magnitude of each tensor of a delta,
+    elect a sign per entry, and average the values that have it (Yadav et al. 2023, arXiv 2306.01708). dare: keep each
+    entry with probability `density`, drawn by `seed`, divide it by `density`, and add (Yu et al. 2024, arXiv
+    2311.03099, p = 1 - density). Raises GraftError unless the rule has exactly the parameters it needs.
     """
 
     rule: str = "sum"
@@ -36,14 +35,14 @@ class Merge:
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
-            raise GraftError(f"merge rule {self.rule!r}; known are {', '.join(RULES)}")
+            raise GraftError(f"merge rule {self.rule!r}; expected one of {', '.join(RULES)}")
         if self.rule == "sum" and self.density is not None:
-            raise GraftError(f"merge rule sum takes no density, found {self.density:g}; leave it out")
+            raise GraftError(f"merge rule sum takes no density, found {self.density:g}; remove it")
         if self.rule != "sum" and not (self.density is not None and 0 < self.density <= 1):
             raise GraftError(f"merge rule {self.rule} with density {self.density}; expected a share above 0, at most 1")
         if (self.rule == "dare") != (self.seed is not None) or (self.seed or 0) < 0:
             raise GraftError(
-                f"merge rule {self.rule} with seed {self.seed}; dare needs one, 0 or above, the other rules take none"
+                f"merge rule {self.rule} with seed {self.seed}; dare needs a seed of 0 or above, other rules take none"
             )
 
     def recorded(self) -> dict[str, Any]:
@@ -52,22 +51,25 @@ class Merge:
 
 @dataclass(frozen=True)
 class Options:
-    """What determines a graft besides its models and the scale of each delta. Raises GraftError for unknown waivers."""
+    """The settings of a graft besides its models and the scale of each delta.
+
+    Raises GraftError for an unknown waiver or a scale that is not finite.
+    """
 
     scope: Scope = "all"
     """`all`, `linear` or glob patterns over the delta's tensor names: the tensors to apply"""
     dtype: str = "instruct"
-    """of the result: `instruct` (that of each tensor), `float32`, `bfloat16` or `float16`"""
+    """of the result: `instruct` (each tensor keeps its own), `float32`, `bfloat16` or `float16`"""
     merge: Merge = Merge()
     scale_for: Sequence[tuple[str, float]] = ()
-    """(glob pattern over the delta's tensor names, scale): replaces every delta's own scale; the last match wins"""
+    """(glob pattern over the delta's tensor names, scale): overrides every delta's own scale; the last match wins"""
     waivers: Collection[str] = ()
     ignore: Sequence[str] = ()
-    """glob patterns of tensors that only one side may hold, in addition to those of the deltas"""
+    """glob patterns of tensors that only one side may have, in addition to those of the deltas"""
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.waivers) - set(WAIVERS)):
-            raise GraftError(f"waiver {unknown[0]!r}; known are {', '.join(WAIVERS)}")
+            raise GraftError(f"waiver {unknown[0]!r}; expected one of {', '.join(WAIVERS)}")
         for pattern, scale in self.scale_for:
             if not math.isfinite(scale):
                 raise GraftError(f"scale {scale} for {pattern!r}; expected a finite number")
@@ -85,7 +87,7 @@ class Options:
 
 
 def options_of(recipe: dict[str, Any]) -> Options:
-    """The options that repeat a recipe. Raises GraftError when they are damaged or unknown to this version."""
+    """The options recorded in a recipe. Raises GraftError when they are damaged or unknown to this version."""
     try:
         return Options(
             scope=recipe["scope"],
@@ -96,7 +98,7 @@ def options_of(recipe: dict[str, Any]) -> Options:
             ignore=tuple(recipe.get("ignore", [])),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise GraftError(f"the recipe's options are damaged ({error!r:.200}); take an intact recipe") from None
+        raise GraftError(f"the recipe's options are damaged ({error!r:.200}); use an intact recipe") from None
 
 
 def deltas_of(recipe: dict[str, Any], where: Path) -> list[tuple[str, float]]:
@@ -108,12 +110,12 @@ def deltas_of(recipe: dict[str, Any], where: Path) -> list[tuple[str, float]]:
         for entry in recipe["deltas"]:
             if "digest" not in entry and "tuned" in entry:
                 raise GraftError(
-                    f"{where}: adds {entry['tuned']} - {entry['base']} without a stored delta, so it cannot be "
+                    f"{where}: adds {entry['tuned']} - {entry['base']} without a stored delta, so the model cannot be "
                     "rebuilt; run extract and publish, and graft that delta"
                 )
         return [(str(entry["digest"]), float(entry["scale"])) for entry in recipe["deltas"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise GraftError(f"{where}: no recipe ({error!r:.200}); pass the recipe.json of a grafted folder") from None
+        raise GraftError(f"{where}: not a recipe ({error!r:.200}); pass the recipe.json of a grafted folder") from None
 
 
 def chosen(
@@ -124,11 +126,11 @@ def chosen(
     scale: float | None = None,
     scope: Sequence[str] = (),
 ) -> tuple[list[tuple[Delta, float]], Options]:
-    """Deltas with their scales, and the options, where the command line leaves some open.
+    """Fill in the scales and options that the command line leaves open.
 
     A delta without a scale gets `scale`, else the number in params, else the scale of the sweep file. The scope is
     `scope`, else that of the sweep file, else that of `options`. The dtype is that of params.
-    Raises GraftError when no scale is given anywhere.
+    Raises GraftError when a delta has no scale anywhere, or several deltas would share one from params or a sweep.
     """
     swept = read_json_object(sweep) if sweep is not None else {}
     found: Any = swept.get("scale")
@@ -142,7 +144,7 @@ def chosen(
             raise GraftError(f"no scale: {where}; pass --sweep FILE or --scale NUMBER, or set it in params.yaml")
         if len(deltas) > 1 and scale is None:
             raise GraftError(
-                f"no scale for one of {len(deltas)} deltas: params and sweep choose for a single delta; pass "
+                f"no scale for one of {len(deltas)} deltas: params and sweep set the scale of a single delta; pass "
                 "--delta DIR@SCALE"
             )
     scaled = [(delta, float(found) if own is None else own) for delta, own in deltas]
@@ -152,9 +154,9 @@ def chosen(
 
 
 def parse_delta(text: str) -> tuple[Path, float | None]:
-    """Parse `DIR` or `DIR@SCALE`. If a folder has the whole text as its name, that folder is meant.
+    """Parse `DIR` or `DIR@SCALE`. If a folder has the whole text as its name, the text means that folder.
 
-    Raises GraftError when the text has both meanings.
+    Raises GraftError when both readings name existing folders.
     """
     folder, at, number = text.rpartition("@")
     try:
@@ -183,5 +185,7 @@ def _parse_scope(words: Sequence[str]) -> Scope:
     if len(words) == 1 and words[0] in ("all", "linear"):
         return words[0]
     if mixed := [word for word in words if word in ("all", "linear")]:
-        raise GraftError(f"--scope {mixed[0]} cannot be combined, found {len(words)}; pass it alone, or patterns")
+        raise GraftError(
+            f"--scope {mixed[0]} cannot be combined, found {len(words)} scopes; pass it alone, or only patterns"
+        )
     return list(words)

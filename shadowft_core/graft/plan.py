@@ -1,4 +1,4 @@
-"""Decides what happens to each tensor of the Instruct. All that can be refused before the sums is refused here."""
+"""Decides what happens to each tensor of the Instruct. Makes every check that does not need the sums."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -29,17 +29,17 @@ OUTPUTS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 @dataclass(frozen=True)
 class Piece:
-    """What one tensor of a delta gives to one tensor of the Instruct."""
+    """A tensor of a delta, or rows of it, to be added to one tensor of the Instruct."""
 
     tensor: str
     scale: float
     runs: Runs | None
-    """the rows, see match.Runs; None: all rows, one to one"""
+    """the rows, see weights.Runs; None: all rows, one to one"""
 
 
 @dataclass(frozen=True)
 class Source:
-    """What one delta gives to one tensor of the Instruct: one whole tensor, or pieces that do not overlap."""
+    """What one delta adds to one tensor of the Instruct: one whole tensor, or pieces that do not overlap."""
 
     delta: DeltaSource
     pieces: list[Piece]
@@ -55,17 +55,17 @@ class Plan:
     sources: dict[str, list[Source]]
     """per grafted tensor, in the order of the deltas"""
     untouched: dict[str, str]
-    """per tensor of the Instruct that nothing is added to, the reason"""
+    """the reason for each tensor of the Instruct that nothing is added to"""
     left_out: list[str]
-    """delta tensors excluded by the scope, or without a place in the Instruct and ignored by pattern"""
+    """delta tensors excluded by the scope, or without a counterpart in the Instruct and ignored by pattern"""
     dtype: dict[str, str]
-    """per tensor, that of the result"""
+    """of each tensor of the result"""
     tokens: dict[str, dict[str, Any]]
-    """per tensor whose rows were matched by token: its `weights.account`"""
+    """the `weights.account` of each tensor that was matched by token"""
     unapplied: list[tuple[DeltaSource, str, float]]
     """tensors of deltas that are not added (left out or at scale 0), with the delta's scale"""
     ignored: Ignored
-    """tensors that only one side holds, by reason and side"""
+    """tensors that only one side has, by reason and side"""
 
     @property
     def recast(self) -> bool:
@@ -73,14 +73,14 @@ class Plan:
 
 
 def make_plan(instruct: Path, deltas: Sequence[tuple[Path | DeltaSource, float]], options: Options) -> Plan:
-    """Open everything and decide. Raises what `graft` raises, except errors that only the sums can show."""
+    """Open the model and the deltas, and decide. Raises what `graft` raises, except errors that only the sums show."""
     model = open_checkpoint(instruct)
     if model.config.get("quantization_config"):
         raise QuantisedError(f"{instruct}: config.json has a quantization_config; graft on the unquantised Instruct")
     require_equal(model)
     note_unknown(model)
     if options.dtype != "instruct" and options.dtype not in OUTPUTS:
-        raise GraftError(f"dtype {options.dtype!r}; known are instruct, {', '.join(OUTPUTS)}")
+        raise GraftError(f"dtype {options.dtype!r}; expected one of instruct, {', '.join(OUTPUTS)}")
     opened = _opened(deltas, options)
     names = sorted({name for delta, _ in opened for name in delta.names})
     shapes = {name: delta.shape(name) for delta, _ in opened for name in delta.names}
@@ -165,7 +165,7 @@ def _require_distinct(deltas: Sequence[tuple[DeltaSource, float]]) -> None:
     for delta, _ in deltas:
         if delta.digest in seen:
             raise GraftError(
-                f"{delta.path}: the same delta as {seen[delta.digest].path}; give it once, with the sum of the scales"
+                f"{delta.path}: the same delta as {seen[delta.digest].path}; pass it once, with the sum of the scales"
             )
         seen[delta.digest] = delta
 
@@ -208,12 +208,12 @@ def _join(ignored: Ignored, more: Ignored) -> None:
 
 
 def _require_heads_alike(match: Match, targets: dict[str, dict[str, Any]], scales: dict[str, float]) -> None:
-    """Raises MisfitError unless a head that the Instruct ties to its embedding is applied with it, at one scale."""
+    """Raise MisfitError unless a head that the Instruct ties is added together with its embedding, at one scale."""
     carried = {match.here[name]: name for name in match.delta.names if targets.get(name) != {}}
     for head in (name for name, places in targets.items() if not places):
         embedding = carried.get(match.model.home(match.here[head] or head))
         if embedding not in targets or scales[head] != scales[embedding]:
             raise MisfitError(
                 f"{match.delta.path}: {match.model.path} ties {head} to {embedding}, so both need the same scale; "
-                "widen the scope or leave both out"
+                "widen the scope or exclude both"
             )

@@ -1,4 +1,4 @@
-"""What a grafted folder records about its making: receipt.json, written by `graft`, read with recipe.json."""
+"""receipt.json: what `graft` records about the folder it writes. It is read together with recipe.json."""
 
 import math
 from collections.abc import Mapping
@@ -15,13 +15,13 @@ from shadowft_core.kernels.bf16 import SUMS
 RECIPE, RECEIPT = "recipe.json", "receipt.json"
 _OF_RECIPE = ("digest", "instruct", "deltas", "scope", "dtype", "merge", "scale_for", "waivers")
 Sums = Mapping[str, Mapping[str, float]]
-"""per tensor that something was added to: its sums, by `bf16.SUMS`"""
+"""the sums, by `bf16.SUMS`, of each tensor that something was added to"""
 
 
 def build_receipt(plan: Plan, results: Mapping[str, TensorResult], instruct_digest: str) -> dict[str, Any]:
     """The content of receipt.json: classes, waivers, rows matched by token, norms, what was added and what was lost.
 
-    `results` are those of `arithmetic.parts`, for every tensor of the Instruct.
+    `results` has what `arithmetic.parts` returned for every tensor of the Instruct.
     """
     sums = {name: result.sums for name, result in results.items() if result.sums is not None}
     overall = {key: sum(one[key] for one in sums.values()) for key in SUMS}
@@ -43,9 +43,9 @@ def build_receipt(plan: Plan, results: Mapping[str, TensorResult], instruct_dige
 def _travel(plan: Plan, sums: Sums) -> dict[str, Any] | None:
     """The share of the deltas' energy (squared norms, each delta at its own scale) that is added.
 
-    `energy` is that share. `stays` holds the shares that are not added, by the last word of the tensors' names, largest
-    first, to four digits, since squares are summed in float32. None where every tensor is added, or every delta is at
-    scale 0. Of a difference of checkpoints, the tensors that are not added are read for it.
+    `energy` is that share. `stays` has the shares that are not added, by the last word of the tensors' names, largest
+    first, to four digits, since squares are summed in float32. None if every tensor is added, or every delta is at
+    scale 0. For a difference of checkpoints, this reads the tensors that are not added.
     """
     stays: dict[str, float] = {}
     for delta, name, own in plan.unapplied:
@@ -65,7 +65,7 @@ def _travel(plan: Plan, sums: Sums) -> dict[str, Any] | None:
 
 
 def _norm(plan: Plan, sums: Sums, delta: DeltaSource, name: str) -> float:
-    """The unscaled norm of a delta's tensor; from the pass that added it where that saves a pass."""
+    """The unscaled norm of a delta's tensor; reuses the sums of the pass that added it if they suffice."""
     lazy = lazy_source(plan, name)
     if lazy is not None and lazy.delta is delta and lazy.piece.tensor == name and name in sums:
         return math.sqrt(sums[name]["delta2"]) / abs(lazy.piece.scale)
@@ -73,10 +73,10 @@ def _norm(plan: Plan, sums: Sums, delta: DeltaSource, name: str) -> float:
 
 
 def _retention(sums: dict[str, float]) -> dict[str, float]:
-    """Norms of weights and delta; of the delta that reached the output: cosine, energy share, share of lost entries.
+    """Norms of weights and delta, and how much of the delta reached the output: cosine, energy and unchanged.
 
-    energy = 1 - |reached - delta|^2 / |delta|^2; unchanged = share of non-zero delta entries that left the weight as
-    it was. They are 1, 1 and 0 when nothing is lost.
+    cosine is that of delta and reached; energy = 1 - |reached - delta|^2 / |delta|^2; unchanged is the share of
+    non-zero delta entries that did not change the weight. They are 1, 1 and 0 when nothing is lost.
     """
     delta2, reached2, product = sums["delta2"], sums["reached2"], sums["product"]
     numbers = {
@@ -90,29 +90,30 @@ def _retention(sums: dict[str, float]) -> dict[str, float]:
 
 
 def read_receipt(folder: Path) -> dict[str, Any]:
-    """The account of a folder made by `graft`, as recorded there; no weights are read.
+    """Read what `graft` recorded in a folder; reads no weights.
 
     Returns `{"format": 1, "path", "digest", "instruct", "deltas", "scope", "dtype", "merge", "scale_for", "waivers",
     "regrafted_from", "onto_base", "classes", "retention", "tensors": [...], "untouched": {reason: [names]},
     "left_out": [names], "travel", "tokens": {name: {...}}, "ignored": {reason: {side: [names]}}}`.
 
-    `retention` (null at scale 0) and every entry of `tensors` hold `weight_norm`, `delta_norm`, `relative` (their
-    ratio; null for a zero weight) and, of the delta after the cast, `cosine`, `energy` and `unchanged`. Tensors that
+    `retention` (null at scale 0) and every entry of `tensors` have `weight_norm`, `delta_norm`, `relative` (their
+    ratio; null for a zero weight) and, for the delta after the cast, `cosine`, `energy` and `unchanged`. Tensors that
     lost most energy come first, then those with the largest relative delta.
 
-    `travel` (null where all of the delta travels) has `energy`, the share of the deltas' squared norms that is added to
-    anything, and `stays`, the shares that are not, by the last word of the tensors' names. `ignored` is what only one
-    side holds, and why that is no error: its class does not load it, or a person waived it by name.
+    `travel` (null if all of the delta is added, or every scale is 0) has `energy`, the share of the deltas' squared
+    norms that is added, and `stays`, the shares that are not, by the last word of the tensors' names. `ignored` has the
+    tensors that only one side has, by the reason why that is no error: the class does not load it, or a person waived
+    it by name.
 
-    `tokens` has the tensors whose rows were matched by token: `matched` and `moved` count rows; `instruct_only`,
-    `base_only` and `padding` hold `rows` and their `ids` as texts like `7` or `7-12`. Rows of tokens that only the
-    Instruct has, and padding, stay as they were. `regrafted_from` is the digest of the recipe this one was made from,
-    whose verdict does not count here, or null.
+    `tokens` has the tensors matched by token: `matched` and `moved` count rows; `instruct_only`, `base_only` and
+    `padding` have `rows` and their `ids` as strings like `7` or `7-12`. Rows of padding and of tokens that only the
+    Instruct has do not change. `regrafted_from` is null or the digest of the recipe that this one was regrafted from;
+    the verdict on that recipe does not apply to this one.
 
     Raises CheckpointError when the folder was not made by `graft`, or its record is damaged or of another format.
     """
     if missing := [name for name in (RECIPE, RECEIPT) if not (folder / name).is_file()]:
-        raise CheckpointError(f"{folder}: holds no {missing[0]}; pass a folder made by `graft`")
+        raise CheckpointError(f"{folder}: has no {missing[0]}; pass a folder made by `graft`")
     recipe, receipt = (read_json_object(folder / name) for name in (RECIPE, RECEIPT))
     for name, record in ((RECIPE, recipe), (RECEIPT, receipt)):
         if record.get("format") != 1:

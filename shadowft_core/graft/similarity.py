@@ -1,4 +1,4 @@
-"""Is the Instruct related to the delta's Base, and another model? Judged by a sample, before anything is written."""
+"""Checks on a sample, before anything is written, that the Instruct is related to the delta's Base but is not it."""
 
 import numpy as np
 
@@ -17,12 +17,12 @@ from shadowft_core.weights.similarity import (
 
 
 def require_related(match: Match, options: Options) -> None:
-    """Compare the sample that the delta keeps of its Base (`Delta.base_sample`) with the Instruct, by sigma.
+    """Compare the delta's sample of its Base (`DeltaSource.base_sample`) with the Instruct, by sigma.
 
-    Only matrices count, because norms are near 1 in every model; embeddings and heads are left out, because their rows
-    may be in another order. Raises UnrelatedError when sigma is above SIGMA_UNRELATED, when that of one matrix that the
-    delta would change is above SIGMA_UNRELATED_MATRIX, or when no tensor can be compared; OntoBaseError when the
-    Instruct is the delta's own Base. Each has a waiver.
+    Only matrices count, because the weights of norms are near 1 in every model. Embeddings and heads are left out,
+    because their rows may be in another order. Raises UnrelatedError when sigma is above SIGMA_UNRELATED, when sigma of
+    one matrix that the delta changes is above SIGMA_UNRELATED_MATRIX, or when no tensor can be compared. Raises
+    OntoBaseError when the Instruct is the delta's Base. Each error has a waiver.
     """
     model, delta = match.model, match.delta
     overall = Sums()
@@ -43,7 +43,7 @@ def require_related(match: Match, options: Options) -> None:
                 odd = odd or f", tensor {name} alone {sums.apart / sums.total:.2f}"
             overall.add(sums)
     if UNRELATED not in options.waivers and (overall.exceeds(SIGMA_UNRELATED) or odd or not compared):
-        sigma = f"{overall.apart / overall.total:.2f} from" if compared else "nowhere comparable to"
+        sigma = f"{overall.apart / overall.total:.2f} from" if compared else "not comparable to"
         raise UnrelatedError(
             f"{delta.path} on {model.path}: the Instruct is {sigma} the delta's Base{odd} (0: equal, 0.7: unrelated or "
             f"transposed, limits {SIGMA_UNRELATED} and {SIGMA_UNRELATED_MATRIX}); pass an Instruct of that Base, or "
@@ -51,6 +51,6 @@ def require_related(match: Match, options: Options) -> None:
         )
     if ONTO_BASE not in options.waivers and equal and model.digest() == delta.base_digest:
         raise OntoBaseError(
-            f"{delta.path} on {model.path}: the Instruct is the model the delta was taken from, {delta.base_digest}; "
-            "pass the Instruct, or --onto-base"
+            f"{delta.path} on {model.path}: the Instruct is the delta's own Base, {delta.base_digest}; "
+            "pass the Instruct of that Base, or --onto-base"
         )

@@ -1,4 +1,4 @@
-"""The grafted model: in memory for the sweep, else as a folder."""
+"""Makes the grafted model: in memory for the sweep, otherwise as a folder."""
 
 import json
 import shutil
@@ -34,8 +34,8 @@ def grafted_tensors(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield `(name, array)` of every tensor of the Instruct, in file order, grafted or untouched; writes nothing.
 
-    The call itself raises what `graft` raises when models, names, shapes, types, tokens or scope do not fit. A tensor
-    that is damaged, or whose sum is not finite in the output dtype, raises when it is reached.
+    The call itself raises what `graft` raises when models, names, shapes, types, tokens or scope do not match. A
+    damaged tensor, or a sum that is not finite in the output dtype, raises when the iteration reaches it.
     """
     plan = make_plan(instruct, deltas, options)
     return ((name, whole(plan, name)) for name in plan.instruct.names)
@@ -50,18 +50,18 @@ def graft(
 ) -> dict[str, Any]:
     """Write the complete model folder `out` with recipe.json and receipt.json; return the recipe.
 
-    `deltas` are (delta folder or `DeltaSource`, scale): a `Difference` of two checkpoints takes the place of a stored
-    delta. `notes` are copied into the recipe.
+    `deltas` are (delta folder or `DeltaSource`, scale); a `Difference` of two checkpoints can replace a stored delta.
+    `notes` are copied into the recipe.
 
-    Raises MisfitError when a tensor, a shape, a token or an expert does not fit, UnrelatedError, OntoBaseError,
+    Raises MisfitError when a tensor, a shape, a token or an expert does not match, UnrelatedError, OntoBaseError,
     ZeroDeltaError when the scope excludes all of a delta, QuantisedError, NotFiniteError, CastOverflowError, DeltaError
-    or CheckpointError for damaged folders, GraftError for options that match nothing or contradict each other. Nothing
-    is written then.
+    or CheckpointError for damaged folders, GraftError for options that match nothing or contradict each other, and
+    InputError for wrong `ignore` patterns. Nothing is written then.
     """
     plan = make_plan(instruct, deltas, options)
     for path in (instruct, *(path for delta, _ in plan.deltas for path in delta.paths)):
         if path.resolve().is_relative_to(out.resolve()):
-            raise GraftError(f"{out}: is also an input and would be replaced; choose another --out")
+            raise GraftError(f"{out}: contains the input {path} and would be replaced; choose another --out")
     model = plan.instruct
     with new_folder(out) as folder:
         copied = _side_files(plan, folder)
@@ -88,7 +88,7 @@ def graft(
 
 
 def _summary(receipt: Mapping[str, Any], scope: Scope) -> str:
-    """The shares of the delta that are added and not added, and how much survives the rounding."""
+    """The shares of the delta that are added and not added, and the share that survives the rounding."""
     travel, kept = receipt["travel"], receipt["retention"]
     words = []
     if travel:
@@ -121,8 +121,10 @@ def _header(plan: Plan, file: str) -> bytes:
 
 
 def _side_files(plan: Plan, folder: Path) -> dict[str, str]:
-    """Copy config, tokenizer, templates byte for byte; return their digests. Another output dtype changes config.json
-    and the index."""
+    """Copy config, tokenizer and templates; return their digests.
+
+    The copies are byte for byte, but another output dtype changes config.json and the index.
+    """
     model = plan.instruct
     files: dict[str, str] = {}
     for relative in model.other_files():

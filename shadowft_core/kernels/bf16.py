@@ -1,7 +1,7 @@
-"""Arithmetic on bfloat16 parts: one compiled pass where bf16.c was built at installation, else numpy.
+"""Arithmetic on bfloat16 parts: one compiled pass if bf16.c was built at installation, else numpy.
 
-Results have the same bits either way. Only the sums that `add` returns may differ in their last digits. A distance is
-summed in the same columns, and differs at most in the last bits of the float64 sum over them.
+Both write the same bits. Only sums may differ: those of `add` in their last digits, those of `distance` in the last
+bits of float64.
 """
 
 import ctypes
@@ -105,7 +105,7 @@ def add(weights: np.ndarray, delta: np.ndarray | LazyDifference, result: np.ndar
 
 
 def account(before: np.ndarray, delta: np.ndarray, reached: np.ndarray) -> np.ndarray:
-    """The sums that `add` returns, in the dtype of these flat arrays."""
+    """Return the sums that `add` returns, computed in the dtype of these flat arrays."""
     moves, arrives = (scratch.array(label, delta.size, np.bool_) for label in ("moves", "arrives"))
     np.not_equal(delta, 0, out=moves)
     np.not_equal(reached, 0, out=arrives)
@@ -117,10 +117,11 @@ def account(before: np.ndarray, delta: np.ndarray, reached: np.ndarray) -> np.nd
 
 
 def rounded(values: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, float]:
-    """words (uint16) = bfloat16 of flat float32 values; returns the positions (uint32) of values bfloat16 cannot hold.
+    """Round flat float32 values to bfloat16 and write them to `words` (uint16).
 
-    Also returns the sum of squares of all values, in float64. If it is not finite, a value is not, and nothing else is
-    valid. The positions are valid until the same thread calls again.
+    Returns the positions (uint32) of the values that bfloat16 cannot hold exactly, and the float64 sum of all squares.
+    If the sum is not finite, a value is not, and the other results are invalid. The positions are valid until the same
+    thread calls again.
     """
     odd = scratch.array("odd", values.size, np.uint32)
     if library is not None:
@@ -154,7 +155,7 @@ def split(words: np.ndarray, planes: np.ndarray) -> None:
 
 
 def joined(planes: np.ndarray, width: int, out: np.ndarray) -> None:
-    """out (float32) = the values whose bfloat16 (`width` 2) or float32 (4) words `split` cut into planes."""
+    """Invert `split`: write the values to `out` (float32). Words are bfloat16 (`width` 2) or float32 (4)."""
     size = out.size
     if library is not None and width == 2:
         library.shadowft_join(planes.ctypes.data, out.ctypes.data, size)
@@ -173,8 +174,8 @@ def joined(planes: np.ndarray, width: int, out: np.ndarray) -> None:
 def distance(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     """sum|ours - theirs|, sum|ours|, sum|theirs|, float64, of flat arrays of any float dtype.
 
-    Differences are float32; sums run down short columns in float32 and over them in float64. Not finite when a value is
-    not, or when a column overflows float32.
+    Differences are float32. Short columns are summed in float32, and their sums in float64. A sum is not finite when a
+    value is not, or when a column overflows float32.
     """
     if library is not None and ours.dtype == theirs.dtype == _BF16:
         sums = np.zeros(3)

@@ -1,4 +1,4 @@
-"""Arrays that a thread reuses: allocating fresh memory was measured to cost more than the arithmetic on it."""
+"""Arrays that a thread reuses. By measurement, allocating fresh memory costs more than the arithmetic on it."""
 
 import threading
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 
 
 class Scratch(threading.local):
-    """Reusable flat arrays by label, one set a thread. The content is that of the last use of the label."""
+    """Reusable flat arrays by label, one set per thread. An array still has the content of its last use."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[str, Any], np.ndarray] = {}

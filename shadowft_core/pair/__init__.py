@@ -1,7 +1,7 @@
-"""Checks whether this Base and this Instruct may be paired; the stage fetch resolves, checks and pins both.
+"""Checks whether a Base and an Instruct may be paired; the stage fetch resolves, checks and pins both.
 
-A difference that would make a grafted model wrong is refused; one that is merely unusual is a warning with both values.
-The distance is sigma (sigma.py); its thresholds are in weights/similarity.py.
+A difference that would make a grafted model wrong is refused; an unusual one is a warning with both values. The
+distance is sigma (sigma.py); its thresholds are in weights/similarity.py.
 """
 
 import os
@@ -43,15 +43,16 @@ def compare_models(
     ignore: Sequence[str] = (),
     standing: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Check a pair. With `full` all weights are read, else a few evenly spread ranges of every tensor.
+    """Check a pair. `full` reads all weights; otherwise a few evenly spread ranges of every tensor are read.
 
     `ignore` and `standing` are patterns of tensors that only one side may have, from the command line and params.yaml.
 
     Returns `{"verdict": "ok"|"warn", "reasons": [...], "sampled", "sigma": {"overall", "layers": {...}, "modules":
     {...}, ...}, "facts", "tokenizer_digest", "base": {...}, "instruct": {...}}`, the tokenizer being the Instruct's;
     with `digests`, which needs `full` and two local models, base and instruct have `digest`.
-    Raises PairError with all reasons in one line (SwappedError, SameModelError or UnrelatedError where that is the
-    reason), QuantisedError, NotFiniteError, and CheckpointError for a model that cannot be read.
+    Raises PairError with all reasons in one line (SwappedError, SameModelError or UnrelatedError if that is the
+    reason), QuantisedError, NotFiniteError, InputError for a wrong pattern, and CheckpointError for a model that cannot
+    be read.
     """
     compared = compare(base, instruct, ignore, standing)
     reasons = compared.warned
@@ -77,7 +78,7 @@ def compare_models(
     for number, name in enumerate(("Base", "Instruct")):
         if grid := gap.grid(number):
             reasons.append(
-                f"the {name} was dequantised: {grid}; sigma measures that grid, and a graft keeps it; take the "
+                f"the {name} was dequantised: {grid}; sigma measures that grid, and a graft keeps it; use the "
                 "original weights"
             )
     if sigma["overall"] > SIGMA_HIGH:
@@ -97,7 +98,7 @@ def compare_models(
 
 
 def write_origin(params: "Fetch", out: Path) -> None:
-    """Write the digests of the sources of generated references: when they change, `fetch` runs again."""
+    """Write the digests of the source files of generated references, so that `fetch` runs again when they change."""
     write_json_atomically(out, {"format": 1, "base": made_from(params.base), "instruct": made_from(params.instruct)})
 
 
@@ -106,9 +107,9 @@ def fetch(params: "Fetch", out: Path, standing: Sequence[str] = ()) -> None:
 
     `standing` as in `compare_models`.
 
-    Files on the same file system are hard links. A pair that headers, configs or tokenizers rule out is refused before
-    weights are downloaded or copied; so is a model that only its own code could load.
-    Raises PairError, CheckpointError, InputError; `out` is then unchanged.
+    Files on the same file system become hard links. If headers, configs or tokenizers rule out a pair, it is refused
+    before weights are downloaded or copied; so is a model that only its own code could load.
+    Raises what `compare_models` and `resolve` raise, and CheckpointError; `out` is then unchanged.
     """
     references = {"base": params.base, "instruct": params.instruct}
     if any(map(is_remote, references.values())):

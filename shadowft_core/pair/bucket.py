@@ -1,6 +1,6 @@
-"""Models in an S3 bucket: headers and weights by range, or the whole model, checked as it arrives.
+"""Models in an S3 bucket: reads headers and weights by range, or downloads and verifies the whole model.
 
-As in every S3 client, AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL is the endpoint of a server other than AWS.
+As for every S3 client, AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL sets the endpoint of a server other than AWS.
 """
 
 import os
@@ -32,10 +32,10 @@ def opened(reference: str) -> Iterator[Checkpoint]:
 
 
 def download(reference: str) -> Path:
-    """Download the model into a folder of `$SHADOWFT_CACHE/s3/`, named by its files' names, sizes and versions.
+    """Download the model into a folder of `$SHADOWFT_CACHE/s3/`, named by a digest of file names, sizes and versions.
 
-    Verifies the checksum if the store has one, else size and version before and after. Raises InputError when the model
-    changes during the download, and what `opened` raises.
+    Verifies the checksum if the store has one, else that size and version did not change. Raises InputError when the
+    model changes during the download, and what `opened` raises.
     """
     objects = _objects(reference)
     with tempfile.TemporaryDirectory(prefix="shadowft-pair-") as place:

@@ -30,9 +30,10 @@ class Comparison:
 def compare(
     base: Checkpoint, instruct: Checkpoint, ignore: Sequence[str] = (), standing: Sequence[str] = ()
 ) -> Comparison:
-    """Which weights correspond, warnings, and the facts. Reads no weights; `ignore`, `standing` as in `match`.
+    """Compare two models without reading weights. `ignore` and `standing` as in `match`.
 
-    Raises PairError with every reason to refuse in one line; as QuantisedError or SwappedError if one of them is.
+    Raises PairError with every reason to refuse in one line, or QuantisedError or SwappedError if a reason is one.
+    Raises InputError for a wrong pattern.
     """
     for model in (base, instruct):
         note_unknown(model)
@@ -90,7 +91,7 @@ def has_template(folder: Path) -> bool:
 def _quantised(base: Checkpoint, instruct: Checkpoint) -> Iterator[PairError | QuantisedError]:
     for name, model in (("Base", base), ("Instruct", instruct)):
         if model.config.get("quantization_config"):
-            yield QuantisedError(f"the {name} is quantised; take the original weights")
+            yield QuantisedError(f"the {name} is quantised; use the original weights")
         for tensor in model.names:
             dtype = model.info(tensor).dtype
             if dtype in _PACKED or dtype == "F64":

@@ -1,8 +1,8 @@
 """Detects a dequantised model: its weights are on a grid far coarser than their dtype, and sigma measures that grid.
 
 The numbers of a dtype are a grid too, but a smooth distribution fills it: two neighbouring weights of a matrix are
-adjacent numbers about twice as often as equal ones. On the levels of a quantised block (int4, nf4, fp8, int8, ...,
-whatever the scale and the zero point) they are often equal and hardly ever adjacent.
+adjacent numbers about twice as often as equal ones. On the levels of a quantised block (int4, nf4, fp8, int8, ..., with
+any scale and zero point) they are often equal and hardly ever adjacent.
 """
 
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ _TRAINED = 7  # bits of the coarsest mantissa that weights are trained in, bfloa
 
 
 def count_levels(weights: np.ndarray, width: int) -> float | None:
-    """About how many levels the weights of a piece of a matrix with rows of `width` have; None for weights on no grid.
+    """Estimate the number of levels of the weights of a matrix, from its first PIECE; None if they are on no grid.
 
-    The number is one over the share of equal pairs. Zeros (pruned weights), the largest magnitude (clipped ones) and
-    constant pieces are not counted.
+    `width` is the length of a row. The estimate is one over the share of equal pairs. Zeros (pruned weights), the
+    largest magnitude (clipped weights) and constant pieces are not counted.
     """
     piece = weights[:PIECE]
     if piece.dtype not in _MANTISSA:
@@ -42,8 +42,8 @@ def count_levels(weights: np.ndarray, width: int) -> float | None:
     elif (bits[counted] & sign).all() or not (bits[counted] & sign).any():
         return None  # with both signs it would be binary or ternary
     lowest = size | 1 << mantissa
-    unused = np.bitwise_count((lowest & -lowest) - 1)[counted]  # bits at the end of the mantissa that are not set
-    used = mantissa - int(np.sort(unused)[len(unused) // 100])  # float32 may hold bfloat16 numbers, but for a few
+    unused = np.bitwise_count((lowest & -lowest) - 1)[counted]  # unset bits at the end of the mantissa
+    used = mantissa - int(np.sort(unused)[len(unused) // 100])  # float32 may hold bfloat16 numbers, with few exceptions
     number = (size >> mantissa - max(_TRAINED, used)) * np.where(bits & sign, -1, 1)
     found = (_levels(number, counted, range(step, LAGS * step + 1, step)) for step in (1, max(width, LAGS + 1)))
     return next((count for count in found if count), None)

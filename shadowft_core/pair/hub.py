@@ -61,7 +61,7 @@ def opened(reference: str) -> Iterator[Checkpoint]:
 
 
 def download(reference: str) -> Path:
-    """The folder with the side files and exactly the weight files that the model is loaded from."""
+    """Download the side files and only the weight files that the model is loaded from; return the folder."""
     with opened(reference) as model:
         return _snapshot(reference, [*SIDE_FILES, *model.shards])
 
@@ -95,7 +95,7 @@ def _online() -> Iterator[None]:
 
 @contextmanager
 def _hub_errors(reference: str) -> Iterator[None]:
-    """Turn any error of the hub into an InputError of one line."""
+    """Turn any error of the hub into an InputError with a one-line message."""
     try:
         yield
     except ShadowError:

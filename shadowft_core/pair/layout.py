@@ -1,6 +1,7 @@
-"""Which weights of the Base are compared with which of the Instruct, whatever the layout of either file.
+"""Decides which weights of the Base are compared with which of the Instruct, for any layout of their files.
 
-The correspondence is that of weights/match.py. What only one side has is refused, waived, or left out with a warning.
+Weights are matched as in weights/match.py. Tensors that only one side has are refused, waived, or left out with a
+warning.
 """
 
 import math
@@ -20,7 +21,7 @@ _WHOLE = np.array([[0, 0, 1]])  # one run: all of a tensor
 
 @dataclass(frozen=True)
 class Span:
-    """Weights of both sides that correspond: tensor and first flat element on either side, and their number."""
+    """A run of corresponding weights: tensor and first flat element on each side, and the number of weights."""
 
     base: str
     base_start: int
@@ -31,7 +32,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Match:
-    """All that is measured under one name; the experts of a layer are one match, `experts.*`."""
+    """The weights measured under one name. The experts of a layer are one match, `experts.*`."""
 
     name: str
     spans: list[Span]
@@ -52,8 +53,8 @@ def match(
     """All matches, reasons to refuse, and warnings. Reads no weights.
 
     `ignore` are patterns from the command line for tensors that only one side has; `standing` are those of params.yaml,
-    which may match nothing, or a tensor of both sides. Raises InputError for a pattern of `ignore` that does,
-    PairError when experts are stored in two layouts that only the model's own code could convert.
+    which may match nothing, or a tensor of both sides. Raises InputError for a pattern of `ignore` that does either,
+    PairError when the experts are stored in two layouts and no conversion is known.
     """
     ours, theirs = _views(base), _views(instruct)
     ours = {_renamed(name, base, instruct, theirs): view for name, view in ours.items()}
@@ -79,7 +80,7 @@ def match(
             if our.shape != their.shape:
                 warned.append(
                     f"{name} has {our.shape[0]} rows in the Base, {their.shape[0]} in the Instruct; "
-                    f"{their.shape[0] - runs[:, 2].sum()} rows have no counterpart and stay the Instruct's"
+                    f"{their.shape[0] - runs[:, 2].sum()} rows have no counterpart and keep the Instruct's values"
                 )
         else:
             misshapen.append(name)
@@ -98,7 +99,7 @@ def match(
 
 
 def head(model: Checkpoint) -> str | None:
-    """The head with weights of its own: neither tied to the embedding nor missing from the files."""
+    """The name of the head, if it is stored and not tied to the embedding."""
     return next((name for name in model.names if model.family.is_head(name) and model.home(name) == name), None)
 
 
@@ -112,13 +113,13 @@ def _views(model: Checkpoint) -> dict[str, View]:
 
 
 def _renamed(name: str, base: Checkpoint, instruct: Checkpoint, theirs: Mapping[str, View]) -> str:
-    """The Instruct's name for a tensor of the Base, where the two were saved in different ways."""
+    """The Instruct's name for a tensor of the Base, if the two models were saved with different names."""
     here = None if name in theirs else instruct.named(name, base.family)
     return here if here is not None and here in theirs else name
 
 
 def _drop_heads(base: Checkpoint, ours: dict[str, View], instruct: Checkpoint, theirs: dict[str, View]) -> list[str]:
-    """Remove the head when only one side has a separate one and the other side is tied. Returns a warning then."""
+    """Remove the head if one side has a separate head and the other ties it; return a warning about that."""
     heads = [next(filter(model.family.is_head, side), None) for model, side in ((base, ours), (instruct, theirs))]
     if (heads[0] is None) == (heads[1] is None):
         return []
@@ -128,7 +129,7 @@ def _drop_heads(base: Checkpoint, ours: dict[str, View], instruct: Checkpoint, t
     for side, name in zip((ours, theirs), heads, strict=True):
         if name:
             del side[name]
-    return [f"the head is tied to the embedding in the {tied}, not in the {own}; sigma leaves it out"]
+    return [f"the head is tied to the embedding in the {tied}, not in the {own}; sigma excludes it"]
 
 
 def _split(side: Mapping[str, View], instruct: Checkpoint) -> dict[str, View]:
@@ -152,7 +153,7 @@ def _one_sided(
     ignore: Sequence[str],
     standing: Sequence[str],
 ) -> tuple[list[str], list[str]]:
-    """Reasons to refuse what only one side has, and warnings of what is waived."""
+    """Reasons to refuse tensors that only one side has, and warnings about those that are waived."""
     both, where = ours.keys() & theirs.keys(), f"{base.path} and {instruct.path}"
     require_one_sided(ignore, both, where)
     only = {"Base": [n for n in ours if n not in both], "Instruct": [n for n in theirs if n not in both]}

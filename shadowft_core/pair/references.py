@@ -1,7 +1,7 @@
 """Resolves references to models: a folder, `hf:OWNER/NAME@REVISION`, `s3://BUCKET/PREFIX`, or a generated pair.
 
-A package offers a generated pair, named `NAME:...`, by an entry point NAME of the group `shadowft.pairs`: a module with
-`resolve(reference) -> (folder, label)` and `SOURCES`, the files that the pair is made from.
+A package provides a generated pair, named `NAME:...`, through an entry point NAME of the group `shadowft.pairs`: a
+module with `resolve(reference) -> (folder, label)` and `SOURCES`, the files that the pair is made from.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def is_remote(reference: str) -> bool:
 
 
 def resolve(reference: str) -> tuple[Path, str]:
-    """The folder and the label (empty for a model as published) of a reference; generates or downloads it if needed.
+    """The folder and the label (empty for a published model) of a reference; generates or downloads it if needed.
 
     A reference is a folder, `hf:OWNER/NAME@REVISION` with 40 hex digits, `s3://BUCKET/PREFIX`, `pico:base|instruct` or
     `smollm2:...`. Raises InputError for anything else, and when the hub fails; StoreError when the bucket fails.
@@ -52,7 +52,7 @@ def made_from(reference: str) -> dict[str, str]:
 
 
 def _generated(kind: str) -> Any:
-    """The module that generates the pairs `KIND:...`; None when no package offers that kind."""
+    """The module that generates the pairs `KIND:...`; None when no package provides that kind."""
     found = entry_points(group="shadowft.pairs", name=kind)
     return next(iter(found)).load() if found else None
 
@@ -61,9 +61,8 @@ def _generated(kind: str) -> Any:
 def opened(reference: str, download: bool = False) -> Iterator[tuple[Checkpoint, str]]:
     """The checkpoint of a reference, and its label.
 
-    Without `download` only the side files and headers of a remote model are fetched, and `part` reads its weights in
-    ranges within the block.
-    Raises what `resolve` does, and CheckpointError for a model that cannot be read.
+    Without `download`, only the side files and headers of a remote model are fetched; inside the block, `part` reads
+    its weights in ranges. Raises what `resolve` does, and CheckpointError for a model that cannot be read.
     """
     if reference.startswith("hf:") and not download:
         with hub.opened(reference) as model:

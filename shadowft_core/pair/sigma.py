@@ -1,6 +1,6 @@
-"""Measures sigma (weights/similarity.py) of two models, by tensor, layer, kind of module and overall.
+"""Measures sigma (weights/similarity.py) of two models: by tensor, by layer, by kind of module, and overall.
 
-The sigma of a group is the ratio of the sums over its weights. In a sample every match counts with its number of
+The sigma of a group is the ratio of the sums over its weights. In a sample, every match is weighted by its number of
 weights, so that the ratio estimates the full one.
 """
 
@@ -23,14 +23,14 @@ from shadowft_core.weights.similarity import SIGMA, Sums
 
 RANGE, RANGES = 1 << 13, 4  # of a sample: elements per range, and ranges per match
 MOST_RANGES = 1 << 12  # of a whole sample, so that a large model costs no more than 64 MiB a side in bfloat16
-ODD_SHARE = 0.05  # of a model's matrices; one that happens to look like a grid proves nothing and hardly moves sigma
+ODD_SHARE = 0.05  # of the weights; a small matrix that happens to look like a grid proves nothing
 REQUESTS = 16  # concurrent requests for ranges of remote weights
 
 
 _Levels = tuple[float | None, float | None]
 """of Base and Instruct: the approximate number of levels of a matrix; see grid.py"""
 _Read = tuple[Sums, tuple[dict[str, str], dict[str, str]], _Levels]
-"""the result of a pass over a span: sums, digests of tensors read whole by side, and levels"""
+"""the result of a pass over a span: sums, digests (per side) of tensors read as a whole, and levels"""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Gap:
         return self._groups(lambda name: "" if selects(name) else None).get("", Sums())
 
     def by(self, key: Callable[[str], str | None]) -> dict[str, float]:
-        """sigma of every group, the matches with the same key; those without a key are left out."""
+        """sigma of every group of matches with the same key; matches without a key are left out."""
         return {group: sums.sigma for group, sums in self._groups(key).items()}
 
     def _groups(self, key: Callable[[str], str | None]) -> dict[str, Sums]:
@@ -88,8 +88,8 @@ class Gap:
     def report(self, aggregations: bool) -> dict[str, Any]:
         """`{"definition", "overall", "layers", "modules", "tensors", "weights": {"read", "of"}}`.
 
-        For a model with a vision part, `language` is the sigma of the language model, to which layers and modules then
-        belong, and `vision` has overall, layers and modules of the other parts.
+        For a model with a vision part, layers and modules are those of the language model, `language` is its sigma, and
+        `vision` has overall, layers and modules of the other parts.
         """
         report: dict[str, Any] = {
             "definition": SIGMA,
@@ -139,9 +139,9 @@ class Gap:
 
 
 def measure(base: Checkpoint, instruct: Checkpoint, matches: list[Match], full: bool, hashed: bool = False) -> Gap:
-    """Read both sides, all of them or a sample, several pieces at a time and in chunks.
+    """Read both sides, all weights or a sample, several pieces at a time and in chunks.
 
-    With `hashed`, which needs `full`, both checkpoints then know the digests of all tensors that were read whole.
+    With `hashed`, which needs `full`, both checkpoints then have the digests of all tensors that were read as a whole.
     Raises NotFiniteError for NaN or infinity, CheckpointError when a file ends early.
     """
     pieces = [
@@ -155,7 +155,7 @@ def measure(base: Checkpoint, instruct: Checkpoint, matches: list[Match], full: 
         range(len(pieces)), key=lambda at: -pieces[at][1].size
     )  # so that all workers finish together
 
-    largest: dict[int, int] = {}  # of the pieces of each matrix: its levels are counted there
+    largest: dict[int, int] = {}  # the largest piece of each matrix, in which its levels are counted
     for at in reversed(largest_first):
         if matches[pieces[at][0]].matrix:
             largest[pieces[at][0]] = at
@@ -202,7 +202,7 @@ def _sample(match: Match, matches: int) -> list[Span]:
 
 
 def _read(base: Checkpoint, instruct: Checkpoint, span: Span, hashed: bool, with_levels: bool) -> _Read:
-    """One pass over a span; `with_levels` counts those of its first weights."""
+    """Make one pass over a span; `with_levels` also counts the levels of its first weights."""
     sums, sides = np.zeros(3), ((base, span.base, span.base_start), (instruct, span.instruct, span.instruct_start))
     found: _Levels = (None, None)
     for ours, theirs in zip(*(_blocks(*side, span.size, hashed) for side in sides), strict=True):

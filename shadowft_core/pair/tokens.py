@@ -1,4 +1,4 @@
-"""Compares two vocabularies token by token, and matches the rows of embeddings and heads by them."""
+"""Compares two vocabularies token by token, and matches the rows of embeddings and heads by token."""
 
 from functools import cached_property
 
@@ -32,7 +32,7 @@ class Vocabularies:
         return marks_of(self.base), marks_of(self.instruct)
 
     def runs(self, base_rows: int, instruct_rows: int) -> Runs:
-        """Rows of the Instruct and of the Base that stand for the same token; padding of both matches by number."""
+        """Rows of the Instruct and the Base for the same token; padding is matched by row number."""
         if self.equal:
             return np.array([[0, 0, min(base_rows, instruct_rows)]])
         base, instruct = self._marks
@@ -40,7 +40,7 @@ class Vocabularies:
 
 
 def compare_tokenizers(base: Checkpoint, instruct: Checkpoint, found: Vocabularies) -> list[str]:
-    """Warnings with counts. Raises PairError when the vocabularies mostly differ."""
+    """Return warnings with counts. Raises PairError when the vocabularies mostly differ."""
     if not found.known:
         return ["the vocabularies were not compared: both need a tokenizer.json"]
     if found.same_file:

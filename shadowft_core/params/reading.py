@@ -25,9 +25,9 @@ from shadowft_core.params.sections import (
 
 
 def located(store: Store) -> Store:
-    """The store that is used: SHADOWFT_STORE_URI and SHADOWFT_STORE_ENDPOINT override what the file names.
+    """The store settings, with SHADOWFT_STORE_URI and SHADOWFT_STORE_ENDPOINT in place of uri and endpoint if set.
 
-    Raises ParamsError when one of them holds a password: they are copied into the recipe, and S3 needs none.
+    Raises ParamsError when a variable holds a password: its value is copied into the recipe, and S3 needs none.
     """
     names = {field: f"SHADOWFT_STORE_{field.upper()}" for field in ("uri", "endpoint")}
     changes = {field: value for field, name in names.items() if (value := os.environ.get(name))}
@@ -40,9 +40,9 @@ def refuse_password(name: str, text: str) -> None:
     """Raise ParamsError when `text`, the value of `name`, is a URL with a password."""
     if (shown := without_passwords(text)) != text:
         raise ParamsError(
-            f"{name}: {shown} holds a password and would be copied into records; remove it. The registry's belongs "
-            "in MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; the store takes "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; the hub's token belongs in HF_TOKEN"
+            f"{name}: {shown} holds a password and would be copied into records; remove it. Set the registry's in "
+            "MLFLOW_TRACKING_URI, or in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; the store's in "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; the hub's token in HF_TOKEN"
         )
 
 
@@ -70,9 +70,9 @@ def load_params(path: Path) -> Params:
 
 
 def default_params(**sections: Section) -> Params:
-    """Parameters without a params.yaml: `sections`, and the defaults of all others.
+    """Parameters without a params.yaml: the given `sections`, and defaults for the others.
 
-    A section that has no defaults and is not given raises ParamsError when it is used.
+    Reading a section that is not given and has no defaults raises ParamsError.
     """
     defaults: dict[str, Any] = {
         **{"render": Render(), "train": Train(), "extract": Extract(), "graft": Graft(), "verdict": Verdict()},
@@ -86,13 +86,13 @@ class _Unwritten(Params):
 
     def __getattr__(self, name: str) -> Any:
         if name in Params.model_fields:
-            raise ParamsError(f"params.yaml: no such file, but `{name}` is needed; write one or name it with --params")
+            raise ParamsError(f"params.yaml: no such file, but `{name}` is needed; write one or pass --params FILE")
         return super().__getattr__(name)  # type: ignore[misc]
 
 
-# In pydantic's path of a field: the alternative it tried, which is no part of the name in the file.
+# Steps in pydantic's path of a field that name the type it tried; the name in the file does not have them.
 _BRANCH = re.compile(r"literal\[|constrained-|tuple\[|(str|int|float)$")
-# Terms of YAML, for pydantic's terms of Python and JSON.
+# pydantic's terms, from Python and JSON, and those of YAML.
 _YAML_TERMS = (
     ("a valid array", "a list"),
     ("an object", "`name: value` pairs"),
@@ -102,7 +102,7 @@ _YAML_TERMS = (
 
 
 def _problems(error: ValidationError) -> str:
-    """Every bad field, by its name in the file, with what was expected; the missing fields last."""
+    """Name every bad field as in the file, with the expected type and the value; missing fields come last."""
     missing, rest = [], []
     for e in error.errors():
         field = ".".join(str(part) for part in e["loc"] if not _BRANCH.match(str(part))) or "the file"

@@ -98,10 +98,10 @@ class Train(Section):
 
 
 class Extract(Section):
-    """The weight delta of a training."""
+    """How the delta is extracted."""
 
     ignore: tuple[str, ...] = Field(
-        (), description="glob patterns of tensors that only one side (Base, tuned model or Instruct) may hold"
+        (), description="glob patterns of tensors that only one model (Base, tuned model or Instruct) may have"
     )
 
 
@@ -118,7 +118,7 @@ class Sweep(Section):
 class Graft(Section):
     """The grafted model."""
 
-    scale: Literal["sweep"] | Scale = Field("sweep", description="`sweep`: the one that sweep chose; or a number")
+    scale: Literal["sweep"] | Scale = Field("sweep", description="a number, or `sweep`: the scale that sweep chose")
     dtype: Literal["instruct", "float32", "bfloat16", "float16"] = Field("instruct", description="of the result")
 
 
@@ -202,5 +202,5 @@ class Params(Section):
         if self.routes.get("shadow") != ROUTES["shadow"]:
             raise ValueError("routes.shadow must be {model: base, graft: ''}: the shadow is the tuned Base")
         if self.routes.get("direct", ROUTES["direct"]) != ROUTES["direct"]:
-            raise ValueError("routes.direct must be {model: instruct, graft: --onto-base}: the control")
+            raise ValueError("routes.direct must be {model: instruct, graft: --onto-base}: it is the control")
         return self

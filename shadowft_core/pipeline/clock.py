@@ -8,10 +8,10 @@ from shadowft_core.files import read_json_object, write_json_atomically
 
 
 class Clock:
-    """Expected seconds of each step. The measured ones are kept in a JSON file `{step: seconds}` between runs."""
+    """Expected seconds of each step. A JSON file `{step: seconds}` stores the measured ones between runs."""
 
     def __init__(self, declared: Mapping[str, float], file: Path) -> None:
-        """`declared` holds the seconds expected of a step that was never measured; a step it lacks counts 1 second."""
+        """`declared` has the expected seconds of steps that were never measured; for a step it lacks, 1 second."""
         self._declared = declared
         self._file = file
         try:
@@ -26,7 +26,7 @@ class Clock:
         write_json_atomically(self._file, self._measured)
 
     def expected(self, step: str) -> float:
-        """Seconds this step will take."""
+        """The expected seconds of this step: measured before, else declared and scaled to this machine."""
         return self._measured.get(step, self._declared.get(step, 1.0) * self._pace())
 
     def remaining(self, waiting: Iterable[str], running: str | None = None, elapsed: float = 0.0) -> float:

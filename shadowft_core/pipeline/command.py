@@ -26,15 +26,15 @@ def run(
     workspace: Annotated[
         Path, typer.Option(help="folder with params.yaml and dvc.yaml", exists=True, file_okay=False)
     ] = Path("."),
-    store: Annotated[str | None, typer.Option(help="where the delta goes: a folder or s3://bucket/prefix")] = None,
+    store: Annotated[str | None, typer.Option(help="the store for the delta: a folder or s3://bucket/prefix")] = None,
     endpoint: Annotated[str | None, typer.Option(help="URL of an S3 server other than AWS")] = None,
     name: Annotated[str | None, typer.Option(help="name of the registered model")] = None,
 ) -> None:
     """Retrain, graft, judge and register, stage by stage; stages that are up to date are skipped.
 
-    With PREFECT_API_URL set, the run is recorded there. Without it, a Prefect server is started for the length of the
-    run; it keeps its records in WORKSPACE/var/prefect. Exit code 0 with any verdict, 1 on an error, 11 when all is done
-    but a registration waits for MLflow, 130 when interrupted.
+    If PREFECT_API_URL is set, the run is recorded there. Otherwise a Prefect server is started for the run; its records
+    are in WORKSPACE/var/prefect. Exit code 0 with any verdict, 11 when everything is done but a registration waits for
+    MLflow, 130 when interrupted, another code on an error.
 
     Example: python -m flows.retrain
 
@@ -54,18 +54,18 @@ def run_flow(
     for number in (signal.SIGTERM, signal.SIGINT):  # a shell starts background commands with SIGINT ignored
         signal.signal(number, _interrupt)
     try:
-        load_params(workspace / "params.yaml")  # so that a typing error there need not wait for a server
+        load_params(workspace / "params.yaml")  # so that a mistake there is reported before a server starts
         for option, value in (("--store", store), ("--endpoint", endpoint)):
             refuse_password(option, value or "")  # Prefect stores a flow's parameters
         _refuse_undecodable({"--workspace": str(workspace), "--store": store, "--endpoint": endpoint, "--name": name})
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
         with Console(stderr=True).status("starting Prefect"), prefect_server(workspace.resolve() / "var" / "prefect"):
-            retrain = importlib.import_module(module).retrain  # takes seconds, while the server starts
+            retrain = importlib.import_module(module).retrain  # takes seconds, so it runs while the server starts
             from shadowft_core.pipeline.steps import WAITING
 
         state = retrain(str(workspace), store, endpoint, name, return_state=True)
     except KeyboardInterrupt:
-        _end("interrupted; all its processes have ended, the next run resumes at the unfinished stage", 130)
+        _end("interrupted; all processes of the run have ended, the next run resumes at the unfinished stage", 130)
     except ShadowError as error:
         _end(str(error), error.exit_code)
     if not state.is_completed():

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live table on a terminal, plain lines anywhere else."""
+"""Shows the progress of a run: as a live table on a terminal, elsewhere as plain lines."""
 
 import time
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ STYLES = {WAITING: "dim", RUNNING: "bold cyan", UNCHANGED: "blue", COMPLETED: "g
 
 @dataclass
 class Row:
-    """One step of the run as it is shown."""
+    """The displayed state of one step of the run."""
 
     name: str
     description: str
@@ -30,10 +30,10 @@ class Row:
 
 
 class Display:
-    """Shows the steps of one run while they happen; a context manager.
+    """Shows the steps of one run as they run; a context manager.
 
-    `steps` holds their descriptions by name; `stale` names those that are expected to run, the others cost no time in
-    the estimate. A quiet display shows nothing: under a Prefect worker, Prefect's own log is the display.
+    `steps` has their descriptions by name. `stale` names the steps that are expected to run; the estimate counts no
+    time for the others. A quiet display shows nothing: under a Prefect worker, Prefect's log is the display.
     """
 
     def __init__(self, steps: Mapping[str, str], stale: frozenset[str], clock: Clock, *, quiet: bool = False) -> None:
@@ -58,7 +58,7 @@ class Display:
         self.close()
 
     def close(self) -> None:
-        """Stop the live table; it stays on the screen as it is."""
+        """Stop the live table; its last state stays on the screen."""
         self._live.stop()
 
     @property
@@ -66,20 +66,20 @@ class Display:
         return self.console.is_terminal and not self.console.quiet
 
     def start(self, name: str, description: str = "") -> None:
-        """A step begins; a step that is not among the first ones gets a row at the end."""
+        """Show that a step has started; a step that `steps` did not name gets a new row at the end."""
         self._running = self._rows.setdefault(name, Row(name, description))
         self._running.state, self._running.line = RUNNING, ""
         self._started = time.monotonic()
         self._print(f"{name}: {self._running.description} ({_duration(self._remaining())} left)")
 
     def line(self, text: str) -> None:
-        """The running step wrote a line."""
+        """Show a line that the running step wrote."""
         if self._running and text.strip():
             self._running.line = text.strip()
             self._print(f"  {self._running.line}")
 
     def finish(self, state: str) -> None:
-        """The running step is over; the time of a completed one is recorded for later estimates."""
+        """Show how the running step ended; the time of a completed step is recorded for later estimates."""
         if row := self._running:
             row.seconds, row.state, self._running = time.monotonic() - self._started, state, None
             if state == COMPLETED:

@@ -1,6 +1,6 @@
-"""The stages of the workspace in the current folder, as DVC sees them: their order, and which are out of date.
+"""Asks DVC for the stages of the workspace in the current folder: their order, and which are out of date.
 
-Uses DVC's Python interface (3.67), and only reads. A stage is reproduced in a child process (stage_process.py).
+Uses DVC's Python interface (3.67), and only reads. A child process reproduces a stage (stage_process.py).
 """
 
 import contextlib
@@ -22,21 +22,22 @@ class Stage:
     outs: tuple[str, ...]
 
     def out(self, suffix: str) -> str:
-        """The one output whose path ends with `suffix`. Raises InputError when there is not exactly one."""
+        """The output with a path that ends with `suffix`. Raises InputError unless there is exactly one."""
         matching = [path for path in self.outs if path.endswith(suffix)]
         if len(matching) != 1:
             raise InputError(
-                f"dvc.yaml: stage {self.name}: {len(matching)} outputs end with {suffix!r}, expected one: {self.outs}"
+                f"dvc.yaml: stage {self.name}: {len(matching)} outputs end with {suffix!r}, expected one; it has "
+                f"{', '.join(self.outs)}"
             )
         return matching[0]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The stages in DVC's order (a stage comes after all it depends on), and those that may have to run.
+    """The stages in DVC's order (each after its dependencies), and those that may have to run.
 
-    `stale` holds the names of the changed stages and of all stages downstream of them. Other stages are up to date and
-    stay so during the run. A stale stage is checked again before it would run, as its inputs may be unchanged then.
+    `stale` has the names of the changed stages and of all stages downstream of them. Other stages are up to date and
+    stay so during the run. A stale stage is checked again before it runs, because its inputs may be unchanged by then.
     """
 
     stages: tuple[Stage, ...]
@@ -50,7 +51,7 @@ class Plan:
 
 
 def read_plan() -> Plan:
-    """Read dvc.yaml, dvc.lock and the files they name. Raises InputError in one line when DVC cannot."""
+    """Read dvc.yaml, dvc.lock and the files they name. Raises InputError with a one-line message when DVC fails."""
     import networkx
     from dvc.repo.reproduce import get_active_graph, plan_repro
 
@@ -84,7 +85,7 @@ def changed(stage: str) -> bool:
 
 @contextlib.contextmanager
 def _repository() -> Iterator[Any]:
-    """An open DVC repository. Turns DVC's exceptions into InputError, and hides its log."""
+    """Open the DVC repository. Turns DVC's exceptions into InputError, and hides its log."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 

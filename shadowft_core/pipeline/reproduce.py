@@ -1,8 +1,8 @@
-"""A program: have DVC reproduce one stage of the workspace in the current folder. `python reproduce.py STAGE`
+"""A program that has DVC reproduce one stage of the workspace in the current folder: `python reproduce.py STAGE`.
 
 Like `dvc repro -q -s STAGE`, but the exit code is that of the stage's command, or 128 + n when signal n killed it
-(`dvc` returns 255 for both), an error of DVC itself is one line on stderr, and a stage whose inputs changed while its
-command ran fails.
+(`dvc` returns 255 for both). An error of DVC is one line on stderr. A stage whose inputs changed while its command ran
+fails.
 """
 
 import logging
@@ -27,7 +27,7 @@ def main(stage: str) -> int:
         causes = [error]
         while isinstance(cause := causes[-1].__cause__, Exception):
             causes.append(cause)
-        status = re.search(r"exited with (-?\d+)$", str(causes[-1]))  # DVC has it only in the message
+        status = re.search(r"exited with (-?\d+)$", str(causes[-1]))  # DVC reports the code only in the message
         if isinstance(causes[-1], StageCmdFailedError) and status:
             code = int(status[1])
             return code if code >= 0 else 128 - code

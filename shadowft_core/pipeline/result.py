@@ -14,7 +14,7 @@ from shadowft_core.verdict.scores import arm_names
 
 @dataclass(frozen=True)
 class Result:
-    """The verdict of a run, its guard tasks by name, and facts to show with it: version, report and so on."""
+    """The verdict of a run, the names of its guard tasks, and facts to show with it, such as version and report."""
 
     verdict: Mapping[str, Any]
     guards: Sequence[str]
@@ -25,7 +25,7 @@ class Result:
         return ["arm", "scale", "domain", *self.guards]
 
     def rows(self) -> Iterator[list[str]]:
-        """One row an arm: its scale, then mean and interval of the domain and of each guard."""
+        """One row per arm: its scale, then mean and interval of the domain and of each guard."""
         arms = self.verdict["arms"]
         for name in filter(arms.__contains__, arm_names(("direct", "shadow"))):
             arm = arms[name]

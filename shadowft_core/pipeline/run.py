@@ -1,4 +1,4 @@
-"""One run of a flow in one workspace: its steps, what is shown of them, and the state it ends in."""
+"""One run of a flow in one workspace: its steps, their display, and its final state."""
 
 import contextlib
 import json
@@ -27,15 +27,15 @@ ACT_SECONDS = {"publish": 2.0, "register": 15.0}
 
 
 class StepFailedError(ShadowError):
-    """A step ended in a state other than Completed; the message is that of the state."""
+    """A step ended in a state other than Completed. The message is that of the state."""
 
 
 class Run:
-    """A context manager around the steps of one run; `state` is what the flow returns.
+    """A context manager around the steps of one run. The flow returns its `state`.
 
-    Within the block the workspace is the current folder, and `store_uri` and `store_endpoint`, when given, are in the
-    environment. Call `preflight` first. A ShadowError, and a step that fails, ends the block and makes `state` Failed
-    with one line. Any other exception leaves the block, after all processes of the run have ended.
+    Inside the block, the workspace is the current folder, and `store_uri` and `store_endpoint`, if given, are in the
+    environment. Call `preflight` first. A ShadowError or a failed step ends the block and sets `state` to Failed with a
+    one-line message. Any other exception propagates after all processes of the run have ended.
     """
 
     def __init__(
@@ -65,7 +65,10 @@ class Run:
         return isinstance(error, ShadowError)
 
     def preflight(self) -> None:
-        """Check params, data, registry and disk, ask DVC for the stages, and open the display. Raises a ShadowError."""
+        """Check params, data, store, registry and disk, ask DVC for the stages, and open the display.
+
+        Raises a ShadowError.
+        """
         self._params = steps.preflight(Path("params.yaml"), self._model_name)
         self._plan = read_plan()
         steps.require_disk(self._params, self._plan["fetch"].outs)
@@ -81,11 +84,11 @@ class Run:
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The stages of dvc.yaml in DVC's order: each after all it depends on."""
+        """The stages of dvc.yaml in DVC's order: each after its dependencies."""
         return self._plan.stages
 
     def output(self, stage: str, suffix: str = "") -> str:
-        """The path, from the workspace, of the one output of a stage that ends with `suffix`."""
+        """The path, relative to the workspace, of the one output of a stage that ends with `suffix`."""
         return self._plan[stage].out(suffix)
 
     def show(self, line: str) -> None:
@@ -93,9 +96,9 @@ class Run:
         self._display.line(line)
 
     def step(self, name: str, task: Task[..., Any], *arguments: object) -> State:
-        """Run a Prefect task as a step and return its state, Completed. Raises StepFailedError for any other state."""
+        """Run a Prefect task as a step and return its Completed state. Raises StepFailedError for any other state."""
         self._display.start(name, (task.description or "").partition("\n")[0])
-        ended: Any = task(*arguments, return_state=True)  # Prefect's types know no state of a task of any type
+        ended: Any = task(*arguments, return_state=True)  # Prefect has no type for the state of an arbitrary task
         state: State = ended
         self._display.finish(state.name or state.type.value)
         if not state.is_completed():
@@ -103,7 +106,7 @@ class Run:
         return state
 
     def reproduce(self, stage: Stage, retries: int = 0) -> None:
-        """Have DVC bring a stage up to date; a stage that is up to date is skipped."""
+        """Have DVC bring a stage up to date; skips a stage that already is."""
         task = steps.reproduce.with_options(retries=retries)
         self.step(stage.name, task, stage.name, stage.name in self._plan.stale, self.show)
 
@@ -112,13 +115,13 @@ class Run:
         self._facts["delta"] = self.step("publish", steps.publish, self._params, delta, self.show).message or ""
 
     def register(self) -> None:
-        """Register the recipe as a new version; when MLflow does not answer, keep the registration in var/pending."""
+        """Register the recipe as a new version; if MLflow does not answer, the registration waits in var/pending."""
         self._facts["version"] = self.step("register", steps.register, self._params, self._git, self.show).message or ""
 
     def report(self) -> None:
         """Show the verdict, attach it to the run, and set `state`: Completed, or Waiting while a registration waits.
 
-        Waiting is a state of type Failed, so that alerts on failures fire.
+        Waiting is a state of type Failed, so that it triggers alerts on failures.
         """
         self._display.close()
         verdict = json.loads(Path(self.output("verdict", "verdict.json")).read_text(encoding="utf-8"))
@@ -130,7 +133,7 @@ class Run:
         result.print(self._display.console)
         message = ": ".join([verdict["decision"], *filter(None, [facts.get("version")])])
         if kept:
-            waits = f"{message}. What waits: {kept}"
+            waits = f"{message}. Waiting: {kept}"
             self.state = State(type=StateType.FAILED, name=steps.WAITING, message=waits)
         else:
             self.state = Completed(message=message)
@@ -138,7 +141,7 @@ class Run:
 
 @contextlib.contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Environment variables for the length of a block."""
+    """Set environment variables inside a block."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

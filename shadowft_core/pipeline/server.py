@@ -1,4 +1,4 @@
-"""A Prefect server for the length of one process."""
+"""A Prefect server that runs as long as this process."""
 
 import atexit
 import os
@@ -21,9 +21,9 @@ START_SECONDS = 120  # a first start creates the database
 def prefect_server(home: Path) -> Iterator[None]:
     """Start a Prefect server on a free port of 127.0.0.1, unless PREFECT_API_URL names one.
 
-    The server starts when the block is entered and answers when the block is left, so the block can do slow imports.
-    Sets PREFECT_HOME and PREFECT_API_URL, which Prefect reads when it is imported. Database and log are in `home`. The
-    server ends with this process, however that ends. Ctrl-C does not reach it, so an interrupted run can still report
+    The server is started when the block is entered and is ready when the block is left, so the block can do slow
+    imports. Sets PREFECT_HOME and PREFECT_API_URL, which Prefect reads when it is imported. Database and log are in
+    `home`. The server always ends with this process. Ctrl-C does not reach it, so an interrupted run can still report
     its state. Raises ShadowError when it does not start.
     """
     if "PREFECT_API_URL" in os.environ:

@@ -1,4 +1,4 @@
-"""Runs one DVC stage in a guarded child process, and explains in one line why it failed."""
+"""Runs one DVC stage in a guarded child process, and explains a failure in one line."""
 
 import os
 import re
@@ -15,10 +15,10 @@ _children: set[subprocess.Popen[str]] = set()
 
 
 def run_stage(stage: str, show: Callable[[str], None]) -> str | None:
-    """Have DVC reproduce a stage of the workspace in the current folder; returns why it failed, None when it did not.
+    """Have DVC reproduce a stage of the workspace in the current folder. Returns why it failed; None on success.
 
-    Every line the stage writes goes to `show`, passwords masked. The child and all its processes end with this process,
-    however that ends, and when this function does.
+    Every line the stage writes goes to `show`, with passwords masked. The child and all its processes end when this
+    function returns and when this process ends, for any reason.
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     child = process.start(
@@ -42,7 +42,7 @@ def run_stage(stage: str, show: Callable[[str], None]) -> str | None:
 
 
 def stop_all() -> None:
-    """End every stage that still runs, with all its processes."""
+    """End every running stage with all its processes."""
     for child in list(_children):
         process.stop(child)
         _children.discard(child)
@@ -52,14 +52,14 @@ _SIGNAL_WORDS = {signal.strsignal(number) for number in signal.Signals}  # "Kill
 
 
 def _rank(line: str) -> int:
-    """How well a line explains a failure: a stage's own error best, then DVC's, then any other."""
+    """How well a line explains a failure: the stage's own error best, then DVC's, then any other line."""
     if line.removesuffix(" (core dumped)") in _SIGNAL_WORDS:
         return -1
     return 2 if line.startswith("error:") else 1 if line.startswith("ERROR:") else 0
 
 
 def explain_failure(code: int, error: str) -> str:
-    """Why a stage ended with an exit code other than 0; `error` is the line that explains it best, or empty."""
+    """Explain an exit code other than 0 of a stage; `error` is the line that explains it best, or empty."""
     number = -code if code < 0 else code - 128  # negative when the guard process itself was killed
     text = re.sub(r"^error:\s*", "", error, flags=re.IGNORECASE)
     if number not in set(signal.Signals) or (_rank(error) == 2 and number != signal.SIGKILL):
@@ -67,7 +67,7 @@ def explain_failure(code: int, error: str) -> str:
     reason = f"killed by signal {number} ({signal.Signals(number).name})"
     if number == signal.SIGKILL:
         reason += (
-            ", as the kernel does when memory runs out; add memory, or give the stage less to do at once "
-            "(its batch_size, max_length, rank), then run again"
+            ", as the kernel does when memory runs out; add memory, or reduce batch_size, max_length or rank of the "
+            "stage, then run again"
         )
     return f"{reason}. Its last line: {text}" if text else reason

@@ -31,21 +31,21 @@ if TYPE_CHECKING:
     from shadowft_core.registry import Git
 
 MIN_FREE_BYTES = 10**9  # required on disk while the sizes of the models are unknown
-REFUSED = "Refused"  # name of a failed state that another try cannot change
-WAITING = "Waiting"  # name of a state: all is done, but MLflow has not accepted a registration yet
+REFUSED = "Refused"  # name of a failed state that a retry cannot change
+WAITING = "Waiting"  # name of a state: everything is done, but MLflow has not accepted a registration yet
 Show = Callable[[str], None]  # shows one line of a running step
 
 
 def preflight(params_file: Path, model_name: str | None) -> Params:
-    """Check params, data and registry before the first stage. Raises a ShadowError.
+    """Check params, data, store and registry before the first stage. Raises a ShadowError.
 
-    A registry that does not answer is only reported: it may be back by the end of the run, else the registration waits.
+    A registry that does not answer is only reported: if it does not answer at the end either, the registration waits.
     """
     from shadowft_core import registry
 
     make_folder(var := Path("var"))
-    with contextlib.suppress(PermissionError):  # a link to a folder that someone else owns
-        var.chmod(0o700)  # it may have been made by an earlier version, or by hand
+    with contextlib.suppress(PermissionError):  # a link to a folder of another user
+        var.chmod(0o700)  # an earlier version or the user may have created it
     params = load_params(params_file)
     if model_name:
         params = params.model_copy(update={"registry": params.registry.named(model_name)})
@@ -53,21 +53,21 @@ def preflight(params_file: Path, model_name: str | None) -> Params:
         if not Path(path).exists():
             raise InputError(f"{params_file}: {name}: {path} does not exist; name an existing file or folder")
     outage = ""
-    with captured_stderr(lambda line: None):  # MLflow reports the tables it creates
+    with captured_stderr(lambda line: None):  # MLflow prints the tables it creates
         try:
             registry.preflight(params)
         except RegistryError as error:
             outage = str(error)
     if outage:
-        print(f"{outage}. The run goes on, its registration will wait in {registry.PENDING}", file=sys.stderr)
+        print(f"{outage}. The run continues; its registration will wait in {registry.PENDING}", file=sys.stderr)
     return params
 
 
 def require_disk(params: Params, pair: tuple[str, ...]) -> None:
-    """Raise InputError when the free disk space is below the most that the run may write.
+    """Raise InputError when less disk space is free than the run may write.
 
-    `pair` holds the paths of the two models. Each route writes one grafted model; a full fine-tune also writes two
-    float32 models (tuned and delta), each a second time in DVC's cache. Unknown sizes count as 1 GB in all.
+    `pair` has the paths of the two models. Each route writes one grafted model; a full fine-tune also writes two
+    float32 models (tuned and delta), and each of them again to DVC's cache. Unknown sizes count as 1 GB in total.
     """
     size = sum(file.stat().st_size for path in pair for file in Path(path).rglob("*.safetensors")) // 2
     factor = 1 + (8 if params.train.method == "full" else 0)  # float32 is twice bfloat16: 2 models x 2 places x 2
@@ -75,7 +75,7 @@ def require_disk(params: Params, pair: tuple[str, ...]) -> None:
     free = shutil.disk_usage(".").free
     if free < need:
         raise InputError(
-            f"disk: {free / 1e9:.1f} GB free, the run may write {need / 1e9:.1f} GB; make room or move the workspace"
+            f"disk: {free / 1e9:.1f} GB free, the run may write {need / 1e9:.1f} GB; free space or move the workspace"
         )
 
 
@@ -83,11 +83,11 @@ def require_disk(params: Params, pair: tuple[str, ...]) -> None:
 def reproduce(stage: str, stale: bool, show: Show) -> State:
     """Have DVC bring one stage up to date.
 
-    Completed, named Unchanged when DVC has nothing to do; Failed with the stage's own one-line error. Every line the
-    stage writes goes to `show` and to Prefect's log.
+    Ends Completed, named Unchanged if DVC has nothing to do, or Failed with the stage's one-line error. Every line that
+    the stage writes goes to `show` and to Prefect's log.
     """
     if not (stale and changed(stage)):
-        return Completed(name="Unchanged", message=f"{stage}: inputs, parameters and outputs are those of dvc.lock")
+        return Completed(name="Unchanged", message=f"{stage}: inputs, parameters and outputs match dvc.lock")
     logger = get_run_logger()
 
     def show_and_log(line: str) -> None:
@@ -105,7 +105,7 @@ def _may_be_retried(task: object, run: object, state: State) -> bool:
 
 @task(cache_policy=NO_CACHE, persist_result=False, retries=2, retry_delay_seconds=5, retry_condition_fn=_may_be_retried)
 def publish(params: Params, delta: str, show: Show) -> State:
-    """Put the delta into the store; Completed with its digest as the message."""
+    """Publish the delta; ends Completed with its digest as the message."""
     from shadowft_core import store
 
     try:
@@ -117,10 +117,10 @@ def publish(params: Params, delta: str, show: Show) -> State:
 
 @task(cache_policy=NO_CACHE, persist_result=False, retries=2, retry_delay_seconds=5, retry_condition_fn=_may_be_retried)
 def register(params: Params, git: "Git", show: Show) -> State:
-    """Register the recipe; Completed with the version and its alias as the message.
+    """Register the recipe; ends Completed with the version and its alias as the message.
 
-    An outage of MLflow does not fail the step: it is Completed, named Waiting, and its message says how to send the
-    registration later. The flow reports it.
+    An outage of MLflow does not fail the step: it ends Completed, named Waiting, and its message explains how to send
+    the registration later. The flow reports it.
     """
     from shadowft_core import registry
 
@@ -135,14 +135,14 @@ def register(params: Params, git: "Git", show: Show) -> State:
 
 
 def _failed(error: ShadowError) -> State:
-    """Failed when another try may help, because a server did not answer; else named Refused."""
+    """A Failed state; named Refused unless a retry may help, because a server did not answer."""
     retryable = isinstance(error, StoreUnreachableError | RegistryError)
     return Failed(message=str(error), name="Failed" if retryable else REFUSED)
 
 
 @contextlib.contextmanager
 def captured_stderr(show: Show) -> Iterator[None]:
-    """Keep what the block writes to stderr off the screen, and pass its lines to `show` at the end."""
+    """Capture what the block writes to stderr, and pass the lines to `show` at its end, with passwords masked."""
     with contextlib.redirect_stderr(io.StringIO()) as captured:
         try:
             yield

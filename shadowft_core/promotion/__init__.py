@@ -1,8 +1,8 @@
-"""Promote a version: append to the ledger by compare-and-swap, set the alias `champion`, verify.
+"""Promotes a version: appends to the ledger by compare-and-swap, sets the alias `champion`, verifies it.
 
-The ledger decides and the alias follows it: whoever appended to the ledger sets the alias to the last entry, again if
-another entry came meanwhile. If a process is killed in between, `reconcile` updates the alias. MLflow's stages are not
-used.
+The ledger decides and the alias follows it. A process that appends to the ledger sets the alias to the last entry, and
+repeats that if another entry was appended meanwhile. If a process is killed in between, `reconcile` sets the alias.
+MLflow's stages are not used.
 """
 
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ ATTEMPTS = 20  # times the alias is set while others append to the ledger
 
 @dataclass(frozen=True)
 class Promotion:
-    """The champion's version now and before; `changed` is False if it was the champion already."""
+    """The champion's version now and before; `changed` is False if it already was the champion."""
 
     name: str
     number: int
@@ -71,7 +71,7 @@ def promote(
     """Make a version (a number or an alias) champion, if the claims of its verdict in the store decide `promote`.
 
     `override` is the reason of a person who promotes against the verdict. `after` is the number of the ledger's last
-    entry as the caller saw it: nothing is changed if the ledger has another last entry. By default it is read first.
+    entry as the caller saw it: if the ledger has another last entry, nothing changes. By default it is read first.
 
     Raises PromotionRefusedError with the verdict's reasons; LedgerError naming the winner of a race; RegistryError for
     an unknown version, or a record that the store lacks or that differs in MLflow; StoreError when a delta is not in
@@ -114,18 +114,20 @@ def promote(
 
 
 def rollback(registry: Registry, store: Store, to: str | None = None, reason: str = "") -> Promotion:
-    """Make an earlier champion champion again. Nothing of the current version is needed.
+    """Make an earlier champion champion again. Does not need the current version.
 
-    `to` is the version number, or the digest of the model or recipe, of a former champion; by default the champion
-    before this one, and with each call one further back. A version that was deleted from the registry is registered
-    again from the facts in the ledger.
+    `to` is the version number, or the digest of the model or recipe, of a former champion. By default it is the
+    champion before this one, so each call goes one further back. A version that was deleted from the registry is
+    registered again from the facts in the ledger.
 
-    Raises LedgerError when there is no such earlier champion, and what `promote` raises.
+    Raises LedgerError when there is no such earlier champion or another process won a race, RegistryError, StoreError.
     """
     ledger = Ledger(store, registry.name)
     tip = ledger.tip()
     if tip.entry is None:
-        raise LedgerError(f"{ledger.where}: nothing was ever promoted, so there is no earlier champion")
+        raise LedgerError(
+            f"{ledger.where}: nothing was ever promoted, so there is no earlier champion; promote a version first"
+        )
     if to is not None:
         target = next((e for e in ledger.backwards(tip) if to in (str(e.version), e.model, e.recipe)), None)
         if target is None:
@@ -162,7 +164,7 @@ def rollback(registry: Registry, store: Store, to: str | None = None, reason: st
 def reconcile(registry: Registry, store: Store, dry_run: bool = False) -> Repair:
     """Set the alias to the ledger's champion, after it was moved by hand, its version was deleted or a process died.
 
-    The ledger records what was done, and each dangling entry with its author. With `dry_run`, nothing is changed or
+    The ledger records the repairs, and each dangling entry with its author. With `dry_run`, nothing is changed or
     created.
 
     Raises LedgerError when the alias is set but the ledger is empty, when the alias names the version of a dangling
@@ -236,13 +238,13 @@ def _require_deltas(recipe: dict[str, Any], configured: Store) -> None:
     for delta in recipe["deltas"]:
         if not stores.holds(delta["digest"], store):
             raise StoreError(
-                f"store {store.uri}: delta {delta['digest']} of this version is not there, so the version cannot be "
+                f"store {store.uri}: lacks delta {delta['digest']} of this version, so the version cannot be "
                 "rebuilt; publish it again, or name its store with SHADOWFT_STORE_URI. Nothing was changed"
             )
 
 
 def _existing(client: Any, entry: Entry) -> Any | None:
-    """The version of the entry; if it was deleted, another one with the same recipe; None when there is none."""
+    """The version of the entry or, if it was deleted, another one with the same recipe; None if there is none."""
     same = tracking.versions_with(client, entry.name, "shadowft.recipe", entry.recipe)
     return next((row for row in same if int(row.version) == entry.version), next(iter(same), None))
 
@@ -252,7 +254,7 @@ def _registered_again(client: Any, entry: Entry) -> Any:
 
 
 def _unchanged(client: Any, ledger: Ledger, current: Entry) -> Promotion:
-    """The result for a version that is champion already; sets the alias if a killed process has not."""
+    """The result for a version that already is champion; sets the alias if a killed process did not."""
     if _follow(client, ledger) != current:
         raise ledger.lost(ledger.tip())
     return Promotion(ledger.name, current.version, current.version, changed=False, entry=current)

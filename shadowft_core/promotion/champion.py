@@ -12,7 +12,7 @@ from shadowft_core.registry import copies, rebuild, store_for, tracking
 from shadowft_core.registry.connection import connected
 
 CHAMPION = "champion"
-PAUSE = 1.0  # seconds for a promotion in progress to set the alias after the ledger
+PAUSE = 1.0  # seconds that a running promotion may take to set the alias after the ledger
 
 
 def recipe_named(reference: str, registry: Registry, store: Store) -> dict[str, Any]:
@@ -40,8 +40,8 @@ def materialize(
     """Rebuild a registered model, bit for bit, from its recipe; `reference` and `store` as for `recipe_named`.
 
     `instruct` is the folder of the Instruct if its recorded reference cannot be resolved here, `deltas` the store of
-    its deltas if they have moved. Returns the recipe. Raises what `recipe_named` raises, store errors, PairError, or
-    GraftError when the result is not the registered model; `out` is then absent.
+    its deltas if they have moved. Returns the recipe. Raises what `recipe_named` raises, store errors, InputError when
+    the Instruct cannot be resolved, GraftError when the result is not the registered model; `out` is then unchanged.
     """
     recipe = recipe_named(reference, registry, store)
     rebuild(recipe, out, instruct, deltas or store_for(recipe, store))
@@ -51,7 +51,7 @@ def materialize(
 def require_alias_agrees(registry: Registry, store: Store, version: int, recipe: str) -> None:
     """Check a version that MLflow resolved: raise if the alias `champion` points at it and the ledger differs.
 
-    `version` is a number of the registered model `registry.name`, `recipe` the digest of its recipe, and `store` holds
+    `version` is a number of the registered model `registry.name`, `recipe` the digest of its recipe, and `store` has
     the ledger. A version without that alias passes.
     Raises LedgerError naming alias and ledger, RegistryError when MLflow does not answer, store errors.
     """

@@ -1,4 +1,4 @@
-"""Read the ledger: every change of the champion, and the champion at a given time."""
+"""Reads the ledger: every change of the champion, and the champion at a given time."""
 
 from datetime import datetime
 
@@ -14,10 +14,10 @@ def history(registry: Registry, store: Store) -> Chain:
     """The whole chain, first entry first.
 
     A dangling entry is not an error: a promotion may be running, or was cut off. It may also be the only trace of a
-    head moved back by one.
+    head that was moved back by one.
 
-    Raises LedgerError for an edited, missing or reordered entry, RegistryError when neither registry nor ledger knows
-    the model. MLflow is asked only if the ledger is empty.
+    Raises LedgerError for an edited, missing or reordered entry, RegistryError when neither registry nor ledger has the
+    model. Queries MLflow only if the ledger is empty.
     """
     chain = Ledger(store, registry.name).chain()
     require_known(registry, store, chain)
@@ -25,7 +25,7 @@ def history(registry: Registry, store: Store) -> Chain:
 
 
 def require_known(registry: Registry, store: Store, chain: Chain) -> None:
-    """Raise RegistryError for a name that has no ledger, no registered model and no registration that waits."""
+    """Raise RegistryError for a name that has no ledger, no registered model and no waiting registration."""
     if chain.entries or chain.dangling or waits(registry.name):
         return
     if may_exist(registry):
@@ -33,9 +33,8 @@ def require_known(registry: Registry, store: Store, chain: Chain) -> None:
             if tracking.registered_model(client, registry.name) is not None:
                 return
     raise RegistryError(
-        f"{registry.name}: the registry at {uri_of(registry)} has no model of this name, and store {store.uri} no "
-        "ledger of it; correct the name, or name its registry with MLFLOW_TRACKING_URI and its store with "
-        "SHADOWFT_STORE_URI"
+        f"{registry.name}: the registry at {uri_of(registry)} has no model of this name, and store {store.uri} has no "
+        "ledger of it; correct the name, or set MLFLOW_TRACKING_URI to its registry and SHADOWFT_STORE_URI to its store"
     )
 
 

@@ -1,8 +1,8 @@
 """The ledger of one registered model: its champions in order, and who promoted them. The order does not use clocks.
 
-The delta store holds, per model name, `ledger/NAME/entries/<hex>`, an entry under the SHA-256 of its bytes, and
+For each model name, the delta store has `ledger/NAME/entries/<hex>`, an entry under the SHA-256 of its bytes, and
 `ledger/NAME/head`, which names the last entry. Each entry names the one before it, so an edited, missing or reordered
-entry is detected. The head is replaced by compare-and-swap only, so one of several writers wins.
+entry is detected. The head is replaced only by compare-and-swap, so one of several writers wins.
 
 A writer that is killed before it replaces the head leaves a dangling entry: it follows the last entry, but the head
 does not name it. A head moved back by one looks the same. `history` lists dangling entries, and `reconcile` records
@@ -88,7 +88,7 @@ class Tip:
 
 @dataclass(frozen=True)
 class Chain:
-    """A whole ledger: its entries, first to last, and the dangling ones, which follow the last but have no head."""
+    """A whole ledger: its entries, first to last, and the dangling ones, which follow the last without being head."""
 
     tip: Tip
     entries: list[Entry]
@@ -99,8 +99,8 @@ class Chain:
         """One line about each dangling entry."""
         return [
             f"entry {entry.number} ({entry.action}, version {entry.version}, {entry.who}, {entry.when}, "
-            f"{entry.digest}) exists, the head does not name it: a promotion was cut off or is running, or the head "
-            "was moved back"
+            f"{entry.digest}) exists, but the head does not name it: a promotion was cut off or is running, or the "
+            "head was moved back"
             for entry in self.dangling
         ]
 
@@ -108,7 +108,7 @@ class Chain:
 class Ledger:
     """The ledger of the registered model `name` in a store.
 
-    All methods raise LedgerError when what they read is damaged, and StoreUnreachableError.
+    All methods raise LedgerError for a damaged ledger, and StoreUnreachableError.
     """
 
     def __init__(self, store: Store, name: str) -> None:
@@ -125,7 +125,8 @@ class Ledger:
         entry = self.entry(head.entry)
         if entry.number != head.number:
             raise LedgerError(
-                f"{self.where}: {key} names entry {head.number}, but that entry has number {entry.number}"
+                f"{self.where}: {key} names entry {head.number}, but that entry has number {entry.number}; restore the "
+                "head from the bucket's versions"
             )
         return Tip(entry, found[1])
 
@@ -142,7 +143,7 @@ class Ledger:
             )
         entry = self._parse(Entry, found[0], key)
         if entry.name != self.name:
-            raise LedgerError(f"{self.where}: {key} belongs to {entry.name!r}; restore the one of {self.name!r}")
+            raise LedgerError(f"{self.where}: {key} belongs to {entry.name!r}; restore the entry of {self.name!r}")
         return entry
 
     def backwards(self, tip: Tip) -> Iterator[Entry]:
@@ -159,11 +160,11 @@ class Ledger:
             entry = before
 
     def chain(self) -> Chain:
-        """All entries, and the dangling ones. Raises LedgerError when more than one entry after the head was cut off.
+        """All entries, and the dangling ones. Raises LedgerError when the head was moved back by more than one entry.
 
         A writer that lost a race leaves an entry without a successor; an entry with a successor was once the head.
         """
-        # Listed before the head is read, so every listed entry that was ever the head is in the chain of that head.
+        # Listed before the head is read, so the chain has every listed entry that was ever the head.
         keys = list(self._backend.list(f"ledger/{self.name}/entries"))
         tip = self.tip()
         chain = list(self.backwards(tip))[::-1]
@@ -211,13 +212,13 @@ class Ledger:
         return entry
 
     def lost(self, tip: Tip) -> LedgerError:
-        """The error for a writer whose view of the ledger is out of date."""
+        """The error for a writer with an outdated view of the ledger."""
         if tip.entry is None:
-            return LedgerError(f"{self.where}: is empty now; nothing was changed, check it and repeat")
+            return LedgerError(f"{self.where}: is empty now; nothing was changed, check it and try again")
         won = tip.entry
         return LedgerError(
             f"{self.where}: {won.who} won with entry {won.number} ({won.action}, version {won.version}, {won.when}); "
-            "nothing was changed, check it and repeat"
+            "nothing was changed, check it and try again"
         )
 
     def _key(self, digest: str) -> str:

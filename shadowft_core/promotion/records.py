@@ -1,7 +1,7 @@
 """The records of a version: its recipe and verdict in the store. MLflow has only copies for people.
 
-The tag `shadowft.recipe` is the digest of a version's recipe, which is read from the store and has the digest of its
-verdict; every copy and tag in MLflow must agree. So a person with write access to MLflow alone can give a version the
+The tag `shadowft.recipe` is the digest of a version's recipe. The recipe is read from the store and has the digest of
+the verdict; every copy and tag in MLflow must agree. So a person who can write only to MLflow can give a version the
 whole record of another run, but cannot change a record.
 """
 

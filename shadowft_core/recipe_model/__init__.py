@@ -2,9 +2,9 @@
 
     mlflow.pyfunc.load_model("models:/NAME@champion").predict({"messages": [{"role": "user", "content": "Hello"}]})
 
-returns one reply per conversation. The first load rebuilds the model from its recipe, bit for bit, and keeps it under
+returns one reply per conversation. The first load rebuilds the model from its recipe, bit for bit, and stores it under
 SHADOWFT_CACHE (~/.cache/shadowft), in a folder named by its digest. SHADOWFT_STORE_URI and SHADOWFT_STORE_ENDPOINT name
-the store; without them a recipe may name a folder, but no new server.
+the store; without them, a recipe may name a folder, but no server.
 """
 
 import threading
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 
 def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> "RecipeModel":
-    """MLflow calls this with the folder it downloaded.
+    """Load a version. MLflow calls this with the folder it downloaded.
 
     Raises RegistryError, before any request to a store, when the recipe is not the registered one; LedgerError when the
-    alias `champion` names the version and the ledger names another; and what `shadowft materialize` raises, because the
+    alias `champion` names the version but the ledger names another; and what `shadowft materialize` raises, because the
     record must be in the store and the model must have the recipe's digest.
     """
     from shadowft_core.files import cache_folder
     from shadowft_core.registry import cached, store_for
 
     if model_config:
-        raise InputError(f"model_config: {sorted(model_config)[0]} is not known; a version has no settings")
+        raise InputError(f"model_config: {sorted(model_config)[0]} is not known; a version takes no settings")
     found = read_registered(Path(path))
     store = store_for(found.recipe)
     _require_record(found, store)
@@ -39,7 +39,7 @@ def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> "Reci
 
 
 def _require_record(found: Registered, store: "Store") -> None:
-    """Require that ledger and store agree with name and alias, which anyone with write access to MLflow can change."""
+    """Require that ledger and store agree with MLflow's name and alias, which anyone who can write there can change."""
     from shadowft_core.promotion import recipe_named, require_alias_agrees
     from shadowft_core.store import record
 
@@ -70,7 +70,10 @@ class RecipeModel:
             raise CheckpointError(f"{folder}: its tokenizer has no chat template; use a chat model")
         model, keys = load_model(AutoModelForCausalLM, folder, dtype="auto")
         if odd := sorted(f"{kind} {name}" for kind, names in keys.items() for name in map(str, names)):
-            raise CheckpointError(f"{folder}: does not fit {type(model).__name__}: {odd[0]} ({len(odd)} in all)")
+            raise CheckpointError(
+                f"{folder}: does not match {type(model).__name__}: {odd[0]} ({len(odd)} in all); delete the folder and "
+                "load the version again"
+            )
         self._model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
         self._lock = threading.Lock()  # a server calls `predict` from many threads
 
@@ -90,7 +93,7 @@ class RecipeModel:
             raise MlflowException.invalid_parameter_value(str(error)) from None
 
     def _prompt(self, number: int, conversation: Conversation) -> Any:
-        """Token ids and mask, [1, tokens] each. Raises InputError if the template refuses or the model is too short."""
+        """Token ids and mask, [1, tokens] each. Raises InputError if the template refuses it, or if it is too long."""
         from jinja2 import TemplateError
 
         try:
@@ -102,7 +105,9 @@ class RecipeModel:
             raise InputError(f"conversation {number}: the model's chat template refuses it: {reason:.200}") from None
         tokens, limit = prompt["input_ids"].shape[1], self._positions()
         if limit is not None and tokens >= limit:
-            raise InputError(f"conversation {number}: {tokens} tokens, the model takes {limit} including its reply")
+            raise InputError(
+                f"conversation {number}: {tokens} tokens, the model takes {limit} including its reply; shorten it"
+            )
         return prompt.to(self._model.device)
 
     def _positions(self) -> int | None:

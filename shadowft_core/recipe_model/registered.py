@@ -1,4 +1,4 @@
-"""Read the recipe that MLflow downloaded, and check it before it is trusted."""
+"""Reads the recipe that MLflow downloaded, and checks it before it is trusted."""
 
 import sys
 from dataclasses import dataclass
@@ -25,14 +25,14 @@ class Registered:
     recipe: dict[str, Any]
     digest: str
     registry: Registry | None
-    """registry and name of the version; None when the reference named no version"""
+    """registry and name of the version; None if the reference named no version or no registry is configured"""
     number: int | None
 
 
 def read_registered(folder: Path) -> Registered:
-    """The recipe in a folder that MLflow made for a model. Sends no request to a store.
+    """Read the recipe in a folder that MLflow made for a model. Sends no request to a store.
 
-    Its digest must be the one in MLmodel and, when the reference named a version, the one in the version's tag. Raises
+    Its digest must be that in MLmodel and, if the reference named a version, that in the version's tag. Raises
     RegistryError when a digest differs, when the file is not a recipe, or when MLflow does not answer.
     """
     from mlflow.models import Model
@@ -71,7 +71,9 @@ def _version(folder: Path) -> tuple[str | None, int | None]:
     except FileNotFoundError:
         return None, None
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise RegistryError(f"{folder / _RESOLVED}: not readable ({' '.join(str(error).split()):.200})") from None
+        raise RegistryError(
+            f"{folder / _RESOLVED}: not readable ({' '.join(str(error).split()):.200}); load the version again"
+        ) from None
 
 
 def _registry(name: str) -> Registry | None:

@@ -1,4 +1,4 @@
-"""Parse requests to a chat model, in every form that MLflow passes on, into conversations and settings."""
+"""Parses requests to a chat model, in every form that MLflow passes on, into conversations and settings."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +17,11 @@ class Settings:
     """Settings of generation."""
 
     max_new_tokens: int
-    """most tokens in a reply"""
+    """maximum number of tokens in a reply"""
     temperature: float = 0.0
     """0 is greedy; above 0, tokens are sampled with the model's generation_config"""
     stop: tuple[str, ...] = ()
-    """texts that end a reply, which is cut before the first of them"""
+    """strings that end a reply; it is cut before the first of them"""
 
 
 def settings(params: Any, default: int) -> Settings:
@@ -46,7 +46,7 @@ def settings(params: Any, default: int) -> Settings:
     stop = _value(params, "stop", [])
     texts = [stop] if isinstance(stop, str) else stop
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) and text for text in texts):
-        raise InputError(f"stop: expected a text or a list of texts, none empty, found {_shown(stop)}")
+        raise InputError(f"stop: expected a string or a list of strings, none empty, found {_shown(stop)}")
     return Settings(tokens, float(temperature), tuple(texts))
 
 
@@ -55,9 +55,10 @@ def conversations(sent: Any) -> list[Conversation]:
 
     A request is `{"messages": M}`, a list of such objects, or a data frame with the column `messages`, where M is one
     conversation or a list of them; or a list of conversations; or one conversation. The content of a message is text,
-    or a list of parts `{"type": "text", "text": ...}`, whose texts are joined by newlines.
+    or a list of parts `{"type": "text", "text": ...}`, which are joined by newlines.
 
-    Raises InputError naming the message and what was expected: nothing in a request is silently ignored.
+    Raises InputError naming the message and what was expected. Nothing in a request is silently ignored, except fields
+    that are null.
     """
     sent = _plain(sent)
     rows = sent if isinstance(sent, list) else [sent]
@@ -87,7 +88,7 @@ def _row(row: Any) -> list[Conversation]:
 
 def _conversation(messages: list[Any]) -> Conversation:
     if not messages:
-        raise InputError("a conversation has no message; send at least one of the user")
+        raise InputError("a conversation has no message; send at least one user message")
     return [_message(number, message) for number, message in enumerate(messages, 1)]
 
 
@@ -108,7 +109,7 @@ def _message(number: int, message: Any) -> dict[str, str]:
     try:
         content.encode("utf-8")
     except UnicodeEncodeError:
-        raise InputError(f"message {number}: content holds half a character (a lone surrogate)") from None
+        raise InputError(f"message {number}: content has a lone surrogate; send valid Unicode") from None
     return {"role": str(role), "content": content}
 
 

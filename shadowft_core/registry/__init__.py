@@ -1,7 +1,7 @@
-"""The MLflow model registry. A version is a recipe of a few kB; its run records where it comes from.
+"""The MLflow model registry. A version is a recipe of a few kB; its run records the recipe's origin.
 
 No weights are sent to the tracking server, and loading a version unpickles nothing. Registering is keyed by content, so
-repeating it changes nothing. A registration is kept in var/pending/ until MLflow has it.
+repeating it changes nothing. A registration stays in var/pending/ until MLflow has it.
 """
 
 import sys
@@ -75,7 +75,7 @@ def register(
     that wait in `pending` are sent first. `git` is the state of the checkout before the run.
 
     Raises RegistryError when outputs are missing or belong to different runs; store errors; RegistrationPendingError
-    when MLflow does not accept it now: it is then kept in `pending`, for `register_pending`.
+    when MLflow does not accept the registration now. It then stays in `pending`, for `register_pending`.
     """
     evidence = Evidence(params, work, lock, params_file)
     if not stores.holds(evidence.delta, params.store):
@@ -95,9 +95,9 @@ def register(
 
 
 def register_pending(registry: Registry, pending: Path = PENDING) -> list[Version]:
-    """Send the registrations that wait, oldest first. Safe to repeat and to race.
+    """Send the waiting registrations, oldest first. Safe to repeat and to race.
 
-    Raises RegistrationPendingError when MLflow does not answer or refuses one of them; the others are sent.
+    Raises RegistrationPendingError when MLflow does not answer, or refuses one of them; the others are then sent.
     """
     try:
         sent, problems = _send_waiting(registry, pending)
@@ -109,7 +109,10 @@ def register_pending(registry: Registry, pending: Path = PENDING) -> list[Versio
 
 
 def _send_waiting(registry: Registry, pending: Path) -> tuple[dict[str, Version], dict[Path, RegistryError]]:
-    """Versions by key, and the error of each registration that MLflow refused. Raises RegistryError when it is down."""
+    """Versions by key, and the error of each registration that MLflow refused.
+
+    Raises RegistryError if MLflow is down.
+    """
     sent: dict[str, Version] = {}
     problems: dict[Path, RegistryError] = {}
     waiting = waiting_in(pending)
@@ -126,7 +129,10 @@ def _send_waiting(registry: Registry, pending: Path) -> tuple[dict[str, Version]
 
 
 def _record(registration: Registration, store: Store) -> None:
-    """Store recipe and verdict, which `promote` reads there; MLflow has only copies for people."""
+    """Store recipe and verdict, where `promote` reads them; MLflow has only copies for people.
+
+    Raises RegistryError when verdict.json changed meanwhile.
+    """
     verdict = stores.keep_record(registration.files["verdict.json"], store)
     if verdict != registration.recipe["verdict"]["digest"]:
         raise RegistryError(
@@ -144,7 +150,7 @@ def _send(registry: Registry, registration: Registration) -> Version:
             logged = log(client, registry, registration)
             first = deduplicate(client, name, key)
         if first is None:
-            raise RegistryError(f"{name}: the version just made was deleted; repeat `shadowft register`")
+            raise RegistryError(f"{name}: the version just made was deleted; run `shadowft register` again")
         require_tags(first, registration.recipe)
         version = Version(name, int(first.version), first.run_id, registration.decision, new=first.run_id == logged)
         describe(client, first)

@@ -1,6 +1,6 @@
 """The description of a version in MLflow: the decision and its reasons, the ingredients, and the commands to use it.
 
-The same registration gives the same text. Of many reasons, it shows as many as fit.
+The same registration gives the same text. It shows as many reasons as fit.
 """
 
 import json
@@ -12,12 +12,13 @@ from shadowft_core.registry.registration import Registration
 NUMBER = "{version}"  # placeholder for the version's number, which MLflow assigns
 MODEL = (
     "Chat models made by Shadow-FT: a Base is tuned, and its weight delta is grafted on the Instruct. A version is a "
-    "recipe of a few kB and holds no weights. `challenger` is what was registered last; the ledger in the delta store "
-    "says who is `champion`, and the alias follows it. A version's page says what was decided, why, and how to load it."
+    "recipe of a few kB without weights. `challenger` is the version registered last; the ledger in the delta store "
+    "decides which is `champion`, and the alias follows it. A version's page has the decision, its reasons, and the "
+    "command to load it."
 )
 LARGEST = 5000  # characters that fit in a description in MLflow's database
 _ARMS = ("instruct", "direct", "direct_scaled", "shadow", "shadow_scaled")  # JSON objects come sorted by name
-_REASONS, _TEXT = 8, 200  # reasons shown, characters of one
+_REASONS, _TEXT = 8, 200  # most reasons shown, most characters of each
 
 
 def card(registration: Registration, experiment: str, run_id: str) -> str:
@@ -38,7 +39,7 @@ def _card(registration: Registration, experiment: str, run_id: str, shown: int) 
 {_arms(registration)}
 
 [Read the report](#/experiments/{experiment}/runs/{run_id}/artifacts/report.html) before you sign: `report.html` of \
-run `{run_id}`, beside `verdict.json`, `receipt.json`, `params.yaml` and `dvc.lock`.
+run `{run_id}`, next to `verdict.json`, `receipt.json`, `params.yaml` and `dvc.lock`.
 
 **Made of**
 
@@ -47,8 +48,8 @@ run `{run_id}`, beside `verdict.json`, `receipt.json`, `params.yaml` and `dvc.lo
 - Data: {_data(registration)}
 - Delta: {_deltas(recipe)}, in {_code(recipe["store"]["uri"])}
 
-**Licence.** The weights inherit the licences of the Base, the Instruct and the data. Nothing here grants one: look at \
-where they come from before you pass the model on.
+**Licence.** The weights inherit the licences of the Base, the Instruct and the data. Nothing here grants one: check \
+their sources before you share the model.
 
 **Load it** where Shadow-FT is installed. The deltas are read from the store that you name, never from a server that \
 only a recipe names:
@@ -59,9 +60,9 @@ mlflow models serve -m {version} --env-manager local
 ```
 
 **Promote it** with `shadowft promote {name} {NUMBER}`; **roll back** to the previous champion with \
-`shadowft rollback {name} --reason "..."`. An alias that is moved here by hand is refused on loading.
+`shadowft rollback {name} --reason "..."`. Loading refuses an alias that was moved here by hand.
 
-The tags below hold its scale, its decision, its git state, and the digests of what it is made of.
+The tags below have its scale, its decision, its git state, and the digests of its ingredients.
 """
 
 

@@ -16,18 +16,18 @@ _SETTINGS = {  # by default a call blocks for four minutes when the server is do
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is for the output of a verb
-    "MLFLOW_UV_AUTO_DETECT": "false",  # a version needs its own requirements, not those of the current folder
+    "MLFLOW_UV_AUTO_DETECT": "false",  # a version records its own requirements, not those of the current folder
 }
 _TRACKING, _REGISTRY = "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"
 
 
 @contextmanager
 def connected(registry: Registry, create: bool = True) -> Iterator[Any]:
-    """An MLflow client with bounded waits. Errors of MLflow or its database become a RegistryError of one line.
+    """An MLflow client with bounded waits. Errors of MLflow or its database become a one-line RegistryError.
 
-    MLflow's own functions use the same registry inside the block; afterwards they use what the caller had set. Blocks
-    may be nested, and threads may open them for one registry at once. A missing database file is made, or with
-    `create=False` raises RegistryError.
+    Inside the block, MLflow's own functions use the same registry; afterwards they use the caller's again. Blocks may
+    be nested, and threads may open them for one registry at once. A missing database file is created; with
+    `create=False` it raises RegistryError.
     """
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
     for name, value in _SETTINGS.items():
@@ -68,7 +68,7 @@ def connected(registry: Registry, create: bool = True) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class _Uris:
-    """The URIs that MLflow uses in this process; None where none is set."""
+    """The URIs that MLflow uses in this process; None for one that is not set."""
 
     tracking: str | None
     registry: str | None
@@ -94,7 +94,7 @@ class _Uris:
         mlflow.set_tracking_uri(self.tracking)
         mlflow.set_registry_uri(self.registry)
         for name, value in ((_TRACKING, self.tracking_variable), (_REGISTRY, self.registry_variable)):
-            if value is None:  # MLflow exports what it is given, and a later block would read it as the user's setting
+            if value is None:  # MLflow exports the URI it is given; a later block would take it for the user's setting
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
@@ -102,7 +102,7 @@ class _Uris:
 
 @dataclass(eq=False)
 class _Block:
-    """An open block, and the settings to restore at its end."""
+    """An open block and the settings to restore when it ends."""
 
     before: _Uris
 
@@ -126,7 +126,7 @@ def _in_use(uri: str) -> Iterator[None]:
             _open.remove(block)
             if place == len(_open):  # opened last
                 block.before.apply()
-            else:  # the block opened after this one restores what this one found
+            else:  # the next block restores the settings that this one would have
                 _open[place].before = block.before
 
 
@@ -135,8 +135,11 @@ def one_line(error: Exception) -> str:
 
 
 def uri_of(registry: Registry) -> str:
-    """The URI of the registry in effect, with an absolute path. MLflow keeps an open database by its URI in any folder:
-    a second workspace in one process would silently write into the database of the first."""
+    """The URI of the registry in effect, with an absolute path.
+
+    MLflow caches open databases by URI. With a relative path, a second workspace in one process would silently write
+    to the database of the first.
+    """
     uri = os.environ.get(_TRACKING) or registry.tracking_uri
     if uri.startswith("sqlite:///"):
         path, mark, query = uri.removeprefix("sqlite:///").partition("?")

@@ -11,11 +11,11 @@ from shadowft_core.registry.rebuild import parse_recipe
 from shadowft_core.registry.registration import tags_of
 from shadowft_core.registry.tracking import create, describe
 
-_REMEDY = "the registry was changed; delete this version there and register its run again"
+_REMEDY = "the registry was edited; delete this version there and register its run again"
 
 
 def recipe_of(version: Any, digest: str) -> dict[str, Any]:
-    """The copy of a version's recipe. Raises RegistryError unless it has this digest."""
+    """MLflow's copy of a version's recipe. Raises RegistryError unless it has this digest."""
     return _recipe(f"{version.name} version {version.version}", f"models:/{version.name}/{version.version}", digest)
 
 
@@ -31,7 +31,7 @@ def require_tags(version: Any, recipe: dict[str, Any]) -> None:
 
 
 def require_run_tags(client: Any, version: Any, recipe: dict[str, Any]) -> None:
-    """The same as `require_tags`, for the version's run."""
+    """Like `require_tags`, for the version's run."""
     tags = client.get_run(version.run_id).data.tags
     _require_tags(f"{version.name} version {version.version}: its run's tag", tags, recipe)
 
@@ -43,7 +43,7 @@ def _require_tags(which: str, tags: dict[str, str], recipe: dict[str, Any]) -> N
 
 
 def version_again(client: Any, name: str, source: str, run_id: str, recipe: str) -> Any:
-    """Make a new version of a recipe whose version was deleted, from the same run, with the same files and tags.
+    """Replace a deleted version by a new one of the same recipe and run, with the same files and tags.
 
     `recipe` is the digest of the recipe. Raises RegistryError when the run or the recipe was removed or differs.
     """

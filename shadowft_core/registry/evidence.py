@@ -16,14 +16,14 @@ CONTEXTS = {"train": "training", "valid": "validation", "dev": "dev", "test": "t
 
 @dataclass(frozen=True)
 class Git:
-    """The code of a run: commit (40 hex digits), and whether tracked files differed from it."""
+    """The code of a run: its commit (40 hex digits), and whether tracked files differed from it."""
 
     commit: str
     dirty: bool
 
 
 def git_state(folder: Path = Path()) -> Git | None:
-    """Commit and dirty flag of a checkout, without dvc.lock, which a run writes; None outside a checkout."""
+    """Commit and dirty flag of a checkout; None outside one. Ignores dvc.lock, which a run writes."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
@@ -37,7 +37,7 @@ def git_state(folder: Path = Path()) -> Git | None:
 
 
 class Evidence:
-    """The outputs of one run. Raises RegistryError when one is missing or they belong to different runs."""
+    """The outputs of one run. Raises RegistryError when one is missing, or when they belong to different runs."""
 
     def __init__(self, params: Params, work: Path, lock: Path, params_file: Path) -> None:
         grafted = work / "grafted" / "shadow"
@@ -72,14 +72,14 @@ class Evidence:
             ]:
                 if expected != found:
                     raise RegistryError(
-                        f"{work}: {what} is {found}, recipe.json says {expected}; outputs of different runs, run "
-                        "`dvc repro` and register again"
+                        f"{work}: {what} is {found}, recipe.json has {expected}; these are outputs of different runs, "
+                        "run `dvc repro` and register again"
                     )
         except (KeyError, TypeError) as error:
             raise RegistryError(f"{work}: recipe, pair or verdict lacks {error}; run `dvc repro` again") from None
 
     def registration(self, git: Git | None) -> Registration:
-        """What is sent to MLflow. `git` is the state before the run, which rewrites dvc.lock."""
+        """The data to send to MLflow. `git` is the state before the run, which rewrites dvc.lock."""
         recipe = self._recipe()
         return Registration(
             name=self.params.registry.name,
@@ -95,14 +95,14 @@ class Evidence:
         )
 
     def _recipe(self) -> dict[str, Any]:
-        """The registered recipe: that of the graft, its ingredients, verdict and lineage."""
-        store = self.params.store  # as configured: a relative folder is one on the reader's machine
+        """The registered recipe: the graft's recipe with its ingredients, verdict and lineage."""
+        store = self.params.store  # as configured: the reader resolves a relative folder on its own machine
         judged = {name: value for name, value in self.graft.items() if name != "needs_verdict"}  # the verdict is below
         return judged | {
             "instruct": self.pair["instruct"],
             "base": self.pair["base"],
-            # These three fields always, so that a run registered before keeps its key; of the others, those that are
-            # set. None of them is a secret.
+            # Always these three fields, so that runs registered earlier keep their key; the others only if set. None
+            # is a secret.
             "store": {"uri": store.uri, "endpoint": store.endpoint, "region": store.region}
             | store.model_dump(exclude_defaults=True),
             "verdict": {"digest": file_digest(self.work / "verdict.json"), "decision": self.decision},
@@ -119,7 +119,7 @@ class Evidence:
         return found
 
     def _datasets(self) -> list[dict[str, str]]:
-        """The splits that hold rows. All have the digest of the data, as in train.json and the delta."""
+        """The splits that have rows. Their digest is that of the data, as in train.json and the delta."""
         report = self.work / "data" / "data-report.json"
         if not report.is_file():  # a workspace without a prepare stage
             return []

@@ -1,4 +1,4 @@
-"""Rebuild the model of a registered recipe, on any machine."""
+"""Rebuilds the model of a registered recipe, on any machine."""
 
 import fcntl
 import json
@@ -17,22 +17,24 @@ from shadowft_core.params import Store, located
 from shadowft_core.weights import INDEX, open_checkpoint
 
 LARGEST_RECIPE = 1 << 20  # bytes
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")  # it names a folder of the cache
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")  # checked because it names a folder of the cache
 
 
 def store_for(recipe: dict[str, Any], configured: Store | None = None) -> Store:
     """The store that a recipe's deltas are read from. A recipe may not name a new endpoint.
 
-    SHADOWFT_STORE_URI, if set, names the store. Otherwise it is the recipe's store, if that is a folder (which needs no
-    credentials, and every byte read is verified) or is on an endpoint that this machine names: that of `configured`,
-    the `store` of params.yaml, or SHADOWFT_STORE_ENDPOINT.
+    If SHADOWFT_STORE_URI is set, it names the store. Otherwise the recipe's store is used if it is a folder (which
+    needs no credentials, and every byte read is verified) or is on an endpoint that this machine names:
+    SHADOWFT_STORE_ENDPOINT or the endpoint of `configured`, the `store` of params.yaml.
 
     Raises StoreError for any other store, before any request.
     """
     try:
         named = Store(**recipe["store"])
     except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"the recipe names no usable store ({' '.join(str(error).split()):.200})") from None
+        raise StoreError(
+            f"the recipe names no usable store ({' '.join(str(error).split()):.200}); register the run again"
+        ) from None
     if os.environ.get("SHADOWFT_STORE_URI"):
         return located(configured or named.model_copy(update={"endpoint": None}))
     if not named.uri.startswith("s3://"):
@@ -44,7 +46,7 @@ def store_for(recipe: dict[str, Any], configured: Store | None = None) -> Store:
         owner = here.bucket_owner or named.bucket_owner
         return named.model_copy(update={"endpoint": here.endpoint, "bucket_owner": owner})
     raise StoreError(
-        f"the recipe's deltas are in {named.uri} at {_server(named)}, configured is "
+        f"the recipe's deltas are in {named.uri} at {_server(named)}, the configuration has "
         f"{f'{here.uri} at {_server(here)}' if here else 'no S3 store'}: credentials are not sent to a server that "
         f"only a recipe names. If you trust it, set SHADOWFT_STORE_URI={named.uri}"
         + (f" and SHADOWFT_STORE_ENDPOINT={_server(named)}" if named.endpoint else "")
@@ -64,8 +66,9 @@ def ingredients(
 ) -> tuple[Path, list[tuple[Path, float]]]:
     """The folder of the Instruct and (delta folder, scale) of every delta, fetched into the folder `parts`.
 
-    `store` holds the deltas; by default the store that `store_for` returns.
-    Raises GraftError when the Instruct is another one, PairError when its reference cannot be resolved, store errors.
+    `store` is where the deltas are; by default the store that `store_for` returns.
+    Raises GraftError when the Instruct is another one, InputError when its reference cannot be resolved,
+    CheckpointError when it cannot be read, store errors.
     """
     from shadowft_core.pair import resolve
 
@@ -90,7 +93,7 @@ def ingredients(
 
 
 def rebuild(recipe: dict[str, Any], out: Path, instruct: Path | None = None, store: Store | None = None) -> None:
-    """Write the model folder of a registered recipe; see `materialize`."""
+    """Write the model folder of a registered recipe; see `promotion.materialize`."""
     from shadowft_core.graft import graft, options_of
 
     with new_folder(out) as folder:
@@ -106,7 +109,7 @@ def rebuild(recipe: dict[str, Any], out: Path, instruct: Path | None = None, sto
         ]:
             if found != expected:
                 raise GraftError(
-                    f"{out}: expected {what} with digest {expected}, the rebuild made {found}; nothing was kept"
+                    f"{out}: expected {what} with digest {expected}, the rebuild has {found}; nothing was written"
                 )
         for entry in (parts / "model").iterdir():
             entry.rename(folder / entry.name)
@@ -116,7 +119,7 @@ def rebuild(recipe: dict[str, Any], out: Path, instruct: Path | None = None, sto
 def cached(recipe: dict[str, Any], cache: Path, store: Store | None = None) -> Path:
     """The folder under `cache` with the model of a recipe; rebuilt when absent or damaged.
 
-    If several processes call this at once, one rebuilds and the others wait. Raises as `materialize` does.
+    If several processes call this at once, one rebuilds and the others wait. Raises what `rebuild` raises.
     """
     folder = cache / str(recipe["digest"]).removeprefix("sha256:")
     cache.mkdir(parents=True, exist_ok=True)
@@ -128,7 +131,7 @@ def cached(recipe: dict[str, Any], cache: Path, store: Store | None = None) -> P
 
 
 def _whole(recipe: dict[str, Any], folder: Path) -> bool:
-    """Whether a folder holds the model of the recipe, and no other file that a library would read."""
+    """Whether a folder has the model of the recipe, and no other file that a library would read."""
     try:
         model = open_checkpoint(folder)
         known = {*model.shards, INDEX, RECIPE, RECEIPT, *recipe["files"]}

@@ -1,7 +1,7 @@
-"""A registration: everything that is sent to MLflow about a run, kept on disk until MLflow has it.
+"""A registration: everything that is sent to MLflow about a run, stored on disk until MLflow has it.
 
-`var/pending/NUMBER-KEY-PID/` holds registration.json and the files to attach. It is written before the first request to
-MLflow and removed once the version exists, so neither an outage nor a killed process loses a registration, and the next
+`var/pending/NUMBER-KEY-PID/` has registration.json and the files to attach. It is written before the first request to
+MLflow and removed once the version exists. So neither an outage nor a killed process loses a registration, and the next
 run may overwrite work/.
 """
 
@@ -44,7 +44,7 @@ def key_of(recipe: dict[str, Any]) -> str:
 
 
 def tags_of(recipe: dict[str, Any]) -> dict[str, str]:
-    """The tags of a version that follow from its recipe, which they are checked against."""
+    """The tags of a version that follow from its recipe. They are checked against it."""
     return {
         "shadowft.key": key_of(recipe),
         "shadowft.recipe": bytes_digest(canonical_json(recipe)),
@@ -61,7 +61,7 @@ def tags_of(recipe: dict[str, Any]) -> dict[str, str]:
 
 
 def keep(registration: Registration, pending: Path) -> Path:
-    """Append a registration to those that wait, unless its key waits already; return its folder."""
+    """Add a registration to the waiting ones, unless its key already waits; return its folder."""
     waiting = waiting_in(pending)
     label = registration.key.removeprefix("sha256:")[:16]
     for folder in waiting:
@@ -79,7 +79,7 @@ def keep(registration: Registration, pending: Path) -> Path:
 
 
 def waiting_in(pending: Path) -> list[Path]:
-    """The folders of registrations that wait, oldest first."""
+    """The folders of waiting registrations, oldest first."""
     return sorted(pending.glob("[0-9]*-*-*")) if pending.is_dir() else []
 
 
@@ -96,7 +96,7 @@ def waiting(pending: Path = PENDING) -> list[str]:
 
 
 def waits(name: str, pending: Path = PENDING) -> bool:
-    """Whether a registration of this model waits; damaged registrations do not count."""
+    """Whether a registration of this model is waiting; damaged registrations do not count."""
     for folder in waiting_in(pending):
         with suppress(RegistryError):
             if (kept := load(folder)) is not None and kept.name == name:
@@ -105,7 +105,10 @@ def waits(name: str, pending: Path = PENDING) -> bool:
 
 
 def load(folder: Path) -> Registration | None:
-    """Read a waiting registration; None when another process has sent and removed it."""
+    """Read a waiting registration; None when another process has sent and removed it.
+
+    Raises RegistryError when it is damaged.
+    """
     try:
         if not (folder / _FACTS).is_file():
             return None

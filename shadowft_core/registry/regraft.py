@@ -1,4 +1,4 @@
-"""Apply the deltas of a recipe to another Instruct of the same Base. The new recipe has no verdict yet."""
+"""Applies the deltas of a recipe to another Instruct of the same Base. The new recipe has no verdict yet."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -26,8 +26,8 @@ def regraft(
     waivers and `ignore` of the old recipe are not copied, because they were given for another Instruct. The new recipe
     has `needs_verdict` and `regrafted_from`, the SHA-256 of the old recipe's canonical JSON.
 
-    Raises GraftError when the recipe is damaged or already of this Instruct, or when a delta is missing or not in the
-    recipe; and what `graft` and the store raise. Nothing is written then.
+    Raises GraftError when the recipe is damaged, when `instruct` is already its Instruct, or when a delta is missing or
+    not in the recipe; and what `graft` and the store raise. Nothing is written then.
     """
     from shadowft_core.graft import deltas_of, graft, options_of
     from shadowft_core.registry.rebuild import store_for

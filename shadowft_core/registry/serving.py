@@ -1,6 +1,6 @@
-"""Log a recipe as a model that MLflow can load.
+"""Logs a recipe as a model that MLflow can load.
 
-MLmodel names the loader by its module, which comes from the installed package; the artifacts hold only data. The room
+MLmodel names the loader's module, which is part of the installed package; the artifacts are only data. The room
 recipe_model checks them before it loads anything.
 """
 
@@ -16,7 +16,7 @@ EXAMPLE = {"messages": [{"role": "user", "content": "Hello"}]}
 MAX_NEW_TOKENS = 256
 TAG = "shadowft.recipe"
 
-# The loader imports these, or transformers does (tokenizers). Never this project, which is on no package index.
+# Imported by the loader, or by transformers (tokenizers). This project is not listed: it is on no package index.
 PACKAGES = (
     "boto3",
     "botocore",
@@ -46,8 +46,8 @@ def requirements() -> list[str]:
 def signature() -> Any:
     """MLflow's signature: the parameters of a request with their defaults, and the type of the replies.
 
-    The input has an example but no schema: with a schema MLflow would split conversations into columns and drop unknown
-    fields. The loader reads every supported form itself and refuses the rest.
+    The input has an example but no schema: with a schema, MLflow would split conversations into columns and drop
+    unknown fields. The loader reads all supported forms and refuses others.
     """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
@@ -61,9 +61,9 @@ def signature() -> Any:
 
 
 def log_model(client: Any, experiment: str, run_id: str, recipe: dict[str, Any], params: dict[str, str]) -> Any:
-    """Log the recipe as a model of a run that MLflow can load; return it. It has a few kB, no code and no weights.
+    """Log the recipe as a model of a run; return it. It is a few kB, without code or weights.
 
-    `mlflow.pyfunc.log_model` is not used because it would rebuild the whole model to try the example.
+    `mlflow.pyfunc.log_model` is not used because it would rebuild the whole model to run the example.
     """
     import tempfile
 

@@ -14,12 +14,12 @@ from shadowft_core.registry.registration import Registration
 _REFERENCE = re.compile(
     r"models:/([A-Za-z0-9][A-Za-z0-9._-]{0,99})(?:@([A-Za-z][A-Za-z0-9_-]{0,99})|/([1-9][0-9]{0,8}))"
 )
-DUPLICATE = "shadowft.duplicate_of"  # tag of a version: the number of the first version with the same key
-SUPERSEDED = "shadowft.superseded_by"  # tag of the run of an interrupted attempt: the run of the version
+DUPLICATE = "shadowft.duplicate_of"  # tag of a version: number of the first version with the same key
+SUPERSEDED = "shadowft.superseded_by"  # tag of an interrupted attempt's run: id of the run that has the version
 
 
 def _experiment(client: Any, registry: Registry, name: str) -> str:
-    """Id of the experiment named after the model. The artifacts of a database file are stored in its folder."""
+    """Id of the experiment named after the model. With a database file, artifacts are stored next to that file."""
     from mlflow.exceptions import MlflowException
 
     uri = uri_of(registry)
@@ -35,9 +35,9 @@ def _experiment(client: Any, registry: Registry, name: str) -> str:
 
 
 def log(client: Any, registry: Registry, registration: Registration) -> str:
-    """Log one finished run, make one version with all its tags, and return the id of the run.
+    """Log one finished run, create one version with all its tags, and return the id of the run.
 
-    The version has its key from the start, so no version is incomplete. `tidy` marks the runs of failed attempts.
+    The version gets its key when it is created, so no version is incomplete. `tidy` marks the runs of failed attempts.
     """
     import mlflow
     from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
@@ -69,14 +69,14 @@ def log(client: Any, registry: Registry, registration: Registration) -> str:
 
 
 def create(client: Any, name: str, source: str, run_id: str, tags: dict[str, str]) -> Any:
-    """Make a version of a logged model, whose id a server needs besides the source `models:/ID`."""
+    """Create a version of a logged model. A server needs the model's id in addition to the source `models:/ID`."""
     return client.create_model_version(
         name, source, run_id=run_id, tags=tags, model_id=source.removeprefix("models:/"), await_creation_for=0
     )
 
 
 def describe(client: Any, version: Any) -> None:
-    """Copy the description of its run to a version that has none; a person may have edited it."""
+    """Copy the run's description to a version that has none. An existing one may have been edited by a person."""
     from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
     if not version.description and (text := client.get_run(version.run_id).data.tags.get(MLFLOW_RUN_NOTE)):
@@ -85,7 +85,7 @@ def describe(client: Any, version: Any) -> None:
 
 
 def _log_datasets(datasets: list[dict[str, str]]) -> None:
-    """Log the splits as inputs of the run. MLflow keeps 36 characters of a digest, so a tag holds all of it."""
+    """Log the splits as inputs of the run. MLflow stores 36 characters of a digest, so a tag has all of it."""
     import mlflow
     from mlflow.data.code_dataset_source import CodeDatasetSource
     from mlflow.data.meta_dataset import MetaDataset
@@ -107,11 +107,11 @@ def _log_datasets(datasets: list[dict[str, str]]) -> None:
 
 
 def deduplicate(client: Any, name: str, key: str) -> Any | None:
-    """The first version with this key, or None. Tags the others, made at the same moment, as duplicates of it.
+    """Return the first version with this key, or None. Tags the others, made at the same moment, as its duplicates.
 
     They are not deleted, because an alias or the ledger may name them. The tag DUPLICATE has the number of the first.
-    Every writer calls this after it wrote, and a higher number was written later, so every duplicate is found by its
-    writer.
+    Every writer calls this after it wrote, and a higher number was written later, so the writer of a duplicate always
+    finds it.
     """
     from mlflow.exceptions import MlflowException
 
@@ -120,7 +120,7 @@ def deduplicate(client: Any, name: str, key: str) -> Any | None:
         for row in rest:
             if row.tags.get(DUPLICATE) != str(first.version):
                 _mark_duplicate(client, name, str(row.version), str(first.version))
-        if first is not None and DUPLICATE in first.tags:  # the former first was deleted
+        if first is not None and DUPLICATE in first.tags:  # the version it duplicated was deleted
             client.delete_model_version_tag(name, str(first.version), DUPLICATE)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # another process deleted it at this moment
@@ -144,8 +144,8 @@ def tidy(client: Any, name: str, key: str) -> None:
     """Mark the unfinished runs of this key as KILLED, if a version exists.
 
     An attempt that was killed or lost its connection leaves a run RUNNING or FAILED, and the next attempt starts
-    another. Such a run becomes KILLED, and its tag SUPERSEDED names the run of the version. The run of a version
-    becomes FINISHED, also if another process marked it while it was written.
+    another run. The old run becomes KILLED, and its tag SUPERSEDED names the run of the version. The run of a version
+    becomes FINISHED, even if another process marked it while it was being written.
     """
     experiment = client.get_experiment_by_name(name)
     versions = versions_with(client, name, "shadowft.key", key)
@@ -162,13 +162,13 @@ def tidy(client: Any, name: str, key: str) -> None:
 
 
 def versions_with(client: Any, name: str, tag: str, value: str) -> list[Any]:
-    """The versions with this value of a tag, oldest first; without deleted ones."""
+    """The existing versions with this value of a tag, oldest first."""
     found = client.search_model_versions(f"name = '{name}' and tags.`{tag}` = '{value}'")
     return sorted(found, key=lambda version: int(version.version))
 
 
 def set_alias(client: Any, name: str, alias: str, number: int) -> None:
-    """Set an alias to a version, unless it names that version already."""
+    """Set an alias to a version, unless it already names that version."""
     if alias_of(client, name, alias) != number:
         client.set_registered_model_alias(name, alias, str(number))
 
@@ -193,7 +193,7 @@ def registered_model(client: Any, name: str) -> Any | None:
 
 
 def parsed(reference: str) -> tuple[str, str]:
-    """Name, and version number or alias, of `models:/NAME/VERSION` or `models:/NAME@ALIAS`."""
+    """Name, and version number or alias, of `models:/NAME/VERSION` or `models:/NAME@ALIAS`. Raises RegistryError."""
     match = _REFERENCE.fullmatch(reference)
     if not match:
         raise RegistryError(f"{reference!r}: expected models:/NAME@ALIAS or models:/NAME/VERSION")

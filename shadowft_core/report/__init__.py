@@ -1,4 +1,4 @@
-"""The stage report: one page that a person reads before promoting. It shows the stages' files and decides nothing."""
+"""The stage report: one page for a person to read before promoting. It shows the stages' files and decides nothing."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ TENSORS = 8  # rows of the table of tensors
 HEADLINES = {
     "promote": "Every claim holds. The candidate may become champion.",
     "hold": "At least one claim is refuted or tied. The champion stays.",
-    "undecided": "Nothing speaks against the candidate, but the items are too few to settle every claim.",
+    "undecided": "No claim is refuted, but there are too few items to settle every claim.",
 }
 ARM_NOTES = {
     "instruct": "the untouched Instruct",
@@ -30,12 +30,12 @@ ARM_NOTES = {
 
 
 def report(work: Path, out: Path, plots: Path | None = None) -> None:
-    """Write one self-contained HTML page from the outputs of all stages under `work`. Same files, same bytes.
+    """Write one self-contained HTML page from the outputs of all stages under `work`. Same files give the same bytes.
 
     With `plots`, also write a folder with the points of its figures (`points`), each a JSON list.
 
     verdict.json and the scores of its arms are required; the page names other files that are missing. Raises
-    EvaluationError or CheckpointError naming a file that is absent, not readable as JSON or incomplete.
+    EvaluationError or CheckpointError for a required file that is missing, not readable as JSON or incomplete.
     """
     from jinja2 import UndefinedError
 
@@ -55,7 +55,7 @@ def report(work: Path, out: Path, plots: Path | None = None) -> None:
 
 
 def gather(work: Path) -> dict[str, Any]:
-    """Everything the page shows, read from the files that docs/architecture.md describes; None for missing ones."""
+    """Everything the page shows, read from the files that docs/architecture.md describes; None for a missing file."""
     verdict = read_json_object(work / "verdict.json")
     groups = arm_names(["shadow", "direct"])
     verdict["arms"] = {name: verdict["arms"][name] for name in groups if name in verdict["arms"]}  # in their order
@@ -88,7 +88,7 @@ def gather(work: Path) -> dict[str, Any]:
 
 
 def render(facts: Mapping[str, Any]) -> str:
-    """The page as text. The template engine escapes every value, the drawing library escapes the figures."""
+    """The page as HTML. The template engine escapes all values, the drawing library escapes the figures' text."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -144,7 +144,7 @@ def _outputs(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
 def _examples(
     tasks: Sequence[str], arms: Mapping[str, Mapping[tuple[str, str], Mapping[str, Any]]]
 ) -> list[dict[str, Any]]:
-    """For each task the items on which candidate and Instruct differ most, won and lost; ties by digest."""
+    """For each task, the items on which candidate and Instruct differ most, won and lost; ties by digest."""
     candidate, instruct = arms[CANDIDATE], arms["instruct"]
     shown_arms = [name for name in ("instruct", "direct_scaled", CANDIDATE) if name in arms]
     found = []
@@ -174,20 +174,20 @@ def _examples(
 
 def _not_claimed(verdict: Mapping[str, Any]) -> list[str]:
     said = [
-        "One training run per route was judged. The intervals speak of new items of the same tasks, not of another "
-        "seed, other data or another pair of models.",
-        "Nothing is said about abilities that no task on this page measures.",
-        "Items of one task are taken as independent of each other.",
+        "One training run per route was judged. The intervals cover new items of the same tasks, not another seed, "
+        "other data or another pair of models.",
+        "Nothing is claimed about abilities that no task on this page measures.",
+        "Items of one task are assumed to be independent of each other.",
     ]
     if not verdict["direct_control"]:
         said.insert(0, "The Instruct was not tuned directly, so nothing is claimed about direct tuning.")
     if not any(claim["role"] == "guard" for claim in verdict["claims"]):
-        said.insert(0, "No guard task was measured, so nothing is claimed about what the Instruct keeps.")
+        said.insert(0, "No guard task was measured, so nothing is claimed about the abilities that the Instruct keeps.")
     return said
 
 
 def _delta(path: Path) -> dict[str, Any] | None:
-    """The digest, kind and Base of a delta.json, and its number of tensors."""
+    """Digest, kind, Base and number of tensors of a delta.json."""
     certificate = _optional(path)
     if certificate is None:
         return None
@@ -200,7 +200,7 @@ def _delta(path: Path) -> dict[str, Any] | None:
 
 
 def _top_tensors(receipt: Mapping[str, Any] | None) -> list[tuple[str, Mapping[str, Any]]]:
-    """The grafted tensors whose delta is largest relative to the weight."""
+    """The grafted tensors with the largest delta relative to the weight."""
     grafted = (receipt or {}).get("grafted") or {}
 
     def share(named: tuple[str, Mapping[str, Any]]) -> tuple[float, str]:
@@ -236,7 +236,7 @@ def _short(text: Any) -> str:
 
 
 def _number(value: Any, digits: int = 3) -> str:
-    """A number with a fixed number of digits, a dash for None, text unchanged."""
+    """A number with a fixed number of digits, a dash for None; text is unchanged."""
     if value is None:
         return "–"
     if isinstance(value, bool | str):

@@ -1,4 +1,4 @@
-"""Figures of the report as inline SVG. Same numbers, same bytes; text stays text."""
+"""Figures of the report as inline SVG. Same numbers give the same bytes; text stays text."""
 
 import io
 import re
@@ -39,14 +39,14 @@ STYLE = {
     "legend.frameon": False,
     "legend.fontsize": 8,
     "lines.linewidth": 1.4,
-    "text.parse_math": False,  # a dollar sign in a task name is a dollar sign
+    "text.parse_math": False,  # a dollar sign in a task name is not math
 }
 
 _Inputs = ParamSpec("_Inputs")
 
 
 def _styled(draw: Callable[_Inputs, str]) -> Callable[_Inputs, str]:
-    """Draw with STYLE set all the time: matplotlib reads its settings whenever it creates a part."""
+    """Draw with STYLE set throughout, because matplotlib reads its settings whenever it creates a part."""
 
     @wraps(draw)
     def styled(*args: _Inputs.args, **kwargs: _Inputs.kwargs) -> str:
@@ -82,7 +82,7 @@ def forest(claims: Sequence[Mapping[str, Any]]) -> str:
 
 @_styled
 def plane(arms: Mapping[str, Mapping[str, Any]]) -> str:
-    """Domain score over guard score, one point per arm. Empty without guard tasks."""
+    """Domain score against guard score, one point per arm. Empty without guard tasks."""
     if any(arm["guards"] is None for arm in arms.values()):
         return ""
     figure, axes = _canvas(3.3)
@@ -110,7 +110,7 @@ def plane(arms: Mapping[str, Mapping[str, Any]]) -> str:
 
 @_styled
 def sweep(sweeps: Mapping[str, Mapping[str, Any]]) -> str:
-    """Dev scores over the scale, one panel a route; a vertical line marks the chosen scale."""
+    """Dev scores against the scale, one panel per route; a vertical line marks the chosen scale."""
     figure, panels = _canvas(2.5, len(sweeps))
     for axes, (route, found) in zip(panels, sweeps.items(), strict=True):
         points = curve(found)
@@ -129,7 +129,7 @@ def sweep(sweeps: Mapping[str, Mapping[str, Any]]) -> str:
 
 @_styled
 def loss(steps: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Training loss of each route over the optimizer steps."""
+    """Training loss of each route against optimizer steps."""
     figure, axes = _canvas(2.3)
     for route, lines in steps.items():
         logged = [line for line in lines if "loss" in line]
@@ -141,7 +141,7 @@ def loss(steps: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 
 def curve(sweep: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The points of a sweep by scale, from scale 0, the Instruct."""
+    """The points of a sweep in order of scale, starting with the Instruct at scale 0."""
     swept = [point for point in sweep["curve"] if point["scale"] != 0]
     return sorted([sweep["instruct"] | {"scale": 0.0}, *swept], key=lambda point: point["scale"])
 
@@ -157,7 +157,7 @@ def _canvas(height: float, columns: int = 0) -> tuple[Any, Any]:
 
 
 def _svg(figure: Any, name: str) -> str:
-    """The bare `<svg>` element, its ids prefixed so that several figures share one page."""
+    """The bare `<svg>` element, with prefixed ids so that several figures can share one page."""
     drawn = io.StringIO()
     figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = drawn.getvalue()

@@ -1,8 +1,8 @@
-"""Deltas by digest: published once and whole, fetched by digest, verified byte by byte. Guarantees: docs/store.md.
+"""Stores deltas by digest: published once, complete, and verified byte by byte. Guarantees: docs/store.md.
 
-Keys: `objects/sha256/ab/<hex>` for chunks and manifests, named by their content; `deltas/<hex>` of the delta's digest
-for the claim, which names the manifest; `records/<hex>` for recipes and verdicts, under their own digest; `turns/` and
-`probe/` for locks and other temporary objects. The claim is written last, so a delta that has one is complete.
+Keys: `objects/sha256/ab/<hex>` for chunks and manifests, by the digest of their content; `deltas/<hex>` for claims, by
+the digest of the delta; `records/<hex>` for recipes and verdicts, by their digest; `turns/` and `probe/` for locks and
+other temporary objects. A claim names the manifest. It is written last, so a delta that has one is complete.
 
 SHADOWFT_STORE_URI and SHADOWFT_STORE_ENDPOINT override the store of params.yaml (params.located); registry.store_for
 decides which store a recipe may name.
@@ -62,7 +62,7 @@ CHUNK = 16 << 20  # bytes; docs/store.md has the measurements
 
 
 def open_store(store: Store) -> Backend:
-    """The backend of a store, for rooms that keep other small objects in it."""
+    """The backend of a store, for rooms that store other small objects there."""
     return open_backend(
         store.uri,
         store.endpoint,
@@ -77,8 +77,8 @@ def publish(delta_dir: Path, store: Store) -> str:
     """Publish a delta folder and return its digest. Sends only what the store lacks; safe to repeat and to race.
 
     Raises DeltaError for a folder that is not a delta or changes meanwhile, CheckpointError for a malformed weight
-    file, StoreConflictError when the store holds another delta under this digest, StoreError when the store fails the
-    probe, StoreUnreachableError.
+    file, StoreConflictError when the store has another delta under this digest or prunes block the commit, StoreError
+    when the store fails the probe, StoreUnreachableError.
     """
     paths = _delta_files(delta_dir)
     backend = open_store(store)
@@ -100,7 +100,8 @@ def publish(delta_dir: Path, store: Store) -> str:
     raw = canonical_json(manifest.model_dump())
     if len(raw) > LARGEST_MANIFEST:
         raise DeltaError(
-            f"{delta_dir}: its manifest has {len(raw)} bytes, at most {LARGEST_MANIFEST} are allowed; raise chunk_bytes"
+            f"{delta_dir}: its manifest has {len(raw)} bytes, at most {LARGEST_MANIFEST} are allowed; increase "
+            "store.chunk_bytes"
         )
     name = bytes_digest(raw)
     claim = canonical_json({"format": 1, "delta": digest, "manifest": name, "manifest_bytes": len(raw)})
@@ -120,14 +121,14 @@ def publish(delta_dir: Path, store: Store) -> str:
 
 
 def holds(digest: str, store: Store) -> bool:
-    """Whether the store has this delta, which is then complete."""
+    """Whether the store has this delta. A delta in the store is complete."""
     return open_store(store).head(claim_key(digest)) is not None
 
 
 def keep_record(raw: bytes, store: Store) -> str:
     """Store a recipe or a verdict by digest; return the digest. Safe to repeat and to race; replaces nothing.
 
-    Raises StoreConflictError when its key holds other bytes, StoreError when it is too large, StoreUnreachableError.
+    Raises StoreConflictError when its key has other bytes, StoreError when it is too large, StoreUnreachableError.
     """
     return write_record(open_store(store), raw)
 
@@ -144,9 +145,9 @@ def fetch_delta(digest: str, store: Store, out_dir: Path, check: CheckFolder | N
     """Write the delta with this digest to `out_dir`. Every byte is verified; the folder is complete or absent.
 
     `check(folder, digests)` runs before the files become `out_dir` and raises when they are not the delta. It is needed
-    because a person with write access to the store can make claim and manifest fit a changed chunk, but not the digests
-    in delta.json, whose own digest is the argument `digest`. `digests` maps (file name, offset, bytes) to the digest of
-    each chunk just written, so that `check` need not read it again.
+    because a person with write access to the store can change a chunk and make claim and manifest agree with it. The
+    digests in delta.json cannot be forged: the argument `digest` is that of delta.json. `digests` maps (file name,
+    offset, bytes) to the digest of each chunk just written, so that `check` need not read it again.
 
     Raises StoreError when there is no such delta or no disk space for it, StoreCorruptError naming the damaged object,
     StoreUnreachableError, and what `check` raises.
@@ -158,7 +159,7 @@ def fetch_delta(digest: str, store: Store, out_dir: Path, check: CheckFolder | N
     with new_folder(out_dir) as folder:
         if (free := shutil.disk_usage(folder).free) < total:
             raise StoreError(
-                f"{out_dir}: {free} bytes are free, the delta has {total}; free some space or choose another --out"
+                f"{out_dir}: {free} bytes are free, the delta needs {total}; free some space or choose another --out"
             )
         receive(manifest, backend, folder, Progress("fetch", total))
         if check is not None:
@@ -166,10 +167,10 @@ def fetch_delta(digest: str, store: Store, out_dir: Path, check: CheckFolder | N
 
 
 def check(store: Store, digests: Sequence[str] = (), state: Path | None = None) -> CheckResult:
-    """Read every object of the given deltas and records, of all when none is given, and compare it with its digest.
+    """Read every object of the given deltas and records, by default of all, and compare it with its digest.
 
-    Damaged and missing objects are returned, not raised. An interrupted check resumes from the file `state`, by default
-    `var/check-<store>.txt`. Raises StoreUnreachableError.
+    Returns damaged and missing objects instead of raising. An interrupted check resumes from the file `state`, by
+    default `var/check-<store>.txt`. Raises StoreUnreachableError.
     """
     backend = open_store(store)
     default = Path("var") / f"check-{bytes_digest(backend.location.encode())[7:19]}.txt"
@@ -184,14 +185,14 @@ def ls(store: Store) -> list[ListedDelta]:
 def prune(store: Store, grace: float, dry_run: bool = False) -> PruneResult:
     """Remove objects that no published delta uses and that are at least `grace` seconds old; see `prune_objects`.
 
-    Safe while others publish. Raises StoreCorruptError, with nothing removed, when a claim or manifest cannot be read,
-    StoreConflictError when another prune runs, StoreUnreachableError.
+    Safe while others publish. Raises StoreCorruptError, and removes nothing more, when a claim or manifest cannot be
+    read; StoreConflictError when another prune runs; StoreUnreachableError.
     """
     return prune_objects(open_store(store), grace, dry_run)
 
 
 def probe(store: Store) -> None:
-    """Check what publishing relies on: one winner among racing writers, wrong checksums refused, compare-and-swap.
+    """Check what publishing relies on: one winner among racing writers, refusal of wrong checksums, compare-and-swap.
 
     Raises StoreError naming the check that failed.
     """
@@ -211,13 +212,13 @@ def require_writable(store: Store) -> None:
 
 
 def _delta_files(folder: Path) -> list[Path]:
-    """The files of a delta folder, sorted. Raises DeltaError for any other file, since it would not be published."""
+    """The files of a delta folder, sorted. Raises DeltaError if there is any other file, or delta.json is damaged."""
     if not (folder / CERTIFICATE).is_file():
         raise DeltaError(f"{folder}: no delta.json; pass a folder made by `shadowft extract`")
     paths = sorted(folder.iterdir())
     for path in paths:
         if path.is_symlink() or not path.is_file() or not is_delta_file(path.name):
-            raise DeltaError(f"{path}: a delta folder may hold only delta.json and .safetensors files; move it away")
+            raise DeltaError(f"{path}: a delta folder may contain only delta.json and .safetensors files; move it away")
     raw = (folder / CERTIFICATE).read_bytes()
     try:
         canonical = canonical_json(json.loads(raw)) == raw
@@ -229,7 +230,10 @@ def _delta_files(folder: Path) -> list[Path]:
 
 
 def _claim(backend: Backend, manifest: Manifest, claim: bytes, folder: Path) -> str:
-    """Commit by writing the claim, and return its key. An existing claim is kept if it names the same bytes."""
+    """Commit by writing the claim; return its key. An existing claim is kept if it names the same bytes.
+
+    Raises StoreConflictError if it names other bytes.
+    """
     key = claim_key(manifest.delta)
     try:
         backend.put_if_absent(key, claim, bytes_digest(claim))
@@ -243,7 +247,7 @@ def _claim(backend: Backend, manifest: Manifest, claim: bytes, folder: Path) -> 
                 problem = None if theirs == ours else differs(folder / file, theirs)
             if problem:
                 raise StoreConflictError(
-                    f"{backend.location}: holds {manifest.delta} with another {file} ({problem}); nothing was "
+                    f"{backend.location}: has {manifest.delta} with another {file} ({problem}); nothing was "
                     "replaced. One of the two is damaged: extract the delta again"
                 ) from None
     return key

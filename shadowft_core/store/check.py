@@ -1,4 +1,4 @@
-"""Compare every object of a store with its digest, and list the deltas that it holds."""
+"""Compares every object of a store with its digest, and lists the deltas in it."""
 
 import io
 import json
@@ -26,7 +26,7 @@ from shadowft_core.store.transfer import Progress, each
 
 
 class _NullSink:
-    """A binary sink that discards what is written."""
+    """A binary sink that discards all writes."""
 
     def tell(self) -> int:
         return 0
@@ -40,7 +40,7 @@ class _NullSink:
 
 @dataclass(frozen=True)
 class BadObject:
-    """A damaged or missing object, its problem, and the deltas that need it; a record has none."""
+    """A damaged or missing object, its problem, and the deltas that need it (none for a record)."""
 
     key: str
     problem: str
@@ -49,8 +49,8 @@ class BadObject:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """Counts of the deltas, the records (recipes and verdicts) and the objects of both; bytes of chunks and records;
-    chunks that an interrupted run had checked already; and the bad objects."""
+    """Numbers of deltas, records (recipes and verdicts) and objects of both; bytes of chunks and records; number of
+    chunks that an interrupted run had already checked; and the bad objects."""
 
     deltas: int
     records: int
@@ -63,9 +63,9 @@ class CheckResult:
 def check_objects(backend: Backend, digests: list[str], state: Path) -> CheckResult:
     """Read every object of these deltas and records, of all when empty, and compare it with its digest.
 
-    `state` is a text file of the objects found good, from which an interrupted check resumes: it reads those again that
-    are missing or have another size by now. A check that ends removes the file. Raises StoreUnreachableError; damage is
-    returned.
+    `state` is a text file of the objects found good, from which an interrupted check resumes; it reads again those that
+    are missing or have another size by then. A completed check removes the file. Raises StoreUnreachableError. Damage is
+    returned, not raised.
     """
     records = dict(recorded(backend))
     if digests:
@@ -125,7 +125,7 @@ def check_objects(backend: Backend, digests: list[str], state: Path) -> CheckRes
 
 
 def _problem_of(backend: Backend, digest: str) -> str | None:
-    """The problem of a record that was listed; None when its bytes have this digest."""
+    """The problem of a listed record; None when its bytes have this digest."""
     try:
         if read_record(backend, digest) is not None:
             return None
@@ -137,7 +137,7 @@ def _problem_of(backend: Backend, digest: str) -> str | None:
 
 
 class _Good:
-    """The objects that a check of this store has found good: the first line names the store, then one key a line."""
+    """The file of objects that a check found good: its first line names the store, each further line is a key."""
 
     def __init__(self, path: Path, location: str) -> None:
         lines = path.read_text("utf-8").split("\n")[:-1] if path.is_file() else []  # drops a torn last line
@@ -167,8 +167,8 @@ class _Good:
 
 @dataclass(frozen=True)
 class ListedDelta:
-    """A published delta: digest, kind as in its certificate, bytes, of these the bytes in chunks that other deltas use
-    too, and when it was claimed (POSIX seconds, the store's clock). `problem` is set when it cannot be read."""
+    """A published delta: digest, kind from its certificate, bytes, bytes in chunks that other deltas use too, and the
+    time of its claim (POSIX seconds, the store's clock). `problem` is set when it cannot be read."""
 
     digest: str
     kind: str
@@ -209,7 +209,7 @@ def list_deltas(backend: Backend) -> list[ListedDelta]:
 
 
 def _kind(backend: Backend, manifest: Manifest) -> str:
-    """The field `kind` of delta.json. The rest of the file is the concern of the room delta."""
+    """The field `kind` of delta.json; `unknown` when it cannot be read."""
     ((digest, size),) = manifest.files[CERTIFICATE].chunks
     sink = io.BytesIO()
     backend.get(object_key(digest), size, digest, sink)

@@ -4,11 +4,11 @@ A publisher sends chunks without a lock. To commit, it takes a lock `turns/commi
 `turns/sweep`. While a prune holds that lock, the publisher releases its own and waits; if a prune ran since the
 publisher began to send, the publisher checks all its chunks again. A prune takes `turns/sweep` and then waits until no
 commit lock is held. Each side writes its own lock before it reads the other's, and a read returns the last write (the
-probe checks that), so at most one side goes on.
+probe checks that), so at most one side proceeds.
 
 A process that dies or loses its connection leaves its lock held; the lock expires EXPIRY seconds after its last
-renewal. Ages are differences of the store's own times, so machines need no equal clocks. Publishing needs no right to
-delete. The keys and the field `open` keep their first names, so that old and new versions can share a store.
+renewal. Ages are differences of the store's own times, so clocks of machines may differ. Publishing needs no permission
+to delete. The keys and the field `open` keep their original names, so that old and new versions can share a store.
 """
 
 import random
@@ -27,9 +27,9 @@ from shadowft_core.store.manifest import Strict
 
 LOCKS = "turns"
 PRUNE_LOCK, COMMIT_LOCKS, CLOCK = f"{LOCKS}/sweep", f"{LOCKS}/commit", f"{LOCKS}/clock"
-EXPIRY = 60.0  # seconds; longer than the slowest single request and RENEWAL together
-SLACK = 2.0  # seconds, for stores whose times are whole seconds
-RENEWAL = 20.0  # seconds after which a holder renews its lock before it goes on
+EXPIRY = 60.0  # seconds; longer than the slowest single request plus RENEWAL
+SLACK = 2.0  # seconds, for stores that return whole seconds
+RENEWAL = 20.0  # seconds after which a holder renews its lock before it continues
 PAUSE = 0.2  # seconds between two reads of the other side's lock
 WAIT = 900.0  # seconds that a publisher waits for prunes
 
@@ -43,7 +43,7 @@ class LockState(Strict):
 
 
 class Lock:
-    """A lock of this process: one object that nobody else writes while the lock is held."""
+    """A lock of this process: one object that no other process writes while the lock is held."""
 
     def __init__(self, backend: Backend, key: str, tag: str | None) -> None:
         self._backend, self._key, self._tag = backend, key, tag
@@ -72,7 +72,7 @@ class Lock:
 
 
 def last_prune(backend: Backend) -> str | None:
-    """Version tag of the prune lock: it differs after every prune. Read it before the first chunk is sent."""
+    """Version tag of the prune lock, which changes with every prune. Read it before the first chunk is sent."""
     found = backend.read(PRUNE_LOCK, 1000)
     return found[1] if found else None
 
@@ -80,8 +80,8 @@ def last_prune(backend: Backend) -> str | None:
 def commit(backend: Backend, since: str | None, restore: Callable[[], None], claim: Callable[[], str]) -> None:
     """Run `claim`, which writes the claim and returns its key, while no prune can remove anything.
 
-    `since` is what `last_prune` returned before the chunks were sent; after a later prune, `restore` must put back what
-    is missing.
+    `since` is what `last_prune` returned before the chunks were sent. After a later prune, `restore` is called and must
+    send what is missing.
     Raises StoreConflictError when prunes block the commit for WAIT seconds, and what the two callables raise.
     """
     lock, waited = Lock(backend, f"{COMMIT_LOCKS}/{uuid.uuid4().hex}", None), 0.0
@@ -113,9 +113,9 @@ def commit(backend: Backend, since: str | None, restore: Callable[[], None], cla
 
 @contextmanager
 def prune_lock(backend: Backend) -> Iterator[Callable[[], None]]:
-    """Hold the prune lock; no delta is committed meanwhile. Call the yielded function before each removal: it renews.
+    """Hold the prune lock; no delta is committed meanwhile. Yields a function to call before each removal: it renews.
 
-    Raises StoreConflictError when another prune holds the lock or takes it over.
+    Raises StoreConflictError when another prune holds or takes the lock, or when this process stalled and lost it.
     """
     found, now = backend.read(PRUNE_LOCK, 1000), store_time(backend)
     if found is not None and _parse(found[0], backend, PRUNE_LOCK).open:
@@ -158,7 +158,7 @@ def store_time(backend: Backend) -> float:
     head = backend.head(key)
     backend.delete(key)
     if head is None:
-        raise StoreError(f"{backend.location}: {key} vanished as soon as it was written; use another store")
+        raise StoreError(f"{backend.location}: {key} is missing right after it was written; use another store")
     return head.modified
 
 

@@ -1,7 +1,7 @@
-"""Keys, claims and manifests of a store. Every limit is checked while they are read.
+"""Keys, claims and manifests of a store. Reading one checks every limit.
 
-A manifest names the files of a delta as lists of chunks. It is canonical JSON, stored under its own digest; the claim
-of the delta names that digest. No name in either is used as a path before it matches the patterns below.
+A manifest lists the chunks of each file of a delta. It is canonical JSON, stored under its own digest, which the
+delta's claim names. No name in either is used as a path before it matches the patterns below.
 """
 
 import io
@@ -104,9 +104,7 @@ def claimed(backend: Backend) -> Iterator[tuple[str, float]]:
     for entry in backend.entries(DELTAS):
         digest = "sha256:" + entry.key.removeprefix(f"{DELTAS}/")
         if not re.match(DIGEST, digest):
-            raise StoreCorruptError(
-                f"{backend.location}: {entry.key} is not a claim; move it away, publish did not write it"
-            )
+            raise StoreCorruptError(f"{backend.location}: {entry.key} is not a claim written by publish; move it away")
         yield digest, entry.modified
 
 
@@ -122,7 +120,7 @@ def read_claim(backend: Backend, digest: str) -> Claim:
 
 
 def read_manifest(backend: Backend, claim: Claim) -> Manifest:
-    """The manifest that a claim names, with every limit checked.
+    """Read the manifest that a claim names, and check every limit.
 
     Raises StoreError when it is missing, StoreCorruptError when it is damaged, malformed or of another delta.
     """

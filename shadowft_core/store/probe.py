@@ -1,4 +1,4 @@
-"""Check once per store, before anything is sent, that it does what publishing relies on."""
+"""Checks once per store, before anything is sent, that it does what publishing relies on."""
 
 import threading
 import uuid
@@ -17,7 +17,7 @@ def run_probe(backend: Backend) -> None:
     """Check that of 8 racing writers exactly one wins in each of 5 rounds, that wrong checksums are refused, that
     compare-and-swap holds, and that a listing shows what was just written.
 
-    Leaves a few small objects under `probe/`, since publishing needs no right to delete.
+    Leaves a few small objects under `probe/`, since publishing needs no permission to delete.
     Raises StoreError naming the check that failed.
     """
     folder = f"probe/{uuid.uuid4().hex}"
@@ -49,7 +49,7 @@ def run_probe(backend: Backend) -> None:
 
 
 def require_probe(backend: Backend) -> None:
-    """Probe the store unless it has passed before; the object `probe/passed` records that."""
+    """Probe the store unless the object `probe/passed` records that it passed before."""
     if backend.head(PROBED) is None:
         run_probe(backend)
         backend.put_if_absent(PROBED, PASSED, bytes_digest(PASSED))

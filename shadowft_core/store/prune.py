@@ -1,4 +1,4 @@
-"""Remove the objects that no delta uses."""
+"""Removes the objects that no delta uses."""
 
 import itertools
 import re
@@ -13,14 +13,14 @@ from shadowft_core.store.lock import LOCKS, PAUSE, PRUNE_LOCK, prune_lock, store
 from shadowft_core.store.manifest import OBJECTS, claim_key, claimed, object_key, read_claim, read_manifest
 from shadowft_core.store.transfer import each
 
-BATCH = 500  # objects removed under one lock, so that a publisher waits for seconds
-ABANDONED = 86400.0  # seconds after which no probe or commit can still be running, whatever the grace
-_PROBE = re.compile(r"probe/[0-9a-f]{32}/.*")  # what probes leave; `probe/passed` stays
+BATCH = 500  # objects removed under one lock, so that a publisher waits only for seconds
+ABANDONED = 86400.0  # seconds after which no probe or commit can still be running
+_PROBE = re.compile(r"probe/[0-9a-f]{32}/.*")  # objects that probes leave; `probe/passed` stays
 
 
 @dataclass(frozen=True)
 class PruneResult:
-    """What `prune` removed, or would remove: objects and bytes; and how many it kept as too young or in use."""
+    """Number and bytes of the objects that `prune` removed, or would remove, and how many it kept: young or in use."""
 
     removed: int
     removed_bytes: int
@@ -32,9 +32,10 @@ def prune_objects(backend: Backend, grace: float, dry_run: bool) -> PruneResult:
     """Remove chunks and manifests that no delta uses and that were written at least `grace` seconds ago, and what
     probes and finished commits left. Other objects are not touched.
 
-    Chunks of a delta that is being published are safe whatever the grace: commits and removals exclude each other
+    Chunks of a delta that is being published are safe with any grace: commits and removals exclude each other
     (lock.py). The grace keeps what an interrupted publish has sent, so that the next attempt need not send it again.
-    Raises StoreCorruptError, with nothing removed, when a claim or manifest cannot be read: what it uses is unknown.
+    Raises StoreCorruptError when a claim or manifest cannot be read, because the chunks it uses are unknown. Nothing is
+    removed then, or nothing more if that happens between two batches.
     """
     now = time.time() if dry_run else store_time(backend)
     used, kept_young = _used(backend, {}), 0
@@ -61,7 +62,7 @@ def prune_objects(backend: Backend, grace: float, dry_run: bool) -> PruneResult:
 
 
 def _remove(backend: Backend, unused: list[Entry]) -> list[Entry]:
-    """Remove the entries that are still unused once the lock is held, and return them."""
+    """Remove the entries that are still unused while the lock is held, and return them."""
     manifests: dict[str, set[str]] = {}
     removed: list[Entry] = []
     for start in range(0, len(unused), BATCH):
@@ -82,7 +83,7 @@ def _remove(backend: Backend, unused: list[Entry]) -> list[Entry]:
 
 
 def _used(backend: Backend, manifests: dict[str, set[str]]) -> set[str]:
-    """Keys of all chunks and manifests in use. `manifests` caches those read before: a manifest never changes."""
+    """Keys of all chunks and manifests in use. `manifests` caches those already read: a manifest never changes."""
 
     def one(digest: str, _: float) -> set[str]:
         try:
@@ -101,4 +102,4 @@ def _used(backend: Backend, manifests: dict[str, set[str]]) -> set[str]:
     except StoreUnreachableError:
         raise
     except StoreError as error:
-        raise StoreCorruptError(f"{error}; nothing was removed, because what this delta uses is unknown") from None
+        raise StoreCorruptError(f"{error}; nothing more was removed: the chunks of this delta are unknown") from None

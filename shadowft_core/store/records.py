@@ -1,6 +1,6 @@
-"""Records: the recipes and verdicts on which promotions are decided, stored by digest.
+"""Records: the recipes and verdicts that decide promotions, stored by digest.
 
-A record's key is the SHA-256 of its bytes. It is written once and never removed, because any registry may name it.
+A record's key is the SHA-256 of its bytes. It is written once and never removed, because any registry may refer to it.
 """
 
 import re
@@ -25,7 +25,7 @@ def record_key(digest: str) -> str:
 def write_record(backend: Backend, raw: bytes) -> str:
     """Store a record and return its digest; an existing one is not replaced.
 
-    Raises StoreError when it is too large, StoreConflictError when its key holds other bytes, StoreUnreachableError.
+    Raises StoreError when it is too large, StoreConflictError when its key has other bytes, StoreUnreachableError.
     """
     if len(raw) > LARGEST_RECORD:
         raise StoreError(f"{backend.location}: a record has {len(raw)} bytes; at most {LARGEST_RECORD} are allowed")
@@ -37,7 +37,7 @@ def write_record(backend: Backend, raw: bytes) -> str:
 def read_record(backend: Backend, digest: str) -> bytes | None:
     """The bytes with this digest; None when there is no such record.
 
-    Raises StoreCorruptError when its key holds other bytes, StoreUnreachableError.
+    Raises StoreError for a malformed digest, StoreCorruptError when its key has other bytes, StoreUnreachableError.
     """
     key = record_key(digest)
     found = backend.read(key, LARGEST_RECORD)

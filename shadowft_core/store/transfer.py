@@ -1,4 +1,4 @@
-"""Cut the files of a delta into chunks, and send or receive several chunks at once."""
+"""Cuts the files of a delta into chunks, and sends or receives several chunks at once."""
 
 import os
 import sys
@@ -18,7 +18,7 @@ from shadowft_core.weights import read_header
 
 THREADS = 4
 SMALL = 1 << 16  # bytes; tensors up to this size share chunks, because a request costs more than they do
-LISTED = 10  # keys of a listing that are read for every piece to be sent
+LISTED = 10  # keys of a listing to read for each piece to send
 REPORT_EVERY = 5.0  # seconds
 
 T = TypeVar("T")
@@ -26,14 +26,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Piece:
-    """The bytes of a file that are sent as one chunk."""
+    """A range of a file that is sent as one chunk."""
 
     path: Path
     offset: int
     size: int
 
     def read(self) -> bytes:
-        """Raises DeltaError when the file has become shorter."""
+        """Read the range. Raises DeltaError when the file has become shorter."""
         with self.path.open("rb") as file:
             data = os.pread(file.fileno(), self.size, self.offset)
         if len(data) != self.size:
@@ -47,8 +47,8 @@ class Piece:
 def cut(path: Path, largest: int) -> list[Piece]:
     """The pieces of a delta's file, in order, of at most `largest` bytes each.
 
-    A safetensors header is a piece, and every tensor starts a new piece, so that a tensor which two deltas share is
-    stored once wherever it is in the file. Consecutive tensors of at most SMALL bytes share a piece. delta.json is one
+    A safetensors header is a piece. Every tensor starts a new piece, so that a tensor that two deltas share is stored
+    once, wherever it is in the file; but consecutive tensors of at most SMALL bytes share a piece. delta.json is one
     piece.
     Raises CheckpointError for a malformed safetensors file, DeltaError for a delta.json above 256 MiB.
     """
@@ -75,7 +75,7 @@ def cut(path: Path, largest: int) -> list[Piece]:
 
 
 class Progress:
-    """Reports on stderr how far a long transfer is. Threads may share it."""
+    """Reports the progress of a long transfer on stderr. Threads may share it."""
 
     def __init__(self, what: str, total: int) -> None:
         self.moved = 0
@@ -100,13 +100,13 @@ class Progress:
 
 
 def each(act: Callable[..., T], work: Iterable[tuple[Any, ...]]) -> Iterator[T]:
-    """Results of `act` in order, from THREADS threads; the first error stops them."""
+    """Yield the results of `act` in order, from THREADS threads; the first error stops them."""
     return threaded(lambda arguments: act(*arguments), work, THREADS)
 
 
 def send(pieces: list[Piece], backend: Backend, progress: Progress) -> list[str]:
     """Send every piece that the store lacks; return the digests of all."""
-    # A page of a listing shows 1000 keys: at most one request for 100 pieces, instead of one for each.
+    # A page of a listing has 1000 keys: at most one request per 100 pieces, instead of one per piece.
     limit = LISTED * len(pieces)
     listed = list(islice(backend.list(OBJECTS), limit))
     present, last = set(listed), listed[-1] if len(listed) == limit else "~"  # keys after `last` were not listed
@@ -151,7 +151,7 @@ def receive(manifest: Manifest, backend: Backend, folder: Path, progress: Progre
             sink.seek(offset)
             backend.get(object_key(digest), size, digest, sink)
             sink.flush()
-            os.fdatasync(sink.fileno())  # overlaps with other downloads, so the final sync waits little
+            os.fdatasync(sink.fileno())  # overlaps with other downloads, which shortens the final sync
         progress.add(size, size)
 
     for name, file in manifest.files.items():
@@ -171,7 +171,7 @@ def places(manifest: Manifest) -> Iterator[tuple[str, str, int, int]]:
 
 
 def differs(path: Path, file: File) -> str | None:
-    """None when a local file has the chunks of `file`, else a phrase with both values."""
+    """None when a local file has the chunks of `file`, else a description of the difference with both values."""
     if (length := path.stat().st_size) != file.bytes:
         return f"{file.bytes} bytes in the store, {length} here"
     with path.open("rb") as local:

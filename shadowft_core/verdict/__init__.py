@@ -1,7 +1,7 @@
-"""Is the graft better? Paired claims on item scores, and the decision that follows from them.
+"""Decides whether the graft is better: paired claims on item scores, and the decision that follows from them.
 
-`promote` needs every claim (claims.py); a tie never promotes; a claim that the items cannot settle makes the decision
-`undecided`.
+`promote` requires that every claim holds (claims.py). A tie never promotes. A claim that the items cannot settle makes
+the decision `undecided`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ __all__ = ["CANDIDATE", "Claim", "Decision", "decide", "decision_of", "judge", "
 def verdict(
     scores: Path, recipe: Path, routes: Sequence[str], params: Verdict, out: Path, metrics: Path | None = None
 ) -> None:
-    """Judge the arms under `scores` and write verdict.json (docs/architecture.md); its numbers also to `metrics`.
+    """Judge the arms under `scores` and write verdict.json (docs/architecture.md) and, to `metrics`, its numbers.
 
     Raises EvaluationError when a score folder is missing or damaged, when the arms did not answer the same items under
     the same template, or when the candidate that was scored is not the model of `recipe`.
@@ -45,7 +45,7 @@ def verdict(
     scored = arms[CANDIDATE].model_digest
     if scored != expected:
         raise EvaluationError(
-            f"{recipe}: makes model {expected}, but the scores of {CANDIDATE} are of {scored}; "
+            f"{recipe}: model is {expected}, but the scores of {CANDIDATE} are of {scored}; "
             "evaluate the grafted folder again"
         )
     judged = judge(arms, params)
@@ -55,7 +55,7 @@ def verdict(
 
 
 def numbers(judged: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a verdict by which runs are compared, flat. What was not measured is left out, not written as 0.
+    """The numbers of a verdict for comparing runs, flat. Numbers that were not measured are left out.
 
     `domain.ARM` and `guards.ARM` are mean scores, `worst_guard` is the candidate minus the Instruct on the guard task
     that lost most, `scale` is the candidate's.
@@ -90,7 +90,7 @@ def judge(arms: Mapping[str, Arm], params: Verdict) -> dict[str, Any]:
 
 
 def decision_of(judged: Mapping[str, Any]) -> Decision:
-    """The decision that follows from the claims of a verdict.json, whatever decision the file states.
+    """The decision that follows from the claims of a verdict.json, regardless of the decision the file states.
 
     Raises EvaluationError when the claims are malformed, or when none compares the candidate with one of its rivals.
     """

@@ -1,4 +1,4 @@
-"""Claims: the candidate against another arm, with paired statistics, an outcome and a sentence.
+"""Claims: paired comparisons of the candidate with another arm, each with an outcome and a sentence.
 
 Superiority: on the domain the candidate beats a rival (one-sided paired test, Holm across the rivals). Non-inferiority:
 on a guard task the candidate loses less than `margin` against the Instruct.
@@ -44,7 +44,7 @@ class Claim:
 
 
 def superiority(arms: Mapping[str, Arm], params: Verdict) -> list[Claim]:
-    """The candidate against the Instruct and, when present, both direct arms, on the domain."""
+    """Compare the candidate on the domain with the Instruct and, if present, both direct arms."""
     names = rivals(arms)
     tasks = arms[CANDIDATE].tasks("domain")
     comparisons = [_Comparison(arms, rival, tasks, params) for rival in names]
@@ -63,7 +63,7 @@ def superiority(arms: Mapping[str, Arm], params: Verdict) -> list[Claim]:
 def _superiority_outcome(
     c: "_Comparison", p_adjusted: float, alpha: float, params: Verdict
 ) -> tuple[Outcome, int | None]:
-    """The outcome, and about how many items would settle it where they are too few; `alpha` is that of one test."""
+    """The outcome and, if the items are too few, about how many would settle it; `alpha` is that of one test."""
     low, high = c.interval
     if -params.worthwhile < low and high < params.worthwhile:
         return "tie", None
@@ -78,7 +78,7 @@ def _superiority_outcome(
 
 
 def non_inferiority(arms: Mapping[str, Arm], params: Verdict) -> list[Claim]:
-    """The candidate against the Instruct, on each guard task: a loss of `margin` or more must be excluded."""
+    """Compare the candidate with the Instruct on each guard task: a loss of `margin` or more must be excluded."""
     claims = []
     for task in arms[CANDIDATE].tasks("guard"):
         c = _Comparison(arms, "instruct", [task], params)
@@ -91,7 +91,7 @@ def non_inferiority(arms: Mapping[str, Arm], params: Verdict) -> list[Claim]:
 
 
 def _non_inferiority_outcome(c: "_Comparison", margin: float) -> tuple[Outcome, int | None]:
-    """The outcome, and about how many items would settle it where they are too few."""
+    """The outcome and, if the items are too few, about how many would settle it."""
     low, high = c.interval
     if low > -margin:
         return "passed", None
@@ -124,7 +124,7 @@ class _Comparison:
         self.difference = mean_of_tasks(self.differences)
         self.n = sum(d.size for d in self.differences)
         self.ranges = [_largest(arms, task, d) for task, d in zip(tasks, self.differences, strict=True)]
-        self.interval = (0.0, 0.0)  # equal weights that gave equal scores: no difference, however few the items
+        self.interval = (0.0, 0.0)  # the same model with the same scores: no difference, even with few items
         if candidate.model_digest != other.model_digest or any(d.any() for d in self.differences):
             self.interval = interval(self.differences, self.ranges, LEVEL, params.resamples, params.seed)
 
@@ -170,23 +170,26 @@ def item_scores(arm: Arm, task: str) -> Items:
 
 
 def score_range(arms: Mapping[str, Arm], task: str) -> tuple[float, float]:
-    """[0, 1] when every score is in it, as accuracies are; otherwise the lowest and highest score over all arms."""
+    """[0, 1] if it contains every score, as for accuracies; otherwise the lowest and highest score over all arms."""
     scores = np.concatenate([item_scores(arm, task) for arm in arms.values()])
     low, high = float(scores.min()), float(scores.max())
     return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
 
 
 def _largest(arms: Mapping[str, Arm], task: str, differences: Items) -> tuple[float, float]:
-    """The largest difference of an item in both directions: 1 for scores in [0, 1], else the largest observed."""
+    """The range of differences of an item: -1 to 1 for scores in [0, 1], else plus or minus the largest observed."""
     largest = 1.0 if score_range(arms, task) == (0.0, 1.0) else float(np.abs(differences).max())
     return -largest, largest
 
 
 def _items_to_settle(c: _Comparison, margin: float) -> int:
-    """Items at which the interval, shrinking with their square root around the same difference, leaves the margin."""
+    """The number of items at which the interval no longer contains the margin.
+
+    Assumes the same difference, and a width that shrinks with the square root of the number of items.
+    """
     low, high = c.interval
     half = c.difference - low if c.difference > -margin else high - c.difference
-    gap = max(abs(c.difference + margin), half / 100)  # at the margin itself no number is enough: 10 000 times as many
+    gap = max(abs(c.difference + margin), half / 100)  # at the margin no number suffices: at most 10 000 times as many
     return max(c.n + 1, math.ceil(c.n * (half / gap) ** 2))
 
 

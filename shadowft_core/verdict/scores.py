@@ -40,7 +40,7 @@ class _Item(BaseModel):
 
 @dataclass(frozen=True)
 class Arm:
-    """The scores of one model. A higher `scores[task][item]` is better; roles and metrics are keyed by task."""
+    """The scores of one model. A higher `scores[task][item]` is better; `roles` and `metrics` are keyed by task."""
 
     name: str
     scale: float | None
@@ -56,7 +56,7 @@ class Arm:
 
 
 def arm_names(routes: Sequence[str]) -> dict[str, str]:
-    """Arm -> group folder, in the order of the report."""
+    """The group folder of each arm, in the order of the report."""
     arms = {"instruct": "instruct"}
     for route in sorted(routes):  # direct before shadow: the candidate comes last
         arms |= {route: route, f"{route}_scaled": route}
@@ -66,7 +66,7 @@ def arm_names(routes: Sequence[str]) -> dict[str, str]:
 def read_arms(scores: Path, routes: Sequence[str]) -> dict[str, Arm]:
     """Read the arms of the routes and check that they are comparable: same items, roles, metrics and template.
 
-    An item that is twice in a task counts once, with its mean score: two copies are not two observations.
+    Copies of an item count once, with their mean score, because they are not separate observations.
 
     Raises EvaluationError for a missing, damaged or incomplete score folder, or arms that were measured differently.
     """
@@ -138,13 +138,13 @@ def _scores_file(path: Path) -> _ScoresFile:
 
 
 def recipe_digest(path: Path) -> str:
-    """The digest the candidate must have, from its recipe.json."""
+    """The digest that the candidate must have, from its recipe.json. Raises EvaluationError if it has none."""
     try:
         digest = json.loads(_read_text(path))["digest"]
     except (ValueError, KeyError, TypeError):
         digest = None
     if not isinstance(digest, str):
-        raise EvaluationError(f"{path}: holds no model digest; run graft again")
+        raise EvaluationError(f"{path}: has no model digest; run graft again")
     return digest
 
 

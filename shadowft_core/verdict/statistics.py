@@ -1,7 +1,7 @@
 """Paired statistics on item scores: pure and seeded. The order and the names of the items do not matter.
 
-Several tasks are strata: the statistic is the mean of the task means, and items are resampled inside their task. A task
-is a float64 array of shape (items,): scores of one arm, or differences of two arms on the same items.
+Tasks are strata: the statistic is the mean of the task means, and items are resampled within their task. A task is a
+float64 array of shape (items,): the scores of one arm, or the differences of two arms on the same items.
 """
 
 import math
@@ -17,7 +17,7 @@ _CELLS = 4_000_000  # resampled numbers in memory at once: 32 MB
 
 
 def mean_of_tasks(tasks: Sequence[Items]) -> float:
-    """Mean of the task means, so that a long task does not drown a short one."""
+    """Mean of the task means, so that every task has the same weight."""
     return math.fsum(math.fsum(items) / items.size for items in tasks) / len(tasks)
 
 
@@ -26,9 +26,9 @@ def interval(
 ) -> tuple[float, float]:
     """Two-sided percentile bootstrap interval of the mean of the task means.
 
-    A plain bootstrap of items that all agree has no width, however few they are. So each task first receives two
-    items at the low and two at the high end of `ranges`: the "plus four" interval (Agresti and Caffo 2000; for paired
-    scores Bonett and Price 2012 add one of each). The estimate itself is never padded and lies inside the interval.
+    If all items agree, a plain bootstrap has width zero, even with few items. So each task is first padded with two
+    items at the low and two at the high end of its range: the "plus four" interval (Agresti and Caffo 2000; for paired
+    scores Bonett and Price 2012 add one of each). The estimate is never padded, and is always inside the interval.
     """
     rng = np.random.default_rng(seed)
     totals = np.zeros(resamples)
@@ -47,8 +47,8 @@ def interval(
 def p_greater(differences: Sequence[Items], resamples: int, seed: int) -> float:
     """One-sided p value of the paired sign-flip permutation test: is the mean of the task means above zero?
 
-    Items without a difference carry no information about the sign and are left out. When all others have the same
-    weight (one task, scores 0 and 1), the flips are coin tosses, so the exact binomial applies: McNemar's exact test.
+    Items without a difference have no information about the sign and are left out. If all others have the same absolute
+    weight (one task, scores 0 and 1), the flips are coin tosses, and the exact binomial applies: McNemar's exact test.
     """
     from scipy.stats import binomtest, permutation_test
 
@@ -85,7 +85,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def items_to_detect(
     differences: Sequence[Items], ranges: Sequence[tuple[float, float]], gain: float, alpha: float
 ) -> int:
-    """Items, in the present mix of tasks, whose one-sided test at `alpha` finds a true `gain` with 80 % power.
+    """The number of items, in the present mix of tasks, with which a one-sided test at `alpha` detects a true `gain`.
+
+    The power is 80 %.
 
     Normal approximation `n * se^2 * (z_alpha + z_power)^2 / gain^2`, se from the padded differences (see `interval`).
     """

@@ -18,7 +18,7 @@ from shadowft_core.weights.header import DTYPES, TensorInfo
 from shadowft_core.weights.remote import RemoteFiles
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-CHUNK = 1 << 17  # elements: chunks of 256 KiB (bfloat16) stay in the cache of a core; larger ones were measured slower
+CHUNK = 1 << 17  # elements: chunks of 256 KiB (bfloat16) fit in a core's cache; larger ones were slower
 # Weights in other formats, pickles and code are never copied with a model.
 _NOT_COPIED = (
     *(".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".h5", ".msgpack"),
@@ -28,7 +28,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.
 
 
 class Checkpoint:
-    """The tensors and side files of one model folder. Made by `open_checkpoint`, which has checked every header."""
+    """The tensors and side files of one model folder. Made by `open_checkpoint`, which checks every header."""
 
     def __init__(
         self, path: Path, shards: dict[str, bytes], tensors: dict[str, TensorInfo], remote: RemoteFiles | None = None
@@ -37,7 +37,7 @@ class Checkpoint:
         self.remote = remote
         """reads the weights when they are not in `path`"""
         self.shards = shards
-        """by name of a safetensors file, its raw header with the length prefix"""
+        """raw header, length prefix included, by name of the safetensors file"""
         self._tensors = tensors
         self._digests: dict[str, str] = {}
         self._caches: list[DigestCache] = []
@@ -58,7 +58,7 @@ class Checkpoint:
             raise CheckpointError(f"{self.path}: no tensor {name} among its {len(self._tensors)}") from None
 
     def read(self, name: str, hashed: bool = False) -> np.ndarray:
-        """The whole tensor, in its shape and own dtype (ml_dtypes.bfloat16 for BF16); `hashed` as in `chunks`."""
+        """The whole tensor, in its own shape and dtype (ml_dtypes.bfloat16 for BF16); `hashed` as in `chunks`."""
         info = self.info(name)
         whole = [part for _, part in self.chunks(name, max(info.size, 1), hashed)]
         return (whole[0] if whole else np.empty(0, DTYPES[info.dtype])).reshape(info.shape)
@@ -102,7 +102,7 @@ class Checkpoint:
             os.close(file)
 
     def sample(self, name: str, positions: np.ndarray) -> np.ndarray:
-        """The elements at these flat positions, in the tensor's own dtype; one read for each run of neighbours."""
+        """The elements at these flat positions, in the tensor's own dtype; one read per run of adjacent positions."""
         runs = np.split(positions, np.flatnonzero(np.diff(positions) != 1) + 1) if len(positions) else []
         return np.concatenate([self.part(name, int(run[0]), len(run)) for run in runs] or [self.part(name, 0, 0)])
 
@@ -127,7 +127,7 @@ class Checkpoint:
         return np.frombuffer(data, dtype)
 
     def tensor_digest(self, name: str) -> str:
-        """SHA-256 of the tensor's little-endian bytes; read once, then kept."""
+        """SHA-256 of the tensor's little-endian bytes; computed once."""
         if name not in self._digests:
             for _ in self.chunks(name, 2 * CHUNK, hashed=True):
                 pass
@@ -178,14 +178,14 @@ class Checkpoint:
         return any(self.family.is_head(name) for pair in self.ties.items() for name in pair)
 
     def home(self, name: str) -> str:
-        """The stored tensor that represents this one: for a tied head the embedding, for most the tensor itself."""
+        """The stored tensor that represents this one: for a tied head, the embedding; for most, the tensor itself."""
         return self.ties.get(name, name)
 
     def named(self, name: str, family: Family | None = None) -> str | None:
-        """This model's name for the tensor that another model, of `family` or else of this one's, calls `name`.
+        """This model's name for the tensor that another model calls `name`; None when there is no such tensor.
 
-        Names differ where only one of the two was saved by its own class. Its `home` is stored. None when there is no
-        such tensor."""
+        `family` is the other model's, by default this one's. Names differ when only one of the two was saved by its own
+        class. The `home` of the returned name is stored."""
         if self.home(name) in self:
             return name
         memory = (family or self.family).in_memory(name)
@@ -193,7 +193,7 @@ class Checkpoint:
         return next((found for found in names if self.home(found) in self), None)
 
     def equal(self, one: str, other: str) -> bool:
-        """Whether two tensors have the same bytes; of remote weights only the two ends are compared."""
+        """Whether two tensors have the same bytes; for remote weights, only the first and last `CHUNK` are compared."""
         if self.remote is None:
             return self.tensor_digest(one) == self.tensor_digest(other)
         ends = [(start, min(CHUNK, self.info(one).size)) for start in (0, max(0, self.info(one).size - CHUNK))]

@@ -21,9 +21,9 @@ def diff(first: Path, second: Path) -> dict[str, Any]:
     Returns `{"format": 1, "equal", "first": {"path", "digest"}, "second": {...}, "counts": {status: tensors},
     "tensors": {name: {"status", ...}}}`. `equal` means equal model digests: same names, dtypes, shapes and bits. A
     tensor of both models whose bits or dtype differ has `changed` (number of entries), `max_abs` and `relative`: the
-    largest |second - first| and ||second - first|| / ||first||, in float64, null where that is not finite. Equal bits
-    differ by 0, also in NaN. If dtype or shape differ, or one model lacks the tensor, `first` and `second` are each
-    [dtype, shape] or null.
+    largest |second - first| and ||second - first|| / ||first||, in float64, null if not finite. Entries with equal bits
+    differ by 0, also if they are NaN. If dtype or shape differ, or one model lacks the tensor, `first` and `second` are
+    each [dtype, shape] or null.
     Configs and tokenizers are not compared.
 
     Raises CheckpointError for a folder that cannot be read.
@@ -74,7 +74,7 @@ def _compare(first: Checkpoint, second: Checkpoint, name: str) -> dict[str, Any]
 
 
 def _numbers(first: Checkpoint, second: Checkpoint, name: str, same_dtype: bool) -> dict[str, Any]:
-    """Entries that changed and by how much. Both checkpoints then know the tensor's digest."""
+    """Count the entries that changed and measure by how much. Both checkpoints then have the tensor's digest."""
     changed, largest, apart2, norm2 = 0, 0.0, 0.0, 0.0
     pairs = zip(first.chunks(name, CHUNK, hashed=True), second.chunks(name, CHUNK, hashed=True), strict=True)
     with np.errstate(all="ignore"):  # values that are not finite are reported as null

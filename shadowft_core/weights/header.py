@@ -82,7 +82,7 @@ def read_header(path: Path) -> tuple[bytes, dict[str, TensorInfo]]:
 
 
 def ranged_header(path: Path, size: int, read: Callable[[int, int], bytes]) -> tuple[bytes, dict[str, TensorInfo]]:
-    """As `read_header`, of a file of `size` bytes whose ranges `read(start, length)` returns."""
+    """Like `read_header`, for a file of `size` bytes; `read(start, length)` returns a range of it."""
     first = read(0, min(size, FIRST_READ))
     if len(first) < 8:
         raise CheckpointError(f"{path}: {size} bytes, expected at least 8; download it again")
@@ -90,7 +90,7 @@ def ranged_header(path: Path, size: int, read: Callable[[int, int], bytes]) -> t
     if length > HEADER_LIMIT:
         raise CheckpointError(f"{path}: header of {length} bytes, the limit is {HEADER_LIMIT}; not safetensors")
     if length > size - 8:
-        raise CheckpointError(f"{path}: truncated, header of {length} bytes in {size} bytes; download it again")
+        raise CheckpointError(f"{path}: truncated: header of {length} bytes in a file of {size}; download it again")
     rest = 8 + length - len(first)
     raw = first + read(len(first), rest) if rest > 0 else first[: 8 + length]
     tensors = parse_header(raw, path)
@@ -140,7 +140,7 @@ def build_header(layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
 
 
 def _strict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object without duplicate keys, whose strings are valid Unicode: an escape may be a lone surrogate."""
+    """Build a JSON object. Raises ValueError for a duplicate key or a lone surrogate, which an escape can produce."""
     found = dict(pairs)
     if len(found) != len(pairs):
         seen: set[str] = set()
@@ -169,7 +169,7 @@ def _tensor(name: str, entry: Any, path: Path, start: int) -> TensorInfo:
             f"{path}: tensor {name!r:.200} is {dtype}, expected one of {', '.join(FLOATS)}; use the original weights"
         )
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ValueError(f"tensor {name!r:.200} has dtype {dtype!r:.200}, known are {', '.join(DTYPES)}")
+        raise ValueError(f"tensor {name!r:.200} has dtype {dtype!r:.200}, expected one of {', '.join(DTYPES)}")
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
         raise ValueError(
             f"tensor {name!r:.200} has shape {shape!r:.200} and offsets {offsets!r:.200}; expected natural numbers"

@@ -1,7 +1,7 @@
 """Which weights of one model correspond to which of another, for `pair`, `extract` and `graft` alike.
 
-Tensors correspond by name (`Checkpoint.named`: ties and the names of either layout of files), rows of embeddings and
-heads by token, never by mere position, and the matrices of experts by block, number and part, in either layout.
+Tensors are matched by name (`Checkpoint.named` resolves ties and both ways of naming), rows of embeddings and heads by
+token rather than position, and the matrices of experts by block, number and part, in either layout.
 """
 
 from collections.abc import Mapping
@@ -20,8 +20,8 @@ Runs = np.ndarray
 def rows_by_token(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     """For every row of `ours`, the row of the same token in `theirs`, int64; -1 where there is none.
 
-    `ours` and `theirs` are token marks, uint64 by row, `NO_TOKEN` for padding. A row that both use alike, for one token
-    or for padding, stays where it is.
+    `ours` and `theirs` are token marks, uint64 by row, `NO_TOKEN` for padding. A row with the same token in both, or
+    padding in both, maps to itself.
     """
     found = np.full(len(ours), -1, np.int64)
     both = min(len(ours), len(theirs))
@@ -37,30 +37,31 @@ def rows_by_token(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
 
 
 def match_rows(
-    ours: np.ndarray, theirs: np.ndarray, where: str, whose: tuple[str, str] = ("Instruct", "Base")
+    ours: np.ndarray, theirs: np.ndarray, where: str, models: tuple[str, str] = ("Instruct", "Base")
 ) -> np.ndarray:
-    """As `rows_by_token`, without padding; `whose` names the two models.
+    """Like `rows_by_token`, but -1 for padding; `models` names the two models in messages.
 
-    Raises TokenMismatchError when a token that moves has several ids, or when no token matches.
+    Raises TokenMismatchError when a token with another row has several ids, or when no token matches.
     """
     found = rows_by_token(ours, theirs)
     found[ours == NO_TOKEN] = -1
     moved = np.flatnonzero((found >= 0) & (found != np.arange(len(found))))
-    for marks, rows, owner in ((theirs, found[moved], whose[1]), (ours, moved, whose[0])):
+    for marks, rows, owner in ((theirs, found[moved], models[1]), (ours, moved, models[0])):
         values, counts = np.unique(marks[marks != NO_TOKEN], return_counts=True)
         double = np.isin(marks[rows], values[counts > 1])
         if double.any():
             ids = np.flatnonzero(marks == marks[rows[double][0]]).tolist()
             raise TokenMismatchError(
-                f"{where}: ids {ids} of the {owner} are one token, so its row is ambiguous; save its tokenizer again"
+                f"{where}: ids {ids} of the {owner} are the same token, so its row is ambiguous; "
+                "save its tokenizer again"
             )
     if not (found >= 0).any():
-        raise TokenMismatchError(f"{where}: {whose[1]} and {whose[0]} have no token in common; pass a matching pair")
+        raise TokenMismatchError(f"{where}: {models[1]} and {models[0]} have no token in common; pass a matching pair")
     return found
 
 
 def runs_of(rows: np.ndarray) -> Runs:
-    """Compress a map of rows (-1: none) into runs: first row here, first row there, number of rows."""
+    """Compress a map of rows (-1 for none) into runs."""
     here = np.flatnonzero(rows >= 0)
     there = rows[here]
     starts = np.flatnonzero(np.r_[True, (np.diff(here) != 1) | (np.diff(there) != 1)]) if len(here) else here
@@ -69,22 +70,22 @@ def runs_of(rows: np.ndarray) -> Runs:
 
 
 def fitted(marks: np.ndarray, rows: int) -> np.ndarray:
-    """Marks for exactly the rows of a tensor: rows beyond the vocabulary are padding."""
+    """The marks, cut or padded with `NO_TOKEN` to the number of rows of a tensor."""
     found = np.full(rows, NO_TOKEN, np.uint64)
     found[: len(marks)] = marks[:rows]
     return found
 
 
 def account(
-    rows: np.ndarray, ours: np.ndarray, theirs: np.ndarray, whose: tuple[str, str] = ("instruct", "base")
+    rows: np.ndarray, ours: np.ndarray, theirs: np.ndarray, models: tuple[str, str] = ("instruct", "base")
 ) -> dict[str, Any]:
-    """The record of a matched vocabulary; ids as strings `7` or `7-12`."""
+    """The record of a matched vocabulary: row counts, and ids as strings `7` or `7-12`. `models` names the sides."""
     gone = np.setdiff1d(np.flatnonzero(theirs != NO_TOKEN), rows)
     return {
         "matched": int(np.count_nonzero(rows >= 0)),
         "moved": int(np.count_nonzero((rows >= 0) & (rows != np.arange(len(rows))))),
-        f"{whose[0]}_only": _ids(np.flatnonzero((rows < 0) & (ours != NO_TOKEN))),
-        f"{whose[1]}_only": _ids(gone),
+        f"{models[0]}_only": _ids(np.flatnonzero((rows < 0) & (ours != NO_TOKEN))),
+        f"{models[1]}_only": _ids(gone),
         "padding": _ids(np.flatnonzero(ours == NO_TOKEN)),
     }
 
@@ -96,7 +97,7 @@ def _ids(rows: np.ndarray) -> dict[str, Any]:
 
 
 def expert_runs(ours: Mapping[Slot, View], theirs: Mapping[Slot, View]) -> dict[str, Runs]:
-    """By tensor of `theirs`, the runs of its rows in one tensor of the other model, whose matrices are `ours`."""
+    """For every tensor of `theirs`, the runs that match its rows to those of the tensor that holds `ours`."""
     found: dict[str, list[tuple[int, int, int]]] = {}
     for slot, view in ours.items():
         found.setdefault(theirs[slot].tensor, []).append((theirs[slot].first, view.first, view.shape[0]))
@@ -111,7 +112,7 @@ def layout_of_experts(side: Mapping[str, View]) -> str | None:
 
 
 def split_experts(side: Mapping[str, View], names: ExpertNames) -> dict[str, View]:
-    """The tensors of a model with each matrix of its experts alone, in either layout under the same name.
+    """The tensors of a model, with one entry per expert matrix, named alike for both layouts.
 
     Raises ShapeMismatchError for a fused tensor that is not (experts, rows, columns) with as many gate as up rows.
     """

@@ -36,7 +36,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if missing := sorted(set(files) - present):
         raise CheckpointError(f"{path}: {missing[0]} is missing; download the folder again")
     if stray := sorted(present - set(files)):
-        raise CheckpointError(f"{path}: {stray[0]} is in no index and would be ignored; move it out of the folder")
+        raise CheckpointError(f"{path}: no index names {stray[0]}, so it would be ignored; move it out of the folder")
     return _assemble(path, files, weight_map, lambda name: read_header(path / name))
 
 
@@ -47,15 +47,15 @@ def open_safetensors(file: Path) -> Checkpoint:
 
 
 def open_remote(path: Path, remote: RemoteFiles) -> Checkpoint:
-    """A checkpoint with its side files, including the index, in `path`, and its weights read over the network.
+    """Open a checkpoint that has its side files and index in `path` and reads its weights over the network.
 
-    Headers are read and checked as by `open_checkpoint`; files that the index does not name are ignored. Of the methods
-    that read weights only `part` and `sample` work. Raises CheckpointError as `open_checkpoint` does.
+    Checks headers as `open_checkpoint` does, but ignores files that the index does not name. Only `part`, `sample` and
+    `equal` can read its weights. Raises CheckpointError as `open_checkpoint` does.
     """
     weight_map = _weight_map(path / INDEX) if (path / INDEX).exists() else None
     files = sorted(set(weight_map.values())) if weight_map else [SINGLE]
     if missing := sorted(set(files) - set(remote.sizes)):
-        raise CheckpointError(f"{path}: {missing[0]} is missing; expected safetensors weights, see the source")
+        raise CheckpointError(f"{path}: {missing[0]} is missing at the source; expected safetensors weights")
 
     def header(name: str) -> tuple[bytes, dict[str, TensorInfo]]:
         return ranged_header(path / name, remote.sizes[name], lambda start, length: remote.read(name, start, length))

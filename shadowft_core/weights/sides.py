@@ -1,4 +1,4 @@
-"""Tensors that only one of two models has: which need no counterpart, and which waiver the others need."""
+"""Tensors that only one of two models has: which can be ignored, and which waiver the others need."""
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -20,7 +20,7 @@ def by_reason(
     unloaded: Callable[[str], bool],
     title: str,
 ) -> tuple[dict[str, list[str]], Ignored]:
-    """Tensors to refuse, by side, and tensors to ignore: waived by a pattern, or not loaded by class `title`."""
+    """Tensors to refuse, by side, and tensors to ignore: waived by a pattern, or not loaded by the class `title`."""
     left: dict[str, list[str]] = {}
     ignored: Ignored = {}
     for side, names in only.items():
@@ -35,7 +35,7 @@ def by_reason(
 
 
 def require_no_codes(names: Collection[str], path: Path) -> None:
-    """Raises QuantisedError when one of these tensors, which the other model lacks, belongs to quantised weights."""
+    """Raise QuantisedError when one of these tensors, which the other model lacks, belongs to quantised weights."""
     if found := next(filter(_CODES.search, sorted(names)), None):
         raise QuantisedError(
             f"{path}: has {found}, so its weights are quantised codes, although config.json has no "
@@ -44,30 +44,30 @@ def require_no_codes(names: Collection[str], path: Path) -> None:
 
 
 def require_one_sided(patterns: Sequence[str], both: Collection[str], where: str) -> None:
-    """Raises InputError for a pattern that matches a tensor of both models: what was trained is never ignored."""
+    """Raise InputError for a pattern that matches a tensor of both models: trained tensors are never ignored."""
     for pattern in patterns:
         if met := next((name for name in sorted(both) if fnmatchcase(name, pattern)), None):
             raise InputError(
-                f"--ignore {pattern!r} matches {met}, which both sides have ({where}); only what one side "
+                f"--ignore {pattern!r} matches {met}, which both sides have ({where}); only a tensor that one side "
                 "lacks can be ignored: narrow the pattern"
             )
 
 
 def require_met(patterns: Sequence[str], ignored: Ignored, where: str) -> None:
-    """Raises InputError for a pattern that matches no tensor that only one side has."""
+    """Raise InputError for a pattern that matches no tensor that only one side has."""
     met = [name for sides in ignored.values() for names in sides.values() for name in names]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in met):
             raise InputError(
                 f"--ignore {pattern!r} matches no tensor that only one side has ({where}); "
-                "a pattern is a glob of whole names, such as 'mtp.*'; correct it or drop it"
+                "a pattern is a glob of whole names, such as 'mtp.*'; correct or remove it"
             )
 
 
 def remedy(left: Mapping[str, Sequence[str]], both: Collection[str]) -> str:
     """The options that would waive all of `left`, as `; or ...`.
 
-    Empty where one tensor seems to have two names, or where the two models have no tensor in common."""
+    Empty when a tensor seems to be renamed, or when the two models have no tensor in common."""
     leaves = [{".".join(name.split(".")[-2:]) for name in names} for names in left.values()]
     if not both or (len(leaves) > 1 and set.intersection(*leaves)):
         return ""

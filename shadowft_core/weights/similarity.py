@@ -20,12 +20,12 @@ are at 0.7, single matrices of published pairs up to 0.35"""
 SIGMA_UNRELATED_MATRIX = 0.55
 """sigma of one matrix in a delta's sample of its Base; above, refused: 64 values estimate sigma to 0.035"""
 SAMPLE_SIZE = 64
-"""values that a delta keeps of a tensor; a matrix with fewer is not judged by `SIGMA_UNRELATED_MATRIX`"""
+"""values that a delta samples from a tensor of its Base; `SIGMA_UNRELATED_MATRIX` judges no matrix with fewer"""
 CHANGE_UNRELATED = 1.0
 """|tuned - Base| / |Base| of a matrix; above, refused: training changes it by a few percent,
 that of an unrelated model by 1.4"""
 LEARNT_UNRELATED = 0.5
-"""|delta| / (|scaling B A| + |P|) of an adapter that began at P, a part of the Base (PiSSA, OLoRA); above, refused:
+"""|delta| / (|scaling B A| + |P|) of an adapter initialised from P, a part of the Base (PiSSA, OLoRA); above, refused:
 training moves the factors by a few percent, those of another Base are at 0.7"""
 TOKENS_UNRELATED = 0.5
 """share of the smaller vocabulary that both models have; below, refused: the two tokenizers mostly differ"""
@@ -33,7 +33,7 @@ TOKENS_UNRELATED = 0.5
 
 @dataclass
 class Sums:
-    """What sigma is made of: sum|B - I|, sum|B| + sum|I|, and the number of weights."""
+    """The terms of sigma: sum|B - I|, sum|B| + sum|I|, and the number of weights."""
 
     apart: float = 0.0
     total: float = 0.0
@@ -49,12 +49,12 @@ class Sums:
 
     @property
     def sigma(self) -> float:
-        """Nine digits: sums in float64 agree that far on every machine."""
+        """Rounded to nine digits, which are equal on every machine; 0 when all weights are."""
         return float(f"{self.apart / self.total:.9g}") if self.total else 0.0
 
 
 def sums_of(ours: np.ndarray, theirs: np.ndarray) -> Sums:
-    """The sums over two float32 arrays; NaN counts as 0, for what is not finite is refused where it is read."""
+    """The sums over two flat float32 arrays. NaN counts as 0: non-finite weights are refused where they are read."""
     with np.errstate(invalid="ignore"):
         apart = float(np.nansum(np.abs(ours - theirs), dtype=np.float64))
         total = float(np.nansum(np.abs(ours), dtype=np.float64) + np.nansum(np.abs(theirs), dtype=np.float64))

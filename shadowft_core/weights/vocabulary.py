@@ -1,4 +1,4 @@
-"""The token of every id, hashed to one number: enough to match the rows of two embeddings."""
+"""The token of every id, hashed to one number. Equal numbers match the rows of two embeddings."""
 
 import hashlib
 from collections.abc import Mapping

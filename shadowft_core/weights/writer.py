@@ -1,4 +1,4 @@
-"""Writes safetensors files: space is reserved first, then tensors are written in parallel, each hashed on the way."""
+"""Writes safetensors files: reserves the space, then writes and hashes tensors in parallel."""
 
 import hashlib
 import math
@@ -20,7 +20,7 @@ from shadowft_core.weights.header import DTYPES, TensorInfo, build_header, dtype
 
 FLUSH = 64 << 20  # bytes
 Producer = Callable[[str], Iterator[np.ndarray] | Generator[np.ndarray, None, Any]]
-"""yields the flat parts of a tensor; a generator may also return a small fact, which `Written` keeps"""
+"""yields the flat parts of a tensor; a generator may also return a small fact for `Written`"""
 Bytes = bytes | memoryview
 
 
@@ -42,9 +42,9 @@ def write_shards(files: Mapping[Path, bytes], produce: Producer, label: str = ""
 
     A header comes from `build_header`, or verbatim from a file with the same layout. `produce(name)` yields the
     tensor's flat parts in order, in the dtype of the header; a part may be overwritten once the next is requested.
-    Each worker (`in_order`) takes whole tensors, so sums and hashes within a tensor run in file order. What a producer
-    changes in memory may be lost, because workers may be processes: it returns a fact instead. Call this inside
-    `new_folder`, which syncs and publishes. With a `label`, progress goes to stderr.
+    Each worker (`in_order`) takes whole tensors, so sums and hashes within a tensor run in file order. Workers may be
+    processes that lose what a producer changes in memory, so it returns a fact instead. Call this inside `new_folder`,
+    which syncs and publishes. With a `label`, progress is printed to stderr.
 
     Raises CheckpointError when a producer yields too much or too little, OSError when the disk is full.
     """
@@ -123,13 +123,13 @@ def write_checkpoint(folder: Path, tensors: Iterable[tuple[str, np.ndarray]]) ->
     for name, array in tensors:
         if name in arrays:
             raise CheckpointError(f"{folder}: tensor {name} is given twice")
-        arrays[name] = np.ascontiguousarray(array).reshape(array.shape)  # a scalar stays one
+        arrays[name] = np.ascontiguousarray(array).reshape(array.shape)  # it makes a scalar one-dimensional
     header = build_header({name: (dtype_name(array.dtype), array.shape) for name, array in arrays.items()})
     write_safetensors(folder / SINGLE, header, lambda name: iter([arrays[name].reshape(-1)]))
 
 
 class _Flush:
-    """Flushes files to disk while they are being written, so that the final sync waits little."""
+    """Flushes files to disk while they are being written, which shortens the final sync."""
 
     def __init__(self) -> None:
         self._bytes: dict[int, int] = {}
@@ -158,8 +158,10 @@ def _write_tensor(file: int, name: str, info: TensorInfo, produce: Producer) -> 
     for part in produced():
         if part.size == 0:
             continue
-        if done + part.nbytes > info.nbytes or dtype_name(part.dtype) != info.dtype:
-            raise CheckpointError(f"{info.file}: tensor {name}: {part.dtype} parts exceed its {info.nbytes} bytes")
+        if dtype_name(part.dtype) != info.dtype:
+            raise CheckpointError(f"{info.file}: tensor {name}: parts are {part.dtype}, expected {info.dtype}")
+        if done + part.nbytes > info.nbytes:
+            raise CheckpointError(f"{info.file}: tensor {name}: its parts exceed the expected {info.nbytes} bytes")
         view = part.view(np.uint8).data
         sha.update(view)
         _write_fully(file, view, info.offset + done)

@@ -17,7 +17,7 @@ class Hub(ThreadingHTTPServer):
         self.folders = folders
         self.log: list[tuple[str, str, str | None]] = []
         self.storage: Storage | None = None
-        """the host that serves the weights, as on today's hub; by default this one"""
+        """a separate host for the weights, as on the real hub; None: this server sends them"""
         self.ranges = True
 
 
@@ -79,7 +79,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Storage(ThreadingHTTPServer):
-    """Another host that serves weights, in ranges, to anyone who knows the URL. Records the headers of requests."""
+    """Another host that serves weights in ranges to anyone who knows the URL. Records the headers of requests."""
 
     def __init__(self, folders: dict[str, Path]) -> None:
         super().__init__(("127.0.0.1", 0), StorageHandler)

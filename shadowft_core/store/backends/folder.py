@@ -30,7 +30,7 @@ _UNFINISHED = ".tmp-"
 
 
 class FolderBackend:
-    """Objects as files. A key is taken under one file lock, by renaming a complete and synced file."""
+    """Objects as files. A writer gets a key by renaming a complete, synced file while it holds one file lock."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -95,7 +95,9 @@ class FolderBackend:
         except FileNotFoundError:
             return None
         if len(data) > limit:
-            raise StoreCorruptError(f"{self.location}: {key} is larger than the {limit} bytes allowed for it")
+            raise StoreCorruptError(
+                f"{self.location}: {key} is larger than the {limit} bytes allowed for it; remove it if it is damaged"
+            )
         return data, bytes_digest(data)
 
     def read_range(self, key: str, start: int, length: int) -> bytes:

@@ -15,7 +15,7 @@ KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
 @dataclass(frozen=True)
 class Head:
-    """Metadata of an object: bytes, digest if the store keeps it, version tag, time.
+    """Metadata of an object: bytes, digest if the store records it, version tag, time.
 
     `modified` is the POSIX time of the write in seconds, by the store's clock; S3 returns whole seconds.
     """
@@ -43,16 +43,15 @@ class Backend(Protocol):
     """
 
     location: str
-    """The place as messages name it."""
+    """the store's address for messages"""
 
     def put_if_absent(self, key: str, data: bytes, digest: str, ask: bool = True) -> bool:
-        """Write `data` unless the key exists; True when the bytes were sent, False when the key held them already.
+        """Write `data` unless the key exists; True when the bytes were sent, False when the key already had them.
 
-        The outcome never depends on `ask`. With `ask=False`, S3 is not asked for the key before the upload: cheaper
+        The outcome never depends on `ask`. With `ask=False`, S3 is not queried for the key before the upload: cheaper
         when the key is probably absent, wasteful when it exists.
 
-        Raises StoreConflictError when the key holds other content, StoreCorruptError when `digest` is not that of
-        `data`.
+        Raises StoreConflictError when the key has other content, StoreCorruptError when `digest` is not that of `data`.
         """
 
     def get(self, key: str, size: int, digest: str, sink: BinaryIO) -> None:
@@ -63,7 +62,7 @@ class Backend(Protocol):
         """
 
     def read(self, key: str, limit: int) -> tuple[bytes, str] | None:
-        """Content and version tag of a small object; None when absent. StoreCorruptError above `limit` bytes."""
+        """Content and version tag of a small object; None when absent. Raises StoreCorruptError above `limit` bytes."""
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
         """`length` bytes from offset `start`. Raises StoreError when the object is missing or too short."""
@@ -118,7 +117,7 @@ def stream(blocks: Iterator[bytes], size: int, digest: str, sink: BinaryIO) -> N
 
 
 def require_same(backend: Backend, key: str, size: int, digest: str, head: Head | None = None) -> None:
-    """Raise StoreConflictError unless `key` holds exactly these bytes. Computes the digest if the store keeps none."""
+    """Raise StoreConflictError unless `key` has exactly these bytes. Computes the digest if the store records none."""
     head = head or backend.head(key)
     if head is not None and head.size == size and head.digest in (None, digest):
         if head.digest == digest:
@@ -141,7 +140,10 @@ def missing(backend: Backend, key: str) -> StoreError:
 
 
 def ends_early(backend: Backend, key: str, start: int, length: int) -> StoreError:
-    return StoreError(f"{backend.location}: {key} lacks {length} bytes from offset {start}; it was cut or replaced")
+    return StoreError(
+        f"{backend.location}: {key} does not have {length} bytes from offset {start}; it was truncated or replaced, "
+        "upload it again"
+    )
 
 
 def moved(backend: Backend, key: str) -> StoreConflictError:

@@ -24,7 +24,7 @@ from shadowft_core.store.backends.interface import (
     stream,
 )
 
-PATIENCE = 12.0  # seconds of failing answers after which no new attempt starts
+PATIENCE = 12.0  # seconds of failed requests after which no new attempt starts
 DAMAGED_ATTEMPTS = 3  # damage in transit disappears on a retry; damage at rest does not
 
 T = TypeVar("T")
@@ -98,7 +98,10 @@ class S3Backend:
             with closing(answer["Body"]) as body:
                 # Read whole, because boto3 compares the checksum only at the end of the body.
                 if answer["ContentLength"] > limit:
-                    raise StoreCorruptError(f"{self.location}: {key} is larger than the {limit} bytes allowed for it")
+                    raise StoreCorruptError(
+                        f"{self.location}: {key} is larger than the {limit} bytes allowed for it; remove it if it is "
+                        "damaged"
+                    )
                 return body.read(), answer["ETag"]
 
         return self._call(key, attempt)
@@ -138,7 +141,7 @@ class S3Backend:
                 return None
             raise
         if "LastModified" not in answer:
-            raise StoreError(f"{self.location}: the server returns no time of the write of {key}; use another server")
+            raise StoreError(f"{self.location}: the server returns no Last-Modified for {key}; use another server")
         sha = answer.get("ChecksumSHA256")
         digest, modified = _from_base64(sha) if sha else None, answer["LastModified"].timestamp()
         return Head(answer["ContentLength"], digest, answer["ETag"], modified)
@@ -164,13 +167,13 @@ class S3Backend:
         self._call(key, lambda: self._client.delete_object(**self._at(key)))
 
     def discard_unfinished(self, before: float, dry_run: bool = False) -> int:
-        return 0  # a single put is whole or absent
+        return 0  # a single put is complete or absent
 
     def _at(self, key: str) -> dict[str, str]:
         return {**self._every, "Key": self.prefix + checked(key)}
 
     def _put(self, key: str, data: bytes, digest: str, **condition: str) -> str | None:
-        """The new tag; None when the condition did not hold, or seems not to because a reply was lost."""
+        """The new tag; None when the condition failed, or seems to have failed because a reply was lost."""
         from botocore.exceptions import ClientError
 
         checksum = _to_base64(digest)
@@ -192,9 +195,10 @@ class S3Backend:
         return str(answer["ETag"])
 
     def _call(self, key: str, attempt: Callable[[], T]) -> T:
-        """Run a request; after a failure repeat it at least once, and for PATIENCE seconds.
+        """Run a request. After a failure, retry it at least once, and until PATIENCE seconds have passed.
 
-        Lets ClientError through for 404 and 412, which are answers, and Damaged when the bytes stay wrong.
+        Raises ClientError for 404 and 412, which callers treat as answers; Damaged when the bytes stay wrong;
+        StoreUnreachableError and StoreError.
         """
         from botocore import exceptions as boto
         from urllib3.exceptions import HTTPError
@@ -244,7 +248,7 @@ class S3Backend:
             pause, repeated = min(pause * 2, 3.0), True
 
     def _judge(self, error: Any, key: str) -> str:
-        """The reason of a refusal that is worth a retry; raises for any other."""
+        """Return the reason of an error that is worth a retry; raise for any other error."""
         code = str(error.response.get("Error", {}).get("Code", ""))
         status = int(error.response["ResponseMetadata"]["HTTPStatusCode"])
         if code == "NoSuchKey" and error.operation_name == "GetObject":

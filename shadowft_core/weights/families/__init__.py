@@ -1,8 +1,8 @@
-"""What is known of each model family: its names, ties, kinds of module and layouts of experts.
+"""Facts about each model family: its names, ties, kinds of module and layouts of experts.
 
 The facts are those of the pinned transformers, in table.json (written by `python -m tests.families.generate`), so
-that the rooms that read weights need neither torch nor transformers. A family that is not in the table is judged by
-its config and by names that published models share (names.py).
+that the rooms that read weights need neither torch nor transformers. For a family that is not in the table, the config
+and the names that published models share decide (names.py).
 """
 
 from shadowft_core.weights.families.experts import EXPERT_NAMES

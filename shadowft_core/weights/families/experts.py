@@ -1,4 +1,4 @@
-"""The experts of a mixture are stored in one of two layouts, whose matrices are the same.
+"""The two layouts in which the experts of a mixture are stored. Both have the same matrices.
 
 - One by one, a matrix each: `experts.N.gate_proj|up_proj|down_proj.weight`, or Mixtral's `w1|w3|w2`.
 - Fused, all in one tensor: `experts.gate_up_proj` (experts, 2 * intermediate, hidden), gate above up, and
@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from shadowft_core.weights.families.table import table
 
 FUSED_PARTS = {"gate_up_proj": ("gate", "up"), "down_proj": ("down",)}
-"""by fused parameter, the parts it joins along the rows"""
+"""the parts that a fused parameter joins along the rows"""
 Slot = tuple[str, ...]
-"""(block, expert, part) of one matrix in either layout, or (block, "router"); the block is named as in the fused one"""
+"""(block, expert, part) of one matrix, or (block, "router"); in both layouts, blocks have their fused name"""
 
 
 class Storage(NamedTuple):
@@ -24,13 +24,13 @@ class Storage(NamedTuple):
     turned: bool
     """in memory a matrix is (inputs, outputs), as PEFT reads it"""
     parts: tuple[str, ...] = ()
-    """names of the matrices stored one by one, in the order in which their outputs are joined; empty: stored fused"""
+    """names of the matrices stored one by one, in the order in which their outputs are joined; empty when fused"""
     transposed: bool = False
     """in files every matrix is the transpose of the one in memory"""
 
 
 class ExpertNames(NamedTuple):
-    """The names of experts that are stored one by one: of their block (fused: `.mlp.`) and of each part."""
+    """How experts that are stored one by one are named: their block (`.mlp.` when fused) and each part."""
 
     block: str
     gate: str
@@ -38,7 +38,7 @@ class ExpertNames(NamedTuple):
     down: str
 
     def name(self, slot: Slot) -> str:
-        """The name of a matrix when it is stored alone, in the block of the fused layout."""
+        """The name of a matrix that is stored separately, in a block with its fused name."""
         if len(slot) == 2:
             return f"{slot[0]}.gate.weight"
         block, expert, part = slot
@@ -46,7 +46,7 @@ class ExpertNames(NamedTuple):
 
 
 class View(NamedTuple):
-    """Neighbouring rows of a tensor, in a shape of their own. A row is a vector along the last axis."""
+    """Consecutive rows of a tensor and the shape they form. A row is a vector along the last axis."""
 
     tensor: str
     first: int
@@ -84,12 +84,12 @@ _NUMBER = re.compile(r"\.experts\.\d+\.")
 
 
 def fused_block(name: str) -> str:
-    """A name with its block called as in the fused layout."""
+    """The name with the block named as in the fused layout (`.mlp`)."""
     return re.sub(r"\.block_sparse_moe(?=\.|$)", ".mlp", name)
 
 
 def single_block(name: str) -> str:
-    """A name with its block called as Mixtral does, where experts are stored one by one."""
+    """The name with the block named as in Mixtral (`.block_sparse_moe`), which stores experts one by one."""
     return name.replace(".mlp.", ".block_sparse_moe.")
 
 
@@ -142,7 +142,7 @@ def fused_name(name: str) -> str:
 
 
 def expert_numbers(tensors: Mapping[str, tuple[int, ...] | None]) -> dict[str, set[int]]:
-    """The numbers of the experts by block; a fused tensor of unknown shape adds none."""
+    """The expert numbers of each block; a fused tensor of unknown shape adds none."""
     found: dict[str, set[int]] = {}
     for name, shape in tensors.items():
         if match := _EXPERT.fullmatch(name):

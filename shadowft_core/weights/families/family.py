@@ -1,4 +1,4 @@
-"""What a model's config and tensor names say of it, by the table or, for an unknown class, by published names."""
+"""The facts about a model's class: from the table or, for an unknown class, from its config and published names."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -19,13 +19,13 @@ from shadowft_core.weights.families.table import class_of, entries, field, table
 
 KINDS = ("linear", "conv1d", "experts", "embedding", "positions", "head", "router", "other")
 LAYERS = ("linear", "conv1d")
-"""kinds of single layers, which an adapter's factors can be served on; servers differ in what they do with experts"""
+"""kinds of single layers: servers can apply an adapter's factors to them, but differ in how they treat experts"""
 LINEAR = (*LAYERS, "experts")
-"""the kinds that scope `linear` covers: all matrices but embeddings, heads, norms and routers"""
+"""the kinds that scope `linear` covers"""
 
 
 class Family:
-    """What is known of the class that a config names; `names` are the tensors of its files."""
+    """The facts about the class that a config names; `names` are the tensors in the model's files."""
 
     def __init__(self, config: Mapping[str, Any], names: Collection[str]) -> None:
         self._config, self._names = config, names
@@ -86,9 +86,9 @@ class Family:
         return self.is_vocabulary(name) or (not self.known and len(shape) == 2 and shape[0] in sizes)
 
     def is_linear(self, name: str, shape: tuple[int, ...]) -> bool:
-        """Whether scope `linear` covers this tensor: a matrix, or the bias of one, of the kinds in `LINEAR`.
+        """Whether scope `linear` covers this tensor: a matrix of a kind in `LINEAR`, or its bias.
 
-        Of an unknown module: every matrix but those named as an embedding, head, norm or router.
+        In an unknown module, every matrix that is not named as an embedding, head, norm or router.
         """
         matrices = [name]
         if bias := re.fullmatch(r"(.+)([._])bias", name):
@@ -104,7 +104,7 @@ class Family:
         return matrices[0].endswith(".weight") and len(shape) <= 2 and not NO_MATRIX.search(matrices[0])
 
     def in_files(self, parameter: str) -> str:
-        """The name in the files of a parameter of the loaded model; a best guess when the files do not hold it."""
+        """A parameter's name in the files, from its name in the loaded model; a guess when the files lack it."""
         begun = renamed(parameter, self._files)
         bare = begun.removeprefix(f"{self._prefix}.")
         mixtral = parameter if self.known else single_block(parameter)
@@ -112,14 +112,14 @@ class Family:
         return next((name for name in candidates if name in self._names), begun)
 
     def in_memory(self, name: str) -> str:
-        """The name in the loaded model of a tensor of the files; of one expert's matrix see `parameter`."""
+        """A tensor's name in the loaded model, from its name in the files; for an expert's matrix, see `parameter`."""
         found = renamed(name, self._memory)
         if found == name and self._bare and self.kind(name) != "head":
             return f"{self._prefix}.{name}"
         return found
 
     def parameter(self, name: str) -> str:
-        """The parameter of the loaded model that holds a tensor of the files, which may be one expert's matrix."""
+        """The parameter of the loaded model that holds this tensor of the files, such as one expert's matrix."""
         found = self.in_memory(name)
         if single := SINGLE.fullmatch(found):
             for last in {*self.experts, *FUSED_PARTS}:
@@ -129,7 +129,7 @@ class Family:
         return found
 
     def parts(self, last: str) -> list[tuple[str, ...]]:
-        """Possible names of an expert's matrices where the fused parameter `last` is stored expert by expert."""
+        """Possible names of an expert's matrices when the fused parameter `last` is stored expert by expert."""
         if self.known:
             return [self.experts[last].parts] if last in self.experts and self.experts[last].parts else []
         return [
@@ -158,9 +158,9 @@ class Family:
         return next((bool(v) for path in paths if (v := field(self._config, path)) is not None), None)
 
     def ties(self) -> dict[str, str] | None:
-        """Tied tensors of the files, each with the one that represents both; None where only the weights can tell.
+        """Tied tensors of the files, each with the one that represents both; None when only the weights can tell.
 
-        The representative is the embedding if it is stored, else the tensor that is.
+        The representative is the embedding if it is stored, else the tied tensor that is.
         """
         if self.known:
             pairs = [
@@ -180,12 +180,12 @@ class Family:
         return None
 
     def ties_within(self, name: str) -> bool:
-        """Whether a part of the model with its own config makes this tie, not the whole model."""
+        """Whether a submodel with its own config makes this tie, rather than the whole model."""
         whole = [pair for tie in self._ties if "within" not in tie for pair in tie["pairs"]]
         return self.known and not any(name in map(self.in_files, pair) for pair in whole)
 
     def tied_by_class(self) -> set[str]:
-        """Tensors of the files that the class ties whatever config.json says."""
+        """Tensors of the files that the class ties regardless of config.json."""
         return {
             self.in_files(name) for tie in self._ties if not tie["fields"] for pair in tie["pairs"] for name in pair
         }
@@ -199,5 +199,5 @@ class Family:
         return found
 
     def ignores(self, name: str) -> bool:
-        """Whether the class does not load a tensor of a file: rotary buffers, prediction layers."""
+        """Whether the class skips a tensor of the files, such as a rotary buffer or a prediction layer."""
         return any(pattern.search(name) for pattern in self._ignored)

@@ -36,12 +36,12 @@ def module_of(name: str) -> str:
 
 
 def without_numbers(name: str) -> str:
-    """`#` for every number of a layer or an expert; a number within a sequence, `mlp.0.weight`, stays."""
+    """The name with `#` for the number of a layer or an expert; a number within a sequence (`mlp.0.weight`) stays."""
     return re.sub(r"(?<=\.)\d+(?=\.(?!(weight|bias)$)|$)", "#", name)
 
 
 def renamed(name: str, rules: Mapping[str, str]) -> str:
-    """A name with its longest known prefix replaced; the numbers that `#` stands for stay."""
+    """The name with its longest known prefix replaced; the numbers that `#` matches stay."""
     if not rules:
         return name
     steps = name.split(".")

@@ -9,13 +9,13 @@ from typing import Any
 
 @cache
 def table() -> dict[str, Any]:
-    """The whole table: `types` (class by model type), `kinds` (by end of a name), `classes` (an entry each)."""
+    """The whole table: `types` (class by model type), `kinds` (by suffix of a name), `classes` (entry by class)."""
     found: dict[str, Any] = json.loads(Path(__file__).with_name("table.json").read_text(encoding="utf-8"))
     return found
 
 
 def entries(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The entries of the model's class and of its text model, the outer one first."""
+    """The entries of the model's class, then of its text model's class."""
     text = config.get("text_config")
     for part in (config, text if isinstance(text, dict) else {}):
         if name := class_of(part):

@@ -11,7 +11,7 @@ from shadowft_core.weights.header import TensorInfo
 
 
 class Model(Protocol):
-    """What is asked of a `Checkpoint`, whose class imports this module."""
+    """The part of `Checkpoint` that this module uses; checkpoint.py imports this module."""
 
     @property
     def path(self) -> Path: ...
@@ -27,7 +27,7 @@ class Model(Protocol):
 
 
 def ties_of(model: Model) -> dict[str, str]:
-    """Tied tensors by name, stored or not, each with the stored one that represents both.
+    """Tied tensors by name, stored or not, each with the stored tensor that represents both.
 
     Raises CheckpointError when config and weights of a family that is not in the table disagree.
     """
@@ -44,7 +44,7 @@ def ties_of(model: Model) -> dict[str, str]:
 
 
 def _evident(model: Model) -> dict[str, str]:
-    """Ties by config and equal weights, which must agree, among tensors with a row per token or a head's shape."""
+    """Ties among tensors that have a row per token or a head's shape; config and equal weights must agree on them."""
     family, tied = model.family, model.family.config_tie
     shapes = {name: model.info(name).shape for name in model.names}
     heads = {shape for name, shape in shapes.items() if family.is_head(name)}
@@ -71,7 +71,7 @@ def _evident(model: Model) -> dict[str, str]:
 
 
 def require_equal(model: Model) -> None:
-    """Raises CheckpointError when tied tensors that are both stored differ: transformers would not tie them."""
+    """Raise CheckpointError when tied tensors that are both stored differ: transformers would not tie them."""
     for name, home in model.ties.items():
         if name in model and not model.equal(name, home):
             raise CheckpointError(

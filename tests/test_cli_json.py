@@ -1,6 +1,7 @@
 """What --json prints: one envelope for the answers of all verbs and for every error, as docs/json.md lists them."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -129,3 +130,13 @@ def test_an_old_spelling_is_refused_with_the_new_one(line: str, new: str, shadow
     code, out, err = shadowft(*line.split())
     assert (code, out) == (2, "")
     assert new in " ".join(err.replace("│", "").split())
+
+
+def test_an_old_verb_may_be_the_name_of_a_folder(shadowft: Shadowft, empty_folder: Path) -> None:
+    shadowft("store", "publish", "--delta", "gc").refused(5, "gc: no delta.json")
+
+
+def test_a_file_name_that_is_no_text_is_printed_with_escapes(shadowft: Shadowft, empty_folder: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    shadowft("receipt", name).refused(3, r"caf\udce9: holds no recipe.json")
+    shadowft("receipt", name, "--json").refused_as_json(3, "CheckpointError", r"caf\udce9: holds no recipe.json")

@@ -275,3 +275,20 @@ def test_interleaved_products_in_blocks_equal_whole_products(tmp_path: Path) -> 
             place[start : start + values.size] = values
             assert np.array_equal(values, part(number))
     assert np.array_equal(found, np.reshape(expected, found.shape))
+
+
+def test_a_damaged_factor_is_refused_when_it_is_read(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    name = "model.layers.0.mlp.up_proj.weight"
+    base = rng.standard_normal((16, 8)).astype(np.float32)
+    tuned = base + 0.01 * np.outer(rng.standard_normal(16), rng.standard_normal(8)).astype(np.float32)
+    folders = [write_model(tmp_path / role, {name: array}) for role, array in (("base", base), ("tuned", tuned))]
+    extract(*folders, tmp_path / "delta", lowrank=0.1)
+    file = tmp_path / "delta/factors.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    delta = open_delta(tmp_path / "delta")
+    for read in (delta.read, delta.parts):
+        with pytest.raises(DeltaError, match=r"factors\.safetensors: tensor .* is sha256:.*, delta\.json says sha256:"):
+            read(name)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from shadowft_core.demo import pico
 from shadowft_core.demo.pico import train_pair
 from shadowft_core.demo.pico.generate import evaluation_items
 from shadowft_core.demo.pico.world import (
@@ -20,6 +21,8 @@ from shadowft_core.demo.pico.world import (
     World,
     vocabulary,
 )
+from shadowft_core.files import file_digest
+from shadowft_core.pair.references import made_from
 from shadowft_core.weights import open_checkpoint
 
 WORLD = World(seed=0)
@@ -180,3 +183,9 @@ def test_two_processes_at_once_train_once_and_later_calls_use_the_cache(tmp_path
 def test_same_seed_same_bits_in_a_full_build(tmp_path: Path, pico_pair: Path) -> None:
     train_pair(tmp_path / "again")
     assert digests(tmp_path / "again") == digests(pico_pair)
+
+
+def test_only_a_generated_model_is_made_from_source_files(tmp_path: Path) -> None:
+    sources = {f"pico/{file.name}": file_digest(file) for file in pico.SOURCES}
+    assert made_from("pico:base") == made_from("pico:instruct") == sources != {}
+    assert made_from(str(tmp_path)) == made_from("hf:owner/name") == made_from("s3://bucket/model") == {}

@@ -1,12 +1,17 @@
-"""Cached digests, and files whose tensors have no known length before they are written."""
+"""The cache folder, cached digests, and files whose tensors have no known length before they are written."""
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from shadowft_core.errors import CheckpointError
+from shadowft_core.errors import CheckpointError, InputError
+from shadowft_core.files import cache_folder
+from shadowft_core.files.cache import DigestCache
 from shadowft_core.weights import append_safetensors, open_checkpoint, open_safetensors
 from tests.fixtures.models import write_model
 
@@ -33,6 +38,54 @@ def test_a_digest_is_cached_until_the_file_changes(tmp_path: Path, monkeypatch: 
     for entry in (tmp_path / "cache" / "digests").iterdir():
         entry.write_text("{}")
     assert open_checkpoint(folder).digest() != first, "a damaged cache entry is ignored"
+
+
+GOOD = {"w": "sha256:" + "0" * 64}
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file whose digests may be cached at once."""
+    monkeypatch.setenv("SHADOWFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("shadowft_core.files.cache.SETTLED", -1.0)
+    (tmp_path / "weights").write_bytes(b"abc")
+    return tmp_path / "weights"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda entry: entry | {"digests": {"w": "sha256:0"}},
+        lambda entry: entry | {"digests": GOOD | {"v": GOOD["w"].upper()}},
+        lambda entry: entry | {"stamp": [0, *entry["stamp"][1:]]},
+    ],
+)
+def test_an_edited_cache_entry_is_ignored(file: Path, change: Callable[[Any], Any]) -> None:
+    DigestCache(file).remember(GOOD)
+    assert DigestCache(file).digests == GOOD
+    (entry,) = (cache_folder() / "digests").iterdir()
+    entry.write_text(json.dumps(change(json.loads(entry.read_text()))))
+    assert DigestCache(file).digests == {}
+
+
+def test_a_file_that_changed_while_it_was_hashed_is_not_cached(file: Path) -> None:
+    cache = DigestCache(file)
+    file.write_bytes(b"abcd")
+    cache.remember(GOOD)
+    assert not cache_folder().exists()
+
+
+def test_the_cache_is_in_the_home_folder_unless_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for home in ("/home/someone", "/home/someone-else"):
+        monkeypatch.setenv("HOME", home)
+        monkeypatch.setenv("SHADOWFT_CACHE", "")
+        assert cache_folder() == Path(home, ".cache/shadowft")
+    monkeypatch.setenv("SHADOWFT_CACHE", "~/mine")
+    assert cache_folder() == Path("/home/someone-else/mine")
+    monkeypatch.delenv("SHADOWFT_CACHE")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as for a user without a home folder
+    with pytest.raises(InputError, match="SHADOWFT_CACHE: not set, and there is no home folder"):
+        cache_folder()
 
 
 def test_tensors_of_unknown_length_become_a_file_that_safetensors_reads(tmp_path: Path) -> None:

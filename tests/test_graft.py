@@ -220,6 +220,13 @@ def instruct_with(folder: Path, **changes: Any) -> Path:
     return write_model(folder, {n: a for n, a in (instruct | changes).items() if a is not None}, **config)
 
 
+@pytest.mark.parametrize("dtype", ["instruct", "float32"])
+def test_the_recipe_has_the_digests_of_both_models(case: tuple[Path, Path], tmp_path: Path, dtype: str) -> None:
+    recipe = graft(case[0], [(case[1], 1.0)], tmp_path / "out", Options(scope="linear", dtype=dtype))
+    digests = [open_checkpoint(folder).digest() for folder in (case[0], tmp_path / "out")]
+    assert [recipe["instruct"]["digest"], recipe["digest"]] == digests
+
+
 def test_tensors_that_do_not_fit_are_refused(case: tuple[Path, Path], tmp_path: Path) -> None:
     delta = [(case[1], 1.0)]
     weights = make(BF16)[1][Q]

@@ -1,11 +1,15 @@
-"""The texts that the command line of `graft` parses."""
+"""The options of a graft: which source decides, and the texts that the command line parses."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from shadowft_core.errors import GraftError
-from shadowft_core.graft import parse_delta, parse_scale_for
+from shadowft_core.files import write_json_atomically
+from shadowft_core.graft import Options, chosen, parse_delta, parse_scale_for
+from shadowft_core.params import Graft
 
 
 def test_parse_delta_and_parse_scale_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,3 +35,29 @@ def test_parse_delta_and_parse_scale_for(tmp_path: Path, monkeypatch: pytest.Mon
     for text in ("*mlp*", "*mlp*=x", "=1"):
         with pytest.raises(GraftError, match="expected PATTERN=SCALE"):
             parse_scale_for(text)
+
+
+def test_the_command_line_precedes_params_and_params_precede_the_sweep(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep.json"
+    write_json_atomically(sweep, {"format": 1, "scale": 0.5, "scope": "linear"})
+
+    def choose(
+        params: Graft,
+        scale: float | None = None,
+        scope: Sequence[str] = (),
+        own: float | None = None,
+        file: Path | None = sweep,
+    ) -> tuple[Any, ...]:
+        [(_, found)], options = chosen([(tmp_path, own)], Options(scope=["*mine*"]), params, file, scale, scope)
+        return found, options.scope, options.dtype
+
+    assert choose(Graft()) == (0.5, "linear", "instruct")
+    assert choose(Graft(scale=0.25, dtype="float32")) == (0.25, "linear", "float32")
+    assert choose(Graft(scale=0.0)) == (0.0, "linear", "instruct")
+    assert choose(Graft(scale=0.25), scale=0.0, scope=["*q*"]) == (0.0, ["*q*"], "instruct")
+    assert choose(Graft(scale=0.25), scale=2.0, own=0.0) == (0.0, "linear", "instruct")
+    assert choose(Graft(scale=0.25), file=None) == (0.25, ["*mine*"], "instruct")
+    assert choose(Graft(), scale=1.0, scope=["all"], file=None) == (1.0, "all", "instruct")
+    write_json_atomically(sweep, {"format": 1, "scale": True, "scope": "linear"})
+    with pytest.raises(GraftError, match=r"sweep\.json has True"):
+        choose(Graft())

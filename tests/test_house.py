@@ -140,6 +140,18 @@ def imported_modules(path: Path, known: Set[str]) -> set[str]:
     return names & known
 
 
+def test_every_import_names_its_module_in_full() -> None:
+    """The rules above do not see relative imports."""
+    packages = (path for folder in ("shadowft_core", "flows") for path in (ROOT / folder).rglob("*.py"))
+    relative = {
+        str(path.relative_to(ROOT))
+        for path in packages
+        for node in import_nodes(path)
+        if isinstance(node, ast.ImportFrom) and node.level
+    }
+    assert relative == set()
+
+
 def test_no_modules_import_each_other() -> None:
     try:
         TopologicalSorter(modules()).prepare()

@@ -86,6 +86,28 @@ def test_an_unusual_sigma_is_a_warning(pair: Pair, size: float, reason: str) -> 
     assert reason in result["reasons"][0]
 
 
+@pytest.mark.parametrize(
+    ("sigma", "verdict"), [(0.00098, "warn"), (0.00102, "ok"), (0.099, "ok"), (0.101, "warn"), (0.49, "warn")]
+)
+def test_the_verdict_changes_at_the_thresholds_of_sigma(pair: Pair, sigma: float, verdict: str) -> None:
+    scale_to(pair, sigma)
+    result = check_pair(pair.base, pair.instruct)
+    assert (result["verdict"], result["sigma"]["overall"]) == (verdict, pytest.approx(sigma, rel=1e-3))
+
+
+def test_a_sigma_just_above_the_limit_is_refused(pair: Pair) -> None:
+    scale_to(pair, 0.51)
+    with pytest.raises(UnrelatedError, match=r"sigma 0\.51\d* is above 0\.5|above 0\.5"):
+        check_pair(pair.base, pair.instruct)
+
+
+def scale_to(pair: Pair, sigma: float) -> None:
+    """Make every weight of the Instruct the Base's times one factor, which gives exactly this sigma."""
+    base, factor = open_checkpoint(pair.base), np.float32((1 + sigma) / (1 - sigma))
+    scaled = {name: base.read(name).astype(np.float32) * factor for name in base.names}
+    rewrite(pair.instruct, lambda tensors: tensors.update(scaled))
+
+
 def refused(pair: Pair, message: str, kind: type[ShadowError] = PairError) -> str:
     """Require that check and stage refuse in one line and write nothing."""
     with pytest.raises(kind, match=message) as caught:

@@ -112,6 +112,7 @@ def test_fetch_downloads_verified_files(
         assert {f.name for f in (tmp_path / "out" / role).iterdir()} == {f.name for f in source.iterdir()}
     assert record["sampled"] is False
     first = resolve(references["base"])[0]
+    assert {f.name for f in first.iterdir()} == {f.name for f in pair.base.iterdir()}, "no code is downloaded"
     upload(s3_server, f"{bucket}/base", pair.base, checksum)
     same = resolve(references["base"])[0]
     assert open_checkpoint(same).digest() == record["base"]["digest"]

@@ -1,6 +1,8 @@
 """The champion is the version in the ledger; an alias that points elsewhere is refused by every verb."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -10,6 +12,7 @@ from shadowft_core import promotion as room
 from shadowft_core.cli import app
 from shadowft_core.errors import LedgerError, RegistryError
 from shadowft_core.files import bytes_digest, canonical_json
+from tests.fixtures.cli import Shadowft
 from tests.fixtures.runs import ROOT, Released
 
 
@@ -72,3 +75,31 @@ def test_a_version_called_champion_is_loaded_only_if_the_ledger_agrees(released:
     room.require_alias_agrees(registry, store, 1, digests[1])
     with pytest.raises(LedgerError, match="ends at entry 1, version 1, yet champion points at version 3"):
         room.require_alias_agrees(registry, store, 3, digests[3])
+
+
+def test_the_options_of_the_verbs_reach_the_ledger(
+    released: Released, shadowft: Shadowft, empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHADOWFT_STORE_URI", released.store.uri)
+    name = released.name
+
+    def entry(*words: object) -> dict[str, Any]:
+        done = shadowft(*words, "--json")
+        assert done.code == 0, done
+        written: dict[str, Any] = json.loads(done.out)["entry"]
+        return written
+
+    assert entry("promote", name, 1, "--after", 0)["number"] == 1
+    head = Path(released.store.uri) / "ledger" / name / "head"
+    saved = head.read_bytes()
+    head.unlink()
+    assert f"run `shadowft promote {name} VERSION`" in shadowft("history", name).out
+    head.write_bytes(saved)
+    shadowft("promote", name, 2, "--after", 0).refused(9, "ledger")
+    forced = entry("promote", name, 3, "--after", 1, "--override", "the team decided")
+    assert (forced["decision"], forced["override"], forced["reason"]) == ("hold", True, "the team decided")
+    back = entry("rollback", name, "--to", 1, "--reason", "wrong language")
+    assert (back["version"], back["action"], back["reason"]) == (1, "rollback", "wrong language")
+    lines = shadowft("history", name).out.splitlines()
+    assert lines[1].endswith("AGAINST the verdict hold: the team decided")
+    assert lines[2].endswith(": wrong language")

@@ -127,3 +127,16 @@ def test_a_prune_whose_lock_expired_stops(folder_store: Store, monkeypatch: pyte
         time.sleep(2.6)
         with pytest.raises(StoreConflictError, match="its prune lock expired"):
             renew()
+
+
+def test_a_publisher_gives_up_when_a_prune_does_not_end(folder_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("WAIT", 0.2), ("PAUSE", 0.05)):
+        monkeypatch.setattr(lock, name, seconds)
+    backend = room.open_store(folder_store)
+    with lock.prune_lock(backend) as renew:
+        with pytest.raises(StoreConflictError, match="a prune has been running for 0 s; publish again when it ends"):
+            lock.commit(backend, None, lambda: pytest.fail("restored"), lambda: pytest.fail("claimed"))
+        renew()
+    started = time.monotonic()
+    with lock.prune_lock(backend):  # it waits for held commit locks, and the publisher has released its own
+        assert time.monotonic() - started < 10

@@ -106,6 +106,33 @@ def test_prune_removes_temporary_files_of_killed_writers(folder_store: Store) ->
     assert list(backend.list("probe")) == ["probe/passed"]
 
 
+def test_a_dry_run_writes_nothing(folder_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = trusted(folder_store)
+    unpublish(backend, room.publish(write_delta(tmp_path / "delta", {"w": noise(0, 100)}), folder_store))
+    for name in ("put_if_absent", "swap", "delete"):
+        monkeypatch.setattr(type(backend), name, lambda *_: pytest.fail("a dry run wrote to the store"))
+    assert room.prune(folder_store, 0, dry_run=True).removed > 0
+
+
+def test_prune_removes_what_ended_commits_and_probes_left(folder_store: Store) -> None:
+    backend, root = trusted(folder_store), Path(folder_store.uri)
+    with lock.prune_lock(backend):
+        pass
+    for name in ("old", "young"):
+        commit = lock.Lock(backend, f"{lock.COMMIT_LOCKS}/{name}", None)
+        commit.acquire()
+        commit.release()
+    probe = f"probe/{'0' * 32}/x"
+    backend.put_if_absent(probe, b"x", bytes_digest(b"x"))
+    before = set(backend.list(""))
+    for key in before - {f"{lock.COMMIT_LOCKS}/young"}:
+        os.utime(root / key, (time.time() - 90_000,) * 2)
+    gone = {f"{lock.COMMIT_LOCKS}/old", probe}
+    assert {"probe/passed", lock.PRUNE_LOCK} | gone < before
+    assert room.prune(folder_store, 0).removed == 2
+    assert before - set(backend.list("")) == gone
+
+
 @pytest.mark.parametrize("store", ["folder", pytest.param("s3", marks=pytest.mark.faults)], indirect=True)
 def test_prune_beside_publishers_removes_no_chunk_they_need(store: Store, tmp_path: Path) -> None:
     """Deltas of few tensors are published and unpublished all the time, so that unused chunks are needed again."""

@@ -1,6 +1,7 @@
 """Training on a tiny model of random weights with a word-level tokenizer: real TRL, real PEFT, seconds on one core."""
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -53,6 +54,7 @@ def test_both_routes_start_from_the_same_adapter_and_see_the_same_rows(place: Pa
         lines = [json.loads(line) for line in (tmp_path / model / "metrics.jsonl").read_text().splitlines()]
         seen[model] = ([line["tokens"] for line in lines], {n: t for n, t in adapter.items() if "lora_A" in n})
         assert facts["model_digest"] != facts["data_digest"]
+        assert facts["steps"] == math.ceil(facts["rows"]["train"]["rows"] / still.batch_size)
     assert seen["base"][0] == seen["instruct"][0]
     assert len(seen["base"][1]) == 14  # 7 linear layers in each of 2 blocks; neither embedding nor head
     assert {str(a.dtype) for a in seen["base"][1].values()} == {"float32"}

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from shadowft_core.errors import EvaluationError
-from shadowft_core.verdict import Claim, decide, decision_of, judge
-from shadowft_core.verdict.claims import superiority
+from shadowft_core.verdict import Claim, claims, decide, decision_of, judge
+from shadowft_core.verdict.claims import non_inferiority, superiority
 from shadowft_core.verdict.scores import Arm
 from tests.fixtures.arms import ARMS, CLEAR, PARAMS, answers, arena, arm, five
 
@@ -39,6 +39,52 @@ def test_a_tie_with_direct_tuning_never_promotes(rival: str) -> None:
     assert found["decision"] == "hold"
     assert {c["against"]: c["outcome"] for c in found["claims"] if c["role"] == "domain"}[rival] == "tie"
     assert "a tie never promotes" in found["reasons"]
+
+
+def test_a_gain_counts_only_after_the_correction_for_all_rivals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three tests at p = 0.03 each are not significant together (Holm: 0.09); one alone is."""
+    monkeypatch.setattr(claims, "p_greater", lambda *_: 0.03)
+    monkeypatch.setattr(claims, "interval", lambda *_: (0.01, 0.2))
+    arms = arena(five(CLEAR))
+    found = superiority(arms, PARAMS)
+    assert [(c.p, c.p_adjusted) for c in found] == [(0.03, pytest.approx(0.09))] * 3
+    assert "better" not in {c.outcome for c in found}
+    (alone,) = superiority({name: arms[name] for name in ("instruct", "shadow_scaled")}, PARAMS)
+    assert (alone.p_adjusted, alone.outcome) == (0.03, "better")
+
+
+def test_more_rivals_need_more_items() -> None:
+    rng = np.random.default_rng(0)
+    arms = arena({name: answers(rng, 40, 0.5) for name in ARMS})
+    first = superiority(arms, PARAMS)[0]
+    (alone,) = superiority({name: arms[name] for name in ("instruct", "shadow_scaled")}, PARAMS)
+    assert (first.against, first.outcome, alone.outcome) == ("instruct", "too few items", "too few items")
+    assert first.items_needed is not None
+    assert alone.items_needed is not None
+    assert first.items_needed > 1.2 * alone.items_needed
+
+
+@pytest.mark.parametrize(
+    ("bounds", "outcome"),
+    [
+        ((-0.0299, 0.1), "passed"),
+        ((-0.03, 0.1), "too few items"),
+        ((-0.1, -0.03), "too few items"),
+        ((-0.1, -0.0301), "harmed"),
+    ],
+)
+def test_a_guard_passes_above_the_margin_at_95_percent(
+    bounds: tuple[float, float], outcome: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels: list[float] = []
+
+    def interval(differences: object, ranges: object, level: float, *_: object) -> tuple[float, float]:
+        levels.append(level)
+        return bounds
+
+    monkeypatch.setattr(claims, "interval", interval)
+    (claim,) = non_inferiority(arena(five(CLEAR)), PARAMS)
+    assert (claim.outcome, levels) == (outcome, [0.95])
 
 
 def test_worse_than_direct_tuning_is_held() -> None:

@@ -64,8 +64,8 @@ def check_objects(backend: Backend, digests: list[str], state: Path) -> CheckRes
     """Read every object of these deltas and records, of all when empty, and compare it with its digest.
 
     `state` is a text file of the objects found good, from which an interrupted check resumes; it reads again those that
-    are missing or have another size by then. A completed check removes the file. Raises StoreUnreachableError. Damage is
-    returned, not raised.
+    are missing or have another size by then. A completed check removes the file. Raises StoreUnreachableError.
+    Damage is returned, not raised.
     """
     records = dict(recorded(backend))
     if digests:

@@ -138,5 +138,5 @@ def test_an_old_verb_may_be_the_name_of_a_folder(shadowft: Shadowft, empty_folde
 
 def test_a_file_name_that_is_no_text_is_printed_with_escapes(shadowft: Shadowft, empty_folder: Path) -> None:
     name = os.fsdecode(b"caf\xe9")
-    shadowft("receipt", name).refused(3, r"caf\udce9: holds no recipe.json")
-    shadowft("receipt", name, "--json").refused_as_json(3, "CheckpointError", r"caf\udce9: holds no recipe.json")
+    shadowft("receipt", name).refused(3, r"caf\udce9: has no recipe.json")
+    shadowft("receipt", name, "--json").refused_as_json(3, "CheckpointError", r"caf\udce9: has no recipe.json")

@@ -290,5 +290,5 @@ def test_a_damaged_factor_is_refused_when_it_is_read(tmp_path: Path) -> None:
     file.write_bytes(data)
     delta = open_delta(tmp_path / "delta")
     for read in (delta.read, delta.parts):
-        with pytest.raises(DeltaError, match=r"factors\.safetensors: tensor .* is sha256:.*, delta\.json says sha256:"):
+        with pytest.raises(DeltaError, match=r"factors\.safetensors: tensor .* is sha256:.*, delta\.json has sha256:"):
             read(name)

@@ -183,6 +183,14 @@ def expected_code(stage: str) -> set[str]:
 
 
 @pytest.mark.parametrize("stage", list(stages()))
+def test_params_yaml_has_the_sections_that_a_stage_reads(stage: str) -> None:
+    """DVC fails at a stage whose parameters are missing, even where they have defaults."""
+    given = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    named = [name.split(".")[0] for name in stages()[stage].get("params", [])]
+    assert set(named) <= given.keys()
+
+
+@pytest.mark.parametrize("stage", list(stages()))
 def test_a_stage_watches_the_code_it_imports(stage: str) -> None:
     assert code_watched(stage) == expected_code(stage)
 

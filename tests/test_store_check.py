@@ -14,21 +14,9 @@ from shadowft_core.errors import StoreConflictError, StoreCorruptError, StoreErr
 from shadowft_core.files import bytes_digest
 from shadowft_core.params import Store
 from shadowft_core.store.backends.folder import FolderBackend
-from tests.fixtures.deltas import chunks_of, damage, noise, publish_two, stored_bytes, trusted, unpublish, write_delta
+from tests.fixtures.deltas import chunks_of, damage, noise, stored_bytes, trusted, unpublish, write_delta
 
 WEEK = 7 * 86400.0
-
-
-@pytest.fixture(params=["s3", "folder", pytest.param("real", marks=pytest.mark.real_store)])
-def store(request: pytest.FixtureRequest) -> Store:
-    found: Store = request.getfixturevalue(f"{request.param}_store").model_copy(update={"chunk_bytes": 65536})
-    trusted(found)
-    return found
-
-
-@pytest.fixture
-def two(store: Store, tmp_path: Path) -> tuple[str, str]:
-    return publish_two(store, tmp_path)
 
 
 def test_ls_returns_kind_bytes_and_shared_bytes(store: Store, two: tuple[str, str], tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def prepare(data: Path, tasks: Path | None, params: Prepare, out: Path) -> None:
     SHA-256 of the canonical JSON {split: sorted ids}. The split of a row follows from its first question alone, so no
     question is in two splits, and added rows never move old ones. `tasks` None: nothing to compare with.
 
-    Memory holds about 50 bytes a row, not the rows.
+    Memory holds digests and a few numbers of each row, not the rows.
 
     Raises DataError (nothing to read, no usable row, too many bad ones, an empty training split) and ParamsError
     (shares that leave nothing to train on).

@@ -38,6 +38,7 @@ GIVEN = {
     "pair": ["pair --base {base} --instruct {instruct} --full"],
     "receipt": ["receipt {work}/grafted/shadow"],
     "diff": ["diff {instruct} {instruct}"],
+    "data": ["data show {data}"],
     "history": ["history {name}"],
     "reconcile": ["reconcile {name}"],
     "version": ["version"],
@@ -58,7 +59,7 @@ LACKING = {  # command lines that lack something: part of the message
 
 def verb_of(line: str) -> str:
     words = line.split()
-    return " ".join(words[:2]) if words[0] == "store" else words[0]
+    return " ".join(words[:2]) if words[0] in ("store", "data") else words[0]
 
 
 def run(line: str, materials: dict[str, str], name: str) -> Result:

@@ -20,6 +20,7 @@ LINES = {  # a command line for each verb that has --json, in an order that work
     "graft --instruct {instruct} --delta delta --scale 0.5 --out grafted": "recipe",
     "receipt grafted": "receipt",
     "diff grafted grafted": "diff",
+    "data show {data}": "data.show",
     "regraft --recipe grafted/recipe.json --delta delta --instruct {other} --out regrafted": "recipe",
     "store probe": "store.probe",
     "store publish --delta delta": "store.publish",
@@ -68,7 +69,7 @@ def test_every_answer_has_the_envelope_and_the_documented_fields(
         done = shadowft(*words, "--json")
         assert done.code == 0, (line, done.err)
         assert set(answer(done.out, kind)) <= fields[kind], line
-        tried.add(" ".join(words[: 2 if words[0] == "store" else 1]))
+        tried.add(" ".join(words[: 2 if words[0] in ("store", "data") else 1]))
     answering = {verb for verb, command in leaf_verbs().items() if any(o.name == "as_json" for o in command.params)}
     assert tried == answering
     assert {*LINES.values(), "error"} == set(fields)

@@ -26,28 +26,30 @@ def show_delta(out: Path, facts: dict[str, Any]) -> None:
 
 def show_pair(result: dict[str, Any]) -> None:
     """Print the verdict on a pair, its reasons, and sigma by layer and module."""
-    console = _console()
+    console = new_console()
     for role in ("base", "instruct"):
         named, facts = result[role], result["facts"][role]
         label = f" ({named['label']})" if named["label"] else ""
-        _print(console, f"{role}: {named['ref']} {named.get('digest', '')}".rstrip() + label)
+        print_line(console, f"{role}: {named['ref']} {named.get('digest', '')}".rstrip() + label)
         size = f"{facts['tensors']} tensors, {facts['weights']:,} weights in {', '.join(facts['dtypes'])}"
         template = "chat template" if facts["chat_template"] else "no chat template"
-        _print(console, f"  {facts['model_type']}, {size}, head {'tied' if facts['tied'] else 'untied'}, {template}")
-    _print(console, f"verdict: {result['verdict']}")
+        print_line(
+            console, f"  {facts['model_type']}, {size}, head {'tied' if facts['tied'] else 'untied'}, {template}"
+        )
+    print_line(console, f"verdict: {result['verdict']}")
     for reason in result["reasons"]:
-        _print(console, f"  {reason}")
+        print_line(console, f"  {reason}")
     sigma = result["sigma"]
     read, size = sigma["weights"]["read"], sigma["weights"]["of"]
-    _print(console, f"sampled, {read:,} of {size:,} weights" if result["sampled"] else f"all {size:,} weights read")
-    _print(console, f"sigma {sigma['overall']:.5f} overall, {sigma['definition']} (0: identical, 1: unrelated)")
+    print_line(console, f"sampled, {read:,} of {size:,} weights" if result["sampled"] else f"all {size:,} weights read")
+    print_line(console, f"sigma {sigma['overall']:.5f} overall, {sigma['definition']} (0: identical, 1: unrelated)")
     if "vision" in sigma:
         parts = f"{sigma['language']:.5f} language model, {sigma['vision']['overall']:.5f} vision"
-        _print(console, f"sigma {parts}; below, the language model")
+        print_line(console, f"sigma {parts}; below, the language model")
     for figure in sigma.get("aggregations", {}).values():
         value = "-" if figure["value"] is None else f"{figure['value']:.5f}"
-        _print(console, f"sigma {value} as {figure['definition']} ({figure['source']})")
-    table = _table("", "layer or module", "sigma")
+        print_line(console, f"sigma {value} as {figure['definition']} ({figure['source']})")
+    table = new_table("", "layer or module", "sigma")
     for layer, value in sorted(sigma["layers"].items(), key=lambda item: int(item[0])):
         table.add_row(f"layer {layer}", f"{value:.5f}")
     table.add_section()
@@ -58,42 +60,44 @@ def show_pair(result: dict[str, Any]) -> None:
 
 def show_receipt(account: dict[str, Any]) -> None:
     """Print what was grafted and untouched, and the tensors that lost most to rounding."""
-    console = _console()
-    _print(console, f"{account['path']}: {account['digest']}")
-    _print(console, f"  = instruct {account['instruct']['digest']}")
+    console = new_console()
+    print_line(console, f"{account['path']}: {account['digest']}")
+    print_line(console, f"  = instruct {account['instruct']['digest']}")
     for delta in account["deltas"]:
         what = (
             f"delta {delta['digest']}"
             if "digest" in delta
             else f"({delta['tuned']} - {delta['base']}), no delta stored"
         )
-        _print(console, f"  + {delta['scale']:g} * {what}")
+        print_line(console, f"  + {delta['scale']:g} * {what}")
     merge = account["merge"]
     rule = " ".join(["merge", merge["rule"], *(f"{key} {merge[key]}" for key in ("density", "seed") if key in merge)])
     base = ", onto the delta's own Base" if account["onto_base"] else ""
-    _print(console, f"{rule}, scope {account['scope']}, dtype {account['dtype']}{base}")
+    print_line(console, f"{rule}, scope {account['scope']}, dtype {account['dtype']}{base}")
     for pattern, scale in account["scale_for"]:
-        _print(console, f"  scale {scale:g} for {pattern}")
+        print_line(console, f"  scale {scale:g} for {pattern}")
     if account["regrafted_from"]:
-        _print(console, f"regrafted from recipe {account['regrafted_from']}; needs its own verdict")
+        print_line(console, f"regrafted from recipe {account['regrafted_from']}; needs its own verdict")
     if account["waivers"]:
-        _print(console, f"waived by name: {', '.join(account['waivers'])}")
-    _print(console, f"{account['classes']['grafted']} tensors grafted")
+        print_line(console, f"waived by name: {', '.join(account['waivers'])}")
+    print_line(console, f"{account['classes']['grafted']} tensors grafted")
     for reason, names in account["untouched"].items():
-        _print(console, f"{len(names)} untouched, {reason}: {_some(names)}")
+        print_line(console, f"{len(names)} untouched, {reason}: {_some(names)}")
     _show_left_out(console, account)
     for name, rows in account["tokens"].items():
-        _print(console, f"{name}: {rows['matched']} rows matched by token, {rows['moved']} of them under another id")
+        print_line(
+            console, f"{name}: {rows['matched']} rows matched by token, {rows['moved']} of them under another id"
+        )
         for side, what in (
             ("instruct_only", "left as the Instruct's"),
             ("base_only", "of tokens that the Instruct lacks, dropped"),
             ("padding", "padding, left as the Instruct's"),
         ):
             if rows[side]["rows"]:
-                _print(console, f"  {rows[side]['rows']} {what}: {_some(rows[side]['ids'])}")
+                print_line(console, f"  {rows[side]['rows']} {what}: {_some(rows[side]['ids'])}")
     if account["retention"] is None:
         return
-    table = _table(
+    table = new_table(
         "what rounding kept of the delta, most affected first",
         *("tensor", "|delta|", "|delta|/|weight|", "cosine", "energy", "unchanged"),
     )
@@ -115,28 +119,28 @@ def _show_left_out(console: "Console", account: dict[str, Any]) -> None:
     from shadowft_core.weights import percent
 
     if account["left_out"]:
-        _print(
+        print_line(
             console, f"{len(account['left_out'])} tensors of the delta are out of scope: {_some(account['left_out'])}"
         )
     if travel := account["travel"]:
         shares = ", ".join(f"{leaf} {percent(share)}" for leaf, share in travel["stays"].items())
-        _print(console, f"{percent(travel['energy'])} of the delta's energy is grafted; not grafted: {shares}")
+        print_line(console, f"{percent(travel['energy'])} of the delta's energy is grafted; not grafted: {shares}")
     for reason, sides in account["ignored"].items():
         for side, names in sides.items():
-            _print(console, f"{len(names)} only in the {side}, {reason}: {_some(names)}")
+            print_line(console, f"{len(names)} only in the {side}, {reason}: {_some(names)}")
 
 
 def show_diff(found: dict[str, Any]) -> None:
     """Print how many tensors differ and how, and the tensors that differ most."""
-    console = _console()
+    console = new_console()
     for side in ("first", "second"):
-        _print(console, f"{side}: {found[side]['path']} {found[side]['digest']}")
+        print_line(console, f"{side}: {found[side]['path']} {found[side]['digest']}")
     words = {"bits": "differ in bits", "dtype": "differ in dtype", "shape": "differ in shape"}
     counts = [f"{count} {words.get(status, status)}" for status, count in found["counts"].items() if count]
-    _print(console, f"tensors: {', '.join(counts)}")
+    print_line(console, f"tensors: {', '.join(counts)}")
     differing = {name: entry for name, entry in found["tensors"].items() if entry["status"] != "equal"}
     if not differing:
-        _print(console, "the models are equal")
+        print_line(console, "the models are equal")
         return
 
     def weight(item: tuple[str, dict[str, Any]]) -> tuple[bool, float, str]:
@@ -145,7 +149,9 @@ def show_diff(found: dict[str, Any]) -> None:
         relative = entry.get("relative")
         return entry["status"] == "bits", -float("inf") if relative is None else -relative, name
 
-    table = _table("tensors that differ", "tensor", "how", "first", "second", "changed", "max |difference|", "relative")
+    table = new_table(
+        "tensors that differ", "tensor", "how", "first", "second", "changed", "max |difference|", "relative"
+    )
     for name, entry in sorted(differing.items(), key=weight)[:SHOWN]:
         numbers = [_number(entry, key) for key in ("max_abs", "relative")]
         changed = str(entry.get("changed", ""))
@@ -171,10 +177,11 @@ def _some(names: list[str]) -> str:
 
 def _print_more(console: "Console", rows: int) -> None:
     if rows > SHOWN:
-        _print(console, f"and {rows - SHOWN} more; --json lists all")
+        print_line(console, f"and {rows - SHOWN} more; --json lists all")
 
 
-def _console() -> "Console":
+def new_console() -> "Console":
+    """A console as wide as the terminal, or wide enough for names on a pipe."""
     from rich.console import Console
 
     console = Console(highlight=False, markup=False)  # paths and tensor names may contain brackets
@@ -183,12 +190,12 @@ def _console() -> "Console":
     return console
 
 
-def _print(console: "Console", line: str) -> None:
+def print_line(console: "Console", line: str) -> None:
     """Print one line unwrapped, so that digests stay whole."""
     console.print(line, soft_wrap=True)
 
 
-def _table(title: str, first: str, *columns: str) -> "Table":
+def new_table(title: str, first: str, *columns: str) -> "Table":
     """A table with names aligned left and numbers aligned right."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table

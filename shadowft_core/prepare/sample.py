@@ -1,0 +1,43 @@
+"""Rows of a prepared split, chosen by their ids, which are hashes: the same rows on every run."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from shadowft_core.errors import DataError
+from shadowft_core.files import read_json_object
+from shadowft_core.prepare.shapes import Message
+
+BATCH = 1024  # rows held as objects
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """data-report.json of a folder made by `prepare`. Raises DataError for any other folder."""
+    path = folder / "data-report.json"
+    if not path.is_file():
+        raise DataError(f"{folder}: expected a folder made by `shadowft prepare`, found no data-report.json; run it")
+    return read_json_object(path)
+
+
+def sampled_rows(path: Path, count: int) -> Iterator[tuple[list[Message], list[Any] | None, str]]:
+    """Messages, tools offered and file:row of the `count` rows with the smallest ids, in the order of the file.
+
+    Raises DataError when the file cannot be read.
+    """
+    try:
+        ids = pq.read_table(path, columns=["id"]).column("id")
+        chosen = pc.take(ids, pc.select_k_unstable(ids, min(count, len(ids)), [("", "ascending")])) if len(ids) else ids
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            for batch in file.iter_batches(batch_size=BATCH, columns=["id", "messages", "tools", "source"]):
+                for row in batch.filter(pc.is_in(batch.column("id"), chosen.combine_chunks())).to_pylist():
+                    messages = [
+                        {key: value for key, value in turn.items() if value is not None} for turn in row["messages"]
+                    ]
+                    yield messages, json.loads(row["tools"]) if row["tools"] else None, row["source"]
+    except (pa.ArrowInvalid, OSError, KeyError) as error:
+        raise DataError(f"{path}: not readable as prepared data: {' '.join(str(error).split())}") from None

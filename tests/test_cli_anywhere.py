@@ -45,6 +45,7 @@ GIVEN = {
     "materialize": ["materialize models:/{name}/1 --instruct {work}/pair/instruct --out rebuilt"],
 }  # fmt: skip
 LACKING = {  # command lines that lack something: part of the message
+    "data add {rows}": "expected a folder of a DVC repository",
     "retrain": "flows/retrain.py: no such file",
     "fetch --out pair": "`fetch` is needed",
     "prepare --tasks {tasks} --out data": "`prepare` is needed",

@@ -3,12 +3,14 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shadowft_core.files import canonical_json
+from tests.fixtures.checkouts import run
 from tests.fixtures.cli import Shadowft, leaf_verbs
 from tests.fixtures.runs import Released
 
@@ -22,6 +24,7 @@ LINES = {  # a command line for each verb that has --json, in an order that work
     "diff grafted grafted": "diff",
     "data show {data}": "data.show",
     "regraft --recipe grafted/recipe.json --delta delta --instruct {other} --out regrafted": "recipe",
+    "data add rows.jsonl --version 1": "data.add",
     "store probe": "store.probe",
     "store publish --delta delta": "store.publish",
     "store ls": "store.ls",
@@ -62,6 +65,8 @@ def test_every_answer_has_the_envelope_and_the_documented_fields(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SHADOWFT_STORE_URI", released.store.uri)
+    run(empty_folder, "dvc", "init", "--no-scm")
+    shutil.copy(materials["rows"], "rows.jsonl")
     fields = documented()
     tried = set()
     for line, kind in LINES.items():

@@ -43,7 +43,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for group in (stages, scoring, flow, store, registry, promotion, inspect, data):
+for group in (stages, scoring, flow, data, store, registry, promotion, inspect):
     app.add_typer(group.verbs)
 
 

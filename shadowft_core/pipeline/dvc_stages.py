@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from shadowft_core.errors import InputError
@@ -55,10 +56,10 @@ def read_plan() -> Plan:
     import networkx
     from dvc.repo.reproduce import get_active_graph, plan_repro
 
-    with _repository() as repository:
-        graph = get_active_graph(repository.index.graph)
+    with repository() as opened:
+        graph = get_active_graph(opened.index.graph)
         order = [stage for stage in plan_repro(graph) if stage.cmd]
-        changed = set(repository.status())
+        changed = set(opened.status())
         stale = {
             name.addressing
             for stage in order
@@ -79,19 +80,24 @@ def read_plan() -> Plan:
 
 def changed(stage: str) -> bool:
     """Whether DVC would run this stage now: its command, inputs, parameters or outputs differ from dvc.lock."""
-    with _repository() as repository:
-        return bool(repository.status(targets=[stage]))
+    with repository() as opened:
+        return bool(opened.status(targets=[stage]))
 
 
 @contextlib.contextmanager
-def _repository() -> Iterator[Any]:
-    """Open the DVC repository. Turns DVC's exceptions into InputError, and hides its log."""
-    from dvc.exceptions import DvcException
+def repository() -> Iterator[Any]:
+    """Open the DVC repository of the current folder. Turns DVC's exceptions into InputError, and hides its log."""
+    from dvc.exceptions import DvcException, NotDvcRepoError
     from dvc.repo import Repo
 
     logging.getLogger("dvc").setLevel(logging.CRITICAL)
     try:
-        with Repo(_wait_for_lock=True) as repository:
-            yield repository
+        with Repo(_wait_for_lock=True) as opened:
+            yield opened
+    except NotDvcRepoError:
+        raise InputError(
+            f"{Path.cwd()}: expected a folder of a DVC repository, found none; go to its folder, or run `git init` and "
+            "`dvc init` here"
+        ) from None
     except DvcException as error:
         raise InputError(f"dvc: {' '.join(str(error).split())}") from error

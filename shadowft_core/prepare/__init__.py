@@ -1,5 +1,6 @@
 """The data stage: files of many shapes in, four splits of clean conversations and a report out."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from shadowft_core.prepare.shapes import Talk, talk_of
 from shadowft_core.prepare.splits import SPLITS, Choice, choose
 from shadowft_core.prepare.splits import write as write_splits
 from shadowft_core.prepare.table import Table, first_question
+from shadowft_core.prepare.tracked import require_intact
 from shadowft_core.prepare.turns import BadRow
 
 __all__ = ["SPLITS", "prepare"]
@@ -31,14 +33,18 @@ def prepare(data: Path, tasks: Path | None, params: Prepare, out: Path) -> None:
 
     Memory holds digests and a few numbers of each row, not the rows.
 
-    Raises DataError (nothing to read, no usable row, too many bad ones, an empty training split) and ParamsError
-    (shares that leave nothing to train on).
+    Data that `shadowft data add` recorded is compared with its digest first (tracked.py).
+
+    Raises DataError (another digest, nothing to read, no usable row, too many bad ones, an empty training split) and
+    ParamsError (shares that leave nothing to train on).
     """
     if params.valid + params.dev + params.test >= 1:
         raise ParamsError(
             f"prepare: valid {params.valid:g} + dev {params.dev:g} + test {params.test:g} leaves nothing to train on; "
             "lower them below 1 in sum"
         )
+    for place, version in require_intact(data).items():
+        print(f"prepare: {os.path.relpath(place)} is intact: {version.title()}", file=sys.stderr)
     items = Items(tasks)
     with new_folder(out) as folder, Accounts(folder / "dropped.jsonl") as accounts:
         scratch = folder / "scratch"

@@ -5,6 +5,7 @@ from typing import Any
 
 from shadowft_core.prepare.sample import read_report, sampled_rows
 from shadowft_core.prepare.splits import SPLITS
+from shadowft_core.prepare.tracked import require_intact
 
 SAMPLES = 10  # rows shown
 
@@ -12,8 +13,9 @@ SAMPLES = 10  # rows shown
 def show(folder: Path) -> dict[str, Any]:
     """Splits with their rows and lengths in characters, suspect rows, and ten training rows chosen by hash.
 
-    Raises DataError for a folder that `prepare` did not make.
+    Raises DataError for a folder that `prepare` did not make, or that no longer has its recorded digest.
     """
+    require_intact(folder)
     report = read_report(folder)
     lengths = report.get("characters", {})
     samples = [

@@ -178,6 +178,15 @@ def test_a_changed_file_is_refused_until_it_is_added(workspace: Path, shadowft: 
         require_intact(Path("rows.jsonl"))
 
 
+def test_prepared_data_that_was_added_is_compared_before_it_is_shown(workspace: Path, shadowft: Shadowft) -> None:
+    digest_of_prepared("rows.jsonl", Path("prepared"))
+    assert shadowft("data", "add", "prepared").code == 0
+    assert shadowft("data", "show", "prepared").code == 0
+    Path("prepared/dropped.jsonl").chmod(0o644)
+    Path("prepared/dropped.jsonl").write_text("{}")
+    shadowft("data", "show", "prepared").refused(3, "prepared: expected sha256:", "run `shadowft data add prepared")
+
+
 @pytest.mark.parametrize(
     ("meta", "message"),
     [

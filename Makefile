@@ -48,9 +48,9 @@ test-families: venv  ## every model class of transformers, every adapter type of
 test-gpu: venv  ## needs a CUDA device
 	pytest -m gpu
 
-coverage: venv  ## branch coverage of `make test`, child processes included; fails below 90 %
+coverage: venv  ## branch coverage of `make test` in one process and its children; fails below 90 %; half an hour
 	coverage erase
-	coverage run -m pytest -n 2 --dist loadfile
+	coverage run -m pytest
 	coverage combine --quiet
 	coverage report
 

@@ -93,6 +93,14 @@ def test_data_and_tasks_may_have_any_name(place: Path, name: str) -> None:
         (place / changed).write_text(before, encoding="utf-8")
 
 
+def test_a_route_is_trained_again_only_for_its_own_switch_of_replay(place: Path) -> None:
+    with repository(place) as repo:
+        for route in ("shadow", "direct"):
+            stage = repo.stage.load_one(name=f"train@{route}")
+            assert stage.cmd.endswith("--out work/tuned/{route} {replay}")
+            assert {name for one in stage.params for name in one.params} == {"train", "render", f"routes.{route}"}
+
+
 EVIL = "$(touch ran)`touch ran`; touch ran"
 
 

@@ -114,3 +114,28 @@ def test_the_split_of_a_row_never_changes(stage: Stage) -> None:
         "dev": [0, 8],
         "test": [1, 11, 13, 18, 19],
     }
+
+
+PINNED = {  # the same question in another spelling, or behind a system text, is in the same split
+    "train": ["What is 1 + 1?", "x² or x2"],
+    "valid": ["Was ist die Größe?", "WAS IST  DIE GRÖSSE? ", "hi", "Hi\n"],
+    "dev": ["日本の首都は？", "日本の首都は?"],
+    "test": ["question 1", " QUESTION\t1"],
+}
+
+
+def test_the_split_of_a_spelling_never_changes(stage: Stage) -> None:
+    asked = [(name, question) for name, questions in PINNED.items() for question in questions]
+    system = [{"role": "system", "content": "Be kind."}]
+    rows = [talk(question, str(n)) for n, (_, question) in enumerate(asked)]
+    rows += [{"messages": system + talk(question, str(n))["messages"]} for n, (_, question) in enumerate(asked)]
+    (stage.data / "rows.jsonl").write_bytes(lines(rows))
+    stage.run(Prepare(data="-", valid=0.2, dev=0.2, test=0.2))
+    found = {(name, asked[int(row["reply"])][1]) for name in SPLITS for row in stage.split(name)}
+    assert found == set(asked)
+
+
+def test_the_rows_that_max_rows_keeps_never_change(stage: Stage) -> None:
+    (stage.data / "rows.jsonl").write_bytes(lines([talk(f"question {n}") for n in range(20)]))
+    stage.run(ALL_TO_TRAIN.model_copy(update={"max_rows": 4}))
+    assert [row["prompt"] for row in stage.split()] == [f"question {n}" for n in (2, 4, 12, 14)]

@@ -89,6 +89,7 @@ def train(
     instruct: InstructOption,
     data: DataOption,
     out: Annotated[Path, out_folder("adapter/ or model/, train.json, metrics.jsonl")],
+    replay: Annotated[bool, typer.Option(help="train on replay.parquet too, if `prepare` wrote one")] = True,
     params: ParamsOption = PARAMS,
 ) -> None:
     """Tune one model with TRL: LoRA or full, with the loss on assistant tokens only.
@@ -101,7 +102,7 @@ def train(
     from shadowft_core.delta import require_extractable
 
     settings = read_params(params)
-    room.train(model, instruct, data, settings.train, out, require_extractable, settings.render)
+    room.train(model, instruct, data, settings.train, out, require_extractable, settings.render, replay=replay)
 
 
 @verbs.command(rich_help_panel=STAGES)

@@ -26,6 +26,7 @@ class Route(Section):
 
     model: Literal["base", "instruct"] = Field(description="the model that is tuned")
     graft: Literal["", "--onto-base"] = Field("", description="waiver of the graft stage")
+    replay: bool = Field(True, description="train on the replay rows too, if prepare.replay is set")
 
 
 ROUTES: dict[Literal["shadow", "direct"], Route] = {
@@ -41,6 +42,36 @@ class Fetch(Section):
     instruct: str = Field(min_length=1, description="the post-trained model, on which the delta is grafted")
 
 
+class Pinned(Section):
+    """Files beside `prepare.data`. DVC cannot watch a path that may be absent, so their digest is pinned here."""
+
+    digest: str = Field(
+        "", pattern=r"^(sha256:[0-9a-f]{64})?$", description="sha256:HEX of the file or folder; `prepare` names it"
+    )
+
+
+class Newest(Pinned):
+    """Which rows are the newest: those of the latest dates, or those that an earlier version of the data lacks."""
+
+    by: str | None = Field(None, min_length=1, description="field of a row that holds its date; docs/data.md")
+    since: str | None = Field(
+        None, min_length=1, description="the earlier version: a data file or folder, or a folder made by `prepare`"
+    )
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.by is None) == (self.since is None) or (self.by and self.digest):
+            raise ValueError("expected either {by: FIELD} or {since: PATH, digest: sha256:HEX}")
+        return self
+
+
+class Replay(Pinned):
+    """General instruction data, added to the training split alone against forgetting."""
+
+    data: str = Field(min_length=1, description="a data file, or a folder of them")
+    share: float = Field(gt=0, lt=1, description="share of all training rows that are replay rows")
+
+
 class Prepare(Section):
     """From data files to splits of conversations."""
 
@@ -48,6 +79,10 @@ class Prepare(Section):
     valid: Share = Field(0.05, description="share of rows for the validation loss")
     dev: Share = Field(0.0, description="share of rows held out to choose the scale")
     test: Share = Field(0.0, description="share of rows held out for the verdict")
+    newest: Newest | None = Field(
+        None, description="take dev and test from the newest rows; by a hash of the question when null"
+    )
+    replay: Replay | None = Field(None, description="rows added to the training split alone; none when null")
     columns: dict[str, str] = Field({}, description="field of a row: the name it is read by, such as `Frage: question`")
     near: Share | None = Field(
         0.8, description="Jaccard similarity of near duplicates, over sequences of 3 words; not searched when null"
@@ -199,8 +234,9 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _routes_are_the_known_ones(self) -> Self:
-        if self.routes.get("shadow") != ROUTES["shadow"]:
+        known = {name: route.model_copy(update={"replay": True}) for name, route in self.routes.items()}
+        if known.get("shadow") != ROUTES["shadow"]:
             raise ValueError("routes.shadow must be {model: base, graft: ''}: the shadow is the tuned Base")
-        if self.routes.get("direct", ROUTES["direct"]) != ROUTES["direct"]:
+        if known.get("direct", ROUTES["direct"]) != ROUTES["direct"]:
             raise ValueError("routes.direct must be {model: instruct, graft: --onto-base}: it is the control")
         return self

@@ -49,7 +49,12 @@ def preflight(params_file: Path, model_name: str | None) -> Params:
     params = load_params(params_file)
     if model_name:
         params = params.model_copy(update={"registry": params.registry.named(model_name)})
-    for name, path in (("prepare.data", params.prepare.data), ("evaluate.tasks", params.evaluate.tasks)):
+    named = {"prepare.data": params.prepare.data, "evaluate.tasks": params.evaluate.tasks}
+    if params.prepare.replay:
+        named["prepare.replay.data"] = params.prepare.replay.data
+    if params.prepare.newest and params.prepare.newest.since:
+        named["prepare.newest.since"] = params.prepare.newest.since
+    for name, path in named.items():
         if not Path(path).exists():
             raise InputError(f"{params_file}: {name}: {path} does not exist; name an existing file or folder")
     outage = ""

@@ -3,7 +3,11 @@
 import os
 import shutil
 import sys
+from array import array
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from shadowft_core.errors import DataError, ParamsError
 from shadowft_core.files import new_folder, write_json_atomically
@@ -11,11 +15,14 @@ from shadowft_core.params import Prepare
 from shadowft_core.prepare.accounts import Accounts
 from shadowft_core.prepare.files import data_files, read_rows
 from shadowft_core.prepare.near import Signatures
+from shadowft_core.prepare.newest import NOTE, Ages, about, ages_by_date, ages_since, pinned_since, without_date
 from shadowft_core.prepare.overlap import Items
+from shadowft_core.prepare.pinned import require_pinned
+from shadowft_core.prepare.replay import choose_replay
 from shadowft_core.prepare.shapes import Talk, talk_of
-from shadowft_core.prepare.splits import SPLITS, Choice, choose
+from shadowft_core.prepare.splits import Choice, choose
 from shadowft_core.prepare.splits import write as write_splits
-from shadowft_core.prepare.table import Table, first_question
+from shadowft_core.prepare.table import SPLITS, Table, first_question
 from shadowft_core.prepare.tracked import require_intact
 from shadowft_core.prepare.turns import BadRow
 
@@ -29,7 +36,11 @@ def prepare(data: Path, tasks: Path | None, params: Prepare, out: Path) -> None:
     tools, JSON text; prompt; reply; source, file:row), rows in the order they were read, dropped.jsonl with
     {file, line, reason} of every row that is not used, and data-report.json with all counts and the data digest: the
     SHA-256 of the canonical JSON {split: sorted ids}. The split of a row follows from its first question alone, so no
-    question is in two splits, and added rows never move old ones. `tasks` None: nothing to compare with.
+    question is in two splits, and added rows never move old ones; with `params.newest` dev and test are the newest
+    rows, which newer ones replace. `tasks` None: nothing to compare with.
+
+    With `params.replay`, replay.parquet has rows for the training split; the other parquet files have the same bytes
+    with and without it.
 
     Memory holds digests and a few numbers of each row, not the rows.
 
@@ -45,34 +56,64 @@ def prepare(data: Path, tasks: Path | None, params: Prepare, out: Path) -> None:
         )
     for place, version in require_intact(data).items():
         print(f"prepare: {os.path.relpath(place)} is intact: {version.title()}", file=sys.stderr)
+    since = pinned_since(params.newest)
     items = Items(tasks)
-    with new_folder(out) as folder, Accounts(folder / "dropped.jsonl") as accounts:
+    if params.replay:
+        require_pinned(Path(params.replay.data), params.replay, "prepare.replay")
+    with new_folder(out) as folder, (folder / "dropped.jsonl").open("wb") as dropped:
+        accounts, added = Accounts(dropped), Accounts(dropped, of="replay")
         scratch = folder / "scratch"
         scratch.mkdir()
         reading = _Reading(scratch, items, params)
-        _read(data, params, accounts, reading)
-        accounts.require_usable(data, params.max_bad)
-        choice = choose(reading.table, reading.leaks, reading.signatures, params)
+        with reading.table:
+            _read(data, params, accounts, reading)
+            accounts.require_usable(data, params.max_bad)
+            own = accounts.read - accounts.bad
+            if params.replay:
+                undated = params.model_copy(update={"newest": None})
+                _read(Path(params.replay.data), undated, added, reading)
+                added.require_usable(Path(params.replay.data), params.max_bad)
+            reading.table.close()
+        ages = reading.ages(params, since, own)
+        choice = choose(reading.table, reading.leaks, reading.signatures, params, ages, own)
         if not choice.sizes["train"]:
             raise DataError(
-                f"{data}: no row is left to train on: of {len(reading.table)} usable rows "
+                f"{data}: no row is left to train on: of {own} usable rows "
                 f"{choice.told() or 'all are held out'}; add rows or lower the shares of dev and test"
             )
-        if choice.distinct == 1 and len(reading.table) > 1:
-            raise DataError(f"{data}: all {len(reading.table)} usable rows are the same conversation; check the file")
-        digest = write_splits(reading.table, choice, accounts, folder)
+        if choice.distinct == 1 and own > 1:
+            raise DataError(f"{data}: all {own} usable rows are the same conversation; check the file")
+        if params.replay:
+            choose_replay(reading.table, choice, reading.leaks, reading.signatures, params.near, params.replay)
+        digest = write_splits(reading.table, choice, (accounts, added), folder)
+        lengths = choice.lengths.pop("replay", None)
         report = accounts.report() | {
             "splits": choice.sizes,
-            "duplicates": choice.counts.get("duplicate", 0),
-            "contaminated": {"items": items.count, "count": len(reading.leaks), "rows": reading.shown()},
+            "duplicates": choice.counts().get("duplicate", 0),
+            "contaminated": {"items": items.count, **reading.contaminated(range(own))},
             "not_compared": items.not_compared,
-            "left_out_by_max_rows": choice.counts.get("beyond max_rows", 0),
+            "left_out_by_max_rows": choice.counts().get("beyond max_rows", 0),
             "characters": choice.lengths,
             "digest": digest,
         }
+        if params.newest and ages:
+            held = {name: choice.of(name) for name in ("test", "dev")}
+            report["newest"] = about(params.newest, ages, held)
+        if params.replay:
+            report["replay"] = {
+                **params.replay.model_dump(),
+                **added.report(),
+                "contaminated": reading.contaminated(range(own, len(reading.table))),
+                "characters": lengths,
+            }
         shutil.rmtree(scratch)
         write_json_atomically(folder / "data-report.json", {"format": 2, **report})
     _say(accounts, choice)
+    if params.replay:
+        print(f"prepare: replay: {added.told()}", file=sys.stderr)
+    if params.newest:
+        cut = report["newest"].get("oldest_in_test")
+        print(f"prepare: {NOTE}" + (f"; the oldest row in test is of {cut}" if cut else ""), file=sys.stderr)
 
 
 class _Reading:
@@ -85,6 +126,8 @@ class _Reading:
         self.signatures = None
         if params.near is not None:
             self.signatures = (Signatures(scratch / "questions"), Signatures(scratch / "talks"))
+        self.moments = array("q")
+        """dates in microseconds since 1970, if the rows are split by date"""
         self._count = 0
         self.table = Table(scratch / "rows.parquet", self._seen)
 
@@ -98,24 +141,30 @@ class _Reading:
             self.signatures[0].add(first_question(talk.messages) for talk in talks)
             self.signatures[1].add("\n".join(one["content"] for one in talk.messages) for talk in talks)
 
-    def shown(self) -> list[dict[str, str]]:
-        """The first thousand rows found in items."""
-        import numpy as np
+    def ages(self, params: Prepare, since: tuple[Path, str] | None, own: int) -> Ages | None:
+        """What makes a row new, None if rows are split by their question."""
+        if since:
+            return ages_since(self.table.ids[:own], params, *since)
+        return ages_by_date(self.table.ids[:own], np.array(self.moments, np.int64)) if params.newest else None
 
-        rows = sorted(self.leaks)[:1000]
-        sources = self.table.values("source", np.array(rows, np.int64))
-        return [{"source": sources[row], "item": self.leaks[row][0], "rule": self.leaks[row][1]} for row in rows]
+    def contaminated(self, among: range) -> dict[str, Any]:
+        """The number of rows `among` these that were found in items, and the first thousand of them."""
+        found = sorted(row for row in self.leaks if row in among)
+        sources = self.table.values("source", np.array(found[:1000], np.int64))
+        rows = [
+            {"source": sources[row], "item": self.leaks[row][0], "rule": self.leaks[row][1]} for row in found[:1000]
+        ]
+        return {"count": len(found), "rows": rows}
 
 
 def _read(data: Path, params: Prepare, accounts: Accounts, reading: _Reading) -> None:
     paths, unread = data_files(data)
-    with reading.table:
-        _read_all(data, paths, params, accounts, reading)
-        reading.table.close()
+    _read_all(data, paths, params, accounts, reading)
     accounts.unread = [path.relative_to(data).as_posix() for path in unread]
 
 
 def _read_all(data: Path, paths: list[Path], params: Prepare, accounts: Accounts, reading: _Reading) -> None:
+    dated = params.newest.by if params.newest else None
     for path in paths:
         name = path.name if path == data else path.relative_to(data).as_posix()
         before = accounts.read, accounts.bad
@@ -123,12 +172,15 @@ def _read_all(data: Path, paths: list[Path], params: Prepare, accounts: Accounts
             try:
                 if raw.problem:
                     raise BadRow(raw.problem)
-                talk = talk_of(raw.value, params.columns)
+                value, moment = without_date(raw.value, dated) if dated else (raw.value, 0)
+                talk = talk_of(value, params.columns)
             except BadRow as reason:
                 accounts.refuse(name, raw.number, str(reason))
             else:
                 accounts.use(name, talk)
                 reading.table.add(talk, f"{name}:{raw.number}")
+                if dated:
+                    reading.moments.append(moment)
             if accounts.read % 50_000 == 0:
                 print(f"prepare: {name}: {accounts.read} rows", file=sys.stderr)
         read, bad = accounts.read - before[0], accounts.bad - before[1]

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any
 
 from shadowft_core.errors import DataError
 from shadowft_core.files import canonical_json
@@ -12,22 +12,17 @@ SHOWN = 1000  # dropped rows in the report; dropped.jsonl has all
 
 
 class Accounts:
-    """Counts of rows, and dropped.jsonl, which is written line by line."""
+    """Counts of the rows of one data set, and their lines in dropped.jsonl."""
 
-    def __init__(self, dropped: Path) -> None:
-        self._file = dropped.open("wb")
+    def __init__(self, dropped: IO[bytes], **marks: str) -> None:
+        """`marks` are further fields of each line in `dropped`."""
+        self._file, self._marks = dropped, marks
         self._shown: list[dict[str, Any]] = []
         self.reasons: Counter[str] = Counter()
         self.ignored: Counter[str] = Counter()
         self.unread: list[str] = []
         self._files: dict[str, dict[str, Any]] = {}
         self.read = self.bad = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
 
     def use(self, file: str, talk: Talk) -> None:
         """Count a usable row."""
@@ -47,7 +42,7 @@ class Accounts:
     def drop(self, file: str, line: int, reason: str) -> None:
         """Record a row that is not used."""
         self.reasons[reason] += 1
-        one = {"file": file, "line": line, "reason": reason}
+        one = {"file": file, "line": line, "reason": reason, **self._marks}
         self._file.write(canonical_json(one) + b"\n")
         if len(self._shown) < SHOWN:
             self._shown.append(one)
@@ -79,6 +74,11 @@ class Accounts:
             "dropped": self._shown,
             "fields_ignored": dict(self.ignored.most_common()),
         }
+
+    def told(self) -> str:
+        """Rows read, used and left out, in words."""
+        reasons = "".join(f", {count} {reason}" for reason, count in self.reasons.most_common())
+        return f"{self.read} rows, {self.read - self.reasons.total()} used{reasons}"
 
     def _about(self, file: str) -> dict[str, Any]:
         return self._files.setdefault(file, {"usable": 0, "bad": 0, "shapes": Counter()})

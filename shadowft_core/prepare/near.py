@@ -44,8 +44,11 @@ class Signatures:
             file.write(keys.tobytes())
         self._texts += len(sets)
 
-    def candidates(self) -> np.ndarray:
-        """Pairs of texts, int64 (n, 2), the earlier first, that share a band: each text with the first of its band."""
+    def candidates(self, among: np.ndarray) -> np.ndarray:
+        """Pairs of texts, int64 (n, 2), the earlier first: each text with the first of those `among` that share a band.
+
+        `among` is a mask of the texts, bool (n,).
+        """
         if not self._texts:
             return np.empty((0, 2), np.int64)
         keys = np.memmap(self._file, np.uint64, "r", shape=(self._texts, BANDS))
@@ -54,10 +57,12 @@ class Signatures:
             column = np.ascontiguousarray(keys[:, band])
             order = np.argsort(column, kind="stable")
             column = column[order]
-            starts = np.flatnonzero(np.r_[True, column[1:] != column[:-1]])
-            first = order[starts[np.searchsorted(starts, np.arange(len(column)), side="right") - 1]]
-            pairs = np.stack([first, order], axis=1)[(first != order) & (column != 0)]
-            found.append(pairs)
+            begins = np.r_[True, column[1:] != column[:-1]]
+            place = np.where(among[order], np.arange(len(order)), len(order))
+            first = np.minimum.reduceat(place, np.flatnonzero(begins))[np.cumsum(begins) - 1]
+            at = np.flatnonzero((first < len(order)) & (column != 0))
+            pairs = np.stack([order[first[at]], order[at]], axis=1)
+            found.append(np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1))
         return np.unique(np.concatenate(found), axis=0)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from shadowft_core.prepare.sample import read_report, sampled_rows
-from shadowft_core.prepare.splits import SPLITS
+from shadowft_core.prepare.table import SPLITS
 from shadowft_core.prepare.tracked import require_intact
 
 SAMPLES = 10  # rows shown

@@ -33,6 +33,7 @@ SCHEMA = pa.schema(
         ("source", pa.string()),
     ]
 )
+SPLITS = ("train", "valid", "dev", "test")
 BATCH = 2000  # rows held as objects
 
 
@@ -64,16 +65,15 @@ class Table:
 
     def add(self, talk: Talk, source: str) -> None:
         """Append a row."""
-        kept = {"messages": talk.messages, "tools": talk.tools} if talk.tools else talk.messages
-        digest = hashlib.sha256(canonical_json(kept))
+        digest = id_of(talk)
         asked = first_question(talk.messages)
-        self._ids += digest.digest()[:16]
+        self._ids += digest[:16]
         self._numbers += np.array(
             [_number(fold(asked)), _number(f"talk {talk.conversation}") if talk.conversation else 0], np.uint64
         ).tobytes()
         self._rows.append(
             {
-                "id": digest.hexdigest(),
+                "id": digest.hex(),
                 "messages": talk.messages,
                 "tools": talk.tools,
                 "prompt": prompt_of(talk.messages),
@@ -89,7 +89,7 @@ class Table:
         """No more rows come."""
         self._flush()
         self._writer.close()
-        self.ids = np.frombuffer(bytes(self._ids), ">u8").astype(np.uint64).reshape(-1, 2)
+        self.ids = id_numbers(self._ids)
         numbers = np.frombuffer(bytes(self._numbers), np.uint64).reshape(-1, 2)
         self.prompts, self.talks = numbers[:, 0], numbers[:, 1]
         self._ids.clear()
@@ -127,6 +127,17 @@ class Table:
             self._seen(self._batch)
             self._writer.write_table(pa.Table.from_pylist(self._rows, SCHEMA))
             self._rows, self._batch = [], []
+
+
+def id_of(talk: Talk) -> bytes:
+    """SHA-256 over the canonical JSON of the messages, and of the tools where they are offered; 32 bytes."""
+    kept = {"messages": talk.messages, "tools": talk.tools} if talk.tools else talk.messages
+    return hashlib.sha256(canonical_json(kept)).digest()
+
+
+def id_numbers(ids: bytes | bytearray) -> np.ndarray:
+    """The first 16 bytes of each id, one behind the other, as uint64 (n, 2)."""
+    return np.frombuffer(bytes(ids), ">u8").astype(np.uint64).reshape(-1, 2)
 
 
 def first_question(messages: list[Message]) -> str:

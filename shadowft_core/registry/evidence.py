@@ -11,7 +11,7 @@ from shadowft_core.graft import deltas_of
 from shadowft_core.params import Params, refuse_password
 from shadowft_core.registry.registration import Registration, key_of, tags_of
 
-CONTEXTS = {"train": "training", "valid": "validation", "dev": "dev", "test": "testing"}
+CONTEXTS = {"train": "training", "valid": "validation", "dev": "dev", "test": "testing", "replay": "training"}
 
 
 @dataclass(frozen=True)
@@ -124,15 +124,18 @@ class Evidence:
         if not report.is_file():  # a workspace without a prepare stage
             return []
         found = _read_output(report)
+        counts = {split: (rows, self.params.prepare.data) for split, rows in found["splits"].items()}
+        if replay := found.get("replay"):
+            counts["replay"] = replay["rows_used"], replay["data"]
         return [
             {
-                "name": f"data/{split}",
-                "context": CONTEXTS[split],
+                "name": f"data/{name}",
+                "context": CONTEXTS[name],
                 "digest": str(found["digest"]),
                 "rows": str(rows),
-                "source": self.params.prepare.data,
+                "source": source,
             }
-            for split, rows in found["splits"].items()
+            for name, (rows, source) in counts.items()
             if rows
         ]
 

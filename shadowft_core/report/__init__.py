@@ -62,6 +62,7 @@ def gather(work: Path) -> dict[str, Any]:
     folders = {name: work / "scores" / groups[name] / name for name in verdict["arms"]}
     heads = {name: read_json_object(folder / "scores.json") for name, folder in folders.items()}
     routes = [route for route in ("shadow", "direct") if route in verdict["arms"]]
+    train = _by_route(routes, lambda route: _optional(work / "tuned" / route / "train.json"))
     tasks = sorted(heads["instruct"]["tasks"].items(), key=lambda named: (named[1]["role"] != "domain", named[0]))
     return {
         "verdict": verdict,
@@ -77,13 +78,13 @@ def gather(work: Path) -> dict[str, Any]:
         "routes": routes,
         "pair": _optional(work / "pair" / "pair.json"),
         "data": _optional(work / "data" / "data-report.json"),
-        "train": _by_route(routes, lambda route: _optional(work / "tuned" / route / "train.json")),
+        "train": train,
         "steps": _by_route(routes, lambda route: _lines(work / "tuned" / route / "metrics.jsonl", optional=True)),
         "delta": _by_route(routes, lambda route: _delta(work / "delta" / route / "delta.json")),
         "sweep": _by_route(routes, lambda route: _optional(work / "sweep" / f"{route}.json")),
         "recipe": _optional(work / "grafted" / "shadow" / "recipe.json"),
         "receipt": _optional(work / "grafted" / "shadow" / "receipt.json"),
-        "not_claimed": _not_claimed(verdict),
+        "not_claimed": _not_claimed(verdict) + _unequal(train),
     }
 
 
@@ -184,6 +185,18 @@ def _not_claimed(verdict: Mapping[str, Any]) -> list[str]:
     if not any(claim["role"] == "guard" for claim in verdict["claims"]):
         said.insert(0, "No guard task was measured, so nothing is claimed about the abilities that the Instruct keeps.")
     return said
+
+
+def _unequal(train: Mapping[str, Any]) -> list[str]:
+    """A sentence if one route trained on replay rows and the other did not."""
+    used = {route: facts["rows"]["replay"] for route, facts in train.items() if "replay" in facts.get("rows", {})}
+    if len(used) in (0, len(train)):
+        return []
+    return [
+        f"Only the route {route} was trained on replay rows ({rows['rows']:,} of them), so these rows may cause a "
+        "difference between the routes."
+        for route, rows in used.items()
+    ]
 
 
 def _delta(path: Path) -> dict[str, Any] | None:

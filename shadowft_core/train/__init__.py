@@ -39,6 +39,8 @@ def train(
     out: Path,
     accept: Accept = lambda *_: None,
     render: Render = RENDER,
+    *,
+    replay: bool = True,
 ) -> None:
     """Tune `model` on the conversations in `data` (made by `prepare`) and write the folder `out`.
 
@@ -49,6 +51,8 @@ def train(
 
     Both routes use the same arithmetic: float32 weights (bfloat16 autocast on CUDA only), the same order of rows, the
     same adapter initialisation, AdamW without weight decay, gradients clipped at norm 1.
+
+    With `replay`, the rows of replay.parquet are trained on too, where `prepare` wrote one.
 
     `accept` is called before the first step and raises when `extract` could not use what will be saved
     (`delta.require_extractable`), so that no hours are lost.
@@ -72,6 +76,14 @@ def train(
     valid = encode_file(data / "valid.parquet", renderer, params.max_length)
     _print_rows(rows, valid, params)
     require_enough(rows, data / "train.parquet", params.max_length, params.max_left_out)
+    counts = {"train": rows.counts(), "valid": valid.counts()}
+    if replay and (data / "replay.parquet").exists():
+        added = encode_file(data / "replay.parquet", renderer, params.max_length)
+        require_enough(added, data / "replay.parquet", params.max_length, params.max_left_out)
+        print(f"train: {added.used} of {added.read} replay rows added", file=sys.stderr)
+        counts["replay"] = added.counts()
+        rows.input_ids += added.input_ids
+        rows.labels += added.labels
     starting = open_checkpoint(model)
     network = load_model(model, tokenizer)
     if params.method == "lora":
@@ -96,7 +108,7 @@ def train(
             "tokenizer_digest": open_checkpoint(instruct).tokenizer_digest(),
             "template_digest": renderer.template_digest,
             "data_digest": _data_digest(data),
-            "rows": {"train": rows.counts(), "valid": valid.counts()},
+            "rows": counts,
             "steps": trainer.state.global_step,
             "tokens": progress.lines[-1]["tokens"],
             "first_loss": progress.lines[0]["loss"],

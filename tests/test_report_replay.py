@@ -1,0 +1,31 @@
+"""The page says when the routes were not trained on the same rows, and how test rows were chosen."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.test_report import page, write_work
+
+
+@pytest.mark.parametrize(("with_it", "said"), [((), 0), (("shadow",), 1), (("direct",), 1), (("shadow", "direct"), 0)])
+def test_a_route_that_alone_used_replay_is_named(tmp_path: Path, with_it: tuple[str, ...], said: int) -> None:
+    work = write_work(tmp_path)
+    for route in with_it:
+        file = work / f"tuned/{route}/train.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"rows": {"replay": {"rows": 1234}}}))
+    shown = page(work).text
+    assert shown.count("was trained on replay rows (1,234 of them)") == said
+    assert all(f"Only the route {route} was trained" in shown for route in with_it * said)
+
+
+def test_replay_rows_and_newest_test_rows_are_shown(tmp_path: Path) -> None:
+    work = write_work(tmp_path)
+    file = work / "data/data-report.json"
+    newest = {"by": "at", "oldest_in_test": "2024-05-01T00:00:00Z", "note": "test and dev hold the newest rows"}
+    more = {"replay": {"rows_used": 1234, "rows_dropped": {"duplicate": 56}}, "newest": newest}
+    file.write_text(json.dumps(json.loads(file.read_text()) | more))
+    shown = page(work).text
+    assert "1,234" in shown
+    assert "56 × duplicate" in shown
+    assert "test and dev hold the newest rows; the oldest row in test is of 2024-05-01T00:00:00Z" in shown

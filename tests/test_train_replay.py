@@ -1,0 +1,76 @@
+"""Replay rows in training: a route trains on them or not, and train.json counts them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from shadowft_core.cli.workspace import filled_in
+from shadowft_core.errors import ParamsError, TrainError
+from shadowft_core.params import Prepare, Replay, load_params
+from shadowft_core.prepare import prepare
+from shadowft_core.prepare.pinned import require_pinned
+from shadowft_core.train import train
+from tests.fixtures.data import lines, talk
+from tests.fixtures.training import SETTINGS, tree
+
+ONCE = SETTINGS.model_copy(update={"epochs": 1})
+
+
+def add_replay(place: Path, folder: Path, asked: str = "be") -> Path:
+    """The data of `place`, prepared again with replay rows."""
+    general = folder / "general.jsonl"
+    general.write_bytes(lines([talk(f"{asked} {a} {b}", f"kind {a}") for a in range(9) for b in range(9)]))
+    replay = Replay(data=str(general), share=0.25)
+    with pytest.raises(Exception, match="found sha256:") as refused:
+        require_pinned(general, replay, "prepare.replay")
+    replay = replay.model_copy(update={"digest": "sha256:" + str(refused.value).split("found sha256:")[1][:64]})
+    prepare(place / "rows.jsonl", None, Prepare(data="-", valid=0.1, replay=replay), folder / "data")
+    return folder / "data"
+
+
+def test_replay_rows_are_trained_on_unless_the_route_leaves_them_out(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = add_replay(place, tmp_path)
+    facts = {}
+    for name, replay in (("with", True), ("without", False)):
+        train(place / "base", place / "instruct", data, ONCE, tmp_path / name, replay=replay)
+        facts[name] = json.loads((tmp_path / name / "train.json").read_text())
+    report = json.loads((data / "data-report.json").read_text())
+    assert facts["with"]["rows"]["replay"]["rows"] == report["replay"]["rows_used"] > 0
+    assert f"{report['replay']['rows_used']} replay rows" in capsys.readouterr().err
+    assert "replay" not in facts["without"]["rows"]
+    assert facts["with"]["rows"]["train"] == facts["without"]["rows"]["train"]
+    assert facts["with"]["steps"] > facts["without"]["steps"]
+    assert facts["with"]["data_digest"] == facts["without"]["data_digest"]
+
+    (data / "replay.parquet").unlink()
+    train(place / "base", place / "instruct", data, ONCE, tmp_path / "plain")
+    assert tree(tmp_path / "plain") == tree(tmp_path / "without")
+
+
+def test_replay_rows_that_are_too_long_are_refused(place: Path, tmp_path: Path) -> None:
+    data = add_replay(place, tmp_path, "be " * ONCE.max_length)
+    with pytest.raises(TrainError, match=r"replay\.parquet: 20 of 20 rows are left out \(20 longer than"):
+        train(place / "base", place / "instruct", data, ONCE, tmp_path / "out")
+
+
+def written(folder: Path, replay: str) -> Path:
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    old = "direct: {model: instruct, graft: --onto-base}"
+    assert old in text
+    (folder / "params.yaml").write_text(text.replace(old, old[:-1] + replay + "}"), encoding="utf-8")
+    return folder / "params.yaml"
+
+
+def test_each_route_has_its_own_switch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["train", "--data", "work/data", "{replay}"]
+    for replay, expected in (("", []), (", replay: true", []), (", replay: false", ["--no-replay"])):
+        params = written(tmp_path, replay)
+        monkeypatch.setenv("DVC_STAGE", "train@direct")
+        assert filled_in(words, params) == words[:3] + expected
+        monkeypatch.setenv("DVC_STAGE", "train@shadow")
+        assert filled_in(words, params) == words[:3]
+    with pytest.raises(ParamsError, match=r"routes\.direct\.replay: .*boolean"):
+        load_params(written(tmp_path, ', replay: "$(touch ran)"'))

@@ -1,10 +1,12 @@
 """One stage at a time, on a real DVC workspace: when it runs, how its failure is reported, disk space."""
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,6 +67,23 @@ def test_a_stage_runs_only_when_it_is_stale_and_its_inputs_differ(
     state, lines = reproduced("graft@shadow")
     assert (state.is_completed(), state.name, lines[0]) == (True, "Completed", "changed")
     assert reproduced("graft@shadow")[0].name == "Unchanged"
+
+
+def test_the_locks_of_a_killed_run_are_removed_even_if_another_process_has_its_number(workspace: Path) -> None:
+    """After a restart of the machine, DVC would take that process for the holder and refuse every run."""
+    locks = workspace / ".dvc/tmp/rwlock"
+    with subprocess.Popen(["sleep", "60"]) as other:
+        holder = {"pid": other.pid, "cmd": "reproduce.py graft@shadow"}
+        grafted = str(workspace / "work/grafted/shadow")
+        locks.write_text(json.dumps({"write": {grafted: holder}, "read": {grafted: [holder]}}), encoding="utf-8")
+        try:
+            with pytest.raises(InputError, match=f"is busy, it is being blocked by: .*{other.pid}"):
+                read_plan()  # the process started before the lock was written: it may be the holder
+            os.utime(locks, (time.time(), time.time() - 3600))  # the process started later
+            assert read_plan().stale == frozenset()
+        finally:
+            other.kill()
+    assert str(other.pid) not in locks.read_text(encoding="utf-8")
 
 
 MEMORY = "killed by signal 9 (SIGKILL), as the kernel does when memory runs out; "

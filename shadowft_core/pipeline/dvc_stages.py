@@ -1,6 +1,7 @@
 """Asks DVC for the stages of the workspace in the current folder: their order, and which are out of date.
 
-Uses DVC's Python interface (3.67), and only reads. A child process reproduces a stage (stage_process.py).
+Uses DVC's Python interface (3.67). Only reads, except for the locks of killed processes, which it removes. A child
+process reproduces a stage (stage_process.py).
 """
 
 import contextlib
@@ -10,7 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from shadowft_core.errors import InputError
+from shadowft_core.files import read_json_object, write_json_atomically
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,15 @@ class Plan:
 
 
 def read_plan() -> Plan:
-    """Read dvc.yaml, dvc.lock and the files they name. Raises InputError with a one-line message when DVC fails."""
+    """Read dvc.yaml, dvc.lock and the files they name. Raises InputError with a one-line message when DVC fails.
+
+    First removes the locks of killed processes.
+    """
     import networkx
     from dvc.repo.reproduce import get_active_graph, plan_repro
 
     with repository() as opened:
+        _remove_dead_locks(opened)
         graph = get_active_graph(opened.index.graph)
         order = [stage for stage in plan_repro(graph) if stage.cmd]
         changed = set(opened.status())
@@ -82,6 +90,31 @@ def changed(stage: str) -> bool:
     """Whether DVC would run this stage now: its command, inputs, parameters or outputs differ from dvc.lock."""
     with repository() as opened:
         return bool(opened.status(targets=[stage]))
+
+
+def _remove_dead_locks(opened: Any) -> None:
+    """Remove the locks of killed processes from `.dvc/tmp/rwlock`.
+
+    A lock has the number of its process. DVC removes it only when no process has that number, but after a restart of
+    the machine or container another one may. A process that started after the file was last written holds no lock.
+    """
+    file = Path(opened.tmp_dir, "rwlock")
+    with opened.lock:  # DVC holds it when it edits the file
+        if not file.exists():
+            return
+        written, locks = file.stat().st_mtime, read_json_object(file)
+
+        def may_live(holder: dict[str, Any]) -> bool:
+            try:
+                return bool(psutil.Process(holder["pid"]).create_time() <= written)
+            except psutil.NoSuchProcess:
+                return False
+
+        write = {path: holder for path, holder in locks.get("write", {}).items() if may_live(holder)}
+        read = {path: list(filter(may_live, holders)) for path, holders in locks.get("read", {}).items()}
+        kept = {"write": write, "read": {path: holders for path, holders in read.items() if holders}}
+        if kept != {"write": {}, "read": {}} | locks:
+            write_json_atomically(file, kept)
 
 
 @contextlib.contextmanager

@@ -83,12 +83,12 @@ BAD = {
     "field 'tools' is no JSON": b'{"question": "a", "answer": "b", "tools": "[f"}',
     "field 'history' is no list of pairs": b'{"instruction": "a", "output": "b", "history": ["c", "d"]}',
     "marked as undesired: 'label' is false": b'{"prompt": "a", "completion": "b", "label": false}',
-    "unsupported field 'image'": b'{"question": "a", "answer": "b", "image": "x.png"}',
-    "unsupported field 'images' of a turn": (
-        b'{"messages": [{"role": "user", "content": "a", "images": ["x"]}, {"role": "assistant", "content": "b"}]}'
+    "unsupported field 'audio'": b'{"question": "a", "answer": "b", "audio": "x.wav"}',
+    "unsupported field 'videos' of a turn": (
+        b'{"messages": [{"role": "user", "content": "a", "videos": ["x"]}, {"role": "assistant", "content": "b"}]}'
     ),
-    "unsupported part 'image_url' of 'content'": (
-        b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}, {"role": "assistant", "content": "b"}]}'
+    "unsupported part 'input_audio' of 'content'": (
+        b'{"messages": [{"role": "user", "content": [{"type": "input_audio"}]}, {"role": "assistant", "content": "b"}]}'
     ),
     "unsupported weight 0.5: expected 0 or 1": (
         b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0.5}]}'

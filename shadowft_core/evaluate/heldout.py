@@ -1,5 +1,6 @@
 """The items of the built-in tasks `heldout` and `heldout_dev`, rendered as the training renders rows."""
 
+import sys
 from pathlib import Path
 
 from shadowft_core.errors import EvaluationError
@@ -10,7 +11,8 @@ def render_heldout(renderer: Renderer, data: Path, out: Path) -> None:
     """Write test.parquet and dev.parquet with the columns `prompt` and `reply`, one row for each conversation.
 
     `prompt` is the text that inference sends for the first learned reply, `reply` what the template puts behind it,
-    without the token that ends it. Rows that training would refuse are left out of both.
+    without the token that ends it. Rows that training would refuse are left out of both, as are rows with images, whose
+    number is printed: the harness scores text alone.
     Raises EvaluationError when no row of a split that has rows can be rendered, DataError when one cannot be read.
     """
     import pyarrow as pa
@@ -23,7 +25,12 @@ def render_heldout(renderer: Renderer, data: Path, out: Path) -> None:
             continue  # the task that needs it names it
         found: dict[str, list[str]] = {"prompt": [], "reply": []}
         refused: list[str] = []
+        pictured = 0
         for messages, tools, source in prepared_rows(file):
+            if any(one.get("images") for one in messages):
+                pictured += 1
+                refused.append(f"{source}: it shows images, and held-out rows are scored as text")
+                continue
             learned = (at for at, one in enumerate(messages) if one["role"] == "assistant" and one.get("weight") != 0)
             try:
                 sample = renderer.samples(messages[: next(learned) + 1], tools)[-1]
@@ -34,5 +41,7 @@ def render_heldout(renderer: Renderer, data: Path, out: Path) -> None:
             found["reply"].append(sample.reply)
         if refused and not found["prompt"]:
             raise EvaluationError(f"{file}: none of {len(refused)} rows can be rendered: {refused[0]}")
+        if pictured:
+            print(f"evaluate: {file}: {pictured} rows with images left out, the harness scores text", file=sys.stderr)
         table = pa.table({name: pa.array(texts, pa.string()) for name, texts in found.items()})
         pq.write_table(table, out / file.name)

@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 from array import array
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from shadowft_core.files import new_folder, write_json_atomically
 from shadowft_core.params import Prepare
 from shadowft_core.prepare.accounts import Accounts
 from shadowft_core.prepare.files import data_files, read_rows
+from shadowft_core.prepare.images import Gallery
 from shadowft_core.prepare.near import Signatures
 from shadowft_core.prepare.newest import NOTE, Ages, about, ages_by_date, ages_since, pinned_since, without_date
 from shadowft_core.prepare.overlap import Items
@@ -33,11 +35,12 @@ def prepare(data: Path, tasks: Path | None, params: Prepare, out: Path) -> None:
     """Read, validate, normalise, deduplicate, decontaminate and split the data into the folder `out`.
 
     `out` gets {train,valid,dev,test}.parquet (columns: id, 64 hex digits; messages, a list of {role, content, ...};
-    tools, JSON text; prompt; reply; source, file:row), rows in the order they were read, dropped.jsonl with
-    {file, line, reason} of every row that is not used, and data-report.json with all counts and the data digest: the
-    SHA-256 of the canonical JSON {split: sorted ids}. The split of a row follows from its first question alone, so no
-    question is in two splits, and added rows never move old ones; with `params.newest` dev and test are the newest
-    rows, which newer ones replace. `tasks` None: nothing to compare with.
+    tools, JSON text; prompt; reply; source, file:row; images, the names of its files in images/, or null), rows in the
+    order they were read, dropped.jsonl with {file, line, reason} of every row that is not used, and data-report.json
+    with all counts and the data digest: the SHA-256 of the canonical JSON {split: sorted ids}. The split of a row
+    follows from its first question alone, or from its images, so no question is in two splits, and added rows never
+    move old ones; with `params.newest` dev and test are the newest rows, which newer ones replace. `tasks` None:
+    nothing to compare with.
 
     With `params.replay`, replay.parquet has rows for the training split; the other parquet files have the same bytes
     with and without it.
@@ -64,7 +67,7 @@ def prepare(data: Path, tasks: Path | None, params: Prepare, out: Path) -> None:
         accounts, added = Accounts(dropped), Accounts(dropped, of="replay")
         scratch = folder / "scratch"
         scratch.mkdir()
-        reading = _Reading(scratch, items, params)
+        reading = _Reading(scratch, items, params, Gallery(folder / "images"))
         with reading.table:
             _read(data, params, accounts, reading)
             accounts.require_usable(data, params.max_bad)
@@ -94,6 +97,7 @@ def prepare(data: Path, tasks: Path | None, params: Prepare, out: Path) -> None:
             "not_compared": items.not_compared,
             "left_out_by_max_rows": choice.counts().get("beyond max_rows", 0),
             "characters": choice.lengths,
+            "images": reading.images.keep_only(folder.glob("*.parquet")),
             "digest": digest,
         }
         if params.newest and ages:
@@ -119,8 +123,8 @@ def prepare(data: Path, tasks: Path | None, params: Prepare, out: Path) -> None:
 class _Reading:
     """What one pass over the rows collects."""
 
-    def __init__(self, scratch: Path, items: Items, params: Prepare) -> None:
-        self.items = items
+    def __init__(self, scratch: Path, items: Items, params: Prepare, images: Gallery) -> None:
+        self.items, self.images = items, images
         self.leaks: dict[int, tuple[str, str]] = {}
         """item and rule by row"""
         self.signatures = None
@@ -138,8 +142,11 @@ class _Reading:
                 self.leaks[number] = hit
         self._count += len(talks)
         if self.signatures:
-            self.signatures[0].add(first_question(talk.messages) for talk in talks)
-            self.signatures[1].add("\n".join(one["content"] for one in talk.messages) for talk in talks)
+            # Equal words about other images are no near duplicate, so rows with images are compared exactly.
+            self.signatures[0].add("" if talk.images else first_question(talk.messages) for talk in talks)
+            self.signatures[1].add(
+                "" if talk.images else "\n".join(one["content"] for one in talk.messages) for talk in talks
+            )
 
     def ages(self, params: Prepare, since: tuple[Path, str] | None, own: int) -> Ages | None:
         """What makes a row new, None if rows are split by their question."""
@@ -160,7 +167,8 @@ class _Reading:
 def _read(data: Path, params: Prepare, accounts: Accounts, reading: _Reading) -> None:
     paths, unread = data_files(data)
     _read_all(data, paths, params, accounts, reading)
-    accounts.unread = [path.relative_to(data).as_posix() for path in unread]
+    shown = reading.images.files
+    accounts.unread = [p.relative_to(data).as_posix() for p in unread if not shown or p.resolve() not in shown]
 
 
 def _read_all(data: Path, paths: list[Path], params: Prepare, accounts: Accounts, reading: _Reading) -> None:
@@ -174,6 +182,8 @@ def _read_all(data: Path, paths: list[Path], params: Prepare, accounts: Accounts
                     raise BadRow(raw.problem)
                 value, moment = without_date(raw.value, dated) if dated else (raw.value, 0)
                 talk = talk_of(value, params.columns)
+                if talk.sources:
+                    talk = replace(talk, images=reading.images.keep(talk.sources, path.parent))
             except BadRow as reason:
                 accounts.refuse(name, raw.number, str(reason))
             else:

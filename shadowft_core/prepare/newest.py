@@ -3,7 +3,7 @@
 import datetime as dt
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from shadowft_core.errors import DataError
 from shadowft_core.params import Newest, Prepare
 from shadowft_core.prepare.files import data_files, read_rows
+from shadowft_core.prepare.images import Gallery
 from shadowft_core.prepare.pinned import require_pinned
 from shadowft_core.prepare.shapes import talk_of
 from shadowft_core.prepare.table import SPLITS, first_of_equals, id_numbers, id_of
@@ -152,13 +153,16 @@ def _earlier_ids(since: Path, params: Prepare) -> tuple[np.ndarray, int]:
             for one in pq.read_table(since / f"{name}.parquet", columns=["id"]).column("id").to_pylist():
                 found += bytes.fromhex(one)[:16]
         return id_numbers(found), 0
-    bad = 0
+    bad, names = 0, Gallery(None)
     for path in data_files(since)[0]:
         for raw in read_rows(path):
             try:
                 if raw.problem:
                     raise BadRow(raw.problem)
-                found += id_of(talk_of(raw.value, params.columns))[:16]
+                talk = talk_of(raw.value, params.columns)
+                if talk.sources:
+                    talk = replace(talk, images=names.keep(talk.sources, path.parent))
+                found += id_of(talk)[:16]
             except BadRow:
                 bad += 1
     return id_numbers(found), bad

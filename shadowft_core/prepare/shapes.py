@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from shadowft_core.prepare.images import FIELDS, Source, placed
 from shadowft_core.prepare.turns import BadRow, check_order, list_of, text_of, turn_of
 
 Message = dict[str, Any]
-"""role and content; where given also reasoning_content, tool_calls (JSON text), name, weight (0 or 1)"""
+"""role and content; where given also reasoning_content, tool_calls (JSON text), name, weight (0), image_places"""
 
 TALKS = ("messages", "conversations", "conversation", "turns")
 QUESTIONS = ("instruction", "question", "prompt", "query", "problem")
@@ -23,20 +24,25 @@ NAMES = {
     "problem": "problem/solution",
 }
 # Fields of a row that change what it means, and that no text model can honour.
-REFUSED = ("image", "images", "video", "videos", "audio", "audios", "chat_template_kwargs", "functions")
+REFUSED = ("video", "videos", "audio", "audios", "chat_template_kwargs", "functions")
 # Fields that describe a row and do not belong to what is said.
 KEYS = ("conversation_id", "conv_id", "dialog_id", "thread_id")
 
 
 @dataclass(frozen=True)
 class Talk:
-    """One usable row: shape, messages in order, the tools offered, the id of its conversation, ignored fields."""
+    """One usable row: shape, messages in order, the tools offered, the id of its conversation, ignored fields.
+
+    `sources` says where its images are, `images` has the names under which they are kept; both in reading order.
+    """
 
     shape: str
     messages: list[Message]
     tools: str | None = None
     conversation: str | None = None
     ignored: list[str] = field(default_factory=list)
+    sources: list[Source] = field(default_factory=list)
+    images: list[str] = field(default_factory=list)
 
 
 def talk_of(row: Any, columns: Mapping[str, str]) -> Talk:
@@ -67,9 +73,11 @@ def talk_of(row: Any, columns: Mapping[str, str]) -> Talk:
         messages.insert(0, {"role": "system", "content": text_of(fields[system], system)})
     tools = _tools(fields.get("tools"))
     conversation = next((str(fields[name]) for name in KEYS if name in fields), None)
-    ignored = sorted(fields.keys() - used - {"tools"} - set(KEYS))
+    ignored = sorted(fields.keys() - used - {"tools", *FIELDS} - set(KEYS))
+    pictured = "images" in fields or "image" in fields or any("images" in one for one in messages)
+    sources = placed(messages, fields) if pictured else []
     check_order(messages)
-    return Talk(shape, messages, tools, conversation, ignored)
+    return Talk(shape, messages, tools, conversation, ignored, sources)
 
 
 def _empty(value: Any) -> bool:

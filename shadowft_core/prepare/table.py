@@ -21,6 +21,7 @@ MESSAGE = pa.struct(
         ("tool_calls", pa.string()),
         ("name", pa.string()),
         ("weight", pa.int8()),
+        ("image_places", pa.list_(pa.int32())),
     ]
 )
 SCHEMA = pa.schema(
@@ -31,6 +32,7 @@ SCHEMA = pa.schema(
         ("prompt", pa.string()),
         ("reply", pa.string()),
         ("source", pa.string()),
+        ("images", pa.list_(pa.string())),
     ]
 )
 SPLITS = ("train", "valid", "dev", "test")
@@ -49,7 +51,8 @@ def _number(text: str) -> int:
 class Table:
     """Rows in the order they were read. `ids` is (n, 2), `prompts` and `talks` (n,), all uint64, once it is closed.
 
-    `prompts` are hashes of the folded first question, `talks` of the conversation's id, 0 where a row names none.
+    `prompts` are hashes of the folded first question, or of the images of a row that has some. `talks` are those of the
+    conversation's id, 0 where a row names none.
     """
 
     def __init__(self, file: Path, seen: Callable[[list[Talk]], None]) -> None:
@@ -67,6 +70,8 @@ class Table:
         """Append a row."""
         digest = id_of(talk)
         asked = first_question(talk.messages)
+        if talk.images:
+            asked = f"images {' '.join(sorted(set(talk.images)))}"  # many rows ask the same of different images
         self._ids += digest[:16]
         self._numbers += np.array(
             [_number(fold(asked)), _number(f"talk {talk.conversation}") if talk.conversation else 0], np.uint64
@@ -79,6 +84,7 @@ class Table:
                 "prompt": prompt_of(talk.messages),
                 "reply": next(one["content"] for one in talk.messages if one["role"] == "assistant"),
                 "source": source,
+                "images": talk.images or None,
             }
         )
         self._batch.append(talk)
@@ -130,8 +136,9 @@ class Table:
 
 
 def id_of(talk: Talk) -> bytes:
-    """SHA-256 over the canonical JSON of the messages, and of the tools where they are offered; 32 bytes."""
-    kept = {"messages": talk.messages, "tools": talk.tools} if talk.tools else talk.messages
+    """SHA-256 over the canonical JSON of the messages, and of the tools and images where there are any; 32 bytes."""
+    more = {name: value for name, value in (("tools", talk.tools), ("images", talk.images)) if value}
+    kept = {"messages": talk.messages, **more} if more else talk.messages
     return hashlib.sha256(canonical_json(kept)).digest()
 
 

@@ -14,7 +14,8 @@ ROLES = {
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 WEIGHTS = ("weight", "loss", "train", "training")
 # Fields of a turn that change what it means, and that no text model can honour.
-REFUSED = ("image", "images", "video", "videos", "audio", "audios", "prefix", "label")
+REFUSED = ("video", "videos", "audio", "audios", "prefix", "label")
+IMAGE = "\ufdd1"  # no character; it stands for an image part in text until images.py takes it out
 _THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 _INVISIBLE = re.compile(r"[\s\u00ad\u200b-\u200f\u2028-\u202f\u2060-\u2064\ufeff]*")
 
@@ -30,13 +31,14 @@ def list_of(value: Any, field: str) -> list[Any]:
     return value
 
 
-def text_of(value: Any, field: str, *, empty: bool = False) -> str:
+def text_of(value: Any, field: str, *, empty: bool = False, images: bool = False) -> str:
     """Text with LF line ends; of a list of parts, the text parts joined. Raises BadRow for anything else.
 
-    Text that shows nothing (blanks, invisible characters) is refused unless `empty`.
+    Text that shows nothing (blanks, invisible characters) is refused unless `empty`. With `images` an image part
+    becomes the character IMAGE.
     """
     if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
-        value = "".join(_part(part, field) for part in value)
+        value = "".join(IMAGE if images and _is_image(part) else _part(part, field) for part in value)
     if not isinstance(value, str):
         raise BadRow(f"field {field!r} is not text")
     if not empty and _INVISIBLE.fullmatch(value):
@@ -51,7 +53,10 @@ def text_of(value: Any, field: str, *, empty: bool = False) -> str:
 
 
 def turn_of(turn: Any, field: str) -> dict[str, Any]:
-    """A message of a turn that has role and content, or from and value. Raises BadRow."""
+    """A message of a turn that has role and content, or from and value. Raises BadRow.
+
+    A turn with images gets `images`: its image parts, and its fields `image` and `images`; see `images.placed`.
+    """
     if not isinstance(turn, dict):
         raise BadRow(f"a turn of {field!r} is not an object")
     name = turn.get("role", turn.get("from"))
@@ -71,7 +76,10 @@ def turn_of(turn: Any, field: str) -> dict[str, Any]:
         content = ""
     if content is None and not optional:
         raise BadRow(f"a turn of {field!r} has no 'content'")
-    message["content"] = text_of("" if content is None else content, "content", empty=optional)
+    message["content"] = text_of("" if content is None else content, "content", empty=optional, images=True)
+    parts = [part for part in content if _is_image(part)] if isinstance(content, list) else []
+    if parts or turn.get("image") or turn.get("images"):
+        message["images"] = parts, {name: turn[name] for name in ("image", "images") if turn.get(name)}
     if role == "assistant":
         message |= _thought(turn, message["content"])
     if calls is not None:
@@ -98,6 +106,10 @@ def check_order(messages: list[dict[str, Any]]) -> None:
         raise BadRow("last turn is not the assistant's")
     if all(one.get("weight") == 0 for one in messages if one["role"] == "assistant"):
         raise BadRow("every reply has weight 0: nothing to learn")
+
+
+def _is_image(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") in ("image", "image_url")
 
 
 def _part(part: dict[str, Any], field: str) -> str:

@@ -1,6 +1,7 @@
 """Messages to text, token ids and labels: the one rendering that training and evaluation share."""
 
-from shadowft_core.rendering.rows import prepared_rows
+from shadowft_core.rendering.images import Processor
+from shadowft_core.rendering.rows import prepared_rows, shows_images
 from shadowft_core.rendering.samples import IGNORED, Renderer, RowError, Sample
 from shadowft_core.rendering.template import Message
 from shadowft_core.rendering.tokenizer import load_renderer, load_tokenizer, stop_ids
@@ -8,11 +9,13 @@ from shadowft_core.rendering.tokenizer import load_renderer, load_tokenizer, sto
 __all__ = [
     "IGNORED",
     "Message",
+    "Processor",
     "Renderer",
     "RowError",
     "Sample",
     "load_renderer",
     "load_tokenizer",
     "prepared_rows",
+    "shows_images",
     "stop_ids",
 ]

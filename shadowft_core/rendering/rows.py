@@ -3,13 +3,13 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from shadowft_core.errors import DataError
 from shadowft_core.rendering.template import Message
 
 Row = tuple[list[Message], list[Any] | None, str]
-"""messages, the tools offered, file:row"""
+"""messages, the tools offered, file:row; a message that shows images has `images`, a list of (place, path)"""
 
 
 def prepared_rows(path: Path) -> Iterator[Row]:
@@ -19,15 +19,33 @@ def prepared_rows(path: Path) -> Iterator[Row]:
 
     try:
         with pq.ParquetFile(path, pre_buffer=False) as file:
-            columns = [name for name in ("messages", "tools", "source") if name in file.schema_arrow.names]
+            known = ("messages", "tools", "source", "images")
+            columns = [name for name in known if name in file.schema_arrow.names]
             for batch in file.iter_batches(batch_size=1024, columns=columns):
                 for row in batch.to_pylist():
-                    messages: list[Message] = [
-                        {k: v for k, v in turn.items() if v is not None} for turn in row["messages"]
-                    ]
+                    messages = [{k: v for k, v in turn.items() if v is not None} for turn in row["messages"]]
+                    if names := row.get("images"):
+                        _show(messages, [path.parent / "images" / name for name in names])
                     tools = json.loads(row["tools"]) if row.get("tools") else None
-                    yield messages, tools, row["source"]
+                    yield cast("list[Message]", messages), tools, row["source"]
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; run `shadowft prepare` first") from None
     except (pa.ArrowInvalid, OSError, KeyError) as error:
         raise DataError(f"{path}: not readable as prepared data: {' '.join(str(error).split())}") from None
+
+
+def shows_images(path: Path) -> bool:
+    """Whether a row of a parquet file made by `prepare` has images."""
+    import pyarrow.parquet as pq
+
+    if not path.is_file() or "images" not in pq.read_schema(path).names:
+        return False
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        return any(batch.column(0).null_count < batch.num_rows for batch in file.iter_batches(columns=["images"]))
+
+
+def _show(messages: list[dict[str, Any]], paths: list[Path]) -> None:
+    rest = iter(paths)
+    for message in messages:
+        if places := message.pop("image_places", None):
+            message["images"] = list(zip(places, rest, strict=False))

@@ -2,12 +2,15 @@
 
 import re
 from bisect import bisect_left
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shadowft_core.errors import TrainError
 from shadowft_core.files import bytes_digest, canonical_json
+from shadowft_core.rendering.images import Processor
 from shadowft_core.rendering.talk import Span, Talk
 from shadowft_core.rendering.template import Message, RowError, Template, undated
 
@@ -25,25 +28,38 @@ class Sample:
     """One sequence to train on. `input_ids` and `labels` have equal length; a label is the id or IGNORED.
 
     `prompt` is what inference sends for the last reply, `reply` what the model should answer, without the end token.
+    `text` is the whole as the chat template renders it. Of a conversation with images, the ids are those that
+    `Processor.expand` gives for `text` and `images`, up to the last learned one where the template writes no end token.
     """
 
     input_ids: list[int]
     labels: list[int]
     prompt: str
     reply: str
+    text: str = ""
+    images: tuple[Path, ...] = ()
 
 
 class Renderer:
     """One tokenizer, its chat template and the policy of `params.render`."""
 
-    def __init__(self, tokenizer: Any, stops: set[int], settings: "Render") -> None:
-        """`stops` are the ids that end a reply at inference. Raises TrainError without any, or as `Template` does."""
+    def __init__(
+        self,
+        tokenizer: Any,
+        stops: set[int],
+        settings: "Render",
+        load_processor: Callable[[], Processor | None] = lambda: None,
+    ) -> None:
+        """`stops` are the ids that end a reply at inference; `load_processor` is called for the first image.
+
+        Raises TrainError without any stop, or as `Template` does.
+        """
         if not stops:
             raise TrainError("the tokenizer has no eos token and generation_config.json names none; add one")
         if not tokenizer.is_fast:
             raise TrainError("the tokenizer has no tokenizer.json, so tokens cannot be placed in the text; convert it")
         self.tokenizer, self.template, self._settings = tokenizer, Template(tokenizer), settings
-        self._stops = stops
+        self._stops, self._load_processor = stops, load_processor
         special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         special |= set(tokenizer.all_special_tokens)
         self._special_ids = set(tokenizer.convert_tokens_to_ids(sorted(special)))
@@ -51,6 +67,11 @@ class Renderer:
         self._control = re.compile("|".join(map(re.escape, longest_first))) if special else None
         self._stop_texts = tokenizer.convert_ids_to_tokens(sorted(stops))
         self._end = self._end_token()
+
+    @cached_property
+    def processor(self) -> Processor | None:
+        """What makes ids and tensors of images; None when the model takes none."""
+        return self._load_processor()
 
     @property
     def template_digest(self) -> str:
@@ -66,8 +87,11 @@ class Renderer:
         One sequence holds all replies, unless the template drops the thought of an earlier reply, or writes no token
         behind it that stops generation. Such a reply gets a sequence of its own, which ends with it; with
         `render.thinking: last` it is not learned. A reply with `weight` 0 is context only.
-        Raises RowError for a conversation that cannot be rendered as inference would see it.
+        Raises RowError for a conversation that cannot be rendered as inference would see it, or that shows images to a
+        model that takes none.
         """
+        if any(message.get("images") for message in messages) and self.processor is None:
+            raise RowError("the model takes no images")
         talk = Talk(self.template, self._folded(messages), tools)
         self._require_plain(talk.messages)
         learned = [at for at, one in enumerate(talk.messages) if one["role"] == "assistant" and one.get("weight") != 0]
@@ -97,9 +121,16 @@ class Renderer:
         return any(token in behind for token in self._stop_texts)
 
     def _sample(self, talk: Talk, spans: Sequence[Span]) -> Sample:
-        text, spans = talk.as_inferred(spans)
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, starts = list(encoded["input_ids"]), [offset[0] for offset in encoded["offset_mapping"]]
+        rendered, spans = talk.as_inferred(spans)
+        images = tuple(talk.images)
+        if images and self.processor:
+            seen = self.processor.expand(rendered, images)
+            text, ids, starts = seen.text, seen.input_ids, [start for start, _ in seen.offsets]
+            spans = [replace(span, start=seen.place(span.start)) for span in spans]
+        else:
+            text = rendered
+            encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            ids, starts = list(encoded["input_ids"]), [offset[0] for offset in encoded["offset_mapping"]]
         labels = [IGNORED] * len(ids)
         final, stop_at = spans[-1], len(text)
         for span, following in zip(spans, [*(span.start for span in spans[1:]), None], strict=True):
@@ -116,8 +147,10 @@ class Renderer:
             else:
                 raise RowError("no token ends a reply that other messages follow")
             labels[first:until] = ids[first:until]
+        if images and self.processor and not self.processor.image_ids.isdisjoint(labels):
+            raise RowError("a reply holds an image token")
         reply = talk.reply_within(text, final.start, stop_at)
-        return Sample(ids, labels, text[: final.start], reply)
+        return Sample(ids, labels, text[: final.start], reply, rendered, images)
 
     def _folded(self, messages: Sequence[Message]) -> list[Message]:
         """The messages in roles that the template prints; thoughts as `render.thinking` has them."""
@@ -137,7 +170,10 @@ class Renderer:
             head, *rest = found
             if not rest or rest[0]["role"] != "user":
                 raise RowError("the chat template prints no system turn, and no user turn follows it")
-            found = [dict(rest[0]) | {"content": f"{head['content']}\n\n{rest[0]['content']}"}, *rest[1:]]
+            asked = dict(rest[0]) | {"content": f"{head['content']}\n\n{rest[0]['content']}"}
+            if images := asked.get("images"):
+                asked["images"] = [(place + len(head["content"]) + 2, path) for place, path in images]
+            found = [asked, *rest[1:]]
         return found
 
     def _require_plain(self, messages: Sequence[Message]) -> None:

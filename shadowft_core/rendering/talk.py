@@ -4,6 +4,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from shadowft_core.rendering.template import Message, RowError, Template
@@ -31,6 +33,11 @@ class Talk:
         self.thinking = thoughts if thinking is None else thinking
         """whether the template is asked for thoughts, as inference would be"""
         self.whole = self._render(self.messages)
+
+    @property
+    def images(self) -> list[Path]:
+        """The images of the messages, in their order."""
+        return [path for message in self.messages for _, path in message.get("images", ())]
 
     def span(self, at: int) -> Span | None:
         """The reply that is message `at`, more turns following; None where the text is not what inference sees."""
@@ -73,7 +80,8 @@ class Talk:
 
     def between(self, at: int, span: Span) -> str:
         """The text between the content of a reply and that of the message after it; empty if they do not show."""
-        reply, following = (str(self.messages[n].get("content") or "").strip() for n in (at, at + 1))
+        reply = str(self.messages[at].get("content") or "").strip()
+        following = _first_text(self.messages[at + 1])
         end = self.whole.find(reply, span.start) + len(reply)
         return self.whole[end : max(end, self.whole.find(following, end))]
 
@@ -123,6 +131,13 @@ class Talk:
 
     def _render(self, messages: Sequence[Message]) -> str:
         return self._template.render(messages, tools=self._tools, thinking=self.thinking)
+
+
+def _first_text(message: Message) -> str:
+    """The content of a message, or the first text between its images."""
+    content, places = str(message.get("content") or ""), [place for place, _ in message.get("images", ())]
+    pieces = [content[start:end].strip() for start, end in pairwise([0, *places, len(content)])]
+    return next(filter(None, pieces), "")
 
 
 def _start(prompt: str, whole: str) -> int | None:

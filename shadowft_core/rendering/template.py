@@ -7,7 +7,10 @@ from typing import Any
 from shadowft_core.errors import TrainError
 
 Message = Mapping[str, Any]
-"""role, content (text); optional: reasoning_content (text), tool_calls (JSON text of a list), name, weight"""
+"""role, content (text); optional: reasoning_content (text), tool_calls (JSON text of a list), name, weight, images
+
+`images` is a list of (place, path): an image stands before character `place` of the content.
+"""
 
 # Some templates write today's date. A fixed day makes runs of two days equal; Llama's own templates fall back to it.
 FIXED_DAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
@@ -77,14 +80,16 @@ class Template:
         return str(text)
 
     def _shaped(self, message: Message) -> dict[str, Any]:
-        found = {key: value for key, value in message.items() if value is not None and key != "weight"}
+        found = {key: value for key, value in message.items() if value is not None and key not in ("weight", "images")}
         if isinstance(calls := found.get("tool_calls"), str):
             found["tool_calls"] = json.loads(calls)
         if thought := found.get("reasoning_content"):
             found["thinking"] = thought  # gpt-oss reads this name
             if not self.has_thoughts:
                 found["content"] = f"<think>\n{thought}\n</think>\n\n{found.get('content') or ''}"
-        if self.parts:
+        if images := message.get("images"):
+            found["content"] = _parts(str(found.get("content") or ""), [place for place, _ in images])
+        elif self.parts:
             found["content"] = [{"type": "text", "text": found.get("content") or ""}]
         return found
 
@@ -94,3 +99,14 @@ class Template:
         except RowError:
             return False
         return all(word in text for word in words)
+
+
+def _parts(text: str, places: Sequence[int]) -> list[dict[str, Any]]:
+    """The parts of a message: text, and an image at each place."""
+    found: list[dict[str, Any]] = []
+    last = 0
+    for place in places:
+        found += [{"type": "text", "text": text[last:place]}] if place > last else []
+        found.append({"type": "image"})
+        last = place
+    return [*found, {"type": "text", "text": text[last:]}] if len(text) > last else found

@@ -1,11 +1,13 @@
 """The Instruct's tokenizer with its chat template, as training and evaluation load it."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shadowft_core.errors import TrainError
 from shadowft_core.files import read_json_object
 from shadowft_core.loading import load
+from shadowft_core.rendering.images import load_processor
 from shadowft_core.rendering.samples import Renderer
 from shadowft_core.rendering.template import dated
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 def load_renderer(instruct: Path, settings: "Render") -> Renderer:
     """The renderer of an Instruct folder. Raises what `load_tokenizer` and `Renderer` raise."""
     tokenizer = load_tokenizer(instruct)
-    return Renderer(tokenizer, stop_ids(tokenizer, instruct), settings)
+    return Renderer(tokenizer, stop_ids(tokenizer, instruct), settings, partial(load_processor, instruct))
 
 
 def load_tokenizer(instruct: Path) -> Any:

@@ -1,7 +1,7 @@
 """The training stage: TRL tunes one model under the Instruct's tokenizer and chat template.
 
-models.py loads, adapts and saves the model, encode.py turns rows into ids and labels, trainer.py runs TRL. They import
-torch and transformers, so `train` imports them when it is called.
+models.py loads, adapts and saves the model, encode.py turns rows into ids and labels, trainer.py runs TRL, images.py
+makes batches with images. They import torch and transformers, so `train` imports them when it is called.
 """
 
 import importlib.metadata
@@ -20,7 +20,7 @@ from shadowft_core.files import (
     write_json_atomically,
 )
 from shadowft_core.params import Render, Train
-from shadowft_core.rendering import load_renderer
+from shadowft_core.rendering import load_renderer, shows_images
 from shadowft_core.train.encode import Encoded, encode_file, require_enough
 from shadowft_core.weights import open_checkpoint
 
@@ -72,27 +72,31 @@ def train(
     make_deterministic(params)
     renderer = load_renderer(instruct, render)
     tokenizer = renderer.tokenizer
-    rows = encode_file(data / "train.parquet", renderer, params.max_length)
-    valid = encode_file(data / "valid.parquet", renderer, params.max_length)
+    files = [data / f"{name}.parquet" for name in ("train", "valid", *(["replay"] if replay else []))]
+    processor = renderer.processor if any(map(shows_images, files)) else None
+    rows = encode_file(data / "train.parquet", renderer, params.max_length, processor is not None)
+    valid = encode_file(data / "valid.parquet", renderer, params.max_length, processor is not None)
     _print_rows(rows, valid, params)
     require_enough(rows, data / "train.parquet", params.max_length, params.max_left_out)
     counts = {"train": rows.counts(), "valid": valid.counts()}
     if replay and (data / "replay.parquet").exists():
-        added = encode_file(data / "replay.parquet", renderer, params.max_length)
+        added = encode_file(data / "replay.parquet", renderer, params.max_length, processor is not None)
         require_enough(added, data / "replay.parquet", params.max_length, params.max_left_out)
         print(f"train: {added.used} of {added.read} replay rows added", file=sys.stderr)
         counts["replay"] = added.counts()
         rows.input_ids += added.input_ids
         rows.labels += added.labels
+        rows.texts += added.texts
+        rows.files += added.files
     starting = open_checkpoint(model)
-    network = load_model(model, tokenizer)
+    network = load_model(model, tokenizer, processor is not None)
     if params.method == "lora":
         network = with_adapter(network, params)
     with tempfile.TemporaryDirectory() as scratch:
         accept(model, planned_weights(network, params, Path(scratch)))
     with new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
         progress = Progress()
-        trainer = make_trainer(network, tokenizer, rows, params, Path(scratch))
+        trainer = make_trainer(network, tokenizer, rows, params, Path(scratch), processor)
         trainer.add_callback(progress)
         valid_loss = fit(trainer, network, valid, params, model)
         save_model(network, params, folder)

@@ -16,10 +16,15 @@ SHOWN = 20  # sources of refused rows that train.json names for each reason
 
 @dataclass
 class Encoded:
-    """Sequences for the trainer, int32. `input_ids[i]` and `labels[i]` have equal length; labels are ids or IGNORED."""
+    """Sequences for the trainer, int32. `input_ids[i]` and `labels[i]` have equal length; labels are ids or IGNORED.
+
+    For a model that sees images, `texts[i]` and `files[i]` are what the processor makes its other inputs of.
+    """
 
     input_ids: list["np.ndarray"] = field(default_factory=list)
     labels: list["np.ndarray"] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    files: list[list[str]] = field(default_factory=list)
     read: int = 0
     used: int = 0
     too_long: int = 0
@@ -31,6 +36,7 @@ class Encoded:
         return {
             "rows": self.used,
             "sequences": len(self.input_ids),
+            "images": sum(map(len, self.files)),
             "too_long": self.too_long,
             "refused": {
                 reason: {"rows": count, "sources": self.sources[reason]} for reason, count in self.refused.most_common()
@@ -40,8 +46,8 @@ class Encoded:
         }
 
 
-def encode_file(path: Path, renderer: Renderer, max_length: int) -> Encoded:
-    """Encode a parquet file made by `prepare`.
+def encode_file(path: Path, renderer: Renderer, max_length: int, images: bool = False) -> Encoded:
+    """Encode a parquet file made by `prepare`; with `images`, texts and files are kept, too.
 
     A row that the chat template refuses, or whose text spells a control token, is counted with its source and left out.
     So is a row of which a sequence has more than `max_length` tokens: nothing is truncated.
@@ -66,6 +72,9 @@ def encode_file(path: Path, renderer: Renderer, max_length: int) -> Encoded:
         for sample in samples:
             encoded.input_ids.append(np.array(sample.input_ids, np.int32))
             encoded.labels.append(np.array(sample.labels, np.int32))
+            if images:
+                encoded.texts.append(sample.text)
+                encoded.files.append([str(path) for path in sample.images])
     return encoded
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.core_model_loading import revert_weight_conversion
 
 from shadowft_core import loading
@@ -15,12 +15,14 @@ from shadowft_core.files import read_json_object, write_json_atomically
 from shadowft_core.params import Train
 
 
-def load_model(model: Path, tokenizer: Any) -> Any:
+def load_model(model: Path, tokenizer: Any, images: bool = False) -> Any:
     """The model in float32, complete, with a row of its embedding for every id of the tokenizer.
 
+    With `images` it is the class that sees them; for some families the other class has the language model alone.
     Raises CheckpointError when weights are missing or misshapen, TrainError when the vocabulary does not fit.
     """
-    network, info = loading.load_model(AutoModelForCausalLM, model, dtype=torch.float32)
+    loader = AutoModelForImageTextToText if images else AutoModelForCausalLM
+    network, info = loading.load_model(loader, model, dtype=torch.float32)
     if lost := sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"]):
         raise CheckpointError(f"{model}: tensor {lost[0]} is missing or misshapen ({len(lost)} in all); fetch it again")
     highest, size = max(tokenizer.get_vocab().values()), network.get_input_embeddings().num_embeddings

@@ -20,7 +20,9 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from shadowft_core.errors import TrainError
 from shadowft_core.params import Train
+from shadowft_core.rendering import Processor
 from shadowft_core.train.encode import Encoded
+from shadowft_core.train.images import ImageCollator
 
 
 def make_deterministic(params: Train) -> None:
@@ -31,8 +33,13 @@ def make_deterministic(params: Train) -> None:
     datasets.disable_progress_bars()
 
 
-def make_trainer(network: Any, tokenizer: Any, rows: Encoded, params: Train, scratch: Path) -> SFTTrainer:
-    """TRL's trainer over encoded rows; `scratch` is a folder that TRL may use. Nothing is left to a default."""
+def make_trainer(
+    network: Any, tokenizer: Any, rows: Encoded, params: Train, scratch: Path, processor: Processor | None = None
+) -> SFTTrainer:
+    """TRL's trainer over encoded rows; `scratch` is a folder that TRL may use. Nothing is left to a default.
+
+    `processor` is that of a model that sees images; its batches are made by `ImageCollator`.
+    """
     cuda = torch.cuda.is_available()
     config = SFTConfig(
         output_dir=str(scratch),
@@ -61,6 +68,7 @@ def make_trainer(network: Any, tokenizer: Any, rows: Encoded, params: Train, scr
         packing=False,
         loss_type="nll",
         dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
         dataloader_num_workers=0,
         dataloader_pin_memory=False,
         logging_steps=1,
@@ -71,11 +79,12 @@ def make_trainer(network: Any, tokenizer: Any, rows: Encoded, params: Train, scr
         disable_tqdm=True,
     )
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    pad = 0 if pad is None else pad
     trainer = SFTTrainer(
         model=network,
         args=config,
         # Padding is masked and never learned, so any id will do; given here, the model's config is left as it is.
-        data_collator=DataCollatorForLanguageModeling(pad_token_id=0 if pad is None else pad),
+        data_collator=ImageCollator(processor, pad) if processor else DataCollatorForLanguageModeling(pad_token_id=pad),
         train_dataset=_dataset(rows),
         processing_class=tokenizer,
     )
@@ -153,4 +162,7 @@ def _dataset(rows: Encoded) -> datasets.Dataset:
         ends = np.cumsum([0, *map(len, values)], dtype=np.int64)
         return pa.LargeListArray.from_arrays(ends, np.concatenate(values) if values else np.empty(0, np.int32))
 
-    return datasets.Dataset(pa.table({"input_ids": column(rows.input_ids), "labels": column(rows.labels)}))
+    columns = {"input_ids": column(rows.input_ids), "labels": column(rows.labels)}
+    if rows.texts:
+        columns |= {"text": pa.array(rows.texts), "files": pa.array(rows.files, pa.list_(pa.string()))}
+    return datasets.Dataset(pa.table(columns))

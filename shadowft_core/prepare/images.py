@@ -1,0 +1,228 @@
+"""Images of rows: where each one stands in its message, and its file, checked and kept once under its digest."""
+
+import base64
+import binascii
+import hashlib
+import io
+import os
+import re
+import stat
+import urllib.parse
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from shadowft_core.prepare.turns import IMAGE, BadRow
+
+FIELDS = ("image", "images")
+MARK = "<image>"  # what stands for an image in text
+PIXELS = 1 << 26  # of one image: an 8K frame has half as many
+LARGEST = 64 << 20  # bytes of one image file
+FORMATS = {
+    **{"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp"},
+    **{"GIF": "gif", "BMP": "bmp", "TIFF": "tif"},
+}
+"""Pillow's names of the formats that are read, with the suffix of a kept file; MPO is a JPEG with more frames behind"""
+
+Source = tuple[str, Any]
+"""the field that names an image, and its value: a path, a data: URL, bytes, or an object with one of them"""
+
+
+def placed(messages: Sequence[dict[str, Any]], fields: Mapping[str, Any]) -> list[Source]:
+    """The images of a row, in the order in which its messages show them.
+
+    `fields` are those of the row. The marks are taken out of the messages; a message that shows images gets
+    `image_places`: for each one the number of characters of its content that stand before it. Images of a row without
+    any mark stand before its first user turn. Raises BadRow when images and marks differ in number.
+    """
+    given = [(name, one) for name in FIELDS if name in fields for one in _listed(fields[name])]
+    shown = [_shown(message, bool(given)) for message in messages]
+    if given and not any(shown):
+        first = next((one for one in messages if one["role"] == "user"), None)
+        if first is None:
+            raise BadRow("no user turn")
+        first["image_places"] = [0] * len(given)
+        return given
+    holes = [one for row in shown for one in row if not isinstance(one, tuple)]
+    if len(holes) != len(given):
+        raise _mismatch(given[0][0] if given else "content", len(given), len(holes))
+    if any(hole not in (None, number) for number, hole in enumerate(holes)):
+        raise BadRow("field 'content': the images are not in the order of their 'index'")
+    rest = iter(given)
+    return [one if isinstance(one, tuple) else next(rest) for row in shown for one in row]
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _mismatch(field: str, images: int, marks: int) -> BadRow:
+    return BadRow(f"field {field!r}: {images} images, but {marks} marks for images")
+
+
+def _shown(message: dict[str, Any], given: bool) -> list[Source | int | None]:
+    """What a message shows: a source, or None (an index) for an image that the row names. Takes the marks out."""
+    parts, fields = message.pop("images", ((), {}))
+    own = [(name, one) for name, value in fields.items() for one in _listed(value)]
+    if not (parts or own or given):
+        return []
+    pieces = message["content"].split(IMAGE if parts else MARK)
+    wanted: list[Source | int | None] = [_source(part) for part in parts] or [None] * (len(pieces) - 1)
+    if len(wanted) != len(pieces) - 1:
+        raise BadRow(f"U+{ord(IMAGE):X} in 'content'")
+    if own:
+        if not wanted:
+            pieces, wanted = [""] * len(own) + pieces, [None] * len(own)
+        if sum(not isinstance(one, tuple) for one in wanted) != len(own):
+            raise _mismatch(own[0][0], len(own), len(wanted))
+        rest = iter(own)
+        wanted = [one if isinstance(one, tuple) else next(rest) for one in wanted]
+    if wanted:
+        if message["role"] != "user":
+            raise BadRow(f"an image in a turn of the role {message['role']!r}")
+        message["content"] = "".join(pieces)
+        message["image_places"] = list(accumulate(map(len, pieces[:-1])))
+    return wanted
+
+
+def _source(part: Mapping[str, Any]) -> Source | int | None:
+    """The source that an image part names; else its index among the images of the row, if it has one."""
+    name = next((name for name in ("image_url", "image", "url", "path", "base64") if part.get(name)), None)
+    if name == "base64":
+        return name, f"data:;base64,{part[name]}"
+    return part.get("index") if name is None else (name, part[name])
+
+
+class Gallery:
+    """The folder of kept images, each named SHA256.SUFFIX by its bytes. `files` are the files that were read.
+
+    Without a folder, images are checked and named, but not copied.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self.files: set[Path] = set()
+
+    def keep(self, sources: Iterable[Source], folder: Path) -> list[str]:
+        """Copy the images of a row, and return their names; paths are relative to `folder`, that of the data file.
+
+        Raises BadRow for a path that leaves the folder, a URL, and a file that is not one image of a bounded size.
+        """
+        names = []
+        for field, value in sources:
+            try:
+                names.append(self._keep(value, folder))
+            except BadRow as reason:
+                raise BadRow(f"field {field!r}: {reason}") from None
+        return names
+
+    def keep_only(self, splits: Iterable[Path]) -> int:
+        """Delete the images that no row of these parquet files names; returns how many are left."""
+        import pyarrow.parquet as pq
+
+        if self._folder is None or not self._folder.exists():
+            return 0
+        used = set()
+        for split in splits:
+            with pq.ParquetFile(split) as file:
+                for batch in file.iter_batches(columns=["images"]):
+                    used.update(batch.column(0).flatten().to_pylist())
+        for path in self._folder.iterdir():
+            if path.name not in used:
+                path.unlink()
+        if not used:
+            self._folder.rmdir()
+        return len(used)
+
+    def _keep(self, value: Any, folder: Path) -> str:
+        data = self._bytes(value, folder)
+        if not data:
+            raise BadRow("the image file is empty")
+        digest = hashlib.sha256(data).hexdigest()
+        if self._folder is None:
+            return f"{digest}.{_suffix(data)}"
+        names = [f"{digest}.{suffix}" for suffix in FORMATS.values()]
+        name = next((name for name in names if (self._folder / name).exists()), None)
+        if name is None:
+            name = f"{digest}.{_suffix(data)}"
+            self._folder.mkdir(exist_ok=True)
+            (self._folder / name).write_bytes(data)
+        return name
+
+    def _bytes(self, value: Any, folder: Path) -> bytes:
+        while isinstance(value, dict):  # {"url": ...}, or {"bytes": ..., "path": ...} of the datasets library
+            value = next((value[name] for name in ("bytes", "url", "path") if value.get(name)), None)
+        if isinstance(value, bytes):
+            return value
+        if not isinstance(value, str) or not value:
+            raise BadRow("names no image")
+        if value[:5].casefold() == "data:":
+            return _decoded(value)
+        path = _path(value, folder)
+        try:
+            about = path.stat()
+            if not stat.S_ISREG(about.st_mode):
+                raise BadRow("the path is no file")
+            if about.st_size > LARGEST:
+                raise BadRow(f"the image file is larger than {LARGEST >> 20} MiB")
+            data = path.read_bytes()
+        except OSError as error:
+            raise BadRow(f"the image file is not readable: {error.strerror}") from None
+        self.files.add(path)
+        return data
+
+
+def _path(value: str, folder: Path) -> Path:
+    """The file that a path names below `folder`. Raises BadRow for any other."""
+    if re.match(r"\s*[A-Za-z][A-Za-z0-9+.-]+:", value):
+        raise BadRow("a URL: nothing is downloaded, so give a file")
+    if "\0" in value:
+        raise BadRow("NUL in the path")
+    if value.startswith("/") or PureWindowsPath(value).drive or value.startswith("\\"):
+        raise BadRow("an absolute path: give one relative to the data file")
+    if os.path.normpath(value).split("/")[0] == "..":
+        raise BadRow("the path leaves the folder of the data file")
+    try:
+        path, root = (folder / value).resolve(strict=True), folder.resolve()
+    except (FileNotFoundError, NotADirectoryError):
+        raise BadRow("no such image file") from None
+    except (OSError, RuntimeError, ValueError) as error:
+        text = error.strerror if isinstance(error, OSError) else type(error).__name__
+        raise BadRow(f"the path is not readable: {text}") from None
+    if not path.is_relative_to(root):
+        raise BadRow("the path leaves the folder of the data file by a symbolic link")
+    return path
+
+
+def _decoded(url: str) -> bytes:
+    head, comma, body = url.partition(",")
+    if not comma or not head.casefold().endswith(";base64"):
+        raise BadRow("a data: URL that is not base64")
+    try:
+        return base64.b64decode("".join(urllib.parse.unquote(body).split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise BadRow("a data: URL that is not valid base64") from None
+
+
+def _suffix(data: bytes) -> str:
+    """The suffix of an image that Pillow decodes in full. Raises BadRow for any other."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name != "MPO"]) as image:
+                if image.width * image.height > PIXELS:
+                    raise BadRow(f"the image has more than {PIXELS >> 20} Mi pixels")
+                if getattr(image, "is_animated", False) and image.format != "MPO":
+                    raise BadRow("the image has more than one frame")
+                image.load()
+                return FORMATS[str(image.format)]
+    except BadRow:
+        raise
+    except Image.DecompressionBombError:
+        raise BadRow(f"the image has more than {PIXELS >> 20} Mi pixels") from None
+    except Exception:  # a damaged file makes Pillow raise almost anything
+        raise BadRow(f"not readable as an image ({', '.join(dict.fromkeys(FORMATS.values()))})") from None

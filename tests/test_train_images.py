@@ -1,0 +1,172 @@
+"""Rows with images from data files to an extracted delta, on tiny models of three families."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from shadowft_core.delta import extract, require_extractable
+from shadowft_core.errors import TrainError
+from shadowft_core.params import Prepare, Render, Train
+from shadowft_core.prepare import prepare
+from shadowft_core.rendering import IGNORED, RowError, load_renderer, prepared_rows
+from shadowft_core.train import train
+from tests.fixtures.data import lines, talk
+from tests.fixtures.pictures import picture, save_pictured
+from tests.fixtures.training import SETTINGS
+
+FAMILIES = ("qwen2_5_vl", "llava", "gemma3")
+ONE_STEP = SETTINGS.model_copy(update={"max_length": 200, "batch_size": 4, "max_steps": 2})
+ROWS = [
+    {
+        "messages": [
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it ?"}]},
+            {"role": "assistant", "content": "A cat"},
+        ],
+        "images": ["0.png"],
+    },
+    {
+        "messages": [
+            {"role": "user", "content": "Look <image> What is it ?"},
+            {"role": "assistant", "content": "A dog"},
+            {"role": "user", "content": "What is <image> ?"},
+            {"role": "assistant", "content": "Two cats"},
+        ],
+        "images": ["1.png", "2.png"],
+    },
+    talk("What is red ?", "A dog"),
+    talk("What is blue ?", "A cat"),
+]
+REPLIES = ["A cat <|im_end|>", "A dog <|im_end|> Two cats <|im_end|>", "A dog <|im_end|>", "A cat <|im_end|>"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two rows with images and two without, prepared."""
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "rows").mkdir()
+    for number, size in enumerate([(16, 16), (24, 16), (40, 24)]):
+        (folder / f"rows/{number}.png").write_bytes(picture(number, size=size))
+    (folder / "rows/rows.jsonl").write_bytes(lines(ROWS))
+    prepare(folder / "rows", None, Prepare(data="-", valid=0), folder / "data")
+    return folder / "data"
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp(request.param)
+    for seed, side in enumerate(("base", "instruct")):
+        save_pictured(folder / side, request.param, seed)
+    return folder
+
+
+def test_the_reply_is_learned_and_no_image_token_is(pair: Path, data: Path) -> None:
+    renderer = load_renderer(pair / "instruct", Render())
+    assert renderer.processor is not None
+    for (messages, tools, _), learned in zip(prepared_rows(data / "train.parquet"), REPLIES, strict=True):
+        [sample] = renderer.samples(messages, tools)
+        assert [path.exists() for path in sample.images] == [True] * len(sample.images)
+        images = [at for at, token in enumerate(sample.input_ids) if token in renderer.processor.image_ids]
+        assert len(images) >= 4 * len(sample.images)
+        assert all(sample.labels[at] == IGNORED for at in images)
+        assert renderer.tokenizer.decode([label for label in sample.labels if label != IGNORED]) == learned
+        plain = [token for token in sample.input_ids if token not in (5, 6, 7)]
+        said = [one["content"].split() for one in messages]
+        shown = renderer.tokenizer.decode(plain).replace("<|im_start|>", "").replace("<|im_end|>", "").split()
+        assert [word for word in shown if word not in ("user", "assistant")] == [word for one in said for word in one]
+
+
+def test_the_ids_are_those_of_the_processor(pair: Path, data: Path) -> None:
+    from PIL import Image
+
+    renderer = load_renderer(pair / "instruct", Render())
+    messages, *_ = next(prepared_rows(data / "train.parquet"))
+    [sample] = renderer.samples(messages)
+    shown = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it ?"}]}, messages[1]]
+    text = renderer.tokenizer.apply_chat_template(shown, tokenize=False)
+    image = Image.open(sample.images[0]).convert("RGB")
+    found = renderer.processor._processor(text=[text], images=[[image]], add_special_tokens=False)  # type: ignore[union-attr]
+    assert sample.input_ids == list(found["input_ids"][0])
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_rows_with_and_without_images_train_and_their_delta_is_extracted(
+    pair: Path, data: Path, tmp_path: Path, method: str
+) -> None:
+    if method == "full" and pair.name.startswith("gemma3"):
+        pytest.skip("`train` refuses the tied head of this family under method full")
+    settings = ONE_STEP.model_copy(update={"method": method})
+    facts = tuned(pair, data, tmp_path / "one", settings)
+    assert (facts["steps"], facts["rows"]["train"]["rows"], facts["rows"]["train"]["images"]) == (2, 4, 3)
+    extract(pair / "base", tmp_path / "one", tmp_path / "delta")
+    changed = json.loads((tmp_path / "delta/delta.json").read_text())
+    assert any("vis" in name for name in changed["tensors"]), "images reach the vision part"
+    tuned(pair, data, tmp_path / "two", settings)
+    one, two = (
+        {p.name: p.read_bytes() for p in (tmp_path / name).rglob("*") if p.is_file()} for name in ("one", "two")
+    )
+    assert one == two
+
+
+def tuned(pair: Path, data: Path, out: Path, settings: Train) -> dict[str, Any]:
+    train(pair / "base", pair / "instruct", data, settings, out, require_extractable)
+    facts: dict[str, Any] = json.loads((out / "train.json").read_text())
+    return facts
+
+
+def test_batches_are_mixed_and_hold_what_the_model_sees(pair: Path, data: Path, tmp_path: Path) -> None:
+    from shadowft_core.train.encode import encode_file
+    from shadowft_core.train.models import load_model
+    from shadowft_core.train.trainer import make_trainer
+
+    renderer = load_renderer(pair / "instruct", Render())
+    rows = encode_file(data / "train.parquet", renderer, 200, images=True)
+    network = load_model(pair / "base", renderer.tokenizer, images=True)
+    trainer = make_trainer(network, renderer.tokenizer, rows, ONE_STEP, tmp_path, renderer.processor)
+    [batch] = trainer.get_train_dataloader()
+    assert len(batch["input_ids"]) == 4
+    assert "pixel_values" in batch
+    for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):
+        at = [row.tolist() == ids[: len(row)].tolist() for row in rows.input_ids].index(True)
+        assert labels[: len(rows.labels[at])].tolist() == rows.labels[at].tolist()
+        assert set(labels[len(rows.labels[at]) :].tolist()) <= {IGNORED}
+
+
+def test_an_end_token_that_the_template_does_not_write_is_learned(data: Path, tmp_path: Path) -> None:
+    """As with the template of LLaVA 1.5."""
+    pair = tmp_path
+    for side in ("base", "instruct"):
+        save_pictured(pair / side, "llava", end=" ")
+    renderer = load_renderer(pair / "instruct", Render())
+    messages, *_ = next(prepared_rows(data / "train.parquet"))
+    [sample] = renderer.samples(messages)
+    assert renderer.tokenizer.decode([label for label in sample.labels if label != IGNORED]) == "A cat <|im_end|>"
+    assert tuned(pair, data, tmp_path / "out", ONE_STEP)["rows"]["train"]["images"] == 4
+
+
+def test_a_model_without_a_processor_takes_no_images(pair: Path, data: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(pair / "instruct", tmp_path / "text", ignore=shutil.ignore_patterns("*processor_config.json"))
+    renderer = load_renderer(tmp_path / "text", Render())
+    rows = list(prepared_rows(data / "train.parquet"))
+    with pytest.raises(RowError, match="the model takes no images"):
+        renderer.samples(rows[0][0])
+    assert renderer.samples(rows[2][0])
+    strict = ONE_STEP.model_copy(update={"max_left_out": 0.4})
+    with pytest.raises(TrainError, match=r"2 the model takes no images \(rows\.jsonl:1\)"):
+        train(pair / "base", tmp_path / "text", data, strict, tmp_path / "out")
+
+
+def test_rows_with_images_are_left_out_of_heldout(
+    pair: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from shadowft_core.evaluate.heldout import render_heldout
+
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/test.parquet").write_bytes((data / "train.parquet").read_bytes())
+    render_heldout(load_renderer(pair / "instruct", Render()), tmp_path / "data", tmp_path / "out")
+    assert pq.read_metadata(tmp_path / "out/test.parquet").num_rows == 2
+    assert "2 rows with images left out, the harness scores text" in capsys.readouterr().err

@@ -26,7 +26,7 @@ from shadowft_core.prepare.splits import Choice, choose
 from shadowft_core.prepare.splits import write as write_splits
 from shadowft_core.prepare.table import SPLITS, Table, first_question
 from shadowft_core.prepare.tracked import require_intact
-from shadowft_core.prepare.turns import BadRow
+from shadowft_core.prepare.turns import BadRow, printable
 
 __all__ = ["SPLITS", "prepare"]
 
@@ -90,7 +90,7 @@ def prepare(data: Path, tasks: Path | None, params: Prepare, out: Path) -> None:
             choose_replay(reading.table, choice, reading.leaks, reading.signatures, params.near, params.replay)
         digest = write_splits(reading.table, choice, (accounts, added), folder)
         lengths = choice.lengths.pop("replay", None)
-        report = accounts.report() | {
+        report = accounts.report(choice.reason[:own] == 0) | {
             "splits": choice.sizes,
             "duplicates": choice.counts().get("duplicate", 0),
             "contaminated": {"items": items.count, **reading.contaminated(range(own))},
@@ -106,13 +106,13 @@ def prepare(data: Path, tasks: Path | None, params: Prepare, out: Path) -> None:
         if params.replay:
             report["replay"] = {
                 **params.replay.model_dump(),
-                **added.report(),
+                **added.report(choice.reason[own:] == 0),
                 "contaminated": reading.contaminated(range(own, len(reading.table))),
                 "characters": lengths,
             }
         shutil.rmtree(scratch)
         write_json_atomically(folder / "data-report.json", {"format": 2, **report})
-    _say(accounts, choice)
+    _say(report, choice)
     if params.replay:
         print(f"prepare: replay: {added.told()}", file=sys.stderr)
     if params.newest:
@@ -168,13 +168,15 @@ def _read(data: Path, params: Prepare, accounts: Accounts, reading: _Reading) ->
     paths, unread = data_files(data)
     _read_all(data, paths, params, accounts, reading)
     shown = reading.images.files
-    accounts.unread = [p.relative_to(data).as_posix() for p in unread if not shown or p.resolve() not in shown]
+    left = [path for path in unread if not shown or path.resolve() not in shown]
+    accounts.unread = [printable(path.relative_to(data).as_posix(), 1000) for path in left]
 
 
 def _read_all(data: Path, paths: list[Path], params: Prepare, accounts: Accounts, reading: _Reading) -> None:
     dated = params.newest.by if params.newest else None
     for path in paths:
         name = path.name if path == data else path.relative_to(data).as_posix()
+        name = printable(name, len(name))
         before = accounts.read, accounts.bad
         for raw in read_rows(path):
             try:
@@ -184,10 +186,10 @@ def _read_all(data: Path, paths: list[Path], params: Prepare, accounts: Accounts
                 talk = talk_of(value, params.columns)
                 if talk.sources:
                     talk = replace(talk, images=reading.images.keep(talk.sources, path.parent))
-            except BadRow as reason:
-                accounts.refuse(name, raw.number, str(reason))
+            except BadRow as problem:
+                accounts.refuse(name, raw.number, problem)
             else:
-                accounts.use(name, talk)
+                accounts.use(name, raw.number, talk)
                 reading.table.add(talk, f"{name}:{raw.number}")
                 if dated:
                     reading.moments.append(moment)
@@ -197,12 +199,15 @@ def _read_all(data: Path, paths: list[Path], params: Prepare, accounts: Accounts
         print(f"prepare: read {name}, {read - bad} usable rows, {bad} bad", file=sys.stderr)
 
 
-def _say(accounts: Accounts, choice: Choice) -> None:
-    for name, count in sorted(accounts.ignored.items()):
+def _say(report: dict[str, Any], choice: Choice) -> None:
+    for name, count in report["fields_ignored"].items():
         print(f"prepare: field {name!r} ignored in {count} rows", file=sys.stderr)
-    if accounts.unread:
-        shown = ", ".join(accounts.unread[:5]) + (", ..." if len(accounts.unread) > 5 else "")
-        print(f"prepare: {len(accounts.unread)} files not read: {shown}", file=sys.stderr)
-    counts = f"{accounts.bad} bad" + (f", {told}" if (told := choice.told()) else "")
+    for kind, about in report["suspect"].items():
+        shown = [f", such as {one['source']}: {' '.join(one['text'].split())[:80]}" for one in about["examples"][:1]]
+        print(f"prepare: suspect, {kind}: {about['rows']} rows{''.join(shown)}", file=sys.stderr)
+    if unread := report["files_not_read"]:
+        shown = ", ".join(unread[:5]) + (", ..." if len(unread) > 5 else "")
+        print(f"prepare: {len(unread)} files not read: {shown}", file=sys.stderr)
+    counts = f"{report['bad']} bad" + (f", {told}" if (told := choice.told()) else "")
     sizes = ", ".join(f"{name} {size}" for name, size in choice.sizes.items())
-    print(f"prepare: {accounts.read} rows, {counts}; {sizes}", file=sys.stderr)
+    print(f"prepare: {report['rows_read']} rows, {counts}; {sizes}", file=sys.stderr)

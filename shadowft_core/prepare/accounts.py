@@ -1,14 +1,21 @@
-"""What became of every row: used, or dropped for a reason."""
+"""What became of every row: used, or dropped for a reason; what was changed in it, and what looks wrong."""
 
+from array import array
 from collections import Counter
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from shadowft_core.errors import DataError
 from shadowft_core.files import canonical_json
 from shadowft_core.prepare.shapes import Talk
+from shadowft_core.prepare.suspect import KINDS, suspects
+from shadowft_core.prepare.turns import BadRow, printable
 
 SHOWN = 1000  # dropped rows in the report; dropped.jsonl has all
+EXAMPLES = 5  # suspect rows of each kind in the report
+_KEPT = 200  # usable rows of each kind that are kept as examples until it is known which rows are used
 
 
 class Accounts:
@@ -19,25 +26,37 @@ class Accounts:
         self._file, self._marks = dropped, marks
         self._shown: list[dict[str, Any]] = []
         self.reasons: Counter[str] = Counter()
-        self.ignored: Counter[str] = Counter()
         self.unread: list[str] = []
+        self._refused: Counter[str] = Counter()
         self._files: dict[str, dict[str, Any]] = {}
         self.read = self.bad = 0
+        self._notes: dict[tuple[frozenset[str], ...], int] = {}
+        """what was normalised, ignored and found suspect in a row, numbered; few combinations occur"""
+        self._rows = array("I")
+        """the number of the notes of each usable row"""
+        self._examples: dict[str, list[tuple[int, dict[str, str]]]] = {kind: [] for kind in KINDS}
 
-    def use(self, file: str, talk: Talk) -> None:
+    def use(self, file: str, line: int, talk: Talk) -> None:
         """Count a usable row."""
         self.read += 1
         about = self._about(file)
         about["usable"] += 1
         about["shapes"][talk.shape] += 1
-        self.ignored.update(talk.ignored)
+        suspect = suspects(talk.messages)
+        for kind, text in suspect.items():
+            if len(self._examples[kind]) < _KEPT:
+                self._examples[kind].append((len(self._rows), {"source": f"{file}:{line}", "text": text}))
+        notes = frozenset(talk.normalised), frozenset(talk.ignored), frozenset(suspect)
+        self._rows.append(self._notes.setdefault(notes, len(self._notes)))
 
-    def refuse(self, file: str, line: int, reason: str) -> None:
+    def refuse(self, file: str, line: int, problem: BadRow) -> None:
         """Count a row that cannot be used."""
         self.read += 1
         self.bad += 1
         self._about(file)["bad"] += 1
-        self.drop(file, line, reason)
+        if problem.feature:
+            self._refused[problem.feature] += 1
+        self.drop(file, line, str(problem))
 
     def drop(self, file: str, line: int, reason: str) -> None:
         """Record a row that is not used."""
@@ -61,8 +80,13 @@ class Accounts:
                 f"allows {max_bad:.1%}: {first}; repair them or raise prepare.max_bad"
             )
 
-    def report(self) -> dict[str, Any]:
-        """The counts of the report."""
+    def report(self, used: np.ndarray) -> dict[str, Any]:
+        """The counts of the report; `used` says of each usable row whether it is in a split, bool (rows,)."""
+        rows = np.bincount(np.frombuffer(self._rows, np.uint32)[used], minlength=len(self._notes))
+        normalised, ignored, suspect = Counter[str](), Counter[str](), Counter[str]()
+        for notes, number in self._notes.items():
+            for counts, names in zip((normalised, ignored, suspect), notes, strict=True):
+                counts.update(dict.fromkeys(map(printable, names), int(rows[number])))
         dropped = self.reasons.total()
         return {
             "files": [{"file": name, **about, "shapes": dict(about["shapes"])} for name, about in self._files.items()],
@@ -72,7 +96,17 @@ class Accounts:
             "rows_dropped": dict(self.reasons.most_common()),
             "bad": self.bad,
             "dropped": self._shown,
-            "fields_ignored": dict(self.ignored.most_common()),
+            "normalised": _counted(normalised),
+            "fields_ignored": _counted(ignored),
+            "refused": _counted(self._refused),
+            "suspect": {
+                kind: {
+                    "rows": suspect[kind],
+                    "examples": [one for row, one in self._examples[kind] if used[row]][:EXAMPLES],
+                }
+                for kind in KINDS
+                if suspect[kind]
+            },
         }
 
     def told(self) -> str:
@@ -82,3 +116,7 @@ class Accounts:
 
     def _about(self, file: str) -> dict[str, Any]:
         return self._files.setdefault(file, {"usable": 0, "bad": 0, "shapes": Counter()})
+
+
+def _counted(names: Counter[str]) -> dict[str, int]:
+    return {name: count for name, count in sorted(names.items(), key=lambda one: (-one[1], one[0])) if count}

@@ -115,7 +115,7 @@ class Gallery:
             try:
                 names.append(self._keep(value, folder))
             except BadRow as reason:
-                raise BadRow(f"field {field!r}: {reason}") from None
+                raise BadRow(f"field {field!r}: {reason}", field) from None
         return names
 
     def keep_only(self, splits: Iterable[Path]) -> int:

@@ -1,12 +1,22 @@
 """Rows of every usual shape to conversations. What a row says is used, refused, or named as ignored."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from shadowft_core.prepare.images import FIELDS, Source, placed
-from shadowft_core.prepare.turns import BadRow, check_order, list_of, text_of, turn_of
+from shadowft_core.prepare.turns import (
+    BadRow,
+    Notes,
+    check_order,
+    is_empty,
+    json_text,
+    list_of,
+    printable,
+    text_of,
+    turn_of,
+)
 
 Message = dict[str, Any]
 """role and content; where given also reasoning_content, tool_calls (JSON text), name, weight (0), image_places"""
@@ -25,22 +35,25 @@ NAMES = {
 }
 # Fields of a row that change what it means, and that no text model can honour.
 REFUSED = ("video", "videos", "audio", "audios", "chat_template_kwargs", "functions")
+LABELS = ("label", "kto_tag")  # whether a person liked the reply
 # Fields that describe a row and do not belong to what is said.
 KEYS = ("conversation_id", "conv_id", "dialog_id", "thread_id")
 
 
 @dataclass(frozen=True)
 class Talk:
-    """One usable row: shape, messages in order, the tools offered, the id of its conversation, ignored fields.
+    """One usable row: shape, messages in order, the tools offered, the id of its conversation.
 
-    `sources` says where its images are, `images` has the names under which they are kept; both in reading order.
+    `ignored` names the fields that are not read, `normalised` what was changed. `sources` says where its images are,
+    `images` has the names under which they are kept; both in reading order.
     """
 
     shape: str
     messages: list[Message]
     tools: str | None = None
     conversation: str | None = None
-    ignored: list[str] = field(default_factory=list)
+    ignored: Collection[str] = ()
+    normalised: Collection[str] = ()
     sources: list[Source] = field(default_factory=list)
     images: list[str] = field(default_factory=list)
 
@@ -48,105 +61,208 @@ class Talk:
 def talk_of(row: Any, columns: Mapping[str, str]) -> Talk:
     """The conversation of a row: an optional system turn, then user and assistant in turn, tools between them.
 
-    `columns` maps a field of the row to the name it is read by, as in `prepare.columns`. Line ends become LF.
-    Raises BadRow.
+    `columns` maps a field of the row, or `messages[].FIELD` of a turn, to the name it is read by, as in
+    `prepare.columns`. Line ends become LF. Raises BadRow.
     """
     if not isinstance(row, dict):
         raise BadRow(f"expected a JSON object, found {_kind(row)}")
-    fields = {columns.get(name, name): value for name, value in row.items() if not _empty(value)}
-    for name in REFUSED:
-        if name in fields:
-            raise BadRow(f"unsupported field {name!r}")
-    if fields.get("label") is False or fields.get("label") == 0:
-        raise BadRow("marked as undesired: 'label' is false")
-    used = {"label"} if fields.get("label") in (True, 1) else set[str]()
-    key = next((name for name in TALKS if name in fields), None)
-    if key is not None:
-        used.add(key)
-        shape, messages = _conversation(key, fields[key])
-    else:
-        shape, messages = _pair(fields, used)
-    if system := next((name for name in SYSTEMS if name in fields), None):
-        used.add(system)
+    found = _Row(row, columns)
+    found.require_supported()
+    shape, messages = found.conversation()
+    if system := found.first(SYSTEMS):
         if messages and messages[0]["role"] == "system":
             raise BadRow(f"two system turns: one in {system!r}")
-        messages.insert(0, {"role": "system", "content": text_of(fields[system], system)})
-    tools = _tools(fields.get("tools"))
-    conversation = next((str(fields[name]) for name in KEYS if name in fields), None)
-    ignored = sorted(fields.keys() - used - {"tools", *FIELDS} - set(KEYS))
-    pictured = "images" in fields or "image" in fields or any("images" in one for one in messages)
-    sources = placed(messages, fields) if pictured else []
+        messages.insert(0, {"role": "system", "content": text_of(found.read(system), system, found.notes)})
+        found.notes.normalised.add(f"field {system!r} to a system turn")
+    tools = found.tools()
+    conversation = next((str(found.read(name)) for name in KEYS if name in found.fields), None)
+    pictured = found.first(FIELDS) or any("images" in one for one in messages)
+    sources = placed(messages, found.fields) if pictured else []
     check_order(messages)
-    return Talk(shape, messages, tools, conversation, ignored, sources)
+    ignored = found.notes.ignored | (found.fields.keys() - found.used - {*KEYS, *FIELDS})
+    if conversation is not None:
+        conversation = printable(conversation, len(conversation))
+    return Talk(shape, messages, tools, conversation, ignored, found.notes.normalised, sources)
 
 
-def _empty(value: Any) -> bool:
-    return value is None or value in ("", [], {}, "[]", "null")
+class _Row:
+    """The fields of a row that are not empty, by the names they are read by; `used` are those read so far."""
+
+    def __init__(self, row: dict[str, Any], columns: Mapping[str, str]) -> None:
+        self.notes, self.used, self._columns = Notes(), set[str](), columns
+        if not columns:
+            self.fields = {name: value for name, value in row.items() if not is_empty(value)}
+            return
+        self.fields = {}
+        for name, value in row.items():
+            if is_empty(value):
+                continue
+            read_as = columns.get(name, name)
+            if read_as in self.fields:
+                raise BadRow(f"two fields are read as {read_as!r}, one of them {name!r}; correct prepare.columns")
+            if read_as != name:
+                self.notes.normalised.add(f"field {name!r} to {read_as!r}")
+            self.fields[read_as] = value
+
+    def first(self, names: Iterable[str]) -> str | None:
+        """The first of these names that the row has."""
+        return next((name for name in names if name in self.fields), None)
+
+    def read(self, name: str) -> Any:
+        """The value of a field, which counts as read."""
+        self.used.add(name)
+        return self.fields[name]
+
+    def require_supported(self) -> None:
+        """Raises BadRow for a field that no text model can honour, and for a row marked as undesired."""
+        if name := self.first(REFUSED):
+            raise BadRow(f"unsupported field {name!r}", name)
+        for name in LABELS:
+            label = self.fields.get(name)
+            if label is False or label == 0:
+                raise BadRow(f"marked as undesired: {name!r} is false", name)
+            if label is True or label == 1:
+                self.used.add(name)
+
+    def conversation(self) -> tuple[str, list[Message]]:
+        """The shape and the messages, without those that other fields than the turns or the pair hold."""
+        key = self.first(TALKS)
+        if key is not None:
+            shape, messages = self._talk(key)
+            if messages and messages[-1]["role"] != "assistant" and "chosen" in self.fields:
+                messages += self._replies("chosen")
+            self._drop_rejected()
+            return shape, messages
+        question = self.first(QUESTIONS)
+        if question is None:
+            if isinstance(self.fields.get("chosen"), list):  # whole conversations that share their beginning
+                self._drop_rejected()
+                return "preference", self._turns("chosen")
+            if "text" in self.fields:
+                raise BadRow("text only: no prompt and no reply", "text")
+            names = ", ".join(sorted(self.fields)[:6])
+            raise BadRow(f"no known fields among {names}; map them with prepare.columns")
+        answer = self.first(ANSWERS)
+        if answer is None:
+            raise BadRow(f"no reply beside {question!r}: expected one of {', '.join(ANSWERS)}")
+        self._drop_rejected()
+        return NAMES[question], self._pair(question, answer)
+
+    def tools(self) -> str | None:
+        """The tools offered, as JSON text of a list."""
+        if "tools" not in self.fields:
+            return None
+        value = self.read("tools")
+        if isinstance(value, str):
+            value = self._from_json("tools", "field 'tools' is no JSON")
+        tools = list_of(value, "tools")
+        if not all(isinstance(tool, dict) for tool in tools):
+            raise BadRow("field 'tools' is no list of objects")
+        if not all("function" in tool for tool in tools):
+            self.notes.normalised.add("functions of 'tools' wrapped")
+        wrapped = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
+        return json_text(wrapped, "tools")
+
+    def _drop_rejected(self) -> None:
+        if "rejected" in self.fields:  # of preference data the chosen reply is learned
+            self.used.add("rejected")
+            self.notes.normalised.add("'rejected' left out")
+
+    def _from_json(self, name: str, problem: str) -> Any:
+        try:
+            value = json.loads(self.fields[name])
+        except (ValueError, RecursionError):
+            raise BadRow(problem) from None
+        self.notes.normalised.add(f"field {name!r} from JSON text")
+        return value
+
+    def _turns(self, name: str) -> list[Message]:
+        return [turn_of(turn, name, self.notes) for turn in self._given(name)]
+
+    def _given(self, name: str) -> list[Any]:
+        """The turns as they are in the row, their fields renamed."""
+        turns = self.read(name)
+        if isinstance(turns, str):  # some files hold the list as JSON text
+            turns = self._from_json(name, f"field {name!r} is text, not a list of turns")
+        turns = list_of(turns, name)
+        start = f"{name}[]."
+        if renamed := {key.removeprefix(start): to for key, to in self._columns.items() if key.startswith(start)}:
+            return [_renamed(turn, renamed, start, self.notes) for turn in turns]
+        return turns
+
+    def _talk(self, key: str) -> tuple[str, list[Message]]:
+        turns = self._given(key)
+        found = [turn_of(turn, key, self.notes) for turn in turns]
+        messages = [turn for turn in found if turn["role"] != "system" or turn["content"]]
+        if len(messages) < len(found):
+            self.notes.normalised.add("empty system turn left out")
+        return "sharegpt" if any("from" in turn for turn in turns) else "messages", messages
+
+    def _replies(self, name: str) -> list[Message]:
+        """The reply in a field: text, a turn, or a list of either."""
+        value = self.read(name)
+        if isinstance(value, dict):
+            return [turn_of(value, name, self.notes)]
+        if isinstance(value, list):
+            if all(isinstance(turn, dict) for turn in value):
+                return self._turns(name)
+            if len(value) != 1:
+                raise BadRow(f"field {name!r} holds {len(value)} replies")
+            self.notes.normalised.add(f"reply in the list {name!r}")
+            value = value[0]
+        reply = {"role": "assistant", "content": text_of(value, name, self.notes)}
+        return [turn_of(reply, name, self.notes)]
+
+    def _pair(self, question: str, answer: str) -> list[Message]:
+        if isinstance(self.fields[question], list):  # TRL's conversational form: lists of messages
+            return self._turns(question) + self._replies(answer)
+        text = text_of(self.read(question), question, self.notes)
+        replies = self._replies(answer)
+        if len(replies) > 1:  # the whole conversation, with its prompt again
+            if text not in [one["content"] for one in replies if one["role"] == "user"]:
+                raise BadRow(f"field {answer!r} is a conversation without the text of {question!r}")
+            return replies
+        for name in filter(self.fields.__contains__, CONTEXTS):
+            context = self.read(name)
+            if isinstance(context, list):
+                context = "\n".join(text_of(part, name, self.notes) for part in context)
+            text += "\n" + text_of(context, name, self.notes)
+            self.notes.normalised.add(f"field {name!r} appended to the question")
+        if "choices" in self.fields:
+            text += "\n" + _choices(self.read("choices"), self.notes)
+            self.notes.normalised.add("field 'choices' appended to the question")
+        return [*self._history(), {"role": "user", "content": text}, *replies]
+
+    def _history(self) -> list[Message]:
+        if "history" not in self.fields:
+            return []
+        messages: list[Message] = []
+        for pair in list_of(self.read("history"), "history"):
+            if not isinstance(pair, list) or len(pair) != 2:
+                raise BadRow("field 'history' is no list of pairs")
+            for role, text in zip(("user", "assistant"), pair, strict=True):
+                messages.append({"role": role, "content": text_of(text, "history", self.notes)})
+        self.notes.normalised.add("field 'history' to turns")
+        return messages
 
 
 def _kind(value: Any) -> str:
     return {list: "a list", str: "text", type(None): "null"}.get(type(value), type(value).__name__)
 
 
-def _conversation(key: str, value: Any) -> tuple[str, list[Message]]:
-    if isinstance(value, str):  # some files hold the list as JSON text
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise BadRow(f"field {key!r} is text, not a list of turns") from None
-    turns = list_of(value, key)
-    speakers = {"from" for turn in turns if isinstance(turn, dict) and "from" in turn}
-    found = [turn_of(turn, key) for turn in turns]
-    messages = [turn for turn in found if turn["role"] != "system" or turn["content"]]
-    return "sharegpt" if speakers else "messages", messages
+def _renamed(turn: Any, names: Mapping[str, str], start: str, notes: Notes) -> Any:
+    """A turn with its fields under the names they are read by."""
+    if not isinstance(turn, dict):
+        return turn
+    given = {name: value for name, value in turn.items() if not is_empty(value)}
+    found = {names.get(name, name): value for name, value in given.items()}
+    if len(found) < len(given):
+        raise BadRow(f"two fields of a turn are read by one name: {', '.join(sorted(given))}; correct prepare.columns")
+    notes.normalised.update(f"field '{start}{name}' to {names[name]!r}" for name in given if name in names)
+    return found
 
 
-def _pair(fields: dict[str, Any], used: set[str]) -> tuple[str, list[Message]]:
-    asked = [name for name in QUESTIONS if name in fields]
-    if not asked:
-        if "text" in fields:
-            raise BadRow("text only: no prompt and no reply")
-        names = ", ".join(sorted(fields)[:6])
-        raise BadRow(f"no known fields among {names}; map them with prepare.columns")
-    question = asked[0]
-    answer = next((name for name in ANSWERS if name in fields), None)
-    if answer is None:
-        raise BadRow(f"no reply beside {question!r}: expected one of {', '.join(ANSWERS)}")
-    used |= {question, answer}
-    if "rejected" in fields:  # preference data: the chosen reply is learned
-        used.add("rejected")
-    shape = NAMES[question]
-    if isinstance(fields[question], list):  # TRL's conversational form: lists of messages
-        before, after = (list_of(fields[name], name) for name in (question, answer))
-        return shape, [turn_of(turn, question) for turn in before] + [turn_of(turn, answer) for turn in after]
-    text = text_of(fields[question], question)
-    for name in CONTEXTS:
-        if name in fields:
-            used.add(name)
-            context = fields[name]
-            if isinstance(context, list):
-                context = "\n".join(text_of(part, name) for part in context)
-            text += "\n" + text_of(context, name)
-    if "choices" in fields:
-        used.add("choices")
-        text += "\n" + _choices(fields["choices"])
-    reply = _reply(fields[answer], answer)
-    messages = _history(fields.get("history"), used)
-    return shape, [*messages, {"role": "user", "content": text}, reply]
-
-
-def _reply(value: Any, name: str) -> Message:
-    if isinstance(value, dict | list):
-        turns = list_of(value if isinstance(value, list) else [value], name)
-        if len(turns) != 1:
-            raise BadRow(f"field {name!r} holds {len(turns)} replies")
-        if isinstance(turns[0], dict):
-            return turn_of(turns[0], name)
-        value = turns[0]
-    return turn_of({"role": "assistant", "content": text_of(value, name)}, name)
-
-
-def _choices(value: Any) -> str:
+def _choices(value: Any, notes: Notes) -> str:
     """The lines `A. text`; a list of texts, or the lists `text` and `label` of some sets."""
     if isinstance(value, dict):
         texts, labels = list_of(value.get("text"), "choices"), list_of(value.get("label"), "choices")
@@ -155,33 +271,5 @@ def _choices(value: Any) -> str:
         labels = [chr(65 + number) for number in range(len(texts))]
     if len(texts) != len(labels) or len(texts) > 26:
         raise BadRow("field 'choices' is no list of texts")
-    return "\n".join(f"{label}. {text_of(text, 'choices')}" for label, text in zip(labels, texts, strict=True))
-
-
-def _history(value: Any, used: set[str]) -> list[Message]:
-    if value is None:
-        return []
-    used.add("history")
-    messages: list[Message] = []
-    for pair in list_of(value, "history"):
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise BadRow("field 'history' is no list of pairs")
-        for role, text in zip(("user", "assistant"), pair, strict=True):
-            messages.append({"role": role, "content": text_of(text, "history")})
-    return messages
-
-
-def _tools(value: Any) -> str | None:
-    """The tools offered, as canonical JSON text of a list."""
-    if value is None:
-        return None
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise BadRow("field 'tools' is no JSON") from None
-    tools = list_of(value, "tools")
-    if not all(isinstance(tool, dict) for tool in tools):
-        raise BadRow("field 'tools' is no list of objects")
-    wrapped = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
-    return json.dumps(wrapped, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    named = zip((text_of(str(label), "choices", notes) for label in labels), texts, strict=True)
+    return "\n".join(f"{label}. {text_of(text, 'choices', notes)}" for label, text in named)

@@ -2,11 +2,14 @@
 
 import json
 import re
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from typing import Any
 
+CALLERS = ("function_call", "tool_call")  # roles of a turn whose text is a call of tools
 ROLES = {
     **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "bot", "model", "chatgpt", "function_call"), "assistant"),
+    **dict.fromkeys(("assistant", "gpt", "bot", "model", "chatgpt", *CALLERS), "assistant"),
     **dict.fromkeys(("tool", "function", "observation", "ipython", "tool_response"), "tool"),
     "system": "system",
     "developer": "developer",
@@ -21,72 +24,111 @@ _INVISIBLE = re.compile(r"[\s\u00ad\u200b-\u200f\u2028-\u202f\u2060-\u2064\ufeff
 
 
 class BadRow(Exception):
-    """Why one row is not usable, in words that many rows can share."""
+    """Why one row is not usable, in words that many rows can share; `feature` names the field or value at fault."""
+
+    def __init__(self, reason: str, feature: str | None = None) -> None:
+        super().__init__(printable(reason))
+        self.feature = feature and printable(feature)
 
 
-def list_of(value: Any, field: str) -> list[Any]:
+@dataclass
+class Notes:
+    """What was changed in one row, and its fields that are not read; a field of a turn is named `messages[].name`."""
+
+    normalised: set[str] = field(default_factory=set)
+    ignored: set[str] = field(default_factory=set)
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """The beginning of a text that a row may hold, with escapes for lone surrogates."""
+    return text[:limit].encode("utf-8", "backslashreplace").decode()
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a field counts as absent."""
+    return value is None or value in ("", [], {}, "[]", "null")
+
+
+def list_of(value: Any, name: str) -> list[Any]:
     """The value, if it is a list. Raises BadRow otherwise."""
     if not isinstance(value, list):
-        raise BadRow(f"field {field!r} is not a list")
+        raise BadRow(f"field {name!r} is not a list")
     return value
 
 
-def text_of(value: Any, field: str, *, empty: bool = False, images: bool = False) -> str:
+def text_of(value: Any, name: str, notes: Notes, *, empty: bool = False, images: bool = False) -> str:
     """Text with LF line ends; of a list of parts, the text parts joined. Raises BadRow for anything else.
 
     Text that shows nothing (blanks, invisible characters) is refused unless `empty`. With `images` an image part
     becomes the character IMAGE.
     """
     if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
-        value = "".join(IMAGE if images and _is_image(part) else _part(part, field) for part in value)
+        value = "".join(IMAGE if images and _is_image(part) else _part(part, name, notes) for part in value)
+        notes.normalised.add("text parts joined")
     if not isinstance(value, str):
-        raise BadRow(f"field {field!r} is not text")
+        raise BadRow(f"field {name!r} is not text")
     if not empty and _INVISIBLE.fullmatch(value):
-        raise BadRow(f"empty {field!r}" if not value.strip() else f"invisible {field!r}")
+        raise BadRow(f"empty {name!r}" if not value.strip() else f"invisible {name!r}")
     if "\0" in value:
-        raise BadRow(f"NUL in {field!r}")
+        raise BadRow(f"NUL in {name!r}")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise BadRow(f"lone surrogate in {field!r}") from None
-    return value.replace("\r\n", "\n")
+        raise BadRow(f"lone surrogate in {name!r}") from None
+    if "\r\n" in value:
+        notes.normalised.add("CR LF to LF")
+        return value.replace("\r\n", "\n")
+    return value
 
 
-def turn_of(turn: Any, field: str) -> dict[str, Any]:
-    """A message of a turn that has role and content, or from and value. Raises BadRow.
+def turn_of(turn: Any, name: str, notes: Notes) -> dict[str, Any]:
+    """A message of a turn of the field `name` that has role and content, or from and value. Raises BadRow.
 
     A turn with images gets `images`: its image parts, and its fields `image` and `images`; see `images.placed`.
     """
     if not isinstance(turn, dict):
-        raise BadRow(f"a turn of {field!r} is not an object")
-    name = turn.get("role", turn.get("from"))
-    if not isinstance(name, str):
-        raise BadRow(f"a turn of {field!r} has neither 'role' nor 'from'")
-    role = ROLES.get(name.casefold())
+        raise BadRow(f"a turn of {name!r} is not an object")
+    speaker, text = _first(turn, "role", "from"), _first(turn, "content", "value")
+    given = turn.get(speaker)
+    if not isinstance(given, str):
+        raise BadRow(f"a turn of {name!r} has neither 'role' nor 'from'; map `{name}[].FIELD` with prepare.columns")
+    role = ROLES.get(given) or ROLES.get(given.casefold())
     if role is None:
-        raise BadRow(f"unsupported role {name!r}")
+        raise BadRow(f"unsupported role {given!r:.60}", f"role {given!r:.60}")
+    if role != given:
+        notes.normalised.add(f"role {given!r:.60} to {role!r}")
+    content = turn.get(text)
+    if len(turn) == 2 and isinstance(content, str) and given.casefold() not in CALLERS:  # nothing but role and content
+        said = text_of(content, "content", notes, empty=role in ("system", "tool"))
+        plain = {"role": role, "content": said}
+        return plain | _thought_in(said, notes) if role == "assistant" else plain
     for refused in REFUSED:
         if turn.get(refused):
-            raise BadRow(f"unsupported field {refused!r} of a turn")
-    content = turn.get("content", turn.get("value"))
+            raise BadRow(f"unsupported field {refused!r} of a turn", f"{name}[].{refused}")
+    used = {speaker, text}
+    is_call = given.casefold() in CALLERS
     message: dict[str, Any] = {"role": role}
-    calls = _calls(turn, name, content)
+    calls = _calls(turn, name, notes, used, content if is_call else None)
     optional = calls is not None or role in ("system", "tool")
-    if calls is not None and name.casefold() == "function_call":
+    if is_call and calls is not None:
         content = ""
     if content is None and not optional:
-        raise BadRow(f"a turn of {field!r} has no 'content'")
-    message["content"] = text_of("" if content is None else content, "content", empty=optional, images=True)
+        raise BadRow(f"a turn of {name!r} has no 'content'; map `{name}[].FIELD` with prepare.columns")
+    message["content"] = text_of("" if content is None else content, "content", notes, empty=optional, images=True)
     parts = [part for part in content if _is_image(part)] if isinstance(content, list) else []
     if parts or turn.get("image") or turn.get("images"):
-        message["images"] = parts, {name: turn[name] for name in ("image", "images") if turn.get(name)}
+        message["images"] = parts, {key: turn[key] for key in ("image", "images") if turn.get(key)}
+    used |= {"image", "images"}
     if role == "assistant":
-        message |= _thought(turn, message["content"])
+        message |= _thought(turn, message["content"], notes, used)
     if calls is not None:
         message["tool_calls"] = calls
     if isinstance(turn.get("name"), str) and turn["name"]:
-        message["name"] = text_of(turn["name"], "name")
-    return message | _weight(turn, role)
+        used.add("name")
+        message["name"] = text_of(turn["name"], "name", notes)
+    message |= _weight(turn, role, notes, used)
+    _name_unread(turn, used, f"{name}[]", notes)
+    return message
 
 
 def check_order(messages: list[dict[str, Any]]) -> None:
@@ -96,7 +138,7 @@ def check_order(messages: list[dict[str, Any]]) -> None:
         talk = talk[1:]
     if "system" in talk or "developer" in talk:
         raise BadRow("a system turn that is not the first")
-    if not talk:
+    if "user" not in talk:
         raise BadRow("no user turn")
     shown = "".join({"user": "u", "assistant": "a", "tool": "t"}[role] for role in talk)
     calls = "".join("c" if one.get("tool_calls") else one["role"][0] for one in messages)[-len(shown) :]
@@ -108,52 +150,100 @@ def check_order(messages: list[dict[str, Any]]) -> None:
         raise BadRow("every reply has weight 0: nothing to learn")
 
 
+def json_of(text: Any, name: str) -> Any:
+    """The value of JSON text. Raises BadRow."""
+    try:
+        return json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        raise BadRow(f"{name!r} is no JSON") from None
+
+
+def json_text(value: Any, name: str) -> str:
+    """Compact JSON with sorted keys. Raises BadRow for what JSON in UTF-8 cannot hold, such as NaN or a date."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
+        text.encode()
+    except (TypeError, ValueError, RecursionError):
+        raise BadRow(f"{name!r} is no JSON") from None
+    return text
+
+
+def _first(turn: dict[str, Any], one: str, other: str) -> str:
+    return other if turn.get(one) is None and turn.get(other) is not None else one
+
+
+def _name_unread(given: dict[str, Any], used: Collection[str], name: str, notes: Notes) -> None:
+    notes.ignored.update(f"{name}.{key}" for key, value in given.items() if key not in used and not is_empty(value))
+
+
 def _is_image(part: Any) -> bool:
     return isinstance(part, dict) and part.get("type") in ("image", "image_url")
 
 
-def _part(part: dict[str, Any], field: str) -> str:
-    if part.get("type", "text") != "text" or not isinstance(part.get("text"), str):
-        raise BadRow(f"unsupported part {part.get('type')!r} of {field!r}")
+def _part(part: dict[str, Any], name: str, notes: Notes) -> str:
+    kind = part.get("type", "text")
+    if kind != "text" or not isinstance(part.get("text"), str):
+        raise BadRow(f"unsupported part {kind!r:.60} of {name!r}", f"part {kind!r:.60}")
+    _name_unread(part, ("type", "text"), f"{name}[]", notes)
     return str(part["text"])
 
 
-def _thought(turn: dict[str, Any], content: str) -> dict[str, Any]:
+def _thought(turn: dict[str, Any], content: str, notes: Notes, used: set[str]) -> dict[str, Any]:
     """The thought of a reply, from a field of its own or from <think> in front of the text."""
     for name in THOUGHTS:
         if turn.get(name):
-            return {"reasoning_content": text_of(turn[name], name)}
+            used.add(name)
+            if name != THOUGHTS[0]:
+                notes.normalised.add(f"field {name!r} of a turn to {THOUGHTS[0]!r}")
+            return {"reasoning_content": text_of(turn[name], name, notes)}
+    return _thought_in(content, notes)
+
+
+def _thought_in(content: str, notes: Notes) -> dict[str, Any]:
     found = _THOUGHT.match(content)
     if found is None:
         return {}
     rest = content[found.end() :]
     if not rest.strip():
         raise BadRow("a reply that is only a thought")
+    notes.normalised.add("<think> split off")
     thought = found[1].strip()
     return {"content": rest, "reasoning_content": thought} if thought else {"content": rest}
 
 
-def _weight(turn: dict[str, Any], role: str) -> dict[str, Any]:
+def _weight(turn: dict[str, Any], role: str, notes: Notes, used: set[str]) -> dict[str, Any]:
     for name in WEIGHTS:
         value = turn.get(name)
         if value is None:
             continue
         if value not in (0, 1):
-            raise BadRow(f"unsupported {name} {value!r:.20}: expected 0 or 1")
+            raise BadRow(f"unsupported {name} {value!r:.20}: expected 0 or 1", name)
+        used.add(name)
         if role == "assistant" and not value:
+            if name != WEIGHTS[0]:
+                notes.normalised.add(f"field {name!r} of a turn to {WEIGHTS[0]!r}")
             return {"weight": 0}
+        return {}
     return {}
 
 
-def _calls(turn: dict[str, Any], name: str, content: Any) -> str | None:
-    """The calls of tools as JSON text of a list in the form of today's chat API; arguments as an object."""
+def _calls(turn: dict[str, Any], name: str, notes: Notes, used: set[str], content: Any) -> str | None:
+    """The calls of tools as JSON text of a list in the form of today's chat API; arguments as an object.
+
+    `content` is the text of a turn whose role says that it is a call.
+    """
     calls = turn.get("tool_calls")
+    used.add("tool_calls")
     if isinstance(calls, str) and calls.strip():
-        calls = _json(calls, "tool_calls")
+        calls = json_of(calls, "tool_calls")
+        notes.normalised.add("'tool_calls' from JSON text")
     if not calls and turn.get("function_call"):
+        used.add("function_call")
         calls = [{"function": turn["function_call"]}]
-    if name.casefold() == "function_call":
-        calls = _json(content, "function_call")
+        notes.normalised.add("'function_call' to 'tool_calls'")
+    if content is not None:
+        calls = json_of(content, "function_call")
+        notes.normalised.add("turn of a call to 'tool_calls'")
     if not calls:
         return None
     found = []
@@ -161,15 +251,12 @@ def _calls(turn: dict[str, Any], name: str, content: Any) -> str | None:
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise BadRow("a tool call has no name")
+        if call is not function:
+            _name_unread(call, ("type", "index", "function"), f"{name}[].tool_calls[]", notes)
+        _name_unread(function, ("type", "name", "arguments"), f"{name}[].tool_calls[].function", notes)
         arguments = function.get("arguments", {})
         if isinstance(arguments, str):
-            arguments = _json(arguments or "{}", "arguments")
+            arguments = json_of(arguments or "{}", "arguments")
+            notes.normalised.add("'arguments' from JSON text")
         found.append({"type": "function", "function": {"name": function["name"], "arguments": arguments}})
-    return json.dumps(found, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-
-
-def _json(text: Any, field: str) -> Any:
-    try:
-        return json.loads(text)
-    except (TypeError, ValueError, RecursionError):
-        raise BadRow(f"{field!r} is no JSON") from None
+    return json_text(found, "tool_calls")

@@ -203,8 +203,8 @@ def _say(report: dict[str, Any], choice: Choice) -> None:
     for name, count in report["fields_ignored"].items():
         print(f"prepare: field {name!r} ignored in {count} rows", file=sys.stderr)
     for kind, about in report["suspect"].items():
-        shown = [f", such as {one['source']}: {' '.join(one['text'].split())[:80]}" for one in about["examples"][:1]]
-        print(f"prepare: suspect, {kind}: {about['rows']} rows{''.join(shown)}", file=sys.stderr)
+        first = [f", such as {one['source']}: {' '.join(one['text'].split())[:80]}" for one in about["examples"][:1]]
+        print(f"prepare: suspect, {kind}: {about['rows']} rows{''.join(first)}", file=sys.stderr)
     if unread := report["files_not_read"]:
         shown = ", ".join(unread[:5]) + (", ..." if len(unread) > 5 else "")
         print(f"prepare: {len(unread)} files not read: {shown}", file=sys.stderr)

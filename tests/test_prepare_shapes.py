@@ -120,7 +120,7 @@ def test_every_shape_gives_its_messages(stage: Stage, shape: str, row: dict[str,
     assert report["files"][0]["shapes"] == {shape: 1}
     (read,) = stage.split()
     assert read["messages"] == messages
-    assert read["tools"] == ("tools" in row and json.dumps([TOOL], sort_keys=True, separators=(",", ":")) or None)
+    assert read["tools"] == (("tools" in row and json.dumps([TOOL], sort_keys=True, separators=(",", ":"))) or None)
 
 
 BAD = {

@@ -202,9 +202,9 @@ def _read_all(data: Path, paths: list[Path], params: Prepare, accounts: Accounts
 def _say(report: dict[str, Any], choice: Choice) -> None:
     for name, count in report["fields_ignored"].items():
         print(f"prepare: field {name!r} ignored in {count} rows", file=sys.stderr)
-    for kind, about in report["suspect"].items():
-        first = [f", such as {one['source']}: {' '.join(one['text'].split())[:80]}" for one in about["examples"][:1]]
-        print(f"prepare: suspect, {kind}: {about['rows']} rows{''.join(first)}", file=sys.stderr)
+    for kind, rows in report["suspect"].items():
+        first = [f", such as {one['source']}: {' '.join(one['text'].split())[:80]}" for one in rows["examples"][:1]]
+        print(f"prepare: suspect, {kind}: {rows['rows']} rows{''.join(first)}", file=sys.stderr)
     if unread := report["files_not_read"]:
         shown = ", ".join(unread[:5]) + (", ..." if len(unread) > 5 else "")
         print(f"prepare: {len(unread)} files not read: {shown}", file=sys.stderr)

@@ -115,10 +115,7 @@ def turn_of(turn: Any, name: str, notes: Notes) -> dict[str, Any]:
     if content is None and not optional:
         raise BadRow(f"a turn of {name!r} has no 'content'; map `{name}[].FIELD` with prepare.columns")
     message["content"] = text_of("" if content is None else content, "content", notes, empty=optional, images=True)
-    parts = [part for part in content if _is_image(part)] if isinstance(content, list) else []
-    if parts or turn.get("image") or turn.get("images"):
-        message["images"] = parts, {key: turn[key] for key in ("image", "images") if turn.get(key)}
-    used |= {"image", "images"}
+    message |= _images(turn, content, used)
     if role == "assistant":
         message |= _thought(turn, message["content"], notes, used)
     if calls is not None:
@@ -174,6 +171,13 @@ def _first(turn: dict[str, Any], one: str, other: str) -> str:
 
 def _name_unread(given: dict[str, Any], used: Collection[str], name: str, notes: Notes) -> None:
     notes.ignored.update(f"{name}.{key}" for key, value in given.items() if key not in used and not is_empty(value))
+
+
+def _images(turn: dict[str, Any], content: Any, used: set[str]) -> dict[str, Any]:
+    used |= {"image", "images"}
+    parts = [part for part in content if _is_image(part)] if isinstance(content, list) else []
+    named = {key: turn[key] for key in ("image", "images") if turn.get(key)}
+    return {"images": (parts, named)} if parts or named else {}
 
 
 def _is_image(part: Any) -> bool:

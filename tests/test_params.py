@@ -24,14 +24,14 @@ def edited(folder: Path, old: str, new: str) -> Path:
 @pytest.mark.parametrize(
     ("old", "new", "key", "lines"),
     [
-        ("store:\n", "store: {uri: s3://other}\nstore:\n", "store", "lines 67 and 68"),
-        ("  margin: 0.03", "  margin: 0.03\n  seed: 1", "verdict.seed", "lines 63 and 66"),
-        ("rank: 16,", "rank: 16, 'rank': 8,", "train.lora.rank", "line 27"),
-        ("rank: 16,", "<<: {rank: 8}, rank: 16,", "train.lora.rank", "line 27"),
-        ("rank: 16,", "<<: [{rank: 8}, {rank: 16}],", "train.lora.rank", "line 27"),
-        ("rank: 16,", "<<: [&a {rank: 8}, *a],", "train.lora.rank", "line 27"),
-        ("rank: 16,", "<<: {rank: 8}, <<: {alpha: 16},", "train.lora.<<", "line 27"),
-        ("[pico_domain_dev]", "[{a: 1, a: 2}]", "sweep.domain.a", "line 45"),
+        ("store:\n", "store: {uri: s3://other}\nstore:\n", "store", "lines 68 and 69"),
+        ("  margin: 0.03", "  margin: 0.03\n  seed: 1", "verdict.seed", "lines 64 and 67"),
+        ("rank: 16,", "rank: 16, 'rank': 8,", "train.lora.rank", "line 28"),
+        ("rank: 16,", "<<: {rank: 8}, rank: 16,", "train.lora.rank", "line 28"),
+        ("rank: 16,", "<<: [{rank: 8}, {rank: 16}],", "train.lora.rank", "line 28"),
+        ("rank: 16,", "<<: [&a {rank: 8}, *a],", "train.lora.rank", "line 28"),
+        ("rank: 16,", "<<: {rank: 8}, <<: {alpha: 16},", "train.lora.<<", "line 28"),
+        ("[pico_domain_dev]", "[{a: 1, a: 2}]", "sweep.domain.a", "line 46"),
     ],
 )
 def test_a_duplicate_key_is_named_with_both_lines(tmp_path: Path, old: str, new: str, key: str, lines: str) -> None:

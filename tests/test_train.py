@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ def test_lora_learns_and_repeats_bit_for_bit(place: Path, tmp_path: Path, capfd:
         "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors",
         "metrics.jsonl",
+        "samples.json",
         "train.json",
     }
     assert one == two
@@ -186,3 +188,69 @@ def test_sigterm_leaves_no_folder(place: Path, tmp_path: Path) -> None:
     child.communicate(timeout=60)
     assert child.returncode == -signal.SIGTERM
     assert not (tmp_path / "out").exists()
+
+
+def test_replies_that_end_are_counted_before_and_after(
+    place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    learned = SETTINGS.model_copy(update={"epochs": 20})
+    facts = run(place, tmp_path / "out", learned)
+    stops = facts["stops"]
+    assert stops == {"prompts": facts["rows"]["valid"]["rows"], "max_new_tokens": 6} | {
+        name: stops[name] for name in ("stopped_before", "stopped_after")
+    }
+    assert stops["stopped_before"] < stops["stopped_after"] == stops["prompts"]
+    line = f"long, {stops['stopped_before']} ended by themselves before training, {stops['stopped_after']} after it"
+    assert line in capfd.readouterr().err
+    shutil.copytree(place / "data", tmp_path / "data")
+    empty(tmp_path / "data/valid.parquet")
+    train(
+        place / "base",
+        place / "instruct",
+        tmp_path / "data",
+        SETTINGS.model_copy(update={"max_steps": 1}),
+        tmp_path / "o",
+    )
+    assert json.loads((tmp_path / "o/train.json").read_text())["stops"] is None
+
+
+def empty(file: Path) -> None:
+    import pyarrow.parquet as pq
+
+    pq.write_table(pq.read_table(file).slice(0, 0), file)
+
+
+def test_the_probe_asks_the_first_questions_with_short_replies() -> None:
+    """Two replies in a sequence: the prompt ends before the last. No more tokens than the model has positions."""
+    import numpy as np
+
+    from shadowft_core.train.probe import LONGEST, PROMPTS, stop_probe
+
+    def sequence(prompt: int, reply: int) -> tuple[np.ndarray, np.ndarray]:
+        labels = [IGNORED, 1, IGNORED, *[IGNORED] * (prompt - 3), *range(reply)]
+        return np.arange(len(labels), dtype=np.int32), np.array(labels, np.int32)
+
+    rows = [sequence(5, 4), sequence(4, LONGEST + 1), sequence(90, 6), *[sequence(6, 3)] * PROMPTS]
+    valid = Encoded([ids for ids, _ in rows], [labels for _, labels in rows])
+    probe = stop_probe(valid, None)
+    assert probe is not None
+    assert ([len(prompt) for prompt in probe.prompts], probe.max_new_tokens) == ([5, 90, *[6] * 18], 12)
+    probe = stop_probe(valid, 100)
+    assert probe is not None
+    assert ([len(prompt) for prompt in probe.prompts], probe.max_new_tokens) == ([5, *[6] * 19], 8)
+    assert stop_probe(Encoded(), None) is None
+
+
+def test_samples_show_what_is_learned(place: Path, tmp_path: Path) -> None:
+    run(place, tmp_path / "out", SETTINGS.model_copy(update={"max_steps": 1}))
+    samples = json.loads((tmp_path / "out/samples.json").read_text())
+    assert len(samples) == 10
+    renderer = load_renderer(place / "instruct", Render())
+    rows = encode_file(place / "data/train.parquet", renderer, 40)
+    for sample, ids in zip(samples, rows.input_ids, strict=False):
+        context, learned, after = sample["pieces"]
+        assert (context["learned"], learned["learned"], after["learned"]) == (False, True, False)
+        assert learned["text"].startswith("is ")
+        assert learned["text"].endswith(" <|im_end|>")
+        assert " ".join(piece["text"] for piece in sample["pieces"]) == renderer.tokenizer.decode(ids)
+        assert sample["left_out"] == 0

@@ -16,6 +16,7 @@ from shadowft_core.loading import require_loadable
 from shadowft_core.pair.facts import compare
 from shadowft_core.pair.references import is_remote, made_from, opened, resolve
 from shadowft_core.pair.sigma import measure
+from shadowft_core.pair.template_tokens import untrained_in_base
 from shadowft_core.weights import INDEX, Checkpoint, open_checkpoint
 from shadowft_core.weights.similarity import SIGMA_HIGH, SIGMA_LOW, SIGMA_UNRELATED
 
@@ -48,8 +49,10 @@ def compare_models(
     `ignore` and `standing` are patterns of tensors that only one side may have, from the command line and params.yaml.
 
     Returns `{"verdict": "ok"|"warn", "reasons": [...], "sampled", "sigma": {"overall", "layers": {...}, "modules":
-    {...}, ...}, "facts", "tokenizer_digest", "base": {...}, "instruct": {...}}`, the tokenizer being the Instruct's;
-    with `digests`, which needs `full` and two local models, base and instruct have `digest`.
+    {...}, ...}, "facts", "tokenizer_digest", "untrained_tokens": [{"token", "id", "embedding", "head"}, ...], "base":
+    {...}, "instruct": {...}}`, the tokenizer being the Instruct's; the untrained tokens are those that its chat
+    template writes or that end a reply, and that the Base never trained. With `digests`, which needs `full` and two
+    local models, base and instruct have `digest`.
     Raises PairError with all reasons in one line (SwappedError, SameModelError or UnrelatedError if that is the
     reason), QuantisedError, NotFiniteError, InputError for a wrong pattern, and CheckpointError for a model that cannot
     be read.
@@ -85,6 +88,12 @@ def compare_models(
         reasons.append(f"sigma {about} is above {SIGMA_HIGH}: the two are far apart and a graft is risky")
     if sigma["overall"] < SIGMA_LOW:
         reasons.append(f"sigma {sigma['overall']:.5f} is below {SIGMA_LOW}: the two hardly differ")
+    untrained = untrained_in_base(base, instruct)
+    if untrained:
+        reasons.append(
+            f"the Base never trained {len(untrained)} tokens of the chat template: {', '.join(map(str, untrained))}; "
+            "render.template_tokens says what train does about them"
+        )
     return {
         "verdict": "warn" if reasons else "ok",
         "reasons": reasons,
@@ -92,6 +101,7 @@ def compare_models(
         "sigma": sigma,
         "facts": compared.facts,
         "tokenizer_digest": instruct.tokenizer_digest(),
+        "untrained_tokens": [token.as_json() for token in untrained],
         "base": pinned[0],
         "instruct": pinned[1],
     }

@@ -104,6 +104,11 @@ class Render(Section):
         description="where the template prints no system turn: put it before the first user turn, or count the "
         "row as refused",
     )
+    template_tokens: Literal["from_instruct", "train", "error"] = Field(
+        "from_instruct",
+        description="tokens of the chat template whose rows of embedding and head the Base never trained: take the "
+        "Instruct's rows while training (the delta has the change by training alone), train these rows, or refuse",
+    )
 
 
 class Lora(Section):

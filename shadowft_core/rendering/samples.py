@@ -12,7 +12,7 @@ from shadowft_core.errors import TrainError
 from shadowft_core.files import bytes_digest, canonical_json
 from shadowft_core.rendering.images import Processor
 from shadowft_core.rendering.talk import Span, Talk
-from shadowft_core.rendering.template import Message, RowError, Template, undated
+from shadowft_core.rendering.template import Message, RowError, Template, templates_of, undated
 
 if TYPE_CHECKING:
     from shadowft_core.params import Render
@@ -58,13 +58,18 @@ class Renderer:
             raise TrainError("the tokenizer has no eos token and generation_config.json names none; add one")
         if not tokenizer.is_fast:
             raise TrainError("the tokenizer has no tokenizer.json, so tokens cannot be placed in the text; convert it")
-        self.tokenizer, self.template, self._settings = tokenizer, Template(tokenizer), settings
-        self._stops, self._load_processor = stops, load_processor
+        without, with_tools = templates_of(tokenizer)
+        self.tokenizer, self._settings = tokenizer, settings
+        self.template = Template(tokenizer, without)
+        """the template for conversations without tools"""
+        self._for_tools = self.template if with_tools == without else Template(tokenizer, with_tools)
+        self.stops, self._load_processor = stops, load_processor
         special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
         special |= set(tokenizer.all_special_tokens)
         self._special_ids = set(tokenizer.convert_tokens_to_ids(sorted(special)))
-        longest_first = sorted(special, key=len, reverse=True)
-        self._control = re.compile("|".join(map(re.escape, longest_first))) if special else None
+        control = "|".join(map(re.escape, sorted(special, key=len, reverse=True)))  # the longest first
+        self._control = re.compile(control) if special else None
+        self._tail = re.compile(rf"(?:{control or ' '}|\s)\Z")
         self._stop_texts = tokenizer.convert_ids_to_tokens(sorted(stops))
         self._end = self._end_token()
 
@@ -92,23 +97,24 @@ class Renderer:
         """
         if any(message.get("images") for message in messages) and self.processor is None:
             raise RowError("the model takes no images")
-        talk = Talk(self.template, self._folded(messages), tools)
-        self._require_plain(talk.messages)
-        learned = [at for at, one in enumerate(talk.messages) if one["role"] == "assistant" and one.get("weight") != 0]
+        template = self._for_tools if tools else self.template
+        folded = self._folded(messages, template)
+        self._require_plain(folded)
+        learned = [at for at, one in enumerate(folded) if one["role"] == "assistant" and one.get("weight") != 0]
         if not learned:
             raise RowError("no reply to learn")
         *earlier, last = learned
+        talk = Talk(template, folded[: last + 1], tools)  # nothing that follows can be seen when the last reply begins
         spans = talk.many(learned) if len(learned) > MANY else None
         if spans is None:
-            spans = {at: talk.span(at) for at in earlier}
-            spans[last] = talk.span(last) if last < len(talk.messages) - 1 else talk.last_span()
+            spans = {at: talk.span(at) for at in earlier} | {last: talk.last_span()}
         alone = [at for at in earlier if not (talk.shows_thought(at) and self._ends(talk, at, spans[at]))]
         if spans[last] is None:
             raise RowError("the chat template writes the turns before a reply differently once the reply follows")
         together = [span for at in learned if at not in alone and (span := spans[at]) is not None]
         samples = [self._sample(talk, together)]
         if self._settings.thinking != "last":
-            parts = [Talk(self.template, talk.messages[: at + 1], tools, talk.thinking) for at in alone]
+            parts = [Talk(template, talk.messages[: at + 1], tools, talk.thinking) for at in alone]
             found = [(part, part.last_span()) for part in parts]
             if any(span is None for _, span in found):
                 raise RowError("the chat template writes the turns before a reply differently once the reply follows")
@@ -136,7 +142,7 @@ class Renderer:
         for span, following in zip(spans, [*(span.start for span in spans[1:]), None], strict=True):
             first = bisect_left(starts, span.start)
             limit = len(ids) if following is None else bisect_left(starts, following)
-            stop = next((at for at in range(first, limit) if ids[at] in self._stops), None)
+            stop = next((at for at in range(first, limit) if ids[at] in self.stops), None)
             if stop is not None:
                 until, stop_at = stop + 1, starts[stop]
             elif span is final and span.closes:  # no token of the template stops generation: what does is learned
@@ -149,20 +155,30 @@ class Renderer:
             labels[first:until] = ids[first:until]
         if images and self.processor and not self.processor.image_ids.isdisjoint(labels):
             raise RowError("a reply holds an image token")
-        reply = talk.reply_within(text, final.start, stop_at)
-        return Sample(ids, labels, text[: final.start], reply, rendered, images)
+        said = self._said(text[final.start : stop_at], talk.last_content)
+        return Sample(ids, labels, text[: final.start], said, rendered, images)
 
-    def _folded(self, messages: Sequence[Message]) -> list[Message]:
+    def _said(self, text: str, content: str) -> str:
+        """A reply's text without the blanks and control tokens behind its content, if it ends with them alone."""
+        said = text
+        while content and not said.endswith(content):
+            shorter = self._tail.sub("", said)
+            if shorter == said:
+                return text
+            said = shorter
+        return said
+
+    def _folded(self, messages: Sequence[Message], template: Template) -> list[Message]:
         """The messages in roles that the template prints; thoughts as `render.thinking` has them."""
         found: list[Message] = []
         for one in messages:
             message = dict(one)
-            if message["role"] == "developer" and not self.template.has_developer:
+            if message["role"] == "developer" and not template.has_developer:
                 message["role"] = "system"
             if self._settings.thinking == "none":
                 message.pop("reasoning_content", None)
             found.append(message)
-        if found and found[0]["role"] == "system" and not self.template.has_system:
+        if found and found[0]["role"] == "system" and not template.has_system:
             if self._settings.system == "refuse":
                 raise RowError(
                     "the chat template prints no system turn: render.system fold puts it before the question"
@@ -195,7 +211,7 @@ class Renderer:
             short, longer = "", ""
         if longer.startswith(short) and short:
             follow = self.tokenizer(longer[len(short) :], add_special_tokens=False)["input_ids"]
-            if follow and follow[0] in self._stops:
+            if follow and follow[0] in self.stops:
                 return int(follow[0])
         eos = self.tokenizer.eos_token_id
-        return int(eos) if eos in self._stops else min(self._stops)
+        return int(eos) if eos in self.stops else min(self.stops)

@@ -85,37 +85,53 @@ class Talk:
         end = self.whole.find(reply, span.start) + len(reply)
         return self.whole[end : max(end, self.whole.find(following, end))]
 
-    def reply_within(self, text: str, start: int, end: int) -> str:
-        """The part of `text` up to the end of what the last reply in it says, or to `end` where that does not show."""
-        for message in reversed(self.messages):
-            content = str(message.get("content") or "").strip()
-            place = text.find(content, start, end) if content and message["role"] == "assistant" else -1
-            if place >= 0:
-                return text[start : place + len(content)]
-        return text[start:end]
+    @property
+    def last_content(self) -> str:
+        """What the last message says."""
+        return str(self.messages[-1].get("content") or "").strip()
 
     def shows_thought(self, at: int) -> bool:
         """Whether the thought of a reply, if it has one, is in the text."""
-        thought = str(self.messages[at].get("reasoning_content") or "").strip()
-        return thought in self.whole
+        return at not in self._thoughts or at in self._shown
+
+    @cached_property
+    def _thoughts(self) -> set[int]:
+        """The messages with a thought."""
+        return {at for at, one in enumerate(self.messages) if str(one.get("reasoning_content") or "").strip()}
+
+    @cached_property
+    def _shown(self) -> set[int]:
+        """Those whose thought the template prints. A mark stands for each, since other text may repeat a thought."""
+        marks = {at: f"Qz{at}zq" for at in self._thoughts}
+        marked = [
+            {**one, "reasoning_content": marks[at]} if at in marks else one for at, one in enumerate(self.messages)
+        ]
+        text = self._render(marked)
+        return {at for at, mark in marks.items() if mark in text}
 
     def as_inferred(self, spans: Sequence[Span]) -> tuple[str, list[Span]]:
         """Text and spans, the last reply behind the very prompt of inference if it ends the text.
 
-        Raises RowError for a thought where the prompt closes the thoughts before the reply begins.
+        Raises RowError for a thought where the prompt closes the thoughts before the reply begins, or that the template
+        does not print.
         """
         *others, last = spans
         if not last.closes:
             return self.whole, [*others, last]
-        prompt = self._prompt(len(self.messages) - 1)
-        thought = str(self.messages[-1].get("reasoning_content") or "").strip()
+        at = len(self.messages) - 1
+        prompt, thought = self._prompt(at), str(self.messages[at].get("reasoning_content") or "").strip()
+        hidden = RowError("the chat template does not print the thought of a reply")
         if self.whole.startswith(prompt):
+            if not self.shows_thought(at):
+                raise hidden
             return self.whole, [*others, Span(len(prompt), closes=True)]
         tags, rest = prompt[last.start :], self.whole[last.start :]
         if thought and "</think>" in tags:
             raise RowError("the chat template ends the thought in its prompt, the reply has one: render.thinking none")
         if "<think>" in tags and "</think>" not in tags:  # the prompt opens a thought, the rendered reply lacks it
             rest = f"{thought}\n</think>\n\n{rest.lstrip()}"
+        elif not self.shows_thought(at):
+            raise hidden
         text = prompt + rest
         return text, [*others, Span(len(prompt), closes=True)]
 

@@ -27,18 +27,36 @@ def undated(template: str) -> str:
     return template.removeprefix(FIXED_DAY)
 
 
+def templates_of(tokenizer: Any) -> tuple[str, str]:
+    """The templates for conversations without and with tools, as transformers would choose them.
+
+    A tokenizer may have several by name; `default` and `tool_use` count. Raises TrainError for several without
+    `default`.
+    """
+    found = tokenizer.chat_template
+    if not isinstance(found, dict):
+        return str(found), str(found)
+    if "default" not in found:
+        raise TrainError(
+            f"the tokenizer has {len(found)} chat templates ({', '.join(sorted(found))}), none of them called default; "
+            "give the one to train with that name in the tokenizer of fetch.instruct"
+        )
+    default = str(found["default"])
+    return default, str(found.get("tool_use", default))
+
+
 class RowError(Exception):
     """Why one conversation cannot be rendered, in words that many rows can share."""
 
 
 class Template:
-    """A tokenizer's chat template. `has_system`, `has_thoughts` and `parts` say what it prints and how.
+    """A chat template of a tokenizer. `has_system`, `has_thoughts` and `parts` say what it prints and how.
 
     Raises TrainError when the template prints no user turn or no reply.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, text: str) -> None:
+        self._tokenizer, self._text = tokenizer, text
         self.parts, self.has_thoughts = False, True
         user, reply = {"role": "user", "content": _USER}, {"role": "assistant", "content": _REPLY}
         if not self._prints([user, reply], _USER, _REPLY):
@@ -71,6 +89,7 @@ class Template:
             text = self._tokenizer.apply_chat_template(
                 [self._shaped(message) for message in messages],
                 tools=list(tools) if tools else None,
+                chat_template=self._text,
                 tokenize=False,
                 add_generation_prompt=prompt,
                 **options,

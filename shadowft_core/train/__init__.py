@@ -1,7 +1,8 @@
 """The training stage: TRL tunes one model under the Instruct's tokenizer and chat template.
 
-models.py loads, adapts and saves the model, encode.py turns rows into ids and labels, trainer.py runs TRL, images.py
-makes batches with images. They import torch and transformers, so `train` imports them when it is called.
+models.py loads, adapts and saves the model, tokens.py gives untrained tokens their rows, encode.py turns rows into ids
+and labels, trainer.py runs TRL, images.py makes batches with images, probe.py counts replies that end, samples.py shows
+what was read. They import torch and transformers, so `train` imports them when it is called.
 """
 
 import importlib.metadata
@@ -10,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from shadowft_core.errors import CheckpointError, DataError
 from shadowft_core.files import (
@@ -20,7 +22,7 @@ from shadowft_core.files import (
     write_json_atomically,
 )
 from shadowft_core.params import Render, Train
-from shadowft_core.rendering import load_renderer, shows_images
+from shadowft_core.rendering import Renderer, load_renderer, shows_images
 from shadowft_core.train.encode import Encoded, encode_file, require_enough
 from shadowft_core.weights import open_checkpoint
 
@@ -44,21 +46,26 @@ def train(
 ) -> None:
     """Tune `model` on the conversations in `data` (made by `prepare`) and write the folder `out`.
 
-    `out` gets train.json (inputs and results), metrics.jsonl (one line per optimizer step) and either adapter/ (LoRA on
-    all linear layers, float32, adapter_model.safetensors and adapter_config.json) or model/ (a whole float32
-    checkpoint). Same inputs, seed and thread count on the same CPU give the same bytes in every file: they hold no
-    paths and no times. The seconds that a run took go to stderr only.
+    `out` gets train.json (inputs and results), metrics.jsonl (one line per optimizer step), samples.json (ten sequences
+    as text, in pieces that are learned or context) and either adapter/ (LoRA on all linear layers, float32,
+    adapter_model.safetensors and adapter_config.json) or model/ (a whole float32 checkpoint). Same inputs, seed and
+    thread count on the same CPU give the same bytes in every file: they hold no paths and no times. The seconds that a
+    run took go to stderr only.
 
     Both routes use the same arithmetic: float32 weights (bfloat16 autocast on CUDA only), the same order of rows, the
     same adapter initialisation, AdamW without weight decay, gradients clipped at norm 1.
 
     With `replay`, the rows of replay.parquet are trained on too, where `prepare` wrote one.
 
+    `render.template_tokens` decides about tokens of the rows that the model never trained and the Instruct did. With
+    `from_instruct` it sees the Instruct's rows; what is saved still differs from the model by the training alone.
+
     `accept` is called before the first step and raises when `extract` could not use what will be saved
     (`delta.require_extractable`), so that no hours are lost.
 
-    Raises TrainError (no row to learn from, a row the template cannot mark, a vocabulary that does not fit, a loss or
-    gradient that is not finite, out of memory), CheckpointError and DataError; then `out` is not touched.
+    Raises TrainError (no row to learn from, a row the template cannot mark, a vocabulary that does not fit, untrained
+    tokens that may not be or cannot be trained, a loss or gradient that is not finite, out of memory), CheckpointError
+    and DataError; then `out` is not touched.
     """
     from shadowft_core.train.models import (
         load_model,
@@ -66,7 +73,17 @@ def train(
         save_model,
         with_adapter,
     )
-    from shadowft_core.train.trainer import Progress, fit, make_deterministic, make_trainer
+    from shadowft_core.train.probe import stop_probe
+    from shadowft_core.train.samples import decoded_samples
+    from shadowft_core.train.tokens import borrow_rows, described, trained_rows, untrained_in_rows
+    from shadowft_core.train.trainer import (
+        Progress,
+        fit,
+        make_deterministic,
+        make_trainer,
+        memory_checked,
+        padding_id,
+    )
 
     began = time.monotonic()
     make_deterministic(params)
@@ -74,31 +91,30 @@ def train(
     tokenizer = renderer.tokenizer
     files = [data / f"{name}.parquet" for name in ("train", "valid", *(["replay"] if replay else []))]
     processor = renderer.processor if any(map(shows_images, files)) else None
-    rows = encode_file(data / "train.parquet", renderer, params.max_length, processor is not None)
-    valid = encode_file(data / "valid.parquet", renderer, params.max_length, processor is not None)
-    _print_rows(rows, valid, params)
-    require_enough(rows, data / "train.parquet", params.max_length, params.max_left_out)
-    counts = {"train": rows.counts(), "valid": valid.counts()}
-    if replay and (data / "replay.parquet").exists():
-        added = encode_file(data / "replay.parquet", renderer, params.max_length, processor is not None)
-        require_enough(added, data / "replay.parquet", params.max_length, params.max_left_out)
-        print(f"train: {added.used} of {added.read} replay rows added", file=sys.stderr)
-        counts["replay"] = added.counts()
-        rows.input_ids += added.input_ids
-        rows.labels += added.labels
-        rows.texts += added.texts
-        rows.files += added.files
-    starting = open_checkpoint(model)
+    rows, valid, counts = _encoded(data, renderer, params, replay, processor is not None)
+    starting, teacher = open_checkpoint(model), open_checkpoint(instruct)
+    untrained = untrained_in_rows(starting, teacher, renderer, rows)
+    if untrained:
+        print(f"train: {described(untrained, starting, render.template_tokens)}", file=sys.stderr)
     network = load_model(model, tokenizer, processor is not None)
+    borrowed = borrow_rows(network, untrained, teacher) if render.template_tokens == "from_instruct" else []
     if params.method == "lora":
-        network = with_adapter(network, params)
+        own = trained_rows(network, untrained) if render.template_tokens == "train" else None
+        network = with_adapter(network, params, own)
     with tempfile.TemporaryDirectory() as scratch:
         accept(model, planned_weights(network, params, Path(scratch)))
     with new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
         progress = Progress()
         trainer = make_trainer(network, tokenizer, rows, params, Path(scratch), processor)
         trainer.add_callback(progress)
-        valid_loss = fit(trainer, network, valid, params, model)
+        probe = stop_probe(valid, getattr(network.config.get_text_config(), "max_position_embeddings", None))
+        asked = network, renderer.stops, padding_id(tokenizer), trainer.args.bf16
+        with memory_checked(params, model):
+            before = probe.stopped(*asked) if probe else 0
+            valid_loss = fit(trainer, network, valid)
+            stops = probe.record(before, probe.stopped(*asked)) if probe else None
+        for rows_of_instruct in borrowed if params.method == "full" else ():
+            rows_of_instruct.give_back()
         save_model(network, params, folder)
         lines = (canonical_json(line) + b"\n" for line in progress.lines)
         write_atomically(folder / "metrics.jsonl", b"".join(lines))
@@ -109,7 +125,7 @@ def train(
             "render": render.model_dump(mode="json"),
             "seed": params.seed,
             "model_digest": starting.digest(),
-            "tokenizer_digest": open_checkpoint(instruct).tokenizer_digest(),
+            "tokenizer_digest": teacher.tokenizer_digest(),
             "template_digest": renderer.template_digest,
             "data_digest": _data_digest(data),
             "rows": counts,
@@ -118,16 +134,46 @@ def train(
             "first_loss": progress.lines[0]["loss"],
             "last_loss": progress.lines[-1]["loss"],
             "valid_loss": valid_loss,
+            "stops": stops,
+            "untrained_tokens": [token.as_json() for token in untrained],
             "device": trainer.args.device.type,
             "autocast": "bfloat16" if trainer.args.bf16 else None,
             "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
         }
         write_json_atomically(folder / "train.json", facts)
+        write_json_atomically(folder / "samples.json", decoded_samples(rows, tokenizer))
     print(
         f"train: {facts['steps']} steps, loss {facts['first_loss']:.3f} -> {facts['last_loss']:.3f}, "
         f"{time.monotonic() - began:.0f} s",
         file=sys.stderr,
     )
+    if stops:
+        print(
+            f"train: of {stops['prompts']} replies to validation questions, at most {stops['max_new_tokens']} tokens "
+            f"long, {stops['stopped_before']} ended by themselves before training, {stops['stopped_after']} after it",
+            file=sys.stderr,
+        )
+
+
+def _encoded(
+    data: Path, renderer: Renderer, params: Train, replay: bool, images: bool
+) -> tuple[Encoded, Encoded, dict[str, Any]]:
+    """Rows to train on, rows to validate, and the counts of every split."""
+    rows = encode_file(data / "train.parquet", renderer, params.max_length, images)
+    valid = encode_file(data / "valid.parquet", renderer, params.max_length, images)
+    _print_rows(rows, valid, params)
+    require_enough(rows, data / "train.parquet", params.max_length, params.max_left_out)
+    counts = {"train": rows.counts(), "valid": valid.counts()}
+    if replay and (data / "replay.parquet").exists():
+        added = encode_file(data / "replay.parquet", renderer, params.max_length, images)
+        require_enough(added, data / "replay.parquet", params.max_length, params.max_left_out)
+        print(f"train: {added.used} of {added.read} replay rows added", file=sys.stderr)
+        counts["replay"] = added.counts()
+        rows.input_ids += added.input_ids
+        rows.labels += added.labels
+        rows.texts += added.texts
+        rows.files += added.files
+    return rows, valid, counts
 
 
 def _data_digest(data: Path) -> str:

@@ -14,6 +14,8 @@ from shadowft_core.errors import CheckpointError, TrainError
 from shadowft_core.files import read_json_object, write_json_atomically
 from shadowft_core.params import Train
 
+OTHERWISE = "set render.template_tokens to from_instruct, or train.method to full"
+
 
 def load_model(model: Path, tokenizer: Any, images: bool = False) -> Any:
     """The model in float32, complete, with a row of its embedding for every id of the tokenizer.
@@ -35,8 +37,12 @@ def load_model(model: Path, tokenizer: Any, images: bool = False) -> Any:
     return network
 
 
-def with_adapter(network: Any, params: Train) -> Any:
-    """The model with a fresh LoRA adapter on all linear layers, the only weights that are then trained."""
+def with_adapter(network: Any, params: Train, token_rows: dict[str, list[int]] | None = None) -> Any:
+    """The model with a fresh LoRA adapter on all linear layers, the only weights that are then trained.
+
+    With `token_rows`, ids by module, these rows of embedding and head are trained too. Raises TrainError where PEFT
+    cannot do that.
+    """
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=params.lora.rank,
@@ -45,9 +51,23 @@ def with_adapter(network: Any, params: Train) -> Any:
         lora_dropout=0.0,
         bias="none",
         target_modules="all-linear",
+        trainable_token_indices=token_rows or None,
     )
     transformers.set_seed(params.seed)  # right before A is drawn, so both routes start from the same adapter
-    return get_peft_model(network, config)
+    try:
+        adapted = get_peft_model(network, config)
+    except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
+        if not token_rows:
+            raise
+        raise TrainError(
+            f"PEFT cannot train rows of {', '.join(token_rows)} ({' '.join(str(error).split()):.200}); {OTHERWISE}"
+        ) from None
+    head = network.get_output_embeddings()
+    if token_rows and hasattr(head, "token_adapter"):
+        if head.original_module.bias is not None:
+            raise TrainError(f"rows of a head with a bias cannot be trained; {OTHERWISE}")
+        head.bias = None  # TRL reads it, PEFT's wrapper lacks it
+    return adapted
 
 
 def planned_weights(network: Any, params: Train, scratch: Path) -> Path | dict[str, tuple[int, ...]]:

@@ -4,6 +4,8 @@ import math
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,18 +80,23 @@ def make_trainer(
         report_to="none",
         disable_tqdm=True,
     )
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    pad = 0 if pad is None else pad
+    pad = padding_id(tokenizer)
     trainer = SFTTrainer(
         model=network,
         args=config,
-        # Padding is masked and never learned, so any id will do; given here, the model's config is left as it is.
+        # Given here, the model's config is left as it is.
         data_collator=ImageCollator(processor, pad) if processor else DataCollatorForLanguageModeling(pad_token_id=pad),
         train_dataset=_dataset(rows),
         processing_class=tokenizer,
     )
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
+
+
+def padding_id(tokenizer: Any) -> int:
+    """The id that fills batches. Padding is masked and never learned, so any id will do."""
+    given = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return int(next(number for number in given if number is not None))
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
@@ -126,15 +133,21 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is not ty
             print(f"step {step}/{state.max_steps} loss {loss:.3f} eta {left:.0f}s", file=sys.stderr, flush=True)
 
 
-def fit(trainer: SFTTrainer, network: Any, valid: Encoded, params: Train, model: Path) -> float | None:
-    """Train, and return the mean loss on the validation rows, None without any; `model` is the path for messages.
+def fit(trainer: SFTTrainer, network: Any, valid: Encoded) -> float | None:
+    """Train, and return the mean loss on the validation rows, None without any.
 
-    Raises TrainError when a loss, a gradient or a trained weight is not finite, or memory runs out.
+    Raises TrainError when a loss, a gradient or a trained weight is not finite.
     """
+    trainer.train()
+    _check_finite(network)
+    return _valid_loss(trainer, valid)
+
+
+@contextmanager
+def memory_checked(params: Train, model: Path) -> Iterator[None]:
+    """Raise TrainError, with the remedy, when memory runs out inside the block."""
     try:
-        trainer.train()
-        _check_finite(network)
-        return _valid_loss(trainer, valid)
+        yield
     except torch.OutOfMemoryError as error:
         raise TrainError(
             f"{model}: out of memory with train.batch_size {params.batch_size}; halve it and double "

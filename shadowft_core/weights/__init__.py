@@ -25,6 +25,7 @@ from shadowft_core.weights.sides import (
     require_no_codes,
     require_one_sided,
 )
+from shadowft_core.weights.untrained import UntrainedToken, untrained_tokens, vocabulary_tensors
 from shadowft_core.weights.vocabulary import NO_TOKEN, marks_of, read_vocabulary, token_marks
 from shadowft_core.weights.writer import Bytes, append_safetensors, write_checkpoint, write_safetensors, write_shards
 
@@ -45,6 +46,7 @@ __all__ = [
     "RemoteFiles",
     "Runs",
     "TensorInfo",
+    "UntrainedToken",
     "account",
     "append_safetensors",
     "build_header",
@@ -72,6 +74,8 @@ __all__ = [
     "rows_by_token",
     "runs_of",
     "token_marks",
+    "untrained_tokens",
+    "vocabulary_tensors",
     "write_checkpoint",
     "write_safetensors",
     "write_shards",

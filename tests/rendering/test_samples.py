@@ -34,9 +34,9 @@ def test_each_reply_is_learned_once_behind_the_prompt_of_inference(name: str, ta
             renderer.samples(messages)
         return
     samples = renderer.samples(messages)
-    stops = {renderer.tokenizer.decode([stop]) for stop in renderer._stops}
+    stops = {renderer.tokenizer.decode([stop]) for stop in renderer.stops}
     thinking = any("reasoning_content" in message for message in messages)
-    folded = renderer._folded(messages)
+    folded = renderer._folded(messages, renderer.template)
     texts = []
     for sample in samples:
         assert len(sample.input_ids) == len(sample.labels)

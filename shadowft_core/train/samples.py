@@ -1,0 +1,26 @@
+"""What training read, for people: the first sequences as text, cut where what is learned begins and ends."""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from shadowft_core.rendering import IGNORED
+from shadowft_core.train.encode import Encoded
+
+SAMPLES = 10
+SHOWN = 500  # tokens of a sequence, its last ones
+
+
+def decoded_samples(rows: Encoded, tokenizer: Any) -> list[dict[str, Any]]:
+    """`[{"left_out": tokens before the shown ones, "pieces": [{"text", "learned"}, ...]}, ...]`."""
+    found = []
+    for ids, labels in zip(rows.input_ids[:SAMPLES], rows.labels[:SAMPLES], strict=True):
+        kept, learned = ids[-SHOWN:], labels[-SHOWN:] != IGNORED
+        cuts = [0, *(np.flatnonzero(np.diff(learned)) + 1).tolist(), len(kept)]
+        pieces = [
+            {"text": tokenizer.decode(kept[a:b].tolist(), skip_special_tokens=False), "learned": bool(learned[a])}
+            for a, b in pairwise(cuts)
+        ]
+        found.append({"left_out": len(ids) - len(kept), "pieces": pieces})
+    return found

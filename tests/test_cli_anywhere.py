@@ -38,7 +38,7 @@ GIVEN = {
     "pair": ["pair --base {base} --instruct {instruct} --full"],
     "receipt": ["receipt {work}/grafted/shadow"],
     "diff": ["diff {instruct} {instruct}"],
-    "data": ["data show {data}"],
+    "data": ["data diff {data} {data}", "data show {data} --tokenizer {model} --tasks {tasks}"],
     "history": ["history {name}"],
     "reconcile": ["reconcile {name}"],
     "version": ["version"],

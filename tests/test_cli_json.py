@@ -23,6 +23,7 @@ LINES = {  # a command line for each verb that has --json, in an order that work
     "receipt grafted": "receipt",
     "diff grafted grafted": "diff",
     "data show {data}": "data.show",
+    "data diff {data} {data}": "data.diff",
     "regraft --recipe grafted/recipe.json --delta delta --instruct {other} --out regrafted": "recipe",
     "data add rows.jsonl --version 1": "data.add",
     "store probe": "store.probe",

@@ -1,8 +1,11 @@
 """`shadowft data show`: prepared data as a person sees it."""
 
 import json
+from pathlib import Path
 from typing import Any
 
+from shadowft_core.params import Render
+from shadowft_core.rendering import IGNORED, load_renderer
 from tests.fixtures.cli import Shadowft
 from tests.fixtures.data import Stage, lines, talk
 
@@ -31,3 +34,51 @@ def test_ten_rows_and_the_size_of_each_split_are_shown(stage: Stage, shadowft: S
 
 def test_a_folder_of_something_else_is_refused(stage: Stage, shadowft: Shadowft) -> None:
     shadowft("data", "show", stage.data).refused(3, "data: expected a folder made by `shadowft prepare`")
+
+
+def test_rows_similar_to_test_items_are_shown(stage: Stage, shadowft: Shadowft) -> None:
+    asked = "How many eggs do twelve hens lay in a week of seven days"
+    rows = [talk(f"{asked.replace('twelve', 'ten')} and why?"), talk(asked[:30]), talk("Name a river of the north.")]
+    (stage.data / "rows.jsonl").write_bytes(lines(rows))
+    (stage.tasks / "items.jsonl").write_bytes(lines([{"question": "Why?"}, {"question": asked}]))
+    stage.run()
+    assert shown(shadowft, stage.out)["nearest"] is None
+    first, second = shown(shadowft, stage.out, "--tasks", stage.tasks)["nearest"]
+    assert (first["source"], first["item"]) == ("rows.jsonl:1", "items.jsonl:2")
+    assert first["similarity"] == 8 / (11 + 13 - 8)
+    assert second["source"] == "rows.jsonl:2"
+    assert "0.50 rows.jsonl:1 and items.jsonl:2" in shadowft("data", "show", stage.out, "--tasks", stage.tasks).out
+
+
+def test_tokens_are_those_of_training(stage: Stage, shadowft: Shadowft, materials: dict[str, str]) -> None:
+    (stage.data / "rows.jsonl").write_bytes(lines([talk("one two", "three"), talk("one", "two three " * 400)]))
+    model = Path(materials["model"])
+    done = shadowft("prepare", "--data", stage.data, "--max-bad", 0.9, "--tokenizer", model, "--out", stage.out)
+    assert done.code == 0, done.err
+    report = json.loads((stage.out / "data-report.json").read_text())
+    renderer = load_renderer(model, Render())
+    lengths = [len(renderer.samples(row["messages"])[0].input_ids) for row in stage.split()]
+    tokens = report["tokens"]["train"]
+    assert (tokens["rows"], tokens["min"], tokens["max"]) == (len(lengths), min(lengths), max(lengths))
+    assert tokens["too_long"] == sum(length > tokens["max_length"] for length in lengths)
+    assert tokens["refused"] == {}
+    found = shown(shadowft, stage.out, "--tokenizer", model)
+    assert found["splits"]["train"]["tokens"] == tokens
+    (parts,) = found["samples"][0]["sequences"]
+    sample = renderer.samples(found["samples"][0]["messages"])[0]
+    learned = [one["text"] for one in parts if one["learned"]]
+    ids = [label for label in sample.labels if label != IGNORED]
+    for text, tokens in (("".join(one["text"] for one in parts), sample.input_ids), ("".join(learned), ids)):
+        assert text.replace(" ", "") == renderer.tokenizer.decode(tokens).replace(" ", ""), "it joins words by blanks"
+    assert f"{{+{learned[0]}+}}" in shadowft("data", "show", stage.out, "--tokenizer", model).out
+
+
+def test_a_row_that_the_template_refuses_is_named(stage: Stage, shadowft: Shadowft, materials: dict[str, str]) -> None:
+    renderer = load_renderer(Path(materials["model"]), Render())
+    control = renderer.tokenizer.eos_token
+    (stage.data / "rows.jsonl").write_bytes(lines([talk(f"a {control} b"), talk("fine")]))
+    stage.run()
+    found = shown(shadowft, stage.out, "--tokenizer", materials["model"])
+    reason = f"control token {control} in the text"
+    assert found["splits"]["train"]["tokens"]["refused"] == {reason: {"rows": 1, "sources": ["rows.jsonl:1"]}}
+    assert [sample["refused"] for sample in found["samples"] if "refused" in sample] == [reason]

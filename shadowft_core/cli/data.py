@@ -6,8 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
-from shadowft_core.cli.data_tables import show_prepared
-from shadowft_core.cli.options import DATA, JsonOption
+from shadowft_core.cli.data_tables import show_comparison, show_prepared
+from shadowft_core.cli.options import (
+    DATA,
+    PARAMS,
+    JsonOption,
+    ParamsOption,
+    TokenizerOption,
+    measuring,
+    read_params,
+)
 from shadowft_core.cli.output import print_answer
 
 verbs = typer.Typer()
@@ -63,17 +71,67 @@ def about(record: Any) -> dict[str, Any]:
 
 
 @data.command()
-def show(folder: PreparedArgument = Path("work/data"), as_json: JsonOption = False) -> None:
+def show(
+    folder: PreparedArgument = Path("work/data"),
+    tasks: Annotated[Path | None, typer.Option(help="task folder: adds the training rows nearest to its items")] = None,
+    tokenizer: TokenizerOption = None,
+    as_json: JsonOption = False,
+    params: ParamsOption = PARAMS,
+) -> None:
     """Show the splits, the rows that look wrong, and ten rows of the training split.
 
-    Reads a folder made by `prepare`; writes nothing.
+    Reads a folder made by `prepare`; writes nothing. With --tokenizer the ten rows are rendered by its chat template,
+    and the text that is learned stands between {+ and +}.
 
-    Example: shadowft data show work/data
+    Example: shadowft data show work/data --tokenizer work/pair/instruct --tasks my_tasks
     """
+    from shadowft_core.params import Prepare
     from shadowft_core.prepare.show import show as read
 
-    found = read(folder)
+    found = read(folder, tasks)
+    if tokenizer:
+        _render(found, folder, tokenizer, read_params(params, prepare=Prepare(data="-")))
     if as_json:
         print_answer("data.show", found)
     else:
         show_prepared(found)
+
+
+def _render(found: dict[str, Any], folder: Path, tokenizer: Path, settings: Any) -> None:
+    """Add the lengths in tokens, and to each sample its rendered sequences or why the template refuses it."""
+    from shadowft_core.rendering import RowError, learned_parts, load_renderer, prepared_rows
+
+    for name, lengths in measuring(tokenizer, settings)(folder).items():
+        found["splits"][name]["tokens"] = lengths
+    renderer = load_renderer(tokenizer, settings.render)
+    rows = prepared_rows(folder / "train.parquet", len(found["samples"]))
+    for sample, (messages, tools, _) in zip(found["samples"], rows, strict=True):
+        try:
+            sample["sequences"] = learned_parts(messages, tools, renderer)
+        except RowError as reason:
+            sample["refused"] = str(reason)
+
+
+@data.command()
+def diff(
+    first: Annotated[Path, typer.Argument(metavar="V1", help="folder made by `prepare`, or a data file or folder")],
+    second: Annotated[Path, typer.Argument(metavar="V2", help="the version to compare with it, of the same kind")],
+    as_json: JsonOption = False,
+    params: ParamsOption = PARAMS,
+) -> None:
+    """Compare two versions of data: rows added, removed and moved, changed replies, dropped rows by reason.
+
+    Reads two folders made by `prepare`, or two data files with `prepare.columns`; writes nothing. Exit code 0 also if
+    they differ.
+
+    Example: shadowft data diff my_data_1 my_data_2
+    """
+    from shadowft_core.params import Prepare
+    from shadowft_core.prepare.compare import compare
+
+    columns = read_params(params, prepare=Prepare(data="-")).prepare.columns
+    found = compare(first, second, columns)
+    if as_json:
+        print_answer("data.diff", found)
+    else:
+        show_comparison(found)

@@ -7,6 +7,7 @@ from shadowft_core.cli.tables import new_console, new_table, print_line
 if TYPE_CHECKING:
     from rich.console import Console
 
+COUNTS = ("before", "after", "added", "removed", "kept")
 SHOWN = 2000  # characters of a sample; --json prints all
 
 
@@ -23,12 +24,41 @@ def show_prepared(found: dict[str, Any]) -> None:
         if lengths:
             table.add_row("", "", *_spread(lengths, "reply"))
     console.print(table)
+    for name, split in found["splits"].items():
+        if "tokens" in split and split["tokens"]["rows"]:
+            _show_tokens(console, name, split["tokens"])
     for kind, about in found["suspect"].items():
         print_line(console, f"suspect: {about['rows']} rows, {kind}")
         for one in about["examples"]:
             print_line(console, f"  {one['source']}: {_line(one['text'])}")
+    for one in found["nearest"] or ():
+        print_line(console, f"similar to a test item: {one['similarity']:.2f} {one['source']} and {one['item']}")
+        print_line(console, f"  {_line(one['text'])}")
     for sample in found["samples"]:
         _show_sample(console, sample)
+
+
+def show_comparison(found: dict[str, Any]) -> None:
+    """Print what `data diff` found."""
+    console = new_console()
+    if found["equal"]:
+        print_line(console, f"{found['first']} and {found['second']} hold the same rows in the same splits")
+    table = new_table("rows", "split", *COUNTS)
+    for name, counts in found["splits"].items():
+        table.add_row(name, *(str(counts[column]) for column in COUNTS))
+    console.print(table)
+    for way, count in found["moved"]["ways"].items():
+        print_line(console, f"moved from {way}: {count}")
+    for one in found["moved"]["examples"]:
+        print_line(console, f"  {one['source']}: {one['from']} to {one['to']}")
+    print_line(console, f"questions with a changed reply: {found['changed']['questions']}")
+    for one in found["changed"]["examples"]:
+        print_line(console, f"  {one['first']} is now {one['second']}")
+    if found["dropped"]:
+        table = new_table("rows dropped", "reason", "before", "after")
+        for reason, counts in found["dropped"].items():
+            table.add_row(reason, str(counts["before"]), str(counts["after"]))
+        console.print(table)
 
 
 def _spread(lengths: dict[str, Any], column: str) -> list[str]:
@@ -37,8 +67,22 @@ def _spread(lengths: dict[str, Any], column: str) -> list[str]:
     return [column, *(str(lengths[column][name]) for name in ("min", "median", "p95", "max"))]
 
 
+def _show_tokens(console: "Console", name: str, tokens: dict[str, Any]) -> None:
+    levels = ", ".join(f"{level} {tokens[level]}" for level in ("min", "median", "p95", "max"))
+    share = f"{tokens['too_long_share']:.1%} longer than train.max_length {tokens['max_length']}"
+    print_line(console, f"tokens of {tokens['rows']} rows of {name}: {levels}; {share}")
+    for reason, about in tokens["refused"].items():
+        print_line(console, f"  {about['rows']} rows refused: {reason} ({about['sources'][0]})")
+
+
 def _show_sample(console: "Console", sample: dict[str, Any]) -> None:
     print_line(console, f"\n--- {sample['source']}")
+    if "refused" in sample:
+        print_line(console, f"refused by the chat template: {sample['refused']}")
+    if "sequences" in sample:
+        for parts in sample["sequences"]:
+            print_line(console, "".join(f"{{+{one['text']}+}}" if one["learned"] else one["text"] for one in parts))
+        return
     if sample["tools"]:
         print_line(console, f"tools: {_line(str(sample['tools']))}")
     for turn in sample["messages"]:

@@ -8,6 +8,8 @@ import typer
 from shadowft_core.errors import ParamsError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from shadowft_core.params import Params, Section
 
 # Groups of verbs in `shadowft --help`, and of options in the help of a verb.
@@ -81,6 +83,24 @@ IgnoreOption = Annotated[
         rich_help_panel=WAIVERS,
     ),
 ]
+
+
+TokenizerOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="folder of the Instruct or its tokenizer: adds lengths in tokens, rendered as in training",
+    ),
+]
+
+
+def measuring(tokenizer: Path, settings: "Params") -> "Callable[[Path], dict[str, Any]]":
+    """What measures the splits of a folder in tokens. Raises what loading the tokenizer raises."""
+    from shadowft_core.prepare import SPLITS
+    from shadowft_core.rendering import load_renderer, split_lengths
+
+    renderer = load_renderer(tokenizer, settings.render)
+    return lambda folder: split_lengths(folder, SPLITS, renderer, settings.train.max_length)
 
 
 def read_params(path: Path | None, **sections: "Section") -> "Params":

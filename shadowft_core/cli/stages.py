@@ -17,7 +17,9 @@ from shadowft_core.cli.options import (
     JsonOption,
     OntoBaseOption,
     ParamsOption,
+    TokenizerOption,
     UnrelatedOption,
+    measuring,
     out_file,
     out_folder,
     read_params,
@@ -67,6 +69,7 @@ def prepare(
     max_bad: Annotated[
         float | None, typer.Option(min=0, max=0.999, help="largest share of bad rows; default: prepare.max_bad")
     ] = None,
+    tokenizer: TokenizerOption = None,
     params: ParamsOption = PARAMS,
 ) -> None:
     """Read, validate, deduplicate, decontaminate and split the data; writes four parquet files and a report.
@@ -80,7 +83,8 @@ def prepare(
     given = {} if max_bad is None else {"max_bad": max_bad}
     if tasks is None and (data is None or params or PARAMS_FILE.exists()):
         tasks = Path(settings.evaluate.tasks)
-    room.prepare(data or Path(settings.prepare.data), tasks, settings.prepare.model_copy(update=given), out)
+    measure = measuring(tokenizer, settings) if tokenizer else None
+    room.prepare(data or Path(settings.prepare.data), tasks, settings.prepare.model_copy(update=given), out, measure)
 
 
 @verbs.command(rich_help_panel=STAGES)

@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 from array import array
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,9 @@ from shadowft_core.prepare.turns import BadRow, printable
 __all__ = ["SPLITS", "prepare"]
 
 
-def prepare(data: Path, tasks: Path | None, params: Prepare, out: Path) -> None:
+def prepare(
+    data: Path, tasks: Path | None, params: Prepare, out: Path, measure: Callable[[Path], dict[str, Any]] | None = None
+) -> None:
     """Read, validate, normalise, deduplicate, decontaminate and split the data into the folder `out`.
 
     `out` gets {train,valid,dev,test}.parquet (columns: id, 64 hex digits; messages, a list of {role, content, ...};
@@ -44,6 +47,8 @@ def prepare(data: Path, tasks: Path | None, params: Prepare, out: Path) -> None:
 
     With `params.replay`, replay.parquet has rows for the training split; the other parquet files have the same bytes
     with and without it.
+
+    `measure` gets the folder with the splits, and returns their lengths in tokens for the report.
 
     Memory holds digests and a few numbers of each row, not the rows.
 
@@ -110,6 +115,8 @@ def prepare(data: Path, tasks: Path | None, params: Prepare, out: Path) -> None:
                 "contaminated": reading.contaminated(range(own, len(reading.table))),
                 "characters": lengths,
             }
+        if measure:
+            report["tokens"] = measure(folder)
         shutil.rmtree(scratch)
         write_json_atomically(folder / "data-report.json", {"format": 2, **report})
     _say(report, choice)

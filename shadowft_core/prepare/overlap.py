@@ -67,6 +67,16 @@ class Items:
         return (self._sources[min(over)], f"{NGRAM}-gram") if over else None
 
 
+def item_texts(tasks: Path) -> Iterator[tuple[str, str]]:
+    """`file:row` and each text of every item of a task folder. Raises DataError as `Items` does."""
+    if not tasks.is_dir():
+        raise DataError(f"{tasks}: no such task folder; check --tasks")
+    for path in sorted(p for p in tasks.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()):
+        for number, item in _items(path):
+            for _, text in _texts(item):
+                yield f"{path.relative_to(tasks).as_posix()}:{number}", text
+
+
 def _elsewhere(path: Path) -> str | None:
     """The name of the task of a file whose items are not beside it; None for any other file."""
     import yaml

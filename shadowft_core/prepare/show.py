@@ -1,19 +1,28 @@
 """What a person looks at before training: the size of each split, suspect rows, samples."""
 
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
+from shadowft_core.prepare.near import sequences
+from shadowft_core.prepare.overlap import item_texts
 from shadowft_core.prepare.sample import read_report, sampled_rows
 from shadowft_core.prepare.table import SPLITS
 from shadowft_core.prepare.tracked import require_intact
 
 SAMPLES = 10  # rows shown
+NEAREST = 10  # rows shown beside the test items that they resemble
+TEXT = 200  # characters of a row shown
 
 
-def show(folder: Path) -> dict[str, Any]:
+def show(folder: Path, tasks: Path | None = None) -> dict[str, Any]:
     """Splits with their rows and lengths in characters, suspect rows, and ten training rows chosen by hash.
 
-    Raises DataError for a folder that `prepare` did not make, or that no longer has its recorded digest.
+    With `tasks` also the ten training rows most similar to an item of this folder; else `nearest` is null.
+    Raises DataError for a folder that `prepare` did not make, or that no longer has its recorded digest, and for task
+    files that cannot be read.
     """
     require_intact(folder)
     report = read_report(folder)
@@ -30,5 +39,31 @@ def show(folder: Path) -> dict[str, Any]:
         "rows_dropped": report["rows_dropped"],
         "splits": {name: {"rows": report["splits"][name], "characters": lengths.get(name)} for name in SPLITS},
         "suspect": report.get("suspect", {}),
+        "nearest": None if tasks is None else nearest(folder / "train.parquet", tasks),
         "samples": samples,
     }
+
+
+def nearest(path: Path, tasks: Path) -> list[dict[str, Any]]:
+    """The ten rows whose question has the highest Jaccard similarity to a text of an item, the highest first.
+
+    Both are compared as sets of sequences of three words, as `prepare.near` compares rows.
+    """
+    items: list[tuple[str, int]] = []
+    index: defaultdict[str, list[int]] = defaultdict(list)
+    for source, text in item_texts(tasks):
+        if found := sequences(text):
+            for one in found:
+                index[one].append(len(items))
+            items.append((source, len(found)))
+    best: list[tuple[float, str, str, str]] = []
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        for batch in file.iter_batches(columns=["prompt", "source"]):
+            for row in batch.to_pylist():
+                found = sequences(row["prompt"])
+                shared = Counter(item for one in found for item in index.get(one, ()))
+                if shared:
+                    value, at = max((n / (len(found) + items[at][1] - n), -at) for at, n in shared.items())
+                    best.append((value, row["source"], items[-at][0], row["prompt"][:TEXT]))
+            best = sorted(best, key=lambda one: (-one[0], one[1]))[:NEAREST]
+    return [{"source": row, "item": item, "similarity": value, "text": text} for value, row, item, text in best]

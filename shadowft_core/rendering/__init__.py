@@ -1,6 +1,7 @@
 """Messages to text, token ids and labels: the one rendering that training and evaluation share."""
 
 from shadowft_core.rendering.images import Processor
+from shadowft_core.rendering.lengths import learned_parts, split_lengths
 from shadowft_core.rendering.rows import prepared_rows, shows_images
 from shadowft_core.rendering.samples import IGNORED, Renderer, RowError, Sample
 from shadowft_core.rendering.template import Message
@@ -13,9 +14,11 @@ __all__ = [
     "Renderer",
     "RowError",
     "Sample",
+    "learned_parts",
     "load_renderer",
     "load_tokenizer",
     "prepared_rows",
     "shows_images",
+    "split_lengths",
     "stop_ids",
 ]

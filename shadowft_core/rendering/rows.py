@@ -12,17 +12,23 @@ Row = tuple[list[Message], list[Any] | None, str]
 """messages, the tools offered, file:row; a message that shows images has `images`, a list of (place, path)"""
 
 
-def prepared_rows(path: Path) -> Iterator[Row]:
-    """The conversations of a parquet file made by `prepare`, in its order. Raises DataError when it cannot be read."""
+def prepared_rows(path: Path, sample: int | None = None) -> Iterator[Row]:
+    """The conversations of a parquet file made by `prepare`, in its order. Raises DataError when it cannot be read.
+
+    With `sample`, so many rows with the smallest ids, which are hashes.
+    """
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path, pre_buffer=False) as file:
             known = ("messages", "tools", "source", "images")
             columns = [name for name in known if name in file.schema_arrow.names]
-            for batch in file.iter_batches(batch_size=1024, columns=columns):
-                for row in batch.to_pylist():
+            last = None if sample is None else _last_id(file, sample)
+            for batch in file.iter_batches(batch_size=1024, columns=columns + ["id"] * (last is not None)):
+                chosen = batch if last is None else batch.filter(pc.less_equal(batch.column("id"), last))
+                for row in chosen.to_pylist():
                     messages = [{k: v for k, v in turn.items() if v is not None} for turn in row["messages"]]
                     if names := row.get("images"):
                         _show(messages, [path.parent / "images" / name for name in names])
@@ -32,6 +38,12 @@ def prepared_rows(path: Path) -> Iterator[Row]:
         raise DataError(f"{path}: no such file; run `shadowft prepare` first") from None
     except (pa.ArrowInvalid, OSError, KeyError) as error:
         raise DataError(f"{path}: not readable as prepared data: {' '.join(str(error).split())}") from None
+
+
+def _last_id(file: Any, count: int) -> str | None:
+    """The largest of the `count` smallest ids; None if there are no more."""
+    ids = file.read(columns=["id"]).column("id").to_pylist()
+    return sorted(ids)[count - 1] if len(ids) > count else None
 
 
 def shows_images(path: Path) -> bool:

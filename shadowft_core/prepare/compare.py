@@ -1,0 +1,121 @@
+"""What changed between two versions of the data: rows, splits, replies, and why rows are dropped."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from shadowft_core.prepare.files import data_files, read_rows
+from shadowft_core.prepare.images import Gallery
+from shadowft_core.prepare.sample import read_report
+from shadowft_core.prepare.shapes import talk_of
+from shadowft_core.prepare.table import SPLITS, fold, id_of, prompt_of
+from shadowft_core.prepare.turns import BadRow
+
+EXAMPLES = 10  # of rows that moved and of replies that changed
+WHOLE = "rows"  # the name that stands for a split where there are none
+
+
+@dataclass
+class Version:
+    """The rows of one version: by id the split and the source; by digest of the question the ids."""
+
+    splits: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+    questions: defaultdict[bytes, set[str]] = field(default_factory=lambda: defaultdict(set))
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+    def add(self, number: str, split: str, source: str, prompt: str) -> bool:
+        """Add a row, unless its id is known."""
+        if number in self.splits:
+            return False
+        self.splits[number], self.sources[number] = split, source
+        self.questions[sha256(fold(prompt).encode()).digest()].add(number)
+        return True
+
+
+def compare(first: Path, second: Path, columns: Mapping[str, str]) -> dict[str, Any]:
+    """Compare two folders of `prepare`, or two data files or folders of them, whose rows `columns` helps to read.
+
+    Rows are equal if their messages and tools are. `splits` counts rows added, removed, kept in each split and moved to
+    another; `changed` counts questions that both versions have, with at least one reply more and one less.
+    Raises DataError when one of them cannot be read.
+    """
+    old, new = _version(first, columns), _version(second, columns)
+    both = old.splits.keys() & new.splits.keys()
+    moved = [row for row in both if old.splits[row] != new.splits[row]]
+    names = [name for name in (*SPLITS, "replay", WHOLE) if name in {*old.splits.values(), *new.splits.values()}]
+    before, after, kept = (
+        Counter(old.splits.values()), Counter(new.splits.values()),
+        Counter(old.splits[row] for row in both if old.splits[row] == new.splits[row]),
+    )  # fmt: skip
+    added = Counter(new.splits[row] for row in new.splits.keys() - both)
+    removed = Counter(old.splits[row] for row in old.splits.keys() - both)
+    changed = [
+        {"first": min(old.sources[row] for row in gone), "second": min(new.sources[row] for row in come)}
+        for question, ids in old.questions.items()
+        if (gone := ids - new.splits.keys()) and (come := new.questions.get(question, set()) - old.splits.keys())
+    ]
+    reasons = sorted({*old.dropped, *new.dropped})
+    return {
+        "first": str(first),
+        "second": str(second),
+        "equal": old.splits == new.splits,
+        "splits": {
+            name: {
+                "before": before[name], "after": after[name],
+                "added": added[name], "removed": removed[name], "kept": kept[name],
+            }
+            for name in names
+        },
+        "moved": {
+            "rows": len(moved),
+            "ways": dict(Counter(f"{old.splits[row]} to {new.splits[row]}" for row in moved).most_common()),
+            "examples": sorted(
+                ({"source": new.sources[row], "from": old.splits[row], "to": new.splits[row]} for row in moved),
+                key=lambda one: one["source"],
+            )[:EXAMPLES],
+        },
+        "changed": {"questions": len(changed), "examples": sorted(changed, key=lambda one: one["second"])[:EXAMPLES]},
+        "dropped": {
+            reason: {"before": old.dropped.get(reason, 0), "after": new.dropped.get(reason, 0)} for reason in reasons
+        },
+    }  # fmt: skip
+
+
+def _version(place: Path, columns: Mapping[str, str]) -> Version:
+    if (place / "data-report.json").is_file():
+        found = Version(dropped=read_report(place)["rows_dropped"])
+        for name in (*SPLITS, "replay"):
+            for row in _prepared(place / f"{name}.parquet"):
+                found.add(row["id"], name, row["source"], row["prompt"])
+        return found
+    found, dropped, gallery = Version(), Counter[str](), Gallery(None)
+    for path in data_files(place)[0]:
+        name = path.name if path == place else path.relative_to(place).as_posix()
+        for raw in read_rows(path):
+            try:
+                if raw.problem:
+                    raise BadRow(raw.problem)
+                talk = talk_of(raw.value, columns)
+                if talk.sources:
+                    talk = replace(talk, images=gallery.keep(talk.sources, path.parent))
+            except BadRow as reason:
+                dropped[str(reason)] += 1
+                continue
+            new = found.add(id_of(talk).hex(), WHOLE, f"{name}:{raw.number}", prompt_of(talk.messages))
+            dropped["duplicate"] += not new
+    found.dropped = +dropped
+    return found
+
+
+def _prepared(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.is_file():  # only `prepare.replay` writes replay.parquet
+        return
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        for batch in file.iter_batches(columns=["id", "prompt", "source"]):
+            yield from batch.to_pylist()

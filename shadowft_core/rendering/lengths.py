@@ -1,0 +1,69 @@
+"""How long rows are in tokens, and which of their text is learned: what a person looks at before training."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from shadowft_core.rendering.rows import Row, prepared_rows
+from shadowft_core.rendering.samples import IGNORED, Renderer, RowError
+from shadowft_core.rendering.template import Message
+
+SAMPLE = 10_000  # rows measured of each split, chosen by hash
+SHOWN = 5  # sources of refused rows for each reason
+
+
+def split_lengths(folder: Path, splits: Iterable[str], renderer: Renderer, max_length: int) -> dict[str, Any]:
+    """By split, `token_lengths` of at most SAMPLE rows of a folder made by `prepare`. Raises DataError."""
+    return {
+        name: token_lengths(prepared_rows(folder / f"{name}.parquet", SAMPLE), renderer, max_length) for name in splits
+    }
+
+
+def token_lengths(rows: Iterable[Row], renderer: Renderer, max_length: int) -> dict[str, Any]:
+    """Tokens of the longest sequence of each row, as `train` makes them.
+
+    The answer has `rows`, their min, median, p95 and max (null without rows), `max_length`, `too_long` (rows longer
+    than it), `too_long_share`, and `refused`: by reason the rows that the chat template refuses, and some sources.
+    """
+    import numpy as np
+
+    lengths: list[int] = []
+    refused, sources = Counter[str](), dict[str, list[str]]()
+    for messages, tools, source in rows:
+        try:
+            lengths.append(max(len(sample.input_ids) for sample in renderer.samples(messages, tools)))
+        except RowError as reason:
+            refused[str(reason)] += 1
+            named = sources.setdefault(str(reason), [])
+            named += [source] if len(named) < SHOWN else []
+    levels = np.percentile(lengths, [0, 50, 95, 100], method="nearest").tolist() if lengths else [None] * 4
+    too_long = sum(length > max_length for length in lengths)
+    return {
+        "rows": len(lengths) + refused.total(),
+        **dict(zip(("min", "median", "p95", "max"), levels, strict=True)),
+        "max_length": max_length,
+        "too_long": too_long,
+        "too_long_share": too_long / len(lengths) if lengths else 0.0,
+        "refused": {reason: {"rows": n, "sources": sources[reason]} for reason, n in refused.most_common()},
+    }
+
+
+def learned_parts(
+    messages: Sequence[Message], tools: Sequence[Any] | None, renderer: Renderer
+) -> list[list[dict[str, Any]]]:
+    """The sequences of one conversation, each as parts {text, learned} in order. Raises RowError."""
+    found = []
+    for sample in renderer.samples(messages, tools):
+        parts: list[tuple[bool, list[int]]] = []
+        for token, label in zip(sample.input_ids, sample.labels, strict=True):
+            learned = label != IGNORED
+            if not parts or parts[-1][0] != learned:
+                parts.append((learned, []))
+            parts[-1][1].append(token)
+        found.append([{"text": _text(renderer.tokenizer, ids), "learned": learned} for learned, ids in parts])
+    return found
+
+
+def _text(tokenizer: Any, ids: list[int]) -> str:
+    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))

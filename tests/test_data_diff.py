@@ -1,0 +1,62 @@
+"""`shadowft data diff`: what changed between two versions of data."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from shadowft_core.params import Prepare
+from tests.fixtures.cli import Shadowft
+from tests.fixtures.data import Stage, lines, talk
+
+
+def compared(shadowft: Shadowft, first: Path, second: Path) -> dict[str, Any]:
+    """The answer of `data diff`, as JSON."""
+    done = shadowft("data", "diff", first, second, "--json")
+    assert done.code == 0, done.err
+    found: dict[str, Any] = json.loads(done.out)
+    return found
+
+
+def test_added_removed_moved_and_changed_rows_are_counted(stage: Stage, shadowft: Shadowft) -> None:
+    rows = [talk(f"question {number}") for number in range(40)]
+    (stage.data / "rows.jsonl").write_bytes(lines([*rows, {}, rows[0]]))
+    old = stage.run(Prepare(data="-", valid=0, max_bad=0.9, test=0.2))
+    first = stage.out.rename(stage.out.with_name("first"))
+    (stage.data / "rows.jsonl").write_bytes(lines([talk("question 0", "better"), *rows[2:], talk("a new question")]))
+    new = stage.run(Prepare(data="-", valid=0, max_bad=0.9, test=0.5))
+    found = compared(shadowft, first, stage.out)
+    splits = found["splits"]
+    assert {name: one["before"] for name, one in splits.items()} == {k: n for k, n in old["splits"].items() if n}
+    assert {name: one["after"] for name, one in splits.items()} == {k: n for k, n in new["splits"].items() if n}
+    assert sum(one["added"] for one in splits.values()) == 2
+    assert sum(one["removed"] for one in splits.values()) == 2
+    moved = found["moved"]["rows"]
+    assert found["moved"]["ways"] == {"train to test": moved}
+    assert moved + sum(one["kept"] for one in splits.values()) == 38
+    assert moved > 0
+    assert found["changed"] == {"questions": 1, "examples": [{"first": "rows.jsonl:1", "second": "rows.jsonl:1"}]}
+    no_fields = next(reason for reason in old["rows_dropped"] if reason.startswith("no known fields"))
+    assert found["dropped"] == {"duplicate": {"before": 1, "after": 0}, no_fields: {"before": 1, "after": 0}}
+    assert not found["equal"]
+    text = shadowft("data", "diff", first, stage.out).out
+    assert f"moved from train to test: {moved}\n" in text
+    assert "questions with a changed reply: 1\n  rows.jsonl:1 is now rows.jsonl:1\n" in text
+
+
+def test_equal_versions_are_named_equal(stage: Stage, shadowft: Shadowft) -> None:
+    (stage.data / "rows.jsonl").write_bytes(lines([talk(f"question {number}") for number in range(5)]))
+    stage.run()
+    copy = shutil.copytree(stage.out, stage.out.with_name("copy"))
+    found = compared(shadowft, stage.out, copy)
+    assert (found["equal"], found["moved"]["rows"], found["changed"]["questions"]) == (True, 0, 0)
+
+
+def test_data_files_are_compared_before_they_are_prepared(tmp_path: Path, shadowft: Shadowft) -> None:
+    (tmp_path / "one.jsonl").write_bytes(lines([talk("a"), talk("b"), talk("b"), {"text": "x"}]))
+    (tmp_path / "two.jsonl").write_bytes(lines([talk("b"), talk("a", "other"), talk("c")]))
+    found = compared(shadowft, tmp_path / "one.jsonl", tmp_path / "two.jsonl")
+    assert found["splits"] == {"rows": {"before": 2, "after": 3, "added": 2, "removed": 1, "kept": 1}}
+    assert found["changed"]["examples"] == [{"first": "one.jsonl:1", "second": "two.jsonl:2"}]
+    assert found["dropped"]["duplicate"] == {"before": 1, "after": 0}
+    shadowft("data", "diff", tmp_path / "absent", tmp_path).refused(3, "absent: no such file or folder")

@@ -8,6 +8,7 @@ import pytest
 
 from shadowft_core.delta import extract
 from shadowft_core.graft import graft
+from shadowft_core.graft.receipt import read_receipt
 from shadowft_core.weights import open_checkpoint
 from tests.fixtures.cli import Shadowft
 from tests.fixtures.models import write_model
@@ -70,9 +71,26 @@ def test_a_receipt_at_scale_zero_has_no_retention(grafted: Path, shadowft: Shado
     assert "2 untouched, scale 0" in shadowft("receipt", grafted.parent / "zero")[1]
 
 
+def test_tensors_without_loss_are_listed_by_relative_size_and_a_zero_weight_has_none(tmp_path: Path) -> None:
+    """All weights are integers, so float32 loses nothing."""
+    base = {n: 64 * np.rint(4000 * a).astype(F32) for n, a in weights(0, F32).items()}
+    tuned = {n: a * F32.type(1 + (2 if n == DOWN else 1) / 64) for n, a in base.items()}
+    for name, tensors in {"base": base, "instruct": base | {NORM: np.zeros(32, F32)}, "tuned": tuned}.items():
+        write_model(tmp_path / name, tensors)
+    extract(tmp_path / "base", tmp_path / "tuned", tmp_path / "delta")
+    graft(tmp_path / "instruct", [(tmp_path / "delta", 1.0)], tmp_path / "out")
+    rows = read_receipt(tmp_path / "out")["tensors"]
+    assert [(row["name"], row["energy"]) for row in rows] == [(DOWN, 1), (Q, 1), (NORM, 1)]
+    assert [row["relative"] for row in rows] == [pytest.approx(1 / 32, rel=1e-5), pytest.approx(1 / 64, rel=1e-5), None]
+
+
 def test_a_folder_that_is_not_grafted_has_no_receipt(grafted: Path, shadowft: Shadowft) -> None:
     shadowft("receipt", grafted.parent / "instruct").refused(3, "recipe.json", "made by `graft`")
     shadowft("receipt", grafted.parent / "absent").refused(3, "absent", "made by `graft`")
+    recipe = json.loads((grafted / "recipe.json").read_text())
+    (grafted / "recipe.json").write_text(json.dumps({**recipe, "format": 2}))
+    shadowft("receipt", grafted).refused(3, "recipe.json: format 2, expected 1")
+    (grafted / "recipe.json").write_text(json.dumps(recipe))
     record = json.loads((grafted / "receipt.json").read_text())
     for damaged, part in (
         ({**record, "format": 2}, "format 2, expected 1"),

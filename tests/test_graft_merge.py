@@ -22,7 +22,7 @@ from shadowft_core.graft import (
     grafted_tensors,
     options_of,
 )
-from shadowft_core.graft.merge_rules import threshold
+from shadowft_core.graft.merge_rules import kept_by_chance, threshold
 from shadowft_core.params import Graft
 from shadowft_core.weights import open_checkpoint
 from tests.fixtures.models import write_model
@@ -143,6 +143,16 @@ def test_dare_equals_its_oracle_for_any_chunks_and_threads(
     # Equal values: a dropped entry may be a zero of either sign, which a weight of zero would show.
     for name, array in cast_sum(instruct, expected).items():
         np.testing.assert_array_equal(tensors_of(tmp_path / "out")[name], array)
+
+
+def test_dare_draws_the_same_entries_in_parts_of_any_size() -> None:
+    """The generator counts blocks of four; a part may start inside one. Each tensor and delta has its own draws."""
+    keep = kept_by_chance("sha256:a", "w", 0.5, 3)
+    whole = keep(0, 101)
+    assert bytes(whole) == bytes(np.concatenate([keep(0, 1), keep(1, 6), keep(7, 94)]))
+    others = [("sha256:b", "w", 3), ("sha256:a", "v", 3), ("sha256:a", "w", 4)]
+    for digest, tensor, seed in others:
+        assert bytes(kept_by_chance(digest, tensor, 0.5, seed)(0, 101)) != bytes(whole)
 
 
 def test_dare_keeps_the_mean_and_depends_on_its_seed(three: tuple[Path, list[Path]]) -> None:

@@ -36,6 +36,9 @@ def test_a_graft_that_a_recipe_cannot_repeat_is_refused(tmp_path: Path) -> None:
     instruct, base, tuned = written(tmp_path)
     pair = difference(base, tuned)
     refused(GraftError, "dare needs a stored delta's digest", instruct, [(pair, 1.0)], merge=Merge("dare", 0.5, 1))
+    extract(base, tuned, tmp_path / "stored")
+    both = [(tmp_path / "stored", 1.0), (pair, 1.0)]
+    refused(GraftError, "dare needs a stored delta's digest", instruct, both, merge=Merge("dare", 0.5, 1))
     refused(GraftError, "the same delta as", instruct, [(pair, 0.5), (difference(base, tuned), 0.5)])
     refused(GraftError, "tuned: scale nan; expected a finite number", instruct, [(pair, float("nan"))])
     refused(OntoBaseError, "the Instruct is the delta's own Base", base, [(pair, 1.0)])

@@ -8,7 +8,7 @@ import pytest
 
 from shadowft_core.errors import GraftError
 from shadowft_core.files import write_json_atomically
-from shadowft_core.graft import Options, chosen, parse_delta, parse_scale_for
+from shadowft_core.graft import Merge, Options, chosen, options_of, parse_delta, parse_scale_for
 from shadowft_core.params import Graft
 
 
@@ -61,3 +61,22 @@ def test_the_command_line_precedes_params_and_params_precede_the_sweep(tmp_path:
     write_json_atomically(sweep, {"format": 1, "scale": True, "scope": "linear"})
     with pytest.raises(GraftError, match=r"sweep\.json has True"):
         choose(Graft())
+
+
+def test_a_keyword_is_no_part_of_a_list_of_scopes(tmp_path: Path) -> None:
+    for scope in (["linear", "*q*"], ["*q*", "all"], ["linear", "all"]):
+        with pytest.raises(GraftError, match=r"--scope (linear|all) cannot be combined, found 2 scopes"):
+            chosen([(tmp_path, 1.0)], Options(), Graft(), scope=scope)
+
+
+def test_a_recipe_records_every_option() -> None:
+    options = Options(
+        scope=["*a*"],
+        dtype="float32",
+        merge=Merge("dare", 0.5, 3),
+        scale_for=(("*b*", 0.25),),
+        waivers=("onto-base",),
+        ignore=("mtp.*",),
+    )
+    assert options_of(options.recorded()) == options
+    assert all(getattr(options, name) != getattr(Options(), name) for name in vars(options)), "none is the default"

@@ -10,7 +10,7 @@ import pytest
 
 from shadowft_core.cli import main
 from shadowft_core.delta import extract
-from shadowft_core.errors import OntoBaseError, PairError, TensorMissingError, UnrelatedError
+from shadowft_core.errors import GraftError, OntoBaseError, PairError, TensorMissingError, UnrelatedError
 from shadowft_core.graft import Options, graft, grafted_tensors
 from shadowft_core.weights import open_checkpoint
 from tests.fixtures.models import write_model
@@ -48,6 +48,23 @@ def test_a_delta_on_its_own_base_needs_a_waiver(case: dict[str, Path], tmp_path:
     graft(case["instruct"], deltas, tmp_path / "out")
     receipt = json.loads((tmp_path / "out" / "receipt.json").read_bytes())
     assert (receipt["onto_base"], receipt["waivers"]) == (False, [])
+
+
+def test_one_of_several_deltas_on_its_own_base_is_recorded(case: dict[str, Path], tmp_path: Path) -> None:
+    extract(case["instruct"], case["tuned"], tmp_path / "other")
+    waivers = ["unrelated", "onto-base", "unrelated"]
+    for number, deltas in enumerate(([case["delta"], tmp_path / "other"], [tmp_path / "other", case["delta"]])):
+        out = tmp_path / f"out{number}"
+        graft(case["base"], [(delta, 0.5) for delta in deltas], out, Options(waivers=waivers))
+        receipt = json.loads((out / "receipt.json").read_bytes())
+        assert (receipt["onto_base"], receipt["waivers"]) == (True, ["onto-base", "unrelated"])
+
+
+@pytest.mark.parametrize("scale", [float("inf"), float("-inf"), float("nan")])
+def test_a_scale_that_is_not_finite_is_refused(case: dict[str, Path], scale: float) -> None:
+    refused(GraftError, rf"delta: scale {scale}; expected a finite number", case["instruct"], [(case["delta"], scale)])
+    with pytest.raises(GraftError, match=rf"scale {scale} for '\*q\*'; expected a finite number"):
+        Options(scale_for=[("*q*", scale)])
 
 
 def test_one_value_outside_the_sample_makes_another_model(case: dict[str, Path], tmp_path: Path) -> None:
@@ -132,8 +149,6 @@ def test_waivers_are_options_of_the_verb(
 
 
 def test_an_unknown_waiver_is_refused(case: dict[str, Path]) -> None:
-    from shadowft_core.errors import GraftError
-
     refused(
         GraftError,
         "waiver 'everything'; expected one of",

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from shadowft_core.delta import extract, open_delta, open_difference, require_extractable
-from shadowft_core.errors import AdapterError, InputError, PairError, ShadowError, TensorMissingError
+from shadowft_core.errors import AdapterError, InputError, PairError, ShadowError, TensorMissingError, ZeroDeltaError
 from shadowft_core.files import canonical_json
 from shadowft_core.graft import Options, graft, grafted_tensors
 from shadowft_core.graft.receipt import read_receipt
@@ -186,6 +186,12 @@ def test_a_trained_tensor_that_the_instruct_lacks_is_left_out_and_counted(tmp_pa
     account = read_receipt(tmp_path / "out")
     assert account["left_out"] == ["mtp.fc.weight"]
     assert 0 < account["travel"]["stays"]["fc"] < 0.2
+    with pytest.raises(ZeroDeltaError, match="the scope matches none of the delta's"):
+        graft(instruct, [(tmp_path / "delta", 1.0)], tmp_path / "no", Options(scope=["mtp.*"], ignore=["mtp.*"]))
+    unmet = open_difference(base, tuned, ignore=["mpt.*"])  # its patterns come from the same command line
+    with pytest.raises(InputError, match=r"'mpt\.\*' matches no tensor"):
+        graft(instruct, [(unmet, 1.0)], tmp_path / "no", Options(ignore=["mtp.*", "mpt.*"]))
+    assert not (tmp_path / "no").exists()
 
 
 def test_extract_ignore_in_params_applies_to_all_stages(tmp_path: Path) -> None:

@@ -12,7 +12,10 @@ import pandas as pd
 import pytest
 import yaml
 
+from shadowft_core.errors import CheckpointError, InputError
 from shadowft_core.params import Store
+from shadowft_core.recipe_model import RecipeModel, _load_pyfunc
+from tests.fixtures.models import save_tokenizer
 from tests.fixtures.runs import Run
 from tests.test_house import CORE, imports, modules
 
@@ -155,6 +158,14 @@ def test_a_malformed_request_is_refused_in_one_line(
         model.predict(sent, params=params)
     assert "\n" not in error.value.message
     assert error.value.get_http_status_code() == 400, "the server then shows the line and no traceback"
+
+
+def test_a_version_takes_no_settings_and_needs_a_chat_template(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="model_config: temperature is not known; a version takes no settings"):
+        _load_pyfunc(str(tmp_path), {"temperature": 1})
+    save_tokenizer(tmp_path, template=False)
+    with pytest.raises(CheckpointError, match="its tokenizer has no chat template; use a chat model"):
+        RecipeModel(tmp_path)
 
 
 def test_the_parameters_take_effect(model: Any, replies: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

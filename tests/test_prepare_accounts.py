@@ -101,30 +101,33 @@ def broken(draw: st.DrawFn) -> Any:
     """A row of one of the shapes, with some values, at any depth, left out, replaced, repeated or renamed."""
 
     def walk(value: Any) -> Any:
-        change = draw(st.sampled_from(["keep"] * 12 + ["replace", "drop", "repeat", "rename"]))
+        change = draw(st.sampled_from(["keep"] * 12 + ["replace", "drop", "repeat", "rename", "break"]))
         if change == "replace":
             return draw(JSON)
+        if change == "break" and isinstance(value, str):
+            return "\ud800"
         if isinstance(value, list):
             inner = [walk(one) for one in value]
             return inner[1:] if change == "drop" else inner * 2 if change == "repeat" else inner
         if isinstance(value, dict):
             items = [(name, walk(one)) for name, one in value.items()]
             if change == "rename" and items:
-                items[0] = (draw(st.sampled_from(["x", "role", "chosen", "tools", "label", "\ud800"])), items[0][1])
+                at = draw(st.integers(0, len(items) - 1))
+                items[at] = (draw(st.sampled_from(["\ud800", "role", "chosen", "tools", "label"])), items[at][1])
             return dict(items[1:] if change == "drop" else items)
         return value
 
     return walk(draw(st.sampled_from(ROWS)))
 
 
-@given(st.lists(broken(), max_size=8))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(broken(), min_size=10, max_size=20))
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_row_is_used_or_counted_under_a_reason(stage: Stage, rows: list[Any]) -> None:
-    (stage.data / "rows.jsonl").write_bytes(lines([talk("one"), *rows, talk("two")]))
+    (stage.data / "rows.jsonl").write_bytes(lines([*map(talk, "abcd"), *rows]))
     with contextlib.suppress(DataError):
         report = stage.run(ALL_TO_TRAIN)
         dropped = stage.dropped()
-        assert report["rows_read"] == len(rows) + 2 == report["rows_used"] + sum(report["rows_dropped"].values())
+        assert report["rows_read"] == len(rows) + 4 == report["rows_used"] + sum(report["rows_dropped"].values())
         assert report["rows_used"] == sum(report["splits"].values())
         lines_of = [int(row["source"].split(":")[1]) for row in stage.split()] + [one["line"] for one in dropped]
-        assert sorted(lines_of) == list(range(1, len(rows) + 3))
+        assert sorted(lines_of) == list(range(1, len(rows) + 5))

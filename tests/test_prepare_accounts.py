@@ -46,6 +46,7 @@ def test_what_was_changed_is_counted_in_rows_that_are_used(stage: Stage, name: s
 
 IGNORED = {
     "note": {"note": 1, **talk("q")},
+    "\\ud800": {"\ud800": 1, **talk("q")},
     "messages[].mood": {"messages": [{"role": "user", "content": "q", "mood": "glad"}, *talk("q")["messages"][1:]]},
     "messages[].value": {"messages": [{"role": "user", "content": "q", "value": "r"}, *talk("q")["messages"][1:]]},
     "content[].cache_control": {
@@ -121,7 +122,7 @@ def broken(draw: st.DrawFn) -> Any:
 
 
 @given(st.lists(broken(), min_size=10, max_size=20))
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_row_is_used_or_counted_under_a_reason(stage: Stage, rows: list[Any]) -> None:
     (stage.data / "rows.jsonl").write_bytes(lines([*map(talk, "abcd"), *rows]))
     with contextlib.suppress(DataError):

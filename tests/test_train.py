@@ -33,7 +33,7 @@ def test_lora_learns_and_repeats_bit_for_bit(place: Path, tmp_path: Path, capfd:
         "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors",
         "metrics.jsonl",
-        "samples.json",
+        "samples.jsonl",
         "train.json",
     }
     assert one == two
@@ -243,7 +243,7 @@ def test_the_probe_asks_the_first_questions_with_short_replies() -> None:
 
 def test_samples_show_what_is_learned(place: Path, tmp_path: Path) -> None:
     run(place, tmp_path / "out", SETTINGS.model_copy(update={"max_steps": 1}))
-    samples = json.loads((tmp_path / "out/samples.json").read_text())
+    samples = [json.loads(line) for line in (tmp_path / "out/samples.jsonl").read_text().splitlines()]
     assert len(samples) == 10
     renderer = load_renderer(place / "instruct", Render())
     rows = encode_file(place / "data/train.parquet", renderer, 40)

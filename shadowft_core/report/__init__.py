@@ -28,6 +28,11 @@ ARM_NOTES = {
     "shadow_scaled": "the candidate: Instruct + delta of the tuned Base, scale chosen on dev items",
 }
 
+TREATMENTS = {
+    "from_instruct": "so the Instruct's rows stood in for its own while training",
+    "train": "so their rows were trained",
+}
+
 
 def report(work: Path, out: Path, plots: Path | None = None) -> None:
     """Write one self-contained HTML page from the outputs of all stages under `work`. Same files give the same bytes.
@@ -62,7 +67,7 @@ def gather(work: Path) -> dict[str, Any]:
     folders = {name: work / "scores" / groups[name] / name for name in verdict["arms"]}
     heads = {name: read_json_object(folder / "scores.json") for name, folder in folders.items()}
     routes = [route for route in ("shadow", "direct") if route in verdict["arms"]]
-    train = _by_route(routes, lambda route: _optional(work / "tuned" / route / "train.json"))
+    train = _by_route(routes, lambda route: _training(work / "tuned" / route / "train.json"))
     tasks = sorted(heads["instruct"]["tasks"].items(), key=lambda named: (named[1]["role"] != "domain", named[0]))
     return {
         "verdict": verdict,
@@ -70,6 +75,7 @@ def gather(work: Path) -> dict[str, Any]:
         "headline": HEADLINES.get(verdict["decision"], ""),
         "heads": heads,
         "notes": ARM_NOTES,
+        "treatments": TREATMENTS,
         "tasks": [(task, about["role"], about["metric"], about["n"]) for task, about in tasks],
         "examples": _examples(
             [task for task, _ in tasks],
@@ -79,6 +85,7 @@ def gather(work: Path) -> dict[str, Any]:
         "pair": _optional(work / "pair" / "pair.json"),
         "data": _optional(work / "data" / "data-report.json"),
         "train": train,
+        "samples": _samples(work / "tuned", routes),
         "steps": _by_route(routes, lambda route: _lines(work / "tuned" / route / "metrics.jsonl", optional=True)),
         "delta": _by_route(routes, lambda route: _delta(work / "delta" / route / "delta.json")),
         "sweep": _by_route(routes, lambda route: _optional(work / "sweep" / f"{route}.json")),
@@ -197,6 +204,18 @@ def _unequal(train: Mapping[str, Any]) -> list[str]:
         "difference between the routes."
         for route, rows in used.items()
     ]
+
+
+def _training(path: Path) -> dict[str, Any] | None:
+    """train.json, also one of before it had stops and untrained tokens."""
+    found = _optional(path)
+    return None if found is None else {"stops": None, "untrained_tokens": []} | found
+
+
+def _samples(tuned: Path, routes: Sequence[str]) -> list[dict[str, Any]]:
+    """The sequences that `train` wrote as text, of the first route that has them: all routes read the same rows."""
+    files = (tuned / route / "samples.jsonl" for route in routes)
+    return next((found for file in files if (found := _lines(file, optional=True))), [])
 
 
 def _delta(path: Path) -> dict[str, Any] | None:

@@ -46,7 +46,7 @@ def train(
 ) -> None:
     """Tune `model` on the conversations in `data` (made by `prepare`) and write the folder `out`.
 
-    `out` gets train.json (inputs and results), metrics.jsonl (one line per optimizer step), samples.json (ten sequences
+    `out` gets train.json (inputs and results), metrics.jsonl (one line per optimizer step), samples.jsonl (sequences
     as text, in pieces that are learned or context) and either adapter/ (LoRA on all linear layers, float32,
     adapter_model.safetensors and adapter_config.json) or model/ (a whole float32 checkpoint). Same inputs, seed and
     thread count on the same CPU give the same bytes in every file: they hold no paths and no times. The seconds that a
@@ -141,7 +141,8 @@ def train(
             "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
         }
         write_json_atomically(folder / "train.json", facts)
-        write_json_atomically(folder / "samples.json", decoded_samples(rows, tokenizer))
+        shown = (canonical_json(sample) + b"\n" for sample in decoded_samples(rows, tokenizer))
+        write_atomically(folder / "samples.jsonl", b"".join(shown))
     print(
         f"train: {facts['steps']} steps, loss {facts['first_loss']:.3f} -> {facts['last_loss']:.3f}, "
         f"{time.monotonic() - began:.0f} s",

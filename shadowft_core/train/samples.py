@@ -13,7 +13,7 @@ SHOWN = 500  # tokens of a sequence, its last ones
 
 
 def decoded_samples(rows: Encoded, tokenizer: Any) -> list[dict[str, Any]]:
-    """`[{"left_out": tokens before the shown ones, "pieces": [{"text", "learned"}, ...]}, ...]`."""
+    """Of each sequence `{"left_out": tokens before the shown ones, "pieces": [{"text", "learned"}, ...]}`."""
     found = []
     for ids, labels in zip(rows.input_ids[:SAMPLES], rows.labels[:SAMPLES], strict=True):
         kept, learned = ids[-SHOWN:], labels[-SHOWN:] != IGNORED

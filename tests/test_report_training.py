@@ -1,0 +1,53 @@
+"""What the page says of the training: tokens that were never trained, replies that end, and what was learned."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.test_report import EVIL, Page, dump, page, write_work
+
+TOKEN = {"token": f"<|im_end|>{EVIL}", "id": 2, "embedding": "zero", "head": f"near {EVIL}"}
+PIECES = [{"text": f"asked {EVIL}\n", "learned": False}, {"text": f"said {EVIL}", "learned": True}]
+
+
+def shown(work: Path, stopped: int, **facts: Any) -> Page:
+    write_work(work)
+    path = work / "tuned/shadow/train.json"
+    stops = {"prompts": 20, "stopped_before": 19, "stopped_after": stopped, "max_new_tokens": 34}
+    dump(path, json.loads(path.read_text()) | {"stops": stops} | facts)
+    dump(work / "tuned/shadow/samples.jsonl", {"left_out": 7, "pieces": PIECES})
+    return page(work)
+
+
+@pytest.mark.parametrize("stopped", [18, 0])
+def test_replies_that_end_are_counted_and_a_drop_to_none_is_said(tmp_path: Path, stopped: int) -> None:
+    found = shown(tmp_path, stopped)
+    said = f"19 ended by themselves before training, {stopped} after it, within 34 tokens"
+    assert f"of 20 replies to validation questions, {said}" in found.text
+    assert ("the tuned model does not stop" in found.text) == (stopped == 0)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"), [("from_instruct", "the Instruct's rows stood in"), ("train", "trained.")]
+)
+def test_untrained_tokens_are_named_with_what_was_done(tmp_path: Path, setting: str, words: str) -> None:
+    found = shown(tmp_path, 1, untrained_tokens=[TOKEN], render={"template_tokens": setting})
+    assert "never trained 1 tokens of the chat template" in found.text
+    assert f"{TOKEN['token']} (id 2, embedding zero, head {TOKEN['head']})" in found.text
+    assert words.rstrip(".") in found.text
+
+
+def test_samples_mark_what_is_learned_and_are_escaped(tmp_path: Path) -> None:
+    found = shown(tmp_path, 1, untrained_tokens=[TOKEN], render={"template_tokens": "train"})
+    assert not {"script", "img"} & {tag for tag, _ in found.tags}
+    assert [tag for tag, _ in found.tags].count("mark") == 1
+    assert f"7 tokens before … asked {EVIL}\nsaid {EVIL}" in found.text
+
+
+def test_a_run_of_before_has_neither(tmp_path: Path) -> None:
+    write_work(tmp_path)
+    old = page(tmp_path)
+    assert "ended by themselves" not in old.text
+    assert "sequences that were trained on" not in old.text

@@ -11,7 +11,7 @@ from importlib import import_module
 # Set here because the libraries read these variables when they are imported, and nearly every room imports one of them
 # at its top. Any later place would leave library users with telemetry on, hubs online and a thread pool under numpy,
 # which also prevents forked workers. Values that the environment already has stay; a reference to a hub lifts the
-# offline switch for its own download only (pair/hub.py).
+# offline switch for its own download only (remote/hub.py).
 _ENVIRONMENT = {
     "DO_NOT_TRACK": "true",  # MLflow accepts only the word "true"
     "MLFLOW_DISABLE_TELEMETRY": "true",

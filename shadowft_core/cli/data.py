@@ -10,10 +10,12 @@ from shadowft_core.cli.data_tables import show_comparison, show_prepared
 from shadowft_core.cli.options import (
     DATA,
     PARAMS,
+    EndpointOption,
     JsonOption,
     ParamsOption,
     TokenizerOption,
     measuring,
+    out_folder,
     read_params,
 )
 from shadowft_core.cli.output import print_answer
@@ -27,33 +29,57 @@ PreparedArgument = Annotated[Path, typer.Argument(metavar="[DIR]", help="folder 
 
 @data.command()
 def add(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="a data file or a folder of them")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="a data file, a folder, hf:OWNER/NAME@REVISION[:SPLIT|:PATTERN], s3://..."
+        ),
+    ],
     version: Annotated[str | None, typer.Option(help="name of this version, such as 2 or 2026-11")] = None,
     licence: Annotated[str | None, typer.Option(help="licence of the data, such as CC-BY-4.0")] = None,
     note: Annotated[str | None, typer.Option(help="what this version is, in a line")] = None,
+    out: Annotated[Path | None, out_folder("the download; default: data/NAME")] = None,
+    endpoint: EndpointOption = None,
     as_json: JsonOption = False,
+    params: ParamsOption = PARAMS,
 ) -> None:
     """Track a file or folder with DVC, and record its version, licence, note and SHA-256 in NAME.dvc.
 
     Adding the same bytes again changes nothing. Changed bytes are a new version and need a new --version if the
     recorded one has a name. `prepare` then refuses data with another digest.
 
-    Example: shadowft data add my_rows.jsonl --version 2 --licence CC-BY-4.0 --note "without duplicates"
-    """
-    from shadowft_core.pipeline.versions import add_data
+    A data set on a Hugging Face hub, at a commit, or the objects below an S3 prefix are downloaded first. Endpoint and
+    region of S3 are those of `store` in the params file.
 
-    record, changed = add_data(source, version, licence, note)
-    file = f"{source}.dvc"
+    Example: shadowft data add my_rows.jsonl --version 2 --licence CC-BY-4.0 --note "without duplicates"
+
+    Example: shadowft data add hf:OWNER/NAME@0123456789abcdef0123456789abcdef01234567:train
+    """
+    from shadowft_core.pipeline.versions import add_data, download_and_add
+    from shadowft_core.remote.data import is_remote, name_of
+
+    if is_remote(source):
+        place = out or Path("data") / name_of(source)
+        store = read_params(params).store
+        record, changed = download_and_add(
+            source, place, version, licence, note, endpoint or store.endpoint, store.region
+        )
+    elif out is not None:
+        raise typer.BadParameter("--out is for downloads; pass hf:... or s3://... with it")
+    else:
+        place = Path(source)
+        record, changed = add_data(place, version, licence, note)
+    file = f"{place}.dvc"
     if as_json:
-        print_answer("data.add", {**about(record), "path": str(source), "file": file, "changed": changed})
+        print_answer("data.add", {**about(record), "path": str(place), "file": file, "changed": changed})
         return
     size = f"{record.content.files} files, {record.content.bytes / 1e6:.1f} MB"
     if not changed:
-        print(f"{source}: already added ({size}, {record.title()}); {file} is unchanged")
+        print(f"{place}: already added ({size}, {record.title()}); {file} is unchanged")
         return
-    print(f"{source}: added ({size}, {record.title()})")
+    print(f"{place}: added ({size}, {record.title()})")
     print(f"{record.content.digest}")
-    ignore = os.path.join(os.path.dirname(source), ".gitignore")
+    ignore = os.path.join(place.parent, ".gitignore")
     print(f"next: git add {file} {ignore} && git commit, then dvc push")
 
 

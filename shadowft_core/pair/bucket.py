@@ -14,11 +14,11 @@ from pathlib import Path
 from shadowft_core.errors import CheckpointError, InputError
 from shadowft_core.files import bytes_digest, cache_folder, canonical_json, new_folder
 from shadowft_core.pair.sidefiles import SIDE_FILES
-from shadowft_core.store.backends import Backend, Head, open_backend
+from shadowft_core.remote.bucket import download_object, head_of
+from shadowft_core.store.backends import Backend, open_backend
 from shadowft_core.weights import Checkpoint, RemoteFiles, open_checkpoint, open_remote
 
 _SIDE_FILE_LIMIT = 256_000_000  # bytes: the largest tokenizers have some tens of millions
-_BLOCK = 8 << 20  # bytes of a range in a full download
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def download(reference: str) -> Path:
     with tempfile.TemporaryDirectory(prefix="shadowft-pair-") as place:
         remote = _open(reference, objects, Path(place) / reference.removeprefix("s3://"))
         names = [*remote.shards, *(path.relative_to(remote.path).as_posix() for path in _files(remote.path))]
-    heads = {name: _head(objects, reference, name) for name in names}
+    heads = {name: head_of(objects, reference, name) for name in names}
     held = {name: [head.size, head.tag] for name, head in heads.items()}
     key = bytes_digest(canonical_json({"format": 1, "reference": objects.location, "held": held}))
     out = cache_folder() / "s3" / key.removeprefix("sha256:")[:16]
@@ -49,7 +49,7 @@ def download(reference: str) -> Path:
         with new_folder(out) as folder:
             for number, (name, head) in enumerate(heads.items(), 1):
                 print(f"pair: {reference}: file {number}/{len(heads)}, {head.size} bytes", file=sys.stderr)
-                _fetch(objects, reference, name, head, folder / name)
+                download_object(objects, reference, name, head, folder / name)
             open_checkpoint(folder)
     return out
 
@@ -72,7 +72,7 @@ def _open(reference: str, objects: Backend, folder: Path) -> Checkpoint:
                 (folder / key).parent.mkdir(parents=True, exist_ok=True)
                 (folder / key).write_bytes(found[0])
     folder.mkdir(parents=True, exist_ok=True)
-    sizes = {key: _head(objects, reference, key).size for key in weights}
+    sizes = {key: head_of(objects, reference, key).size for key in weights}
     try:
         return open_remote(folder, RemoteFiles(sizes, objects.read_range))
     except CheckpointError as error:
@@ -81,24 +81,3 @@ def _open(reference: str, objects: Backend, folder: Path) -> Checkpoint:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _head(objects: Backend, reference: str, name: str) -> Head:
-    head = objects.head(name)
-    if head is None:
-        raise InputError(f"{reference}: {name} was deleted during the download; use a model that does not change")
-    return head
-
-
-def _fetch(objects: Backend, reference: str, name: str, head: Head, target: Path) -> None:
-    target.parent.mkdir(exist_ok=True)
-    with target.open("wb") as file:
-        if head.digest:
-            objects.get(name, head.size, head.digest, file)
-            return
-        for start in range(0, head.size, _BLOCK):
-            file.write(objects.read_range(name, start, min(_BLOCK, head.size - start)))
-    if (after := _head(objects, reference, name)).tag != head.tag:
-        raise InputError(
-            f"{reference}: {name} changed from {head.tag} to {after.tag} during the download; run it again"
-        )

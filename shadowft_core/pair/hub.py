@@ -1,16 +1,14 @@
 """Models on a Hugging Face hub: side files from its cache, headers and weights by HTTP range, or all files."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-from shadowft_core.errors import CheckpointError, InputError, ShadowError
+from shadowft_core.errors import CheckpointError, InputError
 from shadowft_core.pair.sidefiles import SIDE_FILES
+from shadowft_core.remote.hub import hub_errors, online, pinned, snapshot
 from shadowft_core.weights import Checkpoint, RemoteFiles, open_remote
-
-_NAME = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
 
 
 @contextmanager
@@ -23,7 +21,7 @@ def opened(reference: str) -> Iterator[Checkpoint]:
     from huggingface_hub.hf_api import RepoFile
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
 
-    repo, revision = _pinned(reference)
+    repo, revision = pinned(reference)
 
     @lru_cache
     def location(name: str) -> str:
@@ -33,7 +31,7 @@ def opened(reference: str) -> Iterator[Checkpoint]:
     def read(name: str, start: int, length: int) -> bytes:
         if length == 0:
             return b""
-        with _hub_errors(reference):
+        with hub_errors(reference):
             url = location(name)
             # The hub's token must not be sent to the storage that a signed URL leads to.
             headers = build_hf_headers() if url.startswith(constants.ENDPOINT + "/") else {}
@@ -48,9 +46,9 @@ def opened(reference: str) -> Iterator[Checkpoint]:
                     )
                 return bytes(answer.read())
 
-    with _online():
-        folder = _snapshot(reference, list(SIDE_FILES))
-        with _hub_errors(reference):
+    with online():
+        folder = snapshot(reference, list(SIDE_FILES))
+        with hub_errors(reference):
             tree = HfApi().list_repo_tree(repo, revision=revision)
             sizes = {f.path: f.size for f in tree if isinstance(f, RepoFile) and f.path.endswith(".safetensors")}
         try:
@@ -63,45 +61,4 @@ def opened(reference: str) -> Iterator[Checkpoint]:
 def download(reference: str) -> Path:
     """Download the side files and only the weight files that the model is loaded from; return the folder."""
     with opened(reference) as model:
-        return _snapshot(reference, [*SIDE_FILES, *model.shards])
-
-
-def _snapshot(reference: str, patterns: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
-
-    repo, revision = _pinned(reference)
-    with _hub_errors(reference):
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
-
-
-def _pinned(reference: str) -> tuple[str, str]:
-    match = _NAME.fullmatch(reference)
-    if match is None:
-        raise InputError(f"{reference}: not pinned; use hf:OWNER/NAME@REVISION with the 40 hex digits of a commit")
-    return match["repo"], match["revision"]
-
-
-@contextmanager
-def _online() -> Iterator[None]:
-    """Turn the hub's offline mode off for a block."""
-    from huggingface_hub import constants
-
-    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, False
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-
-
-@contextmanager
-def _hub_errors(reference: str) -> Iterator[None]:
-    """Turn any error of the hub into an InputError with a one-line message."""
-    try:
-        yield
-    except ShadowError:
-        raise
-    except Exception as error:  # the hub's library raises errors of four libraries
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"{reference}: the hub failed ({reason:.200}); download the model and pass its folder"
-        ) from None
+        return snapshot(reference, [*SIDE_FILES, *model.shards])

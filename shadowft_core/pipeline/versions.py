@@ -9,12 +9,29 @@ from typing import Any
 from shadowft_core.errors import DataError, InputError
 from shadowft_core.pipeline.dvc_stages import repository
 from shadowft_core.prepare.tracked import KEY, SUFFIX, Version, content_of, version_of, visible_files
+from shadowft_core.remote.data import download_data
 
 
-def require_repository() -> None:
-    """Raise InputError unless the current folder is in a DVC repository."""
+def download_and_add(
+    reference: str,
+    out: Path,
+    version: str | None = None,
+    licence: str | None = None,
+    note: str | None = None,
+    endpoint: str | None = None,
+    region: str | None = None,
+) -> tuple[Version, bool]:
+    """Download `hf:...` or `s3://...` into the folder `out` and add it, with its origin and, if known, its licence.
+
+    Returns and raises what `add_data` does, and raises what `download_data` does. Raises InputError when `out` exists
+    and DVC does not track it, because it would be replaced.
+    """
     with repository():
-        pass
+        pass  # refuse a folder outside of a repository before the download
+    if out.exists() and not out.with_name(out.name + SUFFIX).exists():
+        raise InputError(f"{out}: exists, and DVC does not track it; choose another --out, or move it")
+    origin = download_data(reference, out, endpoint, region)
+    return add_data(out, version, licence or origin.licence, note, origin.fields)
 
 
 def add_data(

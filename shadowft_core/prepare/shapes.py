@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from shadowft_core.prepare.documents import row_of
 from shadowft_core.prepare.images import FIELDS, Source, placed
 from shadowft_core.prepare.turns import (
     BadRow,
@@ -34,7 +35,7 @@ NAMES = {
     "problem": "problem/solution",
 }
 # Fields of a row that change what it means, and that no text model can honour.
-REFUSED = ("video", "videos", "audio", "audios", "chat_template_kwargs", "functions")
+REFUSED = ("video", "videos", "audio", "audios", "media", "chat_template_kwargs", "functions")
 LABELS = ("label", "kto_tag")  # whether a person liked the reply
 # Fields that describe a row and do not belong to what is said.
 KEYS = ("conversation_id", "conv_id", "dialog_id", "thread_id")
@@ -64,6 +65,7 @@ def talk_of(row: Any, columns: Mapping[str, str]) -> Talk:
     `columns` maps a field of the row, or `messages[].FIELD` of a turn, to the name it is read by, as in
     `prepare.columns`. Line ends become LF. Raises BadRow.
     """
+    row = row_of(row)
     if not isinstance(row, dict):
         raise BadRow(f"expected a JSON object, found {_kind(row)}")
     found = _Row(row, columns)

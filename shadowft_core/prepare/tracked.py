@@ -48,6 +48,7 @@ class Version:
             f"version {self.version}" if self.version else "",
             f"licence {self.licence}" if self.licence else "",
             self.note or "",
+            f"from {self.origin['source']}" if self.origin else "",
         ]
         return "; ".join(filter(None, words)) or self.content.digest
 

@@ -10,7 +10,10 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves folders as `owner/NAME` at one revision: the tree, and files with ranges. Records the requests."""
+    """Serves folders as models and as data sets `owner/NAME` at one revision: the tree, and files with ranges.
+
+    Records the requests. Parquet files are listed as large ones, with a SHA-256.
+    """
 
     def __init__(self, folders: dict[str, Path]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -35,20 +38,30 @@ class Handler(BaseHTTPRequestHandler):
         path = self.path.split("?")[0]
         self.server.log.append((self.command, path, self.headers.get("range")))
         for name, folder in self.server.folders.items():
-            if path == f"/api/models/owner/{name}/tree/{REVISION}":
-                files = sorted(file for file in folder.iterdir() if file.is_file())
-                rows = [
-                    {"type": "file", "path": f.name, "size": f.stat().st_size, "oid": self.oid(f.read_bytes())}
-                    for f in files
-                ]
-                return self.answer(json.dumps(rows).encode(), "application/json")
-            prefix = f"/owner/{name}/resolve/{REVISION}/"
-            if path.startswith(prefix) and (folder / path.removeprefix(prefix)).is_file():
-                data = (folder / path.removeprefix(prefix)).read_bytes()
-                if self.server.storage and path.endswith(".safetensors"):
-                    return self.send_on(f"{self.server.storage.address}/{name}/{path.removeprefix(prefix)}", data)
-                return self.answer(data)
+            if path in (f"/api/models/owner/{name}/tree/{REVISION}", f"/api/datasets/owner/{name}/tree/{REVISION}"):
+                return self.answer(json.dumps(self.tree(folder)).encode(), "application/json")
+            if path in (f"/api/datasets/owner/{name}", f"/api/datasets/owner/{name}/revision/main"):
+                about = {"id": f"owner/{name}", "sha": REVISION, "siblings": []}
+                return self.answer(json.dumps(about).encode(), "application/json")
+            for prefix in (f"/owner/{name}/resolve/{REVISION}/", f"/datasets/owner/{name}/resolve/{REVISION}/"):
+                if path.startswith(prefix) and (folder / path.removeprefix(prefix)).is_file():
+                    data = (folder / path.removeprefix(prefix)).read_bytes()
+                    if self.server.storage and path.endswith(".safetensors"):
+                        return self.send_on(f"{self.server.storage.address}/{name}/{path.removeprefix(prefix)}", data)
+                    return self.answer(data)
         self.answer(b"", status=404)
+
+    def tree(self, folder: Path) -> list[dict[str, Any]]:
+        """All files; a model has none in subfolders."""
+        rows = []
+        for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+            data = file.read_bytes()
+            row = {"type": "file", "path": file.relative_to(folder).as_posix(), "size": len(data)}
+            row["oid"] = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+            if file.suffix == ".parquet":
+                row["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
+            rows.append(row)
+        return rows
 
     def send_on(self, address: str, data: bytes) -> None:
         self.send_response(302)

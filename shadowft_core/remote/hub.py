@@ -1,0 +1,58 @@
+"""A Hugging Face hub: pinned references, its cache of downloaded files, its errors in one line."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from shadowft_core.errors import InputError, ShadowError
+
+REVISION = re.compile(r"[0-9a-f]{40}")
+_NAME = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
+
+
+def pinned(reference: str) -> tuple[str, str]:
+    """Repository and revision of `hf:OWNER/NAME@REVISION`. Raises InputError for anything else."""
+    match = _NAME.fullmatch(reference)
+    if match is None:
+        raise InputError(f"{reference}: not pinned; use hf:OWNER/NAME@REVISION with the 40 hex digits of a commit")
+    return match["repo"], match["revision"]
+
+
+def snapshot(reference: str, patterns: list[str], kind: str = "model") -> Path:
+    """Download the files that match the patterns, unless the hub's cache has them, and return their folder.
+
+    `reference` is pinned, `kind` is `model` or `dataset`. An interrupted download resumes. Raises InputError when the
+    hub fails.
+    """
+    from huggingface_hub import snapshot_download
+
+    repo, revision = pinned(reference)
+    with hub_errors(reference, kind):
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, repo_type=kind))
+
+
+@contextmanager
+def online() -> Iterator[None]:
+    """Turn the hub's offline mode off for a block."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, False
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+@contextmanager
+def hub_errors(reference: str, kind: str = "model") -> Iterator[None]:
+    """Turn any error of the hub into an InputError with a one-line message."""
+    try:
+        yield
+    except ShadowError:
+        raise
+    except Exception as error:  # the hub's library raises errors of four libraries
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{reference}: the hub failed ({reason:.200}); download the {kind} and pass its folder"
+        ) from None

@@ -208,5 +208,9 @@ def test_the_digest_follows_names_and_bytes_only(tmp_path: Path) -> None:
     (tmp_path / "two/.cache/y").write_text("hidden")
     os.utime(tmp_path / "two/in/x.jsonl", (1, 1))
     assert content_of(tmp_path / "one") == content_of(tmp_path / "two")
+    (tmp_path / "two" / os.fsdecode(b"caf\xe9.jsonl")).write_text("x")
+    with pytest.raises(DataError, match="expected UTF-8 file names, found 'caf"):
+        content_of(tmp_path / "two")
+    (tmp_path / "two" / os.fsdecode(b"caf\xe9.jsonl")).unlink()
     (tmp_path / "two/in/x.jsonl").rename(tmp_path / "two/in/z.jsonl")
     assert content_of(tmp_path / "one").digest != content_of(tmp_path / "two").digest

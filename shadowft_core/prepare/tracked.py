@@ -133,8 +133,8 @@ def _recorded(data: Path) -> Iterator[Path]:
             break
         yield folder
     if place.is_dir():
-        for record in sorted(place.rglob(f"*{SUFFIX}")):
-            if record.is_file():
+        for record in visible_files(place):
+            if record.suffix == SUFFIX:
                 yield record.with_name(record.name.removesuffix(SUFFIX))
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from shadowft_core.params import Store
 from shadowft_core.prepare.tracked import version_of
 from tests.fixtures.checkouts import commit, run
-from tests.fixtures.s3 import act_as
-from tests.servers.seaweedfs import S3Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -27,13 +26,11 @@ def prepared_digest(place: Path, data: str) -> str:
 
 
 @pytest.fixture
-def author(s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def author(s3_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository with version 1 of a file and of a folder, pushed to a bucket."""
-    act_as(monkeypatch, s3_server.user)
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):  # DVC does not accept /dev/null here
         (tmp_path / name).touch()
         monkeypatch.setenv(name, str(tmp_path / name))
-    s3_server.create_bucket("versions")
     place = tmp_path / "author"
     (place / "more").mkdir(parents=True)
     (place / "rows.jsonl").write_text("".join(ROW % i for i in range(40)))
@@ -43,8 +40,8 @@ def author(s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     run(place, "git", "config", "user.name", "Someone")
     run(place, "git", "config", "user.email", "someone@example.org")
     run(place, "dvc", "init", "-q")
-    run(place, "dvc", "remote", "add", "-d", "team", "s3://versions/dvc")
-    run(place, "dvc", "remote", "modify", "team", "endpointurl", s3_server.endpoint)
+    run(place, "dvc", "remote", "add", "-d", "team", s3_store.uri)
+    run(place, "dvc", "remote", "modify", "team", "endpointurl", str(s3_store.endpoint))
     (place / ".gitignore").write_text("/prepared\n")
     for name in ("rows.jsonl", "more"):
         shadowft(place, "data", "add", name, "--version", "1", "--licence", "CC0-1.0")

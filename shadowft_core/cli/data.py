@@ -1,6 +1,5 @@
 """The verbs `shadowft data ...`: they add versions of data to DVC, show prepared data and compare versions of it."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -79,7 +78,7 @@ def add(
         return
     print(f"{place}: added ({size}, {record.title()})")
     print(f"{record.content.digest}")
-    ignore = os.path.join(place.parent, ".gitignore")
+    ignore = place.parent / ".gitignore"
     print(f"next: git add {file} {ignore} && git commit, then dvc push")
 
 

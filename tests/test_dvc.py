@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
+from shadowft_core.errors import DataError
 from shadowft_core.pair import write_origin
 from shadowft_core.params import Fetch
+from shadowft_core.prepare.tracked import content_of
 from tests.fixtures.checkouts import checkout, edit_params, ran, run
 from tests.fixtures.models import Pair
 
@@ -91,6 +93,24 @@ def test_data_and_tasks_may_have_any_name(place: Path, name: str) -> None:
         with repository(place) as repo:
             assert "prepare" in repo.status(targets=["prepare"]), changed
         (place / changed).write_text(before, encoding="utf-8")
+
+
+def test_replay_files_are_pinned_under_dvc(place: Path) -> None:
+    """DVC does not watch them: their digest is a parameter, and the flow refuses other files before its first stage."""
+    from shadowft_core.pipeline.steps import preflight
+
+    general = place / "$(touch ran) general.jsonl"
+    general.write_text("".join(ROW % i for i in range(60)), encoding="utf-8")
+    replay = {"data": general.name, "digest": content_of(general).digest, "share": 0.01}
+    edit_params(place, prepare={"replay": replay})
+    run(place, "dvc", "repro", "-s", "prepare")
+    report = json.loads((place / "work/data/data-report.json").read_text(encoding="utf-8"))
+    assert (report["replay"]["rows_read"], report["replay"]["digest"]) == (60, replay["digest"])
+    assert not list(place.rglob("ran"))
+    general.write_text(ROW % 1, encoding="utf-8")
+    assert "expected prepare.replay.digest, sha256:" in run(place, "dvc", "repro", "-f", "-s", "prepare", code=255)
+    with chdir(place), pytest.raises(DataError, match=r"expected prepare\.replay\.digest, sha256:"):
+        preflight(Path("params.yaml"), None)
 
 
 def test_a_route_is_trained_again_only_for_its_own_switch_of_replay(place: Path) -> None:

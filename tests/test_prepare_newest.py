@@ -11,7 +11,7 @@ import pytest
 from shadowft_core.errors import DataError, ParamsError
 from shadowft_core.params import Newest, Prepare, load_params
 from shadowft_core.prepare.newest import moment_of
-from tests.fixtures.data import Stage, lines, talk
+from tests.fixtures.data import Stage, lines, pinned, talk
 
 BY = Prepare(data="-", valid=0, dev=0.1, test=0.2, max_bad=0.9, newest=Newest(by="at"))
 
@@ -136,12 +136,8 @@ def test_dates_of_a_table_are_read(stage: Stage, kind: pa.DataType) -> None:
 
 
 def since(stage: Stage, place: Path, params: Prepare = BY) -> dict[str, Any]:
-    """Run `prepare` with an earlier version; the digest is that which the refusal names."""
-    newest = Newest(since=str(place))
-    with pytest.raises(DataError, match=r"expected prepare\.newest\.digest, none, found sha256:") as refused:
-        stage.run(params.model_copy(update={"newest": newest}))
-    digest = "sha256:" + str(refused.value).split("found sha256:")[1][:64]
-    return stage.run(params.model_copy(update={"newest": newest.model_copy(update={"digest": digest})}))
+    """Run `prepare` with an earlier version."""
+    return stage.run(pinned(params.model_copy(update={"newest": Newest(since=str(place))})))
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "prepared"])
@@ -172,7 +168,7 @@ def test_too_few_new_rows_or_no_common_ones_are_refused(stage: Stage, tmp_path: 
     earlier.write_bytes(lines([talk("other")]))
     with pytest.raises(DataError, match="found 1 rows and none of them in the data"):
         since(stage, earlier)
-    with pytest.raises(DataError, match=r"nowhere: no such file or folder; check prepare\.newest"):
+    with pytest.raises(DataError, match=r"nowhere: no such file or folder; check prepare\.newest\.since"):
         stage.run(BY.model_copy(update={"newest": Newest(since="nowhere")}))
 
 

@@ -1,13 +1,13 @@
 """Replay: general rows that are added to the training split alone."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from shadowft_core.errors import DataError
-from shadowft_core.params import Prepare, Replay
-from shadowft_core.prepare.pinned import require_pinned
-from tests.fixtures.data import Stage, lines, talk
+from shadowft_core.params import Newest, Prepare, Replay
+from tests.fixtures.data import Stage, lines, pinned, talk
 
 LONG = " ".join(f"word{n}" for n in range(40))
 MAIN = Prepare(data="-", valid=0.1, dev=0.1, test=0.2, max_bad=0.9)
@@ -25,18 +25,19 @@ def general(stage: Stage, tmp_path: Path) -> Path:
 
 
 def with_replay(place: Path, share: float = 0.2, params: Prepare = MAIN) -> Prepare:
-    replay = Replay(data=str(place), share=share)
-    try:
-        require_pinned(place, replay, "prepare.replay")
-    except DataError as refused:
-        digest = "sha256:" + str(refused).split("found sha256:")[1][:64]
-    return params.model_copy(update={"replay": replay.model_copy(update={"digest": digest})})
+    return pinned(params.model_copy(update={"replay": Replay(data=str(place), share=share)}))
 
 
-def test_the_splits_are_the_same_bytes_with_and_without_replay(stage: Stage, general: Path) -> None:
-    plain = stage.run(MAIN)
+@pytest.mark.parametrize("more", [{}, {"near": None}, {"max_rows": 150}, {"newest": Newest(by="at")}])
+def test_the_splits_are_the_same_bytes_with_and_without_replay(
+    stage: Stage, general: Path, more: dict[str, Any]
+) -> None:
+    params = MAIN.model_copy(update=more)
+    rows = [row | {"at": 1.6e9 + n} for n, row in enumerate(OWN)]
+    (stage.data / "rows.jsonl").write_bytes(lines(rows + rows[:20]))
+    plain = stage.run(params)
     before = {path.name: path.read_bytes() for path in stage.out.iterdir()}
-    report = stage.run(with_replay(general))
+    report = stage.run(with_replay(general, params=params))
     after = {path.name: path.read_bytes() for path in stage.out.iterdir()}
     assert after.keys() - before.keys() == {"replay.parquet"}
     same = before.keys() - {"data-report.json", "dropped.jsonl"}
@@ -128,7 +129,7 @@ def test_changed_or_missing_files_are_refused(stage: Stage, general: Path) -> No
     with pytest.raises(DataError, match=r"expected prepare\.replay\.digest, sha256:\w+, found sha256:\w+; if"):
         stage.run(params)
     gone = Prepare(data="-", replay=Replay(data="nowhere", share=0.1))
-    with pytest.raises(DataError, match=r"nowhere: no such file or folder; check prepare\.replay"):
+    with pytest.raises(DataError, match=r"nowhere: no such file or folder; check prepare\.replay\.data"):
         stage.run(gone)
     (general / "rows.jsonl").write_bytes(b"{}\n" * 3)
     with pytest.raises(DataError, match="none of 3 rows is usable"):

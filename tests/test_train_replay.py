@@ -9,9 +9,8 @@ from shadowft_core.cli.workspace import filled_in
 from shadowft_core.errors import ParamsError, TrainError
 from shadowft_core.params import Prepare, Replay, load_params
 from shadowft_core.prepare import prepare
-from shadowft_core.prepare.pinned import require_pinned
 from shadowft_core.train import train
-from tests.fixtures.data import lines, talk
+from tests.fixtures.data import lines, pinned, talk
 from tests.fixtures.training import SETTINGS, tree
 
 ONCE = SETTINGS.model_copy(update={"epochs": 1})
@@ -21,11 +20,8 @@ def add_replay(place: Path, folder: Path, asked: str = "be") -> Path:
     """The data of `place`, prepared again with replay rows."""
     general = folder / "general.jsonl"
     general.write_bytes(lines([talk(f"{asked} {a} {b}", f"kind {a}") for a in range(9) for b in range(9)]))
-    replay = Replay(data=str(general), share=0.25)
-    with pytest.raises(Exception, match="found sha256:") as refused:
-        require_pinned(general, replay, "prepare.replay")
-    replay = replay.model_copy(update={"digest": "sha256:" + str(refused.value).split("found sha256:")[1][:64]})
-    prepare(place / "rows.jsonl", None, Prepare(data="-", valid=0.1, replay=replay), folder / "data")
+    params = pinned(Prepare(data="-", valid=0.1, replay=Replay(data=str(general), share=0.25)))
+    prepare(place / "rows.jsonl", None, params, folder / "data")
     return folder / "data"
 
 

@@ -41,7 +41,7 @@ def preflight(params_file: Path, model_name: str | None) -> Params:
 
     A registry that does not answer is only reported: if it does not answer at the end either, the registration waits.
     """
-    from shadowft_core import registry
+    from shadowft_core import prepare, registry
 
     make_folder(var := Path("var"))
     with contextlib.suppress(PermissionError):  # a link to a folder of another user
@@ -50,13 +50,10 @@ def preflight(params_file: Path, model_name: str | None) -> Params:
     if model_name:
         params = params.model_copy(update={"registry": params.registry.named(model_name)})
     named = {"prepare.data": params.prepare.data, "evaluate.tasks": params.evaluate.tasks}
-    if params.prepare.replay:
-        named["prepare.replay.data"] = params.prepare.replay.data
-    if params.prepare.newest and params.prepare.newest.since:
-        named["prepare.newest.since"] = params.prepare.newest.since
     for name, path in named.items():
         if not Path(path).exists():
             raise InputError(f"{params_file}: {name}: {path} does not exist; name an existing file or folder")
+    prepare.require_pinned(params.prepare)  # DVC does not watch these files
     outage = ""
     with captured_stderr(lambda line: None):  # MLflow prints the tables it creates
         try:

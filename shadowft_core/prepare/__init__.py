@@ -18,7 +18,7 @@ from shadowft_core.prepare.accounts import Accounts
 from shadowft_core.prepare.files import data_files, read_rows
 from shadowft_core.prepare.images import Gallery
 from shadowft_core.prepare.near import Signatures
-from shadowft_core.prepare.newest import NOTE, Ages, about, ages_by_date, ages_since, pinned_since, without_date
+from shadowft_core.prepare.newest import NOTE, Ages, about, ages_by_date, ages_since, without_date
 from shadowft_core.prepare.overlap import Items
 from shadowft_core.prepare.pinned import require_pinned
 from shadowft_core.prepare.replay import choose_replay
@@ -29,7 +29,7 @@ from shadowft_core.prepare.table import SPLITS, Table, first_question
 from shadowft_core.prepare.tracked import require_intact
 from shadowft_core.prepare.turns import BadRow, printable
 
-__all__ = ["SPLITS", "prepare"]
+__all__ = ["SPLITS", "prepare", "require_pinned"]
 
 
 def prepare(
@@ -64,10 +64,8 @@ def prepare(
         )
     for place, version in require_intact(data).items():
         print(f"prepare: {os.path.relpath(place)} is intact: {version.title()}", file=sys.stderr)
-    since = pinned_since(params.newest)
+    require_pinned(params)
     items = Items(tasks)
-    if params.replay:
-        require_pinned(Path(params.replay.data), params.replay, "prepare.replay")
     with new_folder(out) as folder, (folder / "dropped.jsonl").open("wb") as dropped:
         accounts, added = Accounts(dropped), Accounts(dropped, of="replay")
         scratch = folder / "scratch"
@@ -82,7 +80,7 @@ def prepare(
                 _read(Path(params.replay.data), undated, added, reading)
                 added.require_usable(Path(params.replay.data), params.max_bad)
             reading.table.close()
-        ages = reading.ages(params, since, own)
+        ages = reading.ages(params, own)
         choice = choose(reading.table, reading.leaks, reading.signatures, params, ages, own)
         if not choice.sizes["train"]:
             raise DataError(
@@ -106,7 +104,7 @@ def prepare(
             "digest": digest,
         }
         if params.newest and ages:
-            held = {name: choice.of(name) for name in ("test", "dev")}
+            held = {name: choice.of(name)[:own] for name in ("test", "dev")}
             report["newest"] = about(params.newest, ages, held)
         if params.replay:
             report["replay"] = {
@@ -155,11 +153,13 @@ class _Reading:
                 "" if talk.images else "\n".join(one["content"] for one in talk.messages) for talk in talks
             )
 
-    def ages(self, params: Prepare, since: tuple[Path, str] | None, own: int) -> Ages | None:
+    def ages(self, params: Prepare, own: int) -> Ages | None:
         """What makes a row new, None if rows are split by their question."""
-        if since:
-            return ages_since(self.table.ids[:own], params, *since)
-        return ages_by_date(self.table.ids[:own], np.array(self.moments, np.int64)) if params.newest else None
+        if params.newest is None:
+            return None
+        if params.newest.since:
+            return ages_since(self.table.ids[:own], Path(params.newest.since), params.columns)
+        return ages_by_date(self.table.ids[:own], np.array(self.moments, np.int64))
 
     def contaminated(self, among: range) -> dict[str, Any]:
         """The number of rows `among` these that were found in items, and the first thousand of them."""

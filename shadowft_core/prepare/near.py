@@ -49,7 +49,7 @@ class Signatures:
 
         `among` is a mask of the texts, bool (n,).
         """
-        if not self._texts:
+        if not among.any():
             return np.empty((0, 2), np.int64)
         keys = np.memmap(self._file, np.uint64, "r", shape=(self._texts, BANDS))
         found = []

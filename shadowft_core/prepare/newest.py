@@ -3,6 +3,7 @@
 import datetime as dt
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from shadowft_core.errors import DataError
 from shadowft_core.params import Newest, Prepare
 from shadowft_core.prepare.files import data_files, read_rows
 from shadowft_core.prepare.images import Gallery
-from shadowft_core.prepare.pinned import require_pinned
 from shadowft_core.prepare.shapes import talk_of
 from shadowft_core.prepare.table import SPLITS, first_of_equals, id_numbers, id_of
 from shadowft_core.prepare.turns import BadRow
@@ -75,12 +75,12 @@ def ages_by_date(ids: np.ndarray, moments: np.ndarray) -> Ages:
     return Ages(earliest[group.reshape(-1)], np.ones(len(moments), bool))
 
 
-def ages_since(ids: np.ndarray, params: Prepare, since: Path, digest: str) -> Ages:
+def ages_since(ids: np.ndarray, since: Path, columns: Mapping[str, str]) -> Ages:
     """The age of a row is 1 if the earlier version lacks it, else 0.
 
     Raises DataError when no row is in both versions.
     """
-    earlier, bad = _earlier_ids(since, params)
+    earlier, bad = _earlier_ids(since, columns)
     first = first_of_equals(np.concatenate([earlier, ids]))[len(earlier) :]
     new = int(np.count_nonzero(first))
     if np.count_nonzero(first_of_equals(ids)) == new:
@@ -88,15 +88,8 @@ def ages_since(ids: np.ndarray, params: Prepare, since: Path, digest: str) -> Ag
             f"{since}: expected an earlier version of the data, found {len(earlier)} rows and none of them in the "
             "data; check prepare.newest.since"
         )
-    facts = {"since": str(since), "digest": digest, "rows_of_earlier": len(earlier), "bad_rows_of_earlier": bad}
-    return Ages(first.astype(np.int64), first, facts | {"new_rows": new})
-
-
-def pinned_since(newest: Newest | None) -> tuple[Path, str] | None:
-    """The earlier version and its digest, None without one. Raises DataError unless it has the digest in params."""
-    if newest is None or newest.since is None:
-        return None
-    return Path(newest.since), require_pinned(Path(newest.since), newest, "prepare.newest")
+    facts = {"rows_of_earlier": len(earlier), "bad_rows_of_earlier": bad, "new_rows": new}
+    return Ages(first.astype(np.int64), first, facts)
 
 
 def hold_out(
@@ -136,7 +129,7 @@ def hold_out(
 def about(newest: Newest, ages: Ages, held: dict[str, np.ndarray]) -> dict[str, Any]:
     """The section of the report; by date with the oldest date of each split in `held`, a mask of rows by its name."""
     if newest.by is None:
-        return {**ages.facts, "note": NOTE}
+        return {"since": newest.since, "digest": newest.digest, **ages.facts, "note": NOTE}
     cuts = {f"oldest_in_{name}": _iso(ages.values[mask].min()) for name, mask in held.items() if mask.any()}
     return {"by": newest.by, **cuts, "note": NOTE}
 
@@ -145,7 +138,7 @@ def _iso(moment: int) -> str:
     return (EPOCH + dt.timedelta(microseconds=int(moment))).isoformat().replace("+00:00", "Z")
 
 
-def _earlier_ids(since: Path, params: Prepare) -> tuple[np.ndarray, int]:
+def _earlier_ids(since: Path, columns: Mapping[str, str]) -> tuple[np.ndarray, int]:
     """The ids of an earlier version as in Table, uint64 (n, 2), and the number of its bad rows."""
     found = bytearray()
     if (since / "data-report.json").is_file():
@@ -159,7 +152,7 @@ def _earlier_ids(since: Path, params: Prepare) -> tuple[np.ndarray, int]:
             try:
                 if raw.problem:
                     raise BadRow(raw.problem)
-                talk = talk_of(raw.value, params.columns)
+                talk = talk_of(raw.value, columns)
                 if talk.sources:
                     talk = replace(talk, images=names.keep(talk.sources, path.parent))
                 found += id_of(talk)[:16]

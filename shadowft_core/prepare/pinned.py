@@ -3,22 +3,26 @@
 from pathlib import Path
 
 from shadowft_core.errors import DataError
-from shadowft_core.params import Pinned
+from shadowft_core.params import Prepare
 from shadowft_core.prepare.tracked import content_of
 
 
-def require_pinned(place: Path, pin: Pinned, field: str) -> str:
-    """The digest of a file or folder (`content_of`).
+def require_pinned(params: Prepare) -> None:
+    """Raises DataError unless the files of `newest.since` and `replay.data`, where set, have their digests.
 
-    Raises DataError unless `place` exists and has the digest of `pin`; `field` is its name in params.yaml.
+    The digest is that of `content_of`.
     """
+    if params.newest and params.newest.since:
+        _require("prepare.newest", "since", Path(params.newest.since), params.newest.digest)
+    if params.replay:
+        _require("prepare.replay", "data", Path(params.replay.data), params.replay.digest)
+
+
+def _require(section: str, field: str, place: Path, digest: str) -> None:
     if not place.exists():
-        raise DataError(f"{place}: no such file or folder; check {field} in params.yaml")
-    found = content_of(place).digest
-    if found != pin.digest:
-        expected = pin.digest or "none"
+        raise DataError(f"{place}: no such file or folder; check {section}.{field} in params.yaml")
+    if (found := content_of(place).digest) != digest:
         raise DataError(
-            f"{place}: expected {field}.digest, {expected}, found {found}; if these are the right files, set "
-            f"{field}.digest to it in params.yaml"
+            f"{place}: expected {section}.digest, {digest or 'none'}, found {found}; if these are the right files, set "
+            f"{section}.digest to it in params.yaml"
         )
-    return found

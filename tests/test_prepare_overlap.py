@@ -83,3 +83,65 @@ def test_an_unreadable_task_file_is_refused(stage: Stage) -> None:
     (stage.tasks / "items.jsonl").write_bytes(b'{"question": "hi"}\n{"question": \n')
     with pytest.raises(DataError, match=r"items\.jsonl: task file not readable, row 2: bad JSON"):
         stage.run()
+
+
+@pytest.mark.parametrize(("words", "rule"), [(11, "exact"), (12, "exact"), (13, "13-gram"), (14, "13-gram")])
+def test_an_item_of_fewer_than_13_words_is_only_compared_whole(tmp_path: Path, words: int, rule: str) -> None:
+    text = " ".join(WORDS[:words])
+    found = items(tmp_path, {"answer": text})
+    assert found.match([text]) == ("items.jsonl:1", "exact")
+    assert found.match([f"please: {text}!"]) == (("items.jsonl:1", rule) if rule == "13-gram" else None)
+
+
+@pytest.mark.parametrize(("before", "hit"), [(0, True), (7, True), (8, True), (9, True), (60, True)])
+def test_a_sequence_is_found_wherever_it_begins(tmp_path: Path, before: int, hit: bool) -> None:
+    row = " ".join([*(f"x{number}" for number in range(before)), *WORDS[:13], "after"])
+    assert (items(tmp_path, {"question": " ".join(WORDS[:13])}).match([row]) is not None) == hit
+
+
+PREFIX = " ".join(f"p{number}" for number in range(20))
+
+
+def file_of(folder: Path, rows: list[dict[str, str]]) -> Items:
+    (folder / "items.jsonl").write_bytes(lines(rows))
+    return Items(folder)
+
+
+@pytest.mark.parametrize(("count", "of", "hit"), [(2, 2, True), (3, 3, False), (5, 10, True), (6, 10, False),
+                                                  (10, 100, True), (11, 100, False)])  # fmt: skip
+def test_what_many_items_share_is_no_evidence(tmp_path: Path, count: int, of: int, hit: bool) -> None:
+    """An instruction before the questions: in more than ten of them, or in more than half and more than two."""
+    asked = [f"{PREFIX if number < count else ''} what is q{number}" for number in range(of)]
+    found = file_of(tmp_path, [{"question": text} for text in asked])
+    assert (found.match([f"{PREFIX} who was it that came"]) is not None) == hit
+    assert found.match([f"so: {asked[0]}?"]) == ("items.jsonl:1", "13-gram")
+
+
+@pytest.mark.parametrize(("count", "hit"), [(2, True), (3, False)])
+def test_a_question_of_many_items_is_no_evidence(tmp_path: Path, count: int, hit: bool) -> None:
+    rows = [{"question": "Which is right?", "choice": f"the choice {number}"} for number in range(count)]
+    assert (file_of(tmp_path, rows).match(["which is right?"]) is not None) == hit
+
+
+def test_an_item_that_is_repeated_counts_once(tmp_path: Path) -> None:
+    found = file_of(tmp_path, [{"question": STORY}] * 20 + [{"question": "Why?"}])
+    assert found.match([STORY]) == ("items.jsonl:1", "exact")
+    assert found.match([f"Say {STORY}"]) == ("items.jsonl:1", "13-gram")
+    assert found.count == 21
+
+
+def test_a_short_instruction_is_compared_with_its_input(tmp_path: Path) -> None:
+    """Many clean rows ask to summarize a text; the leak is the row that gives the item's text, too."""
+    text = {"instruction": "Summarize the following text", "input": "A fox came by."}
+    found = file_of(tmp_path, [text, {"instruction": "Name a fox", "input": " "}])
+    assert found.match(["summarize the following text"]) is None
+    assert found.match(["Summarize the following text\nA fox came by."]) == ("items.jsonl:1", "exact")
+    assert found.match(["name a fox"]) == ("items.jsonl:2", "exact")
+    long = file_of(tmp_path, [{"instruction": STORY, "context": "It is a farm."}])
+    assert long.match([STORY]) == ("items.jsonl:1", "exact")
+
+
+def test_an_item_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "items.jsonl").write_text('{"question": ' + "[" * 1000 + '"x"' + "]" * 1000 + "}\n")
+    with pytest.raises(DataError, match=r"items\.jsonl: an item is nested too deeply"):
+        Items(tmp_path)

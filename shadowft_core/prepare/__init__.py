@@ -138,7 +138,7 @@ class _Reading:
         self.moments = array("q")
         """dates in microseconds since 1970, if the rows are split by date"""
         self._count = 0
-        self.table = Table(scratch / "rows.parquet", self._seen)
+        self.table = Table(scratch / "rows.arrow", self._seen)
 
     def _seen(self, talks: list[Talk]) -> None:
         for number, talk in enumerate(talks, self._count):
@@ -175,7 +175,7 @@ def _read(data: Path, params: Prepare, accounts: Accounts, reading: _Reading) ->
     paths, unread = data_files(data)
     _read_all(data, paths, params, accounts, reading)
     shown = reading.images.files
-    left = [path for path in unread if not shown or path.resolve() not in shown]
+    left = [path for path in unread if not shown or Path(os.path.realpath(path)) not in shown]
     accounts.unread = [printable(path.relative_to(data).as_posix(), 1000) for path in left]
 
 
@@ -185,6 +185,7 @@ def _read_all(data: Path, paths: list[Path], params: Prepare, accounts: Accounts
         name = path.name if path == data else path.relative_to(data).as_posix()
         name = printable(name, len(name))
         before = accounts.read, accounts.bad
+        accounts.open(name)
         for raw in read_rows(path):
             try:
                 if raw.problem:

@@ -36,6 +36,10 @@ class Accounts:
         """the number of the notes of each usable row"""
         self._examples: dict[str, list[tuple[int, dict[str, str]]]] = {kind: [] for kind in KINDS}
 
+    def open(self, file: str) -> None:
+        """List a file, with or without rows."""
+        self._about(file)
+
     def use(self, file: str, line: int, talk: Talk) -> None:
         """Count a usable row."""
         self.read += 1

@@ -2,23 +2,24 @@
 
 import gzip
 import json
+import os
+import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from shadowft_core.errors import DataError
-from shadowft_core.prepare.jsontext import ROW_LIMIT, json_rows
+from shadowft_core.prepare.jsontext import ROW_LIMIT, json_rows, refuse_other_files
 
 TEXT = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 SUFFIXES = (*TEXT, ".parquet", ".arrow")
 PACKED = (".gz", ".zst")
 LFS = b"version https://git-lfs.github.com/spec/"
+_NO_VALUE = (ValueError, OverflowError, LookupError, TypeError)  # invalid UTF-8, the year 300000, unknown time zones
 _ABOUT = ("state.json", "dataset_info.json", "dataset_dict.json")  # what the datasets library writes beside its files
 
 
-@dataclass(frozen=True)
-class RawRow:
+class RawRow(NamedTuple):
     """One row: `number` is its line in a file of lines, else its position from 1; `problem`: why it has no value."""
 
     number: int
@@ -34,29 +35,62 @@ def data_files(place: Path) -> tuple[list[Path], list[Path]]:
     kinds = f"{', '.join(SUFFIXES)} (text files also as {' or '.join(PACKED)})"
     if not place.exists():
         raise DataError(f"{place}: no such file or folder; check prepare.data in params.yaml")
-    if place.is_file():
+    if not place.is_dir():
+        _require_file(place)
         if not _format(place):
             raise DataError(f"{place}: expected one of {kinds}, found {place.suffix!r}; convert it")
         return [place], []
-    files = sorted(path for path in place.rglob("*") if path.is_file())
-    read = [path for path in files if _format(path) and not _is_hidden(path, place) and not _is_about(path)]
+    files = sorted(path for path in _walk(place) if not _is_about(path))
+    read = [path for path in files if _format(path) and not _is_hidden(path, place) and not _is_cache(path)]
+    for path in read:
+        _require_file(path)
     if not read:
         found = f"; it holds {', '.join(path.name for path in files[:3])}" if files else ""
         raise DataError(f"{place}: expected data files, {kinds}{found}; put the data there or name another folder")
-    return read, [path for path in files if path not in set(read) and not _is_about(path)]
+    known = set(read)
+    return read, [path for path in files if path not in known]
+
+
+def _walk(place: Path) -> Iterator[Path]:
+    """Whatever is not a folder, in a folder and its subfolders; links to folders too, which are not followed."""
+    for folder, folders, names in os.walk(place, onerror=_refuse_folder):
+        yield from (path for name in folders if (path := Path(folder, name)).is_symlink())
+        yield from (Path(folder, name) for name in names)
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise DataError(f"{error.filename}: the folder is not readable: {error.strerror}; change its permissions")
+
+
+def _require_file(path: Path) -> None:
+    """Raises DataError for what would be skipped or never end: a broken link, a link to a folder, a pipe, a device."""
+    if not path.is_file():
+        kind = "a link that leads to no file" if path.is_symlink() else "a pipe, socket or device"
+        raise DataError(f"{path}: expected a file, found {kind}; remove or rename it")
+    if not _is_text(path.as_posix()) or "\n" in path.as_posix():
+        raise DataError(f"{path.as_posix()!r}: expected a file name in UTF-8 and of one line; rename it")
 
 
 def read_rows(path: Path) -> Iterator[RawRow]:
     """Every row of one file; a row that cannot be read has a problem in place of a value.
 
-    Raises DataError when the file as a whole cannot be read.
+    Raises DataError when the file as a whole cannot be read, or changed while it was read.
     """
     kind = _format(path)
-    if kind in (".parquet", ".arrow"):
-        return _tables(path, kind)
-    if kind in (".csv", ".tsv"):
-        return _cells(path, "," if kind == ".csv" else "\t")
-    return _json(path)
+    try:
+        before = path.stat()
+        if kind in (".parquet", ".arrow"):
+            yield from _tables(path, kind)
+        elif kind in (".csv", ".tsv"):
+            yield from _cells(path, "," if kind == ".csv" else "\t")
+        else:
+            with open_data(path) as file:
+                yield from (RawRow(*row) for row in json_rows(file, path))
+        after = path.stat()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: not readable: {' '.join(str(error).split())}; get the file again") from None
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise DataError(f"{path}: changed while it was read; run again when nothing writes to it")
 
 
 def open_data(path: Path) -> IO[bytes]:
@@ -67,9 +101,9 @@ def open_data(path: Path) -> IO[bytes]:
     if suffix == ".zst":
         import io
 
-        import zstandard
+        import pyarrow as pa  # reads all frames and notices a truncated one, which zstandard's stream does not
 
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(path.open("rb"), closefd=True))
+        return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))
     return path.open("rb")
 
 
@@ -90,40 +124,52 @@ def _is_about(path: Path) -> bool:
     return path.name in _ABOUT and any(path.parent.rglob("*.arrow"))
 
 
-def _json(path: Path) -> Iterator[RawRow]:
-    try:
-        with open_data(path) as file:
-            for number, value, problem in json_rows(file, path):
-                yield RawRow(number, value, problem)
-    except (OSError, EOFError) as error:
-        raise DataError(f"{path}: not readable: {' '.join(str(error).split())}") from None
-    except Exception as error:
-        if type(error).__module__.startswith("zstandard"):
-            raise DataError(f"{path}: not readable as zstd: {' '.join(str(error).split())}") from None
-        raise
+def _is_cache(path: Path) -> bool:
+    """Whether `map` of the datasets library wrote a file into the folder of a saved dataset."""
+    return path.name.startswith("cache-") and path.suffix == ".arrow" and (path.parent / "state.json").is_file()
 
 
 def _cells(path: Path, delimiter: str) -> Iterator[RawRow]:
-    """Rows of a CSV file with a line of column names. Empty cells are absent."""
+    """Rows of a CSV file with a line of column names, numbered by their last line. Empty cells are absent."""
     import csv
     import io
 
     csv.field_size_limit(ROW_LIMIT)
-    with open_data(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
-        reader = csv.reader(text, delimiter=delimiter, strict=True)
+    with open_data(path) as file:
+        refuse_other_files(file, path, "CSV")
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        reader = csv.reader(_text_lines(text, path), delimiter=delimiter, strict=True)
         try:
             names = next(reader, [])
             if len(set(names)) < len(names) or not all(names):
                 raise DataError(f"{path}: line 1: expected distinct column names, found {names!r:.200}")
             for cells in reader:
-                if len(cells) > len(names) or (cells and len(cells) < len(names)):
+                if not (line := "".join(cells)).isascii() and not _is_text(line):
+                    yield RawRow(reader.line_num, None, "invalid UTF-8")
+                elif len(cells) > len(names) or (cells and len(cells) < len(names)):
                     yield RawRow(reader.line_num, None, "another number of cells than columns")
                 elif cells:
                     yield RawRow(reader.line_num, {name: cell for name, cell in zip(names, cells, strict=True) if cell})
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: invalid UTF-8 at byte {error.start}; save the file as UTF-8") from None
         except csv.Error as error:
-            raise DataError(f"{path}: line {reader.line_num}: not readable as CSV: {error}") from None
+            raise DataError(f"{path}: line {reader.line_num}: not readable as CSV: {error}; repair the line") from None
+
+
+def _text_lines(text: IO[str], path: Path) -> Iterator[str]:
+    number = 0
+    while line := text.readline(ROW_LIMIT + 1):
+        number += 1
+        if len(line) > ROW_LIMIT:
+            raise DataError(f"{path}: line {number} is longer than {ROW_LIMIT >> 20} MiB; repair the line")
+        yield line
+
+
+def _is_text(text: str) -> bool:
+    """Whether a text has no lone surrogates, which stand for bytes that are no UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _tables(path: Path, kind: str) -> Iterator[RawRow]:
@@ -134,19 +180,25 @@ def _tables(path: Path, kind: str) -> Iterator[RawRow]:
         for batch in _batches(path, kind):
             try:
                 values = batch.to_pylist()
-            except UnicodeDecodeError:
+            except _NO_VALUE:
                 values = None
             for index in range(batch.num_rows):
                 number += 1
-                try:
-                    yield RawRow(number, values[index] if values else batch.slice(index, 1).to_pylist()[0])
-                except UnicodeDecodeError:
-                    yield RawRow(number, None, "invalid UTF-8")
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+                yield RawRow(number, values[index]) if values else _row(batch.slice(index, 1), number)
+    except (pa.ArrowException, OSError) as error:
         with path.open("rb") as file:
             lfs = file.read(len(LFS)) == LFS
         text = "a Git LFS pointer, not the data; run `git lfs pull`" if lfs else " ".join(str(error).split())
         raise DataError(f"{path}: not readable as {kind[1:]}: {text}") from None
+
+
+def _row(batch: Any, number: int) -> RawRow:
+    try:
+        return RawRow(number, batch.to_pylist()[0])
+    except UnicodeDecodeError:
+        return RawRow(number, None, "invalid UTF-8")
+    except _NO_VALUE as error:
+        return RawRow(number, None, f"a value that Python cannot hold: {type(error).__name__}")
 
 
 def _batches(path: Path, kind: str) -> Iterator[Any]:

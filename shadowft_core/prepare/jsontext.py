@@ -1,15 +1,18 @@
 """Rows of JSON text, one at a time: lines, an array, or objects that reach over many lines."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+
+import orjson
 
 from shadowft_core.errors import DataError
 
 ROW_LIMIT = 16 << 20  # bytes of one row; a longer one is refused before it is held in memory
 _PART = 1 << 20  # bytes read at a time
-_BLANK = " \t\r\n"
+_BLANKS = re.compile(r"[ \t\r\n]*")
 _LISTS = ("data", "rows", "examples", "instances")  # keys under which a file that is one object holds its rows
 _STARTS = {
     b"version https://git-lfs.github.com/spec/": "a Git LFS pointer, not the data; run `git lfs pull`",
@@ -24,8 +27,8 @@ Found = tuple[int, Any, str | None]
 """number of the row, its value, and why it has none"""
 
 
-class _Problem(Exception):
-    pass
+class _Problem(ValueError):
+    """Why text that looks like JSON has no value."""
 
 
 def json_rows(file: IO[bytes], path: Path) -> Iterator[Found]:
@@ -33,11 +36,7 @@ def json_rows(file: IO[bytes], path: Path) -> Iterator[Found]:
 
     Raises DataError for a file that is no JSON, or whose syntax hides where the next row begins.
     """
-    head = file.peek(1 << 16)[: 1 << 16] if hasattr(file, "peek") else b""
-    begin = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    for start, words in _STARTS.items():
-        if begin[: len(start)].lower() == start.lower() or head.startswith(start):
-            raise DataError(f"{path}: expected JSON, found {words}")
+    begin = refuse_other_files(file, path, "JSON")
     if begin.startswith(b"["):
         return _values(_Text(file, path), array=True)
     first, *others = begin.split(b"\n")[:4]
@@ -46,20 +45,48 @@ def json_rows(file: IO[bytes], path: Path) -> Iterator[Found]:
     return _lines(file)
 
 
-def decode(text: str) -> Any:
-    """A JSON value; a repeated key, NaN and infinity are refused. Raises ValueError, RecursionError."""
-    value = json.loads(text, parse_constant=_refuse_constant)
-    if text.count('":') + text.count('" :') != _keys(value):  # a key twice, or text that looks like one
-        _STRICT.decode(text)
+def refuse_other_files(file: IO[bytes], path: Path, expected: str) -> bytes:
+    """The beginning of a text file, which stays, without byte order mark and blanks.
+
+    Raises DataError when the file is no text file, by its first bytes.
+    """
+    head: bytes = file.peek(1 << 16)[: 1 << 16]  # type: ignore[attr-defined]
+    begin = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    for start, words in _STARTS.items():
+        if begin[: len(start)].lower() == start.lower() or head.startswith(start):
+            raise DataError(f"{path}: expected {expected}, found {words}")
+    return begin
+
+
+def decode(text: bytes) -> Any:
+    """A JSON value; a repeated key, NaN and infinity are refused. Raises ValueError, RecursionError.
+
+    orjson reads what it reads as `json` does. It refuses lone surrogates, and reads integers of more than 64 bits as
+    floats; `json` then reads the text again.
+    """
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        json.loads(text.decode("utf-8"), parse_constant=_refuse_constant)  # bad JSON goes before a duplicate key
+        return _STRICT.decode(text.decode("utf-8"))
+    keys, exact = _survey(value)
+    if not exact or text.count(b'":') + text.count(b'" :') != keys:  # a key twice, or text that looks like one
+        return _STRICT.decode(text.decode("utf-8"))
     return value
 
 
-def _keys(value: Any) -> int:
-    if isinstance(value, dict):
-        return len(value) + sum(_keys(inner) for inner in value.values() if isinstance(inner, dict | list))
-    if isinstance(value, list):
-        return sum(_keys(inner) for inner in value if isinstance(inner, dict | list))
-    return 0
+def _survey(value: Any) -> tuple[int, bool]:
+    """The number of keys, and whether no number can be an integer that lost digits."""
+    keys, exact, inside = 0, True, [value]
+    for one in inside:
+        if isinstance(one, dict):
+            keys += len(one)
+            inside += one.values()
+        elif isinstance(one, list):
+            inside += one
+        elif isinstance(one, float) and abs(one) >= 2**63:
+            exact = False
+    return keys, exact
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -108,13 +135,13 @@ def _lines(file: IO[bytes]) -> Iterator[Found]:
             continue
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
-        if line.strip():
+        if line and not line.isspace():
             yield _decoded(number, line)
 
 
 def _decoded(number: int, line: bytes) -> Found:
     try:
-        return number, decode(line.decode("utf-8")), None
+        return number, decode(line), None
     except UnicodeDecodeError:
         return number, None, "invalid UTF-8"
     except _Problem as problem:
@@ -122,7 +149,8 @@ def _decoded(number: int, line: bytes) -> Found:
     except RecursionError:
         return number, None, "nested too deeply"
     except ValueError:  # also integers of more digits than Python converts
-        return number, None, "bad JSON"
+        inner = b"\r" in line.rstrip(b"\r\n")
+        return number, None, "bad JSON: CR inside the line, expected LF or CRLF at line ends" if inner else "bad JSON"
 
 
 class _Text:
@@ -154,8 +182,7 @@ class _Text:
     def next(self) -> str:
         """The next character that is not blank, which stays; empty at the end of the file."""
         while True:
-            while self.at < len(self.text) and self.text[self.at] in _BLANK:
-                self.at += 1
+            self.at = _BLANKS.match(self.text, self.at).end()  # type: ignore[union-attr]
             if self.at < len(self.text):
                 return self.text[self.at]
             if not self.more():
@@ -181,7 +208,7 @@ class _Text:
                 continue
             text, self.at = self.text[self.at : end], end
             try:
-                return number, decode(text), None
+                return number, decode(text.encode("utf-8")), None
             except _Problem as problem:
                 return number, None, str(problem)
 

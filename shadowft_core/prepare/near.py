@@ -4,11 +4,12 @@ Broder 1997, "On the resemblance and containment of documents"; bands as in Lesk
 Datasets, chapter 3. 20 bands of 5 of the 100 hash values find 99.96 % of pairs at similarity 0.8, 20 % of those at 0.4.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+
+from shadowft_core.prepare.table import words_of
 
 WORDS = 3  # in a sequence
 LEAST = 12  # sequences; shorter texts differ in too little to be called near
@@ -18,7 +19,7 @@ _SEED = 1
 
 def sequences(text: str) -> set[str]:
     """The distinct sequences of WORDS words, case folded; numbers count as words."""
-    words = re.findall(r"\w+", text.casefold())
+    words = words_of(text)
     return {" ".join(words[at : at + WORDS]) for at in range(len(words) - WORDS + 1)}
 
 

@@ -1,12 +1,12 @@
 """Rows of every usual shape to conversations. What a row says is used, refused, or named as ignored."""
 
-import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from shadowft_core.prepare.documents import row_of
 from shadowft_core.prepare.images import FIELDS, Source, placed
+from shadowft_core.prepare.jsontext import decode
 from shadowft_core.prepare.turns import (
     BadRow,
     Notes,
@@ -172,7 +172,7 @@ class _Row:
 
     def _from_json(self, name: str, problem: str) -> Any:
         try:
-            value = json.loads(self.fields[name])
+            value = decode(self.fields[name].encode("utf-8"))
         except (ValueError, RecursionError):
             raise BadRow(problem) from None
         self.notes.normalised.add(f"field {name!r} from JSON text")

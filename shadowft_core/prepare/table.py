@@ -1,16 +1,17 @@
-"""The usable rows between reading and splitting: on disk as parquet, with a few numbers a row in memory."""
+"""The usable rows between reading and splitting: on disk in Arrow batches, with a few numbers a row in memory."""
 
 import hashlib
+import re
+import struct
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from shadowft_core.files import canonical_json
 from shadowft_core.prepare.shapes import Message, Talk
 
 MESSAGE = pa.struct(
@@ -36,16 +37,26 @@ SCHEMA = pa.schema(
     ]
 )
 SPLITS = ("train", "valid", "dev", "test")
-BATCH = 2000  # rows held as objects
+BATCH, BATCH_LETTERS = 2000, 16 << 20  # rows held as objects: their number and their length
+_ASCII_WORDS = "".join(sign.lower() if re.match(r"\w", sign) else " " for sign in map(chr, range(128)))
 
 
 def fold(text: str) -> str:
     """Text as it is compared: NFKC, no case, single blanks."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    if not text.isascii():  # ASCII is in NFKC
+        text = unicodedata.normalize("NFKC", text)
+    return " ".join(text.casefold().split())
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text, case folded: its sequences of letters, digits and underscores."""
+    if text.isascii():
+        return text.translate(_ASCII_WORDS).split()
+    return re.findall(r"\w+", text.casefold())
 
 
 def _number(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
 class Table:
@@ -58,9 +69,10 @@ class Table:
     def __init__(self, file: Path, seen: Callable[[list[Talk]], None]) -> None:
         """`seen` gets the rows in batches."""
         self._file, self._seen = file, seen
-        self._writer = pq.ParquetWriter(file, SCHEMA, use_dictionary=False)
+        self._writer = pa.ipc.new_file(file, SCHEMA)
         self._rows: list[dict[str, Any]] = []
         self._batch: list[Talk] = []
+        self._held = 0
         self._ids, self._numbers = bytearray(), bytearray()
         self.ids: np.ndarray = np.empty((0, 2), np.uint64)
         self.prompts: np.ndarray = np.empty(0, np.uint64)
@@ -73,9 +85,8 @@ class Table:
         if talk.images:
             asked = f"images {' '.join(sorted(set(talk.images)))}"  # many rows ask the same of different images
         self._ids += digest[:16]
-        self._numbers += np.array(
-            [_number(fold(asked)), _number(f"talk {talk.conversation}") if talk.conversation else 0], np.uint64
-        ).tobytes()
+        tie = _number(f"talk {talk.conversation}") if talk.conversation else 0
+        self._numbers += struct.pack("=QQ", _number(fold(asked)), tie)
         self._rows.append(
             {
                 "id": digest.hex(),
@@ -88,7 +99,8 @@ class Table:
             }
         )
         self._batch.append(talk)
-        if len(self._rows) == BATCH:
+        self._held += sum(len(one["content"]) for one in talk.messages)
+        if len(self._rows) == BATCH or self._held > BATCH_LETTERS:
             self._flush()
 
     def close(self) -> None:
@@ -112,9 +124,12 @@ class Table:
 
     def batches(self, columns: list[str] | None = None) -> Iterator[tuple[int, pa.RecordBatch]]:
         """The number of its first row, and a batch."""
+        fields = None if columns is None else [SCHEMA.get_field_index(name) for name in columns]
+        options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=fields)
         start = 0
-        with pq.ParquetFile(self._file, pre_buffer=False) as file:
-            for batch in file.iter_batches(batch_size=BATCH, columns=columns, use_threads=False):
+        with pa.OSFile(str(self._file)) as source, pa.ipc.open_file(source, options=options) as file:
+            for number in range(file.num_record_batches):
+                batch = file.get_batch(number)
                 yield start, batch
                 start += batch.num_rows
 
@@ -131,15 +146,16 @@ class Table:
     def _flush(self) -> None:
         if self._rows:
             self._seen(self._batch)
-            self._writer.write_table(pa.Table.from_pylist(self._rows, SCHEMA))
-            self._rows, self._batch = [], []
+            columns = [pa.array([row[field.name] for row in self._rows], field.type) for field in SCHEMA]
+            self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=SCHEMA))
+            self._rows, self._batch, self._held = [], [], 0
 
 
 def id_of(talk: Talk) -> bytes:
     """SHA-256 over the canonical JSON of the messages, and of the tools and images where there are any; 32 bytes."""
     more = {name: value for name, value in (("tools", talk.tools), ("images", talk.images)) if value}
     kept = {"messages": talk.messages, **more} if more else talk.messages
-    return hashlib.sha256(canonical_json(kept)).digest()
+    return hashlib.sha256(orjson.dumps(kept, option=orjson.OPT_SORT_KEYS)).digest()  # the bytes of canonical_json
 
 
 def id_numbers(ids: bytes | bytearray) -> np.ndarray:

@@ -6,6 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+from shadowft_core.prepare.jsontext import decode
+
 CALLERS = ("function_call", "tool_call")  # roles of a turn whose text is a call of tools
 ROLES = {
     **dict.fromkeys(("user", "human", "prompter"), "user"),
@@ -71,10 +73,11 @@ def text_of(value: Any, name: str, notes: Notes, *, empty: bool = False, images:
         raise BadRow(f"empty {name!r}" if not value.strip() else f"invisible {name!r}")
     if "\0" in value:
         raise BadRow(f"NUL in {name!r}")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise BadRow(f"lone surrogate in {name!r}") from None
+    if not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise BadRow(f"lone surrogate in {name!r}") from None
     if "\r\n" in value:
         notes.normalised.add("CR LF to LF")
         return value.replace("\r\n", "\n")
@@ -130,6 +133,8 @@ def turn_of(turn: Any, name: str, notes: Notes) -> dict[str, Any]:
 
 def check_order(messages: list[dict[str, Any]]) -> None:
     """Raises BadRow unless a reply follows each question, tools answer calls, and some reply is learned."""
+    if any("tool_calls" in one for one in messages if one["role"] != "assistant"):
+        raise BadRow("a tool call that is not the assistant's")
     talk = [one["role"] for one in messages]
     if talk[:1] in (["system"], ["developer"]):
         talk = talk[1:]
@@ -139,7 +144,7 @@ def check_order(messages: list[dict[str, Any]]) -> None:
         raise BadRow("no user turn")
     shown = "".join({"user": "u", "assistant": "a", "tool": "t"}[role] for role in talk)
     calls = "".join("c" if one.get("tool_calls") else one["role"][0] for one in messages)[-len(shown) :]
-    if not re.fullmatch(r"(u(ct+)*a)*u?(ct+)*c?", calls):
+    if not re.fullmatch(r"(u(ct+)*a)*(u(ct+)*c?)?", calls):
         raise BadRow("user and assistant do not alternate")
     if calls[-1] not in "ac":
         raise BadRow("last turn is not the assistant's")
@@ -150,8 +155,8 @@ def check_order(messages: list[dict[str, Any]]) -> None:
 def json_of(text: Any, name: str) -> Any:
     """The value of JSON text. Raises BadRow."""
     try:
-        return json.loads(text)
-    except (TypeError, ValueError, RecursionError):
+        return decode(text.encode("utf-8"))
+    except (AttributeError, ValueError, RecursionError):
         raise BadRow(f"{name!r} is no JSON") from None
 
 

@@ -9,8 +9,9 @@ import pytest
 from shadowft_core.errors import TrainError
 from shadowft_core.params import Render
 from shadowft_core.rendering import Renderer, RowError, load_renderer
+from shadowft_core.rendering.talk import Talk
 from tests.fixtures.training import word_tokenizer
-from tests.rendering.stock import tokenizer_for
+from tests.rendering.stock import stock_templates, tokenizer_for
 from tests.rendering.table import REPLY, USER, pieces
 
 PLAIN = (
@@ -72,6 +73,21 @@ def test_a_reply_that_no_token_ends_is_learned_alone() -> None:
     assert [[text.strip("\n") for text in found] for found in texts] == [["a1\n</s>"], ["a2\n</s>"]]
 
 
+def test_a_reply_is_never_learned_past_the_next_one() -> None:
+    """Where the template ends only the last reply, the end of that one is not the end of the first."""
+    tokenizer, stops = tokenizer_for(PLAIN)
+    tokenizer.chat_template = PLAIN.replace(
+        "<|im_end|>", "{{ '<|im_end|>' if loop.last and m.role == 'assistant' else '' }}"
+    )
+    renderer = Renderer(tokenizer, stops, Render())
+    talk = Talk(renderer.template, [USER[0], REPLY[0], USER[1], REPLY[1]], None)
+    first, last = talk.span(1), talk.last_span()
+    assert first is not None
+    assert last is not None
+    with pytest.raises(RowError, match="no token ends a reply that other messages follow"):
+        renderer._sample(talk, [first, last])
+
+
 def test_an_earlier_reply_that_is_written_differently_gets_a_sequence_of_its_own() -> None:
     earlier = "{{ '' if m.role == 'user' or loop.last else ' (earlier)' }}"
     template = PLAIN.replace("{{ m.role }}\n", "{{ m.role }}" + earlier + "\n")
@@ -90,6 +106,21 @@ def test_turns_that_change_once_the_reply_follows_are_refused() -> None:
     tokenizer.chat_template = template
     with pytest.raises(RowError, match="writes the turns before a reply differently once the reply follows"):
         Renderer(tokenizer, stops, Render()).samples([USER[0], REPLY[0]])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reply"),
+    [
+        ("cohere2", "E", "E"),  # also in <|END_RESPONSE|>, which is written behind it
+        ("gptoss", "a", "<|channel|>final<|message|>a"),  # also in <|channel|>
+        ("qwen3", "a1", "a1"),
+    ],
+)
+def test_the_reply_is_what_the_model_should_say_before_it_stops(name: str, content: str, reply: str) -> None:
+    [sample] = Renderer(*tokenizer_for(stock_templates()[name]), Render()).samples(
+        [USER[0], {"role": "assistant", "content": content}]
+    )
+    assert sample.reply == reply
 
 
 def test_the_ends_of_generation_config_are_ends_of_replies(tmp_path: Path) -> None:

@@ -55,8 +55,8 @@ def prefect(home: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Pop
 
     def prefect(*arguments: str) -> subprocess.Popen[str]:
         command = ["env", "-C", str(home), sys.executable, "-m", "prefect", *arguments]
-        log = (tmp_path / f"{len(started)}.log").open("w")
-        started.append(process.start(command, env=environment, log=log))
+        with (tmp_path / f"{len(started)}.log").open("w") as log:  # the child has its own copy
+            started.append(process.start(command, env=environment, log=log))
         return started[-1]
 
     prefect.api = environment["PREFECT_API_URL"]

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -17,7 +18,8 @@ from PIL import Image
 
 from shadowft_core.errors import DataError
 from shadowft_core.files import bytes_digest, canonical_json
-from shadowft_core.params import Prepare
+from shadowft_core.params import Newest, Prepare
+from shadowft_core.prepare.tracked import content_of
 from tests.fixtures.data import Stage, lines, talk
 from tests.fixtures.pictures import picture
 
@@ -246,6 +248,17 @@ def test_images_without_a_place_drop_their_row(stage: Stage, reason: str, row: d
     with pytest.raises(DataError, match="none of 1 rows is usable") as error:
         stage.run()
     assert f"rows.jsonl:1 {reason}" in str(error.value)
+
+
+def test_rows_with_images_of_an_earlier_version_are_not_new(stage: Stage) -> None:
+    rows = [asked("What?", images=["cat.png"]), talk("one"), talk("two"), talk("three")]
+    (stage.data / "rows.jsonl").write_bytes(lines(rows))
+    earlier = stage.data.parent / "earlier"
+    shutil.copytree(stage.data, earlier)
+    (stage.data / "rows.jsonl").write_bytes(lines([asked("What?", images=["a/dog.jpg"]), *rows]))
+    newest = Newest(since=str(earlier), digest=content_of(earlier).digest)
+    stage.run(Prepare(data="-", valid=0, dev=0, test=0.2, newest=newest))
+    assert [row["images"] for row in stage.split("test")] == [NAMES[1:]]
 
 
 def test_paths_are_relative_to_the_data_file(stage: Stage) -> None:

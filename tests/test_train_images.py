@@ -1,6 +1,7 @@
-"""Rows with images from data files to an extracted delta, on tiny models of three families."""
+"""Rows with images from data files to an extracted delta, on tiny models of four families."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from shadowft_core.delta import extract, require_extractable
-from shadowft_core.errors import TrainError
+from shadowft_core.errors import DataError, TrainError
 from shadowft_core.params import Prepare, Render, Train
 from shadowft_core.prepare import prepare
 from shadowft_core.rendering import IGNORED, RowError, load_renderer, prepared_rows
@@ -17,7 +18,7 @@ from tests.fixtures.data import lines, talk
 from tests.fixtures.pictures import picture, save_pictured
 from tests.fixtures.training import SETTINGS
 
-FAMILIES = ("qwen2_5_vl", "llava", "gemma3")
+FAMILIES = ("qwen2_5_vl", "llava", "gemma3", "idefics3")
 ONE_STEP = SETTINGS.model_copy(update={"max_length": 200, "batch_size": 4, "max_steps": 2})
 ROWS = [
     {
@@ -146,9 +147,69 @@ def test_an_end_token_that_the_template_does_not_write_is_learned(data: Path, tm
     assert tuned(pair, data, tmp_path / "out", ONE_STEP)["rows"]["train"]["images"] == 4
 
 
-def test_a_model_without_a_processor_takes_no_images(pair: Path, data: Path, tmp_path: Path) -> None:
-    import shutil
+def test_the_template_may_be_that_of_the_processor(pair: Path, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(pair / "instruct", tmp_path / "old")
+    template = (tmp_path / "old/chat_template.jinja").read_text()
+    (tmp_path / "old/chat_template.jinja").unlink()
+    (tmp_path / "old/chat_template.json").write_text(json.dumps({"chat_template": template}))
+    messages, *_ = next(prepared_rows(data / "train.parquet"))
+    old, new = (load_renderer(folder, Render()) for folder in (tmp_path / "old", pair / "instruct"))
+    assert old.samples(messages) == new.samples(messages)
 
+
+def test_a_system_text_that_is_folded_moves_the_image(data: Path, tmp_path: Path) -> None:
+    """Of a template without system turns: the text goes before the question, the image stays where it was in it."""
+    folder = save_pictured(tmp_path / "instruct", "llava")
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").write_text(
+        template.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}")
+    )
+    renderer = load_renderer(folder, Render(system="fold"))
+    _, (messages, *_), *_ = prepared_rows(data / "train.parquet")
+    [sample] = renderer.samples([{"role": "system", "content": "dog"}, *messages])
+    assert "<|im_start|> user dog\n\nLook <image> What is it ?" in sample.text
+
+
+@pytest.mark.parametrize("split", ["valid", "replay"])
+def test_images_of_other_splits_train_too(pair: Path, data: Path, tmp_path: Path, split: str) -> None:
+    """Text alone in train.parquet, images in another file."""
+    shutil.copytree(data, tmp_path / "data")
+    whole = pq.read_table(data / "train.parquet")
+    pq.write_table(whole.slice(2), tmp_path / "data/train.parquet")
+    pq.write_table(whole, tmp_path / f"data/{split}.parquet")
+    facts = tuned(pair, tmp_path / "data", tmp_path / "out", ONE_STEP)
+    assert (facts["rows"]["train"]["images"], facts["rows"][split]["images"]) == (0, 3)
+
+
+def test_a_processor_that_does_not_tell_its_places_is_refused(pair: Path, data: Path) -> None:
+    renderer = load_renderer(pair / "instruct", Render())
+    assert renderer.processor is not None
+    inner = renderer.processor._processor
+    renderer.processor._processor = lambda **given: {
+        name: value for name, value in inner(**given).items() if name != "text_replacement_offsets"
+    }
+    messages, *_ = next(prepared_rows(data / "train.parquet"))
+    with pytest.raises(RowError, match="does not tell where it puts images"):
+        renderer.samples(messages)
+
+
+def test_a_batch_that_the_processor_refuses_ends_the_training(pair: Path) -> None:
+    from shadowft_core.train.images import ImageCollator
+
+    processor = load_renderer(pair / "instruct", Render()).processor
+    assert processor is not None
+    with pytest.raises(TrainError, match=r"the processor refuses it.*; set train\.batch_size to 1"):
+        ImageCollator(processor, 1)([{"text": f"{processor.token} What", "files": [], "input_ids": [1], "labels": [1]}])
+
+
+def test_a_missing_image_ends_the_training(pair: Path, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    next((tmp_path / "data/images").iterdir()).unlink()
+    with pytest.raises(DataError, match=r"images/.*png: not readable: No such file.*; run `shadowft prepare` again"):
+        train(pair / "base", pair / "instruct", tmp_path / "data", ONE_STEP, tmp_path / "out")
+
+
+def test_a_model_without_a_processor_takes_no_images(pair: Path, data: Path, tmp_path: Path) -> None:
     shutil.copytree(pair / "instruct", tmp_path / "text", ignore=shutil.ignore_patterns("*processor_config.json"))
     renderer = load_renderer(tmp_path / "text", Render())
     rows = list(prepared_rows(data / "train.parquet"))

@@ -30,6 +30,8 @@ def load_tokenizer(instruct: Path) -> Any:
 
     tokenizer = load(AutoTokenizer, instruct)
     template = tokenizer.chat_template
+    if not template and (instruct / "chat_template.json").is_file():  # older folders keep that of the processor there
+        template = read_json_object(instruct / "chat_template.json").get("chat_template")
     if not template:
         raise TrainError(f"{instruct}: the tokenizer has no chat template; check fetch.instruct")
     if isinstance(template, dict):

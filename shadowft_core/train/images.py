@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from shadowft_core.errors import TrainError
-from shadowft_core.rendering import IGNORED, Processor
+from shadowft_core.rendering import IGNORED, Processor, RowError
 
 _BY_TOKEN = ("token_type_ids", "cross_attention_mask")  # ends of the names of inputs with a value for each token
 
@@ -16,7 +16,7 @@ class ImageCollator:
     """Makes a batch of rows {input_ids, labels, text, files}, some of them without files.
 
     Images are read and pixel tensors made here, so memory holds those of one batch. Raises TrainError when the
-    processor gives other ids than before, RowError and DataError as `Processor` does.
+    processor refuses a batch or gives other ids than before, DataError for a missing file.
     """
 
     def __init__(self, processor: Processor, pad: int) -> None:
@@ -24,7 +24,10 @@ class ImageCollator:
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         files = [[Path(file) for file in row["files"]] for row in rows]
-        found = self._processor.tensors([row["text"] for row in rows], files)
+        try:
+            found = self._processor.tensors([row["text"] for row in rows], files)
+        except RowError as error:
+            raise TrainError(f"a batch of {len(rows)} rows: {error}; set train.batch_size to 1") from None
         made = found.pop("input_ids")
         shape = (len(rows), max(len(row["input_ids"]) for row in rows))
         batch = {
@@ -39,7 +42,9 @@ class ImageCollator:
             batch["attention_mask"][at, :size] = 1
             # The last id may be an end token that the template does not write.
             if not torch.equal(batch["input_ids"][at, : size - 1], made[at, : size - 1]):
-                raise TrainError(f"{row['files']}: the processor gives other tokens in a batch; set train.batch_size 1")
+                raise TrainError(
+                    f"{row['files']}: the processor gives other tokens in a batch; set train.batch_size to 1"
+                )
         for name, value in found.items():
             if name.endswith(_BY_TOKEN):
                 fitted = value.new_zeros((*shape, *value.shape[2:]))

@@ -22,7 +22,7 @@ from shadowft_core.prepare.newest import NOTE, Ages, about, ages_by_date, ages_s
 from shadowft_core.prepare.overlap import Items
 from shadowft_core.prepare.pinned import require_pinned
 from shadowft_core.prepare.replay import choose_replay
-from shadowft_core.prepare.shapes import Talk, talk_of
+from shadowft_core.prepare.shapes import Conversation, conversation_of
 from shadowft_core.prepare.splits import Choice, choose
 from shadowft_core.prepare.splits import write as write_splits
 from shadowft_core.prepare.table import SPLITS, Table, first_question
@@ -134,24 +134,24 @@ class _Reading:
         """item and rule by row"""
         self.signatures = None
         if params.near is not None:
-            self.signatures = (Signatures(scratch / "questions"), Signatures(scratch / "talks"))
+            self.signatures = (Signatures(scratch / "questions"), Signatures(scratch / "conversations"))
         self.moments = array("q")
         """dates in microseconds since 1970, if the rows are split by date"""
         self._count = 0
-        self.table = Table(scratch / "rows.arrow", self._seen)
+        self.table = Table(scratch / "rows.arrow", self._collect)
 
-    def _seen(self, talks: list[Talk]) -> None:
-        for number, talk in enumerate(talks, self._count):
-            asked = [one["content"] for one in talk.messages if one["role"] == "user"]
-            if hit := self.items.match(asked):
-                self.leaks[number] = hit
-        self._count += len(talks)
+    def _collect(self, conversations: list[Conversation]) -> None:
+        for row, conversation in enumerate(conversations, self._count):
+            questions = [turn["content"] for turn in conversation.messages if turn["role"] == "user"]
+            if hit := self.items.match(questions):
+                self.leaks[row] = hit
+        self._count += len(conversations)
         if self.signatures:
-            # Equal words about other images are no near duplicate, so rows with images are compared exactly.
-            self.signatures[0].add("" if talk.images else first_question(talk.messages) for talk in talks)
-            self.signatures[1].add(
-                "" if talk.images else "\n".join(one["content"] for one in talk.messages) for talk in talks
-            )
+            # The same words about two images are no near duplicate. So rows with images are compared only as a whole.
+            questions, texts = self.signatures
+            compared = [[] if conversation.images else conversation.messages for conversation in conversations]
+            questions.add(first_question(messages) if messages else "" for messages in compared)
+            texts.add("\n".join(turn["content"] for turn in messages) for messages in compared)
 
     def ages(self, params: Prepare, own: int) -> Ages | None:
         """What makes a row new, None if rows are split by their question."""
@@ -191,14 +191,14 @@ def _read_all(data: Path, paths: list[Path], params: Prepare, accounts: Accounts
                 if raw.problem:
                     raise BadRow(raw.problem)
                 value, moment = without_date(raw.value, dated) if dated else (raw.value, 0)
-                talk = talk_of(value, params.columns)
-                if talk.sources:
-                    talk = replace(talk, images=reading.images.keep(talk.sources, path.parent))
+                conversation = conversation_of(value, params.columns)
+                if conversation.sources:
+                    conversation = replace(conversation, images=reading.images.keep(conversation.sources, path.parent))
             except BadRow as problem:
                 accounts.refuse(name, raw.number, problem)
             else:
-                accounts.use(name, raw.number, talk)
-                reading.table.add(talk, f"{name}:{raw.number}")
+                accounts.use(name, raw.number, conversation)
+                reading.table.add(conversation, f"{name}:{raw.number}")
                 if dated:
                     reading.moments.append(moment)
             if accounts.read % 50_000 == 0:

@@ -9,7 +9,7 @@ import numpy as np
 
 from shadowft_core.errors import DataError
 from shadowft_core.files import canonical_json
-from shadowft_core.prepare.shapes import Talk
+from shadowft_core.prepare.shapes import Conversation
 from shadowft_core.prepare.suspect import KINDS, suspects
 from shadowft_core.prepare.turns import BadRow, printable
 
@@ -40,17 +40,17 @@ class Accounts:
         """List a file, with or without rows."""
         self._about(file)
 
-    def use(self, file: str, line: int, talk: Talk) -> None:
+    def use(self, file: str, line: int, conversation: Conversation) -> None:
         """Count a usable row."""
         self.read += 1
         about = self._about(file)
         about["usable"] += 1
-        about["shapes"][talk.shape] += 1
-        suspect = suspects(talk.messages)
+        about["shapes"][conversation.shape] += 1
+        suspect = suspects(conversation.messages)
         for kind, text in suspect.items():
             if len(self._examples[kind]) < _KEPT:
                 self._examples[kind].append((len(self._rows), {"source": f"{file}:{line}", "text": text}))
-        notes = frozenset(talk.normalised), frozenset(talk.ignored), frozenset(suspect)
+        notes = frozenset(conversation.normalised), frozenset(conversation.ignored), frozenset(suspect)
         self._rows.append(self._notes.setdefault(notes, len(self._notes)))
 
     def refuse(self, file: str, line: int, problem: BadRow) -> None:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from shadowft_core.prepare.files import data_files, read_rows
 from shadowft_core.prepare.images import Gallery
 from shadowft_core.prepare.sample import read_report
-from shadowft_core.prepare.shapes import talk_of
+from shadowft_core.prepare.shapes import conversation_of
 from shadowft_core.prepare.table import SPLITS, fold, id_of, prompt_of
 from shadowft_core.prepare.turns import BadRow
 
@@ -101,13 +101,13 @@ def _version(place: Path, columns: Mapping[str, str]) -> Version:
             try:
                 if raw.problem:
                     raise BadRow(raw.problem)
-                talk = talk_of(raw.value, columns)
-                if talk.sources:
-                    talk = replace(talk, images=gallery.keep(talk.sources, path.parent))
+                conversation = conversation_of(raw.value, columns)
+                if conversation.sources:
+                    conversation = replace(conversation, images=gallery.keep(conversation.sources, path.parent))
             except BadRow as reason:
                 dropped[str(reason)] += 1
                 continue
-            new = found.add(id_of(talk).hex(), WHOLE, f"{name}:{raw.number}", prompt_of(talk.messages))
+            new = found.add(id_of(conversation).hex(), WHOLE, f"{name}:{raw.number}", prompt_of(conversation.messages))
             dropped["duplicate"] += not new
     found.dropped = +dropped
     return found

@@ -15,7 +15,7 @@ from shadowft_core.errors import DataError
 from shadowft_core.params import Newest, Prepare
 from shadowft_core.prepare.files import data_files, read_rows
 from shadowft_core.prepare.images import Gallery
-from shadowft_core.prepare.shapes import talk_of
+from shadowft_core.prepare.shapes import conversation_of
 from shadowft_core.prepare.table import SPLITS, first_of_equals, id_numbers, id_of
 from shadowft_core.prepare.turns import BadRow
 
@@ -152,10 +152,10 @@ def _earlier_ids(since: Path, columns: Mapping[str, str]) -> tuple[np.ndarray, i
             try:
                 if raw.problem:
                     raise BadRow(raw.problem)
-                talk = talk_of(raw.value, columns)
-                if talk.sources:
-                    talk = replace(talk, images=names.keep(talk.sources, path.parent))
-                found += id_of(talk)[:16]
+                conversation = conversation_of(raw.value, columns)
+                if conversation.sources:
+                    conversation = replace(conversation, images=names.keep(conversation.sources, path.parent))
+                found += id_of(conversation)[:16]
             except BadRow:
                 bad += 1
     return id_numbers(found), bad

@@ -46,7 +46,7 @@ def choose_replay(
     leave_out(np.isin(table.prompts, table.prompts[held]), HELD_QUESTION)
     leave_out(~first_of_equals(table.ids), DUPLICATE)
     leave_out(np.isin(np.arange(len(table)), list(leaks)), LEAK)
-    leave_out((table.talks != 0) & np.isin(table.talks, table.talks[held]), TIED)
+    leave_out((table.conversation_ids != 0) & np.isin(table.conversation_ids, table.conversation_ids[held]), TIED)
     if signatures and near is not None:
         leave_out_near(table, choice, signatures, near, ours)
     kept = np.flatnonzero(ours & (choice.reason == 0))

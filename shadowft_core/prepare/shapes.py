@@ -22,7 +22,7 @@ from shadowft_core.prepare.turns import (
 Message = dict[str, Any]
 """role and content; where given also reasoning_content, tool_calls (JSON text), name, weight (0), image_places"""
 
-TALKS = ("messages", "conversations", "conversation", "turns")
+TURN_FIELDS = ("messages", "conversations", "conversation", "turns")
 QUESTIONS = ("instruction", "question", "prompt", "query", "problem")
 ANSWERS = ("output", "answer", "response", "completion", "solution", "reply", "chosen")
 SYSTEMS = ("system", "system_prompt")
@@ -42,7 +42,7 @@ KEYS = ("conversation_id", "conv_id", "dialog_id", "thread_id")
 
 
 @dataclass(frozen=True)
-class Talk:
+class Conversation:
     """One usable row: shape, messages in order, the tools offered, the id of its conversation.
 
     `ignored` names the fields that are not read, `normalised` what was changed. `sources` says where its images are,
@@ -52,14 +52,14 @@ class Talk:
     shape: str
     messages: list[Message]
     tools: str | None = None
-    conversation: str | None = None
+    conversation_id: str | None = None
     ignored: Collection[str] = ()
     normalised: Collection[str] = ()
     sources: list[Source] = field(default_factory=list)
     images: list[str] = field(default_factory=list)
 
 
-def talk_of(row: Any, columns: Mapping[str, str]) -> Talk:
+def conversation_of(row: Any, columns: Mapping[str, str]) -> Conversation:
     """The conversation of a row: an optional system turn, then user and assistant in turn, tools between them.
 
     `columns` maps a field of the row, or `messages[].FIELD` of a turn, to the name it is read by, as in
@@ -84,7 +84,7 @@ def talk_of(row: Any, columns: Mapping[str, str]) -> Talk:
     ignored = found.notes.ignored | (found.fields.keys() - found.used - {*KEYS, *FIELDS})
     if conversation is not None:
         conversation = printable(conversation, len(conversation))
-    return Talk(shape, messages, tools, conversation, ignored, found.notes.normalised, sources)
+    return Conversation(shape, messages, tools, conversation, ignored, found.notes.normalised, sources)
 
 
 class _Row:
@@ -128,9 +128,9 @@ class _Row:
 
     def conversation(self) -> tuple[str, list[Message]]:
         """The shape and the messages, without those that other fields than the turns or the pair hold."""
-        key = self.first(TALKS)
+        key = self.first(TURN_FIELDS)
         if key is not None:
-            shape, messages = self._talk(key)
+            shape, messages = self._messages(key)
             if messages and messages[-1]["role"] != "assistant" and "chosen" in self.fields:
                 messages += self._replies("chosen")
             self._drop_rejected()
@@ -192,7 +192,7 @@ class _Row:
             return [_renamed(turn, renamed, start, self.notes) for turn in turns]
         return turns
 
-    def _talk(self, key: str) -> tuple[str, list[Message]]:
+    def _messages(self, key: str) -> tuple[str, list[Message]]:
         turns = self._given(key)
         found = [turn_of(turn, key, self.notes) for turn in turns]
         messages = [turn for turn in found if turn["role"] != "system" or turn["content"]]

@@ -111,7 +111,8 @@ def choose(
         kept = np.flatnonzero(choice.reason == 0)
         ranks = np.array([rank("max_rows", *table.ids[row].tolist()) for row in kept], np.uint64)
         choice.reason[kept[np.argsort(ranks, kind="stable")[params.max_rows :]]] = BEYOND
-    tied = np.isin(table.talks, np.unique(table.talks[choice.held & (table.talks != 0)]))
+    ids = table.conversation_ids
+    tied = (ids != 0) & np.isin(ids, ids[choice.held])
     choice.reason[tied & (choice.split == 0) & (choice.reason == 0)] = TIED
     return choice
 
@@ -164,13 +165,13 @@ def leave_out_near(
     table: Table, choice: Choice, signatures: tuple[Signatures, Signatures], threshold: float, ours: np.ndarray
 ) -> None:
     """Leave out those of the rows `ours`, a mask, that are near a held-out row or, as a whole, near an earlier one."""
-    questions, talks = signatures
+    questions, conversations = signatures
     held = choice.held
-    for signs, column in ((questions, "prompt"), (talks, "messages")):
+    for signs, column in ((questions, "prompt"), (conversations, "messages")):
         for one, other in _near(table, choice, signs.candidates(held), column, threshold):
             if held[one] != held[other] and ours[left := other if held[one] else one]:
                 choice.reason[left] = NEAR_HELD
-    for one, other in _near(table, choice, talks.candidates(choice.reason == 0), "messages", threshold):
+    for one, other in _near(table, choice, conversations.candidates(choice.reason == 0), "messages", threshold):
         if held[one] == held[other] and ours[other] and not choice.reason[one]:
             choice.reason[other] = NEAR
 

@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from shadowft_core.prepare.shapes import Message, Talk
+from shadowft_core.prepare.shapes import Conversation, Message
 
 MESSAGE = pa.struct(
     [
@@ -60,46 +60,47 @@ def _number(text: str) -> int:
 
 
 class Table:
-    """Rows in the order they were read. `ids` is (n, 2), `prompts` and `talks` (n,), all uint64, once it is closed.
+    """Rows in the order in which they were read.
 
-    `prompts` are hashes of the folded first question, or of the images of a row that has some. `talks` are those of the
-    conversation's id, 0 where a row names none.
+    `close` sets three arrays of uint64. `ids` (n, 2) has the first 16 bytes of each id. `prompts` (n,) has a hash of
+    each folded first question; for a row with images it is a hash of their names. `conversation_ids` (n,) has a hash of
+    each conversation id, or 0 where a row has none.
     """
 
-    def __init__(self, file: Path, seen: Callable[[list[Talk]], None]) -> None:
+    def __init__(self, file: Path, seen: Callable[[list[Conversation]], None]) -> None:
         """`seen` gets the rows in batches."""
         self._file, self._seen = file, seen
         self._writer = pa.ipc.new_file(file, SCHEMA)
         self._rows: list[dict[str, Any]] = []
-        self._batch: list[Talk] = []
+        self._batch: list[Conversation] = []
         self._held = 0
         self._ids, self._numbers = bytearray(), bytearray()
         self.ids: np.ndarray = np.empty((0, 2), np.uint64)
         self.prompts: np.ndarray = np.empty(0, np.uint64)
-        self.talks: np.ndarray = np.empty(0, np.uint64)
+        self.conversation_ids: np.ndarray = np.empty(0, np.uint64)
 
-    def add(self, talk: Talk, source: str) -> None:
+    def add(self, conversation: Conversation, source: str) -> None:
         """Append a row."""
-        digest = id_of(talk)
-        asked = first_question(talk.messages)
-        if talk.images:
-            asked = f"images {' '.join(sorted(set(talk.images)))}"  # many rows ask the same of different images
+        digest = id_of(conversation)
+        asked = first_question(conversation.messages)
+        if conversation.images:
+            asked = f"images {' '.join(sorted(set(conversation.images)))}"  # many rows ask the same of different images
         self._ids += digest[:16]
-        tie = _number(f"talk {talk.conversation}") if talk.conversation else 0
+        tie = _number(f"conversation {conversation.conversation_id}") if conversation.conversation_id else 0
         self._numbers += struct.pack("=QQ", _number(fold(asked)), tie)
         self._rows.append(
             {
                 "id": digest.hex(),
-                "messages": talk.messages,
-                "tools": talk.tools,
-                "prompt": prompt_of(talk.messages),
-                "reply": next(one["content"] for one in talk.messages if one["role"] == "assistant"),
+                "messages": conversation.messages,
+                "tools": conversation.tools,
+                "prompt": prompt_of(conversation.messages),
+                "reply": next(one["content"] for one in conversation.messages if one["role"] == "assistant"),
                 "source": source,
-                "images": talk.images or None,
+                "images": conversation.images or None,
             }
         )
-        self._batch.append(talk)
-        self._held += sum(len(one["content"]) for one in talk.messages)
+        self._batch.append(conversation)
+        self._held += sum(len(one["content"]) for one in conversation.messages)
         if len(self._rows) == BATCH or self._held > BATCH_LETTERS:
             self._flush()
 
@@ -109,7 +110,7 @@ class Table:
         self._writer.close()
         self.ids = id_numbers(self._ids)
         numbers = np.frombuffer(bytes(self._numbers), np.uint64).reshape(-1, 2)
-        self.prompts, self.talks = numbers[:, 0], numbers[:, 1]
+        self.prompts, self.conversation_ids = numbers[:, 0], numbers[:, 1]
         self._ids.clear()
         self._numbers.clear()
 
@@ -151,10 +152,10 @@ class Table:
             self._rows, self._batch, self._held = [], [], 0
 
 
-def id_of(talk: Talk) -> bytes:
+def id_of(conversation: Conversation) -> bytes:
     """SHA-256 over the canonical JSON of the messages, and of the tools and images where there are any; 32 bytes."""
-    more = {name: value for name, value in (("tools", talk.tools), ("images", talk.images)) if value}
-    kept = {"messages": talk.messages, **more} if more else talk.messages
+    more = {name: value for name, value in (("tools", conversation.tools), ("images", conversation.images)) if value}
+    kept = {"messages": conversation.messages, **more} if more else conversation.messages
     return hashlib.sha256(orjson.dumps(kept, option=orjson.OPT_SORT_KEYS)).digest()  # the bytes of canonical_json
 
 

@@ -135,14 +135,14 @@ def check_order(messages: list[dict[str, Any]]) -> None:
     """Raises BadRow unless a reply follows each question, tools answer calls, and some reply is learned."""
     if any("tool_calls" in one for one in messages if one["role"] != "assistant"):
         raise BadRow("a tool call that is not the assistant's")
-    talk = [one["role"] for one in messages]
-    if talk[:1] in (["system"], ["developer"]):
-        talk = talk[1:]
-    if "system" in talk or "developer" in talk:
+    roles = [one["role"] for one in messages]
+    if roles[:1] in (["system"], ["developer"]):
+        roles = roles[1:]
+    if "system" in roles or "developer" in roles:
         raise BadRow("a system turn that is not the first")
-    if "user" not in talk:
+    if "user" not in roles:
         raise BadRow("no user turn")
-    shown = "".join({"user": "u", "assistant": "a", "tool": "t"}[role] for role in talk)
+    shown = "".join({"user": "u", "assistant": "a", "tool": "t"}[role] for role in roles)
     calls = "".join("c" if one.get("tool_calls") else one["role"][0] for one in messages)[-len(shown) :]
     if not re.fullmatch(r"(u(ct+)*a)*(u(ct+)*c?)?", calls):
         raise BadRow("user and assistant do not alternate")

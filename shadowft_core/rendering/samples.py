@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from shadowft_core.errors import TrainError
 from shadowft_core.files import bytes_digest, canonical_json
+from shadowft_core.rendering.conversation import RenderedConversation, Span
 from shadowft_core.rendering.images import Processor
-from shadowft_core.rendering.talk import Span, Talk
 from shadowft_core.rendering.template import Message, RowError, Template, templates_of, undated
 
 if TYPE_CHECKING:
@@ -104,37 +104,37 @@ class Renderer:
         if not learned:
             raise RowError("no reply to learn")
         *earlier, last = learned
-        talk = Talk(template, folded[: last + 1], tools)  # nothing that follows can be seen when the last reply begins
-        spans = talk.many(learned) if len(learned) > MANY else None
+        rendered = RenderedConversation(template, folded[: last + 1], tools)  # inference would not have later turns
+        spans = rendered.many(learned) if len(learned) > MANY else None
         if spans is None:
-            spans = {at: talk.span(at) for at in earlier} | {last: talk.last_span()}
-        alone = [at for at in earlier if not (talk.shows_thought(at) and self._ends(talk, at, spans[at]))]
+            spans = {at: rendered.span(at) for at in earlier} | {last: rendered.last_span()}
+        alone = [at for at in earlier if not (rendered.shows_thought(at) and self._ends(rendered, at, spans[at]))]
         if spans[last] is None:
             raise RowError("the chat template writes the turns before a reply differently once the reply follows")
         together = [span for at in learned if at not in alone and (span := spans[at]) is not None]
-        samples = [self._sample(talk, together)]
+        samples = [self._sample(rendered, together)]
         if self._settings.thinking != "last":
-            parts = [Talk(template, talk.messages[: at + 1], tools, talk.thinking) for at in alone]
-            found = [(part, part.last_span()) for part in parts]
-            if any(span is None for _, span in found):
+            shorter = [RenderedConversation(template, folded[: at + 1], tools, rendered.thinking) for at in alone]
+            ends = [(part, part.last_span()) for part in shorter]
+            if any(span is None for _, span in ends):
                 raise RowError("the chat template writes the turns before a reply differently once the reply follows")
-            samples = [*(self._sample(part, [span]) for part, span in found if span is not None), *samples]
+            samples = [*(self._sample(part, [span]) for part, span in ends if span is not None), *samples]
         return samples
 
-    def _ends(self, talk: Talk, at: int, span: Span | None) -> bool:
+    def _ends(self, rendered: RenderedConversation, at: int, span: Span | None) -> bool:
         """Whether a token that stops generation follows a reply, before the next message."""
-        behind = "" if span is None else talk.between(at, span)
+        behind = "" if span is None else rendered.between(at, span)
         return any(token in behind for token in self._stop_texts)
 
-    def _sample(self, talk: Talk, spans: Sequence[Span]) -> Sample:
-        rendered, spans = talk.as_inferred(spans)
-        images = tuple(talk.images)
+    def _sample(self, rendered: RenderedConversation, spans: Sequence[Span]) -> Sample:
+        template_text, spans = rendered.as_inferred(spans)
+        images = tuple(rendered.images)
         if images and self.processor:
-            seen = self.processor.expand(rendered, images)
+            seen = self.processor.expand(template_text, images)
             text, ids, starts = seen.text, seen.input_ids, [start for start, _ in seen.offsets]
             spans = [replace(span, start=seen.place(span.start)) for span in spans]
         else:
-            text = rendered
+            text = template_text
             encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
             ids, starts = list(encoded["input_ids"]), [offset[0] for offset in encoded["offset_mapping"]]
         labels = [IGNORED] * len(ids)
@@ -155,8 +155,8 @@ class Renderer:
             labels[first:until] = ids[first:until]
         if images and self.processor and not self.processor.image_ids.isdisjoint(labels):
             raise RowError("a reply holds an image token")
-        said = self._said(text[final.start : stop_at], talk.last_content)
-        return Sample(ids, labels, text[: final.start], said, rendered, images)
+        said = self._said(text[final.start : stop_at], rendered.last_content)
+        return Sample(ids, labels, text[: final.start], said, template_text, images)
 
     def _said(self, text: str, content: str) -> str:
         """A reply's text without the blanks and control tokens behind its content, if it ends with them alone."""

@@ -9,7 +9,7 @@ import pytest
 from shadowft_core.errors import TrainError
 from shadowft_core.params import Render
 from shadowft_core.rendering import Renderer, RowError, load_renderer
-from shadowft_core.rendering.talk import Talk
+from shadowft_core.rendering.conversation import RenderedConversation
 from tests.fixtures.training import word_tokenizer
 from tests.rendering.stock import stock_templates, tokenizer_for
 from tests.rendering.table import REPLY, USER, pieces
@@ -80,7 +80,7 @@ def test_a_reply_is_never_learned_past_the_next_one() -> None:
         "<|im_end|>", "{{ '<|im_end|>' if loop.last and m.role == 'assistant' else '' }}"
     )
     renderer = Renderer(tokenizer, stops, Render())
-    talk = Talk(renderer.template, [USER[0], REPLY[0], USER[1], REPLY[1]], None)
+    talk = RenderedConversation(renderer.template, [USER[0], REPLY[0], USER[1], REPLY[1]], None)
     first, last = talk.span(1), talk.last_span()
     assert first is not None
     assert last is not None

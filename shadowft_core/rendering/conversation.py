@@ -22,7 +22,7 @@ class Span:
     closes: bool = False
 
 
-class Talk:
+class RenderedConversation:
     """The messages of one conversation and their text, `whole`. Raises RowError when the template refuses them."""
 
     def __init__(

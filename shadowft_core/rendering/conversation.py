@@ -57,10 +57,12 @@ class RenderedConversation:
         marks = {at: f"Qz{at}zq" for at in replies}
         marked = [{**one, "content": marks[at]} if at in marks else one for at, one in enumerate(self.messages)]
         text, first = self._render(marked), self._prompt(replies[0])
-        asked = str(self.messages[replies[0] - 1].get("content") or "").strip()
-        header = (
-            first.rpartition(asked)[2] if asked else ""
-        )  # what the template writes between a question and its reply
+        if not replies[0]:
+            return None
+        *before, question = self.messages[: replies[0]]
+        before.append({**question, "content": "Qzqzq", "images": ()})
+        asked = self._template.render(before, tools=self._tools, prompt=True, thinking=self.thinking)
+        header = asked.rpartition("Qzqzq")[2]  # what the template writes between a question and its reply
         if not header or _start(first, self.whole) is None:
             return None
         starts: list[int] = []
@@ -78,12 +80,16 @@ class RenderedConversation:
         last = len(self.messages) - 1
         return {at: Span(start, closes=at == last) for at, start in zip(replies, starts, strict=True)}
 
-    def between(self, at: int, span: Span) -> str:
-        """The text between the content of a reply and that of the message after it; empty if they do not show."""
+    def between(self, at: int, span: Span, stops: Sequence[str]) -> str:
+        """The text between the content of a reply and that of the message after it; empty if they do not show.
+
+        The next message is not searched in a token of `stops` that follows the reply: its text may be a part of it.
+        """
         reply = str(self.messages[at].get("content") or "").strip()
         following = _first_text(self.messages[at + 1])
         end = self.whole.find(reply, span.start) + len(reply)
-        return self.whole[end : max(end, self.whole.find(following, end))]
+        behind = end + max((len(stop) for stop in stops if self.whole.startswith(stop, end)), default=0)
+        return self.whole[end : max(behind, self.whole.find(following, behind))]
 
     @property
     def last_content(self) -> str:

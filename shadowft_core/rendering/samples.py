@@ -123,7 +123,7 @@ class Renderer:
 
     def _ends(self, rendered: RenderedConversation, at: int, span: Span | None) -> bool:
         """Whether a token that stops generation follows a reply, before the next message."""
-        behind = "" if span is None else rendered.between(at, span)
+        behind = "" if span is None else rendered.between(at, span, self._stop_texts)
         return any(token in behind for token in self._stop_texts)
 
     def _sample(self, rendered: RenderedConversation, spans: Sequence[Span]) -> Sample:

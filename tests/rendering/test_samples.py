@@ -90,6 +90,13 @@ def test_a_tokenizer_that_puts_a_blank_before_a_text_puts_none_before_a_reply() 
     assert tokenizer.convert_ids_to_tokens(piece) == [*"madrid", "<eos>"]
 
 
+@pytest.mark.parametrize("question", ["en", "im_end", "<"])
+def test_a_question_that_is_a_part_of_the_stop_token_leaves_one_sequence(question: str) -> None:
+    turns = [("user", "hi"), ("assistant", "yes"), ("user", question), ("assistant", "no")]
+    samples = made(CHATML).samples([{"role": role, "content": content} for role, content in turns])
+    assert len(samples) == 1
+
+
 def test_a_reply_of_weight_0_is_context() -> None:
     renderer = made(CHATML)
     talk = [USER[0], REPLY[0] | {"weight": 0}, USER[1], REPLY[1] | {"weight": 1}]
@@ -235,3 +242,12 @@ def test_a_refusal_of_the_template_names_its_words() -> None:
 def test_thoughts_are_refused_where_the_prompt_ends_them() -> None:
     with pytest.raises(RowError, match="ends the thought"):
         made(stock_templates()["qwen3_5_nothink"]).samples([USER[0], THOUGHT[0]])
+
+
+def test_a_question_that_is_a_part_of_the_header_hides_no_thought(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shadowft_core.rendering.samples.MANY", 1)
+    thought = {"role": "assistant", "content": "yes", "reasoning_content": "because"}
+    turns = [{"role": "user", "content": "t"}, thought, {"role": "user", "content": "t"}, thought]
+    renderer = made(CHATML)
+    learned = "".join(renderer.tokenizer.decode(piece) for one in renderer.samples(turns) for piece in pieces(one))
+    assert learned.count("because") == 2

@@ -148,10 +148,10 @@ class _Reading:
         self._count += len(conversations)
         if self.signatures:
             # The same words about two images are no near duplicate. So rows with images are compared only as a whole.
-            questions, texts = self.signatures
+            of_questions, of_texts = self.signatures
             compared = [[] if conversation.images else conversation.messages for conversation in conversations]
-            questions.add(first_question(messages) if messages else "" for messages in compared)
-            texts.add("\n".join(turn["content"] for turn in messages) for messages in compared)
+            of_questions.add(first_question(messages) if messages else "" for messages in compared)
+            of_texts.add("\n".join(turn["content"] for turn in messages) for messages in compared)
 
     def ages(self, params: Prepare, own: int) -> Ages | None:
         """What makes a row new, None if rows are split by their question."""

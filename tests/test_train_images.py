@@ -96,8 +96,6 @@ def test_the_ids_are_those_of_the_processor(pair: Path, data: Path) -> None:
 def test_rows_with_and_without_images_train_and_their_delta_is_extracted(
     pair: Path, data: Path, tmp_path: Path, method: str
 ) -> None:
-    if method == "full" and pair.name.startswith("gemma3"):
-        pytest.skip("`train` refuses the tied head of this family under method full")
     settings = ONE_STEP.model_copy(update={"method": method})
     facts = tuned(pair, data, tmp_path / "one", settings)
     assert (facts["steps"], facts["rows"]["train"]["rows"], facts["rows"]["train"]["images"]) == (2, 4, 3)

@@ -75,7 +75,7 @@ def planned_weights(network: Any, params: Train, scratch: Path) -> Path | dict[s
     if params.method == "lora":
         save_model(network, params, scratch)
         return scratch / "adapter"
-    unsaved = network._keys_to_ignore_on_save or ()
+    unsaved = {*(network._keys_to_ignore_on_save or ()), *network.all_tied_weights_keys}
     shapes = {name: tensor.to("meta") for name, tensor in network.state_dict().items() if name not in unsaved}
     return {name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(network, shapes).items()}
 

@@ -8,6 +8,7 @@ from urllib.parse import parse_qs
 
 import numpy as np
 import pytest
+import yaml
 
 from shadowft_core.demo import real
 from shadowft_core.demo.smollm2 import INSTRUCT_LABEL, base_label
@@ -30,6 +31,12 @@ def test_settings_are_valid_params(guarded: bool) -> None:
     assert params.evaluate.guards == (("arc_easy",) if guarded else ())
     assert not {*params.sweep.domain, *params.sweep.guards} & {*params.evaluate.domain, *params.evaluate.guards}
     assert params.prepare.dev > 0 < params.prepare.test
+
+
+def test_settings_have_every_section_that_a_stage_depends_on() -> None:
+    stages = yaml.safe_load((Path(real.ROOT) / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    named = {name.split(".")[0] for stage in stages.values() for name in stage.get("do", stage).get("params", [])}
+    assert named <= set(real.settings_of("input/x.jsonl", "smollm2:base?steps=1", guarded=True))
 
 
 def test_guard_parts_are_disjoint_and_keep_their_items(tmp_path: Path) -> None:

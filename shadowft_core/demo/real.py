@@ -94,6 +94,7 @@ def settings_of(data: str, base: str, *, guarded: bool) -> dict[str, Any]:
         },
         "fetch": {"base": base, "instruct": "smollm2:instruct"},
         "prepare": {"data": data, "valid": 0.04, "dev": 0.04, "test": 0.15, "max_rows": 600},
+        "render": {"thinking": "keep", "system": "refuse"},
         "train": {
             "method": "lora",
             "lora": {"rank": 16, "alpha": 32},
@@ -103,6 +104,7 @@ def settings_of(data: str, base: str, *, guarded: bool) -> dict[str, Any]:
             "max_length": 384,
             "threads": 2,
         },
+        "extract": {"ignore": []},
         "sweep": {
             "scales": [0.5, 0.75, 1.0],
             "domain": ["heldout_dev"],

@@ -16,6 +16,8 @@ from shadowft_core.prepare import prepare
 from shadowft_core.train import train
 from tests.fixtures.training import SETTINGS, run, word_tokenizer, write_model
 
+ROOT = Path(__file__).parent.parent
+
 
 def test_weights_that_are_not_finite_are_not_kept(place: Path, tmp_path: Path) -> None:
     """In an embedding row that no batch uses, so neither loss nor gradient shows it."""
@@ -73,6 +75,43 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_writes_nothing(place: Path, 
     wild = SETTINGS.model_copy(update={"method": "full", "learning_rate": 1e30})
     with pytest.raises(TrainError, match=r"^step 2: (loss|gradient norm) is (nan|inf); lower train.learning_rate"):
         run(place, tmp_path / "out", wild)
+    assert list(tmp_path.iterdir()) == []
+
+
+LOSSES = {  # of 20 steps over 100 tokens, where a guess costs 4.605 -> whether the model is destroyed
+    "rose to a guess": ([2.0] * 18 + [4.6] * 2, True),
+    "rose above a guess": ([2.0] * 18 + [9.0] * 2, True),
+    "rose, not to a guess": ([2.0] * 18 + [4.5] * 2, False),
+    "peak before the last tenth": ([2.0] * 17 + [9.0] + [2.0] * 2, False),
+    "fresh model that learned nothing": ([4.6] * 18 + [4.7] * 2, False),
+}
+
+
+@pytest.mark.parametrize(("losses", "destroyed"), LOSSES.values(), ids=LOSSES)
+def test_a_loss_that_ends_as_that_of_a_guess_ends_the_run(losses: list[float], destroyed: bool) -> None:
+    from shadowft_core.train.trainer import Progress
+
+    progress = Progress()
+    progress.lines = [{"loss": loss} for loss in losses]
+    if not destroyed:
+        progress.require_learning(100, 50.0)
+        return
+    with pytest.raises(TrainError, match=r"rose from 2\.000 to .*uniform guess among 100 .*train.learning_rate \(50\)"):
+        progress.require_learning(100, 50.0)
+
+
+def test_a_destroyed_model_is_not_written(pico_pair: Path, tmp_path: Path) -> None:
+    prepare(ROOT / "shadowft_core/demo/pico/data", None, Prepare(data="-", max_rows=200), tmp_path / "data")
+    wild = SETTINGS.model_copy(update={"learning_rate": 50.0, "max_steps": 20, "max_length": 64})
+    with pytest.raises(TrainError, match=r"the loss rose from .* the model is destroyed"):
+        train(pico_pair / "base", pico_pair / "instruct", tmp_path / "data", wild, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_one_of_several_processes_does_not_train(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TrainError, match="one of 2 processes"):
+        run(place, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -64,8 +64,8 @@ def train(
     (`delta.require_extractable`), so that no hours are lost.
 
     Raises TrainError (no row to learn from, a row the template cannot mark, a vocabulary that does not fit, untrained
-    tokens that may not be or cannot be trained, a loss or gradient that is not finite, out of memory), CheckpointError
-    and DataError; then `out` is not touched.
+    tokens that may not be or cannot be trained, a loss or gradient that is not finite, a loss that ends as that of a
+    guess, more than one process or device, out of memory), CheckpointError and DataError; then `out` is not touched.
     """
     from shadowft_core.train.models import (
         load_model,
@@ -83,8 +83,10 @@ def train(
         make_trainer,
         memory_checked,
         padding_id,
+        require_one_device,
     )
 
+    require_one_device()
     began = time.monotonic()
     make_deterministic(params)
     renderer = load_renderer(instruct, render)
@@ -106,12 +108,11 @@ def train(
     with new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
         progress = Progress()
         trainer = make_trainer(network, tokenizer, rows, params, Path(scratch), processor)
-        trainer.add_callback(progress)
         probe = stop_probe(valid, getattr(network.config.get_text_config(), "max_position_embeddings", None))
         asked = network, renderer.stops, padding_id(tokenizer), trainer.args.bf16
         with memory_checked(params, model):
             before = probe.stopped(*asked) if probe else 0
-            valid_loss = fit(trainer, network, valid)
+            valid_loss = fit(trainer, network, valid, progress)
             stops = probe.record(before, probe.stopped(*asked)) if probe else None
         for rows_of_instruct in borrowed if params.method == "full" else ():
             rows_of_instruct.give_back()

@@ -31,6 +31,7 @@ def make_deterministic(params: Train) -> None:
     """Set the CPU threads and deterministic algorithms of torch, and silence the libraries."""
     torch.set_num_threads(params.threads)
     torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # no operation reads it; filling costs a pass each
     transformers.logging.set_verbosity_error()
     datasets.disable_progress_bars()
 
@@ -132,15 +133,44 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is not ty
             left = (now - self._began) / step * (state.max_steps - step)
             print(f"step {step}/{state.max_steps} loss {loss:.3f} eta {left:.0f}s", file=sys.stderr, flush=True)
 
+    def require_learning(self, vocabulary: int, rate: float) -> None:
+        """Raise TrainError when the training destroyed the model.
 
-def fit(trainer: SFTTrainer, network: Any, valid: Encoded) -> float | None:
+        That is so if the mean loss of the last tenth of the steps is that of a uniform guess, ln(vocabulary) nats, or
+        above (within 1 %), and the first one was clearly lower (by a tenth of it: a fresh model starts near a guess).
+        """
+        losses, chance = [line["loss"] for line in self.lines], math.log(vocabulary)
+        last = float(np.mean(losses[-max(1, len(losses) // 10) :]))
+        if last >= 0.99 * chance and last > losses[0] + 0.1 * chance:
+            raise TrainError(
+                f"the loss rose from {losses[0]:.3f} to {last:.3f}, as high as that of a uniform guess among "
+                f"{vocabulary} tokens ({chance:.3f}): the model is destroyed; lower train.learning_rate ({rate:g})"
+            )
+
+
+def fit(trainer: SFTTrainer, network: Any, valid: Encoded, progress: Progress) -> float | None:
     """Train, and return the mean loss on the validation rows, None without any.
 
-    Raises TrainError when a loss, a gradient or a trained weight is not finite.
+    Raises TrainError when a loss, a gradient or a trained weight is not finite, or when the loss ends as that of a
+    guess.
     """
+    trainer.add_callback(progress)
     trainer.train()
     _check_finite(network)
+    vocabulary = int(network.get_input_embeddings().weight.shape[0])
+    progress.require_learning(vocabulary, trainer.args.learning_rate)
     return _valid_loss(trainer, valid)
+
+
+def require_one_device() -> None:
+    """Raise TrainError where the training would be spread over processes or devices: it runs on one.
+
+    With two visible devices transformers would wrap the model in DataParallel, and so double the batch.
+    """
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise TrainError(f"started as one of {processes} processes (WORLD_SIZE), expected one; run it without torchrun")
+    if (devices := torch.cuda.device_count()) > 1:
+        raise TrainError(f"{devices} CUDA devices are visible, expected one; set CUDA_VISIBLE_DEVICES to its number")
 
 
 @contextmanager

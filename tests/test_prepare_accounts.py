@@ -24,6 +24,7 @@ NORMALISED = {
     "empty system turn left out": {"messages": [{"role": "system", "content": ""}, *talk("q")["messages"]]},
     "field 'system' to a system turn": {"system": "s", **talk("q")},
     "<think> split off": talk("q", "<think>t</think>a"),
+    "thought before </think> split off": talk("q", "t\n</think>\na"),
     "field 'messages' from JSON text": {"messages": json.dumps(talk("q")["messages"])},
     "'function_call' to 'tool_calls'": USED["call of an older form"][0],
     "turn of a call to 'tool_calls'": USED["call in ShareGPT's roles"][0],
@@ -54,10 +55,10 @@ IGNORED = {
             {"role": "user", "content": [{"type": "text", "text": "q", "cache_control": 1}]}, *talk("q")["messages"][1:]
         ]
     },
-    "messages[].tool_calls[].id": {
+    "messages[].tool_calls[].note": {
         "messages": [
             {"role": "user", "content": "q"},
-            {"role": "assistant", "tool_calls": [{"id": "x", "type": "function", "function": {"name": "f"}}]},
+            {"role": "assistant", "tool_calls": [{"note": "x", "type": "function", "function": {"name": "f"}}]},
         ]
     },
     "messages[].thinking": {

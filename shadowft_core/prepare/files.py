@@ -4,12 +4,12 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from shadowft_core.errors import DataError
-from shadowft_core.prepare.jsontext import ROW_LIMIT, json_rows, refuse_other_files
+from shadowft_core.prepare.jsontext import ROW_LIMIT, decode, json_rows, refuse_other_files
 
 TEXT = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 SUFFIXES = (*TEXT, ".parquet", ".arrow")
@@ -17,6 +17,10 @@ PACKED = (".gz", ".zst")
 LFS = b"version https://git-lfs.github.com/spec/"
 _NO_VALUE = (ValueError, OverflowError, LookupError, TypeError)  # invalid UTF-8, the year 300000, unknown time zones
 _ABOUT = ("state.json", "dataset_info.json", "dataset_dict.json")  # what the datasets library writes beside its files
+
+
+class BadJson(ValueError):
+    """Text in a column of JSON that is none."""
 
 
 class RawRow(NamedTuple):
@@ -178,8 +182,11 @@ def _tables(path: Path, kind: str) -> Iterator[RawRow]:
     try:
         number = 0
         for batch in _batches(path, kind):
+            names = batch.schema.names
+            if len(set(names)) < len(names):
+                raise DataError(f"{path}: expected distinct column names, found {names!r:.200}; rename the columns")
             try:
-                values = batch.to_pylist()
+                values = _values(batch)
             except _NO_VALUE:
                 values = None
             for index in range(batch.num_rows):
@@ -192,11 +199,50 @@ def _tables(path: Path, kind: str) -> Iterator[RawRow]:
         raise DataError(f"{path}: not readable as {kind[1:]}: {text}") from None
 
 
+def _values(batch: Any) -> list[dict[str, Any]]:
+    """The rows of a batch as JSON would have them: columns of JSON decoded, null fields of objects left out.
+
+    Arrow gives all objects of a column the same fields, so it adds those of the others with null to each.
+    """
+    rows: list[dict[str, Any]] = batch.to_pylist()
+    for name, read in ((field.name, _reader(field.type)) for field in batch.schema):
+        if read:
+            for row in rows:
+                row[name] = None if row[name] is None else read(row[name])
+    return rows
+
+
+def _reader(kind: Any) -> Callable[[Any], Any] | None:
+    """What makes a value of an Arrow type that of JSON; None where it is that already."""
+    import pyarrow as pa
+
+    if isinstance(kind, pa.JsonType):
+        return _decoded
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        read = _reader(kind.value_type)
+        return read and (lambda values: [one if one is None else read(one) for one in values])
+    if pa.types.is_struct(kind):
+        readers = {field.name: _reader(field.type) for field in kind}
+        return lambda value: {
+            name: inner(one) if (inner := readers[name]) else one for name, one in value.items() if one is not None
+        }
+    return None
+
+
+def _decoded(text: str) -> Any:
+    try:
+        return decode(text.encode("utf-8"))
+    except ValueError as error:
+        raise BadJson(str(error)) from None
+
+
 def _row(batch: Any, number: int) -> RawRow:
     try:
-        return RawRow(number, batch.to_pylist()[0])
+        return RawRow(number, _values(batch)[0])
     except UnicodeDecodeError:
         return RawRow(number, None, "invalid UTF-8")
+    except BadJson:
+        return RawRow(number, None, "bad JSON")
     except _NO_VALUE as error:
         return RawRow(number, None, f"a value that Python cannot hold: {type(error).__name__}")
 

@@ -14,6 +14,7 @@ ROW_LIMIT = 16 << 20  # bytes of one row; a longer one is refused before it is h
 _PART = 1 << 20  # bytes read at a time
 _BLANKS = re.compile(r"[ \t\r\n]*")
 _LISTS = ("data", "rows", "examples", "instances")  # keys under which a file that is one object holds its rows
+_OF_ROWS = {"messages", "conversations", "instruction", "question", "prompt"}  # an object with one of them is a row
 _STARTS = {
     b"version https://git-lfs.github.com/spec/": "a Git LFS pointer, not the data; run `git lfs pull`",
     b"\xff\xfe": "UTF-16; save the file as UTF-8",
@@ -41,8 +42,8 @@ def json_rows(file: IO[bytes], path: Path) -> Iterator[Found]:
         return _values(_Text(file, path), array=True)
     first, *others = begin.split(b"\n")[:4]
     if begin.startswith(b"{") and others and _opens_only(first.strip()) and not any(map(_is_object, others)):
-        return _objects(_Text(file, path))
-    return _lines(file)
+        return _unwrapped(_values(_Text(file, path), array=False))
+    return _unwrapped(_lines(file))
 
 
 def refuse_other_files(file: IO[bytes], path: Path, expected: str) -> bytes:
@@ -234,16 +235,14 @@ def _values(text: _Text, *, array: bool) -> Iterator[Found]:
             raise DataError(f"{text.path}: text after the closing ']' of row {number}; repair the file")
 
 
-def _objects(text: _Text) -> Iterator[Found]:
-    """Objects over many lines. One object that holds a list of rows under a common key stands for these rows."""
-    rows = _values(text, array=False)
-    first = next(rows)
-    following = next(rows, None)
-    lists = [key for key in _LISTS if isinstance(first[1], dict) and isinstance(first[1].get(key), list)]
-    if following is None and lists and all(isinstance(row, dict) for row in first[1][lists[0]]):
-        yield from ((number, row, None) for number, row in enumerate(first[1][lists[0]], 1))
-        return
-    yield first
-    if following is not None:
-        yield following
-        yield from rows
+def _unwrapped(rows: Iterator[Found]) -> Iterator[Found]:
+    """The rows. One object alone that holds a list of rows under a common key stands for these rows."""
+    first, following = next(rows, None), next(rows, None)
+    value = first[1] if first and following is None else None
+    if isinstance(value, dict) and not value.keys() & _OF_ROWS:
+        for listed in filter(value.__contains__, _LISTS):
+            if isinstance(value[listed], list) and all(isinstance(row, dict) for row in value[listed]):
+                yield from ((number, row, None) for number, row in enumerate(value[listed], 1))
+                return
+    yield from (row for row in (first, following) if row is not None)
+    yield from rows

@@ -20,11 +20,13 @@ from shadowft_core.prepare.turns import (
 )
 
 Message = dict[str, Any]
-"""role and content; where given also reasoning_content, tool_calls (JSON text), name, weight (0), image_places"""
+"""role and content; where given also reasoning_content, tool_calls (JSON text), tool_call_id, name, weight (0) and
+image_places"""
 
 TURN_FIELDS = ("messages", "conversations", "conversation", "turns")
 QUESTIONS = ("instruction", "question", "prompt", "query", "problem")
 ANSWERS = ("output", "answer", "response", "completion", "solution", "reply", "chosen")
+SAID = {*QUESTIONS, *ANSWERS}
 SYSTEMS = ("system", "system_prompt")
 CONTEXTS = ("input", "context")
 NAMES = {
@@ -93,13 +95,13 @@ class _Row:
     def __init__(self, row: dict[str, Any], columns: Mapping[str, str]) -> None:
         self.notes, self.used, self._columns = Notes(), set[str](), columns
         if not columns:
-            self.fields = {name: value for name, value in row.items() if not is_empty(value)}
+            self.fields = {name: value for name, value in row.items() if not is_empty(value, text=name in SAID)}
             return
         self.fields = {}
         for name, value in row.items():
-            if is_empty(value):
-                continue
             read_as = columns.get(name, name)
+            if is_empty(value, text=read_as in SAID):
+                continue
             if read_as in self.fields:
                 raise BadRow(f"two fields are read as {read_as!r}, one of them {name!r}; correct prepare.columns")
             if read_as != name:
@@ -256,7 +258,7 @@ def _renamed(turn: Any, names: Mapping[str, str], start: str, notes: Notes) -> A
     """A turn with its fields under the names they are read by."""
     if not isinstance(turn, dict):
         return turn
-    given = {name: value for name, value in turn.items() if not is_empty(value)}
+    given = {name: value for name, value in turn.items() if not is_empty(value, text=True)}
     found = {names.get(name, name): value for name, value in given.items()}
     if len(found) < len(given):
         raise BadRow(f"two fields of a turn are read by one name: {', '.join(sorted(given))}; correct prepare.columns")

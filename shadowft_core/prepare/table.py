@@ -20,6 +20,7 @@ MESSAGE = pa.struct(
         ("content", pa.string()),
         ("reasoning_content", pa.string()),
         ("tool_calls", pa.string()),
+        ("tool_call_id", pa.string()),
         ("name", pa.string()),
         ("weight", pa.int8()),
         ("image_places", pa.list_(pa.int32())),

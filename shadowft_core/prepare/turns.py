@@ -21,7 +21,6 @@ WEIGHTS = ("weight", "loss", "train", "training")
 # Fields of a turn that change what it means, and that no text model can honour.
 REFUSED = ("video", "videos", "audio", "audios", "prefix", "label")
 IMAGE = "\ufdd1"  # no character; it stands for an image part in text until images.py takes it out
-_THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 _INVISIBLE = re.compile(r"[\s\u00ad\u200b-\u200f\u2028-\u202f\u2060-\u2064\ufeff]*")
 
 
@@ -46,9 +45,9 @@ def printable(text: str, limit: int = 200) -> str:
     return text[:limit].encode("utf-8", "backslashreplace").decode()
 
 
-def is_empty(value: Any) -> bool:
-    """Whether a field counts as absent."""
-    return value is None or value in ("", [], {}, "[]", "null")
+def is_empty(value: Any, *, text: bool = False) -> bool:
+    """Whether a field counts as absent; one that holds `text` may say "[]" or "null"."""
+    return value is None or value in ("", [], {}) or (not text and value in ("[]", "null"))
 
 
 def list_of(value: Any, name: str) -> list[Any]:
@@ -120,12 +119,11 @@ def turn_of(turn: Any, name: str, notes: Notes) -> dict[str, Any]:
     message["content"] = text_of("" if content is None else content, "content", notes, empty=optional, images=True)
     message |= _images(turn, content, used)
     if role == "assistant":
-        message |= _thought(turn, message["content"], notes, used)
+        message |= _thought(turn, message["content"], notes, used, alone=calls is not None)
     if calls is not None:
         message["tool_calls"] = calls
-    if isinstance(turn.get("name"), str) and turn["name"]:
-        used.add("name")
-        message["name"] = text_of(turn["name"], "name", notes)
+    for key in ("name", "tool_call_id") if role == "tool" else ("name",):
+        message |= _named(turn, key, notes, used)
     message |= _weight(turn, role, notes, used)
     _name_unread(turn, used, f"{name}[]", notes)
     return message
@@ -178,6 +176,13 @@ def _name_unread(given: dict[str, Any], used: Collection[str], name: str, notes:
     notes.ignored.update(f"{name}.{key}" for key, value in given.items() if key not in used and not is_empty(value))
 
 
+def _named(turn: dict[str, Any], key: str, notes: Notes, used: set[str]) -> dict[str, str]:
+    if not isinstance(turn.get(key), str) or not turn[key]:
+        return {}
+    used.add(key)
+    return {key: text_of(turn[key], key, notes)}
+
+
 def _images(turn: dict[str, Any], content: Any, used: set[str]) -> dict[str, Any]:
     used |= {"image", "images"}
     parts = [part for part in content if _is_image(part)] if isinstance(content, list) else []
@@ -197,27 +202,44 @@ def _part(part: dict[str, Any], name: str, notes: Notes) -> str:
     return str(part["text"])
 
 
-def _thought(turn: dict[str, Any], content: str, notes: Notes, used: set[str]) -> dict[str, Any]:
-    """The thought of a reply, from a field of its own or from <think> in front of the text."""
+def _thought(turn: dict[str, Any], content: str, notes: Notes, used: set[str], *, alone: bool) -> dict[str, Any]:
+    """The thought of a reply, from a field of its own or from the text; the text without it."""
+    inside = _thought_in(content, notes, alone=alone)
     for name in THOUGHTS:
         if turn.get(name):
             used.add(name)
             if name != THOUGHTS[0]:
                 notes.normalised.add(f"field {name!r} of a turn to {THOUGHTS[0]!r}")
-            return {"reasoning_content": text_of(turn[name], name, notes)}
-    return _thought_in(content, notes)
+            thought = text_of(turn[name], name, notes)
+            if inside.get("reasoning_content", thought.strip()) != thought.strip():
+                raise BadRow(f"two thoughts of a reply: one in {name!r}, another in its text")
+            return inside | {"reasoning_content": thought}
+    return inside
 
 
-def _thought_in(content: str, notes: Notes) -> dict[str, Any]:
-    found = _THOUGHT.match(content)
-    if found is None:
+def _thought_in(content: str, notes: Notes, *, alone: bool = False) -> dict[str, Any]:
+    """A thought in front of a text that think tags mark, and the text behind it, which may be empty if `alone`.
+
+    Models whose prompt opens the thought write the end tag alone; it counts where a line begins or ends with it. Tags
+    within a text are text.
+    """
+    if "think>" not in content:
         return {}
-    rest = content[found.end() :]
-    if not rest.strip():
+    head, closed, rest = content.partition("</think>")
+    before, opened, thought = head.partition("<think>")
+    if opened and before.strip():
+        return {}
+    if not closed:
+        if opened:
+            raise BadRow("a thought that does not end")
+        return {}
+    if not opened and not (head.endswith("\n") or rest.startswith("\n")):
+        return {}
+    if not rest.strip() and not alone:
         raise BadRow("a reply that is only a thought")
-    notes.normalised.add("<think> split off")
-    thought = found[1].strip()
-    return {"content": rest, "reasoning_content": thought} if thought else {"content": rest}
+    notes.normalised.add("<think> split off" if opened else "thought before </think> split off")
+    thought = (thought if opened else head).strip()
+    return {"content": rest.lstrip()} | ({"reasoning_content": thought} if thought else {})
 
 
 def _weight(turn: dict[str, Any], role: str, notes: Notes, used: set[str]) -> dict[str, Any]:
@@ -260,12 +282,14 @@ def _calls(turn: dict[str, Any], name: str, notes: Notes, used: set[str], conten
         function = call.get("function", call) if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise BadRow("a tool call has no name")
+        named: set[str] = set()
+        key = {} if call is function else _named(call, "id", notes, named)
         if call is not function:
-            _name_unread(call, ("type", "index", "function"), f"{name}[].tool_calls[]", notes)
+            _name_unread(call, ("type", "index", "function", *named), f"{name}[].tool_calls[]", notes)
         _name_unread(function, ("type", "name", "arguments"), f"{name}[].tool_calls[].function", notes)
         arguments = function.get("arguments", {})
         if isinstance(arguments, str):
             arguments = json_of(arguments or "{}", "arguments")
             notes.normalised.add("'arguments' from JSON text")
-        found.append({"type": "function", "function": {"name": function["name"], "arguments": arguments}})
+        found.append({"type": "function", "function": {"name": function["name"], "arguments": arguments}, **key})
     return json_text(found, "tool_calls")

@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.rendering.template import Message, RowError, Template
+from shadowft_core.rendering.template import Message, RowError, Template, calls_of
 
 # The think tags that a generation prompt may end with. A template may leave them out of the reply it renders.
 _THINK = re.compile(r"(?:<think>\s*(?:</think>)?|</think>)\s*\Z")
@@ -114,6 +114,17 @@ class RenderedConversation:
         ]
         text = self._render(marked)
         return {at for at, mark in marks.items() if mark in text}
+
+    def require_printed(self, at: int, span: Span) -> None:
+        """Raises RowError unless the text has what the reply that is message `at` says and calls.
+
+        Some templates cut a reply at a think tag, or print only the calls of a reply that has text, too.
+        """
+        said = str(self.messages[at].get("content") or "").strip()
+        if self.whole.find(said, span.start) < 0:
+            raise RowError("the chat template does not print the text of a reply as it is")
+        if any(self.whole.find(call["function"]["name"], span.start) < 0 for call in calls_of(self.messages[at])):
+            raise RowError("the chat template does not print the calls of a reply that has text, too")
 
     def as_inferred(self, spans: Sequence[Span]) -> tuple[str, list[Span]]:
         """Text and spans, the last reply behind the very prompt of inference if it ends the text.

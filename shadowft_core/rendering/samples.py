@@ -98,6 +98,7 @@ class Renderer:
         if any(message.get("images") for message in messages) and self.processor is None:
             raise RowError("the model takes no images")
         template = self._for_tools if tools else self.template
+        template.require(messages, tools)
         folded = self._folded(messages, template)
         self._require_plain(folded)
         learned = [at for at, one in enumerate(folded) if one["role"] == "assistant" and one.get("weight") != 0]
@@ -111,14 +112,19 @@ class Renderer:
         alone = [at for at in earlier if not (rendered.shows_thought(at) and self._ends(rendered, at, spans[at]))]
         if spans[last] is None:
             raise RowError("the chat template writes the turns before a reply differently once the reply follows")
-        together = [span for at in learned if at not in alone and (span := spans[at]) is not None]
-        samples = [self._sample(rendered, together)]
+        together = {at: span for at in learned if at not in alone and (span := spans[at]) is not None}
+        for at, span in together.items():
+            rendered.require_printed(at, span)
+        samples = [self._sample(rendered, list(together.values()))]
         if self._settings.thinking != "last":
             shorter = [RenderedConversation(template, folded[: at + 1], tools, rendered.thinking) for at in alone]
             ends = [(part, part.last_span()) for part in shorter]
-            if any(span is None for _, span in ends):
+            found = [(part, span) for part, span in ends if span is not None]
+            if len(found) < len(ends):
                 raise RowError("the chat template writes the turns before a reply differently once the reply follows")
-            samples = [*(self._sample(part, [span]) for part, span in ends if span is not None), *samples]
+            for part, span in found:
+                part.require_printed(len(part.messages) - 1, span)
+            samples = [*(self._sample(part, [span]) for part, span in found), *samples]
         return samples
 
     def _ends(self, rendered: RenderedConversation, at: int, span: Span | None) -> bool:

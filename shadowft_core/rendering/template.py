@@ -7,7 +7,8 @@ from typing import Any
 from shadowft_core.errors import TrainError
 
 Message = Mapping[str, Any]
-"""role, content (text); optional: reasoning_content (text), tool_calls (JSON text of a list), name, weight, images
+"""role, content (text); optional: reasoning_content (text), tool_calls (JSON text of a list), tool_call_id, name,
+weight, images
 
 `images` is a list of (place, path): an image stands before character `place` of the content.
 """
@@ -15,6 +16,8 @@ Message = Mapping[str, Any]
 # Some templates write today's date. A fixed day makes runs of two days equal; Llama's own templates fall back to it.
 FIXED_DAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 _USER, _REPLY, _SYSTEM, _THOUGHT = "Uqz7user", "Rqz7reply", "Sqz7system", "Tqz7thought"  # no template writes these
+_CALL, _VALUE, _RESULT = "Cqz7call", "Vqz7value", "Oqz7result"
+_ID = "Iqz7abcde"  # Mistral's templates refuse any but nine letters and digits
 
 
 def dated(template: str) -> str:
@@ -45,12 +48,23 @@ def templates_of(tokenizer: Any) -> tuple[str, str]:
     return default, str(found.get("tool_use", default))
 
 
+def calls_of(message: Message) -> list[Any]:
+    """The calls of tools in a message, each {"type", "function": {"name", "arguments"}}, with "id" where given."""
+    calls: list[Any] = json.loads(message.get("tool_calls") or "[]")
+    return calls
+
+
+def _function(more: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "function", "id": _ID, "function": {"name": _CALL, "description": "", **more}}
+
+
 class RowError(Exception):
     """Why one conversation cannot be rendered, in words that many rows can share."""
 
 
 class Template:
-    """A chat template of a tokenizer. `has_system`, `has_thoughts` and `parts` say what it prints and how.
+    """A chat template of a tokenizer. `parts` says how it takes text; `has_system`, `has_developer`, `has_thoughts`,
+    `has_tools` (those offered) and `has_calls` (of tools, with results) say what it prints.
 
     Raises TrainError when the template prints no user turn or no reply.
     """
@@ -68,6 +82,28 @@ class Template:
         self.has_system = self._prints([{"role": "system", "content": _SYSTEM}, user, reply], _SYSTEM)
         self.has_developer = self._prints([{"role": "developer", "content": _SYSTEM}, user, reply], _SYSTEM)
         self.has_thoughts = self._prints([user, reply | {"reasoning_content": _THOUGHT}], _THOUGHT)
+        self.has_tools = self._prints([user, reply], _CALL, tools=[_function({"parameters": {"type": "object"}})])
+        called = {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": json.dumps([_function({"arguments": {"x": _VALUE}})]),
+        }
+        result = {"role": "tool", "name": _CALL, "content": _RESULT, "tool_call_id": _ID}
+        for self._arguments_as_text in (False, True):  # DeepSeek's take the arguments of a call as JSON text alone
+            if self._prints([user, called, result, reply], _CALL, _VALUE, _RESULT):
+                self.has_calls, self._has_ids = True, self._prints([user, called, result, reply], _ID)
+                break
+        else:
+            self.has_calls = self._has_ids = False
+
+    def require(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> None:
+        """Raises RowError for tools, or calls of them, that the template does not print."""
+        if tools and not self.has_tools:
+            raise RowError("the chat template does not print the tools that are offered")
+        if not self.has_calls and any(one["role"] == "tool" or one.get("tool_calls") for one in messages):
+            raise RowError("the chat template does not print calls of tools and their results")
+        if self._has_ids and not all("id" in call for one in messages for call in calls_of(one)):
+            raise RowError("the chat template prints the ids of calls, and a call has none")
 
     def render(
         self,
@@ -100,8 +136,10 @@ class Template:
 
     def _shaped(self, message: Message) -> dict[str, Any]:
         found = {key: value for key, value in message.items() if value is not None and key not in ("weight", "images")}
-        if isinstance(calls := found.get("tool_calls"), str):
-            found["tool_calls"] = json.loads(calls)
+        if calls := calls_of(message):
+            for call in calls if self._arguments_as_text else ():
+                call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+            found["tool_calls"] = calls
         if thought := found.get("reasoning_content"):
             found["thinking"] = thought  # gpt-oss reads this name
             if not self.has_thoughts:
@@ -112,9 +150,9 @@ class Template:
             found["content"] = [{"type": "text", "text": found.get("content") or ""}]
         return found
 
-    def _prints(self, messages: Sequence[Message], *words: str) -> bool:
+    def _prints(self, messages: Sequence[Message], *words: str, tools: Sequence[Any] | None = None) -> bool:
         try:
-            text = self.render(messages)
+            text = self.render(messages, tools=tools)
         except RowError:
             return False
         return all(word in text for word in words)

@@ -19,7 +19,7 @@ PLAIN = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 WITHOUT_SYSTEM = PLAIN.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}")
-FOR_TOOLS = "{% if tools %}TOOLS {{ tools | length }}\n{% endif %}" + PLAIN
+FOR_TOOLS = "{% if tools %}TOOLS {{ tools[0].function.name }}\n{% endif %}" + PLAIN
 RAG = "DOCUMENTS " + PLAIN
 TOOLS = [{"type": "function", "function": {"name": "add", "description": "adds", "parameters": {"type": "object"}}}]
 
@@ -34,10 +34,10 @@ def with_templates(**templates: str) -> Renderer:
     ("templates", "tools", "begins"),
     [
         ({"default": PLAIN, "tool_use": FOR_TOOLS, "rag": RAG}, None, "<|im_start|>user"),
-        ({"default": PLAIN, "tool_use": FOR_TOOLS, "rag": RAG}, TOOLS, "TOOLS 1\n<|im_start|>user"),
-        ({"default": FOR_TOOLS, "rag": RAG}, TOOLS, "TOOLS 1\n<|im_start|>user"),
+        ({"default": PLAIN, "tool_use": FOR_TOOLS, "rag": RAG}, TOOLS, "TOOLS add\n<|im_start|>user"),
+        ({"default": FOR_TOOLS, "rag": RAG}, TOOLS, "TOOLS add\n<|im_start|>user"),
         ({"default": WITHOUT_SYSTEM, "tool_use": FOR_TOOLS}, None, None),
-        ({"default": WITHOUT_SYSTEM, "tool_use": FOR_TOOLS}, TOOLS, "TOOLS 1\n<|im_start|>system\ns<|im_end|>"),
+        ({"default": WITHOUT_SYSTEM, "tool_use": FOR_TOOLS}, TOOLS, "TOOLS add\n<|im_start|>system\ns<|im_end|>"),
     ],
 )
 def test_the_template_that_transformers_would_choose(

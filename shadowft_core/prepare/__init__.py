@@ -1,11 +1,12 @@
 """The data stage: files of many shapes in, four splits of clean conversations and a report out."""
 
+import gc
 import os
 import shutil
 import sys
 from array import array
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def prepare(
         print(f"prepare: {os.path.relpath(place)} is intact: {version.title()}", file=sys.stderr)
     require_pinned(params)
     items = Items(tasks)
-    with new_folder(out) as folder, (folder / "dropped.jsonl").open("wb") as dropped:
+    with new_folder(out) as folder, (folder / "dropped.jsonl").open("wb") as dropped, _few_collections():
         accounts, added = Accounts(dropped), Accounts(dropped, of="replay")
         scratch = folder / "scratch"
         scratch.mkdir()
@@ -125,6 +126,17 @@ def prepare(
         print(f"prepare: {NOTE}" + (f"; the oldest row in test is of {cut}" if cut else ""), file=sys.stderr)
 
 
+@contextmanager
+def _few_collections() -> Iterator[None]:
+    """Collect garbage rarely: a batch of rows is many objects and hardly a cycle, and each collection visits them."""
+    before = gc.get_threshold()
+    gc.set_threshold(100_000, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
 class _Reading:
     """What one pass over the rows collects."""
 
@@ -140,10 +152,10 @@ class _Reading:
         self._count = 0
         self.table = Table(scratch / "rows.arrow", self._collect)
 
-    def _collect(self, conversations: list[Conversation]) -> None:
-        for row, conversation in enumerate(conversations, self._count):
+    def _collect(self, conversations: list[Conversation], folded: list[str]) -> None:
+        for row, (conversation, first) in enumerate(zip(conversations, folded, strict=True), self._count):
             questions = [turn["content"] for turn in conversation.messages if turn["role"] == "user"]
-            if hit := self.items.match(questions):
+            if hit := self.items.match(questions, first):
                 self.leaks[row] = hit
         self._count += len(conversations)
         if self.signatures:
@@ -193,7 +205,7 @@ def _read_all(data: Path, paths: list[Path], params: Prepare, accounts: Accounts
                 value, moment = without_date(raw.value, dated) if dated else (raw.value, 0)
                 conversation = conversation_of(value, params.columns)
                 if conversation.sources:
-                    conversation = replace(conversation, images=reading.images.keep(conversation.sources, path.parent))
+                    conversation = conversation._replace(images=reading.images.keep(conversation.sources, path.parent))
             except BadRow as problem:
                 accounts.refuse(name, raw.number, problem)
             else:

@@ -119,7 +119,9 @@ class Accounts:
         return f"{self.read} rows, {self.read - self.reasons.total()} used{reasons}"
 
     def _about(self, file: str) -> dict[str, Any]:
-        return self._files.setdefault(file, {"usable": 0, "bad": 0, "shapes": Counter()})
+        if file not in self._files:
+            self._files[file] = {"usable": 0, "bad": 0, "shapes": Counter()}
+        return self._files[file]
 
 
 def _counted(names: Counter[str]) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ def _version(place: Path, columns: Mapping[str, str]) -> Version:
                     raise BadRow(raw.problem)
                 conversation = conversation_of(raw.value, columns)
                 if conversation.sources:
-                    conversation = replace(conversation, images=gallery.keep(conversation.sources, path.parent))
+                    conversation = conversation._replace(images=gallery.keep(conversation.sources, path.parent))
             except BadRow as reason:
                 dropped[str(reason)] += 1
                 continue

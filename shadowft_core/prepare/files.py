@@ -6,10 +6,10 @@ import os
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 from shadowft_core.errors import DataError
-from shadowft_core.prepare.jsontext import ROW_LIMIT, decode, json_rows, refuse_other_files
+from shadowft_core.prepare.jsontext import ROW_LIMIT, RawRow, decode, json_rows, refuse_other_files
 
 TEXT = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 SUFFIXES = (*TEXT, ".parquet", ".arrow")
@@ -21,14 +21,6 @@ _ABOUT = ("state.json", "dataset_info.json", "dataset_dict.json")  # what the da
 
 class BadJson(ValueError):
     """Text in a column of JSON that is none."""
-
-
-class RawRow(NamedTuple):
-    """One row: `number` is its line in a file of lines, else its position from 1; `problem`: why it has no value."""
-
-    number: int
-    value: Any | None
-    problem: str | None = None
 
 
 def data_files(place: Path) -> tuple[list[Path], list[Path]]:
@@ -89,7 +81,7 @@ def read_rows(path: Path) -> Iterator[RawRow]:
             yield from _cells(path, "," if kind == ".csv" else "\t")
         else:
             with open_data(path) as file:
-                yield from (RawRow(*row) for row in json_rows(file, path))
+                yield from json_rows(file, path)
         after = path.stat()
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: not readable: {' '.join(str(error).split())}; get the file again") from None
@@ -108,7 +100,7 @@ def open_data(path: Path) -> IO[bytes]:
         import pyarrow as pa  # reads all frames and notices a truncated one, which zstandard's stream does not
 
         return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))
-    return path.open("rb")
+    return path.open("rb", buffering=1 << 16)
 
 
 def _format(path: Path) -> str | None:

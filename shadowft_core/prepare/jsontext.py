@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import orjson
 
@@ -13,6 +13,7 @@ from shadowft_core.errors import DataError
 ROW_LIMIT = 16 << 20  # bytes of one row; a longer one is refused before it is held in memory
 _PART = 1 << 20  # bytes read at a time
 _BLANKS = re.compile(r"[ \t\r\n]*")
+_KEY_END = re.compile(rb'"[ \t\r\n]*:')
 _LISTS = ("data", "rows", "examples", "instances")  # keys under which a file that is one object holds its rows
 _OF_ROWS = {"messages", "conversations", "instruction", "question", "prompt"}  # an object with one of them is a row
 _STARTS = {
@@ -24,16 +25,22 @@ _STARTS = {
     b"PAR1": "a parquet file; name it *.parquet",
     b"\x1f\x8b": "a gzip file; name it *.gz",
 }
-Found = tuple[int, Any, str | None]
-"""number of the row, its value, and why it has none"""
+
+
+class RawRow(NamedTuple):
+    """One row: `number` is its line in a file of lines, else its position from 1; `problem`: why it has no value."""
+
+    number: int
+    value: Any | None
+    problem: str | None = None
 
 
 class _Problem(ValueError):
     """Why text that looks like JSON has no value."""
 
 
-def json_rows(file: IO[bytes], path: Path) -> Iterator[Found]:
-    """Number, value and problem of every row. The number is a line of a file of lines, else a position from 1.
+def json_rows(file: IO[bytes], path: Path) -> Iterator[RawRow]:
+    """Every row.
 
     Raises DataError for a file that is no JSON, or whose syntax hides where the next row begins.
     """
@@ -71,7 +78,8 @@ def decode(text: bytes) -> Any:
         json.loads(text.decode("utf-8"), parse_constant=_refuse_constant)  # bad JSON goes before a duplicate key
         return _STRICT.decode(text.decode("utf-8"))
     keys, exact = _survey(value)
-    if not exact or text.count(b'":') + text.count(b'" :') != keys:  # a key twice, or text that looks like one
+    # A key twice, or text that looks like one. Each key has a colon, so no more colons than keys settle it sooner.
+    if not exact or (text.count(b":") != keys and len(_KEY_END.findall(text)) != keys):
         return _STRICT.decode(text.decode("utf-8"))
     return value
 
@@ -80,12 +88,15 @@ def _survey(value: Any) -> tuple[int, bool]:
     """The number of keys, and whether no number can be an integer that lost digits."""
     keys, exact, inside = 0, True, [value]
     for one in inside:
-        if isinstance(one, dict):
+        kind = type(one)  # orjson makes no subclasses
+        if kind is str:
+            continue
+        if kind is dict:
             keys += len(one)
             inside += one.values()
-        elif isinstance(one, list):
+        elif kind is list:
             inside += one
-        elif isinstance(one, float) and abs(one) >= 2**63:
+        elif kind is float and abs(one) >= 2**63:
             exact = False
     return keys, exact
 
@@ -125,14 +136,14 @@ def _is_object(line: bytes) -> bool:
         return False
 
 
-def _lines(file: IO[bytes]) -> Iterator[Found]:
+def _lines(file: IO[bytes]) -> Iterator[RawRow]:
     number = 0
     while line := file.readline(ROW_LIMIT + 1):
         number += 1
         if len(line) > ROW_LIMIT:
             while line and not line.endswith(b"\n"):
                 line = file.readline(_PART)
-            yield number, None, f"longer than {ROW_LIMIT >> 20} MiB"
+            yield RawRow(number, None, f"longer than {ROW_LIMIT >> 20} MiB")
             continue
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
@@ -140,18 +151,19 @@ def _lines(file: IO[bytes]) -> Iterator[Found]:
             yield _decoded(number, line)
 
 
-def _decoded(number: int, line: bytes) -> Found:
+def _decoded(number: int, line: bytes) -> RawRow:
     try:
-        return number, decode(line), None
+        return RawRow(number, decode(line))
     except UnicodeDecodeError:
-        return number, None, "invalid UTF-8"
+        return RawRow(number, None, "invalid UTF-8")
     except _Problem as problem:
-        return number, None, str(problem)
+        return RawRow(number, None, str(problem))
     except RecursionError:
-        return number, None, "nested too deeply"
+        return RawRow(number, None, "nested too deeply")
     except ValueError:  # also integers of more digits than Python converts
         inner = b"\r" in line.rstrip(b"\r\n")
-        return number, None, "bad JSON: CR inside the line, expected LF or CRLF at line ends" if inner else "bad JSON"
+        words = "bad JSON: CR inside the line, expected LF or CRLF at line ends" if inner else "bad JSON"
+        return RawRow(number, None, words)
 
 
 class _Text:
@@ -189,7 +201,7 @@ class _Text:
             if not self.more():
                 return ""
 
-    def value(self, number: int) -> Found:
+    def value(self, number: int) -> RawRow:
         """The JSON value here. Raises DataError for broken syntax, for want of a next row."""
         while True:
             try:
@@ -209,12 +221,12 @@ class _Text:
                 continue
             text, self.at = self.text[self.at : end], end
             try:
-                return number, decode(text.encode("utf-8")), None
+                return RawRow(number, decode(text.encode("utf-8")))
             except _Problem as problem:
-                return number, None, str(problem)
+                return RawRow(number, None, str(problem))
 
 
-def _values(text: _Text, *, array: bool) -> Iterator[Found]:
+def _values(text: _Text, *, array: bool) -> Iterator[RawRow]:
     """The elements of an array, or values one behind the other."""
     number = 0
     if array:
@@ -235,14 +247,14 @@ def _values(text: _Text, *, array: bool) -> Iterator[Found]:
             raise DataError(f"{text.path}: text after the closing ']' of row {number}; repair the file")
 
 
-def _unwrapped(rows: Iterator[Found]) -> Iterator[Found]:
+def _unwrapped(rows: Iterator[RawRow]) -> Iterator[RawRow]:
     """The rows. One object alone that holds a list of rows under a common key stands for these rows."""
     first, following = next(rows, None), next(rows, None)
-    value = first[1] if first and following is None else None
+    value = first.value if first and following is None else None
     if isinstance(value, dict) and not value.keys() & _OF_ROWS:
         for listed in filter(value.__contains__, _LISTS):
             if isinstance(value[listed], list) and all(isinstance(row, dict) for row in value[listed]):
-                yield from ((number, row, None) for number, row in enumerate(value[listed], 1))
+                yield from (RawRow(number, row) for number, row in enumerate(value[listed], 1))
                 return
     yield from (row for row in (first, following) if row is not None)
     yield from rows

@@ -4,7 +4,7 @@ import datetime as dt
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,7 @@ def _earlier_ids(since: Path, columns: Mapping[str, str]) -> tuple[np.ndarray, i
                     raise BadRow(raw.problem)
                 conversation = conversation_of(raw.value, columns)
                 if conversation.sources:
-                    conversation = replace(conversation, images=names.keep(conversation.sources, path.parent))
+                    conversation = conversation._replace(images=names.keep(conversation.sources, path.parent))
                 found += id_of(conversation)[:16]
             except BadRow:
                 bad += 1

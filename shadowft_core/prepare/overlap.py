@@ -68,8 +68,11 @@ class Items:
                         self._grams.setdefault(gram, []).append(len(self._units))
                     self._units.append((name, len(telling)))
 
-    def match(self, asked: list[str]) -> tuple[str, str] | None:
+    def match(self, asked: list[str], first: str | None = None) -> tuple[str, str] | None:
         """The first item that matches these user turns, and the rule by which, or None.
+
+        `first` is the first user turn, folded, where that is known.
+
 
         `exact`: a user turn equals a text of the item after folding case and white space.
         `13-gram`: at least half of the telling 13-word sequences of a text of the item are in the user turns. A text
@@ -77,8 +80,8 @@ class Items:
         """
         if not self.count:
             return None
-        for text in asked:
-            if source := self._exact.get(fold(text)):
+        for text in (fold(asked[0]) if first is None else first, *map(fold, asked[1:])):
+            if source := self._exact.get(text):
                 return source, "exact"
         grams = set().union(*map(self.shared, asked))
         if not grams:

@@ -1,16 +1,15 @@
 """Rows of every usual shape to conversations. What a row says is used, refused, or named as ignored."""
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from shadowft_core.prepare.documents import row_of
 from shadowft_core.prepare.images import FIELDS, Source, placed
 from shadowft_core.prepare.jsontext import decode
+from shadowft_core.prepare.order import check_order
 from shadowft_core.prepare.turns import (
     BadRow,
     Notes,
-    check_order,
     is_empty,
     json_text,
     list_of,
@@ -41,10 +40,11 @@ REFUSED = ("video", "videos", "audio", "audios", "media", "chat_template_kwargs"
 LABELS = ("label", "kto_tag")  # whether a person liked the reply
 # Fields that describe a row and do not belong to what is said.
 KEYS = ("conversation_id", "conv_id", "dialog_id", "thread_id")
+_KNOWN = frozenset((*KEYS, *FIELDS))
+_MARKS = frozenset((*REFUSED, *LABELS))
 
 
-@dataclass(frozen=True)
-class Conversation:
+class Conversation(NamedTuple):
     """One usable row: shape, messages in order, the tools offered, the id of its conversation.
 
     `ignored` names the fields that are not read, `normalised` what was changed. `sources` says where its images are,
@@ -57,8 +57,8 @@ class Conversation:
     conversation_id: str | None = None
     ignored: Collection[str] = ()
     normalised: Collection[str] = ()
-    sources: list[Source] = field(default_factory=list)
-    images: list[str] = field(default_factory=list)
+    sources: Sequence[Source] = ()
+    images: Sequence[str] = ()
 
 
 def conversation_of(row: Any, columns: Mapping[str, str]) -> Conversation:
@@ -79,11 +79,13 @@ def conversation_of(row: Any, columns: Mapping[str, str]) -> Conversation:
         messages.insert(0, {"role": "system", "content": text_of(found.read(system), system, found.notes)})
         found.notes.normalised.add(f"field {system!r} to a system turn")
     tools = found.tools()
-    conversation = next((str(found.read(name)) for name in KEYS if name in found.fields), None)
+    key = found.first(KEYS)
+    conversation = None if key is None else str(found.read(key))
     pictured = found.first(FIELDS) or any("images" in one for one in messages)
-    sources = placed(messages, found.fields) if pictured else []
+    sources = placed(messages, found.fields) if pictured else ()
     check_order(messages)
-    ignored = found.notes.ignored | (found.fields.keys() - found.used - {*KEYS, *FIELDS})
+    ignored = found.notes.ignored
+    ignored.update([name for name in found.fields if name not in found.used and name not in _KNOWN])
     if conversation is not None:
         conversation = printable(conversation, len(conversation))
     return Conversation(shape, messages, tools, conversation, ignored, found.notes.normalised, sources)
@@ -93,7 +95,8 @@ class _Row:
     """The fields of a row that are not empty, by the names they are read by; `used` are those read so far."""
 
     def __init__(self, row: dict[str, Any], columns: Mapping[str, str]) -> None:
-        self.notes, self.used, self._columns = Notes(), set[str](), columns
+        self.notes, self._columns = Notes(), columns
+        self.used: set[str] = set()
         if not columns:
             self.fields = {name: value for name, value in row.items() if not is_empty(value, text=name in SAID)}
             return
@@ -110,7 +113,10 @@ class _Row:
 
     def first(self, names: Iterable[str]) -> str | None:
         """The first of these names that the row has."""
-        return next((name for name in names if name in self.fields), None)
+        for name in names:
+            if name in self.fields:
+                return name
+        return None
 
     def read(self, name: str) -> Any:
         """The value of a field, which counts as read."""
@@ -119,6 +125,8 @@ class _Row:
 
     def require_supported(self) -> None:
         """Raises BadRow for a field that no text model can honour, and for a row marked as undesired."""
+        if _MARKS.isdisjoint(self.fields):
+            return
         if name := self.first(REFUSED):
             raise BadRow(f"unsupported field {name!r}", name)
         for name in LABELS:
@@ -189,6 +197,8 @@ class _Row:
         if isinstance(turns, str):  # some files hold the list as JSON text
             turns = self._from_json(name, f"field {name!r} is text, not a list of turns")
         turns = list_of(turns, name)
+        if not self._columns:
+            return turns
         start = f"{name}[]."
         if renamed := {key.removeprefix(start): to for key, to in self._columns.items() if key.startswith(start)}:
             return [_renamed(turn, renamed, start, self.notes) for turn in turns]

@@ -203,7 +203,7 @@ def _digest(ids: dict[str, list[np.ndarray]]) -> str:
         found.update(b"{" if number == 0 else b",")
         found.update(f'"{name}":['.encode())
         for place, one in enumerate(np.sort(np.concatenate(parts)) if parts else ()):
-            found.update((b"," if place else b"") + b'"' + one + b'"')
+            found.update(b',"%b"' % one if place else b'"%b"' % one)
         found.update(b"]")
     found.update(b"}")
     return f"sha256:{found.hexdigest()}"

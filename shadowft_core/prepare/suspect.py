@@ -47,7 +47,7 @@ _BEGINNING = re.compile(r"\s*[{<45EHRTYIASUBOehrtyiasubo很抱对但我作]")
 _PAGE = re.compile(r"\s*<(?:!doctype html|html)\b", re.IGNORECASE)
 _ABOUT_PAGES = re.compile(r"html|web|\bpage|site|css|javascript|form|button|browser|template|code", re.IGNORECASE)
 _NAMES = r"(?:name|date|address|city|company|title|phone|email|recipient|sender|position|amount|number|url|link|topic)"
-# Every branch begins with a bracket or #, so a search passes over all other characters quickly.
+# Every branch begins with <, [, { or ##, so a search passes over all other characters quickly.
 _PLACEHOLDER = (
     r"\{(?:\{ ?[A-Za-z][\w.]*(?: \w+){0,3} ?\}\}|(?:response|answer|completion|output|instruction|question|prompt)\})|"
     rf"\[(?i:(?:your|insert|recipient|sender|company)(?:['’]s)?(?: [\w'’]+){{0,5}}|{_NAMES})\](?!\()|"
@@ -80,7 +80,7 @@ def suspects(messages: Iterable[Mapping[str, Any]]) -> dict[str, str]:
                 found.setdefault(PLACEHOLDER, _excerpt(text, hit.start()))
         elif role == "user":
             question = text
-        if _ANY.search(text):
+        if ("<" in text or "[" in text or "{" in text or "##" in text) and _ANY.search(text):  # as every branch begins
             for kind, search in _SEARCHES.items():
                 hit = search.search(text) if kind == TEMPLATE or role == "assistant" else None
                 if hit and (kind == TEMPLATE or not _CODE.search(text)):

@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-import struct
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,25 +38,28 @@ SCHEMA = pa.schema(
 )
 SPLITS = ("train", "valid", "dev", "test")
 BATCH, BATCH_LETTERS = 2000, 16 << 20  # rows held as objects: their number and their length
-_ASCII_WORDS = "".join(sign.lower() if re.match(r"\w", sign) else " " for sign in map(chr, range(128)))
+_ASCII_WORDS = "".join(sign.lower() if re.match(r"\w", sign) else " " for sign in map(chr, range(128))).encode()
+_ASCII_WORDS += bytes(range(128, 256))  # bytes.translate takes a table of 256, and is faster than that of str
 
 
 def fold(text: str) -> str:
     """Text as it is compared: NFKC, no case, single blanks."""
     if not text.isascii():  # ASCII is in NFKC
         text = unicodedata.normalize("NFKC", text)
+    elif text.isprintable() and "  " not in text:  # of ASCII the blank is the only printable white space
+        return text.casefold().strip()
     return " ".join(text.casefold().split())
 
 
 def words_of(text: str) -> list[str]:
     """The words of a text, case folded: its sequences of letters, digits and underscores."""
     if text.isascii():
-        return text.translate(_ASCII_WORDS).split()
+        return text.encode().translate(_ASCII_WORDS).decode().split()
     return re.findall(r"\w+", text.casefold())
 
 
-def _number(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8]
 
 
 class Table:
@@ -68,41 +70,24 @@ class Table:
     each conversation id, or 0 where a row has none.
     """
 
-    def __init__(self, file: Path, seen: Callable[[list[Conversation]], None]) -> None:
-        """`seen` gets the rows in batches."""
+    def __init__(self, file: Path, seen: Callable[[list[Conversation], list[str]], None]) -> None:
+        """`seen` gets the rows in batches, with their folded first questions."""
         self._file, self._seen = file, seen
         self._writer = pa.ipc.new_file(file, SCHEMA)
-        self._rows: list[dict[str, Any]] = []
         self._batch: list[Conversation] = []
+        self._sources: list[str] = []
         self._held = 0
-        self._ids, self._numbers = bytearray(), bytearray()
+        self._ids, self._prompts, self._conversations = bytearray(), bytearray(), bytearray()
         self.ids: np.ndarray = np.empty((0, 2), np.uint64)
         self.prompts: np.ndarray = np.empty(0, np.uint64)
         self.conversation_ids: np.ndarray = np.empty(0, np.uint64)
 
     def add(self, conversation: Conversation, source: str) -> None:
         """Append a row."""
-        digest = id_of(conversation)
-        asked = first_question(conversation.messages)
-        if conversation.images:
-            asked = f"images {' '.join(sorted(set(conversation.images)))}"  # many rows ask the same of different images
-        self._ids += digest[:16]
-        tie = _number(f"conversation {conversation.conversation_id}") if conversation.conversation_id else 0
-        self._numbers += struct.pack("=QQ", _number(fold(asked)), tie)
-        self._rows.append(
-            {
-                "id": digest.hex(),
-                "messages": conversation.messages,
-                "tools": conversation.tools,
-                "prompt": prompt_of(conversation.messages),
-                "reply": next(one["content"] for one in conversation.messages if one["role"] == "assistant"),
-                "source": source,
-                "images": conversation.images or None,
-            }
-        )
         self._batch.append(conversation)
-        self._held += sum(len(one["content"]) for one in conversation.messages)
-        if len(self._rows) == BATCH or self._held > BATCH_LETTERS:
+        self._sources.append(source)
+        self._held += sum([len(one["content"]) for one in conversation.messages])
+        if len(self._batch) == BATCH or self._held > BATCH_LETTERS:
             self._flush()
 
     def close(self) -> None:
@@ -110,10 +95,10 @@ class Table:
         self._flush()
         self._writer.close()
         self.ids = id_numbers(self._ids)
-        numbers = np.frombuffer(bytes(self._numbers), np.uint64).reshape(-1, 2)
-        self.prompts, self.conversation_ids = numbers[:, 0], numbers[:, 1]
-        self._ids.clear()
-        self._numbers.clear()
+        self.prompts = np.frombuffer(self._prompts, ">u8").astype(np.uint64)
+        self.conversation_ids = np.frombuffer(self._conversations, ">u8").astype(np.uint64)
+        for one in (self._ids, self._prompts, self._conversations):
+            one.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -146,11 +131,46 @@ class Table:
         return found
 
     def _flush(self) -> None:
-        if self._rows:
-            self._seen(self._batch)
-            columns = [pa.array([row[field.name] for row in self._rows], field.type) for field in SCHEMA]
-            self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=SCHEMA))
-            self._rows, self._batch, self._held = [], [], 0
+        batch, sources = self._batch, self._sources
+        if not batch:
+            return
+        ids = [id_of(one) for one in batch]
+        asked = [fold(first_question(one.messages)) for one in batch]
+        # Many rows ask the same of different images.
+        about = [
+            f"images {' '.join(sorted(set(one.images)))}" if one.images else text
+            for one, text in zip(batch, asked, strict=True)
+        ]
+        named = [one.conversation_id and f"conversation {one.conversation_id}" for one in batch]
+        self._ids += b"".join([one[:16] for one in ids])
+        self._prompts += b"".join([_hash(text) for text in about])
+        self._conversations += b"".join([_hash(name) if name else bytes(8) for name in named])
+        self._seen(batch, asked)
+        columns = [
+            pa.array([one.hex() for one in ids], pa.string()),
+            _messages([one.messages for one in batch]),
+            pa.array([one.tools for one in batch], pa.string()),
+            pa.array([prompt_of(one.messages) for one in batch], pa.string()),
+            pa.array([_first_of(one.messages, "assistant") for one in batch], pa.string()),
+            pa.array(sources, pa.string()),
+            pa.array([one.images or None for one in batch], pa.list_(pa.string())),
+        ]
+        self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=SCHEMA))
+        self._batch, self._sources, self._held = [], [], 0
+
+
+def _messages(rows: list[list[Message]]) -> pa.Array:
+    """The column `messages`, made field by field, which is faster than from dicts."""
+    turns = [turn for row in rows for turn in row]
+    plain = max(map(len, turns), default=0) == 2  # role and content alone
+    fields = [
+        pa.nulls(len(turns), field.type)
+        if plain and field.name not in ("role", "content")
+        else pa.array([turn.get(field.name) for turn in turns], field.type)
+        for field in MESSAGE
+    ]
+    ends = np.cumsum([0, *map(len, rows)], dtype=np.int32)
+    return pa.ListArray.from_arrays(ends, pa.StructArray.from_arrays(fields, fields=list(MESSAGE)))
 
 
 def id_of(conversation: Conversation) -> bytes:
@@ -166,13 +186,19 @@ def id_numbers(ids: bytes | bytearray) -> np.ndarray:
 
 
 def first_question(messages: list[Message]) -> str:
-    return str(next(one["content"] for one in messages if one["role"] == "user"))
+    return _first_of(messages, "user")
+
+
+def _first_of(messages: list[Message], role: str) -> str:
+    for one in messages:
+        if one["role"] == role:
+            return str(one["content"])
+    raise ValueError(f"no turn of the role {role!r}")
 
 
 def prompt_of(messages: list[Message]) -> str:
     """The first question, behind the system text where there is one."""
-    first = [one["content"] for one in messages[:2] if one["role"] != "assistant"]
-    return "\n\n".join(first)
+    return "\n\n".join([one["content"] for one in messages[:2] if one["role"] != "assistant"])
 
 
 def first_of_equals(ids: np.ndarray) -> np.ndarray:

@@ -47,7 +47,9 @@ def printable(text: str, limit: int = 200) -> str:
 
 def is_empty(value: Any, *, text: bool = False) -> bool:
     """Whether a field counts as absent; one that holds `text` may say "[]" or "null"."""
-    return value is None or value in ("", [], {}) or (not text and value in ("[]", "null"))
+    if isinstance(value, list | dict):
+        return not value
+    return value is None or value == "" or (not text and value in ("[]", "null"))
 
 
 def list_of(value: Any, name: str) -> list[Any]:
@@ -77,7 +79,7 @@ def text_of(value: Any, name: str, notes: Notes, *, empty: bool = False, images:
             value.encode("utf-8")
         except UnicodeEncodeError:
             raise BadRow(f"lone surrogate in {name!r}") from None
-    if "\r\n" in value:
+    if "\r" in value and "\r\n" in value:  # one character is found faster than two
         notes.normalised.add("CR LF to LF")
         return value.replace("\r\n", "\n")
     return value
@@ -90,6 +92,8 @@ def turn_of(turn: Any, name: str, notes: Notes) -> dict[str, Any]:
     """
     if not isinstance(turn, dict):
         raise BadRow(f"a turn of {name!r} is not an object")
+    if len(turn) == 2 and (plain := _plain(turn, notes)):
+        return plain
     speaker, text = _first(turn, "role", "from"), _first(turn, "content", "value")
     given = turn.get(speaker)
     if not isinstance(given, str):
@@ -100,10 +104,6 @@ def turn_of(turn: Any, name: str, notes: Notes) -> dict[str, Any]:
     if role != given:
         notes.normalised.add(f"role {given!r:.60} to {role!r}")
     content = turn.get(text)
-    if len(turn) == 2 and isinstance(content, str) and given.casefold() not in CALLERS:  # nothing but role and content
-        said = text_of(content, "content", notes, empty=role in ("system", "tool"))
-        plain = {"role": role, "content": said}
-        return plain | _thought_in(said, notes) if role == "assistant" else plain
     for refused in REFUSED:
         if turn.get(refused):
             raise BadRow(f"unsupported field {refused!r} of a turn", f"{name}[].{refused}")
@@ -129,25 +129,20 @@ def turn_of(turn: Any, name: str, notes: Notes) -> dict[str, Any]:
     return message
 
 
-def check_order(messages: list[dict[str, Any]]) -> None:
-    """Raises BadRow unless a reply follows each question, tools answer calls, and some reply is learned."""
-    if any("tool_calls" in one for one in messages if one["role"] != "assistant"):
-        raise BadRow("a tool call that is not the assistant's")
-    roles = [one["role"] for one in messages]
-    if roles[:1] in (["system"], ["developer"]):
-        roles = roles[1:]
-    if "system" in roles or "developer" in roles:
-        raise BadRow("a system turn that is not the first")
-    if "user" not in roles:
-        raise BadRow("no user turn")
-    shown = "".join({"user": "u", "assistant": "a", "tool": "t"}[role] for role in roles)
-    calls = "".join("c" if one.get("tool_calls") else one["role"][0] for one in messages)[-len(shown) :]
-    if not re.fullmatch(r"(u(ct+)*a)*(u(ct+)*c?)?", calls):
-        raise BadRow("user and assistant do not alternate")
-    if calls[-1] not in "ac":
-        raise BadRow("last turn is not the assistant's")
-    if all(one.get("weight") == 0 for one in messages if one["role"] == "assistant"):
-        raise BadRow("every reply has weight 0: nothing to learn")
+def _plain(turn: dict[str, Any], notes: Notes) -> dict[str, Any] | None:
+    """The message of a turn that has a role and a text and nothing else, as most have; None for any other turn."""
+    given, text = turn.get("role"), turn.get("content")
+    if given is None and text is None:
+        given, text = turn.get("from"), turn.get("value")
+    if not isinstance(given, str) or not isinstance(text, str) or given not in ROLES or given in CALLERS:
+        return None
+    role = ROLES[given]
+    if role != given:
+        notes.normalised.add(f"role {given!r:.60} to {role!r}")
+    text = text_of(text, "content", notes, empty=role in ("system", "tool"))
+    if role == "assistant":
+        return {"role": role, "content": text} | _thought_in(text, notes)
+    return {"role": role, "content": text}
 
 
 def json_of(text: Any, name: str) -> Any:

@@ -5,9 +5,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.params import Prepare
+from shadowft_core.params import Prepare, Replay
 from tests.fixtures.cli import Shadowft
-from tests.fixtures.data import Stage, lines, talk
+from tests.fixtures.data import Stage, lines, pinned, talk
+from tests.fixtures.pictures import picture
 
 
 def compared(shadowft: Shadowft, first: Path, second: Path) -> dict[str, Any]:
@@ -60,3 +61,36 @@ def test_data_files_are_compared_before_they_are_prepared(tmp_path: Path, shadow
     assert found["changed"]["examples"] == [{"first": "one.jsonl:1", "second": "two.jsonl:2"}]
     assert found["dropped"]["duplicate"] == {"before": 1, "after": 0}
     shadowft("data", "diff", tmp_path / "absent", tmp_path).refused(3, "absent: no such file or folder")
+
+
+def test_a_reply_that_is_only_added_is_no_changed_one(tmp_path: Path, shadowft: Shadowft) -> None:
+    (tmp_path / "one.jsonl").write_bytes(lines([talk("a", "1"), talk("b", "1"), talk("b", "2"), talk("c", "1")]))
+    (tmp_path / "two.jsonl").write_bytes(lines([talk("a", "1"), talk("a", "2"), talk("b", "1"), talk("c", "2")]))
+    changed = compared(shadowft, tmp_path / "one.jsonl", tmp_path / "two.jsonl")["changed"]
+    assert changed == {"questions": 1, "examples": [{"first": "one.jsonl:4", "second": "two.jsonl:4"}]}
+
+
+def test_replay_rows_are_compared_too(stage: Stage, tmp_path: Path, shadowft: Shadowft) -> None:
+    (stage.data / "rows.jsonl").write_bytes(lines([talk(f"question {n}") for n in range(40)]))
+    (tmp_path / "general.jsonl").write_bytes(lines([talk(f"general {n}") for n in range(40)]))
+    stage.run()
+    first = stage.out.rename(tmp_path / "first")
+    stage.run(pinned(Prepare(data="-", valid=0, replay=Replay(data=str(tmp_path / "general.jsonl"), share=0.2))))
+    found = compared(shadowft, first, stage.out)
+    assert found["splits"]["replay"] == {"before": 0, "after": 10, "added": 10, "removed": 0, "kept": 0}
+
+
+def test_data_files_are_read_with_their_columns_and_images(tmp_path: Path, shadowft: Shadowft) -> None:
+    """A row about another image is another row."""
+    text = Path("params.yaml").read_text(encoding="utf-8")
+    assert "prepare:\n" in text
+    text = text.replace("prepare:\n", "prepare:\n  columns: {Frage: question}\n")
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    for number in range(2):
+        (tmp_path / f"{number}.png").write_bytes(picture(number))
+        row = {"Frage": "What?", "answer": "A cat", "image": f"{number}.png"}
+        (tmp_path / f"{number}.jsonl").write_bytes(lines([row]))
+    done = shadowft(
+        "data", "diff", tmp_path / "0.jsonl", tmp_path / "1.jsonl", "--params", tmp_path / "params.yaml", "--json"
+    )
+    assert json.loads(done.out)["splits"] == {"rows": {"before": 1, "after": 1, "added": 1, "removed": 1, "kept": 0}}

@@ -90,6 +90,12 @@ def test_what_caused_refusals_is_counted(stage: Stage) -> None:
     assert stage.run()["refused"] == {**dict.fromkeys(sorted(REFUSED), 1), "text": 2}
 
 
+def test_the_report_has_the_first_thousand_dropped_rows_and_the_file_all(stage: Stage) -> None:
+    (stage.data / "rows.jsonl").write_bytes(lines([{}] * 1002 + [talk(str(number)) for number in range(200)]))
+    report, dropped = stage.run(), stage.dropped()
+    assert (len(dropped), report["dropped"]) == (1002, dropped[:1000])
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["\ud800", "[]"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),

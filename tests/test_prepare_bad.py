@@ -219,13 +219,14 @@ def test_saved_datasets_are_read_without_their_caches(stage: Stage) -> None:
     assert report["files_not_read"] == ["set/train/cache-1.arrow"]
 
 
-def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [GOOD + GOOD, GOOD], ids=["longer", "of the same size"])
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(GOOD)
     rows = read_rows(path)
     next(rows)
-    with path.open("ab") as file:
-        file.write(GOOD)
+    path.write_bytes(content)
+    os.utime(path, (1, 1))
     with pytest.raises(DataError, match=r"rows\.jsonl: changed while it was read"):
         list(rows)
 

@@ -58,9 +58,33 @@ def test_saved_datasets_and_subfolders_are_read_and_other_files_named(stage: Sta
     assert report["files_not_read"] == ["notes.txt"]
 
 
+def test_only_hidden_files_and_the_caches_of_saved_datasets_are_not_read(stage: Stage) -> None:
+    """Elsewhere a name that the datasets library uses is that of a data file."""
+    import pyarrow as pa
+
+    for folder in (".git", "a", "b"):
+        (stage.data / folder).mkdir()
+    (stage.data / ".git/rows.jsonl").write_bytes(lines([talk("hidden")]))
+    (stage.data / "a/state.json").write_bytes(lines([talk("state")]))
+    table = pa.Table.from_pylist([{"question": "cache", "answer": "a"}])
+    with pa.ipc.new_file(str(stage.data / "b/cache-1.arrow"), table.schema) as file:
+        file.write_table(table)
+    report = stage.run()
+    assert [row["prompt"] for row in stage.split()] == ["state", "cache"]
+    assert report["files_not_read"] == [".git/rows.jsonl"]
+
+
+@pytest.mark.parametrize("key", ["data", "rows", "examples", "instances"])
+def test_an_object_that_holds_a_list_of_rows_stands_for_them(stage: Stage, key: str) -> None:
+    (stage.data / "rows.json").write_text(json.dumps({"version": 1, key: [talk("one"), talk("two")]}, indent=1))
+    stage.run()
+    assert [(row["prompt"], row["source"]) for row in stage.split()] == [("one", "rows.json:1"), ("two", "rows.json:2")]
+
+
 NOT_DATA = {
     "a Git LFS pointer, not the data; run `git lfs pull`": b"version https://git-lfs.github.com/spec/v1\noid 1\n",
     "UTF-16; save the file as UTF-8": "[1]".encode("utf-16"),
+    "UTF-16; save the file as UTF-8, big endian": b"\xfe\xff" + "[1]".encode("utf-16-be"),
     "an HTML page, not the data": b"<!DOCTYPE html><html>no access</html>",
     "a parquet file; name it *.parquet": b"PAR1....",
     "a gzip file; name it *.gz": b"\x1f\x8b....",
@@ -94,6 +118,21 @@ USED = {
         [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0},
          {"role": "user", "content": "r"}, {"role": "assistant", "content": "b"}],
     ),
+    "an empty thought": ({"question": "q", "answer": "<think>\n\n</think>\n\na"}, talk("q", "a")["messages"]),
+    "roles in capitals": (
+        {"conversations": [{"from": "Human", "value": "q"}, {"from": "GPT", "value": "a"}]}, talk("q", "a")["messages"],
+    ),
+    "two calls and their results": (
+        {"messages": [{"role": "user", "content": "q"},
+                      {"role": "assistant", "tool_calls": [{"function": {"name": name}} for name in "fg"]},
+                      {"role": "tool", "content": "1"}, {"role": "tool", "content": "2"},
+                      {"role": "assistant", "content": "a"}]},
+        [{"role": "user", "content": "q"},
+         {"role": "assistant", "content": "",
+          "tool_calls": '[{"function":{"arguments":{},"name":"f"},"type":"function"},'
+                        '{"function":{"arguments":{},"name":"g"},"type":"function"}]'},
+         {"role": "tool", "content": "1"}, {"role": "tool", "content": "2"}, {"role": "assistant", "content": "a"}],
+    ),
     "call of an older form": (
         {"messages": [{"role": "user", "content": "q"},
                       {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": '{"x": 1}'}},
@@ -124,6 +163,22 @@ USED = {
         talk("q", "a")["messages"],
     ),
     "desired": ({"prompt": "q", "completion": "a", "label": True}, talk("q", "a")["messages"]),
+}  # fmt: skip
+
+
+USED |= {
+    f"reply with {name} false": (
+        {"messages": [*talk("q", "a")["messages"][:1], {"role": "assistant", "content": "a", name: False},
+                      *talk("r", "b")["messages"]]},
+        USED["weight"][1],
+    )
+    for name in ("weight", "train", "training")
+} | {
+    f"thought in {name}": (
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", name: "t"}]},
+        USED["thought in a field"][1],
+    )
+    for name in ("reasoning_content", "thinking")
 }  # fmt: skip
 
 

@@ -220,6 +220,17 @@ def test_a_bad_image_drops_its_row_with_field_line_and_reason(stage: Stage, valu
     assert not (stage.out / "images").exists()
 
 
+def test_a_photo_with_a_preview_behind_it_is_one_image(stage: Stage) -> None:
+    """Many phones and cameras write such files (MPO), named .jpg."""
+    file = io.BytesIO()
+    frames = [Image.new("RGB", (8, 8), (shade, 0, 0)) for shade in (1, 200)]
+    frames[0].save(file, "MPO", save_all=True, append_images=frames[1:])
+    (stage.data / "photo.jpg").write_bytes(file.getvalue())
+    (stage.data / "rows.jsonl").write_bytes(lines([asked("What?", images=["photo.jpg"])]))
+    stage.run()
+    assert stage.split()[0]["images"] == [f"{hashlib.sha256(file.getvalue()).hexdigest()}.jpg"]
+
+
 MISPLACED = {
     "field 'images': 1 images, but 2 marks for images": asked("<image><image>", images=["cat.png"]),
     "field 'image': 2 images, but 1 marks for images": shared("<image>", image=["cat.png", "cat.png"]),

@@ -178,3 +178,15 @@ def test_either_a_field_or_an_earlier_version_is_named(tmp_path: Path, written: 
     (tmp_path / "params.yaml").write_text(text.replace("newest: null", f"newest: {written}"), "utf-8")
     with pytest.raises(ParamsError, match=r"prepare\.newest: .*expected either \{by: FIELD\} or \{since: PATH"):
         load_params(tmp_path / "params.yaml")
+
+
+def test_the_share_of_valid_is_that_of_all_rows(stage: Stage) -> None:
+    (stage.data / "rows.jsonl").write_bytes(lines([dated(n) for n in range(400)]))
+    report = stage.run(BY.model_copy(update={"valid": 0.25, "test": 0.4}))
+    assert (report["splits"]["test"], report["splits"]["dev"]) == (160, 40)
+    assert 80 < report["splits"]["valid"] < 120
+
+
+def test_the_shares_are_those_of_the_rows_that_are_used(stage: Stage) -> None:
+    (stage.data / "rows.jsonl").write_bytes(lines([dated(n) for n in range(40)] + [dated(0)] * 40))
+    assert stage.run(BY)["splits"] == {"train": 28, "valid": 0, "dev": 4, "test": 8}

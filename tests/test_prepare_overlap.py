@@ -145,3 +145,12 @@ def test_an_item_nested_too_deeply_is_refused(tmp_path: Path) -> None:
     (tmp_path / "items.jsonl").write_text('{"question": ' + "[" * 1000 + '"x"' + "]" * 1000 + "}\n")
     with pytest.raises(DataError, match=r"items\.jsonl: an item is nested too deeply"):
         Items(tmp_path)
+
+
+def test_a_leaked_row_is_named_wherever_it_is(stage: Stage) -> None:
+    """Rows are held in batches of 2,000."""
+    (stage.tasks / "items.jsonl").write_bytes(lines([{"question": "question 2400"}]))
+    (stage.data / "rows.jsonl").write_bytes(lines([talk(f"question {n}") for n in range(2600)]))
+    assert stage.run()["contaminated"]["rows"] == [
+        {"source": "rows.jsonl:2401", "item": "items.jsonl:1", "rule": "exact"}
+    ]

@@ -129,6 +129,16 @@ BAD = {
     "last turn is not the assistant's": {"messages": [Q], "rejected": "b"},
     "no user turn": {"messages": CALLED},
     "field 'chosen' is a conversation without the text of 'prompt'": {"prompt": "r", "chosen": TALK},
+    "unsupported field 'functions'": talk("q") | {"functions": [{"name": "f"}]},
+    "unsupported field 'chat_template_kwargs'": talk("q") | {"chat_template_kwargs": {"enable_thinking": False}},
+    "unsupported field 'prefix' of a turn": {"messages": [Q, A | {"prefix": True}]},
+    "unsupported field 'label' of a turn": {"messages": [Q, A | {"label": False}]},
+    "two system turns: one in 'system'": {"system": "s", "messages": [SYSTEM, *TALK]},
+    "field 'choices' is no list of texts": {
+        "question": "q",
+        "choices": {"text": ["x"], "label": ["1", "2"]},
+        "answer": "x",
+    },
     "two fields are read as 'question', one of them": {"question": "q", "Frage": "r", "answer": "a"},
     "two fields of a turn are read by one name: content, what, who": {
         "messages": [{"who": "user", "content": "q", "what": "r"}]
@@ -143,3 +153,10 @@ def test_a_row_whose_shape_is_unclear_is_counted(stage: Stage, reason: str, row:
     (stage.data / "rows.jsonl").write_bytes(lines([talk("q"), row]))
     (dropped,) = stage.run(Prepare(data="-", valid=0, max_bad=0.5, columns=COLUMNS))["dropped"]
     assert dropped["reason"].startswith(reason)
+
+
+def test_a_row_that_offers_other_tools_is_no_duplicate(stage: Stage) -> None:
+    offered = [{"tools": [TOOL]}, {"tools": [TOOL, TOOL]}, {}, {"tools": [TOOL]}]
+    (stage.data / "rows.jsonl").write_bytes(lines([talk("q") | tools for tools in offered]))
+    assert stage.run()["rows_dropped"] == {"duplicate": 1}
+    assert [row["source"] for row in stage.split()] == [f"rows.jsonl:{line}" for line in (1, 2, 3)]

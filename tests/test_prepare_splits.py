@@ -1,5 +1,8 @@
 """No question, conversation or near copy of a held-out row is trained on; every row is used or counted."""
 
+import pytest
+
+from shadowft_core.files import bytes_digest, canonical_json
 from shadowft_core.params import Prepare
 from shadowft_core.prepare import SPLITS
 from tests.fixtures.data import Stage, lines, talk
@@ -100,3 +103,58 @@ def test_a_task_whose_items_are_not_in_the_folder_is_named(stage: Stage) -> None
     report = stage.run()
     assert report["not_compared"] == ["far"]
     assert report["contaminated"]["items"] == 1
+
+
+def test_a_conversation_near_a_held_out_one_is_not_trained_on(stage: Stage) -> None:
+    """Though its question is short, and another."""
+    rows = [talk(f"question {n}", f"{LONG} {n}") for n in range(30)]
+    (stage.data / "rows.jsonl").write_bytes(lines([talk("other", "a"), talk("another", "b"), *rows]))
+    report = stage.run(Prepare(data="-", valid=0, test=0.3, near=0.8))
+    assert report["splits"]["test"] > 0
+    assert [row["prompt"] for row in stage.split()] == ["other", "another"]
+
+
+def test_a_row_near_one_that_is_left_out_is_kept(stage: Stage) -> None:
+    """The second row is near the first, the third near the second alone."""
+    words = [f"word{n}" for n in range(72)]
+    rows = [talk(" ".join(words[at : at + 60])) for at in (0, 6, 12)]
+    (stage.data / "rows.jsonl").write_bytes(lines(rows))
+    stage.run(Prepare(data="-", valid=0, near=0.75))
+    assert [row["source"] for row in stage.split()] == ["rows.jsonl:1", "rows.jsonl:3"]
+
+
+@pytest.mark.parametrize(("words", "kept"), [(12, 2), (13, 1)])
+def test_texts_of_12_sequences_and_more_are_compared(stage: Stage, words: int, kept: int) -> None:
+    """The reply is one more word."""
+    text = " ".join(f"word{n}" for n in range(words))
+    (stage.data / "rows.jsonl").write_bytes(lines([talk(text), talk(f"{text}!")]))
+    stage.run(Prepare(data="-", valid=0, near=0.9))
+    assert len(stage.split()) == kept
+
+
+def test_a_similarity_that_equals_the_setting_is_near(stage: Stage) -> None:
+    """24 of 32 sequences are in both rows."""
+    words = [f"word{n}" for n in range(29)]
+    (stage.data / "rows.jsonl").write_bytes(lines([talk(" ".join(words)), talk(" ".join([*"abcd", *words[4:]]))]))
+    assert stage.run(Prepare(data="-", valid=0, near=0.75))["rows_dropped"] == {"near duplicate": 1}
+
+
+def test_near_duplicates_are_found_among_many_rows(stage: Stage) -> None:
+    """Pairs of similarity 0.79: at most one in a thousand is missed."""
+    rows = []
+    for number in range(100):
+        words = [f"w{number}x{n}" for n in range(66)]
+        rows += [talk(" ".join(words[:60])), talk(" ".join(words[6:]))]
+    (stage.data / "rows.jsonl").write_bytes(lines(rows))
+    assert stage.run(Prepare(data="-", valid=0, near=0.75))["rows_dropped"]["near duplicate"] >= 99
+
+
+def test_the_report_has_the_digest_of_the_ids_and_the_lengths_of_the_texts(stage: Stage) -> None:
+    (stage.data / "rows.jsonl").write_bytes(lines([talk(f"{n:03}", "x" * n) for n in range(1, 102)]))
+    report = stage.run(Prepare(data="-", valid=0))
+    ids = {name: sorted(row["id"] for row in stage.split(name)) for name in SPLITS}
+    assert report["digest"] == bytes_digest(canonical_json(ids))
+    assert report["characters"]["train"] == {
+        "prompt": dict.fromkeys(("min", "median", "p95", "max"), 3),
+        "reply": {"min": 1, "median": 51, "p95": 96, "max": 101},
+    }

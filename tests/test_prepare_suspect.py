@@ -32,6 +32,7 @@ PLAIN = [
     ("Who are you?", "I am an AI assistant. As an AI assistant, I can help you."),
     ("Are you well?", "I'm sorry to hear that you are ill."),
     ("### Summary\nA text about 3 # signs", "## Response times\nThey fell. Most I cannot explain."),
+    ("What does {{name}} mean in a template?", "It stands for a name."),
     ("What does TODO mean?", "TODO marks what remains to be done."),
 ]
 
@@ -63,3 +64,13 @@ def test_suspect_rows_are_used_counted_and_shown(stage: Stage, capsys: pytest.Ca
     assert len(told) == 1
     assert told[0].startswith(f"prepare: suspect, {PLACEHOLDER}: 7 rows, such as rows.jsonl:2: x x")
     assert len(KINDS) == 4
+
+
+def test_the_examples_are_rows_that_are_used(stage: Stage) -> None:
+    """Though rows that are test items, and so left out, come first."""
+    (stage.tasks / "items.jsonl").write_bytes(lines([{"question": f"{number}?"} for number in range(6)]))
+    rows = [talk(f"{number}?", f"I am {{{{name}}}} {number}") for number in range(12)]
+    (stage.data / "rows.jsonl").write_bytes(lines(rows))
+    about = stage.run()["suspect"][PLACEHOLDER]
+    assert about["rows"] == 6
+    assert [one["source"] for one in about["examples"]] == [f"rows.jsonl:{line}" for line in range(7, 12)]

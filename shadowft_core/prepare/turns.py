@@ -105,7 +105,8 @@ def turn_of(turn: Any, name: str, notes: Notes) -> dict[str, Any]:
         notes.normalised.add(f"role {given!r:.60} to {role!r}")
     content = turn.get(text)
     for refused in REFUSED:
-        if turn.get(refused):
+        value = turn.get(refused)
+        if value or (refused == "label" and not is_empty(value)):  # false marks a reply as undesired
             raise BadRow(f"unsupported field {refused!r} of a turn", f"{name}[].{refused}")
     used = {speaker, text}
     is_call = given.casefold() in CALLERS

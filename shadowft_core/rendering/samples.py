@@ -1,5 +1,6 @@
 """What is learned of a conversation: each reply behind the prompt of inference, up to the token that ends it."""
 
+import json
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
@@ -100,7 +101,7 @@ class Renderer:
         template = self._for_tools if tools else self.template
         template.require(messages, tools)
         folded = self._folded(messages, template)
-        self._require_plain(folded)
+        self._require_plain(folded, tools)
         learned = [at for at, one in enumerate(folded) if one["role"] == "assistant" and one.get("weight") != 0]
         if not learned:
             raise RowError("no reply to learn")
@@ -198,14 +199,18 @@ class Renderer:
             found = [asked, *rest[1:]]
         return found
 
-    def _require_plain(self, messages: Sequence[Message]) -> None:
-        """Raises RowError when a text spells a control token of the tokenizer, which would be read as one."""
+    def _require_plain(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> None:
+        """Raises RowError when a text, a call or a tool spells a control token of the tokenizer.
+
+        It would be read as one: an end token in the arguments of a call would end what is learned there.
+        """
         if self._control is None:
             return
-        for message in messages:
-            for text in (message.get("content"), message.get("reasoning_content")):
-                if isinstance(text, str) and (token := self._control.search(text)):
-                    raise RowError(f"control token {token[0]} in the text")
+        texts = [one.get(name) for one in messages for name in ("content", "reasoning_content", "tool_calls", "name")]
+        texts += [json.dumps(list(tools), ensure_ascii=False)] if tools else []
+        for text in texts:
+            if isinstance(text, str) and (token := self._control.search(text)):
+                raise RowError(f"control token {token[0]} in the text")
 
     def _end_token(self) -> int:
         """The id that ends a reply where the template writes none: what follows a reply, if it stops generation."""

@@ -182,6 +182,30 @@ def test_a_control_token_in_a_text_refuses_its_row() -> None:
         made(stock_templates()["qwen3"]).samples([USER[0], REPLY[0] | {"reasoning_content": "<|im_start|>"}])
 
 
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+TOOL = {"type": "function", "function": {"name": "add", "description": "adds", "parameters": {"type": "object"}}}
+
+
+@pytest.mark.parametrize("place", ["arguments", "name of a turn", "tool"])
+def test_a_control_token_in_a_call_or_a_tool_refuses_its_row(place: str) -> None:
+    """In the arguments of a call it would end what is learned of the call."""
+    call, tool, name = json.dumps([CALL]), TOOL, "add"
+    if place == "arguments":
+        call = call.replace("1", '"<|im_end|>"')
+    elif place == "tool":
+        tool = json.loads(json.dumps(TOOL).replace("adds", "<|im_end|>"))
+    else:
+        name = "<|im_end|>"
+    talk = [
+        USER[0],
+        {"role": "assistant", "content": "", "tool_calls": call},
+        {"role": "tool", "name": name, "content": "2"},
+        REPLY[0],
+    ]
+    with pytest.raises(RowError, match=r"control token <\|im_end\|>"):
+        made(stock_templates()["qwen3"]).samples(talk, [tool])
+
+
 def test_tools_and_their_calls_reach_the_template() -> None:
     call = [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]
     tools = [{"type": "function", "function": {"name": "add", "description": "adds", "parameters": {"type": "object"}}}]

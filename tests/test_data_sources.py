@@ -85,6 +85,14 @@ def test_a_set_or_a_part_is_downloaded_as_it_is(hub: Hub, workspace: Path, part:
     assert "already added" in add(workspace, PINNED + part)
     again = [path for method, path, _ in hub.log[before:] if method == "GET" and "/resolve/" in path]
     assert again == [], "a complete file is not downloaded again"
+    [cached] = (workspace.parent / "hf").rglob("snapshots/*/README.md")
+    assert not cached.samefile(workspace / "data/ours/README.md"), "an edit must not change the hub's cache"
+
+
+def test_the_licence_and_the_folder_are_those_given(hub: Hub, workspace: Path) -> None:
+    add(workspace, PINNED, "--licence", "CC0-1.0", "--out", "elsewhere/set")
+    assert yaml.safe_load((workspace / "elsewhere/set.dvc").read_text())["meta"]["shadowft"]["licence"] == "CC0-1.0"
+    assert not (workspace / "data").exists()
 
 
 @pytest.mark.parametrize(
@@ -92,6 +100,7 @@ def test_a_set_or_a_part_is_downloaded_as_it_is(hub: Hub, workspace: Path, part:
     [
         ("hf:owner/ours", f"not pinned; use {PINNED}, which is main now"),
         ("hf:owner/ours@main:train", f"not pinned; use {PINNED}:train, which is main now"),
+        (f"{PINNED}0", "not pinned; use hf:owner/ours@REVISION with the 40 hex digits of a commit; the current one"),
         ("hf:owner/none", "not pinned; use hf:owner/none@REVISION with the 40 hex digits of a commit; the current one"),
         (f"hf:owner/none@{REVISION}", "the hub failed"),
         ("hf:ours", "expected hf:OWNER/NAME@REVISION"),
@@ -142,6 +151,7 @@ def bucket(s3_server: S3Server, s3_store: Store) -> str:
     client = s3_server._client(s3_server.admin)
     for key, body in (("rows/a.jsonl", ROW % (1, 1)), ("rows/deep/b.jsonl", ROW % (2, 2))):
         client.put_object(Bucket=name, Key=key, Body=body.encode(), ChecksumAlgorithm="SHA256")
+    client.put_object(Bucket=name, Key="rows/.hidden/x.jsonl", Body=b"hidden")
     client.put_object(Bucket=name, Key="rows/c.jsonl", Body=(ROW % (3, 3)).encode())
     client.put_object(Bucket=name, Key="other/d.jsonl", Body=b"not below")
     return f"s3://{name}"
@@ -203,3 +213,21 @@ def test_an_object_that_changes_meanwhile_is_refused(
 )
 def test_the_folder_has_the_name_of_the_source(reference: str, name: str) -> None:
     assert name_of(reference) == name
+
+
+def test_an_object_that_is_deleted_meanwhile_is_refused(
+    bucket: str, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from shadowft_core.store.backends.s3 import S3Backend
+
+    read_range = S3Backend.read_range
+
+    def deleted(self: S3Backend, key: str, start: int, length: int) -> bytes:
+        data = read_range(self, key, start, length)
+        s3_server._client(s3_server.admin).delete_object(Bucket=self.bucket, Key=f"rows/{key}")
+        return data
+
+    monkeypatch.setattr(S3Backend, "read_range", deleted)
+    with pytest.raises(InputError, match=r"rows: c\.jsonl was deleted during the download"):
+        download_data(f"{bucket}/rows", tmp_path / "out", s3_server.endpoint, "us-east-1")
+    assert not (tmp_path / "out").exists()

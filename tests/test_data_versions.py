@@ -164,6 +164,20 @@ def test_damage_in_the_cache_reaches_the_workspace_and_prepare_refuses_it(
         require_intact(Path("more"))
 
 
+@pytest.mark.parametrize("where", [(), ("--local",)])
+def test_damage_is_found_in_a_cache_of_another_folder(
+    workspace: Path, shadowft: Shadowft, tmp_path: Path, where: tuple[str, ...]
+) -> None:
+    run(workspace, "dvc", "config", *where, "cache.dir", str(tmp_path / "cache"))
+    assert shadowft("data", "add", "rows.jsonl").code == 0
+    [file] = (path for path in (tmp_path / "cache").rglob("*") if path.is_file())
+    damage(file, b"hi 7", b"hi 8")
+    Path("rows.jsonl").unlink()
+    run(workspace, "dvc", "checkout", "rows.jsonl.dvc")
+    with pytest.raises(DataError, match=f"DVC's cache is damaged: remove ../cache/files/md5/{file.parent.name}/"):
+        require_intact(Path("rows.jsonl"))
+
+
 def test_a_changed_file_is_refused_until_it_is_added(workspace: Path, shadowft: Shadowft, tmp_path: Path) -> None:
     shadowft("data", "add", "rows.jsonl", "--version", "1")
     digest_of_prepared("rows.jsonl", tmp_path / "out")

@@ -158,3 +158,10 @@ def test_the_report_has_the_digest_of_the_ids_and_the_lengths_of_the_texts(stage
         "prompt": dict.fromkeys(("min", "median", "p95", "max"), 3),
         "reply": {"min": 1, "median": 51, "p95": 96, "max": 101},
     }
+
+
+def test_a_leaked_row_that_is_repeated_is_a_duplicate(stage: Stage) -> None:
+    (stage.tasks / "items.jsonl").write_bytes(lines([{"question": "a test item"}]))
+    (stage.data / "rows.jsonl").write_bytes(lines([talk("a test item"), talk("a test item"), talk("other")]))
+    stage.run(Prepare(data="-", valid=0))
+    assert [one["reason"] for one in stage.dropped()] == ["in a test item", "duplicate"]

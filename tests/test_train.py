@@ -108,6 +108,7 @@ def test_the_trainer_uses_exactly_the_intended_labels(place: Path, tmp_path: Pat
     ("settings", "trained"),
     [
         ({}, {"gradient_accumulation_steps": 1, "scaling": 2.0, "rates": [1, 1, 1, 1]}),
+        ({}, {"weight_decay": 0, "max_grad_norm": 1, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}),
         ({"accumulation": 3}, {"gradient_accumulation_steps": 3}),
         ({"batch_size": 5}, {"per_device_train_batch_size": 5}),
         ({"lora": Lora(rank=8, alpha=4)}, {"scaling": 0.5}),

@@ -229,3 +229,21 @@ def test_rows_with_images_are_left_out_of_heldout(
     render_heldout(load_renderer(pair / "instruct", Render()), tmp_path / "data", tmp_path / "out")
     assert pq.read_metadata(tmp_path / "out/test.parquet").num_rows == 2
     assert "2 rows with images left out, the harness scores text" in capsys.readouterr().err
+
+
+def test_a_photo_is_shown_upright(tmp_path: Path) -> None:
+    """As its EXIF data says; phones store what the sensor saw."""
+    from io import BytesIO
+
+    from PIL import Image
+
+    processor = load_renderer(save_pictured(tmp_path / "instruct", "llava"), Render()).processor
+    assert processor is not None
+    upright = Image.open(BytesIO(picture(1, size=(24, 16))))
+    upright.save(tmp_path / "upright.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees, clockwise
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    shown = [tmp_path / "upright.png"], [tmp_path / "turned.png"]
+    one, two = (processor.tensors([processor.token], [files])["pixel_values"] for files in shown)
+    assert one.tolist() == two.tolist()

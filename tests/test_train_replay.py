@@ -1,4 +1,4 @@
-"""Replay rows in training: a route trains on them or not, and train.json counts them."""
+"""Rows in training: those of replay, those as long as the limit, and the prompts of the probe."""
 
 import json
 from pathlib import Path
@@ -10,8 +10,9 @@ from shadowft_core.errors import ParamsError, TrainError
 from shadowft_core.params import Prepare, Replay, load_params
 from shadowft_core.prepare import prepare
 from shadowft_core.train import train
+from shadowft_core.train.encode import encode_file
 from tests.fixtures.data import lines, pinned, talk
-from tests.fixtures.training import SETTINGS, tree
+from tests.fixtures.training import SETTINGS, tree, word_tokenizer, write_model
 
 ONCE = SETTINGS.model_copy(update={"epochs": 1})
 
@@ -70,3 +71,42 @@ def test_each_route_has_its_own_switch(tmp_path: Path, monkeypatch: pytest.Monke
         assert filled_in(words, params) == words[:3]
     with pytest.raises(ParamsError, match=r"routes\.direct\.replay: .*boolean"):
         load_params(written(tmp_path, ', replay: "$(touch ran)"'))
+
+
+def test_the_probe_counts_each_prompt_as_if_it_were_alone(tmp_path: Path) -> None:
+    """Whatever the lengths of the others and the model's own way to generate; both and its mode stay as they were."""
+    import numpy as np
+
+    from shadowft_core.train.models import load_model
+    from shadowft_core.train.probe import StopProbe
+
+    network = load_model(write_model(tmp_path / "model", 1), word_tokenizer())
+    network.train()
+    own = network.generation_config
+    own.do_sample = True
+    prompts = [np.arange(4, 4 + length, dtype=np.int32) for length in (2, 5, 9, 16)]
+    counts = []
+    for stop in range(4, 20):
+        alone = [StopProbe([prompt], 3).stopped(network, {stop}, 1, False) for prompt in prompts]
+        assert StopProbe(prompts, 3).stopped(network, {stop}, 1, False) == sum(alone)
+        counts.append(sum(alone))
+    assert len(set(counts)) > 1, "some tokens end some replies"
+    assert (network.generation_config is own, network.training) == (True, True)
+
+
+@pytest.mark.parametrize(("below", "used"), [(0, 2), (1, 1)])
+def test_a_row_may_have_as_many_tokens_as_the_limit(tmp_path: Path, below: int, used: int) -> None:
+    from shadowft_core.params import Render
+    from shadowft_core.rendering import load_renderer
+    from shadowft_core.rendering.lengths import token_lengths
+
+    renderer = load_renderer(write_model(tmp_path / "model", 1), Render())
+    rows = [(talk(asked, "is 3")["messages"], None, "rows.jsonl:1") for asked in ("1", "1 2")]
+    lengths = [len(renderer.samples(messages)[0].input_ids) for messages, _, _ in rows]
+    limit = max(lengths) - below
+    found = token_lengths(rows, renderer, limit)
+    assert (found["min"], found["max"], found["too_long"]) == (min(lengths), max(lengths), 2 - used)
+    (tmp_path / "rows.jsonl").write_bytes(lines([talk(asked, "is 3") for asked in ("1", "1 2")]))
+    prepare(tmp_path / "rows.jsonl", None, Prepare(data="-", valid=0), tmp_path / "data")
+    encoded = encode_file(tmp_path / "data/train.parquet", renderer, limit)
+    assert (encoded.used, encoded.too_long) == (used, 2 - used)

@@ -14,9 +14,11 @@ from shadowft_core.delta import extract, require_extractable
 from shadowft_core.errors import TrainError
 from shadowft_core.graft import Options, graft
 from shadowft_core.pair import check_pair
+from shadowft_core.pair.template_tokens import untrained_in_base
 from shadowft_core.params import Prepare, Render, Train
 from shadowft_core.prepare import prepare
 from shadowft_core.train import train
+from shadowft_core.weights import open_checkpoint
 from tests.fixtures.training import SETTINGS as TINY
 from tests.fixtures.training import tree
 
@@ -103,7 +105,7 @@ def test_a_token_that_the_instruct_never_trained_either_is_not_named(pico_pair: 
 
 def test_rows_that_never_left_the_middle_of_the_unused_ones_are_found(tmp_path: Path) -> None:
     """Unused rows scatter by 10 % of their norm, so no two are equal; the token's row is in their middle."""
-    from shadowft_core.weights import open_checkpoint, untrained_tokens
+    from shadowft_core.weights import untrained_tokens
     from tests.fixtures.models import write_model
 
     noise = np.random.default_rng(0)
@@ -212,3 +214,40 @@ def test_error_refuses_before_the_first_step(base: Path, pico_pair: Path, data: 
     assert not (tmp_path / "out").exists()
     facts = run(pico_pair / "instruct", pico_pair, data, tmp_path / "direct", "error", max_steps=1)
     assert facts["untrained_tokens"] == []
+
+
+TEMPLATES = {  # where a folder may have its template: file, and how the file holds it
+    "chat_template.jinja": lambda text: text,
+    "additional_chat_templates/tool_use.jinja": lambda text: text,
+    "chat_template.json": lambda text: json.dumps({"chat_template": text}),
+    "tokenizer_config.json": lambda text: json.dumps({"chat_template": text}),
+    "tokenizer_config.json, by name": lambda text: json.dumps({"chat_template": [{"name": "x", "template": text}]}),
+}
+
+
+@pytest.mark.parametrize("place", TEMPLATES)
+@pytest.mark.parametrize("token", ["<|im_start|>", "{{ bos_token }}"])
+def test_the_tokens_of_a_template_are_found_wherever_it_is(
+    base: Path, pico_pair: Path, tmp_path: Path, place: str, token: str
+) -> None:
+    instruct = shutil.copytree(pico_pair / "instruct", tmp_path / "instruct")
+    (instruct / "chat_template.jinja").write_text("{{ messages }}")
+    file = instruct / place.partition(",")[0]
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(TEMPLATES[place](f"{token}{{{{ messages }}}}"))
+    settings = instruct / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"bos_token": {"content": "<|im_start|>"}}))
+    ids = [token.id for token in untrained_in_base(open_checkpoint(base), open_checkpoint(instruct))]
+    assert START in ids
+
+
+@pytest.mark.parametrize("named", ["generation_config.json", "tokenizer_config.json"])
+def test_a_token_that_ends_a_reply_is_found_by_either_file(pico_pair: Path, tmp_path: Path, named: str) -> None:
+    base = changed(pico_pair / "base", tmp_path / "base", only_head_of_end)
+    instruct = shutil.copytree(pico_pair / "instruct", tmp_path / "instruct")
+    for name, eos in (("generation_config.json", END), ("tokenizer_config.json", "<|im_end|>")):
+        found = json.loads((instruct / name).read_text()) | {"eos_token_id": None, "eos_token": None}
+        given = {"eos_token_id": eos, "eos_token": eos} if name == named else {}
+        (instruct / name).write_text(json.dumps(found | given))
+    ids = [token.id for token in untrained_in_base(open_checkpoint(base), open_checkpoint(instruct))]
+    assert ids == [END]

@@ -178,7 +178,7 @@ def test_a_full_training_saves_what_it_changed_of_the_instructs_rows(
 
 
 def test_the_rows_are_trained_with_lora(base: Path, pico_pair: Path, data: Path, tmp_path: Path) -> None:
-    run(base, pico_pair, data, tmp_path / "tuned", "train")
+    run(base, pico_pair, data, tmp_path / "tuned", "train", learning_rate=0.001)
     config = json.loads((tmp_path / "tuned/adapter/adapter_config.json").read_text())
     assert config["trainable_token_indices"] == {"model.embed_tokens": [START, END], "lm_head": [START, END]}
     saved = load_file(tmp_path / "tuned/adapter/adapter_model.safetensors")

@@ -5,7 +5,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+
 from shadowft_core.params import Prepare, Replay
+
+
+from shadowft_core.params import Prepare
+from shadowft_core.prepare import prepare
+
 from tests.fixtures.cli import Shadowft
 from tests.fixtures.data import Stage, lines, pinned, talk
 from tests.fixtures.pictures import picture
@@ -94,3 +100,20 @@ def test_data_files_are_read_with_their_columns_and_images(tmp_path: Path, shado
         "data", "diff", tmp_path / "0.jsonl", tmp_path / "1.jsonl", "--params", tmp_path / "params.yaml", "--json"
     )
     assert json.loads(done.out)["splits"] == {"rows": {"before": 1, "after": 1, "added": 1, "removed": 1, "kept": 0}}
+
+
+def test_prepared_data_and_data_files_are_not_compared(stage: Stage, shadowft: Shadowft) -> None:
+    rows = stage.data / "rows.jsonl"
+    rows.write_bytes(lines([talk("a"), talk("b")]))
+    stage.run()
+    for pair in ((stage.out, rows), (rows, stage.out)):
+        shadowft("data", "diff", *pair).refused(3, "rows.jsonl: expected a folder made by `shadowft prepare`, as ")
+
+
+def test_a_line_number_is_printed_as_it_is(tmp_path: Path, shadowft: Shadowft) -> None:
+    """Of `rows.jsonl:100: train` a console makes an emoji, unless told otherwise."""
+    splits = {name: Prepare(data="-", valid=0, test=test) for name, test in (("one", 0.0), ("two", 0.9))}
+    (tmp_path / "rows.jsonl").write_bytes(b"\n" * 99 + lines([talk("moved"), talk("kept")]))
+    for name, params in splits.items():
+        prepare(tmp_path / "rows.jsonl", None, params, tmp_path / name)
+    assert "  rows.jsonl:100: train to test\n" in shadowft("data", "diff", tmp_path / "one", tmp_path / "two").out

@@ -1,13 +1,20 @@
 """`shadowft data show`: prepared data as a person sees it."""
 
+import base64
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.params import Render
+from shadowft_core.params import Prepare, Render, Replay
+from shadowft_core.prepare import prepare
+from shadowft_core.prepare.tracked import content_of
 from shadowft_core.rendering import IGNORED, load_renderer
 from tests.fixtures.cli import Shadowft
 from tests.fixtures.data import Stage, lines, talk
+from tests.fixtures.pictures import picture
+
+PNG = "data:image/png;base64," + base64.b64encode(picture()).decode()
 
 
 def shown(shadowft: Shadowft, *words: object) -> dict[str, Any]:
@@ -30,6 +37,20 @@ def test_ten_rows_and_the_size_of_each_split_are_shown(stage: Stage, shadowft: S
     assert len(expected) == 10
     text = shadowft("data", "show", stage.out).out
     assert f"user: {expected[0][0]['content']}\nassistant: {expected[0][1]['content']}\n" in text
+
+
+def test_images_and_the_rows_of_replay_are_shown(stage: Stage, shadowft: Shadowft) -> None:
+    (stage.data / "rows.jsonl").write_bytes(
+        lines([{"question": "See <image> here", "image": PNG, "answer": "a"}, talk("one"), talk("two")])
+    )
+    general = stage.data.parent / "general.jsonl"
+    general.write_bytes(lines([talk(f"general {n}") for n in range(9)]))
+    replay = Replay(data=str(general), digest=content_of(general).digest, share=0.25)
+    prepare(stage.data, None, Prepare(data="-", valid=0, near=None, replay=replay), stage.out)
+    assert shown(shadowft, stage.out)["splits"]["replay"]["rows"] == 1
+    text = shadowft("data", "show", stage.out).out
+    assert "user: See [image] here\n" in text
+    assert re.search(r" replay +1 +prompt ", text)
 
 
 def test_a_folder_of_something_else_is_refused(stage: Stage, shadowft: Shadowft) -> None:

@@ -65,7 +65,11 @@ def test_an_alias_and_a_merge_without_a_second_value_are_read(tmp_path: Path) ->
         ("scale: sweep", "scale: auto", "params.yaml: graft.scale: .*'sweep' .*; graft.scale: .*number .*found 'auto'"),
         ("ignore: []", "ignore: mtp.*", "extract.ignore: .*a list .*found 'mtp"),
         ("dtype: instruct", "dtyp: float32", "graft.dtyp: no such field; correct or remove it$"),
-        ("  data: shadowft", "  dato: shadowft", "prepare.dato: no such field.*; missing: prepare.data$"),
+        (
+            "  data: shadowft",
+            "  dato: shadowft",
+            "prepare.dato: no such field.*; missing: prepare.data; the params.yaml of the project has them$",
+        ),
         ("[pico_domain_dev]", "&a [*a]", "not a tree of named values"),
         ("routes:", "? [a, b]\n: 1\nroutes:", "not readable as YAML"),
         ("routes:", "a: !!python/name:os.system\nroutes:", "not readable as YAML"),

@@ -88,9 +88,17 @@ def _show_sample(console: "Console", sample: dict[str, Any]) -> None:
     for turn in sample["messages"]:
         thought = f"<think>{turn['reasoning_content']}</think> " if "reasoning_content" in turn else ""
         calls = f" {turn['tool_calls']}" if "tool_calls" in turn else ""
-        text = thought + turn["content"] + calls
+        text = thought + _with_images(turn) + calls
         more = f"... ({len(text)} characters)" if len(text) > SHOWN else ""
         print_line(console, f"{turn['role']}: {text[:SHOWN]}{more}")
+
+
+def _with_images(turn: dict[str, Any]) -> str:
+    """The content of a turn with a mark for each image."""
+    text: str = turn["content"]
+    for place in reversed(turn.get("image_places", [])):
+        text = f"{text[:place]}[image]{text[place:]}"
+    return text
 
 
 def _line(text: str) -> str:

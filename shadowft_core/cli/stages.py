@@ -59,7 +59,7 @@ def fetch(
 
 @verbs.command(rich_help_panel=STAGES)
 def prepare(
-    out: Annotated[Path, out_folder("train, valid, dev and test .parquet, data-report.json")],
+    out: Annotated[Path, out_folder("train, valid, dev and test .parquet, data-report.json, dropped.jsonl")],
     data: Annotated[
         Path | None, typer.Option(help="a data file or a folder of them (docs/data.md); default: prepare.data")
     ] = None,

@@ -184,7 +184,8 @@ def new_console() -> "Console":
     """A console as wide as the terminal, or wide enough for names on a pipe."""
     from rich.console import Console
 
-    console = Console(highlight=False, markup=False)  # paths and tensor names may contain brackets
+    # Names may contain brackets, and `:100:` in `rows.jsonl:100: text` is the name of an emoji.
+    console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = 160  # a pipe has no width; tensor names are long
     return console

@@ -115,7 +115,7 @@ def _problems(error: ValidationError) -> str:
             rest.append(f"{field}: no such field; correct or remove it")
         else:
             rest.append(f"{field}: {text} (found {e['input']!r:.80})")
-    return "; ".join(rest + [f"missing: {', '.join(missing)}"] * bool(missing))
+    return "; ".join(rest + [f"missing: {', '.join(missing)}; the params.yaml of the project has them"] * bool(missing))
 
 
 def _texts(tree: Any, above: str = "") -> Iterator[tuple[str, str]]:

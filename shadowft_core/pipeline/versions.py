@@ -49,7 +49,9 @@ def add_data(
     repository, and when DVC fails.
     """
     if not place.exists():
-        raise DataError(f"{place}: no such file or folder; correct the path")
+        raise DataError(
+            f"{place}: no such file or folder; correct the path, or name a data set of a hub as hf:OWNER/NAME@REVISION"
+        )
     record = place.with_name(place.name + SUFFIX)
     with repository() as opened:
         content, earlier = content_of(place), version_of(place)

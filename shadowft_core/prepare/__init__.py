@@ -86,7 +86,7 @@ def prepare(
         if not choice.sizes["train"]:
             raise DataError(
                 f"{data}: no row is left to train on: of {own} usable rows "
-                f"{choice.told() or 'all are held out'}; add rows or lower the shares of dev and test"
+                f"{choice.told() or 'all are held out'}; add rows or lower valid, dev and test of prepare"
             )
         if choice.distinct == 1 and own > 1:
             raise DataError(f"{data}: all {own} usable rows are the same conversation; check the file")
@@ -118,6 +118,8 @@ def prepare(
             report["tokens"] = measure(folder)
         shutil.rmtree(scratch)
         write_json_atomically(folder / "data-report.json", {"format": 2, **report})
+    if accounts.bad:
+        print(f"prepare: bad: {accounts.problems()}; {out / 'dropped.jsonl'} has all", file=sys.stderr)
     _say(report, choice)
     if params.replay:
         print(f"prepare: replay: {added.told()}", file=sys.stderr)
@@ -228,6 +230,13 @@ def _say(report: dict[str, Any], choice: Choice) -> None:
     if unread := report["files_not_read"]:
         shown = ", ".join(unread[:5]) + (", ..." if len(unread) > 5 else "")
         print(f"prepare: {len(unread)} files not read: {shown}", file=sys.stderr)
+    for name, lengths in report.get("tokens", {}).items():
+        if lengths["rows"]:
+            share = f"{lengths['too_long_share']:.1%} longer than train.max_length {lengths['max_length']}"
+            about = f"median {lengths['median']}, max {lengths['max']}; {share}"
+            print(f"prepare: tokens of {lengths['rows']} rows of {name}: {about}", file=sys.stderr)
+        for reason, refused in lengths["refused"].items():
+            print(f"prepare: {refused['rows']} rows of {name} refused: {reason}", file=sys.stderr)
     counts = f"{report['bad']} bad" + (f", {told}" if (told := choice.told()) else "")
     sizes = ", ".join(f"{name} {size}" for name, size in choice.sizes.items())
     print(f"prepare: {report['rows_read']} rows, {counts}; {sizes}", file=sys.stderr)

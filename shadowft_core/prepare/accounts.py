@@ -26,6 +26,8 @@ class Accounts:
         self._file, self._marks = dropped, marks
         self._shown: list[dict[str, Any]] = []
         self.reasons: Counter[str] = Counter()
+        self._bad: dict[str, str] = {}
+        """file:line of the first row with each problem"""
         self.unread: list[str] = []
         self._refused: Counter[str] = Counter()
         self._files: dict[str, dict[str, Any]] = {}
@@ -60,6 +62,7 @@ class Accounts:
         self._about(file)["bad"] += 1
         if problem.feature:
             self._refused[problem.feature] += 1
+        self._bad.setdefault(str(problem), f"{file}:{line}")
         self.drop(file, line, str(problem))
 
     def drop(self, file: str, line: int, reason: str) -> None:
@@ -74,15 +77,19 @@ class Accounts:
         """Raises DataError when nothing was read, nothing is usable, or more than `max_bad` of the rows is not."""
         if self.read == 0:
             raise DataError(f"{data}: holds no rows; put at least one conversation there")
-        first = "; ".join(f"{one['file']}:{one['line']} {one['reason']}" for one in self._shown[:3])
-        first += "; ..." if self.bad > 3 else ""
         if self.bad == self.read:
-            raise DataError(f"{data}: none of {self.read} rows is usable: {first}")
+            raise DataError(f"{data}: none of {self.read} rows is usable: {self.problems()}")
         if self.bad > max_bad * self.read:
             raise DataError(
                 f"{data}: {self.bad} of {self.read} rows ({self.bad / self.read:.1%}) are not usable, prepare.max_bad "
-                f"allows {max_bad:.1%}: {first}; repair them or raise prepare.max_bad"
+                f"allows {max_bad:.1%}: {self.problems()}; repair them or raise prepare.max_bad"
             )
+
+    def problems(self) -> str:
+        """The three most common problems of bad rows, with the first row and the number of rows of each."""
+        common = sorted(self._bad, key=lambda problem: -self.reasons[problem])
+        told = [f"{self._bad[problem]} {problem} ({self.reasons[problem]} rows)" for problem in common[:3]]
+        return "; ".join(told) + ("; ..." if len(common) > 3 else "")
 
     def report(self, used: np.ndarray) -> dict[str, Any]:
         """The counts of the report; `used` says of each usable row whether it is in a split, bool (rows,)."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from shadowft_core.errors import DataError
 from shadowft_core.prepare.files import data_files, read_rows
 from shadowft_core.prepare.images import Gallery
 from shadowft_core.prepare.sample import read_report
@@ -43,8 +44,14 @@ def compare(first: Path, second: Path, columns: Mapping[str, str]) -> dict[str, 
 
     Rows are equal if their messages and tools are. `splits` counts rows added, removed, kept in each split and moved to
     another; `changed` counts questions that both versions have, with at least one reply more and one less.
-    Raises DataError when one of them cannot be read.
+    Raises DataError when one of them cannot be read, or only one of them is prepared.
     """
+    for one, other in ((first, second), (second, first)):
+        if one.exists() and not _is_prepared(one) and _is_prepared(other):
+            raise DataError(
+                f"{one}: expected a folder made by `shadowft prepare`, as {other} is, found data; prepare it, or "
+                "compare it with data files"
+            )
     old, new = _version(first, columns), _version(second, columns)
     both = old.splits.keys() & new.splits.keys()
     moved = [row for row in both if old.splits[row] != new.splits[row]]
@@ -87,8 +94,12 @@ def compare(first: Path, second: Path, columns: Mapping[str, str]) -> dict[str, 
     }  # fmt: skip
 
 
+def _is_prepared(place: Path) -> bool:
+    return (place / "data-report.json").is_file()
+
+
 def _version(place: Path, columns: Mapping[str, str]) -> Version:
-    if (place / "data-report.json").is_file():
+    if _is_prepared(place):
         found = Version(dropped=read_report(place)["rows_dropped"])
         for name in (*SPLITS, "replay"):
             for row in _prepared(place / f"{name}.parquet"):

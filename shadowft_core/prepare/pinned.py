@@ -22,7 +22,7 @@ def _require(section: str, field: str, place: Path, digest: str) -> None:
     if not place.exists():
         raise DataError(f"{place}: no such file or folder; check {section}.{field} in params.yaml")
     if (found := content_of(place).digest) != digest:
+        expected = f"{section}.digest, {digest}" if digest else f"{section}.digest in params.yaml, which is not set"
         raise DataError(
-            f"{place}: expected {section}.digest, {digest or 'none'}, found {found}; if these are the right files, set "
-            f"{section}.digest to it in params.yaml"
+            f"{place}: expected {expected}, found {found}; if these are the right files, set {section}.digest to it"
         )

@@ -95,7 +95,7 @@ class _Row:
     """The fields of a row that are not empty, by the names they are read by; `used` are those read so far."""
 
     def __init__(self, row: dict[str, Any], columns: Mapping[str, str]) -> None:
-        self.notes, self._columns = Notes(), columns
+        self.notes, self._columns, self._row = Notes(), columns, row
         self.used: set[str] = set()
         if not columns:
             self.fields = {name: value for name, value in row.items() if not is_empty(value, text=name in SAID)}
@@ -152,13 +152,25 @@ class _Row:
                 return "preference", self._turns("chosen")
             if "text" in self.fields:
                 raise BadRow("text only: no prompt and no reply", "text")
+            self._require_none_empty((*TURN_FIELDS, *QUESTIONS))
+            if answer := self.first(ANSWERS):
+                names = ", ".join(QUESTIONS)
+                raise BadRow(f"no question beside {answer!r}: expected one of {names}; map it with prepare.columns")
             names = ", ".join(sorted(self.fields)[:6])
             raise BadRow(f"no known fields among {names}; map them with prepare.columns")
         answer = self.first(ANSWERS)
         if answer is None:
-            raise BadRow(f"no reply beside {question!r}: expected one of {', '.join(ANSWERS)}")
+            self._require_none_empty(ANSWERS)
+            names = ", ".join(ANSWERS)
+            raise BadRow(f"no reply beside {question!r}: expected one of {names}; map it with prepare.columns")
         self._drop_rejected()
         return NAMES[question], self._pair(question, answer)
+
+    def _require_none_empty(self, names: tuple[str, ...]) -> None:
+        """Raises BadRow if the row has one of these fields, none of which has a value."""
+        given = {self._columns.get(name, name) for name in self._row}
+        if empty := next((name for name in names if name in given), None):
+            raise BadRow(f"empty {empty!r}")
 
     def tools(self) -> str | None:
         """The tools offered, as JSON text of a list."""

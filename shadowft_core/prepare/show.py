@@ -31,13 +31,16 @@ def show(folder: Path, tasks: Path | None = None) -> dict[str, Any]:
         {"source": source, "messages": messages, "tools": tools}
         for messages, tools, source in sampled_rows(folder / "train.parquet", SAMPLES)
     ]
+    splits = {name: {"rows": report["splits"][name], "characters": lengths.get(name)} for name in SPLITS}
+    if added := report.get("replay"):
+        splits["replay"] = {"rows": added["rows_used"], "characters": added["characters"]}
     return {
         "folder": str(folder),
         "digest": report["digest"],
         "rows_read": report["rows_read"],
         "rows_used": report["rows_used"],
         "rows_dropped": report["rows_dropped"],
-        "splits": {name: {"rows": report["splits"][name], "characters": lengths.get(name)} for name in SPLITS},
+        "splits": splits,
         "suspect": report.get("suspect", {}),
         "nearest": None if tasks is None else nearest(folder / "train.parquet", tasks),
         "samples": samples,

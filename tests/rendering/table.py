@@ -28,7 +28,7 @@ The rows show what the tokens with a label decode to, for short conversations: q
 `a2`, thoughts `t1`, `t2` (`reasoning_content`). The token that ends the reply is learned. `|` separates the replies of
 one sequence, `/` separates sequences: where a template drops an earlier thought, each reply is trained in a sequence of
 its own, behind the prompt that inference would send. `⏎` is a line break. Each template runs on a byte-level tokenizer
-that knows its control tokens.
+that knows its control tokens. For your model and your rows, `shadowft data show DIR --tokenizer MODEL` shows the same.
 
 """
 

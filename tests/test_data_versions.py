@@ -76,7 +76,14 @@ def test_the_same_bytes_again_change_nothing_and_others_are_a_new_version(worksp
     new = file_digest(Path("rows.jsonl"))
     for words in ((), ("--version", "1")):
         refused = shadowft("data", "add", "rows.jsonl", *words)
-        refused.refused(3, "rows.jsonl: version 1 is recorded as ", old, new, "name the new version with --version")
+        refused.refused(
+            3,
+            "rows.jsonl: version 1 is recorded as ",
+            old,
+            new,
+            "name the new version with --version",
+            "--force rows.jsonl.dvc",
+        )
     assert Path("rows.jsonl.dvc").read_bytes() == before
     assert shadowft("data", "add", "rows.jsonl", "--version", "2").code == 0
     meta = record("rows.jsonl")["meta"]

@@ -139,3 +139,13 @@ def test_the_rows_that_max_rows_keeps_never_change(stage: Stage) -> None:
     (stage.data / "rows.jsonl").write_bytes(lines([talk(f"question {n}") for n in range(20)]))
     stage.run(ALL_TO_TRAIN.model_copy(update={"max_rows": 4}))
     assert [row["prompt"] for row in stage.split()] == [f"question {n}" for n in (2, 4, 12, 14)]
+
+
+def test_a_field_of_columns_that_no_row_has_is_named(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    said = [{"who": "user", "content": "a"}, {"who": "assistant", "content": "b"}]
+    (stage.data / "rows.jsonl").write_bytes(lines([{"Frage": "q", "Antwort": "a"}, {"messages": said}]))
+    columns = {"Frage": "question", "Antwort": "answer", "Antwrt": "answer", "messages[].who": "role"}
+    assert stage.run(Prepare(data="-", valid=0, columns=columns))["rows_used"] == 2
+    assert [line for line in capsys.readouterr().err.splitlines() if "columns" in line] == [
+        "prepare: no row that is used has the field 'Antwrt' of prepare.columns"
+    ]

@@ -80,11 +80,12 @@ def prepare(
     from shadowft_core.params import Prepare
 
     settings = read_params(params, **{"prepare": Prepare(data=str(data))} if data else {})
+    place = data or Path(settings.prepare.data)
     given = {} if max_bad is None else {"max_bad": max_bad}
     if tasks is None and (data is None or params or PARAMS_FILE.exists()):
         tasks = Path(settings.evaluate.tasks)
     measure = measuring(tokenizer, settings) if tokenizer else None
-    room.prepare(data or Path(settings.prepare.data), tasks, settings.prepare.model_copy(update=given), out, measure)
+    room.prepare(place, tasks, settings.prepare.model_copy(update=given), out, measure)
 
 
 @verbs.command(rich_help_panel=STAGES)

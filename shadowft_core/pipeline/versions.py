@@ -59,7 +59,7 @@ def add_data(
         if earlier and earlier.version and not same_bytes and version in (None, earlier.version):
             raise DataError(
                 f"{place}: version {earlier.version} is recorded as {earlier.content.digest}, found {content.digest}; "
-                "name the new version with --version, or restore the data with `dvc checkout --force`"
+                f"name the new version with --version, or restore the data with `dvc checkout --force {record}`"
             )
         _refuse_ignored(opened, place)
         kept = earlier if earlier and same_bytes else Version(content, licence=earlier.licence if earlier else None)

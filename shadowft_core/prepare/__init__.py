@@ -118,9 +118,7 @@ def prepare(
             report["tokens"] = measure(folder)
         shutil.rmtree(scratch)
         write_json_atomically(folder / "data-report.json", {"format": 2, **report})
-    if accounts.bad:
-        print(f"prepare: bad: {accounts.problems()}; {out / 'dropped.jsonl'} has all", file=sys.stderr)
-    _say(report, choice)
+    _say(report, choice, params.columns, accounts.problems())
     if params.replay:
         print(f"prepare: replay: {added.told()}", file=sys.stderr)
     if params.newest:
@@ -221,7 +219,13 @@ def _read_all(data: Path, paths: list[Path], params: Prepare, accounts: Accounts
         print(f"prepare: read {name}, {read - bad} usable rows, {bad} bad", file=sys.stderr)
 
 
-def _say(report: dict[str, Any], choice: Choice) -> None:
+def _say(report: dict[str, Any], choice: Choice, columns: dict[str, str], problems: str) -> None:
+    if problems:
+        print(f"prepare: bad: {problems}; dropped.jsonl has all", file=sys.stderr)
+    changed = report["normalised"].keys() | report.get("replay", report)["normalised"].keys()
+    for name, to in columns.items():
+        if name != to and f"field {name!r} to {to!r}" not in changed:
+            print(f"prepare: no row that is used has the field {name!r} of prepare.columns", file=sys.stderr)
     for name, count in report["fields_ignored"].items():
         print(f"prepare: field {name!r} ignored in {count} rows", file=sys.stderr)
     for kind, rows in report["suspect"].items():

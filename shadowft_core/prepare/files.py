@@ -30,7 +30,7 @@ def data_files(place: Path) -> tuple[list[Path], list[Path]]:
     """
     kinds = f"{', '.join(SUFFIXES)} (text files also as {' or '.join(PACKED)})"
     if not place.exists():
-        raise DataError(f"{place}: no such file or folder; check prepare.data in params.yaml")
+        raise DataError(f"{place}: no such file or folder; correct the path, or prepare.data in params.yaml")
     if not place.is_dir():
         _require_file(place)
         if not _format(place):

@@ -154,15 +154,14 @@ class _Row:
                 raise BadRow("text only: no prompt and no reply", "text")
             self._require_none_empty((*TURN_FIELDS, *QUESTIONS))
             if answer := self.first(ANSWERS):
-                names = ", ".join(QUESTIONS)
-                raise BadRow(f"no question beside {answer!r}: expected one of {names}; map it with prepare.columns")
-            names = ", ".join(sorted(self.fields)[:6])
-            raise BadRow(f"no known fields among {names}; map them with prepare.columns")
+                raise BadRow(
+                    f"no question beside {answer!r}: expected one of {', '.join(QUESTIONS)}; see prepare.columns"
+                )
+            raise BadRow(f"no known fields among {', '.join(sorted(self.fields)[:6])}; map them with prepare.columns")
         answer = self.first(ANSWERS)
         if answer is None:
             self._require_none_empty(ANSWERS)
-            names = ", ".join(ANSWERS)
-            raise BadRow(f"no reply beside {question!r}: expected one of {names}; map it with prepare.columns")
+            raise BadRow(f"no reply beside {question!r}: expected one of {', '.join(ANSWERS)}; see prepare.columns")
         self._drop_rejected()
         return NAMES[question], self._pair(question, answer)
 

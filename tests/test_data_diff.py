@@ -6,13 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-
 from shadowft_core.params import Prepare, Replay
-
-
-from shadowft_core.params import Prepare
 from shadowft_core.prepare import prepare
-
 from tests.fixtures.cli import Shadowft
 from tests.fixtures.data import Stage, lines, pinned, talk
 from tests.fixtures.pictures import picture

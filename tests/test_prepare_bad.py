@@ -50,7 +50,7 @@ ROWS: dict[str, tuple[Any, str]] = {
     "duplicate key in tools": (talk("q") | {"tools": '[{"name": "f", "name": "g"}]'}, "field 'tools' is no JSON"),
     "a call of the user": (user(tool_calls=[{"function": {"name": "f"}}]), "a tool call that is not the assistant's"),
     "a call alone": ({"messages": call({})["messages"][1:2]}, "no user turn"),
-    "a call first": ({"messages": call({})["messages"][1:] + talk("q")["messages"]}, "user and"),
+    "a call first": ({"messages": call({})["messages"][1:] + talk("q")["messages"]}, "the first turn"),
     "a call without an answer": ({"messages": call({})["messages"][:3]}, "last turn is not the assistant's"),
     "history of text": ({"instruction": "q", "output": "a", "history": "p"}, "field 'history' is not a list"),
     "history of threes": ({"instruction": "q", "output": "a", "history": [["p", "o", "n"]]}, "field 'history' is no"),

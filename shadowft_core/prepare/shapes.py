@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from shadowft_core.prepare.documents import row_of
 from shadowft_core.prepare.images import FIELDS, Source, placed
 from shadowft_core.prepare.jsontext import decode
-from shadowft_core.prepare.order import check_order
+from shadowft_core.prepare.order import ordered
 from shadowft_core.prepare.turns import (
     BadRow,
     Notes,
@@ -36,7 +36,7 @@ NAMES = {
     "problem": "problem/solution",
 }
 # Fields of a row that change what it means, and that no text model can honour.
-REFUSED = ("video", "videos", "audio", "audios", "media", "chat_template_kwargs", "functions")
+REFUSED = ("video", "videos", "audio", "audios", "media", "chat_template_kwargs", "functions", "loss_mask")
 LABELS = ("label", "kto_tag")  # whether a person liked the reply
 # Fields that describe a row and do not belong to what is said.
 KEYS = ("conversation_id", "conv_id", "dialog_id", "thread_id")
@@ -83,7 +83,7 @@ def conversation_of(row: Any, columns: Mapping[str, str]) -> Conversation:
     conversation = None if key is None else str(found.read(key))
     pictured = found.first(FIELDS) or any("images" in one for one in messages)
     sources = placed(messages, found.fields) if pictured else ()
-    check_order(messages)
+    messages = ordered(messages, found.notes)
     ignored = found.notes.ignored
     ignored.update([name for name in found.fields if name not in found.used and name not in _KNOWN])
     if conversation is not None:
@@ -226,7 +226,7 @@ class _Row:
     def _replies(self, name: str) -> list[Message]:
         """The reply in a field: text, a turn, or a list of either."""
         value = self.read(name)
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value.keys() & {"role", "from"}:
             return [turn_of(value, name, self.notes)]
         if isinstance(value, list):
             if all(isinstance(turn, dict) for turn in value):

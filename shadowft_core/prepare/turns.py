@@ -17,9 +17,9 @@ ROLES = {
     "developer": "developer",
 }
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-WEIGHTS = ("weight", "loss", "train", "training")
+WEIGHTS = ("weight", "loss", "train", "training", "masked")  # the last says the opposite of the others
 # Fields of a turn that change what it means, and that no text model can honour.
-REFUSED = ("video", "videos", "audio", "audios", "prefix", "label")
+REFUSED = ("video", "videos", "audio", "audios", "prefix", "label", "train_detail", "training_detail")
 IMAGE = "\ufdd1"  # no character; it stands for an image part in text until images.py takes it out
 _INVISIBLE = re.compile(r"[\s\u00ad\u200b-\u200f\u2028-\u202f\u2060-\u2064\ufeff]*")
 
@@ -246,7 +246,7 @@ def _weight(turn: dict[str, Any], role: str, notes: Notes, used: set[str]) -> di
         if value not in (0, 1):
             raise BadRow(f"unsupported {name} {value!r:.20}: expected 0 or 1", name)
         used.add(name)
-        if role == "assistant" and not value:
+        if role == "assistant" and bool(value) == (name == "masked"):
             if name != WEIGHTS[0]:
                 notes.normalised.add(f"field {name!r} of a turn to {WEIGHTS[0]!r}")
             return {"weight": 0}

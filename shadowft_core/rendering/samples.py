@@ -99,8 +99,8 @@ class Renderer:
         if any(message.get("images") for message in messages) and self.processor is None:
             raise RowError("the model takes no images")
         template = self._for_tools if tools else self.template
-        template.require(messages, tools)
         folded = self._folded(messages, template)
+        template.require(folded, tools)
         self._require_plain(folded, tools)
         learned = [at for at, one in enumerate(folded) if one["role"] == "assistant" and one.get("weight") != 0]
         if not learned:

@@ -63,8 +63,8 @@ class RowError(Exception):
 
 
 class Template:
-    """A chat template of a tokenizer. `parts` says how it takes text; `has_system`, `has_developer`, `has_thoughts`,
-    `has_tools` (those offered) and `has_calls` (of tools, with results) say what it prints.
+    """A chat template of a tokenizer. `parts` says how it takes text; `has_system`, `has_developer`, `has_thoughts`
+    and `has_calls` (of tools, with results) say what it prints.
 
     Raises TrainError when the template prints no user turn or no reply.
     """
@@ -82,7 +82,12 @@ class Template:
         self.has_system = self._prints([{"role": "system", "content": _SYSTEM}, user, reply], _SYSTEM)
         self.has_developer = self._prints([{"role": "developer", "content": _SYSTEM}, user, reply], _SYSTEM)
         self.has_thoughts = self._prints([user, reply | {"reasoning_content": _THOUGHT}], _THOUGHT)
-        self.has_tools = self._prints([user, reply], _CALL, tools=[_function({"parameters": {"type": "object"}})])
+        offered = [_function({"parameters": {"type": "object"}})]
+        system = {"role": "system", "content": _SYSTEM}
+        self._has_tools = {  # some print tools only behind a system text
+            head: self._prints([*([system] if head else []), user, reply], _CALL, tools=offered)
+            for head in (False, True)
+        }
         called = {
             "role": "assistant",
             "content": "",
@@ -98,7 +103,7 @@ class Template:
 
     def require(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> None:
         """Raises RowError for tools, or calls of them, that the template does not print."""
-        if tools and not self.has_tools:
+        if tools and not self._has_tools[messages[0]["role"] != "user"]:
             raise RowError("the chat template does not print the tools that are offered")
         if not self.has_calls and any(one["role"] == "tool" or one.get("tool_calls") for one in messages):
             raise RowError("the chat template does not print calls of tools and their results")

@@ -77,6 +77,16 @@ def test_tools_that_the_template_does_not_print_refuse_the_row() -> None:
         renderer.samples([USER[0], REPLY[0]], TOOLS)
 
 
+def test_tools_that_only_a_system_text_brings_are_required() -> None:
+    shown = "{{ tools[0].function.name if tools and m.role == 'system' }}"
+    renderer = made(CHATML.replace("CALLS", shown))
+    talk = [USER[0], REPLY[0]]
+    [sample] = renderer.samples([{"role": "system", "content": "s"}, *talk], TOOLS)
+    assert "sadd" in sample.prompt
+    with pytest.raises(RowError, match="does not print the tools that are offered"):
+        renderer.samples(talk, TOOLS)
+
+
 @pytest.mark.parametrize(
     ("template", "said", "refusal"),
     [

@@ -34,17 +34,15 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def shadowft(
-    folder: Path, *words: str, limit_bytes: int | None = None, said: str = ""
-) -> subprocess.CompletedProcess[str]:
-    """Run the command in a child process with `said` on its stdin; `limit_bytes` limits the files it may write."""
+def shadowft(folder: Path, *words: str, limit_bytes: int | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command in a child process; `limit_bytes` limits the files it may write."""
     program = [sys.executable, "-c", "import sys; from shadowft_core.cli import main; sys.exit(main())", *words]
     if limit_bytes is not None:
         program = ["prlimit", f"--fsize={limit_bytes}", *program]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
     if limit_bytes is not None:
         environment.pop("COVERAGE_PROCESS_CONFIG", None)  # coverage could not write its data file either
-    return subprocess.run(program, cwd=folder, env=environment, input=said, capture_output=True, text=True, check=False)
+    return subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
 def assert_one_line(done: subprocess.CompletedProcess[str], code: int, *parts: str) -> None:
@@ -134,6 +132,20 @@ def test_a_full_disk_leaves_nothing_half_written(folder: Path, family_pair: obje
     assert_one_line(shadowft(folder, *words, limit_bytes=20_000), 1, "File too large")
     assert sorted(path.name for path in folder.iterdir()) == ["params.yaml", "rows.jsonl", "tasks"]
     assert shadowft(folder, *words).returncode == 0
+
+
+def test_a_library_that_reads_stdin_gets_an_end_of_file(folder: Path) -> None:
+    """Else one that asks a question, or a child process, would wait for the user or take a script's input."""
+    program = "import sys; from shadowft_core.cli import main\ntry: main()\nfinally: print(repr(sys.stdin.read()))"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "version"],
+        cwd=folder,
+        input="yes\n",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "''"
 
 
 @pytest.mark.parametrize("as_json", [False, True])

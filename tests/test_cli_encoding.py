@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from shadowft_core.cli.output import print_answer
 from tests.fixtures.cli import Shadowft
 from tests.fixtures.models import Pair
 
 ROOT = Path(__file__).parent.parent
-BYTES = os.fsdecode(b"caf\xe9 \xe4\xb8\xad")  # Latin-1 and UTF-8 in one name
-SHOWN = "caf\\udce9 中"
+BYTES = os.fsdecode(b"caf\xe9 " + "中😀".encode())  # Latin-1 and UTF-8 in one name
+SHOWN = "caf\\udce9 中😀"
 
 
 @pytest.fixture
@@ -34,6 +35,11 @@ def test_names_that_are_no_text_are_escaped(shadowft: Shadowft, model: Path) -> 
     shadowft("receipt", model).refused(3, SHOWN)
 
 
+def test_every_text_of_an_answer_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    print_answer("x", {BYTES: (BYTES, [{BYTES: 1}, None])})
+    assert json.loads(capsys.readouterr().out) == {"format": 1, "kind": "x", SHOWN: [SHOWN, [{SHOWN: 1}, None]]}
+
+
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_stdout_that_is_not_utf_8(model: Path, as_json: bool) -> None:
     command = [sys.executable, "-m", "shadowft_core.cli", "diff", *[os.fsencode(model)] * 2]
@@ -43,7 +49,7 @@ def test_a_stdout_that_is_not_utf_8(model: Path, as_json: bool) -> None:
     if as_json:
         assert json.loads(done.stdout.decode("utf-8"))["first"]["path"].endswith(SHOWN)
     else:
-        assert SHOWN.replace("中", "\\u4e2d") in done.stdout.decode("ascii")
+        assert SHOWN.replace("中😀", "\\u4e2d\\U0001f600") in done.stdout.decode("ascii")
 
 
 @pytest.mark.parametrize("address", ["", BYTES])

@@ -1,5 +1,8 @@
-"""A flow that a user wrote: steps added to a run, and how their end becomes the state of the flow."""
+"""A flow that a user wrote: steps added to a run, their display and estimates, and the state of the flow."""
 
+import io
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,8 +10,12 @@ import pytest
 from prefect import flow, task
 from prefect.client.schemas.objects import State
 from prefect.states import Failed
+from rich.console import Console
 
 from shadowft_core.errors import InputError
+from shadowft_core.pipeline.clock import Clock
+from shadowft_core.pipeline.display import Display
+from shadowft_core.pipeline.result import Result
 from shadowft_core.pipeline.run import Run
 from tests.fixtures.workspace import make_workspace
 
@@ -84,3 +91,87 @@ def test_the_folder_and_the_environment_are_restored(workspace: str, monkeypatch
     assert Path.cwd() == folder
     assert os.environ["SHADOWFT_STORE_URI"] == "before"
     assert "SHADOWFT_STORE_ENDPOINT" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("kept", "expected"),
+    [
+        (None, {"fetch": 2, "train": 30, "own": 1}),
+        ("{damaged", {"fetch": 2, "train": 30, "own": 1}),
+        ('{"fetch": 8}', {"fetch": 8, "train": 120, "own": 4}),  # this machine takes four times what dvc.yaml declares
+        ('{"fetch": 8, "train": -1, "own": "x"}', {"fetch": 8, "train": 120, "own": 4}),
+        ('{"fetch": 1, "train": 63, "own": 5}', {"fetch": 1, "train": 63, "own": 5}),
+        ('{"own": 7}', {"fetch": 2, "train": 30, "own": 7}),  # dvc.yaml declares nothing for it, so it gives no pace
+    ],
+)
+def test_a_step_is_expected_to_take_as_long_as_before(
+    kept: str | None, expected: dict[str, float], tmp_path: Path
+) -> None:
+    file = tmp_path / "durations.json"
+    if kept is not None:
+        file.write_text(kept, encoding="utf-8")
+    clock = Clock({"fetch": 2, "train": 30}, file)
+    assert {step: clock.expected(step) for step in expected} == expected
+    assert clock.remaining(["train"], "fetch", elapsed=0.5) == expected["fetch"] - 0.5 + expected["train"]
+    assert clock.remaining(["train"], "fetch", elapsed=1000) == expected["train"], "a late step takes no time back"
+    clock.record("fetch", 2.345)
+    assert Clock({}, file).expected("fetch") == 2.35
+
+
+def test_the_display_counts_stale_steps_only_and_records_completed_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = Clock({"fetch": 30, "train": 65, "judge": 600}, tmp_path / "durations.json")
+    with Display({"fetch": "get the pair", "train": "", "judge": ""}, frozenset({"fetch", "train"}), clock) as display:
+        for state in ("Unchanged", "Failed", "Refused", "Completed"):
+            display.start("fetch")
+            for line in (" 1/2 ", "  ", ""):
+                display.line(line)
+            display.finish(state)
+            assert (tmp_path / "durations.json").exists() == (state == "Completed")
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[:3] == ["fetch: get the pair (1:35 min left)", "  1/2", "fetch: Unchanged in 0.0 s"]
+    assert len(shown) == 12, "blank lines are not shown"
+    assert set(json.loads((tmp_path / "durations.json").read_text(encoding="utf-8"))) == {"fetch"}
+
+
+@pytest.mark.parametrize("state", ["Completed", "Refused", "Waiting"])
+def test_a_live_table_shows_the_last_state_of_every_step_unless_it_is_quiet(
+    state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A state may have a name that the display does not know."""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes stdout for a terminal
+    for quiet in (False, True):
+        with Display({"fetch": "get the pair"}, frozenset(), Clock({}, tmp_path / "d.json"), quiet=quiet) as display:
+            display.start("fetch")
+            display.line("half of it")
+            display.finish(state)
+        shown = capsys.readouterr().out
+        assert [text in shown for text in (state, "half of it", "so far")] == [not quiet] * 3
+
+
+def test_the_result_has_a_row_for_each_arm_in_a_fixed_order_and_stresses_the_candidate() -> None:
+    scores = {"mean": 0.5, "interval": [0.25, 0.75]}
+    arm = {"scale": 0.5, "domain": scores, "tasks": {"a|b": scores | {"mean": 0.75}}}
+    verdict = {
+        "decision": "hold",
+        "reasons": ["a tie"],
+        "candidate": "shadow",
+        "arms": {"shadow_scaled": arm, "shadow": arm | {"scale": 1.0}, "instruct": arm | {"scale": 0.0}},
+    }
+    result = Result(verdict, ["a|b"], {"version": "models:/x/1"})
+    assert result.markdown().splitlines() == [
+        "# Verdict: hold",
+        "- a tie",
+        "",
+        "| arm | scale | domain | a\\|b |",
+        "| --- | --- | --- | --- |",
+        "| instruct | 0 | 0.500 [0.250, 0.750] | 0.750 [0.250, 0.750] |",
+        "| shadow | 1 | 0.500 [0.250, 0.750] | 0.750 [0.250, 0.750] |",
+        "| shadow_scaled | 0.5 | 0.500 [0.250, 0.750] | 0.750 [0.250, 0.750] |",
+        "",
+        "- version: models:/x/1",
+    ]
+    shown = io.StringIO()
+    result.print(Console(file=shown, force_terminal=True, width=120))
+    assert re.findall(r"\x1b\[1m(instruct|shadow|shadow_scaled) *\x1b", shown.getvalue()) == ["shadow"]

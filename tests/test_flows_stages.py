@@ -1,4 +1,4 @@
-"""One stage at a time, on a real DVC workspace: when it runs, how its failure is reported, disk space."""
+"""One stage at a time, on a real DVC workspace: when it runs, how its failure is reported; checks before it."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ from shadowft_core.errors import InputError
 from shadowft_core.files import process
 from shadowft_core.params import load_params
 from shadowft_core.pipeline import steps
-from shadowft_core.pipeline.dvc_stages import read_plan
+from shadowft_core.pipeline.dvc_stages import Stage, read_plan
 from shadowft_core.pipeline.stage_process import explain_failure
 from tests.fixtures.workspace import make_workspace
 
@@ -94,6 +94,8 @@ FAILURES = {  # graft.sh -> part of the message
     "echo loading; echo Killed >&2; kill -9 $$": MEMORY,  # as some shells report a killed child
     "sh -c 'kill -9 $$'; exit $?": MEMORY,  # the shell in between turns it into 137
     "kill -SEGV $$": "killed by signal 11 (SIGSEGV)",
+    "echo loading; echo 'Segmentation fault (core dumped)' >&2; kill -SEGV $$": "(SIGSEGV)",
+    "echo reading http://user:hunter2@host; exit 1": "reading http://***@host",
     "rm -r work/delta/shadow; exit 0": "work/delta/shadow",  # the verb's own error
 }
 
@@ -101,13 +103,14 @@ FAILURES = {  # graft.sh -> part of the message
 @pytest.mark.parametrize("script", FAILURES)
 def test_a_failed_stage_reports_the_reason(workspace: Path, script: str) -> None:
     (workspace / "graft.sh").write_text(script, encoding="utf-8")
-    state, _ = reproduced("graft@shadow")
+    state, shown = reproduced("graft@shadow")
+    assert "hunter2" not in "".join([state.message or "", *shown])
     assert state.is_failed()
     assert state.message.startswith("graft@shadow: ")
     assert FAILURES[script] in state.message
     assert "\n" not in state.message
     if "loading" in script:
-        assert state.message.endswith("then run again. Its last line: loading")
+        assert state.message.endswith(". Its last line: loading")
 
 
 def test_a_stage_killed_from_outside_names_the_signal_and_memory(workspace: Path) -> None:
@@ -194,3 +197,64 @@ def test_a_disk_that_is_too_small_is_refused_before_the_first_stage(workspace: P
     for settings, size in ((params, free // 2 + free // 8), (full, free // 12)):
         with pytest.raises(InputError, match=r"disk: \d+\.\d GB free, the run may write \d+\.\d GB; free space"):
             steps.require_disk(settings, pair(size))
+
+
+def test_little_free_space_is_refused_even_if_the_sizes_of_the_models_are_unknown(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = load_params(workspace / "params.yaml")
+    steps.require_disk(params, ("nowhere", "elsewhere"))
+    monkeypatch.setattr(steps, "MIN_FREE_BYTES", 2 * shutil.disk_usage(".").total)
+    with pytest.raises(InputError, match="disk: "):
+        steps.require_disk(params, ("nowhere", "elsewhere"))
+
+
+def test_a_stage_runs_alone_and_finds_the_commands_of_this_environment(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The flow decides about the other stages. A service, such as cron, starts it with a short PATH."""
+    monkeypatch.setenv("PATH", os.defpath)
+    before = (workspace / "order.txt").read_text(encoding="utf-8").split()
+    for script in ("fetch.sh", "graft.sh"):
+        (workspace / script).write_text("echo changed >&2\n", encoding="utf-8")
+    state, _ = reproduced("graft@shadow")
+    assert state.name == "Completed", state.message
+    assert (workspace / "order.txt").read_text(encoding="utf-8").split() == [*before, "graft@shadow"]
+
+
+def test_the_plan_has_seconds_and_outputs_of_dvc_yaml(workspace: Path) -> None:
+    plan = read_plan()
+    assert (plan["fetch"].seconds, plan["fetch"].description) == (2, "get the pair")
+    assert plan["report"].seconds == 1
+    assert plan["fetch"].out("pair.json") == "work/pair/pair.json"
+    with pytest.raises(InputError, match="no stage train; it has fetch, "):
+        plan["train"]
+
+
+@pytest.mark.parametrize(("suffix", "count"), [(".json", 2), (".html", 0), ("", 3)])
+def test_an_output_that_is_not_the_only_one_is_refused(suffix: str, count: int) -> None:
+    stage = Stage("judge", "", 1, ("a/x.json", "b/y.json", "c"))
+    with pytest.raises(InputError, match=rf"stage judge: {count} outputs end with '{suffix}', expected one; it has a/"):
+        stage.out(suffix)
+
+
+@pytest.mark.parametrize("name", ["prepare.data", "evaluate.tasks"])
+def test_a_path_of_params_that_does_not_exist_is_refused(name: str, workspace: Path) -> None:
+    params = (workspace / "params.yaml").read_text(encoding="utf-8")
+    field = name.rpartition(".")[2]
+    (workspace / "params.yaml").write_text(params.replace(f"{field}: seed", f"{field}: nowhere"), encoding="utf-8")
+    with pytest.raises(InputError, match=rf"^params\.yaml: {name}: nowhere does not exist; name an existing file"):
+        steps.preflight(Path("params.yaml"), None)
+
+
+def test_stderr_of_a_step_is_shown_without_passwords_also_if_it_fails() -> None:
+    shown: list[str] = []
+
+    @steps.captured_stderr(shown.append)
+    def step() -> None:
+        print("sending to http://user:hunter2@host\nsent", file=sys.stderr)
+        raise InputError("no such luck")
+
+    with pytest.raises(InputError):
+        step()
+    assert shown == ["sending to http://***@host", "sent"]

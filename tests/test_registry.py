@@ -93,11 +93,27 @@ def test_a_registered_recipe_names_the_digest_of_every_delta(run: Run, tmp_path:
             room.read_recipe(tmp_path / "recipe.json")
 
 
+def test_a_judged_recipe_needs_no_verdict_any_more(run: Run) -> None:
+    file = run.work / "grafted" / "shadow" / "recipe.json"
+    write_json_atomically(file, read_json_object(file) | {"needs_verdict": True, "regrafted_from": "sha256:1"})
+    recipe = Evidence(run.params, run.work, run.lock, ROOT / "params.yaml").registration(None).recipe
+    assert (recipe.get("needs_verdict"), recipe["regrafted_from"]) == (None, "sha256:1")
+
+
 def test_the_lineage_is_complete(run: Run, client: Any) -> None:
+    report = run.work / "data" / "data-report.json"
+    replay = {"rows_used": 4, "data": "general.jsonl"}
+    write_json_atomically(report, read_json_object(report) | {"replay": replay})
     logged = client.get_run(run.register().run_id)
     inputs = {one.dataset.name: one for one in logged.inputs.dataset_inputs}
-    assert set(inputs) == {"data/train", "data/dev", "data/test"}
-    for name, context, rows in (("train", "training", "10"), ("dev", "dev", "2"), ("test", "testing", "3")):
+    assert set(inputs) == {"data/train", "data/dev", "data/test", "data/replay"}
+    ours = run.params.prepare.data
+    for name, context, rows, data in (
+        ("train", "training", "10", ours),
+        ("dev", "dev", "2", ours),
+        ("test", "testing", "3", ours),
+        ("replay", "training", "4", "general.jsonl"),
+    ):
         one = inputs[f"data/{name}"]
         tags = {tag.key: tag.value for tag in one.tags}
         assert one.dataset.digest == "d" * 36
@@ -106,7 +122,7 @@ def test_the_lineage_is_complete(run: Run, client: Any) -> None:
             "shadowft.data": "sha256:" + "d" * 64,
             "shadowft.rows": rows,
         }
-        assert run.params.prepare.data in one.dataset.source
+        assert data in one.dataset.source
 
 
 def test_registering_the_same_run_twice_at_once_makes_one_version(run: Run, client: Any) -> None:

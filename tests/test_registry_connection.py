@@ -50,6 +50,41 @@ def test_the_environment_names_the_registry(run: Run, tmp_path: Path, monkeypatc
     assert (tmp_path / "elsewhere" / "mlflow.db").exists()
 
 
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("sqlite:///absent.db", False),
+        ("sqlite:///empty.db", False),  # as a first start that failed leaves it
+        ("sqlite:///full.db", True),
+        ("sqlite:///full.db?timeout=5", True),
+        ("sqlite:///:memory:", True),
+        ("http://127.0.0.1:9", True),  # only an answer would tell
+    ],
+)
+def test_a_database_without_content_does_not_exist(
+    uri: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    for name, content in (("empty.db", ""), ("full.db", "x")):
+        (tmp_path / name).write_text(content)
+    registry = Registry(name="x", tracking_uri=uri)
+    assert connection.may_exist(registry) == expected
+    if not expected:
+        with pytest.raises(RegistryError, match="no such database"), connection.connected(registry, create=False):
+            pass
+    if "?" in uri:
+        assert connection.uri_of(registry) == f"sqlite:///{tmp_path}/full.db?timeout=5"
+
+
+def test_the_users_settings_of_mlflow_stay_and_its_errors_are_short(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")  # for a slow server
+    with connection.connected(run.params.registry):
+        assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
+    message = connection.one_line(ValueError("a page\nof HTML " * 100))
+    assert (message[:16], len(message)) == ("a page of HTML a", 300)
+
+
 def test_two_workspaces_in_one_process_use_their_own_databases(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,16 +1,20 @@
 """The content of a registration: outputs of one run, its git state, no secret, no pickle."""
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import shadowft_core.store as stores
 from shadowft_core import registry as room
-from shadowft_core.errors import RegistryError
+from shadowft_core.errors import ParamsError, RegistryError
 from shadowft_core.files import read_json_object, write_json_atomically
+from shadowft_core.params import Store
 from shadowft_core.registry import connection
-from tests.fixtures.runs import Run
+from shadowft_core.registry.evidence import Evidence
+from tests.fixtures.runs import ROOT, Run
 
 OTHER = "sha256:" + "0" * 64
 FOREIGN: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -55,12 +59,39 @@ def test_git_state_is_commit_and_dirty_flag(tmp_path: Path) -> None:
     assert room.git_state(tmp_path) == room.Git(clean.commit, dirty=True)
 
 
-def test_no_password_in_an_address_is_logged(run: Run, client: Any) -> None:
-    prepare = run.params.prepare.model_copy(update={"data": "https://me:hidden@127.0.0.1/rows.jsonl"})
+def test_no_password_in_an_address_is_logged(run: Run, client: Any, tmp_path: Path) -> None:
+    address, far = "https://me:hidden@127.0.0.1/", "x" * 7000  # MLflow takes 6000 characters
+    prepare = run.params.prepare.model_copy(update={"data": address + far})
     run.params = run.params.model_copy(update={"prepare": prepare})
     logged = client.get_run(run.register().run_id).data
-    assert logged.params["prepare.data"] == "https://***@127.0.0.1/rows.jsonl"
+    assert logged.params["prepare.data"] == f"https://***@127.0.0.1/{far}"[:6000]
     assert "hidden" not in str(logged.params)
+    (tmp_path / "params.yaml").write_text(f"prepare: {{data: '{address}'}}\n", encoding="utf-8")
+    attached = Evidence(run.params, run.work, run.lock, tmp_path / "params.yaml").registration(None).files
+    assert attached["params.yaml"] == b"prepare: {data: 'https://***@127.0.0.1/'}\n"
+
+
+@pytest.mark.parametrize(
+    ("field", "store"),
+    [
+        ("uri", Store(uri="s3://key:hidden@bucket/deltas")),
+        ("endpoint", Store(uri="s3://bucket/deltas", endpoint="http://key:hidden@127.0.0.1:9")),
+    ],
+)
+def test_no_recipe_has_a_copy_of_a_password_of_the_store(run: Run, field: str, store: Store) -> None:
+    params = run.params.model_copy(update={"store": store})
+    with pytest.raises(ParamsError, match=rf"store\.{field}: .*\*\*\*@") as error:
+        Evidence(params, run.work, run.lock, ROOT / "params.yaml")
+    assert "hidden" not in str(error.value)
+
+
+def test_a_verdict_that_changes_while_it_is_registered_is_refused(run: Run) -> None:
+    """The recipe would name a verdict that the store does not have."""
+    registration = Evidence(run.params, run.work, run.lock, ROOT / "params.yaml").registration(None)
+    changed = replace(registration, files=registration.files | {"verdict.json": b"{}"})
+    with pytest.raises(RegistryError, match=r"verdict\.json changed while it was registered: .*register the run again"):
+        room._record(changed, run.params.store)
+    assert stores.record(registration.tags["shadowft.recipe"], run.params.store) is None
 
 
 def test_no_pickle_is_loaded_even_if_the_environment_allows_it(

@@ -8,7 +8,7 @@ import pytest
 
 from shadowft_core import registry as room
 from shadowft_core.errors import RegistrationPendingError
-from shadowft_core.registry.registration import waiting_in
+from shadowft_core.registry.registration import Registration, drop, keep, load, waiting_in
 from tests.fixtures.runs import Run
 
 ROOT = Path(__file__).parent.parent
@@ -39,6 +39,19 @@ def test_a_registration_waits_for_mlflow_and_is_sent_once(run: Run, client: Any,
     assert client.get_model_version_by_alias(first.name, "challenger").version == 2
     assert Path(client.download_artifacts(first.run_id, "verdict.json", str(tmp_path))).read_bytes() == before
     assert client.get_run(first.run_id).data.tags["shadowft.git.commit"] == "c" * 40
+
+
+def test_the_registration_added_last_is_sent_last(tmp_path: Path) -> None:
+    """Also after earlier ones were sent: the version sent last becomes the challenger."""
+
+    def add(key: str) -> Path:
+        return keep(Registration("name", key, "hold", {}, {}, {}, {}, [], {"file": b""}), tmp_path)
+
+    first, second = add("sha256:c"), add("sha256:b")
+    drop(first)
+    third = add("sha256:a")
+    assert waiting_in(tmp_path) == [second, third]
+    assert (load(first), load(third).key) == (None, "sha256:a")
 
 
 def test_waiting_registrations_are_sent_first_and_a_refused_one_blocks_no_other(

@@ -17,12 +17,14 @@ from shadowft_core.errors import GraftError, RegistryError, StoreError, StoreUnr
 from shadowft_core.files import canonical_json
 from shadowft_core.params import Store
 from shadowft_core.registry.evidence import Evidence
+from shadowft_core.registry.rebuild import parse_recipe
 from shadowft_core.weights import open_checkpoint
 from tests.fixtures.models import Pair
 from tests.fixtures.runs import Run
 from tests.test_store_backends_secure import Recorder
 
 ROOT = Path(__file__).parent.parent
+NEEDED = ("format", "digest", "instruct", "base", "files", "deltas", "verdict", "lineage", "store")
 
 
 def test_materialize_from_s3_gives_the_registered_bits(run: Run, s3_store: Store, tmp_path: Path) -> None:
@@ -113,8 +115,9 @@ def test_the_recipe_names_the_configured_store_and_its_deltas_may_move(
     with pytest.raises(RegistryError, match=r"its recipe sha256:.* not in store var/store.*set SHADOWFT_STORE_URI"):
         run.materialize(reference, tmp_path / "model")
     moved = Store(uri=str(moved_to))
-    with pytest.raises(StoreError, match=r"var/store: no delta sha256:.* --store or set SHADOWFT_STORE_URI"):
+    with pytest.raises(StoreError, match=r"var/store: no delta sha256:.* --store or set SHADOWFT_STORE_URI") as error:
         promotion.materialize(reference, tmp_path / "model", run.params.registry, moved)
+    assert error.type is StoreError, "the store answers"
     promotion.materialize(reference, tmp_path / "model", run.params.registry, moved, deltas=moved)
     assert open_checkpoint(tmp_path / "model").digest() == recipe["digest"]
     monkeypatch.setenv("SHADOWFT_STORE_URI", str(moved_to))
@@ -165,4 +168,25 @@ def test_a_recipe_without_a_well_formed_model_digest_is_refused(run: Run, tmp_pa
     for digest in ("sha256:../../x", "", "x" * 64, None, "sha256:" + "0" * 63):
         (tmp_path / "recipe.json").write_bytes(canonical_json(recipe | {"digest": digest}))
         with pytest.raises(RegistryError, match="not a recipe of format 1"):
+            room.read_recipe(tmp_path / "recipe.json")
+
+
+def test_a_recipe_is_small_canonical_and_complete(run: Run, tmp_path: Path) -> None:
+    """Else its digest, which names it everywhere, would not be that of its content."""
+    recipe = Evidence(run.params, run.work, run.lock, ROOT / "params.yaml").registration(None).recipe
+    raw = canonical_json(recipe)
+    assert parse_recipe(raw, "here") == recipe
+    for damaged in (
+        raw.replace(b":", b": ", 1),
+        raw[:-1],
+        b"[]",
+        canonical_json(recipe | {"format": 2}),
+        canonical_json(recipe | {"deltas": []}),
+        canonical_json(recipe | {"digest": f"{recipe['digest']}/../x"}),
+        canonical_json(recipe | {"store": {"uri": ""}}),
+        *(canonical_json({name: value for name, value in recipe.items() if name != absent}) for absent in NEEDED),
+        canonical_json(recipe | {"note": "x" * (1 << 20)}),
+    ):
+        (tmp_path / "recipe.json").write_bytes(damaged)
+        with pytest.raises(RegistryError, match=r"recipe\.json: not a recipe of format 1"):
             room.read_recipe(tmp_path / "recipe.json")

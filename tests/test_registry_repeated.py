@@ -111,6 +111,16 @@ def test_a_version_registered_again_by_reconcile_is_not_a_duplicate(run: Run, cl
     assert {alias: int(number) for alias, number in aliases.items()} == {"champion": 2, "challenger": 2}
 
 
+def test_the_ninth_version_is_older_than_the_tenth(run: Run, client: Any) -> None:
+    first = client.get_model_version(run.register().name, "1")
+    for _ in range(2, 11):
+        tracking.create(client, first.name, first.source, first.run_id, first.tags)
+    for number in range(1, 9):
+        client.delete_model_version(first.name, str(number))
+    assert run.register().number == 9
+    assert client.get_model_version(first.name, "10").tags["shadowft.duplicate_of"] == "9"
+
+
 def killed(run: Run) -> None:
     """An attempt whose process is killed when it sends the artifacts."""
     code = f"""

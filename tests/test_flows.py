@@ -191,6 +191,7 @@ def test_a_failed_run_exits_with_1(
     from shadowft_core.pipeline import command
 
     monkeypatch.setenv("PREFECT_API_URL", prefect_api)
+    monkeypatch.setenv("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "ERROR")
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     (workspace / "graft.sh").write_text("echo 'error: no such luck' >&2; exit 5\n", encoding="utf-8")
     try:
@@ -200,6 +201,7 @@ def test_a_failed_run_exits_with_1(
         for number, handler in before.items():
             signal.signal(number, handler)
     assert ended.value.code == 1
+    assert os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] == "ERROR", "the user's setting stays"
     assert capsys.readouterr().err.endswith("error: graft@shadow: no such luck\n")
 
 

@@ -3,20 +3,27 @@
 import io
 import json
 import re
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from prefect import flow, task
 from prefect.client.schemas.objects import State
+from prefect.logging import disable_run_logger
 from prefect.states import Failed
 from rich.console import Console
 
-from shadowft_core.errors import InputError
+from shadowft_core.errors import InputError, ShadowError
+from shadowft_core.params import load_params
+from shadowft_core.pipeline import steps
 from shadowft_core.pipeline.clock import Clock
 from shadowft_core.pipeline.display import Display
 from shadowft_core.pipeline.result import Result
 from shadowft_core.pipeline.run import Run
+from shadowft_core.pipeline.server import START_SECONDS, prefect_server
+from shadowft_core.pipeline.stage_process import run_stage
 from tests.fixtures.workspace import make_workspace
 
 
@@ -46,14 +53,14 @@ def workspace(tmp_path: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch)
     return str(make_workspace(tmp_path))
 
 
-def end_of(workspace: str, steps: Callable[[Run], object]) -> State:
-    """The state of a flow whose steps, after the preflight, are these."""
+def end_of(workspace: str, acts: Callable[[Run], object]) -> State:
+    """The state of a flow whose acts, after the preflight, are these."""
 
     @flow
     def custom() -> State:
         with Run(workspace, None, None, None) as run:
             run.preflight()
-            steps(run)
+            acts(run)
         return run.state
 
     return custom(return_state=True)
@@ -63,17 +70,72 @@ def test_a_step_is_shown_with_its_first_line_and_its_output(workspace: str, caps
     state = end_of(workspace, lambda run: run.step("announce", announce, run.output("report", ".html"), run.show))
     assert state.is_completed(), state.message
     shown = capsys.readouterr().out.splitlines()
-    assert shown[0].startswith("announce: Tell the team. (")
+    assert shown[0] == "announce: Tell the team. (24 s left)", "its own second, 6 of the stages, 17 of the last steps"
     assert shown[1] == "  sending work/report.html"
     assert shown[2].startswith("announce: Completed in ")
 
 
+def test_a_run_of_a_deployment_shows_nothing(
+    workspace: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prefect's log has its lines."""
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "1")
+    state = end_of(workspace, lambda run: run.step("announce", announce, run.output("report", ".html"), run.show))
+    assert (state.is_completed(), capsys.readouterr().out) == (True, "")
+
+
+def test_an_error_of_the_flow_ends_the_running_stage(workspace: str) -> None:
+    (Path(workspace) / "fetch.sh").write_text("touch started; sleep 300\n", encoding="utf-8")
+    ends: list[str | None] = []
+    stage = threading.Thread(target=lambda: ends.append(run_stage("fetch", print)), daemon=True)
+
+    def fail() -> None:
+        with Run(workspace, None, None, None):
+            stage.start()
+            while not Path("started").exists():
+                assert stage.is_alive()
+                time.sleep(0.05)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    stage.join(30)
+    assert [end is not None for end in ends] == [True]
+
+
+def test_outputs_that_do_not_belong_together_are_refused_without_a_retry(
+    workspace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a server that does not answer may answer later."""
+    monkeypatch.chdir(workspace)
+    with disable_run_logger():
+        state = steps.register.fn(load_params(Path("params.yaml")), None, print)
+    assert (state.name, "no such file" in state.message) == (steps.REFUSED, True)
+
+
+def test_the_run_registers_under_the_name_it_was_given(workspace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace)
+    assert steps.preflight(Path("params.yaml"), "another").registry.name == "another"
+    assert steps.preflight(Path("params.yaml"), None).registry.name == "shadowft-pico"
+
+
+def test_a_prefect_server_that_ends_is_reported_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PREFECT_HOME", "PREFECT_API_URL"):
+        monkeypatch.setenv(name, "")  # so that it is restored after the test
+    monkeypatch.delenv("PREFECT_API_URL")
+    monkeypatch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", "nonsense")
+    started = time.monotonic()
+    with pytest.raises(ShadowError, match=r"prefect: the server did not start .*server\.log"), prefect_server(tmp_path):
+        pass
+    assert time.monotonic() - started < START_SECONDS / 2
+
+
 def test_a_failed_step_ends_the_run_with_its_message(workspace: str) -> None:
-    def steps(run: Run) -> None:
+    def acts(run: Run) -> None:
         run.step("refuse", refuse)
         pytest.fail("the step after a failed one ran")
 
-    state = end_of(workspace, steps)
+    state = end_of(workspace, acts)
     assert (state.is_failed(), state.message) == (True, "the team is asleep")
     assert "by a bug" in (end_of(workspace, lambda run: run.step("crash", crash)).message or "")
 

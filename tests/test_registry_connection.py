@@ -12,6 +12,7 @@ import pytest
 from shadowft_core import registry as room
 from shadowft_core.errors import RegistryError
 from shadowft_core.params import Registry
+from shadowft_core.recipe_model.registered import _registry
 from shadowft_core.registry import connection
 from tests.fixtures.runs import Run
 
@@ -129,6 +130,24 @@ def test_the_callers_settings_of_mlflow_are_restored(run: Run, tmp_path: Path, m
         assert (mlflow.get_tracking_uri(), mlflow.get_registry_uri()) == (theirs, models)
         assert mlflow.create_experiment("of the caller") is not None
         assert (tmp_path / "theirs.db").exists()
+
+
+def test_a_version_is_checked_against_the_registry_that_mlflow_uses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None only if nobody named one and MLflow's default, a file of the current folder, does not exist."""
+    import mlflow
+
+    monkeypatch.chdir(tmp_path)
+    for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        monkeypatch.delenv(variable, raising=False)
+    with restored_mlflow():
+        for uri in (None, "http://127.0.0.1:9", f"sqlite:///{tmp_path}/absent.db"):
+            mlflow.set_tracking_uri(uri)
+            mlflow.set_registry_uri(None)
+            monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+            found = _registry("x")
+            assert (found.tracking_uri if found else None) == uri
 
 
 def test_overlapping_connections_of_two_threads_restore_at_the_end(run: Run, tmp_path: Path) -> None:

@@ -111,6 +111,19 @@ def test_a_command_line_address_is_quoted_without_its_password() -> None:
         assert SECRET not in str(e.value)
 
 
+@pytest.mark.parametrize("option", ["--store", "--endpoint"])
+def test_the_flow_refuses_an_address_with_a_password(option: str, tmp_path: Path) -> None:
+    """Prefect would store it with the parameters of the flow."""
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    words = ["--workspace", str(tmp_path), option, "s3://user:hunter2@host/x"]
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.retrain", *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (3, "")
+    assert f"error: {option}: s3://***@host/x" in done.stderr
+    assert SECRET not in done.stderr
+
+
 class Canary:
     """A password in every encoding that could appear."""
 

@@ -3,14 +3,19 @@
 import importlib.metadata
 import json
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
+from mlflow.exceptions import MlflowException
 
 from shadowft_core.errors import CheckpointError, InputError
 from shadowft_core.params import Store
@@ -152,8 +157,6 @@ def answered(model: Any, body: Any) -> Any:
 def test_a_malformed_request_is_refused_in_one_line(
     model: Any, sent: Any, params: dict[str, Any], message: str
 ) -> None:
-    from mlflow.exceptions import MlflowException
-
     with pytest.raises(MlflowException, match=message) as error:
         model.predict(sent, params=params)
     assert "\n" not in error.value.message
@@ -197,6 +200,35 @@ def test_the_parameters_take_effect(model: Any, replies: tuple[str, str], monkey
     assert answered(model, {"messages": [USER], "max_new_tokens": 3, "temperature": 0}) == [short]
     assert answered(model, {"inputs": [USER], "params": {"max_new_tokens": 3}}) == [short]
     assert answered(model, {"messages": [USER], "stop": [stop]}) == [cut]
+
+
+def test_a_reply_fits_has_no_special_token_and_is_made_alone(
+    model: Any, replies: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner, tokenizer = model._model_impl._model, model._model_impl._tokenizer
+    generate, running, lengths = inner.generate, [], []
+
+    def ended(**options: Any) -> Any:
+        running.append(threading.get_ident())
+        tokens = generate(**options)
+        lengths.append(tokens.shape[1])
+        time.sleep(0.2)
+        assert running == [threading.get_ident()], "a server calls from many threads"
+        running.clear()
+        special = torch.tensor([[tokenizer.convert_tokens_to_ids(tokenizer.all_special_tokens[0])]])
+        return torch.cat([tokens, special], dim=1)
+
+    monkeypatch.setattr(inner, "generate", ended)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(model.predict, [[USER], LONG])) == [[one] for one in replies]
+    (first,) = model.predict([USER], params={"stop": [replies[0].split()[0]]})
+    assert first == "", "the reply begins with the stop text"
+    lengths.clear()
+    model.predict([USER | {"content": "word1 " * 54}])
+    assert lengths == [64], "the model takes 64 tokens"
+    monkeypatch.setattr(tokenizer, "chat_template", "{{ raise_exception('no\\n  such role') }}")
+    with pytest.raises(MlflowException, match=r"conversation 1: the model's chat template refuses it: no such role$"):
+        model.predict([USER])
 
 
 def test_a_logged_model_names_installed_code_and_exact_versions(model: Any, judged: Judged) -> None:

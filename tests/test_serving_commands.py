@@ -1,4 +1,4 @@
-"""`mlflow models serve` and `mlflow models predict` of a registered version, as processes."""
+"""`mlflow models serve` and `predict` of a registered version, as processes; requests that MLflow has not checked."""
 
 import json
 import os
@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from shadowft_core.errors import InputError
+from shadowft_core.recipe_model.requests import COLDEST, HOTTEST, Settings, conversations, settings
 from tests.fixtures.runs import Run
 
 ROOT = Path(__file__).parent.parent
@@ -96,3 +98,32 @@ def post(port: int, body: Any) -> tuple[int, Any]:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [
+        (None, Settings(9)),
+        ({"max_new_tokens": 1, "temperature": None}, Settings(1)),
+        ({"temperature": COLDEST, "stop": "x"}, Settings(9, COLDEST, ("x",))),
+        ({"temperature": HOTTEST, "stop": ["x", "y"]}, Settings(9, HOTTEST, ("x", "y"))),
+        ({"temperature": COLDEST / 2}, "temperature: expected 0 or a number from"),
+        ({"temperature": HOTTEST + 1}, "temperature: expected 0 or a number from"),
+        ({"temperature": True}, "temperature: .*, found True"),
+        ({"max_new_tokens": True}, "max_new_tokens: .*, found True"),
+        ({"top_p": 0.5}, "params: top_p is not known; expected max_new_tokens"),
+        ([1], r"params: expected an object, found \[1\]"),
+    ],
+)
+def test_settings_that_no_signature_of_mlflow_has_checked(params: Any, expected: Settings | str) -> None:
+    if isinstance(expected, Settings):
+        assert settings(params, 9) == expected
+    else:
+        with pytest.raises(InputError, match=expected):
+            settings(params, 9)
+
+
+def test_parts_are_lines_and_a_role_next_to_messages_is_an_unknown_field() -> None:
+    assert conversations([PARTS]) == [[{"role": "user", "content": "word1\nword2"}]]
+    with pytest.raises(InputError, match="role: unknown field next to messages"):
+        conversations({"messages": [USER], "role": "user"})

@@ -137,9 +137,8 @@ def register(params: Params, git: "Git", show: Show) -> State:
 
 
 def _failed(error: ShadowError) -> State:
-    """A Failed state; named Refused unless a retry may help, because a server did not answer."""
-    retryable = isinstance(error, StoreUnreachableError | RegistryError)
-    return Failed(message=str(error), name="Failed" if retryable else REFUSED)
+    """A Failed state; named Refused unless a retry may help, because the store did not answer."""
+    return Failed(message=str(error), name="Failed" if isinstance(error, StoreUnreachableError) else REFUSED)
 
 
 @contextlib.contextmanager

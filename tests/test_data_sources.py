@@ -104,7 +104,7 @@ def test_the_licence_and_the_folder_are_those_given(hub: Hub, workspace: Path) -
         ("hf:owner/none", "not pinned; use hf:owner/none@REVISION with the 40 hex digits of a commit; the current one"),
         (f"hf:owner/none@{REVISION}", "the hub failed"),
         ("hf:ours", "expected hf:OWNER/NAME@REVISION"),
-        (PINNED + ":valid", "no file among 5 matches; it has README.md, data/test-00000-of-00001.jsonl"),
+        (PINNED + ":valid", "none of 5 files matches valid; choose from README.md, data/test-00000-of-00001.jsonl"),
     ],
 )
 def test_references_that_are_not_pinned_or_match_nothing_are_refused(
@@ -135,12 +135,12 @@ def test_damage_on_the_way_is_refused(hub: Hub, workspace: Path, tmp_path: Path)
 def test_a_folder_of_the_user_is_not_replaced_and_nothing_is_downloaded(hub: Hub, workspace: Path) -> None:
     (workspace / "data/ours").mkdir(parents=True)
     (workspace / "data/ours/mine").write_text("mine")
-    assert "data/ours: exists, and DVC does not track it" in add(workspace, PINNED, code=3)
+    assert "data/ours: the folder exists, and DVC does not track it" in add(workspace, PINNED, code=3)
     assert files_in(workspace / "data") == {"ours/mine": "mine"}
     outside = workspace.parent / "outside"
     outside.mkdir()
     assert "expected a folder of a DVC repository" in add(outside, PINNED, code=3)
-    assert "--out is for downloads" in " ".join(add(workspace, "x", "--out", "y", code=2).split())
+    assert "--out is only for downloads" in " ".join(add(workspace, "x", "--out", "y", code=2).split())
     assert hub.log == []
 
 

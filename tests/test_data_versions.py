@@ -107,7 +107,7 @@ def test_refusals_of_add_are_one_line_with_the_remedy(
 ) -> None:
     Path("empty").mkdir()
     shadowft("data", "add", "nothing.jsonl").refused(3, "nothing.jsonl: no such file or folder")
-    shadowft("data", "add", "empty").refused(3, "empty: expected a file, or a folder with files; found none")
+    shadowft("data", "add", "empty").refused(3, "empty: expected a file, or a folder with files, found none")
     Path(".dvcignore").write_text("*.log\n")
     Path("more/a.log").write_text("x")
     shadowft("data", "add", "more").refused(3, "more/a.log: .dvcignore excludes 1 files of more")

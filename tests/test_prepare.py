@@ -24,7 +24,9 @@ def test_a_missing_file_or_folder_is_named(stage: Stage) -> None:
 def test_more_bad_rows_than_max_bad_fail(stage: Stage) -> None:
     (stage.data / "rows.jsonl").write_bytes(lines([talk(str(n)) for n in range(95)] + [{}] * 5))
     assert stage.run(Prepare(data="-", max_bad=0.05))["bad"] == 5
-    message = r"5 of 100 rows \(5\.0%\) are not usable, prepare\.max_bad allows 4\.0%: rows\.jsonl:96 no known fields"
+    message = (
+        r"5 of 100 rows \(5\.0%\) are not usable, but prepare\.max_bad allows 4\.0%: rows\.jsonl:96 no known fields"
+    )
     with pytest.raises(DataError, match=message):
         stage.run(Prepare(data="-", max_bad=0.04))
 

@@ -27,7 +27,7 @@ NORMALISED = {
     "thought before </think> split off": talk("q", "t\n</think>\na"),
     "field 'messages' from JSON text": {"messages": json.dumps(talk("q")["messages"])},
     "'function_call' to 'tool_calls'": USED["call of an older form"][0],
-    "turn of a call to 'tool_calls'": USED["call in ShareGPT's roles"][0],
+    "turn with a call to 'tool_calls'": USED["call in ShareGPT's roles"][0],
     "field 'history' to turns": USED["history"][0],
     "field 'context' appended to the question": USED["context"][0],
     "field 'choices' appended to the question": USED["choices"][0],

@@ -195,7 +195,7 @@ def test_rows_of_csv_and_parquet_are_counted_too(stage: Stage) -> None:
     pq.write_table(odd(pa.array([b"bytes"])), stage.data / "d.parquet")
     pq.write_table(odd().append_column("tools", odd()["map"]), stage.data / "e.parquet")
     stage.run()
-    cells = "another number of cells than columns"
+    cells = "the number of cells is not that of the columns"
     assert [(one["file"], one["line"], one["reason"]) for one in stage.dropped()] == [
         ("b.csv", 3, cells), ("b.csv", 4, cells), ("b.csv", 6, "invalid UTF-8"), ("b.csv", 7, "NUL in 'question'"),
         ("c.parquet", 1, "a value that Python cannot hold: OverflowError"),

@@ -176,8 +176,8 @@ BAD: dict[str, tuple[Any, str]] = {  # value of `image`, reason
     "NUL": ("cat.png\0.jpg", "NUL in the path"),
     "long": ("x" * 5000, "the path is not readable: File name too long"),
     "surrogate": ("\ud83d.png", "the path is not readable"),
-    "folder": ("a", "the path is no file"),
-    "pipe": ("pipe", "the path is no file"),
+    "folder": ("a", "the path is not a file"),
+    "pipe": ("pipe", "the path is not a file"),
     "empty": ("empty.png", "the image file is empty"),
     "text": ("text.png", "not readable as an image"),
     "cut": ("cut.png", "not readable as an image"),
@@ -187,8 +187,8 @@ BAD: dict[str, tuple[Any, str]] = {  # value of `image`, reason
     "data URL, text": ("data:text/plain,cat", "a data: URL that is not base64"),
     "data URL, damaged": ("data:image/png;base64,@@", "a data: URL that is not valid base64"),
     "data URL, text inside": ("data:image/png;base64,Y2F0", "not readable as an image"),
-    "number": (3, "names no image"),
-    "object": ({"width": 3}, "names no image"),
+    "number": (3, "expected a path, a data: URL or bytes"),
+    "object": ({"width": 3}, "expected a path, a data: URL or bytes"),
 }
 
 

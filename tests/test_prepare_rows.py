@@ -133,7 +133,7 @@ def test_a_bad_element_of_an_array_is_one_bad_row(stage: Stage) -> None:
 
 UNREADABLE = {
     "expected data files, .json": {},
-    "holds no rows": {"rows.jsonl": b""},
+    "expected rows, found none": {"rows.jsonl": b""},
     "none of 2 rows is usable: rows.jsonl:1 bad JSON (2 rows)": {"rows.jsonl": b"{x\n}}\n"},
     "all 3 usable rows are the same conversation": {"rows.jsonl": lines([talk("hi")] * 3)},
     "bad JSON in row 2, line 2": {"rows.json": b'[{"question": "a", "answer": "b"},\n{"question": ]'},

@@ -139,8 +139,8 @@ BAD = {
         "choices": {"text": ["x"], "label": ["1", "2"]},
         "answer": "x",
     },
-    "two fields are read as 'question', one of them": {"question": "q", "Frage": "r", "answer": "a"},
-    "two fields of a turn are read by one name: content, what, who": {
+    "two fields get the name 'question', one of them": {"question": "q", "Frage": "r", "answer": "a"},
+    "two fields of a turn get one name: content, what, who": {
         "messages": [{"who": "user", "content": "q", "what": "r"}]
     },
     "'tool_calls' is no JSON": {"messages": [Q, {"role": "assistant", "tool_calls": [{"name": "\ud800"}]}]},

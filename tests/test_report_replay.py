@@ -28,4 +28,4 @@ def test_replay_rows_and_newest_test_rows_are_shown(tmp_path: Path) -> None:
     shown = page(work).text
     assert "1,234" in shown
     assert "56 × duplicate" in shown
-    assert "test and dev hold the newest rows; the oldest row in test is of 2024-05-01T00:00:00Z" in shown
+    assert "test and dev hold the newest rows; the oldest row in test has the date 2024-05-01T00:00:00Z" in shown

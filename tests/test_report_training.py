@@ -24,13 +24,13 @@ def shown(work: Path, stopped: int, **facts: Any) -> Page:
 @pytest.mark.parametrize("stopped", [18, 0])
 def test_replies_that_end_are_counted_and_a_drop_to_none_is_said(tmp_path: Path, stopped: int) -> None:
     found = shown(tmp_path, stopped)
-    said = f"19 ended by themselves before training, {stopped} after it, within 34 tokens"
+    said = f"19 ended within 34 tokens before training, {stopped} after it"
     assert f"of 20 replies to validation questions, {said}" in found.text
     assert ("the tuned model does not stop" in found.text) == (stopped == 0)
 
 
 @pytest.mark.parametrize(
-    ("setting", "words"), [("from_instruct", "the Instruct's rows stood in"), ("train", "trained.")]
+    ("setting", "words"), [("from_instruct", "training used the Instruct's rows"), ("train", "trained.")]
 )
 def test_untrained_tokens_are_named_with_what_was_done(tmp_path: Path, setting: str, words: str) -> None:
     found = shown(tmp_path, 1, untrained_tokens=[TOKEN], render={"template_tokens": setting})
@@ -49,5 +49,5 @@ def test_samples_mark_what_is_learned_and_are_escaped(tmp_path: Path) -> None:
 def test_a_run_of_before_has_neither(tmp_path: Path) -> None:
     write_work(tmp_path)
     old = page(tmp_path)
-    assert "ended by themselves" not in old.text
-    assert "sequences that were trained on" not in old.text
+    assert "before training" not in old.text
+    assert "training sequences" not in old.text

@@ -201,7 +201,7 @@ def test_replies_that_end_are_counted_before_and_after(
         name: stops[name] for name in ("stopped_before", "stopped_after")
     }
     assert stops["stopped_before"] < stops["stopped_after"] == stops["prompts"]
-    line = f"long, {stops['stopped_before']} ended by themselves before training, {stops['stopped_after']} after it"
+    line = f", {stops['stopped_before']} ended within 6 tokens before training, {stops['stopped_after']} after it"
     assert line in capfd.readouterr().err
     shutil.copytree(place / "data", tmp_path / "data")
     empty(tmp_path / "data/valid.parquet")

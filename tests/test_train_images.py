@@ -187,7 +187,7 @@ def test_a_processor_that_does_not_tell_its_places_is_refused(pair: Path, data: 
         name: value for name, value in inner(**given).items() if name != "text_replacement_offsets"
     }
     messages, *_ = next(prepared_rows(data / "train.parquet"))
-    with pytest.raises(RowError, match="does not tell where it puts images"):
+    with pytest.raises(RowError, match="does not report where it puts images"):
         renderer.samples(messages)
 
 
@@ -196,7 +196,7 @@ def test_a_batch_that_the_processor_refuses_ends_the_training(pair: Path) -> Non
 
     processor = load_renderer(pair / "instruct", Render()).processor
     assert processor is not None
-    with pytest.raises(TrainError, match=r"the processor refuses it.*; set train\.batch_size to 1"):
+    with pytest.raises(TrainError, match=r"the processor refuses the conversation.*; set train\.batch_size to 1"):
         ImageCollator(processor, 1)([{"text": f"{processor.token} What", "files": [], "input_ids": [1], "labels": [1]}])
 
 
@@ -228,11 +228,11 @@ def test_rows_with_images_are_left_out_of_heldout(
     (tmp_path / "data/test.parquet").write_bytes((data / "train.parquet").read_bytes())
     render_heldout(load_renderer(pair / "instruct", Render()), tmp_path / "data", tmp_path / "out")
     assert pq.read_metadata(tmp_path / "out/test.parquet").num_rows == 2
-    assert "2 rows with images left out, the harness scores text" in capsys.readouterr().err
+    assert "left out 2 rows with images, because the harness scores only text" in capsys.readouterr().err
 
 
 def test_a_photo_is_shown_upright(tmp_path: Path) -> None:
-    """As its EXIF data says; phones store what the sensor saw."""
+    """Phones store the sensor's picture, and its rotation in EXIF data."""
     from io import BytesIO
 
     from PIL import Image

@@ -67,7 +67,7 @@ def test_rows_too_long_or_with_control_tokens_are_counted_and_left_out(place: Pa
         )
     assert not (tmp_path / "no").exists()
     few = settings.model_copy(update={"max_left_out": 0.59})
-    with pytest.raises(TrainError, match=r"3 of 5 rows are left out .*, train.max_left_out allows 59%"):
+    with pytest.raises(TrainError, match=r"3 of 5 rows are left out .*, but train.max_left_out allows 59%"):
         train(place / "base", place / "instruct", tmp_path / "data", few, tmp_path / "no")
 
 

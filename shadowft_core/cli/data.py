@@ -1,4 +1,4 @@
-"""The verbs `shadowft data ...`: they add versions of data to DVC, show prepared data and compare versions of it."""
+"""The verbs `shadowft data ...`: add versions of data to DVC, show prepared data, compare versions."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -36,19 +36,19 @@ def add(
     ],
     version: Annotated[str | None, typer.Option(help="name of this version, such as 2 or 2026-11")] = None,
     licence: Annotated[str | None, typer.Option(help="licence of the data, such as CC-BY-4.0")] = None,
-    note: Annotated[str | None, typer.Option(help="what this version is, in a line")] = None,
-    out: Annotated[Path | None, out_folder("the download; default: data/NAME")] = None,
+    note: Annotated[str | None, typer.Option(help="what is new in this version, in one line")] = None,
+    out: Annotated[Path | None, out_folder("the download; by default data/NAME")] = None,
     endpoint: EndpointOption = None,
     as_json: JsonOption = False,
     params: ParamsOption = PARAMS,
 ) -> None:
     """Track a file or folder with DVC, and record its version, licence, note and SHA-256 in NAME.dvc.
 
-    Adding the same bytes again changes nothing. Changed bytes are a new version and need a new --version if the
-    recorded one has a name. `prepare` then refuses data with another digest.
+    Adding the same bytes again changes nothing. If the recorded version has a name, changed bytes need a new --version.
+    From then on, `prepare` refuses data with another digest.
 
-    A data set on a Hugging Face hub, at a commit, or the objects below an S3 prefix are downloaded first. Endpoint and
-    region of S3 are those of `store` in the params file.
+    `hf:...` (a data set of a Hugging Face hub, at a commit) and `s3://...` (all objects below a prefix) are downloaded
+    first. The endpoint and region of S3 are those of `store` in the params file.
 
     Example: shadowft data add my_rows.jsonl --version 2 --licence CC-BY-4.0 --note "without duplicates"
 
@@ -64,7 +64,7 @@ def add(
             source, place, version, licence, note, endpoint or store.endpoint, store.region
         )
     elif out is not None:
-        raise typer.BadParameter("--out is for downloads; pass hf:... or s3://... with it")
+        raise typer.BadParameter("--out is only for downloads; pass hf:... or s3://..., or leave it out")
     else:
         place = Path(source)
         record, changed = add_data(place, version, licence, note)
@@ -98,15 +98,17 @@ def about(record: Any) -> dict[str, Any]:
 @data.command()
 def show(
     folder: PreparedArgument = Path("work/data"),
-    tasks: Annotated[Path | None, typer.Option(help="task folder: adds the training rows nearest to its items")] = None,
+    tasks: Annotated[
+        Path | None, typer.Option(help="task folder; also show the training rows most similar to its items")
+    ] = None,
     tokenizer: TokenizerOption = None,
     as_json: JsonOption = False,
     params: ParamsOption = PARAMS,
 ) -> None:
     """Show the splits, the rows that look wrong, and ten rows of the training split.
 
-    Reads a folder made by `prepare`; writes nothing. With --tokenizer the ten rows are rendered by its chat template,
-    and the text that is learned stands between {+ and +}.
+    Reads a folder made by `prepare`; writes nothing. With --tokenizer it renders the ten rows with the chat template,
+    and marks learned text with {+ and +}.
 
     Example: shadowft data show work/data --tokenizer work/pair/instruct --tasks my_tasks
     """
@@ -123,7 +125,7 @@ def show(
 
 
 def _render(found: dict[str, Any], folder: Path, tokenizer: Path, settings: Any) -> None:
-    """Add the lengths in tokens, and to each sample its rendered sequences or why the template refuses it."""
+    """Add lengths in tokens to the splits, and to each sample its sequences or the reason why it is refused."""
     from shadowft_core.rendering import RowError, learned_parts, load_renderer, prepared_rows
 
     for name, lengths in measuring(tokenizer, settings)(folder).items():
@@ -140,14 +142,14 @@ def _render(found: dict[str, Any], folder: Path, tokenizer: Path, settings: Any)
 @data.command()
 def diff(
     first: Annotated[Path, typer.Argument(metavar="V1", help="folder made by `prepare`, or a data file or folder")],
-    second: Annotated[Path, typer.Argument(metavar="V2", help="the version to compare with it, of the same kind")],
+    second: Annotated[Path, typer.Argument(metavar="V2", help="the second version, of the same kind")],
     as_json: JsonOption = False,
     params: ParamsOption = PARAMS,
 ) -> None:
     """Compare two versions of data: rows added, removed and moved, changed replies, dropped rows by reason.
 
-    Reads two folders made by `prepare`, or two data files with `prepare.columns`; writes nothing. Exit code 0 also if
-    they differ.
+    Reads two folders made by `prepare`, or two data files or folders, with `prepare.columns`; writes nothing. The exit
+    code is 0 even if they differ.
 
     Example: shadowft data diff my_data_1 my_data_2
     """

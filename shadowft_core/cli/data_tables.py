@@ -29,11 +29,11 @@ def show_prepared(found: dict[str, Any]) -> None:
             _show_tokens(console, name, split["tokens"])
     for kind, about in found["suspect"].items():
         print_line(console, f"suspect: {about['rows']} rows, {kind}")
-        for one in about["examples"]:
-            print_line(console, f"  {one['source']}: {_line(one['text'])}")
-    for one in found["nearest"] or ():
-        print_line(console, f"similar to a test item: {one['similarity']:.2f} {one['source']} and {one['item']}")
-        print_line(console, f"  {_line(one['text'])}")
+        for row in about["examples"]:
+            print_line(console, f"  {row['source']}: {_line(row['text'])}")
+    for row in found["nearest"] or ():
+        print_line(console, f"similar to a test item: {row['similarity']:.2f} {row['source']} and {row['item']}")
+        print_line(console, f"  {_line(row['text'])}")
     for sample in found["samples"]:
         _show_sample(console, sample)
 
@@ -42,18 +42,18 @@ def show_comparison(found: dict[str, Any]) -> None:
     """Print what `data diff` found."""
     console = new_console()
     if found["equal"]:
-        print_line(console, f"{found['first']} and {found['second']} hold the same rows in the same splits")
+        print_line(console, f"{found['first']} and {found['second']} have the same rows in the same splits")
     table = new_table("rows", "split", *COUNTS)
     for name, counts in found["splits"].items():
         table.add_row(name, *(str(counts[column]) for column in COUNTS))
     console.print(table)
     for way, count in found["moved"]["ways"].items():
         print_line(console, f"moved from {way}: {count}")
-    for one in found["moved"]["examples"]:
-        print_line(console, f"  {one['source']}: {one['from']} to {one['to']}")
+    for row in found["moved"]["examples"]:
+        print_line(console, f"  {row['source']}: {row['from']} to {row['to']}")
     print_line(console, f"questions with a changed reply: {found['changed']['questions']}")
-    for one in found["changed"]["examples"]:
-        print_line(console, f"  {one['first']} is now {one['second']}")
+    for pair in found["changed"]["examples"]:
+        print_line(console, f"  {pair['first']} is now {pair['second']}")
     if found["dropped"]:
         table = new_table("rows dropped", "reason", "before", "after")
         for reason, counts in found["dropped"].items():
@@ -78,10 +78,10 @@ def _show_tokens(console: "Console", name: str, tokens: dict[str, Any]) -> None:
 def _show_sample(console: "Console", sample: dict[str, Any]) -> None:
     print_line(console, f"\n--- {sample['source']}")
     if "refused" in sample:
-        print_line(console, f"refused by the chat template: {sample['refused']}")
+        print_line(console, f"left out of training: {sample['refused']}")
     if "sequences" in sample:
         for parts in sample["sequences"]:
-            print_line(console, "".join(f"{{+{one['text']}+}}" if one["learned"] else one["text"] for one in parts))
+            print_line(console, "".join(f"{{+{part['text']}+}}" if part["learned"] else part["text"] for part in parts))
         return
     if sample["tools"]:
         print_line(console, f"tools: {_line(str(sample['tools']))}")

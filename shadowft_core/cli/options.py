@@ -89,13 +89,13 @@ TokenizerOption = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
-        help="folder of the Instruct or its tokenizer: adds lengths in tokens, rendered as in training",
+        help="folder of the Instruct or its tokenizer; also count tokens, rendered as in training",
     ),
 ]
 
 
 def measuring(tokenizer: Path, settings: "Params") -> "Callable[[Path], dict[str, Any]]":
-    """What measures the splits of a folder in tokens. Raises what loading the tokenizer raises."""
+    """A function that measures the splits of a folder in tokens. Raises what `load_renderer` raises."""
     from shadowft_core.prepare import SPLITS
     from shadowft_core.rendering import load_renderer, split_lengths
 

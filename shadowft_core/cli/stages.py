@@ -94,7 +94,7 @@ def train(
     instruct: InstructOption,
     data: DataOption,
     out: Annotated[Path, out_folder("adapter/ or model/, train.json, metrics.jsonl")],
-    replay: Annotated[bool, typer.Option(help="train on replay.parquet too, if `prepare` wrote one")] = True,
+    replay: Annotated[bool, typer.Option(help="also train on replay.parquet, if `prepare` wrote it")] = True,
     params: ParamsOption = PARAMS,
 ) -> None:
     """Tune one model with TRL: LoRA or full, with the loss on assistant tokens only.

@@ -29,7 +29,7 @@ def render_heldout(renderer: Renderer, data: Path, out: Path) -> None:
         for messages, tools, source in prepared_rows(file):
             if any(one.get("images") for one in messages):
                 pictured += 1
-                refused.append(f"{source}: it shows images, and held-out rows are scored as text")
+                refused.append(f"{source}: it has images, and only text is scored")
                 continue
             learned = (at for at, one in enumerate(messages) if one["role"] == "assistant" and one.get("weight") != 0)
             try:
@@ -42,6 +42,9 @@ def render_heldout(renderer: Renderer, data: Path, out: Path) -> None:
         if refused and not found["prompt"]:
             raise EvaluationError(f"{file}: none of {len(refused)} rows can be rendered: {refused[0]}")
         if pictured:
-            print(f"evaluate: {file}: {pictured} rows with images left out, the harness scores text", file=sys.stderr)
+            print(
+                f"evaluate: {file}: left out {pictured} rows with images, because the harness scores only text",
+                file=sys.stderr,
+            )
         table = pa.table({name: pa.array(texts, pa.string()) for name, texts in found.items()})
         pq.write_table(table, out / file.name)

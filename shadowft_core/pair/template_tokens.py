@@ -1,4 +1,4 @@
-"""Which tokens the chat template of an Instruct and its stop ids use, and which of them the Base never trained."""
+"""Finds the tokens in the chat template of an Instruct, and in its stop ids, that the Base never trained."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 from shadowft_core.files import read_json_object
 from shadowft_core.weights import Checkpoint, UntrainedToken, read_vocabulary, untrained_tokens
 
-PADDING = 64  # rows behind the vocabulary that stand for all of them
+PADDING = 64  # rows after the vocabulary that are read, as a sample of unused rows
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 
 
 def untrained_in_base(base: Checkpoint, instruct: Checkpoint) -> list[UntrainedToken]:
-    """The tokens that the Base never trained, among those that the template names and those that end a reply.
+    """The tokens that the chat template writes or that end a reply, and that the Base never trained.
 
-    Reads a few rows of both models. Empty without a tokenizer.json, which is a warning of its own.
+    Reads a few rows of both models. Empty without a tokenizer.json; `pair` warns of that separately.
     """
     found = read_vocabulary(instruct.path)
     if found is None:
@@ -30,7 +30,7 @@ def untrained_in_base(base: Checkpoint, instruct: Checkpoint) -> list[UntrainedT
 
 
 def _templates(instruct: Checkpoint) -> str:
-    """All chat templates of a folder, in one text."""
+    """All chat templates of a folder, joined."""
     files = [instruct.path / "chat_template.jinja", *(instruct.path / "additional_chat_templates").glob("*.jinja")]
     texts = [file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file()]
     for name in ("chat_template.json", "tokenizer_config.json"):
@@ -40,7 +40,7 @@ def _templates(instruct: Checkpoint) -> str:
 
 
 def _stops(instruct: Checkpoint, words: Mapping[int, str]) -> set[int]:
-    """The ids that end a reply, as `rendering.stop_ids` has them."""
+    """The ids that end a reply, the same as those of `rendering.stop_ids`."""
     listed = _optional(instruct, "generation_config.json").get("eos_token_id")
     numbers = listed if isinstance(listed, list) else [listed]
     eos = _content(_optional(instruct, "tokenizer_config.json").get("eos_token"))
@@ -48,7 +48,7 @@ def _stops(instruct: Checkpoint, words: Mapping[int, str]) -> set[int]:
 
 
 def _content(token: Any) -> Any:
-    """The text of a special token, which tokenizer_config.json has as text or as an object."""
+    """The text of a special token. tokenizer_config.json has it as text, or as an object with `content`."""
     return token.get("content") if isinstance(token, dict) else token
 
 

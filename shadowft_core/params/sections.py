@@ -26,7 +26,7 @@ class Route(Section):
 
     model: Literal["base", "instruct"] = Field(description="the model that is tuned")
     graft: Literal["", "--onto-base"] = Field("", description="waiver of the graft stage")
-    replay: bool = Field(True, description="train on the replay rows too, if prepare.replay is set")
+    replay: bool = Field(True, description="also train on the rows of prepare.replay, if it is set")
 
 
 ROUTES: dict[Literal["shadow", "direct"], Route] = {
@@ -43,17 +43,21 @@ class Fetch(Section):
 
 
 class Pinned(Section):
-    """Files beside `prepare.data`. DVC cannot watch a path that may be absent, so their digest is pinned here."""
+    """Files besides `prepare.data`. DVC cannot watch a path that may be null, so params.yaml has their digest."""
 
     digest: str = Field(
-        "", pattern=r"^(sha256:[0-9a-f]{64})?$", description="sha256:HEX of the file or folder; `prepare` names it"
+        "",
+        pattern=r"^(sha256:[0-9a-f]{64})?$",
+        description="sha256:HEX of the file or folder; leave it out, and `prepare` prints it",
     )
 
 
 class Newest(Pinned):
-    """Which rows are the newest: those of the latest dates, or those that an earlier version of the data lacks."""
+    """How to find the newest rows: by their dates, or as those that an earlier version of the data lacks."""
 
-    by: str | None = Field(None, min_length=1, description="field of a row that holds its date; docs/data.md")
+    by: str | None = Field(
+        None, min_length=1, description="name of the field with the date of a row; docs/data.md lists the formats"
+    )
     since: str | None = Field(
         None, min_length=1, description="the earlier version: a data file or folder, or a folder made by `prepare`"
     )
@@ -66,7 +70,7 @@ class Newest(Pinned):
 
 
 class Replay(Pinned):
-    """General instruction data, added to the training split alone against forgetting."""
+    """General instruction data that only training reads, against forgetting."""
 
     data: str = Field(min_length=1, description="a data file, or a folder of them")
     share: float = Field(gt=0, lt=1, description="share of all training rows that are replay rows")
@@ -80,9 +84,9 @@ class Prepare(Section):
     dev: Share = Field(0.0, description="share of rows held out to choose the scale")
     test: Share = Field(0.0, description="share of rows held out for the verdict")
     newest: Newest | None = Field(
-        None, description="take dev and test from the newest rows; by a hash of the question when null"
+        None, description="take dev and test from the newest rows; when null, a hash of the question decides"
     )
-    replay: Replay | None = Field(None, description="rows added to the training split alone; none when null")
+    replay: Replay | None = Field(None, description="general rows that only training reads; none when null")
     columns: dict[str, str] = Field({}, description="field of a row: the name it is read by, such as `Frage: question`")
     near: Share | None = Field(
         0.8, description="Jaccard similarity of near duplicates, over sequences of 3 words; not searched when null"
@@ -106,8 +110,8 @@ class Render(Section):
     )
     template_tokens: Literal["from_instruct", "train", "error"] = Field(
         "from_instruct",
-        description="tokens of the chat template whose rows of embedding and head the Base never trained: take the "
-        "Instruct's rows while training (the delta has the change by training alone), train these rows, or refuse",
+        description="control tokens whose rows of embedding and head the Base never trained: use the Instruct's rows "
+        "during training (the delta has only the change by training), train these rows, or refuse",
     )
 
 

@@ -95,8 +95,9 @@ def changed(stage: str) -> bool:
 def _remove_dead_locks(opened: Any) -> None:
     """Remove the locks of killed processes from `.dvc/tmp/rwlock`.
 
-    A lock has the number of its process. DVC removes it only when no process has that number, but after a restart of
-    the machine or container another one may. A process that started after the file was last written holds no lock.
+    A lock has the number of its process. DVC removes the lock only if no process has that number, but after a restart
+    of the machine or container another process may have it. A process that started after the file was last written
+    holds no lock.
     """
     file = Path(opened.tmp_dir, "rwlock")
     with opened.lock:  # DVC holds it when it edits the file

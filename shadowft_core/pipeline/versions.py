@@ -1,4 +1,4 @@
-"""Versions of data: `dvc add`, with version, licence, note, origin and our own digest in NAME.dvc."""
+"""Adds versions of data to DVC, and records version, licence, note, origin and SHA-256 in NAME.dvc."""
 
 import os
 from collections.abc import Mapping
@@ -21,15 +21,15 @@ def download_and_add(
     endpoint: str | None = None,
     region: str | None = None,
 ) -> tuple[Version, bool]:
-    """Download `hf:...` or `s3://...` into the folder `out` and add it, with its origin and, if known, its licence.
+    """Download `hf:...` or `s3://...` into the folder `out`, and add it with its origin and its licence, if known.
 
-    Returns and raises what `add_data` does, and raises what `download_data` does. Raises InputError when `out` exists
-    and DVC does not track it, because it would be replaced.
+    Returns and raises what `add_data` does, and raises what `download_data` does. Raises InputError if `out` exists and
+    DVC does not track it, because the download would replace it.
     """
     with repository():
         pass  # refuse a folder outside of a repository before the download
     if out.exists() and not out.with_name(out.name + SUFFIX).exists():
-        raise InputError(f"{out}: exists, and DVC does not track it; choose another --out, or move it")
+        raise InputError(f"{out}: the folder exists, and DVC does not track it; choose another --out, or move it")
     origin = download_data(reference, out, endpoint, region)
     return add_data(out, version, licence or origin.licence, note, origin.fields)
 
@@ -43,10 +43,10 @@ def add_data(
 ) -> tuple[Version, bool]:
     """Track a file or folder with DVC and record its digest, version, licence, note and origin in NAME.dvc.
 
-    Returns the record, and whether NAME.dvc changed: adding the same bytes again changes nothing but what is given.
-    Other bytes are a new version, which keeps only the licence. Raises DataError when there is no such data and when a
-    recorded version would get other bytes; InputError when .dvcignore hides a part of the data, outside of a DVC
-    repository, and when DVC fails.
+    Returns the record, and whether NAME.dvc changed. Adding the same bytes again changes only the given fields. Other
+    bytes are a new version, which keeps only the licence. Raises DataError if there is no such data, or if a recorded
+    version would get other bytes. Raises InputError if .dvcignore excludes a part of the data, outside of a DVC
+    repository, and if DVC fails.
     """
     if not place.exists():
         raise DataError(
@@ -92,7 +92,7 @@ def _fields(version: Version) -> dict[str, Any]:
 
 
 def _refuse_ignored(opened: Any, place: Path) -> None:
-    """Raise DataError for a file that a clone would not have."""
+    """Raises InputError for a file that .dvcignore excludes, because a clone would not have it."""
     if not place.is_dir():
         return
     tracked = set(opened.dvcignore.find(opened.fs, os.path.abspath(place)))

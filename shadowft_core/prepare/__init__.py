@@ -1,4 +1,4 @@
-"""The data stage: files of many shapes in, four splits of clean conversations and a report out."""
+"""The data stage: reads data files of many shapes, and writes four splits of conversations and a report."""
 
 import gc
 import os
@@ -19,7 +19,7 @@ from shadowft_core.prepare.accounts import Accounts
 from shadowft_core.prepare.files import data_files, read_rows
 from shadowft_core.prepare.images import Gallery
 from shadowft_core.prepare.near import Signatures
-from shadowft_core.prepare.newest import NOTE, Ages, about, ages_by_date, ages_since, without_date
+from shadowft_core.prepare.newest import NOTE, Ages, ages_by_date, ages_since, report_section, without_date
 from shadowft_core.prepare.overlap import Items
 from shadowft_core.prepare.pinned import require_pinned
 from shadowft_core.prepare.replay import choose_replay
@@ -38,25 +38,24 @@ def prepare(
 ) -> None:
     """Read, validate, normalise, deduplicate, decontaminate and split the data into the folder `out`.
 
-    `out` gets {train,valid,dev,test}.parquet (columns: id, 64 hex digits; messages, a list of {role, content, ...};
-    tools, JSON text; prompt; reply; source, file:row; images, the names of its files in images/, or null), rows in the
-    order they were read, dropped.jsonl with {file, line, reason} of every row that is not used, and data-report.json
-    with all counts and the data digest: the SHA-256 of the canonical JSON {split: sorted ids}. The split of a row
-    follows from its first question alone, or from its images, so no question is in two splits, and added rows never
-    move old ones; with `params.newest` dev and test are the newest rows, which newer ones replace. `tasks` None:
-    nothing to compare with.
+    `out` gets:
 
-    With `params.replay`, replay.parquet has rows for the training split; the other parquet files have the same bytes
-    with and without it.
+    - {train,valid,dev,test}.parquet, with rows in the order in which they were read. Columns: id (64 hex digits),
+      messages (a list of {role, content, ...}), tools (JSON text), prompt, reply, source (file:row), and images (names
+      of files in images/, or null).
+    - replay.parquet, if `params.replay` is set: general rows to train on. The files above are the same without it.
+    - dropped.jsonl: {file, line, reason} of every row that is not used.
+    - data-report.json: all counts, and the digest of the data, the SHA-256 of the canonical JSON {split: sorted ids}.
 
-    `measure` gets the folder with the splits, and returns their lengths in tokens for the report.
+    The split of a row follows from its first question alone, or from its images. So no question is in two splits, and
+    added rows never move old ones. With `params.newest`, dev and test are the newest rows, and newer rows replace them.
 
-    Memory holds digests and a few numbers of each row, not the rows.
+    `tasks` is the folder of test items to compare with, or None. `measure` takes the folder with the splits and returns
+    their lengths in tokens for the report. Memory holds digests and a few numbers per row, not the rows. If
+    `shadowft data add` recorded the data, its digest is checked first (tracked.py).
 
-    Data that `shadowft data add` recorded is compared with its digest first (tracked.py).
-
-    Raises DataError (another digest, nothing to read, no usable row, too many bad ones, an empty training split) and
-    ParamsError (shares that leave nothing to train on).
+    Raises DataError if the digest differs, no row is usable, too many rows are bad, or no row is left to train on.
+    Raises ParamsError if the shares leave nothing to train on.
     """
     if params.valid + params.dev + params.test >= 1:
         raise ParamsError(
@@ -75,29 +74,29 @@ def prepare(
         with reading.table:
             _read(data, params, accounts, reading)
             accounts.require_usable(data, params.max_bad)
-            own = accounts.read - accounts.bad
+            replay_start = accounts.read - accounts.bad
             if params.replay:
                 undated = params.model_copy(update={"newest": None})
                 _read(Path(params.replay.data), undated, added, reading)
                 added.require_usable(Path(params.replay.data), params.max_bad)
             reading.table.close()
-        ages = reading.ages(params, own)
-        choice = choose(reading.table, reading.leaks, reading.signatures, params, ages, own)
+        ages = reading.ages(params, replay_start)
+        choice = choose(reading.table, reading.leaks, reading.signatures, params, ages, replay_start)
         if not choice.sizes["train"]:
             raise DataError(
-                f"{data}: no row is left to train on: of {own} usable rows "
-                f"{choice.told() or 'all are held out'}; add rows or lower valid, dev and test of prepare"
+                f"{data}: no row is left to train on: of {replay_start} usable rows "
+                f"{choice.summary() or 'all are held out'}; add rows or lower valid, dev and test of prepare"
             )
-        if choice.distinct == 1 and own > 1:
-            raise DataError(f"{data}: all {own} usable rows are the same conversation; check the file")
+        if choice.distinct == 1 and replay_start > 1:
+            raise DataError(f"{data}: all {replay_start} usable rows are the same conversation; check the file")
         if params.replay:
             choose_replay(reading.table, choice, reading.leaks, reading.signatures, params.near, params.replay)
         digest = write_splits(reading.table, choice, (accounts, added), folder)
         lengths = choice.lengths.pop("replay", None)
-        report = accounts.report(choice.reason[:own] == 0) | {
+        report = accounts.report(choice.reason[:replay_start] == 0) | {
             "splits": choice.sizes,
             "duplicates": choice.counts().get("duplicate", 0),
-            "contaminated": {"items": items.count, **reading.contaminated(range(own))},
+            "contaminated": {"items": items.count, **reading.contaminated(range(replay_start))},
             "not_compared": items.not_compared,
             "left_out_by_max_rows": choice.counts().get("beyond max_rows", 0),
             "characters": choice.lengths,
@@ -105,25 +104,25 @@ def prepare(
             "digest": digest,
         }
         if params.newest and ages:
-            held = {name: choice.of(name)[:own] for name in ("test", "dev")}
-            report["newest"] = about(params.newest, ages, held)
+            held = {name: choice.rows_of(name)[:replay_start] for name in ("test", "dev")}
+            report["newest"] = report_section(params.newest, ages, held)
         if params.replay:
             report["replay"] = {
                 **params.replay.model_dump(),
-                **added.report(choice.reason[own:] == 0),
-                "contaminated": reading.contaminated(range(own, len(reading.table))),
+                **added.report(choice.reason[replay_start:] == 0),
+                "contaminated": reading.contaminated(range(replay_start, len(reading.table))),
                 "characters": lengths,
             }
         if measure:
             report["tokens"] = measure(folder)
         shutil.rmtree(scratch)
         write_json_atomically(folder / "data-report.json", {"format": 2, **report})
-    _say(report, choice, params.columns, accounts.problems())
+    _print_summary(report, choice, params.columns, accounts.problems())
     if params.replay:
-        print(f"prepare: replay: {added.told()}", file=sys.stderr)
+        print(f"prepare: replay: {added.summary()}", file=sys.stderr)
     if params.newest:
         cut = report["newest"].get("oldest_in_test")
-        print(f"prepare: {NOTE}" + (f"; the oldest row in test is of {cut}" if cut else ""), file=sys.stderr)
+        print(f"prepare: {NOTE}" + (f"; the oldest row in test has the date {cut}" if cut else ""), file=sys.stderr)
 
 
 @contextmanager
@@ -138,17 +137,17 @@ def _few_collections() -> Iterator[None]:
 
 
 class _Reading:
-    """What one pass over the rows collects."""
+    """Collects the rows, and finds those that are in test items, in one pass."""
 
     def __init__(self, scratch: Path, items: Items, params: Prepare, images: Gallery) -> None:
         self.items, self.images = items, images
         self.leaks: dict[int, tuple[str, str]] = {}
-        """item and rule by row"""
+        """by row number: the item that the row is in, and the rule that found it"""
         self.signatures = None
         if params.near is not None:
             self.signatures = (Signatures(scratch / "questions"), Signatures(scratch / "conversations"))
         self.moments = array("q")
-        """dates in microseconds since 1970, if the rows are split by date"""
+        """the date of each row in microseconds since 1970; empty unless `newest.by` is set"""
         self._count = 0
         self.table = Table(scratch / "rows.arrow", self._collect)
 
@@ -165,16 +164,16 @@ class _Reading:
             of_questions.add(first_question(messages) if messages else "" for messages in compared)
             of_texts.add("\n".join(turn["content"] for turn in messages) for messages in compared)
 
-    def ages(self, params: Prepare, own: int) -> Ages | None:
-        """What makes a row new, None if rows are split by their question."""
+    def ages(self, params: Prepare, replay_start: int) -> Ages | None:
+        """The ages of the rows before `replay_start`; None without `params.newest`."""
         if params.newest is None:
             return None
         if params.newest.since:
-            return ages_since(self.table.ids[:own], Path(params.newest.since), params.columns)
-        return ages_by_date(self.table.ids[:own], np.array(self.moments, np.int64))
+            return ages_since(self.table.ids[:replay_start], Path(params.newest.since), params.columns)
+        return ages_by_date(self.table.ids[:replay_start], np.array(self.moments, np.int64))
 
     def contaminated(self, among: range) -> dict[str, Any]:
-        """The number of rows `among` these that were found in items, and the first thousand of them."""
+        """The number of rows `among` these that are in test items, and the first thousand of them."""
         found = sorted(row for row in self.leaks if row in among)
         sources = self.table.values("source", np.array(found[:1000], np.int64))
         rows = [
@@ -186,9 +185,9 @@ class _Reading:
 def _read(data: Path, params: Prepare, accounts: Accounts, reading: _Reading) -> None:
     paths, unread = data_files(data)
     _read_all(data, paths, params, accounts, reading)
-    shown = reading.images.files
-    left = [path for path in unread if not shown or Path(os.path.realpath(path)) not in shown]
-    accounts.unread = [printable(path.relative_to(data).as_posix(), 1000) for path in left]
+    shown = reading.images.files  # images of rows are read, though they are no data files
+    others = [path for path in unread if not shown or Path(os.path.realpath(path)) not in shown]
+    accounts.unread = [printable(path.relative_to(data).as_posix(), 1000) for path in others]
 
 
 def _read_all(data: Path, paths: list[Path], params: Prepare, accounts: Accounts, reading: _Reading) -> None:
@@ -219,17 +218,17 @@ def _read_all(data: Path, paths: list[Path], params: Prepare, accounts: Accounts
         print(f"prepare: read {name}, {read - bad} usable rows, {bad} bad", file=sys.stderr)
 
 
-def _say(report: dict[str, Any], choice: Choice, columns: dict[str, str], problems: str) -> None:
+def _print_summary(report: dict[str, Any], choice: Choice, columns: dict[str, str], problems: str) -> None:
     if problems:
         print(f"prepare: bad: {problems}; dropped.jsonl has all", file=sys.stderr)
     changed = report["normalised"].keys() | report.get("replay", report)["normalised"].keys()
     for name, to in columns.items():
         if name != to and f"field {name!r} to {to!r}" not in changed:
-            print(f"prepare: no row that is used has the field {name!r} of prepare.columns", file=sys.stderr)
+            print(f"prepare: no used row has the field {name!r} of prepare.columns", file=sys.stderr)
     for name, count in report["fields_ignored"].items():
         print(f"prepare: field {name!r} ignored in {count} rows", file=sys.stderr)
     for kind, rows in report["suspect"].items():
-        first = [f", such as {one['source']}: {' '.join(one['text'].split())[:80]}" for one in rows["examples"][:1]]
+        first = [f", such as {row['source']}: {' '.join(row['text'].split())[:80]}" for row in rows["examples"][:1]]
         print(f"prepare: suspect, {kind}: {rows['rows']} rows{''.join(first)}", file=sys.stderr)
     if unread := report["files_not_read"]:
         shown = ", ".join(unread[:5]) + (", ..." if len(unread) > 5 else "")
@@ -241,6 +240,6 @@ def _say(report: dict[str, Any], choice: Choice, columns: dict[str, str], proble
             print(f"prepare: tokens of {lengths['rows']} rows of {name}: {about}", file=sys.stderr)
         for reason, refused in lengths["refused"].items():
             print(f"prepare: {refused['rows']} rows of {name} refused: {reason}", file=sys.stderr)
-    counts = f"{report['bad']} bad" + (f", {told}" if (told := choice.told()) else "")
+    counts = f"{report['bad']} bad" + (f", {left_out}" if (left_out := choice.summary()) else "")
     sizes = ", ".join(f"{name} {size}" for name, size in choice.sizes.items())
     print(f"prepare: {report['rows_read']} rows, {counts}; {sizes}", file=sys.stderr)

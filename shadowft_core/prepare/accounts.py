@@ -1,4 +1,4 @@
-"""What became of every row: used, or dropped for a reason; what was changed in it, and what looks wrong."""
+"""Counts for each row whether it is used or why it is dropped, what was normalised in it, and what looks wrong."""
 
 from array import array
 from collections import Counter
@@ -15,14 +15,14 @@ from shadowft_core.prepare.turns import BadRow, printable
 
 SHOWN = 1000  # dropped rows in the report; dropped.jsonl has all
 EXAMPLES = 5  # suspect rows of each kind in the report
-_KEPT = 200  # usable rows of each kind that are kept as examples until it is known which rows are used
+_CANDIDATES = 200  # suspect rows of each kind kept while reading; duplicates among them are dropped later
 
 
 class Accounts:
     """Counts of the rows of one data set, and their lines in dropped.jsonl."""
 
     def __init__(self, dropped: IO[bytes], **marks: str) -> None:
-        """`marks` are further fields of each line in `dropped`."""
+        """`dropped` is the open dropped.jsonl; each line also gets the fields `marks`."""
         self._file, self._marks = dropped, marks
         self._shown: list[dict[str, Any]] = []
         self.reasons: Counter[str] = Counter()
@@ -33,13 +33,13 @@ class Accounts:
         self._files: dict[str, dict[str, Any]] = {}
         self.read = self.bad = 0
         self._notes: dict[tuple[frozenset[str], ...], int] = {}
-        """what was normalised, ignored and found suspect in a row, numbered; few combinations occur"""
+        """the number of each combination of normalised, ignored and suspect features; few combinations occur"""
         self._rows = array("I")
-        """the number of the notes of each usable row"""
+        """for each usable row the number of its combination in `_notes`"""
         self._examples: dict[str, list[tuple[int, dict[str, str]]]] = {kind: [] for kind in KINDS}
 
     def open(self, file: str) -> None:
-        """List a file, with or without rows."""
+        """List a file in the report, even if it has no rows."""
         self._about(file)
 
     def use(self, file: str, line: int, conversation: Conversation) -> None:
@@ -50,7 +50,7 @@ class Accounts:
         about["shapes"][conversation.shape] += 1
         suspect = suspects(conversation.messages)
         for kind, text in suspect.items():
-            if len(self._examples[kind]) < _KEPT:
+            if len(self._examples[kind]) < _CANDIDATES:
                 self._examples[kind].append((len(self._rows), {"source": f"{file}:{line}", "text": text}))
         notes = frozenset(conversation.normalised), frozenset(conversation.ignored), frozenset(suspect)
         self._rows.append(self._notes.setdefault(notes, len(self._notes)))
@@ -68,21 +68,24 @@ class Accounts:
     def drop(self, file: str, line: int, reason: str) -> None:
         """Record a row that is not used."""
         self.reasons[reason] += 1
-        one = {"file": file, "line": line, "reason": reason, **self._marks}
-        self._file.write(canonical_json(one) + b"\n")
+        row = {"file": file, "line": line, "reason": reason, **self._marks}
+        self._file.write(canonical_json(row) + b"\n")
         if len(self._shown) < SHOWN:
-            self._shown.append(one)
+            self._shown.append(row)
 
     def require_usable(self, data: Path, max_bad: float) -> None:
-        """Raises DataError when nothing was read, nothing is usable, or more than `max_bad` of the rows is not."""
+        """Raises DataError if there are no rows, none is usable, or more than the share `max_bad` is not usable."""
         if self.read == 0:
-            raise DataError(f"{data}: holds no rows; put at least one conversation there")
+            raise DataError(f"{data}: expected rows, found none; put at least one conversation there")
         if self.bad == self.read:
-            raise DataError(f"{data}: none of {self.read} rows is usable: {self.problems()}")
+            raise DataError(
+                f"{data}: none of {self.read} rows is usable: {self.problems()}; repair them or map fields with "
+                "prepare.columns"
+            )
         if self.bad > max_bad * self.read:
             raise DataError(
-                f"{data}: {self.bad} of {self.read} rows ({self.bad / self.read:.1%}) are not usable, prepare.max_bad "
-                f"allows {max_bad:.1%}: {self.problems()}; repair them or raise prepare.max_bad"
+                f"{data}: {self.bad} of {self.read} rows ({self.bad / self.read:.1%}) are not usable, but "
+                f"prepare.max_bad allows {max_bad:.1%}: {self.problems()}; repair them or raise prepare.max_bad"
             )
 
     def problems(self) -> str:
@@ -92,7 +95,7 @@ class Accounts:
         return "; ".join(told) + ("; ..." if len(common) > 3 else "")
 
     def report(self, used: np.ndarray) -> dict[str, Any]:
-        """The counts of the report; `used` says of each usable row whether it is in a split, bool (rows,)."""
+        """The counts of the report. `used`, bool (usable rows,), marks the rows that are in a split."""
         rows = np.bincount(np.frombuffer(self._rows, np.uint32)[used], minlength=len(self._notes))
         normalised, ignored, suspect = Counter[str](), Counter[str](), Counter[str]()
         for notes, number in self._notes.items():
@@ -120,8 +123,8 @@ class Accounts:
             },
         }
 
-    def told(self) -> str:
-        """Rows read, used and left out, in words."""
+    def summary(self) -> str:
+        """Numbers of rows read, used and left out by reason, in one line."""
         reasons = "".join(f", {count} {reason}" for reason, count in self.reasons.most_common())
         return f"{self.read} rows, {self.read - self.reasons.total()} used{reasons}"
 

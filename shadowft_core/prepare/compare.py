@@ -1,4 +1,4 @@
-"""What changed between two versions of the data: rows, splits, replies, and why rows are dropped."""
+"""Compares two versions of the data: rows, splits, replies, and the reasons for dropped rows."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
@@ -17,34 +17,35 @@ from shadowft_core.prepare.shapes import conversation_of
 from shadowft_core.prepare.table import SPLITS, fold, id_of, prompt_of
 from shadowft_core.prepare.turns import BadRow
 
-EXAMPLES = 10  # of rows that moved and of replies that changed
-WHOLE = "rows"  # the name that stands for a split where there are none
+EXAMPLES = 10  # of moved rows, and of changed replies
+UNSPLIT = "rows"  # in place of a split, for data files
 
 
 @dataclass
-class Version:
-    """The rows of one version: by id the split and the source; by digest of the question the ids."""
+class Snapshot:
+    """The rows of one version: split and source by id, ids by the digest of their question."""
 
     splits: dict[str, str] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
     questions: defaultdict[bytes, set[str]] = field(default_factory=lambda: defaultdict(set))
     dropped: Mapping[str, int] = field(default_factory=dict)
 
-    def add(self, number: str, split: str, source: str, prompt: str) -> bool:
-        """Add a row, unless its id is known."""
-        if number in self.splits:
+    def add(self, row: str, split: str, source: str, prompt: str) -> bool:
+        """Add a row by its id. Returns False for an id that was added before."""
+        if row in self.splits:
             return False
-        self.splits[number], self.sources[number] = split, source
-        self.questions[sha256(fold(prompt).encode()).digest()].add(number)
+        self.splits[row], self.sources[row] = split, source
+        self.questions[sha256(fold(prompt).encode()).digest()].add(row)
         return True
 
 
 def compare(first: Path, second: Path, columns: Mapping[str, str]) -> dict[str, Any]:
-    """Compare two folders of `prepare`, or two data files or folders of them, whose rows `columns` helps to read.
+    """Compare two folders made by `prepare`, or two data files or folders of them.
 
-    Rows are equal if their messages and tools are. `splits` counts rows added, removed, kept in each split and moved to
-    another; `changed` counts questions that both versions have, with at least one reply more and one less.
-    Raises DataError when one of them cannot be read, or only one of them is prepared.
+    `columns` maps the fields of data files, as `prepare.columns` does. Rows are equal if their messages, tools and
+    images are. In the result, `splits` counts the rows added to, removed from and kept in each split, and `moved` those
+    in another split. `changed` counts the questions of both versions that lost a row and gained another.
+    Raises DataError if one of the versions cannot be read, or only one of them is prepared.
     """
     for one, other in ((first, second), (second, first)):
         if one.exists() and not _is_prepared(one) and _is_prepared(other):
@@ -52,10 +53,10 @@ def compare(first: Path, second: Path, columns: Mapping[str, str]) -> dict[str, 
                 f"{one}: expected a folder made by `shadowft prepare`, as {other} is, found data; prepare it, or "
                 "compare it with data files"
             )
-    old, new = _version(first, columns), _version(second, columns)
+    old, new = _snapshot(first, columns), _snapshot(second, columns)
     both = old.splits.keys() & new.splits.keys()
     moved = [row for row in both if old.splits[row] != new.splits[row]]
-    names = [name for name in (*SPLITS, "replay", WHOLE) if name in {*old.splits.values(), *new.splits.values()}]
+    names = [name for name in (*SPLITS, "replay", UNSPLIT) if name in {*old.splits.values(), *new.splits.values()}]
     before, after, kept = (
         Counter(old.splits.values()), Counter(new.splits.values()),
         Counter(old.splits[row] for row in both if old.splits[row] == new.splits[row]),
@@ -84,10 +85,10 @@ def compare(first: Path, second: Path, columns: Mapping[str, str]) -> dict[str, 
             "ways": dict(Counter(f"{old.splits[row]} to {new.splits[row]}" for row in moved).most_common()),
             "examples": sorted(
                 ({"source": new.sources[row], "from": old.splits[row], "to": new.splits[row]} for row in moved),
-                key=lambda one: one["source"],
+                key=lambda row: row["source"],
             )[:EXAMPLES],
         },
-        "changed": {"questions": len(changed), "examples": sorted(changed, key=lambda one: one["second"])[:EXAMPLES]},
+        "changed": {"questions": len(changed), "examples": sorted(changed, key=lambda pair: pair["second"])[:EXAMPLES]},
         "dropped": {
             reason: {"before": old.dropped.get(reason, 0), "after": new.dropped.get(reason, 0)} for reason in reasons
         },
@@ -98,14 +99,14 @@ def _is_prepared(place: Path) -> bool:
     return (place / "data-report.json").is_file()
 
 
-def _version(place: Path, columns: Mapping[str, str]) -> Version:
+def _snapshot(place: Path, columns: Mapping[str, str]) -> Snapshot:
     if _is_prepared(place):
-        found = Version(dropped=read_report(place)["rows_dropped"])
+        found = Snapshot(dropped=read_report(place)["rows_dropped"])
         for name in (*SPLITS, "replay"):
             for row in _prepared(place / f"{name}.parquet"):
                 found.add(row["id"], name, row["source"], row["prompt"])
         return found
-    found, dropped, gallery = Version(), Counter[str](), Gallery(None)
+    found, dropped, gallery = Snapshot(), Counter[str](), Gallery(None)
     for path in data_files(place)[0]:
         name = path.name if path == place else path.relative_to(place).as_posix()
         for raw in read_rows(path):
@@ -118,7 +119,9 @@ def _version(place: Path, columns: Mapping[str, str]) -> Version:
             except BadRow as reason:
                 dropped[str(reason)] += 1
                 continue
-            new = found.add(id_of(conversation).hex(), WHOLE, f"{name}:{raw.number}", prompt_of(conversation.messages))
+            new = found.add(
+                id_of(conversation).hex(), UNSPLIT, f"{name}:{raw.number}", prompt_of(conversation.messages)
+            )
             dropped["duplicate"] += not new
     found.dropped = +dropped
     return found

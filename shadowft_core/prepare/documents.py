@@ -7,9 +7,9 @@ DOCUMENT = {"text", "id", "media", "metadata"}
 
 
 def row_of(value: Any) -> Any:
-    """The row that a document holds: its metadata, with its text, or with the fields of a JSON object in its text.
+    """The row in a document: its metadata and its text, or its metadata and the fields of a JSON object in its text.
 
-    Any other value is returned as it is.
+    Returns any other value unchanged.
     """
     if not isinstance(value, dict) or "text" not in value or not value.keys() <= DOCUMENT:
         return value
@@ -21,7 +21,7 @@ def row_of(value: Any) -> Any:
 
 
 def _object(text: Any) -> dict[str, Any] | None:
-    """The JSON object that a text is, if it is one."""
+    """The JSON object in a text; None if it holds anything else."""
     if not isinstance(text, str) or not text.lstrip().startswith("{"):
         return None
     try:

@@ -1,4 +1,4 @@
-"""Data files: which of a folder are read, and every row of them, one at a time."""
+"""Finds the data files of a folder, and reads their rows one at a time."""
 
 import gzip
 import json
@@ -16,7 +16,7 @@ SUFFIXES = (*TEXT, ".parquet", ".arrow")
 PACKED = (".gz", ".zst")
 LFS = b"version https://git-lfs.github.com/spec/"
 _NO_VALUE = (ValueError, OverflowError, LookupError, TypeError)  # invalid UTF-8, the year 300000, unknown time zones
-_ABOUT = ("state.json", "dataset_info.json", "dataset_dict.json")  # what the datasets library writes beside its files
+_DATASET_INFO = ("state.json", "dataset_info.json", "dataset_dict.json")  # the datasets library writes them
 
 
 class BadJson(ValueError):
@@ -24,9 +24,9 @@ class BadJson(ValueError):
 
 
 def data_files(place: Path) -> tuple[list[Path], list[Path]]:
-    """The data files of a folder and its subfolders, sorted by path, and the files there that are not read.
+    """The data files in a folder and its subfolders, sorted by path, and the other files there.
 
-    `place` may be one file. Raises DataError when there is no data file.
+    `place` may also be one file. Raises DataError if there is no data file.
     """
     kinds = f"{', '.join(SUFFIXES)} (text files also as {' or '.join(PACKED)})"
     if not place.exists():
@@ -36,19 +36,21 @@ def data_files(place: Path) -> tuple[list[Path], list[Path]]:
         if not _format(place):
             raise DataError(f"{place}: expected one of {kinds}, found {place.suffix!r}; convert it")
         return [place], []
-    files = sorted(path for path in _walk(place) if not _is_about(path))
+    files = sorted(path for path in _walk(place) if not _is_dataset_info(path))
     read = [path for path in files if _format(path) and not _is_hidden(path, place) and not _is_cache(path)]
     for path in read:
         _require_file(path)
     if not read:
-        found = f"; it holds {', '.join(path.name for path in files[:3])}" if files else ""
-        raise DataError(f"{place}: expected data files, {kinds}{found}; put the data there or name another folder")
+        found = ", ".join(path.name for path in files[:3]) or "no file"
+        raise DataError(
+            f"{place}: expected data files, {kinds}, found {found}; put the data there or name another folder"
+        )
     known = set(read)
     return read, [path for path in files if path not in known]
 
 
 def _walk(place: Path) -> Iterator[Path]:
-    """Whatever is not a folder, in a folder and its subfolders; links to folders too, which are not followed."""
+    """Everything in a folder and its subfolders that is no folder. Links to folders are listed, not followed."""
     for folder, folders, names in os.walk(place, onerror=_refuse_folder):
         yield from (path for name in folders if (path := Path(folder, name)).is_symlink())
         yield from (Path(folder, name) for name in names)
@@ -59,7 +61,7 @@ def _refuse_folder(error: OSError) -> None:
 
 
 def _require_file(path: Path) -> None:
-    """Raises DataError for what would be skipped or never end: a broken link, a link to a folder, a pipe, a device."""
+    """Raises DataError for a link to no file, a pipe or a device, and for a name that is not one line of UTF-8."""
     if not path.is_file():
         kind = "a link that leads to no file" if path.is_symlink() else "a pipe, socket or device"
         raise DataError(f"{path}: expected a file, found {kind}; remove or rename it")
@@ -68,9 +70,9 @@ def _require_file(path: Path) -> None:
 
 
 def read_rows(path: Path) -> Iterator[RawRow]:
-    """Every row of one file; a row that cannot be read has a problem in place of a value.
+    """Every row of one file. A row that cannot be read has a problem instead of a value.
 
-    Raises DataError when the file as a whole cannot be read, or changed while it was read.
+    Raises DataError if the file cannot be read as a whole, or changes while it is read.
     """
     kind = _format(path)
     try:
@@ -86,11 +88,11 @@ def read_rows(path: Path) -> Iterator[RawRow]:
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: not readable: {' '.join(str(error).split())}; get the file again") from None
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        raise DataError(f"{path}: changed while it was read; run again when nothing writes to it")
+        raise DataError(f"{path}: changed while it was read; run again when no program writes to it")
 
 
 def open_data(path: Path) -> IO[bytes]:
-    """A file, unpacked as it is read."""
+    """Open a file for reading; a .gz or .zst file is decompressed."""
     suffix = path.suffix.lower()
     if suffix == ".gz":
         return gzip.GzipFile(path)  # type: ignore[return-value]
@@ -104,7 +106,7 @@ def open_data(path: Path) -> IO[bytes]:
 
 
 def _format(path: Path) -> str | None:
-    """The suffix that says how to read a file, in lower case, without that of its packing; None for others."""
+    """The suffix of the format in lower case, `.csv` for x.CSV.gz; None if the file is no data file."""
     *_, inner, outer = ["", "", *(suffix.lower() for suffix in path.suffixes)]
     if outer in PACKED:
         return inner if inner in TEXT else None
@@ -115,18 +117,21 @@ def _is_hidden(path: Path, place: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(place).parts)
 
 
-def _is_about(path: Path) -> bool:
-    """Whether a file describes a saved dataset: one with Arrow files in its folder or below."""
-    return path.name in _ABOUT and any(path.parent.rglob("*.arrow"))
+def _is_dataset_info(path: Path) -> bool:
+    """Whether a file describes a dataset saved by the datasets library: Arrow files are in its folder or below."""
+    return path.name in _DATASET_INFO and any(path.parent.rglob("*.arrow"))
 
 
 def _is_cache(path: Path) -> bool:
-    """Whether `map` of the datasets library wrote a file into the folder of a saved dataset."""
+    """Whether a file is a cache that `map` of the datasets library wrote into the folder of a saved dataset."""
     return path.name.startswith("cache-") and path.suffix == ".arrow" and (path.parent / "state.json").is_file()
 
 
 def _cells(path: Path, delimiter: str) -> Iterator[RawRow]:
-    """Rows of a CSV file with a line of column names, numbered by their last line. Empty cells are absent."""
+    """Rows of a CSV file whose first line has the column names. Empty cells are absent.
+
+    The number of a row is that of its last line.
+    """
     import csv
     import io
 
@@ -138,12 +143,12 @@ def _cells(path: Path, delimiter: str) -> Iterator[RawRow]:
         try:
             names = next(reader, [])
             if len(set(names)) < len(names) or not all(names):
-                raise DataError(f"{path}: line 1: expected distinct column names, found {names!r:.200}")
+                raise DataError(f"{path}: line 1: expected distinct column names, found {names!r:.200}; repair it")
             for cells in reader:
                 if not (line := "".join(cells)).isascii() and not _is_text(line):
                     yield RawRow(reader.line_num, None, "invalid UTF-8")
                 elif len(cells) > len(names) or (cells and len(cells) < len(names)):
-                    yield RawRow(reader.line_num, None, "another number of cells than columns")
+                    yield RawRow(reader.line_num, None, "the number of cells is not that of the columns")
                 elif cells:
                     yield RawRow(reader.line_num, {name: cell for name, cell in zip(names, cells, strict=True) if cell})
         except csv.Error as error:
@@ -160,7 +165,7 @@ def _text_lines(text: IO[str], path: Path) -> Iterator[str]:
 
 
 def _is_text(text: str) -> bool:
-    """Whether a text has no lone surrogates, which stand for bytes that are no UTF-8."""
+    """Whether a text has no lone surrogates. Python decodes bytes that are not UTF-8 to lone surrogates."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Images of rows: where each one stands in its message, and its file, checked and kept once under its digest."""
+"""Images of rows: finds their places in the messages, checks their files and copies each once, named by its digest."""
 
 import base64
 import binascii
@@ -17,25 +17,25 @@ from typing import Any
 from shadowft_core.prepare.turns import IMAGE, BadRow
 
 FIELDS = ("image", "images")
-MARK = "<image>"  # what stands for an image in text
+MARK = "<image>"  # marks the place of an image in a text
 PIXELS = 1 << 26  # of one image: an 8K frame has half as many
 LARGEST = 64 << 20  # bytes of one image file
 FORMATS = {
     **{"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp"},
     **{"GIF": "gif", "BMP": "bmp", "TIFF": "tif"},
 }
-"""Pillow's names of the formats that are read, with the suffix of a kept file; MPO is a JPEG with more frames behind"""
+"""suffix of a copied file by Pillow's name of its format; MPO is a JPEG followed by more frames"""
 
 Source = tuple[str, Any]
-"""the field that names an image, and its value: a path, a data: URL, bytes, or an object with one of them"""
+"""the name of a field, and the image in it: a path, a data: URL, bytes, or an object with one of them"""
 
 
 def placed(messages: Sequence[dict[str, Any]], fields: Mapping[str, Any]) -> list[Source]:
     """The images of a row, in the order in which its messages show them.
 
-    `fields` are those of the row. The marks are taken out of the messages; a message that shows images gets
-    `image_places`: for each one the number of characters of its content that stand before it. Images of a row without
-    any mark stand before its first user turn. Raises BadRow when images and marks differ in number.
+    `fields` are the fields of the row. Removes the marks from the messages. A message that shows images gets
+    `image_places`: for each image the number of characters of the content before it. If a row has no marks, its images
+    stand before its first user turn. Raises BadRow if the numbers of images and marks differ.
     """
     given = [(name, one) for name in FIELDS if name in fields for one in _listed(fields[name])]
     shown = [_shown(message, bool(given)) for message in messages]
@@ -45,13 +45,13 @@ def placed(messages: Sequence[dict[str, Any]], fields: Mapping[str, Any]) -> lis
             raise BadRow("no user turn")
         first["image_places"] = [0] * len(given)
         return given
-    holes = [one for row in shown for one in row if not isinstance(one, tuple)]
-    if len(holes) != len(given):
-        raise _mismatch(given[0][0] if given else "content", len(given), len(holes))
-    if any(hole not in (None, number) for number, hole in enumerate(holes)):
+    marks = [image for images in shown for image in images if not isinstance(image, tuple)]
+    if len(marks) != len(given):
+        raise _mismatch(given[0][0] if given else "content", len(given), len(marks))
+    if any(index not in (None, number) for number, index in enumerate(marks)):
         raise BadRow("field 'content': the images are not in the order of their 'index'")
     rest = iter(given)
-    return [one if isinstance(one, tuple) else next(rest) for row in shown for one in row]
+    return [image if isinstance(image, tuple) else next(rest) for images in shown for image in images]
 
 
 def _listed(value: Any) -> list[Any]:
@@ -63,32 +63,32 @@ def _mismatch(field: str, images: int, marks: int) -> BadRow:
 
 
 def _shown(message: dict[str, Any], given: bool) -> list[Source | int | None]:
-    """What a message shows: a source, or None (an index) for an image that the row names. Takes the marks out."""
+    """The images of a message: a source, or for an image in a field of the row its index or None. Removes the marks."""
     parts, fields = message.pop("images", ((), {}))
     own = [(name, one) for name, value in fields.items() for one in _listed(value)]
     if not (parts or own or given):
         return []
     pieces = message["content"].split(IMAGE if parts else MARK)
-    wanted: list[Source | int | None] = [_source(part) for part in parts] or [None] * (len(pieces) - 1)
-    if len(wanted) != len(pieces) - 1:
+    images: list[Source | int | None] = [_source(part) for part in parts] or [None] * (len(pieces) - 1)
+    if len(images) != len(pieces) - 1:
         raise BadRow(f"U+{ord(IMAGE):X} in 'content'")
     if own:
-        if not wanted:
-            pieces, wanted = [""] * len(own) + pieces, [None] * len(own)
-        if sum(not isinstance(one, tuple) for one in wanted) != len(own):
-            raise _mismatch(own[0][0], len(own), len(wanted))
+        if not images:
+            pieces, images = [""] * len(own) + pieces, [None] * len(own)
+        if sum(not isinstance(image, tuple) for image in images) != len(own):
+            raise _mismatch(own[0][0], len(own), len(images))
         rest = iter(own)
-        wanted = [one if isinstance(one, tuple) else next(rest) for one in wanted]
-    if wanted:
+        images = [image if isinstance(image, tuple) else next(rest) for image in images]
+    if images:
         if message["role"] != "user":
             raise BadRow(f"an image in a turn of the role {message['role']!r}")
         message["content"] = "".join(pieces)
         message["image_places"] = list(accumulate(map(len, pieces[:-1])))
-    return wanted
+    return images
 
 
 def _source(part: Mapping[str, Any]) -> Source | int | None:
-    """The source that an image part names; else its index among the images of the row, if it has one."""
+    """The source in an image part. Without one, the part's index among the images of the row, or None."""
     name = next((name for name in ("image_url", "image", "url", "path", "base64") if part.get(name)), None)
     if name == "base64":
         return name, f"data:;base64,{part[name]}"
@@ -96,9 +96,9 @@ def _source(part: Mapping[str, Any]) -> Source | int | None:
 
 
 class Gallery:
-    """The folder of kept images, each named SHA256.SUFFIX by its bytes. `files` are the files that were read.
+    """Copies images into a folder, each named SHA256.SUFFIX by its bytes. `files` has the paths that were read.
 
-    Without a folder, images are checked and named, but not copied.
+    Without a folder it checks and names images, but copies none.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -106,9 +106,10 @@ class Gallery:
         self.files: set[Path] = set()
 
     def keep(self, sources: Iterable[Source], folder: Path) -> list[str]:
-        """Copy the images of a row, and return their names; paths are relative to `folder`, that of the data file.
+        """Copy the images of a row and return their names. Paths are relative to `folder`, which has the data file.
 
-        Raises BadRow for a path that leaves the folder, a URL, and a file that is not one image of a bounded size.
+        Raises BadRow for a URL, a path that leaves the folder, and a file that is no image, too large or has more than
+        one frame.
         """
         names = []
         for field, value in sources:
@@ -119,7 +120,7 @@ class Gallery:
         return names
 
     def keep_only(self, splits: Iterable[Path]) -> int:
-        """Delete the images that no row of these parquet files names; returns how many are left."""
+        """Delete the images that no row of these parquet files names, and return the number of the others."""
         import pyarrow.parquet as pq
 
         if self._folder is None or not self._folder.exists():
@@ -157,14 +158,14 @@ class Gallery:
         if isinstance(value, bytes):
             return value
         if not isinstance(value, str) or not value:
-            raise BadRow("names no image")
+            raise BadRow("expected a path, a data: URL or bytes")
         if value[:5].casefold() == "data:":
             return _decoded(value)
         path = _path(value, folder)
         try:
             about = path.stat()
             if not stat.S_ISREG(about.st_mode):
-                raise BadRow("the path is no file")
+                raise BadRow("the path is not a file")
             if about.st_size > LARGEST:
                 raise BadRow(f"the image file is larger than {LARGEST >> 20} MiB")
             data = path.read_bytes()
@@ -175,7 +176,7 @@ class Gallery:
 
 
 def _path(value: str, folder: Path) -> Path:
-    """The file that a path names below `folder`. Raises BadRow for any other."""
+    """The absolute path of a file below `folder`. Raises BadRow for any other path."""
     if re.match(r"\s*[A-Za-z][A-Za-z0-9+.-]+:", value):
         raise BadRow("a URL: nothing is downloaded, so give a file")
     if "\0" in value:
@@ -207,7 +208,7 @@ def _decoded(url: str) -> bytes:
 
 
 def _suffix(data: bytes) -> str:
-    """The suffix of an image that Pillow decodes in full. Raises BadRow for any other."""
+    """The suffix of an image, which Pillow decodes in full. Raises BadRow if it cannot."""
     from PIL import Image
 
     try:

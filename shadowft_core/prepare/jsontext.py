@@ -1,4 +1,4 @@
-"""Rows of JSON text, one at a time: lines, an array, or objects that reach over many lines."""
+"""Reads rows of JSON text one at a time: lines, an array, or objects over many lines."""
 
 import json
 import re
@@ -10,7 +10,7 @@ import orjson
 
 from shadowft_core.errors import DataError
 
-ROW_LIMIT = 16 << 20  # bytes of one row; a longer one is refused before it is held in memory
+ROW_LIMIT = 16 << 20  # bytes of one row; a longer one is refused before it fills the memory
 _PART = 1 << 20  # bytes read at a time
 _BLANKS = re.compile(r"[ \t\r\n]*")
 _KEY_END = re.compile(rb'"[ \t\r\n]*:')
@@ -28,7 +28,7 @@ _STARTS = {
 
 
 class RawRow(NamedTuple):
-    """One row: `number` is its line in a file of lines, else its position from 1; `problem`: why it has no value."""
+    """One row. `number` is its line in a file of lines, else its position from 1. `problem` is why `value` is None."""
 
     number: int
     value: Any | None
@@ -36,13 +36,13 @@ class RawRow(NamedTuple):
 
 
 class _Problem(ValueError):
-    """Why text that looks like JSON has no value."""
+    """Why JSON text that parses is still refused."""
 
 
 def json_rows(file: IO[bytes], path: Path) -> Iterator[RawRow]:
     """Every row.
 
-    Raises DataError for a file that is no JSON, or whose syntax hides where the next row begins.
+    Raises DataError if the file is not JSON, or if an error in it hides where the next row begins.
     """
     begin = refuse_other_files(file, path, "JSON")
     if begin.startswith(b"["):
@@ -54,9 +54,9 @@ def json_rows(file: IO[bytes], path: Path) -> Iterator[RawRow]:
 
 
 def refuse_other_files(file: IO[bytes], path: Path, expected: str) -> bytes:
-    """The beginning of a text file, which stays, without byte order mark and blanks.
+    """The first bytes of a text file without byte order mark and blanks. The position in the file stays.
 
-    Raises DataError when the file is no text file, by its first bytes.
+    Raises DataError if the first bytes are those of another kind of file.
     """
     head: bytes = file.peek(1 << 16)[: 1 << 16]  # type: ignore[attr-defined]
     begin = head.removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -67,25 +67,25 @@ def refuse_other_files(file: IO[bytes], path: Path, expected: str) -> bytes:
 
 
 def decode(text: bytes) -> Any:
-    """A JSON value; a repeated key, NaN and infinity are refused. Raises ValueError, RecursionError.
+    """The value of JSON text. Raises ValueError for bad JSON, repeated keys, NaN and infinity, and RecursionError.
 
-    orjson reads what it reads as `json` does. It refuses lone surrogates, and reads integers of more than 64 bits as
-    floats; `json` then reads the text again.
+    orjson gives the values of `json`, with two exceptions: it refuses lone surrogates, and it turns integers of more
+    than 64 bits into floats. `json` reads such text again.
     """
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError:
-        json.loads(text.decode("utf-8"), parse_constant=_refuse_constant)  # bad JSON goes before a duplicate key
+        json.loads(text.decode("utf-8"), parse_constant=_refuse_constant)  # report bad JSON before a duplicate key
         return _STRICT.decode(text.decode("utf-8"))
     keys, exact = _survey(value)
-    # A key twice, or text that looks like one. Each key has a colon, so no more colons than keys settle it sooner.
+    # A key twice, or text that looks like one. Each key has a colon, so the count of colons often decides.
     if not exact or (text.count(b":") != keys and len(_KEY_END.findall(text)) != keys):
         return _STRICT.decode(text.decode("utf-8"))
     return value
 
 
 def _survey(value: Any) -> tuple[int, bool]:
-    """The number of keys, and whether no number can be an integer that lost digits."""
+    """The number of keys, and whether no float can be an integer that lost digits."""
     keys, exact, inside = 0, True, [value]
     for one in inside:
         kind = type(one)  # orjson makes no subclasses
@@ -117,7 +117,7 @@ _LENIENT = json.JSONDecoder()
 
 
 def _opens_only(line: bytes) -> bool:
-    """Whether a first line is the beginning of an object, and right so far."""
+    """Whether a line begins an object, and has no error up to its end."""
     text = line.decode("utf-8", "replace").rstrip()
     try:
         _LENIENT.raw_decode(text)
@@ -129,7 +129,7 @@ def _opens_only(line: bytes) -> bool:
 
 
 def _is_object(line: bytes) -> bool:
-    """Whether a line is an object by itself: then a first line that is cut off is one bad row."""
+    """Whether a line is a whole object. In a file with such lines, a cut first line is one bad row."""
     try:
         return isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
@@ -167,7 +167,7 @@ def _decoded(number: int, line: bytes) -> RawRow:
 
 
 class _Text:
-    """The text of a file, read as it is needed: `at` is the place in `text`, `line` the line of the file there."""
+    """The text of a file, read in parts. `at` is a position in `text`; `line` is the file's line where it begins."""
 
     def __init__(self, file: IO[bytes], path: Path) -> None:
         import codecs
@@ -177,7 +177,10 @@ class _Text:
         self.text, self.at, self.line, self.ended, self._read = "", 0, 1, False, 0
 
     def more(self) -> bool:
-        """Drop what was read, append the next part; whether there was one. Raises DataError for invalid UTF-8."""
+        """Drop the text before `at`, and append the next part. Returns False at the end of the file.
+
+        Raises DataError for invalid UTF-8.
+        """
         if self.ended:
             return False
         part = self._file.read(_PART)
@@ -193,7 +196,7 @@ class _Text:
         return True
 
     def next(self) -> str:
-        """The next character that is not blank, which stays; empty at the end of the file."""
+        """Move to the next character that is not blank, and return it; empty at the end of the file."""
         while True:
             self.at = _BLANKS.match(self.text, self.at).end()  # type: ignore[union-attr]
             if self.at < len(self.text):
@@ -202,7 +205,7 @@ class _Text:
                 return ""
 
     def value(self, number: int) -> RawRow:
-        """The JSON value here. Raises DataError for broken syntax, for want of a next row."""
+        """Read the JSON value at `at`. Raises DataError for broken syntax, which hides where the next row begins."""
         while True:
             try:
                 _, end = _LENIENT.raw_decode(self.text, self.at)
@@ -211,13 +214,13 @@ class _Text:
                     continue
                 line = self.line + self.text.count("\n", 0, getattr(error, "pos", self.at))
                 if len(self.text) - self.at > ROW_LIMIT:
-                    what = f"row {number} is longer than {ROW_LIMIT >> 20} MiB"
+                    problem = f"row {number} is longer than {ROW_LIMIT >> 20} MiB"
                 elif isinstance(error, RecursionError):
-                    what = f"row {number} is nested too deeply"
+                    problem = f"row {number} is nested too deeply"
                 else:
-                    what = f"bad JSON in row {number}, line {line}"
-                raise DataError(f"{self.path}: {what}; repair the file or save it as jsonl") from None
-            if end == len(self.text) and self.more():  # a number may go on
+                    problem = f"bad JSON in row {number}, line {line}"
+                raise DataError(f"{self.path}: {problem}; repair the file or save it as jsonl") from None
+            if end == len(self.text) and self.more():  # a number may continue in the next part
                 continue
             text, self.at = self.text[self.at : end], end
             try:
@@ -227,7 +230,7 @@ class _Text:
 
 
 def _values(text: _Text, *, array: bool) -> Iterator[RawRow]:
-    """The elements of an array, or values one behind the other."""
+    """The elements of an array, or values one after the other."""
     number = 0
     if array:
         text.next()
@@ -241,14 +244,16 @@ def _values(text: _Text, *, array: bool) -> Iterator[RawRow]:
             text.at += sign == ","
     if array:
         if not sign:
-            raise DataError(f"{text.path}: the array does not end; the file is cut off, get it again")
+            raise DataError(
+                f"{text.path}: expected ']' after row {number}, found the end of the file; get the file again"
+            )
         text.at += 1
         if text.next():
             raise DataError(f"{text.path}: text after the closing ']' of row {number}; repair the file")
 
 
 def _unwrapped(rows: Iterator[RawRow]) -> Iterator[RawRow]:
-    """The rows. One object alone that holds a list of rows under a common key stands for these rows."""
+    """The rows of a file. A file that is one object with a list of rows under a usual key has the rows of that list."""
     first, following = next(rows, None), next(rows, None)
     value = first.value if first and following is None else None
     if isinstance(value, dict) and not value.keys() & _OF_ROWS:

@@ -1,4 +1,4 @@
-"""Near duplicates: MinHash signatures of word sequences, confirmed by the exact Jaccard similarity.
+"""Finds near duplicates with MinHash signatures of word sequences, and confirms them by exact Jaccard similarity.
 
 Broder 1997, "On the resemblance and containment of documents"; bands as in Leskovec et al., Mining of Massive
 Datasets, chapter 3. 20 bands of 5 of the 100 hash values find 99.96 % of pairs at similarity 0.8, 20 % of those at 0.4.
@@ -12,7 +12,7 @@ import numpy as np
 from shadowft_core.prepare.table import words_of
 
 WORDS = 3  # in a sequence
-LEAST = 12  # sequences; shorter texts differ in too little to be called near
+LEAST = 12  # sequences; texts with fewer are not compared
 BANDS, ROWS = 20, 5
 _SEED = 1
 
@@ -24,7 +24,7 @@ def sequences(text: str) -> set[str]:
 
 
 class Signatures:
-    """Band keys of texts in their order, uint64 (texts, BANDS), in a file; 0 for texts that are too short."""
+    """A file of band keys, uint64 (texts, BANDS), in the order of the texts; 0 for texts that are too short."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -46,9 +46,9 @@ class Signatures:
         self._texts += len(sets)
 
     def candidates(self, among: np.ndarray) -> np.ndarray:
-        """Pairs of texts, int64 (n, 2), the earlier first: each text with the first of those `among` that share a band.
+        """Pairs of texts that share a band, int64 (n, 2), the earlier text first.
 
-        `among` is a mask of the texts, bool (n,).
+        Each text is paired with the first text in `among`, a bool mask (texts,), that has the same key in a band.
         """
         if not among.any():
             return np.empty((0, 2), np.int64)
@@ -68,7 +68,7 @@ class Signatures:
 
 
 def confirmed(pairs: np.ndarray, texts: Mapping[int, str], threshold: float) -> Iterator[tuple[int, int]]:
-    """The pairs whose Jaccard similarity is at least `threshold`; `texts` holds every text that a pair names."""
+    """The pairs whose Jaccard similarity is at least `threshold`. `texts` has the text of each number in `pairs`."""
     known: dict[int, set[str]] = {}
     for first, second in pairs.tolist():
         one, other = (known.setdefault(at, sequences(texts[at])) for at in (first, second))

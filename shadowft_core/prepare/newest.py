@@ -1,4 +1,4 @@
-"""Dev and test from the newest rows: the latest by a date, or those that an earlier version of the data lacks."""
+"""Takes dev and test from the newest rows: the latest by a date, or those that an earlier version of the data lacks."""
 
 import datetime as dt
 import math
@@ -21,13 +21,16 @@ from shadowft_core.prepare.turns import BadRow
 
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 SECOND = 1_000_000  # microseconds
-SECONDS = range(10**8, 10**11)  # 1973 to 5138: a year, a day count and milliseconds lie outside
-NOTE = "test and dev hold the newest rows: when newer rows come, old test rows move to other splits, also to train"
+SECONDS = range(10**8, 10**11)  # 1973 to 5138; years, numbers of days and milliseconds are outside
+NOTE = "test and dev are the newest rows; when newer rows are added, old test rows move to other splits, also to train"
 
 
 @dataclass(frozen=True)
 class Ages:
-    """Per row, int64, higher for newer; `new`: which rows may be held out, bool. `facts` go into the report."""
+    """Ages of the rows. `values` (int64) is higher for a newer row; `new` (bool) marks rows that may be held out.
+
+    `facts` are fields of the report.
+    """
 
     values: np.ndarray
     new: np.ndarray
@@ -35,9 +38,10 @@ class Ages:
 
 
 def moment_of(value: Any) -> int:
-    """A date in microseconds since 1970, UTC where it names no time zone. Raises BadRow.
+    """A date in microseconds since 1970; UTC if it has no time zone.
 
-    ISO 8601, seconds since 1970 as a number or its text, or a date or timestamp of a table.
+    Reads ISO 8601, seconds since 1970 as a number or text, and dates and timestamps of tables. Raises BadRow for
+    anything else.
     """
     moment = value
     if isinstance(value, str):
@@ -45,7 +49,7 @@ def moment_of(value: Any) -> int:
         try:
             moment = float(text) if re.fullmatch(r"\d{9,}(\.\d*)?", text) else dt.datetime.fromisoformat(text)
         except ValueError:
-            raise BadRow(f"date not readable: {text[:40]!r}") from None
+            raise BadRow(f"date not readable: expected ISO 8601 or seconds since 1970, found {text[:40]!r}") from None
     if isinstance(moment, int | float) and not isinstance(moment, bool):
         if not math.isfinite(moment) or int(moment) not in SECONDS:
             raise BadRow(f"date not readable: expected seconds since 1970, found {value!r:.40}")
@@ -53,13 +57,16 @@ def moment_of(value: Any) -> int:
     if isinstance(moment, dt.date) and not isinstance(moment, dt.datetime):
         moment = dt.datetime(moment.year, moment.month, moment.day, tzinfo=dt.UTC)
     if not isinstance(moment, dt.datetime):
-        raise BadRow(f"date not readable: {value!r:.40}")
+        raise BadRow(f"date not readable: expected a date, found {value!r:.40}")
     aware = moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
     return (aware - EPOCH) // dt.timedelta(microseconds=1)
 
 
 def without_date(row: Any, name: str) -> tuple[Any, int]:
-    """The row without the field `name`, and its date. Raises BadRow; what is no object stays as it is."""
+    """The row without the field `name`, and the date in that field, in microseconds since 1970.
+
+    Returns a value that is not an object unchanged, with 0. Raises BadRow if the date is missing or not readable.
+    """
     if not isinstance(row, dict):
         return row, 0
     if row.get(name) in (None, ""):
@@ -68,7 +75,7 @@ def without_date(row: Any, name: str) -> tuple[Any, int]:
 
 
 def ages_by_date(ids: np.ndarray, moments: np.ndarray) -> Ages:
-    """The age of each row is its date, of equal rows the earliest."""
+    """Ages by date. Equal rows get the earliest of their dates."""
     _, group = np.unique(ids, axis=0, return_inverse=True)
     earliest = np.full(len(moments), np.iinfo(np.int64).max)
     np.minimum.at(earliest, group.reshape(-1), moments)
@@ -76,16 +83,16 @@ def ages_by_date(ids: np.ndarray, moments: np.ndarray) -> Ages:
 
 
 def ages_since(ids: np.ndarray, since: Path, columns: Mapping[str, str]) -> Ages:
-    """The age of a row is 1 if the earlier version lacks it, else 0.
+    """Ages of 1 for rows that the earlier version at `since` lacks, and 0 for the others.
 
-    Raises DataError when no row is in both versions.
+    Raises DataError if no row is in both versions.
     """
     earlier, bad = _earlier_ids(since, columns)
     first = first_of_equals(np.concatenate([earlier, ids]))[len(earlier) :]
     new = int(np.count_nonzero(first))
     if np.count_nonzero(first_of_equals(ids)) == new:
         raise DataError(
-            f"{since}: expected an earlier version of the data, found {len(earlier)} rows and none of them in the "
+            f"{since}: expected an earlier version of the data, found {len(earlier)} rows, none of which is in the "
             "data; check prepare.newest.since"
         )
     facts = {"rows_of_earlier": len(earlier), "bad_rows_of_earlier": bad, "new_rows": new}
@@ -95,15 +102,17 @@ def ages_since(ids: np.ndarray, since: Path, columns: Mapping[str, str]) -> Ages
 def hold_out(
     ids: np.ndarray, prompts: np.ndarray, ages: Ages, usable: np.ndarray, params: Prepare
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Per row the number of its split, and whether it is left out for a question that a newer row asks in dev or test.
+    """The split number of each row, and which rows are left out because a held-out, newer row has their question.
 
-    Test is the newest share of the usable rows, dev the next one; rows of one age come in the order of the hashes of
-    their questions. Valid is chosen among the others by the hash of the question, so no question is in two splits.
-    Raises DataError when there are too few new rows.
+    Test is the newest share of the usable rows, dev the next newest. The hash of the question decides the order of rows
+    of one age, and which of the other rows are in valid. So no question is in two splits.
+    Raises DataError if there are too few new rows.
     """
     split = np.zeros(len(ids), np.uint8)
     asked_again = np.zeros(len(ids), bool)
-    turned = prompts << np.uint64(32) | prompts >> np.uint64(32)  # independent of the choice of valid
+    turned = prompts << np.uint64(32) | prompts >> np.uint64(
+        32
+    )  # swapped halves: the choice of valid uses the high bits
     order = np.lexsort((ids[:, 1], ids[:, 0], turned, -ages.values))
     order = order[usable[order] & ages.new[order]]
     for name, share in (("test", params.test), ("dev", params.dev)):
@@ -126,8 +135,11 @@ def hold_out(
     return split, asked_again
 
 
-def about(newest: Newest, ages: Ages, held: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The section of the report; by date with the oldest date of each split in `held`, a mask of rows by its name."""
+def report_section(newest: Newest, ages: Ages, held: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The section `newest` of the report. `held` has a bool mask of rows for each held-out split, by its name.
+
+    With dates, the section has the oldest date of each of these splits.
+    """
     if newest.by is None:
         return {"since": newest.since, "digest": newest.digest, **ages.facts, "note": NOTE}
     cuts = {f"oldest_in_{name}": _iso(ages.values[mask].min()) for name, mask in held.items() if mask.any()}
@@ -139,12 +151,12 @@ def _iso(moment: int) -> str:
 
 
 def _earlier_ids(since: Path, columns: Mapping[str, str]) -> tuple[np.ndarray, int]:
-    """The ids of an earlier version as in Table, uint64 (n, 2), and the number of its bad rows."""
+    """The ids of an earlier version, uint64 (n, 2) as in Table, and the number of its bad rows."""
     found = bytearray()
     if (since / "data-report.json").is_file():
         for name in SPLITS:
-            for one in pq.read_table(since / f"{name}.parquet", columns=["id"]).column("id").to_pylist():
-                found += bytes.fromhex(one)[:16]
+            for row in pq.read_table(since / f"{name}.parquet", columns=["id"]).column("id").to_pylist():
+                found += bytes.fromhex(row)[:16]
         return id_numbers(found), 0
     bad, names = 0, Gallery(None)
     for path in data_files(since)[0]:

@@ -1,4 +1,4 @@
-"""Decontamination: finds training rows that are also in the evaluation items."""
+"""Decontamination: finds rows that are in the test items of the task folder."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,80 +10,80 @@ from shadowft_core.prepare.files import SUFFIXES, read_rows, whole_json
 from shadowft_core.prepare.shapes import CONTEXTS
 from shadowft_core.prepare.table import fold, words_of
 
-COMMON = 10  # items of a file, as in the same report
-NGRAM = 13  # words, as in the GPT-3 report (Brown et al. 2020, appendix C)
-PIECE = 5  # words; the probe that precedes the comparison of sequences
-MIN_WORDS = 3  # shorter texts are compared only if they are questions, or the answer "yes" would match many rows
+# NGRAM and COMMON are those of the GPT-3 report (Brown et al. 2020, appendix C).
+NGRAM = 13  # words in a sequence
+COMMON = 10  # items; a sequence in more items of a file is not compared
+PIECE = 5  # words; a quick test before sequences are compared
+MIN_WORDS = 3  # shorter texts are compared only if they are questions: the answer "yes" is in many rows
 QUESTION_KEYS = {"question", "prompt", "query", "instruction", "input", "problem", "text", "user", "content"}
 
 
 class Items:
-    """The texts of a task folder, indexed for the comparison with training rows.
+    """The texts of a task folder, indexed so that rows can be compared with them.
 
-    What many items of a file share, such as the instruction before each question, tells nothing: a text or sequence
-    in more than COMMON items, or in more than half of them and more than two. Equal items count once.
+    A text or sequence is common if it is in more than COMMON items of a file, or in more than half of them and more
+    than two. Common ones, such as an instruction before each question, are not compared. Equal items count once.
 
-    `count` is the number of items read: every row of every data file below the folder. `not_compared` names the tasks
-    whose items are not in the folder, such as those of a hub.
+    `count` is the number of items: all rows of all data files below the folder. `not_compared` has the names of tasks
+    whose items are not in the folder, such as those on a hub.
     """
 
     def __init__(self, tasks: Path | None) -> None:
-        """Raises DataError when the folder is missing or one of its files cannot be read in full."""
+        """Raises DataError if the folder is missing, or one of its data files cannot be read in full."""
         self.not_compared: list[str] = []
         if tasks is not None and not tasks.is_dir():
             raise DataError(f"{tasks}: no such task folder; check evaluate.tasks in params.yaml")
         self.count = 0
         self._exact: dict[str, str] = {}
         self._units: list[tuple[str, int]] = []
-        """item and number of telling sequences of each text"""
+        """for each text its item, and the number of its sequences that are not common"""
         self._grams: dict[str, list[int]] = {}
         self._pieces: set[str] = set()
         if tasks is None:
             return
-        self.not_compared = sorted(filter(None, map(_elsewhere, sorted(tasks.rglob("*.yaml")))))
+        self.not_compared = sorted(filter(None, map(_task_without_items, sorted(tasks.rglob("*.yaml")))))
         for path in sorted(p for p in tasks.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()):
             name = path.relative_to(tasks).as_posix()
             try:
                 self.add({f"{name}:{number}": item for number, item in _items(path)})
             except RecursionError:
-                raise DataError(f"{path}: an item is nested too deeply; leaked rows would go unnoticed") from None
+                raise DataError(f"{path}: an item is nested too deeply to be compared; flatten it") from None
 
     def add(self, items: dict[str, Any]) -> None:
-        """Index the items of one file by their names in reports."""
+        """Index the items of one file; the keys are the names of the items in reports."""
         self.count += len(items)
         texts = {name: list(_texts(item)) for name, item in items.items()}
-        asked = {name: {fold(text) for key, text in found if _counts(key, text)} for name, found in texts.items()}
-        grams = {name: set().union(*(ngrams(words_of(text)) for _, text in found)) for name, found in texts.items()}
-        distinct = {frozenset(fold(text) for _, text in found): name for name, found in texts.items()}.values()
+        whole = {name: {fold(text) for key, text in pairs if _is_leak(key, text)} for name, pairs in texts.items()}
+        grams = {name: set().union(*(ngrams(words_of(text)) for _, text in pairs)) for name, pairs in texts.items()}
+        distinct = {frozenset(fold(text) for _, text in pairs): name for name, pairs in texts.items()}.values()
         most = min(COMMON, max(2, len(distinct) // 2))
-        generic = {text for text, n in Counter(text for name in distinct for text in asked[name]).items() if n > most}
-        shared = {gram for gram, n in Counter(gram for name in distinct for gram in grams[name]).items() if n > most}
-        for name, found in texts.items():
-            for text in asked[name] - generic - {""}:
+        generic = {text for text, n in Counter(text for name in distinct for text in whole[name]).items() if n > most}
+        common = {gram for gram, n in Counter(gram for name in distinct for gram in grams[name]).items() if n > most}
+        for name, pairs in texts.items():
+            for text in whole[name] - generic - {""}:
                 self._exact.setdefault(text, name)
-            for words in {tuple(words_of(text)) for _, text in found}:
-                if telling := ngrams(words) - shared:
+            for words in {tuple(words_of(text)) for _, text in pairs}:
+                if rare := ngrams(words) - common:
                     self._pieces |= ngrams(words, PIECE)
-                    for gram in telling:
+                    for gram in rare:
                         self._grams.setdefault(gram, []).append(len(self._units))
-                    self._units.append((name, len(telling)))
+                    self._units.append((name, len(rare)))
 
-    def match(self, asked: list[str], first: str | None = None) -> tuple[str, str] | None:
-        """The first item that matches these user turns, and the rule by which, or None.
+    def match(self, user_turns: list[str], first: str | None = None) -> tuple[str, str] | None:
+        """The first item that is in the user turns of a row, and the rule that found it; None without one.
 
-        `first` is the first user turn, folded, where that is known.
+        `first` is the folded first user turn, if the caller has it.
 
-
-        `exact`: a user turn equals a text of the item after folding case and white space.
-        `13-gram`: at least half of the telling 13-word sequences of a text of the item are in the user turns. A text
-        of fewer words has none.
+        `exact`: a user turn equals a text of the item. Case and white space do not count.
+        `13-gram`: the user turns have at least half of the 13-word sequences of a text of the item, without the common
+        ones. A text of fewer words has no such sequence.
         """
         if not self.count:
             return None
-        for text in (fold(asked[0]) if first is None else first, *map(fold, asked[1:])):
+        for text in (fold(user_turns[0]) if first is None else first, *map(fold, user_turns[1:])):
             if source := self._exact.get(text):
                 return source, "exact"
-        grams = set().union(*map(self.shared, asked))
+        grams = set().union(*map(self.shared, user_turns))
         if not grams:
             return None
         hits = Counter(unit for gram in grams for unit in self._grams[gram])
@@ -93,7 +93,7 @@ class Items:
     def shared(self, text: str) -> set[str]:
         """The sequences of a text that are also in an item.
 
-        Any NGRAM words hold one of the pieces looked up here, so most texts are done without their sequences.
+        First looks up pieces at such distances that every sequence holds one of them. Most texts have none.
         """
         words = words_of(text)
         starts = range(0, len(words) - PIECE + 1, NGRAM - PIECE + 1)
@@ -103,7 +103,7 @@ class Items:
 
 
 def item_texts(tasks: Path) -> Iterator[tuple[str, str]]:
-    """`file:row` and each text of every item of a task folder. Raises DataError as `Items` does."""
+    """`file:row` of each item in a task folder, once for each of its texts. Raises DataError as `Items` does."""
     if not tasks.is_dir():
         raise DataError(f"{tasks}: no such task folder; check --tasks")
     for path in sorted(p for p in tasks.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()):
@@ -112,18 +112,18 @@ def item_texts(tasks: Path) -> Iterator[tuple[str, str]]:
                 yield f"{path.relative_to(tasks).as_posix()}:{number}", text
 
 
-def _elsewhere(path: Path) -> str | None:
-    """The name of the task of a file whose items are not beside it; None for any other file."""
+def _task_without_items(path: Path) -> str | None:
+    """The name of the task in a YAML file if its items are not in the task folder, else None."""
     import yaml
 
     class Plain(yaml.SafeLoader):
-        """Reads `!function` and the like as nothing."""
+        """Reads `!function` and other tags as None."""
 
     Plain.add_multi_constructor("!", lambda loader, tag, node: None)
     try:
         config = yaml.load(path.read_bytes(), Plain)  # noqa: S506 a SafeLoader
     except (OSError, yaml.YAMLError):
-        return None  # `evaluate` names it
+        return None  # `evaluate` reports the error
     if not isinstance(config, dict) or not isinstance(config.get("task"), str) or "dataset_path" not in config:
         return None
     local = config["dataset_path"] in ("json", "csv", "parquet", "arrow", "text")
@@ -131,7 +131,7 @@ def _elsewhere(path: Path) -> str | None:
 
 
 def _items(path: Path) -> Iterator[tuple[int, Any]]:
-    """The rows of a file, or the one JSON object that it holds, over many lines."""
+    """The rows of a file, or the one JSON value that it holds."""
     for row in read_rows(path):
         if row.problem:
             yield 1, _whole(path, f"row {row.number}: {row.problem}")
@@ -143,7 +143,7 @@ def _whole(path: Path, problem: str) -> Any:
     try:
         return whole_json(path)
     except (ValueError, RecursionError):
-        raise DataError(f"{path}: task file not readable, {problem}; correct it, or leaked rows go unnoticed") from None
+        raise DataError(f"{path}: test items not readable, {problem}; correct the file") from None
 
 
 def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
@@ -163,13 +163,13 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _instruction(item: dict[str, Any]) -> str | None:
-    """An instruction with its input, as a row asks it: the instruction alone, `Summarize:`, is in many clean rows."""
+    """An instruction followed by its input, as in a row. An instruction alone, `Summarize:`, is in many clean rows."""
     inputs = [item[name] for name in CONTEXTS if isinstance(item.get(name), str) and item[name].strip()]
     return f"{item['instruction']}\n{inputs[0]}" if inputs and isinstance(item.get("instruction"), str) else None
 
 
-def _counts(key: str, text: str) -> bool:
-    """Whether a row that equals a text is a leak."""
+def _is_leak(key: str, text: str) -> bool:
+    """Whether a user turn that equals this text of an item is a leak."""
     return key in QUESTION_KEYS or len(words_of(text)) >= MIN_WORDS
 
 

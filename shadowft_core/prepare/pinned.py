@@ -8,9 +8,9 @@ from shadowft_core.prepare.tracked import content_of
 
 
 def require_pinned(params: Prepare) -> None:
-    """Raises DataError unless the files of `newest.since` and `replay.data`, where set, have their digests.
+    """Raises DataError unless the files at `newest.since` and `replay.data`, if set, have the digests in params.yaml.
 
-    The digest is that of `content_of`.
+    Digests are those of `content_of`.
     """
     if params.newest and params.newest.since:
         _require("prepare.newest", "since", Path(params.newest.since), params.newest.digest)

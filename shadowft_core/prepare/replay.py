@@ -1,4 +1,4 @@
-"""General rows that are added to the training split alone, a remedy against forgetting: replay.parquet."""
+"""Chooses the rows of replay.parquet: general rows that only training reads, a remedy against forgetting."""
 
 from pathlib import Path
 
@@ -28,35 +28,35 @@ def choose_replay(
     near: float | None,
     replay: Replay,
 ) -> None:
-    """Decide on the rows from `choice.own` on, those of replay; no other row changes.
+    """Set the reasons of the replay rows, from `choice.replay_start` on. No other row changes.
 
-    Left out are rows with the question, or a near duplicate of the question, of a held-out row, rows of the
-    conversation of one, rows found in items, and duplicates or near duplicates of training rows or of each other. Of
-    the rest a hash chooses as many as make up `replay.share` of all training rows.
+    Leaves out rows whose question is that of a held-out row or near it, rows with the conversation id of a held-out
+    row, rows in test items, and duplicates or near duplicates of training rows or of each other. Of the rest it keeps,
+    by a hash, as many as make up `replay.share` of all training rows.
 
-    Raises DataError when fewer are usable.
+    Raises DataError if too few rows are left.
     """
-    ours = np.arange(len(table)) >= choice.own
-    choice.reason[ours] = 0
-    held = choice.held & ~ours
+    replay_rows = np.arange(len(table)) >= choice.replay_start
+    choice.reason[replay_rows] = 0
+    held = choice.held & ~replay_rows
 
     def leave_out(rows: np.ndarray, reason: int) -> None:
-        choice.reason[rows & ours & (choice.reason == 0)] = reason
+        choice.reason[rows & replay_rows & (choice.reason == 0)] = reason
 
     leave_out(np.isin(table.prompts, table.prompts[held]), HELD_QUESTION)
     leave_out(~first_of_equals(table.ids), DUPLICATE)
     leave_out(np.isin(np.arange(len(table)), list(leaks)), LEAK)
     leave_out((table.conversation_ids != 0) & np.isin(table.conversation_ids, table.conversation_ids[held]), TIED)
     if signatures and near is not None:
-        leave_out_near(table, choice, signatures, near, ours)
-    kept = np.flatnonzero(ours & (choice.reason == 0))
+        leave_out_near(table, choice, signatures, near, replay_rows)
+    kept = np.flatnonzero(replay_rows & (choice.reason == 0))
     trained = choice.sizes["train"]
     count = max(1, round(trained * replay.share / (1 - replay.share)))
     if count > len(kept):
         raise DataError(
-            f"{Path(replay.data)}: expected {count} replay rows, share {replay.share:g} of the training rows beside "
-            f"{trained} others, found {len(kept)} usable of {np.count_nonzero(ours)} "
-            f"({choice.told(replay=True) or 'all usable'}); add rows or lower prepare.replay.share"
+            f"{Path(replay.data)}: expected {count} replay rows ({replay.share:g} of all training rows, with {trained}"
+            f" of the data), found {len(kept)} usable of {np.count_nonzero(replay_rows)} "
+            f"({choice.summary(replay=True) or 'all usable'}); add rows or lower prepare.replay.share"
         )
     ranks = np.array([rank("replay", *table.ids[row].tolist()) for row in kept], np.uint64)
     choice.reason[kept[np.argsort(ranks, kind="stable")[count:]]] = BEYOND_SHARE

@@ -1,4 +1,4 @@
-"""Rows of a prepared split, chosen by their ids, which are hashes: the same rows on every run."""
+"""Samples rows of a prepared split by their ids, which are hashes, so every run gets the same rows."""
 
 import json
 from collections.abc import Iterator
@@ -17,17 +17,19 @@ BATCH = 1024  # rows held as objects
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    """data-report.json of a folder made by `prepare`. Raises DataError for any other folder."""
+    """Read data-report.json of a folder made by `prepare`. Raises DataError for any other folder."""
     path = folder / "data-report.json"
     if not path.is_file():
-        raise DataError(f"{folder}: expected a folder made by `shadowft prepare`, found no data-report.json; run it")
+        raise DataError(
+            f"{folder}: expected a folder made by `prepare`, found no data-report.json; run `shadowft prepare`"
+        )
     return read_json_object(path)
 
 
 def sampled_rows(path: Path, count: int) -> Iterator[tuple[list[Message], list[Any] | None, str]]:
-    """Messages, tools offered and file:row of the `count` rows with the smallest ids, in the order of the file.
+    """Messages, tools and file:row of the `count` rows with the smallest ids, in the order of the file.
 
-    Raises DataError when the file cannot be read.
+    Raises DataError if the file cannot be read.
     """
     try:
         ids = pq.read_table(path, columns=["id"]).column("id")
@@ -40,4 +42,6 @@ def sampled_rows(path: Path, count: int) -> Iterator[tuple[list[Message], list[A
                     ]
                     yield messages, json.loads(row["tools"]) if row["tools"] else None, row["source"]
     except (pa.ArrowInvalid, OSError, KeyError) as error:
-        raise DataError(f"{path}: not readable as prepared data: {' '.join(str(error).split())}") from None
+        raise DataError(
+            f"{path}: not readable as prepared data: {' '.join(str(error).split())}; run `shadowft prepare` again"
+        ) from None

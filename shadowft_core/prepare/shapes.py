@@ -1,4 +1,4 @@
-"""Rows of every usual shape to conversations. What a row says is used, refused, or named as ignored."""
+"""Turns rows of every usual shape into conversations. Each field is used, refused or reported as ignored."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -35,20 +35,20 @@ NAMES = {
     "query": "query/response",
     "problem": "problem/solution",
 }
-# Fields of a row that change what it means, and that no text model can honour.
+# Fields that change what a row means, and that training cannot use.
 REFUSED = ("video", "videos", "audio", "audios", "media", "chat_template_kwargs", "functions", "loss_mask")
-LABELS = ("label", "kto_tag")  # whether a person liked the reply
-# Fields that describe a row and do not belong to what is said.
-KEYS = ("conversation_id", "conv_id", "dialog_id", "thread_id")
-_KNOWN = frozenset((*KEYS, *FIELDS))
+LABELS = ("label", "kto_tag")  # true: a good reply, false: a bad one
+CONVERSATION_IDS = ("conversation_id", "conv_id", "dialog_id", "thread_id")
+_KNOWN = frozenset((*CONVERSATION_IDS, *FIELDS))
 _MARKS = frozenset((*REFUSED, *LABELS))
 
 
 class Conversation(NamedTuple):
-    """One usable row: shape, messages in order, the tools offered, the id of its conversation.
+    """The conversation of one usable row.
 
-    `ignored` names the fields that are not read, `normalised` what was changed. `sources` says where its images are,
-    `images` has the names under which they are kept; both in reading order.
+    `shape` is its name in the report. `tools` are the tools offered, as JSON text. `ignored` has the fields that are
+    not read, `normalised` the changes. `sources` are the images as the row has them, `images` the names of their
+    copies, both in the order in which the messages show them.
     """
 
     shape: str
@@ -62,10 +62,10 @@ class Conversation(NamedTuple):
 
 
 def conversation_of(row: Any, columns: Mapping[str, str]) -> Conversation:
-    """The conversation of a row: an optional system turn, then user and assistant in turn, tools between them.
+    """The conversation of a row: an optional system turn, then alternating user and assistant turns, with tool turns.
 
-    `columns` maps a field of the row, or `messages[].FIELD` of a turn, to the name it is read by, as in
-    `prepare.columns`. Line ends become LF. Raises BadRow.
+    `columns` is `prepare.columns`: it maps a field of the row, or `messages[].FIELD` of a turn, to the name under which
+    it is read. Line ends become LF. Raises BadRow.
     """
     row = row_of(row)
     if not isinstance(row, dict):
@@ -79,7 +79,7 @@ def conversation_of(row: Any, columns: Mapping[str, str]) -> Conversation:
         messages.insert(0, {"role": "system", "content": text_of(found.read(system), system, found.notes)})
         found.notes.normalised.add(f"field {system!r} to a system turn")
     tools = found.tools()
-    key = found.first(KEYS)
+    key = found.first(CONVERSATION_IDS)
     conversation = None if key is None else str(found.read(key))
     pictured = found.first(FIELDS) or any("images" in one for one in messages)
     sources = placed(messages, found.fields) if pictured else ()
@@ -92,7 +92,7 @@ def conversation_of(row: Any, columns: Mapping[str, str]) -> Conversation:
 
 
 class _Row:
-    """The fields of a row that are not empty, by the names they are read by; `used` are those read so far."""
+    """The non-empty fields of a row, under their names after `columns`. `used` has the fields read so far."""
 
     def __init__(self, row: dict[str, Any], columns: Mapping[str, str]) -> None:
         self.notes, self._columns, self._row = Notes(), columns, row
@@ -106,25 +106,25 @@ class _Row:
             if is_empty(value, text=read_as in SAID):
                 continue
             if read_as in self.fields:
-                raise BadRow(f"two fields are read as {read_as!r}, one of them {name!r}; correct prepare.columns")
+                raise BadRow(f"two fields get the name {read_as!r}, one of them {name!r}; correct prepare.columns")
             if read_as != name:
                 self.notes.normalised.add(f"field {name!r} to {read_as!r}")
             self.fields[read_as] = value
 
     def first(self, names: Iterable[str]) -> str | None:
-        """The first of these names that the row has."""
+        """The first of these names that is a field of the row, or None."""
         for name in names:
             if name in self.fields:
                 return name
         return None
 
     def read(self, name: str) -> Any:
-        """The value of a field, which counts as read."""
+        """The value of a field, which is then counted as used."""
         self.used.add(name)
         return self.fields[name]
 
     def require_supported(self) -> None:
-        """Raises BadRow for a field that no text model can honour, and for a row marked as undesired."""
+        """Raises BadRow for a field that training cannot use, and for a row labelled as bad."""
         if _MARKS.isdisjoint(self.fields):
             return
         if name := self.first(REFUSED):
@@ -137,7 +137,7 @@ class _Row:
                 self.used.add(name)
 
     def conversation(self) -> tuple[str, list[Message]]:
-        """The shape and the messages, without those that other fields than the turns or the pair hold."""
+        """The shape, and the messages of the field with turns or of the fields with question and reply."""
         key = self.first(TURN_FIELDS)
         if key is not None:
             shape, messages = self._messages(key)
@@ -187,7 +187,7 @@ class _Row:
         return json_text(wrapped, "tools")
 
     def _drop_rejected(self) -> None:
-        if "rejected" in self.fields:  # of preference data the chosen reply is learned
+        if "rejected" in self.fields:  # only the chosen reply is learned
             self.used.add("rejected")
             self.notes.normalised.add("'rejected' left out")
 
@@ -203,7 +203,7 @@ class _Row:
         return [turn_of(turn, name, self.notes) for turn in self._given(name)]
 
     def _given(self, name: str) -> list[Any]:
-        """The turns as they are in the row, their fields renamed."""
+        """The turns in a field of the row, with their fields renamed."""
         turns = self.read(name)
         if isinstance(turns, str):  # some files hold the list as JSON text
             turns = self._from_json(name, f"field {name!r} is text, not a list of turns")
@@ -276,19 +276,19 @@ def _kind(value: Any) -> str:
 
 
 def _renamed(turn: Any, names: Mapping[str, str], start: str, notes: Notes) -> Any:
-    """A turn with its fields under the names they are read by."""
+    """A turn with its fields renamed."""
     if not isinstance(turn, dict):
         return turn
     given = {name: value for name, value in turn.items() if not is_empty(value, text=True)}
     found = {names.get(name, name): value for name, value in given.items()}
     if len(found) < len(given):
-        raise BadRow(f"two fields of a turn are read by one name: {', '.join(sorted(given))}; correct prepare.columns")
+        raise BadRow(f"two fields of a turn get one name: {', '.join(sorted(given))}; correct prepare.columns")
     notes.normalised.update(f"field '{start}{name}' to {names[name]!r}" for name in given if name in names)
     return found
 
 
 def _choices(value: Any, notes: Notes) -> str:
-    """The lines `A. text`; a list of texts, or the lists `text` and `label` of some sets."""
+    """Choices as lines `A. text`, from a list of texts or an object with the lists `text` and `label`."""
     if isinstance(value, dict):
         texts, labels = list_of(value.get("text"), "choices"), list_of(value.get("label"), "choices")
     else:

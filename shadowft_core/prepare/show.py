@@ -1,4 +1,4 @@
-"""What a person looks at before training: the size of each split, suspect rows, samples."""
+"""Collects what a person looks at before training: the size of each split, suspect rows, samples."""
 
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -13,16 +13,16 @@ from shadowft_core.prepare.table import SPLITS
 from shadowft_core.prepare.tracked import require_intact
 
 SAMPLES = 10  # rows shown
-NEAREST = 10  # rows shown beside the test items that they resemble
+NEAREST = 10  # rows shown with the test items most similar to them
 TEXT = 200  # characters of a row shown
 
 
 def show(folder: Path, tasks: Path | None = None) -> dict[str, Any]:
-    """Splits with their rows and lengths in characters, suspect rows, and ten training rows chosen by hash.
+    """Rows and lengths in characters of each split, suspect rows, and ten training rows chosen by hash.
 
-    With `tasks` also the ten training rows most similar to an item of this folder; else `nearest` is null.
-    Raises DataError for a folder that `prepare` did not make, or that no longer has its recorded digest, and for task
-    files that cannot be read.
+    With `tasks`, `nearest` has the ten training rows most similar to a test item in that folder, else it is None.
+    Raises DataError if `prepare` did not make the folder, if it no longer has its recorded digest, or if task files
+    cannot be read.
     """
     require_intact(folder)
     report = read_report(folder)
@@ -48,9 +48,9 @@ def show(folder: Path, tasks: Path | None = None) -> dict[str, Any]:
 
 
 def nearest(path: Path, tasks: Path) -> list[dict[str, Any]]:
-    """The ten rows whose question has the highest Jaccard similarity to a text of an item, the highest first.
+    """The ten rows whose question is most similar to a text of a test item, the most similar first.
 
-    Both are compared as sets of sequences of three words, as `prepare.near` compares rows.
+    The similarity is that of `prepare.near`: Jaccard similarity of the sets of three-word sequences.
     """
     items: list[tuple[str, int]] = []
     index: defaultdict[str, list[int]] = defaultdict(list)

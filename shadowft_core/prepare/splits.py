@@ -1,4 +1,4 @@
-"""Which split each row belongs to, or why it is left out; and the four files."""
+"""Decides the split of each row or why it is left out, and writes the files of the splits."""
 
 import hashlib
 from collections import Counter
@@ -18,7 +18,7 @@ from shadowft_core.prepare.near import Signatures, confirmed
 from shadowft_core.prepare.newest import Ages, hold_out
 from shadowft_core.prepare.table import SCHEMA, SPLITS, Table, first_of_equals
 
-REASONS = (  # by number; 0 is a row that is used
+REASONS = (  # a row with reason 0 is used
     "",
     "duplicate",
     "in a test item",
@@ -34,18 +34,21 @@ REASONS = (  # by number; 0 is a row that is used
 (DUPLICATE, LEAK, NEAR, BEYOND, NEAR_HELD, TIED, ASKED_AGAIN, HELD_QUESTION, BEYOND_SHARE, UNDECIDED) = range(
     1, len(REASONS)
 )
-REPLAY = len(SPLITS)  # the number, in place of a split's, of rows that are added to the training split
+REPLAY = len(SPLITS)  # the split number of replay rows
 FILES = (*SPLITS, "replay")
 
 
 @dataclass
 class Choice:
-    """Per row the number of its split and of the reason it is left out (0: used); replay rows begin at `own`."""
+    """The split and the reason of each row, as numbers; reason 0 is a used row. `distinct` counts different rows.
+
+    Replay rows follow those of the data, from `replay_start` on. `lengths` are those of each split in characters.
+    """
 
     split: np.ndarray
     reason: np.ndarray
     distinct: int
-    own: int
+    replay_start: int
     lengths: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -54,25 +57,25 @@ class Choice:
         used = self.split[self.reason == 0]
         return {name: int(np.count_nonzero(used == number)) for number, name in enumerate(SPLITS)}
 
-    def of(self, name: str) -> np.ndarray:
-        """Which rows a split holds, bool."""
+    def rows_of(self, name: str) -> np.ndarray:
+        """A mask of the rows in a split, bool (rows,)."""
         held: np.ndarray = (self.reason == 0) & (self.split == SPLITS.index(name))
         return held
 
     @property
     def held(self) -> np.ndarray:
-        """Which rows are used and not trained on, bool."""
+        """A mask of the rows in valid, dev and test, bool (rows,)."""
         held: np.ndarray = (self.reason == 0) & (self.split > 0) & (self.split < REPLAY)
         return held
 
     def counts(self, *, replay: bool = False) -> dict[str, int]:
-        """Rows left out, by reason."""
-        reason = self.reason[self.own :] if replay else self.reason[: self.own]
+        """The number of rows left out by reason, of the data or of replay."""
+        reason = self.reason[self.replay_start :] if replay else self.reason[: self.replay_start]
         found = Counter(reason[reason > 0].tolist())
         return {REASONS[number]: count for number, count in sorted(found.items())}
 
-    def told(self, *, replay: bool = False) -> str:
-        """The counts in words."""
+    def summary(self, *, replay: bool = False) -> str:
+        """The counts in one line."""
         return ", ".join(f"{count} {reason}" for reason, count in self.counts(replay=replay).items())
 
 
@@ -82,31 +85,29 @@ def choose(
     signatures: tuple[Signatures, Signatures] | None,
     params: Prepare,
     ages: Ages | None = None,
-    own: int | None = None,
+    replay_start: int | None = None,
 ) -> Choice:
-    """The split of every row by its first question, or of the newest rows by `ages`; what is not used, with the reason.
+    """Choose the split of each row by its first question, or by `ages`, and the rows that are left out.
 
-    Rows from `own` on are those of replay; they are left undecided.
-
-    Left out of training are rows that share a conversation's id with a held-out row, or whose question is a near
-    duplicate of a held-out one.
+    A row with the conversation id of a held-out row, or with a question near a held-out one, is left out of training.
+    Replay rows, from `replay_start` on, stay undecided.
     """
-    own = len(table) if own is None else own
+    data_rows = len(table) if replay_start is None else replay_start
     first = first_of_equals(table.ids)
     split, reason = np.full(len(table), REPLAY, np.uint8), np.where(first, 0, DUPLICATE).astype(np.uint8)
-    choice = Choice(split, reason, int(np.count_nonzero(first[:own])), own)
-    choice.reason[own:] = UNDECIDED
+    choice = Choice(split, reason, int(np.count_nonzero(first[:data_rows])), data_rows)
+    choice.reason[data_rows:] = UNDECIDED
     leaked = np.array(sorted(leaks), np.int64)
     choice.reason[leaked[choice.reason[leaked] == 0]] = LEAK
     if ages is None:
-        choice.split[:own] = _split(table.prompts[:own], params)
+        choice.split[:data_rows] = _split(table.prompts[:data_rows], params)
     else:
-        choice.split[:own], asked_again = hold_out(
-            table.ids[:own], table.prompts[:own], ages, choice.reason[:own] == 0, params
+        choice.split[:data_rows], asked_again = hold_out(
+            table.ids[:data_rows], table.prompts[:data_rows], ages, choice.reason[:data_rows] == 0, params
         )
-        choice.reason[:own][asked_again] = ASKED_AGAIN
+        choice.reason[:data_rows][asked_again] = ASKED_AGAIN
     if signatures and params.near is not None:
-        leave_out_near(table, choice, signatures, params.near, np.arange(len(table)) < own)
+        leave_out_near(table, choice, signatures, params.near, np.arange(len(table)) < data_rows)
     if params.max_rows is not None and np.count_nonzero(choice.reason == 0) > params.max_rows:
         kept = np.flatnonzero(choice.reason == 0)
         ranks = np.array([rank("max_rows", *table.ids[row].tolist()) for row in kept], np.uint64)
@@ -118,11 +119,11 @@ def choose(
 
 
 def write(table: Table, choice: Choice, accounts: tuple[Accounts, Accounts], folder: Path) -> str:
-    """Write a file for each split, and replay.parquet if there are such rows, and record what is left out.
+    """Write a file for each split, replay.parquet if there are replay rows, and a line for each row left out.
 
-    `accounts` are those of the data and of replay. Returns the digest of the data.
+    `accounts` are those of the data and of replay. Sets `choice.lengths`. Returns the digest of the data.
     """
-    names = FILES if choice.own < len(table) else SPLITS
+    names = FILES if choice.replay_start < len(table) else SPLITS
     writers = [pq.ParquetWriter(folder / f"{name}.parquet", SCHEMA, use_dictionary=False) for name in names]
     ids: dict[str, list[np.ndarray]] = {name: [] for name in names}
     sizes: dict[str, list[np.ndarray]] = {name: [] for name in names}
@@ -131,7 +132,7 @@ def write(table: Table, choice: Choice, accounts: tuple[Accounts, Accounts], fol
         split = choice.split[start : start + batch.num_rows]
         for row in np.flatnonzero(reason):
             file, _, line = batch.column("source")[int(row)].as_py().rpartition(":")
-            accounts[int(start + row >= choice.own)].drop(file, int(line), REASONS[reason[row]])
+            accounts[int(start + row >= choice.replay_start)].drop(file, int(line), REASONS[reason[row]])
         for number, (name, writer) in enumerate(zip(names, writers, strict=True)):
             mask = (reason == 0) & (split == number)
             if mask.any():
@@ -143,15 +144,15 @@ def write(table: Table, choice: Choice, accounts: tuple[Accounts, Accounts], fol
     for writer in writers:
         writer.close()
     choice.lengths = {
-        name: {"prompt": _spread(all_of_it[:, 0]), "reply": _spread(all_of_it[:, 1])}
+        name: {"prompt": _spread(both[:, 0]), "reply": _spread(both[:, 1])}
         for name, parts in sizes.items()
-        if parts and len(all_of_it := np.concatenate(parts))
+        if parts and len(both := np.concatenate(parts))
     }
     return _digest(ids)
 
 
 def _split(prompts: np.ndarray, params: Prepare) -> np.ndarray:
-    """The number of the split whose share holds the hash of the question, read as a fraction."""
+    """The split number of each question: its hash, as a fraction of 1, is in the share of that split."""
     place = prompts.astype(np.float64) / 2.0**64
     found = np.zeros(len(prompts), np.uint8)
     end = 0.0
@@ -162,17 +163,17 @@ def _split(prompts: np.ndarray, params: Prepare) -> np.ndarray:
 
 
 def leave_out_near(
-    table: Table, choice: Choice, signatures: tuple[Signatures, Signatures], threshold: float, ours: np.ndarray
+    table: Table, choice: Choice, signatures: tuple[Signatures, Signatures], threshold: float, among: np.ndarray
 ) -> None:
-    """Leave out those of the rows `ours`, a mask, that are near a held-out row or, as a whole, near an earlier one."""
+    """Leave out the rows of the mask `among` that are near a held-out row, or near duplicates of an earlier row."""
     questions, conversations = signatures
     held = choice.held
     for signs, column in ((questions, "prompt"), (conversations, "messages")):
         for one, other in _near(table, choice, signs.candidates(held), column, threshold):
-            if held[one] != held[other] and ours[left := other if held[one] else one]:
-                choice.reason[left] = NEAR_HELD
+            if held[one] != held[other] and among[trained := other if held[one] else one]:
+                choice.reason[trained] = NEAR_HELD
     for one, other in _near(table, choice, conversations.candidates(choice.reason == 0), "messages", threshold):
-        if held[one] == held[other] and ours[other] and not choice.reason[one]:
+        if held[one] == held[other] and among[other] and not choice.reason[one]:
             choice.reason[other] = NEAR
 
 
@@ -187,7 +188,7 @@ def _near(table: Table, choice: Choice, pairs: np.ndarray, column: str, threshol
 
 
 def rank(purpose: str, high: int, low: int) -> int:
-    """The order in which rows are kept for a purpose, such as max_rows; `high` and `low` are the numbers of an id."""
+    """The rank of a row for a purpose, such as max_rows; the lowest ranks are kept. `high` and `low` are its id."""
     return int.from_bytes(hashlib.sha256(f"{purpose} {high:016x}{low:016x}".encode()).digest()[:8], "big")
 
 
@@ -197,7 +198,7 @@ def _spread(values: np.ndarray) -> dict[str, int]:
 
 
 def _digest(ids: dict[str, list[np.ndarray]]) -> str:
-    """SHA-256 of the canonical JSON {split: sorted ids}, hashed piece by piece."""
+    """SHA-256 of the canonical JSON {split: sorted ids}, hashed in pieces to save memory."""
     found = hashlib.sha256()
     for number, (name, parts) in enumerate(sorted(ids.items())):
         found.update(b"{" if number == 0 else b",")

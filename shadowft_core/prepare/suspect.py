@@ -1,6 +1,6 @@
-"""Rows that can be used but look wrong. They are used; a person looks at the examples in the report.
+"""Finds rows that look wrong. They are used all the same; the report has examples for a person to read.
 
-Each pattern is precise rather than complete: most of what it finds is wrong.
+The patterns miss some wrong rows, but most rows that they find are wrong.
 """
 
 import re
@@ -42,7 +42,7 @@ _ERROR = re.compile(
     r'\{\s*"error"\s*:\s*[{"]|traceback \(most recent call last\))',
     re.IGNORECASE,
 )
-# The characters with which the patterns above and below begin; spares most replies the search.
+# The first characters of the patterns above and below. Most replies begin with another one and need no search.
 _BEGINNING = re.compile(r"\s*[{<45EHRTYIASUBOehrtyiasubo很抱对但我作]")
 _PAGE = re.compile(r"\s*<(?:!doctype html|html)\b", re.IGNORECASE)
 _ABOUT_PAGES = re.compile(r"html|web|\bpage|site|css|javascript|form|button|browser|template|code", re.IGNORECASE)
@@ -60,7 +60,7 @@ _HEADINGS = (
 _ANY = re.compile(f"{_PLACEHOLDER}|{_HEADINGS}", re.MULTILINE)
 _TODO = re.compile(r"\bTODO:|\A\W*(?:TODO|TBD|FIXME)\W*\Z")
 _SEARCHES = {PLACEHOLDER: re.compile(_PLACEHOLDER), TEMPLATE: re.compile(_HEADINGS, re.MULTILINE)}
-_CODE = re.compile(  # placeholders belong in code
+_CODE = re.compile(  # a placeholder in code is not suspect
     r"```|</\w+>|[;{]\s*$|\w\(.*\)\s*$|\\[a-z]+\{|"
     r"^\s*(?:def|class|import|from|function|var|const|let|public|private|#include|SELECT)\b",
     re.MULTILINE,
@@ -68,7 +68,7 @@ _CODE = re.compile(  # placeholders belong in code
 
 
 def suspects(messages: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """What looks wrong in a conversation: by kind, up to 200 characters of the text from where it shows."""
+    """What looks wrong in a conversation: by kind, up to 200 characters of the text around it."""
     found: dict[str, str] = {}
     question = ""
     for one in messages:
@@ -89,7 +89,7 @@ def suspects(messages: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _beginning(head: str, question: str) -> str | None:
-    """What the beginning of a reply shows, if it shows anything."""
+    """The kind of a reply with a suspect beginning, or None."""
     if _REFUSAL.match(head):
         return REFUSAL
     if _ERROR.match(head) or (_PAGE.match(head) and not _ABOUT_PAGES.search(question)):
@@ -98,6 +98,6 @@ def _beginning(head: str, question: str) -> str | None:
 
 
 def _excerpt(text: str, place: int) -> str:
-    """The first 200 characters, or 200 around the place where those do not show it."""
+    """The first 200 characters of a text, or 200 from 50 before `place` if that is far from the beginning."""
     start = 0 if place < 150 else place - 50
     return text[start : start + 200]

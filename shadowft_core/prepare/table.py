@@ -1,4 +1,4 @@
-"""The usable rows between reading and splitting: on disk in Arrow batches, with a few numbers a row in memory."""
+"""Keeps the usable rows between reading and splitting: on disk in Arrow batches, in memory a few numbers per row."""
 
 import hashlib
 import re
@@ -37,13 +37,13 @@ SCHEMA = pa.schema(
     ]
 )
 SPLITS = ("train", "valid", "dev", "test")
-BATCH, BATCH_LETTERS = 2000, 16 << 20  # rows held as objects: their number and their length
+BATCH, BATCH_LETTERS = 2000, 16 << 20  # rows, and characters of their messages, held as objects
 _ASCII_WORDS = "".join(sign.lower() if re.match(r"\w", sign) else " " for sign in map(chr, range(128))).encode()
 _ASCII_WORDS += bytes(range(128, 256))  # bytes.translate takes a table of 256, and is faster than that of str
 
 
 def fold(text: str) -> str:
-    """Text as it is compared: NFKC, no case, single blanks."""
+    """A text in the form in which texts are compared: NFKC, case folded, single blanks."""
     if not text.isascii():  # ASCII is in NFKC
         text = unicodedata.normalize("NFKC", text)
     elif text.isprintable() and "  " not in text:  # of ASCII the blank is the only printable white space
@@ -52,7 +52,7 @@ def fold(text: str) -> str:
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text, case folded: its sequences of letters, digits and underscores."""
+    """The words of a text, case folded: runs of letters, digits and underscores."""
     if text.isascii():
         return text.encode().translate(_ASCII_WORDS).decode().split()
     return re.findall(r"\w+", text.casefold())
@@ -70,9 +70,9 @@ class Table:
     each conversation id, or 0 where a row has none.
     """
 
-    def __init__(self, file: Path, seen: Callable[[list[Conversation], list[str]], None]) -> None:
-        """`seen` gets the rows in batches, with their folded first questions."""
-        self._file, self._seen = file, seen
+    def __init__(self, file: Path, collect: Callable[[list[Conversation], list[str]], None]) -> None:
+        """`collect` is called with each batch of rows, and their folded first questions."""
+        self._file, self._collect = file, collect
         self._writer = pa.ipc.new_file(file, SCHEMA)
         self._batch: list[Conversation] = []
         self._sources: list[str] = []
@@ -91,7 +91,7 @@ class Table:
             self._flush()
 
     def close(self) -> None:
-        """No more rows come."""
+        """Write the last batch, and set the arrays."""
         self._flush()
         self._writer.close()
         self.ids = id_numbers(self._ids)
@@ -110,7 +110,7 @@ class Table:
         return len(self.ids)
 
     def batches(self, columns: list[str] | None = None) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """The number of its first row, and a batch."""
+        """Each batch, after the number of its first row."""
         fields = None if columns is None else [SCHEMA.get_field_index(name) for name in columns]
         options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=fields)
         start = 0
@@ -121,7 +121,7 @@ class Table:
                 start += batch.num_rows
 
     def values(self, column: str, rows: np.ndarray) -> dict[int, Any]:
-        """A column of some rows, by row; `rows` is sorted."""
+        """The values of a column by row number; `rows` are sorted row numbers."""
         found: dict[int, Any] = {}
         for start, batch in self.batches([column]):
             low, high = np.searchsorted(rows, (start, start + batch.num_rows))
@@ -145,7 +145,7 @@ class Table:
         self._ids += b"".join([one[:16] for one in ids])
         self._prompts += b"".join([_hash(text) for text in about])
         self._conversations += b"".join([_hash(name) if name else bytes(8) for name in named])
-        self._seen(batch, asked)
+        self._collect(batch, asked)
         columns = [
             pa.array([one.hex() for one in ids], pa.string()),
             _messages([one.messages for one in batch]),
@@ -160,9 +160,9 @@ class Table:
 
 
 def _messages(rows: list[list[Message]]) -> pa.Array:
-    """The column `messages`, made field by field, which is faster than from dicts."""
+    """The column `messages`. Building it field by field is faster than from dicts."""
     turns = [turn for row in rows for turn in row]
-    plain = max(map(len, turns), default=0) == 2  # role and content alone
+    plain = max(map(len, turns), default=0) == 2  # only role and content
     fields = [
         pa.nulls(len(turns), field.type)
         if plain and field.name not in ("role", "content")
@@ -174,14 +174,14 @@ def _messages(rows: list[list[Message]]) -> pa.Array:
 
 
 def id_of(conversation: Conversation) -> bytes:
-    """SHA-256 over the canonical JSON of the messages, and of the tools and images where there are any; 32 bytes."""
+    """SHA-256 (32 bytes) of the canonical JSON of the messages, or of {messages, tools, images} if there are any."""
     more = {name: value for name, value in (("tools", conversation.tools), ("images", conversation.images)) if value}
     kept = {"messages": conversation.messages, **more} if more else conversation.messages
     return hashlib.sha256(orjson.dumps(kept, option=orjson.OPT_SORT_KEYS)).digest()  # the bytes of canonical_json
 
 
 def id_numbers(ids: bytes | bytearray) -> np.ndarray:
-    """The first 16 bytes of each id, one behind the other, as uint64 (n, 2)."""
+    """Ids of 16 bytes, one after the other, as uint64 (n, 2)."""
     return np.frombuffer(bytes(ids), ">u8").astype(np.uint64).reshape(-1, 2)
 
 
@@ -197,12 +197,12 @@ def _first_of(messages: list[Message], role: str) -> str:
 
 
 def prompt_of(messages: list[Message]) -> str:
-    """The first question, behind the system text where there is one."""
+    """The first question, after the system text if there is one."""
     return "\n\n".join([one["content"] for one in messages[:2] if one["role"] != "assistant"])
 
 
 def first_of_equals(ids: np.ndarray) -> np.ndarray:
-    """Which rows are the first with their id; bool (n,)."""
+    """A mask of the rows that are the first with their id, bool (n,)."""
     order = np.lexsort((np.arange(len(ids)), ids[:, 1], ids[:, 0]))
     ranked = ids[order]
     kept = np.zeros(len(ids), bool)

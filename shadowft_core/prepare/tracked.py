@@ -1,8 +1,8 @@
 """Data that DVC tracks: NAME.dvc beside a file or folder, and the digest that `shadowft data add` writes into it.
 
-DVC trusts its cache: it links or copies a cached file without reading it again. So damage there, on a shared disk for
-instance, reaches the workspace unnoticed. `require_intact` therefore reads the bytes each time. Digests of other files
-are cached by inode and times (files/cache.py); these are not, because damage at rest changes neither.
+DVC links or copies a file from its cache without reading it again. So damage of the cache reaches the workspace
+unnoticed, and `require_intact` reads all bytes each time. Digests of other files are cached by inode and times
+(files/cache.py); these are not, because damage on a disk changes neither.
 """
 
 import configparser
@@ -19,12 +19,12 @@ from shadowft_core.files import bytes_digest, canonical_json, file_digest, threa
 from shadowft_core.files.yamlfile import read_yaml
 
 SUFFIX = ".dvc"
-KEY = "shadowft"  # our part of `meta`, which users may extend
+KEY = "shadowft"  # our field in `meta`; users may add others
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a file or folder holds. `digest` is the SHA-256 of the file, or of a folder's listing (`content_of`)."""
+    """Size and digest of a file or folder: the SHA-256 of the file, or of the folder's listing (`content_of`)."""
 
     digest: str
     files: int
@@ -43,7 +43,7 @@ class Version:
     md5: str | None = None
 
     def title(self) -> str:
-        """The record in a few words, which `desc` of NAME.dvc holds."""
+        """The record in one line, which is also `desc` in NAME.dvc."""
         words = [
             f"version {self.version}" if self.version else "",
             f"licence {self.licence}" if self.licence else "",
@@ -64,7 +64,7 @@ def content_of(place: Path) -> Content:
         return Content(file_digest(place), 1, place.stat().st_size)
     files = visible_files(place)
     if not files:
-        raise DataError(f"{place}: expected a file, or a folder with files; found none")
+        raise DataError(f"{place}: expected a file, or a folder with files, found none; put the data there")
     names = [path.relative_to(place).as_posix() for path in files]
     listing = dict(zip(names, threaded(file_digest, files), strict=True))
     try:
@@ -82,9 +82,9 @@ def visible_files(folder: Path) -> list[Path]:
 
 
 def version_of(place: Path) -> Version | None:
-    """The record in NAME.dvc beside a file or folder; None without that file, or if `data add` did not write it.
+    """The record in NAME.dvc beside a file or folder; None if there is no such file, or `data add` did not write it.
 
-    Raises DataError for a record that is malformed, ParamsError for a file that is not YAML.
+    Raises DataError for a malformed record, ParamsError for a file that is not YAML.
     """
     record = place.with_name(place.name + SUFFIX)
     if not record.is_file():
@@ -110,10 +110,10 @@ def version_of(place: Path) -> Version | None:
 
 
 def require_intact(data: Path) -> dict[Path, Version]:
-    """Compare data with the digests that `data add` recorded, and return the records by the paths they belong to.
+    """Compare data with the digests that `data add` recorded, and return the records by the path of their data.
 
-    Reads every recorded file or folder that `data` is, lies in or holds. Returns {} when there is none.
-    Raises DataError with both digests and the remedy when one differs.
+    Reads each recorded file or folder that is `data`, that contains it, or that is in it. Returns {} without any.
+    Raises DataError, with both digests and the remedy, if one differs.
     """
     found = {}
     for place in _recorded(data):
@@ -126,7 +126,7 @@ def require_intact(data: Path) -> dict[Path, Version]:
 
 
 def _recorded(data: Path) -> Iterator[Path]:
-    """The paths beside which a NAME.dvc may record what is read from `data`."""
+    """The paths that a NAME.dvc beside them may record: `data`, the folders around it, and what is in it."""
     place = Path(os.path.abspath(data))  # not resolved: DVC may link a file to its cache
     for folder in (place, *place.parents):
         if (folder / ".dvc").is_dir() or not folder.name:
@@ -140,9 +140,9 @@ def _recorded(data: Path) -> Iterator[Path]:
 
 def _difference(place: Path, version: Version, now: Content | None) -> str:
     shown = Path(os.path.relpath(place))
-    told = f" (version {version.version})" if version.version else ""
+    name = f" (version {version.version})" if version.version else ""
     found = now.digest if now else "no such file or folder"
-    return f"{shown}: expected {version.content.digest}{told}, as {shown}{SUFFIX} records, found {found}; " + _remedy(
+    return f"{shown}: expected {version.content.digest}{name}, as {shown}{SUFFIX} records, found {found}; " + _remedy(
         place, shown, version.md5
     )
 
@@ -160,7 +160,7 @@ def _remedy(place: Path, shown: Path, md5: str | None) -> str:
 
 
 def _damaged(cache: Path | None, md5: str) -> list[Path]:
-    """The cached files of a tracked file or folder that do not have DVC's own digest."""
+    """The files in DVC's cache, of a tracked file or folder, that differ from DVC's digest."""
     if cache is None or not md5:
         return []
     path = cache / md5[:2] / md5[2:]
@@ -173,7 +173,7 @@ def _damaged(cache: Path | None, md5: str) -> list[Path]:
 
 
 def _cache_of(place: Path) -> Path | None:
-    """The folder of DVC's cached files, by the repository's own settings; None outside of a repository."""
+    """The folder of DVC's cached files by the settings of the repository; None outside of a repository."""
     for folder in place.parents:
         if (folder / ".dvc").is_dir():
             settings = configparser.ConfigParser(interpolation=None, strict=False)

@@ -1,4 +1,4 @@
-"""One turn of a conversation: its role, its text, and the marks that say whether it is learned."""
+"""Turns one turn of a row into a message: role, text, thought, calls of tools, images, and weight."""
 
 import json
 import re
@@ -17,15 +17,18 @@ ROLES = {
     "developer": "developer",
 }
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-WEIGHTS = ("weight", "loss", "train", "training", "masked")  # the last says the opposite of the others
-# Fields of a turn that change what it means, and that no text model can honour.
+WEIGHTS = ("weight", "loss", "train", "training", "masked")  # masked is the opposite of the others
+# Fields that change what a turn means, and that training cannot use.
 REFUSED = ("video", "videos", "audio", "audios", "prefix", "label", "train_detail", "training_detail")
-IMAGE = "\ufdd1"  # no character; it stands for an image part in text until images.py takes it out
+IMAGE = "\ufdd1"  # a noncharacter that marks an image part in a text; images.py removes it
 _INVISIBLE = re.compile(r"[\s\u00ad\u200b-\u200f\u2028-\u202f\u2060-\u2064\ufeff]*")
 
 
 class BadRow(Exception):
-    """Why one row is not usable, in words that many rows can share; `feature` names the field or value at fault."""
+    """Why a row is not usable. Many rows share a message, since the report counts rows by it.
+
+    `feature` is the field or value that caused it, if it is one that `prepare` does not support.
+    """
 
     def __init__(self, reason: str, feature: str | None = None) -> None:
         super().__init__(printable(reason))
@@ -34,14 +37,14 @@ class BadRow(Exception):
 
 @dataclass
 class Notes:
-    """What was changed in one row, and its fields that are not read; a field of a turn is named `messages[].name`."""
+    """The changes in one row, and its fields that are not read. A field of a turn is named `messages[].name`."""
 
     normalised: set[str] = field(default_factory=set)
     ignored: set[str] = field(default_factory=set)
 
 
 def printable(text: str, limit: int = 200) -> str:
-    """The beginning of a text that a row may hold, with escapes for lone surrogates."""
+    """The beginning of a text, with escapes for lone surrogates, so that it can be encoded as UTF-8."""
     return text[:limit].encode("utf-8", "backslashreplace").decode()
 
 
@@ -53,17 +56,17 @@ def is_empty(value: Any, *, text: bool = False) -> bool:
 
 
 def list_of(value: Any, name: str) -> list[Any]:
-    """The value, if it is a list. Raises BadRow otherwise."""
+    """Return the value if it is a list. Raises BadRow otherwise."""
     if not isinstance(value, list):
         raise BadRow(f"field {name!r} is not a list")
     return value
 
 
 def text_of(value: Any, name: str, notes: Notes, *, empty: bool = False, images: bool = False) -> str:
-    """Text with LF line ends; of a list of parts, the text parts joined. Raises BadRow for anything else.
+    """A text, or the joined texts of a list of parts, with LF line ends. Raises BadRow for anything else.
 
-    Text that shows nothing (blanks, invisible characters) is refused unless `empty`. With `images` an image part
-    becomes the character IMAGE.
+    A text of only blanks and invisible characters is refused unless `empty`. With `images`, an image part becomes the
+    character IMAGE.
     """
     if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
         value = "".join(IMAGE if images and _is_image(part) else _part(part, name, notes) for part in value)
@@ -86,9 +89,10 @@ def text_of(value: Any, name: str, notes: Notes, *, empty: bool = False, images:
 
 
 def turn_of(turn: Any, name: str, notes: Notes) -> dict[str, Any]:
-    """A message of a turn of the field `name` that has role and content, or from and value. Raises BadRow.
+    """The message of a turn with role and content, or from and value. `name` is the field with the turns.
 
-    A turn with images gets `images`: its image parts, and its fields `image` and `images`; see `images.placed`.
+    The message of a turn with images has `images`: the image parts, and the fields `image` and `images` of the turn
+    (see `images.placed`). Raises BadRow.
     """
     if not isinstance(turn, dict):
         raise BadRow(f"a turn of {name!r} is not an object")
@@ -131,7 +135,7 @@ def turn_of(turn: Any, name: str, notes: Notes) -> dict[str, Any]:
 
 
 def _plain(turn: dict[str, Any], notes: Notes) -> dict[str, Any] | None:
-    """The message of a turn that has a role and a text and nothing else, as most have; None for any other turn."""
+    """The message of a turn with only a role and a text, as most turns; None for any other turn."""
     given, text = turn.get("role"), turn.get("content")
     if given is None and text is None:
         given, text = turn.get("from"), turn.get("value")
@@ -147,7 +151,7 @@ def _plain(turn: dict[str, Any], notes: Notes) -> dict[str, Any] | None:
 
 
 def json_of(text: Any, name: str) -> Any:
-    """The value of JSON text. Raises BadRow."""
+    """The value of JSON text. Raises BadRow for anything else."""
     try:
         return decode(text.encode("utf-8"))
     except (AttributeError, ValueError, RecursionError):
@@ -199,7 +203,7 @@ def _part(part: dict[str, Any], name: str, notes: Notes) -> str:
 
 
 def _thought(turn: dict[str, Any], content: str, notes: Notes, used: set[str], *, alone: bool) -> dict[str, Any]:
-    """The thought of a reply, from a field of its own or from the text; the text without it."""
+    """The thought of a reply, from a field of the turn or from the text, and the text without it."""
     inside = _thought_in(content, notes, alone=alone)
     for name in THOUGHTS:
         if turn.get(name):
@@ -255,9 +259,9 @@ def _weight(turn: dict[str, Any], role: str, notes: Notes, used: set[str]) -> di
 
 
 def _calls(turn: dict[str, Any], name: str, notes: Notes, used: set[str], content: Any) -> str | None:
-    """The calls of tools as JSON text of a list in the form of today's chat API; arguments as an object.
+    """The calls of tools as JSON text: a list of {type, function: {name, arguments}}, with arguments as an object.
 
-    `content` is the text of a turn whose role says that it is a call.
+    `content` is the text of a turn whose role is one of CALLERS, else None.
     """
     calls = turn.get("tool_calls")
     used.add("tool_calls")
@@ -270,7 +274,7 @@ def _calls(turn: dict[str, Any], name: str, notes: Notes, used: set[str], conten
         notes.normalised.add("'function_call' to 'tool_calls'")
     if content is not None:
         calls = json_of(content, "function_call")
-        notes.normalised.add("turn of a call to 'tool_calls'")
+        notes.normalised.add("turn with a call to 'tool_calls'")
     if not calls:
         return None
     found = []

@@ -1,1 +1,1 @@
-"""Files on a Hugging Face hub or in an S3 bucket: pinned references, ranges, and checked downloads."""
+"""Downloads files from a Hugging Face hub or an S3 bucket, by pinned references, and checks them."""

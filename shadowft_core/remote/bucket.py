@@ -1,25 +1,27 @@
-"""Objects of an S3 bucket, downloaded and checked."""
+"""Downloads objects of an S3 bucket and checks them."""
 
 from pathlib import Path
 
 from shadowft_core.errors import InputError
 from shadowft_core.store.backends import Backend, Head
 
-BLOCK = 8 << 20  # bytes of a range
+BLOCK = 8 << 20  # bytes per request
 
 
 def head_of(objects: Backend, reference: str, name: str) -> Head:
-    """Size, checksum and version of an object. Raises InputError when it is gone."""
+    """Size, checksum and etag of an object. Raises InputError if it does not exist."""
     head = objects.head(name)
     if head is None:
-        raise InputError(f"{reference}: {name} was deleted during the download; use objects that do not change")
+        raise InputError(
+            f"{reference}: {name} was deleted during the download; run it again when nobody changes the bucket"
+        )
     return head
 
 
 def download_object(objects: Backend, reference: str, name: str, head: Head, target: Path) -> None:
-    """Write an object to a file. Verifies the checksum if the store has one, else that the version is still `head`'s.
+    """Write an object to a file, and verify its checksum; without one, that its etag is still that of `head`.
 
-    Raises InputError when the object changes meanwhile, StoreError when the bucket fails.
+    Raises InputError if the object changes during the download, StoreError if the bucket fails.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("wb") as file:

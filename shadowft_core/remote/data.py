@@ -1,4 +1,4 @@
-"""Downloads of data: files of a data set on a Hugging Face hub at one revision, or all objects below an S3 prefix."""
+"""Downloads data: files of a data set on a Hugging Face hub at one revision, or all objects below an S3 prefix."""
 
 import hashlib
 import re
@@ -18,37 +18,37 @@ from shadowft_core.store.backends import Backend, open_backend
 
 THREADS = 4
 _HUB = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:]+))?(?::(?P<part>.+))?")
-_ABOUT = re.compile(r"(README|LICEN[CS]E|NOTICE)[^/]*", re.IGNORECASE)  # kept with every part of a set
+_ABOUT = re.compile(r"(README|LICEN[CS]E|NOTICE)[^/]*", re.IGNORECASE)  # downloaded with every part of a set
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where data came from. `fields` pins it: source and revision, or source and a digest of names, sizes and etags."""
+    """The source of downloaded data. `fields` has `source`, and the revision or a digest of names, sizes and etags."""
 
     fields: dict[str, Any]
     licence: str | None = None
 
 
 def is_remote(reference: str) -> bool:
-    """Whether the data is `hf:...` or `s3://...`."""
+    """Whether a reference is `hf:...` or `s3://...`."""
     return reference.startswith(("hf:", "s3://"))
 
 
 def name_of(reference: str) -> str:
-    """The name of the data set or the last part of the prefix, for a folder to download into."""
+    """The default name of the download's folder: that of the data set, or the last part of the prefix."""
     match = _HUB.fullmatch(reference)
     place = match["repo"] if match else reference.removeprefix("s3://")
     return place.rstrip("/").rpartition("/")[2]
 
 
 def download_data(reference: str, out: Path, endpoint: str | None = None, region: str | None = None) -> Origin:
-    """Download data into the folder `out`, which is then complete or as before; every file is checked.
+    """Download data into the folder `out` and check every file. If it fails, `out` is unchanged.
 
-    `reference` is `hf:OWNER/NAME@REVISION`, with all files of the set, or those of `:SPLIT` or `:PATTERN`, or
-    `s3://BUCKET/PREFIX`. Hidden files are left out. An interrupted download from a hub resumes in its cache; one from a
-    bucket starts again.
-    Raises InputError for a reference that is not pinned, for files that are missing, changed or not what the hub lists,
-    and when the hub fails; StoreError when the bucket fails.
+    `reference` is `s3://BUCKET/PREFIX` or `hf:OWNER/NAME@REVISION`, with `:SPLIT` or `:PATTERN` to select files of the
+    set. Hidden files are left out. An interrupted download from a hub resumes from its cache; one from a bucket starts
+    again.
+    Raises InputError for a reference that is not pinned, for files that are missing, that change, or whose digest is
+    not the listed one, and if the hub fails. Raises StoreError if the bucket fails.
     """
     if reference.startswith("s3://"):
         return _from_bucket(reference, out, endpoint, region)
@@ -82,7 +82,7 @@ def _from_hub(reference: str, out: Path) -> Origin:
 
 
 def _licence(card: Path) -> str | None:
-    """The licence that the head of a data card names."""
+    """The licence in the header of a data card, or None."""
     from huggingface_hub import metadata_load
 
     try:
@@ -93,7 +93,7 @@ def _licence(card: Path) -> str | None:
 
 
 def _pinned(reference: str) -> tuple[str, str, str | None]:
-    """Repository, revision and part. Raises InputError for a reference without a commit, and names the current one."""
+    """Repository, revision and part. For a reference without a commit, raises InputError with the current commit."""
     match = _HUB.fullmatch(reference)
     if match is None:
         raise InputError(f"{reference}: expected hf:OWNER/NAME@REVISION, or with :SPLIT or :PATTERN after it")
@@ -115,10 +115,10 @@ def _pinned(reference: str) -> tuple[str, str, str | None]:
 
 
 def _chosen(reference: str, names: Sequence[str], part: str | None) -> list[str]:
-    """The names of a split or pattern, and files that describe the set.
+    """The names of the files in a split or pattern, and of README and licence files.
 
-    A split is a word in a path, between separators, as in the datasets library: `train` in
-    data/train-00000-of-00001.parquet. A pattern has one of `*?[./`.
+    A part with one of `*?[./` is a pattern. Any other is a split: a word in a path, between separators, as in the
+    datasets library. For example, data/train-00000-of-00001.parquet is in the split `train`.
     """
     if part is None:
         chosen = list(names)
@@ -128,12 +128,12 @@ def _chosen(reference: str, names: Sequence[str], part: str | None) -> list[str]
         word = re.compile(rf"(?:^|[-._ 0-9/]){re.escape(part)}(?:[-._ 0-9/]|$)")
         chosen = [name for name in names if word.search(name)]
     if not chosen:
-        raise InputError(f"{reference}: no file among {len(names)} matches; it has {', '.join(names[:8])}")
+        raise InputError(f"{reference}: none of {len(names)} files matches {part}; choose from {', '.join(names[:8])}")
     return sorted({*chosen, *(name for name in names if _ABOUT.fullmatch(name))})
 
 
 def _require_listed(reference: str, path: Path, listed: Any, cached: Path) -> None:
-    """Compare a downloaded file with the digest in the hub's listing: SHA-256 of a large file, git's of others."""
+    """Compare a file with its digest in the hub's listing: SHA-256 for a large file, git's SHA-1 for others."""
     if listed.lfs is not None:
         expected, found = f"sha256:{listed.lfs.sha256}", file_digest(path)
     else:
@@ -169,7 +169,7 @@ def _from_bucket(reference: str, out: Path, endpoint: str | None, region: str | 
 
 
 def _one_object(reference: str, endpoint: str | None, region: str | None) -> tuple[Backend, list[str]]:
-    """The object that the reference is itself. Raises InputError when there is none."""
+    """Open the bucket for a reference that is one object. Raises InputError if there is no such object."""
     above, _, name = reference.rstrip("/").rpartition("/")
     if above != "s3:/" and name:
         objects = open_backend(above, endpoint, region)

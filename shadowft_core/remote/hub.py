@@ -1,4 +1,4 @@
-"""A Hugging Face hub: pinned references, its cache of downloaded files, its errors in one line."""
+"""Downloads snapshots of a Hugging Face hub by pinned references, and turns its errors into one line."""
 
 import re
 from collections.abc import Iterator
@@ -20,10 +20,10 @@ def pinned(reference: str) -> tuple[str, str]:
 
 
 def snapshot(reference: str, patterns: list[str], kind: str = "model") -> Path:
-    """Download the files that match the patterns, unless the hub's cache has them, and return their folder.
+    """Download the files that match the patterns, unless they are in the hub's cache, and return their folder.
 
-    `reference` is pinned, `kind` is `model` or `dataset`. An interrupted download resumes. Raises InputError when the
-    hub fails.
+    `reference` is pinned; `kind` is `model` or `dataset`. An interrupted download resumes. Raises InputError if the hub
+    fails.
     """
     from huggingface_hub import snapshot_download
 
@@ -34,7 +34,7 @@ def snapshot(reference: str, patterns: list[str], kind: str = "model") -> Path:
 
 @contextmanager
 def online() -> Iterator[None]:
-    """Turn the hub's offline mode off for a block."""
+    """Turn off the offline mode of the hub's library in the block."""
     from huggingface_hub import constants
 
     before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, False
@@ -46,7 +46,7 @@ def online() -> Iterator[None]:
 
 @contextmanager
 def hub_errors(reference: str, kind: str = "model") -> Iterator[None]:
-    """Turn any error of the hub into an InputError with a one-line message."""
+    """Turn any error of the hub in the block into an InputError with a one-line message."""
     try:
         yield
     except ShadowError:

@@ -1,4 +1,4 @@
-"""Images for a vision-language model: its processor, which writes their tokens into a text and makes their tensors."""
+"""The processor of a vision-language model: puts image tokens into a text, and makes the tensors of images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,37 +15,41 @@ _CONFIGS = ("processor_config.json", "preprocessor_config.json", "tokenizer_conf
 
 @dataclass(frozen=True)
 class Expanded:
-    """A text with the tokens of its images: `input_ids`, and for each the characters (start, end) of `text`."""
+    """A text with image tokens. `offsets` has for each id its characters (start, end) in `text`."""
 
     text: str
     input_ids: list[int]
     offsets: list[tuple[int, int]]
     spans: list[tuple[int, int, int]]
-    """for each image its characters (start, end) in the text before, and by how many the text grew there"""
+    """for each image its characters (start, end) in the original text, and the characters added there"""
 
     def place(self, at: int) -> int:
-        """Where character `at` of the text before is now."""
+        """The new position of character `at` of the original text."""
         return at + sum(grown for _, end, grown in self.spans if end <= at)
 
 
 class Processor:
-    """A processor of transformers. `token` stands for one image in a rendered text."""
+    """A processor of transformers. `token` marks an image in the text of the chat template."""
 
     def __init__(self, processor: Any) -> None:
         self._processor = processor
         self.token: str = processor.image_token
         self.image_ids = {int(one) for one in processor.image_token_ids if one is not None}
-        """ids that stand for parts of images"""
+        """the ids that the model replaces with parts of images"""
 
     def expand(self, text: str, images: Sequence[Path]) -> Expanded:
-        """The text as the model reads it. Raises RowError when text and images do not fit, DataError without a file."""
+        """The text as the model reads it, with its ids.
+
+        Raises RowError if the text does not show each image once, or the processor refuses them; DataError if a file is
+        not readable.
+        """
         if text.count(self.token) != len(images):
             raise RowError(f"the chat template shows {text.count(self.token)} of {len(images)} images")
         found = self._call(
             [text], [images], return_offsets_mapping=True, return_text_replacement_offsets=True, padding=False
         )
         if "text_replacement_offsets" not in found:
-            raise RowError(f"{type(self._processor).__name__} does not tell where it puts images")
+            raise RowError(f"{type(self._processor).__name__} does not report where it puts images")
         moves = found["text_replacement_offsets"][0]
         pieces, last = [], 0
         for move in moves:
@@ -60,7 +64,7 @@ class Processor:
         )
 
     def tensors(self, texts: Sequence[str], images: Sequence[Sequence[Path]]) -> dict[str, Any]:
-        """The inputs of the model for some texts, padded on the right: token ids, and what belongs to the images."""
+        """The model's inputs for a batch of texts, padded on the right: ids, mask and the tensors of the images."""
         shown = list(images) if any(images) else None
         return dict(self._call(list(texts), shown, return_tensors="pt", padding=True, padding_side="right"))
 
@@ -69,14 +73,14 @@ class Processor:
         try:
             found: Mapping[str, Any] = self._processor(text=texts, images=pictures, add_special_tokens=False, **options)
         except Exception as error:  # processors raise almost anything, for instance for an image that is too narrow
-            raise RowError(f"the processor refuses it: {' '.join(str(error).split()):.200}") from None
+            raise RowError(f"the processor refuses the conversation: {' '.join(str(error).split()):.200}") from None
         return found
 
 
 def load_processor(instruct: Path) -> Processor | None:
-    """The processor of an Instruct folder; None when the model takes no images.
+    """The processor of an Instruct folder; None if the model takes no images.
 
-    Raises CheckpointError when the folder names a processor that cannot be loaded.
+    Raises CheckpointError if the processor cannot be loaded or has no token for images.
     """
     if not any((instruct / name).is_file() for name in _CONFIGS[:2]):
         return None
@@ -89,7 +93,7 @@ def load_processor(instruct: Path) -> Processor | None:
 
 
 def _loader(instruct: Path) -> Any:
-    """The class of the processor, without its part for videos: that needs torchvision, and videos are refused."""
+    """The class of the processor, without its part for videos, which would need torchvision."""
     import transformers
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
@@ -107,7 +111,7 @@ def _loader(instruct: Path) -> Any:
 
 
 def _opened(path: Path) -> Any:
-    """An image as transformers reads it: upright, in three colours."""
+    """An image as transformers reads it: rotated by its EXIF orientation, in RGB."""
     from PIL import Image, ImageOps
 
     try:

@@ -1,4 +1,4 @@
-"""How long rows are in tokens, and which of their text is learned: what a person looks at before training."""
+"""Measures rows in tokens, and marks the text that is learned, for a person to look at before training."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -9,22 +9,22 @@ from shadowft_core.rendering.rows import Row, prepared_rows
 from shadowft_core.rendering.samples import IGNORED, Renderer, RowError
 from shadowft_core.rendering.template import Message
 
-SAMPLE = 10_000  # rows measured of each split, chosen by hash
+SAMPLE = 10_000  # rows of each split that are measured, chosen by hash
 SHOWN = 5  # sources of refused rows for each reason
 
 
 def split_lengths(folder: Path, splits: Iterable[str], renderer: Renderer, max_length: int) -> dict[str, Any]:
-    """By split, `token_lengths` of at most SAMPLE rows of a folder made by `prepare`. Raises DataError."""
+    """`token_lengths` of each split in a folder made by `prepare`, for at most SAMPLE rows. Raises DataError."""
     return {
         name: token_lengths(prepared_rows(folder / f"{name}.parquet", SAMPLE), renderer, max_length) for name in splits
     }
 
 
 def token_lengths(rows: Iterable[Row], renderer: Renderer, max_length: int) -> dict[str, Any]:
-    """Tokens of the longest sequence of each row, as `train` makes them.
+    """Lengths of rows in tokens. The length of a row is that of the longest sequence that `train` makes of it.
 
-    The answer has `rows`, their min, median, p95 and max (null without rows), `max_length`, `too_long` (rows longer
-    than it), `too_long_share`, and `refused`: by reason the rows that the chat template refuses, and some sources.
+    Returns `rows`, and min, median, p95 and max of their lengths (None without rows); `max_length`, `too_long` (rows
+    that are longer) and `too_long_share`; and `refused`, the refused rows by reason, with some sources.
     """
     import numpy as np
 
@@ -52,7 +52,7 @@ def token_lengths(rows: Iterable[Row], renderer: Renderer, max_length: int) -> d
 def learned_parts(
     messages: Sequence[Message], tools: Sequence[Any] | None, renderer: Renderer
 ) -> list[list[dict[str, Any]]]:
-    """The sequences of one conversation, each as parts {text, learned} in order. Raises RowError."""
+    """The sequences of one conversation, each a list of parts {text, learned}. Raises RowError."""
     found = []
     for sample in renderer.samples(messages, tools):
         parts: list[tuple[bool, list[int]]] = []

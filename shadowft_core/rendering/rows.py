@@ -1,4 +1,4 @@
-"""The rows that `prepare` wrote, as messages."""
+"""Reads the rows that `prepare` wrote, as messages."""
 
 import json
 from collections.abc import Iterator
@@ -9,13 +9,13 @@ from shadowft_core.errors import DataError
 from shadowft_core.rendering.template import Message
 
 Row = tuple[list[Message], list[Any] | None, str]
-"""messages, the tools offered, file:row; a message that shows images has `images`, a list of (place, path)"""
+"""messages, tools or None, and file:row; a message with images has `images`, a list of (place, path)"""
 
 
 def prepared_rows(path: Path, sample: int | None = None) -> Iterator[Row]:
-    """The conversations of a parquet file made by `prepare`, in its order. Raises DataError when it cannot be read.
+    """The rows of a parquet file made by `prepare`, in its order. Raises DataError if it cannot be read.
 
-    With `sample`, so many rows with the smallest ids, which are hashes.
+    `sample` limits them to that number of rows, those with the smallest ids. Ids are hashes, so this is a sample.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -37,11 +37,13 @@ def prepared_rows(path: Path, sample: int | None = None) -> Iterator[Row]:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; run `shadowft prepare` first") from None
     except (pa.ArrowInvalid, OSError, KeyError) as error:
-        raise DataError(f"{path}: not readable as prepared data: {' '.join(str(error).split())}") from None
+        raise DataError(
+            f"{path}: not readable as prepared data: {' '.join(str(error).split())}; run `shadowft prepare` again"
+        ) from None
 
 
 def _last_id(file: Any, count: int) -> str | None:
-    """The largest of the `count` smallest ids; None if there are no more."""
+    """The largest of the `count` smallest ids; None if the file has no more than `count` rows."""
     ids = file.read(columns=["id"]).column("id").to_pylist()
     return sorted(ids)[count - 1] if len(ids) > count else None
 

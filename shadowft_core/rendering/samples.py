@@ -1,4 +1,4 @@
-"""What is learned of a conversation: each reply behind the prompt of inference, up to the token that ends it."""
+"""Turns a conversation into sequences: each reply is learned after the prompt of inference, with its end token."""
 
 import json
 import re
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 __all__ = ["IGNORED", "Renderer", "RowError", "Sample"]
 
 IGNORED = -100  # the label that PyTorch's cross entropy skips
-MANY = 16  # replies from which on a conversation is rendered a fixed number of times
+MANY = 16  # with more replies, the number of renderings no longer grows with the replies
 
 
 @dataclass(frozen=True)
 class Sample:
     """One sequence to train on. `input_ids` and `labels` have equal length; a label is the id or IGNORED.
 
-    `prompt` is what inference sends for the last reply, `reply` what the model should answer, without the end token.
-    `text` is the whole as the chat template renders it. Of a conversation with images, the ids are those that
-    `Processor.expand` gives for `text` and `images`, up to the last learned one where the template writes no end token.
+    `prompt` is the text that inference sends for the last reply, `reply` the text of that reply without the end token.
+    `text` is the text of the chat template. For a conversation with images, `input_ids` are the ids of
+    `Processor.expand(text, images)`; if the template writes no end token, they end with one after the last reply.
     """
 
     input_ids: list[int]
@@ -42,7 +42,7 @@ class Sample:
 
 
 class Renderer:
-    """One tokenizer, its chat template and the policy of `params.render`."""
+    """Renders conversations with one tokenizer, its chat template, and the settings `params.render`."""
 
     def __init__(
         self,
@@ -51,14 +51,14 @@ class Renderer:
         settings: "Render",
         load_processor: Callable[[], Processor | None] = lambda: None,
     ) -> None:
-        """`stops` are the ids that end a reply at inference; `load_processor` is called for the first image.
+        """`stops` are the ids that end a reply at inference. `load_processor` is called at the first image.
 
-        Raises TrainError without any stop, or as `Template` does.
+        Raises TrainError if there is no such id or no fast tokenizer, and as `Template` does.
         """
         if not stops:
-            raise TrainError("the tokenizer has no eos token and generation_config.json names none; add one")
+            raise TrainError("expected an eos token in the tokenizer or in generation_config.json, found none; add one")
         if not tokenizer.is_fast:
-            raise TrainError("the tokenizer has no tokenizer.json, so tokens cannot be placed in the text; convert it")
+            raise TrainError("expected a tokenizer.json, found none; convert the tokenizer to a fast one")
         without, with_tools = templates_of(tokenizer)
         self.tokenizer, self._settings = tokenizer, settings
         self.template = Template(tokenizer, without)
@@ -76,25 +76,24 @@ class Renderer:
 
     @cached_property
     def processor(self) -> Processor | None:
-        """What makes ids and tensors of images; None when the model takes none."""
+        """The processor of the model, which makes ids and tensors of images; None if the model takes no images."""
         return self._load_processor()
 
     @property
     def template_digest(self) -> str:
-        """SHA-256 of the chat template as the Instruct has it; of the canonical JSON of several."""
+        """SHA-256 of the Instruct's chat template; of the canonical JSON {name: template} if there are several."""
         template = self.tokenizer.chat_template
         if isinstance(template, dict):
             return bytes_digest(canonical_json({name: undated(text) for name, text in template.items()}))
         return bytes_digest(undated(template).encode())
 
     def samples(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> list[Sample]:
-        """The sequences of one conversation, in the order of their last replies; each learned reply is in one of them.
+        """The sequences of one conversation, in the order of their last replies. Each reply is learned in one of them.
 
-        One sequence holds all replies, unless the template drops the thought of an earlier reply, or writes no token
-        behind it that stops generation. Such a reply gets a sequence of its own, which ends with it; with
-        `render.thinking: last` it is not learned. A reply with `weight` 0 is context only.
-        Raises RowError for a conversation that cannot be rendered as inference would see it, or that shows images to a
-        model that takes none.
+        One sequence holds all replies, with an exception: if the template drops the thought of an earlier reply, or
+        writes no token after it that stops generation, a separate sequence ends with that reply. With
+        `render.thinking: last`, such a reply is not learned. A reply with `weight` 0 is not learned.
+        Raises RowError if the conversation cannot be rendered as at inference, or has images and the model takes none.
         """
         if any(message.get("images") for message in messages) and self.processor is None:
             raise RowError("the model takes no images")
@@ -102,7 +101,7 @@ class Renderer:
         folded = self._folded(messages, template)
         template.require(folded, tools)
         self._require_plain(folded, tools)
-        learned = [at for at, one in enumerate(folded) if one["role"] == "assistant" and one.get("weight") != 0]
+        learned = [at for at, turn in enumerate(folded) if turn["role"] == "assistant" and turn.get("weight") != 0]
         if not learned:
             raise RowError("no reply to learn")
         *earlier, last = learned
@@ -129,9 +128,9 @@ class Renderer:
         return samples
 
     def _ends(self, rendered: RenderedConversation, at: int, span: Span | None) -> bool:
-        """Whether a token that stops generation follows a reply, before the next message."""
-        behind = "" if span is None else rendered.between(at, span, self._stop_texts)
-        return any(token in behind for token in self._stop_texts)
+        """Whether the text between a reply and the next message has a token that stops generation."""
+        after = "" if span is None else rendered.between(at, span, self._stop_texts)
+        return any(token in after for token in self._stop_texts)
 
     def _sample(self, rendered: RenderedConversation, spans: Sequence[Span]) -> Sample:
         template_text, spans = rendered.as_inferred(spans)
@@ -152,13 +151,13 @@ class Renderer:
             stop = next((at for at in range(first, limit) if ids[at] in self.stops), None)
             if stop is not None:
                 until, stop_at = stop + 1, starts[stop]
-            elif span is final and span.closes:  # no token of the template stops generation: what does is learned
+            elif span is final and span.closes:  # the template writes no token that stops generation: append one
                 special = [at for at in range(first, limit) if ids[at] in self._special_ids]
                 until = special[-1] + 1 if special else limit
                 ids[until:], labels[until:], stop_at = [self._end], [IGNORED], len(text)
                 until += 1
             else:
-                raise RowError("no token ends a reply that other messages follow")
+                raise RowError("no token stops generation between a reply and the next message")
             labels[first:until] = ids[first:until]
         if images and self.processor and not self.processor.image_ids.isdisjoint(labels):
             raise RowError("a reply holds an image token")
@@ -166,7 +165,7 @@ class Renderer:
         return Sample(ids, labels, text[: final.start], said, template_text, images)
 
     def _said(self, text: str, content: str) -> str:
-        """A reply's text without the blanks and control tokens behind its content, if it ends with them alone."""
+        """The text of a reply up to its content; unchanged if anything but blanks and control tokens follows."""
         said = text
         while content and not said.endswith(content):
             shorter = self._tail.sub("", said)
@@ -176,7 +175,7 @@ class Renderer:
         return said
 
     def _folded(self, messages: Sequence[Message], template: Template) -> list[Message]:
-        """The messages in roles that the template prints; thoughts as `render.thinking` has them."""
+        """The messages, changed to what the template prints: roles and system turn; without thoughts if set so."""
         found: list[Message] = []
         for one in messages:
             message = dict(one)
@@ -193,16 +192,16 @@ class Renderer:
             head, *rest = found
             if not rest or rest[0]["role"] != "user":
                 raise RowError("the chat template prints no system turn, and no user turn follows it")
-            asked = dict(rest[0]) | {"content": f"{head['content']}\n\n{rest[0]['content']}"}
-            if images := asked.get("images"):
-                asked["images"] = [(place + len(head["content"]) + 2, path) for place, path in images]
-            found = [asked, *rest[1:]]
+            question = dict(rest[0]) | {"content": f"{head['content']}\n\n{rest[0]['content']}"}
+            if images := question.get("images"):
+                question["images"] = [(place + len(head["content"]) + 2, path) for place, path in images]
+            found = [question, *rest[1:]]
         return found
 
     def _require_plain(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> None:
-        """Raises RowError when a text, a call or a tool spells a control token of the tokenizer.
+        """Raises RowError if a text, a call or a tool contains a control token of the tokenizer.
 
-        It would be read as one: an end token in the arguments of a call would end what is learned there.
+        It would be encoded as that token: an end token in the arguments of a call would end the learned text there.
         """
         if self._control is None:
             return
@@ -213,7 +212,10 @@ class Renderer:
                 raise RowError(f"control token {token[0]} in the text")
 
     def _end_token(self) -> int:
-        """The id that ends a reply where the template writes none: what follows a reply, if it stops generation."""
+        """The id to append if the template ends a text without one that stops generation.
+
+        It is the id that follows a reply before the next turn, if that stops generation, else the eos token.
+        """
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         try:
             short = self.template.render(turns)

@@ -1,4 +1,4 @@
-"""One chat template: renders messages as text, after finding out which messages it can print."""
+"""A chat template: tests which messages it prints, and renders messages as text."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ weight, images
 `images` is a list of (place, path): an image stands before character `place` of the content.
 """
 
-# Some templates write today's date. A fixed day makes runs of two days equal; Llama's own templates fall back to it.
+# Some templates write today's date. A fixed date makes runs on two days equal; Llama's templates default to this one.
 FIXED_DAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 _USER, _REPLY, _SYSTEM, _THOUGHT = "Uqz7user", "Rqz7reply", "Sqz7system", "Tqz7thought"  # no template writes these
 _CALL, _VALUE, _RESULT = "Cqz7call", "Vqz7value", "Oqz7result"
@@ -31,9 +31,9 @@ def undated(template: str) -> str:
 
 
 def templates_of(tokenizer: Any) -> tuple[str, str]:
-    """The templates for conversations without and with tools, as transformers would choose them.
+    """The templates for conversations without and with tools, as transformers chooses them.
 
-    A tokenizer may have several by name; `default` and `tool_use` count. Raises TrainError for several without
+    Of a tokenizer with several named templates, these are `default` and `tool_use`. Raises TrainError if there is no
     `default`.
     """
     found = tokenizer.chat_template
@@ -41,8 +41,8 @@ def templates_of(tokenizer: Any) -> tuple[str, str]:
         return str(found), str(found)
     if "default" not in found:
         raise TrainError(
-            f"the tokenizer has {len(found)} chat templates ({', '.join(sorted(found))}), none of them called default; "
-            "give the one to train with that name in the tokenizer of fetch.instruct"
+            f"expected a chat template named default, found {', '.join(sorted(found))}; rename the one to train with "
+            "in the tokenizer of fetch.instruct"
         )
     default = str(found["default"])
     return default, str(found.get("tool_use", default))
@@ -59,14 +59,17 @@ def _function(more: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class RowError(Exception):
-    """Why one conversation cannot be rendered, in words that many rows can share."""
+    """Why a conversation cannot be rendered. Many rows share a message, since rows are counted by it."""
 
 
 class Template:
-    """A chat template of a tokenizer. `parts` says how it takes text; `has_system`, `has_developer`, `has_thoughts`
-    and `has_calls` (of tools, with results) say what it prints.
+    """A chat template of a tokenizer.
 
-    Raises TrainError when the template prints no user turn or no reply.
+    `has_system`, `has_developer`, `has_thoughts`, `has_tools` and `has_calls` are true if it prints system turns,
+    developer turns, `reasoning_content`, the tools offered, and calls of tools with their results. `parts` is true if
+    it prints contents only as lists of parts, as templates of vision models do.
+
+    Raises TrainError if the template does not print user turns and replies.
     """
 
     def __init__(self, tokenizer: Any, text: str) -> None:
@@ -74,7 +77,7 @@ class Template:
         self.parts, self.has_thoughts = False, True
         user, reply = {"role": "user", "content": _USER}, {"role": "assistant", "content": _REPLY}
         if not self._prints([user, reply], _USER, _REPLY):
-            self.parts = True  # templates of vision models print lists of parts alone
+            self.parts = True  # templates of vision models print only lists of parts
             if not self._prints([user, reply], _USER, _REPLY):
                 raise TrainError(
                     "the chat template does not print a user turn and its reply; check the template of fetch.instruct"
@@ -118,10 +121,10 @@ class Template:
         prompt: bool = False,
         thinking: bool = True,
     ) -> str:
-        """The text of the messages; with `prompt` it ends where the model begins its reply.
+        """The text of the messages. With `prompt`, it ends where the model begins its reply.
 
-        Without `thinking` the template is told `enable_thinking=False`, which many of them know.
-        Raises RowError when the template refuses the messages.
+        Without `thinking`, the template gets the variable `enable_thinking=False`, which many templates read.
+        Raises RowError if the template refuses the messages.
         """
         from jinja2 import TemplateError
 
@@ -136,7 +139,7 @@ class Template:
                 **options,
             )
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
-            raise RowError(f"the chat template refuses it: {' '.join(str(error).split()):.200}") from None
+            raise RowError(f"the chat template refuses the conversation: {' '.join(str(error).split()):.200}") from None
         return str(text)
 
     def _shaped(self, message: Message) -> dict[str, Any]:
@@ -164,7 +167,7 @@ class Template:
 
 
 def _parts(text: str, places: Sequence[int]) -> list[dict[str, Any]]:
-    """The parts of a message: text, and an image at each place."""
+    """The parts of a message: an image at each place, and the texts between."""
     found: list[dict[str, Any]] = []
     last = 0
     for place in places:

@@ -1,4 +1,4 @@
-"""The Instruct's tokenizer with its chat template, as training and evaluation load it."""
+"""Loads the Instruct's tokenizer with its chat template, for training and evaluation."""
 
 from functools import partial
 from pathlib import Path
@@ -22,9 +22,9 @@ def load_renderer(instruct: Path, settings: "Render") -> Renderer:
 
 
 def load_tokenizer(instruct: Path) -> Any:
-    """The tokenizer, its template fixed to one day.
+    """The tokenizer of an Instruct folder. Its chat template writes a fixed date (`template.dated`).
 
-    Raises CheckpointError when it cannot be read, TrainError when it has no chat template.
+    Raises CheckpointError if it cannot be read, TrainError if it has no chat template.
     """
     from transformers import AutoTokenizer
 

@@ -29,7 +29,7 @@ ARM_NOTES = {
 }
 
 TREATMENTS = {
-    "from_instruct": "so the Instruct's rows stood in for its own while training",
+    "from_instruct": "so training used the Instruct's rows for them",
     "train": "so their rows were trained",
 }
 
@@ -200,20 +200,20 @@ def _unequal(train: Mapping[str, Any]) -> list[str]:
     if len(used) in (0, len(train)):
         return []
     return [
-        f"Only the route {route} was trained on replay rows ({rows['rows']:,} of them), so these rows may cause a "
-        "difference between the routes."
+        f"Only the route {route} was trained on replay rows ({rows['rows']:,}), so these rows may cause a difference "
+        "between the routes."
         for route, rows in used.items()
     ]
 
 
 def _training(path: Path) -> dict[str, Any] | None:
-    """train.json, also one of before it had stops and untrained tokens."""
+    """train.json. A file of an older version gets empty stops and untrained tokens."""
     found = _optional(path)
     return None if found is None else {"stops": None, "untrained_tokens": []} | found
 
 
 def _samples(tuned: Path, routes: Sequence[str]) -> list[dict[str, Any]]:
-    """The sequences that `train` wrote as text, of the first route that has them: all routes read the same rows."""
+    """The sequences that `train` wrote as text, of the first route with such a file; all routes read the same rows."""
     files = (tuned / route / "samples.jsonl" for route in routes)
     return next((found for file in files if (found := _lines(file, optional=True))), [])
 

@@ -1,8 +1,9 @@
 """The training stage: TRL tunes one model under the Instruct's tokenizer and chat template.
 
-models.py loads, adapts and saves the model, tokens.py gives untrained tokens their rows, encode.py turns rows into ids
-and labels, trainer.py runs TRL, images.py makes batches with images, probe.py counts replies that end, samples.py shows
-what was read. They import torch and transformers, so `train` imports them when it is called.
+models.py loads, adapts and saves the model. encode.py turns rows into ids and labels. tokens.py finds tokens that the
+model never trained and sets their weights. trainer.py runs TRL. images.py makes batches with images. probe.py counts
+replies that end. samples.py writes the first sequences as text. These modules import torch and transformers, so `train`
+imports them when it is called.
 """
 
 import importlib.metadata
@@ -46,26 +47,27 @@ def train(
 ) -> None:
     """Tune `model` on the conversations in `data` (made by `prepare`) and write the folder `out`.
 
-    `out` gets train.json (inputs and results), metrics.jsonl (one line per optimizer step), samples.jsonl (sequences
-    as text, in pieces that are learned or context) and either adapter/ (LoRA on all linear layers, float32,
-    adapter_model.safetensors and adapter_config.json) or model/ (a whole float32 checkpoint). Same inputs, seed and
-    thread count on the same CPU give the same bytes in every file: they hold no paths and no times. The seconds that a
-    run took go to stderr only.
+    `out` gets train.json (inputs and results), metrics.jsonl (one line per optimizer step), samples.jsonl (the first
+    sequences as text, in learned and other pieces) and either adapter/ (LoRA on all linear layers, float32,
+    adapter_model.safetensors and adapter_config.json) or model/ (a whole float32 checkpoint). The files have no paths
+    and no times, so the same inputs, seed and thread count on the same CPU give the same bytes. The duration is printed
+    to stderr.
 
     Both routes use the same arithmetic: float32 weights (bfloat16 autocast on CUDA only), the same order of rows, the
     same adapter initialisation, AdamW without weight decay, gradients clipped at norm 1.
 
-    With `replay`, the rows of replay.parquet are trained on too, where `prepare` wrote one.
+    With `replay`, it also trains on the rows of replay.parquet, if `prepare` wrote it.
 
-    `render.template_tokens` decides about tokens of the rows that the model never trained and the Instruct did. With
-    `from_instruct` it sees the Instruct's rows; what is saved still differs from the model by the training alone.
+    `render.template_tokens` sets what happens to control tokens of the data that the model never trained and the
+    Instruct did. With `from_instruct`, the model has the Instruct's weights for them during training. The saved weights
+    have only the change by training.
 
-    `accept` is called before the first step and raises when `extract` could not use what will be saved
+    `accept` is called before the first step. It raises if `extract` could not use the weights that will be saved
     (`delta.require_extractable`), so that no hours are lost.
 
-    Raises TrainError (no row to learn from, a row the template cannot mark, a vocabulary that does not fit, untrained
-    tokens that may not be or cannot be trained, a loss or gradient that is not finite, a loss that ends as that of a
-    guess, more than one process or device, out of memory), CheckpointError and DataError; then `out` is not touched.
+    Raises TrainError (too few usable rows, a vocabulary that does not fit, untrained tokens that are refused or cannot
+    be trained, a loss or gradient that is not finite, a loss that rises to that of a guess, more than one process or
+    device, out of memory), CheckpointError and DataError; then `out` is unchanged.
     """
     from shadowft_core.train.models import (
         load_model,
@@ -101,21 +103,21 @@ def train(
     network = load_model(model, tokenizer, processor is not None)
     borrowed = borrow_rows(network, untrained, teacher) if render.template_tokens == "from_instruct" else []
     if params.method == "lora":
-        own = trained_rows(network, untrained) if render.template_tokens == "train" else None
-        network = with_adapter(network, params, own)
+        token_rows = trained_rows(network, untrained) if render.template_tokens == "train" else None
+        network = with_adapter(network, params, token_rows)
     with tempfile.TemporaryDirectory() as scratch:
         accept(model, planned_weights(network, params, Path(scratch)))
     with new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
         progress = Progress()
         trainer = make_trainer(network, tokenizer, rows, params, Path(scratch), processor)
         probe = stop_probe(valid, getattr(network.config.get_text_config(), "max_position_embeddings", None))
-        asked = network, renderer.stops, padding_id(tokenizer), trainer.args.bf16
+        probed = network, renderer.stops, padding_id(tokenizer), trainer.args.bf16
         with memory_checked(params, model):
-            before = probe.stopped(*asked) if probe else 0
+            before = probe.stopped(*probed) if probe else 0
             valid_loss = fit(trainer, network, valid, progress)
-            stops = probe.record(before, probe.stopped(*asked)) if probe else None
-        for rows_of_instruct in borrowed if params.method == "full" else ():
-            rows_of_instruct.give_back()
+            stops = probe.record(before, probe.stopped(*probed)) if probe else None
+        for weights in borrowed if params.method == "full" else ():
+            weights.give_back()
         save_model(network, params, folder)
         lines = (canonical_json(line) + b"\n" for line in progress.lines)
         write_atomically(folder / "metrics.jsonl", b"".join(lines))
@@ -142,8 +144,8 @@ def train(
             "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
         }
         write_json_atomically(folder / "train.json", facts)
-        shown = (canonical_json(sample) + b"\n" for sample in decoded_samples(rows, tokenizer))
-        write_atomically(folder / "samples.jsonl", b"".join(shown))
+        samples = (canonical_json(sample) + b"\n" for sample in decoded_samples(rows, tokenizer))
+        write_atomically(folder / "samples.jsonl", b"".join(samples))
     print(
         f"train: {facts['steps']} steps, loss {facts['first_loss']:.3f} -> {facts['last_loss']:.3f}, "
         f"{time.monotonic() - began:.0f} s",
@@ -151,8 +153,8 @@ def train(
     )
     if stops:
         print(
-            f"train: of {stops['prompts']} replies to validation questions, at most {stops['max_new_tokens']} tokens "
-            f"long, {stops['stopped_before']} ended by themselves before training, {stops['stopped_after']} after it",
+            f"train: of {stops['prompts']} replies to validation questions, {stops['stopped_before']} ended within "
+            f"{stops['max_new_tokens']} tokens before training, {stops['stopped_after']} after it",
             file=sys.stderr,
         )
 
@@ -160,7 +162,7 @@ def train(
 def _encoded(
     data: Path, renderer: Renderer, params: Train, replay: bool, images: bool
 ) -> tuple[Encoded, Encoded, dict[str, Any]]:
-    """Rows to train on, rows to validate, and the counts of every split."""
+    """The sequences to train on and to validate with, and the counts of each file. Prints the rows left out."""
     rows = encode_file(data / "train.parquet", renderer, params.max_length, images)
     valid = encode_file(data / "valid.parquet", renderer, params.max_length, images)
     _print_rows(rows, valid, params)

@@ -1,4 +1,4 @@
-"""Prepared rows to sequences of token ids and labels, through the rendering that evaluation shares."""
+"""Encodes prepared rows as sequences of token ids and labels, with the rendering that evaluation uses too."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ SHOWN = 20  # sources of refused rows that train.json names for each reason
 class Encoded:
     """Sequences for the trainer, int32. `input_ids[i]` and `labels[i]` have equal length; labels are ids or IGNORED.
 
-    For a model that sees images, `texts[i]` and `files[i]` are what the processor makes its other inputs of.
+    For a model that takes images, the processor makes its other inputs from `texts[i]` and the images `files[i]`.
     """
 
     input_ids: list["np.ndarray"] = field(default_factory=list)
@@ -32,7 +32,7 @@ class Encoded:
     sources: dict[str, list[str]] = field(default_factory=dict)
 
     def counts(self) -> dict[str, Any]:
-        """Rows used and left out, sequences made of them; tokens read, and tokens that the loss looks at."""
+        """The counts for train.json: rows used and left out, sequences, images, tokens, and tokens in the loss."""
         return {
             "rows": self.used,
             "sequences": len(self.input_ids),
@@ -47,11 +47,11 @@ class Encoded:
 
 
 def encode_file(path: Path, renderer: Renderer, max_length: int, images: bool = False) -> Encoded:
-    """Encode a parquet file made by `prepare`; with `images`, texts and files are kept, too.
+    """Encode a parquet file made by `prepare`. With `images`, also keep the texts and image files.
 
-    A row that the chat template refuses, or whose text spells a control token, is counted with its source and left out.
-    So is a row of which a sequence has more than `max_length` tokens: nothing is truncated.
-    Raises DataError when the file cannot be read.
+    Leaves out, and counts with its source, a row that the renderer refuses. Leaves out and counts a row if one of its
+    sequences has more than `max_length` tokens; nothing is truncated.
+    Raises DataError if the file cannot be read.
     """
     import numpy as np
 
@@ -79,13 +79,13 @@ def encode_file(path: Path, renderer: Renderer, max_length: int, images: bool = 
 
 
 def require_enough(encoded: Encoded, path: Path, max_length: int, share: float) -> None:
-    """Raises TrainError when no row is left, or more than `share` of the rows is left out."""
+    """Raises TrainError if no row is left, or more than `share` of the rows are left out."""
     out = encoded.read - encoded.used
     if encoded.used and out <= share * encoded.read:
         return
     reasons = [f"{encoded.too_long} longer than train.max_length {max_length}"] if encoded.too_long else []
     reasons += [f"{count} {reason} ({encoded.sources[reason][0]})" for reason, count in encoded.refused.most_common(3)]
     raise TrainError(
-        f"{path}: {out} of {encoded.read} rows are left out ({'; '.join(reasons) or 'the file is empty'}), "
+        f"{path}: {out} of {encoded.read} rows are left out ({'; '.join(reasons) or 'the file is empty'}), but "
         f"train.max_left_out allows {share:.0%}; shorten or mend the rows, or raise train.max_length or max_left_out"
     )

@@ -1,4 +1,4 @@
-"""Batches of rows with images: ids and labels as they were encoded, the model's other inputs from the processor."""
+"""Makes batches of rows with images: the encoded ids and labels, and the inputs that the processor makes of images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,14 +9,14 @@ import torch
 from shadowft_core.errors import TrainError
 from shadowft_core.rendering import IGNORED, Processor, RowError
 
-_BY_TOKEN = ("token_type_ids", "cross_attention_mask")  # ends of the names of inputs with a value for each token
+_BY_TOKEN = ("token_type_ids", "cross_attention_mask")  # suffixes of inputs with one value per token
 
 
 class ImageCollator:
-    """Makes a batch of rows {input_ids, labels, text, files}, some of them without files.
+    """Makes a batch of rows {input_ids, labels, text, files}; `files` may be empty.
 
-    Images are read and pixel tensors made here, so memory holds those of one batch. Raises TrainError when the
-    processor refuses a batch or gives other ids than before, DataError for a missing file.
+    Reads the images of a batch when the batch is made, so memory holds the pixels of one batch. Raises TrainError if
+    the processor refuses the batch or gives other ids than for a single row, DataError for a missing file.
     """
 
     def __init__(self, processor: Processor, pad: int) -> None:

@@ -1,4 +1,4 @@
-"""The model that is trained: loaded with the Instruct's tokenizer, given an adapter, saved for `extract`."""
+"""Loads the model to train, adds an adapter to it, and saves it for `extract`."""
 
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ OTHERWISE = "set render.template_tokens to from_instruct, or train.method to ful
 def load_model(model: Path, tokenizer: Any, images: bool = False) -> Any:
     """The model in float32, complete, with a row of its embedding for every id of the tokenizer.
 
-    With `images` it is the class that sees them; for some families the other class has the language model alone.
-    Raises CheckpointError when weights are missing or misshapen, TrainError when the vocabulary does not fit.
+    With `images`, loads the class that takes images; the other class has only the language model in some families.
+    Raises CheckpointError if weights are missing or misshapen, TrainError if the vocabulary does not fit.
     """
     loader = AutoModelForImageTextToText if images else AutoModelForCausalLM
     network, info = loading.load_model(loader, model, dtype=torch.float32)
@@ -38,10 +38,10 @@ def load_model(model: Path, tokenizer: Any, images: bool = False) -> Any:
 
 
 def with_adapter(network: Any, params: Train, token_rows: dict[str, list[int]] | None = None) -> Any:
-    """The model with a fresh LoRA adapter on all linear layers, the only weights that are then trained.
+    """The model with a new LoRA adapter on all linear layers. Only the adapter is trained.
 
-    With `token_rows`, ids by module, these rows of embedding and head are trained too. Raises TrainError where PEFT
-    cannot do that.
+    `token_rows` (ids by module name) are rows of embedding and head to train as well. Raises TrainError if PEFT cannot
+    train them.
     """
     config = LoraConfig(
         task_type="CAUSAL_LM",

@@ -1,6 +1,6 @@
-"""How often a model ends its replies by itself, before and after the training: greedy replies to validation questions.
+"""Counts how many greedy replies to validation questions the model ends, before and after training.
 
-At most `PROMPTS` replies of at most `2 * LONGEST` tokens are generated, in one batch, twice. So it takes at most 512
+Twice, it generates one batch of at most `PROMPTS` replies with at most `2 * LONGEST` tokens. So it takes at most 512
 forward passes of 20 tokens, whatever the model and the data.
 """
 
@@ -15,26 +15,26 @@ from shadowft_core.rendering import IGNORED
 from shadowft_core.train.encode import Encoded
 
 PROMPTS = 20
-LONGEST = 128  # tokens of a reference reply; questions with longer ones are not asked
+LONGEST = 128  # tokens of a reference reply; questions with longer ones are not used
 
 
 @dataclass(frozen=True)
 class StopProbe:
-    """Prompts, each the ids before the last reply of a sequence, and the number of tokens that a model may generate."""
+    """Prompts (the ids before the last reply of a sequence), and the largest number of tokens to generate for each."""
 
     prompts: list[np.ndarray]
     max_new_tokens: int
 
     def stopped(self, network: Any, stops: set[int], pad: int, bfloat16: bool) -> int:
-        """The number of prompts to which the model's greedy reply has an id of `stops`."""
+        """The number of prompts whose greedy reply contains one of the ids `stops`."""
         model = network.get_base_model() if hasattr(network, "get_base_model") else network
-        held, training = model.generation_config, model.training
+        config, training = model.generation_config, model.training
         width = max(map(len, self.prompts))
         ids = np.full((len(self.prompts), width), pad)
         mask = np.zeros_like(ids)
         for row, prompt in enumerate(self.prompts):
             ids[row, width - len(prompt) :], mask[row, width - len(prompt) :] = prompt, 1
-        model.generation_config = GenerationConfig(  # none of the model's own: no sampling, no penalties
+        model.generation_config = GenerationConfig(  # without the model's settings: no sampling, no penalties
             max_new_tokens=self.max_new_tokens, do_sample=False, eos_token_id=sorted(stops), pad_token_id=pad
         )
         model.eval()
@@ -43,20 +43,21 @@ class StopProbe:
                 given = {"input_ids": ids, "attention_mask": mask}
                 out = model.generate(**{name: torch.tensor(v, device=model.device) for name, v in given.items()})
         finally:
-            model.generation_config = held
+            model.generation_config = config
             model.train(training)
         return int(np.isin(out[:, width:].cpu().numpy(), sorted(stops)).any(axis=1).sum())
 
     def record(self, before: int, after: int) -> dict[str, int]:
-        """`stops` of train.json, from the replies that stopped before and after the training."""
+        """`stops` of train.json, from the counts before and after training."""
         counts = {"prompts": len(self.prompts), "stopped_before": before, "stopped_after": after}
         return counts | {"max_new_tokens": self.max_new_tokens}
 
 
 def stop_probe(valid: Encoded, positions: int | None) -> StopProbe | None:
-    """The first validation questions without images and with short replies; None without any.
+    """A probe with the first validation questions that have a short reply and no images; None if there are none.
 
-    A model may generate twice the longest of their replies. `positions` is the model's largest number of tokens.
+    `max_new_tokens` is twice the length of the longest of these replies, but fits into `positions`, the model's largest
+    number of tokens.
     """
     found = []
     shown = valid.files or [[]] * len(valid.input_ids)

@@ -1,4 +1,4 @@
-"""What training read, for people: the first sequences as text, cut where what is learned begins and ends."""
+"""Decodes the first sequences for people, cut into learned and other pieces."""
 
 from itertools import pairwise
 from typing import Any
@@ -9,11 +9,11 @@ from shadowft_core.rendering import IGNORED
 from shadowft_core.train.encode import Encoded
 
 SAMPLES = 10
-SHOWN = 500  # tokens of a sequence, its last ones
+SHOWN = 500  # the last tokens of a sequence that are written
 
 
 def decoded_samples(rows: Encoded, tokenizer: Any) -> list[dict[str, Any]]:
-    """Of each sequence `{"left_out": tokens before the shown ones, "pieces": [{"text", "learned"}, ...]}`."""
+    """The first SAMPLES sequences: `{"left_out": tokens before the pieces, "pieces": [{"text", "learned"}, ...]}`."""
     found = []
     for ids, labels in zip(rows.input_ids[:SAMPLES], rows.labels[:SAMPLES], strict=True):
         kept, learned = ids[-SHOWN:], labels[-SHOWN:] != IGNORED

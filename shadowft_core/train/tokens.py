@@ -1,4 +1,4 @@
-"""Tokens of the chat template that the Base never trained: found, and given rows as `render.template_tokens` says."""
+"""Finds control tokens in the data that the model never trained, and treats them as `render.template_tokens` sets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from shadowft_core.weights import Checkpoint, UntrainedToken, untrained_tokens, 
 if TYPE_CHECKING:
     import torch
 
-PADDING = 64  # rows behind the vocabulary that stand for all of them
+PADDING = 64  # rows after the vocabulary that are read, as a sample of unused rows
 
 
 def untrained_in_rows(
     model: Checkpoint, instruct: Checkpoint, renderer: Renderer, rows: Encoded
 ) -> list[UntrainedToken]:
-    """The control tokens in the rows that `model` never trained; none if it is the Instruct itself."""
+    """The control tokens in `rows` that `model` never trained; none if the model is the Instruct itself."""
     import numpy as np
 
     added = {number: token.content for number, token in renderer.tokenizer.added_tokens_decoder.items()}
@@ -31,17 +31,17 @@ def untrained_in_rows(
 
 
 def described(untrained: Sequence[UntrainedToken], model: Checkpoint, setting: str) -> str:
-    """One line about the tokens and what is done. Raises TrainError with it if `render.template_tokens` is `error`."""
+    """One line with the tokens and their treatment. Raises TrainError with the tokens if `setting` is `error`."""
     found = f"{model.path}: never trained {len(untrained)} tokens of the rows: {', '.join(map(str, untrained))}"
     if setting == "error":
         raise TrainError(f"{found}; set render.template_tokens to from_instruct or train")
-    done = "their rows are trained" if setting == "train" else "the Instruct's rows stand in for theirs while training"
+    done = "trains their rows" if setting == "train" else "uses the Instruct's rows for them during training"
     return f"{found}; {done} (render.template_tokens: {setting})"
 
 
 @dataclass(frozen=True)
 class BorrowedRows:
-    """Rows of a loaded model's weight that hold the Instruct's values while it is trained; float32, (rows, width)."""
+    """Rows of a weight that have the Instruct's values during training. `own` are the model's values."""
 
     weight: "torch.Tensor"
     rows: list[int]
@@ -49,7 +49,7 @@ class BorrowedRows:
     instruct: "torch.Tensor"
 
     def give_back(self) -> None:
-        """Give the model its own rows again, changed as the training changed the Instruct's."""
+        """Set the rows to the model's own values plus the change by training."""
         import torch
 
         with torch.no_grad():
@@ -58,7 +58,7 @@ class BorrowedRows:
 
 
 def borrow_rows(network: Any, untrained: Sequence[UntrainedToken], instruct: Checkpoint) -> list[BorrowedRows]:
-    """Set the untrained rows of the model's embedding and head to the Instruct's."""
+    """Set the untrained rows of the model's embedding and head to the Instruct's values."""
     import numpy as np
     import torch
 
@@ -77,7 +77,7 @@ def borrow_rows(network: Any, untrained: Sequence[UntrainedToken], instruct: Che
 
 
 def trained_rows(network: Any, untrained: Sequence[UntrainedToken]) -> dict[str, list[int]]:
-    """PEFT's trainable_token_indices: ids by name of the module."""
+    """The untrained rows of embedding and head, as PEFT's `trainable_token_indices`: ids by module name."""
     found = {}
     for part, module in (("embedding", network.get_input_embeddings()), ("head", network.get_output_embeddings())):
         if rows := [token.id for token in untrained if getattr(token, part)]:

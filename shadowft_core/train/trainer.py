@@ -39,9 +39,9 @@ def make_deterministic(params: Train) -> None:
 def make_trainer(
     network: Any, tokenizer: Any, rows: Encoded, params: Train, scratch: Path, processor: Processor | None = None
 ) -> SFTTrainer:
-    """TRL's trainer over encoded rows; `scratch` is a folder that TRL may use. Nothing is left to a default.
+    """TRL's trainer for encoded rows, with every setting explicit. `scratch` is a folder for TRL's files.
 
-    `processor` is that of a model that sees images; its batches are made by `ImageCollator`.
+    With `processor`, that of a model that takes images, `ImageCollator` makes the batches.
     """
     cuda = torch.cuda.is_available()
     config = SFTConfig(
@@ -85,7 +85,7 @@ def make_trainer(
     trainer = SFTTrainer(
         model=network,
         args=config,
-        # Given here, the model's config is left as it is.
+        # Without a collator, TRL would change the model's config.
         data_collator=ImageCollator(processor, pad) if processor else DataCollatorForLanguageModeling(pad_token_id=pad),
         train_dataset=_dataset(rows),
         processing_class=tokenizer,
@@ -95,13 +95,13 @@ def make_trainer(
 
 
 def padding_id(tokenizer: Any) -> int:
-    """The id that fills batches. Padding is masked and never learned, so any id will do."""
+    """The id that pads batches. Padding is masked and not learned, so any id works."""
     given = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return int(next(number for number in given if number is not None))
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
-    """Collects a line per step, prints about one a second, and raises TrainError when a loss is not finite."""
+    """Collects a line per step, prints about one per second, and raises TrainError if a loss is not finite."""
 
     def __init__(self) -> None:
         self.lines: list[dict[str, float]] = []
@@ -134,10 +134,10 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is not ty
             print(f"step {step}/{state.max_steps} loss {loss:.3f} eta {left:.0f}s", file=sys.stderr, flush=True)
 
     def require_learning(self, vocabulary: int, rate: float) -> None:
-        """Raise TrainError when the training destroyed the model.
+        """Raises TrainError if the training destroyed the model.
 
-        That is so if the mean loss of the last tenth of the steps is that of a uniform guess, ln(vocabulary) nats, or
-        above (within 1 %), and the first one was clearly lower (by a tenth of it: a fresh model starts near a guess).
+        That is so if the mean loss of the last tenth of the steps is at least that of a uniform guess, ln(vocabulary)
+        nats, less 1 %, and the first loss was lower by a tenth of it. A model with random weights starts near a guess.
         """
         losses, chance = [line["loss"] for line in self.lines], math.log(vocabulary)
         last = float(np.mean(losses[-max(1, len(losses) // 10) :]))
@@ -149,10 +149,9 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is not ty
 
 
 def fit(trainer: SFTTrainer, network: Any, valid: Encoded, progress: Progress) -> float | None:
-    """Train, and return the mean loss on the validation rows, None without any.
+    """Train, and return the mean loss on the validation rows; None without such rows.
 
-    Raises TrainError when a loss, a gradient or a trained weight is not finite, or when the loss ends as that of a
-    guess.
+    Raises TrainError if a loss, a gradient or a trained weight is not finite, or if the loss rises to that of a guess.
     """
     trainer.add_callback(progress)
     trainer.train()
@@ -163,9 +162,9 @@ def fit(trainer: SFTTrainer, network: Any, valid: Encoded, progress: Progress) -
 
 
 def require_one_device() -> None:
-    """Raise TrainError where the training would be spread over processes or devices: it runs on one.
+    """Raises TrainError if the training would run in several processes or on several devices.
 
-    With two visible devices transformers would wrap the model in DataParallel, and so double the batch.
+    With two visible devices, transformers wraps the model in DataParallel, which doubles the batch.
     """
     if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         raise TrainError(f"started as one of {processes} processes (WORLD_SIZE), expected one; run it without torchrun")
@@ -175,7 +174,7 @@ def require_one_device() -> None:
 
 @contextmanager
 def memory_checked(params: Train, model: Path) -> Iterator[None]:
-    """Raise TrainError, with the remedy, when memory runs out inside the block."""
+    """Turn running out of memory in the block into a TrainError with the remedy."""
     try:
         yield
     except torch.OutOfMemoryError as error:

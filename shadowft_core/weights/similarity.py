@@ -28,12 +28,12 @@ LEARNT_UNRELATED = 0.5
 """|delta| / (|scaling B A| + |P|) of an adapter initialised from P, a part of the Base (PiSSA, OLoRA); above, refused:
 training moves the factors by a few percent, those of another Base are at 0.7"""
 ROW_ZERO = 0.05
-"""norm of a token's row of embedding or head, relative to a usual row's; at or below, the row was never trained: unused
-rows of Llama 3 are at 3e-21, tokens that a model cannot use reliably below 0.11, its rarest trained control token at
-0.3"""
+"""Norm of a token's row of embedding or head, divided by the norm of a usual row. At or below, the row was never
+trained. Unused rows of Llama 3 have 3e-21, tokens that a model cannot use reliably less than 0.11, and the rarest
+control token that it trained 0.3."""
 ROW_EQUAL = 0.03
-"""|a - b| / |a| of two rows of embedding or head; at or below, none of the two was trained: rows that new tokens get
-from the mean of all differ by 0.0001, near synonyms in a model of 221 words by 0.045"""
+"""|a - b| / |a| of two rows of embedding or head. At or below, neither was trained. Rows of new tokens, set to the mean
+of all rows, differ by 0.0001; near synonyms in a model of 221 words differ by 0.045."""
 TOKENS_UNRELATED = 0.5
 """share of the smaller vocabulary that both models have; below, refused: the two tokenizers mostly differ"""
 

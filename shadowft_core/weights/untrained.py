@@ -1,11 +1,10 @@
-"""Tokens whose rows of embedding and head a Base never trained, while its Instruct did.
+"""Finds tokens whose rows of embedding and head a Base never trained, while its Instruct did.
 
-A row that no text used stays where weight decay or the initialisation left it: at zero, or where other unused rows
-are. Llama 3's Base has `<|start_header_id|>` and `<|eot_id|>` so, at 1.7e-21 where usual rows have the norm 0.59, and
-the head of Llama 3.1 has near equal rows for them. In Qwen 2.5's Base unused rows are zero, but the tokens of its
-template are trained. Sources: the reports of Land and Bartolo, "Fishing for Magikarp" (arXiv 2405.05417), whose
-indicator is the norm of the embedding's row, and `fix_untrained_tokens` of unsloth-zoo, which compares rows with zero
-and with each other.
+The row of a token that is in no text stays where weight decay or the initialisation left it: at zero, or near other
+unused rows. In Llama 3's Base, the rows of `<|start_header_id|>` and `<|eot_id|>` have the norm 1.7e-21, usual rows
+0.59; in the head of Llama 3.1, their rows are nearly equal. In Qwen 2.5's Base, unused rows are zero, but the tokens of
+its template are trained. Sources: Land and Bartolo, "Fishing for Magikarp" (arXiv 2405.05417), who use the norm of the
+embedding's row; `fix_untrained_tokens` of unsloth-zoo, which compares rows with zero and with each other.
 """
 
 from collections.abc import Collection, Mapping
@@ -17,14 +16,14 @@ from shadowft_core.weights.checkpoint import Checkpoint
 from shadowft_core.weights.header import FLOATS
 from shadowft_core.weights.similarity import ROW_EQUAL, ROW_ZERO
 
-USUAL, RUN = 64, 16  # rows that stand for the usual ones, and how many of them are read at once
+USUAL, RUN = 64, 16  # rows read as a sample of usual rows, and the number of adjacent ones
 UNUSED = 512  # rows compared with those of the tokens
-FEWEST = 8  # unused rows from which their middle can be told
+FEWEST = 8  # unused rows needed to estimate their middle
 
 
 @dataclass(frozen=True)
 class UntrainedToken:
-    """A token and what was found of its rows in the Base; "" where a row is trained, or the head is tied."""
+    """A token, and why its rows in the Base count as untrained. "" for a trained row, and for a tied head."""
 
     token: str
     id: int
@@ -46,13 +45,15 @@ def untrained_tokens(
     predicted: Collection[int],
     unused: Collection[int],
 ) -> list[UntrainedToken]:
-    """The tokens among `tokens` (text by id) that the Base never trained, by id. Reads a few rows of both models.
+    """The tokens among `tokens` (text by id) that the Base never trained, by ascending id. Reads a few rows of each.
 
-    A row is untrained if its norm is below `ROW_ZERO` of a usual row's, or if it is within `ROW_EQUAL` of the row of
-    another token of `tokens` or `unused`, or of the middle of the rows of `unused`: ids that no text should have, such
-    as reserved tokens and padding. Heads count for tokens in `predicted` only, those that a reply can hold: nothing
-    else is ever their target, so that the head of a trained `<s>` is untrained in most models. A token that the
-    Instruct never trained either is left out, as is an id without a row.
+    `unused` are ids that no text should have, such as reserved tokens and padding. A row is untrained if its norm is at
+    most `ROW_ZERO` times that of a usual row, or if it differs by at most `ROW_EQUAL` from the row of another token in
+    `tokens` or `unused`, or from the middle of the rows of `unused`.
+
+    `predicted` are the ids that a reply can have. Rows of the head count only for these: the head is never trained to
+    predict other tokens, such as `<s>`. Left out are tokens that the Instruct never trained either, and ids without a
+    row.
     """
     found = _untrained(base, tokens, predicted, unused)
     if not found:
@@ -66,7 +67,7 @@ def untrained_tokens(
 
 
 def vocabulary_tensors(model: Checkpoint) -> dict[str, str]:
-    """The stored tensors with a row for every token: `embedding` and, unless it is tied, `head`."""
+    """The names of the stored tensors with a row for each token: `embedding` and, unless it is tied, `head`."""
     stored = [name for name in model.names if model.home(name) == name and len(model.info(name).shape) == 2]
     embedding = next(filter(model.family.is_embedding, stored), None)
     heads = [name for name in stored if model.family.is_head(name) and name != embedding]
@@ -79,7 +80,7 @@ def vocabulary_tensors(model: Checkpoint) -> dict[str, str]:
 def _untrained(
     model: Checkpoint, tokens: Mapping[int, str], predicted: Collection[int], unused: Collection[int]
 ) -> dict[int, dict[str, str]]:
-    """What was found, by id, then by part: `embedding`, `head`."""
+    """Why rows count as untrained, by id, then by `embedding` and `head`."""
     found: dict[int, dict[str, str]] = {}
     for part, name in vocabulary_tensors(model).items():
         for number, what in _judged(model, name, tokens, unused).items():
@@ -110,7 +111,7 @@ def _judged(model: Checkpoint, name: str, tokens: Mapping[int, str], unused: Col
 
 
 def _read(model: Checkpoint, name: str, numbers: Collection[int]) -> dict[int, np.ndarray]:
-    """Rows by number, float32; adjacent ones are read at once."""
+    """Rows by id, float32. Adjacent rows are read together."""
     ordered, width = np.array(sorted(numbers)), model.info(name).shape[1]
     rows: dict[int, np.ndarray] = {}
     for run in np.split(ordered, np.flatnonzero(np.diff(ordered) != 1) + 1) if len(ordered) else []:

@@ -1,7 +1,9 @@
-"""Speed and memory of `prepare`: `python -m benchmarks.data --scratch /var/tmp` writes data.md and data.json.
+"""Measures speed and memory of `prepare`, and of a simpler pipeline of the datasets library.
 
-Whole processes on made data, each run once, beside a pipeline of the datasets library that does less. CPU seconds are
-those of all threads and children; the machine need not be idle for them.
+Runs whole processes on generated data, each once. CPU seconds are those of all threads and children, so the machine
+need not be idle.
+
+Run `python -m benchmarks.data --scratch /var/tmp`.
 """
 
 import json
@@ -20,11 +22,11 @@ from shadowft_core.errors import ShadowError
 from shadowft_core.files import write_atomically
 
 ROOT = Path(__file__).parent.parent
-FASTEST = {"prepare": 20.0, "prepare, near 0.8": 5.0}  # goals, MB of JSONL a second of CPU and of wall
+FASTEST = {"prepare": 20.0, "prepare, near 0.8": 5.0}  # goals in MB of JSONL per CPU second
 MOST_MEMORY = 600e6  # bytes
-REPEATED = 0.05  # share of rows that are there twice
+REPEATED = 0.05  # share of rows that repeat an earlier row
 
-# What a short script with the datasets library does: rows checked, equal ones dropped, the rest written.
+# A script of the datasets library: checks rows, drops equal ones, writes the others.
 PEER = """
 import hashlib, json, sys
 import datasets
@@ -51,7 +53,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def run(
-    scratch: Annotated[Path, typer.Option(help="folder for the data; a subfolder is made and deleted after")],
+    scratch: Annotated[Path, typer.Option(help="folder for the data; a subfolder is created, and deleted at the end")],
     gigabytes: Annotated[str, typer.Option(help="sizes of the JSONL file, separated by commas")] = "1,3",
     out: Annotated[Path, typer.Option(help="folder for data.md and data.json")] = Path("benchmarks/results"),
 ) -> None:
@@ -78,7 +80,7 @@ def run(
 
 
 def write_rows(path: Path, size: int, tasks: Path) -> int:
-    """Write at least `size` bytes of JSONL and 1,000 test items; the same bytes each time. Returns the rows written."""
+    """Write at least `size` bytes of JSONL, and 1,000 test items; always the same bytes. Returns the number of rows."""
     tasks.mkdir()
     rows = made_rows()
     items = [json.dumps({"question": next(rows)["messages"][0]["content"]}) + "\n" for _ in range(1000)]
@@ -92,7 +94,7 @@ def write_rows(path: Path, size: int, tasks: Path) -> int:
 
 
 def made_rows() -> Iterator[dict[str, Any]]:
-    """Conversations of about 1 kB: words with Zipf's frequencies, a tenth of them with umlauts, some repeated."""
+    """Generate rows of about 1 kB with words of Zipf's frequencies. A tenth has an umlaut; some repeat earlier rows."""
     random_ = random.Random(0)
     words = ["".join(random_.choices("etaoinshrdlu", k=random_.randint(1, 9))) for _ in range(20_000)]
     shares = [1 / (rank + 10) for rank in range(len(words))]

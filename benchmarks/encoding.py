@@ -1,8 +1,10 @@
-"""Encoding of conversations against transformers' own: `python -m benchmarks.encoding` writes encoding.md and .json.
+"""Compares our encoding of conversations with that of transformers; writes encoding.md and encoding.json.
 
-Both sides turn the same prepared rows into ids and labels, with the same tokenizer, in one process each round: ours by
-`encode_file`, theirs by `datasets.map` with `apply_chat_template(return_assistant_tokens_mask=True)` and the variant of
-the template that TRL marks for training. Ours checks besides that each reply stands behind the prompt of inference.
+Both encode the same prepared rows as ids and labels, with the same tokenizer, in one process. Ours is `encode_file`.
+Theirs is `datasets.map` with `apply_chat_template(return_assistant_tokens_mask=True)` and TRL's training variant of the
+template. Ours also checks that each reply follows the prompt of inference.
+
+Run `python -m benchmarks.encoding`.
 """
 
 import importlib.resources
@@ -25,7 +27,7 @@ from shadowft_core.params import Render
 from shadowft_core.rendering import IGNORED, Renderer
 from shadowft_core.train.encode import encode_file
 
-MOST = 1.1  # of the seconds of transformers
+MOST = 1.1  # goal: our seconds divided by those of transformers
 TEMPLATES = ("qwen2_5", "llama3", "phi3")
 ENDS = {"qwen2_5": "<|im_end|>", "llama3": "<|eot_id|>", "phi3": "<|end|>"}
 CONTROL = (
@@ -33,7 +35,7 @@ CONTROL = (
     *("<|end|>", "<|user|>", "<|assistant|>", "<|system|>"),
 )
 
-FRESH = count()  # of fingerprints, so that nothing comes from the cache of datasets
+FRESH = count()  # numbers for fingerprints, so that datasets reads nothing from its cache
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -62,7 +64,7 @@ def run(
 
 
 def _write_rows(file: Path, number: int) -> Path:
-    """Seeded conversations of one to four questions, a reply about 60 words, in words of a Zipf distribution."""
+    """Write seeded conversations of one to four questions, with replies of about 60 words from a Zipf distribution."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -74,12 +76,12 @@ def _write_rows(file: Path, number: int) -> Path:
     def text(mean: int) -> str:
         return " ".join(draw.choices(words, weights, k=max(1, int(draw.expovariate(1 / mean)))))
 
-    talks = []
+    conversations = []
     for _ in range(number):
         turns = [("user", 20), ("assistant", 60)] * draw.choice([1, 1, 2, 4])
-        talks.append([{"role": role, "content": text(mean)} for role, mean in turns])
+        conversations.append([{"role": role, "content": text(mean)} for role, mean in turns])
     sources = [f"rows.jsonl:{at + 1}" for at in range(number)]
-    pq.write_table(pa.table({"messages": talks, "source": sources}), file)
+    pq.write_table(pa.table({"messages": conversations, "source": sources}), file)
     return file
 
 
@@ -91,7 +93,8 @@ def _tokenizer(name: str, file: Path, training: bool) -> Any:
 
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    texts = (turn["content"] for talk in pq.read_table(file)["messages"].to_pylist()[:500] for turn in talk)
+    conversations = pq.read_table(file)["messages"].to_pylist()[:500]
+    texts = (turn["content"] for conversation in conversations for turn in conversation)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     raw.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=8000, initial_alphabet=alphabet, show_progress=False))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<|begin_of_text|>", eos_token=ENDS[name])
@@ -155,8 +158,8 @@ def _page(facts: dict[str, Any]) -> str:
     lines = [
         "# Encoding: ids and labels of conversations",
         "",
-        f"{facts['rows']} conversations; seconds are medians (lowest..highest). A ratio is taken within a round; the",
-        "table has the median. `equal ids` counts sequences in which both sides have the same ids.",
+        f"{facts['rows']} conversations; seconds are medians (lowest..highest). The ratio is the median of the",
+        "ratios of all rounds. `equal ids` counts the sequences for which both give the same ids.",
         "",
         f"| template | ours, s | transformers, s | ratio | at most {MOST} | tokens | equal ids | bytes a token |",
         "|---|---|---|---|---|---|---|---|",

@@ -166,7 +166,7 @@ def test_too_few_new_rows_or_no_common_ones_are_refused(stage: Stage, tmp_path: 
     with pytest.raises(DataError, match=r"expected 20 new rows for test \(0\.2 of 100 rows\), found 10; lower"):
         since(stage, earlier)
     earlier.write_bytes(lines([talk("other")]))
-    with pytest.raises(DataError, match="found 1 rows and none of them in the data"):
+    with pytest.raises(DataError, match="found 1 rows, none of which is in the data"):
         since(stage, earlier)
     with pytest.raises(DataError, match=r"nowhere: no such file or folder; check prepare\.newest\.since"):
         stage.run(BY.model_copy(update={"newest": Newest(since="nowhere")}))

@@ -143,10 +143,10 @@ def test_the_instructs_rows_stand_in_while_lora_is_trained(
     facts = run(base, pico_pair, data, tmp_path / "tuned", "from_instruct")
     assert [one["token"] for one in facts["untrained_tokens"]] == ["<|im_start|>", "<|im_end|>"]
     assert facts["render"]["template_tokens"] == "from_instruct"
-    told = "never trained 2 tokens of the rows: <|im_start|> (id 1: embedding zero, head zero)"
+    named = "never trained 2 control tokens of the data: <|im_start|> (id 1: embedding zero, head zero)"
     err = capfd.readouterr().err
-    assert told in err
-    assert "the Instruct's rows stand in" in err
+    assert named in err
+    assert "uses the Instruct's rows" in err
     instruct = load_file(pico_pair / "instruct/model.safetensors")
 
     def with_rows(tensors: dict[str, np.ndarray]) -> None:
@@ -209,7 +209,9 @@ def test_the_rows_of_a_tied_model_are_trained_once(place: Path, tmp_path: Path) 
 
 
 def test_error_refuses_before_the_first_step(base: Path, pico_pair: Path, data: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainError, match=r"base: never trained 2 tokens of the rows: <\|im_start\|> \(id 1: .*; set"):
+    with pytest.raises(
+        TrainError, match=r"base: never trained 2 control tokens of the data: <\|im_start\|> \(id 1: .*; set"
+    ):
         run(base, pico_pair, data, tmp_path / "out", "error")
     assert not (tmp_path / "out").exists()
     facts = run(pico_pair / "instruct", pico_pair, data, tmp_path / "direct", "error", max_steps=1)

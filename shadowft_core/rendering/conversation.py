@@ -151,7 +151,9 @@ class RenderedConversation:
             return self.whole, [*others, Span(len(prompt), closes=True)]
         tags, rest = prompt[last.start :], self.whole[last.start :]
         if thought and "</think>" in tags:
-            raise RowError("the chat template ends the thought in its prompt, the reply has one: render.thinking none")
+            raise RowError(
+                "the chat template ends the thought in its prompt, but the reply has one; set render.thinking to none"
+            )
         if "<think>" in tags and "</think>" not in tags:  # the prompt opens a thought that the rendered reply lacks
             rest = f"{thought}\n</think>\n\n{rest.lstrip()}"
         elif not self.shows_thought(at):

@@ -186,9 +186,7 @@ class Renderer:
             found.append(message)
         if found and found[0]["role"] == "system" and not template.has_system:
             if self._settings.system == "refuse":
-                raise RowError(
-                    "the chat template prints no system turn: render.system fold puts it before the question"
-                )
+                raise RowError("the chat template prints no system turn; set render.system to fold")
             head, *rest = found
             if not rest or rest[0]["role"] != "user":
                 raise RowError("the chat template prints no system turn, and no user turn follows it")

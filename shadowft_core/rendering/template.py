@@ -65,8 +65,8 @@ class RowError(Exception):
 class Template:
     """A chat template of a tokenizer.
 
-    `has_system`, `has_developer`, `has_thoughts`, `has_tools` and `has_calls` are true if it prints system turns,
-    developer turns, `reasoning_content`, the tools offered, and calls of tools with their results. `parts` is true if
+    `has_system`, `has_developer`, `has_thoughts` and `has_calls` are true if it prints system turns,
+    developer turns, `reasoning_content`, and calls of tools with their results. `parts` is true if
     it prints contents only as lists of parts, as templates of vision models do.
 
     Raises TrainError if the template does not print user turns and replies.

@@ -32,7 +32,7 @@ def untrained_in_rows(
 
 def described(untrained: Sequence[UntrainedToken], model: Checkpoint, setting: str) -> str:
     """One line with the tokens and their treatment. Raises TrainError with the tokens if `setting` is `error`."""
-    found = f"{model.path}: never trained {len(untrained)} tokens of the rows: {', '.join(map(str, untrained))}"
+    found = f"{model.path}: never trained {len(untrained)} control tokens of the data: {', '.join(map(str, untrained))}"
     if setting == "error":
         raise TrainError(f"{found}; set render.template_tokens to from_instruct or train")
     done = "trains their rows" if setting == "train" else "uses the Instruct's rows for them during training"

@@ -1,4 +1,4 @@
-"""docs/templates.md: what is learned under each stock template.
+"""Writes docs/templates.md: the learned text under each stock template.
 
 python -m tests.rendering.table    # write the page
 """
@@ -14,7 +14,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs/templates.md"
 USER = [{"role": "user", "content": f"q{n}"} for n in (1, 2)]
 REPLY = [{"role": "assistant", "content": f"a{n}"} for n in (1, 2)]
 THOUGHT = [reply | {"reasoning_content": f"t{n}"} for n, reply in enumerate(REPLY, 1)]
-TALKS = {
+CONVERSATIONS = {
     "one turn": [USER[0], REPLY[0]],
     "system": [{"role": "system", "content": "s"}, USER[0], REPLY[0]],
     "two turns": [USER[0], REPLY[0], USER[1], REPLY[1]],
@@ -23,12 +23,12 @@ TALKS = {
 }
 HEAD = """# What is learned under each chat template
 
-Written by `python -m tests.rendering.table` from the templates that TRL carries; a test holds the page to the code.
-The rows show what the tokens with a label decode to, for short conversations: questions `q1`, `q2`, replies `a1`,
-`a2`, thoughts `t1`, `t2` (`reasoning_content`). The token that ends the reply is learned. `|` separates the replies of
-one sequence, `/` separates sequences: where a template drops an earlier thought, each reply is trained in a sequence of
-its own, behind the prompt that inference would send. `⏎` is a line break. Each template runs on a byte-level tokenizer
-that knows its control tokens. For your model and your rows, `shadowft data show DIR --tokenizer MODEL` shows the same.
+`python -m tests.rendering.table` writes this page from the templates that TRL has; a test compares it with the code.
+Each line shows the learned text of a short conversation with the questions `q1`, `q2`, the replies `a1`, `a2` and the
+thoughts `t1`, `t2` (`reasoning_content`). The token that ends a reply is learned too. `|` separates the replies of one
+sequence. `/` separates sequences: if a template drops an earlier thought, each reply is learned in a separate sequence,
+after the prompt that inference would send. `⏎` is a line break. The tokenizer is byte-level and has the control tokens
+of the template. `shadowft data show DIR --tokenizer MODEL` shows the same for your model and your rows.
 
 """
 
@@ -44,10 +44,10 @@ def pieces(sample: Sample) -> list[list[int]]:
     return found
 
 
-def learned(renderer: Renderer, talk: list[dict[str, Any]]) -> str:
-    """What one conversation teaches, as the page shows it."""
+def learned(renderer: Renderer, turns: list[dict[str, Any]]) -> str:
+    """The learned text of one conversation, in the notation of the page."""
     try:
-        samples = renderer.samples(talk)
+        samples = renderer.samples(turns)
     except RowError as error:
         return f"refused: {error}"
     texts = (" | ".join(renderer.tokenizer.decode(piece) for piece in pieces(sample)) for sample in samples)
@@ -59,8 +59,8 @@ def page() -> str:
     blocks = []
     for name, template in stock_templates().items():
         renderer = Renderer(*tokenizer_for(template), Render())
-        width = max(map(len, TALKS))
-        rows = "".join(f"    {label:<{width}}  {learned(renderer, talk)}\n" for label, talk in TALKS.items())
+        width = max(map(len, CONVERSATIONS))
+        rows = "".join(f"    {label:<{width}}  {learned(renderer, turns)}\n" for label, turns in CONVERSATIONS.items())
         blocks.append(f"## {name}\n\n{rows}")
     return HEAD + "\n".join(blocks)
 

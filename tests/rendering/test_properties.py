@@ -1,4 +1,4 @@
-"""Random conversations under every stock template: each reply is learned as it is, and nothing else."""
+"""Random conversations under every stock template: each reply is learned unchanged, and nothing else is."""
 
 import functools
 import re
@@ -49,19 +49,19 @@ WORDS = TEXTS.filter(str.strip)  # templates leave out an empty thought, or say 
 @st.composite
 def conversations(draw: st.DrawFn) -> list[dict[str, Any]]:
     """One to four questions with replies; a system turn, thoughts and weights for some."""
-    talk: list[dict[str, Any]] = []
+    turns: list[dict[str, Any]] = []
     if draw(st.booleans()):
-        talk.append({"role": "system", "content": draw(WORDS)})
+        turns.append({"role": "system", "content": draw(WORDS)})
     thoughts = draw(st.booleans())
     for _ in range(draw(st.integers(1, 4))):
-        talk.append({"role": "user", "content": draw(TEXTS)})
+        turns.append({"role": "user", "content": draw(TEXTS)})
         reply: dict[str, Any] = {"role": "assistant", "content": draw(TEXTS)}
         if thoughts and draw(st.booleans()):
             reply["reasoning_content"] = draw(WORDS)
         if (weight := draw(st.sampled_from([None, None, 0, 1]))) is not None:
             reply["weight"] = weight
-        talk.append(reply)
-    return talk
+        turns.append(reply)
+    return turns
 
 
 @functools.cache
@@ -78,15 +78,15 @@ def says(text: str, reply: dict[str, Any]) -> bool:
 
 @pytest.mark.parametrize("name", TEMPLATES)
 @settings(max_examples=12, derandomize=True, deadline=None, database=None)
-@given(talk=conversations(), many=st.sampled_from([2, 16]))
-def test_each_reply_is_learned_as_it_is_and_nothing_else(name: str, talk: list[dict[str, Any]], many: int) -> None:
+@given(turns=conversations(), many=st.sampled_from([2, 16]))
+def test_each_reply_is_learned_as_it_is_and_nothing_else(name: str, turns: list[dict[str, Any]], many: int) -> None:
     renderer = renderer_of(name)
     with mock.patch("shadowft_core.rendering.samples.MANY", many), suppress(RowError):  # nothing else may escape
-        check(renderer, talk)
+        check(renderer, turns)
 
 
-def check(renderer: Renderer, talk: list[dict[str, Any]]) -> None:
-    tokenizer, samples = renderer.tokenizer, renderer.samples(talk)
+def check(renderer: Renderer, turns: list[dict[str, Any]]) -> None:
+    tokenizer, samples = renderer.tokenizer, renderer.samples(turns)
     found: list[list[int]] = []
     for sample in samples:
         assert all(label in (IGNORED, number) for label, number in zip(sample.labels, sample.input_ids, strict=True))
@@ -94,7 +94,7 @@ def check(renderer: Renderer, talk: list[dict[str, Any]]) -> None:
         assert tokenizer(whole, add_special_tokens=False)["input_ids"] == sample.input_ids
         assert whole.startswith(sample.prompt + sample.reply)
         found += pieces(sample)
-    replies = [turn for turn in talk if turn["role"] == "assistant" and turn.get("weight") != 0]
+    replies = [turn for turn in turns if turn["role"] == "assistant" and turn.get("weight") != 0]
     assert len(found) == len(replies)
     for piece in found:  # a reply may have a sequence of its own, before one with earlier replies
         assert renderer.stops & set(piece)
@@ -106,8 +106,10 @@ def check(renderer: Renderer, talk: list[dict[str, Any]]) -> None:
 
 @settings(max_examples=200, derandomize=True, deadline=None, database=None)
 @given(
-    talk=conversations().filter(lambda talk: any("weight" not in turn for turn in talk if turn["role"] == "assistant"))
+    turns=conversations().filter(
+        lambda turns: any("weight" not in turn for turn in turns if turn["role"] == "assistant")
+    )
 )
-def test_no_conversation_with_a_reply_to_learn_is_refused_by_qwen3(talk: list[dict[str, Any]]) -> None:
+def test_no_conversation_with_a_reply_to_learn_is_refused_by_qwen3(turns: list[dict[str, Any]]) -> None:
     """The property above would hold if everything were refused."""
-    check(renderer_of("qwen3"), talk)
+    check(renderer_of("qwen3"), turns)

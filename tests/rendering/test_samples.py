@@ -9,7 +9,7 @@ from shadowft_core.errors import TrainError
 from shadowft_core.params import Render
 from shadowft_core.rendering import IGNORED, Renderer, RowError
 from tests.rendering.stock import CONTROL, stock_templates, tokenizer_for
-from tests.rendering.table import PAGE, REPLY, TALKS, THOUGHT, USER, page, pieces
+from tests.rendering.table import CONVERSATIONS, PAGE, REPLY, THOUGHT, USER, page, pieces
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -21,16 +21,16 @@ def made(template: str, **settings: Any) -> Renderer:
     return Renderer(*tokenizer_for(template), Render(**settings))
 
 
-@pytest.mark.parametrize("talk", TALKS)
+@pytest.mark.parametrize("case", CONVERSATIONS)
 @pytest.mark.parametrize("name", stock_templates())
-def test_each_reply_is_learned_once_behind_the_prompt_of_inference(name: str, talk: str) -> None:
-    renderer, messages = made(stock_templates()[name]), TALKS[talk]
-    if name == "qwen3_5_nothink" and "thought" in talk:
+def test_each_reply_is_learned_once_behind_the_prompt_of_inference(name: str, case: str) -> None:
+    renderer, messages = made(stock_templates()[name]), CONVERSATIONS[case]
+    if name == "qwen3_5_nothink" and "thought" in case:
         with pytest.raises(RowError, match="ends the thought"):
             renderer.samples(messages)
         return
-    if name == "gemma" and talk == "system":
-        with pytest.raises(RowError, match=r"no system turn: render\.system fold"):
+    if name == "gemma" and case == "system":
+        with pytest.raises(RowError, match=r"no system turn; set render\.system to fold"):
             renderer.samples(messages)
         return
     samples = renderer.samples(messages)
@@ -59,7 +59,7 @@ def test_each_reply_is_learned_once_behind_the_prompt_of_inference(name: str, ta
 @pytest.mark.parametrize("name", stock_templates())
 def test_ids_are_those_of_the_whole_text(name: str) -> None:
     renderer = made(stock_templates()[name])
-    [sample] = renderer.samples(TALKS["one turn"])
+    [sample] = renderer.samples(CONVERSATIONS["one turn"])
     text = renderer.tokenizer.decode(sample.input_ids)
     assert text.startswith(sample.prompt + sample.reply)
     ids = renderer.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -99,12 +99,12 @@ def test_a_question_that_is_a_part_of_the_stop_token_leaves_one_sequence(questio
 
 def test_a_reply_of_weight_0_is_context() -> None:
     renderer = made(CHATML)
-    talk = [USER[0], REPLY[0] | {"weight": 0}, USER[1], REPLY[1] | {"weight": 1}]
-    [sample] = renderer.samples(talk)
+    turns = [USER[0], REPLY[0] | {"weight": 0}, USER[1], REPLY[1] | {"weight": 1}]
+    [sample] = renderer.samples(turns)
     assert [renderer.tokenizer.decode(piece) for piece in pieces(sample)] == ["a2<|im_end|>"]
     assert "a1<|im_end|>" in sample.prompt
     with pytest.raises(RowError, match="no reply to learn"):
-        renderer.samples(talk[:2])
+        renderer.samples(turns[:2])
 
 
 def test_only_an_inner_reply_is_learned_when_the_last_has_weight_0() -> None:
@@ -115,12 +115,12 @@ def test_only_an_inner_reply_is_learned_when_the_last_has_weight_0() -> None:
 
 
 def test_thoughts_as_the_policy_has_them() -> None:
-    template, talk = stock_templates()["qwen3"], TALKS["two thoughts"]
+    template, turns = stock_templates()["qwen3"], CONVERSATIONS["two thoughts"]
     texts = {}
     for policy in ("keep", "last", "none"):
         renderer = made(template, thinking=policy)
         texts[policy] = [
-            [renderer.tokenizer.decode(piece) for piece in pieces(sample)] for sample in renderer.samples(talk)
+            [renderer.tokenizer.decode(piece) for piece in pieces(sample)] for sample in renderer.samples(turns)
         ]
     thought = "<think>\n{t}\n</think>\n\n{a}<|im_end|>"
     first, second = thought.format(t="t1", a="a1"), thought.format(t="t2", a="a2")
@@ -128,7 +128,7 @@ def test_thoughts_as_the_policy_has_them() -> None:
 
 
 def test_an_empty_thought_is_in_the_prompt_where_inference_sends_it() -> None:
-    [sample] = made(stock_templates()["qwen3"]).samples(TALKS["one turn"])
+    [sample] = made(stock_templates()["qwen3"]).samples(CONVERSATIONS["one turn"])
     assert sample.prompt.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
     assert sample.reply == "a1"
 
@@ -138,7 +138,7 @@ def test_an_empty_thought_that_no_prompt_sends_is_learned() -> None:
         "{{ m.content }}",
         "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}",
     )
-    [sample] = made(template).samples(TALKS["one turn"])
+    [sample] = made(template).samples(CONVERSATIONS["one turn"])
     assert (sample.prompt[-12:], sample.reply) == ("|>assistant\n", "<think>\n\n</think>\n\na1")
 
 
@@ -152,17 +152,17 @@ def test_where_the_template_writes_no_end_the_stop_is_learned() -> None:
     user = tokenizer.convert_tokens_to_ids("<|user|>")
     for stops, end in (({tokenizer.eos_token_id}, "</s>"), ({tokenizer.eos_token_id, user}, "<|user|>")):
         renderer = Renderer(tokenizer, stops, Render())
-        [sample] = renderer.samples(TALKS["one turn"])
+        [sample] = renderer.samples(CONVERSATIONS["one turn"])
         assert renderer.tokenizer.decode(pieces(sample)[-1]) == f"a1{end}"
         assert sample.reply == "a1"
 
 
 def test_a_template_without_system_turns_folds_or_refuses_them() -> None:
     template = stock_templates()["gemma"]
-    [sample] = made(template, system="fold").samples(TALKS["system"])
+    [sample] = made(template, system="fold").samples(CONVERSATIONS["system"])
     assert "user\ns\n\nq1<end_of_turn>" in sample.prompt
     with pytest.raises(RowError, match="system"):
-        made(template).samples(TALKS["system"])
+        made(template).samples(CONVERSATIONS["system"])
 
 
 def test_a_developer_is_the_system_where_the_template_knows_none() -> None:
@@ -171,7 +171,7 @@ def test_a_developer_is_the_system_where_the_template_knows_none() -> None:
             "{{ m.role }}", "{% if m.role == 'developer' %}{{ raise_exception('no') }}{% endif %}{{ m.role }}"
         )
     )
-    [sample] = renderer.samples([{"role": "developer", "content": "s"}, *TALKS["one turn"]])
+    [sample] = renderer.samples([{"role": "developer", "content": "s"}, *CONVERSATIONS["one turn"]])
     assert sample.prompt.startswith("<|im_start|>system\ns<|im_end|>")
 
 
@@ -209,14 +209,14 @@ def test_a_control_token_in_a_call_or_a_tool_refuses_its_row(place: str) -> None
 def test_tools_and_their_calls_reach_the_template() -> None:
     call = [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]
     tools = [{"type": "function", "function": {"name": "add", "description": "adds", "parameters": {"type": "object"}}}]
-    talk = [
+    turns = [
         USER[0],
         {"role": "assistant", "content": "", "tool_calls": json.dumps(call)},
         {"role": "tool", "name": "add", "content": "2"},
         REPLY[0],
     ]
     renderer = made(stock_templates()["qwen3"])
-    samples = renderer.samples(talk, tools)
+    samples = renderer.samples(turns, tools)
     texts = [renderer.tokenizer.decode(piece) for sample in samples for piece in pieces(sample)]
     assert any('<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call><|im_end|>' in text for text in texts)
     assert texts[-1] == "a1<|im_end|>"
@@ -234,8 +234,8 @@ def test_1280_turns_are_rendered_a_fixed_number_of_times(monkeypatch: pytest.Mon
         return whole(*arguments, **options)
 
     monkeypatch.setattr(renderer.template, "render", counted)
-    talk = [{"role": role, "content": f"{role} {n}"} for n in range(640) for role in ("user", "assistant")]
-    [sample] = renderer.samples(talk)
+    turns = [{"role": role, "content": f"{role} {n}"} for n in range(640) for role in ("user", "assistant")]
+    [sample] = renderer.samples(turns)
     assert [renderer.tokenizer.decode(piece) for piece in pieces(sample)] == [
         f"assistant {n}<|im_end|>" for n in range(640)
     ]
@@ -245,10 +245,10 @@ def test_1280_turns_are_rendered_a_fixed_number_of_times(monkeypatch: pytest.Mon
 def test_many_turns_are_rendered_as_few_are(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, template in stock_templates().items():
         renderer = made(template)
-        talk = [turn for n in range(6) for turn in (USER[0] | {"content": f"q{n}"}, REPLY[0] | {"content": f"a{n}"})]
-        few = renderer.samples(talk)
+        turns = [turn for n in range(6) for turn in (USER[0] | {"content": f"q{n}"}, REPLY[0] | {"content": f"a{n}"})]
+        few = renderer.samples(turns)
         monkeypatch.setattr("shadowft_core.rendering.samples.MANY", 2)
-        assert renderer.samples(talk) == few, name
+        assert renderer.samples(turns) == few, name
         monkeypatch.undo()
 
 

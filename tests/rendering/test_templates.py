@@ -40,19 +40,19 @@ def with_templates(**templates: str) -> Renderer:
         ({"default": WITHOUT_SYSTEM, "tool_use": FOR_TOOLS}, TOOLS, "TOOLS add\n<|im_start|>system\ns<|im_end|>"),
     ],
 )
-def test_the_template_that_transformers_would_choose(
+def test_the_template_is_the_one_that_transformers_chooses(
     templates: dict[str, str], tools: list[Any] | None, begins: str | None
 ) -> None:
     renderer = with_templates(**templates)
     system = [{"role": "system", "content": "s"}] if templates["default"] == WITHOUT_SYSTEM else []
-    talk = [*system, USER[0], REPLY[0]]
+    turns = [*system, USER[0], REPLY[0]]
     if begins is None:
         with pytest.raises(RowError, match="no system turn"):
-            renderer.samples(talk, tools)
+            renderer.samples(turns, tools)
         return
-    [sample] = renderer.samples(talk, tools)
+    [sample] = renderer.samples(turns, tools)
     assert sample.prompt.startswith(begins)
-    chosen = renderer.tokenizer.apply_chat_template(talk[:-1], tools=tools, tokenize=False, add_generation_prompt=True)
+    chosen = renderer.tokenizer.apply_chat_template(turns[:-1], tools=tools, tokenize=False, add_generation_prompt=True)
     assert sample.prompt == chosen
     assert renderer.tokenizer.decode(pieces(sample)[0]) == "a1<|im_end|>"
 
@@ -63,7 +63,7 @@ def test_several_templates_without_a_default_are_refused() -> None:
 
 
 def test_a_reply_that_no_token_ends_is_learned_alone() -> None:
-    """Else the next question would be learned with it."""
+    """Together, the next question would be learned too."""
     template = PLAIN.replace("<|im_end|>", "")
     tokenizer, _ = tokenizer_for(PLAIN)
     tokenizer.chat_template = template
@@ -74,18 +74,18 @@ def test_a_reply_that_no_token_ends_is_learned_alone() -> None:
 
 
 def test_a_reply_is_never_learned_past_the_next_one() -> None:
-    """Where the template ends only the last reply, the end of that one is not the end of the first."""
+    """If the template ends only the last reply, the end of the last is not the end of the first."""
     tokenizer, stops = tokenizer_for(PLAIN)
     tokenizer.chat_template = PLAIN.replace(
         "<|im_end|>", "{{ '<|im_end|>' if loop.last and m.role == 'assistant' else '' }}"
     )
     renderer = Renderer(tokenizer, stops, Render())
-    talk = RenderedConversation(renderer.template, [USER[0], REPLY[0], USER[1], REPLY[1]], None)
-    first, last = talk.span(1), talk.last_span()
+    rendered = RenderedConversation(renderer.template, [USER[0], REPLY[0], USER[1], REPLY[1]], None)
+    first, last = rendered.span(1), rendered.last_span()
     assert first is not None
     assert last is not None
     with pytest.raises(RowError, match="no token stops generation between a reply and the next"):
-        renderer._sample(talk, [first, last])
+        renderer._sample(rendered, [first, last])
 
 
 def test_an_earlier_reply_that_is_written_differently_gets_a_sequence_of_its_own() -> None:
@@ -111,7 +111,7 @@ def test_turns_that_change_once_the_reply_follows_are_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "reply"),
     [
-        ("cohere2", "E", "E"),  # also in <|END_RESPONSE|>, which is written behind it
+        ("cohere2", "E", "E"),  # also in <|END_RESPONSE|>, which follows it
         ("gptoss", "a", "<|channel|>final<|message|>a"),  # also in <|channel|>
         ("qwen3", "a1", "a1"),
     ],

@@ -1,4 +1,4 @@
-"""The benchmark of prepare: its data are the same each time, and what it says of them."""
+"""The benchmark of prepare: it generates the same rows each time."""
 
 from pathlib import Path
 

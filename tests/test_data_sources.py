@@ -71,7 +71,7 @@ def files_in(folder: Path) -> dict[str, str]:
         (":data/*", {"README.md", "data/train-00000-of-00001.jsonl", "data/test-00000-of-00001.jsonl"}),
     ],
 )
-def test_a_set_or_a_part_is_downloaded_as_it_is(hub: Hub, workspace: Path, part: str, names: set[str]) -> None:
+def test_a_set_or_a_part_is_downloaded_unchanged(hub: Hub, workspace: Path, part: str, names: set[str]) -> None:
     done = add(workspace, PINNED + part, "--version", "1")
     assert files_in(workspace / "data/ours") == {name: SET[name] for name in names}
     assert f"file 1/{len(names)}, README.md" in done
@@ -117,7 +117,7 @@ def test_references_that_are_not_pinned_or_match_nothing_are_refused(
     assert not (workspace / "data").exists()
 
 
-def test_damage_on_the_way_is_refused(hub: Hub, workspace: Path, tmp_path: Path) -> None:
+def test_damage_in_transit_is_refused(hub: Hub, workspace: Path, tmp_path: Path) -> None:
     """The hub's client compares sizes only; the listing has digests."""
     add(workspace, PINNED)
     before = files_in(workspace / "data")
@@ -186,7 +186,7 @@ def test_one_object_and_missing_ones(bucket: str, s3_server: S3Server, tmp_path:
     assert not (tmp_path / "two").exists()
 
 
-def test_an_object_that_changes_meanwhile_is_refused(
+def test_an_object_that_changes_during_the_download_is_refused(
     bucket: str, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from shadowft_core.store.backends.s3 import S3Backend

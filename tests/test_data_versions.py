@@ -1,4 +1,4 @@
-"""Versions of data: what `data add` records, and damage of DVC's cache, which only our own digest shows."""
+"""Versions of data: the record of `data add`, and damage of DVC's cache, which only this record shows."""
 
 import json
 import os
@@ -91,7 +91,7 @@ def test_the_same_bytes_again_change_nothing_and_others_are_a_new_version(worksp
     assert meta == {"shadowft": {"digest": new, "files": 1, "bytes": size, "version": "2", "licence": "CC0-1.0"}}
 
 
-def test_what_users_wrote_into_the_record_stays(workspace: Path, shadowft: Shadowft) -> None:
+def test_fields_that_users_added_to_the_record_stay(workspace: Path, shadowft: Shadowft) -> None:
     run(workspace, "dvc", "add", "rows.jsonl")
     with Path("rows.jsonl.dvc").open("a") as file:
         file.write("meta:\n  owner: someone\n")

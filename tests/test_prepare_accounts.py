@@ -1,4 +1,4 @@
-"""data-report.json accounts for every row: what was changed, what was not read, what was refused."""
+"""data-report.json counts the changes in rows, the fields that are not read, and the causes of refusals."""
 
 import contextlib
 import json
@@ -39,7 +39,7 @@ NORMALISED = {
 
 
 @pytest.mark.parametrize(("name", "row"), NORMALISED.items(), ids=NORMALISED)
-def test_what_was_changed_is_counted_in_rows_that_are_used(stage: Stage, name: str, row: dict[str, Any]) -> None:
+def test_changes_are_counted_in_used_rows(stage: Stage, name: str, row: dict[str, Any]) -> None:
     (stage.data / "rows.jsonl").write_bytes(lines([row, row, talk("another")]))
     report = stage.run(Prepare(data="-", valid=0, columns={"Frage": "question"}))
     assert report["normalised"][name] == 1, "the second row is a duplicate"
@@ -68,7 +68,7 @@ IGNORED = {
 
 
 @pytest.mark.parametrize(("name", "row"), IGNORED.items(), ids=IGNORED)
-def test_a_field_that_is_not_read_is_named_also_in_a_turn(stage: Stage, name: str, row: dict[str, Any]) -> None:
+def test_ignored_fields_of_rows_and_turns_are_named(stage: Stage, name: str, row: dict[str, Any]) -> None:
     (stage.data / "rows.jsonl").write_bytes(lines([row, talk("another")]))
     assert stage.run()["fields_ignored"] == {name: 1}
 
@@ -85,7 +85,7 @@ REFUSED = {
 }
 
 
-def test_what_caused_refusals_is_counted(stage: Stage) -> None:
+def test_causes_of_refusals_are_counted(stage: Stage) -> None:
     (stage.data / "rows.jsonl").write_bytes(lines([*REFUSED.values(), {"text": "again"}, talk("q"), talk("r")]))
     assert stage.run()["refused"] == {**dict.fromkeys(sorted(REFUSED), 1), "text": 2}
 
@@ -106,7 +106,7 @@ ROWS = [given_row for given_row, _ in [*SHAPES.values(), *USED.values()]] + [*NO
 
 @st.composite
 def broken(draw: st.DrawFn) -> Any:
-    """A row of one of the shapes, with some values, at any depth, left out, replaced, repeated or renamed."""
+    """A row of a usual shape in which values at any depth are removed, replaced, repeated or renamed."""
 
     def walk(value: Any) -> Any:
         change = draw(st.sampled_from(["keep"] * 12 + ["replace", "drop", "repeat", "rename", "break"]))

@@ -1,4 +1,4 @@
-"""Bad files and rows: each is counted with its file and line, or refused in one line, and nothing is left behind."""
+"""Bad files and rows: a bad row is counted with its file and line, a bad file is refused and leaves no output."""
 
 import gzip
 import json
@@ -105,7 +105,7 @@ def arrow(path: Path, writer: Any) -> None:
 
 
 def odd(question: Any = None) -> pa.Table:
-    """A row with a map, a decimal, bytes and a time, which are no part of the conversation."""
+    """A row with fields that are not read: a map, a decimal, bytes and a time."""
     from datetime import datetime
     from decimal import Decimal
 
@@ -177,7 +177,7 @@ PLACES: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 
 @pytest.mark.parametrize(("make", "message"), PLACES.values(), ids=PLACES)
-def test_what_is_no_file_is_refused(stage: Stage, make: Callable[[Path], Any], message: str) -> None:
+def test_a_path_that_is_not_a_file_is_refused(stage: Stage, make: Callable[[Path], Any], message: str) -> None:
     (stage.data / "a.jsonl").write_bytes(GOOD)
     make(stage.data)
     with pytest.raises(DataError) as caught:
@@ -232,7 +232,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, content
 
 
 def test_a_gzip_bomb_stays_small(tmp_path: Path) -> None:
-    """1 GB of blanks in front of a row, and a row of 256 MiB, each packed a thousandfold."""
+    """1 GB of blanks before a row, and a row of 256 MiB, each compressed a thousandfold."""
     import tracemalloc
 
     with gzip.open(tmp_path / "rows.jsonl.gz", "wb", 1) as file:

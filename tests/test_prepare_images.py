@@ -1,4 +1,4 @@
-"""Rows with images: every usual shape, what is kept of them, and every image that is refused."""
+"""Rows with images: every usual shape, the copied images, and every image that is refused."""
 
 import base64
 import hashlib
@@ -145,7 +145,7 @@ def test_rows_of_equal_words_about_other_images_are_no_near_duplicates(stage: St
 
 
 def bomb() -> bytes:
-    """A PNG of a few bytes that announces 100,000 by 100,000 pixels."""
+    """A PNG of a few bytes whose header has 100,000 by 100,000 pixels."""
     head = b"IHDR" + struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
     parts = (head, b"IDAT" + zlib.compress(b"\0" * 99), b"IEND")
     return b"\x89PNG\r\n\x1a\n" + b"".join(

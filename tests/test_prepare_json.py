@@ -1,4 +1,4 @@
-"""The fast reading and hashing of rows gives what the standard library gives."""
+"""The fast reading and hashing of rows gives the results of the standard library."""
 
 import json
 import re
@@ -25,7 +25,7 @@ VALUES = st.recursive(
 
 
 def slow(text: bytes) -> Any:
-    """What the standard library reads, with the two refusals of `decode`."""
+    """Read with the standard library, and refuse what `decode` refuses."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) < len(pairs):
@@ -91,7 +91,7 @@ def test_words_are_those_of_the_regular_expression(text: str) -> None:
 @settings(max_examples=300)
 @given(st.lists(st.integers(0, 3), max_size=40), st.lists(st.integers(0, 3), max_size=60))
 def test_no_shared_sequence_is_overlooked(item: list[int], row: list[int]) -> None:
-    """The probe that skips most texts skips none that has a sequence of an item."""
+    """The quick test skips no text that has a sequence of an item."""
     items, asked = Items(None), [f"w{number}" for number in row]
     items.add({"items:1": {"text": " ".join(f"w{number}" for number in item)}})
     both = ngrams([f"w{number}" for number in item]) & ngrams(asked)

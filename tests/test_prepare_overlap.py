@@ -109,8 +109,8 @@ def file_of(folder: Path, rows: list[dict[str, str]]) -> Items:
 
 @pytest.mark.parametrize(("count", "of", "hit"), [(2, 2, True), (3, 3, False), (5, 10, True), (6, 10, False),
                                                   (10, 100, True), (11, 100, False)])  # fmt: skip
-def test_what_many_items_share_is_no_evidence(tmp_path: Path, count: int, of: int, hit: bool) -> None:
-    """An instruction before the questions: in more than ten of them, or in more than half and more than two."""
+def test_a_text_that_many_items_share_is_not_compared(tmp_path: Path, count: int, of: int, hit: bool) -> None:
+    """An instruction before the questions, in more than ten of them, or in more than half and more than two."""
     asked = [f"{PREFIX if number < count else ''} what is q{number}" for number in range(of)]
     found = file_of(tmp_path, [{"question": text} for text in asked])
     assert (found.match([f"{PREFIX} who was it that came"]) is not None) == hit
@@ -118,7 +118,7 @@ def test_what_many_items_share_is_no_evidence(tmp_path: Path, count: int, of: in
 
 
 @pytest.mark.parametrize(("count", "hit"), [(2, True), (3, False)])
-def test_a_question_of_many_items_is_no_evidence(tmp_path: Path, count: int, hit: bool) -> None:
+def test_a_question_of_many_items_is_not_compared(tmp_path: Path, count: int, hit: bool) -> None:
     rows = [{"question": "Which is right?", "choice": f"the choice {number}"} for number in range(count)]
     assert (file_of(tmp_path, rows).match(["which is right?"]) is not None) == hit
 

@@ -1,4 +1,4 @@
-"""What holds of the splits for any rows: one question is in one split, and added rows move no others."""
+"""Splits of random rows: one question is in one split, and added rows move no others."""
 
 import shutil
 import tempfile
@@ -19,7 +19,7 @@ PARAMS = Prepare(data="-", valid=0.1, dev=0.15, test=0.25, max_bad=0.9)
 
 @st.composite
 def rows(draw: st.DrawFn) -> tuple[int, dict[str, Any]]:
-    """A row, and the number of its question: one of 30, in a spelling of its own."""
+    """A row, and the number of its question: one of 30, in a random spelling."""
     import unicodedata
 
     number = draw(st.integers(0, 29))
@@ -41,7 +41,7 @@ def rows(draw: st.DrawFn) -> tuple[int, dict[str, Any]]:
 
 
 def splits(given_rows: list[list[dict[str, Any]]], params: Prepare) -> dict[tuple[str, str], tuple[str, int]]:
-    """By id and source, split and number of the question, of the rows in several files."""
+    """Prepare the rows, one file per list. Returns split and number of the question by id and source."""
     folder = Path(tempfile.mkdtemp())
     try:
         stage = Stage(folder)
@@ -73,7 +73,7 @@ FEW = settings(max_examples=25, deadline=None, derandomize=True, suppress_health
 def test_one_question_is_in_one_split_and_added_rows_move_no_others(
     first: list[tuple[int, dict[str, Any]]], more: list[tuple[int, dict[str, Any]]], near: float | None
 ) -> None:
-    """A row that stays has the split it had; an added near copy or conversation may only leave rows out."""
+    """Added rows may cause others to be left out, as near copies or by conversation, but never to change their split."""
     params = PARAMS.model_copy(update={"near": near})
     old = splits([[row for _, row in FIXED + first]], params)
     new = splits([[row for _, row in FIXED + first], [row for _, row in more]], params)

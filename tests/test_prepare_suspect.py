@@ -40,7 +40,7 @@ PLAIN = [
 @pytest.mark.parametrize(
     ("said", "kind"), SUSPECT.items(), ids=[f"{kind}, {said[1][:20]}" for said, kind in SUSPECT.items()]
 )
-def test_what_looks_wrong_is_found(said: tuple[str, str], kind: str) -> None:
+def test_suspect_replies_are_found(said: tuple[str, str], kind: str) -> None:
     assert list(suspects(talk(*said)["messages"])) == [kind]
 
 

@@ -1,4 +1,4 @@
-"""The page says when the routes were not trained on the same rows, and how test rows were chosen."""
+"""The page names a difference in the rows of the routes, and shows how test rows were chosen."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the page says of the training: tokens that were never trained, replies that end, and what was learned."""
+"""The page on training: untrained tokens, replies that end, and training sequences."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ def shown(work: Path, stopped: int, **facts: Any) -> Page:
 
 
 @pytest.mark.parametrize("stopped", [18, 0])
-def test_replies_that_end_are_counted_and_a_drop_to_none_is_said(tmp_path: Path, stopped: int) -> None:
+def test_replies_that_end_are_counted_and_a_drop_to_none_is_a_warning(tmp_path: Path, stopped: int) -> None:
     found = shown(tmp_path, stopped)
     said = f"19 ended within 34 tokens before training, {stopped} after it"
     assert f"of 20 replies to validation questions, {said}" in found.text
@@ -32,7 +32,7 @@ def test_replies_that_end_are_counted_and_a_drop_to_none_is_said(tmp_path: Path,
 @pytest.mark.parametrize(
     ("setting", "words"), [("from_instruct", "training used the Instruct's rows"), ("train", "trained.")]
 )
-def test_untrained_tokens_are_named_with_what_was_done(tmp_path: Path, setting: str, words: str) -> None:
+def test_untrained_tokens_are_named_with_their_treatment(tmp_path: Path, setting: str, words: str) -> None:
     found = shown(tmp_path, 1, untrained_tokens=[TOKEN], render={"template_tokens": setting})
     assert "never trained 1 tokens of the chat template" in found.text
     assert f"{TOKEN['token']} (id 2, embedding zero, head {TOKEN['head']})" in found.text
@@ -46,7 +46,7 @@ def test_samples_mark_what_is_learned_and_are_escaped(tmp_path: Path) -> None:
     assert f"7 tokens before … asked {EVIL}\nsaid {EVIL}" in found.text
 
 
-def test_a_run_of_before_has_neither(tmp_path: Path) -> None:
+def test_an_older_run_has_neither(tmp_path: Path) -> None:
     write_work(tmp_path)
     old = page(tmp_path)
     assert "before training" not in old.text

@@ -134,7 +134,7 @@ def test_batches_are_mixed_and_hold_what_the_model_sees(pair: Path, data: Path, 
 
 
 def test_an_end_token_that_the_template_does_not_write_is_learned(data: Path, tmp_path: Path) -> None:
-    """As with the template of LLaVA 1.5."""
+    """The template of LLaVA 1.5 is an example."""
     pair = tmp_path
     for side in ("base", "instruct"):
         save_pictured(pair / side, "llava", end=" ")
@@ -156,7 +156,7 @@ def test_the_template_may_be_that_of_the_processor(pair: Path, data: Path, tmp_p
 
 
 def test_a_system_text_that_is_folded_moves_the_image(data: Path, tmp_path: Path) -> None:
-    """Of a template without system turns: the text goes before the question, the image stays where it was in it."""
+    """With a template without system turns: the text goes before the question, the image keeps its place in it."""
     folder = save_pictured(tmp_path / "instruct", "llava")
     template = (folder / "chat_template.jinja").read_text()
     (folder / "chat_template.jinja").write_text(
@@ -170,7 +170,7 @@ def test_a_system_text_that_is_folded_moves_the_image(data: Path, tmp_path: Path
 
 @pytest.mark.parametrize("split", ["valid", "replay"])
 def test_images_of_other_splits_train_too(pair: Path, data: Path, tmp_path: Path, split: str) -> None:
-    """Text alone in train.parquet, images in another file."""
+    """Only text in train.parquet, images in another file."""
     shutil.copytree(data, tmp_path / "data")
     whole = pq.read_table(data / "train.parquet")
     pq.write_table(whole.slice(2), tmp_path / "data/train.parquet")
@@ -179,7 +179,7 @@ def test_images_of_other_splits_train_too(pair: Path, data: Path, tmp_path: Path
     assert (facts["rows"]["train"]["images"], facts["rows"][split]["images"]) == (0, 3)
 
 
-def test_a_processor_that_does_not_tell_its_places_is_refused(pair: Path, data: Path) -> None:
+def test_a_processor_that_does_not_report_places_is_refused(pair: Path, data: Path) -> None:
     renderer = load_renderer(pair / "instruct", Render())
     assert renderer.processor is not None
     inner = renderer.processor._processor

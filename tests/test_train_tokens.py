@@ -1,4 +1,4 @@
-"""Tokens of the chat template that the Base never trained: found by pair and train, and each way to treat them."""
+"""Tokens of the chat template that the Base never trained: `pair` and `train` find them, and each treatment works."""
 
 import json
 import shutil
@@ -137,7 +137,7 @@ def grafted(base: Path, pair: Path, tuned: Path, out: Path) -> dict[str, np.ndar
     return load_file(out / "grafted/model.safetensors")
 
 
-def test_the_instructs_rows_stand_in_while_lora_is_trained(
+def test_lora_is_trained_with_the_instructs_rows(
     base: Path, pico_pair: Path, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     facts = run(base, pico_pair, data, tmp_path / "tuned", "from_instruct")
@@ -163,7 +163,7 @@ def test_the_instructs_rows_stand_in_while_lora_is_trained(
     assert any((result[name] != instruct[name]).any() for name in instruct)
 
 
-def test_a_full_training_saves_what_it_changed_of_the_instructs_rows(
+def test_a_full_training_saves_the_bases_rows_plus_the_change(
     base: Path, pico_pair: Path, data: Path, tmp_path: Path
 ) -> None:
     full = {"method": "full", "learning_rate": 0.001}

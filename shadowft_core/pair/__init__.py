@@ -50,9 +50,9 @@ def compare_models(
 
     Returns `{"verdict": "ok"|"warn", "reasons": [...], "sampled", "sigma": {"overall", "layers": {...}, "modules":
     {...}, ...}, "facts", "tokenizer_digest", "untrained_tokens": [{"token", "id", "embedding", "head"}, ...], "base":
-    {...}, "instruct": {...}}`, the tokenizer being the Instruct's; the untrained tokens are those that its chat
-    template writes or that end a reply, and that the Base never trained. With `digests`, which needs `full` and two
-    local models, base and instruct have `digest`.
+    {...}, "instruct": {...}}`. The tokenizer is the Instruct's. `untrained_tokens` are tokens that its chat template
+    writes or that end a reply, and that the Base never trained. With `digests`, which needs `full` and two local
+    models, base and instruct have `digest`.
     Raises PairError with all reasons in one line (SwappedError, SameModelError or UnrelatedError if that is the
     reason), QuantisedError, NotFiniteError, InputError for a wrong pattern, and CheckpointError for a model that cannot
     be read.
@@ -92,7 +92,7 @@ def compare_models(
     if untrained:
         reasons.append(
             f"the Base never trained {len(untrained)} tokens of the chat template: {', '.join(map(str, untrained))}; "
-            "render.template_tokens says what train does about them"
+            "set render.template_tokens to choose how train treats them"
         )
     return {
         "verdict": "warn" if reasons else "ok",

@@ -73,7 +73,7 @@ FEW = settings(max_examples=25, deadline=None, derandomize=True, suppress_health
 def test_one_question_is_in_one_split_and_added_rows_move_no_others(
     first: list[tuple[int, dict[str, Any]]], more: list[tuple[int, dict[str, Any]]], near: float | None
 ) -> None:
-    """Added rows may cause others to be left out, as near copies or by conversation, but never to change their split."""
+    """Added rows may leave others out, as near copies or by conversation, but never change their split."""
     params = PARAMS.model_copy(update={"near": near})
     old = splits([[row for _, row in FIXED + first]], params)
     new = splits([[row for _, row in FIXED + first], [row for _, row in more]], params)

@@ -10,10 +10,10 @@ from shadowft_core.rendering import Renderer, RowError, prepared_rows
 def render_heldout(renderer: Renderer, data: Path, out: Path) -> None:
     """Write test.parquet and dev.parquet with the columns `prompt` and `reply`, one row for each conversation.
 
-    `prompt` is the text that inference sends for the first learned reply, `reply` what the template puts behind it,
-    without the token that ends it. Rows that training would refuse are left out of both, as are rows with images, whose
-    number is printed: the harness scores text alone.
-    Raises EvaluationError when no row of a split that has rows can be rendered, DataError when one cannot be read.
+    `prompt` is the text that inference sends for the first learned reply. `reply` is the text of the template after it,
+    without the token that ends it. Leaves out rows that training would refuse, and rows with images, because the
+    harness scores only text; prints the number of the latter.
+    Raises EvaluationError if none of the rows of a split can be rendered, DataError if a split cannot be read.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -22,7 +22,7 @@ def render_heldout(renderer: Renderer, data: Path, out: Path) -> None:
     for split in ("test", "dev"):
         file = data / f"{split}.parquet"
         if not file.is_file():
-            continue  # the task that needs it names it
+            continue  # a task that needs the file reports it
         found: dict[str, list[str]] = {"prompt": [], "reply": []}
         refused: list[str] = []
         pictured = 0

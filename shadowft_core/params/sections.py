@@ -43,7 +43,7 @@ class Fetch(Section):
 
 
 class Pinned(Section):
-    """Files besides `prepare.data`. DVC cannot watch a path that may be null, so params.yaml has their digest."""
+    """Further data files. DVC cannot watch a path that may be null, so params.yaml has their digest."""
 
     digest: str = Field(
         "",
@@ -100,12 +100,12 @@ class Render(Section):
 
     thinking: Literal["keep", "last", "none"] = Field(
         "keep",
-        description="thoughts (reasoning_content, <think>) to train: all, those of the last reply, or none. Where the "
-        "template drops earlier thoughts, `keep` makes a sequence of its own for each reply",
+        description="thoughts (reasoning_content, <think>) to learn: all, those of the last reply, or none. If the "
+        "template drops earlier thoughts, `keep` makes a separate sequence for each reply",
     )
     system: Literal["refuse", "fold"] = Field(
         "refuse",
-        description="where the template prints no system turn: put it before the first user turn, or count the "
+        description="if the template prints no system turn: put it before the first user turn (fold), or count the "
         "row as refused",
     )
     template_tokens: Literal["from_instruct", "train", "error"] = Field(

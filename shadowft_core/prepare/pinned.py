@@ -1,4 +1,4 @@
-"""Files beside `prepare.data`, pinned by digest in params.yaml."""
+"""Checks the digests in params.yaml of the data files that DVC does not watch."""
 
 from pathlib import Path
 

@@ -20,7 +20,7 @@ _DATASET_INFO = ("state.json", "dataset_info.json", "dataset_dict.json")  # the 
 
 
 class BadJson(ValueError):
-    """Text in a column of JSON that is none."""
+    """Text in a column of JSON that is not JSON."""
 
 
 def data_files(place: Path) -> tuple[list[Path], list[Path]]:
@@ -197,9 +197,9 @@ def _tables(path: Path, kind: str) -> Iterator[RawRow]:
 
 
 def _values(batch: Any) -> list[dict[str, Any]]:
-    """The rows of a batch as JSON would have them: columns of JSON decoded, null fields of objects left out.
+    """The rows of a batch with the values of JSON: decodes columns of JSON, and leaves out null fields of objects.
 
-    Arrow gives all objects of a column the same fields, so it adds those of the others with null to each.
+    Arrow gives all objects of a column the same fields, and null to the fields that an object did not have.
     """
     rows: list[dict[str, Any]] = batch.to_pylist()
     for name, read in ((field.name, _reader(field.type)) for field in batch.schema):
@@ -210,7 +210,7 @@ def _values(batch: Any) -> list[dict[str, Any]]:
 
 
 def _reader(kind: Any) -> Callable[[Any], Any] | None:
-    """What makes a value of an Arrow type that of JSON; None where it is that already."""
+    """A function that turns a value of an Arrow type into a value of JSON; None if nothing changes."""
     import pyarrow as pa
 
     if isinstance(kind, pa.JsonType):

@@ -218,9 +218,9 @@ def _thought(turn: dict[str, Any], content: str, notes: Notes, used: set[str], *
 
 
 def _thought_in(content: str, notes: Notes, *, alone: bool = False) -> dict[str, Any]:
-    """A thought in front of a text that think tags mark, and the text behind it, which may be empty if `alone`.
+    """The thought before a text, marked by think tags, and the text without it, which may be empty if `alone`.
 
-    Models whose prompt opens the thought write the end tag alone; it counts where a line begins or ends with it. Tags
+    Models whose prompt opens the thought write only the end tag. It counts at the beginning or end of a line. Tags
     within a text are text.
     """
     if "think>" not in content:

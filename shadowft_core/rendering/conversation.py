@@ -124,15 +124,15 @@ class RenderedConversation:
         return {at for at, mark in marks.items() if mark in text}
 
     def require_printed(self, at: int, span: Span) -> None:
-        """Raises RowError unless the text has what the reply that is message `at` says and calls.
+        """Raises RowError unless `whole` has the content and the calls of the reply `at`.
 
-        Some templates cut a reply at a think tag, or print only the calls of a reply that has text, too.
+        Some templates cut a reply at a think tag, or do not print both text and calls of a reply.
         """
-        said = str(self.messages[at].get("content") or "").strip()
-        if self.whole.find(said, span.start) < 0:
-            raise RowError("the chat template does not print the text of a reply as it is")
+        content = str(self.messages[at].get("content") or "").strip()
+        if self.whole.find(content, span.start) < 0:
+            raise RowError("the chat template does not print the whole text of a reply")
         if any(self.whole.find(call["function"]["name"], span.start) < 0 for call in calls_of(self.messages[at])):
-            raise RowError("the chat template does not print the calls of a reply that has text, too")
+            raise RowError("the chat template does not print the calls of a reply with text")
 
     def as_inferred(self, spans: Sequence[Span]) -> tuple[str, list[Span]]:
         """Text and spans. If the last span closes the text, its reply is put after the exact prompt of inference.

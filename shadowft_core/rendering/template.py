@@ -17,7 +17,7 @@ weight, images
 FIXED_DAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 _USER, _REPLY, _SYSTEM, _THOUGHT = "Uqz7user", "Rqz7reply", "Sqz7system", "Tqz7thought"  # no template writes these
 _CALL, _VALUE, _RESULT = "Cqz7call", "Vqz7value", "Oqz7result"
-_ID = "Iqz7abcde"  # Mistral's templates refuse any but nine letters and digits
+_ID = "Iqz7abcde"  # Mistral's templates require nine letters and digits
 
 
 def dated(template: str) -> str:
@@ -49,7 +49,7 @@ def templates_of(tokenizer: Any) -> tuple[str, str]:
 
 
 def calls_of(message: Message) -> list[Any]:
-    """The calls of tools in a message, each {"type", "function": {"name", "arguments"}}, with "id" where given."""
+    """The calls of tools in a message, each {"type", "function": {"name", "arguments"}}, with "id" if it has one."""
     calls: list[Any] = json.loads(message.get("tool_calls") or "[]")
     return calls
 
@@ -97,7 +97,7 @@ class Template:
             "tool_calls": json.dumps([_function({"arguments": {"x": _VALUE}})]),
         }
         result = {"role": "tool", "name": _CALL, "content": _RESULT, "tool_call_id": _ID}
-        for self._arguments_as_text in (False, True):  # DeepSeek's take the arguments of a call as JSON text alone
+        for self._arguments_as_text in (False, True):  # DeepSeek's templates require arguments as JSON text
             if self._prints([user, called, result, reply], _CALL, _VALUE, _RESULT):
                 self.has_calls, self._has_ids = True, self._prints([user, called, result, reply], _ID)
                 break
@@ -105,13 +105,13 @@ class Template:
             self.has_calls = self._has_ids = False
 
     def require(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> None:
-        """Raises RowError for tools, or calls of them, that the template does not print."""
+        """Raises RowError if the template does not print the tools offered, or calls of tools in the messages."""
         if tools and not self._has_tools[messages[0]["role"] != "user"]:
-            raise RowError("the chat template does not print the tools that are offered")
+            raise RowError("the chat template does not print the tools offered")
         if not self.has_calls and any(one["role"] == "tool" or one.get("tool_calls") for one in messages):
             raise RowError("the chat template does not print calls of tools and their results")
         if self._has_ids and not all("id" in call for one in messages for call in calls_of(one)):
-            raise RowError("the chat template prints the ids of calls, and a call has none")
+            raise RowError("the chat template prints the ids of calls, but a call has no id")
 
     def render(
         self,

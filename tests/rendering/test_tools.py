@@ -66,14 +66,14 @@ def test_the_ids_of_calls_are_those_of_the_data() -> None:
     talk = [USER[0], CALLED[0] | {"tool_calls": json.dumps([call])}, CALLED[1] | {"tool_call_id": call["id"]}, REPLY[0]]
     assert learned(renderer, talk)[0].startswith("abc123xyz")
     assert renderer.samples(talk)[-1].prompt.count("abc123xyz") == 2
-    with pytest.raises(RowError, match="prints the ids of calls, and a call has none"):
+    with pytest.raises(RowError, match="prints the ids of calls, but a call has no id"):
         renderer.samples([USER[0], *CALLED, REPLY[0]])
 
 
 def test_tools_that_the_template_does_not_print_refuse_the_row() -> None:
     renderer = made(CHATML.replace("CALLS", FORMS["objects"]))
     assert learned(renderer, [USER[0], REPLY[0]]) == ["a1<|im_end|>"]
-    with pytest.raises(RowError, match="does not print the tools that are offered"):
+    with pytest.raises(RowError, match="does not print the tools offered"):
         renderer.samples([USER[0], REPLY[0]], TOOLS)
 
 
@@ -90,13 +90,13 @@ def test_tools_that_only_a_system_text_brings_are_required() -> None:
 @pytest.mark.parametrize(
     ("template", "said", "refusal"),
     [
-        ("llama3_1", {"content": "wait", "tool_calls": json.dumps(CALL)}, "does not print the text of a reply"),
-        ("qwen3", {"content": "see <think>x</think> there"}, "does not print the text of a reply as it is"),
-        ("deepseekv3", {"content": "tags such as </think> end it"}, "does not print the text of a reply as it is"),
+        ("llama3_1", {"content": "wait", "tool_calls": json.dumps(CALL)}, "does not print the whole text of a reply"),
+        ("qwen3", {"content": "see <think>x</think> there"}, "does not print the whole text of a reply"),
+        ("deepseekv3", {"content": "tags such as </think> end it"}, "does not print the whole text of a reply"),
         (
             CHATML.replace("CALLS", FORMS["without text"]),
             {"content": "wait", "tool_calls": json.dumps(CALL)},
-            "does not print the calls of a reply that has text, too",
+            "does not print the calls of a reply with text",
         ),
     ],
 )

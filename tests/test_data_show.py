@@ -54,7 +54,7 @@ def test_images_and_the_rows_of_replay_are_shown(stage: Stage, shadowft: Shadowf
 
 
 def test_a_folder_of_something_else_is_refused(stage: Stage, shadowft: Shadowft) -> None:
-    shadowft("data", "show", stage.data).refused(3, "data: expected a folder made by `shadowft prepare`")
+    shadowft("data", "show", stage.data).refused(3, "data: expected a folder made by `prepare`")
 
 
 def test_rows_similar_to_test_items_are_shown(stage: Stage, shadowft: Shadowft) -> None:

@@ -81,7 +81,7 @@ def test_leaked_rows_are_found_and_no_others(stage: Stage, kind: str) -> None:
 def test_an_unreadable_task_file_is_refused(stage: Stage) -> None:
     (stage.data / "rows.jsonl").write_bytes(lines([talk("hi")]))
     (stage.tasks / "items.jsonl").write_bytes(b'{"question": "hi"}\n{"question": \n')
-    with pytest.raises(DataError, match=r"items\.jsonl: task file not readable, row 2: bad JSON"):
+    with pytest.raises(DataError, match=r"items\.jsonl: test items not readable, row 2: bad JSON"):
         stage.run()
 
 

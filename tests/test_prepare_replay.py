@@ -71,7 +71,7 @@ def test_a_hash_chooses_the_rows_so_added_rows_move_few(stage: Stage, general: P
 
 def test_too_few_usable_rows_are_refused_with_both_numbers(stage: Stage, general: Path) -> None:
     trained = stage.run(MAIN)["splits"]["train"]
-    with pytest.raises(DataError, match=rf"expected {4 * trained} replay rows, share 0\.8 .*found 120 usable of 120"):
+    with pytest.raises(DataError, match=rf"expected {4 * trained} replay rows \(0\.8 .*found 120 usable of 120"):
         stage.run(with_replay(general, 0.8))
 
 

@@ -135,5 +135,7 @@ def test_changed_or_missing_files_are_refused(stage: Stage, general: Path) -> No
     with pytest.raises(DataError, match="none of 3 rows is usable"):
         stage.run(with_replay(general))
     (general / "rows.jsonl").write_bytes(lines([*GENERAL, {}, {}]))
-    with pytest.raises(DataError, match=r"general: 2 of 122 rows \(1\.6%\) are not usable, prepare\.max_bad allows 1"):
+    with pytest.raises(
+        DataError, match=r"general: 2 of 122 rows \(1\.6%\) are not usable, but prepare\.max_bad allows 1"
+    ):
         stage.run(with_replay(general, params=MAIN.model_copy(update={"max_bad": 0.01})))

@@ -149,5 +149,5 @@ def test_a_field_of_columns_that_no_row_has_is_named(stage: Stage, capsys: pytes
     columns = {"Frage": "question", "Antwort": "answer", "Antwrt": "answer", "messages[].who": "role"}
     assert stage.run(Prepare(data="-", valid=0, columns=columns))["rows_used"] == 2
     assert [line for line in capsys.readouterr().err.splitlines() if "columns" in line] == [
-        "prepare: no row that is used has the field 'Antwrt' of prepare.columns"
+        "prepare: no used row has the field 'Antwrt' of prepare.columns"
     ]

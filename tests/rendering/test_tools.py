@@ -83,7 +83,7 @@ def test_tools_that_only_a_system_text_brings_are_required() -> None:
     talk = [USER[0], REPLY[0]]
     [sample] = renderer.samples([{"role": "system", "content": "s"}, *talk], TOOLS)
     assert "sadd" in sample.prompt
-    with pytest.raises(RowError, match="does not print the tools that are offered"):
+    with pytest.raises(RowError, match="does not print the tools offered"):
         renderer.samples(talk, TOOLS)
 
 

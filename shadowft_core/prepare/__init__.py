@@ -92,27 +92,10 @@ def prepare(
         if params.replay:
             choose_replay(reading.table, choice, reading.leaks, reading.signatures, params.near, params.replay)
         digest = write_splits(reading.table, choice, (accounts, added), folder)
-        lengths = choice.lengths.pop("replay", None)
-        report = accounts.report(choice.reason[:replay_start] == 0) | {
-            "splits": choice.sizes,
-            "duplicates": choice.counts().get("duplicate", 0),
-            "contaminated": {"items": items.count, **reading.contaminated(range(replay_start))},
-            "not_compared": items.not_compared,
-            "left_out_by_max_rows": choice.counts().get("beyond max_rows", 0),
-            "characters": choice.lengths,
+        report = _report(params, accounts, added, reading, choice, ages) | {
             "images": reading.images.keep_only(folder.glob("*.parquet")),
             "digest": digest,
         }
-        if params.newest and ages:
-            held = {name: choice.rows_of(name)[:replay_start] for name in ("test", "dev")}
-            report["newest"] = report_section(params.newest, ages, held)
-        if params.replay:
-            report["replay"] = {
-                **params.replay.model_dump(),
-                **added.report(choice.reason[replay_start:] == 0),
-                "contaminated": reading.contaminated(range(replay_start, len(reading.table))),
-                "characters": lengths,
-            }
         if measure:
             report["tokens"] = measure(folder)
         shutil.rmtree(scratch)
@@ -123,6 +106,33 @@ def prepare(
     if params.newest:
         cut = report["newest"].get("oldest_in_test")
         print(f"prepare: {NOTE}" + (f"; the oldest row in test has the date {cut}" if cut else ""), file=sys.stderr)
+
+
+def _report(
+    params: Prepare, accounts: Accounts, added: Accounts, reading: "_Reading", choice: Choice, ages: Ages | None
+) -> dict[str, Any]:
+    """The counts of data-report.json; `added` are those of replay rows."""
+    start = choice.replay_start
+    lengths = choice.lengths.pop("replay", None)
+    report = accounts.report(choice.reason[:start] == 0) | {
+        "splits": choice.sizes,
+        "duplicates": choice.counts().get("duplicate", 0),
+        "contaminated": {"items": reading.items.count, **reading.contaminated(range(start))},
+        "not_compared": reading.items.not_compared,
+        "left_out_by_max_rows": choice.counts().get("beyond max_rows", 0),
+        "characters": choice.lengths,
+    }
+    if params.newest and ages:
+        held = {name: choice.rows_of(name)[:start] for name in ("test", "dev")}
+        report["newest"] = report_section(params.newest, ages, held)
+    if params.replay:
+        report["replay"] = {
+            **params.replay.model_dump(),
+            **added.report(choice.reason[start:] == 0),
+            "contaminated": reading.contaminated(range(start, len(reading.table))),
+            "characters": lengths,
+        }
+    return report
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Counts how many greedy replies to validation questions the model ends, before and after training.
 
-Twice, it generates one batch of at most `PROMPTS` replies with at most `2 * LONGEST` tokens. So it takes at most 512
+Twice, it generates one batch of at most `PROMPTS` replies with at most `2 * LONGEST` tokens. So it takes at most 256
 forward passes of 20 tokens, whatever the model and the data.
 """
 
@@ -15,7 +15,7 @@ from shadowft_core.rendering import IGNORED
 from shadowft_core.train.encode import Encoded
 
 PROMPTS = 20
-LONGEST = 128  # tokens of a reference reply; questions with longer ones are not used
+LONGEST = 64  # tokens of a reference reply; questions with longer ones are not used
 
 
 @dataclass(frozen=True)

@@ -34,15 +34,17 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def shadowft(folder: Path, *words: str, limit_bytes: int | None = None) -> subprocess.CompletedProcess[str]:
-    """Run the command in a child process; `limit_bytes` limits the files it may write."""
+def shadowft(
+    folder: Path, *words: str, limit_bytes: int | None = None, said: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Run the command in a child process with `said` on its stdin; `limit_bytes` limits the files it may write."""
     program = [sys.executable, "-c", "import sys; from shadowft_core.cli import main; sys.exit(main())", *words]
     if limit_bytes is not None:
         program = ["prlimit", f"--fsize={limit_bytes}", *program]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
     if limit_bytes is not None:
         environment.pop("COVERAGE_PROCESS_CONFIG", None)  # coverage could not write its data file either
-    return subprocess.run(program, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(program, cwd=folder, env=environment, input=said, capture_output=True, text=True, check=False)
 
 
 def assert_one_line(done: subprocess.CompletedProcess[str], code: int, *parts: str) -> None:

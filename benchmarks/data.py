@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,13 +98,13 @@ def made_rows() -> Iterator[dict[str, Any]]:
     """Generate rows of about 1 kB with words of Zipf's frequencies. A tenth has an umlaut; some repeat earlier rows."""
     random_ = random.Random(0)
     words = ["".join(random_.choices("etaoinshrdlu", k=random_.randint(1, 9))) for _ in range(20_000)]
-    shares = [1 / (rank + 10) for rank in range(len(words))]
+    bounds = list(accumulate(1 / (rank + 10) for rank in range(len(words))))
     old: list[dict[str, Any]] = []
     while True:
         if old and random_.random() < REPEATED:
             yield random_.choice(old)
             continue
-        said = random_.choices(words, shares, k=random_.randint(60, 260))
+        said = random_.choices(words, cum_weights=bounds, k=random_.randint(60, 260))
         if random_.random() < 0.1:
             said[2] = "schön"
         cut = random_.randint(8, len(said) // 2)

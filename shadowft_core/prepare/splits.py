@@ -125,7 +125,7 @@ def write(table: Table, choice: Choice, accounts: tuple[Accounts, Accounts], fol
     """
     names = FILES if choice.replay_start < len(table) else SPLITS
     writers = [pq.ParquetWriter(folder / f"{name}.parquet", SCHEMA, use_dictionary=False) for name in names]
-    ids: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    ids = {name: bytearray() for name in names}
     sizes: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for start, batch in table.batches():
         reason = choice.reason[start : start + batch.num_rows]
@@ -138,7 +138,7 @@ def write(table: Table, choice: Choice, accounts: tuple[Accounts, Accounts], fol
             if mask.any():
                 part = batch.filter(pa.array(mask))
                 writer.write_table(pa.Table.from_batches([part]))  # write_batch would keep a million rows in memory
-                ids[name].append(np.array(part.column("id").to_pylist(), "S64"))
+                ids[name] += bytes.fromhex("".join(part.column("id").to_pylist()))
                 lengths = [np.asarray(pc.utf8_length(part.column(key))) for key in ("prompt", "reply")]
                 sizes[name].append(np.stack(lengths, axis=1))
     for writer in writers:
@@ -197,14 +197,16 @@ def _spread(values: np.ndarray) -> dict[str, int]:
     return {"min": int(low), "median": int(median), "p95": int(high), "max": int(top)}
 
 
-def _digest(ids: dict[str, list[np.ndarray]]) -> str:
-    """SHA-256 of the canonical JSON {split: sorted ids}, hashed in pieces to save memory."""
+def _digest(ids: dict[str, bytearray]) -> str:
+    """SHA-256 of the canonical JSON {split: sorted ids}, from ids of 32 bytes, which are sorted in place."""
     found = hashlib.sha256()
-    for number, (name, parts) in enumerate(sorted(ids.items())):
+    for number, (name, raw) in enumerate(sorted(ids.items())):
         found.update(b"{" if number == 0 else b",")
         found.update(f'"{name}":['.encode())
-        for place, one in enumerate(np.sort(np.concatenate(parts)) if parts else ()):
-            found.update(b',"%b"' % one if place else b'"%b"' % one)
+        ranked = np.frombuffer(raw, "S32")
+        ranked.sort()
+        for start in range(0, len(raw), 32):
+            found.update(b'%b"%b"' % (b"," if start else b"", raw[start : start + 32].hex().encode()))
         found.update(b"]")
     found.update(b"}")
     return f"sha256:{found.hexdigest()}"

@@ -203,7 +203,7 @@ def prompt_of(messages: list[Message]) -> str:
 
 def first_of_equals(ids: np.ndarray) -> np.ndarray:
     """A mask of the rows that are the first with their id, bool (n,)."""
-    order = np.lexsort((np.arange(len(ids)), ids[:, 1], ids[:, 0]))
+    order = np.lexsort((ids[:, 1], ids[:, 0]))  # stable: equal ids stay in the order of the rows
     ranked = ids[order]
     kept = np.zeros(len(ids), bool)
     kept[order] = np.r_[True, (ranked[1:] != ranked[:-1]).any(axis=1)] if len(ids) else []

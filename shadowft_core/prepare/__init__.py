@@ -16,6 +16,7 @@ from shadowft_core.errors import DataError, ParamsError
 from shadowft_core.files import new_folder, write_json_atomically
 from shadowft_core.params import Prepare
 from shadowft_core.prepare.accounts import Accounts
+from shadowft_core.prepare.conversations import conversation_in, file_name
 from shadowft_core.prepare.files import data_files, read_rows
 from shadowft_core.prepare.images import Gallery
 from shadowft_core.prepare.near import Signatures
@@ -23,7 +24,7 @@ from shadowft_core.prepare.newest import NOTE, Ages, ages_by_date, ages_since, r
 from shadowft_core.prepare.overlap import Items
 from shadowft_core.prepare.pinned import require_pinned
 from shadowft_core.prepare.replay import choose_replay
-from shadowft_core.prepare.shapes import Conversation, conversation_of
+from shadowft_core.prepare.shapes import Conversation
 from shadowft_core.prepare.splits import Choice, choose
 from shadowft_core.prepare.splits import write as write_splits
 from shadowft_core.prepare.table import SPLITS, Table, first_question
@@ -203,18 +204,14 @@ def _read(data: Path, params: Prepare, accounts: Accounts, reading: _Reading) ->
 def _read_all(data: Path, paths: list[Path], params: Prepare, accounts: Accounts, reading: _Reading) -> None:
     dated = params.newest.by if params.newest else None
     for path in paths:
-        name = path.name if path == data else path.relative_to(data).as_posix()
-        name = printable(name, len(name))
+        name = file_name(path, data)
         before = accounts.read, accounts.bad
         accounts.open(name)
         for raw in read_rows(path):
             try:
-                if raw.problem:
-                    raise BadRow(raw.problem)
-                value, moment = without_date(raw.value, dated) if dated else (raw.value, 0)
-                conversation = conversation_of(value, params.columns)
-                if conversation.sources:
-                    conversation = conversation._replace(images=reading.images.keep(conversation.sources, path.parent))
+                value, moment = without_date(raw.value, dated) if dated and not raw.problem else (raw.value, 0)
+                row = raw._replace(value=value) if dated else raw
+                conversation = conversation_in(row, path.parent, params.columns, reading.images)
             except BadRow as problem:
                 accounts.refuse(name, raw.number, problem)
             else:

@@ -10,10 +10,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from shadowft_core.errors import DataError
-from shadowft_core.prepare.files import data_files, read_rows
-from shadowft_core.prepare.images import Gallery
+from shadowft_core.prepare.conversations import read_conversations
 from shadowft_core.prepare.sample import read_report
-from shadowft_core.prepare.shapes import conversation_of
 from shadowft_core.prepare.table import SPLITS, fold, id_of, prompt_of
 from shadowft_core.prepare.turns import BadRow
 
@@ -106,23 +104,12 @@ def _snapshot(place: Path, columns: Mapping[str, str]) -> Snapshot:
             for row in _prepared(place / f"{name}.parquet"):
                 found.add(row["id"], name, row["source"], row["prompt"])
         return found
-    found, dropped, gallery = Snapshot(), Counter[str](), Gallery(None)
-    for path in data_files(place)[0]:
-        name = path.name if path == place else path.relative_to(place).as_posix()
-        for raw in read_rows(path):
-            try:
-                if raw.problem:
-                    raise BadRow(raw.problem)
-                conversation = conversation_of(raw.value, columns)
-                if conversation.sources:
-                    conversation = conversation._replace(images=gallery.keep(conversation.sources, path.parent))
-            except BadRow as reason:
-                dropped[str(reason)] += 1
-                continue
-            new = found.add(
-                id_of(conversation).hex(), UNSPLIT, f"{name}:{raw.number}", prompt_of(conversation.messages)
-            )
-            dropped["duplicate"] += not new
+    found, dropped = Snapshot(), Counter[str]()
+    for source, read in read_conversations(place, columns):
+        if isinstance(read, BadRow):
+            dropped[str(read)] += 1
+        else:
+            dropped["duplicate"] += not found.add(id_of(read).hex(), UNSPLIT, source, prompt_of(read.messages))
     found.dropped = +dropped
     return found
 

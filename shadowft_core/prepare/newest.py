@@ -13,9 +13,7 @@ import pyarrow.parquet as pq
 
 from shadowft_core.errors import DataError
 from shadowft_core.params import Newest, Prepare
-from shadowft_core.prepare.files import data_files, read_rows
-from shadowft_core.prepare.images import Gallery
-from shadowft_core.prepare.shapes import conversation_of
+from shadowft_core.prepare.conversations import read_conversations
 from shadowft_core.prepare.table import SPLITS, first_of_equals, id_numbers, id_of
 from shadowft_core.prepare.turns import BadRow
 
@@ -158,16 +156,10 @@ def _earlier_ids(since: Path, columns: Mapping[str, str]) -> tuple[np.ndarray, i
             for row in pq.read_table(since / f"{name}.parquet", columns=["id"]).column("id").to_pylist():
                 found += bytes.fromhex(row)[:16]
         return id_numbers(found), 0
-    bad, names = 0, Gallery(None)
-    for path in data_files(since)[0]:
-        for raw in read_rows(path):
-            try:
-                if raw.problem:
-                    raise BadRow(raw.problem)
-                conversation = conversation_of(raw.value, columns)
-                if conversation.sources:
-                    conversation = conversation._replace(images=names.keep(conversation.sources, path.parent))
-                found += id_of(conversation)[:16]
-            except BadRow:
-                bad += 1
+    bad = 0
+    for _, row in read_conversations(since, columns):
+        if isinstance(row, BadRow):
+            bad += 1
+        else:
+            found += id_of(row)[:16]
     return id_numbers(found), bad

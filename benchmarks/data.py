@@ -162,7 +162,7 @@ def _page(facts: dict[str, Any]) -> str:
             f"| {one['case']} | {size:g} | {one['wall']:.1f} | {one['cpu']:.1f} | {speed:.1f} | {work:.1f} "
             f"| {one['peak'] / 1e6:.0f} | {goal} | {met} |"
         )
-    lines += ["", "## Machine", "", *(f"- {key}: {value}" for key, value in facts["machine"].items())]
+    lines += machine.section(facts["machine"])
     return "\n".join(lines) + "\n"
 
 

@@ -174,7 +174,7 @@ def _page(facts: dict[str, Any]) -> str:
             f"| {name} | {shown[0]} | {shown[1]} | {found['ratio']:.2f} | {met} | {found['tokens']['ours']} | "
             f"{found['equal_ids']} | {found['bytes']:.1f} |"
         )
-    lines += ["", "## Machine", "", *(f"- {name}: {value}" for name, value in facts["machine"].items())]
+    lines += machine.section(facts["machine"])
     return "\n".join(lines) + "\n"
 
 

@@ -158,7 +158,7 @@ def _page(facts: dict[str, Any]) -> str:
         "",
         f"Bytes to and from MLflow for one registration: at most {most} (goal: {MOST_MOVED:.0f}, met: {met}).",
     ]
-    lines += ["", "## Machine", "", *(f"- {key}: {value}" for key, value in facts["machine"].items())]
+    lines += machine.section(facts["machine"])
     return "\n".join(lines) + "\n"
 
 

@@ -20,6 +20,11 @@ def describe(scratch: Path) -> dict[str, str]:
     }
 
 
+def section(about: dict[str, str]) -> list[str]:
+    """The lines of a result page that describe the machine."""
+    return ["", "## Machine", "", *(f"- {key}: {value}" for key, value in about.items())]
+
+
 def _field(file: str, key: str) -> str | None:
     lines = Path(file).read_text(encoding="utf-8").splitlines() if Path(file).is_file() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), None)

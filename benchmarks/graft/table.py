@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
+from benchmarks.graft import machine
 from benchmarks.graft.measure import Sample
 
 Samples = Mapping[tuple[str, str], Sequence[Sample]]
@@ -127,7 +128,7 @@ def as_markdown(samples: Samples, facts: Mapping[str, Any]) -> str:
         met = _word(None if limit is None else peak <= limit)
         lines.append(f"| {case} | highest peak, MB | all | {peak:.0f} | {goal} | {met} |")
     lines += ["", "## Checks", "", *(f"- {text}" for text in facts["checks"])]
-    lines += ["", "## Machine", "", *(f"- {key}: {value}" for key, value in facts["machine"].items())]
+    lines += machine.section(facts["machine"])
     lines += ["", "## Commands", "", "```", *facts["commands"], "```"]
     return "\n".join(lines) + "\n"
 

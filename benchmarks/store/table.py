@@ -5,6 +5,7 @@ from dataclasses import asdict
 from statistics import median
 from typing import Any
 
+from benchmarks.graft import machine
 from benchmarks.graft.measure import Sample
 
 Samples = Mapping[str, Sequence[Sample]]
@@ -92,7 +93,7 @@ def as_markdown(samples: Samples, facts: Mapping[str, Any]) -> str:
         f"{again['certificate']}.",
     ]
     lines += ["", "## Checks", "", *(f"- {text}" for text in facts["checks"])]
-    lines += ["", "## Machine", "", *(f"- {key}: {value}" for key, value in facts["machine"].items())]
+    lines += machine.section(facts["machine"])
     return "\n".join(lines) + "\n"
 
 

@@ -1,11 +1,15 @@
 """Every form of data file, and what a row says beside its question and answer."""
 
 import json
+from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from shadowft_core.errors import DataError
+from shadowft_core.params import Prepare
+from shadowft_core.prepare import prepare
 from tests.fixtures.data import Stage, lines, talk
 
 FORMS = {
@@ -187,3 +191,33 @@ def test_what_a_row_says_is_used(stage: Stage, given: dict[str, Any], expected: 
     (stage.data / "rows.jsonl").write_bytes(lines([given]))
     assert stage.run()["fields_ignored"] == {}
     assert stage.split()[0]["messages"] == expected
+
+
+def test_several_files_and_folders_are_read_together(stage: Stage, tmp_path: Path) -> None:
+    folder, file = tmp_path / "more", tmp_path / "rows.csv"
+    folder.mkdir()
+    (folder / "rows.csv").write_text("question,answer\none,a\n")
+    (folder / "notes.txt").write_text("not data")
+    file.write_text("question,answer\ntwo,b\nthree,\n")
+    settings = Prepare(data="-", valid=0, max_bad=0.5)
+    prepare([folder, file], None, settings, tmp_path / "out")
+    assert pq.read_table(tmp_path / "out/train.parquet").column("source").to_pylist() == [
+        "more/rows.csv:2",
+        "rows.csv:2",
+    ]
+    report = json.loads((tmp_path / "out/data-report.json").read_text())
+    assert [one["file"] for one in report["files"]] == ["more/rows.csv", "rows.csv"]
+    assert report["files_not_read"] == ["more/notes.txt"]
+    assert [one["file"] for one in report["dropped"]] == ["rows.csv"]
+    with pytest.raises(DataError, match=r"two are called rows\.csv, .*; put them into one folder"):
+        prepare([folder / "rows.csv", file], None, settings, tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+
+
+def test_the_option_data_may_be_repeated(shadowft: Any, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"question": name, "answer": "a"}) + "\n")
+    words = [word for name in ("one", "two") for word in ("--data", tmp_path / f"{name}.jsonl")]
+    done = shadowft("prepare", *words, "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert json.loads((tmp_path / "out/data-report.json").read_text())["rows_used"] == 2

@@ -61,7 +61,8 @@ def fetch(
 def prepare(
     out: Annotated[Path, out_folder("train, valid, dev and test .parquet, data-report.json, dropped.jsonl")],
     data: Annotated[
-        Path | None, typer.Option(help="a data file or a folder of them (docs/data.md); default: prepare.data")
+        list[Path] | None,
+        typer.Option(help="a data file or a folder of them (docs/data.md); repeatable; default: prepare.data"),
     ] = None,
     tasks: Annotated[
         Path | None, typer.Option(help="task folder; its items are removed from the data; default: evaluate.tasks")
@@ -75,17 +76,19 @@ def prepare(
     """Read, validate, deduplicate, decontaminate and split the data; writes four parquet files and a report.
 
     Example: shadowft prepare --data my_rows.jsonl --max-bad 0.99 --out my_data
+
+    Several files: shadowft prepare --data rows_1.jsonl --data rows_2.csv --out my_data
     """
     from shadowft_core import prepare as room
     from shadowft_core.params import Prepare
 
-    settings = read_params(params, **{"prepare": Prepare(data=str(data))} if data else {})
-    place = data or Path(settings.prepare.data)
+    settings = read_params(params, **{"prepare": Prepare(data=str(data[0]))} if data else {})
+    places = data or [Path(settings.prepare.data)]
     given = {} if max_bad is None else {"max_bad": max_bad}
-    if tasks is None and (data is None or params or PARAMS_FILE.exists()):
+    if tasks is None and (not data or params or PARAMS_FILE.exists()):
         tasks = Path(settings.evaluate.tasks)
     measure = measuring(tokenizer, settings) if tokenizer else None
-    room.prepare(place, tasks, settings.prepare.model_copy(update=given), out, measure)
+    room.prepare(places, tasks, settings.prepare.model_copy(update=given), out, measure)
 
 
 @verbs.command(rich_help_panel=STAGES)

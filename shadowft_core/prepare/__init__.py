@@ -5,7 +5,8 @@ import os
 import shutil
 import sys
 from array import array
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,11 @@ __all__ = ["SPLITS", "prepare", "require_pinned"]
 
 
 def prepare(
-    data: Path, tasks: Path | None, params: Prepare, out: Path, measure: Callable[[Path], dict[str, Any]] | None = None
+    data: Path | Sequence[Path],
+    tasks: Path | None,
+    params: Prepare,
+    out: Path,
+    measure: Callable[[Path], dict[str, Any]] | None = None,
 ) -> None:
     """Read, validate, normalise, deduplicate, decontaminate and split the data into the folder `out`.
 
@@ -51,11 +56,13 @@ def prepare(
     The split of a row follows from its first question alone, or from its images. So no question is in two splits, and
     added rows never move old ones. With `params.newest`, dev and test are the newest rows, and newer rows replace them.
 
+    `data` is a file or folder, or several of different names; then the name of a folder is a part of `source`.
     `tasks` is the folder of test items to compare with, or None. `measure` takes the folder with the splits and returns
     their lengths in tokens for the report. Memory holds digests and a few numbers per row, not the rows. If
     `shadowft data add` recorded the data, its digest is checked first (tracked.py).
 
-    Raises DataError if the digest differs, no row is usable, too many rows are bad, or no row is left to train on.
+    Raises DataError if the digest differs, two of `data` have one name, no row is usable, too many rows are bad, or no
+    row is left to train on.
     Raises ParamsError if the shares leave nothing to train on.
     """
     if params.valid + params.dev + params.test >= 1:
@@ -63,8 +70,13 @@ def prepare(
             f"prepare: valid {params.valid:g} + dev {params.dev:g} + test {params.test:g} leaves nothing to train on; "
             "lower them below 1 in sum"
         )
-    for place, version in require_intact(data).items():
-        print(f"prepare: {os.path.relpath(place)} is intact: {version.title()}", file=sys.stderr)
+    places = [data] if isinstance(data, Path) else list(data)
+    name = ", ".join(map(str, places))
+    if twice := [place for place, count in Counter(place.name for place in places).items() if count > 1]:
+        raise DataError(f"{name}: two are called {twice[0]}, so rows could not be told apart; put them into one folder")
+    for place in places:
+        for recorded, version in require_intact(place).items():
+            print(f"prepare: {os.path.relpath(recorded)} is intact: {version.title()}", file=sys.stderr)
     require_pinned(params)
     items = Items(tasks)
     with new_folder(out) as folder, (folder / "dropped.jsonl").open("wb") as dropped, _few_collections():
@@ -73,23 +85,24 @@ def prepare(
         scratch.mkdir()
         reading = _Reading(scratch, items, params, Gallery(folder / "images"))
         with reading.table:
-            _read(data, params, accounts, reading)
-            accounts.require_usable(data, params.max_bad)
+            for place in places:
+                _read(place, place if len(places) == 1 else place.parent, params, accounts, reading)
+            accounts.require_usable(name, params.max_bad)
             replay_start = accounts.read - accounts.bad
             if params.replay:
                 undated = params.model_copy(update={"newest": None})
-                _read(Path(params.replay.data), undated, added, reading)
-                added.require_usable(Path(params.replay.data), params.max_bad)
+                _read(Path(params.replay.data), Path(params.replay.data), undated, added, reading)
+                added.require_usable(params.replay.data, params.max_bad)
             reading.table.close()
         ages = reading.ages(params, replay_start)
         choice = choose(reading.table, reading.leaks, reading.signatures, params, ages, replay_start)
         if not choice.sizes["train"]:
             raise DataError(
-                f"{data}: no row is left to train on: of {replay_start} usable rows "
+                f"{name}: no row is left to train on: of {replay_start} usable rows "
                 f"{choice.summary() or 'all are held out'}; add rows or lower valid, dev and test of prepare"
             )
         if choice.distinct == 1 and replay_start > 1:
-            raise DataError(f"{data}: all {replay_start} usable rows are the same conversation; check the file")
+            raise DataError(f"{name}: all {replay_start} usable rows are the same conversation; check the file")
         if params.replay:
             choose_replay(reading.table, choice, reading.leaks, reading.signatures, params.near, params.replay)
         digest = write_splits(reading.table, choice, (accounts, added), folder)
@@ -193,18 +206,19 @@ class _Reading:
         return {"count": len(found), "rows": rows}
 
 
-def _read(data: Path, params: Prepare, accounts: Accounts, reading: _Reading) -> None:
+def _read(data: Path, root: Path, params: Prepare, accounts: Accounts, reading: _Reading) -> None:
+    """Read a file or folder. Files are named relative to `root`."""
     paths, unread = data_files(data)
-    _read_all(data, paths, params, accounts, reading)
+    _read_all(root, paths, params, accounts, reading)
     shown = reading.images.files  # images of rows are read, though they are no data files
     others = [path for path in unread if not shown or Path(os.path.realpath(path)) not in shown]
-    accounts.unread = [printable(path.relative_to(data).as_posix(), 1000) for path in others]
+    accounts.unread += [printable(path.relative_to(root).as_posix(), 1000) for path in others]
 
 
-def _read_all(data: Path, paths: list[Path], params: Prepare, accounts: Accounts, reading: _Reading) -> None:
+def _read_all(root: Path, paths: list[Path], params: Prepare, accounts: Accounts, reading: _Reading) -> None:
     dated = params.newest.by if params.newest else None
     for path in paths:
-        name = file_name(path, data)
+        name = file_name(path, root)
         before = accounts.read, accounts.bad
         accounts.open(name)
         for raw in read_rows(path):

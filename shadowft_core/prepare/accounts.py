@@ -2,7 +2,6 @@
 
 from array import array
 from collections import Counter
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -73,7 +72,7 @@ class Accounts:
         if len(self._shown) < SHOWN:
             self._shown.append(row)
 
-    def require_usable(self, data: Path, max_bad: float) -> None:
+    def require_usable(self, data: str, max_bad: float) -> None:
         """Raises DataError if there are no rows, none is usable, or more than the share `max_bad` is not usable."""
         if self.read == 0:
             raise DataError(f"{data}: expected rows, found none; put at least one conversation there")

@@ -1,12 +1,12 @@
 """params.yaml as frozen models."""
 
 from shadowft_core.params.reading import default_params, load_params, located, refuse_password
+from shadowft_core.params.section import Section
 from shadowft_core.params.sections import (
     Evaluate,
     Extract,
     Fetch,
     Graft,
-    Lora,
     Newest,
     Params,
     Prepare,
@@ -14,20 +14,23 @@ from shadowft_core.params.sections import (
     Render,
     Replay,
     Route,
-    Section,
     Store,
     Sweep,
-    Train,
     Verdict,
 )
+from shadowft_core.params.training import Checkpoint, Dpo, Launch, Lora, Osf, Train, Validation
 
 __all__ = [
+    "Checkpoint",
+    "Dpo",
     "Evaluate",
     "Extract",
     "Fetch",
     "Graft",
+    "Launch",
     "Lora",
     "Newest",
+    "Osf",
     "Params",
     "Prepare",
     "Registry",
@@ -38,6 +41,7 @@ __all__ = [
     "Store",
     "Sweep",
     "Train",
+    "Validation",
     "Verdict",
     "default_params",
     "load_params",

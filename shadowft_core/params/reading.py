@@ -11,17 +11,9 @@ from pydantic import ValidationError
 
 from shadowft_core.errors import ParamsError, without_passwords
 from shadowft_core.files.yamlfile import read_yaml
-from shadowft_core.params.sections import (
-    ROUTES,
-    Extract,
-    Graft,
-    Params,
-    Render,
-    Section,
-    Store,
-    Train,
-    Verdict,
-)
+from shadowft_core.params.section import Section
+from shadowft_core.params.sections import ROUTES, Extract, Graft, Params, Render, Store, Verdict
+from shadowft_core.params.training import Checkpoint, Train
 
 
 def located(store: Store) -> Store:
@@ -75,7 +67,14 @@ def default_params(**sections: Section) -> Params:
     Reading a section that is not given and has no defaults raises ParamsError.
     """
     defaults: dict[str, Any] = {
-        **{"render": Render(), "train": Train(), "extract": Extract(), "graft": Graft(), "verdict": Verdict()},
+        **{
+            "render": Render(),
+            "train": Train(),
+            "checkpoint": Checkpoint(),
+            "extract": Extract(),
+            "graft": Graft(),
+            "verdict": Verdict(),
+        },
         "store": located(Store()),
     }
     return _Unwritten.model_construct(None, routes=ROUTES, **defaults | sections)

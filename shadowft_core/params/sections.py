@@ -1,24 +1,12 @@
 """The sections of params.yaml, one per stage. Unknown fields are refused; each field describes its unit."""
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from shadowft_core.errors import ParamsError
-
-Scale = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Section(BaseModel):
-    """What all sections have in common: immutable, no unknown fields, no NaN or infinity."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        defer_build=True,  # built on first use: halves the import time
-    )
+from shadowft_core.params.section import Scale, Section, Share
+from shadowft_core.params.training import Checkpoint, Train
 
 
 class Route(Section):
@@ -115,32 +103,6 @@ class Render(Section):
     )
 
 
-class Lora(Section):
-    """Adapter shape; delta = alpha / rank * B A (rsLoRA: alpha / sqrt(rank))."""
-
-    rank: int = Field(128, ge=1)
-    alpha: float = Field(256, gt=0)
-    rslora: bool = False
-
-
-class Train(Section):
-    """The training run; both routes get the same settings and seed."""
-
-    method: Literal["lora", "full"] = "lora"
-    lora: Lora = Lora()
-    epochs: float = Field(1, gt=0, description="passes over the training rows")
-    max_steps: int | None = Field(None, ge=1, description="optimizer steps; overrides epochs when set")
-    batch_size: int = Field(16, ge=1, description="rows per micro-batch and device")
-    accumulation: int = Field(1, ge=1, description="micro-batches per optimizer step")
-    learning_rate: float = Field(2e-4, gt=0)
-    warmup: Share = Field(0.03, description="share of the steps in which the learning rate rises")
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    max_length: int = Field(1024, ge=8, description="tokens per row; longer rows are counted and left out")
-    max_left_out: Share = Field(0.5, description="share of the rows that may be too long or refused by the template")
-    seed: int = Field(0, ge=0)
-    threads: int = Field(1, ge=1, description="CPU threads; the bits of the result depend on it")
-
-
 class Extract(Section):
     """How the delta is extracted."""
 
@@ -233,6 +195,7 @@ class Params(Section):
     prepare: Prepare
     render: Render = Render()
     train: Train
+    checkpoint: Checkpoint = Checkpoint()
     extract: Extract = Extract()
     sweep: Sweep
     graft: Graft

@@ -76,10 +76,10 @@ def train(
         with_adapter,
     )
     from shadowft_core.train.probe import stop_probe
+    from shadowft_core.train.progress import Progress
     from shadowft_core.train.samples import decoded_samples
     from shadowft_core.train.tokens import borrow_rows, described, trained_rows, untrained_in_rows
     from shadowft_core.train.trainer import (
-        Progress,
         fit,
         make_deterministic,
         make_trainer,

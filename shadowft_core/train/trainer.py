@@ -2,8 +2,6 @@
 
 import math
 import os
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,15 +14,16 @@ import numpy as np
 import pyarrow as pa
 import torch
 import transformers
-from transformers import TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from shadowft_core.errors import TrainError
 from shadowft_core.params import Train
 from shadowft_core.rendering import Processor
+from shadowft_core.train.arguments import sft_config
 from shadowft_core.train.encode import Encoded
 from shadowft_core.train.images import ImageCollator
+from shadowft_core.train.progress import Progress
 
 
 def make_deterministic(params: Train) -> None:
@@ -43,44 +42,7 @@ def make_trainer(
 
     With `processor`, that of a model that takes images, `ImageCollator` makes the batches.
     """
-    cuda = torch.cuda.is_available()
-    config = SFTConfig(
-        output_dir=str(scratch),
-        num_train_epochs=params.epochs,
-        max_steps=params.max_steps or -1,
-        per_device_train_batch_size=params.batch_size,
-        per_device_eval_batch_size=params.batch_size,
-        gradient_accumulation_steps=params.accumulation,
-        learning_rate=params.learning_rate,
-        lr_scheduler_type="constant_with_warmup" if params.schedule == "constant" else params.schedule,
-        warmup_steps=params.warmup,
-        optim="adamw_torch",
-        adam_beta1=0.9,
-        adam_beta2=0.999,
-        adam_epsilon=1e-8,
-        weight_decay=0.0,
-        max_grad_norm=1.0,
-        seed=params.seed,
-        data_seed=params.seed,
-        use_cpu=not cuda,
-        bf16=cuda,
-        fp16=False,
-        tf32=False if cuda else None,
-        gradient_checkpointing=False,
-        max_length=None,  # longer rows were left out, nothing is truncated
-        packing=False,
-        loss_type="nll",
-        dataset_kwargs={"skip_prepare_dataset": True},
-        remove_unused_columns=False,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=False,
-        logging_steps=1,
-        logging_nan_inf_filter=False,  # the filter would replace a loss that is not finite by a mean
-        save_strategy="no",
-        eval_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
+    config = sft_config(params, scratch)
     pad = padding_id(tokenizer)
     trainer = SFTTrainer(
         model=network,
@@ -98,54 +60,6 @@ def padding_id(tokenizer: Any) -> int:
     """The id that pads batches. Padding is masked and not learned, so any id works."""
     given = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return int(next(number for number in given if number is not None))
-
-
-class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
-    """Collects a line per step, prints about one per second, and raises TrainError if a loss is not finite."""
-
-    def __init__(self) -> None:
-        self.lines: list[dict[str, float]] = []
-        self._began = self._shown = time.monotonic()
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self._began = time.monotonic()
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
-        if "loss" not in logs:
-            return
-        step, loss, norm = state.global_step, float(logs["loss"]), float(logs["grad_norm"])
-        for name, value in (("loss", loss), ("gradient norm", norm)):
-            if not math.isfinite(value):
-                raise TrainError(f"step {step}: {name} is {value}; lower train.learning_rate ({args.learning_rate:g})")
-        self.lines.append(
-            {
-                "step": step,
-                "epoch": logs["epoch"],
-                "loss": loss,
-                "grad_norm": norm,
-                "learning_rate": logs["learning_rate"],
-                "tokens": int(logs["num_tokens"]),
-            }
-        )
-        now = time.monotonic()
-        if now - self._shown >= 1 or step in {1, state.max_steps}:
-            self._shown = now
-            left = (now - self._began) / step * (state.max_steps - step)
-            print(f"step {step}/{state.max_steps} loss {loss:.3f} eta {left:.0f}s", file=sys.stderr, flush=True)
-
-    def require_learning(self, vocabulary: int, rate: float) -> None:
-        """Raises TrainError if the training destroyed the model.
-
-        That is so if the mean loss of the last tenth of the steps is at least that of a uniform guess, ln(vocabulary)
-        nats, less 1 %, and the first loss was lower by a tenth of it. A model with random weights starts near a guess.
-        """
-        losses, chance = [line["loss"] for line in self.lines], math.log(vocabulary)
-        last = float(np.mean(losses[-max(1, len(losses) // 10) :]))
-        if last >= 0.99 * chance and last > losses[0] + 0.1 * chance:
-            raise TrainError(
-                f"the loss rose from {losses[0]:.3f} to {last:.3f}, as high as that of a uniform guess among "
-                f"{vocabulary} tokens ({chance:.3f}): the model is destroyed; lower train.learning_rate ({rate:g})"
-            )
 
 
 def fit(trainer: SFTTrainer, network: Any, valid: Encoded, progress: Progress) -> float | None:

@@ -1,0 +1,109 @@
+"""The sections of params.yaml about training: `train`, which the result depends on, and `checkpoint`."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from shadowft_core.params.section import Section, Share
+
+
+class Lora(Section):
+    """Adapter of the methods lora and qlora; delta = alpha / rank * B A (rsLoRA: alpha / sqrt(rank))."""
+
+    rank: int = Field(128, ge=1)
+    alpha: float = Field(256, gt=0)
+    rslora: bool = Field(False, description="rank-stabilised scale, arXiv 2312.03732")
+    dora: bool = Field(False, description="magnitude and direction apart, arXiv 2402.09353; merged after training")
+    dropout: Share = Field(0.0, description="share of the inputs of A set to zero in training")
+    targets: Literal["all-linear"] | tuple[str, ...] = Field(
+        "all-linear", description="the layers to adapt: all linear layers but the head, or names such as q_proj"
+    )
+    modules_to_save: tuple[str, ...] = Field(
+        (), description="modules to train whole beside the adapter, such as lm_head; merged after training"
+    )
+
+
+class Osf(Section):
+    """Orthogonal subspace fine-tuning (arXiv 2504.07097), a rival method against forgetting; merged after training."""
+
+    preserved: float = Field(
+        0.5, gt=0, lt=1, description="share of the singular directions of each linear layer that stay frozen"
+    )
+
+
+class Dpo(Section):
+    """Direct preference optimisation, arXiv 2305.18290."""
+
+    beta: float = Field(0.1, gt=0, description="weight of staying near the starting model")
+
+
+class Launch(Section):
+    """Processes of torchrun. The rows of an optimizer step stay the same whatever their number."""
+
+    processes: int = Field(1, ge=1, description="processes on each node, one per device")
+    nodes: int = Field(1, ge=1, description="nodes; start the same command on each")
+    strategy: Literal["ddp", "fsdp"] = Field("ddp", description="a whole model in each process, or FSDP2 shards")
+
+
+class Validation(Section):
+    """The loss on validation rows during training."""
+
+    steps: int | None = Field(
+        None, ge=1, description="optimizer steps between two measurements; only at the end if null"
+    )
+    patience: int | None = Field(None, ge=1, description="stop after so many measurements without a lower loss")
+    keep: Literal["last", "best"] = Field("last", description="the weights to save: of the last step or lowest loss")
+
+    @model_validator(mode="after")
+    def _needs_steps(self) -> Self:
+        if self.steps is None and (self.patience is not None or self.keep == "best"):
+            raise ValueError("patience and keep: best compare losses during training; set steps as well")
+        return self
+
+
+class Train(Section):
+    """The training run; all routes get the same settings, data order and seed, but for their own `train`."""
+
+    objective: Literal["sft", "dpo"] = Field("sft", description="learn replies, or preferences (rows with rejected)")
+    method: Literal["lora", "qlora", "osf", "full"] = Field(
+        "lora", description="qlora holds the frozen linear layers in 4 bits (NF4) and needs bitsandbytes"
+    )
+    lora: Lora = Lora()
+    osf: Osf = Osf()
+    dpo: Dpo = Dpo()
+    start: Literal["scratch", "champion"] = Field(
+        "scratch", description="weights to start from: the model, or the model plus the champion's delta"
+    )
+    epochs: float = Field(1, gt=0, description="passes over the training rows")
+    max_steps: int | None = Field(None, ge=1, description="optimizer steps; overrides epochs when set")
+    batch_size: int = Field(16, ge=1, description="sequences per micro-batch and device; packs with packing")
+    accumulation: int = Field(1, ge=1, description="micro-batches per optimizer step, over all processes together")
+    optimizer: Literal["adamw", "adamw_8bit"] = Field("adamw", description="adamw_8bit needs CUDA and bitsandbytes")
+    learning_rate: float = Field(2e-4, gt=0)
+    warmup: Share = Field(0.03, description="share of the steps in which the learning rate rises")
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    max_length: int = Field(1024, ge=8, description="tokens per sequence; longer rows are counted and left out")
+    max_left_out: Share = Field(0.5, description="share of the rows that may be too long or refused by the template")
+    packing: bool = Field(False, description="put several sequences in one of max_length tokens; they do not mix")
+    gradient_checkpointing: bool = Field(False, description="compute activations twice to hold fewer of them")
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
+        "sdpa", description="implementation; flash_attention_2 needs CUDA and flash-attn"
+    )
+    liger: bool = Field(False, description="fused kernels and cross entropy of liger-kernel; needs CUDA")
+    compile: bool = Field(False, description="torch.compile")
+    deterministic: bool | None = Field(
+        None, description="same seed, same bits; when null, yes on a CPU and no on CUDA, where it costs speed"
+    )
+    launch: Launch = Launch()
+    validation: Validation = Validation()
+    seed: int = Field(0, ge=0)
+    threads: int = Field(1, ge=1, description="CPU threads per process; the bits of the result depend on it")
+
+
+class Checkpoint(Section):
+    """How often training saves its state, so that an interrupted run goes on. The result does not depend on it."""
+
+    steps: int | None = Field(None, ge=1, description="optimizer steps between two checkpoints")
+    minutes: float | None = Field(10, gt=0, description="minutes between two checkpoints")
+    keep: int = Field(2, ge=1, description="number of checkpoints to keep; they are removed when training ends")
+    folder: str = Field("var/checkpoints", min_length=1, description="outside the folders that DVC owns")

@@ -42,6 +42,7 @@ GIVEN = {
     "history": ["history {name}"],
     "reconcile": ["reconcile {name}"],
     "version": ["version"],
+    "preset": ["preset list", "preset show qwen3-8b-lora"],
     "materialize": ["materialize models:/{name}/1 --instruct {work}/pair/instruct --out rebuilt"],
 }  # fmt: skip
 LACKING = {  # command lines that lack something: part of the message
@@ -60,7 +61,7 @@ LACKING = {  # command lines that lack something: part of the message
 
 def verb_of(line: str) -> str:
     words = line.split()
-    return " ".join(words[:2]) if words[0] in ("store", "data") else words[0]
+    return " ".join(words[:2]) if words[0] in ("store", "data", "preset") else words[0]
 
 
 def run(line: str, materials: dict[str, str], name: str) -> Result:

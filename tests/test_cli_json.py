@@ -22,6 +22,7 @@ LINES = {  # a command line for each verb that has --json, in an order that work
     "graft --instruct {instruct} --delta delta --scale 0.5 --out grafted": "recipe",
     "receipt grafted": "receipt",
     "diff grafted grafted": "diff",
+    "preset list": "preset.list",
     "data show {data}": "data.show",
     "data diff {data} {data}": "data.diff",
     "regraft --recipe grafted/recipe.json --delta delta --instruct {other} --out regrafted": "recipe",
@@ -75,7 +76,7 @@ def test_every_answer_has_the_envelope_and_the_documented_fields(
         done = shadowft(*words, "--json")
         assert done.code == 0, (line, done.err)
         assert set(answer(done.out, kind)) <= fields[kind], line
-        tried.add(" ".join(words[: 2 if words[0] in ("store", "data") else 1]))
+        tried.add(" ".join(words[: 2 if words[0] in ("store", "data", "preset") else 1]))
     answering = {verb for verb, command in leaf_verbs().items() if any(o.name == "as_json" for o in command.params)}
     assert tried == answering
     assert {*LINES.values(), "error"} == set(fields)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from shadowft_core.params import Params, Section
 
 # Groups of verbs in `shadowft --help`, and of options in the help of a verb.
-STAGES, DATA, STORE, REGISTRY, INSPECT = "Stages", "Data", "Store", "Registry", "Inspect"
+STAGES, PLANNING, DATA, STORE, REGISTRY, INSPECT = "Stages", "Planning", "Data", "Store", "Registry", "Inspect"
 OUTPUT, WAIVERS, CONFIGURATION = "Output", "Waivers", "Configuration"
 
 PARAMS: Path | None = None

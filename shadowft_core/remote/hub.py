@@ -32,6 +32,14 @@ def snapshot(reference: str, patterns: list[str], kind: str = "model") -> Path:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, repo_type=kind))
 
 
+def current_commit(repo: str) -> str:
+    """The 40 hex digits of the newest commit of a model's repository. Raises InputError if the hub fails."""
+    from huggingface_hub import HfApi
+
+    with online(), hub_errors(f"hf:{repo}"):
+        return str(HfApi().model_info(repo).sha)
+
+
 @contextmanager
 def online() -> Iterator[None]:
     """Turn off the offline mode of the hub's library in the block."""

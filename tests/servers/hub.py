@@ -40,7 +40,11 @@ class Handler(BaseHTTPRequestHandler):
         for name, folder in self.server.folders.items():
             if path in (f"/api/models/owner/{name}/tree/{REVISION}", f"/api/datasets/owner/{name}/tree/{REVISION}"):
                 return self.answer(json.dumps(self.tree(folder)).encode(), "application/json")
-            if path in (f"/api/datasets/owner/{name}", f"/api/datasets/owner/{name}/revision/main"):
+            if path in (
+                f"/api/models/owner/{name}",
+                f"/api/datasets/owner/{name}",
+                f"/api/datasets/owner/{name}/revision/main",
+            ):
                 about = {"id": f"owner/{name}", "sha": REVISION, "siblings": []}
                 return self.answer(json.dumps(about).encode(), "application/json")
             for prefix in (f"/owner/{name}/resolve/{REVISION}/", f"/datasets/owner/{name}/resolve/{REVISION}/"):

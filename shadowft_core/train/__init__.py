@@ -109,12 +109,12 @@ def train(
         accept(model, planned_weights(network, params, Path(scratch)))
     with new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
         progress = Progress()
-        trainer = make_trainer(network, tokenizer, rows, params, Path(scratch), processor)
+        trainer = make_trainer(network, tokenizer, rows, params, Path(scratch), processor, valid)
         probe = stop_probe(valid, getattr(network.config.get_text_config(), "max_position_embeddings", None))
         probed = network, renderer.stops, padding_id(tokenizer), trainer.args.bf16
         with memory_checked(params, model):
             before = probe.stopped(*probed) if probe else 0
-            valid_loss = fit(trainer, network, valid, progress)
+            valid_loss = fit(trainer, network, progress)
             stops = probe.record(before, probe.stopped(*probed)) if probe else None
         for weights in borrowed if params.method == "full" else ():
             weights.give_back()

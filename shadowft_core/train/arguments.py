@@ -1,17 +1,45 @@
 """The settings of `train` as arguments of TRL, every one explicit, so that no default of a library decides."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from trl import SFTConfig
+from trl import DPOConfig, SFTConfig
 
 from shadowft_core.params import Train
 
 
 def sft_config(params: Train, scratch: Path) -> SFTConfig:
     """TRL's arguments for supervised fine-tuning. `scratch` is a folder for TRL's files."""
-    cuda = torch.cuda.is_available()
     return SFTConfig(
+        **_shared(params, scratch), packing=False, loss_type="nll", dataset_kwargs={"skip_prepare_dataset": True}
+    )
+
+
+def dpo_config(params: Train, scratch: Path, *, precompute: bool) -> DPOConfig:
+    """TRL's arguments for preferences. With `precompute`, the reference is computed once, before the first step."""
+    return DPOConfig(
+        **_shared(params, scratch),
+        beta=params.dpo.beta,
+        loss_type=["sigmoid"],
+        loss_weights=None,
+        label_smoothing=0.0,
+        f_divergence_type="reverse_kl",
+        ld_alpha=None,
+        use_weighting=False,
+        sync_ref_model=False,
+        router_aux_loss_coef=0.0,  # the paper's loss has no such term
+        disable_dropout=False,  # it would disable train.lora.dropout too
+        padding_free=False,
+        pad_to_multiple_of=None,
+        precompute_ref_log_probs=precompute,
+    )
+
+
+def _shared(params: Train, scratch: Path) -> dict[str, Any]:
+    """The arguments that do not depend on the objective."""
+    cuda = torch.cuda.is_available()
+    return dict(  # noqa: C408 the names are those of arguments
         output_dir=str(scratch),
         num_train_epochs=params.epochs,
         max_steps=params.max_steps or -1,
@@ -35,9 +63,6 @@ def sft_config(params: Train, scratch: Path) -> SFTConfig:
         tf32=False if cuda else None,
         gradient_checkpointing=False,
         max_length=None,  # longer rows were left out, nothing is truncated
-        packing=False,
-        loss_type="nll",
-        dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
         dataloader_num_workers=0,
         dataloader_pin_memory=False,

@@ -19,30 +19,39 @@ class Encoded:
     """Sequences for the trainer, int32. `input_ids[i]` and `labels[i]` have equal length; labels are ids or IGNORED.
 
     For a model that takes images, the processor makes its other inputs from `texts[i]` and the images `files[i]`.
+    Of preferences, the sequences end with the chosen replies; `rejected[i]` are the ids of the rejected reply to the
+    same prompt (`prompt`).
     """
 
     input_ids: list["np.ndarray"] = field(default_factory=list)
     labels: list["np.ndarray"] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     files: list[list[str]] = field(default_factory=list)
+    rejected: list["np.ndarray"] = field(default_factory=list)
     read: int = 0
     used: int = 0
     too_long: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     sources: dict[str, list[str]] = field(default_factory=dict)
 
+    def prompt(self, at: int) -> int:
+        """The number of ids before the first learned one of a sequence."""
+        return int((self.labels[at] != IGNORED).argmax())
+
     def counts(self) -> dict[str, Any]:
         """The counts for train.json: rows used and left out, sequences, images, tokens, and tokens in the loss."""
+        prompts = sum(self.prompt(at) for at in range(len(self.rejected)))
+        replies = sum(map(len, self.rejected))
         return {
             "rows": self.used,
-            "sequences": len(self.input_ids),
+            "sequences": len(self.input_ids) + len(self.rejected),
             "images": sum(map(len, self.files)),
             "too_long": self.too_long,
             "refused": {
                 reason: {"rows": count, "sources": self.sources[reason]} for reason, count in self.refused.most_common()
             },
-            "tokens": sum(map(len, self.input_ids)),
-            "learned_tokens": int(sum((row != IGNORED).sum() for row in self.labels)),
+            "tokens": sum(map(len, self.input_ids)) + prompts + replies,
+            "learned_tokens": int(sum((row != IGNORED).sum() for row in self.labels)) + replies,
         }
 
 
@@ -89,3 +98,12 @@ def require_enough(encoded: Encoded, path: Path, max_length: int, share: float) 
         f"{path}: {out} of {encoded.read} rows are left out ({'; '.join(reasons) or 'the file is empty'}), but "
         f"train.max_left_out allows {share:.0%}; shorten or mend the rows, or raise train.max_length or max_left_out"
     )
+
+
+def ids_column(sequences: list["np.ndarray"]) -> Any:
+    """Sequences of ids as an Arrow array of lists of int32."""
+    import numpy as np
+    import pyarrow as pa
+
+    ends = np.cumsum([0, *map(len, sequences)], dtype=np.int64)
+    return pa.LargeListArray.from_arrays(ends, np.concatenate(sequences) if sequences else np.empty(0, np.int32))

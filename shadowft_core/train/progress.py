@@ -10,6 +10,13 @@ from transformers import TrainerCallback
 
 from shadowft_core.errors import TrainError
 
+REWARDS = {  # of preferences: names in TRL's logs and in metrics.jsonl
+    "rewards/chosen": "reward_chosen",
+    "rewards/rejected": "reward_rejected",
+    "rewards/accuracies": "accuracy",
+    "rewards/margins": "margin",
+}
+
 
 class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
     """Collects a line per step, prints about one per second, and raises TrainError if a loss is not finite."""
@@ -36,6 +43,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is not ty
                 "grad_norm": norm,
                 "learning_rate": logs["learning_rate"],
                 "tokens": int(logs["num_tokens"]),
+                **{name: logs[key] for key, name in REWARDS.items() if key in logs},
             }
         )
         now = time.monotonic()
@@ -44,16 +52,16 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is not ty
             left = (now - self._began) / step * (state.max_steps - step)
             print(f"step {step}/{state.max_steps} loss {loss:.3f} eta {left:.0f}s", file=sys.stderr, flush=True)
 
-    def require_learning(self, vocabulary: int, rate: float) -> None:
-        """Raises TrainError if the training destroyed the model.
+    def require_learning(self, choices: int, rate: float, of: str = "tokens") -> None:
+        """Raises TrainError if the training destroyed the model. `choices` is the number of tokens, or of replies (2).
 
-        That is so if the mean loss of the last tenth of the steps is at least that of a uniform guess, ln(vocabulary)
+        That is so if the mean loss of the last tenth of the steps is at least that of a uniform guess, ln(choices)
         nats, less 1 %, and the first loss was lower by a tenth of it. A model with random weights starts near a guess.
         """
-        losses, chance = [line["loss"] for line in self.lines], math.log(vocabulary)
+        losses, chance = [line["loss"] for line in self.lines], math.log(choices)
         last = float(np.mean(losses[-max(1, len(losses) // 10) :]))
         if last >= 0.99 * chance and last > losses[0] + 0.1 * chance:
             raise TrainError(
                 f"the loss rose from {losses[0]:.3f} to {last:.3f}, as high as that of a uniform guess among "
-                f"{vocabulary} tokens ({chance:.3f}): the model is destroyed; lower train.learning_rate ({rate:g})"
+                f"{choices} {of} ({chance:.3f}): the model is destroyed; lower train.learning_rate ({rate:g})"
             )

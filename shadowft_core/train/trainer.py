@@ -10,7 +10,6 @@ from typing import Any
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it once; deterministic products need it
 
 import datasets
-import numpy as np
 import pyarrow as pa
 import torch
 import transformers
@@ -21,8 +20,9 @@ from shadowft_core.errors import TrainError
 from shadowft_core.params import Train
 from shadowft_core.rendering import Processor
 from shadowft_core.train.arguments import sft_config
-from shadowft_core.train.encode import Encoded
+from shadowft_core.train.encode import Encoded, ids_column
 from shadowft_core.train.images import ImageCollator
+from shadowft_core.train.preference import PreferenceTrainer, preference_trainer
 from shadowft_core.train.progress import Progress
 
 
@@ -36,22 +36,35 @@ def make_deterministic(params: Train) -> None:
 
 
 def make_trainer(
-    network: Any, tokenizer: Any, rows: Encoded, params: Train, scratch: Path, processor: Processor | None = None
-) -> SFTTrainer:
-    """TRL's trainer for encoded rows, with every setting explicit. `scratch` is a folder for TRL's files.
+    network: Any,
+    tokenizer: Any,
+    rows: Encoded,
+    params: Train,
+    scratch: Path,
+    processor: Processor | None = None,
+    valid: Encoded | None = None,
+) -> transformers.Trainer:
+    """TRL's trainer of `params.objective` for encoded rows, with every setting explicit.
 
-    With `processor`, that of a model that takes images, `ImageCollator` makes the batches.
+    `scratch` is a folder for TRL's files. `trainer.evaluate()` measures the loss on `valid`. With `processor`, that of
+    a model that takes images, `ImageCollator` makes the batches. With the objective dpo, making the trainer may take a
+    pass over the rows (`preference_trainer`).
     """
-    config = sft_config(params, scratch)
     pad = padding_id(tokenizer)
-    trainer = SFTTrainer(
-        model=network,
-        args=config,
-        # Without a collator, TRL would change the model's config.
-        data_collator=ImageCollator(processor, pad) if processor else DataCollatorForLanguageModeling(pad_token_id=pad),
-        train_dataset=_dataset(rows),
-        processing_class=tokenizer,
-    )
+    if params.objective == "dpo":
+        trainer: transformers.Trainer = preference_trainer(network, tokenizer, rows, valid, params, scratch, pad)
+    else:
+        trainer = SFTTrainer(
+            model=network,
+            args=sft_config(params, scratch),
+            # Without a collator, TRL would change the model's config.
+            data_collator=ImageCollator(processor, pad)
+            if processor
+            else DataCollatorForLanguageModeling(pad_token_id=pad),
+            train_dataset=_dataset(rows),
+            eval_dataset=_dataset(valid) if valid and valid.input_ids else None,
+            processing_class=tokenizer,
+        )
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
 
@@ -62,7 +75,7 @@ def padding_id(tokenizer: Any) -> int:
     return int(next(number for number in given if number is not None))
 
 
-def fit(trainer: SFTTrainer, network: Any, valid: Encoded, progress: Progress) -> float | None:
+def fit(trainer: transformers.Trainer, network: Any, progress: Progress) -> float | None:
     """Train, and return the mean loss on the validation rows; None without such rows.
 
     Raises TrainError if a loss, a gradient or a trained weight is not finite, or if the loss rises to that of a guess.
@@ -70,9 +83,12 @@ def fit(trainer: SFTTrainer, network: Any, valid: Encoded, progress: Progress) -
     trainer.add_callback(progress)
     trainer.train()
     _check_finite(network)
-    vocabulary = int(network.get_input_embeddings().weight.shape[0])
-    progress.require_learning(vocabulary, trainer.args.learning_rate)
-    return _valid_loss(trainer, valid)
+    if isinstance(trainer, PreferenceTrainer):
+        progress.require_learning(2, trainer.args.learning_rate, "replies")
+    else:
+        vocabulary = int(network.get_input_embeddings().weight.shape[0])
+        progress.require_learning(vocabulary, trainer.args.learning_rate)
+    return _valid_loss(trainer)
 
 
 def require_one_device() -> None:
@@ -104,21 +120,17 @@ def _check_finite(network: Any) -> None:
             raise TrainError(f"{name}: not finite after the last step; lower train.learning_rate")
 
 
-def _valid_loss(trainer: SFTTrainer, valid: Encoded) -> float | None:
-    if not valid.input_ids:
+def _valid_loss(trainer: transformers.Trainer) -> float | None:
+    if trainer.eval_dataset is None:
         return None
-    loss = float(trainer.evaluate(_dataset(valid))["eval_loss"])
+    loss = float(trainer.evaluate()["eval_loss"])
     if not math.isfinite(loss):
         raise TrainError(f"validation loss is {loss} after training; lower train.learning_rate")
     return loss
 
 
 def _dataset(rows: Encoded) -> datasets.Dataset:
-    def column(values: list[np.ndarray]) -> pa.Array:
-        ends = np.cumsum([0, *map(len, values)], dtype=np.int64)
-        return pa.LargeListArray.from_arrays(ends, np.concatenate(values) if values else np.empty(0, np.int32))
-
-    columns = {"input_ids": column(rows.input_ids), "labels": column(rows.labels)}
+    columns = {"input_ids": ids_column(rows.input_ids), "labels": ids_column(rows.labels)}
     if rows.texts:
         columns |= {"text": pa.array(rows.texts), "files": pa.array(rows.files, pa.list_(pa.string()))}
     return datasets.Dataset(pa.table(columns))

@@ -1,0 +1,110 @@
+"""TRL's trainer for preferences (DPO, arXiv 2305.18290) on encoded pairs.
+
+The reference is the model before training. With plain LoRA it is the model without its adapter, at each step. Otherwise
+its log-probabilities are computed once, before the first step, so that no second model is held.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from trl import DPOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+from shadowft_core.errors import TrainError
+from shadowft_core.params import Train
+from shadowft_core.train.arguments import dpo_config
+from shadowft_core.train.encode import Encoded, ids_column
+
+
+class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
+    """DPOTrainer for data sets of ids: columns prompt_ids, chosen_ids and rejected_ids."""
+
+    def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: datasets.Dataset, name: str, batch_size: int) -> datasets.Dataset:
+        """The data set with the log-probabilities (float32, in nats) of both replies under the starting model.
+
+        TRL's own method keeps them in a cache of the data sets library, which outlives the run.
+        """
+        if "ref_chosen_logps" in dataset.column_names:
+            return dataset
+        loader = torch.utils.data.DataLoader(dataset, batch_size=batch_size, collate_fn=self.data_collator)
+        training = self.model.training
+        self.model.eval()
+        found: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+        for batch in loader:
+            given = {key: value.to(self.accelerator.device) for key, value in batch.items()}
+            for logps, ofs in zip(self.compute_ref_log_probs(self.model, given), found, strict=True):
+                ofs.append(logps.float().cpu())
+        self.model.train(training)
+        columns = zip(("ref_chosen_logps", "ref_rejected_logps"), map(torch.cat, found), strict=True)
+        table = dataset.data.table
+        for column, values in columns:
+            table = table.append_column(column, pa.array(values.numpy()))
+        return datasets.Dataset(table)
+
+
+def preference_trainer(
+    network: Any, tokenizer: Any, rows: Encoded, valid: Encoded | None, params: Train, scratch: Path, pad: int
+) -> PreferenceTrainer:
+    """TRL's trainer for pairs of replies. `network` is the model to train, with its adapter if there is one.
+
+    Computes the reference for all rows, unless it is the model without its adapter (`_adapter_is_the_change`).
+    Raises TrainError if the head has an adapter, which TRL does not train.
+    """
+    if isinstance(network.get_output_embeddings(), BaseTunerLayer):
+        raise TrainError("train.lora.targets: an adapter of the head is not trained on preferences; leave the head out")
+    _disable_dropout(network)
+    precompute = not _adapter_is_the_change(network)
+    model = network.get_base_model() if precompute and hasattr(network, "get_base_model") else network
+    pads = [(held, held.pad_token_id) for held in (model.config.get_text_config(), model.generation_config)]
+    trainer = PreferenceTrainer(
+        model=model,
+        args=dpo_config(params, scratch, precompute=precompute),
+        data_collator=DataCollatorForPreference(pad_token_id=pad, max_length=None),
+        train_dataset=_pairs(rows),
+        eval_dataset=_pairs(valid) if valid and valid.input_ids else None,
+        processing_class=tokenizer,
+    )
+    for held, token in pads:  # TRL sets the tokenizer's, which would be saved
+        held.pad_token_id = token
+    if precompute:
+        trainer.model = trainer.model_wrapped = network
+    else:
+        network.delete_adapter("ref")  # TRL's copy of the adapter; without it, TRL disables the adapter instead
+    return trainer
+
+
+def _adapter_is_the_change(network: Any) -> bool:
+    """Whether the network without its adapter is the model before training.
+
+    Not so if the adapter changes the frozen weights (OSF), or if PEFT holds other trained weights in copies.
+    """
+    config = getattr(network, "peft_config", {}).get("default")
+    if config is None or str(config.peft_type.value) != "LORA":
+        return False
+    return not (config.modules_to_save or config.trainable_token_indices)
+
+
+def _disable_dropout(network: Any) -> None:
+    """Set the model's own dropout to zero, as the paper's reference has none; that of the adapter stays."""
+    for name, module in network.named_modules():
+        if isinstance(module, torch.nn.Dropout) and "lora_dropout" not in name:
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+
+
+def _pairs(rows: Encoded) -> datasets.Dataset:
+    firsts = [rows.prompt(at) for at in range(len(rows.input_ids))]
+    columns = {
+        "prompt_ids": [ids[:first] for ids, first in zip(rows.input_ids, firsts, strict=True)],
+        "chosen_ids": [ids[first:] for ids, first in zip(rows.input_ids, firsts, strict=True)],
+        "rejected_ids": rows.rejected,
+    }
+    return datasets.Dataset(pa.table({name: ids_column(values) for name, values in columns.items()}))

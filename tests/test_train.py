@@ -128,12 +128,13 @@ def test_every_setting_reaches_the_trainer(
 ) -> None:
     """`rates` are the learning rates of steps 0 to 3 of 4, relative to train.learning_rate."""
     from shadowft_core.rendering import load_tokenizer
-    from shadowft_core.train.models import load_model, with_adapter
+    from shadowft_core.train.methods import with_method
+    from shadowft_core.train.models import load_model
     from shadowft_core.train.trainer import make_trainer
 
     params = SETTINGS.model_copy(update=settings)
     tokenizer = load_tokenizer(place / "instruct")
-    network = with_adapter(load_model(place / "base", tokenizer), params)
+    network = with_method(load_model(place / "base", tokenizer), params)
     trainer = make_trainer(network, tokenizer, Encoded([[1, 2]] * 8, [[1, 2]] * 8), params, tmp_path)
     trainer.create_optimizer_and_scheduler(num_training_steps=4)
     rates = []

@@ -11,7 +11,7 @@ import yaml
 
 from shadowft_core.delta import extract
 from shadowft_core.errors import AdapterError, CheckpointError, DataError, TensorMissingError, TrainError
-from shadowft_core.params import Prepare
+from shadowft_core.params import Lora, Prepare
 from shadowft_core.prepare import prepare
 from shadowft_core.train import train
 from tests.fixtures.training import SETTINGS, run, word_tokenizer, write_model
@@ -154,29 +154,33 @@ def test_a_model_that_extract_could_not_read_is_refused_before_the_first_step(
     bare = {name.removeprefix("transformer."): array for name, array in load_file(file).items()}
     save_file(bare, file, {"format": "pt"})
 
-    def done(family: str, method: str) -> Any:
-        params = {"train": SETTINGS.model_copy(update={"method": method, "max_steps": 1}).model_dump(mode="json")}
+    def done(family: str, method: str, lora: Lora = SETTINGS.lora) -> Any:
+        settings = SETTINGS.model_copy(update={"method": method, "max_steps": 1, "lora": lora})
+        params = {"train": settings.model_dump(mode="json")}
         whole = yaml.safe_load((Path(__file__).parent.parent / "params.yaml").read_text()) | params
         (tmp_path / "params.yaml").write_text(yaml.safe_dump(whole))
         words = ["--instruct", str(place / "instruct"), "--data", str(place / "data"), "--out", str(tmp_path / "out")]
         words += ["--params", str(tmp_path / "params.yaml"), "--model", str(tmp_path / family)]
         return CliRunner().invoke(app, ["train", *words])
 
-    for family, method, error, message in (
+    saved = Lora(rank=8, alpha=16, modules_to_save=("embed_tokens",))  # not merged: the embedding may be tied
+    for family, method, lora, error, message in (
         (
             "hrm_text",
             "lora",
+            saved,
             AdapterError,
             r"hrm_text: after train\.method: lora, .*: \S+_proj\.weight is .* only transformers can convert; .* full$",
         ),
         (
             "gpt2",
             "full",
+            SETTINGS.lora,
             TensorMissingError,
             r"would save transformer\.\S+, which the folder lacks \(\d+ in all",
         ),
     ):
-        found = done(family, method).exception
+        found = done(family, method, lora).exception
         assert isinstance(found, error)
         assert re.search(message, str(found))
         assert not (tmp_path / "out").exists()
@@ -184,3 +188,8 @@ def test_a_model_that_extract_could_not_read_is_refused_before_the_first_step(
     assert done("gpt2", "lora").exit_code == 0
     assert extract(tmp_path / "gpt2", tmp_path / "out", tmp_path / "delta")["kind"] == "lora"
     assert done("hrm_text", "full").exit_code == 0
+    merged = done("hrm_text", "lora")
+    assert merged.exit_code == 0
+    assert "train: the adapter will be merged into the model: " in merged.stderr
+    assert (tmp_path / "out/model/model.safetensors").is_file()
+    assert extract(tmp_path / "hrm_text", tmp_path / "out", tmp_path / "merged")["kind"] == "dense"

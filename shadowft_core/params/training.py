@@ -13,13 +13,13 @@ class Lora(Section):
     rank: int = Field(128, ge=1)
     alpha: float = Field(256, gt=0)
     rslora: bool = Field(False, description="rank-stabilised scale, arXiv 2312.03732")
-    dora: bool = Field(False, description="magnitude and direction apart, arXiv 2402.09353; merged after training")
+    dora: bool = Field(False, description="magnitude and direction apart, arXiv 2402.09353")
     dropout: Share = Field(0.0, description="share of the inputs of A set to zero in training")
     targets: Literal["all-linear"] | tuple[str, ...] = Field(
         "all-linear", description="the layers to adapt: all linear layers but the head, or names such as q_proj"
     )
     modules_to_save: tuple[str, ...] = Field(
-        (), description="modules to train whole beside the adapter, such as lm_head; merged after training"
+        (), description="modules to train whole beside the adapter, such as lm_head"
     )
 
 

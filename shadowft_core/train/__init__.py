@@ -1,9 +1,9 @@
 """The training stage: TRL tunes one model under the Instruct's tokenizer and chat template.
 
-models.py loads, adapts and saves the model. encode.py turns rows into ids and labels. tokens.py finds tokens that the
-model never trained and sets their weights. trainer.py runs TRL. images.py makes batches with images. probe.py counts
-replies that end. samples.py writes the first sequences as text. These modules import torch and transformers, so `train`
-imports them when it is called.
+models.py loads and saves the model. methods.py chooses what is trained. encode.py turns rows into ids and labels.
+tokens.py finds tokens that the model never trained and sets their weights. trainer.py runs TRL. images.py makes batches
+with images. probe.py counts replies that end. samples.py writes the first sequences as text. These modules import torch
+and transformers, so `train` imports them when it is called.
 """
 
 import importlib.metadata
@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.errors import CheckpointError, DataError
+from shadowft_core.errors import CheckpointError, DataError, TrainError
 from shadowft_core.files import (
     canonical_json,
     new_folder,
@@ -48,10 +48,13 @@ def train(
     """Tune `model` on the conversations in `data` (made by `prepare`) and write the folder `out`.
 
     `out` gets train.json (inputs and results), metrics.jsonl (one line per optimizer step), samples.jsonl (the first
-    sequences as text, in learned and other pieces) and either adapter/ (LoRA on all linear layers, float32,
-    adapter_model.safetensors and adapter_config.json) or model/ (a whole float32 checkpoint). The files have no paths
+    sequences as text, in learned and other pieces) and either adapter/ (LoRA, float32, adapter_model.safetensors and
+    adapter_config.json) or model/ (a whole float32 checkpoint). The files have no paths
     and no times, so the same inputs, seed and thread count on the same CPU give the same bytes. The duration is printed
     to stderr.
+
+    `osf`, and an adapter that `extract` cannot take, are merged in float32 and give model/. A model with a vision tower
+    keeps it and its projector as they are.
 
     Both routes use the same arithmetic: float32 weights (bfloat16 autocast on CUDA only), the same order of rows, the
     same adapter initialisation, AdamW without weight decay, gradients clipped at norm 1.
@@ -69,12 +72,8 @@ def train(
     be trained, a loss or gradient that is not finite, a loss that rises to that of a guess, more than one process or
     device, out of memory), CheckpointError and DataError; then `out` is unchanged.
     """
-    from shadowft_core.train.models import (
-        load_model,
-        planned_weights,
-        save_model,
-        with_adapter,
-    )
+    from shadowft_core.train.methods import can_be_whole, require_method, with_method
+    from shadowft_core.train.models import hands_over_model, load_model, planned_model, save_model
     from shadowft_core.train.probe import stop_probe
     from shadowft_core.train.progress import Progress
     from shadowft_core.train.samples import decoded_samples
@@ -88,6 +87,7 @@ def train(
         require_one_device,
     )
 
+    require_method(params)
     require_one_device()
     began = time.monotonic()
     make_deterministic(params)
@@ -100,13 +100,18 @@ def train(
     untrained = untrained_in_rows(starting, teacher, renderer, rows)
     if untrained:
         print(f"train: {described(untrained, starting, render.template_tokens)}", file=sys.stderr)
-    network = load_model(model, tokenizer, processor is not None)
+    network = load_model(model, tokenizer, processor is not None, params)
     borrowed = borrow_rows(network, untrained, teacher) if render.template_tokens == "from_instruct" else []
-    if params.method == "lora":
-        token_rows = trained_rows(network, untrained) if render.template_tokens == "train" else None
-        network = with_adapter(network, params, token_rows)
-    with tempfile.TemporaryDirectory() as scratch:
-        accept(model, planned_weights(network, params, Path(scratch)))
+    if borrowed and params.lora.modules_to_save:
+        raise TrainError(
+            "train.lora.modules_to_save trains whole modules, which may hold the rows of untrained tokens; "
+            "set render.template_tokens to train"
+        )
+    rows_only = params.method != "full" and render.template_tokens == "train"
+    token_rows = trained_rows(network, untrained) if rows_only else None
+    shapes = planned_model(network) if can_be_whole(params, token_rows) else None
+    network = with_method(network, params, token_rows)
+    whole = hands_over_model(network, shapes, params, lambda planned: accept(model, planned))
     with new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
         progress = Progress()
         trainer = make_trainer(network, tokenizer, rows, params, Path(scratch), processor, valid)
@@ -116,11 +121,13 @@ def train(
             before = probe.stopped(*probed) if probe else 0
             valid_loss = fit(trainer, network, progress)
             stops = probe.record(before, probe.stopped(*probed)) if probe else None
-        for weights in borrowed if params.method == "full" else ():
+        for weights in borrowed if whole else ():
             weights.give_back()
-        save_model(network, params, folder)
+        save_model(network, whole, folder)
         lines = (canonical_json(line) + b"\n" for line in progress.lines)
         write_atomically(folder / "metrics.jsonl", b"".join(lines))
+        quantised = params.method == "qlora" or params.optimizer == "adamw_8bit"
+        versioned = (*VERSIONS, "bitsandbytes") if quantised else VERSIONS
         facts = {
             "format": 1,
             "method": params.method,
@@ -141,7 +148,7 @@ def train(
             "untrained_tokens": [token.as_json() for token in untrained],
             "device": trainer.args.device.type,
             "autocast": "bfloat16" if trainer.args.bf16 else None,
-            "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
+            "versions": {name: importlib.metadata.version(name) for name in versioned},
         }
         write_json_atomically(folder / "train.json", facts)
         samples = (canonical_json(sample) + b"\n" for sample in decoded_samples(rows, tokenizer))

@@ -49,7 +49,7 @@ def _shared(params: Train, scratch: Path) -> dict[str, Any]:
         learning_rate=params.learning_rate,
         lr_scheduler_type="constant_with_warmup" if params.schedule == "constant" else params.schedule,
         warmup_steps=params.warmup,
-        optim="adamw_torch",
+        optim="adamw_torch" if params.optimizer == "adamw" else "adamw_bnb_8bit",
         adam_beta1=0.9,
         adam_beta2=0.999,
         adam_epsilon=1e-8,

@@ -1,30 +1,35 @@
-"""Loads the model to train, adds an adapter to it, and saves it for `extract`."""
+"""Loads the model to train, and saves the result for `extract`."""
 
+import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.core_model_loading import revert_weight_conversion
 
 from shadowft_core import loading
-from shadowft_core.errors import CheckpointError, TrainError
+from shadowft_core.errors import AdapterError, CheckpointError, ShadowError, TrainError
 from shadowft_core.files import read_json_object, write_json_atomically
 from shadowft_core.params import Train
+from shadowft_core.train.methods import merged, quantisation
 
-OTHERWISE = "set render.template_tokens to from_instruct, or train.method to full"
+PLAIN = Train()
 
 
-def load_model(model: Path, tokenizer: Any, images: bool = False) -> Any:
+def load_model(model: Path, tokenizer: Any, images: bool = False, params: Train = PLAIN) -> Any:
     """The model in float32, complete, with a row of its embedding for every id of the tokenizer.
+
+    With train.method qlora, its linear layers are held in 4 bits.
 
     With `images`, loads the class that takes images; the other class has only the language model in some families.
     Raises CheckpointError if weights are missing or misshapen, TrainError if the vocabulary does not fit.
     """
     loader = AutoModelForImageTextToText if images else AutoModelForCausalLM
-    network, info = loading.load_model(loader, model, dtype=torch.float32)
+    options = {"quantization_config": found} if (found := quantisation(params)) else {}
+    network, info = loading.load_model(loader, model, dtype=torch.float32, **options)
     if lost := sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"]):
         raise CheckpointError(f"{model}: tensor {lost[0]} is missing or misshapen ({len(lost)} in all); fetch it again")
     highest, size = max(tokenizer.get_vocab().values()), network.get_input_embeddings().num_embeddings
@@ -33,57 +38,56 @@ def load_model(model: Path, tokenizer: Any, images: bool = False) -> Any:
             f"{model}: embeds ids below {size}, the Instruct's tokenizer gives ids up to {highest}; "
             "this Base and this Instruct do not belong together"
         )
+    for module in network.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # of bitsandbytes
+            module.support_avx512bf16_for_cpu = False  # else evaluation would repack the weights and round their scales
     network.config.use_cache = False
     return network
 
 
-def with_adapter(network: Any, params: Train, token_rows: dict[str, list[int]] | None = None) -> Any:
-    """The model with a new LoRA adapter on all linear layers. Only the adapter is trained.
-
-    `token_rows` (ids by module name) are rows of embedding and head to train as well. Raises TrainError if PEFT cannot
-    train them.
-    """
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=params.lora.rank,
-        lora_alpha=params.lora.alpha,
-        use_rslora=params.lora.rslora,
-        lora_dropout=0.0,
-        bias="none",
-        target_modules="all-linear",
-        trainable_token_indices=token_rows or None,
-    )
-    transformers.set_seed(params.seed)  # right before A is drawn, so both routes start from the same adapter
-    try:
-        adapted = get_peft_model(network, config)
-    except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
-        if not token_rows:
-            raise
-        raise TrainError(
-            f"PEFT cannot train rows of {', '.join(token_rows)} ({' '.join(str(error).split()):.200}); {OTHERWISE}"
-        ) from None
-    head = network.get_output_embeddings()
-    if token_rows and hasattr(head, "token_adapter"):
-        if head.original_module.bias is not None:
-            raise TrainError(f"rows of a head with a bias cannot be trained; {OTHERWISE}")
-        head.bias = None  # TRL reads it, PEFT's wrapper lacks it
-    return adapted
-
-
-def planned_weights(network: Any, params: Train, scratch: Path) -> Path | dict[str, tuple[int, ...]]:
-    """What `save_model` will write: an adapter folder under `scratch`, or the shapes of a checkpoint by tensor name."""
-    if params.method == "lora":
-        save_model(network, params, scratch)
-        return scratch / "adapter"
+def planned_model(network: Any) -> dict[str, tuple[int, ...]]:
+    """The shapes that a whole checkpoint of this model will have, by tensor name. Call it before PEFT wraps it."""
     unsaved = {*(network._keys_to_ignore_on_save or ()), *network.all_tied_weights_keys}
     shapes = {name: tensor.to("meta") for name, tensor in network.state_dict().items() if name not in unsaved}
     return {name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(network, shapes).items()}
 
 
-def save_model(network: Any, params: Train, folder: Path) -> None:
-    """Write adapter/ (lora) or model/ (full) into the folder, without paths, so that equal runs give equal bytes."""
-    if params.method == "full":
-        network.save_pretrained(folder / "model")
+def hands_over_model(
+    network: Any, shapes: dict[str, tuple[int, ...]] | None, params: Train, accept: Callable[[Any], None]
+) -> bool:
+    """Whether `save_model` shall write a whole model rather than an adapter.
+
+    That is so for full and osf, and for an adapter that `extract` cannot take though it can be merged. `accept` gets
+    the folder of the untrained adapter or `shapes` of `planned_model`, and raises what `extract` would. Without
+    `shapes` an adapter cannot be merged.
+    """
+    if params.method in ("full", "osf"):
+        accept(shapes)
+        return True
+    with tempfile.TemporaryDirectory() as scratch:
+        save_model(network, False, Path(scratch))
+        try:
+            accept(Path(scratch) / "adapter")
+            return False
+        except AdapterError as error:
+            if shapes is None:
+                raise
+            try:
+                accept(shapes)
+            except ShadowError:
+                raise error from None
+            print(f"train: the adapter will be merged into the model: {error}", file=sys.stderr)
+            return True
+
+
+def save_model(network: Any, whole: bool, folder: Path) -> None:
+    """Write model/ or adapter/ into the folder, without paths, so that equal runs give equal bytes.
+
+    model/ is float32. An adapter is added to the weights in float32; every other weight keeps its bits.
+    """
+    if whole:
+        model = merged(network) if hasattr(network, "merge_and_unload") else network
+        model.save_pretrained(folder / "model")
         return
     adapter = folder / "adapter"
     network.save_pretrained(adapter, save_embedding_layers=False)

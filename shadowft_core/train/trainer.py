@@ -51,6 +51,7 @@ def make_trainer(
     pass over the rows (`preference_trainer`).
     """
     pad = padding_id(tokenizer)
+    trained = [(weight, weight.data) for weight in network.parameters() if weight.requires_grad]
     if params.objective == "dpo":
         trainer: transformers.Trainer = preference_trainer(network, tokenizer, rows, valid, params, scratch, pad)
     else:
@@ -65,6 +66,8 @@ def make_trainer(
             eval_dataset=_dataset(valid) if valid and valid.input_ids else None,
             processing_class=tokenizer,
         )
+    for weight, data in trained:
+        weight.data = data  # TRL makes the adapter of a 4-bit model bfloat16, which loses small steps
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
 

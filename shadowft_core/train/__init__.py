@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.errors import CheckpointError, DataError, TrainError
+from shadowft_core.errors import CheckpointError, DataError
 from shadowft_core.files import (
     canonical_json,
     new_folder,
@@ -49,9 +49,8 @@ def train(
 
     `out` gets train.json (inputs and results), metrics.jsonl (one line per optimizer step), samples.jsonl (the first
     sequences as text, in learned and other pieces) and either adapter/ (LoRA, float32, adapter_model.safetensors and
-    adapter_config.json) or model/ (a whole float32 checkpoint). The files have no paths
-    and no times, so the same inputs, seed and thread count on the same CPU give the same bytes. The duration is printed
-    to stderr.
+    adapter_config.json) or model/ (a whole float32 checkpoint). The files have no paths and no times, so the same
+    inputs, seed and thread count on the same CPU give the same bytes. The duration is printed to stderr.
 
     `osf`, and an adapter that `extract` cannot take, are merged in float32 and give model/. A model with a vision tower
     keeps it and its projector as they are.
@@ -102,15 +101,10 @@ def train(
         print(f"train: {described(untrained, starting, render.template_tokens)}", file=sys.stderr)
     network = load_model(model, tokenizer, processor is not None, params)
     borrowed = borrow_rows(network, untrained, teacher) if render.template_tokens == "from_instruct" else []
-    if borrowed and params.lora.modules_to_save:
-        raise TrainError(
-            "train.lora.modules_to_save trains whole modules, which may hold the rows of untrained tokens; "
-            "set render.template_tokens to train"
-        )
     rows_only = params.method != "full" and render.template_tokens == "train"
     token_rows = trained_rows(network, untrained) if rows_only else None
     shapes = planned_model(network) if can_be_whole(params, token_rows) else None
-    network = with_method(network, params, token_rows)
+    network = with_method(network, params, token_rows, bool(borrowed))
     whole = hands_over_model(network, shapes, params, lambda planned: accept(model, planned))
     with new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
         progress = Progress()
@@ -126,8 +120,6 @@ def train(
         save_model(network, whole, folder)
         lines = (canonical_json(line) + b"\n" for line in progress.lines)
         write_atomically(folder / "metrics.jsonl", b"".join(lines))
-        quantised = params.method == "qlora" or params.optimizer == "adamw_8bit"
-        versioned = (*VERSIONS, "bitsandbytes") if quantised else VERSIONS
         facts = {
             "format": 1,
             "method": params.method,
@@ -148,7 +140,7 @@ def train(
             "untrained_tokens": [token.as_json() for token in untrained],
             "device": trainer.args.device.type,
             "autocast": "bfloat16" if trainer.args.bf16 else None,
-            "versions": {name: importlib.metadata.version(name) for name in versioned},
+            "versions": {name: importlib.metadata.version(name) for name in _versioned(params)},
         }
         write_json_atomically(folder / "train.json", facts)
         samples = (canonical_json(sample) + b"\n" for sample in decoded_samples(rows, tokenizer))
@@ -185,6 +177,12 @@ def _encoded(
         rows.texts += added.texts
         rows.files += added.files
     return rows, valid, counts
+
+
+def _versioned(params: Train) -> tuple[str, ...]:
+    """The libraries whose versions the result may depend on."""
+    quantised = params.method == "qlora" or params.optimizer == "adamw_8bit"
+    return (*VERSIONS, "bitsandbytes") if quantised else VERSIONS
 
 
 def _data_digest(data: Path) -> str:

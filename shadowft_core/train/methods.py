@@ -50,11 +50,14 @@ def quantisation(params: Train) -> BitsAndBytesConfig | None:
     )
 
 
-def with_method(network: Any, params: Train, token_rows: dict[str, list[int]] | None = None) -> Any:
+def with_method(
+    network: Any, params: Train, token_rows: dict[str, list[int]] | None = None, borrowed: bool = False
+) -> Any:
     """The model in which the weights that the method trains require gradients, and no others.
 
-    `token_rows` (ids by module name) are rows of embedding and head that lora and qlora train as well. Prints to stderr
-    what is adapted and what is not. Raises TrainError if a name of train.lora matches nothing, or PEFT cannot train it.
+    `token_rows` (ids by module name) are rows of embedding and head that lora and qlora train as well; `borrowed` says
+    that some rows have the Instruct's values. Prints to stderr what is adapted and what is not. Raises TrainError if a
+    name of train.lora matches nothing, or PEFT cannot train it.
     """
     apart = outside_language_model(network)
     if apart:
@@ -68,6 +71,11 @@ def with_method(network: Any, params: Train, token_rows: dict[str, list[int]] | 
         if token_rows:
             raise TrainError("train.method osf cannot train rows of tokens; set render.template_tokens: from_instruct")
         config = _osf_config(network, params, linear)
+    elif borrowed and params.lora.modules_to_save:
+        raise TrainError(
+            "train.lora.modules_to_save: the saved module could hold the Instruct's rows of untrained tokens; set "
+            "render.template_tokens to train"
+        )
     else:
         config = _lora_config(network, params, apart, token_rows)
     transformers.set_seed(params.seed)  # right before A is drawn, so both routes start from the same adapter

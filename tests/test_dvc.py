@@ -113,11 +113,11 @@ def test_replay_files_are_pinned_under_dvc(place: Path) -> None:
         preflight(Path("params.yaml"), None)
 
 
-def test_a_route_is_trained_again_only_for_its_own_switch_of_replay(place: Path) -> None:
+def test_a_route_is_trained_again_only_for_its_own_settings(place: Path) -> None:
     with repository(place) as repo:
         for route in ("shadow", "direct"):
             stage = repo.stage.load_one(name=f"train@{route}")
-            assert stage.cmd.endswith("--out work/tuned/{route} {replay}")
+            assert stage.cmd.endswith("--out work/tuned/{route} --route {route}")
             assert {name for one in stage.params for name in one.params} == {"train", "render", f"routes.{route}"}
 
 

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from shadowft_core.cli.workspace import filled_in
-from shadowft_core.errors import ParamsError, TrainError
-from shadowft_core.params import Prepare, Replay, load_params
+from shadowft_core.errors import TrainError
+from shadowft_core.params import Prepare, Replay
 from shadowft_core.prepare import prepare
 from shadowft_core.train import train
 from shadowft_core.train.encode import encode_file
@@ -51,26 +50,6 @@ def test_replay_rows_that_are_too_long_are_refused(place: Path, tmp_path: Path) 
     data = add_replay(place, tmp_path, "be " * ONCE.max_length)
     with pytest.raises(TrainError, match=r"replay\.parquet: 20 of 20 rows are left out \(20 longer than"):
         train(place / "base", place / "instruct", data, ONCE, tmp_path / "out")
-
-
-def written(folder: Path, replay: str) -> Path:
-    text = Path("params.yaml").read_text(encoding="utf-8")
-    old = "direct: {model: instruct, graft: --onto-base}"
-    assert old in text
-    (folder / "params.yaml").write_text(text.replace(old, old[:-1] + replay + "}"), encoding="utf-8")
-    return folder / "params.yaml"
-
-
-def test_each_route_has_its_own_switch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["train", "--data", "work/data", "{replay}"]
-    for replay, expected in (("", []), (", replay: true", []), (", replay: false", ["--no-replay"])):
-        params = written(tmp_path, replay)
-        monkeypatch.setenv("DVC_STAGE", "train@direct")
-        assert filled_in(words, params) == words[:3] + expected
-        monkeypatch.setenv("DVC_STAGE", "train@shadow")
-        assert filled_in(words, params) == words[:3]
-    with pytest.raises(ParamsError, match=r"routes\.direct\.replay: .*boolean"):
-        load_params(written(tmp_path, ', replay: "$(touch ran)"'))
 
 
 def test_the_probe_counts_each_prompt_as_if_it_were_alone(tmp_path: Path) -> None:

@@ -30,7 +30,9 @@ def evaluate(
         Path | None, typer.Option(help="folder made by `extract`: score its arms instead of the Instruct")
     ] = None,
     grafted: Annotated[Path | None, typer.Option(help="folder made by `graft` from the same delta")] = None,
-    route: Annotated[str, typer.Option(help="shadow or direct; the arms are called ROUTE and ROUTE_scaled")] = "shadow",
+    route: Annotated[
+        str, typer.Option(help="name of the route; its arms are called ROUTE and ROUTE_scaled")
+    ] = "shadow",
     params: ParamsOption = PARAMS,
 ) -> None:
     """Score the Instruct, or both arms of one delta, with lm-evaluation-harness.

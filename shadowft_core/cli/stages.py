@@ -97,6 +97,9 @@ def train(
     instruct: InstructOption,
     data: DataOption,
     out: Annotated[Path, out_folder("adapter/ or model/, train.json, metrics.jsonl")],
+    route: Annotated[
+        str | None, typer.Option(help="route of the params file: also apply its own settings and its `replay`")
+    ] = None,
     replay: Annotated[bool, typer.Option(help="also train on replay.parquet, if `prepare` wrote it")] = True,
     params: ParamsOption = PARAMS,
 ) -> None:
@@ -105,12 +108,16 @@ def train(
     Reads the model, the data, and the Instruct's tokenizer and chat template; writes the adapter or the tuned model.
 
     Example: shadowft train --model work/pair/base --instruct work/pair/instruct --data work/data --out my_tuned
+
+    The settings of a further route: shadowft train --route direct_full --model work/pair/instruct ...
     """
     from shadowft_core import train as room
     from shadowft_core.delta import require_extractable
 
-    settings = read_params(params)
-    room.train(model, instruct, data, settings.train, out, require_extractable, settings.render, replay=replay)
+    p = read_params(params)
+    settings = p.train_for(route) if route else p.train
+    replay = replay and (route is None or p.routes[route].replay)
+    room.train(model, instruct, data, settings, out, require_extractable, p.render, replay=replay)
 
 
 @verbs.command(rich_help_panel=STAGES)

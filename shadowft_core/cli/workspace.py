@@ -1,7 +1,7 @@
 """Two differences when DVC runs a verb: it runs the code of the workspace, and placeholders of dvc.yaml are replaced.
 
 DVC passes the command of a stage to a shell, so dvc.yaml has no value of params.yaml in it, but the placeholders
-{route}, {model}, {graft} and {replay}. This module replaces them by validated values of params.yaml.
+{route}, {model} and {graft}. This module replaces them by validated values of params.yaml.
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 from shadowft_core.errors import ParamsError
 
 STAGE = "DVC_STAGE"  # set by DVC to the name of the running stage, such as train@shadow
-PLACEHOLDERS = ("{route}", "{model}", "{graft}", "{replay}")
+PLACEHOLDERS = ("{route}", "{model}", "{graft}")
 
 
 def run_code_of_workspace() -> None:
@@ -33,7 +33,6 @@ def filled_in(arguments: Sequence[str], params: Path = Path("params.yaml")) -> l
     """Return the arguments of a verb, with the placeholders replaced if DVC runs the stage of a route.
 
     {route} is the name of the route, {model} the model it tunes. {graft} is its waiver, dropped if there is none.
-    {replay} is `--no-replay` if the route trains without replay rows, else dropped.
     Raises ParamsError if params.yaml has no such route.
     """
     stage = os.environ.get(STAGE)
@@ -45,7 +44,6 @@ def filled_in(arguments: Sequence[str], params: Path = Path("params.yaml")) -> l
     if name not in routes:
         raise ParamsError(f"{params}: stage {stage} needs route {name!r}; known routes are {', '.join(routes)}")
     route = routes[name]
-    replay = "" if route.replay else "--no-replay"
-    values = {"{route}": name, "{model}": route.model, "{graft}": route.graft, "{replay}": replay}
+    values = {"{route}": name, "{model}": route.model, "{graft}": route.graft}
     kept = (word for word in arguments if values.get(word) != "")
     return [re.sub("|".join(map(re.escape, values)), lambda match: values[match[0]], word) for word in kept]

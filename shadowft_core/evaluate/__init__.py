@@ -42,10 +42,11 @@ def evaluate(
     from shadowft_core.graft import options_of
 
     recipe = None if delta is None or grafted is None else _checked_recipe(instruct, delta, grafted)
+    label = _label(instruct, delta)
     with open_bench(instruct, data, params, params.domain, params.guards, render) as bench, new_folder(out) as folder:
 
         def write(arm: str, scale: float, digest: str, scores: dict[str, TaskScore]) -> None:
-            about = {"arm": arm, "scale": scale, "model_digest": digest, "label": _label(instruct, route, arm)}
+            about = {"arm": arm, "scale": scale, "model_digest": digest, "label": label}
             _write_arm(folder / arm, {**about, "template_digest": bench.template_digest}, scores)
 
         if delta is None or grafted is None or recipe is None:
@@ -84,13 +85,14 @@ def _checked_recipe(instruct: Path, delta: Path, grafted: Path) -> dict[str, Any
     return recipe
 
 
-def _label(instruct: Path, route: str, arm: str) -> str:
-    """The labels, from pair.json, of the models that this arm is made of; empty if there are none."""
+def _label(instruct: Path, delta: Path | None) -> str:
+    """The labels, from pair.json, of the Instruct and of the model that was tuned; empty if there are none."""
     pair = instruct.parent / "pair.json"
     if not pair.is_file():
         return ""
     sides = read_json_object(pair)
-    used = ["instruct"] if arm == "instruct" or route == "direct" else ["instruct", "base"]
+    tuned = None if delta is None else read_json_object(delta / "delta.json")["base"]["digest"]
+    used = ["instruct"] if tuned in (None, sides["instruct"]["digest"]) else ["instruct", "base"]
     return "; ".join(dict.fromkeys(label for side in used if (label := sides[side]["label"])))
 
 

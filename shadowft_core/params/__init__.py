@@ -1,6 +1,7 @@
 """params.yaml as frozen models."""
 
 from shadowft_core.params.reading import default_params, load_params, located, refuse_password
+from shadowft_core.params.routes import Route
 from shadowft_core.params.section import Section
 from shadowft_core.params.sections import (
     Evaluate,
@@ -13,7 +14,6 @@ from shadowft_core.params.sections import (
     Registry,
     Render,
     Replay,
-    Route,
     Store,
     Sweep,
     Verdict,

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,10 @@ from pydantic import ValidationError
 
 from shadowft_core.errors import ParamsError, without_passwords
 from shadowft_core.files.yamlfile import read_yaml
+from shadowft_core.params.problems import problems
+from shadowft_core.params.routes import ROUTES
 from shadowft_core.params.section import Section
-from shadowft_core.params.sections import ROUTES, Extract, Graft, Params, Render, Store, Verdict
+from shadowft_core.params.sections import Extract, Graft, Params, Render, Store, Verdict
 from shadowft_core.params.training import Checkpoint, Train
 
 
@@ -55,9 +56,14 @@ def load_params(path: Path) -> Params:
     except FileNotFoundError:
         raise ParamsError(f"{path}: no such file; name an existing one with --params FILE") from None
     except ValidationError as error:
-        raise ParamsError(f"{path}: {_problems(error)}") from None
+        raise ParamsError(f"{path}: {problems(error)}") from None
     except (ValueError, TypeError) as error:  # a YAML alias inside its own anchor, a list as a key
         raise ParamsError(f"{path}: not a tree of named values: {error}; write the values out") from None
+    for route in params.routes:
+        try:
+            params.train_for(route)
+        except ParamsError as error:
+            raise ParamsError(f"{path}: {error}") from None
     return params.model_copy(update={"store": located(params.store)})
 
 
@@ -87,34 +93,6 @@ class _Unwritten(Params):
         if name in Params.model_fields:
             raise ParamsError(f"params.yaml: no such file, but `{name}` is needed; write one or pass --params FILE")
         return super().__getattr__(name)  # type: ignore[misc]
-
-
-# Steps in pydantic's path of a field that name the type it tried; the name in the file does not have them.
-_BRANCH = re.compile(r"literal\[|constrained-|tuple\[|(str|int|float)$")
-# pydantic's terms, from Python and JSON, and those of YAML.
-_YAML_TERMS = (
-    ("a valid array", "a list"),
-    ("an object", "`name: value` pairs"),
-    ("Tuple", "List"),
-    (" after validation", ""),
-)
-
-
-def _problems(error: ValidationError) -> str:
-    """Name every bad field as in the file, with the expected type and the value; missing fields come last."""
-    missing, rest = [], []
-    for e in error.errors():
-        field = ".".join(str(part) for part in e["loc"] if not _BRANCH.match(str(part))) or "the file"
-        text = e["msg"]
-        for pydantic_term, yaml_term in _YAML_TERMS:
-            text = text.replace(pydantic_term, yaml_term)
-        if e["type"] == "missing":
-            missing.append(field)
-        elif e["type"] == "extra_forbidden":  # the value may be a misplaced key or password
-            rest.append(f"{field}: no such field; correct or remove it")
-        else:
-            rest.append(f"{field}: {text} (found {e['input']!r:.80})")
-    return "; ".join(rest + [f"missing: {', '.join(missing)}; the params.yaml of the project has them"] * bool(missing))
 
 
 def _texts(tree: Any, above: str = "") -> Iterator[tuple[str, str]]:

@@ -5,22 +5,9 @@ from typing import Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from shadowft_core.errors import ParamsError
+from shadowft_core.params.routes import Route, RouteName, changed_train, require_known
 from shadowft_core.params.section import Scale, Section, Share
 from shadowft_core.params.training import Checkpoint, Train
-
-
-class Route(Section):
-    """One way to tune: the Base (shadow), or the Instruct itself (direct)."""
-
-    model: Literal["base", "instruct"] = Field(description="the model that is tuned")
-    graft: Literal["", "--onto-base"] = Field("", description="waiver of the graft stage")
-    replay: bool = Field(True, description="also train on the rows of prepare.replay, if it is set")
-
-
-ROUTES: dict[Literal["shadow", "direct"], Route] = {
-    "shadow": Route(model="base"),
-    "direct": Route(model="instruct", graft="--onto-base"),
-}
 
 
 class Fetch(Section):
@@ -188,8 +175,9 @@ class Registry(Section):
 class Params(Section):
     """All of params.yaml."""
 
-    routes: dict[Literal["shadow", "direct"], Route] = Field(
-        description="the model that each route tunes; without `direct` nothing is claimed about direct tuning"
+    routes: dict[RouteName, Route] = Field(
+        description="the model that each route tunes; without `direct` nothing is claimed about direct tuning, and "
+        "never about a further route"
     )
     fetch: Fetch
     prepare: Prepare
@@ -206,9 +194,14 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _routes_are_the_known_ones(self) -> Self:
-        known = {name: route.model_copy(update={"replay": True}) for name, route in self.routes.items()}
-        if known.get("shadow") != ROUTES["shadow"]:
-            raise ValueError("routes.shadow must be {model: base, graft: ''}: the shadow is the tuned Base")
-        if known.get("direct", ROUTES["direct"]) != ROUTES["direct"]:
-            raise ValueError("routes.direct must be {model: instruct, graft: --onto-base}: it is the control")
+        require_known(self.routes)
         return self
+
+    def train_for(self, route: str) -> Train:
+        """The training settings of a route: those of `train`, and those that the route changes.
+
+        Raises ParamsError if there is no such route, or a setting is refused.
+        """
+        if route not in self.routes:
+            raise ParamsError(f"routes.{route}: no such route; known routes are {', '.join(self.routes)}")
+        return changed_train(self.train, route, self.routes[route])

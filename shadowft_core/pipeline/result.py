@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from shadowft_core.verdict.scores import arm_names
+from shadowft_core.verdict.scores import arm_names, routes_of
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Result:
     def rows(self) -> Iterator[list[str]]:
         """One row per arm: its scale, then mean and interval of the domain and of each guard."""
         arms = self.verdict["arms"]
-        for name in filter(arms.__contains__, arm_names(("direct", "shadow"))):
+        for name in filter(arms.__contains__, arm_names(routes_of(arms))):
             arm = arms[name]
             scores = [arm["domain"], *(arm["tasks"][guard] for guard in self.guards)]
             yield [name, f"{arm['scale']:g}", *(_score(score) for score in scores)]

@@ -68,12 +68,13 @@ def preflight(params_file: Path, model_name: str | None) -> Params:
 def require_disk(params: Params, pair: tuple[str, ...]) -> None:
     """Raise InputError when less disk space is free than the run may write.
 
-    `pair` has the paths of the two models. Each route writes one grafted model; a full fine-tune also writes two
-    float32 models (tuned and delta), and each of them again to DVC's cache. Unknown sizes count as 1 GB in total.
+    `pair` has the paths of the two models. Each route writes one grafted model; a route that trains whole models also
+    writes two float32 models (tuned and delta), and each of them again to DVC's cache. Unknown sizes count as 1 GB in
+    total.
     """
     size = sum(file.stat().st_size for path in pair for file in Path(path).rglob("*.safetensors")) // 2
-    factor = 1 + (8 if params.train.method == "full" else 0)  # float32 is twice bfloat16: 2 models x 2 places x 2
-    need = max(MIN_FREE_BYTES, size * factor * len(params.routes))
+    whole = sum(params.train_for(route).method in ("full", "osf") for route in params.routes)
+    need = max(MIN_FREE_BYTES, size * (len(params.routes) + 8 * whole))  # float32 is twice bfloat16: 2 x 2 x 2 places
     free = shutil.disk_usage(".").free
     if free < need:
         raise InputError(

@@ -110,10 +110,12 @@ class Evidence:
         }
 
     def _metrics(self) -> dict[str, float]:
-        """Mean score of every arm and task, under `ARM/TASK`."""
-        found = {}
+        """Mean score of every arm and task, under `ARM/TASK`; without the scores of routes that were removed."""
+        found, known = {}, {"instruct", *self.params.routes}
         for path in sorted((self.work / "scores").glob("*/*/scores.json")):
             scores = _read_output(path)
+            if str(scores["arm"]).removesuffix("_scaled") not in known:
+                continue
             for task, entry in scores["tasks"].items():
                 found[f"{scores['arm']}/{task}"] = float(entry["mean"])
         return found

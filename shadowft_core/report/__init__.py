@@ -8,8 +8,9 @@ from typing import Any
 from shadowft_core.errors import EvaluationError
 from shadowft_core.files import bytes_digest, canonical_json, new_folder, read_json_object, write_atomically
 from shadowft_core.report import figures
+from shadowft_core.report.routes import changes, notes, unclaimed, unequal
 from shadowft_core.verdict import CANDIDATE
-from shadowft_core.verdict.scores import arm_names
+from shadowft_core.verdict.scores import arm_names, routes_of
 
 EXAMPLES = 2  # items won, and items lost, to show per task
 SHOWN = 400  # characters of an output
@@ -20,14 +21,6 @@ HEADLINES = {
     "hold": "At least one claim is refuted or tied. The champion stays.",
     "undecided": "No claim is refuted, but there are too few items to settle every claim.",
 }
-ARM_NOTES = {
-    "instruct": "the untouched Instruct",
-    "direct": "Instruct tuned directly, full delta",
-    "direct_scaled": "Instruct tuned directly, scale chosen on dev items",
-    "shadow": "Instruct + delta of the tuned Base, scale 1",
-    "shadow_scaled": "the candidate: Instruct + delta of the tuned Base, scale chosen on dev items",
-}
-
 TREATMENTS = {
     "from_instruct": "so training used the Instruct's rows for them",
     "train": "so their rows were trained",
@@ -62,11 +55,12 @@ def report(work: Path, out: Path, plots: Path | None = None) -> None:
 def gather(work: Path) -> dict[str, Any]:
     """Everything the page shows, read from the files that docs/architecture.md describes; None for a missing file."""
     verdict = read_json_object(work / "verdict.json")
-    groups = arm_names(["shadow", "direct"])
+    groups = arm_names(routes_of(verdict["arms"]))
     verdict["arms"] = {name: verdict["arms"][name] for name in groups if name in verdict["arms"]}  # in their order
     folders = {name: work / "scores" / groups[name] / name for name in verdict["arms"]}
     heads = {name: read_json_object(folder / "scores.json") for name, folder in folders.items()}
-    routes = [route for route in ("shadow", "direct") if route in verdict["arms"]]
+    routes = sorted(routes_of(verdict["arms"]), key=lambda name: (name != "shadow", name != "direct", name))
+    pair = _optional(work / "pair" / "pair.json")
     train = _by_route(routes, lambda route: _training(work / "tuned" / route / "train.json"))
     tasks = sorted(heads["instruct"]["tasks"].items(), key=lambda named: (named[1]["role"] != "domain", named[0]))
     return {
@@ -74,7 +68,8 @@ def gather(work: Path) -> dict[str, Any]:
         "verdict_digest": bytes_digest(canonical_json(verdict)),
         "headline": HEADLINES.get(verdict["decision"], ""),
         "heads": heads,
-        "notes": ARM_NOTES,
+        "notes": notes(verdict["arms"], train, pair),
+        "changes": changes(train),
         "treatments": TREATMENTS,
         "tasks": [(task, about["role"], about["metric"], about["n"]) for task, about in tasks],
         "examples": _examples(
@@ -82,7 +77,7 @@ def gather(work: Path) -> dict[str, Any]:
             {name: _outputs(folder / "items.jsonl") for name, folder in folders.items()},
         ),
         "routes": routes,
-        "pair": _optional(work / "pair" / "pair.json"),
+        "pair": pair,
         "data": _optional(work / "data" / "data-report.json"),
         "train": train,
         "samples": _samples(work / "tuned", routes),
@@ -91,7 +86,7 @@ def gather(work: Path) -> dict[str, Any]:
         "sweep": _by_route(routes, lambda route: _optional(work / "sweep" / f"{route}.json")),
         "recipe": _optional(work / "grafted" / "shadow" / "recipe.json"),
         "receipt": _optional(work / "grafted" / "shadow" / "receipt.json"),
-        "not_claimed": _not_claimed(verdict) + _unequal(train),
+        "not_claimed": _not_claimed(verdict) + unclaimed(routes) + unequal(train),
     }
 
 
@@ -129,7 +124,7 @@ def points(facts: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """The points of the figures by name: arms, scale curves and losses. A figure without points is left out.
 
     `arms-domain`, `arms-guards`: {arm, score}; `domain-ROUTE`, `guards-ROUTE`: {scale, score} on dev items, where scale
-    0 is the Instruct; `loss-ROUTE`: {step, loss}.
+    0 is the Instruct; `loss-ROUTE`, `valid-loss-ROUTE`: {step, loss}.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for group in ("domain", "guards"):
@@ -141,7 +136,9 @@ def points(facts: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
                 {"scale": at["scale"], "score": at[group]} for at in curve if at.get(group) is not None
             ]
     for route, steps in facts["steps"].items():
-        found[f"loss-{route}"] = [{"step": line["step"], "loss": line["loss"]} for line in steps if "loss" in line]
+        for name, field in (("loss", "loss"), ("valid-loss", "valid_loss")):
+            at = figures.losses(steps, field)
+            found[f"{name}-{route}"] = [{"step": step, "loss": loss} for step, loss in at]
     return {name: rows for name, rows in found.items() if rows}
 
 
@@ -192,18 +189,6 @@ def _not_claimed(verdict: Mapping[str, Any]) -> list[str]:
     if not any(claim["role"] == "guard" for claim in verdict["claims"]):
         said.insert(0, "No guard task was measured, so nothing is claimed about the abilities that the Instruct keeps.")
     return said
-
-
-def _unequal(train: Mapping[str, Any]) -> list[str]:
-    """A sentence if one route trained on replay rows and the other did not."""
-    used = {route: facts["rows"]["replay"] for route, facts in train.items() if "replay" in facts.get("rows", {})}
-    if len(used) in (0, len(train)):
-        return []
-    return [
-        f"Only the route {route} was trained on replay rows ({rows['rows']:,}), so these rows may cause a difference "
-        "between the routes."
-        for route, rows in used.items()
-    ]
 
 
 def _training(path: Path) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from typing import Any, ParamSpec
 
@@ -10,6 +10,7 @@ WIDTH = 5.0  # inches; the page scales it
 INK, FAINT, GRID = "#1c1917", "#78716c", "#e7e5e4"
 COLOURS = {"instruct": "#57534e", "direct": "#c2410c", "shadow": "#1d4ed8"}
 MARKERS = {"instruct": "s", "direct": "^", "shadow": "o"}
+FURTHER = (("#7c3aed", "D"), ("#0f766e", "v"), ("#a16207", "P"), ("#be185d", "X"), ("#4d7c0f", "p"))  # then repeated
 OUTCOMES = {"better": "#15803d", "passed": "#15803d", "worse": "#b91c1c", "harmed": "#b91c1c"}
 
 STYLE = {
@@ -86,17 +87,19 @@ def plane(arms: Mapping[str, Mapping[str, Any]]) -> str:
     if any(arm["guards"] is None for arm in arms.values()):
         return ""
     figure, axes = _canvas(3.3)
+    looks = _looks(name.removesuffix("_scaled") for name in arms)
     for name, arm in arms.items():
         x, y = arm["guards"], arm["domain"]
         route = name.removesuffix("_scaled")
+        colour, marker = looks[route]
         axes.errorbar(
             [x["mean"]],
             [y["mean"]],
             xerr=_whiskers(x),
             yerr=_whiskers(y),
-            fmt=MARKERS[route],
-            color=COLOURS[route],
-            markerfacecolor=COLOURS[route] if name != route or name == "instruct" else "white",
+            fmt=marker,
+            color=colour,
+            markerfacecolor=colour if name != route or name == "instruct" else "white",
             markersize=6,
             elinewidth=0.8,
             label=name,
@@ -112,11 +115,13 @@ def plane(arms: Mapping[str, Mapping[str, Any]]) -> str:
 def sweep(sweeps: Mapping[str, Mapping[str, Any]]) -> str:
     """Dev scores against the scale, one panel per route; a vertical line marks the chosen scale."""
     figure, panels = _canvas(2.5, len(sweeps))
+    looks = _looks(sweeps)
     for axes, (route, found) in zip(panels, sweeps.items(), strict=True):
         points = curve(found)
         scales = [point["scale"] for point in points]
         axes.axvline(found["scale"], color=FAINT, linewidth=0.8, linestyle=":", label="chosen")
-        axes.plot(scales, [p["domain"] for p in points], color=COLOURS[route], marker="o", markersize=3, label="domain")
+        domain = [p["domain"] for p in points]
+        axes.plot(scales, domain, color=looks[route][0], marker="o", markersize=3, label="domain")
         if all(p.get("guards") is not None for p in points):
             guards = [p["guards"] for p in points]
             axes.plot(scales, guards, color=INK, linestyle="--", marker="o", markersize=3, label="guards")
@@ -129,21 +134,43 @@ def sweep(sweeps: Mapping[str, Mapping[str, Any]]) -> str:
 
 @_styled
 def loss(steps: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Training loss of each route against optimizer steps."""
-    figure, axes = _canvas(2.3)
-    for route, lines in steps.items():
-        logged = [line for line in lines if "loss" in line]
-        axes.plot([x["step"] for x in logged], [x["loss"] for x in logged], color=COLOURS[route], label=route)
+    """Training loss of each route against optimizer steps, and the validation loss where it was measured."""
+    figure, axes = _canvas(2.6)
+    for route, (colour, marker) in _looks(steps).items():
+        axes.plot(*_columns(losses(steps[route], "loss")), color=colour, label=route)
+        if valid := losses(steps[route], "valid_loss"):
+            label = f"{route}, validation"
+            axes.plot(*_columns(valid), color=colour, linestyle="--", marker=marker, markersize=4, label=label)
     axes.set_xlabel("optimizer step")
-    axes.set_ylabel("training loss")
+    measured = any(losses(lines, "valid_loss") for lines in steps.values())
+    axes.set_ylabel("training and validation loss" if measured else "training loss")
     axes.legend(loc="upper right")
     return _svg(figure, "loss")
+
+
+def losses(lines: Sequence[Mapping[str, Any]], field: str) -> list[tuple[int, float]]:
+    """(step, loss) of the lines of metrics.jsonl that have the field `loss` or `valid_loss`."""
+    return [(line["step"], line[field]) for line in lines if line.get(field) is not None]
 
 
 def curve(sweep: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The points of a sweep in order of scale, starting with the Instruct at scale 0."""
     swept = [point for point in sweep["curve"] if point["scale"] != 0]
     return sorted([sweep["instruct"] | {"scale": 0.0}, *swept], key=lambda point: point["scale"])
+
+
+def _looks(routes: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each route, in the given order."""
+    named = dict.fromkeys(routes)
+    further = sorted(named.keys() - COLOURS.keys())
+    return {
+        name: (COLOURS[name], MARKERS[name]) if name in COLOURS else FURTHER[further.index(name) % len(FURTHER)]
+        for name in named
+    }
+
+
+def _columns(points: Sequence[tuple[int, float]]) -> tuple[list[int], list[float]]:
+    return [step for step, _ in points], [value for _, value in points]
 
 
 def _canvas(height: float, columns: int = 0) -> tuple[Any, Any]:

@@ -26,10 +26,12 @@ from shadowft_core.verdict.claims import (
     score_range,
     superiority,
 )
-from shadowft_core.verdict.scores import Arm, arm_names, read_arms, recipe_digest
+from shadowft_core.verdict.scores import Arm, arm_names, read_arms, recipe_digest, routes_of
 from shadowft_core.verdict.statistics import interval, mean_of_tasks
 
 __all__ = ["CANDIDATE", "Claim", "Decision", "decide", "decision_of", "judge", "numbers", "verdict"]
+
+JUDGED = ("shadow", "direct")  # routes that the claims are about
 
 
 def verdict(
@@ -71,11 +73,14 @@ def numbers(judged: Mapping[str, Any]) -> dict[str, float]:
 def judge(arms: Mapping[str, Arm], params: Verdict) -> dict[str, Any]:
     """The whole verdict over comparable arms (see `read_arms`), ready for JSON.
 
+    The arms of further routes are summarised, and nothing is claimed about them: the decision is the same without them.
+
     Raises EvaluationError when no task has the role domain.
     """
     if not arms["instruct"].tasks("domain"):
         raise EvaluationError("scores of instruct: no task has the role domain; name one in params evaluate.domain")
-    arms = {name: arms[name] for name in arm_names(["shadow", "direct"]) if name in arms}
+    shown = {name: arms[name] for name in arm_names(routes_of(arms)) if name in arms}
+    arms = {name: arms[name] for name in arm_names(JUDGED) if name in arms}  # further arms change no claim and no range
     claims = superiority(arms, params) + non_inferiority(arms, params)
     decision = decide(claims)
     return {
@@ -84,7 +89,7 @@ def judge(arms: Mapping[str, Arm], params: Verdict) -> dict[str, Any]:
         "decision": decision,
         "reasons": _reasons(arms, claims, decision),
         "claims": [asdict(claim) for claim in claims],
-        "arms": {name: _summary(arm, arms, params) for name, arm in arms.items()},
+        "arms": {name: _summary(arm, arms if name in arms else shown, params) for name, arm in shown.items()},
         "direct_control": "direct" in arms,
     }
 
@@ -96,7 +101,7 @@ def decision_of(judged: Mapping[str, Any]) -> Decision:
     """
     try:
         claims = TypeAdapter(list[Claim]).validate_python(judged["claims"])
-        expected = rivals(arm_names(["shadow", "direct"] if judged["direct_control"] else ["shadow"]))
+        expected = rivals(arm_names(JUDGED if judged["direct_control"] else ["shadow"]))
     except (KeyError, TypeError, ValidationError) as error:
         problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else f"{error} is missing"
         raise EvaluationError(

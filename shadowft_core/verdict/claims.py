@@ -16,6 +16,7 @@ from shadowft_core.verdict.scores import Arm
 from shadowft_core.verdict.statistics import Items, holm, interval, items_to_detect, mean_of_tasks, p_greater
 
 CANDIDATE = "shadow_scaled"
+RIVALS = ("instruct", "direct", "direct_scaled")
 LEVEL = 0.95  # of every interval
 
 Kind = Literal["superiority", "non-inferiority"]
@@ -109,8 +110,8 @@ def decide(claims: Sequence[Claim]) -> Decision:
 
 
 def rivals(arms: Iterable[str]) -> list[str]:
-    """The arms that the candidate must beat on the domain."""
-    return [name for name in arms if name == "instruct" or name.startswith("direct")]
+    """The arms that the candidate must beat on the domain. Arms of further routes are not among them."""
+    return [name for name in arms if name in RIVALS]
 
 
 class _Comparison:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -55,12 +55,18 @@ class Arm:
         return sorted(task for task, its_role in self.roles.items() if its_role == role)
 
 
-def arm_names(routes: Sequence[str]) -> dict[str, str]:
-    """The group folder of each arm, in the order of the report."""
+def arm_names(routes: Iterable[str]) -> dict[str, str]:
+    """The group folder of each arm, in the order of the report: direct, further routes, and shadow with the candidate
+    last."""
     arms = {"instruct": "instruct"}
-    for route in sorted(routes):  # direct before shadow: the candidate comes last
+    for route in sorted(routes, key=lambda name: (name == "shadow", name != "direct", name)):
         arms |= {route: route, f"{route}_scaled": route}
     return arms
+
+
+def routes_of(arms: Iterable[str]) -> set[str]:
+    """The routes that these arms belong to."""
+    return {name.removesuffix("_scaled") for name in arms} - {"instruct"}
 
 
 def read_arms(scores: Path, routes: Sequence[str]) -> dict[str, Arm]:

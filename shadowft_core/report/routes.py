@@ -1,0 +1,84 @@
+"""What the page says about routes: their arms, and the settings in which a further route differs from the others."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+ARMS = {
+    "instruct": "the untouched Instruct",
+    "direct": "Instruct tuned directly, full delta",
+    "direct_scaled": "Instruct tuned directly, scale chosen on dev items",
+    "shadow": "Instruct + delta of the tuned Base, scale 1",
+    "shadow_scaled": "the candidate: Instruct + delta of the tuned Base, scale chosen on dev items",
+}
+JUDGED = ("shadow", "direct")
+DIFFERENT = 12  # settings of a further route that the page lists
+
+
+def notes(arms: Iterable[str], train: Mapping[str, Any], pair: Mapping[str, Any] | None) -> dict[str, str]:
+    """A note for each arm."""
+    found = {}
+    for name in arms:
+        route = name.removesuffix("_scaled")
+        tuned = _tuned(train.get(route), pair)
+        scale = "scale 1" if name == route else "scale chosen on dev items"
+        found[name] = ARMS.get(name, f"further route, no claim: Instruct + delta of {tuned}, {scale}")
+    return found
+
+
+def changes(train: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The settings in which each further route differs from shadow, as `name value (shadow value)`."""
+    if "shadow" not in train:
+        return {}
+    shadow = _flat(train["shadow"].get("settings") or {})
+    found = {}
+    for route in train.keys() - set(JUDGED):
+        own = _flat(train[route].get("settings") or {})
+        lines = [
+            f"{name} {_text(own.get(name))} (shadow {_text(shadow.get(name))})"
+            for name in sorted(own.keys() | shadow.keys())
+            if own.get(name) != shadow.get(name)
+        ]
+        found[route] = lines[:DIFFERENT] + [f"and {len(lines) - DIFFERENT} more"] * (len(lines) > DIFFERENT)
+    return found
+
+
+def unclaimed(routes: Iterable[str]) -> list[str]:
+    """A sentence if there are further routes."""
+    further = [route for route in routes if route not in JUDGED]
+    if not further:
+        return []
+    return [
+        f"Nothing is claimed about the further routes {', '.join(further)}: their scores are shown with intervals, but "
+        "no test compares them, and they do not change the decision."
+    ]
+
+
+def unequal(train: Mapping[str, Any]) -> list[str]:
+    """A sentence if some routes trained on replay rows and others did not."""
+    used = {route: facts["rows"]["replay"] for route, facts in train.items() if "replay" in facts.get("rows", {})}
+    if len(used) in (0, len(train)):
+        return []
+    who = f"route {next(iter(used))} was" if len(used) == 1 else f"routes {', '.join(used)} were"
+    counts = ", ".join(f"{count:,}" for count in sorted({rows["rows"] for rows in used.values()}))
+    return [
+        f"Only the {who} trained on replay rows ({counts}), so these rows may cause a difference between the routes."
+    ]
+
+
+def _tuned(train: Mapping[str, Any] | None, pair: Mapping[str, Any] | None) -> str:
+    for side, text in (("base", "the tuned Base"), ("instruct", "the tuned Instruct")):
+        if train and pair and train.get("model_digest") == pair[side]["digest"]:
+            return text
+    return "a tuned model"
+
+
+def _flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= _flat(value, f"{above}{name}.") if isinstance(value, Mapping) else {above + name: value}
+    return found
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

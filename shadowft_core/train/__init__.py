@@ -1,9 +1,10 @@
 """The training stage: TRL tunes one model under the Instruct's tokenizer and chat template.
 
-models.py loads and saves the model. methods.py chooses what is trained. encode.py turns rows into ids and labels.
-tokens.py finds tokens that the model never trained and sets their weights. trainer.py runs TRL. images.py makes batches
-with images. probe.py counts replies that end. samples.py writes the first sequences as text. These modules import torch
-and transformers, so `train` imports them when it is called.
+models.py loads and saves the model. frozen.py keeps frozen weights in the dtype of the checkpoint. methods.py chooses
+what is trained. encode.py turns rows into ids and labels. tokens.py finds tokens that the model never trained and sets
+their weights. trainer.py runs TRL. images.py makes batches with images. probe.py counts replies that end. samples.py
+writes the first sequences as text. These modules import torch and transformers, so `train` imports them when it is
+called.
 """
 
 import importlib.metadata
@@ -71,8 +72,9 @@ def train(
     be trained, a loss or gradient that is not finite, a loss that rises to that of a guess, more than one process or
     device, out of memory), CheckpointError and DataError; then `out` is unchanged.
     """
+    from shadowft_core.train.frozen import frozen_bytes_saved
     from shadowft_core.train.methods import can_be_whole, require_method, with_method
-    from shadowft_core.train.models import hands_over_model, load_model, planned_model, save_model
+    from shadowft_core.train.models import hands_over_model, load_to_train, planned_model, save_model
     from shadowft_core.train.probe import stop_probe
     from shadowft_core.train.progress import Progress
     from shadowft_core.train.samples import decoded_samples
@@ -99,7 +101,7 @@ def train(
     untrained = untrained_in_rows(starting, teacher, renderer, rows)
     if untrained:
         print(f"train: {described(untrained, starting, render.template_tokens)}", file=sys.stderr)
-    network = load_model(model, tokenizer, processor is not None, params)
+    network = load_to_train(starting, tokenizer, params, processor is not None, vocabulary=not untrained)
     borrowed = borrow_rows(network, untrained, teacher) if render.template_tokens == "from_instruct" else []
     rows_only = params.method != "full" and render.template_tokens == "train"
     token_rows = trained_rows(network, untrained) if rows_only else None
@@ -117,6 +119,7 @@ def train(
             stops = probe.record(before, probe.stopped(*probed)) if probe else None
         for weights in borrowed if whole else ():
             weights.give_back()
+        narrow = frozen_bytes_saved(network)  # before a merge
         save_model(network, whole, folder)
         lines = (canonical_json(line) + b"\n" for line in progress.lines)
         write_atomically(folder / "metrics.jsonl", b"".join(lines))
@@ -138,6 +141,7 @@ def train(
             "valid_loss": valid_loss,
             "stops": stops,
             "untrained_tokens": [token.as_json() for token in untrained],
+            "frozen_bytes_saved": narrow,
             "device": trainer.args.device.type,
             "autocast": "bfloat16" if trainer.args.bf16 else None,
             "versions": {name: importlib.metadata.version(name) for name in _versioned(params)},

@@ -14,13 +14,17 @@ from shadowft_core import loading
 from shadowft_core.errors import AdapterError, CheckpointError, ShadowError, TrainError
 from shadowft_core.files import read_json_object, write_json_atomically
 from shadowft_core.params import Train
+from shadowft_core.train.frozen import keep_narrow, stored_dtype
 from shadowft_core.train.methods import merged, quantisation
+from shadowft_core.weights import Checkpoint
 
 PLAIN = Train()
 
 
-def load_model(model: Path, tokenizer: Any, images: bool = False, params: Train = PLAIN) -> Any:
-    """The model in float32, complete, with a row of its embedding for every id of the tokenizer.
+def load_model(
+    model: Path, tokenizer: Any, images: bool = False, params: Train = PLAIN, dtype: torch.dtype = torch.float32
+) -> Any:
+    """The model in `dtype`, complete, with a row of its embedding for every id of the tokenizer.
 
     With train.method qlora, its linear layers are held in 4 bits.
 
@@ -29,7 +33,7 @@ def load_model(model: Path, tokenizer: Any, images: bool = False, params: Train 
     """
     loader = AutoModelForImageTextToText if images else AutoModelForCausalLM
     options = {"quantization_config": found} if (found := quantisation(params)) else {}
-    network, info = loading.load_model(loader, model, dtype=torch.float32, **options)
+    network, info = loading.load_model(loader, model, dtype=dtype, **options)
     if lost := sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"]):
         raise CheckpointError(f"{model}: tensor {lost[0]} is missing or misshapen ({len(lost)} in all); fetch it again")
     highest, size = max(tokenizer.get_vocab().values()), network.get_input_embeddings().num_embeddings
@@ -42,6 +46,19 @@ def load_model(model: Path, tokenizer: Any, images: bool = False, params: Train 
         if hasattr(module, "support_avx512bf16_for_cpu"):  # of bitsandbytes
             module.support_avx512bf16_for_cpu = False  # else evaluation would repack the weights and round their scales
     network.config.use_cache = False
+    return network
+
+
+def load_to_train(checkpoint: Checkpoint, tokenizer: Any, params: Train, images: bool, vocabulary: bool) -> Any:
+    """Like `load_model`, for training: with the method lora, frozen weights keep the checkpoint's dtype (frozen.py).
+
+    Those of embedding and head do so only if `vocabulary`, since their rows may change. The model computes in float32,
+    and is never whole in float32 unless the checkpoint has several dtypes.
+    """
+    if params.method != "lora":
+        return load_model(checkpoint.path, tokenizer, images, params)
+    network = load_model(checkpoint.path, tokenizer, images, params, stored_dtype(checkpoint))
+    keep_narrow(network, params.lora.modules_to_save, vocabulary)
     return network
 
 

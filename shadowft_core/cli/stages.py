@@ -1,5 +1,6 @@
 """The verbs of the stages in dvc.yaml that make data, weights and models; scoring.py has the others."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -117,7 +118,11 @@ def train(
     p = read_params(params)
     settings = p.train_for(route) if route else p.train
     replay = replay and (route is None or p.routes[route].replay)
-    room.train(model, instruct, data, settings, out, require_extractable, p.render, replay=replay)
+    if room.starts_processes(settings.launch):
+        room.run_processes(settings.launch, sys.argv[1:])
+        return
+    with room.reporting(settings.launch):
+        room.train(model, instruct, data, settings, out, require_extractable, p.render, replay=replay)
 
 
 @verbs.command(rich_help_panel=STAGES)

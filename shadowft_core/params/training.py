@@ -99,6 +99,25 @@ class Train(Section):
     seed: int = Field(0, ge=0)
     threads: int = Field(1, ge=1, description="CPU threads per process; the bits of the result depend on it")
 
+    @model_validator(mode="after")
+    def _processes_share_the_micro_batches(self) -> Self:
+        world, rows = self.launch.processes * self.launch.nodes, self.batch_size * self.accumulation
+        if self.accumulation % world == 0:
+            return self
+        same = [many for many in range(world, rows + 1, world) if rows % many == 0]
+        if same:
+            many = min(same, key=lambda found: abs(found - self.accumulation))
+            remedy = f"accumulation {many} with batch_size {rows // many} has the same {rows} rows per step"
+        else:
+            near = {max(1, self.accumulation // world) * world, -(-self.accumulation // world) * world}
+            remedy = f"{rows} rows per step cannot be shared by {world}; set accumulation to " + " or ".join(
+                f"{many} ({self.batch_size * many} rows)" for many in sorted(near)
+            )
+        raise ValueError(
+            f"accumulation is {self.accumulation}, but launch has {world} processes, which share the micro-batches of "
+            f"a step equally; {remedy}"
+        )
+
 
 class Checkpoint(Section):
     """How often training saves its state, so that an interrupted run goes on. The result does not depend on it."""

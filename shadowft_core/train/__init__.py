@@ -5,6 +5,9 @@ what is trained. encode.py turns rows into ids and labels. tokens.py finds token
 their weights. trainer.py runs TRL. images.py makes batches with images. probe.py counts replies that end. samples.py
 writes the first sequences as text. These modules import torch and transformers, so `train` imports them when it is
 called.
+
+launch.py starts several processes and cluster.py finds the nodes; agent.py is a program that runs torchrun's agent;
+ranks.py gives several processes the rows of one.
 """
 
 import importlib.metadata
@@ -12,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +30,10 @@ from shadowft_core.files import (
 from shadowft_core.params import Render, Train
 from shadowft_core.rendering import Renderer, load_renderer, shows_images
 from shadowft_core.train.encode import Encoded, encode_file, require_enough
+from shadowft_core.train.launch import Place, reporting, run_processes, starts_processes
 from shadowft_core.weights import open_checkpoint
+
+__all__ = ["Accept", "reporting", "run_processes", "starts_processes", "train"]
 
 Accept = Callable[[Path, Path | Mapping[str, tuple[int, ...]]], None]
 """called before the first step with the model and what will be saved: an adapter folder, or shapes by tensor name"""
@@ -69,14 +76,17 @@ def train(
     (`delta.require_extractable`), so that no hours are lost.
 
     Raises TrainError (too few usable rows, a vocabulary that does not fit, untrained tokens that are refused or cannot
-    be trained, a loss or gradient that is not finite, a loss that rises to that of a guess, more than one process or
-    device, out of memory), CheckpointError and DataError; then `out` is unchanged.
+    be trained, a loss or gradient that is not finite, a loss that rises to that of a guess, other processes or devices
+    than in `params.launch`, out of memory), CheckpointError and DataError; then `out` is unchanged.
+
+    With several processes, each calls this function; only rank 0 writes `out`.
     """
     from shadowft_core.train.frozen import frozen_bytes_saved
     from shadowft_core.train.methods import can_be_whole, require_method, with_method
     from shadowft_core.train.models import hands_over_model, load_to_train, planned_model, save_model
     from shadowft_core.train.probe import stop_probe
     from shadowft_core.train.progress import Progress
+    from shadowft_core.train.ranks import collect, take_place
     from shadowft_core.train.samples import decoded_samples
     from shadowft_core.train.tokens import borrow_rows, described, trained_rows, untrained_in_rows
     from shadowft_core.train.trainer import (
@@ -85,11 +95,10 @@ def train(
         make_trainer,
         memory_checked,
         padding_id,
-        require_one_device,
     )
 
     require_method(params)
-    require_one_device()
+    where = take_place(params.launch)
     began = time.monotonic()
     make_deterministic(params)
     renderer = load_renderer(instruct, render)
@@ -108,15 +117,18 @@ def train(
     shapes = planned_model(network) if can_be_whole(params, token_rows) else None
     network = with_method(network, params, token_rows, bool(borrowed))
     whole = hands_over_model(network, shapes, params, lambda planned: accept(model, planned))
-    with new_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
+    with _destination(out, where) as folder, tempfile.TemporaryDirectory() as scratch:
         progress = Progress()
-        trainer = make_trainer(network, tokenizer, rows, params, Path(scratch), processor, valid)
+        trainer = make_trainer(network, tokenizer, rows, params, Path(scratch), processor, valid, where)
         probe = stop_probe(valid, getattr(network.config.get_text_config(), "max_position_embeddings", None))
         probed = network, renderer.stops, padding_id(tokenizer), trainer.args.bf16
         with memory_checked(params, model):
-            before = probe.stopped(*probed) if probe else 0
+            before = probe.stopped(*probed) if probe and where.rank == 0 else 0
             valid_loss = fit(trainer, network, progress)
             stops = probe.record(before, probe.stopped(*probed)) if probe else None
+        collect(network, where, only_trained=not whole)
+        if where.rank:
+            return
         for weights in borrowed if whole else ():
             weights.give_back()
         narrow = frozen_bytes_saved(network)  # before a merge
@@ -142,6 +154,9 @@ def train(
             "stops": stops,
             "untrained_tokens": [token.as_json() for token in untrained],
             "frozen_bytes_saved": narrow,
+            "processes": where.world,
+            "strategy": params.launch.strategy if where.world > 1 else None,
+            "rows_per_step": params.batch_size * params.accumulation,
             "device": trainer.args.device.type,
             "autocast": "bfloat16" if trainer.args.bf16 else None,
             "versions": {name: importlib.metadata.version(name) for name in _versioned(params)},
@@ -160,6 +175,11 @@ def train(
             f"{stops['max_new_tokens']} tokens before training, {stops['stopped_after']} after it",
             file=sys.stderr,
         )
+
+
+def _destination(out: Path, where: Place) -> AbstractContextManager[Path]:
+    """The folder `out`, to be published; for other ranks than 0, which write nothing, the current folder."""
+    return new_folder(out) if where.rank == 0 else nullcontext(Path())
 
 
 def _encoded(

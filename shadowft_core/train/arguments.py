@@ -7,6 +7,9 @@ import torch
 from trl import DPOConfig, SFTConfig
 
 from shadowft_core.params import Train
+from shadowft_core.train.ranks import fsdp_config
+
+DDP_TIMEOUT = 1800  # seconds that a process waits for the others, for example while rank 0 counts stops
 
 
 def sft_config(params: Train, scratch: Path) -> SFTConfig:
@@ -45,7 +48,13 @@ def _shared(params: Train, scratch: Path) -> dict[str, Any]:
         max_steps=params.max_steps or -1,
         per_device_train_batch_size=params.batch_size,
         per_device_eval_batch_size=params.batch_size,
-        gradient_accumulation_steps=params.accumulation,
+        gradient_accumulation_steps=params.accumulation // (params.launch.processes * params.launch.nodes),
+        average_tokens_across_devices=True,
+        ddp_find_unused_parameters=True,  # experts without a token in a micro-batch
+        ddp_broadcast_buffers=False,
+        ddp_timeout=DDP_TIMEOUT,
+        fsdp=True if params.launch.strategy == "fsdp" and params.launch.processes * params.launch.nodes > 1 else None,
+        fsdp_config=fsdp_config(),
         learning_rate=params.learning_rate,
         lr_scheduler_type="constant_with_warmup" if params.schedule == "constant" else params.schedule,
         warmup_steps=params.warmup,

@@ -41,9 +41,9 @@ def described(untrained: Sequence[UntrainedToken], model: Checkpoint, setting: s
 
 @dataclass(frozen=True)
 class BorrowedRows:
-    """Rows of a weight that have the Instruct's values during training. `own` are the model's values."""
+    """Rows of `module.weight` that have the Instruct's values during training. `own` are the model's values."""
 
-    weight: "torch.Tensor"
+    module: "torch.nn.Module"  # FSDP replaces its weight
     rows: list[int]
     own: "torch.Tensor"
     instruct: "torch.Tensor"
@@ -53,8 +53,9 @@ class BorrowedRows:
         import torch
 
         with torch.no_grad():
-            trained = self.weight[self.rows]
-            self.weight[self.rows] = self.own.to(trained) + (trained - self.instruct.to(trained))
+            weight: torch.Tensor = self.module.weight
+            trained = weight[self.rows]
+            weight[self.rows] = self.own.to(trained) + (trained - self.instruct.to(trained))
 
 
 def borrow_rows(network: Any, untrained: Sequence[UntrainedToken], instruct: Checkpoint) -> list[BorrowedRows]:
@@ -71,7 +72,7 @@ def borrow_rows(network: Any, untrained: Sequence[UntrainedToken], instruct: Che
             read = [instruct.part(name, row * width, width).astype(np.float32) for row in rows]
             weight, values = module.weight, torch.from_numpy(np.stack(read))
             with torch.no_grad():
-                borrowed.append(BorrowedRows(weight, rows, weight[rows].clone(), values))
+                borrowed.append(BorrowedRows(module, rows, weight[rows].clone(), values))
                 weight[rows] = values.to(weight)
     return borrowed
 

@@ -22,8 +22,12 @@ from shadowft_core.rendering import Processor
 from shadowft_core.train.arguments import sft_config
 from shadowft_core.train.encode import Encoded, ids_column
 from shadowft_core.train.images import ImageCollator
+from shadowft_core.train.launch import Place
 from shadowft_core.train.preference import PreferenceTrainer, preference_trainer
 from shadowft_core.train.progress import Progress
+from shadowft_core.train.ranks import share_out
+
+ALONE = Place()
 
 
 def make_deterministic(params: Train) -> None:
@@ -43,6 +47,7 @@ def make_trainer(
     scratch: Path,
     processor: Processor | None = None,
     valid: Encoded | None = None,
+    place: Place = ALONE,
 ) -> transformers.Trainer:
     """TRL's trainer of `params.objective` for encoded rows, with every setting explicit.
 
@@ -69,6 +74,8 @@ def make_trainer(
     for weight, data in trained:
         weight.data = data  # TRL makes the adapter of a 4-bit model bfloat16, which loses small steps
     trainer.remove_callback(transformers.PrinterCallback)
+    if place.world > 1:
+        share_out(trainer)
     return trainer
 
 
@@ -92,17 +99,6 @@ def fit(trainer: transformers.Trainer, network: Any, progress: Progress) -> floa
         vocabulary = int(network.get_input_embeddings().weight.shape[0])
         progress.require_learning(vocabulary, trainer.args.learning_rate)
     return _valid_loss(trainer)
-
-
-def require_one_device() -> None:
-    """Raises TrainError if the training would run in several processes or on several devices.
-
-    With two visible devices, transformers wraps the model in DataParallel, which doubles the batch.
-    """
-    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
-        raise TrainError(f"started as one of {processes} processes (WORLD_SIZE), expected one; run it without torchrun")
-    if (devices := torch.cuda.device_count()) > 1:
-        raise TrainError(f"{devices} CUDA devices are visible, expected one; set CUDA_VISIBLE_DEVICES to its number")
 
 
 @contextmanager

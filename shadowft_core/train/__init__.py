@@ -164,17 +164,7 @@ def train(
         write_json_atomically(folder / "train.json", facts)
         samples = (canonical_json(sample) + b"\n" for sample in decoded_samples(rows, tokenizer))
         write_atomically(folder / "samples.jsonl", b"".join(samples))
-    print(
-        f"train: {facts['steps']} steps, loss {facts['first_loss']:.3f} -> {facts['last_loss']:.3f}, "
-        f"{time.monotonic() - began:.0f} s",
-        file=sys.stderr,
-    )
-    if stops:
-        print(
-            f"train: of {stops['prompts']} replies to validation questions, {stops['stopped_before']} ended within "
-            f"{stops['max_new_tokens']} tokens before training, {stops['stopped_after']} after it",
-            file=sys.stderr,
-        )
+    _print_result(facts, time.monotonic() - began)
 
 
 def _destination(out: Path, where: Place) -> AbstractContextManager[Path]:
@@ -214,6 +204,19 @@ def _data_digest(data: Path) -> str:
         return str(read_json_object(data / "data-report.json")["digest"])
     except (CheckpointError, KeyError):
         raise DataError(f"{data / 'data-report.json'}: missing or without a digest; run `shadowft prepare`") from None
+
+
+def _print_result(facts: dict[str, Any], seconds: float) -> None:
+    print(
+        f"train: {facts['steps']} steps, loss {facts['first_loss']:.3f} -> {facts['last_loss']:.3f}, {seconds:.0f} s",
+        file=sys.stderr,
+    )
+    if stops := facts["stops"]:
+        print(
+            f"train: of {stops['prompts']} replies to validation questions, {stops['stopped_before']} ended within "
+            f"{stops['max_new_tokens']} tokens before training, {stops['stopped_after']} after it",
+            file=sys.stderr,
+        )
 
 
 def _print_rows(rows: Encoded, valid: Encoded, params: Train) -> None:

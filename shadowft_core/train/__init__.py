@@ -14,7 +14,7 @@ import importlib.metadata
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -133,8 +133,7 @@ def train(
             weights.give_back()
         narrow = frozen_bytes_saved(network)  # before a merge
         save_model(network, whole, folder)
-        lines = (canonical_json(line) + b"\n" for line in progress.lines)
-        write_atomically(folder / "metrics.jsonl", b"".join(lines))
+        _write_lines(folder / "metrics.jsonl", progress.lines)
         facts = {
             "format": 1,
             "method": params.method,
@@ -162,8 +161,7 @@ def train(
             "versions": {name: importlib.metadata.version(name) for name in _versioned(params)},
         }
         write_json_atomically(folder / "train.json", facts)
-        samples = (canonical_json(sample) + b"\n" for sample in decoded_samples(rows, tokenizer))
-        write_atomically(folder / "samples.jsonl", b"".join(samples))
+        _write_lines(folder / "samples.jsonl", decoded_samples(rows, tokenizer))
     _print_result(facts, time.monotonic() - began)
 
 
@@ -204,6 +202,10 @@ def _data_digest(data: Path) -> str:
         return str(read_json_object(data / "data-report.json")["digest"])
     except (CheckpointError, KeyError):
         raise DataError(f"{data / 'data-report.json'}: missing or without a digest; run `shadowft prepare`") from None
+
+
+def _write_lines(path: Path, values: Iterable[Any]) -> None:
+    write_atomically(path, b"".join(canonical_json(value) + b"\n" for value in values))
 
 
 def _print_result(facts: dict[str, Any], seconds: float) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from shadowft_core.params import Lora, Render
+from shadowft_core.params import Render
 from shadowft_core.rendering import IGNORED, load_renderer
 from shadowft_core.train import train
 from shadowft_core.train.encode import Encoded, encode_file
@@ -102,57 +102,6 @@ def test_the_trainer_uses_exactly_the_intended_labels(place: Path, tmp_path: Pat
                 == f"<|im_start|> user : {a} plus {b} <|im_end|> . <|im_start|> assistant :"
             )
     assert len(replies) == len(rows.input_ids) > 40
-
-
-@pytest.mark.parametrize(
-    ("settings", "trained"),
-    [
-        ({}, {"gradient_accumulation_steps": 1, "scaling": 2.0, "rates": [1, 1, 1, 1]}),
-        ({}, {"weight_decay": 0, "max_grad_norm": 1, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8}),
-        ({"accumulation": 3}, {"gradient_accumulation_steps": 3}),
-        ({"batch_size": 5}, {"per_device_train_batch_size": 5}),
-        ({"lora": Lora(rank=8, alpha=4)}, {"scaling": 0.5}),
-        ({"lora": Lora(rank=16, alpha=8, rslora=True)}, {"scaling": 2.0, "rank": 16}),
-        ({"schedule": "linear"}, {"rates": [1, 0.75, 0.5, 0.25]}),
-        ({"schedule": "cosine"}, {"rates": [1, 0.8535534, 0.5, 0.1464466]}),
-        ({"warmup": 0.5}, {"rates": [0, 0.5, 1, 1]}),
-        ({"warmup": 0.5, "schedule": "linear"}, {"rates": [0, 0.5, 1, 0.5]}),
-        ({"epochs": 2.5}, {"num_train_epochs": 2.5, "max_steps": -1}),
-        ({"max_steps": 7}, {"max_steps": 7}),
-        ({"seed": 5}, {"seed": 5, "data_seed": 5}),
-    ],
-    ids=lambda value: "-".join(value) if isinstance(value, dict) and "scaling" not in value else "",
-)
-def test_every_setting_reaches_the_trainer(
-    place: Path, tmp_path: Path, settings: dict[str, Any], trained: dict[str, Any]
-) -> None:
-    """`rates` are the learning rates of steps 0 to 3 of 4, relative to train.learning_rate."""
-    from shadowft_core.rendering import load_tokenizer
-    from shadowft_core.train.methods import with_method
-    from shadowft_core.train.models import load_model
-    from shadowft_core.train.trainer import make_trainer
-
-    params = SETTINGS.model_copy(update=settings)
-    tokenizer = load_tokenizer(place / "instruct")
-    network = with_method(load_model(place / "base", tokenizer), params)
-    trainer = make_trainer(network, tokenizer, Encoded([[1, 2]] * 8, [[1, 2]] * 8), params, tmp_path)
-    trainer.create_optimizer_and_scheduler(num_training_steps=4)
-    rates = []
-    for _ in range(4):
-        rates.append(trainer.lr_scheduler.get_last_lr()[0] / params.learning_rate)
-        trainer.optimizer.step()
-        trainer.lr_scheduler.step()
-    adapters = [module for module in network.modules() if hasattr(module, "lora_A")]
-    assert len(adapters) == 14
-    for field, expected in trained.items():
-        if field == "rates":
-            assert rates == pytest.approx(expected)
-        elif field == "scaling":
-            assert {module.scaling["default"] for module in adapters} == {expected}
-        elif field == "rank":
-            assert {module.lora_A["default"].weight.shape[0] for module in adapters} == {expected}
-        else:
-            assert getattr(trainer.args, field) == expected
 
 
 @pytest.mark.parametrize(

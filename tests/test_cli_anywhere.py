@@ -18,6 +18,7 @@ GIVEN = {
     "prepare": [
         "prepare --data {rows} --tasks {tasks} --out data", "prepare --data {rows} --max-bad 0.99 --out looked_at"
     ],
+    "start": ["start --out begin"],
     "train": ["train --model {model} --instruct {model} --data {data} --out tuned"],
     "extract": ["extract --base {base} --tuned {instruct} --out delta"],
     "graft": [

@@ -117,7 +117,7 @@ def test_a_route_is_trained_again_only_for_its_own_settings(place: Path) -> None
     with repository(place) as repo:
         for route in ("shadow", "direct"):
             stage = repo.stage.load_one(name=f"train@{route}")
-            assert stage.cmd.endswith("--out work/tuned/{route} --route {route}")
+            assert stage.cmd.endswith("--start work/start --route {route}")
             assert {name for one in stage.params for name in one.params} == {"train", "render", f"routes.{route}"}
 
 

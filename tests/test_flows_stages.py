@@ -69,6 +69,19 @@ def test_a_stage_runs_only_when_it_is_stale_and_its_inputs_differ(
     assert reproduced("graft@shadow")[0].name == "Unchanged"
 
 
+def test_a_forced_stage_runs_without_a_change_and_what_follows_is_not_run_again(workspace: Path) -> None:
+    """A stage that reads what DVC does not watch, such as the champion, which did not move."""
+    plan = read_plan(frozenset({"extract@shadow", "not in dvc.yaml"}))
+    assert plan.forced == {"extract@shadow"}
+    assert plan.stale == {"extract@shadow", "graft@shadow", "verdict", "report"}
+    before = (workspace / "order.txt").read_text(encoding="utf-8").split()
+    with disable_run_logger():
+        state = steps.reproduce.fn("extract@shadow", True, lambda _: None, True)
+    assert (state.is_completed(), state.name) == (True, "Completed")
+    assert (workspace / "order.txt").read_text(encoding="utf-8").split() == [*before, "extract@shadow"]
+    assert reproduced("graft@shadow")[0].name == "Unchanged"
+
+
 def test_the_locks_of_a_killed_run_are_removed_even_if_another_process_has_its_number(workspace: Path) -> None:
     """After a restart of the machine, DVC would take that process for the holder and refuse every run."""
     locks = workspace / ".dvc/tmp/rwlock"

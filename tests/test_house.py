@@ -28,7 +28,11 @@ LIBRARIES = {room: libraries for _, rooms, libraries in TABLE for room in rooms}
 OWNED = set().union(*LIBRARIES.values()) | {"pickle"}  # libraries that only the rooms named with them may import
 
 # Exceptions to the rules below.
-VERBS = {"fetch": "pair", "extract": "delta"}  # a stage whose verb is implemented in a room of another name
+VERBS = {
+    "fetch": "pair",
+    "start": "promotion",
+    "extract": "delta",
+}  # a stage whose verb is implemented in a room of another name
 TOP_LEVEL = (
     "shadowft_core flows infra tests benchmarks docs dvc.yaml params.yaml prefect.yaml pyproject.toml constraints.txt"
 )

@@ -30,6 +30,7 @@ from shadowft_core.cli.output import print_answer
 from shadowft_core.cli.tables import show_delta
 
 verbs = typer.Typer()
+PAIR = Path("work/pair/pair.json")
 
 
 @verbs.command(rich_help_panel=STAGES)
@@ -93,6 +94,27 @@ def prepare(
 
 
 @verbs.command(rich_help_panel=STAGES)
+def start(
+    out: Annotated[Path, out_folder("start.json, and delta/ if a route starts from the champion")],
+    pair: Annotated[Path, typer.Option(help="pair.json of this run; the champion must have its Base")] = PAIR,
+    params: ParamsOption = PARAMS,
+) -> None:
+    """Pin where training starts: at the model itself, or at the champion's delta (train.start in the params file).
+
+    Reads the ledger and the store; writes a folder for `train --start`.
+
+    Example: shadowft start --out work/start
+    """
+    from shadowft_core.promotion import start as room
+
+    p = read_params(params)
+    if any(p.train_for(route).start == "champion" for route in p.routes):
+        room.write_champion(p.registry, p.store, pair, out)
+    else:
+        room.write_scratch(out)
+
+
+@verbs.command(rich_help_panel=STAGES)
 def train(
     model: Annotated[Path, typer.Option(help="the model to tune: the Base, or the Instruct for the control")],
     instruct: InstructOption,
@@ -102,6 +124,9 @@ def train(
         str | None, typer.Option(help="route of the params file: also apply its own settings and its `replay`")
     ] = None,
     replay: Annotated[bool, typer.Option(help="also train on replay.parquet, if `prepare` wrote it")] = True,
+    begin: Annotated[
+        Path | None, typer.Option("--start", help="folder made by `start`; needed with train.start champion")
+    ] = None,
     params: ParamsOption = PARAMS,
 ) -> None:
     """Tune one model with TRL: LoRA or full, with the loss on assistant tokens only.
@@ -122,7 +147,7 @@ def train(
         room.run_processes(settings.launch, sys.argv[1:])
         return
     with room.reporting(settings.launch):
-        room.train(model, instruct, data, settings, out, require_extractable, p.render, replay=replay)
+        room.train(model, instruct, data, settings, out, require_extractable, p.render, replay=replay, start=begin)
 
 
 @verbs.command(rich_help_panel=STAGES)

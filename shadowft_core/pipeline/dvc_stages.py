@@ -41,12 +41,15 @@ class Stage:
 class Plan:
     """The stages in DVC's order (each after its dependencies), and those that may have to run.
 
-    `stale` has the names of the changed stages and of all stages downstream of them. Other stages are up to date and
-    stay so during the run. A stale stage is checked again before it runs, because its inputs may be unchanged by then.
+    `stale` has the names of the changed and the forced stages, and of all stages downstream of them. Other stages are
+    up to date and stay so during the run. A stale stage is checked again before it runs, because its inputs may be
+    unchanged by then.
     """
 
     stages: tuple[Stage, ...]
     stale: frozenset[str]
+    forced: frozenset[str] = frozenset()
+    """stages to run even if nothing changed, because they read what DVC does not watch"""
 
     def __getitem__(self, name: str) -> Stage:
         for stage in self.stages:
@@ -55,8 +58,10 @@ class Plan:
         raise InputError(f"dvc.yaml: no stage {name}; it has {', '.join(stage.name for stage in self.stages)}")
 
 
-def read_plan() -> Plan:
+def read_plan(forced: frozenset[str] = frozenset()) -> Plan:
     """Read dvc.yaml, dvc.lock and the files they name. Raises InputError with a one-line message when DVC fails.
+
+    `forced` are names of stages; those that dvc.yaml lacks are left out.
 
     First removes the locks of killed processes.
     """
@@ -67,7 +72,7 @@ def read_plan() -> Plan:
         _remove_dead_locks(opened)
         graph = get_active_graph(opened.index.graph)
         order = [stage for stage in plan_repro(graph) if stage.cmd]
-        changed = set(opened.status())
+        changed = set(opened.status()) | forced
         stale = {
             name.addressing
             for stage in order
@@ -83,7 +88,7 @@ def read_plan() -> Plan:
             )
             for stage in order
         )
-    return Plan(stages, frozenset(stale))
+    return Plan(stages, frozenset(stale), forced & {stage.name for stage in stages})
 
 
 def changed(stage: str) -> bool:

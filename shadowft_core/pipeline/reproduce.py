@@ -1,8 +1,8 @@
-"""A program that has DVC reproduce one stage of the workspace in the current folder: `python reproduce.py STAGE`.
+"""A program that has DVC reproduce one stage of the workspace in the current folder.
 
-Like `dvc repro -q -s STAGE`, but the exit code is that of the stage's command, or 128 + n when signal n killed it
-(`dvc` returns 255 for both). An error of DVC is one line on stderr. A stage whose inputs changed while its command ran
-fails.
+`python reproduce.py STAGE [force]` is like `dvc repro -q -s STAGE` (with force: `-f`), but the exit code is that of the
+stage's command, or 128 + n when signal n killed it (`dvc` returns 255 for both). An error of DVC is one line on stderr.
+A stage whose inputs changed while its command ran fails.
 """
 
 import logging
@@ -11,8 +11,8 @@ import sys
 from typing import Any
 
 
-def main(stage: str) -> int:
-    """Reproduce a stage; returns the exit code."""
+def main(stage: str, force: bool) -> int:
+    """Reproduce a stage; returns the exit code. With `force`, its command runs even if DVC finds nothing changed."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
     from dvc.stage.exceptions import StageCmdFailedError
@@ -22,7 +22,7 @@ def main(stage: str) -> int:
     _refuse_changed_inputs()
     try:
         with Repo(_wait_for_lock=True) as repository:
-            repository.reproduce([stage], single_item=True)
+            repository.reproduce([stage], single_item=True, force=force)
     except DvcException as error:
         causes = [error]
         while isinstance(cause := causes[-1].__cause__, Exception):
@@ -61,4 +61,4 @@ def _refuse_changed_inputs() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(sys.argv[1], "force" in sys.argv[2:]))

@@ -70,7 +70,7 @@ class Run:
         Raises a ShadowError.
         """
         self._params = steps.preflight(Path("params.yaml"), self._model_name)
-        self._plan = read_plan()
+        self._plan = read_plan(steps.moving(self._params, self._model_name))
         steps.require_disk(self._params, self._plan["fetch"].outs)
         self._git = git_state(Path())  # before the run, which rewrites dvc.lock
         clock = Clock({stage.name: stage.seconds for stage in self.stages} | ACT_SECONDS, Path("var/durations.json"))
@@ -106,9 +106,10 @@ class Run:
         return state
 
     def reproduce(self, stage: Stage, retries: int = 0) -> None:
-        """Have DVC bring a stage up to date; skips a stage that already is."""
+        """Have DVC bring a stage up to date; skips a stage that already is, but for one that reads the champion."""
         task = steps.reproduce.with_options(retries=retries)
-        self.step(stage.name, task, stage.name, stage.name in self._plan.stale, self.show)
+        plan = self._plan
+        self.step(stage.name, task, stage.name, stage.name in plan.stale, self.show, stage.name in plan.forced)
 
     def publish(self, delta: str) -> None:
         """Send a delta folder to the store."""

@@ -14,15 +14,15 @@ from shadowft_core.files import process
 _children: set[subprocess.Popen[str]] = set()
 
 
-def run_stage(stage: str, show: Callable[[str], None]) -> str | None:
+def run_stage(stage: str, show: Callable[[str], None], force: bool = False) -> str | None:
     """Have DVC reproduce a stage of the workspace in the current folder. Returns why it failed; None on success.
 
-    Every line the stage writes goes to `show`, with passwords masked. The child and all its processes end when this
-    function returns and when this process ends, for any reason.
+    With `force`, its command runs even if nothing changed. Every line the stage writes goes to `show`, with passwords
+    masked. The child and all its processes end when this function returns and when this process ends, for any reason.
     """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     child = process.start(
-        [sys.executable, "-P", str(Path(__file__).with_name("reproduce.py")), stage],
+        [sys.executable, "-P", str(Path(__file__).with_name("reproduce.py")), stage, *["force"] * force],
         env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"},
     )
     _children.add(child)

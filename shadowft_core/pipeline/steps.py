@@ -16,6 +16,7 @@ from prefect.states import Completed, Failed
 
 from shadowft_core.errors import (
     InputError,
+    ParamsError,
     RegistrationPendingError,
     RegistryError,
     ShadowError,
@@ -65,6 +66,21 @@ def preflight(params_file: Path, model_name: str | None) -> Params:
     return params
 
 
+def moving(params: Params, model_name: str | None) -> frozenset[str]:
+    """The stages that read what DVC does not watch: `start`, if a route starts from the champion, which may have moved.
+
+    Raises ParamsError if the run has another model name than params.yaml, which that stage reads.
+    """
+    if not any(params.train_for(route).start == "champion" for route in params.routes):
+        return frozenset()
+    if model_name is not None and model_name != load_params(Path("params.yaml")).registry.name:
+        raise ParamsError(
+            f"train.start is champion, that of registry.name in params.yaml, but this run is for {model_name}; set "
+            "registry.name"
+        )
+    return frozenset({"start"})
+
+
 def require_disk(params: Params, pair: tuple[str, ...]) -> None:
     """Raise InputError when less disk space is free than the run may write.
 
@@ -83,13 +99,13 @@ def require_disk(params: Params, pair: tuple[str, ...]) -> None:
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False, retry_delay_seconds=5)
-def reproduce(stage: str, stale: bool, show: Show) -> State:
-    """Have DVC bring one stage up to date.
+def reproduce(stage: str, stale: bool, show: Show, force: bool = False) -> State:
+    """Have DVC bring one stage up to date; with `force`, by running it.
 
     Ends Completed, named Unchanged if DVC has nothing to do, or Failed with the stage's one-line error. Every line that
     the stage writes goes to `show` and to Prefect's log.
     """
-    if not (stale and changed(stage)):
+    if not force and not (stale and changed(stage)):
         return Completed(name="Unchanged", message=f"{stage}: inputs, parameters and outputs match dvc.lock")
     logger = get_run_logger()
 
@@ -97,7 +113,7 @@ def reproduce(stage: str, stale: bool, show: Show) -> State:
         show(line)
         logger.info(line)
 
-    if failure := run_stage(stage, show_and_log):
+    if failure := run_stage(stage, show_and_log, force):
         return Failed(message=f"{stage}: {failure}")
     return Completed(message=f"{stage}: reproduced")
 

@@ -52,6 +52,7 @@ def train(
     render: Render = RENDER,
     *,
     replay: bool = True,
+    start: Path | None = None,
 ) -> None:
     """Tune `model` on the conversations in `data` (made by `prepare`) and write the folder `out`.
 
@@ -72,6 +73,10 @@ def train(
     Instruct did. With `from_instruct`, the model has the Instruct's weights for them during training. The saved weights
     have only the change by training.
 
+    With `params.start` champion, it starts from `model` and the champion's delta in `start`, a folder made by the stage
+    start: the factors of a LoRA are those of the new adapter, any other delta is added to the weights in float32. What
+    is saved has the whole change against `model`.
+
     `accept` is called before the first step. It raises if `extract` could not use the weights that will be saved
     (`delta.require_extractable`), so that no hours are lost.
 
@@ -88,6 +93,7 @@ def train(
     from shadowft_core.train.progress import Progress
     from shadowft_core.train.ranks import collect, take_place
     from shadowft_core.train.samples import decoded_samples
+    from shadowft_core.train.start import add_delta, read_start, set_factors
     from shadowft_core.train.tokens import borrow_rows, described, trained_rows, untrained_in_rows
     from shadowft_core.train.trainer import (
         fit,
@@ -99,7 +105,7 @@ def train(
 
     require_method(params)
     where = take_place(params.launch)
-    began = time.monotonic()
+    began, begin = time.monotonic(), read_start(params, start)
     make_deterministic(params)
     renderer = load_renderer(instruct, render)
     tokenizer = renderer.tokenizer
@@ -112,10 +118,12 @@ def train(
         print(f"train: {described(untrained, starting, render.template_tokens)}", file=sys.stderr)
     network = load_to_train(starting, tokenizer, params, processor is not None, vocabulary=not untrained)
     borrowed = borrow_rows(network, untrained, teacher) if render.template_tokens == "from_instruct" else []
-    rows_only = params.method != "full" and render.template_tokens == "train"
-    token_rows = trained_rows(network, untrained) if rows_only else None
+    add_delta(network, starting, begin)
+    token_rows = (
+        trained_rows(network, untrained) if params.method != "full" and render.template_tokens == "train" else None
+    )
     shapes = planned_model(network) if can_be_whole(params, token_rows) else None
-    network = with_method(network, params, token_rows, bool(borrowed))
+    network = set_factors(with_method(network, params, token_rows, bool(borrowed)), starting, begin)
     whole = hands_over_model(network, shapes, params, lambda planned: accept(model, planned))
     with _destination(out, where) as folder, tempfile.TemporaryDirectory() as scratch:
         progress = Progress()
@@ -141,6 +149,7 @@ def train(
             "render": render.model_dump(mode="json"),
             "seed": params.seed,
             "model_digest": starting.digest(),
+            "start": begin.facts,
             "tokenizer_digest": teacher.tokenizer_digest(),
             "template_digest": renderer.template_digest,
             "data_digest": _data_digest(data),

@@ -1,0 +1,75 @@
+"""The stage start: where a training begins. For weekly retraining, that is the champion's delta.
+
+The folder has start.json and, for the champion, `delta/`, fetched from the store and verified. It pins the champion: a
+later promotion changes nothing until the stage runs again.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import shadowft_core.store as stores
+from shadowft_core.delta import open_delta
+from shadowft_core.errors import RegistryError, WrongBaseError
+from shadowft_core.files import new_folder, read_json_object, write_json_atomically
+from shadowft_core.params import Registry, Store
+from shadowft_core.promotion.ledger import Ledger
+from shadowft_core.registry import store_for
+from shadowft_core.registry.rebuild import parse_recipe
+
+
+def write_scratch(out: Path, reason: str = "") -> None:
+    """Write the folder `out` for a training that begins at the model itself; `reason` is recorded if given."""
+    with new_folder(out) as folder:
+        facts: dict[str, Any] = {"format": 1, "start": "scratch"}
+        write_json_atomically(folder / "start.json", facts | ({"reason": reason} if reason else {}))
+
+
+def write_champion(registry: Registry, store: Store, pair: Path, out: Path) -> None:
+    """Write the folder `out` with the delta of the champion of `registry.name`, as the ledger in `store` has it.
+
+    `pair` is the pair.json of the run. If nothing was ever promoted, the start is scratch, which start.json and stderr
+    say.
+
+    Raises WrongBaseError if the champion was made from another Base, RegistryError if its recipe is missing or has
+    several deltas, LedgerError, store errors. Then nothing is written.
+    """
+    ledger = Ledger(store, registry.name)
+    entry = ledger.tip().entry
+    if entry is None:
+        reason = f"{ledger.where}: nothing was ever promoted"
+        print(f"start: {reason}; training starts from scratch", file=sys.stderr)
+        write_scratch(out, f"{registry.name} has no champion")
+        return
+    where = f"champion of {registry.name}, version {entry.version}"
+    raw = stores.record(entry.recipe, store)
+    if raw is None:
+        raise RegistryError(
+            f"{where}: its recipe {entry.recipe} is not in store {store.uri}; name its store with SHADOWFT_STORE_URI, "
+            "or set train.start to scratch"
+        )
+    recipe = parse_recipe(raw, f"store {store.uri}: recipe {entry.recipe}")
+    base = read_json_object(pair)["base"]["digest"]
+    if recipe["base"]["digest"] != base:
+        raise WrongBaseError(
+            f"{where}: was made from the Base {recipe['base']['digest']}, {pair} has {base}; set train.start to "
+            "scratch, or fetch that Base"
+        )
+    if len(recipe["deltas"]) != 1:
+        raise RegistryError(
+            f"{where}: its recipe merges {len(recipe['deltas'])} deltas, a training can start from one; set "
+            "train.start to scratch"
+        )
+    digest = recipe["deltas"][0]["digest"]
+    with new_folder(out) as folder:
+        place = folder / "delta"
+        stores.fetch_delta(
+            digest, store_for(recipe, store), place, lambda got, digests: open_delta(got).verify(digests)
+        )
+        if (found := open_delta(place).base_digest) != base:
+            raise WrongBaseError(
+                f"{where}: its delta {digest} is against {found}, expected the Base {base}; set train.start to scratch"
+            )
+        facts = {"format": 1, "start": "champion", "name": registry.name, "version": entry.version, "delta": digest}
+        write_json_atomically(folder / "start.json", facts | {"recipe": entry.recipe, "base": base})
+    print(f"start: {where}, delta {digest}", file=sys.stderr)

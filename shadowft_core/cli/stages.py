@@ -132,6 +132,7 @@ def train(
     """Tune one model with TRL: LoRA or full, with the loss on assistant tokens only.
 
     Reads the model, the data, and the Instruct's tokenizer and chat template; writes the adapter or the tuned model.
+    With train.launch it starts several processes, or is one of those that torchrun or srun started (docs/training.md).
 
     Example: shadowft train --model work/pair/base --instruct work/pair/instruct --data work/data --out my_tuned
 

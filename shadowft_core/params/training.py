@@ -106,7 +106,7 @@ class Train(Section):
             return self
         same = [many for many in range(world, rows + 1, world) if rows % many == 0]
         if same:
-            many = min(same, key=lambda found: abs(found - self.accumulation))
+            many = next((found for found in same if found > self.accumulation), same[-1])  # smaller ones fit in memory
             remedy = f"accumulation {many} with batch_size {rows // many} has the same {rows} rows per step"
         else:
             near = {max(1, self.accumulation // world) * world, -(-self.accumulation // world) * world}

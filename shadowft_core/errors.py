@@ -23,6 +23,7 @@
     ├── GraftError                     the graft cannot be written: no scale, or a digest differs from the recipe
     │   └── CastOverflowError          the sum exceeds the output dtype
     ├── TrainError                     the loss is not finite, or nothing can be learnt
+    ├── StoppedError                   SIGTERM or SIGINT stopped a training, which the same command goes on with
     ├── EvaluationError                a task is missing, or items differ between arms
     ├── StoreError                     the delta store
     │   ├── StoreUnreachableError      no answer, or wrong credentials
@@ -150,6 +151,14 @@ class CastOverflowError(GraftError):
 
 class TrainError(ShadowError):
     exit_code = 6
+
+
+class StoppedError(ShadowError):
+    """Its exit code is 128 + the number of the signal, by the convention of shells."""
+
+    def __init__(self, message: str, number: int = 15) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
 
 
 class EvaluationError(ShadowError):

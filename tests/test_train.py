@@ -3,9 +3,6 @@
 import json
 import math
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -120,25 +117,6 @@ def test_the_stop_ids_are_all_end_tokens(tmp_path: Path, listed: dict[str, Any] 
     if listed is not None:
         (tmp_path / "generation_config.json").write_text(json.dumps(listed))
     assert stop_ids(word_tokenizer(), tmp_path) == stops
-
-
-def test_sigterm_leaves_no_folder(place: Path, tmp_path: Path) -> None:
-    endless = SETTINGS.model_copy(update={"max_steps": 100_000})
-    code = (
-        "import sys; from pathlib import Path; from shadowft_core.params import Train;"
-        "from shadowft_core.train import train;"
-        "a = [Path(p) for p in sys.argv[1:5]]; train(a[0], a[1], a[2], Train.model_validate_json(sys.argv[5]), a[3])"
-    )
-    paths = [str(place / "base"), str(place / "instruct"), str(place / "data"), str(tmp_path / "out")]
-    child = subprocess.Popen(
-        [sys.executable, "-c", code, *paths, endless.model_dump_json()], stderr=subprocess.PIPE, text=True
-    )
-    assert child.stderr
-    assert any(line.startswith("step ") for line in child.stderr)
-    child.send_signal(signal.SIGTERM)
-    child.communicate(timeout=60)
-    assert child.returncode == -signal.SIGTERM
-    assert not (tmp_path / "out").exists()
 
 
 def test_replies_that_end_are_counted_before_and_after(

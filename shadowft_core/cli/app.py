@@ -67,8 +67,8 @@ def main() -> None:
         code = error.exit_code
         print_error("UsageError", error.format_message(), error.exit_code, as_json)
     except ShadowError as error:
-        code = error.exit_code
         print_error(type(error).__name__, str(error), error.exit_code, as_json)
+        sys.exit(error.exit_code)
     except OSError as error:
         code = 1
         message = f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")

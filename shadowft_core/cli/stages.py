@@ -148,7 +148,18 @@ def train(
         room.run_processes(settings.launch, sys.argv[1:])
         return
     with room.reporting(settings.launch):
-        room.train(model, instruct, data, settings, out, require_extractable, p.render, replay=replay, start=begin)
+        room.train(
+            model,
+            instruct,
+            data,
+            settings,
+            out,
+            require_extractable,
+            p.render,
+            replay=replay,
+            start=begin,
+            checkpoint=p.checkpoint,
+        )
 
 
 @verbs.command(rich_help_panel=STAGES)

@@ -37,7 +37,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    sync(path.parent)
 
 
 @contextmanager
@@ -55,7 +55,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         raise ShadowError(f"{out}: contains the current folder and would be replaced; choose another --out")
     make_folder(out.parent)
     partial, old = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")
-    lock = _claim(partial, out)
+    lock = claim_folder(partial, out)
     try:
         if old.exists() and not out.exists():  # the last run was killed between its two renames
             os.rename(old, out)
@@ -65,12 +65,12 @@ def new_folder(out: Path) -> Iterator[Path]:
         yield partial
         for folder, _, files in os.walk(partial, topdown=False):
             for name in files:
-                _sync(Path(folder, name))
-            _sync(Path(folder))
+                sync(Path(folder, name))
+            sync(Path(folder))
         if out.exists():
             os.rename(out, old)
         os.rename(partial, out)
-        _sync(out.parent)
+        sync(out.parent)
         shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -81,12 +81,15 @@ def new_folder(out: Path) -> Iterator[Path]:
         os.close(lock)
 
 
-def _claim(partial: Path, out: Path) -> int:
-    """Create and lock the partial folder. The kernel releases the lock when its owner dies."""
+def claim_folder(folder: Path, named: Path) -> int:
+    """Create and lock a folder; returns the open lock. The kernel releases it when its owner closes it or dies.
+
+    Raises ShadowError, with the name `named`, while another process holds the lock.
+    """
     deadline = time.monotonic() + 1  # seconds: workers of a killed owner end a moment after it
     while True:
-        partial.mkdir(exist_ok=True)
-        lock = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+        folder.mkdir(exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -94,16 +97,17 @@ def _claim(partial: Path, out: Path) -> int:
             if time.monotonic() < deadline:
                 time.sleep(0.02)
                 continue
-            raise ShadowError(f"{out}: another process is writing this folder; wait for it or end it") from None
+            raise ShadowError(f"{named}: another process is writing this folder; wait for it or end it") from None
         try:
-            if os.path.samestat(os.fstat(lock), os.stat(partial)):
+            if os.path.samestat(os.fstat(lock), os.stat(folder)):
                 return lock
         except FileNotFoundError:
             pass
         os.close(lock)  # the previous owner finished between our open and our lock
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have the kernel write a file or the entries of a folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -12,7 +12,6 @@ ranks.py gives several processes the rows of one.
 
 import importlib.metadata
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -27,10 +26,12 @@ from shadowft_core.files import (
     write_atomically,
     write_json_atomically,
 )
-from shadowft_core.params import Render, Train
+from shadowft_core.params import Checkpoint, Render, Train
 from shadowft_core.rendering import Renderer, load_renderer, shows_images
+from shadowft_core.train.checkpoints import open_checkpoints
 from shadowft_core.train.encode import Encoded, encode_file, require_enough
 from shadowft_core.train.launch import Place, reporting, run_processes, starts_processes
+from shadowft_core.weights import Checkpoint as Model
 from shadowft_core.weights import open_checkpoint
 
 __all__ = ["Accept", "reporting", "run_processes", "starts_processes", "train"]
@@ -53,6 +54,7 @@ def train(
     *,
     replay: bool = True,
     start: Path | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> None:
     """Tune `model` on the conversations in `data` (made by `prepare`) and write the folder `out`.
 
@@ -77,12 +79,16 @@ def train(
     start: the factors of a LoRA are those of the new adapter, any other delta is added to the weights in float32. What
     is saved has the whole change against `model`.
 
+    With `checkpoint`, the state is saved during the steps, and an interrupted run goes on from there; the result has
+    the same bytes. The checkpoints are removed when `out` is in place.
+
     `accept` is called before the first step. It raises if `extract` could not use the weights that will be saved
     (`delta.require_extractable`), so that no hours are lost.
 
     Raises TrainError (too few usable rows, a vocabulary that does not fit, untrained tokens that are refused or cannot
     be trained, a loss or gradient that is not finite, a loss that rises to that of a guess, other processes or devices
-    than in `params.launch`, out of memory), CheckpointError and DataError; then `out` is unchanged.
+    than in `params.launch`, out of memory), StoppedError (a signal), CheckpointError and DataError; then `out` is
+    unchanged.
 
     With several processes, each calls this function; only rank 0 writes `out`.
     """
@@ -93,6 +99,7 @@ def train(
     from shadowft_core.train.progress import Progress
     from shadowft_core.train.ranks import collect, take_place
     from shadowft_core.train.samples import decoded_samples
+    from shadowft_core.train.saving import devices
     from shadowft_core.train.start import add_delta, read_start, set_factors
     from shadowft_core.train.tokens import borrow_rows, described, trained_rows, untrained_in_rows
     from shadowft_core.train.trainer import (
@@ -104,8 +111,7 @@ def train(
     )
 
     require_method(params)
-    where = take_place(params.launch)
-    began, begin = time.monotonic(), read_start(params, start)
+    where, began, begin = take_place(params.launch), time.monotonic(), read_start(params, start)
     make_deterministic(params)
     renderer = load_renderer(instruct, render)
     tokenizer = renderer.tokenizer
@@ -125,14 +131,23 @@ def train(
     shapes = planned_model(network) if can_be_whole(params, token_rows) else None
     network = set_factors(with_method(network, params, token_rows, bool(borrowed)), starting, begin)
     whole = hands_over_model(network, shapes, params, lambda planned: accept(model, planned))
-    with _destination(out, where) as folder, tempfile.TemporaryDirectory() as scratch:
-        progress = Progress()
-        trainer = make_trainer(network, tokenizer, rows, params, Path(scratch), processor, valid, where)
+    inputs = {
+        "start": begin.facts,
+        **_inputs(params, render, starting, teacher, renderer.template_digest, _data_digest(data)),
+    }
+    identity = inputs | {
+        "sequences": [rows.digest(), valid.digest()],
+        "borrowed_from": teacher.digest() if borrowed else None,
+        "devices": devices(where),
+    }
+    with open_checkpoints(checkpoint, identity, where.rank) as checkpoints, _destination(out, where) as folder:
+        progress = Progress(checkpoints.live)
+        trainer = make_trainer(network, tokenizer, rows, params, checkpoints.saving, processor, valid, where)
         probe = stop_probe(valid, getattr(network.config.get_text_config(), "max_position_embeddings", None))
         probed = network, renderer.stops, padding_id(tokenizer), trainer.args.bf16
         with memory_checked(params, model):
             before = probe.stopped(*probed) if probe and where.rank == 0 else 0
-            valid_loss = fit(trainer, network, progress)
+            valid_loss = fit(trainer, network, progress, checkpoints)
             stops = probe.record(before, probe.stopped(*probed)) if probe else None
         collect(network, where, only_trained=not whole)
         if where.rank:
@@ -141,18 +156,7 @@ def train(
             weights.give_back()
         narrow = frozen_bytes_saved(network)  # before a merge
         save_model(network, whole, folder)
-        _write_lines(folder / "metrics.jsonl", progress.lines)
-        facts = {
-            "format": 1,
-            "method": params.method,
-            "settings": params.model_dump(mode="json"),
-            "render": render.model_dump(mode="json"),
-            "seed": params.seed,
-            "model_digest": starting.digest(),
-            "start": begin.facts,
-            "tokenizer_digest": teacher.tokenizer_digest(),
-            "template_digest": renderer.template_digest,
-            "data_digest": _data_digest(data),
+        facts = inputs | {
             "rows": counts,
             "steps": trainer.state.global_step,
             "tokens": progress.lines[-1]["tokens"],
@@ -167,11 +171,27 @@ def train(
             "rows_per_step": params.batch_size * params.accumulation,
             "device": trainer.args.device.type,
             "autocast": "bfloat16" if trainer.args.bf16 else None,
-            "versions": {name: importlib.metadata.version(name) for name in _versioned(params)},
         }
-        write_json_atomically(folder / "train.json", facts)
-        _write_lines(folder / "samples.jsonl", decoded_samples(rows, tokenizer))
+        _write(folder, facts, progress.lines, decoded_samples(rows, tokenizer))
     _print_result(facts, time.monotonic() - began)
+
+
+def _inputs(
+    params: Train, render: Render, model: Model, instruct: Model, template_digest: str, data_digest: str
+) -> dict[str, Any]:
+    """What train.json says of the inputs of a run."""
+    return {
+        "format": 1,
+        "method": params.method,
+        "settings": params.model_dump(mode="json"),
+        "render": render.model_dump(mode="json"),
+        "seed": params.seed,
+        "model_digest": model.digest(),
+        "tokenizer_digest": instruct.tokenizer_digest(),
+        "template_digest": template_digest,
+        "data_digest": data_digest,
+        "versions": {name: importlib.metadata.version(name) for name in _versioned(params)},
+    }
 
 
 def _destination(out: Path, where: Place) -> AbstractContextManager[Path]:
@@ -213,8 +233,10 @@ def _data_digest(data: Path) -> str:
         raise DataError(f"{data / 'data-report.json'}: missing or without a digest; run `shadowft prepare`") from None
 
 
-def _write_lines(path: Path, values: Iterable[Any]) -> None:
-    write_atomically(path, b"".join(canonical_json(value) + b"\n" for value in values))
+def _write(folder: Path, facts: Mapping[str, Any], steps: Iterable[Any], samples: Iterable[Any]) -> None:
+    write_json_atomically(folder / "train.json", facts)
+    for name, values in (("metrics", steps), ("samples", samples)):
+        write_atomically(folder / f"{name}.jsonl", b"".join(canonical_json(value) + b"\n" for value in values))
 
 
 def _print_result(facts: dict[str, Any], seconds: float) -> None:

@@ -1,5 +1,6 @@
 """Encodes prepared rows as sequences of token ids and labels, with the rendering that evaluation uses too."""
 
+import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,14 @@ class Encoded:
     def prompt(self, at: int) -> int:
         """The number of ids before the first learned one of a sequence."""
         return int((self.labels[at] != IGNORED).argmax())
+
+    def digest(self) -> str:
+        """SHA-256 over ids, labels and rejected replies, in their order."""
+        found = hashlib.sha256()
+        for sequences in (self.input_ids, self.labels, self.rejected):
+            for ids in sequences:
+                found.update(len(ids).to_bytes(8, "little") + ids.tobytes())
+        return f"sha256:{found.hexdigest()}"
 
     def counts(self) -> dict[str, Any]:
         """The counts for train.json: rows used and left out, sequences, images, tokens, and tokens in the loss."""

@@ -18,9 +18,10 @@ from shadowft_core.errors import TrainError
 from shadowft_core.params import Train
 from shadowft_core.train.arguments import dpo_config
 from shadowft_core.train.encode import Encoded, ids_column
+from shadowft_core.train.saving import Resumable
 
 
-class PreferenceTrainer(DPOTrainer):  # type: ignore[misc]  # TRL is not typed
+class PreferenceTrainer(Resumable, DPOTrainer):  # type: ignore[misc]  # TRL is not typed
     """DPOTrainer for data sets of ids: columns prompt_ids, chosen_ids and rejected_ids."""
 
     def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:

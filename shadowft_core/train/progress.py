@@ -1,11 +1,17 @@
-"""Follows a training: a line per optimizer step, and errors if the loss shows that the model is lost."""
+"""Follows a training: a line per optimizer step for metrics.jsonl, a live file, a bar or lines on stderr."""
 
+import json
 import math
 import sys
 import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 from transformers import TrainerCallback
 
 from shadowft_core.errors import TrainError
@@ -16,41 +22,90 @@ REWARDS = {  # of preferences: names in TRL's logs and in metrics.jsonl
     "rewards/accuracies": "accuracy",
     "rewards/margins": "margin",
 }
+Line = dict[str, float]
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
-    """Collects a line per step, prints about one per second, and raises TrainError if a loss is not finite."""
+    """Collects a line per step and shows it; raises TrainError if a loss or gradient norm is not finite.
 
-    def __init__(self) -> None:
-        self.lines: list[dict[str, float]] = []
-        self._began = self._shown = time.monotonic()
+    On a terminal it shows a bar, elsewhere at most one line per second. `live` is a file that gets each line with
+    `seconds` since this process began its steps and `tokens_per_second` of the step. `on_line` gets the same.
+    """
 
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self._began = time.monotonic()
+    def __init__(
+        self, live: Path | None = None, on_line: Callable[[Mapping[str, float]], None] = lambda _: None
+    ) -> None:
+        self.lines: list[Line] = []
+        self._live, self._on_line = live, on_line
+        self._first = 0  # steps before this process
+        self._began = self._shown = self._stepped = time.monotonic()
+        self._bar: Bar | None = None
+
+    def go_on(self, lines: list[Line]) -> None:
+        """Go on after these lines of an earlier process."""
+        self.lines = list(lines)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the clock and the bar."""
+        self._began = self._stepped = time.monotonic()
+        self._first = state.global_step
+        if self._first:
+            print(f"train: resumed at step {self._first} of {state.max_steps}", file=sys.stderr, flush=True)
+        if sys.stderr.isatty() and state.is_world_process_zero:
+            columns = (BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
+            self._bar.add_task("", total=state.max_steps, completed=self._first)
+            self._bar.start()
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        """Remove the bar."""
+        self.close()
+
+    def close(self) -> None:
+        """Remove the bar, also after an error."""
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        """Keep the line of a step and show it."""
         if "loss" not in logs:
             return
         step, loss, norm = state.global_step, float(logs["loss"]), float(logs["grad_norm"])
         for name, value in (("loss", loss), ("gradient norm", norm)):
             if not math.isfinite(value):
                 raise TrainError(f"step {step}: {name} is {value}; lower train.learning_rate ({args.learning_rate:g})")
-        self.lines.append(
-            {
-                "step": step,
-                "epoch": logs["epoch"],
-                "loss": loss,
-                "grad_norm": norm,
-                "learning_rate": logs["learning_rate"],
-                "tokens": int(logs["num_tokens"]),
-                **{name: logs[key] for key, name in REWARDS.items() if key in logs},
-            }
-        )
-        now = time.monotonic()
-        if now - self._shown >= 1 or step in {1, state.max_steps}:
+        line = {
+            "step": step,
+            "epoch": logs["epoch"],
+            "loss": loss,
+            "grad_norm": norm,
+            "learning_rate": logs["learning_rate"],
+            "tokens": int(logs["num_tokens"]),
+            **{name: logs[key] for key, name in REWARDS.items() if key in logs},
+        }
+        before = self.lines[-1]["tokens"] if self.lines else 0
+        self.lines.append(line)
+        if state.is_world_process_zero:
+            self._show(line, state.max_steps, line["tokens"] - before)
+
+    def _show(self, line: Line, steps: int, tokens: float) -> None:
+        now, step = time.monotonic(), int(line["step"])
+        rate = tokens / max(now - self._stepped, 1e-9)
+        self._stepped = now
+        timed = line | {"seconds": round(now - self._began, 3), "tokens_per_second": round(rate, 1)}
+        if self._live:
+            with self._live.open("a") as file:
+                file.write(json.dumps(timed) + "\n")
+        self._on_line(timed)
+        shown = f"step {step}/{steps} loss {line['loss']:.3f}"
+        speed = f"lr {line['learning_rate']:.2e} {rate:.0f} tokens/s"
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], completed=step, description=f"{shown} {speed}")
+        elif now - self._shown >= 1 or step in {1, self._first + 1, steps}:
             self._shown = now
-            left = (now - self._began) / step * (state.max_steps - step)
-            print(f"step {step}/{state.max_steps} loss {loss:.3f} eta {left:.0f}s", file=sys.stderr, flush=True)
+            left = (now - self._began) / (step - self._first) * (steps - step)
+            print(f"{shown} eta {left:.0f}s {speed}", file=sys.stderr, flush=True)
 
     def require_learning(self, choices: int, rate: float, of: str = "tokens") -> None:
         """Raises TrainError if the training destroyed the model. `choices` is the number of tokens, or of replies (2).

@@ -20,14 +20,20 @@ from shadowft_core.errors import TrainError
 from shadowft_core.params import Train
 from shadowft_core.rendering import Processor
 from shadowft_core.train.arguments import sft_config
+from shadowft_core.train.checkpoints import Checkpoints
 from shadowft_core.train.encode import Encoded, ids_column
 from shadowft_core.train.images import ImageCollator
 from shadowft_core.train.launch import Place
 from shadowft_core.train.preference import PreferenceTrainer, preference_trainer
 from shadowft_core.train.progress import Progress
 from shadowft_core.train.ranks import share_out
+from shadowft_core.train.saving import Resumable, run_steps
 
 ALONE = Place()
+
+
+class SupervisedTrainer(Resumable, SFTTrainer):  # type: ignore[misc]  # trl is not typed
+    """TRL's trainer of replies."""
 
 
 def make_deterministic(params: Train) -> None:
@@ -60,7 +66,7 @@ def make_trainer(
     if params.objective == "dpo":
         trainer: transformers.Trainer = preference_trainer(network, tokenizer, rows, valid, params, scratch, pad)
     else:
-        trainer = SFTTrainer(
+        trainer = SupervisedTrainer(
             model=network,
             args=sft_config(params, scratch),
             # Without a collator, TRL would change the model's config.
@@ -85,13 +91,13 @@ def padding_id(tokenizer: Any) -> int:
     return int(next(number for number in given if number is not None))
 
 
-def fit(trainer: transformers.Trainer, network: Any, progress: Progress) -> float | None:
+def fit(trainer: transformers.Trainer, network: Any, progress: Progress, checkpoints: Checkpoints) -> float | None:
     """Train, and return the mean loss on the validation rows; None without such rows.
 
-    Raises TrainError if a loss, a gradient or a trained weight is not finite, or if the loss rises to that of a guess.
+    Goes on from the newest of `checkpoints`. Raises StoppedError if a signal stopped it, TrainError if a loss, a
+    gradient or a trained weight is not finite, or if the loss rises to that of a guess.
     """
-    trainer.add_callback(progress)
-    trainer.train()
+    run_steps(trainer, checkpoints, progress)
     _check_finite(network)
     if isinstance(trainer, PreferenceTrainer):
         progress.require_learning(2, trainer.args.learning_rate, "replies")

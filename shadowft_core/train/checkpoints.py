@@ -1,0 +1,180 @@
+"""Checkpoints on disk: `FOLDER/KEY/checkpoint-N`, complete or absent, for one run.
+
+KEY is the digest of everything that the result depends on, so a run never goes on from the state of another. A
+checkpoint holds what transformers' Trainer saves, `run.json`, and `checkpoint.json`, which is written last and has the
+size and SHA-256 of every other file. One that does not match is passed over and named on stderr. torch reads its files
+only after this check, and only as weights (`weights_only=True`).
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shadowft_core.errors import CheckpointError
+from shadowft_core.files import (
+    bytes_digest,
+    canonical_json,
+    claim_folder,
+    file_digest,
+    make_folder,
+    read_json_object,
+    sync,
+    write_json_atomically,
+)
+from shadowft_core.params import Checkpoint
+
+FORMAT = 1
+MANIFEST, RUN = "checkpoint.json", "run.json"
+PREFIX = "checkpoint-"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint whose files were verified. `run` is what `Checkpoints.complete` got."""
+
+    folder: Path
+    step: int
+    run: dict[str, Any]
+
+
+@dataclass
+class Checkpoints:
+    """The checkpoints of one run. `saving` is the folder in which the trainer writes `checkpoint-N`.
+
+    Without settings nothing is kept: the folder is a temporary one, for the trainer's own files.
+    """
+
+    folder: Path
+    saving: Path
+    key: str
+    settings: Checkpoint | None
+    _older: list[Path] = field(default_factory=list)  # ascending steps; `keep` counts these
+
+    def newest(self) -> Saved | None:
+        """The newest complete checkpoint; None if there is none. Names each that is passed over on stderr."""
+        found = sorted(self.folder.glob(f"{PREFIX}*"), key=_step_of)
+        for left in sorted(self.saving.glob(f"{PREFIX}*"), key=_step_of):
+            _say(left, "it was not finished")
+            shutil.rmtree(left)
+        while found:
+            try:
+                saved = self._verified(found[-1])
+            except CheckpointError as error:
+                _say(found.pop(), str(error))
+                continue
+            self._older = found
+            return saved
+        return None
+
+    def complete(self, step: int, run: Mapping[str, Any]) -> Path:
+        """Finish what the trainer wrote for this step: sync the files, write the manifest, move it to its place.
+
+        Removes checkpoints beyond `keep`, the oldest first.
+        """
+        partial, place = self.saving / f"{PREFIX}{step}", self.folder / f"{PREFIX}{step}"
+        write_json_atomically(partial / RUN, run)
+        files = {}
+        for path in sorted(path for path in partial.rglob("*") if path.is_file()):
+            sync(path)
+            files[path.relative_to(partial).as_posix()] = [path.stat().st_size, file_digest(path)]
+        facts = {"format": FORMAT, "key": self.key, "step": step, "files": files}
+        write_json_atomically(partial / MANIFEST, facts)
+        for inner in (path for path in partial.rglob("*") if path.is_dir()):
+            sync(inner)
+        if place.exists():  # one that was passed over
+            shutil.rmtree(place)
+        os.rename(partial, place)
+        sync(self.folder)
+        self._older.append(place)
+        while self.settings and len(self._older) > self.settings.keep:
+            shutil.rmtree(self._older.pop(0))
+        return place
+
+    @property
+    def live(self) -> Path:
+        """A file for the progress, which is removed with the checkpoints."""
+        return self.folder / "progress.jsonl"
+
+    @property
+    def newest_step(self) -> int:
+        """The step of the newest checkpoint of this run; 0 if there is none."""
+        return _step_of(self._older[-1]) if self._older else 0
+
+    def _verified(self, folder: Path) -> Saved:
+        """Raises CheckpointError with the reason if the checkpoint must not be used."""
+        if not (folder / MANIFEST).exists():
+            raise CheckpointError(f"{MANIFEST} is missing")
+        facts = read_json_object(folder / MANIFEST)
+        if facts.get("format") != FORMAT:
+            raise CheckpointError(f"its format is {facts.get('format')}, expected {FORMAT}")
+        if facts.get("key") != self.key:
+            raise CheckpointError(f"it belongs to another run, {facts.get('key')}, expected {self.key}")
+        if facts.get("step") != _step_of(folder):
+            raise CheckpointError(f"it is of step {facts.get('step')}")
+        expected = dict(facts["files"])
+        found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()} - {MANIFEST}
+        if extra := found - expected.keys():
+            raise CheckpointError(f"{min(extra)} is not in its {MANIFEST}")
+        for name, (size, digest) in expected.items():
+            path = folder / name
+            if not path.is_file() or path.is_symlink():
+                raise CheckpointError(f"{name} is missing")
+            if path.stat().st_size != size:
+                raise CheckpointError(f"{name} has {path.stat().st_size} bytes, expected {size}")
+            if (actual := file_digest(path)) != digest:
+                raise CheckpointError(f"{name} has the digest {actual}, expected {digest}")
+        return Saved(folder, int(facts["step"]), read_json_object(folder / RUN))
+
+
+@contextmanager
+def open_checkpoints(settings: Checkpoint | None, identity: Mapping[str, Any], rank: int = 0) -> Iterator[Checkpoints]:
+    """The checkpoints of the run with this identity, which is a JSON object; removed when the block succeeds.
+
+    The process with rank 0 locks and removes them; the other processes of the run need the same folder. No other run
+    can open them meanwhile. Prints the size of what other runs left in the folder. Raises ShadowError if another run
+    holds them.
+    """
+    if settings is None:
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Checkpoints(Path(scratch), Path(scratch) / "saving", "", None)
+        return
+    root = Path(settings.folder).resolve()
+    key = bytes_digest(canonical_json(identity))
+    folder = root / key.removeprefix("sha256:")[:16]
+    if rank:
+        yield Checkpoints(folder, folder / "saving", key, settings)
+        return
+    make_folder(root)
+    lock = claim_folder(folder, folder)
+    try:
+        write_json_atomically(folder / "identity.json", identity)
+        (folder / "saving").mkdir(exist_ok=True)
+        others = [place for place in root.iterdir() if place.is_dir() and place != folder]
+        if others:
+            size = sum(path.stat().st_size for place in others for path in place.rglob("*") if path.is_file())
+            print(
+                f"train: {root} also holds {size / 1e9:.1f} GB of {len(others)} other unfinished runs; remove what you "
+                "do not need",
+                file=sys.stderr,
+            )
+        yield Checkpoints(folder, folder / "saving", key, settings)
+        shutil.rmtree(folder)
+    finally:
+        if folder.is_dir() and not any(folder.glob(f"{PREFIX}*")):  # nothing to go on from
+            shutil.rmtree(folder)
+        os.close(lock)
+
+
+def _step_of(folder: Path) -> int:
+    number = folder.name.removeprefix(PREFIX)
+    return int(number) if number.isdecimal() else -1
+
+
+def _say(folder: Path, reason: str) -> None:
+    print(f"train: {folder}: passed over: {reason}", file=sys.stderr)

@@ -97,7 +97,7 @@ def train(
     from shadowft_core.train.models import hands_over_model, load_to_train, planned_model, save_model
     from shadowft_core.train.probe import stop_probe
     from shadowft_core.train.progress import Progress
-    from shadowft_core.train.ranks import collect, take_place
+    from shadowft_core.train.ranks import collect, strategy_used, take_place
     from shadowft_core.train.samples import decoded_samples
     from shadowft_core.train.saving import devices
     from shadowft_core.train.start import add_delta, read_start, set_factors
@@ -167,7 +167,7 @@ def train(
             "untrained_tokens": [token.as_json() for token in untrained],
             "frozen_bytes_saved": narrow,
             "processes": where.world,
-            "strategy": params.launch.strategy if where.world > 1 else None,
+            "strategy": strategy_used(network, where),
             "rows_per_step": params.batch_size * params.accumulation,
             "device": trainer.args.device.type,
             "autocast": "bfloat16" if trainer.args.bf16 else None,

@@ -38,6 +38,8 @@ class StopProbe:
             max_new_tokens=self.max_new_tokens, do_sample=False, eos_token_id=sorted(stops), pad_token_id=pad
         )
         model.eval()
+        if hasattr(network, "unshard"):  # FSDP gathers the weights of this unit before its own forward pass only
+            network.unshard()
         try:
             with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
                 given = {"input_ids": ids, "attention_mask": mask}

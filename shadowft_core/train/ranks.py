@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import torch.distributed
 from accelerate.data_loader import SeedableRandomSampler
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from shadowft_core.errors import TrainError
@@ -119,6 +121,12 @@ class RankedTrainer:
 
 def share_out(trainer: Any) -> None:
     """Make `trainer` that of one of several processes; the group of processes must exist."""
+    if trainer.args.fsdp and not trainer.is_fsdp_enabled:
+        # accelerate ignores FSDP on CPUs, in silence; FSDP2 itself runs there.
+        state = trainer.accelerator.state
+        state.distributed_type = DistributedType.FSDP
+        state.fsdp_plugin = FullyShardedDataParallelPlugin(**trainer.args.fsdp_plugin_args)
+        trainer.is_fsdp_enabled = True
     size, world = trainer.args.train_batch_size, trainer.args.world_size
     trainer.__class__ = type(type(trainer).__name__, (RankedTrainer, type(trainer)), {})
     trainer.data_collator = FilledCollator(trainer.data_collator)
@@ -156,6 +164,13 @@ def take_place(launch: Launch) -> Place:
     return place
 
 
+def strategy_used(network: Any, place: Place) -> str | None:
+    """What the trained model was: `fsdp` if it is cut, else `ddp`; None for one process."""
+    if place.world == 1:
+        return None
+    return "fsdp" if isinstance(network, FSDPModule) else "ddp"
+
+
 def collect(network: Any, place: Place, only_trained: bool) -> None:
     """End the group of processes; rank 0 has the whole parameters again, in CPU memory, where FSDP had cut them.
 
@@ -164,6 +179,9 @@ def collect(network: Any, place: Place, only_trained: bool) -> None:
     if place.world == 1:
         return
     whole: dict[int, torch.nn.Parameter] = {}  # a tied parameter stays tied
+    for module in network.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # a unit without resharding may still hold the weights of the last forward pass
     for module in network.modules():
         for name, held in list(module._parameters.items()):
             if not isinstance(held, DTensor) or (only_trained and not held.requires_grad):

@@ -31,7 +31,6 @@ NORMALISED = {
     "field 'history' to turns": USED["history"][0],
     "field 'context' appended to the question": USED["context"][0],
     "field 'choices' appended to the question": USED["choices"][0],
-    "'rejected' left out": USED["preference"][0],
     "field 'reasoning' of a turn to 'reasoning_content'": USED["thought in a field"][0],
     "field 'loss' of a turn to 'weight'": USED["weight"][0],
     "functions of 'tools' wrapped": {"tools": [{"name": "f"}], **talk("q")},

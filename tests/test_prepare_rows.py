@@ -69,7 +69,10 @@ BAD = {
     "text only: no prompt and no reply": b'{"text": "no conversation"}',
     "no known fields among Frage; map them with prepare.columns": b'{"Frage": "a"}',
     "no reply beside 'question'": b'{"question": "a"}',
-    "no question beside 'chosen'": b'{"chosen": "\\n\\nHuman: q\\n\\nAssistant: a", "rejected": "b"}',
+    "no question beside 'chosen'": b'{"chosen": "a", "rejected": "b"}',
+    "headings Human: and Assistant: in 'chosen': split": (
+        b'{"chosen": "\\n\\nHuman: q\\n\\nAssistant: a", "rejected": "\\n\\nHuman: q\\n\\nAssistant: b"}'
+    ),
     "empty 'output'": b'{"instruction": "a", "output": ""}',
     "empty 'question'": b'{"question": null, "answer": "a"}',
     "empty 'messages'": b'{"messages": [], "source": "x"}',

@@ -100,7 +100,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any], list[Any]]] = {
     ),
     "preference behind a conversation": (
         "sharegpt",
-        {"conversations": SAID[:1], "chosen": SAID[1], "rejected": SAID[1]},
+        {"conversations": SAID[:1], "chosen": SAID[1], "rejected": {"from": "gpt", "value": "b"}},
         TALK,
     ),
     "messages and rejected": ("messages", {"messages": TALK, "rejected": "b"}, TALK),

@@ -46,6 +46,15 @@ def test_samples_mark_what_is_learned_and_are_escaped(tmp_path: Path) -> None:
     assert f"7 tokens before … asked {EVIL}\nsaid {EVIL}" in found.text
 
 
+def test_a_preference_shows_its_rejected_reply(tmp_path: Path) -> None:
+    shown(tmp_path, 1)
+    line = {"left_out": 0, "pieces": PIECES, "rejected": f"bad {EVIL}"}
+    dump(tmp_path / "tuned/shadow/samples.jsonl", line)
+    found = page(tmp_path)
+    assert f"rejected: bad {EVIL}" in found.text
+    assert not {"script", "img"} & {tag for tag, _ in found.tags}
+
+
 def test_an_older_run_has_neither(tmp_path: Path) -> None:
     write_work(tmp_path)
     old = page(tmp_path)

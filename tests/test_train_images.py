@@ -68,7 +68,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_the_reply_is_learned_and_no_image_token_is(pair: Path, data: Path) -> None:
     renderer = load_renderer(pair / "instruct", Render())
     assert renderer.processor is not None
-    for (messages, tools, _), learned in zip(prepared_rows(data / "train.parquet"), REPLIES, strict=True):
+    for (messages, tools, *_), learned in zip(prepared_rows(data / "train.parquet"), REPLIES, strict=True):
         [sample] = renderer.samples(messages, tools)
         assert [path.exists() for path in sample.images] == [True] * len(sample.images)
         images = [at for at, token in enumerate(sample.input_ids) if token in renderer.processor.image_ids]

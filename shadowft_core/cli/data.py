@@ -132,9 +132,9 @@ def _render(found: dict[str, Any], folder: Path, tokenizer: Path, settings: Any)
         found["splits"][name]["tokens"] = lengths
     renderer = load_renderer(tokenizer, settings.render)
     rows = prepared_rows(folder / "train.parquet", len(found["samples"]))
-    for sample, (messages, tools, _) in zip(found["samples"], rows, strict=True):
+    for sample, (messages, tools, _, rejected) in zip(found["samples"], rows, strict=True):
         try:
-            sample["sequences"] = learned_parts(messages, tools, renderer)
+            sample["sequences"] = learned_parts(messages, tools, renderer, rejected)
         except RowError as reason:
             sample["refused"] = str(reason)
 

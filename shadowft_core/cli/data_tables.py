@@ -16,7 +16,9 @@ def show_prepared(found: dict[str, Any]) -> None:
     console = new_console()
     print_line(console, f"{found['folder']}: {found['digest']}")
     dropped = ", ".join(f"{count} {reason}" for reason, count in found["rows_dropped"].items())
-    print_line(console, f"{found['rows_read']} rows read, {found['rows_used']} used" + f"; {dropped}" * bool(dropped))
+    pairs = f", {found['preferences']} with a rejected reply" if found["preferences"] else ""
+    used = f"{found['rows_read']} rows read, {found['rows_used']} used{pairs}"
+    print_line(console, used + f"; {dropped}" * bool(dropped))
     table = new_table("", "split", "rows", "characters of", "min", "median", "p95", "max")
     for name, split in found["splits"].items():
         lengths = split["characters"] or {}
@@ -80,12 +82,14 @@ def _show_sample(console: "Console", sample: dict[str, Any]) -> None:
     if "refused" in sample:
         print_line(console, f"left out of training: {sample['refused']}")
     if "sequences" in sample:
-        for parts in sample["sequences"]:
+        for number, parts in enumerate(sample["sequences"]):
+            if number and sample["rejected"]:
+                print_line(console, "rejected:")
             print_line(console, "".join(f"{{+{part['text']}+}}" if part["learned"] else part["text"] for part in parts))
         return
     if sample["tools"]:
         print_line(console, f"tools: {_line(str(sample['tools']))}")
-    for turn in sample["messages"]:
+    for turn in (*sample["messages"], *({**one, "role": "rejected"} for one in sample["rejected"] or ())):
         thought = f"<think>{turn['reasoning_content']}</think> " if "reasoning_content" in turn else ""
         calls = f" {turn['tool_calls']}" if "tool_calls" in turn else ""
         text = thought + _with_images(turn) + calls

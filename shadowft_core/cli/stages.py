@@ -129,7 +129,7 @@ def train(
     ] = None,
     params: ParamsOption = PARAMS,
 ) -> None:
-    """Tune one model with TRL: LoRA or full, with the loss on assistant tokens only.
+    """Tune one model with TRL, LoRA or full, on replies (loss on assistant tokens only) or on preferences.
 
     Reads the model, the data, and the Instruct's tokenizer and chat template; writes the adapter or the tuned model.
     With train.launch it starts several processes, or is one of those that torchrun or srun started (docs/training.md).

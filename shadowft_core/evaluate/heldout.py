@@ -10,9 +10,9 @@ from shadowft_core.rendering import Renderer, RowError, prepared_rows
 def render_heldout(renderer: Renderer, data: Path, out: Path) -> None:
     """Write test.parquet and dev.parquet with the columns `prompt` and `reply`, one row for each conversation.
 
-    `prompt` is the text that inference sends for the first learned reply. `reply` is the text of the template after it,
-    without the token that ends it. Leaves out rows that training would refuse, and rows with images, because the
-    harness scores only text; prints the number of the latter.
+    `prompt` is the text that inference sends for the first learned reply, or for the chosen reply of a preference.
+    `reply` is the text of the template after it, without the token that ends it. Leaves out rows that training would
+    refuse, and rows with images, because the harness scores only text; prints the number of the latter.
     Raises EvaluationError if none of the rows of a split can be rendered, DataError if a split cannot be read.
     """
     import pyarrow as pa
@@ -26,14 +26,15 @@ def render_heldout(renderer: Renderer, data: Path, out: Path) -> None:
         found: dict[str, list[str]] = {"prompt": [], "reply": []}
         refused: list[str] = []
         pictured = 0
-        for messages, tools, source in prepared_rows(file):
+        for messages, tools, source, rejected in prepared_rows(file):
             if any(one.get("images") for one in messages):
                 pictured += 1
                 refused.append(f"{source}: it has images, and only text is scored")
                 continue
             learned = (at for at, one in enumerate(messages) if one["role"] == "assistant" and one.get("weight") != 0)
+            last = len(messages) - 1 if rejected else next(learned)  # of a preference the chosen reply
             try:
-                sample = renderer.samples(messages[: next(learned) + 1], tools)[-1]
+                sample = renderer.samples(messages[: last + 1], tools)[-1]
             except RowError as error:
                 refused.append(f"{source}: {error}")
                 continue

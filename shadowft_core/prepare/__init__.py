@@ -28,7 +28,7 @@ from shadowft_core.prepare.replay import choose_replay
 from shadowft_core.prepare.shapes import Conversation
 from shadowft_core.prepare.splits import Choice, choose
 from shadowft_core.prepare.splits import write as write_splits
-from shadowft_core.prepare.table import SPLITS, Table, first_question
+from shadowft_core.prepare.table import SPLITS, Table, first_question, whole_text
 from shadowft_core.prepare.tracked import require_intact
 from shadowft_core.prepare.turns import BadRow, printable
 
@@ -47,8 +47,8 @@ def prepare(
     `out` gets:
 
     - {train,valid,dev,test}.parquet, with rows in the order in which they were read. Columns: id (64 hex digits),
-      messages (a list of {role, content, ...}), tools (JSON text), prompt, reply, source (file:row), and images (names
-      of files in images/, or null).
+      messages (a list of {role, content, ...}), tools (JSON text), prompt, reply, source (file:row), images (names of
+      files in images/, or null), and rejected (a list of messages, or null).
     - replay.parquet, if `params.replay` is set: general rows to train on. The files above are the same without it.
     - dropped.jsonl: {file, line, reason} of every row that is not used.
     - data-report.json: all counts, and the digest of the data, the SHA-256 of the canonical JSON {split: sorted ids}.
@@ -184,9 +184,9 @@ class _Reading:
         if self.signatures:
             # The same words about two images are no near duplicate. So rows with images are compared only as a whole.
             of_questions, of_texts = self.signatures
-            compared = [[] if conversation.images else conversation.messages for conversation in conversations]
-            of_questions.add(first_question(messages) if messages else "" for messages in compared)
-            of_texts.add("\n".join(turn["content"] for turn in messages) for messages in compared)
+            compared = [None if conversation.images else conversation for conversation in conversations]
+            of_questions.add(first_question(one.messages) if one else "" for one in compared)
+            of_texts.add(whole_text(one.messages, one.rejected) if one else "" for one in compared)
 
     def ages(self, params: Prepare, replay_start: int) -> Ages | None:
         """The ages of the rows before `replay_start`; None without `params.newest`."""

@@ -32,7 +32,7 @@ class Accounts:
         self._files: dict[str, dict[str, Any]] = {}
         self.read = self.bad = 0
         self._notes: dict[tuple[frozenset[str], ...], int] = {}
-        """the number of each combination of normalised, ignored and suspect features; few combinations occur"""
+        """the number of each combination of normalised, ignored and suspect features, and kind; few occur"""
         self._rows = array("I")
         """for each usable row the number of its combination in `_notes`"""
         self._examples: dict[str, list[tuple[int, dict[str, str]]]] = {kind: [] for kind in KINDS}
@@ -51,7 +51,8 @@ class Accounts:
         for kind, text in suspect.items():
             if len(self._examples[kind]) < _CANDIDATES:
                 self._examples[kind].append((len(self._rows), {"source": f"{file}:{line}", "text": text}))
-        notes = frozenset(conversation.normalised), frozenset(conversation.ignored), frozenset(suspect)
+        pair = frozenset(["preferences"] if conversation.rejected else ())
+        notes = frozenset(conversation.normalised), frozenset(conversation.ignored), frozenset(suspect), pair
         self._rows.append(self._notes.setdefault(notes, len(self._notes)))
 
     def refuse(self, file: str, line: int, problem: BadRow) -> None:
@@ -96,9 +97,9 @@ class Accounts:
     def report(self, used: np.ndarray) -> dict[str, Any]:
         """The counts of the report. `used`, bool (usable rows,), marks the rows that are in a split."""
         rows = np.bincount(np.frombuffer(self._rows, np.uint32)[used], minlength=len(self._notes))
-        normalised, ignored, suspect = Counter[str](), Counter[str](), Counter[str]()
+        normalised, ignored, suspect, kinds = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
         for notes, number in self._notes.items():
-            for counts, names in zip((normalised, ignored, suspect), notes, strict=True):
+            for counts, names in zip((normalised, ignored, suspect, kinds), notes, strict=True):
                 counts.update(dict.fromkeys(map(printable, names), int(rows[number])))
         dropped = self.reasons.total()
         return {
@@ -106,6 +107,7 @@ class Accounts:
             "files_not_read": self.unread,
             "rows_read": self.read,
             "rows_used": self.read - dropped,
+            "preferences": kinds["preferences"],
             "rows_dropped": dict(self.reasons.most_common()),
             "bad": self.bad,
             "dropped": self._shown,

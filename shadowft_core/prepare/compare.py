@@ -40,9 +40,10 @@ class Snapshot:
 def compare(first: Path, second: Path, columns: Mapping[str, str]) -> dict[str, Any]:
     """Compare two folders made by `prepare`, or two data files or folders of them.
 
-    `columns` maps the fields of data files, as `prepare.columns` does. Rows are equal if their messages, tools and
-    images are. In the result, `splits` counts the rows added to, removed from and kept in each split, and `moved` those
-    in another split. `changed` counts the questions of both versions that lost a row and gained another.
+    `columns` maps the fields of data files, as `prepare.columns` does. Rows are equal if their messages, tools,
+    images and rejected replies are. In the result, `splits` counts the rows added to, removed from and kept in each
+    split, and `moved` those in another split. `changed` counts the questions of both versions that lost a row and
+    gained another.
     Raises DataError if one of the versions cannot be read, or only one of them is prepared.
     """
     for one, other in ((first, second), (second, first)):

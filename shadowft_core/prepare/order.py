@@ -3,11 +3,8 @@
 import json
 import re
 from functools import lru_cache
-from typing import Any
 
-from shadowft_core.prepare.turns import BadRow, Notes
-
-Message = dict[str, Any]
+from shadowft_core.prepare.turns import BadRow, Message, Notes
 
 
 def ordered(messages: list[Message], notes: Notes) -> list[Message]:

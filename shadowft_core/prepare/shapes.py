@@ -3,12 +3,15 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from shadowft_core.prepare.choices import choices_of
 from shadowft_core.prepare.documents import row_of
 from shadowft_core.prepare.images import FIELDS, Source, placed
 from shadowft_core.prepare.jsontext import decode
 from shadowft_core.prepare.order import ordered
+from shadowft_core.prepare.preferences import rejected_reply, require_chosen
 from shadowft_core.prepare.turns import (
     BadRow,
+    Message,
     Notes,
     is_empty,
     json_text,
@@ -18,14 +21,10 @@ from shadowft_core.prepare.turns import (
     turn_of,
 )
 
-Message = dict[str, Any]
-"""role and content; where given also reasoning_content, tool_calls (JSON text), tool_call_id, name, weight (0) and
-image_places"""
-
 TURN_FIELDS = ("messages", "conversations", "conversation", "turns")
 QUESTIONS = ("instruction", "question", "prompt", "query", "problem")
 ANSWERS = ("output", "answer", "response", "completion", "solution", "reply", "chosen")
-SAID = {*QUESTIONS, *ANSWERS}
+SAID = {*QUESTIONS, *ANSWERS, "rejected"}
 SYSTEMS = ("system", "system_prompt")
 CONTEXTS = ("input", "context")
 NAMES = {
@@ -48,7 +47,8 @@ class Conversation(NamedTuple):
 
     `shape` is its name in the report. `tools` are the tools offered, as JSON text. `ignored` has the fields that are
     not read, `normalised` the changes. `sources` are the images as the row has them, `images` the names of their
-    copies, both in the order in which the messages show them.
+    copies, both in the order in which the messages show them. `rejected` is the rejected reply, if there is one; the
+    messages then end with the chosen one.
     """
 
     shape: str
@@ -59,6 +59,7 @@ class Conversation(NamedTuple):
     normalised: Collection[str] = ()
     sources: Sequence[Source] = ()
     images: Sequence[str] = ()
+    rejected: Sequence[Message] = ()
 
 
 def conversation_of(row: Any, columns: Mapping[str, str]) -> Conversation:
@@ -73,6 +74,7 @@ def conversation_of(row: Any, columns: Mapping[str, str]) -> Conversation:
     found = _Row(row, columns)
     found.require_supported()
     shape, messages = found.conversation()
+    rejected = found.rejected(messages)
     if system := found.first(SYSTEMS):
         if messages and messages[0]["role"] == "system":
             raise BadRow(f"two system turns: one in {system!r}")
@@ -88,7 +90,7 @@ def conversation_of(row: Any, columns: Mapping[str, str]) -> Conversation:
     ignored.update([name for name in found.fields if name not in found.used and name not in _KNOWN])
     if conversation is not None:
         conversation = printable(conversation, len(conversation))
-    return Conversation(shape, messages, tools, conversation, ignored, found.notes.normalised, sources)
+    return Conversation(shape, messages, tools, conversation, ignored, found.notes.normalised, sources, (), rejected)
 
 
 class _Row:
@@ -141,19 +143,22 @@ class _Row:
         key = self.first(TURN_FIELDS)
         if key is not None:
             shape, messages = self._messages(key)
-            if messages and messages[-1]["role"] != "assistant" and "chosen" in self.fields:
-                messages += self._replies("chosen")
-            self._drop_rejected()
+            if messages and "chosen" in self.fields:
+                if messages[-1]["role"] != "assistant":
+                    messages += self._replies("chosen")
+                elif "rejected" in self.fields:
+                    require_chosen(messages, self._replies("chosen"), key)
             return shape, messages
         question = self.first(QUESTIONS)
         if question is None:
             if isinstance(self.fields.get("chosen"), list):  # whole conversations that share their beginning
-                self._drop_rejected()
                 return "preference", self._turns("chosen")
             if "text" in self.fields:
                 raise BadRow("text only: no prompt and no reply", "text")
             self._require_none_empty((*TURN_FIELDS, *QUESTIONS))
             if answer := self.first(ANSWERS):
+                if "\n\nAssistant:" in str(self.fields[answer]):
+                    raise BadRow(f"headings Human: and Assistant: in {answer!r}: split the text into turns", "headings")
                 raise BadRow(
                     f"no question beside {answer!r}: expected one of {', '.join(QUESTIONS)}; see prepare.columns"
                 )
@@ -162,7 +167,6 @@ class _Row:
         if answer is None:
             self._require_none_empty(ANSWERS)
             raise BadRow(f"no reply beside {question!r}: expected one of {', '.join(ANSWERS)}; see prepare.columns")
-        self._drop_rejected()
         return NAMES[question], self._pair(question, answer)
 
     def _require_none_empty(self, names: tuple[str, ...]) -> None:
@@ -186,10 +190,15 @@ class _Row:
         wrapped = [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
         return json_text(wrapped, "tools")
 
-    def _drop_rejected(self) -> None:
-        if "rejected" in self.fields:  # only the chosen reply is learned
-            self.used.add("rejected")
-            self.notes.normalised.add("'rejected' left out")
+    def rejected(self, messages: list[Message]) -> list[Message]:
+        """The rejected reply beside the one that ends the messages; empty if the row has none."""
+        if "rejected" in self.fields:
+            turns = [one for one in self._replies("rejected") if one["role"] != "system" or one["content"]]
+            return rejected_reply(messages, turns) if messages and turns else []
+        names = [name for name, to in self._columns.items() if to == "rejected"] + ["rejected"]
+        if any(self._row.get(name) is not None for name in names if self._columns.get(name, name) == "rejected"):
+            raise BadRow("empty 'rejected'")
+        return []
 
     def _from_json(self, name: str, problem: str) -> Any:
         try:
@@ -254,7 +263,7 @@ class _Row:
             text += "\n" + text_of(context, name, self.notes)
             self.notes.normalised.add(f"field {name!r} appended to the question")
         if "choices" in self.fields:
-            text += "\n" + _choices(self.read("choices"), self.notes)
+            text += "\n" + choices_of(self.read("choices"), self.notes)
             self.notes.normalised.add("field 'choices' appended to the question")
         return [*self._history(), {"role": "user", "content": text}, *replies]
 
@@ -285,16 +294,3 @@ def _renamed(turn: Any, names: Mapping[str, str], start: str, notes: Notes) -> A
         raise BadRow(f"two fields of a turn get one name: {', '.join(sorted(given))}; correct prepare.columns")
     notes.normalised.update(f"field '{start}{name}' to {names[name]!r}" for name in given if name in names)
     return found
-
-
-def _choices(value: Any, notes: Notes) -> str:
-    """Choices as lines `A. text`, from a list of texts or an object with the lists `text` and `label`."""
-    if isinstance(value, dict):
-        texts, labels = list_of(value.get("text"), "choices"), list_of(value.get("label"), "choices")
-    else:
-        texts = list_of(value, "choices")
-        labels = [chr(65 + number) for number in range(len(texts))]
-    if len(texts) != len(labels) or len(texts) > 26:
-        raise BadRow("field 'choices' is no list of texts")
-    named = zip((text_of(str(label), "choices", notes) for label in labels), texts, strict=True)
-    return "\n".join(f"{label}. {text_of(text, 'choices', notes)}" for label, text in named)

@@ -27,10 +27,7 @@ def show(folder: Path, tasks: Path | None = None) -> dict[str, Any]:
     require_intact(folder)
     report = read_report(folder)
     lengths = report.get("characters", {})
-    samples = [
-        {"source": source, "messages": messages, "tools": tools}
-        for messages, tools, source in sampled_rows(folder / "train.parquet", SAMPLES)
-    ]
+    samples = list(sampled_rows(folder / "train.parquet", SAMPLES))
     splits = {name: {"rows": report["splits"][name], "characters": lengths.get(name)} for name in SPLITS}
     if added := report.get("replay"):
         splits["replay"] = {"rows": added["rows_used"], "characters": added["characters"]}
@@ -40,6 +37,7 @@ def show(folder: Path, tasks: Path | None = None) -> dict[str, Any]:
         "rows_read": report["rows_read"],
         "rows_used": report["rows_used"],
         "rows_dropped": report["rows_dropped"],
+        "preferences": report.get("preferences", 0),
         "splits": splits,
         "suspect": report.get("suspect", {}),
         "nearest": None if tasks is None else nearest(folder / "train.parquet", tasks),

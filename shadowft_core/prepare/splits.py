@@ -181,9 +181,9 @@ def _near(table: Table, choice: Choice, pairs: np.ndarray, column: str, threshol
     """The pairs of used rows that are near duplicates in a column, the prompt or the messages."""
     used = pairs[(choice.reason[pairs] == 0).all(axis=1)] if len(pairs) else pairs
     rows = np.unique(used)
-    texts = table.values(column, rows) if len(rows) else {}
-    if column == "messages":
-        texts = {row: "\n".join(one["content"] for one in turns) for row, turns in texts.items()}
+    texts: dict[int, str] = {}
+    if len(rows):
+        texts = table.texts(rows) if column == "messages" else table.values(column, rows)
     return confirmed(used, texts, threshold)
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,7 +11,8 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from shadowft_core.prepare.shapes import Conversation, Message
+from shadowft_core.prepare.shapes import Conversation
+from shadowft_core.prepare.turns import Message
 
 MESSAGE = pa.struct(
     [
@@ -34,6 +35,7 @@ SCHEMA = pa.schema(
         ("reply", pa.string()),
         ("source", pa.string()),
         ("images", pa.list_(pa.string())),
+        ("rejected", pa.list_(MESSAGE)),
     ]
 )
 SPLITS = ("train", "valid", "dev", "test")
@@ -86,7 +88,7 @@ class Table:
         """Append a row."""
         self._batch.append(conversation)
         self._sources.append(source)
-        self._held += sum([len(one["content"]) for one in conversation.messages])
+        self._held += sum([len(one["content"]) for one in (*conversation.messages, *conversation.rejected)])
         if len(self._batch) == BATCH or self._held > BATCH_LETTERS:
             self._flush()
 
@@ -119,6 +121,11 @@ class Table:
                 batch = file.get_batch(number)
                 yield start, batch
                 start += batch.num_rows
+
+    def texts(self, rows: np.ndarray) -> dict[int, str]:
+        """The texts of whole conversations (`whole_text`) by row number; `rows` are sorted row numbers."""
+        messages, rejected = self.values("messages", rows), self.values("rejected", rows)
+        return {row: whole_text(turns, rejected[row] or ()) for row, turns in messages.items()}
 
     def values(self, column: str, rows: np.ndarray) -> dict[int, Any]:
         """The values of a column by row number; `rows` are sorted row numbers."""
@@ -154,13 +161,16 @@ class Table:
             pa.array([_first_of(one.messages, "assistant") for one in batch], pa.string()),
             pa.array(sources, pa.string()),
             pa.array([one.images or None for one in batch], pa.list_(pa.string())),
+            _messages([one.rejected for one in batch], nullable=True),
         ]
         self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=SCHEMA))
         self._batch, self._sources, self._held = [], [], 0
 
 
-def _messages(rows: list[list[Message]]) -> pa.Array:
-    """The column `messages`. Building it field by field is faster than from dicts."""
+def _messages(rows: Sequence[Sequence[Message]], *, nullable: bool = False) -> pa.Array:
+    """A column of messages; with `nullable`, rows without any are null. Building it by field beats dicts in speed."""
+    if nullable and not any(rows):
+        return pa.nulls(len(rows), pa.list_(MESSAGE))
     turns = [turn for row in rows for turn in row]
     plain = max(map(len, turns), default=0) == 2  # only role and content
     fields = [
@@ -170,12 +180,17 @@ def _messages(rows: list[list[Message]]) -> pa.Array:
         for field in MESSAGE
     ]
     ends = np.cumsum([0, *map(len, rows)], dtype=np.int32)
-    return pa.ListArray.from_arrays(ends, pa.StructArray.from_arrays(fields, fields=list(MESSAGE)))
+    absent = pa.array([not row for row in rows]) if nullable else None
+    return pa.ListArray.from_arrays(ends, pa.StructArray.from_arrays(fields, fields=list(MESSAGE)), mask=absent)
 
 
 def id_of(conversation: Conversation) -> bytes:
-    """SHA-256 (32 bytes) of the canonical JSON of the messages, or of {messages, tools, images} if there are any."""
-    more = {name: value for name, value in (("tools", conversation.tools), ("images", conversation.images)) if value}
+    """SHA-256 (32 bytes) of the canonical JSON of the messages, or of {messages, tools, images, rejected}.
+
+    The latter has only the fields that the row has.
+    """
+    optional = (("tools", conversation.tools), ("images", conversation.images), ("rejected", conversation.rejected))
+    more = {name: value for name, value in optional if value}
     kept = {"messages": conversation.messages, **more} if more else conversation.messages
     return hashlib.sha256(orjson.dumps(kept, option=orjson.OPT_SORT_KEYS)).digest()  # the bytes of canonical_json
 
@@ -183,6 +198,11 @@ def id_of(conversation: Conversation) -> bytes:
 def id_numbers(ids: bytes | bytearray) -> np.ndarray:
     """Ids of 16 bytes, one after the other, as uint64 (n, 2)."""
     return np.frombuffer(bytes(ids), ">u8").astype(np.uint64).reshape(-1, 2)
+
+
+def whole_text(messages: Iterable[Message], rejected: Iterable[Message]) -> str:
+    """The texts of a conversation, in which near duplicates are searched: two rejected replies are two rows."""
+    return "\n".join(turn["content"] for turn in (*messages, *rejected))
 
 
 def first_question(messages: list[Message]) -> str:

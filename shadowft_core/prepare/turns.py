@@ -8,6 +8,10 @@ from typing import Any
 
 from shadowft_core.prepare.jsontext import decode
 
+Message = dict[str, Any]
+"""role and content; where given also reasoning_content, tool_calls (JSON text), tool_call_id, name, weight (0) and
+image_places"""
+
 CALLERS = ("function_call", "tool_call")  # roles of a turn whose text is a call of tools
 ROLES = {
     **dict.fromkeys(("user", "human", "prompter"), "user"),

@@ -2,6 +2,7 @@
 
 from shadowft_core.rendering.images import Processor
 from shadowft_core.rendering.lengths import learned_parts, split_lengths
+from shadowft_core.rendering.pairs import Pair, render_pair
 from shadowft_core.rendering.rows import prepared_rows, shows_images
 from shadowft_core.rendering.samples import IGNORED, Renderer, RowError, Sample
 from shadowft_core.rendering.template import Message
@@ -10,6 +11,7 @@ from shadowft_core.rendering.tokenizer import load_renderer, load_tokenizer, sto
 __all__ = [
     "IGNORED",
     "Message",
+    "Pair",
     "Processor",
     "Renderer",
     "RowError",
@@ -18,6 +20,7 @@ __all__ = [
     "load_renderer",
     "load_tokenizer",
     "prepared_rows",
+    "render_pair",
     "shows_images",
     "split_lengths",
     "stop_ids",

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from shadowft_core.rendering.pairs import render_pair
 from shadowft_core.rendering.rows import Row, prepared_rows
 from shadowft_core.rendering.samples import IGNORED, Renderer, RowError
 from shadowft_core.rendering.template import Message
@@ -30,9 +31,12 @@ def token_lengths(rows: Iterable[Row], renderer: Renderer, max_length: int) -> d
 
     lengths: list[int] = []
     refused, sources = Counter[str](), dict[str, list[str]]()
-    for messages, tools, source in rows:
+    for messages, tools, source, rejected in rows:
         try:
-            lengths.append(max(len(sample.input_ids) for sample in renderer.samples(messages, tools)))
+            if rejected:
+                lengths.append(len(render_pair(messages, rejected, tools, renderer)))
+            else:
+                lengths.append(max(len(sample.input_ids) for sample in renderer.samples(messages, tools)))
         except RowError as reason:
             refused[str(reason)] += 1
             named = sources.setdefault(str(reason), [])
@@ -50,9 +54,18 @@ def token_lengths(rows: Iterable[Row], renderer: Renderer, max_length: int) -> d
 
 
 def learned_parts(
-    messages: Sequence[Message], tools: Sequence[Any] | None, renderer: Renderer
+    messages: Sequence[Message], tools: Sequence[Any] | None, renderer: Renderer, rejected: Message | None = None
 ) -> list[list[dict[str, Any]]]:
-    """The sequences of one conversation, each a list of parts {text, learned}. Raises RowError."""
+    """The sequences of one conversation, each a list of parts {text, learned}. Raises RowError.
+
+    With a rejected reply, there are two: one ends with the chosen reply, the other with the rejected one.
+    """
+    if rejected:
+        pair = render_pair(messages, rejected, tools, renderer)
+        prompt = {"text": _text(renderer.tokenizer, pair.prompt), "learned": False}
+        return [
+            [prompt, {"text": _text(renderer.tokenizer, ids), "learned": True}] for ids in (pair.chosen, pair.rejected)
+        ]
     found = []
     for sample in renderer.samples(messages, tools):
         parts: list[tuple[bool, list[int]]] = []

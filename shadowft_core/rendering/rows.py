@@ -3,13 +3,22 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from shadowft_core.errors import DataError
 from shadowft_core.rendering.template import Message
 
-Row = tuple[list[Message], list[Any] | None, str]
-"""messages, tools or None, and file:row; a message with images has `images`, a list of (place, path)"""
+
+class Row(NamedTuple):
+    """A prepared row. `source` is file:row. A message with images has `images`, a list of (place, path).
+
+    With `rejected`, the rejected reply, the messages end with the chosen one.
+    """
+
+    messages: list[Message]
+    tools: list[Any] | None
+    source: str
+    rejected: Message | None = None
 
 
 def prepared_rows(path: Path, sample: int | None = None) -> Iterator[Row]:
@@ -23,23 +32,28 @@ def prepared_rows(path: Path, sample: int | None = None) -> Iterator[Row]:
 
     try:
         with pq.ParquetFile(path, pre_buffer=False) as file:
-            known = ("messages", "tools", "source", "images")
+            known = ("messages", "tools", "source", "images", "rejected")
             columns = [name for name in known if name in file.schema_arrow.names]
             last = None if sample is None else _last_id(file, sample)
             for batch in file.iter_batches(batch_size=1024, columns=columns + ["id"] * (last is not None)):
                 chosen = batch if last is None else batch.filter(pc.less_equal(batch.column("id"), last))
                 for row in chosen.to_pylist():
-                    messages = [{k: v for k, v in turn.items() if v is not None} for turn in row["messages"]]
+                    messages = [_without_nulls(turn) for turn in row["messages"]]
                     if names := row.get("images"):
                         _show(messages, [path.parent / "images" / name for name in names])
                     tools = json.loads(row["tools"]) if row.get("tools") else None
-                    yield cast("list[Message]", messages), tools, row["source"]
+                    rejected = _without_nulls(row["rejected"][-1]) if row.get("rejected") else None
+                    yield Row(cast("list[Message]", messages), tools, row["source"], rejected)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; run `shadowft prepare` first") from None
     except (pa.ArrowInvalid, OSError, KeyError) as error:
         raise DataError(
             f"{path}: not readable as prepared data: {' '.join(str(error).split())}; run `shadowft prepare` again"
         ) from None
+
+
+def _without_nulls(turn: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in turn.items() if value is not None}
 
 
 def _last_id(file: Any, count: int) -> str | None:

@@ -31,6 +31,7 @@ from shadowft_core.rendering import Renderer, load_renderer, shows_images
 from shadowft_core.train.checkpoints import open_checkpoints
 from shadowft_core.train.encode import Encoded, encode_file, require_enough
 from shadowft_core.train.launch import Place, reporting, run_processes, starts_processes
+from shadowft_core.train.pairs import encode_pairs, preference_facts, require_kind, require_settings
 from shadowft_core.weights import Checkpoint as Model
 from shadowft_core.weights import open_checkpoint
 
@@ -112,10 +113,10 @@ def train(
 
     require_method(params)
     where, began, begin = take_place(params.launch), time.monotonic(), read_start(params, start)
+    files = _files(data, params, replay)
     make_deterministic(params)
     renderer = load_renderer(instruct, render)
     tokenizer = renderer.tokenizer
-    files = [data / f"{name}.parquet" for name in ("train", "valid", *(["replay"] if replay else []))]
     processor = renderer.processor if any(map(shows_images, files)) else None
     rows, valid, counts = _encoded(data, renderer, params, replay, processor is not None)
     starting, teacher = open_checkpoint(model), open_checkpoint(instruct)
@@ -163,6 +164,7 @@ def train(
             "first_loss": progress.lines[0]["loss"],
             "last_loss": progress.lines[-1]["loss"],
             "valid_loss": valid_loss,
+            "preferences": preference_facts(rows, progress.lines),
             "stops": stops,
             "untrained_tokens": [token.as_json() for token in untrained],
             "frozen_bytes_saved": narrow,
@@ -182,6 +184,7 @@ def _inputs(
     """What train.json says of the inputs of a run."""
     return {
         "format": 1,
+        "objective": params.objective,
         "method": params.method,
         "settings": params.model_dump(mode="json"),
         "render": render.model_dump(mode="json"),
@@ -199,17 +202,32 @@ def _destination(out: Path, where: Place) -> AbstractContextManager[Path]:
     return new_folder(out) if where.rank == 0 else nullcontext(Path())
 
 
+def _files(data: Path, params: Train, replay: bool) -> list[Path]:
+    """The files to read. Raises TrainError for settings or rows that do not suit the objective."""
+    require_settings(params)
+    files = [data / f"{name}.parquet" for name in ("train", "valid", *(["replay"] if replay else []))]
+    for file in files:
+        require_kind(file, params.objective)
+    return files
+
+
 def _encoded(
     data: Path, renderer: Renderer, params: Train, replay: bool, images: bool
 ) -> tuple[Encoded, Encoded, dict[str, Any]]:
     """The sequences to train on and to validate with, and the counts of each file. Prints the rows left out."""
-    rows = encode_file(data / "train.parquet", renderer, params.max_length, images)
-    valid = encode_file(data / "valid.parquet", renderer, params.max_length, images)
+
+    def encoded(name: str) -> Encoded:
+        path = data / f"{name}.parquet"
+        if params.objective == "dpo":
+            return encode_pairs(path, renderer, params.max_length)
+        return encode_file(path, renderer, params.max_length, images)
+
+    rows, valid = encoded("train"), encoded("valid")
     _print_rows(rows, valid, params)
     require_enough(rows, data / "train.parquet", params.max_length, params.max_left_out)
     counts = {"train": rows.counts(), "valid": valid.counts()}
     if replay and (data / "replay.parquet").exists():
-        added = encode_file(data / "replay.parquet", renderer, params.max_length, images)
+        added = encoded("replay")
         require_enough(added, data / "replay.parquet", params.max_length, params.max_left_out)
         print(f"train: {added.used} of {added.read} replay rows added", file=sys.stderr)
         counts["replay"] = added.counts()
@@ -217,6 +235,7 @@ def _encoded(
         rows.labels += added.labels
         rows.texts += added.texts
         rows.files += added.files
+        rows.rejected += added.rejected
     return rows, valid, counts
 
 
@@ -239,11 +258,17 @@ def _write(folder: Path, facts: Mapping[str, Any], steps: Iterable[Any], samples
         write_atomically(folder / f"{name}.jsonl", b"".join(canonical_json(value) + b"\n" for value in values))
 
 
-def _print_result(facts: dict[str, Any], seconds: float) -> None:
+def _print_result(facts: Mapping[str, Any], seconds: float) -> None:
     print(
         f"train: {facts['steps']} steps, loss {facts['first_loss']:.3f} -> {facts['last_loss']:.3f}, {seconds:.0f} s",
         file=sys.stderr,
     )
+    if pairs := facts["preferences"]:
+        print(
+            f"train: {pairs['pairs']} pairs; in the last step, {pairs['last_accuracy']:.0%} of the chosen replies "
+            f"gained more than the rejected ones, margin {pairs['last_margin']:.3f}",
+            file=sys.stderr,
+        )
     if stops := facts["stops"]:
         print(
             f"train: of {stops['prompts']} replies to validation questions, {stops['stopped_before']} ended within "
@@ -253,8 +278,9 @@ def _print_result(facts: dict[str, Any], seconds: float) -> None:
 
 
 def _print_rows(rows: Encoded, valid: Encoded, params: Train) -> None:
+    sequences = len(rows.input_ids) + len(rows.rejected)
     print(
-        f"train: {rows.used} rows in {len(rows.input_ids)} sequences, {valid.used} to validate; left out: "
+        f"train: {rows.used} rows in {sequences} sequences, {valid.used} to validate; left out: "
         f"{rows.too_long + valid.too_long} longer than {params.max_length} tokens",
         file=sys.stderr,
     )

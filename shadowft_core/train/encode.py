@@ -47,6 +47,12 @@ class Encoded:
                 found.update(len(ids).to_bytes(8, "little") + ids.tobytes())
         return f"sha256:{found.hexdigest()}"
 
+    def refuse(self, reason: RowError, source: str) -> None:
+        """Count a row that cannot be rendered."""
+        self.refused[str(reason)] += 1
+        sources = self.sources.setdefault(str(reason), [])
+        sources += [source] if len(sources) < SHOWN else []
+
     def counts(self) -> dict[str, Any]:
         """The counts for train.json: rows used and left out, sequences, images, tokens, and tokens in the loss."""
         prompts = sum(self.prompt(at) for at in range(len(self.rejected)))
@@ -74,14 +80,12 @@ def encode_file(path: Path, renderer: Renderer, max_length: int, images: bool = 
     import numpy as np
 
     encoded = Encoded()
-    for messages, tools, source in prepared_rows(path):
+    for messages, tools, source, _ in prepared_rows(path):
         encoded.read += 1
         try:
             samples = renderer.samples(messages, tools)
         except RowError as reason:
-            encoded.refused[str(reason)] += 1
-            sources = encoded.sources.setdefault(str(reason), [])
-            sources += [source] if len(sources) < SHOWN else []
+            encoded.refuse(reason, source)
             continue
         if any(len(sample.input_ids) > max_length for sample in samples):
             encoded.too_long += 1

@@ -35,19 +35,40 @@ class PreferenceTrainer(Resumable, DPOTrainer):  # type: ignore[misc]  # TRL is 
         if "ref_chosen_logps" in dataset.column_names:
             return dataset
         loader = torch.utils.data.DataLoader(dataset, batch_size=batch_size, collate_fn=self.data_collator)
+        shared = self.accelerator.prepare(loader)  # among the processes
         training = self.model.training
         self.model.eval()
         found: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
-        for batch in loader:
-            given = {key: value.to(self.accelerator.device) for key, value in batch.items()}
-            for logps, ofs in zip(self.compute_ref_log_probs(self.model, given), found, strict=True):
-                ofs.append(logps.float().cpu())
+        for batch in shared:
+            both = self.accelerator.gather_for_metrics(self.compute_ref_log_probs(self.model, batch))
+            for logps, of_all in zip(both, found, strict=True):
+                of_all.append(logps.float().cpu())
         self.model.train(training)
         columns = zip(("ref_chosen_logps", "ref_rejected_logps"), map(torch.cat, found), strict=True)
         table = dataset.data.table
         for column, values in columns:
             table = table.append_column(column, pa.array(values.numpy()))
         return datasets.Dataset(table)
+
+    def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
+        """TRL's loss. Its metrics are gathered from processes with unequal numbers of pairs, of which one may be blank
+        (ranks.py); TRL expects equal numbers."""
+        if self.accelerator.num_processes == 1:
+            return super()._compute_loss(model, inputs, return_outputs)
+        gather, blank = self.accelerator.gather, self.model.training and self._weights[0] == 0
+
+        def of_all(values: Any) -> Any:
+            if not isinstance(values, torch.Tensor) or values.ndim == 0:
+                return gather(values)
+            given = torch.full_like(values, torch.nan) if blank else values
+            found = gather(self.accelerator.pad_across_processes(given, pad_index=torch.nan))
+            return found[~found.isnan()]
+
+        self.accelerator.gather = of_all
+        try:
+            return super()._compute_loss(model, inputs, return_outputs)
+        finally:
+            del self.accelerator.gather
 
 
 def preference_trainer(
@@ -60,8 +81,13 @@ def preference_trainer(
     """
     if isinstance(network.get_output_embeddings(), BaseTunerLayer):
         raise TrainError("train.lora.targets: an adapter of the head is not trained on preferences; leave the head out")
-    _disable_dropout(network)
     precompute = not _adapter_is_the_change(network)
+    if precompute and getattr(network, "is_loaded_in_4bit", False):
+        raise TrainError(
+            "train.method qlora trains a new adapter alone on preferences: set render.template_tokens to from_instruct "
+            "and train.start to scratch, or train.method to lora"
+        )
+    _disable_dropout(network)
     model = network.get_base_model() if precompute and hasattr(network, "get_base_model") else network
     pads = [(held, held.pad_token_id) for held in (model.config.get_text_config(), model.generation_config)]
     trainer = PreferenceTrainer(
@@ -84,12 +110,15 @@ def preference_trainer(
 def _adapter_is_the_change(network: Any) -> bool:
     """Whether the network without its adapter is the model before training.
 
-    Not so if the adapter changes the frozen weights (OSF), or if PEFT holds other trained weights in copies.
+    Not so if the adapter changes the frozen weights (OSF), if PEFT holds other trained weights in copies, or if the
+    adapter is not zero, as that of an earlier training.
     """
     config = getattr(network, "peft_config", {}).get("default")
     if config is None or str(config.peft_type.value) != "LORA":
         return False
-    return not (config.modules_to_save or config.trainable_token_indices)
+    if config.modules_to_save or config.trainable_token_indices:
+        return False
+    return not any(bool(weight.any()) for name, weight in network.named_parameters() if ".lora_B." in name)
 
 
 def _disable_dropout(network: Any) -> None:

@@ -13,7 +13,10 @@ SHOWN = 500  # the last tokens of a sequence that are written
 
 
 def decoded_samples(rows: Encoded, tokenizer: Any) -> list[dict[str, Any]]:
-    """The first SAMPLES sequences: `{"left_out": tokens before the pieces, "pieces": [{"text", "learned"}, ...]}`."""
+    """The first SAMPLES sequences: `{"left_out": tokens before the pieces, "pieces": [{"text", "learned"}, ...]}`.
+
+    A sequence with a chosen reply also has `rejected`, the beginning of the rejected reply as text.
+    """
     found = []
     for ids, labels in zip(rows.input_ids[:SAMPLES], rows.labels[:SAMPLES], strict=True):
         kept, learned = ids[-SHOWN:], labels[-SHOWN:] != IGNORED
@@ -23,4 +26,6 @@ def decoded_samples(rows: Encoded, tokenizer: Any) -> list[dict[str, Any]]:
             for a, b in pairwise(cuts)
         ]
         found.append({"left_out": len(ids) - len(kept), "pieces": pieces})
+    for sample, ids in zip(found, rows.rejected, strict=False):
+        sample["rejected"] = tokenizer.decode(ids[:SHOWN].tolist(), skip_special_tokens=False)
     return found

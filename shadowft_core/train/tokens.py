@@ -22,8 +22,8 @@ def untrained_in_rows(
     import numpy as np
 
     added = {number: token.content for number, token in renderer.tokenizer.added_tokens_decoder.items()}
-    seen = set(np.unique(np.concatenate(rows.input_ids)).tolist())
-    learned = set(np.unique(np.concatenate(rows.labels)).tolist()) - {IGNORED}
+    seen = set(np.unique(np.concatenate(rows.input_ids + rows.rejected)).tolist())
+    learned = set(np.unique(np.concatenate(rows.labels + rows.rejected)).tolist()) - {IGNORED}
     used = {number: text for number, text in added.items() if number in seen}
     after = max(renderer.tokenizer.get_vocab().values()) + 1
     unused = (added.keys() - used.keys()) | set(range(after, after + PADDING))

@@ -222,14 +222,15 @@ def _near(name: str, names: Iterable[str]) -> str:
 
 
 def _print_adapted(network: Any, apart: list[str]) -> None:
-    """Say which layers train, and which matrices of the language model no adapter can reach, such as experts."""
-    base = network.get_base_model()
+    """Say which matrices train, and which of the language model no adapter reaches: experts, except where PEFT knows
+    that an earlier transformers held them as layers."""
     layers = {name.partition(".lora_A.")[0] for name, _ in network.named_modules() if ".lora_A." in name}
     layers |= {name.partition(".osf_svd")[0] for name, _ in network.named_parameters() if ".osf_svd" in name}
-    kinds = sorted({name.rpartition(".")[2] for name in layers})
-    print(f"train: adapts {len(layers)} layers: {', '.join(kinds)}", file=sys.stderr)
-    inside = ((n, p) for n, p in base.named_parameters() if not n.startswith(tuple(f"{part}." for part in apart)))
-    if experts := [name for name, parameter in inside if parameter.ndim == 3]:
+    kinds = sorted({name.replace(".base_layer", "").rpartition(".")[2] for name in layers})
+    print(f"train: adapts {len(layers)} matrices: {', '.join(kinds)}", file=sys.stderr)
+    named = network.get_base_model().named_parameters()
+    inside = ((n, p) for n, p in named if not n.startswith(tuple(f"{part}." for part in apart)))
+    if experts := [n for n, p in inside if p.ndim == 3 and ".base_layer." not in n]:
         print(
             f"train: {len(experts)} tensors of experts stay as they are, such as {experts[0]}; train.method full "
             "trains them",

@@ -73,13 +73,16 @@ ELSEWHERE = {  # by field: a test of what it does
     "objective": "test_train_settings.py::test_beta_reaches_the_loss_on_preferences",
     "optimizer": "test_train_settings.py::test_the_optimizer_is_that_of_the_settings",
     "dpo.beta": "test_train_settings.py::test_beta_reaches_the_loss_on_preferences",
+    "start": "test_train_start.py::test_a_lora_goes_on_from_the_factors_of_the_champion",
+    "launch.processes": "test_train_launch.py::test_two_processes_train_as_one",
+    "launch.nodes": "test_train_launch.py::test_two_nodes_train_one_model",
+    "launch.strategy": "test_train_launch.py::test_two_processes_train_as_one",
     "max_length": "test_train_refused.py::test_rows_too_long_or_with_control_tokens_are_counted_and_left_out",
     "max_left_out": "test_train_refused.py::test_rows_too_long_or_with_control_tokens_are_counted_and_left_out",
 }
 
 UNTESTED = {  # fields that nothing reads yet; an entry goes when its test comes
-    *("start", "packing", "gradient_checkpointing", "attention", "liger", "compile", "deterministic"),
-    *("launch.processes", "launch.nodes", "launch.strategy"),
+    *("packing", "gradient_checkpointing", "attention", "liger", "compile", "deterministic"),
     *("validation.steps", "validation.patience", "validation.keep"),
 }
 

@@ -6,6 +6,7 @@ images or sound keeps the parts outside of its language model as they are, whate
 
 import difflib
 import importlib.util
+import re
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -157,7 +158,7 @@ def _lora_config(network: Any, params: Train, apart: list[str], token_rows: dict
         lora_dropout=lora.dropout,
         bias="none",
         target_modules=lora.targets if lora.targets == "all-linear" else list(lora.targets),
-        exclude_modules="|".join(rf"{part.replace('.', chr(92) + '.')}(\..*)?" for part in apart) or None,
+        exclude_modules="|".join(rf"{re.escape(part)}(\..*)?" for part in apart) or None,
         modules_to_save=list(lora.modules_to_save) or None,
         trainable_token_indices=token_rows or None,
         ensure_weight_tying=any(_ending(_tied_modules(network), name) for name in lora.modules_to_save),

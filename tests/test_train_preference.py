@@ -35,6 +35,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "osf": {"method": "osf", "osf": Osf(preserved=0.25)},
     "modules": {"lora": Lora(rank=8, alpha=16, modules_to_save=("lm_head", "model.norm"))},
     "tokens": {},
+    "warm": {},  # the adapter of an earlier training, as by train.start: champion
 }
 
 
@@ -97,6 +98,10 @@ def network_of(place: Path, method: str, **changes: Any) -> tuple[Any, Any, Enco
     network = load_model(base, renderer.tokenizer, False, params)
     token_rows = {"model.embed_tokens": [2, 3], "lm_head": [2, 3]} if method == "tokens" else None
     network = with_method(network, params, token_rows)
+    if method == "warm":
+        for name, weight in network.named_parameters():
+            if ".lora_B." in name:
+                torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(3))
     return network, renderer.tokenizer, encode_pairs(place / "data/train.parquet", renderer, 40), params
 
 

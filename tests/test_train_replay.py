@@ -78,10 +78,11 @@ def test_a_row_may_have_as_many_tokens_as_the_limit(tmp_path: Path, below: int, 
     from shadowft_core.params import Render
     from shadowft_core.rendering import load_renderer
     from shadowft_core.rendering.lengths import token_lengths
+    from shadowft_core.rendering.rows import Row
 
     renderer = load_renderer(write_model(tmp_path / "model", 1), Render())
-    rows = [(talk(asked, "is 3")["messages"], None, "rows.jsonl:1") for asked in ("1", "1 2")]
-    lengths = [len(renderer.samples(messages)[0].input_ids) for messages, _, _ in rows]
+    rows = [Row(talk(asked, "is 3")["messages"], None, "rows.jsonl:1") for asked in ("1", "1 2")]
+    lengths = [len(renderer.samples(row.messages)[0].input_ids) for row in rows]
     limit = max(lengths) - below
     found = token_lengths(rows, renderer, limit)
     assert (found["min"], found["max"], found["too_long"]) == (min(lengths), max(lengths), 2 - used)

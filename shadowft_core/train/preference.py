@@ -77,11 +77,16 @@ def preference_trainer(
     """TRL's trainer for pairs of replies. `network` is the model to train, with its adapter if there is one.
 
     Computes the reference for all rows, unless it is the model without its adapter (`_adapter_is_the_change`).
-    Raises TrainError if the head has an adapter, which TRL does not train.
+    Raises TrainError if the head has an adapter, which TRL does not train, or if the reference cannot be computed.
     """
     if isinstance(network.get_output_embeddings(), BaseTunerLayer):
         raise TrainError("train.lora.targets: an adapter of the head is not trained on preferences; leave the head out")
     precompute = not _adapter_is_the_change(network)
+    if precompute and params.launch.strategy == "fsdp":
+        raise TrainError(
+            "train.launch.strategy fsdp shards the model, but the reference of these preferences needs a whole one: "
+            "set it to ddp, or train a new adapter alone: train.start scratch, render.template_tokens from_instruct"
+        )
     if precompute and getattr(network, "is_loaded_in_4bit", False):
         raise TrainError(
             "train.method qlora trains a new adapter alone on preferences: set render.template_tokens to from_instruct "

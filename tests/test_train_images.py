@@ -128,6 +128,11 @@ def test_batches_are_mixed_and_hold_what_the_model_sees(pair: Path, data: Path, 
     network = load_model(pair / "base", renderer.tokenizer, images=True)
     trainer = make_trainer(network, renderer.tokenizer, rows, ONE_STEP, tmp_path, renderer.processor)
     [batch] = trainer.get_train_dataloader()
+    heads: list[int] = []
+    hook = network.get_output_embeddings().register_forward_hook(lambda *_: heads.append(1))
+    assert trainer.compute_loss(network, {**batch}) > 0
+    hook.remove()
+    assert not heads, "TRL takes the loss from the hidden states, without whole logits"
     assert len(batch["input_ids"]) == 4
     assert "pixel_values" in batch
     for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True):

@@ -93,8 +93,8 @@ def train(
 
     With several processes, each calls this function; only rank 0 writes `out`.
     """
-    from shadowft_core.train.frozen import frozen_bytes_saved
-    from shadowft_core.train.methods import can_be_whole, require_method, with_method
+    from shadowft_core.train.device import effective, require_available, set_up
+    from shadowft_core.train.methods import can_be_whole, with_method
     from shadowft_core.train.models import hands_over_model, load_to_train, planned_model, save_model
     from shadowft_core.train.probe import stop_probe
     from shadowft_core.train.progress import Progress
@@ -105,19 +105,18 @@ def train(
     from shadowft_core.train.tokens import borrow_rows, described, trained_rows, untrained_in_rows
     from shadowft_core.train.trainer import (
         fit,
-        make_deterministic,
         make_trainer,
         memory_checked,
         padding_id,
     )
 
-    require_method(params)
-    where, began, begin = take_place(params.launch), time.monotonic(), read_start(params, start)
     files = _files(data, params, replay)
-    make_deterministic(params)
+    images = any(map(shows_images, files))
+    require_available(params, images)
+    where, began, begin = take_place(params.launch), time.monotonic(), read_start(params, start)
+    set_up(params)
     renderer = load_renderer(instruct, render)
-    tokenizer = renderer.tokenizer
-    processor = renderer.processor if any(map(shows_images, files)) else None
+    tokenizer, processor = renderer.tokenizer, renderer.processor if images else None
     rows, valid, counts = _encoded(data, renderer, params, replay, processor is not None)
     starting, teacher = open_checkpoint(model), open_checkpoint(instruct)
     untrained = untrained_in_rows(starting, teacher, renderer, rows)
@@ -155,7 +154,7 @@ def train(
             return
         for weights in borrowed if whole else ():
             weights.give_back()
-        narrow = frozen_bytes_saved(network)  # before a merge
+        how = effective(trainer, network, params)  # before an adapter is merged
         save_model(network, whole, folder)
         facts = inputs | {
             "rows": counts,
@@ -167,12 +166,10 @@ def train(
             "preferences": preference_facts(rows, progress.lines),
             "stops": stops,
             "untrained_tokens": [token.as_json() for token in untrained],
-            "frozen_bytes_saved": narrow,
+            **how,
             "processes": where.world,
             "strategy": strategy_used(network, where),
             "rows_per_step": params.batch_size * params.accumulation,
-            "device": trainer.args.device.type,
-            "autocast": "bfloat16" if trainer.args.bf16 else None,
         }
         _write(folder, facts, progress.lines, decoded_samples(rows, tokenizer))
     _print_result(facts, time.monotonic() - began)

@@ -70,7 +70,10 @@ def _shared(params: Train, scratch: Path) -> dict[str, Any]:
         bf16=cuda,
         fp16=False,
         tf32=False if cuda else None,
-        gradient_checkpointing=False,
+        gradient_checkpointing=params.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False} if params.gradient_checkpointing else None,
+        use_liger_kernel=params.liger,
+        torch_compile=params.compile,
         max_length=None,  # longer rows were left out, nothing is truncated
         remove_unused_columns=False,
         dataloader_num_workers=0,

@@ -32,7 +32,9 @@ def load_model(
     Raises CheckpointError if weights are missing or misshapen, TrainError if the vocabulary does not fit.
     """
     loader = AutoModelForImageTextToText if images else AutoModelForCausalLM
-    options = {"quantization_config": found} if (found := quantisation(params)) else {}
+    options: dict[str, Any] = {"quantization_config": found} if (found := quantisation(params)) else {}
+    if params.attention != "sdpa":  # transformers takes sdpa, or eager for a family without it
+        options["attn_implementation"] = params.attention
     network, info = loading.load_model(loader, model, dtype=dtype, **options)
     if lost := sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"]):
         raise CheckpointError(f"{model}: tensor {lost[0]} is missing or misshapen ({len(lost)} in all); fetch it again")

@@ -1,13 +1,10 @@
 """TRL's trainer with every setting explicit, and the checks on loss and weights around it."""
 
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it once; deterministic products need it
 
 import datasets
 import pyarrow as pa
@@ -24,6 +21,7 @@ from shadowft_core.train.checkpoints import Checkpoints
 from shadowft_core.train.encode import Encoded, ids_column
 from shadowft_core.train.images import ImageCollator
 from shadowft_core.train.launch import Place
+from shadowft_core.train.packing import PackedTokens, PackingCollator, packed, require_packable
 from shadowft_core.train.preference import PreferenceTrainer, preference_trainer
 from shadowft_core.train.progress import Progress
 from shadowft_core.train.ranks import share_out
@@ -36,13 +34,8 @@ class SupervisedTrainer(Resumable, SFTTrainer):  # type: ignore[misc]  # trl is 
     """TRL's trainer of replies."""
 
 
-def make_deterministic(params: Train) -> None:
-    """Set the CPU threads and deterministic algorithms of torch, and silence the libraries."""
-    torch.set_num_threads(params.threads)
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # no operation reads it; filling costs a pass each
-    transformers.logging.set_verbosity_error()
-    datasets.disable_progress_bars()
+class PackedTrainer(PackedTokens, SupervisedTrainer):
+    """TRL's trainer of replies in packs."""
 
 
 def make_trainer(
@@ -58,7 +51,8 @@ def make_trainer(
     """TRL's trainer of `params.objective` for encoded rows, with every setting explicit.
 
     `scratch` is a folder for TRL's files. `trainer.evaluate()` measures the loss on `valid`. With `processor`, that of
-    a model that takes images, `ImageCollator` makes the batches. With the objective dpo, making the trainer may take a
+    a model that takes images, `ImageCollator` makes the batches; with train.packing, the rows
+    are packed. With the objective dpo, making the trainer may take a
     pass over the rows (`preference_trainer`).
     """
     pad = padding_id(tokenizer)
@@ -66,23 +60,41 @@ def make_trainer(
     if params.objective == "dpo":
         trainer: transformers.Trainer = preference_trainer(network, tokenizer, rows, valid, params, scratch, pad)
     else:
-        trainer = SupervisedTrainer(
-            model=network,
-            args=sft_config(params, scratch),
-            # Without a collator, TRL would change the model's config.
-            data_collator=ImageCollator(processor, pad)
-            if processor
-            else DataCollatorForLanguageModeling(pad_token_id=pad),
-            train_dataset=_dataset(rows),
-            eval_dataset=_dataset(valid) if valid and valid.input_ids else None,
-            processing_class=tokenizer,
-        )
+        trainer = _reply_trainer(network, tokenizer, rows, params, scratch, processor, valid)
     for weight, data in trained:
         weight.data = data  # TRL makes the adapter of a 4-bit model bfloat16, which loses small steps
     trainer.remove_callback(transformers.PrinterCallback)
     if place.world > 1:
         share_out(trainer)
     return trainer
+
+
+def _reply_trainer(
+    network: Any,
+    tokenizer: Any,
+    rows: Encoded,
+    params: Train,
+    scratch: Path,
+    processor: Processor | None,
+    valid: Encoded | None,
+) -> SupervisedTrainer:
+    pad, dataset, kind = padding_id(tokenizer), _dataset(rows), SupervisedTrainer
+    # Without a collator, TRL would change the model's config.
+    collator: Any = DataCollatorForLanguageModeling(pad_token_id=pad)
+    if processor:
+        collator = ImageCollator(processor, pad)
+    elif params.packing:
+        require_packable(network, dataset, pad)
+        dataset, kind = packed(dataset, params.max_length), PackedTrainer
+        collator = PackingCollator(pad, flat=params.attention == "flash_attention_2")
+    return kind(
+        model=network,
+        args=sft_config(params, scratch),
+        data_collator=collator,
+        train_dataset=dataset,
+        eval_dataset=_dataset(valid) if valid and valid.input_ids else None,
+        processing_class=tokenizer,
+    )
 
 
 def padding_id(tokenizer: Any) -> int:

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from shadowft_core import errors
-from shadowft_core.errors import ShadowError, TrainError
+from shadowft_core.errors import ShadowError, StoppedError, TrainError
 from shadowft_core.files import process
 from shadowft_core.params import Launch
 from shadowft_core.train.cluster import in_slurm_step, node_of
@@ -89,8 +89,8 @@ def placed(launch: Launch) -> Place:
 def run_processes(launch: Launch, arguments: Sequence[str]) -> None:
     """Run `shadowft ARGUMENTS` once for each process of this node, and wait for all.
 
-    Rank 0 prints as usual, the others print nothing. SIGTERM is passed on to all processes. Raises the ShadowError of
-    the process that failed first, or TrainError with its rank and signal; the others are ended.
+    Rank 0 prints as usual, the others print nothing. SIGTERM and SIGINT are passed on to all processes. Raises the
+    ShadowError of the process that failed first, or TrainError with its rank and signal; the others are ended.
     """
     node = node_of(launch)
     root = str(Path(errors.__file__).parents[1])
@@ -106,7 +106,7 @@ def run_processes(launch: Launch, arguments: Sequence[str]) -> None:
                 environment.setdefault(name, LOOPBACK)
         job = {"processes": launch.processes, "nodes": launch.nodes, **asdict(node), "scratch": scratch}
         agent = [sys.executable, "-P", str(Path(__file__).with_name("agent.py")), json.dumps(job)]
-        with os.fdopen(os.dup(2), "w") as log, _passing_on_sigterm() as started:
+        with os.fdopen(os.dup(2), "w") as log, _passing_on_signals() as started:
             guard = process.start([*agent, "-P", "-m", "shadowft_core.cli", *arguments], env=environment, log=log)
             started.append(guard.pid)
             try:
@@ -118,8 +118,9 @@ def run_processes(launch: Launch, arguments: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def _passing_on_sigterm() -> Iterator[list[int]]:
-    """Pass SIGTERM on to the children of the guard whose pid is put into the list: the agent ends its processes."""
+def _passing_on_signals() -> Iterator[list[int]]:
+    """Pass SIGTERM and SIGINT on to the child of the guard whose pid is put into the list: the agent, which passes them
+    on to its processes."""
     guards: list[int] = []
 
     def pass_on(number: int, _: Any) -> None:
@@ -128,11 +129,12 @@ def _passing_on_sigterm() -> Iterator[list[int]]:
                 for child in psutil.Process(guard).children():
                     child.send_signal(number)
 
-    before = signal.signal(signal.SIGTERM, pass_on)
+    before = [(number, signal.signal(number, pass_on)) for number in (signal.SIGTERM, signal.SIGINT)]
     try:
         yield guards
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -153,16 +155,17 @@ def reporting(launch: Launch) -> Iterator[None]:
             if folder is None or found.world == 1:
                 raise
             known = isinstance(error, ShadowError)
-            report = {
+            report: dict[str, Any] = {
                 "time": time.time(),
                 "error": type(error).__name__ if known else None,
+                "exit_code": error.exit_code if isinstance(error, ShadowError) else 1,
                 "message": str(error) if known else "".join(traceback.format_exception(error)),
             }
             partial = Path(folder, f".{found.rank}")
             partial.write_text(json.dumps(report))
             partial.rename(Path(folder, f"{found.rank}.json"))
             # Not sys.exit: threads of the collectives may wait for other processes for ever.
-            os._exit(error.exit_code if isinstance(error, ShadowError) else 1)
+            os._exit(report["exit_code"])
 
 
 def _failure(scratch: Path, code: int) -> ShadowError:
@@ -184,6 +187,8 @@ def _failure(scratch: Path, code: int) -> ShadowError:
         print(report["message"], file=sys.stderr)
         last = report["message"].strip().splitlines()[-1]
         return TrainError(f"rank {rank} failed: {last:.300}")
+    if code in (128 + signal.SIGTERM, 128 + signal.SIGINT):
+        return StoppedError(f"stopped by {signal.Signals(code - 128).name} outside of the steps", code - 128)
     logs = {
         path.parent.name: path.read_text(errors="replace") for path in sorted(scratch.glob("logs/*/*/*/stderr.log"))
     }
@@ -193,7 +198,9 @@ def _failure(scratch: Path, code: int) -> ShadowError:
 
 def _as_raised(report: dict[str, Any]) -> ShadowError:
     kind: type[ShadowError] = getattr(errors, report["error"], TrainError)
-    return kind(report["message"])
+    error = kind(report["message"])
+    error.exit_code = report["exit_code"]
+    return error
 
 
 def _number(name: str) -> int:

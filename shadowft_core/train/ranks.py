@@ -5,7 +5,7 @@ come after the last row of an epoch instead: nothing in them is learned, and the
 the losses, over the number of learned tokens of all processes, is that of one process.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -40,15 +40,13 @@ class Filled(torch.utils.data.Dataset):  # type: ignore[misc]  # torch is not ty
 class FilledSampler(torch.utils.data.Sampler):  # type: ignore[misc]
     """The order of one process (accelerate's, from the seed and the epoch), then the blank rows."""
 
-    def __init__(self, rows: Filled, seed: int) -> None:
-        self._rows = rows
+    def __init__(self, rows: Filled, seed: int, epoch: Callable[[], int]) -> None:
+        """`epoch` returns the epoch that begins. accelerate's `set_epoch` does not reach here in a resumed epoch."""
+        self._rows, self._epoch = rows, epoch
         self._order = SeedableRandomSampler(range(rows.real), data_seed=seed)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate before each epoch."""
-        self._order.set_epoch(epoch)
-
     def __iter__(self) -> Iterator[int]:
+        self._order.set_epoch(self._epoch())
         yield from self._order
         yield from range(self._rows.real, len(self._rows))
 
@@ -75,7 +73,7 @@ class RankedTrainer:
     """Mixed into a trainer of TRL, before it, for one of several processes (`share_out`)."""
 
     def _get_train_sampler(self: Any, train_dataset: Any = None) -> FilledSampler:
-        return FilledSampler(self.train_dataset, self.args.data_seed)
+        return FilledSampler(self.train_dataset, self.args.data_seed, lambda: int(self.state.epoch or 0))
 
     def get_eval_dataloader(self: Any, eval_dataset: Any = None) -> Any:
         """Batches of this process in the order of the rows."""

@@ -177,7 +177,10 @@ def run_steps(trainer: Any, checkpoints: Checkpoints, progress: Progress) -> Non
         progress.go_on(saved.run["lines"])
         trainer._total_train_tokens = saved.run["tokens"]  # TRL does not restore it
     if saved and saved.run["over"]:
-        trainer._load_from_checkpoint(str(saved.folder))
+        if trainer.is_fsdp_enabled:  # cuts the weights first
+            trainer._prepare_for_training(saved.step, trainer.get_train_dataloader(), str(saved.folder))
+        else:
+            trainer._load_from_checkpoint(str(saved.folder))
         trainer.state = TrainerState.load_from_json(str(saved.folder / "trainer_state.json"))
         print(f"train: all {saved.step} steps were done before", file=sys.stderr)
         return

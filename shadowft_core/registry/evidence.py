@@ -87,7 +87,7 @@ class Evidence:
             decision=self.decision,
             recipe=recipe,
             tags=tags_of(recipe) | _git_tags(git),
-            params=_flat(self.params.model_dump(mode="json")),
+            params=flat(self.params.model_dump(mode="json")),
             metrics=self._metrics(),
             datasets=self._datasets(),
             files={path.name: path.read_bytes() for path in self.files}
@@ -168,11 +168,12 @@ def _read_output(path: Path) -> dict[str, Any]:
         raise RegistryError(f"{error}; run `dvc repro` again") from None
 
 
-def _flat(tree: dict[str, Any], above: str = "") -> dict[str, str]:
+def flat(tree: dict[str, Any], above: str = "") -> dict[str, str]:
+    """The values of a tree as text without passwords, by dotted name."""
     found: dict[str, str] = {}
     for name, value in tree.items():
         if isinstance(value, dict):
-            found |= _flat(value, f"{above}{name}.")
+            found |= flat(value, f"{above}{name}.")
         else:
             found[above + name] = without_passwords(str(value))[:6000]
     return found

@@ -18,7 +18,7 @@ DUPLICATE = "shadowft.duplicate_of"  # tag of a version: number of the first ver
 SUPERSEDED = "shadowft.superseded_by"  # tag of an interrupted attempt's run: id of the run that has the version
 
 
-def _experiment(client: Any, registry: Registry, name: str) -> str:
+def experiment(client: Any, registry: Registry, name: str) -> str:
     """Id of the experiment named after the model. With a database file, artifacts are stored next to that file."""
     from mlflow.exceptions import MlflowException
 
@@ -43,13 +43,13 @@ def log(client: Any, registry: Registry, registration: Registration) -> str:
     from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
     recipe, tags = registration.recipe, registration.tags
-    experiment = _experiment(client, registry, registration.name)
+    place = experiment(client, registry, registration.name)
     run_name = f"{registration.name} {recipe['digest'][7:19]}"
     with (
         tempfile.TemporaryDirectory() as folder,
-        mlflow.start_run(experiment_id=experiment, run_name=run_name, tags=tags) as run,
+        mlflow.start_run(experiment_id=place, run_name=run_name, tags=tags) as run,
     ):
-        client.set_tag(run.info.run_id, MLFLOW_RUN_NOTE, card.card(registration, experiment, run.info.run_id))
+        client.set_tag(run.info.run_id, MLFLOW_RUN_NOTE, card.card(registration, place, run.info.run_id))
         mlflow.log_params(registration.params)
         _log_datasets(registration.datasets)
         attached = Path(folder, "files")
@@ -57,7 +57,7 @@ def log(client: Any, registry: Registry, registration: Registration) -> str:
         for name, data in registration.files.items():
             (attached / name).write_bytes(data)
         mlflow.log_artifacts(str(attached))
-        model = serving.log_model(client, experiment, run.info.run_id, recipe, registration.params)
+        model = serving.log_model(client, place, run.info.run_id, recipe, registration.params)
         mlflow.log_metrics(registration.metrics, model_id=model.model_id)
     try:
         client.create_registered_model(registration.name, description=card.MODEL)

@@ -68,8 +68,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         edit(work / f"tuned/{route}/train.json", settings=settings, model_digest=sha(route))
     edit(work / "tuned/direct_osf/train.json", model_digest=sha("instruct"))
+    edit(work / "tuned/direct_osf/train.json", valid_loss=1.25)
     with (work / "tuned/direct_osf/metrics.jsonl").open("a") as file:
-        file.write('{"step": 60, "valid_loss": 1.5}\n{"step": 119, "valid_loss": 1.25}\n')
+        file.write('{"step": 60, "valid_loss": 1.5}\n{"step": 119, "loss": 1.0}\n')
     routes = ["shadow", "direct", "direct_osf"]
     verdict(work / "scores", work / "grafted/shadow/recipe.json", routes, PARAMS, work / "verdict.json")
     return work
@@ -99,7 +100,7 @@ def test_the_points_have_every_route_and_the_validation_loss(work: Path, tmp_pat
     points = {path.stem: json.loads(path.read_bytes()) for path in (tmp_path / "plots").iterdir()}
     assert {"domain-direct_osf", "guards-direct_osf", "loss-direct_osf", "valid-loss-direct_osf"} <= set(points)
     assert points["valid-loss-direct_osf"] == [{"step": 60, "loss": 1.5}, {"step": 119, "loss": 1.25}]
-    assert len(points["loss-direct_osf"]) == 119
+    assert len(points["loss-direct_osf"]) == 120
     assert "valid-loss-shadow" not in points
     assert "direct_osf_scaled" in {at["arm"] for at in points["arms-guards"]}
 

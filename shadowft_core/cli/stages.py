@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from shadowft_core.cli.following import followed_as
 from shadowft_core.cli.options import (
     OUTPUT,
     PARAMS,
@@ -159,6 +160,7 @@ def train(
             replay=replay,
             start=begin,
             checkpoint=p.checkpoint,
+            follow=followed_as(route or out.name, p, params),
         )
 
 

@@ -34,7 +34,7 @@ def following(registry: Registry, route: str, identity: Mapping[str, Any]) -> It
     """A function that takes the lines of a training, each with `step` and numbers by name; it returns at once.
 
     `identity` is everything that the training depends on, with its `settings`, which become the run's parameters. A run
-    of this identity that did not finish is continued: lines up to its last step are not sent again. The run ends
+    of this identity that did not finish is continued: losses up to its last step are not sent again. The run ends
     FINISHED, KILLED if a signal stops the training, or FAILED. Raises nothing of its own.
     """
     follower = _Follower(registry, route, identity)
@@ -122,7 +122,7 @@ class _Follower(threading.Thread):
         return run, 0
 
     def _send(self, client: Any, run: str, last: int, *, all_of_them: bool) -> None:
-        """Send waiting lines after step `last`: as many as fit in one call, or all."""
+        """Send waiting lines, with losses after step `last` only: as many as fit in one call, or all."""
         while metrics := self._taken(last):
             client.log_batch(run, metrics=metrics)
             if not all_of_them:
@@ -136,7 +136,8 @@ class _Follower(threading.Thread):
         metrics: list[Any] = []
         while self.lines and len(metrics) + len(self.lines[0]) <= BATCH:
             line = self.lines.popleft()
-            if (step := int(line["step"])) > last:
+            step = int(line["step"])
+            if step > last or "loss" not in line:
                 metrics += [Metric(name, float(x), now, step) for name, x in line.items() if name not in UNSENT]
         return metrics
 

@@ -81,7 +81,7 @@ def gather(work: Path) -> dict[str, Any]:
         "data": _optional(work / "data" / "data-report.json"),
         "train": train,
         "samples": _samples(work / "tuned", routes),
-        "steps": _by_route(routes, lambda route: _lines(work / "tuned" / route / "metrics.jsonl", optional=True)),
+        "steps": _by_route(routes, lambda route: _steps(work / "tuned" / route, train.get(route))),
         "delta": _by_route(routes, lambda route: _delta(work / "delta" / route / "delta.json")),
         "sweep": _by_route(routes, lambda route: _optional(work / "sweep" / f"{route}.json")),
         "recipe": _optional(work / "grafted" / "shadow" / "recipe.json"),
@@ -195,6 +195,14 @@ def _training(path: Path) -> dict[str, Any] | None:
     """train.json. A file of an older version gets empty stops and untrained tokens."""
     found = _optional(path)
     return None if found is None else {"stops": None, "untrained_tokens": []} | found
+
+
+def _steps(tuned: Path, train: Mapping[str, Any] | None) -> list[dict[str, Any]] | None:
+    """The lines of metrics.jsonl; the validation loss after training is added where they lack it."""
+    lines, found = _lines(tuned / "metrics.jsonl", optional=True), train or {}
+    if lines and found.get("valid_loss") is not None and "valid_loss" not in lines[-1]:
+        lines.append({"step": found["steps"], "valid_loss": found["valid_loss"]})
+    return lines
 
 
 def _samples(tuned: Path, routes: Sequence[str]) -> list[dict[str, Any]]:

@@ -40,6 +40,16 @@ __all__ = ["Accept", "reporting", "run_processes", "starts_processes", "train"]
 Accept = Callable[[Path, Path | Mapping[str, tuple[int, ...]]], None]
 """called before the first step with the model and what will be saved: an adapter folder, or shapes by tensor name"""
 
+OnLine = Callable[[Mapping[str, float]], None]
+Follow = Callable[[Mapping[str, Any]], AbstractContextManager[OnLine]]
+"""from everything that a training depends on, to a context manager of a function that gets its lines as they come"""
+
+
+def unfollowed(_: Mapping[str, Any]) -> AbstractContextManager[OnLine]:
+    """Follow nothing."""
+    return nullcontext(lambda _: None)
+
+
 RENDER = Render()
 VERSIONS = ("torch", "transformers", "trl", "peft", "accelerate", "tokenizers")
 
@@ -55,6 +65,7 @@ def train(
     *,
     replay: bool = True,
     start: Path | None = None,
+    follow: Follow = unfollowed,
     checkpoint: Checkpoint | None = None,
 ) -> None:
     """Tune `model` on the conversations in `data` (made by `prepare`) and write the folder `out`.
@@ -82,6 +93,8 @@ def train(
 
     With `checkpoint`, the state is saved during the steps, and an interrupted run goes on from there; the result has
     the same bytes. The checkpoints are removed when `out` is in place.
+
+    `follow` gets the lines of metrics.jsonl as they come, with seconds and tokens per second.
 
     `accept` is called before the first step. It raises if `extract` could not use the weights that will be saved
     (`delta.require_extractable`), so that no hours are lost.
@@ -140,8 +153,12 @@ def train(
         "borrowed_from": teacher.digest() if borrowed else None,
         "devices": devices(where),
     }
-    with open_checkpoints(checkpoint, identity, where.rank) as checkpoints, _destination(out, where) as folder:
-        progress = Progress(checkpoints.live)
+    with (
+        open_checkpoints(checkpoint, identity, where.rank) as checkpoints,
+        follow(identity) if where.rank == 0 else unfollowed(identity) as on_line,
+        _destination(out, where) as folder,
+    ):
+        progress = Progress(checkpoints.live, on_line)
         trainer = make_trainer(network, tokenizer, rows, params, checkpoints.saving, processor, valid, where)
         probe = stop_probe(valid, getattr(network.config.get_text_config(), "max_position_embeddings", None))
         probed = network, renderer.stops, padding_id(tokenizer), trainer.args.bf16

@@ -107,6 +107,12 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is not ty
             left = (now - self._began) / (step - self._first) * (steps - step)
             print(f"{shown} eta {left:.0f}s {speed}", file=sys.stderr, flush=True)
 
+    def validated(self, step: int, loss: float | None) -> float | None:
+        """Pass the validation loss after the training on to who follows it; returns it."""
+        if loss is not None:
+            self._on_line({"step": step, "valid_loss": loss})
+        return loss
+
     def require_learning(self, choices: int, rate: float, of: str = "tokens") -> None:
         """Raises TrainError if the training destroyed the model. `choices` is the number of tokens, or of replies (2).
 

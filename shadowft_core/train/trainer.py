@@ -116,7 +116,7 @@ def fit(trainer: transformers.Trainer, network: Any, progress: Progress, checkpo
     else:
         vocabulary = int(network.get_input_embeddings().weight.shape[0])
         progress.require_learning(vocabulary, trainer.args.learning_rate)
-    return _valid_loss(trainer)
+    return progress.validated(trainer.state.global_step, _valid_loss(trainer))
 
 
 @contextmanager

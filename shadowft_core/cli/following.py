@@ -1,0 +1,26 @@
+"""Whether MLflow follows a training that the verb `train` runs."""
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shadowft_core.cli.options import PARAMS_FILE
+
+if TYPE_CHECKING:
+    from shadowft_core.params import Params
+
+Follow = Callable[[Mapping[str, Any]], AbstractContextManager[Callable[[Mapping[str, float]], None]]]
+
+
+def followed_as(name: str, settings: "Params", params: Path | None) -> Follow:
+    """A function from the identity of a training to its follower: a run called `name` in the registry of the settings.
+
+    Without a params file there is no registry, and in pytest no training is followed.
+    """
+    if (params is None and not PARAMS_FILE.exists()) or "PYTEST_CURRENT_TEST" in os.environ:
+        return lambda _: nullcontext(lambda _: None)
+    from shadowft_core.registry.following import following
+
+    return lambda identity: following(settings.registry, name, identity)

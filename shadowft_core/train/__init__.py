@@ -1,10 +1,10 @@
 """The training stage: TRL tunes one model under the Instruct's tokenizer and chat template.
 
 models.py loads and saves the model. frozen.py keeps frozen weights in the dtype of the checkpoint. methods.py chooses
-what is trained. encode.py turns rows into ids and labels. tokens.py finds tokens that the model never trained and sets
-their weights. trainer.py runs TRL. images.py makes batches with images. probe.py counts replies that end. samples.py
-writes the first sequences as text. These modules import torch and transformers, so `train` imports them when it is
-called.
+what is trained. rows.py reads the rows and encode.py turns them into ids and labels. start.py adds a champion.
+tokens.py finds tokens that the model never trained and sets their weights. trainer.py runs TRL. images.py makes batches
+with images. probe.py counts replies that end. samples.py writes the first sequences as text. These modules import torch
+and transformers, so `train` imports them when it is called.
 
 launch.py starts several processes and cluster.py finds the nodes; agent.py is a program that runs torchrun's agent;
 ranks.py gives several processes the rows of one.
@@ -18,20 +18,18 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.errors import CheckpointError, DataError
 from shadowft_core.files import (
     canonical_json,
     new_folder,
-    read_json_object,
     write_atomically,
     write_json_atomically,
 )
 from shadowft_core.params import Checkpoint, Render, Train
-from shadowft_core.rendering import Renderer, load_renderer, shows_images
+from shadowft_core.rendering import load_renderer, shows_images
 from shadowft_core.train.checkpoints import open_checkpoints
-from shadowft_core.train.encode import Encoded, encode_file, require_enough
 from shadowft_core.train.launch import Place, reporting, run_processes, starts_processes
-from shadowft_core.train.pairs import encode_pairs, preference_facts, require_kind, require_settings
+from shadowft_core.train.pairs import preference_facts
+from shadowft_core.train.rows import data_digest, encoded_rows, split_files
 from shadowft_core.weights import Checkpoint as Model
 from shadowft_core.weights import open_checkpoint
 
@@ -123,14 +121,14 @@ def train(
         padding_id,
     )
 
-    files = _files(data, params, replay)
+    files = split_files(data, params, replay)
     images = any(map(shows_images, files))
     require_available(params, images)
     where, began, begin = take_place(params.launch), time.monotonic(), read_start(params, start)
     set_up(params)
     renderer = load_renderer(instruct, render)
     tokenizer, processor = renderer.tokenizer, renderer.processor if images else None
-    rows, valid, counts = _encoded(data, renderer, params, replay, processor is not None)
+    rows, valid, counts = encoded_rows(data, renderer, params, replay, processor is not None)
     starting, teacher = open_checkpoint(model), open_checkpoint(instruct)
     untrained = untrained_in_rows(starting, teacher, renderer, rows)
     if untrained:
@@ -146,7 +144,7 @@ def train(
     whole = hands_over_model(network, shapes, params, lambda planned: accept(model, planned))
     inputs = {
         "start": begin.facts,
-        **_inputs(params, render, starting, teacher, renderer.template_digest, _data_digest(data)),
+        **_inputs(params, render, starting, teacher, renderer.template_digest, data_digest(data)),
     }
     identity = inputs | {
         "sequences": [rows.digest(), valid.digest()],
@@ -216,54 +214,10 @@ def _destination(out: Path, where: Place) -> AbstractContextManager[Path]:
     return new_folder(out) if where.rank == 0 else nullcontext(Path())
 
 
-def _files(data: Path, params: Train, replay: bool) -> list[Path]:
-    """The files to read. Raises TrainError for settings or rows that do not suit the objective."""
-    require_settings(params)
-    files = [data / f"{name}.parquet" for name in ("train", "valid", *(["replay"] if replay else []))]
-    for file in files:
-        require_kind(file, params.objective)
-    return files
-
-
-def _encoded(
-    data: Path, renderer: Renderer, params: Train, replay: bool, images: bool
-) -> tuple[Encoded, Encoded, dict[str, Any]]:
-    """The sequences to train on and to validate with, and the counts of each file. Prints the rows left out."""
-
-    def encoded(name: str) -> Encoded:
-        path = data / f"{name}.parquet"
-        if params.objective == "dpo":
-            return encode_pairs(path, renderer, params.max_length)
-        return encode_file(path, renderer, params.max_length, images)
-
-    rows, valid = encoded("train"), encoded("valid")
-    _print_rows(rows, valid, params)
-    require_enough(rows, data / "train.parquet", params.max_length, params.max_left_out)
-    counts = {"train": rows.counts(), "valid": valid.counts()}
-    if replay and (data / "replay.parquet").exists():
-        added = encoded("replay")
-        require_enough(added, data / "replay.parquet", params.max_length, params.max_left_out)
-        print(f"train: {added.used} of {added.read} replay rows added", file=sys.stderr)
-        counts["replay"] = added.counts()
-        rows.input_ids += added.input_ids
-        rows.labels += added.labels
-        rows.texts += added.texts
-        rows.files += added.files
-        rows.rejected += added.rejected
-    return rows, valid, counts
-
-
 def _versioned(params: Train) -> tuple[str, ...]:
     """The libraries whose versions the result may depend on."""
     quantised = params.method == "qlora" or params.optimizer == "adamw_8bit"
     return (*VERSIONS, "bitsandbytes") if quantised else VERSIONS
-
-
-def _data_digest(data: Path) -> str:
-    try:
-        return str(read_json_object(data / "data-report.json")["digest"])
-    except (CheckpointError, KeyError):
-        raise DataError(f"{data / 'data-report.json'}: missing or without a digest; run `shadowft prepare`") from None
 
 
 def _write(folder: Path, facts: Mapping[str, Any], steps: Iterable[Any], samples: Iterable[Any]) -> None:
@@ -289,15 +243,3 @@ def _print_result(facts: Mapping[str, Any], seconds: float) -> None:
             f"{stops['max_new_tokens']} tokens before training, {stops['stopped_after']} after it",
             file=sys.stderr,
         )
-
-
-def _print_rows(rows: Encoded, valid: Encoded, params: Train) -> None:
-    sequences = len(rows.input_ids) + len(rows.rejected)
-    print(
-        f"train: {rows.used} rows in {sequences} sequences, {valid.used} to validate; left out: "
-        f"{rows.too_long + valid.too_long} longer than {params.max_length} tokens",
-        file=sys.stderr,
-    )
-    for reason, count in (rows.refused + valid.refused).most_common():
-        first = (rows.sources.get(reason) or valid.sources[reason])[0]
-        print(f"train: left out: {count} rows, {reason} (first {first})", file=sys.stderr)

@@ -44,6 +44,7 @@ GIVEN = {
     "reconcile": ["reconcile {name}"],
     "version": ["version"],
     "preset": ["preset list", "preset show qwen3-8b-lora"],
+    "plan": ["plan --preset qwen3-8b-lora --device H100"],
     "materialize": ["materialize models:/{name}/1 --instruct {work}/pair/instruct --out rebuilt"],
 }  # fmt: skip
 LACKING = {  # command lines that lack something: part of the message

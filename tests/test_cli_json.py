@@ -23,6 +23,7 @@ LINES = {  # a command line for each verb that has --json, in an order that work
     "receipt grafted": "receipt",
     "diff grafted grafted": "diff",
     "preset list": "preset.list",
+    "plan --preset qwen3-8b-lora --device H100": "plan",
     "data show {data}": "data.show",
     "data diff {data} {data}": "data.diff",
     "regraft --recipe grafted/recipe.json --delta delta --instruct {other} --out regrafted": "recipe",

@@ -1,15 +1,54 @@
-"""The verbs before a training: `preset` writes settings."""
+"""The verbs before a training: `preset` writes settings, `plan` says what they need."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from shadowft_core.cli.options import PLANNING, JsonOption
+from shadowft_core.cli.options import PARAMS, PLANNING, JsonOption, ParamsOption, read_params
 from shadowft_core.cli.output import print_answer
+from shadowft_core.cli.plans import planned, show_plan
 
 verbs = typer.Typer()
 preset = typer.Typer(help="Settings of the paper for its pairs, each a complete params.yaml.", no_args_is_help=True)
 verbs.add_typer(preset, name="preset", rich_help_panel=PLANNING)
+
+
+@verbs.command(rich_help_panel=PLANNING)
+def plan(
+    pair: Annotated[Path, typer.Option(help="folder made by `fetch`; only configs and headers are read")] = Path(
+        "work/pair"
+    ),
+    data: Annotated[Path, typer.Option(help="folder made by `prepare`; only data-report.json is read")] = Path(
+        "work/data"
+    ),
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", help="plan a preset by its table of shapes, with 2,000 rows of 1,000 tokens"),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, A100, H100, L4, ...; default: plan.device, else what this machine has")
+    ] = None,
+    devices: Annotated[int | None, typer.Option(min=1, help="number of devices; default: train.launch")] = None,
+    as_json: JsonOption = False,
+    params: ParamsOption = PARAMS,
+) -> None:
+    """Say what a training will need: memory by part, steps, time, money and disk.
+
+    Loads no weights and writes nothing. Exit code 6 if it cannot fit; the error names a change with which it would.
+
+    Example: shadowft plan --device H100
+
+    Without weights and data: shadowft plan --preset qwen3-8b-lora --device H100 --devices 2
+    """
+    from shadowft_core.plan import require_fits
+
+    routes = planned(pair, data, preset, device, devices, read_params(params))
+    if as_json:
+        print_answer("plan", {"routes": routes})
+    else:
+        show_plan(routes)
+    require_fits(routes)
 
 
 @preset.command("list")

@@ -18,7 +18,7 @@ from shadowft_core.params.sections import (
     Sweep,
     Verdict,
 )
-from shadowft_core.params.training import Checkpoint, Dpo, Launch, Lora, Osf, Train, Validation
+from shadowft_core.params.training import Checkpoint, Dpo, Launch, Lora, Osf, Plan, Train, Validation
 
 __all__ = [
     "Checkpoint",
@@ -32,6 +32,7 @@ __all__ = [
     "Newest",
     "Osf",
     "Params",
+    "Plan",
     "Prepare",
     "Registry",
     "Render",

@@ -14,7 +14,7 @@ from shadowft_core.params.problems import problems
 from shadowft_core.params.routes import ROUTES
 from shadowft_core.params.section import Section
 from shadowft_core.params.sections import Extract, Graft, Params, Render, Store, Verdict
-from shadowft_core.params.training import Checkpoint, Train
+from shadowft_core.params.training import Checkpoint, Plan, Train
 
 
 def located(store: Store) -> Store:
@@ -77,6 +77,7 @@ def default_params(**sections: Section) -> Params:
             "render": Render(),
             "train": Train(),
             "checkpoint": Checkpoint(),
+            "plan": Plan(),
             "extract": Extract(),
             "graft": Graft(),
             "verdict": Verdict(),

@@ -7,7 +7,7 @@ from pydantic import Field, ValidationError, model_validator
 from shadowft_core.errors import ParamsError
 from shadowft_core.params.routes import Route, RouteName, changed_train, require_known
 from shadowft_core.params.section import Scale, Section, Share
-from shadowft_core.params.training import Checkpoint, Train
+from shadowft_core.params.training import Checkpoint, Plan, Train
 
 
 class Fetch(Section):
@@ -184,6 +184,7 @@ class Params(Section):
     render: Render = Render()
     train: Train
     checkpoint: Checkpoint = Checkpoint()
+    plan: Plan = Plan()
     extract: Extract = Extract()
     sweep: Sweep
     graft: Graft

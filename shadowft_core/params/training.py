@@ -1,4 +1,4 @@
-"""The sections of params.yaml about training: `train`, which the result depends on, and `checkpoint`."""
+"""The sections of params.yaml about training: `train`, which the result depends on, `checkpoint` and `plan`."""
 
 from typing import Literal, Self
 
@@ -126,3 +126,17 @@ class Checkpoint(Section):
     minutes: float | None = Field(10, gt=0, description="minutes between two checkpoints")
     keep: int = Field(2, ge=1, description="number of checkpoints to keep; they are removed when training ends")
     folder: str = Field("var/checkpoints", min_length=1, description="outside the folders that DVC owns")
+
+
+class Plan(Section):
+    """What `shadowft plan` assumes. No stage depends on it."""
+
+    device: str | None = Field(
+        None,
+        min_length=1,
+        description="H100, A100, L4 or another known device, or cpu; when null, what this machine has",
+    )
+    utilisation: float | None = Field(
+        None, gt=0, le=1, description="share of the peak FLOP/s that training reaches; a stated assumption when null"
+    )
+    price_per_hour: float | None = Field(None, ge=0, description="of one device, in any currency; no price when null")

@@ -47,6 +47,7 @@ class Run:
         self._settings = {name: value for name, value in chosen.items() if value}
         self._model_name = model_name
         self._facts: dict[str, str] = {}
+        self._memory_checked = False
         self._cleanup = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -106,7 +107,14 @@ class Run:
         return state
 
     def reproduce(self, stage: Stage, retries: int = 0) -> None:
-        """Have DVC bring a stage up to date; skips a stage that already is, but for one that reads the champion."""
+        """Have DVC bring a stage up to date; skips a stage that already is, but for one that reads the champion.
+
+        Before the first training, checks that it can fit in memory. Raises a ShadowError.
+        """
+        if stage.name.startswith("train@") and stage.name in self._plan.stale and not self._memory_checked:
+            pair, data = self._plan["fetch"].out("pair.json"), self._plan["prepare"].out("data")
+            steps.require_memory(self._params, Path(pair).parent, Path(data), self._display.console.print)
+            self._memory_checked = True
         task = steps.reproduce.with_options(retries=retries)
         plan = self._plan
         self.step(stage.name, task, stage.name, stage.name in plan.stale, self.show, stage.name in plan.forced)

@@ -98,6 +98,25 @@ def require_disk(params: Params, pair: tuple[str, ...]) -> None:
         )
 
 
+def require_memory(params: Params, pair: Path, data: Path, show: Show) -> None:
+    """Raise TrainError if a training cannot fit in the memory of this machine (`shadowft plan`).
+
+    Reads configs, headers and data-report.json. A model whose config the plan does not know is shown and not refused.
+    """
+    from shadowft_core import plan
+
+    try:
+        shapes, untrained = plan.read_pair(pair)
+        lengths = plan.read_lengths(data)
+    except InputError as error:
+        show(f"memory was not planned: {error}")
+        return
+    found = plan.plan_params(params, shapes, lengths, plan.here(params.train.threads), untrained)
+    plan.require_fits(found)
+    peak, one = max((route["peak"], name) for name, route in found.items())
+    show(f"memory planned: {peak / 1e9:.1f} GB at the peak of {one}, {found[one]['available'] / 1e9:.1f} GB available")
+
+
 @task(task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False, retry_delay_seconds=5)
 def reproduce(stage: str, stale: bool, show: Show, force: bool = False) -> State:
     """Have DVC bring one stage up to date; with `force`, by running it.

@@ -2,7 +2,7 @@
 
 The sizes of activations are what autograd keeps for the backward pass. On a CPU everything is float32; on CUDA products
 run in bfloat16 autocast, so what they keep has two bytes. Only the CPU part has been compared with measurements
-(benchmarks/results/plan.md); PROCESS is the one number that was measured and not derived.
+(benchmarks/results/plan.md). PROCESS and the holes of the heap were measured, all else is derived.
 """
 
 from dataclasses import dataclass
@@ -14,9 +14,14 @@ F32, HALF = 4, 2
 # TRL's fused head: positions and columns of a tile of logits (trl/kernels/chunked_logprob.py).
 TILE_TOKENS, TILE_COLUMNS = 4096, 32768
 TILES = {"cpu": 8.25, "cuda": 1.0}  # tiles of float32 at once in its backward pass; on CUDA a kernel works in place
-# Resident memory of the process before the model: interpreter, torch, transformers, TRL. Measured on Linux, x86-64.
-# On CUDA: the context and the workspaces of cuBLAS; from public reports, not measured here.
-PROCESS = {"cpu": 700e6, "cuda": 900e6}
+# Resident memory of the process before the model: interpreter, torch, transformers, TRL, datasets. Measured on Linux,
+# x86-64. On CUDA: the context and the workspaces of cuBLAS; from public reports, not measured here.
+PROCESS = {"cpu": 555e6, "cuda": 900e6}
+# Holes in the heap of glibc, as a share of what all layers would keep: an aligned block does not fit into the hole of a
+# freed one of the same size, so the results that a layer frees at once leave holes between those that stay, with
+# checkpointing too. Calibrated on two runs of SmolLM2-135M: lora with 4 x 256 tokens, full with 2 x 256. With
+# MALLOC_MMAP_THRESHOLD_=65536 the holes vanish, at a quarter more CPU time. Blocks above 32 MiB leave none.
+HOLES_LORA, HOLES_FULL, LARGEST_IN_HEAP = 0.75, 0.3, 32 * 2**20
 NF4 = 0.5 + 4 / 64  # bytes per weight in blocks of 64 with a float32 scale (bitsandbytes; double quantisation is less)
 
 
@@ -54,10 +59,13 @@ def memory(setting: Setting, batch: Batch) -> dict[str, float]:
     """
     standing = _standing(setting)
     gradients = standing.pop("gradients")
+    standing["heap"] = _holes(setting, batch)
     # The optimizer frees the gradients of a step, so the first micro-batch meets none.
     before = gradients if setting.train.accumulation > 1 else 0.0
     full = setting.train.method in ("full", "osf")
-    own = setting.shape.embedding * F32 if full else 0.0  # the gradient of the head, or of the embedding, before its sum
+    own = (
+        setting.shape.embedding * F32 if full else 0.0
+    )  # the gradient of the head, or of the embedding, before its sum
     kept, layer = activations(setting, batch)
     recomputed = layer if setting.train.gradient_checkpointing else 0.0
     moments: tuple[dict[str, float], ...] = (
@@ -72,17 +80,16 @@ def _standing(setting: Setting) -> dict[str, float]:
     """Bytes of what stays through a step, and of all gradients."""
     train, shape = setting.train, setting.shape
     shards = setting.devices if train.launch.strategy == "fsdp" else 1
-    full, trained = train.method in ("full", "osf"), trained_weights(setting)
+    trained = trained_weights(setting)
     buckets = 2 if setting.devices > 1 and shards == 1 else 1  # DDP copies the gradients that it sends
+    own = train.method in ("full", "osf")  # what is trained are the model's own weights
     parts = {
         "process": PROCESS[setting.kind],
-        "weights": (trained * F32 if full else _frozen(setting)) / shards,
-        "adapter": 0.0 if full else trained * F32 / shards,
+        "weights": ((trained * F32 if own else 0.0) + _frozen(setting)) / shards,
+        "adapter": 0.0 if own else trained * F32 / shards,
         "gradients": trained * F32 * buckets / shards,
         "optimizer": trained * (2 if train.optimizer == "adamw_8bit" else 8) / shards,
     }
-    if train.objective == "dpo" and full:
-        parts["reference"] = shape.weights * F32 / shards
     if shards > 1:  # the layer at work is gathered whole, and the next one with it
         parts["gathered"] = 2 * (shape.linear + shape.in_experts) / shape.layers * _width(setting)
     return parts
@@ -91,8 +98,10 @@ def _standing(setting: Setting) -> dict[str, float]:
 def trained_weights(setting: Setting) -> int:
     """Weights that the optimizer changes."""
     train, shape = setting.train, setting.shape
-    if train.method in ("full", "osf"):
-        return shape.weights
+    if train.method == "full":
+        return shape.weights - shape.others  # a vision tower stays as it is
+    if train.method == "osf":
+        return round(_osf(shape) * (1 - train.osf.preserved))
     count = shape.adapter(train.lora.rank)
     if train.lora.dora:
         count += shape.layers * sum(out for _, out in shape.attention + shape.expert)
@@ -108,9 +117,20 @@ def _width(setting: Setting) -> float:
     return HALF if setting.shape.stored < 2.5 and setting.train.method == "lora" else F32
 
 
+def _osf(shape: Shape) -> int:
+    """Weights of the factors U, S and V that OSF has in place of the linear layers."""
+    each = [min(a, b) * (a + b + 1) for a, b in shape.attention + ([] if shape.experts else shape.expert)]
+    return shape.layers * sum(each)
+
+
 def _frozen(setting: Setting) -> float:
-    """Bytes of the model with an adapter: 16 bits where nothing is lost (train/frozen.py), float32 elsewhere."""
-    shape, narrow = setting.shape, setting.shape.stored < 2.5
+    """Bytes of the weights that are not trained: 16 bits where nothing is lost (train/frozen.py), float32 elsewhere."""
+    shape, method = setting.shape, setting.train.method
+    if method == "full":
+        return shape.others * F32
+    if method == "osf":
+        return (shape.weights - shape.linear + _osf(shape) * setting.train.osf.preserved) * F32
+    narrow = shape.stored < 2.5
     vocabulary = F32 if setting.untrained or shape.wide_embedding or not narrow else HALF
     heads = shape.embedding * (1 if shape.tied else 2)
     norms = shape.weights - shape.linear - shape.in_experts - heads - shape.others
@@ -133,7 +153,7 @@ def per_token(setting: Setting, length: int, masked: bool) -> float:
     if train.attention == "eager" or (masked and train.attention == "sdpa"):
         repeated = q  # keys and values are repeated for each head
     residual = 2 * h * F32 * (1 if shape.norms == 2 else 2)
-    inputs = 2 * h * w * (1 if adapted or not cuda else 1)
+    inputs = 2 * h * w
     if cuda and adapted:  # autocast makes a copy of the input for each adapter: three in attention, two in the MLP
         inputs = (3 + 2) * h * w
     kept = residual + inputs + (2 * q + 2 * repeated) * w
@@ -158,6 +178,14 @@ def activations(setting: Setting, batch: Batch) -> tuple[float, float]:
     hidden = shape.hidden * F32 * tokens
     kept = shape.layers * (hidden if setting.train.gradient_checkpointing else layer)
     return kept + 2 * hidden, layer
+
+
+def _holes(setting: Setting, batch: Batch) -> float:
+    tokens = _tokens(setting, batch)
+    if setting.kind != "cpu" or setting.shape.mlp * F32 * tokens > LARGEST_IN_HEAP:
+        return 0.0
+    share = HOLES_FULL if setting.train.method in ("full", "osf") else HOLES_LORA
+    return share * setting.shape.layers * per_token(setting, batch.length, batch.masked) * tokens
 
 
 def workspace(setting: Setting, batch: Batch) -> float:

@@ -80,9 +80,17 @@ class Shape:
         return self.total or computed
 
     def adapter(self, rank: int) -> int:
-        """Weights of a LoRA adapter on all linear layers. The experts of an expert layer have none."""
-        adapted = self.attention + ([] if self.experts else self.expert)
-        return self.layers * sum(rank * (a + b) for a, b in adapted)
+        """Weights of a LoRA adapter on all linear layers, as PEFT makes it.
+
+        Gate and up projection of an expert are one matrix, whose factors have twice the rank.
+        """
+        found = sum(a + b for a, b in self.attention)
+        if self.experts:
+            found += self.experts * (2 * (self.hidden + 2 * self.mlp) + self.mlp + self.hidden)
+            found += self.hidden + self.experts  # the router
+        else:
+            found += sum(a + b for a, b in self.expert)
+        return self.layers * rank * found
 
     def work(self) -> int:
         """Weights that one token is multiplied with: a forward pass takes two operations for each."""

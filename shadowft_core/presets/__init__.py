@@ -9,14 +9,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from shadowft_core import plan
 from shadowft_core.errors import InputError
 from shadowft_core.files.yamlfile import read_yaml
 from shadowft_core.params import Launch, Lora, Train
 from shadowft_core.presets.text import Preset, written
 
-__all__ = ["REVISION", "Preset", "preset", "presets", "show"]
+__all__ = ["REVISION", "Preset", "planned", "preset", "presets", "show"]
 
 REVISION = "REVISION"  # in place of the 40 hex digits of a commit; `fetch` refuses it by name
+ROWS = plan.Lengths(2000, (100.0, 600.0, 2400.0, 4096.0), counted=True)
+ROWS_ASSUMED = "2,000 rows of 1,000 tokens on average, the longest 4096 (the paper's count is not published)"
 VARIANTS = ("lora", "full", "vision-lora")
 
 
@@ -42,14 +45,34 @@ def preset(name: str) -> Preset:
     return known[name]
 
 
-def show(name: str, commit: Callable[[str], str] = lambda _: REVISION, expected: str = "") -> str:
+def planned(name: str, device: str | None, devices: int | None = None) -> dict[str, Any]:
+    """The plan of a preset from its table of shapes, for ROWS. Raises InputError for an unknown name or device."""
+    found = preset(name)
+    on = plan.device(device, found.train.threads)
+    told = plan.plan(plan.shape_of_table(found.shape), found.train, ROWS, on, devices=devices)
+    return told | {"assumed": [*told["assumed"], ROWS_ASSUMED]}
+
+
+def expected(name: str) -> str:
+    """What memory and time to expect on H100, for the comment in the preset."""
+    told = planned(name, "H100")
+    count = f"{told['devices']} x H100" if told["devices"] > 1 else "one H100"
+    if not told["fits"]:
+        count += f" (too small: set {told['change']})" if told["change"] else " (too small)"
+    return (
+        f"Expected by `shadowft plan --preset {name} --device H100`: {told['peak'] / 1e9:.0f} GB on each device, "
+        f"{told['seconds'] / 60:.0f} minutes a route on {count}, for {ROWS_ASSUMED}."
+    )
+
+
+def show(name: str, commit: Callable[[str], str] = lambda _: REVISION) -> str:
     """A complete params.yaml for the preset, with comments.
 
-    `commit` gives the 40 hex digits of the revision of a repository on the hub. `expected` says in one line or more
-    what memory and time to expect. Raises InputError for an unknown name, and what `commit` raises.
+    `commit` gives the 40 hex digits of the revision of a repository on the hub. Raises InputError for an unknown
+    name, and what `commit` raises.
     """
     found = preset(name)
-    return written(found, {repo: commit(repo) for repo in (found.base, found.instruct) if repo}, expected)
+    return written(found, {repo: commit(repo) for repo in (found.base, found.instruct) if repo}, expected(name))
 
 
 @cache

@@ -46,6 +46,10 @@ train:
 checkpoint:
   minutes: 10
 
+plan:
+  device: null         # what this machine has; or H100, A100, ...
+  price_per_hour: null   # of one device
+
 extract:
   ignore: []
 

@@ -16,11 +16,12 @@ from shadowft_core.params import Dpo, Lora, Osf, Prepare, Render, Train
 from shadowft_core.prepare import prepare
 from shadowft_core.rendering import load_renderer
 from shadowft_core.train import train
+from shadowft_core.train.device import set_up
 from shadowft_core.train.encode import Encoded
 from shadowft_core.train.methods import with_method
 from shadowft_core.train.models import load_model
 from shadowft_core.train.pairs import encode_pairs
-from shadowft_core.train.trainer import make_deterministic, make_trainer
+from shadowft_core.train.trainer import make_trainer
 from shadowft_core.weights import open_checkpoint
 from tests.fixtures.models import shifted
 from tests.fixtures.training import SETTINGS, run, tree, write_model
@@ -91,7 +92,7 @@ def test_training_widens_the_margin_and_repeats_bit_for_bit(place: Path, tmp_pat
 def network_of(place: Path, method: str, **changes: Any) -> tuple[Any, Any, Encoded, Train]:
     renderer = load_renderer(place / "instruct", Render())
     params = DPO.model_copy(update=METHODS[method] | changes)
-    make_deterministic(params)
+    set_up(params)
     base = place / "base"
     if method in ("tokens", "modules"):
         base = untied(place)

@@ -76,7 +76,7 @@ def test_images_are_refused(tmp_path: Path) -> None:
 
 
 SETTINGS_REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "packing": ({"packing": True}, "train.packing is true, but preferences are not packed"),
+    "packing": ({"packing": True}, "train.packing: true packs single replies, and train.objective is dpo"),
     "fsdp with full": ({"method": "full", "launch": Launch(strategy="fsdp")}, "train.launch.strategy is fsdp"),
     "fsdp with modules": (
         {"lora": Lora(modules_to_save=("lm_head",)), "launch": Launch(strategy="fsdp")},

@@ -81,8 +81,6 @@ def require_settings(params: Train) -> None:
     """Raises TrainError for settings that the objective dpo cannot honour."""
     if params.objective != "dpo":
         return
-    if params.packing:
-        raise TrainError("train.packing is true, but preferences are not packed; set it to false")
     precomputed = params.method not in ("lora", "qlora") or params.lora.modules_to_save
     if precomputed and params.launch.strategy == "fsdp":
         raise TrainError(

@@ -16,10 +16,11 @@ from shadowft_core.delta import extract
 from shadowft_core.params import Launch, Train
 from tests.fixtures.launched import started, train_command
 from tests.fixtures.processes import marked, none_left
-from tests.fixtures.training import SETTINGS, run
+from tests.fixtures.training import SETTINGS, run, tree
 
 # 54 rows: the last of 11 micro-batches has 4, and a process has none to its last step; so too with 12 to validate.
 SHARED = {"batch_size": 5, "accumulation": 4, "epochs": 2}
+PACKED = {"packing": True, "gradient_checkpointing": True, "batch_size": 2, "max_steps": 6}
 
 
 def shared(**changes: Any) -> Train:
@@ -46,20 +47,24 @@ def weights(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("method", "strategy"),
+    ("method", "strategy", "changes"),
     [
-        ("lora", "ddp"),
-        pytest.param("lora", "fsdp", marks=pytest.mark.slow),
-        pytest.param("full", "ddp", marks=pytest.mark.slow),
-        ("full", "fsdp"),
+        ("lora", "ddp", {}),
+        pytest.param("lora", "fsdp", {}, marks=pytest.mark.slow),
+        pytest.param("full", "ddp", {}, marks=pytest.mark.slow),
+        ("full", "fsdp", {}),
+        pytest.param("lora", "fsdp", PACKED, marks=pytest.mark.slow),
     ],
+    ids=["lora-ddp", "lora-fsdp", "full-ddp", "full-fsdp", "packed-fsdp"],
 )
-def test_two_processes_train_as_one(place: Path, tmp_path: Path, mark: str, method: str, strategy: str) -> None:
+def test_two_processes_train_as_one(
+    place: Path, tmp_path: Path, mark: str, method: str, strategy: str, changes: dict[str, Any]
+) -> None:
     """The same rows make each step, so only the order of float32 sums differs: relative 2^-24 for each addition.
 
     That is 1e-7 a step, which AdamW may grow where a gradient is near zero; the bound leaves a factor of 100.
     """
-    rate = {"method": method, "learning_rate": 0.01 if method == "lora" else 0.003}
+    rate = {"method": method, "learning_rate": 0.01 if method == "lora" else 0.003} | changes
     settings = shared(launch={"processes": 2, "strategy": strategy}, **rate)
     one = run(place, tmp_path / "one", shared(launch={}, **rate))
     with started(train_command(place, tmp_path / "two", settings)) as command:
@@ -67,12 +72,13 @@ def test_two_processes_train_as_one(place: Path, tmp_path: Path, mark: str, meth
     assert command.returncode == 0, said
     assert none_left(mark, seconds=1)
     assert sum(line.startswith("train: 54 rows") for line in said.splitlines()) == 1
-    assert sum(line.startswith("step 6/6 ") for line in said.splitlines()) == 1
+    assert sum(line.startswith("step 6/6 ") for line in said.splitlines()) == 1, said
     assert {path.name for path in tmp_path.iterdir()} == {"one", "two", "two.yaml", "kept"}
 
     two = json.loads((tmp_path / "two/train.json").read_text())
-    assert (one.pop("processes"), one.pop("strategy"), one["rows_per_step"]) == (1, None, 20)
-    assert (two.pop("processes"), two.pop("strategy"), two["rows_per_step"]) == (2, strategy, 20)
+    assert (one.pop("processes"), one.pop("strategy")) == (1, None)
+    assert (two.pop("processes"), two.pop("strategy")) == (2, strategy)
+    assert two["rows_per_step"] == rate.get("batch_size", 5) * 4
     for name in ("first_loss", "last_loss", "valid_loss"):
         assert two.pop(name) == pytest.approx(one.pop(name), rel=1e-5)
     assert two.pop("settings") | {"launch": None} == one.pop("settings") | {"launch": None}
@@ -93,6 +99,22 @@ def test_two_processes_train_as_one(place: Path, tmp_path: Path, mark: str, meth
     facts = [extract(place / "base", tmp_path / name, tmp_path / f"delta-{name}") for name in ("one", "two")]
     assert facts[0]["kind"] == facts[1]["kind"]
     assert weights(tmp_path / "delta-one").keys() == weights(tmp_path / "delta-two").keys()
+
+
+def test_a_large_model_is_saved_in_shards(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The size of a shard is set to 20 kB here."""
+    settings = shared(launch={}, method="full", max_steps=1)
+    run(place, tmp_path / "one", settings)
+    monkeypatch.setattr("shadowft_core.train.models.SHARD", "20KB")
+    run(place, tmp_path / "many", settings)
+    names = {path.name for path in (tmp_path / "many/model").iterdir()}
+    assert {"model-00001-of-00004.safetensors", "model.safetensors.index.json"} < names, names
+    ours, theirs = weights(tmp_path / "many"), weights(tmp_path / "one")
+    assert ours.keys() == theirs.keys()
+    assert all((ours[name] == array).all() for name, array in theirs.items())
+    for name in ("one", "many"):
+        extract(place / "base", tmp_path / name, tmp_path / f"delta-{name}")
+    assert tree(tmp_path / "delta-one") == tree(tmp_path / "delta-many")
 
 
 def until_step(command: subprocess.Popen[str], step: int) -> list[str]:

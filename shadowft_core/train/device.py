@@ -14,6 +14,7 @@ from shadowft_core.params import Train
 from shadowft_core.train.frozen import frozen_bytes_saved
 from shadowft_core.train.methods import require_method
 from shadowft_core.train.packing import fill
+from shadowft_core.train.ranks import Filled
 
 COMPILERS = ("c++", "g++", "clang++")
 
@@ -60,11 +61,12 @@ def set_up(params: Train) -> None:
 
 def effective(trainer: transformers.Trainer, network: Any, params: Train) -> dict[str, Any]:
     """How it was trained, for train.json. `network` is the trained model, before an adapter is merged."""
+    rows = trainer.train_dataset.rows if isinstance(trainer.train_dataset, Filled) else trainer.train_dataset
     return {
         "device": trainer.args.device.type,
         "autocast": "bfloat16" if trainer.args.bf16 else None,
         "deterministic": is_deterministic(params),
         "attention": network.config.get_text_config()._attn_implementation,
         "frozen_bytes_saved": frozen_bytes_saved(network),
-        "packing": fill(trainer.train_dataset, params.max_length) if params.packing else None,
+        "packing": fill(rows, params.max_length) if params.packing else None,
     }

@@ -19,6 +19,7 @@ from shadowft_core.train.methods import merged, quantisation
 from shadowft_core.weights import Checkpoint
 
 PLAIN = Train()
+SHARD = "5GB"  # bytes of a file of a saved model, at most, unless one tensor is larger
 
 
 def load_model(
@@ -106,7 +107,7 @@ def save_model(network: Any, whole: bool, folder: Path) -> None:
     """
     if whole:
         model = merged(network) if hasattr(network, "merge_and_unload") else network
-        model.save_pretrained(folder / "model")
+        model.save_pretrained(folder / "model", max_shard_size=SHARD)
         return
     adapter = folder / "adapter"
     network.save_pretrained(adapter, save_embedding_layers=False)

@@ -27,14 +27,14 @@ class Filled(torch.utils.data.Dataset):  # type: ignore[misc]  # torch is not ty
     """The rows, and as many blank rows as complete the last micro-batches of all processes."""
 
     def __init__(self, rows: Any, multiple: int) -> None:
-        self._rows, self.real = rows, len(rows)
+        self.rows, self.real = rows, len(rows)
         self._length = -(-self.real // multiple) * multiple
 
     def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, at: int) -> dict[str, Any]:
-        return dict(self._rows[at]) if at < self.real else {**self._rows[0], BLANK: True}
+        return dict(self.rows[at]) if at < self.real else {**self.rows[0], BLANK: True}
 
 
 class FilledSampler(torch.utils.data.Sampler):  # type: ignore[misc]
@@ -131,8 +131,8 @@ def share_out(trainer: Any) -> None:
     trainer.train_dataset = Filled(trainer.train_dataset, size * world)
     trainer._blank = (len(trainer.train_dataset) - trainer.train_dataset.real) // size  # batches per epoch
     batch = trainer.data_collator([trainer.train_dataset[0]])
-    tokens = batch["attention_mask"].sum() if "attention_mask" in batch else batch["position_ids"].shape[1]
-    trainer._blank_tokens = int(tokens)  # as TRL counts them
+    # As TRL counts them, or PackedTokens.
+    trainer._blank_tokens = int(batch["tokens"] if "tokens" in batch else batch["attention_mask"].sum())
 
 
 def fsdp_config() -> dict[str, Any]:

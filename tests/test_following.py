@@ -22,6 +22,7 @@ from shadowft_core.params import Registry
 from shadowft_core.registry import following as module
 from shadowft_core.registry.connection import connected
 from shadowft_core.registry.following import KEY, WAIT, following
+from tests.fixtures.training import SETTINGS
 
 IDENTITY = {"settings": {"method": "lora", "lora": {"rank": 8}, "seed": 1}, "data_digest": "sha256:d"}
 TAG = bytes_digest(canonical_json(IDENTITY))
@@ -231,3 +232,26 @@ def test_a_password_in_the_address_is_not_shown(
     said = capsys.readouterr().err
     assert "not followed in MLflow" in said
     assert "secret" not in said
+
+
+def test_a_training_passes_its_lines_on_as_they_come_and_then_its_validation_loss(place: Path, tmp_path: Path) -> None:
+    from shadowft_core.train import train
+
+    got: list[dict[str, float]] = []
+    identities: list[Any] = []
+
+    @contextmanager
+    def follow(identity: Any) -> Iterator[Any]:
+        identities.append(identity)
+        assert not (tmp_path / "out").exists()
+        yield lambda line: got.append(dict(line))
+
+    settings = SETTINGS.model_copy(update={"max_steps": 3})
+    train(place / "base", place / "instruct", place / "data", settings, tmp_path / "out", follow=follow)
+    facts = json.loads((tmp_path / "out/train.json").read_text())
+    kept = [json.loads(text) for text in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    assert [{name: line[name] for name in then} for line, then in zip(got, kept, strict=False)] == kept
+    assert all(line["tokens_per_second"] > 0 for line in got[:3])
+    assert got[3:] == [{"step": 3, "valid_loss": facts["valid_loss"]}]
+    assert [identity["settings"] for identity in identities] == [settings.model_dump(mode="json")]
+    assert identities[0]["start"] == {"start": "scratch"}

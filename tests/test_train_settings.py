@@ -77,12 +77,17 @@ ELSEWHERE = {  # by field: a test of what it does
     "launch.processes": "test_train_launch.py::test_two_processes_train_as_one",
     "launch.nodes": "test_train_launch.py::test_two_nodes_train_one_model",
     "launch.strategy": "test_train_launch.py::test_two_processes_train_as_one",
+    "packing": "test_train_packing.py::test_training_on_packs_learns_and_says_so",
+    "gradient_checkpointing": "test_train_device.py::test_gradient_checkpointing_keeps_less_and_changes_no_bit",
+    "attention": "test_train_device.py::test_the_effective_values_are_in_train_json",
+    "deterministic": "test_train_device.py::test_the_effective_values_are_in_train_json",
+    "liger": "test_train_device.py::test_what_this_machine_cannot_do_is_refused_before_the_model_is_read",
+    "compile": "test_train_device.py::test_compiled_training_has_nearly_the_same_losses",
     "max_length": "test_train_refused.py::test_rows_too_long_or_with_control_tokens_are_counted_and_left_out",
     "max_left_out": "test_train_refused.py::test_rows_too_long_or_with_control_tokens_are_counted_and_left_out",
 }
 
-UNTESTED = {  # fields that nothing reads yet; an entry goes when its test comes
-    *("packing", "gradient_checkpointing", "attention", "liger", "compile", "deterministic"),
+UNTESTED = {  # fields without such a test yet; an entry goes when its test comes
     *("validation.steps", "validation.patience", "validation.keep"),
 }
 
@@ -112,13 +117,14 @@ def built_for(base: Path, params: Train, scratch: Path) -> Built:
     """What `train` builds, with eight rows; the optimizer takes four steps without gradients."""
     import torch
 
+    from shadowft_core.train.device import set_up
     from shadowft_core.train.methods import with_method
     from shadowft_core.train.models import load_model
-    from shadowft_core.train.trainer import make_deterministic, make_trainer
+    from shadowft_core.train.trainer import make_trainer
 
     threads = torch.get_num_threads()
     try:
-        make_deterministic(params)
+        set_up(params)
         tokenizer = word_tokenizer()
         network = with_method(load_model(base, tokenizer, params=params), params)
         trainer = make_trainer(network, tokenizer, Encoded([[1, 2]] * 8, [[1, 2]] * 8), params, scratch)

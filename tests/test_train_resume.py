@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
 
-from shadowft_core.params import Checkpoint, Lora, Train
+from shadowft_core.errors import TrainError
+from shadowft_core.params import Checkpoint, Lora, Train, Validation
+from shadowft_core.train import train
 from tests.fixtures.interrupted import Training
 from tests.fixtures.training import SETTINGS, run, tree
 
@@ -189,3 +192,78 @@ def test_dropout_draws_the_same_numbers_after_a_stop(place: Path, tmp_path: Path
         assert runs.killed_at(step, signal.SIGTERM).ended() == 128 + signal.SIGTERM
     assert runs.start().ended() == 0
     assert tree(runs.out) == tree(tmp_path / "expected")
+
+
+def test_validation_stops_early_keeps_the_best_weights_and_is_resumed(place: Path, tmp_path: Path) -> None:
+    """Training on past the lowest validation loss: a high rate on few rows."""
+    from safetensors.numpy import load_file
+
+    validation = Validation(steps=2, patience=2, keep="best")
+    update = {"validation": validation, "learning_rate": 0.08, "epochs": 12, "batch_size": 27, "accumulation": 1}
+    settings = FULL.model_copy(update=update)
+    facts = run(place, tmp_path / "expected", settings)
+    lines = [json.loads(line) for line in (tmp_path / "expected/metrics.jsonl").read_text().splitlines()]
+    losses = {line["step"]: line["valid_loss"] for line in lines if "valid_loss" in line}
+    assert list(losses) == list(range(2, facts["steps"] + 1, 2))
+    best = min(losses, key=lambda step: losses[step])
+    assert (facts["stopped_early"], facts["best_step"], facts["steps"]) == (True, best, best + 4)
+    assert facts["steps"] < 24
+    assert facts["valid_loss"] == pytest.approx(losses[best], rel=1e-6)
+    last = run(place, tmp_path / "last", settings.model_copy(update={"validation": Validation(steps=2, patience=2)}))
+    assert last["valid_loss"] == pytest.approx(losses[best + 4], rel=1e-6)
+    assert last["best_step"] == best
+    kept, end = (load_file(tmp_path / name / "model/model.safetensors") for name in ("expected", "last"))
+    assert any((kept[name] != end[name]).any() for name in kept)
+    runs = Runs(place, tmp_path, settings)
+    for step in (best - 1, best + 1):
+        assert runs.killed_at(step).ended() == -signal.SIGKILL
+    assert runs.start().ended() == 0
+    assert tree(runs.out) == tree(tmp_path / "expected")
+
+
+def test_validation_without_rows_is_refused_before_anything_is_loaded(place: Path, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    shutil.copytree(place / "data", tmp_path / "data")
+    file = tmp_path / "data/valid.parquet"
+    pq.write_table(pq.read_table(file).slice(0, 0), file)
+    settings = LORA.model_copy(update={"validation": Validation(steps=2)})
+    with pytest.raises(
+        TrainError, match=r"valid.parquet: no rows, but train.validation.steps is 2; raise prepare.valid"
+    ):
+        train(tmp_path / "no model", place / "instruct", tmp_path / "data", settings, tmp_path / "out")
+
+
+def test_a_loss_that_is_not_finite_names_the_rows_and_the_last_good_checkpoint(place: Path, tmp_path: Path) -> None:
+    """A model whose vector of one word is infinite: the rows with that word, in a micro-batch of one row."""
+    from safetensors.numpy import load_file, save_file
+
+    from shadowft_core.rendering import load_tokenizer
+
+    shutil.copytree(place, tmp_path / "place")
+    weights = load_file(tmp_path / "place/base/model.safetensors")
+    token = load_tokenizer(place / "instruct").convert_tokens_to_ids("11")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].copy()
+    weights["model.embed_tokens.weight"][token] = float("inf")
+    config = tmp_path / "place/base/config.json"
+    config.write_text(config.read_text().replace('"tie_word_embeddings": true', '"tie_word_embeddings": false'))
+    save_file(weights, tmp_path / "place/base/model.safetensors", {"format": "pt"})
+    settings = LORA.model_copy(update={"batch_size": 1, "accumulation": 3})
+    runs = Runs(tmp_path / "place", tmp_path, settings)
+    failed = runs.start()
+    assert failed.ended() == TrainError.exit_code
+    found = re.search(
+        r"step (\d+): (?:loss|gradient norm) is nan; rows: ([^;]*); last good checkpoint: (.*?); lower", failed.said
+    )
+    assert found
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(place / "data/train.parquet").to_pylist()
+    text = {row["source"]: str(row["messages"]).split() for row in table}
+    named = found[2].split(", ")
+    assert 1 <= len(named) <= 3
+    assert all(any("11" in word for word in text[source]) for source in named)
+    good = [path.name for path in runs.checkpoints()]
+    assert found[3].endswith(good[-1] if good else "none")
+    assert good[-1:] in ([f"checkpoint-{int(found[1]) - 1}"], [])
+    assert not runs.out.exists()

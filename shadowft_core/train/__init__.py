@@ -162,7 +162,7 @@ def train(
         probed = network, renderer.stops, padding_id(tokenizer), trainer.args.bf16
         with memory_checked(params, model):
             before = probe.stopped(*probed) if probe and where.rank == 0 else 0
-            valid_loss = fit(trainer, network, progress, checkpoints)
+            measured = fit(trainer, network, progress, checkpoints, params.validation)
             stops = probe.record(before, probe.stopped(*probed)) if probe else None
         collect(network, where, only_trained=not whole)
         if where.rank:
@@ -177,7 +177,7 @@ def train(
             "tokens": progress.lines[-1]["tokens"],
             "first_loss": progress.lines[0]["loss"],
             "last_loss": progress.lines[-1]["loss"],
-            "valid_loss": valid_loss,
+            **measured,
             "preferences": preference_facts(rows, progress.lines),
             "stops": stops,
             "untrained_tokens": [token.as_json() for token in untrained],

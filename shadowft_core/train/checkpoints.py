@@ -106,6 +106,11 @@ class Checkpoints:
         """The step of the newest checkpoint of this run; 0 if there is none."""
         return _step_of(self._older[-1]) if self._older else 0
 
+    @property
+    def last_good(self) -> str:
+        """The newest checkpoint for a message: its folder, or `none`."""
+        return str(self._older[-1]) if self._older else "none"
+
     def _verified(self, folder: Path) -> Saved:
         """Raises CheckpointError with the reason if the checkpoint must not be used."""
         if not (folder / MANIFEST).exists():

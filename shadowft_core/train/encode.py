@@ -21,7 +21,7 @@ class Encoded:
 
     For a model that takes images, the processor makes its other inputs from `texts[i]` and the images `files[i]`.
     Of preferences, the sequences end with the chosen replies; `rejected[i]` are the ids of the rejected reply to the
-    same prompt (`prompt`).
+    same prompt (`prompt`). `origins[i]` are the rows (`file:row`) in a sequence: one, or several once packed.
     """
 
     input_ids: list["np.ndarray"] = field(default_factory=list)
@@ -29,6 +29,7 @@ class Encoded:
     texts: list[str] = field(default_factory=list)
     files: list[list[str]] = field(default_factory=list)
     rejected: list["np.ndarray"] = field(default_factory=list)
+    origins: list[list[str]] = field(default_factory=list)
     read: int = 0
     used: int = 0
     too_long: int = 0
@@ -94,6 +95,7 @@ def encode_file(path: Path, renderer: Renderer, max_length: int, images: bool = 
         for sample in samples:
             encoded.input_ids.append(np.array(sample.input_ids, np.int32))
             encoded.labels.append(np.array(sample.labels, np.int32))
+            encoded.origins.append([source])
             if images:
                 encoded.texts.append(sample.text)
                 encoded.files.append([str(path) for path in sample.images])

@@ -15,24 +15,33 @@ from trl import pack_dataset
 
 from shadowft_core.errors import TrainError
 from shadowft_core.rendering import IGNORED
+from shadowft_core.train.sources import SOURCES
 
 TOLERANCE = {"sdpa": 1e-4, "eager": 1e-4, "flash_attention_2": 3e-2}
 """Largest difference of logits as a share of the largest logit; flash attention computes in bfloat16"""
 
+NUMBER = "number"  # column: of the sequence of each token
 CHECKED = 64  # tokens of each sequence of the check
 
 
 def packed(rows: datasets.Dataset, max_length: int) -> datasets.Dataset:
-    """The sequences in packs of at most `max_length` tokens: columns input_ids, labels, seq_lengths.
+    """The sequences in packs of at most `max_length` tokens: columns input_ids, labels, seq_lengths, and sources.
 
     Best fit decreasing (arXiv 2404.10830) over all rows at once. Nothing is cut or split, since no row is longer. The
     same rows give the same packs.
     """
     tokens = sum(map(len, rows["input_ids"]))
+    sources = rows[SOURCES] if SOURCES in rows.column_names else []
+    if sources:  # TRL packs columns with one value per token
+        numbers = [[at] * len(ids) for at, ids in enumerate(rows["input_ids"])]
+        rows = rows.remove_columns(SOURCES).add_column(NUMBER, numbers)
     packs = pack_dataset(rows, max_length, "bfd", {"batch_size": len(rows), "load_from_cache_file": False})
     if sum(map(sum, packs["seq_lengths"])) != tokens:
         raise TrainError(f"packing lost tokens: {tokens} before; a sequence is longer than max_length {max_length}")
-    return packs
+    if not sources:
+        return packs
+    found = [[source for number in dict.fromkeys(numbers) for source in sources[number]] for numbers in packs[NUMBER]]
+    return packs.remove_columns(NUMBER).add_column(SOURCES, found)
 
 
 def fill(packs: datasets.Dataset, max_length: int) -> dict[str, Any]:

@@ -43,6 +43,7 @@ def encode_pairs(path: Path, renderer: Renderer, max_length: int) -> Encoded:
         encoded.input_ids.append(np.array(pair.prompt + pair.chosen, np.int32))
         encoded.labels.append(np.array([IGNORED] * len(pair.prompt) + pair.chosen, np.int32))
         encoded.rejected.append(np.array(pair.rejected, np.int32))
+        encoded.origins.append([source])
     return encoded
 
 

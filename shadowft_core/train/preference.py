@@ -19,9 +19,10 @@ from shadowft_core.params import Train
 from shadowft_core.train.arguments import dpo_config
 from shadowft_core.train.encode import Encoded, ids_column
 from shadowft_core.train.saving import Resumable
+from shadowft_core.train.sources import NamesRows, sources_column
 
 
-class PreferenceTrainer(Resumable, DPOTrainer):  # type: ignore[misc]  # TRL is not typed
+class PreferenceTrainer(NamesRows, Resumable, DPOTrainer):  # type: ignore[misc]  # TRL is not typed
     """DPOTrainer for data sets of ids: columns prompt_ids, chosen_ids and rejected_ids."""
 
     def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
@@ -142,4 +143,5 @@ def _pairs(rows: Encoded) -> datasets.Dataset:
         "chosen_ids": [ids[first:] for ids, first in zip(rows.input_ids, firsts, strict=True)],
         "rejected_ids": rows.rejected,
     }
-    return datasets.Dataset(pa.table({name: ids_column(values) for name, values in columns.items()}))
+    table = {name: ids_column(values) for name, values in columns.items()} | sources_column(rows.origins)
+    return datasets.Dataset(pa.table(table))

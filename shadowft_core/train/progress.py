@@ -36,8 +36,11 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is not ty
         self, live: Path | None = None, on_line: Callable[[Mapping[str, float]], None] = lambda _: None
     ) -> None:
         self.lines: list[Line] = []
+        self.rows_of_step: Callable[[], str] = lambda: ""
+        self.last_good: Callable[[], str] = lambda: "none"
         self._live, self._on_line = live, on_line
         self._first = 0  # steps before this process
+        self._shows = True  # only rank 0 does
         self._began = self._shown = self._stepped = time.monotonic()
         self._bar: Bar | None = None
 
@@ -48,10 +51,10 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is not ty
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Start the clock and the bar."""
         self._began = self._stepped = time.monotonic()
-        self._first = state.global_step
-        if self._first:
+        self._first, self._shows = state.global_step, state.is_world_process_zero
+        if self._first and self._shows:
             print(f"train: resumed at step {self._first} of {state.max_steps}", file=sys.stderr, flush=True)
-        if sys.stderr.isatty() and state.is_world_process_zero:
+        if sys.stderr.isatty() and self._shows:
             columns = (BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
             self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
             self._bar.add_task("", total=state.max_steps, completed=self._first)
@@ -74,7 +77,10 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is not ty
         step, loss, norm = state.global_step, float(logs["loss"]), float(logs["grad_norm"])
         for name, value in (("loss", loss), ("gradient norm", norm)):
             if not math.isfinite(value):
-                raise TrainError(f"step {step}: {name} is {value}; lower train.learning_rate ({args.learning_rate:g})")
+                raise TrainError(
+                    f"step {step}: {name} is {value}; rows: {self.rows_of_step()}; last good checkpoint: "
+                    f"{self.last_good()}; lower train.learning_rate ({args.learning_rate:g}), or mend the rows"
+                )
         line = {
             "step": step,
             "epoch": logs["epoch"],
@@ -86,18 +92,14 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is not ty
         }
         before = self.lines[-1]["tokens"] if self.lines else 0
         self.lines.append(line)
-        if state.is_world_process_zero:
+        if self._shows:
             self._show(line, state.max_steps, line["tokens"] - before)
 
     def _show(self, line: Line, steps: int, tokens: float) -> None:
         now, step = time.monotonic(), int(line["step"])
         rate = tokens / max(now - self._stepped, 1e-9)
         self._stepped = now
-        timed = line | {"seconds": round(now - self._began, 3), "tokens_per_second": round(rate, 1)}
-        if self._live:
-            with self._live.open("a") as file:
-                file.write(json.dumps(timed) + "\n")
-        self._on_line(timed)
+        self._tell(line | {"tokens_per_second": round(rate, 1)})
         shown = f"step {step}/{steps} loss {line['loss']:.3f}"
         speed = f"lr {line['learning_rate']:.2e} {rate:.0f} tokens/s"
         if self._bar:
@@ -113,6 +115,20 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is not ty
             self._on_line({"step": step, "valid_loss": loss})
         return loss
 
+    def measured(self, step: int, loss: float) -> None:
+        """Add the validation loss after a step to its line, and show it."""
+        self.lines[-1]["valid_loss"] = loss
+        if self._shows:
+            self._tell({"step": step, "valid_loss": loss})
+            print(f"train: step {step}: validation loss {loss:.3f}", file=sys.stderr, flush=True)
+
+    def _tell(self, line: Line) -> None:
+        timed = line | {"seconds": round(time.monotonic() - self._began, 3)}
+        if self._live:
+            with self._live.open("a") as file:
+                file.write(json.dumps(timed) + "\n")
+        self._on_line(timed)
+
     def require_learning(self, choices: int, rate: float, of: str = "tokens") -> None:
         """Raises TrainError if the training destroyed the model. `choices` is the number of tokens, or of replies (2).
 
@@ -124,5 +140,6 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is not ty
         if last >= 0.99 * chance and last > losses[0] + 0.1 * chance:
             raise TrainError(
                 f"the loss rose from {losses[0]:.3f} to {last:.3f}, as high as that of a uniform guess among "
-                f"{choices} {of} ({chance:.3f}): the model is destroyed; lower train.learning_rate ({rate:g})"
+                f"{choices} {of} ({chance:.3f}): the model is destroyed; lower train.learning_rate ({rate:g}); last "
+                f"checkpoint: {self.last_good()}"
             )

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.errors import CheckpointError, DataError
+from shadowft_core.errors import CheckpointError, DataError, TrainError
 from shadowft_core.files import read_json_object
 from shadowft_core.params import Train
 from shadowft_core.rendering import Renderer
@@ -35,6 +35,11 @@ def encoded_rows(
     rows, valid = encoded("train"), encoded("valid")
     _print_rows(rows, valid, params)
     require_enough(rows, data / "train.parquet", params.max_length, params.max_left_out)
+    if params.validation.steps and not valid.input_ids:
+        raise TrainError(
+            f"{data / 'valid.parquet'}: no rows, but train.validation.steps is {params.validation.steps}; raise "
+            "prepare.valid, or set it to null"
+        )
     counts = {"train": rows.counts(), "valid": valid.counts()}
     if replay and (data / "replay.parquet").exists():
         added = encoded("replay")
@@ -43,6 +48,7 @@ def encoded_rows(
         counts["replay"] = added.counts()
         rows.input_ids += added.input_ids
         rows.labels += added.labels
+        rows.origins += added.origins
         rows.texts += added.texts
         rows.files += added.files
         rows.rejected += added.rejected

@@ -5,8 +5,6 @@ written in their own dtype by name, so whatever the method, the same bits come b
 """
 
 import random
-import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,13 +15,12 @@ import torch
 import torch.distributed
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback
 
-from shadowft_core.errors import StoppedError, TrainError
-from shadowft_core.train.checkpoints import Checkpoints, Saved
+from shadowft_core.errors import TrainError
+from shadowft_core.train.checkpoints import Checkpoints
 from shadowft_core.train.interrupts import Interrupt
 from shadowft_core.train.launch import Place
-from shadowft_core.train.progress import Progress
 
 Run = Callable[[], dict[str, Any]]
 WEIGHTS = "trained.safetensors"
@@ -39,21 +36,22 @@ class Resumable:
     def save_model(self: Any, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the trained weights."""
         if self.args.should_save or self.is_fsdp_enabled:
+            require_finite(self.model, f"after step {self.state.global_step}")
             folder = Path(output_dir or self.args.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
-            weights = {name: _local(weight).contiguous() for name, weight in trained(self.model)}
-            save_file(weights, folder / self._named(WEIGHTS))
+            weights = {name: local(weight).contiguous() for name, weight in trained(self.model)}
+            save_file(weights, folder / self.own_file(WEIGHTS))
 
     def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_trained(self.model if model is None else model, Path(resume_from_checkpoint) / self._named(WEIGHTS))
+        load_trained(self.model if model is None else model, Path(resume_from_checkpoint) / self.own_file(WEIGHTS))
 
     def _save_optimizer_and_scheduler(self: Any, output_dir: str) -> None:
         if not self.is_fsdp_enabled:
             super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
             return
         state = self.optimizer.state_dict()
-        state["state"] = {at: {name: _local(v) for name, v in of.items()} for at, of in state["state"].items()}
-        torch.save(state, Path(output_dir, self._named("optimizer.pt")))
+        state["state"] = {at: {name: local(v) for name, v in of.items()} for at, of in state["state"].items()}
+        torch.save(state, Path(output_dir, self.own_file("optimizer.pt")))
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir, "scheduler.pt"))
 
@@ -61,14 +59,14 @@ class Resumable:
         if checkpoint is None or not self.is_fsdp_enabled:
             super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
             return
-        state = torch.load(Path(checkpoint, self._named("optimizer.pt")), map_location="cpu", weights_only=True)
+        state = torch.load(Path(checkpoint, self.own_file("optimizer.pt")), map_location="cpu", weights_only=True)
         weights = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         for at, of in state["state"].items():
             state["state"][at] = {name: _like(value, weights[at]) for name, value in of.items()}
         self.optimizer.load_state_dict(state)
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint, "scheduler.pt"), weights_only=True))
 
-    def _named(self: Any, name: str) -> str:
+    def own_file(self: Any, name: str) -> str:
         """The file of this process; all have the same one if they have the same weights."""
         stem, _, end = name.rpartition(".")
         return f"{stem}-{self.args.process_index}.{end}" if self.is_fsdp_enabled else name
@@ -77,24 +75,31 @@ class Resumable:
         """Write none: it names paths."""
 
 
-def _local(value: Any) -> Any:
+def local(value: Any) -> Any:
     """The part of a tensor that this process holds, without a gradient; other values as they are."""
     value = value.detach() if isinstance(value, torch.Tensor) else value
-    return value.to_local() if isinstance(value, DTensor) else value
+    return value.tolocal() if isinstance(value, DTensor) else value
 
 
 def _like(value: Any, weight: torch.Tensor) -> Any:
     """A part of a tensor as that of `weight` if both have the same shape: moments do, the count of steps does not."""
     if not isinstance(weight, DTensor) or not isinstance(value, torch.Tensor) or value.ndim == 0:
         return value
-    local = value.to(weight.to_local().device)
+    local = value.to(weight.tolocal().device)
     mesh, placements = weight.device_mesh, weight.placements
-    return DTensor.from_local(local, mesh, placements, run_check=False, shape=weight.shape, stride=weight.stride())
+    return DTensor.fromlocal(local, mesh, placements, run_check=False, shape=weight.shape, stride=weight.stride())
 
 
 def trained(network: Any) -> list[tuple[str, Any]]:
     """The weights that are trained, by name; tied ones once."""
     return [(name, weight) for name, weight in network.named_parameters() if weight.requires_grad]
+
+
+def require_finite(network: Any, when: str) -> None:
+    """Raises TrainError if a trained weight is not finite."""
+    for name, weight in trained(network):
+        if not bool(torch.isfinite(local(weight)).all()):
+            raise TrainError(f"{name}: not finite {when}; lower train.learning_rate")
 
 
 def load_trained(network: Any, file: Path) -> None:
@@ -106,7 +111,7 @@ def load_trained(network: Any, file: Path) -> None:
         )
     with torch.no_grad():
         for name, value in saved.items():
-            _local(weights[name]).copy_(value)
+            local(weights[name]).copy_(value)
 
 
 class Saver(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
@@ -161,47 +166,6 @@ class Saver(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
             over = state.global_step >= state.max_steps or (control.should_training_stop and not self.stopped)
             self._checkpoints.complete(state.global_step, {"over": over, "tokens": self._tokens, **self._run()})
         self._last, self._saved_at = time.monotonic(), state.global_step
-
-
-def run_steps(trainer: Any, checkpoints: Checkpoints, progress: Progress) -> None:
-    """Train from the newest checkpoint, or from the start, to the last step.
-
-    Raises StoppedError if a signal stopped it.
-    """
-    interrupt = Interrupt()
-    saver = Saver(trainer, checkpoints, interrupt, lambda: {"lines": progress.lines})
-    saved = _from_rank_0(trainer.args, checkpoints.newest)
-    trainer.add_callback(progress)
-    trainer.add_callback(saver)
-    if saved:
-        progress.go_on(saved.run["lines"])
-        trainer._total_train_tokens = saved.run["tokens"]  # TRL does not restore it
-    if saved and saved.run["over"]:
-        if trainer.is_fsdp_enabled:  # cuts the weights first
-            trainer._prepare_for_training(saved.step, trainer.get_train_dataloader(), str(saved.folder))
-        else:
-            trainer._load_from_checkpoint(str(saved.folder))
-        trainer.state = TrainerState.load_from_json(str(saved.folder / "trainer_state.json"))
-        print(f"train: all {saved.step} steps were done before", file=sys.stderr)
-        return
-    with interrupt.listening(alone=trainer.args.world_size == 1):
-        trainer.train(resume_from_checkpoint=str(saved.folder) if saved else None)
-    if saver.stopped:
-        number, kept = interrupt.number or signal.SIGTERM, checkpoints.newest_step
-        raise StoppedError(
-            f"stopped by {signal.Signals(number).name} after step {trainer.state.global_step} of "
-            f"{trainer.state.max_steps}; "
-            + (f"run the same command again to go on from step {kept}" if kept else "no step is saved"),
-            number,
-        )
-
-
-def _from_rank_0(args: Any, find: Callable[[], Saved | None]) -> Saved | None:
-    """What `find` returns in the process with rank 0, in all processes."""
-    found = [find() if args.process_index == 0 else None]
-    if args.world_size > 1:
-        torch.distributed.broadcast_object_list(found)
-    return found[0]
 
 
 def devices(place: Place) -> list[str]:

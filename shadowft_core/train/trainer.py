@@ -14,7 +14,7 @@ from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from shadowft_core.errors import TrainError
-from shadowft_core.params import Train
+from shadowft_core.params import Train, Validation
 from shadowft_core.rendering import Processor
 from shadowft_core.train.arguments import sft_config
 from shadowft_core.train.checkpoints import Checkpoints
@@ -25,12 +25,15 @@ from shadowft_core.train.packing import PackedTokens, PackingCollator, packed, r
 from shadowft_core.train.preference import PreferenceTrainer, preference_trainer
 from shadowft_core.train.progress import Progress
 from shadowft_core.train.ranks import share_out
-from shadowft_core.train.saving import Resumable, run_steps
+from shadowft_core.train.saving import Resumable, require_finite
+from shadowft_core.train.sources import NamesRows, SourcedCollator, sources_column
+from shadowft_core.train.steps import run_steps
+from shadowft_core.train.validation import Measured
 
 ALONE = Place()
 
 
-class SupervisedTrainer(Resumable, SFTTrainer):  # type: ignore[misc]  # trl is not typed
+class SupervisedTrainer(NamesRows, Resumable, SFTTrainer):  # type: ignore[misc]  # trl is not typed
     """TRL's trainer of replies."""
 
 
@@ -63,6 +66,7 @@ def make_trainer(
         trainer = _reply_trainer(network, tokenizer, rows, params, scratch, processor, valid)
     for weight, data in trained:
         weight.data = data  # TRL makes the adapter of a 4-bit model bfloat16, which loses small steps
+    trainer.data_collator = SourcedCollator(trainer.data_collator)
     trainer.remove_callback(transformers.PrinterCallback)
     if place.world > 1:
         share_out(trainer)
@@ -103,20 +107,31 @@ def padding_id(tokenizer: Any) -> int:
     return int(next(number for number in given if number is not None))
 
 
-def fit(trainer: transformers.Trainer, network: Any, progress: Progress, checkpoints: Checkpoints) -> float | None:
-    """Train, and return the mean loss on the validation rows; None without such rows.
+def fit(
+    trainer: transformers.Trainer, network: Any, progress: Progress, checkpoints: Checkpoints, validation: Validation
+) -> dict[str, Any]:
+    """Train, and return the facts about validation for train.json.
+
+    `valid_loss` is the mean loss on the validation rows of the weights that are kept, null without such rows;
+    `best_step` and `stopped_early` come from the measurements during the steps.
 
     Goes on from the newest of `checkpoints`. Raises StoppedError if a signal stopped it, TrainError if a loss, a
     gradient or a trained weight is not finite, or if the loss rises to that of a guess.
     """
-    run_steps(trainer, checkpoints, progress)
-    _check_finite(network)
+    measured = Measured(trainer, validation, progress, checkpoints.saving)
+    run_steps(trainer, checkpoints, progress, measured)
+    measured.load_best()
+    require_finite(network, "after the last step")
     if isinstance(trainer, PreferenceTrainer):
         progress.require_learning(2, trainer.args.learning_rate, "replies")
     else:
         vocabulary = int(network.get_input_embeddings().weight.shape[0])
         progress.require_learning(vocabulary, trainer.args.learning_rate)
-    return progress.validated(trainer.state.global_step, _valid_loss(trainer))
+    return {
+        "valid_loss": progress.validated(trainer.state.global_step, _valid_loss(trainer)),
+        "best_step": measured.best_step,
+        "stopped_early": measured.stopped_early,
+    }
 
 
 @contextmanager
@@ -131,12 +146,6 @@ def memory_checked(params: Train, model: Path) -> Iterator[None]:
         ) from None
 
 
-def _check_finite(network: Any) -> None:
-    for name, weight in network.named_parameters():
-        if weight.requires_grad and not bool(torch.isfinite(weight).all()):
-            raise TrainError(f"{name}: not finite after the last step; lower train.learning_rate")
-
-
 def _valid_loss(trainer: transformers.Trainer) -> float | None:
     if trainer.eval_dataset is None:
         return None
@@ -148,6 +157,7 @@ def _valid_loss(trainer: transformers.Trainer) -> float | None:
 
 def _dataset(rows: Encoded) -> datasets.Dataset:
     columns = {"input_ids": ids_column(rows.input_ids), "labels": ids_column(rows.labels)}
+    columns |= sources_column(rows.origins)
     if rows.texts:
         columns |= {"text": pa.array(rows.texts), "files": pa.array(rows.files, pa.list_(pa.string()))}
     return datasets.Dataset(pa.table(columns))

@@ -1,0 +1,98 @@
+"""`train.validation`: the loss on validation rows every few steps, an early stop, and the weights of the best step."""
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from transformers import TrainerCallback
+
+from shadowft_core.errors import TrainError
+from shadowft_core.params import Validation
+from shadowft_core.train.checkpoints import PREFIX
+from shadowft_core.train.progress import Progress
+from shadowft_core.train.saving import load_trained, local, trained
+
+
+class Measured(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
+    """Measures during the steps. The weights of the best step are in `folder`, and linked into each checkpoint."""
+
+    def __init__(self, trainer: Any, settings: Validation, progress: Progress, folder: Path) -> None:
+        self._trainer, self._settings, self._progress, self._folder = trainer, settings, progress, folder
+        self._best_loss, self._worse, self._running = math.inf, 0, False
+        self.best_step: int | None = None
+        self.stopped_early = False
+
+    def as_json(self) -> dict[str, Any]:
+        """The state for a checkpoint."""
+        loss = None if self.best_step is None else self._best_loss
+        return {
+            "best_loss": loss,
+            "best_step": self.best_step,
+            "worse": self._worse,
+            "stopped_early": self.stopped_early,
+        }
+
+    def go_on(self, state: dict[str, Any], checkpoint: Path) -> None:
+        """Go on from the state in a checkpoint."""
+        self.best_step, self._worse = state["best_step"], state["worse"]
+        self.stopped_early = state["stopped_early"]
+        if self.best_step is not None:
+            self._best_loss = state["best_loss"]
+        if (checkpoint / self._file.name).exists():
+            self._link(checkpoint / self._file.name, self._file)
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """The evaluation after the last step is not one of these."""
+        self._running = True
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        """See on_train_begin."""
+        self._running = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Ask the trainer to evaluate."""
+        if self._settings.steps and state.global_step % self._settings.steps == 0:
+            control.should_evaluate = True
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
+        """Compare the loss with the lowest one."""
+        if not self._running:
+            return
+        step, loss = state.global_step, float(metrics["eval_loss"])
+        if not math.isfinite(loss):
+            raise TrainError(f"step {step}: validation loss is {loss}; lower train.learning_rate")
+        self._progress.measured(step, loss)
+        if loss < self._best_loss:
+            self._best_loss, self.best_step, self._worse = loss, step, 0
+            if self._settings.keep == "best":
+                self._save()
+            return
+        self._worse += 1
+        if self._settings.patience and self._worse >= self._settings.patience and step < state.max_steps:
+            control.should_training_stop = self.stopped_early = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Give the checkpoint the best weights."""
+        if self._file.exists():
+            self._link(self._file, self._folder / f"{PREFIX}{state.global_step}" / self._file.name)
+
+    def load_best(self) -> None:
+        """With `keep: best`, set the weights to those of the best step."""
+        if self._settings.keep == "best" and self.best_step not in (None, self._trainer.state.global_step):
+            load_trained(self._trainer.model, self._file)
+
+    @property
+    def _file(self) -> Path:
+        return self._folder / str(self._trainer.own_file("best.safetensors"))
+
+    def _save(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        partial = self._file.with_suffix(".partial")
+        save_file({name: local(weight).contiguous() for name, weight in trained(self._trainer.model)}, partial)
+        os.replace(partial, self._file)  # a checkpoint may hold the former file
+
+    def _link(self, old: Path, new: Path) -> None:
+        new.unlink(missing_ok=True)
+        os.link(old, new)

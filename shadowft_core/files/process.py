@@ -3,8 +3,9 @@
 `start` runs a command as the child of a guard process, which executes this file. The guard leads its own session, so
 Ctrl-C on a terminal reaches only the parent. The parent holds the write end of the guard's stdin and writes nothing.
 The pipe closes when the parent closes it or dies, even by kill -9; the guard then ends all its descendants, with TERM
-and after `GRACE` seconds with KILL. The guard is a subreaper, so orphans and processes that left the session remain its
-descendants. The guard also ends whatever a command leaves running when it exits.
+and after a grace (`GRACE` seconds, or as many as the command needs to save its state) with KILL. The guard is a
+subreaper, so orphans and processes that left the session remain its descendants. The guard also ends whatever a command
+leaves running when it exits.
 """
 
 import contextlib
@@ -21,11 +22,16 @@ from typing import IO
 import psutil
 
 GRACE = 5.0  # seconds between TERM and KILL
+SAVING = 60.0  # the same for a stage, which may have to save the state of a training
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
 def start(
-    command: Sequence[str], *, env: Mapping[str, str] | None = None, log: IO[str] | None = None
+    command: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    log: IO[str] | None = None,
+    grace: float = GRACE,
 ) -> subprocess.Popen[str]:
     """Start a command under a guard and return the guard.
 
@@ -33,7 +39,7 @@ def start(
     return code is the command's, or 128 + n after signal n.
     """
     return subprocess.Popen(
-        [sys.executable, "-I", str(Path(__file__).resolve()), *command],
+        [sys.executable, "-I", str(Path(__file__).resolve()), str(grace), *command],
         stdin=subprocess.PIPE,
         stdout=log or subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -49,7 +55,7 @@ def stop(guard: subprocess.Popen[str]) -> None:
     if guard.stdin:
         guard.stdin.close()
     try:
-        guard.wait(timeout=2 * GRACE)
+        guard.wait(timeout=_grace_of(guard) + GRACE)
     except subprocess.TimeoutExpired:
         guard.kill()
         guard.wait()
@@ -58,8 +64,13 @@ def stop(guard: subprocess.Popen[str]) -> None:
             os.killpg(guard.pid, signal.SIGKILL)
 
 
-def _end_descendants() -> None:
-    me, grace = psutil.Process(), GRACE
+def _grace_of(guard: subprocess.Popen[str]) -> float:
+    arguments = guard.args
+    return float(arguments[3]) if isinstance(arguments, list) else GRACE
+
+
+def _end_descendants(grace: float) -> None:
+    me = psutil.Process()
     while alive := me.children(recursive=True):  # repeat: a dying process may still fork
         for process in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -75,7 +86,7 @@ def _wait_for_parent_end() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def main(command: Sequence[str]) -> int:
+def main(grace: float, command: Sequence[str]) -> int:
     """Run as the guard: start the command, and end all descendants when the command or the parent ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -88,8 +99,8 @@ def main(command: Sequence[str]) -> int:
     finally:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
-        _end_descendants()
+        _end_descendants(grace)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(float(sys.argv[1]), sys.argv[2:]))

@@ -24,6 +24,7 @@ def run_stage(stage: str, show: Callable[[str], None], force: bool = False) -> s
     child = process.start(
         [sys.executable, "-P", str(Path(__file__).with_name("reproduce.py")), stage, *["force"] * force],
         env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"},
+        grace=process.SAVING,
     )
     _children.add(child)
     try:

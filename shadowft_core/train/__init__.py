@@ -28,6 +28,7 @@ from shadowft_core.params import Checkpoint, Render, Train
 from shadowft_core.rendering import load_renderer, shows_images
 from shadowft_core.train.checkpoints import open_checkpoints
 from shadowft_core.train.launch import Place, reporting, run_processes, starts_processes
+from shadowft_core.train.memory import as_retried, memory_checked, retried
 from shadowft_core.train.pairs import preference_facts
 from shadowft_core.train.rows import data_digest, encoded_rows, split_files
 from shadowft_core.weights import Checkpoint as Model
@@ -52,6 +53,7 @@ RENDER = Render()
 VERSIONS = ("torch", "transformers", "trl", "peft", "accelerate", "tokenizers")
 
 
+@retried
 def train(
     model: Path,
     instruct: Path,
@@ -117,7 +119,6 @@ def train(
     from shadowft_core.train.trainer import (
         fit,
         make_trainer,
-        memory_checked,
         padding_id,
     )
 
@@ -156,11 +157,11 @@ def train(
         follow(identity) if where.rank == 0 else unfollowed(identity) as on_line,
         _destination(out, where) as folder,
     ):
-        progress = Progress(checkpoints.live, on_line)
-        trainer = make_trainer(network, tokenizer, rows, params, checkpoints.saving, processor, valid, where)
+        fitting, progress = as_retried(params, checkpoints), Progress(checkpoints.live, on_line)
+        trainer = make_trainer(network, tokenizer, rows, fitting, checkpoints.saving, processor, valid, where)
         probe = stop_probe(valid, getattr(network.config.get_text_config(), "max_position_embeddings", None))
         probed = network, renderer.stops, padding_id(tokenizer), trainer.args.bf16
-        with memory_checked(params, model):
+        with memory_checked(fitting, model, checkpoints, where.world == 1):
             before = probe.stopped(*probed) if probe and where.rank == 0 else 0
             measured = fit(trainer, network, progress, checkpoints, params.validation)
             stops = probe.record(before, probe.stopped(*probed)) if probe else None
@@ -185,6 +186,7 @@ def train(
             "processes": where.world,
             "strategy": strategy_used(network, where),
             "rows_per_step": params.batch_size * params.accumulation,
+            "after_out_of_memory": checkpoints.smaller,
         }
         _write(folder, facts, progress.lines, decoded_samples(rows, tokenizer))
     _print_result(facts, time.monotonic() - began)

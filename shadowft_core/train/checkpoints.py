@@ -32,6 +32,7 @@ from shadowft_core.params import Checkpoint
 FORMAT = 1
 MANIFEST, RUN = "checkpoint.json", "run.json"
 PREFIX = "checkpoint-"
+SMALLER = "smaller.json"
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,16 @@ class Checkpoints:
         while self.settings and len(self._older) > self.settings.keep:
             shutil.rmtree(self._older.pop(0))
         return place
+
+    @property
+    def smaller(self) -> dict[str, int] | None:
+        """The micro-batches with which the run goes on after it ran out of memory: batch_size and accumulation."""
+        file = self.folder / SMALLER
+        return read_json_object(file) if file.exists() else None
+
+    def go_on_with(self, smaller: dict[str, int]) -> None:
+        """Have this run, and the one that goes on after it, use smaller micro-batches."""
+        write_json_atomically(self.folder / SMALLER, smaller)
 
     @property
     def live(self) -> Path:
@@ -171,7 +182,8 @@ def open_checkpoints(settings: Checkpoint | None, identity: Mapping[str, Any], r
         yield Checkpoints(folder, folder / "saving", key, settings)
         shutil.rmtree(folder)
     finally:
-        if folder.is_dir() and not any(folder.glob(f"{PREFIX}*")):  # nothing to go on from
+        left = [*folder.glob(f"{PREFIX}*"), *folder.glob(SMALLER)]
+        if folder.is_dir() and not left:  # nothing to go on from
             shutil.rmtree(folder)
         os.close(lock)
 

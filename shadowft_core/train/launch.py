@@ -107,7 +107,9 @@ def run_processes(launch: Launch, arguments: Sequence[str]) -> None:
         job = {"processes": launch.processes, "nodes": launch.nodes, **asdict(node), "scratch": scratch}
         agent = [sys.executable, "-P", str(Path(__file__).with_name("agent.py")), json.dumps(job)]
         with os.fdopen(os.dup(2), "w") as log, _passing_on_signals() as started:
-            guard = process.start([*agent, "-P", "-m", "shadowft_core.cli", *arguments], env=environment, log=log)
+            guard = process.start(
+                [*agent, "-P", "-m", "shadowft_core.cli", *arguments], env=environment, log=log, grace=process.SAVING
+            )
             started.append(guard.pid)
             try:
                 code = guard.wait()

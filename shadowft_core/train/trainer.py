@@ -1,14 +1,11 @@
 """TRL's trainer with every setting explicit, and the checks on loss and weights around it."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
-import torch
 import transformers
 from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
@@ -132,18 +129,6 @@ def fit(
         "best_step": measured.best_step,
         "stopped_early": measured.stopped_early,
     }
-
-
-@contextmanager
-def memory_checked(params: Train, model: Path) -> Iterator[None]:
-    """Turn running out of memory in the block into a TrainError with the remedy."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise TrainError(
-            f"{model}: out of memory with train.batch_size {params.batch_size}; halve it and double "
-            f"train.accumulation ({' '.join(str(error).split())[:120]})"
-        ) from None
 
 
 def _valid_loss(trainer: transformers.Trainer) -> float | None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -117,3 +118,18 @@ def test_the_loss_of_a_step_is_that_of_the_same_rows_padded(place: Path, tmp_pat
     assert found[0]["grad_norm"] == pytest.approx(found[1]["grad_norm"], rel=1e-5)
     assert found[0]["tokens"] == found[1]["tokens"]
     assert found[0]["valid"] == pytest.approx(found[1]["valid"], rel=1e-5)
+
+
+def test_a_pack_keeps_the_rows_of_its_sequences() -> None:
+    import pyarrow as pa
+
+    from shadowft_core.train.encode import ids_column
+    from shadowft_core.train.sources import SOURCES, sources_column
+
+    rows = [np.full(length, at, np.int32) for at, length in enumerate((5, 9, 3, 2, 8, 4))]
+    columns = {"input_ids": ids_column(rows), "labels": ids_column(rows)}
+    table = pa.table(columns | sources_column([[f"rows:{at}"] for at in range(len(rows))]))
+    packs = packed(datasets.Dataset(table), 10)
+    for ids, sources in zip(packs["input_ids"], packs[SOURCES], strict=True):
+        assert [f"rows:{at}" for at in dict.fromkeys(ids)] == sources
+    assert sum(map(len, packs[SOURCES])) == len(rows)

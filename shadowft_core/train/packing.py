@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from trl import pack_dataset
 
 from shadowft_core.errors import TrainError
 from shadowft_core.rendering import IGNORED
+from shadowft_core.train.encode import ids_column
 from shadowft_core.train.sources import SOURCES
 
 TOLERANCE = {"sdpa": 1e-4, "eager": 1e-4, "flash_attention_2": 3e-2}
@@ -33,8 +35,8 @@ def packed(rows: datasets.Dataset, max_length: int) -> datasets.Dataset:
     tokens = sum(map(len, rows["input_ids"]))
     sources = rows[SOURCES] if SOURCES in rows.column_names else []
     if sources:  # TRL packs columns with one value per token
-        numbers = [[at] * len(ids) for at, ids in enumerate(rows["input_ids"])]
-        rows = rows.remove_columns(SOURCES).add_column(NUMBER, numbers)
+        numbers = ids_column([np.full(len(ids), at, np.int32) for at, ids in enumerate(rows["input_ids"])])
+        rows = datasets.Dataset(rows.remove_columns(SOURCES).data.table.append_column(NUMBER, numbers))
     packs = pack_dataset(rows, max_length, "bfd", {"batch_size": len(rows), "load_from_cache_file": False})
     if sum(map(sum, packs["seq_lengths"])) != tokens:
         raise TrainError(f"packing lost tokens: {tokens} before; a sequence is longer than max_length {max_length}")

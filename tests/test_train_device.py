@@ -33,7 +33,6 @@ CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="refused only wi
     [
         ({"attention": "flash_attention_2"}, "train.attention: flash_attention_2 needs a CUDA device"),
         ({"liger": True}, "train.liger: true needs a CUDA device"),
-        ({"packing": True, "objective": "dpo"}, "train.packing: true packs single replies"),
     ],
 )
 def test_what_this_machine_cannot_do_is_refused_before_the_model_is_read(

@@ -38,8 +38,6 @@ def require_available(params: Train, images: bool) -> None:
         raise TrainError("train.compile: true needs a C++ compiler on a CPU, and there is none; set it to false")
     if params.packing and images:
         raise TrainError("train.packing: true cannot pack rows with images; set it to false")
-    if params.packing and params.objective == "dpo":
-        raise TrainError("train.packing: true packs single replies, and train.objective is dpo; set it to false")
 
 
 def is_deterministic(params: Train) -> bool:

@@ -14,9 +14,10 @@ F32, HALF = 4, 2
 # TRL's fused head: positions and columns of a tile of logits (trl/kernels/chunked_logprob.py).
 TILE_TOKENS, TILE_COLUMNS = 4096, 32768
 TILES = {"cpu": 8.25, "cuda": 1.0}  # tiles of float32 at once in its backward pass; on CUDA a kernel works in place
-# Resident memory of the process before the model: interpreter, torch, transformers, TRL, datasets. Measured on Linux,
-# x86-64. On CUDA: the context and the workspaces of cuBLAS; from public reports, not measured here.
-PROCESS = {"cpu": 555e6, "cuda": 900e6}
+# Resident memory of the process without the model: interpreter, torch, transformers, TRL, datasets, and MLflow, which
+# follows a training. Measured on Linux, x86-64. On CUDA: the context and the workspaces of cuBLAS; from public reports,
+# not measured here.
+PROCESS = {"cpu": 720e6, "cuda": 900e6}
 # Holes in the heap of glibc, as a share of what all layers would keep: an aligned block does not fit into the hole of a
 # freed one of the same size, so the results that a layer frees at once leave holes between those that stay, with
 # checkpointing too. Calibrated on two runs of SmolLM2-135M: lora with 4 x 256 tokens, full with 2 x 256. With

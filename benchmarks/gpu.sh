@@ -7,8 +7,9 @@ cd "$(dirname "$0")/.." || exit 1
 export PYTHONPATH=$PWD HF_HUB_OFFLINE=1 PYTHONWARNINGS=ignore
 part=${1:-}
 dry=
+limit=  # seconds of each process; the dry run waits longer, for loaded machines
 shapes=(1B 8B)
-if [ "$part" = --dry-run ]; then dry=--dry-run; part=12; shapes=(tiny tiny); export CUDA_VISIBLE_DEVICES=; fi
+if [ "$part" = --dry-run ]; then dry=--dry-run; limit=300; part=12; shapes=(tiny tiny); export CUDA_VISIBLE_DEVICES=; fi
 case $part in 1 | 2 | 12) ;; *) echo "usage: benchmarks/gpu.sh 1|2|--dry-run" >&2; exit 2 ;; esac
 card=$(python -c 'import torch; print(torch.cuda.get_device_name().replace(" ", "-") if torch.cuda.is_available() else "none")')
 if [ "$card" = none ] && [ -z "$dry" ]; then echo "benchmarks/gpu.sh: no CUDA device; use --dry-run" >&2; exit 1; fi
@@ -17,7 +18,7 @@ out=${OUT:-benchmarks/results}/gpu-$card.jsonl
 failed=0
 
 arm() {  # arm SECONDS SHAPE SWITCHES
-  timeout -k 5 "${dry:+15}$1" python -m benchmarks.gpu_arm "$2" "$3" $dry 2> "$out.log" | grep --line-buffered '^{"shape"' | tee -a "$out"
+  timeout -k 5 "${limit:-$1}" python -m benchmarks.gpu_arm "$2" "$3" $dry 2> "$out.log" | grep --line-buffered '^{"shape"' | tee -a "$out"
   local codes=("${PIPESTATUS[@]}")
   if [ "${codes[0]}" -ne 0 ]; then
     echo "{\"shape\": \"$2\", \"arm\": \"$3\", \"error\": \"exit code ${codes[0]}\"}" | tee -a "$out"
@@ -27,7 +28,7 @@ arm() {  # arm SECONDS SHAPE SWITCHES
 }
 
 if [[ $part == *1* ]]; then
-  timeout -k 5 "${dry:+3}150" python -m benchmarks.gpu_check 2> "$out.log" | grep --line-buffered '^{"check"' | tee -a "$out"
+  timeout -k 5 "${limit:-150}" python -m benchmarks.gpu_check 2> "$out.log" | grep --line-buffered '^{"check"' | tee -a "$out"
   [ "${PIPESTATUS[0]}" -eq 0 ] || { tail -5 "$out.log" >&2; failed=1; }
   arms=(wide+det wide frozen frozen+pack frozen+pack+gc trl frozen+pack+liger wide+det)
   [ -z "$dry" ] || arms=(wide+det frozen frozen+pack trl)

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch.distributed
 from safetensors.torch import save_file
 from transformers import TrainerCallback
 
@@ -40,7 +41,7 @@ class Measured(TrainerCallback):  # type: ignore[misc]  # transformers is not ty
         self.stopped_early = state["stopped_early"]
         if self.best_step is not None:
             self._best_loss = state["best_loss"]
-        if (checkpoint / self._file.name).exists():
+        if self._writes and (checkpoint / self._file.name).exists():
             self._link(checkpoint / self._file.name, self._file)
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
@@ -66,7 +67,7 @@ class Measured(TrainerCallback):  # type: ignore[misc]  # transformers is not ty
         self._progress.measured(step, loss)
         if loss < self._best_loss:
             self._best_loss, self.best_step, self._worse = loss, step, 0
-            if self._settings.keep == "best":
+            if self._settings.keep == "best" and self._writes:
                 self._save()
             return
         self._worse += 1
@@ -75,13 +76,20 @@ class Measured(TrainerCallback):  # type: ignore[misc]  # transformers is not ty
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Give the checkpoint the best weights."""
-        if self._file.exists():
+        if self._writes and self._file.exists():
             self._link(self._file, self._folder / f"{PREFIX}{state.global_step}" / self._file.name)
 
     def load_best(self) -> None:
         """With `keep: best`, set the weights to those of the best step."""
         if self._settings.keep == "best" and self.best_step not in (None, self._trainer.state.global_step):
+            if self._trainer.args.world_size > 1:
+                torch.distributed.barrier()
             load_trained(self._trainer.model, self._file)
+
+    @property
+    def _writes(self) -> bool:
+        """Whether this process has a file of its own: one writes for all, under FSDP each writes its shards."""
+        return bool(self._trainer.args.should_save or self._trainer.is_fsdp_enabled)
 
     @property
     def _file(self) -> Path:

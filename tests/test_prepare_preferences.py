@@ -80,7 +80,15 @@ BAD: dict[str, dict[str, Any]] = {
     "empty 'rejected' list": {"chosen": [Q, A], "rejected": []},
     "empty 'chosen'": pair("q", "", "b"),
     "weight 0 of a chosen or rejected reply": {"messages": [*EARLIER, Q, A | {"weight": 0}], "rejected": "b"},
+    "weight 0 of a chosen or rejected reply, the rejected": {"messages": [Q, A], "rejected": [B | {"weight": 0}]},
     "the reply in 'messages' is not that in 'chosen'": {"messages": [Q, A], "chosen": [Q, B], "rejected": [Q, B]},
+    "the reply in 'messages' is not that in 'chosen', a text": {"messages": [Q, A], "chosen": "c", "rejected": "b"},
+    "the reply in 'messages' is not that in 'chosen', asked otherwise": {
+        "messages": [Q, A],
+        "chosen": [Q | {"content": "r"}, A],
+        "rejected": "b",
+    },
+    "an image in a turn of the role 'assistant'": {"messages": [Q, A], "rejected": [B | {"image": "cat.png"}]},
     "field 'rejected' holds 2 replies": {"prompt": "q", "chosen": "a", "rejected": ["b", "c"]},
     "no reply beside 'prompt'": {"prompt": "q", "rejected": "b"},
 }

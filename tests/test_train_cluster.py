@@ -44,6 +44,8 @@ def given(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
         (KUBEFLOW, Launch(processes=4, nodes=2), Node(1, "node-0", 29500)),
         ({"NODE_RANK": "0", "MASTER_ADDR": "10.0.0.1"} | JOB, Launch(nodes=2), Node(0, "tune-0.tune", 29501)),
         (SLURM | {"SLURM_JOB_NUM_NODES": "4"}, Launch(processes=2), Node()),  # a run on one node of four
+        (KUBEFLOW | STEP | {"SLURM_JOB_NUM_NODES": "2"}, Launch(processes=4, nodes=2), Node(1, "node-0", 23456)),
+        (KUBEFLOW | {"MASTER_ADDR": "first"}, Launch(processes=4, nodes=2), Node(1, "first", 29500)),
     ],
     ids=str,
 )
@@ -64,6 +66,8 @@ def test_a_node_is_found(
         (KUBEFLOW, Launch(processes=4, nodes=3), "PET_NNODES is 2, but train.launch.nodes is 3"),
         (KUBEFLOW, Launch(processes=2, nodes=2), "PET_NPROC_PER_NODE is 4, but train.launch.processes is 2"),
         (JOB | {"MASTER_PORT": "tcp"}, Launch(nodes=2), "MASTER_PORT: 'tcp' is not a port"),
+        (JOB | {"MASTER_PORT": "0"}, Launch(nodes=2), "MASTER_PORT: '0' is not a port"),
+        (JOB | {"MASTER_PORT": "65536"}, Launch(nodes=2), "MASTER_PORT: '65536' is not a port"),
     ],
     ids=str,
 )
@@ -89,6 +93,8 @@ def test_a_node_that_is_not_found_is_refused(
             Place(5, 6, 1),
         ),
         (SLURM | {"SLURM_NTASKS": "24"}, Launch(processes=8), None),  # a batch script, not a step
+        # A step has fewer tasks than its job.
+        (STEP | {"SLURM_NTASKS": "24", "SLURM_STEP_NUM_TASKS": "3"}, Launch(processes=8, nodes=3), None),
     ],
     ids=str,
 )
@@ -106,6 +112,25 @@ def test_a_task_of_srun_gets_the_environment_of_torchrun(monkeypatch: pytest.Mon
     place(Launch(processes=2, nodes=3))
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     assert [os.environ[name] for name in names] == ["5", "6", "1", "gpu007", "23456"]
+
+
+def test_tasks_of_one_node_meet_on_loopback_at_a_port_of_their_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    given(monkeypatch, {"SLURM_JOB_ID": "123456", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2"})
+    given(monkeypatch, {"SLURM_PROCID": "1", "SLURM_LOCALID": "1"})
+    assert place(Launch(processes=2)) == Place(1, 2, 1)
+    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("127.0.0.1", "23456")
+
+
+def test_one_task_of_srun_is_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else accelerate would wait for a group of processes."""
+    import os
+
+    given(monkeypatch, {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "1"})
+    given(monkeypatch, {"SLURM_PROCID": "0", "SLURM_LOCALID": "0"})
+    assert place(Launch()) == Place()
+    assert "WORLD_SIZE" not in os.environ
 
 
 @pytest.mark.parametrize(
@@ -175,6 +200,6 @@ def test_processes_need_a_device_each(
         take_place(launch)
     taken: list[int] = []
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
-    given(monkeypatch, {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"})
-    assert take_place(Launch(processes=2)) == Place(1, 2, 1)
-    assert taken == [1]
+    given(monkeypatch, {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"})
+    assert take_place(Launch(processes=2, nodes=2)) == Place(3, 4, 1)
+    assert taken == [1], "its rank on this node"

@@ -79,6 +79,27 @@ def test_each_sequence_has_the_loss_that_it_has_alone(name: str, flat: bool) -> 
     assert torch.allclose(losses[losses > 0].sort().values, expected[expected > 0].sort().values, atol=2e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("flat", [False, True])
+def test_the_first_token_of_a_sequence_is_not_learned_from_the_one_before(flat: bool) -> None:
+    rows = [{"input_ids": [5, 6, 7, 8], "labels": [5, 6, 7, 8], "seq_lengths": [2, 2]}]
+    batch = PackingCollator(0, flat)(rows)
+    assert batch["labels"].tolist() == [[IGNORED, 6, IGNORED, 8]]
+    assert batch["position_ids"].tolist() == [[0, 1, 0, 1]]
+
+
+def test_the_check_of_packs_runs_without_dropout_and_takes_a_single_row() -> None:
+    model = family("gpt2").train()
+    require_packable(model, sequences(9), 0)
+    assert model.training
+
+
+def test_logits_that_are_not_finite_are_no_agreement() -> None:
+    model = family("llama")
+    model.lm_head.weight.data[0, 0] = torch.nan
+    with pytest.raises(TrainError, match="differ by nan"):
+        require_packable(model, sequences(5, 7), 0)
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_a_family_that_reads_across_the_border_is_refused(attention: str) -> None:
     rows = sequences(20, 30)

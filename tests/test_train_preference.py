@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from shadowft_core.delta import extract
+from shadowft_core.errors import TrainError
 from shadowft_core.graft import graft
-from shadowft_core.params import Dpo, Lora, Osf, Prepare, Render, Train
+from shadowft_core.params import Dpo, Launch, Lora, Osf, Prepare, Render, Train
 from shadowft_core.prepare import prepare
 from shadowft_core.rendering import load_renderer
 from shadowft_core.train import train
@@ -206,6 +207,38 @@ def test_dropout_is_that_of_the_adapter_alone(place: Path, tmp_path: Path) -> No
     network.eval()
     one, two = (trainer.compute_loss(network, batch).item() for _ in range(2))
     assert one == two
+
+
+def test_the_computed_reference_is_that_of_the_start_without_dropout(place: Path, tmp_path: Path) -> None:
+    network, tokenizer, rows, params = network_of(place, "warm", lora=Lora(rank=8, alpha=16, dropout=0.5))
+    expected = log_probabilities(network.eval(), rows)
+    found = make_trainer(network.train(), tokenizer, rows, params, tmp_path).train_dataset
+    assert network.training
+    for name, logps in zip(("ref_chosen_logps", "ref_rejected_logps"), expected, strict=True):
+        assert np.array(found[name]) == pytest.approx(logps, abs=1e-4)
+
+
+def test_a_reference_that_cannot_be_computed_is_refused(place: Path, tmp_path: Path) -> None:
+    """Of a model with trained token rows in a sharded model, and of one in 4 bits (mock: only its mark)."""
+    network, tokenizer, rows, params = network_of(place, "tokens", launch=Launch(strategy="fsdp"))
+    with pytest.raises(TrainError, match=r"strategy fsdp shards the model, but the reference .* set it to ddp"):
+        make_trainer(network, tokenizer, rows, params, tmp_path)
+    network, tokenizer, rows, params = network_of(place, "warm")
+    network.is_loaded_in_4bit = True
+    with pytest.raises(TrainError, match=r"qlora trains a new adapter alone"):
+        make_trainer(network, tokenizer, rows, params, tmp_path)
+
+
+def test_an_adapter_of_the_head_is_refused(place: Path, tmp_path: Path) -> None:
+    """TRL multiplies with the weight of the head itself, past the adapter."""
+    from peft import LoraConfig, get_peft_model
+
+    renderer = load_renderer(place / "instruct", Render())
+    network = load_model(untied(place), renderer.tokenizer, False, DPO)
+    network = get_peft_model(network, LoraConfig(target_modules=["q_proj", "lm_head"]))
+    rows = encode_pairs(place / "data/train.parquet", renderer, 40)
+    with pytest.raises(TrainError, match="an adapter of the head is not trained on preferences"):
+        make_trainer(network, renderer.tokenizer, rows, DPO, tmp_path)
 
 
 @pytest.mark.parametrize("settings", [DPO, FULL], ids=["lora", "full"])

@@ -93,11 +93,12 @@ def test_settings_that_dpo_cannot_honour_are_refused(tmp_path: Path, changes: di
 def test_pairs_that_are_too_long_or_refused_are_counted(tmp_path: Path) -> None:
     rows = [pair("1 plus 2"), pair("2 plus 1", "is 3", "is 4 " * 30), pair("3 plus 1", "is 4", "<pad>")]
     rows += [pair("5 plus 1", "is  6", "is 6")]  # this tokenizer drops the second blank
+    rows += [pair("2 plus 2", "is 4 " * 30, "is 5")]
     model = write_model(tmp_path / "model", 1)
     settings = DPO.model_copy(update={"max_left_out": 0.8})
     train(model, model, prepared(tmp_path, rows), settings, tmp_path / "out")
     used = json.loads((tmp_path / "out/train.json").read_text())["rows"]["train"]
-    assert (used["rows"], used["sequences"], used["too_long"]) == (1, 2, 1)
+    assert (used["rows"], used["sequences"], used["too_long"]) == (1, 2, 2)
     assert used["refused"] == {
         "control token <pad> in the text": {"rows": 1, "sources": ["rows.jsonl:3"]},
         "the chat template prints the chosen and the rejected reply alike": {"rows": 1, "sources": ["rows.jsonl:4"]},
@@ -139,3 +140,10 @@ def test_the_renderer_of_a_folder_renders_pairs(tmp_path: Path) -> None:
     found = render_pair([{"role": "user", "content": "1 plus 2"}, reply("is 3")], reply("is 4"), None, renderer)
     assert renderer.tokenizer.decode(found.prompt + found.rejected).endswith("assistant : is 4 <|im_end|>")
     assert len(found) == len(found.prompt) + 3
+
+
+def test_both_replies_see_the_tools_in_their_prompt() -> None:
+    renderer = made(stock_templates()["qwen3"])
+    tools = [{"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}]
+    found = render_pair([USER, reply("So.")], reply("No."), tools, renderer)
+    assert "look_up" in renderer.tokenizer.decode(found.prompt)

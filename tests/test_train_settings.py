@@ -139,6 +139,12 @@ def built_for(base: Path, params: Train, scratch: Path) -> Built:
         torch.set_num_threads(threads)
 
 
+def arguments(params: Train, scratch: Path) -> Any:
+    from shadowft_core.train.arguments import dpo_config, sft_config
+
+    return sft_config(params, scratch) if params.objective == "sft" else dpo_config(params, scratch, precompute=False)
+
+
 @pytest.fixture(scope="module")
 def built(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
     return built_for(base, CHANGED, tmp_path_factory.mktemp("scratch"))
@@ -194,6 +200,38 @@ def test_the_optimizer_is_that_of_the_settings(built: Built, tmp_path: Path) -> 
     assert type(built.trainer.optimizer).__name__ == "AdamW"
     assert sft_config(CHANGED, tmp_path).optim == "adamw_torch"
     assert sft_config(Train(optimizer="adamw_8bit"), tmp_path).optim == "adamw_bnb_8bit"
+
+
+@pytest.mark.parametrize("objective", ["sft", "dpo"])
+def test_rows_of_a_step_are_shared_by_the_processes_of_all_nodes(tmp_path: Path, objective: str) -> None:
+    given = {"objective": objective, "launch": {"processes": 2, "nodes": 2}, "accumulation": 8, "batch_size": 3}
+    args = arguments(Train.model_validate(given | {"liger": True}), tmp_path)
+    assert (args.per_device_train_batch_size, args.per_device_eval_batch_size) == (3, 3)
+    assert args.gradient_accumulation_steps == 2
+    assert args.average_tokens_across_devices, "the mean of a step is over the tokens of all processes"
+    assert args.ddp_find_unused_parameters, "an expert may get no token"
+    assert args.use_liger_kernel
+    assert args.fsdp in (None, [], False)
+
+
+@pytest.mark.parametrize("objective", ["sft", "dpo"])
+def test_a_gpu_computes_in_bfloat16_and_never_in_tf32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str
+) -> None:
+    """Mock: a CUDA device that is not there."""
+    import torch
+
+    from shadowft_core.train import arguments as module
+
+    taken: dict[str, Any] = {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        module, {"sft": "SFTConfig", "dpo": "DPOConfig"}[objective], lambda **given: taken.update(given)
+    )
+    arguments(Train.model_validate({"objective": objective}), tmp_path)
+    assert {name: taken[name] for name in ("bf16", "fp16", "tf32", "use_cpu")} == {
+        **{"bf16": True, "fp16": False, "tf32": False, "use_cpu": False}
+    }
 
 
 def test_beta_reaches_the_loss_on_preferences(base: Path, tmp_path: Path) -> None:

@@ -55,8 +55,6 @@ def _tried(train: Train, devices: int, kind: str) -> Iterator[tuple[str, Train, 
 
 def _smaller(train: Train) -> Iterator[tuple[str, Train]]:
     """Less memory with the same sequences an optimizer step: checkpointing, halved batches, both."""
-    if train.liger:
-        return
     halves = []
     batch, accumulation = train.batch_size, train.accumulation
     while batch % 2 == 0:

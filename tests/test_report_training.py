@@ -60,3 +60,9 @@ def test_an_older_run_has_neither(tmp_path: Path) -> None:
     old = page(tmp_path)
     assert "before training" not in old.text
     assert "training sequences" not in old.text
+
+
+def test_a_train_json_of_another_trainer_leaves_dashes(tmp_path: Path) -> None:
+    write_work(tmp_path)
+    dump(tmp_path / "tuned/shadow/train.json", {"model_digest": "sha256:mine", "seed": 3})
+    assert "shadow–3––––" in "".join(page(tmp_path).text.split())

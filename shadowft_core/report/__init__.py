@@ -25,6 +25,8 @@ TREATMENTS = {
     "from_instruct": "so training used the Instruct's rows for them",
     "train": "so their rows were trained",
 }
+TRAINING = ("method", "seed", "steps", "tokens", "first_loss", "last_loss", "untrained_tokens", "stops")
+"""fields of train.json that the page shows"""
 
 
 def report(work: Path, out: Path, plots: Path | None = None) -> None:
@@ -192,9 +194,9 @@ def _not_claimed(verdict: Mapping[str, Any]) -> list[str]:
 
 
 def _training(path: Path) -> dict[str, Any] | None:
-    """train.json. A file of an older version gets empty stops and untrained tokens."""
+    """train.json; None for what a file of an older version, or of another trainer, does not have."""
     found = _optional(path)
-    return None if found is None else {"stops": None, "untrained_tokens": []} | found
+    return None if found is None else dict.fromkeys(TRAINING) | found
 
 
 def _steps(tuned: Path, train: Mapping[str, Any] | None) -> list[dict[str, Any]] | None:

@@ -27,13 +27,16 @@ def notes(arms: Iterable[str], train: Mapping[str, Any], pair: Mapping[str, Any]
 
 
 def changes(train: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The settings in which each further route differs from shadow, as `name value (shadow value)`."""
-    if "shadow" not in train:
+    """The settings in which each further route differs from shadow, as `name value (shadow value)`.
+
+    Nothing for a route whose train.json has no settings (that of another trainer).
+    """
+    settings = {route: _flat(facts["settings"]) for route, facts in train.items() if facts.get("settings")}
+    if (shadow := settings.get("shadow")) is None:
         return {}
-    shadow = _flat(train["shadow"].get("settings") or {})
     found = {}
-    for route in train.keys() - set(JUDGED):
-        own = _flat(train[route].get("settings") or {})
+    for route in settings.keys() - set(JUDGED):
+        own = settings[route]
         lines = [
             f"{name} {_text(own.get(name))} (shadow {_text(shadow.get(name))})"
             for name in sorted(own.keys() | shadow.keys())

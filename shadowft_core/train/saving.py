@@ -78,16 +78,16 @@ class Resumable:
 def local(value: Any) -> Any:
     """The part of a tensor that this process holds, without a gradient; other values as they are."""
     value = value.detach() if isinstance(value, torch.Tensor) else value
-    return value.tolocal() if isinstance(value, DTensor) else value
+    return value.to_local() if isinstance(value, DTensor) else value
 
 
 def _like(value: Any, weight: torch.Tensor) -> Any:
     """A part of a tensor as that of `weight` if both have the same shape: moments do, the count of steps does not."""
     if not isinstance(weight, DTensor) or not isinstance(value, torch.Tensor) or value.ndim == 0:
         return value
-    local = value.to(weight.tolocal().device)
+    local = value.to(weight.to_local().device)
     mesh, placements = weight.device_mesh, weight.placements
-    return DTensor.fromlocal(local, mesh, placements, run_check=False, shape=weight.shape, stride=weight.stride())
+    return DTensor.from_local(local, mesh, placements, run_check=False, shape=weight.shape, stride=weight.stride())
 
 
 def trained(network: Any) -> list[tuple[str, Any]]:

@@ -241,6 +241,20 @@ def test_an_adapter_of_the_head_is_refused(place: Path, tmp_path: Path) -> None:
         make_trainer(network, renderer.tokenizer, rows, DPO, tmp_path)
 
 
+def test_each_pair_of_a_step_counts_alike(place: Path, tmp_path: Path) -> None:
+    """54 pairs in one micro-batch, or in two of 40 and 14."""
+    found = []
+    for size, many in ((54, 1), (40, 2)):
+        update = {"batch_size": size, "accumulation": many, "epochs": 3, "learning_rate": 0.01}
+        run(place, tmp_path / str(size), DPO.model_copy(update=update))
+        lines = (tmp_path / str(size) / "metrics.jsonl").read_text().splitlines()
+        found.append([json.loads(line) for line in lines])
+    assert len(found[0]) == len(found[1]) == 3
+    for one, two in zip(*found, strict=True):
+        assert two == pytest.approx(one, rel=1e-4, abs=1e-6)
+    assert found[0][-1]["grad_norm"] > 0.1
+
+
 @pytest.mark.parametrize("settings", [DPO, FULL], ids=["lora", "full"])
 def test_the_change_is_extracted_and_grafted(place: Path, tmp_path: Path, settings: Train) -> None:
     run(place, tmp_path / "tuned", settings)

@@ -73,7 +73,10 @@ def test_rows_too_long_or_with_control_tokens_are_counted_and_left_out(place: Pa
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_writes_nothing(place: Path, tmp_path: Path) -> None:
     wild = SETTINGS.model_copy(update={"method": "full", "learning_rate": 1e30})
-    with pytest.raises(TrainError, match=r"^step 2: (loss|gradient norm) is (nan|inf); lower train.learning_rate"):
+    with pytest.raises(
+        TrainError,
+        match=r"^step 2: (loss|gradient norm) is (nan|inf); rows: rows.jsonl:.*; last good checkpoint: none; lower train",
+    ):
         run(place, tmp_path / "out", wild)
     assert list(tmp_path.iterdir()) == []
 

@@ -18,6 +18,7 @@ from shadowft_core.errors import TrainError
 from shadowft_core.params import Train
 from shadowft_core.train.arguments import dpo_config
 from shadowft_core.train.encode import Encoded, ids_column
+from shadowft_core.train.progress import REWARDS
 from shadowft_core.train.saving import Resumable
 from shadowft_core.train.sources import NamesRows, sources_column
 
@@ -50,6 +51,36 @@ class PreferenceTrainer(NamesRows, Resumable, DPOTrainer):  # type: ignore[misc]
         for column, values in columns:
             table = table.append_column(column, pa.array(values.numpy()))
         return datasets.Dataset(table)
+
+    def get_batch_samples(self: Any, *arguments: Any) -> Any:
+        """The micro-batches of the next step, and the weight of each: its share of the pairs of all processes.
+
+        The Trainer takes the mean over micro-batches, in which the pairs of a smaller last one would count for more.
+        """
+        batches, items = super().get_batch_samples(*arguments)
+        real = self.real_batches(len(batches))
+        pairs = [len(batch["input_ids"]) // 2 if one else 0 for batch, one in zip(batches, real, strict=True)]
+        everywhere = self.accelerator.reduce(torch.tensor(pairs, device=self.accelerator.device), "sum").tolist()
+        self._shares = [number / sum(everywhere) for number in everywhere]
+        self._weights = [number * len(batches) * self.accelerator.num_processes / sum(everywhere) for number in pairs]
+        return batches, items
+
+    def log(self: Any, logs: dict[str, float], *arguments: Any, **options: Any) -> None:
+        """TRL's, with means over the pairs of the step, not over its micro-batches."""
+        of_step = self._metrics["train"] if self.model.training else {}
+        for name, values in of_step.items():
+            if name in REWARDS:
+                of_step[name] = [sum(value * share for value, share in zip(values, self._shares, strict=True))]
+        super().log(logs, *arguments, **options)
+
+    def real_batches(self, count: int) -> list[bool]:
+        """For each micro-batch of a step, whether it has rows; with several processes some have none (ranks.py)."""
+        return [True] * count
+
+    def compute_loss(self: Any, *arguments: Any, **options: Any) -> Any:
+        """TRL's loss, times the weight of the micro-batch."""
+        loss = super().compute_loss(*arguments, **options)
+        return loss * self._weights.pop(0) if self.model.training else loss
 
     def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
         """TRL's loss. Its metrics are gathered from processes with unequal numbers of pairs, of which one may be blank

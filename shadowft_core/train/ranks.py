@@ -93,21 +93,11 @@ class RankedTrainer:
         self.gather_function = every
         return super().evaluation_loop(*arguments, **options)  # type: ignore[misc]
 
-    def get_batch_samples(self: Any, *arguments: Any) -> Any:
-        """The micro-batches of the next step, and the weight of each in a mean over all that are not blank."""
-        batches, items = super().get_batch_samples(*arguments)  # type: ignore[misc]
-        everywhere = len(batches) * self.args.world_size
+    def real_batches(self: Any, count: int) -> list[bool]:
+        """For each of the `count` micro-batches of this process in the step that begins, whether it is not blank."""
+        everywhere = count * self.args.world_size
         real = everywhere - (self._blank if self.accelerator.gradient_state.end_of_dataloader else 0)
-        ranked = range(self.args.process_index, everywhere, self.args.world_size)
-        self._weights = [everywhere / real if at < real else 0.0 for at in ranked]
-        return batches, items
-
-    def compute_loss(self: Any, *arguments: Any, **options: Any) -> Any:
-        """TRL's loss. A mean over micro-batches (DPO) gets their weights; a mean over tokens needs none."""
-        loss = super().compute_loss(*arguments, **options)  # type: ignore[misc]
-        if self.model.training and self.loss_is_scaled_for_ga is False:
-            return loss * self._weights.pop(0)
-        return loss
+        return [at < real for at in range(self.args.process_index, everywhere, self.args.world_size)]
 
     def log(self: Any, logs: dict[str, float], *arguments: Any, **options: Any) -> None:
         """Take the tokens of blank batches out of TRL's count."""

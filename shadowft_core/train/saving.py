@@ -163,8 +163,9 @@ class Saver(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
         if args.world_size > 1:
             torch.distributed.barrier()  # each process writes its random numbers, and under FSDP its shards
         if state.is_world_process_zero:
-            over = state.global_step >= state.max_steps or (control.should_training_stop and not self.stopped)
-            self._checkpoints.complete(state.global_step, {"over": over, "tokens": self._tokens, **self._run()})
+            run = self._run()
+            over = state.global_step >= state.max_steps or run["validation"]["stopped_early"]
+            self._checkpoints.complete(state.global_step, {"over": over, "tokens": self._tokens, **run})
         self._last, self._saved_at = time.monotonic(), state.global_step
 
 

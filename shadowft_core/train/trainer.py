@@ -25,12 +25,12 @@ from shadowft_core.train.ranks import share_out
 from shadowft_core.train.saving import Resumable, require_finite
 from shadowft_core.train.sources import NamesRows, SourcedCollator, sources_column
 from shadowft_core.train.steps import run_steps
-from shadowft_core.train.validation import Measured
+from shadowft_core.train.validation import MeanOverTokens, Measured
 
 ALONE = Place()
 
 
-class SupervisedTrainer(NamesRows, Resumable, SFTTrainer):  # type: ignore[misc]  # trl is not typed
+class SupervisedTrainer(MeanOverTokens, NamesRows, Resumable, SFTTrainer):  # type: ignore[misc]  # trl is not typed
     """TRL's trainer of replies."""
 
 
@@ -109,7 +109,8 @@ def fit(
 ) -> dict[str, Any]:
     """Train, and return the facts about validation for train.json.
 
-    `valid_loss` is the mean loss on the validation rows of the weights that are kept, null without such rows;
+    `valid_loss` is the loss on the validation rows of the weights that are kept, as a mean over all learned tokens (dpo:
+    over all pairs), in nats; null without such rows.
     `best_step` and `stopped_early` come from the measurements during the steps.
 
     Goes on from the newest of `checkpoints`. Raises StoppedError if a signal stopped it, TrainError if a loss, a

@@ -5,15 +5,39 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed
 from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from shadowft_core.errors import TrainError
 from shadowft_core.params import Validation
+from shadowft_core.rendering import IGNORED
 from shadowft_core.train.checkpoints import PREFIX
 from shadowft_core.train.progress import Progress
 from shadowft_core.train.saving import load_trained, local, trained
+
+
+class MeanOverTokens:
+    """Mixed into a trainer of replies, before it: `eval_loss` is the mean over all learned tokens, in nats.
+
+    The Trainer takes the mean of each batch's mean, which depends on the size of the batches.
+    """
+
+    def prediction_step(self: Any, model: Any, inputs: dict[str, Any], *given: Any, **named: Any) -> Any:
+        """The Trainer's; remembers the sum of the losses and the number of learned tokens."""
+        learned = (inputs["labels"][..., 1:] != IGNORED).sum()
+        loss, *outputs = super().prediction_step(model, inputs, *given, **named)  # type: ignore[misc]
+        self._sums.append(torch.stack([loss.double() * learned.to(loss.device), learned.to(loss.device)]))
+        return (loss, *outputs)
+
+    def evaluation_loop(self: Any, *given: Any, **named: Any) -> Any:
+        """The Trainer's, with this mean."""
+        self._sums: list[torch.Tensor] = []
+        output = super().evaluation_loop(*given, **named)  # type: ignore[misc]
+        loss, learned = self.accelerator.reduce(torch.stack(self._sums).sum(0), "sum").tolist()
+        output.metrics["eval_loss"] = loss / learned
+        return output
 
 
 class Measured(TrainerCallback):  # type: ignore[misc]  # transformers is not typed

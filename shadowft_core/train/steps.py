@@ -7,6 +7,7 @@ from typing import Any
 
 import torch.distributed
 from transformers import TrainerState
+from transformers.trainer_utils import align_special_tokens
 
 from shadowft_core.errors import StoppedError
 from shadowft_core.train.checkpoints import Checkpoints, Saved
@@ -40,6 +41,7 @@ def run_steps(trainer: Any, checkpoints: Checkpoints, progress: Progress, measur
             trainer._prepare_for_training(saved.step, trainer.get_train_dataloader(), str(saved.folder))
         else:
             trainer._load_from_checkpoint(str(saved.folder))
+        align_special_tokens(trainer.model, trainer.processing_class)  # as `train` does; the config is saved
         trainer.state = TrainerState.load_from_json(str(saved.folder / "trainer_state.json"))
         print(f"train: all {saved.step} steps were done before", file=sys.stderr)
         return

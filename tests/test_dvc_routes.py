@@ -50,7 +50,7 @@ def test_a_change_of_the_third_route_trains_only_that_route(place: Path) -> None
     edit_params(
         place,
         routes={
-            "direct_full": {"model": "instruct", "graft": "--onto-base", "train": {"method": "full", "max_steps": 1}}
+            "direct_full": {"model": "instruct", "graft": "--onto-base", "train": {"method": "full", "max_steps": 3}}
         },
     )
     again = ran(run(place, "dvc", "repro", *(f"{group}@{route}" for group in GROUPS for route in ("shadow", "direct"))))

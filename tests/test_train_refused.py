@@ -196,3 +196,11 @@ def test_a_model_that_extract_could_not_read_is_refused_before_the_first_step(
     assert "train: the adapter will be merged into the model: " in merged.stderr
     assert (tmp_path / "out/model/model.safetensors").is_file()
     assert extract(tmp_path / "hrm_text", tmp_path / "out", tmp_path / "merged")["kind"] == "dense"
+
+
+def test_one_step_with_a_warmup_would_learn_nothing(place: Path, tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"max_steps": 1, "warmup": 0.03})
+    with pytest.raises(TrainError, match=r"one step, and train\.warmup is above 0, so its learning rate is 0"):
+        run(place, tmp_path / "out", settings)
+    assert not (tmp_path / "out").exists()
+    assert run(place, tmp_path / "two", settings.model_copy(update={"max_steps": 2}))["steps"] == 2

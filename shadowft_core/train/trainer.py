@@ -109,9 +109,9 @@ def fit(
 ) -> dict[str, Any]:
     """Train, and return the facts about validation for train.json.
 
-    `valid_loss` is the loss on the validation rows of the weights that are kept, in nats, a mean over all learned tokens
-    (dpo: over all pairs); null without such rows. `best_step` and `stopped_early` come from the
-    measurements during the steps.
+    `valid_loss` is the loss on the validation rows of the weights that are kept, in nats, as a mean over all learned
+    tokens (dpo: over all pairs); null without such rows. `best_step` and `stopped_early` come from the measurements
+    during the steps.
 
     Goes on from the newest of `checkpoints`. Raises StoppedError if a signal stopped it, TrainError if a loss, a
     gradient or a trained weight is not finite, or if the loss rises to that of a guess.

@@ -1,6 +1,8 @@
 #!/bin/bash
 # Trains one route on two nodes with eight GPUs each: sbatch infra/slurm-train.sh shadow
-# params.yaml has train.launch: {processes: 8, nodes: 2, strategy: fsdp}; this folder is on a shared file system.
+# A further route that tunes the Base needs its model, too: sbatch infra/slurm-train.sh ROUTE base
+# Needs train.launch: {processes: 8, nodes: 2, strategy: fsdp} in params.yaml, and this folder on a shared file system.
+# A job that is started again resumes from the last checkpoint.
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
@@ -9,7 +11,6 @@
 set -eu
 . .venv/bin/activate
 route=${1:-shadow}
-model=base
-if [ "$route" != shadow ]; then model=instruct; fi
+if [ "$route" = shadow ]; then model=base; else model=${2:-instruct}; fi
 exec srun --kill-on-bad-exit=1 shadowft train --route "$route" --model "work/pair/$model" \
   --instruct work/pair/instruct --data work/data --out "work/tuned/$route"

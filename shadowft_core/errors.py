@@ -23,7 +23,7 @@
     ├── GraftError                     the graft cannot be written: no scale, or a digest differs from the recipe
     │   └── CastOverflowError          the sum exceeds the output dtype
     ├── TrainError                     the loss is not finite, or nothing can be learnt
-    ├── StoppedError                   SIGTERM or SIGINT stopped a training, which the same command goes on with
+    ├── StoppedError                   SIGTERM or SIGINT stopped a training; the same command resumes it
     ├── EvaluationError                a task is missing, or items differ between arms
     ├── StoreError                     the delta store
     │   ├── StoreUnreachableError      no answer, or wrong credentials

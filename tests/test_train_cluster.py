@@ -163,10 +163,16 @@ def test_processes_in_another_number_are_refused(
 @pytest.mark.parametrize(
     ("settings", "remedy"),
     [
-        ({}, "accumulation 2 with batch_size 8 has the same 16 rows per step"),
-        ({"accumulation": 3}, "accumulation 4 with batch_size 12 has the same 48 rows per step"),
-        ({"batch_size": 1, "accumulation": 3}, "3 rows per step cannot be shared by 2; set accumulation to 2 (2 rows)"),
-        ({"batch_size": 3, "accumulation": 1}, "3 rows per step cannot be shared by 2; set accumulation to 2 (6 rows)"),
+        ({}, "accumulation 2 with batch_size 8 has the same 16 sequences per step"),
+        ({"accumulation": 3}, "accumulation 4 with batch_size 12 has the same 48 sequences per step"),
+        (
+            {"batch_size": 1, "accumulation": 3},
+            "3 sequences per step cannot be shared by 2; set accumulation to 2 (2 sequences)",
+        ),
+        (
+            {"batch_size": 3, "accumulation": 1},
+            "3 sequences per step cannot be shared by 2; set accumulation to 2 (6 sequences)",
+        ),
     ],
     ids=str,
 )

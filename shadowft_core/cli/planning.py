@@ -24,7 +24,9 @@ def plan(
     ),
     preset: Annotated[
         str | None,
-        typer.Option("--preset", help="plan a preset by its table of shapes, with 2,000 rows of 1,000 tokens"),
+        typer.Option(
+            "--preset", help="plan a preset, without pair and data: its known shape, and 2,000 rows of 1,000 tokens"
+        ),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, A100, H100, L4, ...; default: plan.device, else what this machine has")
@@ -35,7 +37,7 @@ def plan(
 ) -> None:
     """Say what a training will need: memory by part, steps, time, money and disk.
 
-    Loads no weights and writes nothing. Exit code 6 if it cannot fit; the error names a change with which it would.
+    Loads no weights and writes nothing. Exit code 6 if it cannot fit; the error names a change of settings that fits.
 
     Example: shadowft plan --device H100
 
@@ -55,7 +57,7 @@ def plan(
 def names(as_json: JsonOption = False) -> None:
     """List the presets: pair, method and published figures.
 
-    Reads nothing of yours; writes nothing.
+    Reads and writes no files.
 
     Example: shadowft preset list
     """

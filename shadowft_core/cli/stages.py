@@ -130,10 +130,11 @@ def train(
     ] = None,
     params: ParamsOption = PARAMS,
 ) -> None:
-    """Tune one model with TRL, LoRA or full, on replies (loss on assistant tokens only) or on preferences.
+    """Tune one model with TRL on replies (loss on assistant tokens only) or on preferences.
 
     Reads the model, the data, and the Instruct's tokenizer and chat template; writes the adapter or the tuned model.
-    With train.launch it starts several processes, or is one of those that torchrun or srun started (docs/training.md).
+    train.method has the method: lora, qlora, osf or full. With train.launch it starts several processes, or is one of
+    those that torchrun or srun started. After an interruption, the same command resumes (docs/training.md).
 
     Example: shadowft train --model work/pair/base --instruct work/pair/instruct --data work/data --out my_tuned
 

@@ -13,7 +13,7 @@ class Lora(Section):
     rank: int = Field(128, ge=1)
     alpha: float = Field(256, gt=0)
     rslora: bool = Field(False, description="rank-stabilised scale, arXiv 2312.03732")
-    dora: bool = Field(False, description="magnitude and direction apart, arXiv 2402.09353")
+    dora: bool = Field(False, description="magnitude and direction trained apart, arXiv 2402.09353")
     dropout: Share = Field(0.0, description="share of the inputs of A set to zero in training")
     targets: Literal["all-linear"] | tuple[str, ...] = Field(
         "all-linear", description="the layers to adapt: all linear layers but the head, or names such as q_proj"
@@ -24,7 +24,7 @@ class Lora(Section):
 
 
 class Osf(Section):
-    """Orthogonal subspace fine-tuning (arXiv 2504.07097), a rival method against forgetting; merged after training."""
+    """Orthogonal subspace fine-tuning (arXiv 2504.07097), a method against forgetting; merged after training."""
 
     preserved: float = Field(
         0.5, gt=0, lt=1, description="share of the singular directions of each linear layer that stay frozen"
@@ -38,7 +38,7 @@ class Dpo(Section):
 
 
 class Launch(Section):
-    """Processes of torchrun. The rows of an optimizer step stay the same whatever their number."""
+    """Processes of torchrun. An optimizer step has the same sequences whatever their number."""
 
     processes: int = Field(1, ge=1, description="processes on each node, one per device")
     nodes: int = Field(1, ge=1, description="nodes; start the same command on each")
@@ -49,10 +49,14 @@ class Validation(Section):
     """The loss on validation rows during training."""
 
     steps: int | None = Field(
-        None, ge=1, description="optimizer steps between two measurements; only at the end if null"
+        None, ge=1, description="optimizer steps between two measurements; when null, measured only at the end"
     )
-    patience: int | None = Field(None, ge=1, description="stop after so many measurements without a lower loss")
-    keep: Literal["last", "best"] = Field("last", description="the weights to save: of the last step or lowest loss")
+    patience: int | None = Field(
+        None, ge=1, description="stop after so many measurements in a row without a new lowest loss"
+    )
+    keep: Literal["last", "best"] = Field(
+        "last", description="the weights to save: of the last step, or of the lowest validation loss"
+    )
 
     @model_validator(mode="after")
     def _needs_steps(self) -> Self:
@@ -62,9 +66,11 @@ class Validation(Section):
 
 
 class Train(Section):
-    """The training run; all routes get the same settings, data order and seed, but for their own `train`."""
+    """The training. All routes share these settings, data order and seed, except what a further route changes."""
 
-    objective: Literal["sft", "dpo"] = Field("sft", description="learn replies, or preferences (rows with rejected)")
+    objective: Literal["sft", "dpo"] = Field(
+        "sft", description="learn replies, or preferences (rows with a rejected reply)"
+    )
     method: Literal["lora", "qlora", "osf", "full"] = Field(
         "lora", description="qlora holds the frozen linear layers in 4 bits (NF4) and needs bitsandbytes"
     )
@@ -76,7 +82,9 @@ class Train(Section):
     )
     epochs: float = Field(1, gt=0, description="passes over the training rows")
     max_steps: int | None = Field(None, ge=1, description="optimizer steps; overrides epochs when set")
-    batch_size: int = Field(16, ge=1, description="sequences per micro-batch and device; packs with packing")
+    batch_size: int = Field(
+        16, ge=1, description="sequences per micro-batch and device; with packing, packs; with dpo, preferences"
+    )
     accumulation: int = Field(1, ge=1, description="micro-batches per optimizer step, over all processes together")
     optimizer: Literal["adamw", "adamw_8bit"] = Field("adamw", description="adamw_8bit needs CUDA and bitsandbytes")
     learning_rate: float = Field(2e-4, gt=0)
@@ -84,12 +92,16 @@ class Train(Section):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     max_length: int = Field(1024, ge=8, description="tokens per sequence; longer rows are counted and left out")
     max_left_out: Share = Field(0.5, description="share of the rows that may be too long or refused by the template")
-    packing: bool = Field(False, description="put several sequences in one of max_length tokens; they do not mix")
-    gradient_checkpointing: bool = Field(False, description="compute activations twice to hold fewer of them")
+    packing: bool = Field(
+        False, description="put several sequences into one pack of max_length tokens; none attends to another"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations again in the backward pass, to hold fewer of them"
+    )
     attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
         "sdpa", description="implementation; flash_attention_2 needs CUDA and flash-attn"
     )
-    liger: bool = Field(False, description="fused kernels and cross entropy of liger-kernel; needs CUDA")
+    liger: bool = Field(False, description="fused kernels of liger-kernel, except its loss; needs CUDA")
     compile: bool = Field(False, description="torch.compile")
     deterministic: bool | None = Field(
         None, description="same seed, same bits; when null, yes on a CPU and no on CUDA, where it costs speed"
@@ -107,11 +119,11 @@ class Train(Section):
         same = [many for many in range(world, rows + 1, world) if rows % many == 0]
         if same:
             many = next((found for found in same if found > self.accumulation), same[-1])  # smaller ones fit in memory
-            remedy = f"accumulation {many} with batch_size {rows // many} has the same {rows} rows per step"
+            remedy = f"accumulation {many} with batch_size {rows // many} has the same {rows} sequences per step"
         else:
             near = {max(1, self.accumulation // world) * world, -(-self.accumulation // world) * world}
-            remedy = f"{rows} rows per step cannot be shared by {world}; set accumulation to " + " or ".join(
-                f"{many} ({self.batch_size * many} rows)" for many in sorted(near)
+            remedy = f"{rows} sequences per step cannot be shared by {world}; set accumulation to " + " or ".join(
+                f"{many} ({self.batch_size * many} sequences)" for many in sorted(near)
             )
         raise ValueError(
             f"accumulation is {self.accumulation}, but launch has {world} processes, which share the micro-batches of "
@@ -120,11 +132,11 @@ class Train(Section):
 
 
 class Checkpoint(Section):
-    """How often training saves its state, so that an interrupted run goes on. The result does not depend on it."""
+    """How often training saves its state, from which an interrupted run resumes. The result does not depend on it."""
 
     steps: int | None = Field(None, ge=1, description="optimizer steps between two checkpoints")
     minutes: float | None = Field(10, gt=0, description="minutes between two checkpoints")
-    keep: int = Field(2, ge=1, description="number of checkpoints to keep; they are removed when training ends")
+    keep: int = Field(2, ge=1, description="number of checkpoints to keep; all are removed when the result is in place")
     folder: str = Field("var/checkpoints", min_length=1, description="outside the folders that DVC owns")
 
 

@@ -120,14 +120,16 @@ def plan_params(
 
 
 def require_fits(routes: dict[str, dict[str, Any]]) -> None:
-    """Raise TrainError for the first route that does not fit, with both sizes and the change that would."""
+    """Raise TrainError for the first route that does not fit, with both sizes and a change of settings that fits."""
     for name, found in routes.items():
         if not found["fits"]:
             largest = sorted(found["memory"].items(), key=lambda part: -part[1])[:3]
             parts = ", ".join(f"{part} {size / 1e9:.1f}" for part, size in largest)
             change = found["change"]
             remedy = (
-                f"set {change}" if change else "no smaller batch, checkpointing, qlora or fsdp helps; use a larger one"
+                f"set {change}"
+                if change
+                else "no change of batch, checkpointing, method or fsdp is enough; use a larger device"
             )
             raise TrainError(
                 f"route {name}: training needs {found['peak'] / 1e9:.1f} GB on each device at its peak ({parts}), "
@@ -138,10 +140,14 @@ def require_fits(routes: dict[str, dict[str, Any]]) -> None:
 def _assumed(setting: Setting, lengths: Lengths, on: Device, utilisation: str) -> list[str]:
     found = [utilisation]
     if not lengths.counted:
-        found.append("tokens: 3.5 characters each and 30 a row; `shadowft prepare --tokenizer DIR` counts them")
-        found.append(f"memory: a batch of rows of train.max_length {setting.train.max_length}, since none is counted")
+        found.append(
+            "tokens: estimated, 3.5 characters each and 30 more a row; `shadowft prepare --tokenizer DIR` counts them"
+        )
+        found.append(
+            f"memory: of rows with train.max_length {setting.train.max_length} tokens, since tokens were not counted"
+        )
     if on.kind == "cuda":
-        found.append("memory on CUDA is derived from the same causes as on a CPU, and was not compared with a GPU")
+        found.append("memory on CUDA: computed part by part as on a CPU, but never compared with a real GPU")
     if setting.shape.others:
         found.append("images: their tokens and the work of the vision tower are not counted")
     return found

@@ -41,7 +41,7 @@ Accept = Callable[[Path, Path | Mapping[str, tuple[int, ...]]], None]
 
 OnLine = Callable[[Mapping[str, float]], None]
 Follow = Callable[[Mapping[str, Any]], AbstractContextManager[OnLine]]
-"""from everything that a training depends on, to a context manager of a function that gets its lines as they come"""
+"""takes everything that the training depends on; its context manager gives the function to call with each line"""
 
 
 def unfollowed(_: Mapping[str, Any]) -> AbstractContextManager[OnLine]:
@@ -78,8 +78,9 @@ def train(
     `osf`, and an adapter that `extract` cannot take, are merged in float32 and give model/. A model with a vision tower
     keeps it and its projector as they are.
 
-    Both routes use the same arithmetic: float32 weights (bfloat16 autocast on CUDA only), the same order of rows, the
-    same adapter initialisation, AdamW without weight decay, gradients clipped at norm 1.
+    All routes use the same arithmetic: float32, on CUDA with bfloat16 autocast; frozen weights may be stored in 16 bits
+    (frozen.py). They share the order of rows, the adapter initialisation, AdamW without weight decay, and gradients
+    clipped at norm 1.
 
     With `replay`, it also trains on the rows of replay.parquet, if `prepare` wrote it.
 
@@ -91,8 +92,8 @@ def train(
     start: the factors of a LoRA are those of the new adapter, any other delta is added to the weights in float32. What
     is saved has the whole change against `model`.
 
-    With `checkpoint`, the state is saved during the steps, and an interrupted run goes on from there; the result has
-    the same bytes. The checkpoints are removed when `out` is in place.
+    With `checkpoint`, the state is saved during the steps, and an interrupted run resumes from it; on a CPU the result
+    has the same bytes. The checkpoints are removed when `out` is in place.
 
     `follow` gets the lines of metrics.jsonl as they come, with seconds and tokens per second.
 

@@ -21,7 +21,7 @@ from torch.distributed.elastic.rendezvous import RendezvousInfo, RendezvousStore
 from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
 from torch.distributed.launcher.api import LaunchConfig, launch_agent
 
-PATIENCE = 24 * 3600  # seconds that processes may take to end after SIGTERM; a scheduler kills long before
+PATIENCE = 24 * 3600  # seconds that processes may take to end after SIGTERM; schedulers kill them much earlier
 JOINING = 900  # seconds in which all nodes must have joined
 
 

@@ -32,8 +32,8 @@ class Interrupt:
             for one, handler in former.items() if alone else ():
                 signal.signal(one, handler)  # the next one does what it did before
             self.number = number
-            name = signal.Signals(number).name
-            os.write(2, f"train: {name}: stops after this micro-batch and saves; again: ends at once\n".encode())
+            name, second = signal.Signals(number).name, "; a second signal ends it at once" if alone else ""
+            os.write(2, f"train: {name}: stopping after this micro-batch and saving{second}\n".encode())
 
         try:
             for number in SIGNALS:

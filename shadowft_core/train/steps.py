@@ -55,7 +55,7 @@ def run_steps(trainer: Any, checkpoints: Checkpoints, progress: Progress, measur
         raise StoppedError(
             f"stopped by {signal.Signals(number).name} after step {trainer.state.global_step} of "
             f"{trainer.state.max_steps}; "
-            + (f"run the same command again to go on from step {kept}" if kept else "no step is saved"),
+            + (f"run the same command again to go on from step {kept}" if kept else "no step was saved"),
             number,
         )
 

@@ -155,7 +155,7 @@ def test_a_refusal_names_a_change_that_fits(gigabytes: float, train: Train, chan
 def test_what_no_change_makes_fit_is_said() -> None:
     found = plan(SHAPE, Train(), LONG, on(1))
     assert (found["fits"], found["change"]) == (False, None)
-    with pytest.raises(TrainError, match="use a larger one"):
+    with pytest.raises(TrainError, match="use a larger device"):
         require_fits({"shadow": found})
 
 

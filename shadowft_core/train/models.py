@@ -16,6 +16,7 @@ from shadowft_core.files import read_json_object, write_json_atomically
 from shadowft_core.params import Train
 from shadowft_core.train.frozen import keep_narrow, stored_dtype
 from shadowft_core.train.methods import merged, quantisation
+from shadowft_core.train.saving import writing
 from shadowft_core.weights import Checkpoint
 
 PLAIN = Train()
@@ -104,7 +105,14 @@ def save_model(network: Any, whole: bool, folder: Path) -> None:
     """Write model/ or adapter/ into the folder, without paths, so that equal runs give equal bytes.
 
     model/ is float32. An adapter is added to the weights in float32; every other weight keeps its bits.
+
+    Raises TrainError if the disk is full.
     """
+    with writing(folder / ("model" if whole else "adapter")):
+        _save(network, whole, folder)
+
+
+def _save(network: Any, whole: bool, folder: Path) -> None:
     if whole:
         model = merged(network) if hasattr(network, "merge_and_unload") else network
         model.save_pretrained(folder / "model", max_shard_size=SHARD)

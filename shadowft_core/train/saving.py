@@ -5,25 +5,29 @@ written in their own dtype by name, so whatever the method, the same bits come b
 """
 
 import random
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from shadowft_core.errors import TrainError
-from shadowft_core.train.checkpoints import Checkpoints
+from shadowft_core.train.checkpoints import PREFIX, Checkpoints
 from shadowft_core.train.interrupts import Interrupt
 from shadowft_core.train.launch import Place
 
 Run = Callable[[], dict[str, Any]]
 WEIGHTS = "trained.safetensors"
+UNWRITTEN = ("inline_container", "iostream", "PytorchStreamWriter")  # in the RuntimeError of torch.save
 
 
 class Resumable:
@@ -41,6 +45,10 @@ class Resumable:
             folder.mkdir(parents=True, exist_ok=True)
             weights = {name: local(weight).contiguous() for name, weight in trained(self.model)}
             save_file(weights, folder / self.own_file(WEIGHTS))
+
+    def _save_checkpoint(self: Any, *given: Any, **named: Any) -> None:
+        with writing(Path(self.args.output_dir, f"{PREFIX}{self.state.global_step}")):
+            super()._save_checkpoint(*given, **named)  # type: ignore[misc]
 
     def _load_from_checkpoint(self: Any, resume_from_checkpoint: str, model: Any = None) -> None:
         load_trained(self.model if model is None else model, Path(resume_from_checkpoint) / self.own_file(WEIGHTS))
@@ -73,6 +81,26 @@ class Resumable:
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write none: it names paths."""
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Turn a failure to write `place`, of whatever library, into a TrainError, and remove what was written of it."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        text = " ".join(str(error).split())
+        if isinstance(error, RuntimeError) and not any(word in text for word in UNWRITTEN):
+            raise
+        if place.is_dir():
+            shutil.rmtree(place, ignore_errors=True)
+        else:
+            place.unlink(missing_ok=True)
+        free = shutil.disk_usage(next(folder for folder in place.absolute().parents if folder.is_dir())).free
+        raise TrainError(
+            f"{place}: cannot be written ({text:.200}); {free / 1e9:.1f} GB are free there; make room and run the same "
+            "command again"
+        ) from None
 
 
 def local(value: Any) -> Any:
@@ -165,7 +193,8 @@ class Saver(TrainerCallback):  # type: ignore[misc]  # transformers is not typed
         if state.is_world_process_zero:
             run = self._run()
             over = state.global_step >= state.max_steps or run["validation"]["stopped_early"]
-            self._checkpoints.complete(state.global_step, {"over": over, "tokens": self._tokens, **run})
+            with writing(Path(args.output_dir, f"{PREFIX}{state.global_step}")):
+                self._checkpoints.complete(state.global_step, {"over": over, "tokens": self._tokens, **run})
         self._last, self._saved_at = time.monotonic(), state.global_step
 
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from shadowft_core.params import Validation
 from shadowft_core.rendering import IGNORED
 from shadowft_core.train.checkpoints import PREFIX
 from shadowft_core.train.progress import Progress
-from shadowft_core.train.saving import load_trained, local, trained
+from shadowft_core.train.saving import load_trained, local, trained, writing
 
 
 class MeanOverTokens:
@@ -122,9 +123,14 @@ class Measured(TrainerCallback):  # type: ignore[misc]  # transformers is not ty
     def _save(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         partial = self._file.with_suffix(".partial")
-        save_file({name: local(weight).contiguous() for name, weight in trained(self._trainer.model)}, partial)
+        with writing(partial):
+            save_file({name: local(weight).contiguous() for name, weight in trained(self._trainer.model)}, partial)
         os.replace(partial, self._file)  # a checkpoint may hold the former file
 
     def _link(self, old: Path, new: Path) -> None:
         new.unlink(missing_ok=True)
-        os.link(old, new)
+        try:
+            os.link(old, new)
+        except OSError:  # a file system without hard links
+            with writing(new):
+                shutil.copyfile(old, new)

@@ -119,8 +119,8 @@ def test_a_run_reads_the_champion_each_time_and_of_its_own_model_only(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     scratch = load_params(with_routes(tmp_path))
-    assert steps.moving(scratch, "other") == frozenset()
+    assert steps.reading_the_ledger(scratch, "other") == frozenset()
     warm = load_params(with_routes(tmp_path, weekly={"model": "base", "train": {"start": "champion"}}))
-    assert steps.moving(warm, None) == steps.moving(warm, "shadowft-pico") == {"start"}
+    assert steps.reading_the_ledger(warm, None) == steps.reading_the_ledger(warm, "shadowft-pico") == {"start"}
     with pytest.raises(ParamsError, match=r"registry\.name in params\.yaml, but this run is for other; set"):
-        steps.moving(warm, "other")
+        steps.reading_the_ledger(warm, "other")

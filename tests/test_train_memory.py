@@ -46,7 +46,7 @@ def test_it_tries_once_more_with_half_the_micro_batch(
     assert (facts["settings"]["batch_size"], facts["rows_per_step"], facts["steps"]) == (6, 6, 18)
     said = capfd.readouterr().err
     assert "out of memory with train.batch_size 6" in said
-    assert "tries once more with batch_size 3, accumulation 2" in said
+    assert "trying once more with batch_size 3, accumulation 2" in said
     assert ("resumed at step 4 of 18" in said) == bool(from_step)
     assert not any((tmp_path / "kept").iterdir())
     if not from_step:

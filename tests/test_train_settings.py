@@ -179,7 +179,9 @@ def test_a_field_reaches_the_trainer(built: Built, field: str) -> None:
     ],
     ids=str,
 )
-def test_values_of_a_field(base: Path, tmp_path: Path, settings: dict[str, Any], trained: dict[str, Any]) -> None:
+def test_rates_scales_and_optimizer_follow_the_settings(
+    base: Path, tmp_path: Path, settings: dict[str, Any], trained: dict[str, Any]
+) -> None:
     """`rates` are the learning rates of steps 0 to 3 of 4, relative to train.learning_rate."""
     plain = {"lora": {"rank": 8, "alpha": 16}, "schedule": "constant", "warmup": 0}
     built = built_for(base, Train.model_validate(plain | settings), tmp_path)

@@ -71,7 +71,7 @@ class Run:
         Raises a ShadowError.
         """
         self._params = steps.preflight(Path("params.yaml"), self._model_name)
-        self._plan = read_plan(steps.moving(self._params, self._model_name))
+        self._plan = read_plan(steps.reading_the_ledger(self._params, self._model_name))
         steps.require_disk(self._params, self._plan["fetch"].outs)
         self._git = git_state(Path())  # before the run, which rewrites dvc.lock
         clock = Clock({stage.name: stage.seconds for stage in self.stages} | ACT_SECONDS, Path("var/durations.json"))

@@ -66,7 +66,7 @@ def preflight(params_file: Path, model_name: str | None) -> Params:
     return params
 
 
-def moving(params: Params, model_name: str | None) -> frozenset[str]:
+def reading_the_ledger(params: Params, model_name: str | None) -> frozenset[str]:
     """The stages that read what DVC does not watch: `start`, if a route starts from the champion, which may have moved.
 
     Raises ParamsError if the run has another model name than params.yaml, which that stage reads.

@@ -64,9 +64,8 @@ def memory(setting: Setting, batch: Batch) -> dict[str, float]:
     # The optimizer frees the gradients of a step, so the first micro-batch meets none.
     before = gradients if setting.train.accumulation > 1 else 0.0
     full = setting.train.method in ("full", "osf")
-    own = (
-        setting.shape.embedding * F32 if full else 0.0
-    )  # the gradient of the head, or of the embedding, before its sum
+    # The gradient of the head, or of the embedding, before it is added up.
+    own = setting.shape.embedding * F32 if full else 0.0
     kept, layer = activations(setting, batch)
     recomputed = layer if setting.train.gradient_checkpointing else 0.0
     moments: tuple[dict[str, float], ...] = (

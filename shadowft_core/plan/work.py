@@ -11,9 +11,8 @@ from shadowft_core.files import read_json_object
 from shadowft_core.params import Checkpoint
 from shadowft_core.plan.memory import Setting, trained_weights
 
-CHARACTERS = (
-    3.5  # per token, where tokens were not counted: between English (4 to 5) and code or other scripts (2 to 3)
-)
+# Per token, where tokens were not counted: between English (4 to 5) and code or other scripts (2 to 3).
+CHARACTERS = 3.5
 OF_TEMPLATE = 30  # tokens that a chat template adds to a row
 FILL = 0.95  # share of a pack that best fit decreasing fills
 LEVELS = (0.0, 0.5, 0.95, 1.0)

@@ -61,7 +61,7 @@ class _Follower(threading.Thread):
         self._status, self._left = "", False
 
     def end(self, status: str) -> None:
-        """Have the run end with this status; waits for MLflow, but at most WAIT seconds."""
+        """End the run with this status; waits at most WAIT seconds for MLflow."""
         self._status = status
         self._over.set()
         self.join(WAIT)

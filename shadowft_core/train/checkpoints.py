@@ -104,7 +104,7 @@ class Checkpoints:
         return read_json_object(file) if file.exists() else None
 
     def go_on_with(self, smaller: dict[str, int]) -> None:
-        """Have this run, and the one that goes on after it, use smaller micro-batches."""
+        """Record smaller micro-batches, which this run uses when it starts again."""
         write_json_atomically(self.folder / SMALLER, smaller)
 
     @property
@@ -175,8 +175,8 @@ def open_checkpoints(settings: Checkpoint | None, identity: Mapping[str, Any], r
         if others:
             size = sum(path.stat().st_size for place in others for path in place.rglob("*") if path.is_file())
             print(
-                f"train: {root} also holds {size / 1e9:.1f} GB of {len(others)} other unfinished runs; remove what you "
-                "do not need",
+                f"train: {root} also holds {size / 1e9:.1f} GB of {len(others)} other unfinished runs; remove the "
+                "folders of those that you will not resume",
                 file=sys.stderr,
             )
         yield Checkpoints(folder, folder / "saving", key, settings)

@@ -17,7 +17,7 @@ WORDS = ("can't allocate memory", "not enough memory")  # of torch's CPU allocat
 
 
 class RetryError(TrainError):
-    """A training ran out of memory, and its checkpoints say that it goes on with smaller micro-batches."""
+    """A training ran out of memory; the next try reads the smaller micro-batches from its checkpoint folder."""
 
 
 def retried(run: Callable[P, None]) -> Callable[P, None]:
@@ -41,7 +41,7 @@ def retried(run: Callable[P, None]) -> Callable[P, None]:
 
 
 def as_retried(params: Train, checkpoints: Checkpoints) -> Train:
-    """The settings, with the micro-batches to which the run came down."""
+    """The settings, with smaller micro-batches if an earlier try ran out of memory."""
     return params.model_copy(update=checkpoints.smaller or {})
 
 
@@ -66,7 +66,7 @@ def memory_checked(params: Train, model: Path, checkpoints: Checkpoints, alone: 
             smaller = {"batch_size": params.batch_size // parts, "accumulation": params.accumulation * parts}
             checkpoints.go_on_with(smaller)
             raise RetryError(
-                f"{said}; tries once more with batch_size {smaller['batch_size']}, accumulation "
+                f"{said}; trying once more with batch_size {smaller['batch_size']}, accumulation "
                 f"{smaller['accumulation']}"
             ) from None
         raise TrainError(

@@ -115,7 +115,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is not ty
             print(f"{shown} eta {left:.0f}s {speed}", file=sys.stderr, flush=True)
 
     def validated(self, step: int, loss: float | None) -> float | None:
-        """Pass the validation loss after the training on to who follows it; returns it."""
+        """Pass the validation loss measured after training to `on_line`; returns it."""
         if loss is not None:
             self._on_line({"step": step, "valid_loss": loss})
         return loss

@@ -66,7 +66,7 @@ def data_digest(data: Path) -> str:
 def _print_rows(rows: Encoded, valid: Encoded, params: Train) -> None:
     sequences = len(rows.input_ids) + len(rows.rejected)
     print(
-        f"train: {rows.used} rows in {sequences} sequences, {valid.used} to validate; left out: "
+        f"train: {rows.used} rows in {sequences} sequences, {valid.used} rows to validate; left out: "
         f"{rows.too_long + valid.too_long} longer than {params.max_length} tokens",
         file=sys.stderr,
     )

@@ -74,7 +74,7 @@ class Measured(TrainerCallback):  # type: ignore[misc]  # transformers is not ty
         self._running = True
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
-        """See on_train_begin."""
+        """What is measured from now on is not one of the measurements during the steps."""
         self._running = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

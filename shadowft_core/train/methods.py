@@ -167,7 +167,13 @@ def _lora_config(network: Any, params: Train, apart: list[str], token_rows: dict
 
 def _osf_config(network: Any, params: Train, linear: list[str]) -> OSFConfig:
     for name in linear:
-        small = min(network.get_submodule(name).weight.shape)
+        layer = network.get_submodule(name)
+        if not isinstance(layer, torch.nn.Linear):  # PEFT would leave it out in silence
+            raise TrainError(
+                f"train.method osf adapts layers of the class Linear, and {name} is a {type(layer).__name__}; set "
+                "train.method to lora or full"
+            )
+        small = min(layer.weight.shape)
         if int(small * params.osf.preserved) == 0:
             raise TrainError(
                 f"train.osf.preserved {params.osf.preserved} keeps none of the {small} singular directions of {name}; "

@@ -1,6 +1,7 @@
 """Settings that depend on the machine: refused before anything is loaded, or in effect and said in train.json."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -57,6 +58,15 @@ def test_a_missing_package_names_the_extra_and_a_missing_compiler_is_refused(mon
     monkeypatch.setenv("PATH", "")
     with pytest.raises(TrainError, match="needs a C\\+\\+ compiler"):
         require_available(SETTINGS.model_copy(update={"compile": True}), False)
+
+
+def test_a_deterministic_training_asks_cublas_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "CUBLAS_WORKSPACE_CONFIG"
+    monkeypatch.delenv(name, raising=False)
+    device.set_up(SETTINGS.model_copy(update={"deterministic": False}))
+    assert name not in os.environ
+    device.set_up(SETTINGS.model_copy(update={"deterministic": True}))
+    assert os.environ[name] == ":4096:8"
 
 
 def test_images_and_packing_are_refused() -> None:

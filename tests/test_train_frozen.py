@@ -18,7 +18,7 @@ from shadowft_core.train.frozen import FrozenEmbedding, frozen_bytes_saved, keep
 from shadowft_core.train.methods import merged
 from shadowft_core.weights import open_checkpoint
 from tests.fixtures.families import TEXT, save_family
-from tests.fixtures.training import SETTINGS, run, tree
+from tests.fixtures.training import SETTINGS, run, tree, word_tokenizer
 from tests.fixtures.vision import save_vision
 
 IDS = torch.arange(24).reshape(2, 12)
@@ -140,6 +140,33 @@ def test_rows_that_change_and_whole_modules_stay_float32(tmp_path: Path) -> None
     assert model.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
     assert type(model.lm_head) is torch.nn.Linear
     assert not any(isinstance(module, FrozenEmbedding) for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("change", "vocabulary", "wide"),
+    [
+        ({}, True, set()),
+        ({}, False, {"embed_tokens"}),  # the tied head with it
+        ({"lora": Lora(modules_to_save=("mlp.up_proj",))}, True, {"up_proj"}),
+        ({"lora": Lora(modules_to_save=("lm_head",))}, True, {"embed_tokens"}),  # tied to it
+        ({"method": "full"}, True, {"embed_tokens", "q_proj", "k_proj", "v_proj", "o_proj"}),
+        ({"method": "osf"}, True, {"embed_tokens", "q_proj", "k_proj", "v_proj", "o_proj"}),
+    ],
+    ids=str,
+)
+def test_what_trains_or_changes_is_loaded_in_float32(
+    copied: Path, change: dict[str, Any], vocabulary: bool, wide: set[str]
+) -> None:
+    """A step smaller than 2^-9 of a weight would be rounded away in bfloat16."""
+    cast(copied / "base", torch.bfloat16)
+    settings = SETTINGS.model_copy(update=change)
+    checkpoint = open_checkpoint(copied / "base")
+    network = models.load_to_train(checkpoint, word_tokenizer(), settings, False, vocabulary)
+    dtypes = {(name.split(".")[-2], p.dtype) for name, p in network.named_parameters() if p.ndim == 2}
+    assert {name for name, dtype in dtypes if dtype == torch.float32} == wide | (
+        {"gate_proj", "up_proj", "down_proj"} if "method" in change else set()
+    )
+    assert len(dtypes) == 8
 
 
 def test_an_adapter_is_merged_in_float32(tmp_path: Path) -> None:

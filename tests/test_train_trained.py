@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from shadowft_core import loading
 from shadowft_core.errors import TrainError
 from shadowft_core.params import Lora, Osf, Train
-from shadowft_core.train.methods import with_method
+from shadowft_core.train.methods import quantisation, with_method
 from shadowft_core.train.models import save_model
 from tests.fixtures.families import TEXT
 from tests.fixtures.vision import save_vision
@@ -46,6 +46,15 @@ def test_an_adapter_trains_no_bias_and_no_weight_of_the_model(family: str, metho
     found = trained(with_method(network, settings(method)))
     assert found
     assert [name for name in found if not re.search(OF_METHOD[method], name)] == []
+
+
+def test_the_frozen_layers_of_qlora_are_nf4_with_double_quantisation() -> None:
+    """What is asked of bitsandbytes; tests/test_train_qlora.py loads with it where it is installed."""
+    found = quantisation(settings("qlora"))
+    assert found is not None
+    assert (found.load_in_4bit, found.bnb_4bit_quant_type, found.bnb_4bit_use_double_quant) == (True, "nf4", True)
+    assert found.bnb_4bit_compute_dtype == (torch.bfloat16 if torch.cuda.is_available() else torch.float32)
+    assert all(quantisation(settings(method)) is None for method in ("lora", "osf", "full"))
 
 
 def test_osf_of_a_layer_that_peft_leaves_out_is_refused() -> None:

@@ -76,6 +76,8 @@ def _call(loader: Any, folder: Path, source: Path | None, **options: Any) -> Any
 
 
 def _require_plain(folder: Path) -> None:
+    if not folder.is_dir():  # transformers would take it for a name on the hub
+        raise CheckpointError(f"{folder}: no such folder; expected a Hugging Face model folder")
     if (folder / "adapter_config.json").exists():
         raise CheckpointError(
             f"{folder / 'adapter_config.json'}: transformers would add this adapter to the weights of the model in the "

@@ -70,6 +70,12 @@ def test_an_alias_and_a_merge_without_a_second_value_are_read(tmp_path: Path) ->
             "  dato: shadowft",
             "prepare.dato: no such field.*; missing: prepare.data; the params.yaml of the project has them$",
         ),
+        (
+            "accumulation: 1",
+            "launch: {processes: 2}",
+            "params.yaml: train: accumulation is 1, .* same 16 sequences per step$",
+        ),
+        ("graft: --onto-base}", "graft: ''}", "params.yaml: routes.direct must be .*: it is the control$"),
         ("[pico_domain_dev]", "&a [*a]", "not a tree of named values"),
         ("routes:", "? [a, b]\n: 1\nroutes:", "not readable as YAML"),
         ("routes:", "a: !!python/name:os.system\nroutes:", "not readable as YAML"),

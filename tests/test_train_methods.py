@@ -209,6 +209,13 @@ def test_names_and_shares_that_fit_no_layer_are_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_rank_that_adds_nothing_is_named(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = STEPS.model_copy(update={"max_steps": 1, "lora": Lora(rank=100, targets=("q_proj",))})
+    run(place, tmp_path / "out", settings)
+    said = "train.lora.rank 100 is above the smaller dimension of 2 of 2 matrices (the least is "
+    assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -36,6 +36,16 @@ def test_weights_that_are_not_finite_are_not_kept(place: Path, tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
+@pytest.mark.parametrize("which", ["model", "instruct"])
+def test_a_missing_model_is_refused_before_the_rows_are_rendered(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], which: str
+) -> None:
+    folders = {"model": place / "base", "instruct": place / "instruct"} | {which: tmp_path / "absent"}
+    with pytest.raises(CheckpointError, match=r"absent: no such folder; expected a Hugging Face model folder$"):
+        train(**folders, data=place / "data", params=SETTINGS, out=tmp_path / "out")
+    assert capsys.readouterr().err == ""
+
+
 def test_rows_too_long_or_with_control_tokens_are_counted_and_left_out(place: Path, tmp_path: Path) -> None:
     def row(asked: str) -> dict[str, Any]:
         return {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": "is 3"}]}

@@ -5,6 +5,8 @@ import os
 import re
 import shutil
 import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from shadowft_core.errors import TrainError
 from shadowft_core.params import Checkpoint, Lora, Train, Validation
 from shadowft_core.train import train
+from shadowft_core.train.checkpoints import open_checkpoints
 from tests.fixtures.interrupted import Training
 from tests.fixtures.training import SETTINGS, run, tree
 
@@ -167,8 +170,28 @@ def test_another_setting_begins_at_the_first_step_and_names_what_is_left(runs: R
     other = runs.start()
     assert other.ended() == 0
     assert "resumed" not in other.said
-    assert f"{runs.kept} also holds 0.0 GB of 1 other unfinished runs" in other.said
+    assert f"{runs.kept} also holds 0.0 GB of 1 other runs, unfinished or going on" in other.said
     assert len(list(runs.kept.iterdir())) == 1
+
+
+def test_other_runs_may_write_and_remove_checkpoints_meanwhile(tmp_path: Path) -> None:
+    ended = threading.Event()
+
+    def save_and_remove() -> None:
+        while not ended.is_set():
+            (tmp_path / "other/checkpoint-1/inner").mkdir(parents=True)
+            (tmp_path / "other/checkpoint-1/inner/file").write_bytes(b"1")
+            shutil.rmtree(tmp_path / "other/checkpoint-1")
+
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(save_and_remove)
+        try:
+            for n in range(300):
+                with open_checkpoints(Checkpoint(folder=str(tmp_path)), {"run": n}):
+                    pass
+        finally:
+            ended.set()
+        other.result()
 
 
 def test_one_run_at_a_time_has_the_checkpoints(runs: Runs, tmp_path: Path) -> None:
@@ -227,11 +250,13 @@ def test_validation_without_rows_is_refused_before_anything_is_loaded(place: Pat
     shutil.copytree(place / "data", tmp_path / "data")
     file = tmp_path / "data/valid.parquet"
     pq.write_table(pq.read_table(file).slice(0, 0), file)
+    unloadable = shutil.copytree(place / "base", tmp_path / "model")
+    (unloadable / "config.json").unlink()
     settings = LORA.model_copy(update={"validation": Validation(steps=2)})
     with pytest.raises(
         TrainError, match=r"valid.parquet: no rows, but train.validation.steps is 2; raise prepare.valid"
     ):
-        train(tmp_path / "no model", place / "instruct", tmp_path / "data", settings, tmp_path / "out")
+        train(unloadable, place / "instruct", tmp_path / "data", settings, tmp_path / "out")
 
 
 def test_a_loss_that_is_not_finite_names_the_rows_and_the_last_good_checkpoint(place: Path, tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ def problems(error: ValidationError, above: str = "") -> str:
     missing, rest = [], []
     for e in error.errors():
         field = above + ".".join(str(part) for part in e["loc"] if not _BRANCH.match(str(part)))
-        field = field.removesuffix(".") or "the file"
+        field = field.removesuffix(".")
+        whole = isinstance(e["input"], dict)  # a check across fields, which names them and their values itself
         text = e["msg"]
         for pydantic_term, yaml_term in _YAML_TERMS:
             text = text.replace(pydantic_term, yaml_term)
@@ -33,5 +34,6 @@ def problems(error: ValidationError, above: str = "") -> str:
         elif e["type"] == "extra_forbidden":  # the value may be a misplaced key or password
             rest.append(f"{field}: no such field; correct or remove it")
         else:
-            rest.append(f"{field}: {text} (found {e['input']!r:.80})")
+            found = "" if whole and e["type"] == "value_error" else f" (found {e['input']!r:.80})"
+            rest.append((f"{field}: " if field else "" if whole else "the file: ") + text + found)
     return "; ".join(rest + [f"missing: {', '.join(missing)}; the params.yaml of the project has them"] * bool(missing))

@@ -128,10 +128,10 @@ def train(
     require_available(params, images)
     where, began, begin = take_place(params.launch), time.monotonic(), read_start(params, start)
     set_up(params)
+    starting, teacher = open_checkpoint(model), open_checkpoint(instruct)  # before hours of rendering
     renderer = load_renderer(instruct, render)
     tokenizer, processor = renderer.tokenizer, renderer.processor if images else None
     rows, valid, counts = encoded_rows(data, renderer, params, replay, processor is not None)
-    starting, teacher = open_checkpoint(model), open_checkpoint(instruct)
     untrained = untrained_in_rows(starting, teacher, renderer, rows)
     if untrained:
         print(f"train: {described(untrained, starting, render.template_tokens)}", file=sys.stderr)

@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -173,10 +173,10 @@ def open_checkpoints(settings: Checkpoint | None, identity: Mapping[str, Any], r
         (folder / "saving").mkdir(exist_ok=True)
         others = [place for place in root.iterdir() if place.is_dir() and place != folder]
         if others:
-            size = sum(path.stat().st_size for place in others for path in place.rglob("*") if path.is_file())
+            size = sum(map(_bytes_in, others))
             print(
-                f"train: {root} also holds {size / 1e9:.1f} GB of {len(others)} other unfinished runs; remove the "
-                "folders of those that you will not resume",
+                f"train: {root} also holds {size / 1e9:.1f} GB of {len(others)} other runs, unfinished or going on; "
+                "remove the folders of those that you will not resume",
                 file=sys.stderr,
             )
         yield Checkpoints(folder, folder / "saving", key, settings)
@@ -186,6 +186,16 @@ def open_checkpoints(settings: Checkpoint | None, identity: Mapping[str, Any], r
         if folder.is_dir() and not left:  # nothing to go on from
             shutil.rmtree(folder)
         os.close(lock)
+
+
+def _bytes_in(folder: Path) -> int:
+    """The size of the files, without those that another run removes meanwhile."""
+    size = 0
+    for place, _, names in os.walk(folder):  # passes over folders that vanish
+        for name in names:
+            with suppress(FileNotFoundError):
+                size += (Path(place) / name).stat().st_size
+    return size
 
 
 def _step_of(folder: Path) -> int:

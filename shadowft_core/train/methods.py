@@ -235,6 +235,15 @@ def _print_adapted(network: Any, apart: list[str]) -> None:
     layers |= {name.partition(".osf_svd")[0] for name, _ in network.named_parameters() if ".osf_svd" in name}
     kinds = sorted({name.replace(".base_layer", "").rpartition(".")[2] for name in layers})
     print(f"train: adapts {len(layers)} matrices: {', '.join(kinds)}", file=sys.stderr)
+    tensors = dict(network.named_parameters())
+    firsts = {name: t for name, t in tensors.items() if ".lora_A." in name and t.ndim == 2}
+    pairs = [(a.shape, tensors[name.replace(".lora_A.", ".lora_B.")].shape) for name, a in firsts.items()]
+    if over := [min(a[1], b[0]) for a, b in pairs if a[0] > min(a[1], b[0])]:
+        print(
+            f"train: train.lora.rank {pairs[0][0][0]} is above the smaller dimension of {len(over)} of {len(pairs)} "
+            f"matrices (the least is {min(over)}); there it takes memory and adds nothing",
+            file=sys.stderr,
+        )
     named = network.get_base_model().named_parameters()
     inside = ((n, p) for n, p in named if not n.startswith(tuple(f"{part}." for part in apart)))
     if experts := [n for n, p in inside if p.ndim == 3 and ".base_layer." not in n]:

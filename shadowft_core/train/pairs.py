@@ -82,6 +82,8 @@ def require_settings(params: Train) -> None:
     """Raises TrainError for settings that the objective dpo cannot honour."""
     if params.objective != "dpo":
         return
+    if params.packing:
+        raise TrainError("train.packing: true packs single replies, and train.objective is dpo; set it to false")
     precomputed = params.method not in ("lora", "qlora") or params.lora.modules_to_save
     if precomputed and params.launch.strategy == "fsdp":
         raise TrainError(

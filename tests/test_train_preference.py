@@ -213,7 +213,7 @@ def test_the_computed_reference_is_that_of_the_start_without_dropout(place: Path
     network, tokenizer, rows, params = network_of(place, "warm", lora=Lora(rank=8, alpha=16, dropout=0.5))
     expected = log_probabilities(network.eval(), rows)
     found = make_trainer(network.train(), tokenizer, rows, params, tmp_path).train_dataset
-    assert network.training
+    assert network.get_base_model().training
     for name, logps in zip(("ref_chosen_logps", "ref_rejected_logps"), expected, strict=True):
         assert np.array(found[name]) == pytest.approx(logps, abs=1e-4)
 

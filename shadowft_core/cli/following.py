@@ -1,4 +1,4 @@
-"""Whether MLflow follows a training that the verb `train` runs."""
+"""What the verb `train` connects a training with: MLflow, which follows it, and the store, for its checkpoints."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from shadowft_core.cli.options import PARAMS_FILE
 
 if TYPE_CHECKING:
-    from shadowft_core.params import Params
+    from shadowft_core.params import Params, Store
+    from shadowft_core.store import CheckpointCopies
 
 Follow = Callable[[Mapping[str, Any]], AbstractContextManager[Callable[[Mapping[str, float]], None]]]
 
@@ -24,3 +25,10 @@ def followed_as(name: str, settings: "Params", params: Path | None) -> Follow:
     from shadowft_core.registry.following import following
 
     return lambda identity: following(settings.registry, name, identity)
+
+
+def copied_to(store: "Store") -> Callable[[str], "CheckpointCopies"]:
+    """A function from the folder name of a training's checkpoints to their copies in the store."""
+    from shadowft_core.store import checkpoint_copies
+
+    return lambda key: checkpoint_copies(store, key)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from shadowft_core.cli.following import followed_as
+from shadowft_core.cli.following import copied_to, followed_as
 from shadowft_core.cli.options import (
     OUTPUT,
     PARAMS,
@@ -161,6 +161,7 @@ def train(
             replay=replay,
             start=begin,
             checkpoint=p.checkpoint,
+            copies_of=copied_to(p.store) if p.checkpoint.store else None,
             follow=followed_as(route or out.name, p, params),
         )
 

@@ -138,6 +138,7 @@ class Checkpoint(Section):
     minutes: float | None = Field(10, gt=0, description="minutes between two checkpoints")
     keep: int = Field(2, ge=1, description="number of checkpoints to keep; all are removed when the result is in place")
     folder: str = Field("var/checkpoints", min_length=1, description="outside the folders that DVC owns")
+    store: bool = Field(False, description="also keep checkpoints in the store, so that another machine can resume")
 
 
 class Plan(Section):

@@ -2,7 +2,8 @@
 
 Keys: `objects/sha256/ab/<hex>` for chunks and manifests, by the digest of their content; `deltas/<hex>` for claims, by
 the digest of the delta; `records/<hex>` for recipes and verdicts, by their digest; `turns/` and `probe/` for locks and
-other temporary objects. A claim names the manifest. It is written last, so a delta that has one is complete.
+other temporary objects; `checkpoints/` for copies of the checkpoints of trainings. A claim names the manifest. It is
+written last, so a delta that has one is complete.
 
 SHADOWFT_STORE_URI and SHADOWFT_STORE_ENDPOINT override the store of params.yaml (params.located); registry.store_for
 decides which store a recipe may name.
@@ -20,6 +21,7 @@ from shadowft_core.files import bytes_digest, canonical_json, file_digest, new_f
 from shadowft_core.params import Store
 from shadowft_core.store.backends import Backend, open_backend
 from shadowft_core.store.check import BadObject, CheckResult, ListedDelta, check_objects, list_deltas
+from shadowft_core.store.checkpoints import CheckpointCopies
 from shadowft_core.store.lock import commit, last_prune
 from shadowft_core.store.manifest import (
     CERTIFICATE,
@@ -42,9 +44,11 @@ from shadowft_core.store.transfer import Progress, cut, differs, places, receive
 __all__ = [
     "BadObject",
     "CheckResult",
+    "CheckpointCopies",
     "ListedDelta",
     "PruneResult",
     "check",
+    "checkpoint_copies",
     "fetch_delta",
     "holds",
     "keep_record",
@@ -175,6 +179,11 @@ def check(store: Store, digests: Sequence[str] = (), state: Path | None = None) 
     backend = open_store(store)
     default = Path("var") / f"check-{bytes_digest(backend.location.encode())[7:19]}.txt"
     return check_objects(backend, list(digests), state or default)
+
+
+def checkpoint_copies(store: Store, key: str) -> CheckpointCopies:
+    """The copies of the checkpoints of the training with this key. Opens no connection. Raises StoreError."""
+    return CheckpointCopies(open_store(store), key, store.chunk_bytes or CHUNK)
 
 
 def ls(store: Store) -> list[ListedDelta]:

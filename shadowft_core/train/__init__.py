@@ -27,6 +27,7 @@ from shadowft_core.files import (
 from shadowft_core.params import Checkpoint, Render, Train
 from shadowft_core.rendering import load_renderer, shows_images
 from shadowft_core.train.checkpoints import open_checkpoints
+from shadowft_core.train.copies import CopiesOf, require_copies
 from shadowft_core.train.launch import Place, reporting, run_processes, starts_processes
 from shadowft_core.train.memory import as_retried, memory_checked, retried
 from shadowft_core.train.pairs import preference_facts
@@ -67,6 +68,7 @@ def train(
     start: Path | None = None,
     follow: Follow = unfollowed,
     checkpoint: Checkpoint | None = None,
+    copies_of: CopiesOf | None = None,
 ) -> None:
     """Tune `model` on the conversations in `data` (made by `prepare`) and write the folder `out`.
 
@@ -93,7 +95,8 @@ def train(
     is saved has the whole change against `model`.
 
     With `checkpoint`, the state is saved during the steps, and an interrupted run resumes from it; on a CPU the result
-    has the same bytes. The checkpoints are removed when `out` is in place.
+    has the same bytes. The checkpoints are removed when `out` is in place. With `checkpoint.store`, `copies_of` has to
+    return their copies in a store, from the name of their folder.
 
     `follow` gets the lines of metrics.jsonl as they come, with seconds and tokens per second.
 
@@ -123,8 +126,8 @@ def train(
         padding_id,
     )
 
-    files = split_files(data, params, replay)
-    images = any(map(shows_images, files))
+    require_copies(checkpoint, copies_of)
+    images = any(map(shows_images, split_files(data, params, replay)))
     require_available(params, images)
     where, began, begin = take_place(params.launch), time.monotonic(), read_start(params, start)
     set_up(params)
@@ -154,7 +157,7 @@ def train(
         "devices": devices(where),
     }
     with (
-        open_checkpoints(checkpoint, identity, where.rank) as checkpoints,
+        open_checkpoints(checkpoint, identity, where.rank, copies_of) as checkpoints,
         follow(identity) if where.rank == 0 else unfollowed(identity) as on_line,
         _destination(out, where) as folder,
     ):

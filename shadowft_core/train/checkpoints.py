@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.errors import CheckpointError
+from shadowft_core.errors import CheckpointError, StoreCorruptError, StoreError
 from shadowft_core.files import (
     bytes_digest,
     canonical_json,
@@ -28,6 +28,7 @@ from shadowft_core.files import (
     write_json_atomically,
 )
 from shadowft_core.params import Checkpoint
+from shadowft_core.train.copies import Copies, CopiesOf, going_on_without
 
 FORMAT = 1
 MANIFEST, RUN = "checkpoint.json", "run.json"
@@ -55,10 +56,50 @@ class Checkpoints:
     saving: Path
     key: str
     settings: Checkpoint | None
+    copies: Copies | None = None
     _older: list[Path] = field(default_factory=list)  # ascending steps; `keep` counts these
 
     def newest(self) -> Saved | None:
-        """The newest complete checkpoint; None if there is none. Names each that is passed over on stderr."""
+        """The newest complete checkpoint, here or of the copies; None if there is none.
+
+        Names each that is passed over on stderr. Raises StoreError if the copies cannot be read and none is here.
+        """
+        here = self._newest_here()
+        if self.copies is None:
+            return here
+        try:
+            for step in reversed(self.copies.steps()):
+                if here and step <= here.step:
+                    break
+                if fetched := self._fetched(self.copies, step):
+                    return fetched
+        except StoreError as error:
+            if here is None:  # to begin at the first step could cost hours
+                raise type(error)(
+                    f"{error}; or set checkpoint.store to false, to begin without the checkpoints there"
+                ) from None
+            print(
+                f"train: {error}; going on from {here.folder}, whether or not the store has a newer one",
+                file=sys.stderr,
+            )
+        return here
+
+    def _fetched(self, copies: Copies, step: int) -> Saved | None:
+        """The checkpoint of this step, from its copy; None if that is damaged."""
+        partial = self.saving / f"{PREFIX}{step}"
+        try:
+            copies.fetch(step, partial)
+            saved = self._verified(partial)
+        except (CheckpointError, StoreCorruptError) as error:
+            _say(f"{copies.location}/{PREFIX}{step}", str(error))
+            return None
+        else:
+            print(f"train: fetched {PREFIX}{step} from {copies.location}", file=sys.stderr)
+            return Saved(self._put_in_place(partial), step, saved.run)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _newest_here(self) -> Saved | None:
         found = sorted(self.folder.glob(f"{PREFIX}*"), key=_step_of)
         for left in sorted(self.saving.glob(f"{PREFIX}*"), key=_step_of):
             _say(left, "it was not finished")
@@ -88,13 +129,21 @@ class Checkpoints:
         write_json_atomically(partial / MANIFEST, facts)
         for inner in (path for path in partial.rglob("*") if path.is_dir()):
             sync(inner)
+        self._put_in_place(partial)
+        while self.settings and len(self._older) > self.settings.keep:
+            shutil.rmtree(self._older.pop(0))
+        if self.copies and self.settings:
+            with going_on_without(f"{place} was not sent, the next checkpoint will be tried again"):
+                self.copies.send(place, self.settings.keep)
+        return place
+
+    def _put_in_place(self, partial: Path) -> Path:
+        place = self.folder / partial.name
         if place.exists():  # one that was passed over
             shutil.rmtree(place)
         os.rename(partial, place)
         sync(self.folder)
         self._older.append(place)
-        while self.settings and len(self._older) > self.settings.keep:
-            shutil.rmtree(self._older.pop(0))
         return place
 
     @property
@@ -149,12 +198,17 @@ class Checkpoints:
 
 
 @contextmanager
-def open_checkpoints(settings: Checkpoint | None, identity: Mapping[str, Any], rank: int = 0) -> Iterator[Checkpoints]:
+def open_checkpoints(
+    settings: Checkpoint | None,
+    identity: Mapping[str, Any],
+    rank: int = 0,
+    copies_of: CopiesOf | None = None,
+) -> Iterator[Checkpoints]:
     """The checkpoints of the run with this identity, which is a JSON object; removed when the block succeeds.
 
     The process with rank 0 locks and removes them; the other processes of the run need the same folder. No other run
-    can open them meanwhile. Prints the size of what other runs left in the folder. Raises ShadowError if another run
-    holds them.
+    can open them meanwhile. `copies_of` returns their copies from the name of the folder. Prints the size of what other
+    runs left. Raises ShadowError if another run holds them.
     """
     if settings is None:
         with tempfile.TemporaryDirectory() as scratch:
@@ -179,8 +233,12 @@ def open_checkpoints(settings: Checkpoint | None, identity: Mapping[str, Any], r
                 "remove the folders of those that you will not resume",
                 file=sys.stderr,
             )
-        yield Checkpoints(folder, folder / "saving", key, settings)
+        copies = copies_of(folder.name) if copies_of else None
+        yield Checkpoints(folder, folder / "saving", key, settings, copies)
         shutil.rmtree(folder)
+        if copies:
+            with going_on_without(f"{copies.location} was not removed; remove it"):
+                copies.remove()
     finally:
         left = [*folder.glob(f"{PREFIX}*"), *folder.glob(SMALLER)]
         if folder.is_dir() and not left:  # nothing to go on from
@@ -203,5 +261,5 @@ def _step_of(folder: Path) -> int:
     return int(number) if number.isdecimal() else -1
 
 
-def _say(folder: Path, reason: str) -> None:
+def _say(folder: Path | str, reason: str) -> None:
     print(f"train: {folder}: passed over: {reason}", file=sys.stderr)

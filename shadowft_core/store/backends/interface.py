@@ -83,7 +83,10 @@ class Backend(Protocol):
         """The keys of `entries`."""
 
     def delete(self, key: str) -> None:
-        """Remove an object; an absent one is not an error. Only `prune` and the store's clock remove objects."""
+        """Remove an object; an absent one is not an error.
+
+        Only `prune`, the store's clock and a training, its own checkpoints, remove objects.
+        """
 
     def discard_unfinished(self, before: float, dry_run: bool = False) -> int:
         """Remove temporary files that killed writers left before that POSIX time; return their bytes.

@@ -1,6 +1,5 @@
 """Copies of checkpoints in the store: another machine resumes from them, and no store is needed to finish."""
 
-import json
 import shutil
 import signal
 from collections.abc import Callable
@@ -18,8 +17,10 @@ from shadowft_core.errors import ParamsError, StoreError, StoreUnreachableError
 from shadowft_core.files import bytes_digest, canonical_json
 from shadowft_core.params import Checkpoint, Store
 from shadowft_core.store.backends import Backend, s3
+from shadowft_core.store.backends.folder import FolderBackend
 from shadowft_core.train import train
 from shadowft_core.train.checkpoints import Checkpoints, Saved, open_checkpoints
+from tests.fixtures.copies import another_file, flipped, malformed, missing, outside, replace
 from tests.fixtures.deltas import publish_two
 from tests.fixtures.interrupted import Training
 from tests.fixtures.launched import train_command
@@ -73,11 +74,6 @@ def resumed(folder: Path, store: Store) -> Saved | None:
         found = checkpoints.newest()
         raise Killed
     return found
-
-
-def replace(backend: Backend, key: str, data: bytes) -> None:
-    backend.delete(key)
-    backend.put_if_absent(key, data, bytes_digest(data))
 
 
 @pytest.fixture
@@ -137,11 +133,11 @@ def test_the_newest_copies_are_kept_and_the_same_bytes_come_back(tmp_path: Path,
     assert copied(store) == [3, 4], "the one that was fetched counts"
 
 
-def test_a_copy_is_not_fetched_when_the_folder_is_as_new(tmp_path: Path, store: Store) -> None:
-    killed_after(tmp_path / "one", store, 1, 2)
-    for key in keys(store):
-        replace(room.open_store(store), key, b"damaged")
-    found = resumed(tmp_path / "one", store)
+def test_a_copy_is_not_fetched_when_the_folder_is_as_new(tmp_path: Path, folder_store: Store) -> None:
+    killed_after(tmp_path / "one", folder_store, 1, 2)
+    for key in keys(folder_store):
+        replace(room.open_store(folder_store), key, b"damaged")
+    found = resumed(tmp_path / "one", folder_store)
     assert found is not None
     assert found.step == 2
 
@@ -155,29 +151,22 @@ def test_an_interrupted_copy_is_absent_and_is_replaced_by_the_next(tmp_path: Pat
     assert {key.split("/")[2] for key in keys(store)} == {"checkpoint-3"}
 
 
-def flipped(backend: Backend, at: str) -> None:
-    key = next(backend.list(f"{at}/parts"))
-    data = bytearray(backend.read(key, 1 << 20)[0])  # type: ignore[index]
-    data[0] ^= 1
-    replace(backend, key, bytes(data))
-
-
-def missing(backend: Backend, at: str) -> None:
-    backend.delete(next(backend.list(f"{at}/parts")))
-
-
-def malformed(backend: Backend, at: str) -> None:
-    replace(backend, f"{at}/copy.json", b'{"format":1,"files":[]}')
-
-
-def outside(backend: Backend, at: str) -> None:
-    replace(backend, f"{at}/copy.json", b'{"format":1,"files":{"../../evil":{"bytes":0,"chunks":[]}}}')
-
-
-def another_file(backend: Backend, at: str) -> None:
-    index = json.loads(backend.read(f"{at}/copy.json", 1 << 20)[0])  # type: ignore[index]
-    index["files"]["state"] = index["files"]["inner/part"]
-    replace(backend, f"{at}/copy.json", json.dumps(index).encode())
+def test_the_index_is_written_last_and_removed_first(
+    tmp_path: Path, folder_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[tuple[str, str]] = []
+    for name in ("put_if_absent", "delete"):
+        act = getattr(FolderBackend, name)
+        monkeypatch.setattr(
+            FolderBackend, name, lambda *a, act=act, name=name, **k: done.append((name, a[1])) or act(*a, **k)
+        )
+    killed_after(tmp_path, folder_store, 1)
+    room.checkpoint_copies(folder_store, KEY).remove()
+    index = f"checkpoints/{KEY}/checkpoint-1/copy.json"
+    half = len(done) // 2
+    assert done[half - 1 : half + 1] == [("put_if_absent", index), ("delete", index)]
+    assert half > 2
+    assert keys(folder_store) == []
 
 
 @pytest.mark.parametrize(
@@ -192,16 +181,16 @@ def another_file(backend: Backend, at: str) -> None:
 )
 def test_a_damaged_copy_is_named_and_the_next_older_one_is_used(
     tmp_path: Path,
-    store: Store,
+    folder_store: Store,
     capfd: pytest.CaptureFixture[str],
     damage: Callable[[Backend, str], None],
     reason: str,
 ) -> None:
-    killed_after(tmp_path / "one", store, 1, 2)
-    backend = room.open_store(store)
+    killed_after(tmp_path / "one", folder_store, 1, 2)
+    backend = room.open_store(folder_store)
     at = f"checkpoints/{KEY}/checkpoint-2"
     damage(backend, at)
-    found = resumed(tmp_path / "two", store)
+    found = resumed(tmp_path / "two", folder_store)
     said = capfd.readouterr().err
     assert found is not None
     assert found.step == 1
@@ -209,8 +198,8 @@ def test_a_damaged_copy_is_named_and_the_next_older_one_is_used(
     assert reason in said
     assert "publish" not in said
     assert not (tmp_path / f"two/{KEY}/saving/checkpoint-2").exists()
-    killed_after(tmp_path / "two", store, 2)
-    assert resumed(tmp_path / "three", store).step == 2  # type: ignore[union-attr]
+    killed_after(tmp_path / "two", folder_store, 2)
+    assert resumed(tmp_path / "three", folder_store).step == 2  # type: ignore[union-attr]
 
 
 def test_an_outage_while_sending_is_a_line_and_the_next_checkpoint_is_sent(
@@ -254,15 +243,15 @@ def test_check_ls_and_prune_leave_copies_alone(tmp_path: Path, store: Store) -> 
 
 
 def test_the_copies_of_other_runs_are_named_and_stay(
-    tmp_path: Path, store: Store, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, folder_store: Store, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    killed_after(tmp_path / "one", store, 1)
-    held = keys(store)
-    with open_checkpoints(Checkpoint(folder=str(tmp_path)), {"other": 1}, 0, copied_to(store)) as checkpoints:
+    killed_after(tmp_path / "one", folder_store, 1)
+    held = keys(folder_store)
+    with open_checkpoints(Checkpoint(folder=str(tmp_path)), {"other": 1}, 0, copied_to(folder_store)) as checkpoints:
         assert checkpoints.newest() is None
         saved(checkpoints, 1)
-        assert len(keys(store)) > len(held)
-    assert keys(store) == held
+        assert len(keys(folder_store)) > len(held)
+    assert keys(folder_store) == held
     assert "also holds 0.0 GB of checkpoints of 1 other runs" in capfd.readouterr().err
 
 

@@ -148,6 +148,7 @@ def test_the_loss_is_that_of_the_paper_for_every_method(place: Path, tmp_path: P
     trainer = make_trainer(network, tokenizer, rows, params.model_copy(update={"batch_size": 9}), tmp_path)
 
     def losses() -> np.ndarray:
+        trainer.model.eval()  # in training, each would be weighted as a micro-batch of a step
         return np.array([trainer.compute_loss(trainer.model, batch).item() for batch in singles(trainer)])
 
     assert losses() == pytest.approx(math.log(2), abs=2e-6)
@@ -202,6 +203,7 @@ def test_dropout_is_that_of_the_adapter_alone(place: Path, tmp_path: Path) -> No
     batch = next(iter(trainer.get_train_dataloader()))
     network.train()
     torch.manual_seed(0)
+    trainer._weights = [1.0, 1.0]
     one, two = (trainer.compute_loss(network, batch).item() for _ in range(2))
     assert one != two
     network.eval()

@@ -131,7 +131,7 @@ def guard_items(file: Path) -> dict[str, list[dict[str, Any]]]:
     or when there are too few items.
     """
     items: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(file.read_bytes().splitlines(), 1):
         try:
             row = json.loads(line)
             item = {"query": row["query"], "choices": row["choices"], "gold": row["gold"]}

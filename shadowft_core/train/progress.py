@@ -49,12 +49,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is not ty
         self.lines = list(lines)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Start the clock and the bar. Raises TrainError if no step has a learning rate above 0."""
-        if state.max_steps == 1 and args.get_warmup_steps(1):
-            raise TrainError(
-                "the training has one step, and train.warmup is above 0, so its learning rate is 0 and nothing is "
-                "learned; set train.warmup to 0, or train more steps"
-            )
+        """Start the clock and the bar."""
         self._began = self._stepped = time.monotonic()
         self._first, self._shows = state.global_step, state.is_world_process_zero
         if self._first and self._shows:

@@ -1,6 +1,7 @@
 """TRL's trainer with every setting explicit, and the checks on loss and weights around it."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ def make_trainer(
         weight.data = data  # TRL makes the adapter of a 4-bit model bfloat16, which loses small steps
     trainer.data_collator = SourcedCollator(trainer.data_collator)
     trainer.remove_callback(transformers.PrinterCallback)
+    trainer.create_scheduler = _without_warmup_of_one_step(trainer)
     if place.world > 1:
         share_out(trainer)
     return trainer
@@ -96,6 +98,19 @@ def _reply_trainer(
         eval_dataset=_dataset(valid) if valid and valid.input_ids else None,
         processing_class=tokenizer,
     )
+
+
+def _without_warmup_of_one_step(trainer: transformers.Trainer) -> Callable[..., Any]:
+    """`trainer.create_scheduler`, but a training of one step has no warm-up: rounded up to a step, it would leave the
+    only learning rate at 0."""
+    create = trainer.create_scheduler
+
+    def created(num_training_steps: int, *arguments: Any, **options: Any) -> Any:
+        if num_training_steps == 1:
+            trainer.args.warmup_steps = 0
+        return create(num_training_steps, *arguments, **options)
+
+    return created
 
 
 def padding_id(tokenizer: Any) -> int:

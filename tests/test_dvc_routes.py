@@ -54,6 +54,6 @@ def test_a_change_of_the_third_route_trains_only_that_route(place: Path) -> None
         },
     )
     again = ran(run(place, "dvc", "repro", *(f"{group}@{route}" for group in GROUPS for route in ("shadow", "direct"))))
-    assert again == []
+    assert again == ["start"]  # which reads the routes; its output is the same, so nothing is trained
     again = ran(run(place, "dvc", "repro", "train@direct_full"))
     assert again == ["train@direct_full"]

@@ -20,6 +20,7 @@ import typer
 import yaml
 
 from benchmarks.graft import machine
+from benchmarks.training import SMOLLM2, VOCABULARY
 from shadowft_core.files import write_atomically
 from shadowft_core.params import Prepare, Train
 from shadowft_core.plan import Lengths, device, plan, shape_of
@@ -83,16 +84,7 @@ def write_model(folder: Path) -> None:
     raw.add_special_tokens(["<unk>", "<|im_start|>", "<|im_end|>"])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", eos_token="<|im_end|>")
     tokenizer.chat_template = TEMPLATE
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
-    )
+    config = LlamaConfig(vocab_size=VOCABULARY, **SMOLLM2)
     torch.manual_seed(0)
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

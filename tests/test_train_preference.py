@@ -13,8 +13,7 @@ import torch
 from shadowft_core.delta import extract
 from shadowft_core.errors import TrainError
 from shadowft_core.graft import graft
-from shadowft_core.params import Dpo, Launch, Lora, Osf, Prepare, Render, Train
-from shadowft_core.prepare import prepare
+from shadowft_core.params import Dpo, Launch, Lora, Osf, Render, Train
 from shadowft_core.rendering import load_renderer
 from shadowft_core.train import train
 from shadowft_core.train.device import set_up
@@ -25,7 +24,7 @@ from shadowft_core.train.pairs import encode_pairs
 from shadowft_core.train.trainer import make_trainer
 from shadowft_core.weights import open_checkpoint
 from tests.fixtures.models import shifted
-from tests.fixtures.training import SETTINGS, run, tree, write_model
+from tests.fixtures.training import SETTINGS, run, tree, write_model, write_place
 
 BETA = 0.3
 DPO = SETTINGS.model_copy(update={"objective": "dpo", "learning_rate": 0.001, "epochs": 1, "dpo": Dpo(beta=BETA)})
@@ -44,18 +43,10 @@ METHODS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with base/, instruct/ and data/: 66 sums, the right result against the last number."""
-    place = tmp_path_factory.mktemp("preference")
-    write_model(place / "base", 1)
-    write_model(place / "instruct", 2)
-    rows = [
-        {"prompt": f"{a} plus {b}", "chosen": f"is {a + b}", "rejected": f"be {b} . {a}"}
-        for a in range(9)
-        for b in range(9)
-        if a + b < 12
-    ]
-    (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    prepare(place / "rows.jsonl", None, Prepare(data="-", valid=0.2), place / "data")
-    return place
+    return write_place(
+        tmp_path_factory.mktemp("preference"),
+        lambda a, b: {"prompt": f"{a} plus {b}", "chosen": f"is {a + b}", "rejected": f"be {b} . {a}"},
+    )
 
 
 @pytest.mark.parametrize("settings", [DPO, FULL], ids=["lora", "full"])

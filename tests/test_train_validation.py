@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 
 from shadowft_core.errors import StoppedError
-from shadowft_core.params import Checkpoint, Prepare, Train, Validation
-from shadowft_core.prepare import prepare
+from shadowft_core.params import Checkpoint, Train, Validation
 from shadowft_core.train import train
 from tests.fixtures.launched import started, train_command
-from tests.fixtures.training import SETTINGS, run, tree, write_model
+from tests.fixtures.training import SETTINGS, run, tree, write_place
 
 EARLY = SETTINGS.model_copy(
     update={
@@ -29,18 +28,13 @@ EARLY = SETTINGS.model_copy(
 @pytest.fixture
 def uneven(tmp_path: Path) -> Path:
     """A folder like `place` whose replies have 3 to 11 tokens."""
-    place = tmp_path / "uneven"
-    write_model(place / "base", 1)
-    write_model(place / "instruct", 2)
-    rows = [
-        {"prompt": f"{a} plus {b}", "completion": " ".join([f"is {a + b}", *["kind"] * ((3 * a + 5 * b) % 9)])}
-        for a in range(9)
-        for b in range(9)
-        if a + b < 12
-    ]
-    (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    prepare(place / "rows.jsonl", None, Prepare(data="-", valid=0.2), place / "data")
-    return place
+    return write_place(
+        tmp_path / "uneven",
+        lambda a, b: {
+            "prompt": f"{a} plus {b}",
+            "completion": " ".join([f"is {a + b}", *["kind"] * ((3 * a + 5 * b) % 9)]),
+        },
+    )
 
 
 @pytest.mark.parametrize("packing", [False, True])

@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 # uv installs in a minute but ignores pip's find-links, so they are passed to it. Without uv, pip installs the same.
 FIND_LINKS = $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
-INSTALL = -c constraints.txt -e '.[dev,real]'
+INSTALL = -c constraints.txt -e '.[dev,real,math,ifeval,server]'
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: help venv lint test test-slow test-faults test-families test-gpu coverage demo demo-s3 demo-real run repro clean

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from shadowft_core.errors import EvaluationError
-from shadowft_core.evaluate import TaskScore, load_folder, load_grafted, open_bench
+from shadowft_core.evaluate import TaskScore, open_bench, open_engine
 from shadowft_core.files import write_json_atomically
 from shadowft_core.graft import ONTO_BASE, Options
 from shadowft_core.params import Evaluate, Render, Sweep
@@ -31,17 +31,21 @@ def sweep(
             "judged on"
         )
     scales = sorted(set(params.scales))
-    with open_bench(instruct, data, evaluate, params.domain, params.guards, render) as bench:
-        base_scores = bench.score(load_folder(instruct), "scale 0")
+    # The direct delta is swept on its own Base, hence the waiver; the stage graft records it.
+    options = Options(params.scope, waivers=(ONTO_BASE,))
+    with (
+        open_bench(instruct, data, evaluate, params.domain, params.guards, render) as bench,
+        open_engine(instruct, bench.tokenizer, evaluate) as engine,
+    ):
+        with engine.arm([], options) as arm:
+            base_scores = bench.score(arm, "scale 0")
         curve = []
         for scale in scales:
             if scale == 0:
                 scores = base_scores
             else:
-                # The direct delta is swept on its own Base, hence the waiver; the stage graft records it.
-                model, _ = load_grafted(instruct, [(delta, scale)], Options(params.scope, waivers=(ONTO_BASE,)))
-                scores = bench.score(model, f"scale {scale:g}")
-                del model
+                with engine.arm([(delta, scale)], options) as arm:
+                    scores = bench.score(arm, f"scale {scale:g}")
             curve.append(point(scale, scores))
     untouched = point(0.0, base_scores)
     chosen, reason = choose(curve, untouched, params.tolerance, one_item(base_scores))

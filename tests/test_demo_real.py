@@ -13,7 +13,8 @@ import yaml
 from shadowft_core.demo import real
 from shadowft_core.demo.smollm2 import INSTRUCT_LABEL, base_label
 from shadowft_core.errors import InputError
-from shadowft_core.evaluate import load_folder, open_bench
+from shadowft_core.evaluate import open_bench, open_engine
+from shadowft_core.graft import Options
 from shadowft_core.params import Evaluate, Params, load_params
 from tests.test_demo_smollm2 import tiny  # noqa: F401  the fixture
 
@@ -94,8 +95,12 @@ def test_the_guard_task_is_scored_by_the_harness(
     real.write_tasks(tmp_path / "tasks", parts)
     settings = real.settings_of("x", "smollm2:base", guarded=True)["evaluate"]
     params = Evaluate.model_validate({**settings, "tasks": str(tmp_path / "tasks"), "limit": 5})
-    with open_bench(tiny[2], tmp_path, params, (), params.guards) as bench:
-        score = bench.score(load_folder(tiny[2]), "instruct")["arc_easy"]
+    with (
+        open_bench(tiny[2], tmp_path, params, (), params.guards) as bench,
+        open_engine(tiny[2], bench.tokenizer, params) as engine,
+        engine.arm([], Options()) as arm,
+    ):
+        score = bench.score(arm, "instruct")["arc_easy"]
     assert (score.metric, len(score.items)) == ("acc", 5)
     assert {item.score for item in score.items} <= {0.0, 1.0}
     expected = [item["choices"][0] for item in parts["arc_easy"][:5]]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from shadowft_core.evaluate import evaluate, load_folder, load_grafted, open_bench
+from shadowft_core.evaluate.engines.hf import Hf, Loaded
 from shadowft_core.files import canonical_json
 from shadowft_core.graft import Options, graft
 from shadowft_core.weights import open_checkpoint
@@ -62,7 +63,9 @@ def test_the_model_grafted_in_memory_is_the_one_on_disk(world: World, half: Path
     pairs = zip(on_disk.state_dict().items(), in_memory.state_dict().items(), strict=True)
     assert all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
     with open_bench(world.instruct, world.data, world.params(), ("next", "heldout"), ("say",)) as bench:
-        assert bench.score(on_disk, "disk") == bench.score(in_memory, "memory")
+        engine = Hf(world.instruct, bench.tokenizer, 64)
+        disk, memory = (Loaded(digest, engine.lm(model)) for model in (on_disk, in_memory))
+        assert bench.score(disk, "disk") == bench.score(memory, "memory")
 
 
 def test_scale_1_is_scored_once(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from shadowft_core.errors import EvaluationError
-from shadowft_core.evaluate.taskfiles import TaskFiles
+from shadowft_core.suites.taskfiles import TaskFiles
 
 TASK = """task: mine
 dataset_path: json

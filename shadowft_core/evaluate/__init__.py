@@ -6,14 +6,28 @@ from pathlib import Path
 from typing import Any
 
 from shadowft_core.errors import EvaluationError
-from shadowft_core.evaluate.bench import Bench, Item, TaskScore, open_bench
-from shadowft_core.evaluate.models import load_folder, load_grafted
+from shadowft_core.evaluate.bench import Bench, open_bench
+from shadowft_core.evaluate.engines import Arm, Deltas, Engine, open_engine
+from shadowft_core.evaluate.engines.models import load_folder, load_grafted
+from shadowft_core.evaluate.items import Item, TaskScore
 from shadowft_core.files import canonical_json, file_digest, new_folder, read_json_object, write_json_atomically
+from shadowft_core.graft import Options, deltas_of, options_of
 from shadowft_core.params import Evaluate, Render
 from shadowft_core.weights import open_checkpoint
 
 RENDER = Render()
-__all__ = ["Bench", "Item", "TaskScore", "evaluate", "load_folder", "load_grafted", "open_bench"]
+__all__ = [
+    "Arm",
+    "Bench",
+    "Engine",
+    "Item",
+    "TaskScore",
+    "evaluate",
+    "load_folder",
+    "load_grafted",
+    "open_bench",
+    "open_engine",
+]
 
 
 def evaluate(
@@ -39,33 +53,40 @@ def evaluate(
         raise EvaluationError(
             f"delta {delta}, grafted {grafted}: pass both to score a delta, or neither to score the Instruct"
         )
-    from shadowft_core.graft import options_of
-
     recipe = None if delta is None or grafted is None else _checked_recipe(instruct, delta, grafted)
     label = _label(instruct, delta)
-    with open_bench(instruct, data, params, params.domain, params.guards, render) as bench, new_folder(out) as folder:
+    with (
+        open_bench(instruct, data, params, params.domain, params.guards, render) as bench,
+        open_engine(instruct, bench.tokenizer, params) as engine,
+        new_folder(out) as folder,
+    ):
 
         def write(arm: str, scale: float, digest: str, scores: dict[str, TaskScore]) -> None:
             about = {"arm": arm, "scale": scale, "model_digest": digest, "label": label}
             _write_arm(folder / arm, {**about, "template_digest": bench.template_digest}, scores)
 
-        if delta is None or grafted is None or recipe is None:
-            write("instruct", 0.0, open_checkpoint(instruct).digest(), bench.score(load_folder(instruct), "instruct"))
+        def score(arm: str, deltas: Deltas, options: Options) -> tuple[str, dict[str, TaskScore]]:
+            with engine.arm(deltas, options) as model:
+                return model.digest, bench.score(model, arm)
+
+        if delta is None or recipe is None:
+            write("instruct", 0.0, *score("instruct", [], Options()))
             return
-        options = replace(options_of(recipe), scale_for=())  # scale 1 everywhere
-        model, digest = load_grafted(instruct, [(delta, 1.0)], options)
-        scores = bench.score(model, route)
+        options = options_of(recipe)
+        digest, scores = score(route, [(delta, 1.0)], replace(options, scale_for=()))  # scale 1 everywhere
         write(route, 1.0, digest, scores)
-        del model
-        scaled = f"{route}_scaled"
+        scaled, scale = f"{route}_scaled", recipe["deltas"][0]["scale"]
         if digest != recipe["digest"]:
-            scores = bench.score(load_folder(grafted), scaled)
-        write(scaled, recipe["deltas"][0]["scale"], recipe["digest"], scores)
+            digest, scores = score(scaled, [(delta, scale)], options)
+        if digest != recipe["digest"]:
+            raise EvaluationError(
+                f"{grafted}: recipe.json gives the model {digest}, the folder has {recipe['digest']}; "
+                "run `shadowft graft` again"
+            )
+        write(scaled, scale, digest, scores)
 
 
 def _checked_recipe(instruct: Path, delta: Path, grafted: Path) -> dict[str, Any]:
-    from shadowft_core.graft import deltas_of
-
     path = grafted / "recipe.json"
     try:
         recipe: dict[str, Any] = json.loads(path.read_bytes())

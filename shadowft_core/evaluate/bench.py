@@ -4,61 +4,30 @@ A `Bench` builds its tasks once. Every model gets the same items, rendered promp
 and the same seeds, so the scores of two models can be paired item by item.
 """
 
-import io
 import json
-import logging
 import math
 import sys
 import time
 from collections.abc import Iterator, Sequence, Set
-from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
 from shadowft_core.errors import EvaluationError, TrainError
+from shadowft_core.evaluate.engines import Arm
 from shadowft_core.evaluate.heldout import render_heldout
-from shadowft_core.evaluate.taskfiles import TaskFiles
+from shadowft_core.evaluate.items import SHOWN, Item, Role, TaskScore
+from shadowft_core.evaluate.quiet import quiet
 from shadowft_core.files import bytes_digest, canonical_json
 from shadowft_core.params import Evaluate, Render
 from shadowft_core.rendering import Renderer, load_renderer
+from shadowft_core.suites import TaskFiles
 
-Role = Literal["domain", "guard"]
 PER_BYTE = "logprob_per_byte"
-SHOWN = 2000  # characters of a prompt (its end) and of a reply (its beginning) written to items.jsonl
 SEED = 0
 RENDER = Render()
 FATAL_WARNINGS = ("truncat", "label index", "removing the system role")  # the harness only warns of a wrong score
-
-
-@dataclass(frozen=True)
-class Item:
-    """One scored item: `item` is the digest of document and prompt; a higher `score` is better.
-
-    `prompt` (as rendered by the template) and `output` are for people to read, shortened to SHOWN characters.
-    """
-
-    item: str
-    score: float
-    prompt: str
-    output: str
-
-
-@dataclass(frozen=True)
-class TaskScore:
-    """All items of one task, sorted by `item`."""
-
-    role: Role
-    metric: str
-    items: tuple[Item, ...]
-
-    @property
-    def mean(self) -> float:
-        return math.fsum(item.score for item in self.items) / len(self.items)
-
-    def summary(self) -> dict[str, Any]:
-        return {"role": self.role, "metric": self.metric, "n": len(self.items), "mean": self.mean}
 
 
 class Bench:
@@ -68,30 +37,20 @@ class Bench:
         self, renderer: Renderer, tasks: dict[str, Any], roles: dict[str, Role], params: Evaluate, rendered: Set[str]
     ) -> None:
         """`rendered` names the tasks whose items are rendered already, with the rendering of the training."""
-        self._tokenizer, self._tasks, self._roles, self._params = renderer.tokenizer, tasks, roles, params
+        self.tokenizer, self._tasks, self._roles, self._params = renderer.tokenizer, tasks, roles, params
         self._rendered = rendered
         self.template_digest = renderer.template_digest
 
-    def score(self, model: Any, arm: str) -> dict[str, TaskScore]:
-        """Score one loaded causal language model on every task; `arm` names it in the progress lines.
+    def score(self, arm: Arm, label: str) -> dict[str, TaskScore]:
+        """Score one model on every task; `label` names it in the progress lines.
 
         Raises EvaluationError when a task fails, has no items, truncates a prompt or gives no usable score per item.
         """
-        with quiet():
-            from lm_eval.models.huggingface import HFLM
+        return {name: self._score(arm.lm, label, name) for name in self._tasks}
 
-            lm = HFLM(
-                pretrained=model,
-                tokenizer=self._tokenizer,
-                batch_size=self._params.batch_size,
-                add_bos_token=False,  # as in training, ids are those of the rendered text
-                trust_remote_code=False,
-            )
-        return {name: self._score(lm, arm, name) for name in self._tasks}
-
-    def _score(self, lm: Any, arm: str, name: str) -> TaskScore:
+    def _score(self, lm: Any, label: str, name: str) -> TaskScore:
         task = self._tasks[name]
-        lm.set_cache_hook(_Progress(f"{arm} {name}", task, sys.stderr))
+        lm.set_cache_hook(_Progress(f"{label} {name}", task, sys.stderr))
         with _one_line(f"task {name}"):
             samples = _run(lm, task, name, self._params.limit, template=name not in self._rendered)
             chosen = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
@@ -145,27 +104,6 @@ def open_bench(
             with _one_line(f"task {name} ({path})"), quiet():
                 tasks[name] = files.build(name, rendered if files.is_heldout(name) else data, Path(cache))
         yield Bench(renderer, tasks, roles, params, rendered=set(filter(files.is_heldout, roles)))
-
-
-@contextmanager
-def quiet() -> Iterator[list[str]]:
-    """Hide progress bars and messages of the libraries; yields a list that collects the harness's warnings."""
-    warnings: list[str] = []
-
-    class Collect(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            warnings.append(" ".join(record.getMessage().split()))
-
-    logger = logging.getLogger("lm_eval")
-    handler, propagate = Collect(logging.WARNING), logger.propagate
-    logger.addHandler(handler)
-    logger.propagate = False
-    try:
-        with redirect_stderr(io.StringIO()):
-            yield warnings
-    finally:
-        logger.removeHandler(handler)
-        logger.propagate = propagate
 
 
 class _Progress:

@@ -1,10 +1,10 @@
 """params.yaml as frozen models."""
 
+from shadowft_core.params.evaluating import Engine, Evaluate, Generation, Server
 from shadowft_core.params.reading import default_params, load_params, located, refuse_password
 from shadowft_core.params.routes import Route
 from shadowft_core.params.section import Section
 from shadowft_core.params.sections import (
-    Evaluate,
     Extract,
     Fetch,
     Graft,
@@ -23,9 +23,11 @@ from shadowft_core.params.training import Checkpoint, Dpo, Launch, Lora, Osf, Pl
 __all__ = [
     "Checkpoint",
     "Dpo",
+    "Engine",
     "Evaluate",
     "Extract",
     "Fetch",
+    "Generation",
     "Graft",
     "Launch",
     "Lora",
@@ -39,6 +41,7 @@ __all__ = [
     "Replay",
     "Route",
     "Section",
+    "Server",
     "Store",
     "Sweep",
     "Train",

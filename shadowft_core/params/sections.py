@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from shadowft_core.errors import ParamsError
+from shadowft_core.params.evaluating import Evaluate
 from shadowft_core.params.routes import Route, RouteName, changed_train, require_known
 from shadowft_core.params.section import Scale, Section, Share
 from shadowft_core.params.training import Checkpoint, Plan, Train
@@ -113,16 +114,6 @@ class Graft(Section):
 
     scale: Literal["sweep"] | Scale = Field("sweep", description="a number, or `sweep`: the scale that sweep chose")
     dtype: Literal["instruct", "float32", "bfloat16", "float16"] = Field("instruct", description="of the result")
-
-
-class Evaluate(Section):
-    """The tasks that every arm is scored on, with the same items, prompts and template."""
-
-    tasks: str = Field(min_length=1, description="folder of lm-evaluation-harness task files")
-    domain: tuple[str, ...] = Field(min_length=1, description="test tasks that the training should improve")
-    guards: tuple[str, ...] = Field((), description="test tasks that must not get worse")
-    limit: int | None = Field(None, ge=1, description="items per task; all when null")
-    batch_size: int = Field(64, ge=1, description="prompts per forward pass")
 
 
 class Verdict(Section):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from shadowft_core.errors import EvaluationError
-from shadowft_core.evaluate.bench import quiet
+from shadowft_core.evaluate.quiet import quiet
 from shadowft_core.files import read_json_object
 from shadowft_core.graft import Options, grafted_tensors
 from shadowft_core.loading import load, load_model

@@ -1,0 +1,18 @@
+"""Engines: where the models of a run answer. Every engine gets the same prompts from the harness."""
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shadowft_core.evaluate.engines.door import Arm, Deltas, Engine, Reply
+from shadowft_core.evaluate.engines.hf import open_hf
+
+if TYPE_CHECKING:
+    from shadowft_core.params import Evaluate
+
+__all__ = ["Arm", "Deltas", "Engine", "Reply", "open_engine"]
+
+
+def open_engine(instruct: Path, tokenizer: Any, params: "Evaluate") -> AbstractContextManager[Engine]:
+    """The engine of params.engine for an Instruct folder, with the tokenizer of its renderer."""
+    return open_hf(instruct, tokenizer, params)

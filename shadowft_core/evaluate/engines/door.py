@@ -1,0 +1,53 @@
+"""What every engine is: models that answer the prompts of the harness."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+from shadowft_core.evaluate.items import Finish
+from shadowft_core.graft import Options
+
+Deltas = Sequence[tuple[Path, float]]
+
+
+class Reply(str):
+    """A generated answer, and how it ended. The harness hands it on as text."""
+
+    finish: Finish
+    tokens: int
+
+    def __new__(cls, text: str, finish: Finish, tokens: int) -> "Reply":
+        reply = super().__new__(cls, text)
+        reply.finish, reply.tokens = finish, tokens
+        return reply
+
+
+class Arm(Protocol):
+    """A model that can answer."""
+
+    @property
+    def digest(self) -> str:
+        """Model digest of its weights."""
+        ...
+
+    @property
+    def lm(self) -> Any:
+        """The harness's model: `generate_until` gives a Reply per request, `loglikelihood` (sum in nats, is greedy)."""
+        ...
+
+
+class Engine(Protocol):
+    """One Instruct, ready to be scored with deltas added."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """Name, versions and settings that the answers can depend on."""
+        ...
+
+    def arm(self, deltas: Deltas, options: Options) -> AbstractContextManager[Arm]:
+        """The Instruct with `scale * delta` added by the rules of graft; without deltas, the untouched Instruct.
+
+        One arm at a time. Raises what `graft.grafted_tensors` raises.
+        """
+        ...

@@ -1,0 +1,71 @@
+"""The sections of params.yaml about evaluation."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from shadowft_core.params.section import Section, Share
+
+
+class Generation(Section):
+    """How answers are asked for and generated, greedily; the same for every arm, and recorded in scores.json."""
+
+    system: str | None = Field(None, min_length=1, description="system turn before every prompt; none when null")
+    thinking: Literal["template", "on", "off"] = Field(
+        "template", description="the template's variable enable_thinking: not set, true or false"
+    )
+    thinking_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="tokens for thoughts, in addition to those of the answer; no thoughts expected when null",
+    )
+    max_tokens: int | None = Field(None, ge=1, description="tokens of an answer; max_gen_toks of the task when null")
+
+
+class Server(Section):
+    """An OpenAI-compatible server of the Instruct (vLLM, SGLang, llama.cpp). Its key, if it needs one, comes from the
+    environment variable OPENAI_API_KEY."""
+
+    url: str = Field("http://127.0.0.1:8000/v1", pattern=r"^https?://[^@?\s]+$", description="up to and with /v1")
+    model: str = Field(min_length=1, description="the name under which the server has the Instruct")
+    concurrency: int = Field(8, ge=1, description="requests in flight")
+    timeout: float = Field(600, gt=0, description="seconds to wait for an answer")
+    command: tuple[str, ...] = Field(
+        (),
+        description="command that starts the server, one word per item; {model}, {name} and {port} are replaced. "
+        "Needed for deltas that are not low-rank: each such arm is served by a process of its own",
+    )
+
+
+class Engine(Section):
+    """Where the models run."""
+
+    kind: Literal["hf", "server"] = Field("hf", description="transformers in this process, or a server")
+    devices: int = Field(1, ge=1, description="hf: processes that share the items, one per GPU")
+    server: Server | None = None
+
+    @model_validator(mode="after")
+    def _server_needs_its_settings(self) -> Self:
+        if (self.kind == "server") != (self.server is not None):
+            raise ValueError(f"engine.kind is {self.kind} and engine.server is {self.server}; set both or neither")
+        if self.kind == "server" and self.devices > 1:
+            raise ValueError(f"engine.devices is {self.devices}, but a server manages its own GPUs; remove it")
+        return self
+
+
+class Evaluate(Section):
+    """The tasks that every arm is scored on, with the same items, prompts and template."""
+
+    tasks: str = Field(min_length=1, description="folder of lm-evaluation-harness task files")
+    domain: tuple[str, ...] = Field(min_length=1, description="test tasks that the training should improve")
+    guards: tuple[str, ...] = Field((), description="test tasks that must not get worse")
+    limit: int | None = Field(None, ge=1, description="items per task; all when null")
+    batch_size: int = Field(64, ge=1, description="prompts per forward pass")
+    engine: Engine = Engine()
+    generation: Generation = Generation()
+    allow_code_execution: bool = Field(
+        False, description="run programs that a model wrote, in a sandbox, and Python files that task files name"
+    )
+    max_cut: Share = Field(
+        0.5, description="largest share of the Instruct's answers to a task that may be cut at the token limit"
+    )

@@ -12,12 +12,17 @@ Deltas = Sequence[tuple[Path, float]]
 
 
 class Reply(str):
-    """A generated answer, and how it ended. The harness hands it on as text."""
+    """A generated answer, and how it ended. The harness hands it on as text.
+
+    The defaults are for the harness, which casts a reference to the type of the answer that it compares it with.
+    """
 
     finish: Finish
+    """`stop`: by an end token or a stop text; `length`: at the token limit"""
     tokens: int
+    """generated, up to and with the end token, or the token that completed the stop text"""
 
-    def __new__(cls, text: str, finish: Finish, tokens: int) -> "Reply":
+    def __new__(cls, text: str, finish: Finish = "stop", tokens: int = 0) -> "Reply":
         reply = super().__new__(cls, text)
         reply.finish, reply.tokens = finish, tokens
         return reply

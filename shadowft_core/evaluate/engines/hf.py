@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shadowft_core.evaluate.engines.door import Deltas, Engine
-from shadowft_core.evaluate.engines.models import load_folder, load_grafted
+from shadowft_core.evaluate.engines.models import load_grafted
+from shadowft_core.evaluate.engines.resident import Resident
 from shadowft_core.evaluate.quiet import quiet
-from shadowft_core.graft import Options
-from shadowft_core.weights import open_checkpoint
+from shadowft_core.graft import Options, grafted_tensors
 
 if TYPE_CHECKING:
     from shadowft_core.params import Evaluate
@@ -25,32 +25,55 @@ class Loaded:
 
 
 class Hf:
-    """Loads each arm into memory."""
+    """Loads the Instruct once, for the first arm; each further arm changes its parameters in place."""
 
     def __init__(self, instruct: Path, tokenizer: Any, batch_size: int) -> None:
         self._instruct, self._tokenizer, self._batch_size = instruct, tokenizer, batch_size
-        self.identity: Mapping[str, Any] = {"engine": "hf", "batch_size": batch_size}
+        self._resident: Resident | None = None
+        self._in_use = False
+        self.identity: Mapping[str, Any] = {"engine": "hf", "batch_size": batch_size, **_versions()}
 
     @contextmanager
     def arm(self, deltas: Deltas, options: Options) -> Iterator[Loaded]:
-        if deltas:
-            model, digest = load_grafted(self._instruct, deltas, options)
-        else:
-            model, digest = load_folder(self._instruct), open_checkpoint(self._instruct).digest()
-        yield Loaded(digest, self.lm(model))
+        """As `Engine.arm`. If the Instruct's parameters cannot be restored exactly, the next arm loads it again.
+
+        Raises EvaluationError, too, if a parameter of the Instruct changed during the arm.
+        """
+        if self._in_use:
+            raise RuntimeError("an arm is open; leave it before the next")
+        tensors = grafted_tensors(self._instruct, deltas, options) if deltas else None  # refuses before it loads
+        resident = self._resident or Resident(self._instruct)
+        self._resident, self._in_use = None, True
+        try:
+            if tensors is None or resident.takes(options):
+                try:
+                    with resident.added(tensors) as digest:
+                        yield Loaded(digest, self.lm(resident.model))
+                finally:
+                    self._resident = resident if resident.clean else None
+            else:
+                del resident, tensors  # before the other model is loaded
+                model, digest = load_grafted(self._instruct, deltas, options)
+                yield Loaded(digest, self.lm(model))
+        finally:
+            self._in_use = False
 
     def lm(self, model: Any) -> Any:
         """The harness's model around a loaded one."""
         with quiet():
-            from lm_eval.models.huggingface import HFLM
+            from shadowft_core.evaluate.engines.batches import BatchedLM
 
-            return HFLM(
-                pretrained=model,
-                tokenizer=self._tokenizer,
-                batch_size=self._batch_size,
-                add_bos_token=False,  # as in training, ids are those of the rendered text
-                trust_remote_code=False,
-            )
+            return BatchedLM(model, self._tokenizer, self._batch_size)
+
+
+def _versions() -> dict[str, Any]:
+    """What the last bits of an answer can depend on."""
+    import torch
+    from lm_eval import __version__ as harness
+    from transformers import __version__ as transformers
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
+    return {"device": device, "torch": torch.__version__, "transformers": transformers, "lm_eval": harness}
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate.quiet import quiet
 from shadowft_core.files import read_json_object
@@ -12,6 +14,7 @@ from shadowft_core.graft import Options, grafted_tensors
 from shadowft_core.loading import load, load_model
 from shadowft_core.weights import DTYPES, model_digest
 
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 ONE_THREAD_PARAMETERS = 50_000_000  # up to this size, one thread is as fast as many and always gives the same bits
 
 
@@ -31,20 +34,29 @@ def load_grafted(instruct: Path, deltas: Sequence[tuple[Path, float]], options: 
     The tensors come from `graft.grafted_tensors` with these `options`: the same bits that `shadowft graft` writes.
     Raises what `grafted_tensors` and `load_folder` raise.
     """
-    import torch
-
-    names = {numpy_dtype: name for name, numpy_dtype in DTYPES.items()}
     weights, digests = {}, {}
     for name, array in grafted_tensors(instruct, deltas, options):
-        data = bytearray(array.tobytes())  # a copy, as the stream may reuse its buffer
-        digests[name] = (names[array.dtype], array.shape, f"sha256:{hashlib.sha256(data).hexdigest()}")
-        torch_dtype = getattr(torch, array.dtype.name)
-        empty = torch.empty(array.shape, dtype=torch_dtype)
-        weights[name] = torch.frombuffer(data, dtype=torch_dtype).reshape(array.shape) if data else empty
-    return _load(instruct, weights), model_digest(digests)
+        digests[name] = described(array)
+        weights[name] = as_torch(array)
+    return _load(instruct, weights, None if options.dtype == "instruct" else options.dtype), model_digest(digests)
 
 
-def _load(folder: Path, weights: dict[str, Any] | None) -> Any:
+def described(array: np.ndarray) -> tuple[str, tuple[int, ...], str]:
+    """Dtype (as in a header), shape and digest of a tensor, as `weights.model_digest` takes them."""
+    data = hashlib.sha256(array.reshape(-1).view(np.uint8).data)
+    return NAMES[array.dtype], array.shape, f"sha256:{data.hexdigest()}"
+
+
+def as_torch(array: np.ndarray) -> Any:
+    """A tensor on the CPU with the memory of `array`."""
+    import torch
+
+    dtype = getattr(torch, array.dtype.name)
+    return torch.from_numpy(array.reshape(-1).view(np.uint8)).view(dtype).reshape(array.shape)
+
+
+def _load(folder: Path, weights: dict[str, Any] | None, dtype: str | None = None) -> Any:
+    """`dtype` is that of `weights`; None if it is the folder's."""
     import torch
 
     with quiet():
@@ -65,7 +77,7 @@ def _load(folder: Path, weights: dict[str, Any] | None) -> Any:
             folder,
             weights,
             config=config,
-            dtype="auto" if cuda else torch.float32,
+            dtype=(dtype or "auto") if cuda else torch.float32,
             **options,
         )
     wrong = {kind: sorted(map(str, names)) for kind, names in info.items() if names}

@@ -21,6 +21,7 @@ LINES = {  # a command line for each verb that has --json, in an order that work
     "extract --base {base} --tuned {work}/../tuned --out delta": "delta",
     "graft --instruct {instruct} --delta delta --scale 0.5 --out grafted": "recipe",
     "receipt grafted": "receipt",
+    "compare {judged}/scores/instruct/instruct {judged}/scores/shadow/shadow_scaled": "comparison",
     "diff grafted grafted": "diff",
     "preset list": "preset.list",
     "plan --preset qwen3-8b-lora --device H100": "plan",

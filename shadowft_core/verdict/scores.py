@@ -76,16 +76,17 @@ def read_arms(scores: Path, routes: Sequence[str]) -> dict[str, Arm]:
 
     Raises EvaluationError for a missing, damaged or incomplete score folder, or arms that were measured differently.
     """
-    arms = {name: _read_arm(scores / group / name, name) for name, group in arm_names(routes).items()}
+    arms = {name: read_arm(scores / group / name, name) for name, group in arm_names(routes).items()}
     reference = arms["instruct"]
     for arm in arms.values():
-        _check_same_questions(reference, arm)
+        check_same_questions(reference, arm)
     return arms
 
 
-def _read_arm(folder: Path, name: str) -> Arm:
+def read_arm(folder: Path, name: str | None = None) -> Arm:
+    """Read one score folder. Raises EvaluationError if it is missing, damaged, incomplete, or not of the arm `name`."""
     head = _scores_file(folder / "scores.json")
-    if head.arm != name:
+    if name is not None and head.arm != name:
         raise EvaluationError(f"{folder / 'scores.json'}: arm is {head.arm!r}, expected {name!r}; run evaluate again")
     collected: dict[str, dict[str, list[float]]] = {task: {} for task in head.tasks}
     path = folder / "items.jsonl"
@@ -106,7 +107,7 @@ def _read_arm(folder: Path, name: str) -> Arm:
                 f"scores.json has {summary.n} with mean {summary.mean:.6f}; run evaluate again"
             )
     return Arm(
-        name=name,
+        name=head.arm,
         scale=head.scale,
         model_digest=head.model_digest,
         template_digest=head.template_digest,
@@ -119,7 +120,8 @@ def _read_arm(folder: Path, name: str) -> Arm:
     )
 
 
-def _check_same_questions(reference: Arm, arm: Arm) -> None:
+def check_same_questions(reference: Arm, arm: Arm) -> None:
+    """Raises EvaluationError unless both arms have the same tasks, roles, metrics, template and items."""
     pair = f"arm {arm.name!r} and arm {reference.name!r}"
     remedy = "evaluate both again with the same params"
     for field in ("template_digest", "roles", "metrics"):
@@ -131,8 +133,8 @@ def _check_same_questions(reference: Arm, arm: Arm) -> None:
         if differing:
             some = ", ".join(differing[:3])
             raise EvaluationError(
-                f"{pair} did not answer the same items of task {task!r}: {len(differing)} differ, such as {some}; "
-                f"{remedy}"
+                f"{pair} did not answer the same items of task {task!r}: they have {len(items)} and "
+                f"{len(reference.scores[task])}, of which {len(differing)} differ, such as {some}; {remedy}"
             )
 
 

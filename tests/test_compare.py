@@ -174,7 +174,7 @@ def test_without_scores_the_error_says_so(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_refused_comparison_writes_no_page(scores: Path, shadowft: Shadowft, tmp_path: Path) -> None:
     fewer = write_answers(tmp_path / "fewer", {"t": scored(1)})
-    shadowft("compare", "instruct", fewer, "--task", "t", "--html", "page.html").refused(7, "they have 1 and 3")
+    shadowft("compare", "instruct", fewer, "--task", "t", "--html", "page.html").refused(7, "2 differ", "of 1 and 3")
     assert not (tmp_path / "page.html").exists()
 
 

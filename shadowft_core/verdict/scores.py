@@ -133,8 +133,8 @@ def check_same_questions(reference: Arm, arm: Arm) -> None:
         if differing:
             some = ", ".join(differing[:3])
             raise EvaluationError(
-                f"{pair} did not answer the same items of task {task!r}: they have {len(items)} and "
-                f"{len(reference.scores[task])}, of which {len(differing)} differ, such as {some}; {remedy}"
+                f"{pair} did not answer the same items of task {task!r}: {len(differing)} differ, such as {some}, of "
+                f"{len(items)} and {len(reference.scores[task])}; {remedy}"
             )
 
 

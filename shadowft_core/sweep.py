@@ -37,6 +37,7 @@ def sweep(
         open_bench(instruct, data, evaluate, params.domain, params.guards, render) as bench,
         open_engine(instruct, bench.tokenizer, evaluate) as engine,
     ):
+        engine.check([(delta, 1.0)], options, bench.likelihood)
         with engine.arm([], options) as arm:
             base_scores = bench.score(arm, "scale 0")
         curve = []

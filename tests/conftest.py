@@ -17,7 +17,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 import shadowft_core  # noqa: E402, F401  switches telemetry off before anything else is imported
 
 # Each after those it imports.
-PLUGINS = ("models", "data", "evaluation", "pico", "prefect", "s3", "runs", "training", "cli")
+PLUGINS = ("models", "data", "evaluation", "serving", "pico", "prefect", "s3", "runs", "training", "cli")
 pytest_plugins = [f"tests.fixtures.{name}" for name in PLUGINS]
 
 

@@ -69,10 +69,11 @@ def evaluate(
             with engine.arm(deltas, options) as model:
                 return model.digest, bench.score(model, arm)
 
+        options = Options() if recipe is None else options_of(recipe)
+        engine.check([] if delta is None else [(delta, 1.0)], options, bench.likelihood)
         if delta is None or recipe is None:
-            write("instruct", 0.0, *score("instruct", [], Options()))
+            write("instruct", 0.0, *score("instruct", [], options))
             return
-        options = options_of(recipe)
         digest, scores = score(route, [(delta, 1.0)], replace(options, scale_for=()))  # scale 1 everywhere
         write(route, 1.0, digest, scores)
         scaled, scale = f"{route}_scaled", recipe["deltas"][0]["scale"]

@@ -41,6 +41,11 @@ class Bench:
         self._rendered = rendered
         self.template_digest = renderer.template_digest
 
+    @property
+    def likelihood(self) -> list[str]:
+        """The tasks that are scored by log-likelihood."""
+        return [name for name, task in self._tasks.items() if task.OUTPUT_TYPE != "generate_until"]
+
     def score(self, arm: Arm, label: str) -> dict[str, TaskScore]:
         """Score one model on every task; `label` names it in the progress lines.
 

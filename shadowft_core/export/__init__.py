@@ -6,7 +6,7 @@ graft does: only the merged export has the digest that the verdict is about.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from shadowft_core.graft.options import Options
 from shadowft_core.graft.plan import Source, make_plan
 from shadowft_core.weights import LAYERS, Checkpoint, build_header, write_safetensors
 
-__all__ = ["export_adapter", "lint"]
+__all__ = ["Adapter", "export_adapter", "lint", "plan_adapter"]
 
 AS_IS = Options()
 _MERGED = "use `shadowft export --for merged`"
@@ -42,6 +42,70 @@ def export_adapter(
     the delta does not match the Instruct, and AdapterError when it is not one LoRA delta on linear layers. Nothing is
     written then.
     """
+    adapter = plan_adapter(instruct, deltas, options)
+    config = adapter.write(out, reference, max_rank)
+    need = next(limit for limit in RANKS if limit >= config["r"])
+    print(
+        f"export: {len(adapter.tensors)} modules at rank {config['r']}; serve with `vllm serve "
+        f"{config['base_model_name_or_path']} --enable-lora --max-lora-rank {need} --lora-modules NAME={out}`",
+        file=sys.stderr,
+    )
+    return config
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A graft that a server can apply as an adapter. Made by `plan_adapter`."""
+
+    instruct: Checkpoint
+    tensors: Mapping[str, "_Scaled"]
+    """by name of the Instruct's tensor"""
+
+    @property
+    def rank(self) -> int:
+        return max(tensor.factors.rank for tensor in self.tensors.values())
+
+    def write(self, out: Path, reference: str | None = None, max_rank: int = RANKS[-1]) -> dict[str, Any]:
+        """Write the folder `out` as `export_adapter` does; return its config. Raises AdapterError, DeltaError."""
+        model, rank = self.instruct, self.rank
+        layout: dict[str, tuple[str, tuple[int, ...]]] = {}
+        keys: dict[str, tuple[str, str]] = {}
+        for name in sorted(self.tensors):
+            outputs, inputs = layer_shape(model, name)
+            for factor, shape in (("A", (rank, inputs)), ("B", (outputs, rank))):
+                key = f"base_model.model.{_module(model, name)}.lora_{factor}.weight"
+                layout[key], keys[key] = ("F32", shape), (name, factor)
+
+        def produce(key: str) -> Iterator[np.ndarray]:
+            name, factor = keys[key]
+            yield self.tensors[name].padded(factor, rank).reshape(-1)
+
+        config = {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": reference or str(model.path),
+            "inference_mode": True,
+            "r": rank,
+            "lora_alpha": rank,
+            "lora_dropout": 0.0,
+            "bias": "none",
+            "target_modules": _targets(model, set(self.tensors)),
+        }
+        with new_folder(out) as folder:
+            write_safetensors(folder / WEIGHTS, build_header(layout), produce)
+            write_json_atomically(folder / CONFIG, config)
+            if problems := lint(folder, model.path, max_rank):
+                more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+                raise AdapterError(f"{out}: vLLM could not serve this adapter: {problems[0]}{more}; {_MERGED}")
+        return config
+
+
+def plan_adapter(instruct: Path, deltas: Sequence[tuple[Path, float]], options: Options = AS_IS) -> Adapter:
+    """The graft as an adapter; writes nothing.
+
+    Raises what `graft` raises when the delta does not match the Instruct, and AdapterError when the graft is not that
+    of one LoRA delta on linear layers.
+    """
     plan = make_plan(instruct, deltas, options)
     used = {source.delta.digest for sources in plan.sources.values() for source in sources}
     if len(used) != 1:
@@ -51,44 +115,7 @@ def export_adapter(
     if options.merge.rule != "sum":
         raise AdapterError(f"{instruct}: merge rule {options.merge.rule} is not a sum of LoRA factors; {_MERGED}")
     model = plan.instruct
-    tensors = {name: _factored(model, name, sources[0]) for name, sources in plan.sources.items()}
-    rank = max(tensor.factors.rank for tensor in tensors.values())
-    layout: dict[str, tuple[str, tuple[int, ...]]] = {}
-    keys: dict[str, tuple[str, str]] = {}
-    for name in sorted(tensors):
-        outputs, inputs = layer_shape(model, name)
-        for factor, shape in (("A", (rank, inputs)), ("B", (outputs, rank))):
-            key = f"base_model.model.{_module(model, name)}.lora_{factor}.weight"
-            layout[key], keys[key] = ("F32", shape), (name, factor)
-
-    def produce(key: str) -> Iterator[np.ndarray]:
-        name, factor = keys[key]
-        yield tensors[name].padded(factor, rank).reshape(-1)
-
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": reference or str(instruct),
-        "inference_mode": True,
-        "r": rank,
-        "lora_alpha": rank,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "target_modules": _targets(model, set(tensors)),
-    }
-    with new_folder(out) as folder:
-        write_safetensors(folder / WEIGHTS, build_header(layout), produce)
-        write_json_atomically(folder / CONFIG, config)
-        if problems := lint(folder, instruct, max_rank):
-            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-            raise AdapterError(f"{out}: vLLM could not serve this adapter: {problems[0]}{more}; {_MERGED}")
-    need = next(limit for limit in RANKS if limit >= rank)
-    print(
-        f"export: {len(tensors)} modules at rank {rank}; serve with `vllm serve {config['base_model_name_or_path']} "
-        f"--enable-lora --max-lora-rank {need} --lora-modules NAME={out}`",
-        file=sys.stderr,
-    )
-    return config
+    return Adapter(model, {name: _factored(model, name, sources[0]) for name, sources in plan.sources.items()})
 
 
 @dataclass(frozen=True)

@@ -22,19 +22,39 @@ class Generation(Section):
     max_tokens: int | None = Field(None, ge=1, description="tokens of an answer; max_gen_toks of the task when null")
 
 
+URL = "http://127.0.0.1:8000/v1"
+
+
 class Server(Section):
     """An OpenAI-compatible server of the Instruct (vLLM, SGLang, llama.cpp). Its key, if it needs one, comes from the
     environment variable OPENAI_API_KEY."""
 
-    url: str = Field("http://127.0.0.1:8000/v1", pattern=r"^https?://[^@?\s]+$", description="up to and with /v1")
+    url: str = Field(URL, pattern=r"^https?://[^@?\s]+/v1/?$", description="up to and with /v1")
     model: str = Field(min_length=1, description="the name under which the server has the Instruct")
     concurrency: int = Field(8, ge=1, description="requests in flight")
     timeout: float = Field(600, gt=0, description="seconds to wait for an answer")
     command: tuple[str, ...] = Field(
         (),
         description="command that starts the server, one word per item; {model}, {name} and {port} are replaced. "
-        "Needed for deltas that are not low-rank: each such arm is served by a process of its own",
+        "Needed for deltas that are not low-rank: each such arm is served by a process of its own. Without it, the "
+        "server of `url` must run",
     )
+
+    @model_validator(mode="after")
+    def _one_way_to_a_server(self) -> Self:
+        if not self.command:
+            return self
+        text = " ".join(self.command)
+        if missing := [name for name in ("{model}", "{name}", "{port}") if name not in text]:
+            raise ValueError(f"engine.server.command has no {' and no '.join(missing)}; each start needs its own")
+        if "--api-key" in text:
+            raise ValueError("engine.server.command has a key; scores record the command: remove --api-key")
+        if self.url != URL:
+            raise ValueError(
+                f"engine.server has the url {self.url} and a command; the command starts servers on ports of their "
+                "own: remove one of the two"
+            )
+        return self
 
 
 class Engine(Section):

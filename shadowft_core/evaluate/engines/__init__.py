@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from shadowft_core.evaluate.engines.door import Arm, Deltas, Engine, Reply
 from shadowft_core.evaluate.engines.hf import open_hf
+from shadowft_core.evaluate.engines.server import open_server
 
 if TYPE_CHECKING:
     from shadowft_core.params import Evaluate
@@ -15,4 +16,5 @@ __all__ = ["Arm", "Deltas", "Engine", "Reply", "open_engine"]
 
 def open_engine(instruct: Path, tokenizer: Any, params: "Evaluate") -> AbstractContextManager[Engine]:
     """The engine of params.engine for an Instruct folder, with the tokenizer of its renderer."""
-    return open_hf(instruct, tokenizer, params)
+    opened = {"hf": open_hf, "server": open_server}[params.engine.kind]
+    return opened(instruct, tokenizer, params)

@@ -50,6 +50,10 @@ class Engine(Protocol):
         """Name, versions and settings that the answers can depend on."""
         ...
 
+    def check(self, deltas: Deltas, options: Options, likelihood: Sequence[str]) -> None:
+        """Raise, before anything is scored, what this engine cannot do: an arm, or tasks scored by log-likelihood."""
+        ...
+
     def arm(self, deltas: Deltas, options: Options) -> AbstractContextManager[Arm]:
         """The Instruct with `scale * delta` added by the rules of graft; without deltas, the untouched Instruct.
 

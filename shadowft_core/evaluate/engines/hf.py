@@ -1,6 +1,6 @@
 """The engine `hf`: transformers in this process, on a GPU or the CPU."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,9 @@ class Hf:
         self._resident: Resident | None = None
         self._in_use = False
         self.identity: Mapping[str, Any] = {"engine": "hf", "batch_size": batch_size, **_versions()}
+
+    def check(self, deltas: Deltas, options: Options, likelihood: Sequence[str]) -> None:
+        """Every delta that grafts can be loaded, and every kind of task scored."""
 
     @contextmanager
     def arm(self, deltas: Deltas, options: Options) -> Iterator[Loaded]:

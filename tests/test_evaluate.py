@@ -15,7 +15,8 @@ from tests.fixtures.evaluation import LETTERS, World, read_arm, score_instruct
 
 def test_the_instruct_scores_high_where_it_was_trained(world: World, tmp_path: Path) -> None:
     scores, items = score_instruct(world, tmp_path / "out")
-    assert scores["tasks"]["say"] == {"role": "guard", "metric": "exact_match", "n": 13, "mean": 1.0}
+    say = {"role": "guard", "metric": "exact_match", "n": 13, "mean": 1.0}
+    assert scores["tasks"]["say"].items() >= say.items()
     assert scores["tasks"]["next"]["role"] == "domain"
     assert scores["tasks"]["next"]["mean"] < 0.5
     assert (scores["arm"], scores["scale"], scores["label"]) == ("instruct", 0, "")
@@ -97,15 +98,17 @@ def test_loglikelihood_is_nats_per_byte_of_the_reply(world: World, tmp_path: Pat
 
 def test_multiple_choice_takes_accuracy_and_shows_the_choice(world: World, tmp_path: Path) -> None:
     scores, items = score_instruct(world, tmp_path / "out", domain=("choice",), guards=(), limit=3)
-    assert scores["tasks"]["choice"] == {"role": "domain", "metric": "acc", "n": 3, "mean": 1.0}
+    expected = {"role": "domain", "metric": "acc", "n": 3, "mean": 1.0}
+    assert scores["tasks"]["choice"].items() >= expected.items()
     assert sorted(item["output"] for item in items) == ["a", "b", "c"]
 
 
-def test_equal_items_count_twice_under_different_names(world: World, tmp_path: Path) -> None:
-    _, items = score_instruct(world, tmp_path / "out", domain=("twins",))
-    names = [item["item"] for item in items if item["task"] == "twins"]
-    assert len(set(names)) == 4
-    assert sorted(name.endswith("#1") for name in names) == [False, False, True, True]
+def test_equal_items_count_once(world: World, tmp_path: Path) -> None:
+    scores, items = score_instruct(world, tmp_path / "out", domain=("twins",))
+    twins = [item for item in items if item["task"] == "twins"]
+    assert [item["copies"] for item in twins] == [2, 2]
+    assert not any("#" in item["item"] for item in twins)
+    assert (scores["tasks"]["twins"]["n"], scores["tasks"]["twins"]["counts"]["copies"]) == (2, 2)
 
 
 def test_evaluate_leaves_no_temporary_files(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,7 +66,7 @@ def test_one_item_is_the_largest_step_of_one_answer() -> None:
 def test_all_tasks_of_a_point_have_the_same_weight() -> None:
     at = point(0.5, {"a": scored("domain", 1, 0), "b": scored("domain", *[1] * 10), "g": scored("guard", 0, 1, 1, 1)})
     assert (at["scale"], at["domain"], at["guards"]) == (0.5, 0.75, 0.75)
-    assert at["tasks"]["b"] == {"role": "domain", "metric": "m", "n": 10, "mean": 1}
+    assert at["tasks"]["b"].items() >= {"role": "domain", "metric": "m", "n": 10, "mean": 1}.items()
 
 
 PARAMS = Sweep(scales=(1.0, 0.0, 0.01), domain=("next_dev",), guards=("say_dev",), tolerance=0.02)

@@ -63,11 +63,12 @@ def evaluate(
 
         def write(arm: str, scale: float, digest: str, scores: dict[str, TaskScore]) -> None:
             about = {"arm": arm, "scale": scale, "model_digest": digest, "label": label}
-            _write_arm(folder / arm, {**about, "template_digest": bench.template_digest}, scores)
+            measured = {"template_digest": bench.template_digest, "generation": bench.generation}
+            _write_arm(folder / arm, about | measured, scores)
 
         def score(arm: str, deltas: Deltas, options: Options) -> tuple[str, dict[str, TaskScore]]:
             with engine.arm(deltas, options) as model:
-                return model.digest, bench.score(model, arm)
+                return model.digest, bench.score(model, arm, untouched=not deltas)
 
         options = Options() if recipe is None else options_of(recipe)
         engine.check([] if delta is None else [(delta, 1.0)], options, bench.likelihood)

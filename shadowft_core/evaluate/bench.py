@@ -1,30 +1,32 @@
 """Tasks and scores, through lm-evaluation-harness.
 
-A `Bench` builds its tasks once. Every model gets the same items, rendered prompts and chat template, greedy decoding
-and the same seeds, so the scores of two models can be paired item by item.
+A `Bench` builds its tasks and their requests once. Every model gets the same items, rendered prompts and chat template,
+greedy decoding and the same seeds, so the scores of two models can be paired item by item.
 """
 
-import json
-import math
 import sys
 import time
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TextIO
 
 from shadowft_core.errors import EvaluationError, TrainError
+from shadowft_core.evaluate.counts import tell, tell_left_out
 from shadowft_core.evaluate.engines import Arm
+from shadowft_core.evaluate.engines.finite import NotFinite
 from shadowft_core.evaluate.heldout import render_heldout
 from shadowft_core.evaluate.items import SHOWN, Item, Role, TaskScore
+from shadowft_core.evaluate.metrics import Metrics
+from shadowft_core.evaluate.prompts import Prompts
+from shadowft_core.evaluate.questions import Questions, finite
 from shadowft_core.evaluate.quiet import quiet
-from shadowft_core.files import bytes_digest, canonical_json
+from shadowft_core.loading import load
 from shadowft_core.params import Evaluate, Render
 from shadowft_core.rendering import Renderer, load_renderer
 from shadowft_core.suites import TaskFiles
 
-PER_BYTE = "logprob_per_byte"
 SEED = 0
 RENDER = Render()
 FATAL_WARNINGS = ("truncat", "label index", "removing the system role")  # the harness only warns of a wrong score
@@ -34,63 +36,121 @@ class Bench:
     """Tasks, tokenizer and chat template of one run. Made by `open_bench`."""
 
     def __init__(
-        self, renderer: Renderer, tasks: dict[str, Any], roles: dict[str, Role], params: Evaluate, rendered: Set[str]
+        self,
+        renderer: Renderer,
+        questions: Mapping[str, Questions],
+        roles: Mapping[str, Role],
+        params: Evaluate,
+        prompts: Prompts,
     ) -> None:
-        """`rendered` names the tasks whose items are rendered already, with the rendering of the training."""
-        self.tokenizer, self._tasks, self._roles, self._params = renderer.tokenizer, tasks, roles, params
-        self._rendered = rendered
+        self.tokenizer, self._questions, self._roles, self._params = renderer.tokenizer, questions, roles, params
+        self._prompts = prompts
         self.template_digest = renderer.template_digest
+        self.generation = params.generation.model_dump()
+        """the settings of `evaluate.generation`, for scores.json"""
 
     @property
     def likelihood(self) -> list[str]:
         """The tasks that are scored by log-likelihood."""
-        return [name for name, task in self._tasks.items() if task.OUTPUT_TYPE != "generate_until"]
+        return [name for name, one in self._questions.items() if one.task.OUTPUT_TYPE != "generate_until"]
 
-    def score(self, arm: Arm, label: str) -> dict[str, TaskScore]:
-        """Score one model on every task; `label` names it in the progress lines.
+    def score(self, arm: Arm, label: str, *, untouched: bool = False) -> dict[str, TaskScore]:
+        """Score one model on every task; `label` names it in the progress lines. `untouched`: it is the Instruct.
 
-        Raises EvaluationError when a task fails, has no items, truncates a prompt or gives no usable score per item.
+        Raises EvaluationError when a task fails or gives no usable score per item, when logits are not finite, and when
+        more of the Instruct's answers are cut at the token limit than `evaluate.max_cut` allows.
         """
-        return {name: self._score(arm.lm, label, name) for name in self._tasks}
+        return {name: self._score(arm.lm, label, name, untouched) for name in self._questions}
 
-    def _score(self, lm: Any, label: str, name: str) -> TaskScore:
-        task = self._tasks[name]
-        lm.set_cache_hook(_Progress(f"{label} {name}", task, sys.stderr))
+    def _score(self, lm: Any, label: str, name: str, untouched: bool) -> TaskScore:
+        questions = self._questions[name]
+        task = questions.task
         with _one_line(f"task {name}"):
-            samples = _run(lm, task, name, self._params.limit, template=name not in self._rendered)
-            chosen = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
-            metric = PER_BYTE if task.OUTPUT_TYPE == "loglikelihood" else chosen[0]["metrics"][0]
-            if not task.higher_is_better().get(metric, True):
-                raise EvaluationError(
-                    f"task {name}: lower {metric} is better; list first a metric where higher is better"
-                )
-            copies: dict[str, int] = {}
+            lm.set_cache_hook(_Progress(f"{label} {name}", task, sys.stderr))
+            samples, aggregated = self._run(lm, questions)
+            metrics = Metrics(name, task, samples, self._params.metrics.get(name))
             items = []
-            for sample in chosen:
-                digest = _item_digest(sample)
-                copies[digest] = copies.get(digest, -1) + 1  # an item twice in a task: both count, in file order
+            for sample in samples:
+                if sample["filter"] != metrics.filter:
+                    continue
+                at, reply = sample["doc_id"], sample["resps"][0][0]
                 items.append(
                     Item(
-                        item=f"{digest}#{copies[digest]}" if copies[digest] else digest,
-                        score=_item_score(name, metric, sample),
+                        item=questions.digests[at],
+                        score=metrics.score(sample),
                         prompt=str(sample["arguments"][0][0])[-SHOWN:],
                         output=_output(task, sample)[:SHOWN],
+                        cluster=questions.clusters[at],
+                        finish=getattr(reply, "finish", None),
+                        tokens=getattr(reply, "tokens", None),
+                        parsed=metrics.parsed(sample),
+                        others=metrics.others(sample),
+                        copies=questions.copies[at],
+                        slice=questions.slices[at],
                     )
                 )
-        return TaskScore(self._roles[name], metric, tuple(sorted(items, key=lambda item: item.item)))
+        cut = sum(item.finish == "length" for item in items) / len(items)
+        found = TaskScore(
+            self._roles[name],
+            metrics.metric,
+            tuple(sorted(items, key=lambda item: item.item)),
+            generated=task.OUTPUT_TYPE == "generate_until",
+            others=metrics.of_task(aggregated),
+            left_out=questions.left_out,
+            replaced=questions.replaced,
+            flags=("cut",) if cut > self._params.max_cut else (),
+        )
+        tell(f"{label} {name}", found, self._params.max_cut, refuse=untouched)
+        return found
+
+    def _run(self, lm: Any, questions: Questions) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Score one task; returns its logged samples, and its metrics as the harness aggregates them.
+
+        Calls `lm_eval.evaluate` because `simple_evaluate` also lists the installed packages, runs git and queries a
+        hub.
+        """
+        import lm_eval
+
+        name, task = questions.name, questions.task
+        if not questions.docs:  # a task about images, whose prompts the engine renders
+            _seed(task)
+            with quiet():
+                questions.build(
+                    self._prompts, self.tokenizer, lm.max_length, self._params.limit, lm.apply_chat_template
+                )
+        task.apply_filters = lambda: _filtered(questions, self._prompts)
+        _seed(task)
+        try:
+            with quiet() as warnings:
+                results = lm_eval.evaluate(
+                    lm=lm,
+                    task_dict={"tasks": {name: task}},
+                    bootstrap_iters=0,
+                    log_samples=True,
+                )
+        except NotFinite as error:
+            asked = questions.asked(list(error.ids), self.tokenizer)
+            raise EvaluationError(f"task {name}, {asked}: {error}") from None
+        for warning in warnings:
+            if any(text in warning.lower() for text in FATAL_WARNINGS):
+                raise EvaluationError(
+                    f"task {name}: {warning:.300}; the score would be wrong, shorten or repair the items"
+                )
+        return results["samples"][name], results["results"][name]
 
 
 @contextmanager
 def open_bench(
     instruct: Path, data: Path, params: Evaluate, domain: Sequence[str], guards: Sequence[str], render: Render = RENDER
 ) -> Iterator[Bench]:
-    """Build the named tasks with the tokenizer and chat template of the Instruct.
+    """Build the named tasks, and what every arm is asked, with the tokenizer and chat template of the Instruct.
 
     `{data}` in a task file means `data`, the folder made by `prepare`. The datasets library uses a temporary cache,
     which is deleted when the block ends.
 
     Raises EvaluationError for a tokenizer without chat template, an unknown task, a task named as both domain and
-    guard, a missing or empty data file, or a task that samples.
+    guard, a missing or empty data file, a task that samples, a setting of `evaluate.generation` or `evaluate.metrics`
+    that cannot be honoured, and what `Questions.build` raises.
     """
     roles: dict[str, Role] = dict.fromkeys(guards, "guard")
     for name in domain:
@@ -101,14 +161,29 @@ def open_bench(
         roles[name] = "domain"
     files = TaskFiles(Path(params.tasks))
     paths = {name: files.path(name) for name in sorted(roles)}
+    for name in params.metrics:
+        files.path(name)  # a name that is unknown is refused, not ignored
     with TemporaryDirectory(prefix="shadowft-") as cache:
-        renderer, rendered, tasks = _renderer(instruct, render), Path(cache, "rendered"), {}
+        renderer, rendered = _renderer(instruct, render), Path(cache, "rendered")
+        prompts, context = Prompts(renderer, params.generation), _context(instruct, renderer.tokenizer)
+        left_out: dict[str, dict[str, list[str]]] = {}
         if any(map(files.is_heldout, roles)):
-            render_heldout(renderer, data, rendered)
+            left_out = render_heldout(renderer, data, rendered)
+        questions = {}
         for name, path in paths.items():
             with _one_line(f"task {name} ({path})"), quiet():
-                tasks[name] = files.build(name, rendered if files.is_heldout(name) else data, Path(cache))
-        yield Bench(renderer, tasks, roles, params, rendered=set(filter(files.is_heldout, roles)))
+                held = files.is_heldout(name)
+                task = files.build(name, rendered if held else data, Path(cache))
+                out = left_out.get("dev" if name.endswith("_dev") else "test") if held else None
+                questions[name] = Questions(name, task, out)
+                if getattr(task, "MULTIMODAL", False):
+                    continue
+                _seed(task)
+                chat = None if held else prompts.chat(name, task.OUTPUT_TYPE)
+                questions[name].build(prompts, renderer.tokenizer, context, params.limit, chat)
+        for one in questions.values():
+            tell_left_out(one)
+        yield Bench(renderer, questions, roles, params, prompts)
 
 
 class _Progress:
@@ -135,14 +210,19 @@ def _renderer(instruct: Path, render: Render) -> Renderer:
         raise EvaluationError(str(error)) from None
 
 
-def _run(lm: Any, task: Any, name: str, limit: int | None, *, template: bool) -> list[dict[str, Any]]:
-    """Score one task and return its logged samples.
+def _context(instruct: Path, tokenizer: Any) -> int:
+    """The tokens that the Instruct can read, as the harness finds them."""
+    with quiet():
+        from lm_eval.models.utils import resolve_max_length
+        from transformers import AutoConfig
 
-    Calls `lm_eval.evaluate` because `simple_evaluate` also lists the installed packages, runs git and queries a hub.
-    """
+        return int(resolve_max_length(load(AutoConfig, instruct), tokenizer))
+
+
+def _seed(task: Any) -> None:
+    """Start all generators that tasks use from SEED, for the same examples in every run."""
     import random
 
-    import lm_eval
     import numpy as np
     import torch
 
@@ -150,51 +230,19 @@ def _run(lm: Any, task: Any, name: str, limit: int | None, *, template: bool) ->
     np.random.seed(SEED)  # the generator that task files use
     torch.manual_seed(SEED)
     task.set_fewshot_seed(seed=SEED)
-    with quiet() as warnings:
-        results = lm_eval.evaluate(
-            lm=lm,
-            task_dict={"tasks": {name: task}},
-            limit=limit,
-            bootstrap_iters=0,
-            log_samples=True,
-            apply_chat_template=template,
-            fewshot_as_multiturn=template,
-        )
-    for warning in warnings:
-        if any(text in warning.lower() for text in FATAL_WARNINGS):
-            raise EvaluationError(f"task {name}: {warning:.300}; the score would be wrong, shorten or repair the items")
-    samples: list[dict[str, Any]] = results["samples"][name]
-    if not samples:
-        raise EvaluationError(f"task {name}: no items, expected 1 or more; check its test_split and process_docs")
-    return samples
 
 
-def _item_digest(sample: dict[str, Any]) -> str:
-    from lm_eval.utils import handle_non_serializable
-
-    doc = json.loads(json.dumps(sample["doc"], default=handle_non_serializable))
-    return bytes_digest(canonical_json({"doc": doc, "prompt": [arguments[0] for arguments in sample["arguments"]]}))
-
-
-def _item_score(name: str, metric: str, sample: dict[str, Any]) -> float:
-    """For a loglikelihood task, nats per UTF-8 byte of the reply; for any other, its first metric, in [0, 1]."""
-    if metric == PER_BYTE:
-        reply = sample["arguments"][0][1]
-        if not reply:
-            raise EvaluationError(f"task {name}: an item has an empty reply; remove it from the data")
-        score = float(sample["filtered_resps"][0][0]) / len(reply.encode("utf-8"))
-        if not math.isfinite(score):
-            raise EvaluationError(
-                f"task {name}: the log-likelihood of an item is {score}; the model's weights are damaged"
-            )
-        return score
-    value = sample[metric]
-    if isinstance(value, (tuple, list, dict)) or not 0 <= float(value) <= 1:
-        raise EvaluationError(
-            f"task {name}: {metric} is {value!r:.80} for an item, expected a number from 0 to 1; "
-            "list another metric first"
-        )
-    return float(value)
+def _filtered(questions: Questions, prompts: Prompts) -> None:
+    """Check the answers of a task, take thoughts off, and apply its filters."""
+    task = questions.task
+    for one in task.instances:
+        if one.request_type == "generate_until":
+            until = task.config.generation_kwargs or {}
+            one.resps = [prompts.answer(one.args[0], reply, until) for reply in one.resps]
+        elif one.request_type == "loglikelihood":
+            for logprob, _ in one.resps:
+                finite(questions.name, questions.digests[one.doc_id], logprob)
+    type(task).apply_filters(task)
 
 
 def _output(task: Any, sample: dict[str, Any]) -> str:

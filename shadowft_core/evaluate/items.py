@@ -1,13 +1,14 @@
-"""What a score is: items, and all items of a task."""
+"""What a score is: items, all items of a task, and the counts beside the score."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Role = Literal["domain", "guard"]
 Finish = Literal["stop", "length"]
 SHOWN = 2000  # characters of a prompt (its end) and of a reply (its beginning) written to items.jsonl
+NAMED = 20  # rows that scores.json names for each reason to leave them out
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,10 @@ class Item:
     """whether the task's filter found an answer in the output; None if it has none"""
     others: Mapping[str, float] = field(default_factory=dict)
     """further metrics, by name, or FILTER/METRIC of another filter"""
+    copies: int = 1
+    """how often the task has this document with this prompt; it is asked, and counts, once"""
+    slice: str = ""
+    """value of the field that `metadata: {slice: FIELD}` of the task file names"""
 
 
 @dataclass(frozen=True)
@@ -40,10 +45,55 @@ class TaskScore:
     role: Role
     metric: str
     items: tuple[Item, ...]
+    generated: bool = False
+    """whether the items are answers that the model wrote"""
+    others: Mapping[str, float] = field(default_factory=dict)
+    """further metrics of the whole task, as the harness aggregates them"""
+    left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """rows that no arm was asked, by reason"""
+    replaced: int = 0
+    """items whose few-shot examples held the item itself; they got another example"""
+    flags: tuple[str, ...] = ()
+    """names of counts above their limit"""
 
     @property
     def mean(self) -> float:
-        return math.fsum(item.score for item in self.items) / len(self.items)
+        return _mean(item.score for item in self.items)
 
     def summary(self) -> dict[str, Any]:
-        return {"role": self.role, "metric": self.metric, "n": len(self.items), "mean": self.mean}
+        """The task's entry in scores.json (docs/architecture.md, Scores)."""
+        slices = sorted({item.slice for item in self.items} - {""})
+        parts = {value: [item for item in self.items if item.slice == value] for value in slices}
+        return {
+            "role": self.role,
+            "metric": self.metric,
+            "n": len(self.items),
+            "mean": self.mean,
+            "counts": self.counts(self.items) | {"replaced_examples": self.replaced},
+            "left_out": {
+                reason: {"rows": len(rows), "named": list(rows[:NAMED])} for reason, rows in self.left_out.items()
+            },
+            "others": dict(sorted(self.others.items())),
+            "slices": {
+                value: {"n": len(part), "mean": _mean(item.score for item in part)} | self.counts(part)
+                for value, part in parts.items()
+            },
+            "flags": list(self.flags),
+        }
+
+    def counts(self, items: Sequence[Item]) -> dict[str, int]:
+        """How many further copies these items have and, of generated answers, how many are of each doubtful kind."""
+        found = {"copies": sum(item.copies - 1 for item in items)}
+        if self.generated:
+            found |= {
+                "cut": sum(item.finish == "length" for item in items),
+                "unparsed": sum(item.parsed is False for item in items),
+                "empty": sum(not item.output.strip() for item in items),
+                "unstopped": sum(item.finish is None for item in items),
+            }
+        return found
+
+
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return math.fsum(found) / len(found)

@@ -79,6 +79,9 @@ class Evaluate(Section):
     tasks: str = Field(min_length=1, description="folder of lm-evaluation-harness task files")
     domain: tuple[str, ...] = Field(min_length=1, description="test tasks that the training should improve")
     guards: tuple[str, ...] = Field((), description="test tasks that must not get worse")
+    metrics: dict[str, str] = Field(
+        {}, description="metric that decides a task or group, METRIC or FILTER/METRIC; the first listed if not named"
+    )
     limit: int | None = Field(None, ge=1, description="items per task; all when null")
     batch_size: int = Field(64, ge=1, description="prompts per forward pass")
     engine: Engine = Engine()

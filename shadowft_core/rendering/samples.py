@@ -127,6 +127,13 @@ class Renderer:
             samples = [*(self._sample(part, [span]) for part, span in found), *samples]
         return samples
 
+    def prompt(self, messages: Sequence[Message], *, begun: bool = False, **variables: Any) -> str:
+        """The text that inference sends for messages without a reply; with `begun`, the last one begins the reply.
+
+        The template gets the `variables`. Raises RowError if it refuses the messages.
+        """
+        return self.template.render(self._folded(messages, self.template), prompt=not begun, begun=begun, **variables)
+
     def _ends(self, rendered: RenderedConversation, at: int, span: Span | None) -> bool:
         """Whether the text between a reply and the next message has a token that stops generation."""
         after = "" if span is None else rendered.between(at, span, self._stop_texts)

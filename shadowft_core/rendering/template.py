@@ -119,16 +119,19 @@ class Template:
         *,
         tools: Sequence[Any] | None = None,
         prompt: bool = False,
+        begun: bool = False,
         thinking: bool = True,
+        **variables: Any,
     ) -> str:
         """The text of the messages. With `prompt`, it ends where the model begins its reply.
 
-        Without `thinking`, the template gets the variable `enable_thinking=False`, which many templates read.
+        With `begun`, the last message is the beginning of that reply, and the text ends with it. The template gets the
+        `variables`; without `thinking` also `enable_thinking=False`, which many templates read.
         Raises RowError if the template refuses the messages.
         """
         from jinja2 import TemplateError
 
-        options = {} if thinking else {"enable_thinking": False}
+        options = variables if thinking else variables | {"enable_thinking": False}
         try:
             text = self._tokenizer.apply_chat_template(
                 [self._shaped(message) for message in messages],
@@ -136,6 +139,7 @@ class Template:
                 chat_template=self._text,
                 tokenize=False,
                 add_generation_prompt=prompt,
+                continue_final_message=begun,
                 **options,
             )
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -29,6 +29,8 @@ class _ScoresFile(BaseModel):
     scale: float | None
     model_digest: str = Field(min_length=1)
     template_digest: str | None
+    generation: dict[str, Any] | None = None
+    """how answers were asked for; folders of older versions do not say"""
     tasks: dict[str, _Summary] = Field(min_length=1)
 
 
@@ -49,6 +51,7 @@ class Arm:
     roles: dict[str, Role]
     metrics: dict[str, str]
     scores: dict[str, dict[str, float]]
+    generation: dict[str, Any] | None = None
 
     def tasks(self, role: Role) -> list[str]:
         """The task names of one role, sorted."""
@@ -70,9 +73,11 @@ def routes_of(arms: Iterable[str]) -> set[str]:
 
 
 def read_arms(scores: Path, routes: Sequence[str]) -> dict[str, Arm]:
-    """Read the arms of the routes and check that they are comparable: same items, roles, metrics and template.
+    """Read the arms of the routes and check that they are comparable: same items, roles, metrics, template and settings
+    of generation.
 
-    Copies of an item count once, with their mean score, because they are not separate observations.
+    Copies of an item, which older folders list as ITEM, ITEM#1 and so on, count once, with their mean score, because
+    they are not separate observations.
 
     Raises EvaluationError for a missing, damaged or incomplete score folder, or arms that were measured differently.
     """
@@ -97,7 +102,7 @@ def read_arm(folder: Path, name: str | None = None) -> Arm:
             raise EvaluationError(f"{path}:{number}: {_problem(error)}; run evaluate again") from None
         if item.task not in collected:
             raise EvaluationError(f"{path}:{number}: task {item.task!r} is not in scores.json; run evaluate again")
-        collected[item.task].setdefault(item.item, []).append(item.score)
+        collected[item.task].setdefault(item.item.partition("#")[0], []).append(item.score)
     for task, summary in head.tasks.items():
         items = [score for scores in collected[task].values() for score in scores]
         mean = math.fsum(items) / len(items) if items else math.nan
@@ -111,6 +116,7 @@ def read_arm(folder: Path, name: str | None = None) -> Arm:
         scale=head.scale,
         model_digest=head.model_digest,
         template_digest=head.template_digest,
+        generation=head.generation,
         roles={task: summary.role for task, summary in head.tasks.items()},
         metrics={task: summary.metric for task, summary in head.tasks.items()},
         scores={
@@ -124,9 +130,13 @@ def check_same_questions(reference: Arm, arm: Arm) -> None:
     """Raises EvaluationError unless both arms have the same tasks, roles, metrics, template and items."""
     pair = f"arm {arm.name!r} and arm {reference.name!r}"
     remedy = "evaluate both again with the same params"
-    for field in ("template_digest", "roles", "metrics"):
+    for field in ("template_digest", "generation", "roles", "metrics"):
         value, expected = getattr(arm, field), getattr(reference, field)
+        if field == "generation" and None in (value, expected):
+            continue
         if value != expected:
+            if field == "generation":
+                value, expected = json.dumps(value), json.dumps(expected)
             raise EvaluationError(f"{pair} were measured differently: {field} is {value} and {expected}; {remedy}")
     for task, items in arm.scores.items():
         differing = sorted(items.keys() ^ reference.scores[task].keys())

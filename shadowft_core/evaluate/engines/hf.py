@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shadowft_core.evaluate.engines.door import Deltas, Engine
+from shadowft_core.evaluate.engines.finite import watch
 from shadowft_core.evaluate.engines.models import load_grafted
 from shadowft_core.evaluate.engines.resident import Resident
 from shadowft_core.evaluate.quiet import quiet
@@ -66,7 +67,7 @@ class Hf:
         with quiet():
             from shadowft_core.evaluate.engines.batches import BatchedLM
 
-            return BatchedLM(model, self._tokenizer, self._batch_size)
+            return BatchedLM(watch(model), self._tokenizer, self._batch_size)
 
 
 def _versions() -> dict[str, Any]:

@@ -25,6 +25,7 @@
     ├── TrainError                     the loss is not finite, or nothing can be learnt
     ├── StoppedError                   SIGTERM or SIGINT stopped a training; the same command resumes it
     ├── EvaluationError                a task is missing, or items differ between arms
+    │   └── SandboxError               programs cannot be isolated on this system
     ├── StoreError                     the delta store
     │   ├── StoreUnreachableError      no answer, or wrong credentials
     │   ├── StoreConflictError         the name is taken by other content
@@ -163,6 +164,10 @@ class StoppedError(ShadowError):
 
 class EvaluationError(ShadowError):
     exit_code = 7
+
+
+class SandboxError(EvaluationError):
+    pass
 
 
 class StoreError(ShadowError):

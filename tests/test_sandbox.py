@@ -1,0 +1,113 @@
+"""Untrusted programs: none passes, harms, hangs or leaves anything behind."""
+
+import ast
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from shadowft_core.sandbox import Limits, Program, Verdict, run
+from tests.fixtures.hostile import BREAKS_OUT, HOSTILE, TESTS
+
+LIMITS = Limits(wall=4, cpu=2, memory=256 << 20)
+RIGHT = "def f(x):\n    return sorted(x) if isinstance(x, list) else 2 * x\n"
+
+
+def verdict(source: str, tests: str = TESTS, limits: Limits = LIMITS) -> Verdict:
+    [found] = run([Program(source, tests, ("f",))], limits)
+    return found
+
+
+def children() -> list[str]:
+    return [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
+
+
+def test_a_right_program_passes() -> None:
+    assert verdict(RIGHT) == Verdict("passed")
+
+
+@pytest.mark.parametrize("name", list(HOSTILE))
+def test_a_hostile_program_neither_passes_nor_harms_nor_hangs(name: str, tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    canary.write_text("untouched")
+    source = HOSTILE[name]
+    if name in BREAKS_OUT:
+        source = source.replace("{canary}", str(canary))
+    before = children()
+    start, peak = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = verdict(source)
+    assert found.kind != "passed"
+    assert found.reason
+    assert "\n" not in found.reason
+    assert time.monotonic() - start < 12
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 50_000  # kB
+    assert canary.read_text() == "untouched"
+    assert [path.name for path in tmp_path.iterdir()] == ["canary"]
+    assert children() == before
+
+
+def answer(body: str, value: object) -> Verdict:
+    """The verdict on a program whose function has this body, if the tests expect this value."""
+    return verdict("def f():\n" + body, f"found = f()\nassert found == {value!r}, found")
+
+
+def test_a_program_sees_the_interpreter_and_an_empty_folder_only() -> None:
+    listed = "    import os\n    return [sorted(os.listdir(path)) for path in ('/', '/dev', '.', '/tmp')]"
+    top = sorted({Path(sys.executable).resolve().parts[1], Path(os.__file__).parts[1], "dev", "tmp"})
+    found = answer(listed, [[], ["null", "urandom"], [], []])
+    assert found.kind == "failed"
+    shown = ast.literal_eval(found.reason.partition(": ")[2].rpartition(" at `")[0])
+    assert shown[1:] == [["null", "urandom"], [], []]
+    assert set(shown[0]) <= {*top, "lib", "lib64", "usr"}
+    assert answer("    import site, sys\n    import numpy", None).reason.startswith("ModuleNotFoundError")
+
+
+def test_a_program_has_no_environment_no_privileges_and_one_process() -> None:
+    body = """
+    import ctypes, os, resource
+    sets = (ctypes.c_uint32 * 6)()
+    ctypes.CDLL(None).capget((ctypes.c_uint32 * 2)(0x20080522, 0), sets)
+    return [dict(os.environ), os.getpid(), os.getppid(), 0 in (os.getuid(), os.geteuid()), list(sets),
+            ctypes.CDLL(None).prctl(39, 0, 0, 0, 0), resource.getrlimit(resource.RLIMIT_CORE)]
+"""
+    environment = {"LC_CTYPE": "C.UTF-8"}  # set by Python itself
+    assert answer(body, [environment, 1, 0, False, [0] * 6, 1, (0, 0)]) == Verdict("passed")
+
+
+def test_plain_values_come_back_as_they_are() -> None:
+    value = [None, True, -(2**70), 0.1, 1 + 2j, "ä\ud800", b"\0", (1, [2]), {3: {4}}, frozenset({5}), int, {}]
+    assert verdict("def f(x):\n    return x", f"x = {value!r}".replace("<class 'int'>", "int") + "\nassert f(x) == x")
+    counted = "import collections\ndef f(x):\n    return collections.Counter(x)"
+    assert verdict(counted, "assert f('aab') == {'a': 2, 'b': 1}") == Verdict("passed")
+
+
+def test_tests_that_never_call_the_program_do_not_pass_it() -> None:
+    assert verdict(RIGHT, "pass") == Verdict("failed", "the tests never called the program")
+
+
+def test_the_tests_are_limited_too() -> None:
+    assert verdict(RIGHT, "assert f(2)\nwhile True: pass").kind == "timeout"
+    assert verdict(RIGHT, "assert f(2)\nx = [0] * 10**10").kind == "memory"
+
+
+def test_verdicts_are_in_the_order_of_the_programs() -> None:
+    programs = [Program(f"def f():\n    return {n}", "assert f() % 3 == 0", ("f",)) for n in range(12)]
+    assert [one.kind == "passed" for one in run(programs)] == [n % 3 == 0 for n in range(12)]
+
+
+def test_nothing_is_left_when_we_are_killed() -> None:
+    code = "from shadowft_core.sandbox import *\nrun([Program('while True: pass', '', ('f',))] * 2)"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    me = psutil.Process(process.pid)
+    until = time.monotonic() + 20
+    while len(started := me.children(recursive=True)) < 6:  # 2 sandboxes of 3 processes
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert psutil.wait_procs(started, timeout=5)[1] == []

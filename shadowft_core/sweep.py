@@ -9,6 +9,7 @@ from shadowft_core.evaluate import TaskScore, open_bench, open_engine
 from shadowft_core.files import write_json_atomically
 from shadowft_core.graft import ONTO_BASE, Options
 from shadowft_core.params import Evaluate, Render, Sweep
+from shadowft_core.suites import TaskFiles
 
 RENDER = Render()
 EPSILON = 1e-9  # two means this close differ only by float rounding
@@ -19,13 +20,15 @@ def sweep(
 ) -> None:
     """Score the Instruct (scale 0) and every scale on the dev tasks; write the sweep file of docs/architecture.md.
 
-    The route is the name of the delta's folder. `domain` and `guards` of a point are means over tasks; every task has
-    the same weight, regardless of its number of items.
+    The route is the name of the delta's folder. `domain` and `guards` of a point are means over the names in params;
+    every name has the same weight, regardless of its number of tasks and items.
 
     Raises EvaluationError when a task is in `sweep` and in `evaluate`, and what `open_bench`, `Bench.score` and
     `load_grafted` raise.
     """
-    if both := sorted({*params.domain, *params.guards} & {*evaluate.domain, *evaluate.guards}):
+    files = TaskFiles(Path(evaluate.tasks))
+    judged = files.resolve(dict.fromkeys((*evaluate.domain, *evaluate.guards)))
+    if both := sorted(files.resolve(dict.fromkeys((*params.domain, *params.guards))).keys() & judged.keys()):
         raise EvaluationError(
             f"task {', '.join(both)}: is in sweep and in evaluate; choose the scale on other items than those it is "
             "judged on"
@@ -68,7 +71,7 @@ def point(scale: float, scores: Mapping[str, TaskScore]) -> dict[str, Any]:
     """One point of the curve: means of the domain and of the guard tasks (`guards` is None without guard tasks)."""
 
     def mean(role: str) -> float | None:
-        means = [score.mean for score in scores.values() if score.role == role]
+        means = [mean_of(group) for group in groups(scores, role).values()]
         return sum(means) / len(means) if means else None
 
     return {
@@ -79,12 +82,33 @@ def point(scale: float, scores: Mapping[str, TaskScore]) -> dict[str, Any]:
     }
 
 
+def groups(scores: Mapping[str, TaskScore], role: str) -> dict[str, list[TaskScore]]:
+    """The scores of a role by the name in params.yaml that stands for them."""
+    found: dict[str, list[TaskScore]] = {}
+    for task, score in scores.items():
+        if score.role == role:
+            found.setdefault(score.group or task, []).append(score)
+    return found
+
+
+def mean_of(group: Sequence[TaskScore]) -> float:
+    """The mean over the tasks of a group, weighted by their number of items if the group says so."""
+    weights = [len(score.items) if score.by_size else 1 for score in group]
+    return sum(weight * score.mean for weight, score in zip(weights, group, strict=True)) / sum(weights)
+
+
 def one_item(scores: Mapping[str, TaskScore]) -> float:
     """The most by which one item, if right instead of wrong, changes the domain mean; 0 if a score is not 0 or 1."""
-    domain = [score for score in scores.values() if score.role == "domain"]
-    if any(item.score not in (0, 1) for score in domain for item in score.items):
+    domain = groups(scores, "domain").values()
+    if any(item.score not in (0, 1) for group in domain for score in group for item in score.items):
         return 0.0
-    return max(1 / len(score.items) for score in domain) / len(domain)
+
+    def of(group: Sequence[TaskScore]) -> float:
+        if any(score.by_size for score in group):
+            return 1 / sum(len(score.items) for score in group)
+        return max(1 / len(score.items) for score in group) / len(group)
+
+    return max(map(of, domain)) / len(domain)
 
 
 def choose(

@@ -91,7 +91,9 @@ def prepare(
     if tasks is None and (not data or params or PARAMS_FILE.exists()):
         tasks = Path(settings.evaluate.tasks)
     measure = measuring(tokenizer, settings) if tokenizer else None
-    room.prepare(places, tasks, settings.prepare.model_copy(update=given), out, measure)
+    judged, swept = settings.evaluate, settings.sweep
+    names = (*judged.domain, *judged.guards, *swept.domain, *swept.guards) if params or PARAMS_FILE.exists() else ()
+    room.prepare(places, tasks, settings.prepare.model_copy(update=given), out, measure, names)
 
 
 @verbs.command(rich_help_panel=STAGES)

@@ -25,7 +25,7 @@ from shadowft_core.evaluate.quiet import quiet
 from shadowft_core.loading import load
 from shadowft_core.params import Evaluate, Render
 from shadowft_core.rendering import Renderer, load_renderer
-from shadowft_core.suites import TaskFiles
+from shadowft_core.suites import Leaf, TaskFiles
 
 SEED = 0
 RENDER = Render()
@@ -42,9 +42,10 @@ class Bench:
         roles: Mapping[str, Role],
         params: Evaluate,
         prompts: Prompts,
+        leaves: Mapping[str, Leaf],
     ) -> None:
         self.tokenizer, self._questions, self._roles, self._params = renderer.tokenizer, questions, roles, params
-        self._prompts = prompts
+        self._prompts, self._leaves = prompts, leaves
         self.template_digest = renderer.template_digest
         self.generation = params.generation.model_dump()
         """the settings of `evaluate.generation`, for scores.json"""
@@ -63,12 +64,12 @@ class Bench:
         return {name: self._score(arm.lm, label, name, untouched) for name in self._questions}
 
     def _score(self, lm: Any, label: str, name: str, untouched: bool) -> TaskScore:
-        questions = self._questions[name]
+        questions, leaf = self._questions[name], self._leaves[name]
         task = questions.task
         with _one_line(f"task {name}"):
             lm.set_cache_hook(_Progress(f"{label} {name}", task, sys.stderr))
             samples, aggregated = self._run(lm, questions)
-            metrics = Metrics(name, task, samples, self._params.metrics.get(name))
+            metrics = Metrics(name, task, samples, self._params.metrics.get(name, self._params.metrics.get(leaf.group)))
             items = []
             for sample in samples:
                 if sample["filter"] != metrics.filter:
@@ -91,9 +92,11 @@ class Bench:
                 )
         cut = sum(item.finish == "length" for item in items) / len(items)
         found = TaskScore(
-            self._roles[name],
+            self._roles[leaf.group],
             metrics.metric,
             tuple(sorted(items, key=lambda item: item.item)),
+            group=leaf.group,
+            by_size=leaf.by_size,
             generated=task.OUTPUT_TYPE == "generate_until",
             others=metrics.of_task(aggregated),
             left_out=questions.left_out,
@@ -143,7 +146,7 @@ class Bench:
 def open_bench(
     instruct: Path, data: Path, params: Evaluate, domain: Sequence[str], guards: Sequence[str], render: Render = RENDER
 ) -> Iterator[Bench]:
-    """Build the named tasks, and what every arm is asked, with the tokenizer and chat template of the Instruct.
+    """Build the named tasks and all tasks of the named groups, and what every arm is asked, with the tokenizer and chat template of the Instruct.
 
     `{data}` in a task file means `data`, the folder made by `prepare`. The datasets library uses a temporary cache,
     which is deleted when the block ends.
@@ -160,20 +163,20 @@ def open_bench(
             )
         roles[name] = "domain"
     files = TaskFiles(Path(params.tasks))
-    paths = {name: files.path(name) for name in sorted(roles)}
+    leaves = files.resolve(roles)
     for name in params.metrics:
         files.path(name)  # a name that is unknown is refused, not ignored
     with TemporaryDirectory(prefix="shadowft-") as cache:
         renderer, rendered = _renderer(instruct, render), Path(cache, "rendered")
         prompts, context = Prompts(renderer, params.generation), _context(instruct, renderer.tokenizer)
         left_out: dict[str, dict[str, list[str]]] = {}
-        if any(map(files.is_heldout, roles)):
+        if any(map(files.is_heldout, leaves)):
             left_out = render_heldout(renderer, data, rendered)
         questions = {}
-        for name, path in paths.items():
-            with _one_line(f"task {name} ({path})"), quiet():
+        for name, leaf in leaves.items():
+            with _one_line(f"task {name} ({files.path(name)})"), quiet():
                 held = files.is_heldout(name)
-                task = files.build(name, rendered if held else data, Path(cache))
+                task = files.build(name, rendered if held else data, Path(cache), leaf.overrides)
                 out = left_out.get("dev" if name.endswith("_dev") else "test") if held else None
                 questions[name] = Questions(name, task, out)
                 if getattr(task, "MULTIMODAL", False):
@@ -183,7 +186,7 @@ def open_bench(
                 questions[name].build(prompts, renderer.tokenizer, context, params.limit, chat)
         for one in questions.values():
             tell_left_out(one)
-        yield Bench(renderer, questions, roles, params, prompts)
+        yield Bench(renderer, questions, roles, params, prompts, leaves)
 
 
 class _Progress:

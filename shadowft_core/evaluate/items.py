@@ -45,6 +45,10 @@ class TaskScore:
     role: Role
     metric: str
     items: tuple[Item, ...]
+    group: str = ""
+    """the name in params.yaml that stands for this task: the task's own, or that of a group"""
+    by_size: bool = False
+    """whether the mean of the group weights its tasks by their number of items"""
     generated: bool = False
     """whether the items are answers that the model wrote"""
     others: Mapping[str, float] = field(default_factory=dict)
@@ -66,6 +70,7 @@ class TaskScore:
         parts = {value: [item for item in self.items if item.slice == value] for value in slices}
         return {
             "role": self.role,
+            "group": self.group,
             "metric": self.metric,
             "n": len(self.items),
             "mean": self.mean,

@@ -31,6 +31,7 @@ from shadowft_core.prepare.splits import write as write_splits
 from shadowft_core.prepare.table import SPLITS, Table, first_question, whole_text
 from shadowft_core.prepare.tracked import require_intact
 from shadowft_core.prepare.turns import BadRow, printable
+from shadowft_core.suites import some
 
 __all__ = ["SPLITS", "prepare", "require_pinned"]
 
@@ -41,6 +42,7 @@ def prepare(
     params: Prepare,
     out: Path,
     measure: Callable[[Path], dict[str, Any]] | None = None,
+    names: Sequence[str] = (),
 ) -> None:
     """Read, validate, normalise, deduplicate, decontaminate and split the data into the folder `out`.
 
@@ -57,9 +59,10 @@ def prepare(
     added rows never move old ones. With `params.newest`, dev and test are the newest rows, and newer rows replace them.
 
     `data` is a file or folder, or several of different names; then the name of a folder is a part of `source`.
-    `tasks` is the folder of test items to compare with, or None. `measure` takes the folder with the splits and returns
-    their lengths in tokens for the report. Memory holds digests and a few numbers per row, not the rows. If
-    `shadowft data add` recorded the data, its digest is checked first (tracked.py).
+    `tasks` is the folder of test items to compare with, or None; `names` are tasks and groups of params.yaml.
+    `measure` takes the folder with the splits and returns their lengths in tokens for the report. Memory holds digests
+    and a few numbers per row, not the rows. If `shadowft data add` recorded the data, its digest is checked first
+    (tracked.py).
 
     Raises DataError if the digest differs, two of `data` have one name, no row is usable, too many rows are bad, or no
     row is left to train on.
@@ -78,7 +81,7 @@ def prepare(
         for recorded, version in require_intact(place).items():
             print(f"prepare: {os.path.relpath(recorded)} is intact: {version.title()}", file=sys.stderr)
     require_pinned(params)
-    items = Items(tasks)
+    items = Items(tasks, names)
     with new_folder(out) as folder, (folder / "dropped.jsonl").open("wb") as dropped, _few_collections():
         accounts, added = Accounts(dropped), Accounts(dropped, of="replay")
         scratch = folder / "scratch"
@@ -254,6 +257,15 @@ def _print_summary(report: dict[str, Any], choice: Choice, columns: dict[str, st
     if unread := report["files_not_read"]:
         shown = ", ".join(unread[:5]) + (", ..." if len(unread) > 5 else "")
         print(f"prepare: {len(unread)} files not read: {shown}", file=sys.stderr)
+    if far := report["not_compared"]:
+        print(f"prepare: not compared with the items of {some(far)}", file=sys.stderr)
+    _print_lengths(report)
+    counts = f"{report['bad']} bad" + (f", {left_out}" if (left_out := choice.summary()) else "")
+    sizes = ", ".join(f"{name} {size}" for name, size in choice.sizes.items())
+    print(f"prepare: {report['rows_read']} rows, {counts}; {sizes}", file=sys.stderr)
+
+
+def _print_lengths(report: dict[str, Any]) -> None:
     for name, lengths in report.get("tokens", {}).items():
         if lengths["rows"]:
             share = f"{lengths['too_long_share']:.1%} longer than train.max_length {lengths['max_length']}"
@@ -261,6 +273,3 @@ def _print_summary(report: dict[str, Any], choice: Choice, columns: dict[str, st
             print(f"prepare: tokens of {lengths['rows']} rows of {name}: {about}", file=sys.stderr)
         for reason, refused in lengths["refused"].items():
             print(f"prepare: {refused['rows']} rows of {name} refused: {reason}", file=sys.stderr)
-    counts = f"{report['bad']} bad" + (f", {left_out}" if (left_out := choice.summary()) else "")
-    sizes = ", ".join(f"{name} {size}" for name, size in choice.sizes.items())
-    print(f"prepare: {report['rows_read']} rows, {counts}; {sizes}", file=sys.stderr)

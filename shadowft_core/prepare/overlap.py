@@ -1,14 +1,17 @@
 """Decontamination: finds rows that are in the test items of the task folder."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from shadowft_core.errors import DataError
+from shadowft_core.errors import DataError, EvaluationError
 from shadowft_core.prepare.files import SUFFIXES, read_rows, whole_json
 from shadowft_core.prepare.shapes import CONTEXTS
 from shadowft_core.prepare.table import fold, words_of
+
+if TYPE_CHECKING:
+    from shadowft_core.suites import ItemFiles
 
 # NGRAM and COMMON are those of the GPT-3 report (Brown et al. 2020, appendix C).
 NGRAM = 13  # words in a sequence
@@ -24,12 +27,15 @@ class Items:
     A text or sequence is common if it is in more than COMMON items of a file, or in more than half of them and more
     than two. Common ones, such as an instruction before each question, are not compared. Equal items count once.
 
-    `count` is the number of items: all rows of all data files below the folder. `not_compared` has the names of tasks
-    whose items are not in the folder, such as those on a hub.
+    `count` is the number of items: all rows of all data files below the folder, without few-shot examples, and of the
+    files elsewhere that the named tasks read. `not_compared` has the names of tasks whose items are in no such file.
     """
 
-    def __init__(self, tasks: Path | None) -> None:
-        """Raises DataError if the folder is missing, or one of its data files cannot be read in full."""
+    def __init__(self, tasks: Path | None, names: Iterable[str] = ()) -> None:
+        """`names` are those of params.yaml: tasks and groups.
+
+        Raises DataError if the folder is missing, a task file is not readable, or a data file cannot be read in full.
+        """
         self.not_compared: list[str] = []
         if tasks is not None and not tasks.is_dir():
             raise DataError(f"{tasks}: no such task folder; check evaluate.tasks in params.yaml")
@@ -41,9 +47,9 @@ class Items:
         self._pieces: set[str] = set()
         if tasks is None:
             return
-        self.not_compared = sorted(filter(None, map(_task_without_items, sorted(tasks.rglob("*.yaml")))))
-        for path in sorted(p for p in tasks.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()):
-            name = path.relative_to(tasks).as_posix()
+        found = _item_files(tasks, names)
+        self.not_compared = found.not_compared
+        for name, path in found.files.items():
             try:
                 self.add({f"{name}:{number}": item for number, item in _items(path)})
             except RecursionError:
@@ -106,28 +112,19 @@ def item_texts(tasks: Path) -> Iterator[tuple[str, str]]:
     """`file:row` of each item in a task folder, once for each of its texts. Raises DataError as `Items` does."""
     if not tasks.is_dir():
         raise DataError(f"{tasks}: no such task folder; check --tasks")
-    for path in sorted(p for p in tasks.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()):
+    for name, path in _item_files(tasks, ()).files.items():
         for number, item in _items(path):
             for _, text in _texts(item):
-                yield f"{path.relative_to(tasks).as_posix()}:{number}", text
+                yield f"{name}:{number}", text
 
 
-def _task_without_items(path: Path) -> str | None:
-    """The name of the task in a YAML file if its items are not in the task folder, else None."""
-    import yaml
+def _item_files(tasks: Path, names: Iterable[str]) -> "ItemFiles":
+    from shadowft_core.suites import item_files
 
-    class Plain(yaml.SafeLoader):
-        """Reads `!function` and other tags as None."""
-
-    Plain.add_multi_constructor("!", lambda loader, tag, node: None)
     try:
-        config = yaml.load(path.read_bytes(), Plain)  # noqa: S506 a SafeLoader
-    except (OSError, yaml.YAMLError):
-        return None  # `evaluate` reports the error
-    if not isinstance(config, dict) or not isinstance(config.get("task"), str) or "dataset_path" not in config:
-        return None
-    local = config["dataset_path"] in ("json", "csv", "parquet", "arrow", "text")
-    return None if local and (config.get("dataset_kwargs") or {}).get("data_files") else str(config["task"])
+        return item_files(tasks, names, SUFFIXES)
+    except EvaluationError as error:
+        raise DataError(str(error)) from None
 
 
 def _items(path: Path) -> Iterator[tuple[int, Any]]:

@@ -1,76 +1,108 @@
 """Task files: finds the tasks of a folder and builds them for the harness, without a network."""
 
 import glob
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NoReturn
 
 from shadowft_core.errors import EvaluationError, ParamsError
-from shadowft_core.files.yamlfile import check_keys
+from shadowft_core.suites.configs import data_patterns, is_local, read_config
+from shadowft_core.suites.harness import import_functions, unknown
+from shadowft_core.suites.names import Leaf, leaves_of
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 BUILT_IN = Path(__file__).parent / "tasks"  # heldout and heldout_dev, which are always available
 
 
 class TaskFiles:
-    """All tasks that the *.yaml files of a folder define, and the built-in ones.
+    """All tasks and groups that the *.yaml files of a folder define, and the built-in tasks.
 
     Raises EvaluationError for a missing folder, an unreadable file, or a name that two files define.
     """
 
     def __init__(self, folder: Path) -> None:
-        from lm_eval.tasks._yaml_loader import load_yaml
-
         if not folder.is_dir():
             raise EvaluationError(f"{folder}: no such task folder; set evaluate.tasks in params.yaml")
-        self._folder, self._paths = folder, dict[str, Path]()
+        self._folder, self._paths, self.groups = folder, dict[str, Path](), dict[str, dict[str, Any]]()
         for path in [*sorted(BUILT_IN.rglob("*.yaml")), *sorted(folder.rglob("*.yaml"))]:
             try:
-                name = load_yaml(path, resolve_func=False).get("task")
-                check_keys(path)
+                config = read_config(path)
             except ParamsError as error:
                 raise EvaluationError(str(error)) from None
-            except Exception as error:
-                raise EvaluationError(
-                    f"{path}: not a task file: {' '.join(str(error).split()):.300}; correct or remove it"
-                ) from error
+            group, task = config.get("group"), config.get("task")
+            is_task = isinstance(task, str) and ("dataset_path" in config or "class" in config)
+            is_group = isinstance(group, str) and not is_task
+            name = group if is_group else task
             if not isinstance(name, str):
-                continue  # a group, or a file that others include
+                continue  # a file that others include
             if name in self._paths:
-                raise EvaluationError(f"{path}: task {name} is also defined in {self._paths[name]}; rename one of them")
+                kind = "group" if is_group else "task"
+                raise EvaluationError(
+                    f"{path}: {kind} {name} is also defined in {self._paths[name]}; rename one of them"
+                )
             self._paths[name] = path
+            if is_group:
+                self.groups[name] = config
+
+    @property
+    def tasks(self) -> Mapping[str, Path]:
+        """The files of all tasks, by name."""
+        return {name: path for name, path in self._paths.items() if name not in self.groups}
+
+    def resolve(self, names: Iterable[str]) -> dict[str, Leaf]:
+        """The tasks that these names stand for, sorted: of a task itself, of a group all tasks below it.
+
+        Raises EvaluationError for an unknown name, and for a task that two names reach.
+        """
+        leaves: dict[str, Leaf] = {}
+        for name in names:
+            for leaf in leaves_of(name, self.tasks, self.groups) or self._unknown(name):
+                if leaf.task in leaves:
+                    raise EvaluationError(
+                        f"task {leaf.task}: named twice in params.yaml, by {leaves[leaf.task].group} and {name}; "
+                        "remove one of them"
+                    )
+                leaves[leaf.task] = leaf
+        return dict(sorted(leaves.items()))
 
     def path(self, name: str) -> Path:
-        """The file of a task. Raises EvaluationError, listing the known names, if there is none."""
-        if name not in self._paths:
-            raise EvaluationError(
-                f"task {name}: unknown; {self._folder} and the built-in tasks have {', '.join(sorted(self._paths))}"
-            )
-        return self._paths[name]
+        """The file of a task. Raises EvaluationError if there is none."""
+        return self._paths[name] if name in self._paths else self._unknown(name)
+
+    def _unknown(self, name: str) -> NoReturn:
+        raise EvaluationError(unknown(name, self._folder, self._paths))
 
     def is_heldout(self, name: str) -> bool:
         """Whether a task is a built-in one, whose items are the rows that `prepare` held out."""
         return self.path(name).is_relative_to(BUILT_IN)
 
-    def build(self, name: str, data: Path, cache: Path) -> Any:
+    def build(self, name: str, data: Path, cache: Path, overrides: Mapping[str, Any] = NOTHING) -> Any:
         """Build the harness's task with absolute data file paths, `{data}` replaced, and the datasets cache in `cache`.
 
-        Raises EvaluationError for a data file that is missing or empty, and a task that samples instead of decoding
-        greedily.
+        `overrides` replace keys of the task file. Raises EvaluationError for items that are on a hub, a data file that
+        is missing or empty, a package that the task needs and that is not installed, and a task that samples instead
+        of decoding greedily.
         """
         from lm_eval.tasks import TaskManager
-        from lm_eval.tasks._yaml_loader import load_yaml
 
         path = self.path(name)
-        config = load_yaml(path)
+        config = read_config(path) | dict(overrides) | {"task": name}
         options = dict(config.get("dataset_kwargs") or {})
         if "data_files" in options:
             options["data_files"] = _absolute(options["data_files"], path.resolve().parent, data.resolve())
-            for file in _flat(options["data_files"]):
+            for file in data_patterns(options["data_files"]):
                 _check_rows(name, file)
         if "custom_dataset" not in config and "class" not in config:
+            if not is_local(config):
+                raise EvaluationError(
+                    f"task {name}: its items are on a hub ({config.get('dataset_path')}), and an evaluation uses no "
+                    f"network; if the task is one of the harness, remove {path} and run `shadowft suite fetch {name}`; "
+                    "else download the data and name its files (docs/evaluation.md)"
+                )
             options["cache_dir"] = str(cache)
         config["dataset_kwargs"] = options or None
-        task = TaskManager(include_defaults=False).load([config])["tasks"][name]
+        task = TaskManager(include_defaults=False).load([import_functions(name, config)])["tasks"][name]
         generation = task.config.generation_kwargs or {}
         if generation.get("do_sample") or generation.get("temperature"):
             raise EvaluationError(
@@ -92,14 +124,6 @@ def _absolute(files: Any, folder: Path, data: Path) -> Any:
         return glob.escape(str(file))
     pattern = str(files).replace("{data}", glob.escape(str(data)))
     return str(Path(glob.escape(str(folder))) / pattern)
-
-
-def _flat(files: Any) -> Iterator[str]:
-    if isinstance(files, str):
-        yield files
-    else:
-        for part in files.values() if isinstance(files, dict) else files:
-            yield from _flat(part)
 
 
 def _check_rows(name: str, file: str) -> None:

@@ -1,0 +1,129 @@
+"""Task files as data: includes merged, `harness:` followed, and `!function` kept as a name that nothing has run."""
+
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from shadowft_core.errors import EvaluationError
+from shadowft_core.files.yamlfile import check_keys
+
+LOCAL = ("json", "csv", "parquet", "arrow", "text")  # values of dataset_path for which data_files names the data
+_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(frozen=True)
+class Function:
+    """`!function MODULE.NAME` of a task file; the module is searched next to that file first."""
+
+    folder: Path
+    spec: str
+
+    @property
+    def of_harness(self) -> bool:
+        """Whether the task file that names it is one of the installed harness."""
+        return self.folder.is_relative_to(harness_folder())
+
+
+@cache
+def harness_folder() -> Path:
+    """The task files of the installed harness. Does not import it."""
+    spec = importlib.util.find_spec("lm_eval")
+    if spec is None or not spec.submodule_search_locations:
+        raise EvaluationError("lm_eval: not installed; install shadowft with its dependencies")
+    return Path(spec.submodule_search_locations[0], "tasks").resolve()
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The mapping in a task file, on top of those that `include` and `harness` name.
+
+    `harness: gsm8k/gsm8k.yaml` is a task file of the installed harness, by its path below the harness's task files.
+    Keys of the file win; null takes a key away from what was included or inherited.
+
+    Raises EvaluationError for a file that cannot be read, includes itself, or has no mapping; ParamsError for a key
+    given twice.
+    """
+    config = _read(path.resolve(), ())
+    check_keys(path)
+    return config
+
+
+def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    if path in above:
+        raise EvaluationError(f"{path}: includes itself; remove the include")
+    try:
+        config = yaml.load(path.read_text(encoding="utf-8"), _loader(path.parent))  # noqa: S506 a SafeLoader
+    except (OSError, yaml.YAMLError, ValueError) as error:
+        raise EvaluationError(
+            f"{path}: not a task file: {' '.join(str(error).split()):.300}; correct or remove it"
+        ) from None
+    if not isinstance(config, dict):
+        raise EvaluationError(f"{path}: not a task file: {type(config).__name__} instead of a mapping; remove it")
+    bases = config.pop("include", None) or []
+    places = [path.parent / base for base in ([bases] if isinstance(bases, str) else bases)]
+    if inherited := config.pop("harness", None):
+        places.append(harness_file(path, str(inherited)))
+    merged: dict[str, Any] = {}
+    for place in places:
+        merged |= {key: value for key, value in _read(place.resolve(), (*above, path)).items() if key != "task_list"}
+    merged |= config
+    return {key: value for key, value in merged.items() if value is not None or key not in config or not places}
+
+
+def harness_file(path: Path, name: str) -> Path:
+    """A task file of the installed harness that the task file `path` names. Raises EvaluationError without one."""
+    file = (harness_folder() / name).resolve()
+    if not file.is_relative_to(harness_folder()) or not file.is_file():
+        raise EvaluationError(
+            f"{path}: harness: {name}: the installed lm-evaluation-harness has no such task file; name one by its path "
+            "below lm_eval/tasks, such as gsm8k/gsm8k.yaml"
+        )
+    return file
+
+
+def functions(value: Any) -> Iterator[Function]:
+    """Every `!function` in a config."""
+    if isinstance(value, Function):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from functions(inner)
+
+
+def imported(value: Any) -> Any:
+    """A config with every `!function` imported, which runs the module that it names."""
+    from lm_eval.tasks._yaml_loader import _import_func_in_yml
+
+    if isinstance(value, Function):
+        return _import_func_in_yml(value.spec, value.folder)
+    if isinstance(value, dict):
+        return {key: imported(inner) for key, inner in value.items()}
+    return [imported(inner) for inner in value] if isinstance(value, list) else value
+
+
+def data_patterns(files: Any) -> Iterator[str]:
+    """The names and patterns in `data_files`, of all splits."""
+    if isinstance(files, dict | list | tuple):
+        for part in files.values() if isinstance(files, dict) else files:
+            yield from data_patterns(part)
+    elif files is not None:
+        yield str(files)
+
+
+def is_local(config: dict[str, Any]) -> bool:
+    """Whether the items of a task are in files that its config names."""
+    patterns = list(data_patterns((config.get("dataset_kwargs") or {}).get("data_files")))
+    return config.get("dataset_path") in LOCAL and bool(patterns) and not any("://" in one for one in patterns)
+
+
+@cache
+def _loader(folder: Path) -> Any:
+    class Loader(_Base):  # type: ignore[misc]
+        """Keeps `!function` as a Function."""
+
+    Loader.add_constructor("!function", lambda loader, node: Function(folder, str(loader.construct_scalar(node))))
+    return Loader

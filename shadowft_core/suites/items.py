@@ -1,0 +1,78 @@
+"""Where the test items of tasks are, so that data can be compared with them. Does not import the harness."""
+
+import glob
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shadowft_core.errors import EvaluationError
+from shadowft_core.suites.configs import data_patterns, is_local, read_config
+from shadowft_core.suites.taskfiles import BUILT_IN, TaskFiles
+
+RECORD = "suite.json"  # in the folder of a fetched suite
+
+
+@dataclass(frozen=True)
+class ItemFiles:
+    """Files of items by the name that reports give them, and the tasks whose items are in none of them."""
+
+    files: dict[str, Path]
+    not_compared: list[str]
+
+
+def item_files(folder: Path, names: Iterable[str], suffixes: tuple[str, ...]) -> ItemFiles:
+    """The data files with test items, of types `suffixes`, of all tasks in a folder and of these names of params.yaml.
+
+    These are all data files below the folder, without the few-shot examples of fetched suites, and the files elsewhere
+    that the named tasks read. A task whose items are on a hub, made by code, or in a file of another type, and a name
+    that the folder does not have, is not compared. Raises EvaluationError as `TaskFiles` and `TaskFiles.resolve` do.
+    """
+    tasks, examples = TaskFiles(folder), few_shot_files(folder)
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
+    files = {
+        path.relative_to(folder).as_posix(): path for path in found if path.name != RECORD and path not in examples
+    }
+    known = {name for name in names if name in tasks.tasks or name in tasks.groups}
+    named = tasks.resolve(known)
+    missing = sorted(set(names) - known)
+    for task, path in tasks.tasks.items():
+        if path.is_relative_to(BUILT_IN):
+            continue  # rows that `prepare` holds out itself
+        config = read_config(path) | dict(named[task].overrides if task in named else {})
+        if not is_local(config):
+            missing.append(task)
+            continue
+        if task not in named:
+            continue
+        for file in _of_test_split(config, path.resolve().parent):
+            if not file.is_relative_to(folder.resolve()):
+                if file.suffix.lower() in suffixes:
+                    files[file.as_posix()] = file
+                else:
+                    missing.append(task)
+    return ItemFiles(files, sorted(set(missing)))
+
+
+def few_shot_files(folder: Path) -> set[Path]:
+    """The data files of fetched suites that hold examples for prompts and no test items."""
+    found = set()
+    for record in folder.rglob(RECORD):
+        try:
+            files = json.loads(record.read_bytes())["files"]
+            found |= {record.parent / name for name, about in files.items() if not about["items"]}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise EvaluationError(f"{record}: not the record of a suite ({error!r:.100}); fetch it again") from None
+    return found
+
+
+def _of_test_split(config: dict[str, Any], folder: Path) -> Iterable[Path]:
+    """The files of the split that is scored; those below {data} are left out."""
+    files = config["dataset_kwargs"]["data_files"]
+    split = config.get("test_split") or config.get("validation_split")
+    for pattern in data_patterns(files.get(split) if isinstance(files, dict) else files):
+        if "{data}" in pattern:
+            continue
+        place = folder / pattern
+        yield from [place.resolve()] if place.is_file() else (Path(one).resolve() for one in glob.glob(str(place)))

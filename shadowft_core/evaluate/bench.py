@@ -146,7 +146,7 @@ class Bench:
 def open_bench(
     instruct: Path, data: Path, params: Evaluate, domain: Sequence[str], guards: Sequence[str], render: Render = RENDER
 ) -> Iterator[Bench]:
-    """Build the named tasks and all tasks of the named groups, and what every arm is asked, with the tokenizer and chat template of the Instruct.
+    """Build the named tasks and groups, and what every arm is asked, with tokenizer and chat template of the Instruct.
 
     `{data}` in a task file means `data`, the folder made by `prepare`. The datasets library uses a temporary cache,
     which is deleted when the block ends.

@@ -1,13 +1,15 @@
 """The stage sweep: choose the scale of a delta on dev items. Scales are grafted in memory; no weights are written."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from shadowft_core.delta import open_delta
 from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate import TaskScore, open_bench, open_engine
 from shadowft_core.files import write_json_atomically
-from shadowft_core.graft import ONTO_BASE, Options
+from shadowft_core.graft import ONTO_BASE, Options, multiplied
 from shadowft_core.params import Evaluate, Render, Sweep
 from shadowft_core.suites import TaskFiles
 
@@ -23,8 +25,10 @@ def sweep(
     The route is the name of the delta's folder. `domain` and `guards` of a point are means over the names in params;
     every name has the same weight, regardless of its number of tasks and items.
 
-    Raises EvaluationError when a task is in `sweep` and in `evaluate`, and what `open_bench`, `Bench.score` and
-    `load_grafted` raise.
+    `params.factors` multiply every scale for the tensors that their patterns match.
+
+    Raises EvaluationError when a task is in `sweep` and in `evaluate` or two factors match one tensor, and what
+    `graft.grafted_tensors`, `open_bench`, `open_engine` and `Bench.score` raise.
     """
     files = TaskFiles(Path(evaluate.tasks))
     judged = files.resolve(dict.fromkeys((*evaluate.domain, *evaluate.guards)))
@@ -34,37 +38,56 @@ def sweep(
             "judged on"
         )
     scales = sorted(set(params.scales))
-    # The direct delta is swept on its own Base, hence the waiver; the stage graft records it.
-    options = Options(params.scope, waivers=(ONTO_BASE,))
+    factors = list(params.factors.items())
+    _require_apart(open_delta(delta).names, params.factors)
+
+    def options_at(scale: float) -> Options:
+        # The direct delta is swept on its own Base, hence the waiver; the stage graft records it.
+        return Options(params.scope, scale_for=multiplied(scale, factors), waivers=(ONTO_BASE,))
+
     with (
         open_bench(instruct, data, evaluate, params.domain, params.guards, render) as bench,
         open_engine(instruct, bench.tokenizer, evaluate) as engine,
     ):
-        engine.check([(delta, 1.0)], options, bench.likelihood)
-        with engine.arm([], options) as arm:
+        engine.check([(delta, scales[-1])], options_at(scales[-1]), bench.likelihood)
+        with engine.arm([], Options()) as arm:
             base_scores = bench.score(arm, "scale 0")
         curve = []
         for scale in scales:
             if scale == 0:
                 scores = base_scores
             else:
-                with engine.arm([(delta, scale)], options) as arm:
+                with engine.arm([(delta, scale)], options_at(scale)) as arm:
                     scores = bench.score(arm, f"scale {scale:g}")
             curve.append(point(scale, scores))
     untouched = point(0.0, base_scores)
     chosen, reason = choose(curve, untouched, params.tolerance, one_item(base_scores))
+    if factors:
+        listed = ", ".join(f"{factor:g} for {pattern}" for pattern, factor in factors)
+        reason += f" Every scale is multiplied by {listed}."
     write_json_atomically(
         out,
         {
             "format": 1,
             "route": delta.resolve().name,
             "scope": params.scope,
+            "factors": factors,
             "scale": chosen,
             "curve": curve,
             "instruct": untouched,
             "reason": reason,
         },
     )
+
+
+def _require_apart(names: Iterable[str], factors: Mapping[str, float]) -> None:
+    """Raise EvaluationError if two patterns give one tensor different factors: their order in params.yaml is nothing
+    that DVC watches."""
+    for name in names:
+        found = [pattern for pattern in factors if fnmatchcase(name, pattern)]
+        if len({factors[pattern] for pattern in found}) > 1:
+            matched = " and ".join(f"{pattern!r} ({factors[pattern]:g})" for pattern in found)
+            raise EvaluationError(f"sweep.factors: {name} matches {matched}; write patterns that do not overlap")
 
 
 def point(scale: float, scores: Mapping[str, TaskScore]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import pytest
 from shadowft_core.delta import extract
 from shadowft_core.errors import EvaluationError, NotFiniteError
 from shadowft_core.evaluate import load_folder
-from shadowft_core.evaluate.engines import models
 from shadowft_core.evaluate.engines.hf import Hf
 from shadowft_core.evaluate.engines.models import described
 from shadowft_core.graft import Options, graft
@@ -38,20 +37,6 @@ def require_same(one: dict[str, Any], other: dict[str, Any]) -> None:
     for name, tensor in one.items():
         assert tensor.dtype == other[name].dtype
         assert torch.equal(tensor, other[name]), name
-
-
-@pytest.fixture
-def loads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The folders whose config and weights are loaded, one entry for each time."""
-    seen: list[Path] = []
-    real = models.load_model
-
-    def load(loader: Any, folder: Path, *rest: Any, **options: Any) -> Any:
-        seen.append(folder)
-        return real(loader, folder, *rest, **options)
-
-    monkeypatch.setattr(models, "load_model", load)
-    return seen
 
 
 FAMILIES = [  # family, dtype, tied, fused; whether each tensor of the files is one parameter

@@ -63,6 +63,26 @@ def test_the_command_line_precedes_params_and_params_precede_the_sweep(tmp_path:
         choose(Graft())
 
 
+def test_the_factors_of_a_sweep_multiply_the_scale_wherever_it_is_from(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep.json"
+    write_json_atomically(sweep, {"format": 1, "scale": 0.5, "scope": "all", "factors": [["*b*", 0.5], ["*a*", 0]]})
+    given = Options(scale_for=(("*c*", 3.0),))
+
+    def choose(own: float | None, params: Graft, scale: float | None = None) -> object:
+        return chosen([(tmp_path, own)], given, params, sweep, scale)[1].scale_for
+
+    assert choose(None, Graft()) == (("*b*", 0.25), ("*a*", 0.0), ("*c*", 3.0)), "in order: the last match wins"
+    assert choose(None, Graft(scale=2.0)) == (("*b*", 1.0), ("*a*", 0.0), ("*c*", 3.0))
+    assert choose(None, Graft(), scale=4.0) == (("*b*", 2.0), ("*a*", 0.0), ("*c*", 3.0))
+    assert choose(0.1, Graft()) == (("*b*", 0.05), ("*a*", 0.0), ("*c*", 3.0))
+    with pytest.raises(GraftError, match=r"sweep\.json: has factors for the tensors of one delta, found 2 deltas"):
+        chosen([(tmp_path, 1.0), (tmp_path, 1.0)], given, Graft(), sweep)
+    for damaged in (["*b*"], [["*b*", "x"]], 3):
+        write_json_atomically(sweep, {"format": 1, "scale": 0.5, "factors": damaged})
+        with pytest.raises(GraftError, match=r"sweep\.json: factors is .* run sweep again"):
+            choose(None, Graft())
+
+
 def test_a_keyword_is_no_part_of_a_list_of_scopes(tmp_path: Path) -> None:
     for scope in (["linear", "*q*"], ["*q*", "all"], ["linear", "all"]):
         with pytest.raises(GraftError, match=r"--scope (linear|all) cannot be combined, found 2 scopes"):

@@ -78,7 +78,7 @@ def test_a_sweep_finds_the_scale_that_learned(world: World, tmp_path: Path) -> N
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one.json", "two.json"]
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
     result = json.loads((tmp_path / "one.json").read_bytes())
-    assert set(result) == {"format", "route", "scope", "scale", "curve", "instruct", "reason"}
+    assert set(result) == {"format", "route", "scope", "factors", "scale", "curve", "instruct", "reason"}
     assert (result["route"], result["scope"], result["scale"]) == ("shadow", "all", 1.0)
     assert [at["scale"] for at in result["curve"]] == [0, 0.01, 1]
     assert result["curve"][0] == result["instruct"]

@@ -1,7 +1,7 @@
 """All options of a graft: scope, dtype, merge rule, scales by pattern, waivers. A recipe records them."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -118,6 +118,11 @@ def deltas_of(recipe: dict[str, Any], where: Path) -> list[tuple[str, float]]:
         raise GraftError(f"{where}: not a recipe ({error!r:.200}); pass the recipe.json of a grafted folder") from None
 
 
+def multiplied(scale: float, factors: Iterable[tuple[str, float]]) -> tuple[tuple[str, float], ...]:
+    """`Options.scale_for` of a delta at `scale`, where (glob pattern, factor) multiply it for the matching tensors."""
+    return tuple((pattern, scale * factor) for pattern, factor in factors)
+
+
 def chosen(
     deltas: Sequence[tuple[Delta, float | None]],
     options: Options,
@@ -129,8 +134,10 @@ def chosen(
     """Fill in the scales and options that the command line leaves open.
 
     A delta without a scale gets `scale`, else the number in params, else the scale of the sweep file. The scope is
-    `scope`, else that of the sweep file, else that of `options`. The dtype is that of params.
-    Raises GraftError when a delta has no scale anywhere, or several deltas would share one from params or a sweep.
+    `scope`, else that of the sweep file, else that of `options`. The dtype is that of params. The factors of the sweep
+    file multiply the delta's scale, wherever it is from; `options.scale_for` precedes them.
+    Raises GraftError when a delta has no scale anywhere, or several deltas would share one from params or a sweep, or
+    the factors of a sweep.
     """
     swept = read_json_object(sweep) if sweep is not None else {}
     found: Any = swept.get("scale")
@@ -148,9 +155,27 @@ def chosen(
                 "--delta DIR@SCALE"
             )
     scaled = [(delta, float(found) if own is None else own) for delta, own in deltas]
+    factors = _factors(swept, sweep)
+    if factors and len(deltas) > 1:
+        raise GraftError(
+            f"{sweep}: has factors for the tensors of one delta, found {len(deltas)} deltas; pass --scale-for, no sweep"
+        )
     return scaled, replace(
-        options, scope=_parse_scope(scope) if scope else swept.get("scope", options.scope), dtype=params.dtype
+        options,
+        scope=_parse_scope(scope) if scope else swept.get("scope", options.scope),
+        dtype=params.dtype,
+        scale_for=(*(multiplied(scaled[0][1], factors) if factors else ()), *options.scale_for),
     )
+
+
+def _factors(swept: dict[str, Any], sweep: Path | None) -> list[tuple[str, float]]:
+    found = swept.get("factors", [])
+    try:
+        return [(str(pattern), float(factor)) for pattern, factor in found]
+    except (TypeError, ValueError):
+        raise GraftError(
+            f"{sweep}: factors is {found!r:.200}; expected a list of [pattern, number]; run sweep again"
+        ) from None
 
 
 def parse_delta(text: str) -> tuple[Path, float | None]:

@@ -104,6 +104,11 @@ class Sweep(Section):
 
     scales: tuple[Scale, ...] = Field((0.25, 0.5, 0.75, 1.0), min_length=1)
     scope: Literal["all", "linear"] | tuple[str, ...] = Field("all", description="tensors of the delta to apply")
+    factors: dict[str, Scale] = Field(
+        {},
+        description="glob pattern of tensors: a number that multiplies every scale for them. Patterns with different "
+        "numbers must not match the same tensor",
+    )
     domain: tuple[str, ...] = Field(min_length=1, description="dev tasks of the domain")
     guards: tuple[str, ...] = Field((), description="dev tasks that must not get worse")
     tolerance: Share = Field(0.02, description="largest mean guard loss on dev items, in score units")

@@ -1,0 +1,117 @@
+"""Sweep: one Instruct in memory for all scales, factors by module, and refusals before anything is loaded."""
+
+import json
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shadowft_core.delta import open_delta
+from shadowft_core.errors import EvaluationError, GraftError, ShadowError
+from shadowft_core.evaluate import evaluate
+from shadowft_core.graft import Options, chosen, graft, multiplied
+from shadowft_core.params import Graft, Sweep
+from shadowft_core.sweep import sweep
+from shadowft_core.weights import open_checkpoint
+from tests.fixtures.evaluation import World, read_arm
+
+DEV: dict[str, Any] = {"domain": ("next_dev",), "guards": ("say_dev",)}
+
+
+def swept(world: World, out: Path, params: Sweep) -> dict[str, Any]:
+    sweep(world.instruct, world.delta, world.data, params, world.params(), out)
+    found: dict[str, Any] = json.loads(out.read_bytes())
+    return found
+
+
+def test_eleven_scales_load_the_instruct_once_and_write_no_weights(
+    world: World, tmp_path: Path, loads: list[Path]
+) -> None:
+    scales = tuple(number / 10 for number in range(11))
+    found = swept(world, tmp_path / "out.json", Sweep(scales=scales, **DEV))
+    assert loads == [world.instruct]
+    assert [path.name for path in tmp_path.rglob("*")] == ["out.json"]
+    assert [at["scale"] for at in found["curve"]] == list(scales)
+    assert found["curve"][0] == found["instruct"]
+    one = swept(world, tmp_path / "one.json", Sweep(scales=(0.6,), **DEV))
+    assert one["curve"] == [found["curve"][6]], "a scale scores the same among others and alone"
+
+
+def test_factors_reach_the_curve_the_graft_and_the_scaled_arm(world: World, tmp_path: Path) -> None:
+    factors = {"*mlp*": 0.5, "*embed*": 0.0, "lm_head.weight": 0.0}
+    found = swept(world, tmp_path / "out.json", Sweep(scales=(0.5, 1.0), factors=factors, **DEV))
+    assert found["factors"] == [[pattern, factor] for pattern, factor in factors.items()]
+    assert "Every scale is multiplied by 0.5 for *mlp*, 0 for *embed*, 0 for lm_head.weight." in found["reason"]
+
+    deltas, options = chosen([(world.delta, None)], Options(waivers=("onto-base",)), Graft(), tmp_path / "out.json")
+    scale = deltas[0][1]
+    recipe = graft(world.instruct, deltas, tmp_path / "grafted", options)
+    assert recipe["scale_for"] == [["*mlp*", scale * 0.5], ["*embed*", 0], ["lm_head.weight", 0]]
+    before, after, delta = (
+        open_checkpoint(world.instruct),
+        open_checkpoint(tmp_path / "grafted"),
+        open_delta(world.delta),
+    )
+    for name in before.names:
+        size = scale * next((factor for pattern, factor in factors.items() if fnmatchcase(name, pattern)), 1.0)
+        expected = before.read(name) + np.float32(size) * delta.read(name) if size else before.read(name)
+        np.testing.assert_array_equal(after.read(name), expected, name)
+
+    evaluate(
+        world.instruct, world.data, world.delta, tmp_path / "grafted", "shadow", world.params(**DEV), tmp_path / "s"
+    )
+    scores, _ = read_arm(tmp_path / "s/shadow_scaled")
+    assert scores["model_digest"] == recipe["digest"] == after.digest()
+    point = next(at for at in found["curve"] if at["scale"] == scale)
+    assert means(scores["tasks"]) == means(point["tasks"]), "the curve's point is the model that is grafted"
+    assert means(read_arm(tmp_path / "s/shadow")[0]["tasks"]) != means(point["tasks"]), "scale 1 everywhere"
+
+
+def means(tasks: Mapping[str, Any]) -> dict[str, float]:
+    return {name: task["mean"] for name, task in tasks.items()}
+
+
+def test_the_products_are_the_same_numbers_everywhere() -> None:
+    assert multiplied(0.3, [("*a*", 0.1), ("*b*", 3.0)]) == (("*a*", 0.3 * 0.1), ("*b*", 0.3 * 3.0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        (
+            {"factors": {"*mlp*": 0.5, "*layers.0*": 0.0}},
+            EvaluationError,
+            r"mlp.* matches '\*mlp\*' \(0.5\) and .*\(0\)",
+        ),
+        ({"factors": {"*nothing*": 0.5}}, GraftError, r"scale pattern '\*nothing\*' matches none"),
+        ({"scope": ("*nothing*",)}, GraftError, r"scope pattern '\*nothing\*' matches none"),
+    ],
+)
+def test_what_cannot_be_swept_is_refused_before_anything_is_loaded(
+    world: World, tmp_path: Path, loads: list[Path], changes: dict[str, Any], error: type[ShadowError], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        swept(world, tmp_path / "out.json", Sweep(**DEV, **changes))
+    assert (loads, [*tmp_path.iterdir()]) == ([], [])
+
+
+def test_equal_factors_may_overlap(world: World, tmp_path: Path) -> None:
+    factors = {"*mlp*": 0.0, "*layers*": 0.0}
+    found = swept(world, tmp_path / "out.json", Sweep(scales=(1.0,), factors=factors, **DEV))
+    assert found["curve"][0]["domain"] < 1.0, "without the layers, the skill is not there"
+
+
+ROLES = [("domain", "domain"), ("domain", "guards"), ("guards", "domain"), ("guards", "guards")]
+
+
+@pytest.mark.parametrize(("chooses", "judges"), ROLES)
+def test_no_task_both_chooses_and_judges(world: World, tmp_path: Path, chooses: str, judges: str) -> None:
+    params = Sweep(**{**DEV, chooses: ("twins",)})
+    with pytest.raises(EvaluationError, match="task twins: is in sweep and in evaluate"):
+        sweep(
+            world.instruct, world.delta, world.data, params, world.params(**{judges: ("twins",)}), tmp_path / "out.json"
+        )
+    assert [*tmp_path.iterdir()] == []

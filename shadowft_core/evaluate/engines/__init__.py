@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from shadowft_core.evaluate.engines.door import Arm, Deltas, Engine, Reply
 from shadowft_core.evaluate.engines.hf import open_hf
+from shadowft_core.evaluate.engines.parallel import open_parallel
 from shadowft_core.evaluate.engines.server import open_server
 
 if TYPE_CHECKING:
@@ -17,4 +18,6 @@ __all__ = ["Arm", "Deltas", "Engine", "Reply", "open_engine"]
 def open_engine(instruct: Path, tokenizer: Any, params: "Evaluate") -> AbstractContextManager[Engine]:
     """The engine of params.engine for an Instruct folder, with the tokenizer of its renderer."""
     opened = {"hf": open_hf, "server": open_server}[params.engine.kind]
+    if params.engine.devices > 1:
+        opened = open_parallel
     return opened(instruct, tokenizer, params)

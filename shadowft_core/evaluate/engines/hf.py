@@ -32,10 +32,12 @@ class Hf:
         self._instruct, self._tokenizer, self._batch_size = instruct, tokenizer, batch_size
         self._resident: Resident | None = None
         self._in_use = False
-        self.identity: Mapping[str, Any] = {"engine": "hf", "batch_size": batch_size, **_versions()}
+        self.identity: Mapping[str, Any] = identity_of(batch_size)
 
     def check(self, deltas: Deltas, options: Options, likelihood: Sequence[str]) -> None:
-        """Every delta that grafts can be loaded, and every kind of task scored."""
+        """Raise what `graft.grafted_tensors` raises for this arm, before anything is loaded."""
+        if deltas:
+            grafted_tensors(self._instruct, deltas, options)
 
     @contextmanager
     def arm(self, deltas: Deltas, options: Options) -> Iterator[Loaded]:
@@ -70,14 +72,15 @@ class Hf:
             return BatchedLM(watch(model), self._tokenizer, self._batch_size)
 
 
-def _versions() -> dict[str, Any]:
-    """What the last bits of an answer can depend on."""
+def identity_of(batch_size: int) -> dict[str, Any]:
+    """What the last bits of an answer can depend on. The number of devices is not among them."""
     import torch
     from lm_eval import __version__ as harness
     from transformers import __version__ as transformers
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
-    return {"device": device, "torch": torch.__version__, "transformers": transformers, "lm_eval": harness}
+    versions = {"torch": torch.__version__, "transformers": transformers, "lm_eval": harness}
+    return {"engine": "hf", "batch_size": batch_size, "device": device, **versions}
 
 
 @contextmanager

@@ -60,26 +60,16 @@ def _load(folder: Path, weights: dict[str, Any] | None, dtype: str | None = None
     import torch
 
     with quiet():
-        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, GenerationConfig
+        from transformers import GenerationConfig
 
-        config = load(AutoConfig, folder)
-        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-            raise EvaluationError(
-                f"{folder}: {config.model_type} is not a causal language model; use a model that generates text"
-            )
+        config, kind = _class_of(folder)
         options = {}
         if weights is not None and (folder / "generation_config.json").is_file():
             settings = read_json_object(folder / "generation_config.json")
             options["generation_config"] = GenerationConfig.from_dict(settings)
         cuda = torch.cuda.is_available()
-        model, info = load_model(
-            MODEL_FOR_CAUSAL_LM_MAPPING[type(config)],
-            folder,
-            weights,
-            config=config,
-            dtype=(dtype or "auto") if cuda else torch.float32,
-            **options,
-        )
+        precision = (dtype or "auto") if cuda else torch.float32
+        model, info = load_model(kind, folder, weights, config=config, dtype=precision, **options)
     wrong = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
     if wrong:
         raise EvaluationError(
@@ -89,3 +79,23 @@ def _load(folder: Path, weights: dict[str, Any] | None, dtype: str | None = None
     if model.num_parameters() <= ONE_THREAD_PARAMETERS:
         torch.set_num_threads(1)
     return model.to("cuda" if cuda else "cpu").eval()
+
+
+def without_weights(folder: Path) -> Any:
+    """The model that `load_folder` loads, but no memory for its parameters. Raises EvaluationError for another kind."""
+    import torch
+
+    with quiet(), torch.device("meta"):
+        config, kind = _class_of(folder)
+        return kind(config)
+
+
+def _class_of(folder: Path) -> tuple[Any, Any]:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+
+    config = load(AutoConfig, folder)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise EvaluationError(
+            f"{folder}: {config.model_type} is not a causal language model; use a model that generates text"
+        )
+    return config, MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]

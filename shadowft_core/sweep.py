@@ -50,6 +50,7 @@ def sweep(
         open_engine(instruct, bench.tokenizer, evaluate) as engine,
     ):
         engine.check([(delta, scales[-1])], options_at(scales[-1]), bench.likelihood)
+        bench.journals.expect(engine, 1 + sum(scale != 0 for scale in scales))
         with engine.arm([], Options()) as arm:
             base_scores = bench.score(arm, "scale 0")
         curve = []

@@ -22,9 +22,10 @@ pytest_plugins = [f"tests.fixtures.{name}" for name in PLUGINS]
 
 
 @pytest.fixture(autouse=True)
-def environment_as_it_was() -> Iterator[None]:
-    """Restore the environment: verbs that run in this process and MLflow set variables."""
+def environment_as_it_was(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Restore the environment: verbs that run in this process and MLflow set variables. Each test has its own cache."""
     before = dict(os.environ)
+    os.environ["SHADOWFT_CACHE"] = str(tmp_path_factory.mktemp("cache") / "shadowft")
     yield
     for name in os.environ.keys() - before.keys():
         del os.environ[name]

@@ -60,6 +60,7 @@ def evaluate(
         open_engine(instruct, bench.tokenizer, params) as engine,
         new_folder(out) as folder,
     ):
+        bench.journals.expect(engine, 1 if recipe is None or _is_whole(recipe) else 2)
 
         def write(arm: str, scale: float, digest: str, scores: dict[str, TaskScore]) -> None:
             about = {"arm": arm, "scale": scale, "model_digest": digest, "label": label}
@@ -106,6 +107,11 @@ def _checked_recipe(instruct: Path, delta: Path, grafted: Path) -> dict[str, Any
         if recorded != digest:
             raise EvaluationError(f"{place}: digest {digest}, {path} has {recorded}; run `shadowft graft` again")
     return recipe
+
+
+def _is_whole(recipe: dict[str, Any]) -> bool:
+    """Whether both arms are the same model: scale 1 everywhere."""
+    return recipe["deltas"][0]["scale"] == 1 and not recipe.get("scale_for")
 
 
 def _label(instruct: Path, delta: Path | None) -> str:

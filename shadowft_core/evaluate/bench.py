@@ -5,12 +5,11 @@ greedy decoding and the same seeds, so the scores of two models can be paired it
 """
 
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TextIO
+from typing import Any
 
 from shadowft_core.errors import EvaluationError, TrainError
 from shadowft_core.evaluate.counts import tell, tell_left_out
@@ -18,10 +17,13 @@ from shadowft_core.evaluate.engines import Arm
 from shadowft_core.evaluate.engines.finite import NotFinite
 from shadowft_core.evaluate.heldout import render_heldout
 from shadowft_core.evaluate.items import SHOWN, Item, Role, TaskScore
+from shadowft_core.evaluate.journal import Journals
 from shadowft_core.evaluate.metrics import Metrics
+from shadowft_core.evaluate.progress import Progress
 from shadowft_core.evaluate.prompts import Prompts
 from shadowft_core.evaluate.questions import Questions, finite
 from shadowft_core.evaluate.quiet import quiet
+from shadowft_core.evaluate.stopping import stoppable
 from shadowft_core.loading import load
 from shadowft_core.params import Evaluate, Render
 from shadowft_core.rendering import Renderer, load_renderer
@@ -43,9 +45,10 @@ class Bench:
         params: Evaluate,
         prompts: Prompts,
         leaves: Mapping[str, Leaf],
+        journals: Journals,
     ) -> None:
         self.tokenizer, self._questions, self._roles, self._params = renderer.tokenizer, questions, roles, params
-        self._prompts, self._leaves = prompts, leaves
+        self._prompts, self._leaves, self.journals = prompts, leaves, journals
         self.template_digest = renderer.template_digest
         self.generation = params.generation.model_dump()
         """the settings of `evaluate.generation`, for scores.json"""
@@ -61,14 +64,13 @@ class Bench:
         Raises EvaluationError when a task fails or gives no usable score per item, when logits are not finite, and when
         more of the Instruct's answers are cut at the token limit than `evaluate.max_cut` allows.
         """
-        return {name: self._score(arm.lm, label, name, untouched) for name in self._questions}
+        return {name: self._score(arm, label, name, untouched) for name in self._questions}
 
-    def _score(self, lm: Any, label: str, name: str, untouched: bool) -> TaskScore:
+    def _score(self, arm: Arm, label: str, name: str, untouched: bool) -> TaskScore:
         questions, leaf = self._questions[name], self._leaves[name]
         task = questions.task
         with _one_line(f"task {name}"):
-            lm.set_cache_hook(_Progress(f"{label} {name}", task, sys.stderr))
-            samples, aggregated = self._run(lm, questions)
+            samples, aggregated = self._run(self.journals.lm(arm, label, name), questions)
             metrics = Metrics(name, task, samples, self._params.metrics.get(name, self._params.metrics.get(leaf.group)))
             items = []
             for sample in samples:
@@ -103,6 +105,7 @@ class Bench:
             replaced=questions.replaced,
             flags=("cut",) if cut > self._params.max_cut else (),
         )
+        self.journals.progress.end()
         tell(f"{label} {name}", found, self._params.max_cut, refuse=untouched)
         return found
 
@@ -153,7 +156,7 @@ def open_bench(
 
     Raises EvaluationError for a tokenizer without chat template, an unknown task, a task named as both domain and
     guard, a missing or empty data file, a task that samples, a setting of `evaluate.generation` or `evaluate.metrics`
-    that cannot be honoured, and what `Questions.build` raises.
+    that cannot be honoured, and what `Questions.build` raises; StoppedError when SIGTERM or SIGINT ends the block.
     """
     roles: dict[str, Role] = dict.fromkeys(guards, "guard")
     for name in domain:
@@ -166,7 +169,7 @@ def open_bench(
     leaves = files.resolve(roles)
     for name in params.metrics:
         files.path(name)  # a name that is unknown is refused, not ignored
-    with TemporaryDirectory(prefix="shadowft-") as cache:
+    with stoppable(), TemporaryDirectory(prefix="shadowft-") as cache:
         renderer, rendered = _renderer(instruct, render), Path(cache, "rendered")
         prompts, context = Prompts(renderer, params.generation), _context(instruct, renderer.tokenizer)
         left_out: dict[str, dict[str, list[str]]] = {}
@@ -186,23 +189,10 @@ def open_bench(
                 questions[name].build(prompts, renderer.tokenizer, context, params.limit, chat)
         for one in questions.values():
             tell_left_out(one)
-        yield Bench(renderer, questions, roles, params, prompts, leaves)
-
-
-class _Progress:
-    """Prints progress. It replaces the harness's cache of answers, which is called with every answer."""
-
-    def __init__(self, label: str, task: Any, stream: TextIO) -> None:
-        self._label, self._task, self._stream = label, task, stream
-        self._done, self._printed = 0, time.monotonic()
-
-    def add_partial(self, attr: str, request: Any, answer: Any) -> None:
-        self._done += 1
-        requests = sum(instance.repeats for instance in self._task.instances)
-        if self._done == requests or time.monotonic() - self._printed >= 1:
-            items = len({instance.doc_id for instance in self._task.instances})
-            print(f"{self._label} {self._done * items // requests}/{items}", file=self._stream, flush=True)
-            self._printed = time.monotonic()
+        items = {name: len(one.docs) or len(one.task.eval_docs) for name, one in questions.items()}
+        with Progress(items, sys.stderr) as progress:
+            journals = Journals(instruct, renderer.template_digest, params.generation, progress)
+            yield Bench(renderer, questions, roles, params, prompts, leaves, journals)
 
 
 def _renderer(instruct: Path, render: Render) -> Renderer:

@@ -23,8 +23,10 @@ Answering = Callable[[str, list[list[Any]]], Iterator[tuple[int, list[Any]]]]
 class BatchedLM(HFLM):  # type: ignore[misc]  # lm_eval is not typed
     """HFLM, with the same prompts, batches and numbers. `generate_until` returns `Reply` objects.
 
-    The hook for answers is called once a batch is complete, with each of its answers.
+    The hook for answers is called once a batch is complete, with each of its answers; then its `whole_batch`, if any.
     """
+
+    in_batches = True
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int, answering: Answering | None = None) -> None:
         """`answering` answers the batches in place of `model`, which then needs no weights."""
@@ -56,6 +58,7 @@ class BatchedLM(HFLM):  # type: ignore[misc]  # lm_eval is not typed
                 key = asked[at] if kind == TEXT else asked[at][0]
                 if key is not None:  # a part of a longer text, which the harness adds up
                     self.cache_hook.add_partial(kind, key, answer)
+            getattr(self.cache_hook, "whole_batch", lambda: None)()
         return answers
 
     def _here(self, kind: str, batches: list[list[Any]]) -> Iterator[tuple[int, list[Any]]]:

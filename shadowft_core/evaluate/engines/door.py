@@ -38,7 +38,12 @@ class Arm(Protocol):
 
     @property
     def lm(self) -> Any:
-        """The harness's model: `generate_until` gives a Reply per request, `loglikelihood` (sum in nats, is greedy)."""
+        """The harness's model: `generate_until` gives a Reply per request, `loglikelihood` (sum in nats, is greedy).
+
+        It calls `cache_hook.add_partial(kind, arguments, answer)` as soon as it has an answer, with the object that it
+        returns. If its attribute `in_batches` is true, the answers of a batch depend on each other; then it calls
+        `cache_hook.whole_batch()`, if there is one, after the answers of each batch.
+        """
         ...
 
 

@@ -58,6 +58,7 @@ class ServerEngine:
         card = self._card
         self.identity: Mapping[str, Any] = {
             "engine": "server",
+            "url": None if server.command else server.url,
             "model": server.model,
             "version": card.version,
             "context": card.context,

@@ -100,6 +100,8 @@ class State:
     asked: list[Json] = field(default_factory=list)
     """the bodies of completions"""
     keys: list[str | None] = field(default_factory=list)
+    port: int = 0
+    """where it listens, once it does"""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def answer(self, method: str, path: str, body: Json) -> tuple[int, Any]:
@@ -181,10 +183,7 @@ class Listener(ThreadingHTTPServer):
     def __init__(self, state: State, port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), Handler)
         self.state = state
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
+        state.port = self.server_port
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that has gone away is no event."""
@@ -197,7 +196,7 @@ def serving(state: State) -> Iterator[str]:
         thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
-            yield listener.url
+            yield f"http://127.0.0.1:{state.port}/v1"
         finally:
             listener.shutdown()
             thread.join()

@@ -1,15 +1,14 @@
 """The harness's model `local-completions`, strict: prompts as token ids, answers with their end, no invented answer.
 
-Prompts are rendered and encoded here, with the tokenizer of the Instruct, exactly as for the engine `hf`. A server that
-returns token ids (vLLM) has its answers decoded here, too, as `hf` decodes them.
+Prompts are encoded here, with the tokenizer of the Instruct, exactly as for the engine `hf`. The answers of a
+server that returns token ids (vLLM) are decoded here, too, as `hf` decodes them.
 """
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeGuard
 
-from lm_eval.models.huggingface import HFLM
 from lm_eval.models.openai_completions import LocalCompletionsAPI
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 
@@ -27,8 +26,6 @@ OF_SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p")  # without
 class Completions(LocalCompletionsAPI):  # type: ignore[misc]
     """A model of a server as the harness takes it. `generate_until` gives Replies."""
 
-    apply_chat_template = HFLM.apply_chat_template  # the same text as `hf`, also where the harness changes how
-
     def __init__(
         self,
         endpoint: Endpoint,
@@ -37,7 +34,6 @@ class Completions(LocalCompletionsAPI):  # type: ignore[misc]
         context: int,
         stop_ids: Sequence[int],
         repetition_penalty: float,
-        chat_template_args: Mapping[str, Any],
     ) -> None:
         """`context` is the most tokens of prompt and answer together; `stop_ids` end an answer, as in `hf`."""
         super().__init__(
@@ -50,7 +46,6 @@ class Completions(LocalCompletionsAPI):  # type: ignore[misc]
         )
         self.tokenizer, self.tokenizer_backend, self.tokenized_requests = tokenizer, "huggingface", True
         self.max_length = context
-        self.chat_template_args = dict(chat_template_args)
         self._endpoint, self._penalty = endpoint, repetition_penalty
         self._stop_ids = sorted({*stop_ids, tokenizer.eos_token_id} - {None})
         self._task = "?"

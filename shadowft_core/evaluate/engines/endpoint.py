@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 KEY = "OPENAI_API_KEY"
-TRIES = 4  # of one request: a busy or restarting server is asked again, after 0.5, 1 and 2 seconds
+TRIES = 4  # of one request: a busy or restarting server is asked again
+FIRST_WAIT = 0.5  # seconds before the second try; before each further one, twice as long
 SHOWN = 300  # characters of a server's message in an error
 
 
@@ -142,7 +143,7 @@ class Endpoint:
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(_Again),
             stop=stop_after_attempt(tries),
-            wait=wait_exponential(multiplier=0.5),
+            wait=wait_exponential(multiplier=FIRST_WAIT),
             reraise=True,
         )
         try:
@@ -169,7 +170,8 @@ class Endpoint:
                 "engine.server.concurrency, or read the server's log"
             ) from None
         except aiohttp.ClientConnectorError as error:
-            raise _Again(f"no server answers: {_words(str(error))}; start it, or correct engine.server.url") from None
+            reason = _words(str(error.os_error.strerror or error.os_error))
+            raise _Again(f"no server answers ({reason}); start it, or correct engine.server.url") from None
         except aiohttp.ClientError as error:
             raise _Again(
                 f"the connection broke: {type(error).__name__} {_words(str(error))}; read the server's log"

@@ -66,14 +66,14 @@ class ServerEngine:
         }
 
     def check(self, deltas: Deltas, options: Options, likelihood: Sequence[str]) -> None:
-        if deltas:
+        if not _is_untouched(deltas, options):
             self._adapter(deltas, options)
         if likelihood:
             self._lm(self._open(), self._server.model).require_likelihood(likelihood)
 
     @contextmanager
     def arm(self, deltas: Deltas, options: Options) -> Iterator[Served]:
-        if options.dtype == "instruct" and not options.scale_for and not any(scale for _, scale in deltas):
+        if _is_untouched(deltas, options):
             yield self._untouched()
             return
         adapter = self._adapter(deltas, options)
@@ -193,7 +193,6 @@ class ServerEngine:
                 context=self._card.context or int(text.get("max_position_embeddings", sys.maxsize)),
                 stop_ids=_ids(self._generation.get("eos_token_id", text.get("eos_token_id"))),
                 repetition_penalty=float(self._generation.get("repetition_penalty") or 1),
-                chat_template_args={},
             )
 
 
@@ -209,6 +208,11 @@ def open_server(instruct: Path, tokenizer: Any, params: "Evaluate") -> Iterator[
         raise EvaluationError("evaluate.engine.server is missing; give the server's url and model")
     with ExitStack() as running:
         yield ServerEngine(instruct, tokenizer, server, running)
+
+
+def _is_untouched(deltas: Deltas, options: Options) -> bool:
+    """Whether the graft is the Instruct, bit for bit, because every scale is 0."""
+    return options.dtype == "instruct" and not any(scale for _, scale in (*deltas, *options.scale_for))
 
 
 def _grafted_digest(instruct: Path, deltas: Deltas, options: Options) -> str:

@@ -52,7 +52,7 @@ def sweep(
         engine.check([(delta, scales[-1])], options_at(scales[-1]), bench.likelihood)
         bench.journals.expect(engine, 1 + sum(scale != 0 for scale in scales))
         with engine.arm([], Options()) as arm:
-            base_scores = bench.score(arm, "scale 0")
+            base_scores = bench.score(arm, "scale 0", untouched=True)
         curve = []
         for scale in scales:
             if scale == 0:

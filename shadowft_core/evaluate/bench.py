@@ -18,7 +18,7 @@ from shadowft_core.evaluate.engines.finite import NotFinite
 from shadowft_core.evaluate.heldout import render_heldout
 from shadowft_core.evaluate.items import SHOWN, Item, Role, TaskScore
 from shadowft_core.evaluate.journal import Journals
-from shadowft_core.evaluate.metrics import Metrics
+from shadowft_core.evaluate.metrics import Metrics, decisive
 from shadowft_core.evaluate.progress import Progress
 from shadowft_core.evaluate.prompts import Prompts
 from shadowft_core.evaluate.questions import Questions, finite
@@ -180,8 +180,10 @@ def open_bench(
             with _one_line(f"task {name} ({files.path(name)})"), quiet():
                 held = files.is_heldout(name)
                 task = files.build(name, rendered if held else data, Path(cache), leaf.overrides)
+                wanted = params.metrics.get(name, params.metrics.get(leaf.group))
+                decisive(name, task, wanted)
                 out = left_out.get("dev" if name.endswith("_dev") else "test") if held else None
-                questions[name] = Questions(name, task, out)
+                questions[name] = Questions(name, task, wanted, out)
                 if getattr(task, "MULTIMODAL", False):
                     continue
                 _seed(task)

@@ -12,40 +12,28 @@ PARSED = "parsed"
 """a metric by which a task's `process_results` says whether it found an answer in the output"""
 INVALID = "[invalid]"  # what the harness's regex filters give if they find nothing
 
+WHOLE = ("f1", "mcc", "bleu", "chrf", "ter", "brier_score", "likelihood", "perplexity")
+"""metrics of the harness that collect pairs for an aggregation, and so score no item"""
+
 Sample = Mapping[str, Any]
 
 
 class Metrics:
     """The metric that decides a task, and the filter whose answers it judges. Made from all logged samples of one arm.
 
-    The metric is `wanted`, METRIC or FILTER/METRIC; else the first that the task file lists; else, without a list, the
-    first that the task computes. A log-likelihood task without a list is scored by PER_BYTE. Of several filters the
-    first decides, unless `wanted` names one.
-
-    Raises EvaluationError for a metric that the task does not compute, or of which lower is better.
+    Raises EvaluationError for a metric that the task does not compute.
     """
 
     def __init__(self, name: str, task: Any, samples: Sequence[Sample], wanted: str | None) -> None:
-        self._name, self._task = name, task
-        filters = list(dict.fromkeys(sample["filter"] for sample in samples))
-        self.filter, self.metric = filters[0], wanted or self._listed(samples[0])
-        if wanted and "/" in wanted and wanted not in samples[0]["metrics"]:
-            self.filter, _, self.metric = wanted.partition("/")
-        of_filter = [sample for sample in samples if sample["filter"] == self.filter]
-        computed = list(of_filter[0]["metrics"]) if of_filter else []
-        if self._task.OUTPUT_TYPE == "loglikelihood":
-            computed.append(PER_BYTE)
-        if self.metric not in computed:
-            found = ", ".join(computed) or f"no such filter; its filters are {', '.join(filters)}"
-            raise EvaluationError(
-                f"task {name}: evaluate.metrics or the task file asks for the metric {self.metric} of filter "
-                f"{self.filter}, which has {found:.300}; name one of these in evaluate.metrics"
-            )
-        if not task.higher_is_better().get(self.metric, True):
-            raise EvaluationError(
-                f"task {name}: lower {self.metric} is better; list first, or name in evaluate.metrics, a metric where "
-                "higher is better"
-            )
+        self._name = name
+        self.filter, named = decisive(name, task, wanted)
+        computed: list[str] = next(list(one["metrics"]) for one in samples if one["filter"] == self.filter)
+        if named not in computed and named != PER_BYTE:
+            fresh = [one for one in computed if one not in _listed(task)]  # pass_at_k becomes pass@1
+            if named is not None and (wanted or not fresh or callable(task.config.process_results)):
+                raise _unknown(name, self.filter, named, computed)
+            named = str((fresh or computed)[0])
+        self.metric: str = named
         self._invalid = _fallbacks(task, self.filter)
         self._further: dict[Any, dict[str, float]] = {}
         for sample in samples:
@@ -94,14 +82,52 @@ class Metrics:
         value = value[0] if isinstance(value, list) and value else value
         return bool(value) and value not in self._invalid
 
-    def _listed(self, first: Sample) -> str:
-        listed = [getattr(one["metric"], "__name__", one["metric"]) for one in self._task.config.metric_list or ()]
-        if not listed:
-            return PER_BYTE if self._task.OUTPUT_TYPE == "loglikelihood" else str(first["metrics"][0])
-        if listed[0] in first["metrics"] or callable(self._task.config.process_results):
-            return str(listed[0])
-        expanded = [metric for metric in first["metrics"] if metric not in listed]  # pass_at_k becomes pass@1
-        return str(expanded[0] if expanded else listed[0])
+
+def decisive(name: str, task: Any, wanted: str | None) -> tuple[str, str | None]:
+    """Filter and metric that decide a task, as far as its task file says.
+
+    The metric is `wanted`, METRIC or FILTER/METRIC; else the first that the task file lists; else None, the first that
+    the task computes. A log-likelihood task without a list is scored by PER_BYTE. Of several filters the first decides,
+    unless `wanted` names one.
+
+    Raises EvaluationError for a filter or metric that the task does not have, a metric of which lower is better, and
+    one that gives no score per item.
+    """
+    filters, listed, better = [one.name for one in task._filters], _listed(task), task.higher_is_better()
+    likelihood, own = task.OUTPUT_TYPE == "loglikelihood", callable(task.config.process_results)
+    its_filter = filters[0]
+    metric: str | None = wanted or (listed[0] if listed else PER_BYTE if likelihood and not own else None)
+    if wanted and "/" in wanted and wanted not in better:
+        its_filter, _, metric = wanted.partition("/")
+    known = [*better, *([PER_BYTE] if likelihood else [])]
+    if its_filter not in filters:
+        raise EvaluationError(
+            f"task {name}: evaluate.metrics names the filter {its_filter}, but the filters are {', '.join(filters)}; "
+            "name one of these"
+        )
+    expands = own or any(callable(one["metric"]) for one in task.config.metric_list or ())
+    if wanted and metric not in known and not expands:
+        raise _unknown(name, its_filter, str(metric), known)
+    named = metric or next(iter(better), "")
+    lower = not better.get(named, True)
+    if lower or task.OUTPUT_TYPE == "loglikelihood_rolling" or (named in WHOLE and not own):
+        why = f"lower {named} is better" if lower else f"only a whole task has a score {named}, an item has none"
+        usable = [one for one in known if better.get(one, True) and one not in WHOLE] or ["it has none that can decide"]
+        raise EvaluationError(
+            f"task {name}: {why}; list first, or name in evaluate.metrics, another metric: {', '.join(usable)}"
+        )
+    return its_filter, metric
+
+
+def _listed(task: Any) -> list[str]:
+    return [str(getattr(one["metric"], "__name__", one["metric"])) for one in task.config.metric_list or ()]
+
+
+def _unknown(name: str, its_filter: str, metric: str, computed: Sequence[str]) -> EvaluationError:
+    return EvaluationError(
+        f"task {name}: evaluate.metrics or the task file asks for the metric {metric}, but filter {its_filter} has "
+        f"{', '.join(computed):.300}; name one of these in evaluate.metrics"
+    )
 
 
 def _fallbacks(task: Any, name: str) -> set[str]:

@@ -22,9 +22,11 @@ class Questions:
     `left_out` has the rows that no arm is asked, by reason. Equal documents with equal prompts are asked once.
     """
 
-    def __init__(self, name: str, task: Any, left_out: Mapping[str, list[str]] | None = None) -> None:
-        """`left_out` are rows that were left out before the task was built."""
-        self.name, self.task = name, task
+    def __init__(
+        self, name: str, task: Any, wanted: str | None = None, left_out: Mapping[str, list[str]] | None = None
+    ) -> None:
+        """`wanted` is the metric that params.yaml names. `left_out` are rows left out before the task was built."""
+        self.name, self.task, self.wanted = name, task, wanted
         self.left_out = dict(left_out or {})
         self.replaced = 0
         self._asked: list[Any] = []

@@ -1,8 +1,8 @@
 """The sections of params.yaml about evaluation."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from shadowft_core.params.section import Section, Share
 
@@ -20,6 +20,19 @@ class Generation(Section):
         description="tokens for thoughts, in addition to those of the answer; no thoughts expected when null",
     )
     max_tokens: int | None = Field(None, ge=1, description="tokens of an answer; max_gen_toks of the task when null")
+
+    @field_validator("thinking", mode="before")
+    @classmethod
+    def _written_without_quotes(cls, value: Any) -> Any:
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value  # YAML reads on as true
+
+    @model_validator(mode="after")
+    def _thoughts_need_room(self) -> Self:
+        if self.thinking == "on" and self.thinking_tokens is None:
+            raise ValueError("thinking is on without thinking_tokens; set the tokens that thoughts may have")
+        if self.thinking == "off" and self.thinking_tokens is not None:
+            raise ValueError(f"thinking is off, but thinking_tokens is {self.thinking_tokens}; remove one of them")
+        return self
 
 
 URL = "http://127.0.0.1:8000/v1"

@@ -6,6 +6,7 @@ from typing import Any
 
 from shadowft_core.errors import EvaluationError
 
+SHOWN = 60  # last characters of the text in an error
 _HANDLE = "_shadowft_finite"
 
 
@@ -15,21 +16,22 @@ class NotFinite(EvaluationError):
     ids: tuple[int, ...] = ()
 
 
-def watch(model: Any) -> Any:
+def watch(model: Any, tokenizer: Any) -> Any:
     """Make every forward pass of a causal language model raise NotFinite for logits that are NaN or infinite.
 
     Of a generation, which pads on the left, the logits after the last token are checked; else all. Watching a model
     again changes nothing. Returns the model.
     """
     if not hasattr(model, _HANDLE):
-        setattr(model, _HANDLE, model.register_forward_hook(_Check(), with_kwargs=True))
+        setattr(model, _HANDLE, model.register_forward_hook(_Check(tokenizer), with_kwargs=True))
     return model
 
 
 class _Check:
     """The hook. Remembers the ids of the last pass over a whole prompt; later passes read one new token."""
 
-    def __init__(self) -> None:
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
         self._ids: Any = None
         self._mask: Any = None
         self._searching = False
@@ -58,7 +60,8 @@ class _Check:
             found = cause(model, prompt[None])
         finally:
             self._searching = False
-        error = NotFinite(f"logits are NaN or infinite: {found}")
+        text = self._tokenizer.decode(prompt, skip_special_tokens=False)
+        error = NotFinite(f"logits after {text[-SHOWN:]!r} are NaN or infinite: {found}")
         error.ids = tuple(prompt.tolist())
         raise error
 

@@ -69,7 +69,7 @@ class Hf:
         with quiet():
             from shadowft_core.evaluate.engines.batches import BatchedLM
 
-            return BatchedLM(watch(model), self._tokenizer, self._batch_size)
+            return BatchedLM(watch(model, self._tokenizer), self._tokenizer, self._batch_size)
 
 
 def identity_of(batch_size: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ FILTERS = [
 
 
 def metric(name: str, *, better: bool = True) -> dict[str, Any]:
-    return {"metric": name, "aggregation": "f1" if name == "f1" else "mean", "higher_is_better": better}
+    return {"metric": name, "aggregation": "matthews_corrcoef" if name == "mcc" else "mean", "higher_is_better": better}
 
 
 def task(folder: Path, **changes: Any) -> dict[str, Any]:
@@ -36,9 +36,9 @@ def choice(folder: Path, metrics: list[str] | None) -> dict[str, Any]:
 
 
 def test_the_first_metric_that_is_listed_decides(world: World, tmp_path: Path) -> None:
-    scores, items = score_instruct(world, tmp_path / "out", **choice(tmp_path / "tasks", ["acc_norm", "acc", "f1"]))
+    scores, items = score_instruct(world, tmp_path / "out", **choice(tmp_path / "tasks", ["acc_norm", "acc", "mcc"]))
     assert scores["tasks"]["odd"]["metric"] == "acc_norm"
-    assert scores["tasks"]["odd"]["others"].keys() == {"acc", "f1"}  # f1 only for the whole task
+    assert scores["tasks"]["odd"]["others"].keys() == {"acc", "mcc"}  # mcc only for the whole task
     assert all(item["others"].keys() == {"acc"} for item in items)
     scores, _ = score_instruct(world, tmp_path / "out2", **choice(tmp_path / "tasks2", None))
     assert scores["tasks"]["odd"]["metric"] == "acc"

@@ -71,7 +71,7 @@ class Bench:
         task = questions.task
         with _one_line(f"task {name}"):
             samples, aggregated = self._run(self.journals.lm(arm, label, name), questions)
-            metrics = Metrics(name, task, samples, self._params.metrics.get(name, self._params.metrics.get(leaf.group)))
+            metrics = Metrics(name, task, samples, questions.wanted)
             items = []
             for sample in samples:
                 if sample["filter"] != metrics.filter:

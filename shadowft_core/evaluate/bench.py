@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from shadowft_core.errors import EvaluationError, TrainError
-from shadowft_core.evaluate.counts import tell, tell_left_out
+from shadowft_core.evaluate.counts import gaps, tell, tell_left_out
 from shadowft_core.evaluate.engines import Arm
 from shadowft_core.evaluate.engines.finite import NotFinite
 from shadowft_core.evaluate.heldout import render_heldout
@@ -93,6 +93,7 @@ class Bench:
                     )
                 )
         cut = sum(item.finish == "length" for item in items) / len(items)
+        flags = {"cut": cut > self._params.max_cut, "format": bool(gaps(metrics.metric, items))}
         found = TaskScore(
             self._roles[leaf.group],
             metrics.metric,
@@ -103,7 +104,7 @@ class Bench:
             others=metrics.of_task(aggregated),
             left_out=questions.left_out,
             replaced=questions.replaced,
-            flags=("cut",) if cut > self._params.max_cut else (),
+            flags=tuple(flag for flag, raised in flags.items() if raised),
         )
         self.journals.progress.end()
         tell(f"{label} {name}", found, self._params.max_cut, refuse=untouched)

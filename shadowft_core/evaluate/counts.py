@@ -1,11 +1,16 @@
 """What a person is told of the counts beside a score, and the limit of cut answers."""
 
+import math
 import sys
+from collections.abc import Sequence
 
 from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate.heldout import PICTURED
-from shadowft_core.evaluate.items import TaskScore
+from shadowft_core.evaluate.items import Item, TaskScore
 from shadowft_core.evaluate.questions import Questions
+
+GAP = 0.1  # of the items, between two readings of the same answers; more is flagged
+READINGS = ("strict", "lenient")
 
 
 def tell(label: str, found: TaskScore, max_cut: float, *, refuse: bool) -> None:
@@ -14,7 +19,14 @@ def tell(label: str, found: TaskScore, max_cut: float, *, refuse: bool) -> None:
     shown = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
     if shown:
         print(f"{label}: of {n} items {shown}", file=sys.stderr, flush=True)
-    if found.flags:
+    for name, gap in gaps(found.metric, found.items).items():
+        print(
+            f"warning: {label}: {name} differs from {found.metric} by {gap:+.0%} of the items: the format, not the "
+            "skill, may be what differs",
+            file=sys.stderr,
+            flush=True,
+        )
+    if "cut" in found.flags:
         said = (
             f"{label}: {counts['cut']} of {n} answers were cut at the token limit, evaluate.max_cut allows "
             f"{max_cut:.0%}; raise max_gen_toks of the task, evaluate.generation.max_tokens or max_cut"
@@ -22,6 +34,20 @@ def tell(label: str, found: TaskScore, max_cut: float, *, refuse: bool) -> None:
         if refuse:
             raise EvaluationError(said)
         print(f"warning: {said}", file=sys.stderr, flush=True)
+
+
+def gaps(metric: str, items: Sequence[Item]) -> dict[str, float]:
+    """By how much stricter and more lenient readings of the same answers differ from the score, where it is over GAP.
+
+    These are `strict` and `lenient` of a scorer, and the metric by other filters, such as flexible-extract of gsm8k.
+    """
+    found = {}
+    for name in sorted({name for item in items for name in item.others}):
+        reading = name in READINGS if metric in READINGS else name.rpartition("/")[2] == metric
+        values = [item.others[name] - item.score for item in items if name in item.others]
+        if reading and len(values) == len(items) and abs(gap := math.fsum(values) / len(values)) > GAP:
+            found[name] = gap
+    return found
 
 
 def tell_left_out(questions: Questions) -> None:

@@ -10,6 +10,7 @@ from shadowft_core.errors import EvaluationError, ParamsError
 from shadowft_core.suites.configs import data_patterns, is_local, read_config
 from shadowft_core.suites.harness import import_functions, unknown
 from shadowft_core.suites.names import Leaf, leaves_of
+from shadowft_core.suites.scorers import with_scorer
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 BUILT_IN = Path(__file__).parent / "tasks"  # heldout and heldout_dev, which are always available
@@ -81,8 +82,8 @@ class TaskFiles:
         """Build the harness's task with absolute data file paths, `{data}` replaced, and the datasets cache in `cache`.
 
         `overrides` replace keys of the task file. Raises EvaluationError for items that are on a hub, a data file that
-        is missing or empty, a package that the task needs and that is not installed, and a task that samples instead
-        of decoding greedily.
+        is missing or empty, a package that the task needs and that is not installed, a task that samples instead of
+        decoding greedily, and what `with_scorer` raises.
         """
         from lm_eval.tasks import TaskManager
 
@@ -102,7 +103,9 @@ class TaskFiles:
                 )
             options["cache_dir"] = str(cache)
         config["dataset_kwargs"] = options or None
+        config, bind = with_scorer(name, path, config)
         task = TaskManager(include_defaults=False).load([import_functions(name, config)])["tasks"][name]
+        bind(task)
         generation = task.config.generation_kwargs or {}
         if generation.get("do_sample") or generation.get("temperature"):
             raise EvaluationError(

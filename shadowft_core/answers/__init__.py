@@ -8,11 +8,11 @@ or another one later, so neither calls a wrong answer right; the lenient one may
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from shadowft_core.answers import chart, choice, mathematics, number
+from shadowft_core.answers import algebra, chart, choice, mathematics, number
 from shadowft_core.answers.statements import FORMS, Found
 from shadowft_core.errors import EvaluationError
 
-__all__ = ["FORMS", "KINDS", "Judgement", "judge"]
+__all__ = ["FORMS", "KINDS", "Judgement", "judge", "require_reference"]
 
 _FIND: dict[str, tuple[str, Callable[[str, str, Sequence[str]], Found]]] = {
     "number": ("hash", number.find),
@@ -49,3 +49,16 @@ def judge(kind: str, output: str, reference: str, *, form: str | None = None, ch
     found = find(output, reference, choices)
     formed = form in found.forms
     return Judgement(found.right and formed, found.right, found.text is not None, found.text or "")
+
+
+def require_reference(kind: str, reference: str, choices: Sequence[str] = ()) -> None:
+    """Raise EvaluationError for a reference that the kind cannot read, and for a package that it needs."""
+    if kind == "number":
+        number.reference_number(reference)
+    elif kind == "math":
+        algebra.require()
+        mathematics.reference_of(reference)
+    elif kind == "choice":
+        choice.letter_of(reference, choices)
+    elif not reference.strip():
+        raise EvaluationError(f"reference {reference!r:.100}: expected an answer, found nothing; correct the data")

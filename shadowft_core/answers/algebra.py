@@ -57,10 +57,7 @@ class _Verifier:
         return b""
 
     def _start(self) -> subprocess.Popen[bytes]:
-        if find_spec("math_verify") is None:
-            raise EvaluationError(
-                "scorer math: the package math_verify is missing; install the extra: pip install 'shadowft[math]'"
-            )
+        require()
         command = [sys.executable, "-I", str(Path(__file__).parent / "verifier.py")]
         child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         if self._ask(child, b"", START) != b"ready\n":
@@ -82,3 +79,11 @@ def same(wanted: str, stated: str) -> bool:
     Raises EvaluationError if the package math_verify is missing.
     """
     return _VERIFIER.same(wanted, stated)
+
+
+def require() -> None:
+    """Raise EvaluationError if the package math_verify is missing."""
+    if find_spec("math_verify") is None:
+        raise EvaluationError(
+            "scorer math: the package math_verify is missing; install the extra: pip install 'shadowft[math]'"
+        )

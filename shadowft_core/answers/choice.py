@@ -58,13 +58,14 @@ _REASON = re.compile(r"\s*(?:$|[.,:;)\]!\n*—-]|\(|because\b|since\b|as\b|due\b
 
 def find(output: str, reference: str, choices: Sequence[str] = ()) -> Found:
     """The choice that an output states last, held against the reference, which is a letter or the text of a choice."""
-    wanted = _letter_of(reference, choices)
+    wanted = letter_of(reference, choices)
     letters = LETTERS[: len(choices)] if choices else LETTERS
     letter, forms = _extract(output, letters, [_folded(one) for one in choices])
     return NOTHING if letter is None else Found(letter, forms, letter == wanted)
 
 
-def _letter_of(reference: str, choices: Sequence[str]) -> str:
+def letter_of(reference: str, choices: Sequence[str]) -> str:
+    """The letter of a reference, which is a letter or the text of a choice. Raises EvaluationError for another."""
     bare = plain(reference).strip(" .()[]:*")
     folded = [_folded(one) for one in choices]
     if folded.count(_folded(reference)) == 1:

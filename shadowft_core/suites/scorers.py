@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.answers import FORMS, KINDS, judge
+from shadowft_core.answers import FORMS, KINDS, judge, require_reference
 from shadowft_core.errors import EvaluationError
 
 METRICS = ("strict", "lenient", "parsed")
@@ -19,7 +19,8 @@ def with_scorer(name: str, path: Path, config: dict[str, Any]) -> tuple[dict[str
     and choices (`doc_to_choice`). `scorer: number` asks for the kind's own form, `scorer: {kind: number, form: boxed}`
     for another.
 
-    Raises EvaluationError for a scorer or metric that is unknown, and for keys of the task that contradict it.
+    Raises EvaluationError for a scorer or metric that is unknown, and for keys of the task that contradict it. The
+    function raises what `require_reference` raises.
     """
     if "scorer" not in config:
         return config, lambda task: None
@@ -37,7 +38,15 @@ def with_scorer(name: str, path: Path, config: dict[str, Any]) -> tuple[dict[str
         return _judged(name, tasks[0], doc, str(results[0]), kind, form)
 
     kept |= {"output_type": "generate_until", "process_results": process_results, "metric_list": _listed(path, kept)}
-    return kept, tasks.append
+
+    def bind(task: Any) -> None:
+        tasks.append(task)
+        for doc in task.eval_docs:
+            choices = _choices(task, doc)
+            for one in _references(name, task, doc, choices):
+                require_reference(kind, one, choices)
+
+    return kept, bind
 
 
 def _read(path: Path, scorer: Any) -> tuple[str, str | None]:
@@ -58,7 +67,7 @@ def _listed(path: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
     for metric in named:
         if metric not in METRICS:
             raise EvaluationError(
-                f"{path}: metric_list names {metric!r:.60}, but a scorer gives {', '.join(METRICS)}; correct metric_list"
+                f"{path}: metric_list names {metric!r:.60}, but a scorer gives {', '.join(METRICS)}; correct it"
             )
     order = dict.fromkeys([*named, *METRICS])
     return [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in order]
@@ -66,12 +75,9 @@ def _listed(path: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _judged(name: str, task: Any, doc: Any, output: str, kind: str, form: str | None) -> dict[str, float]:
     """The metrics of one answer; right if it is right for any of the references."""
-    choices = [str(one) for one in task.doc_to_choice(doc)] if task.config.doc_to_choice is not None else []
-    target = task.doc_to_target(doc)
-    references = target if isinstance(target, list) else [target]
-    if not references:
-        raise EvaluationError(f"task {name}: an item has no reference; correct doc_to_target")
-    found = [judge(kind, output, _reference(one, choices), form=form, choices=choices) for one in references]
+    choices = _choices(task, doc)
+    references = _references(name, task, doc, choices)
+    found = [judge(kind, output, one, form=form, choices=choices) for one in references]
     return {
         "strict": float(any(one.strict for one in found)),
         "lenient": float(any(one.lenient for one in found)),
@@ -79,8 +85,15 @@ def _judged(name: str, task: Any, doc: Any, output: str, kind: str, form: str | 
     }
 
 
-def _reference(target: Any, choices: Sequence[str]) -> str:
-    """The text of a reference: of the number of a choice its letter."""
-    if choices and isinstance(target, int) and 0 <= target < len(choices):
-        return LETTERS[target]
-    return str(target)
+def _choices(task: Any, doc: Any) -> list[str]:
+    return [] if task.config.doc_to_choice is None else [str(one) for one in task.doc_to_choice(doc)]
+
+
+def _references(name: str, task: Any, doc: Any, choices: Sequence[str]) -> list[str]:
+    """The references of an item as texts; the number of a choice becomes its letter."""
+    target = task.doc_to_target(doc)
+    targets = target if isinstance(target, list) else [target]
+    if not targets:
+        raise EvaluationError(f"task {name}: an item has no reference; correct doc_to_target")
+    numbered = bool(choices) and all(isinstance(one, int) and 0 <= one < len(choices) for one in targets)
+    return [LETTERS[one] if numbered else str(one) for one in targets]

@@ -4,7 +4,8 @@ A program and its tests run in two processes. The program can give the tests not
 and knows neither the tests nor the process that decides. docs/evaluation.md says what is isolated and what is not.
 """
 
+from shadowft_core.sandbox.benchmarks import Grade, grade
 from shadowft_core.sandbox.limits import Limits
 from shadowft_core.sandbox.running import Kind, Program, Verdict, require, run
 
-__all__ = ["Kind", "Limits", "Program", "Verdict", "require", "run"]
+__all__ = ["Grade", "Kind", "Limits", "Program", "Verdict", "grade", "require", "run"]

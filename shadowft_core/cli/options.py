@@ -74,6 +74,15 @@ UnrelatedOption = Annotated[
     bool,
     typer.Option("--unrelated", help="allow models whose weights are far from the Base's", rich_help_panel=WAIVERS),
 ]
+AllowCodeOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code-execution",
+        help="run programs that the model wrote, in a sandbox, and Python files that task files name; "
+        "also evaluate.allow_code_execution in params.yaml",
+        rich_help_panel=WAIVERS,
+    ),
+]
 IgnoreOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -110,6 +119,15 @@ def read_params(path: Path | None, **sections: "Section") -> "Params":
     if path is None and not PARAMS_FILE.exists():
         return default_params(**sections)
     return load_params(path or PARAMS_FILE)
+
+
+def read_params_with_code(path: Path | None, allow_code: bool) -> "Params":
+    """The params, with `evaluate.allow_code_execution` also set by --allow-code-execution."""
+    params = read_params(path)
+    if not allow_code:
+        return params
+    section = params.evaluate.model_copy(update={"allow_code_execution": True})
+    return params.model_copy(update={"evaluate": section})
 
 
 def waivers_of(onto_base: bool, unrelated: bool) -> list[str]:

@@ -9,6 +9,7 @@ from shadowft_core.cli.options import (
     OUTPUT,
     PARAMS,
     STAGES,
+    AllowCodeOption,
     DataOption,
     InstructOption,
     ParamsOption,
@@ -16,6 +17,7 @@ from shadowft_core.cli.options import (
     out_file,
     out_folder,
     read_params,
+    read_params_with_code,
 )
 
 verbs = typer.Typer()
@@ -33,17 +35,19 @@ def evaluate(
     route: Annotated[
         str, typer.Option(help="name of the route; its arms are called ROUTE and ROUTE_scaled")
     ] = "shadow",
+    allow_code: AllowCodeOption = False,
     params: ParamsOption = PARAMS,
 ) -> None:
     """Score the Instruct, or both arms of one delta, with lm-evaluation-harness.
 
-    Reads the models and the task folder, which may contain code that is run; writes scores and items.
+    Reads the models and the task folder, which may contain code that is run; writes scores and items. Code is run only
+    with --allow-code-execution; without it, only functions of the installed harness are.
 
     Example: shadowft evaluate --instruct work/pair/instruct --data work/data --out work/scores/instruct
     """
     from shadowft_core import evaluate as room
 
-    settings = read_params(params)
+    settings = read_params_with_code(params, allow_code)
     room.evaluate(instruct, data, delta, grafted, route, settings.evaluate, out, settings.render)
 
 

@@ -13,6 +13,7 @@ from shadowft_core.cli.options import (
     PARAMS_FILE,
     STAGES,
     TUNED,
+    AllowCodeOption,
     DataOption,
     IgnoreOption,
     InstructOption,
@@ -25,6 +26,7 @@ from shadowft_core.cli.options import (
     out_file,
     out_folder,
     read_params,
+    read_params_with_code,
     waivers_of,
 )
 from shadowft_core.cli.output import print_answer
@@ -219,17 +221,19 @@ def sweep(
     delta: Annotated[Path, typer.Option(help="folder made by `extract`")],
     data: DataOption,
     out: Annotated[Path, out_file("the chosen scale and the curve, JSON")],
+    allow_code: AllowCodeOption = False,
     params: ParamsOption = PARAMS,
 ) -> None:
     """Choose the scale of a delta by scoring dev items. Writes no weights.
 
-    Reads the Instruct, the delta and the dev tasks; writes one JSON file.
+    Reads the Instruct, the delta and the dev tasks, which may contain code that is run; writes one JSON file. Code is
+    run only with --allow-code-execution.
 
     Example: shadowft sweep --instruct work/pair/instruct --delta work/delta/shadow --data work/data --out sweep.json
     """
     from shadowft_core.sweep import sweep as choose_scale
 
-    settings = read_params(params)
+    settings = read_params_with_code(params, allow_code)
     choose_scale(instruct, delta, data, settings.sweep, settings.evaluate, out, settings.render)
 
 

@@ -166,7 +166,7 @@ def open_bench(
                 f"task {name}: is named both as domain and as guard; keep one of the two in params.yaml"
             )
         roles[name] = "domain"
-    files = TaskFiles(Path(params.tasks))
+    files = TaskFiles(Path(params.tasks), allow_code=params.allow_code_execution)
     leaves = files.resolve(roles)
     for name in params.metrics:
         files.path(name)  # a name that is unknown is refused, not ignored

@@ -85,7 +85,7 @@ def wanted(program: Program) -> tuple[str, ...]:
     """The names of a program that its tests use, the one that is tested last."""
     if program.check:
         return program.names
-    used = {node.id for node in ast.walk(ast.parse(program.tests)) if isinstance(node, ast.Name)}
+    used = _used(program.tests)
     return tuple(name for name in program.names if name in used) or program.names
 
 
@@ -96,25 +96,28 @@ def _beginning(row: Mapping[str, Any]) -> str:
 
 def helpers(prompt: str) -> str:
     """The imports and complete functions of a prompt, without the function to be written, which is its last."""
-    body = ast.parse(_lines(prompt) + "\n    pass\n").body
-    return ast.unparse(ast.Module(body[:-1], []))
+    return ast.unparse(ast.Module(extract.parse(_lines(prompt) + "\n    pass\n")[:-1], []))
 
 
 def defined(code: str) -> tuple[str, ...]:
     """The functions and classes that a program defines."""
     kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-    return tuple(dict.fromkeys(node.name for node in ast.parse(_lines(code)).body if isinstance(node, kinds)))
+    return tuple(dict.fromkeys(node.name for node in extract.parse(_lines(code)) if isinstance(node, kinds)))
 
 
 def imports(code: str, tests: str) -> str:
     """The imports of the reference code whose names the tests use."""
-    used = {node.id for node in ast.walk(ast.parse(tests)) if isinstance(node, ast.Name)}
-    found = []
-    for node in ast.parse(_lines(code)).body:
+    used, found = _used(tests), []
+    for node in extract.parse(_lines(code)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             node.names = [alias for alias in node.names if (alias.asname or alias.name.split(".")[0]) in used]
             found += [node] if node.names else []
     return ast.unparse(ast.Module(list(found), []))
+
+
+def _used(code: str) -> set[str]:
+    nodes = (node for top in extract.parse(code) for node in ast.walk(top))
+    return {node.id for node in nodes if isinstance(node, ast.Name)}
 
 
 def _lines(text: str) -> str:

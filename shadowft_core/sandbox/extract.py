@@ -6,6 +6,7 @@ Both give one program and never look at the tests, so no answer gets a second tr
 import ast
 import re
 import textwrap
+import warnings
 from collections.abc import Iterator
 
 FENCE = re.compile(r"^[ \t]*(?P<fence>```+|~~~+)[ \t]*(?P<language>[\w+#.-]*)[^\n]*\n", re.MULTILINE)
@@ -83,7 +84,7 @@ def _within(text: str, names: tuple[str, ...]) -> str | None:
         while end > start:
             piece = "\n".join(lines[start:end])
             try:
-                body = ast.parse(piece).body
+                body = parse(piece)
             except SyntaxError as error:
                 end = min(end - 1, start + (error.lineno or 1) - 1)
             except (ValueError, RecursionError, MemoryError):
@@ -95,9 +96,16 @@ def _within(text: str, names: tuple[str, ...]) -> str | None:
     return None
 
 
+def parse(code: str) -> list[ast.stmt]:
+    """The statements of a program, without warnings about it. Raises what `ast.parse` raises."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ast.parse(code).body
+
+
 def _statements(code: str) -> list[ast.stmt] | None:
     try:
-        return ast.parse(code).body
+        return parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 

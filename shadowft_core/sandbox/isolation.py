@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from shadowft_core.sandbox import syscalls
@@ -22,6 +23,7 @@ PR_SET_PDEATHSIG, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT, AMBIENT_
 CAP_VERSION_3 = 0x20080522
 INSIDE, NOBODY = 1000, 65534  # the user inside; outside, for root, the user nobody
 PLACE = "/tmp"  # noqa: S108 (replaced by a folder in memory): where the new root is put together, and the program's folder in it
+PACKAGES = "/packages"
 STATE = Path("/proc/self")
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -85,14 +87,18 @@ def _map_users(pid: int) -> None:
     (folder / "uid_map").write_text(f"{INSIDE} {os.geteuid()} 1\n")
 
 
-def enter_root(limits: Limits) -> None:
-    """Make a read-only root of the interpreter's folders, /dev/null, /dev/urandom and an empty /tmp, and enter it."""
+def enter_root(limits: Limits, packages: Sequence[str]) -> None:
+    """Make a read-only root of the interpreter's folders and `packages`, and enter it.
+
+    It also has /dev/null, /dev/urandom and an empty /tmp. The folders of packages are found in PACKAGES.
+    """
     call("mount /", libc.mount(None, b"/", None, REC | PRIVATE, None))
-    sources = {path: os.open(path, os.O_PATH) for path in _interpreter()}  # PLACE may hide them
+    shown = {path: path for path in _interpreter()} | {f"{PACKAGES}/{os.path.basename(one)}": one for one in packages}
+    sources = {place: os.open(path, os.O_PATH) for place, path in shown.items()}  # PLACE may hide them
     _mount("tmpfs", PLACE, "tmpfs", NOSUID | NODEV, "mode=755,size=1m")
     for path, descriptor in sources.items():
         target = Path(PLACE + path)
-        if Path(path).is_dir() if descriptor < 0 else os.path.isdir(f"/proc/self/fd/{descriptor}"):
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
             target.mkdir(parents=True, exist_ok=True)
         else:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -115,6 +121,7 @@ def enter_root(limits: Limits) -> None:
     call("umount /", libc.umount2(b".", DETACH))
     _mount("", "/", "", BIND | REMOUNT | RDONLY | NOSUID | NODEV, "")
     os.chdir(PLACE)
+    sys.path.append(PACKAGES)
 
 
 def _interpreter() -> list[str]:

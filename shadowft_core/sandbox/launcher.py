@@ -1,4 +1,4 @@
-"""Started as `python -I -S launcher.py PARENT LIMITS...`, with the request on stdin and the outcome on stdout.
+"""Started as `python -I -S launcher.py PARENT LIMITS... -- PACKAGES...`; request on stdin, outcome on stdout.
 
 Three processes: this one waits outside; its child runs the tests, as the first process of a PID namespace; the child of
 that runs the program, as the first process of an inner one. When the first process of a namespace ends, the kernel ends
@@ -25,7 +25,7 @@ SLACK = 2  # seconds beyond the wall time before the tests themselves are killed
 SIGNALS = {signal.SIGCHLD, signal.SIGTERM}
 
 
-def main(parent: int, limits: Limits) -> None:
+def main(parent: int, limits: Limits, packages: list[str]) -> None:
     """Isolate, run, and wait until every process is gone."""
     isolation.die_with_parent(parent)
     isolation.enter_namespaces()
@@ -35,7 +35,7 @@ def main(parent: int, limits: Limits) -> None:
         try:
             isolation.die_with_parent(0)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-            _test(limits)
+            _test(limits, packages)
         except BaseException as error:
             _report(error)
         os._exit(0)
@@ -53,8 +53,8 @@ def _report(error: BaseException) -> None:
     write_all(1, message(("unavailable", f"{type(error).__name__}: {error}"[:500]), id))
 
 
-def _test(limits: Limits) -> None:
-    isolation.enter_root(limits)
+def _test(limits: Limits, packages: list[str]) -> None:
+    isolation.enter_root(limits, packages)
     isolation.call("unshare", isolation.libc.unshare(isolation.NEWPID))  # for the program alone
     requests, replies, output = os.pipe(), os.pipe(), os.pipe()
     null = os.open("/dev/null", os.O_RDWR)
@@ -81,6 +81,7 @@ def _test(limits: Limits) -> None:
 
 if __name__ == "__main__":
     try:
-        main(int(sys.argv[1]), Limits(*map(int, sys.argv[2:])))
+        end = sys.argv.index("--")
+        main(int(sys.argv[1]), Limits(*map(int, sys.argv[2:end])), sys.argv[end + 1 :])
     except BaseException as error:
         _report(error)

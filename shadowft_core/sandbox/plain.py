@@ -2,8 +2,8 @@
 types themselves.
 
 What a program returns crosses to its tests only in this form, so no code of its own (`__eq__`, `__hash__`, a subclass
-of list) takes part in a comparison. A subclass of a plain type is written as the plain type. Any other object stays
-where it is and is written as a number (`Reference`).
+of list) takes part in a comparison. A subclass of a plain type, and a scalar of numpy, are written as the plain type.
+Any other object stays where it is and is written as a number (`Reference`).
 
 A value is one tag byte and its content; lengths are 4 bytes, big-endian. `decode` accepts untrusted bytes: it raises
 ValueError for whatever `encode` does not write, and makes nothing but plain values and references.
@@ -54,6 +54,8 @@ def _encode(value: Any, refer: Callable[[object], int], depth: int) -> bytes:
     for number, kind in enumerate(TYPES):
         if value is kind:
             return b"y" + bytes([number])
+    if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+        return _encode(value.item(), refer, depth + 1)
     return b"r" + struct.pack(">I", refer(value))
 
 

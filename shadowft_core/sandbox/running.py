@@ -1,5 +1,6 @@
 """Starts a sandbox for every program and reads its verdict."""
 
+import importlib.util
 import os
 import selectors
 import subprocess
@@ -8,6 +9,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -79,13 +81,14 @@ def _run(program: Program, limits: Limits) -> Verdict:
         data = message(request, id)
     except ValueError as error:
         return Verdict("failed", f"the program cannot be passed on: {error}")
-    command = [sys.executable, "-I", "-S", "-X", "utf8", str(LAUNCHER), str(os.getpid()), *map(str, limits)]
+    python = [sys.executable, "-I", "-S", "-X", "utf8"]
+    command = [*python, str(LAUNCHER), str(os.getpid()), *map(str, limits), "--", *_packages()]
     with subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env={},
+        env={"OPENBLAS_NUM_THREADS": "1"},
         cwd="/",
         start_new_session=True,
         bufsize=0,
@@ -104,6 +107,14 @@ def _run(program: Program, limits: Limits) -> Verdict:
     if kind == "unavailable":
         raise SandboxError(f"programs cannot be isolated here: {reason}; {REMEDY}")
     return Verdict(kind, str(reason).partition("\n")[0])
+
+
+@cache
+def _packages() -> list[str]:
+    """The folders of numpy, which tests and programs may import besides the standard library."""
+    found = importlib.util.find_spec("numpy")
+    folders = [Path(folder) for folder in (found.submodule_search_locations or ())] if found else []
+    return [str(place) for one in folders for place in (one, one.with_name("numpy.libs")) if place.is_dir()]
 
 
 def _talk(process: "subprocess.Popen[bytes]", data: bytes, ends: float) -> bytes:

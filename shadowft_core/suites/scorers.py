@@ -1,4 +1,4 @@
-"""The key `scorer` of a task file: answers judged by `shadowft_core.answers`, strict and lenient both."""
+"""The key `scorer` of a task file: answers judged by `shadowft_core.answers`, or run as programs; strict and lenient."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,10 +6,12 @@ from typing import Any
 
 from shadowft_core.answers import FORMS, KINDS, judge, require_reference
 from shadowft_core.errors import EvaluationError
+from shadowft_core.suites.code import require_rows, run_answers
 
 METRICS = ("strict", "lenient", "parsed")
 """what a scorer gives for each item, 0 or 1; the one that the task file lists first decides, else `strict`"""
 LETTERS = "ABCDEFGHIJ"
+CODE = "code"
 
 
 def with_scorer(name: str, path: Path, config: dict[str, Any]) -> tuple[dict[str, Any], Callable[[Any], None]]:
@@ -17,10 +19,10 @@ def with_scorer(name: str, path: Path, config: dict[str, Any]) -> tuple[dict[str
 
     Also returns a function, to be called with the task that the harness builds: it knows references (`doc_to_target`)
     and choices (`doc_to_choice`). `scorer: number` asks for the kind's own form, `scorer: {kind: number, form: boxed}`
-    for another.
+    for another. `scorer: code` runs the answers in the sandbox.
 
-    Raises EvaluationError for a scorer or metric that is unknown, and for keys of the task that contradict it. The
-    function raises what `require_reference` raises.
+    Raises EvaluationError for a scorer or metric that is unknown, for keys of the task that contradict it, and what
+    `run_answers` raises. The function raises what `require_reference` or `require_rows` raises.
     """
     if "scorer" not in config:
         return config, lambda task: None
@@ -32,12 +34,16 @@ def with_scorer(name: str, path: Path, config: dict[str, Any]) -> tuple[dict[str
         raise EvaluationError(
             f"{path}: scorer judges texts, but output_type is {kept['output_type']}; set it to generate_until"
         )
+    kept |= {"output_type": "generate_until", "metric_list": _listed(path, kept)}
+    if kind == CODE:
+        kept.pop("unsafe_code", None)
+        return kept | run_answers(name, kept), lambda task: require_rows(name, task)
     tasks: list[Any] = []
 
     def process_results(doc: Any, results: Sequence[Any]) -> dict[str, float]:
         return _judged(name, tasks[0], doc, str(results[0]), kind, form)
 
-    kept |= {"output_type": "generate_until", "process_results": process_results, "metric_list": _listed(path, kept)}
+    kept["process_results"] = process_results
 
     def bind(task: Any) -> None:
         tasks.append(task)
@@ -51,12 +57,12 @@ def with_scorer(name: str, path: Path, config: dict[str, Any]) -> tuple[dict[str
 
 def _read(path: Path, scorer: Any) -> tuple[str, str | None]:
     given = {"kind": scorer} if isinstance(scorer, str) else scorer
-    if not isinstance(given, dict) or set(given) - {"kind", "form"} or given.get("kind") not in KINDS:
+    if not isinstance(given, dict) or set(given) - {"kind", "form"} or given.get("kind") not in (*KINDS, CODE):
         raise EvaluationError(
-            f"{path}: scorer is {scorer!r:.100}; expected one of {', '.join(KINDS)}, or {{kind: number, form: boxed}}"
+            f"{path}: scorer is {scorer!r:.100}; expected one of {', '.join(KINDS)}, {CODE}, or {{kind: number, form: boxed}}"
         )
     form = given.get("form")
-    if form is not None and form not in FORMS:
+    if form is not None and (form not in FORMS or given["kind"] == CODE):
         raise EvaluationError(f"{path}: scorer has the form {form!r:.60}; expected one of {', '.join(FORMS)}")
     return given["kind"], form
 

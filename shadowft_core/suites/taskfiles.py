@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from shadowft_core.errors import EvaluationError, ParamsError
 from shadowft_core.suites.configs import data_patterns, is_local, read_config
+from shadowft_core.suites.consent import isolate_templates, require_consent
 from shadowft_core.suites.harness import import_functions, unknown
 from shadowft_core.suites.names import Leaf, leaves_of
 from shadowft_core.suites.scorers import with_scorer
@@ -22,7 +23,9 @@ class TaskFiles:
     Raises EvaluationError for a missing folder, an unreadable file, or a name that two files define.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, allow_code: bool = False) -> None:
+        """`allow_code`: tasks may run programs in the sandbox, and Python files that task files name."""
+        self._allow_code = allow_code
         if not folder.is_dir():
             raise EvaluationError(f"{folder}: no such task folder; set evaluate.tasks in params.yaml")
         self._folder, self._paths, self.groups = folder, dict[str, Path](), dict[str, dict[str, Any]]()
@@ -83,12 +86,14 @@ class TaskFiles:
 
         `overrides` replace keys of the task file. Raises EvaluationError for items that are on a hub, a data file that
         is missing or empty, a package that the task needs and that is not installed, a task that samples instead of
-        decoding greedily, and what `with_scorer` raises.
+        decoding greedily, and what `require_consent` and `with_scorer` raise.
         """
         from lm_eval.tasks import TaskManager
 
         path = self.path(name)
         config = read_config(path) | dict(overrides) | {"task": name}
+        require_consent(name, path, config, self._allow_code)
+        isolate_templates()
         options = dict(config.get("dataset_kwargs") or {})
         if "data_files" in options:
             options["data_files"] = _absolute(options["data_files"], path.resolve().parent, data.resolve())

@@ -1,0 +1,86 @@
+"""What a task file may run without `evaluate.allow_code_execution`: functions of the installed harness alone."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shadowft_core.errors import EvaluationError
+from shadowft_core.suites.configs import Function, functions, harness_folder
+
+FLAG = "allow it with --allow-code-execution, or evaluate.allow_code_execution in params.yaml"
+# Modules of the harness that run programs, evaluate text as Python, or load code from a hub.
+RUNS = re.compile(
+    rb"(?<![\w.])(?:eval|exec|parse_expr|sympify|__import__)\(|\bsubprocess\b|\bos\.system\b|evaluate\.load\(|code_eval"
+)
+
+
+def require_consent(name: str, path: Path, config: Mapping[str, Any], allowed: bool) -> None:
+    """Refuse a task that would run code, unless that is allowed. Runs and imports nothing of the task.
+
+    Raises EvaluationError, naming task, file and flag, for answers that are programs (`scorer: code`), functions whose
+    file is not one of the installed harness, a metric that the harness would load from elsewhere, and `use_prompt`.
+    Programs that would run outside the sandbox (`unsafe_code`) are refused in any case.
+    """
+    runs = config.get("scorer") in ("code", {"kind": "code"})
+    if config.get("unsafe_code") and not runs:
+        raise EvaluationError(
+            f"task {name} ({path}): unsafe_code: the harness would run the answers as programs, without a sandbox; set "
+            "`scorer: code` in the task file (docs/evaluation.md)"
+        )
+    if allowed:
+        return
+    if runs:
+        raise EvaluationError(f"task {name} ({path}): the answers are programs, which are run in a sandbox; {FLAG}")
+    for function in functions(config):
+        if not of_harness(function):
+            raise EvaluationError(
+                f"task {name} ({path}): !function {function.spec} runs Python code of {function.folder}; read it, then "
+                f"{FLAG}"
+            )
+    for key, what in _loaded(config):
+        raise EvaluationError(f"task {name} ({path}): {key}: {what:.100} may load code; {FLAG}")
+
+
+def of_harness(function: Function) -> bool:
+    """Whether the file of a function is, byte for byte, one of the harness's own task folders that runs no text."""
+    module = function.spec.rpartition(".")[0].replace(".", "/")
+    root = harness_folder()
+    file = (function.folder / f"{module}.py").resolve()
+    if not file.is_file():  # the harness then imports the module by name
+        file = (root.parent.parent / f"{module}.py").resolve()
+    if file.is_relative_to(root):
+        own = [file]
+    else:
+        data = file.read_bytes() if file.is_file() else None
+        own = [twin for twin in root.rglob(file.name) if twin.read_bytes() == data]
+    return any(len(one.relative_to(root).parts) > 1 and not _runs_text(one.parent) for one in own)
+
+
+def _runs_text(folder: Path) -> bool:
+    return any(RUNS.search(file.read_bytes()) for file in folder.glob("*.py"))
+
+
+def _loaded(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Values of a config for which the harness looks for code outside itself."""
+    from lm_eval.api import metrics  # noqa: F401 (fills the registry)
+    from lm_eval.api.registry import metric_registry
+
+    found = [("use_prompt", str(config["use_prompt"]))] if config.get("use_prompt") else []
+    for one in config.get("metric_list") or () if not callable(config.get("process_results")) else ():
+        metric = one.get("metric") if isinstance(one, dict) else one
+        if isinstance(metric, str) and (metric not in metric_registry or one.get("hf_evaluate")):
+            found.append(("metric", metric))
+    return found
+
+
+def isolate_templates() -> None:
+    """Have the harness render templates of task files in jinja2's sandbox, where they cannot reach Python."""
+    from jinja2 import BaseLoader, StrictUndefined
+    from jinja2.sandbox import SandboxedEnvironment
+    from lm_eval import utils
+
+    if not isinstance(utils.env, SandboxedEnvironment):
+        filters = utils.env.filters
+        utils.env = SandboxedEnvironment(loader=BaseLoader(), undefined=StrictUndefined, keep_trailing_newline=True)
+        utils.env.filters |= filters

@@ -44,10 +44,8 @@ def test_answers_are_run_as_programs(world: World, tmp_path: Path) -> None:
     folder = write(tmp_path / "tasks", rows)
     scores, items = score_instruct(world, tmp_path / "out", tasks=str(folder), domain=("programs",), guards=())
     task = scores["tasks"]["programs"]
-    assert task["metric"] == "pass@1"
-    found = {
-        item["prompt"].split()[2]: (item["score"], item["others"]["pass@1_lenient"], item["parsed"]) for item in items
-    }
+    assert task["metric"] == "strict"
+    found = {item["prompt"].split()[2]: (item["score"], item["others"]["lenient"], item["parsed"]) for item in items}
     assert found["a"] == (1, 1, True)
     assert found["b"] == (0, 0, True)
     assert task["mean"] == 0.5
@@ -58,7 +56,12 @@ def test_answers_are_run_as_programs(world: World, tmp_path: Path) -> None:
     [
         ([{"q": "say a", "entry_point": "f"}], "", "scorer: code needs prompt, test and entry_point"),
         ([row("a", "def f(:\n")], "", "its tests cannot be read"),
-        ([row("a", "def f():\n")], "repeats: 4\n", "repeats: 4; scorer: code judges one greedy answer"),
+        (
+            [row("a", "def f():\n")],
+            "filter_list: [{name: x, filter: [{function: take_first}]}]\n",
+            "remove filter_list",
+        ),
+        ([row("a", "def f():\n")], "repeats: 4\n", "repeats: 4; scorer code judges one greedy answer"),
     ],
 )
 def test_a_task_that_cannot_be_run_is_refused_before_a_model_answers(

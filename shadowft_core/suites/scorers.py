@@ -1,4 +1,4 @@
-"""The key `scorer` of a task file: answers judged by `shadowft_core.answers`, or run as programs; strict and lenient."""
+"""The key `scorer` of a task file: answers judged by `shadowft_core.answers` or run as programs, strict and lenient."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -59,7 +59,8 @@ def _read(path: Path, scorer: Any) -> tuple[str, str | None]:
     given = {"kind": scorer} if isinstance(scorer, str) else scorer
     if not isinstance(given, dict) or set(given) - {"kind", "form"} or given.get("kind") not in (*KINDS, CODE):
         raise EvaluationError(
-            f"{path}: scorer is {scorer!r:.100}; expected one of {', '.join(KINDS)}, {CODE}, or {{kind: number, form: boxed}}"
+            f"{path}: scorer is {scorer!r:.100}; expected one of {', '.join(KINDS)}, {CODE}, "
+            "or {kind: number, form: boxed}"
         )
     form = given.get("form")
     if form is not None and (form not in FORMS or given["kind"] == CODE):

@@ -36,7 +36,7 @@ def build(folder: Path, scorer: str, more: str = "", references: list[Any] | Non
     rows = [{"q": f"question {at}", "a": one} for at, one in enumerate(references or ["42", "7"])]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "mine.yaml").write_text(f"{base}scorer: {scorer}\n{more}")
-    return TaskFiles(folder).build("mine", folder, folder / "cache")
+    return TaskFiles(folder, allow_code=True).build("mine", folder, folder / "cache")
 
 
 def score(task: Any, answer: Callable[[dict[str, Any]], str]) -> dict[str, float]:

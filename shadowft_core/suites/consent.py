@@ -67,7 +67,8 @@ def _loaded(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     from lm_eval.api.registry import metric_registry
 
     found = [("use_prompt", str(config["use_prompt"]))] if config.get("use_prompt") else []
-    for one in config.get("metric_list") or () if not callable(config.get("process_results")) else ():
+    judged = config.get("scorer") or config.get("process_results")  # then the names are only names
+    for one in () if judged else config.get("metric_list") or ():
         metric = one.get("metric") if isinstance(one, dict) else one
         if isinstance(metric, str) and (metric not in metric_registry or one.get("hf_evaluate")):
             found.append(("metric", metric))

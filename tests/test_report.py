@@ -51,7 +51,8 @@ def write_work(work: Path, routes: tuple[str, ...] = ("shadow", "direct"), evil:
                 {"task": task, "item": sha(f"{task} {i}"), "score": float(s), "output": f"answer {i}: {s:.0f} {evil}"}
                 for i, s in enumerate(scores)
             ]
-            tasks[task] = {"role": role, "metric": "exact_match", "n": n, "mean": float(scores.mean())}
+            counts = {"cut": 1, "unparsed": 0, "empty": 0, "unstopped": 0}
+            tasks[task] = {"role": role, "metric": "m", "n": n, "mean": float(scores.mean()), "counts": counts}
         folder = work / "scores" / group / name
         head = {"format": 1, "arm": name, "scale": 0.75, "model_digest": sha(name), "label": f"synthetic base{evil}"}
         dump(folder / "scores.json", head | {"template_digest": sha("template"), "tasks": tasks})
@@ -183,6 +184,7 @@ def test_the_table_has_the_mean_of_every_arm(finished: Path, shown: Page) -> Non
     for arm in json.loads((finished / "verdict.json").read_bytes())["arms"].values():
         low, high = arm["domain"]["interval"]
         assert f"{arm['domain']['mean']:.3f} [{low:.3f}, {high:.3f}]" in shown.text
+    assert shown.text.count(f"{len(TASKS)} cut of ") == len(SHARES)
 
 
 def test_the_figures_are_drawn_from_the_files(shown: Page) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from shadowft_core.errors import EvaluationError
 from shadowft_core.files import bytes_digest, canonical_json, new_folder, read_json_object, write_atomically
 from shadowft_core.report import figures
+from shadowft_core.report.doubts import doubts
 from shadowft_core.report.routes import changes, notes, unclaimed, unequal
 from shadowft_core.verdict import CANDIDATE
 from shadowft_core.verdict.scores import arm_names, routes_of
@@ -70,6 +71,7 @@ def gather(work: Path) -> dict[str, Any]:
         "verdict_digest": bytes_digest(canonical_json(verdict)),
         "headline": HEADLINES.get(verdict["decision"], ""),
         "heads": heads,
+        "doubts": {name: doubts(head) for name, head in heads.items()},
         "notes": notes(verdict["arms"], train, pair),
         "changes": changes(train),
         "treatments": TREATMENTS,

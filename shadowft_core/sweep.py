@@ -1,5 +1,6 @@
 """The stage sweep: choose the scale of a delta on dev items. Scales are grafted in memory; no weights are written."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -95,8 +96,8 @@ def point(scale: float, scores: Mapping[str, TaskScore]) -> dict[str, Any]:
     """One point of the curve: means of the domain and of the guard tasks (`guards` is None without guard tasks)."""
 
     def mean(role: str) -> float | None:
-        means = [mean_of(group) for group in groups(scores, role).values()]
-        return sum(means) / len(means) if means else None
+        share = weights(scores, role)
+        return math.fsum(weight * scores[task].mean for task, weight in share.items()) if share else None
 
     return {
         "scale": scale,
@@ -106,33 +107,35 @@ def point(scale: float, scores: Mapping[str, TaskScore]) -> dict[str, Any]:
     }
 
 
-def groups(scores: Mapping[str, TaskScore], role: str) -> dict[str, list[TaskScore]]:
-    """The scores of a role by the name in params.yaml that stands for them."""
-    found: dict[str, list[TaskScore]] = {}
+def weights(scores: Mapping[str, TaskScore], role: str) -> dict[str, float]:
+    """The share of each task in the mean of a role: every name in params.yaml weighs the same.
+
+    The members of a group weigh the same, or by their number of items if the group says so.
+    """
+    return _shares({task: score for task, score in scores.items() if score.role == role}, 0)
+
+
+def _shares(scores: Mapping[str, TaskScore], depth: int) -> dict[str, float]:
+    members: dict[str, dict[str, TaskScore]] = {}
     for task, score in scores.items():
-        if score.role == role:
-            found.setdefault(score.group or task, []).append(score)
+        name = score.groups[depth].name if depth < len(score.groups) else task
+        members.setdefault(name, {})[task] = score
+    holder = next((score.groups[depth - 1] for score in scores.values()), None) if depth else None
+    by_size = holder is not None and holder.by_size
+    sizes = [sum(len(one.items) for one in inside.values()) if by_size else 1 for inside in members.values()]
+    found: dict[str, float] = {}
+    for (name, inside), size in zip(members.items(), sizes, strict=True):
+        inner = {name: 1.0} if inside.keys() == {name} else _shares(inside, depth + 1)
+        found |= {task: size / sum(sizes) * share for task, share in inner.items()}
     return found
-
-
-def mean_of(group: Sequence[TaskScore]) -> float:
-    """The mean over the tasks of a group, weighted by their number of items if the group says so."""
-    weights = [len(score.items) if score.by_size else 1 for score in group]
-    return sum(weight * score.mean for weight, score in zip(weights, group, strict=True)) / sum(weights)
 
 
 def one_item(scores: Mapping[str, TaskScore]) -> float:
     """The most by which one item, if right instead of wrong, changes the domain mean; 0 if a score is not 0 or 1."""
-    domain = groups(scores, "domain").values()
-    if any(item.score not in (0, 1) for group in domain for score in group for item in score.items):
+    share = weights(scores, "domain")
+    if any(item.score not in (0, 1) for task in share for item in scores[task].items):
         return 0.0
-
-    def of(group: Sequence[TaskScore]) -> float:
-        if any(score.by_size for score in group):
-            return 1 / sum(len(score.items) for score in group)
-        return max(1 / len(score.items) for score in group) / len(group)
-
-    return max(map(of, domain)) / len(domain)
+    return max(share[task] / len(scores[task].items) for task in share)
 
 
 def choose(

@@ -8,7 +8,19 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from shadowft_core.cli import comparing, data, flow, inspect, planning, promotion, registry, scoring, stages, store
+from shadowft_core.cli import (
+    comparing,
+    data,
+    flow,
+    inspect,
+    planning,
+    promotion,
+    registry,
+    scoring,
+    stages,
+    store,
+    suites,
+)
 from shadowft_core.cli.output import accept_any_text, print_error
 from shadowft_core.cli.workspace import filled_in, run_code_of_workspace
 from shadowft_core.errors import ShadowError
@@ -43,7 +55,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for group in (stages, scoring, flow, planning, data, store, registry, promotion, comparing, inspect):
+for group in (stages, scoring, flow, planning, data, suites, store, registry, promotion, comparing, inspect):
     app.add_typer(group.verbs)
 
 

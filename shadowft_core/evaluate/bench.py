@@ -95,11 +95,11 @@ class Bench:
         cut = sum(item.finish == "length" for item in items) / len(items)
         flags = {"cut": cut > self._params.max_cut, "format": bool(gaps(metrics.metric, items))}
         found = TaskScore(
-            self._roles[leaf.group],
+            self._roles[leaf.named],
             metrics.metric,
             tuple(sorted(items, key=lambda item: item.item)),
-            group=leaf.group,
-            by_size=leaf.by_size,
+            group=leaf.named,
+            groups=leaf.groups,
             generated=task.OUTPUT_TYPE == "generate_until",
             others=metrics.of_task(aggregated),
             left_out=questions.left_out,
@@ -181,7 +181,7 @@ def open_bench(
             with _one_line(f"task {name} ({files.path(name)})"), quiet():
                 held = files.is_heldout(name)
                 task = files.build(name, rendered if held else data, Path(cache), leaf.overrides)
-                wanted = params.metrics.get(name, params.metrics.get(leaf.group))
+                wanted = params.metrics.get(name, params.metrics.get(leaf.named))
                 decisive(name, task, wanted)
                 out = left_out.get("dev" if name.endswith("_dev") else "test") if held else None
                 questions[name] = Questions(name, task, wanted, out)

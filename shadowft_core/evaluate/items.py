@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from shadowft_core.suites import Group
+
 Role = Literal["domain", "guard"]
 Finish = Literal["stop", "length"]
 SHOWN = 2000  # characters of a prompt (its end) and of a reply (its beginning) written to items.jsonl
@@ -47,8 +49,8 @@ class TaskScore:
     items: tuple[Item, ...]
     group: str = ""
     """the name in params.yaml that stands for this task: the task's own, or that of a group"""
-    by_size: bool = False
-    """whether the mean of the group weights its tasks by their number of items"""
+    groups: tuple[Group, ...] = ()
+    """the groups that hold this task, from the named one inwards"""
     generated: bool = False
     """whether the items are answers that the model wrote"""
     others: Mapping[str, float] = field(default_factory=dict)

@@ -32,12 +32,12 @@ def snapshot(reference: str, patterns: list[str], kind: str = "model") -> Path:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, repo_type=kind))
 
 
-def current_commit(repo: str) -> str:
-    """The 40 hex digits of the newest commit of a model's repository. Raises InputError if the hub fails."""
+def current_commit(repo: str, kind: str = "model") -> str:
+    """The 40 hex digits of the newest commit of a `model` or `dataset`. Raises InputError if the hub fails."""
     from huggingface_hub import HfApi
 
-    with online(), hub_errors(f"hf:{repo}"):
-        return str(HfApi().model_info(repo).sha)
+    with online(), hub_errors(f"hf:{repo}", kind):
+        return str(HfApi().repo_info(repo, repo_type=kind).sha)
 
 
 @contextmanager

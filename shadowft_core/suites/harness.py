@@ -71,11 +71,6 @@ def harness_leaves(name: str) -> list[Leaf] | None:
     return leaves_of(name, [task for task in _index() if task not in groups], groups)
 
 
-def harness_group(name: str) -> Mapping[str, Any]:
-    """The config of a group of the harness; empty for a task or a tag."""
-    return _Groups()[name] if name in _index() and _index()[name][0] == "GROUP" else {}
-
-
 def harness_task_file(task: str) -> str:
     """The file of a task, below the harness's task files."""
     return _index()[task][1]
@@ -134,3 +129,8 @@ def _require_sentences(task: str, function: Function) -> None:
             "where there is a network run `python -m nltk.downloader -d FOLDER punkt_tab`, bring FOLDER here, and set "
             "the environment variable NLTK_DATA to it"
         ) from None
+
+
+def harness_names() -> list[str]:
+    """Every task, group and tag of the harness."""
+    return list(_index())

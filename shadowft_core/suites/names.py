@@ -12,37 +12,43 @@ _OF_GROUPS = {"group", "group_alias", "task", "aggregate_metric_list", "metadata
 
 
 @dataclass(frozen=True)
+class Group:
+    """A group that a task is in. `by_size`: its mean weights its members by their number of items."""
+
+    name: str
+    by_size: bool
+
+
+@dataclass(frozen=True)
 class Leaf:
-    """One task to score, and the name in params.yaml that brought it: its own, or that of a group."""
+    """One task to score, and the groups by which params.yaml reaches it, from the one named there inwards."""
 
     task: str
-    group: str
-    by_size: bool = False
-    """whether the mean of the group weights its tasks by their number of items"""
+    groups: tuple[Group, ...] = ()
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    """keys that the group sets in the config of its task"""
+    """keys that the groups set in the config of the task"""
+
+    @property
+    def named(self) -> str:
+        """The name in params.yaml: the task's own, or that of a group."""
+        return self.groups[0].name if self.groups else self.task
 
 
 def leaves_of(name: str, tasks: Iterable[str], groups: Mapping[str, Mapping[str, Any]]) -> list[Leaf] | None:
     """The tasks that a name stands for; None if it is neither a task nor a group.
 
-    `weight_by_size` of the named group's `aggregate_metric_list` (true where the list leaves it out, as in the harness)
-    applies to all tasks below it. Raises EvaluationError for a group that holds itself, an unknown member, or a task
-    twice.
+    A group weights its members by size if its `aggregate_metric_list` says so, or has no word on it, as in the harness;
+    without such a list, members weigh the same. Raises EvaluationError for a group that holds itself, has an unknown
+    member or none, or holds a task twice.
     """
     if name in groups:
-        config = groups[name]
-        metrics = config.get("aggregate_metric_list") or []
-        metrics = metrics if isinstance(metrics, list) else [metrics]
-        by_size = any(metric.get("weight_by_size", True) for metric in metrics)
-        found = _members(name, config, {}, set(tasks), groups, (name,))
-        leaves = [Leaf(task, name, by_size, overrides) for task, overrides in found]
+        leaves = _members(name, groups[name], {}, set(tasks), groups, ())
         if not leaves:
             raise EvaluationError(f"group {name}: has no tasks; list some under `task`")
         if twice := [leaf.task for at, leaf in enumerate(leaves) if leaf.task in {one.task for one in leaves[:at]}]:
             raise EvaluationError(f"group {name}: holds task {twice[0]} twice; keep one")
         return leaves
-    return [Leaf(name, name)] if name in tasks else None
+    return [Leaf(name)] if name in tasks else None
 
 
 def _members(
@@ -51,24 +57,26 @@ def _members(
     above: Mapping[str, Any],
     tasks: set[str],
     groups: Mapping[str, Mapping[str, Any]],
-    path: tuple[str, ...],
-) -> list[tuple[str, dict[str, Any]]]:
-    """The tasks of a group with the keys that it overrides; those from further above win, as in the harness."""
+    path: tuple[Group, ...],
+) -> list[Leaf]:
+    """The tasks of a group; of the keys that groups set, those from further above win, as in the harness."""
+    if group in (held := [one.name for one in path]):
+        raise EvaluationError(f"group {group}: holds itself, by {' > '.join(held)}; remove it from one of them")
+    metrics = config.get("aggregate_metric_list") or []
+    by_size = any(one.get("weight_by_size", True) for one in (metrics if isinstance(metrics, list) else [metrics]))
+    path = (*path, Group(group, by_size))
     overrides = {key: value for key, value in config.items() if key not in _OF_GROUPS} | dict(above)
     members = config.get("task") or []
-    found: list[tuple[str, dict[str, Any]]] = []
+    found: list[Leaf] = []
     for member in members if isinstance(members, list) else [members]:
         own = dict(member) if isinstance(member, dict) else {}
         name = str(own.pop("group", None) or own.pop("task", "")) if own else str(member)
-        inner = groups.get(name)
-        if "task" in own and inner is None:  # a group written inside this one
+        if "task" in own and name not in groups:  # a group written inside this one
             found += _members(name, own, overrides, tasks, groups, path)
-        elif inner is not None:
-            if name in path:
-                raise EvaluationError(f"group {name}: holds itself, by {' > '.join(path)}; remove it from one of them")
-            found += _members(name, inner, overrides | own, tasks, groups, (*path, name))
+        elif name in groups:
+            found += _members(name, groups[name], overrides | own, tasks, groups, path)
         elif name in tasks:
-            found.append((name, overrides | own))
+            found.append(Leaf(name, path, overrides | own))
         else:
             raise EvaluationError(
                 f"group {group}: {name}: no such task or group in the task folder; add its file or remove it"
@@ -86,4 +94,4 @@ def some(names: Iterable[str]) -> str:
 
 def close_to(name: str, names: Iterable[str]) -> list[str]:
     """The names most like this one, best first, at most three."""
-    return difflib.get_close_matches(name, sorted(names), n=3, cutoff=0.7)
+    return difflib.get_close_matches(name, sorted(set(names)), n=3, cutoff=0.7)

@@ -64,7 +64,7 @@ class TaskFiles:
             for leaf in leaves_of(name, self.tasks, self.groups) or self._unknown(name):
                 if leaf.task in leaves:
                     raise EvaluationError(
-                        f"task {leaf.task}: named twice in params.yaml, by {leaves[leaf.task].group} and {name}; "
+                        f"task {leaf.task}: named twice in params.yaml, by {leaves[leaf.task].named} and {name}; "
                         "remove one of them"
                     )
                 leaves[leaf.task] = leaf

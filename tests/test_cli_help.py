@@ -33,7 +33,11 @@ def test_a_shared_option_has_one_help_text() -> None:
                 texts[spelling].add(str(option.help).partition(":")[0] if spelling == "--out" else option.help)
     shared = ("--store", "--endpoint", "--params", "--json", "--dry-run", "--reason", "--ignore", "--onto-base")
     assert [name for name in (*shared, "--unrelated", "--pending", "name") if len(texts[name]) != 1] == []
-    assert texts["--out"] == {"folder to write, replaced if it exists", "file to write, replaced if it exists"}
+    assert texts["--out"] == {
+        "folder to write, replaced if it exists",
+        "file to write, replaced if it exists",
+        "folder to add to, one folder per benchmark; default",
+    }
 
 
 def test_verbs_are_shown_in_groups(shadowft: Shadowft) -> None:

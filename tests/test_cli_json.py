@@ -24,6 +24,9 @@ LINES = {  # a command line for each verb that has --json, in an order that work
     "compare {judged}/scores/instruct/instruct {judged}/scores/shadow/shadow_scaled": "comparison",
     "diff grafted grafted": "diff",
     "preset list": "preset.list",
+    "suite list --out {work}": "suite.list",
+    "suite show arc_easy --out {work}": "suite.show",
+    "suite fetch arc --from {work}/.. --out suites": "suite.fetch",
     "plan --preset qwen3-8b-lora --device H100": "plan",
     "data show {data}": "data.show",
     "data diff {data} {data}": "data.diff",
@@ -78,7 +81,7 @@ def test_every_answer_has_the_envelope_and_the_documented_fields(
         done = shadowft(*words, "--json")
         assert done.code == 0, (line, done.err)
         assert set(answer(done.out, kind)) <= fields[kind], line
-        tried.add(" ".join(words[: 2 if words[0] in ("store", "data", "preset") else 1]))
+        tried.add(" ".join(words[: 2 if words[0] in ("store", "data", "preset", "suite") else 1]))
     answering = {verb for verb, command in leaf_verbs().items() if any(o.name == "as_json" for o in command.params)}
     assert tried == answering
     assert {*LINES.values(), "error"} == set(fields)

@@ -2,11 +2,14 @@
 
 import importlib.util
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cache
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.errors import EvaluationError
+from shadowft_core.errors import EvaluationError, ShadowError
+from shadowft_core.files import bytes_digest, cache_folder, read_json_object, write_json_atomically
 from shadowft_core.suites.configs import Function, functions, harness_folder, imported, read_config
 from shadowft_core.suites.names import Leaf, close_to, leaves_of, some
 
@@ -20,9 +23,26 @@ EXTRAS = {  # package that a task imports: the extra of this project that brings
 }
 
 
+Index = dict[str, tuple[str, str, tuple[str, ...]]]  # name: kind, file below the harness's task files, members of a tag
+
+
 @cache
-def _index() -> dict[str, tuple[str, str, tuple[str, ...]]]:
-    """Name -> (kind, file below the harness's task files, members of a tag). Reads 14,000 files, in a few seconds."""
+def _index() -> Index:
+    """Every name of the harness. Making it reads 14,000 files in some seconds, so it is cached."""
+    record = distribution("lm_eval").read_text("RECORD")  # the digests of all installed files
+    if not record:
+        return _made_index()
+    place = cache_folder() / "harness" / f"{bytes_digest(record.encode()).removeprefix('sha256:')}.json"
+    with suppress(OSError, ValueError, ShadowError):
+        return {name: (kind, file, tuple(inside)) for name, (kind, file, inside) in read_json_object(place).items()}
+    made = _made_index()
+    with suppress(OSError):  # a cache that cannot be written costs time only
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_json_atomically(place, made)
+    return made
+
+
+def _made_index() -> Index:
     import logging
 
     logger = logging.getLogger("lm_eval")

@@ -26,7 +26,7 @@ LINES = {  # a command line for each verb that has --json, in an order that work
     "preset list": "preset.list",
     "suite list --out {work}": "suite.list",
     "suite show arc_easy --out {work}": "suite.show",
-    "suite fetch arc --from {work}/.. --out suites": "suite.fetch",
+    "suite fetch hellaswag --from {suites} --out suites": "suite.fetch",
     "plan --preset qwen3-8b-lora --device H100": "plan",
     "data show {data}": "data.show",
     "data diff {data} {data}": "data.diff",

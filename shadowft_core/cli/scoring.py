@@ -1,7 +1,10 @@
 """The verbs of the stages in dvc.yaml that score, judge and report."""
 
+import shutil
+import sys
 from pathlib import Path
-from typing import Annotated
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +22,10 @@ from shadowft_core.cli.options import (
     read_params,
     read_params_with_code,
 )
+from shadowft_core.errors import InputError
+
+if TYPE_CHECKING:
+    from shadowft_core.params import Params, Registry
 
 verbs = typer.Typer()
 
@@ -36,19 +43,56 @@ def evaluate(
         str, typer.Option(help="name of the route; its arms are called ROUTE and ROUTE_scaled")
     ] = "shadow",
     allow_code: AllowCodeOption = False,
+    champion: Annotated[
+        bool, typer.Option("--champion", help="score the ledger's champion, if it is a graft on this Instruct")
+    ] = False,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="with --champion: the registered model; default: registry.name")
+    ] = None,
     params: ParamsOption = PARAMS,
 ) -> None:
-    """Score the Instruct, or both arms of one delta, with lm-evaluation-harness.
+    """Score the Instruct, both arms of one delta, or the champion, with lm-evaluation-harness.
 
-    Reads the models and the task folder, which may contain code that is run; writes scores and items. Code is run only
-    with --allow-code-execution; without it, only functions of the installed harness are.
+    Reads the models and the task folder; writes scores and items. Code of task files is run only with
+    --allow-code-execution; without it, only functions of the installed harness are. Answers are kept as they come, so
+    the same command goes on after an interruption. Without a champion, --champion writes nothing.
 
     Example: shadowft evaluate --instruct work/pair/instruct --data work/data --out work/scores/instruct
+
+    Example: shadowft evaluate --champion --instruct work/pair/instruct --data work/data --out work/scores/champion
     """
     from shadowft_core import evaluate as room
 
     settings = read_params_with_code(params, allow_code)
+    if champion:
+        if delta or grafted:
+            raise InputError("--champion: scores the champion alone; leave out --delta and --grafted")
+        registry = settings.registry.named(name) if name else settings.registry
+        _score_champion(registry, settings, instruct, data, out)
+        return
+    if name:
+        raise InputError(f"--name {name}: chooses the champion to score; add --champion, or leave it out")
     room.evaluate(instruct, data, delta, grafted, route, settings.evaluate, out, settings.render)
+
+
+def _score_champion(registry: "Registry", settings: "Params", instruct: Path, data: Path, out: Path) -> None:
+    """Score the champion of `registry.name`. If there is none to score, remove the scores of an earlier one."""
+    from shadowft_core import evaluate as room
+    from shadowft_core.promotion.recorded import fetch_champion
+
+    with TemporaryDirectory(prefix="shadowft-") as parts:
+        found = fetch_champion(registry, settings.store, instruct, Path(parts), _note)
+        if found is not None:
+            room.score_champion(
+                instruct, data, found.deltas, found.recipe, found.version, settings.evaluate, out, settings.render
+            )
+        elif (out / room.CHAMPION / "scores.json").is_file():
+            shutil.rmtree(out)
+            _note(f"{out}: removed, because its scores are of an earlier champion")
+
+
+def _note(line: str) -> None:
+    print(f"evaluate: {line}; no champion is scored", file=sys.stderr)
 
 
 @verbs.command(rich_help_panel=STAGES)

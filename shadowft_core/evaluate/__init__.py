@@ -15,8 +15,10 @@ from shadowft_core.graft import Options, deltas_of, options_of
 from shadowft_core.params import Evaluate, Render
 from shadowft_core.weights import open_checkpoint
 
+CHAMPION = "champion"
 RENDER = Render()
 __all__ = [
+    "CHAMPION",
     "Arm",
     "Bench",
     "Engine",
@@ -27,6 +29,7 @@ __all__ = [
     "load_grafted",
     "open_bench",
     "open_engine",
+    "score_champion",
 ]
 
 
@@ -64,8 +67,7 @@ def evaluate(
 
         def write(arm: str, scale: float, digest: str, scores: dict[str, TaskScore]) -> None:
             about = {"arm": arm, "scale": scale, "model_digest": digest, "label": label}
-            measured = {"template_digest": bench.template_digest, "generation": bench.generation}
-            _write_arm(folder / arm, about | measured, scores)
+            _write_arm(folder / arm, about, bench, scores)
 
         def score(arm: str, deltas: Deltas, options: Options) -> tuple[str, dict[str, TaskScore]]:
             with engine.arm(deltas, options) as model:
@@ -87,6 +89,41 @@ def evaluate(
                 "run `shadowft graft` again"
             )
         write(scaled, scale, digest, scores)
+
+
+def score_champion(
+    instruct: Path,
+    data: Path,
+    deltas: Deltas,
+    recipe: dict[str, Any],
+    version: int,
+    params: Evaluate,
+    out: Path,
+    render: Render = RENDER,
+) -> None:
+    """Score the registered `version` of a model, which `recipe` makes of the Instruct and `deltas`: the arm `champion`.
+
+    It gets the same items as the other arms. Writes `out/champion/{scores.json,items.jsonl}`; `scale` is null if the
+    recipe merges several deltas. Raises what `evaluate` raises; EvaluationError if the model is not the recipe's.
+    """
+    options = options_of(recipe)
+    with (
+        open_bench(instruct, data, params, params.domain, params.guards, render) as bench,
+        open_engine(instruct, bench.tokenizer, params) as engine,
+        new_folder(out) as folder,
+    ):
+        bench.journals.expect(engine, 1)
+        engine.check(deltas, options, bench.likelihood)
+        with engine.arm(deltas, options) as model:
+            if model.digest != recipe["digest"]:
+                raise EvaluationError(
+                    f"version {version}: its recipe gives the model {model.digest}, and names {recipe['digest']}; it "
+                    "was registered by another version of this program, register and promote a run of this one"
+                )
+            scores = bench.score(model, CHAMPION)
+        about = {"arm": CHAMPION, "scale": deltas[0][1] if len(deltas) == 1 else None, "version": version}
+        about |= {"model_digest": recipe["digest"], "label": _label(instruct, deltas[0][0])}
+        _write_arm(folder / CHAMPION, about, bench, scores)
 
 
 def _checked_recipe(instruct: Path, delta: Path, grafted: Path) -> dict[str, Any]:
@@ -125,8 +162,9 @@ def _label(instruct: Path, delta: Path | None) -> str:
     return "; ".join(dict.fromkeys(label for side in used if (label := sides[side]["label"])))
 
 
-def _write_arm(folder: Path, about: dict[str, Any], scores: dict[str, TaskScore]) -> None:
+def _write_arm(folder: Path, about: dict[str, Any], bench: Bench, scores: dict[str, TaskScore]) -> None:
     """Write the two files that docs/architecture.md describes under Scores."""
+    about = about | {"template_digest": bench.template_digest, "generation": bench.generation}
     tasks = {name: score.summary() for name, score in scores.items()}
     write_json_atomically(folder / "scores.json", {"format": 1, **about, "tasks": tasks})
     lines = [

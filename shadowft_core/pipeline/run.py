@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +23,7 @@ from shadowft_core.pipeline.result import Result
 from shadowft_core.pipeline.stage_process import stop_all
 from shadowft_core.registry import git_state, waiting
 
+SCORED, JUDGED = "evaluate-instruct", "verdict"  # stages: the champion is scored between them, like the Instruct
 ACTS = {"publish": "send the delta to the store", "register": "register the recipe as a new version"}
 ACT_SECONDS = {"publish": 2.0, "register": 15.0}
 
@@ -118,6 +120,22 @@ class Run:
         task = steps.reproduce.with_options(retries=retries)
         plan = self._plan
         self.step(stage.name, task, stage.name, stage.name in plan.stale, self.show, stage.name in plan.forced)
+
+    def champion(self) -> None:
+        """Score the ledger's champion on the items of this run, if it is a graft on the same Instruct.
+
+        Not a stage, because DVC does not watch the ledger. It belongs before the stage that judges; then that stage,
+        and those after it, are checked again. Does nothing if dvc.yaml has no stage that scores the Instruct.
+        """
+        names = [stage.name for stage in self.stages]
+        if SCORED not in names:
+            return
+        instruct, data = self._plan["fetch"].out("instruct"), self._plan["prepare"].out("data")
+        out = str(Path(self._plan[SCORED].out("")).with_name("champion"))
+        self.step("champion", steps.champion, self._params.registry.name, instruct, data, out, self.show)
+        if JUDGED in names:
+            after = self._plan.stale | set(names[names.index(JUDGED) :])
+            self._plan = replace(self._plan, stale=after)
 
     def publish(self, delta: str) -> None:
         """Send a delta folder to the store."""

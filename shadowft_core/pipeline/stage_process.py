@@ -1,11 +1,11 @@
-"""Runs one DVC stage in a guarded child process, and explains a failure in one line."""
+"""Runs one DVC stage, or a command, in a guarded child process, and explains a failure in one line."""
 
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from shadowft_core.errors import without_passwords
@@ -20,9 +20,15 @@ def run_stage(stage: str, show: Callable[[str], None], force: bool = False) -> s
     With `force`, its command runs even if nothing changed. Every line the stage writes goes to `show`, with passwords
     masked. The child and all its processes end when this function returns and when this process ends, for any reason.
     """
+    program = str(Path(__file__).with_name("reproduce.py"))
+    return run_command([sys.executable, "-P", program, stage, *["force"] * force], show)
+
+
+def run_command(command: Sequence[str], show: Callable[[str], None]) -> str | None:
+    """Run a command as `run_stage` runs a stage."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     child = process.start(
-        [sys.executable, "-P", str(Path(__file__).with_name("reproduce.py")), stage, *["force"] * force],
+        command,
         env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"},
         grace=process.SAVING,
     )

@@ -26,7 +26,7 @@ from shadowft_core.errors import (
 from shadowft_core.files import make_folder
 from shadowft_core.params import Params, load_params
 from shadowft_core.pipeline.dvc_stages import changed
-from shadowft_core.pipeline.stage_process import run_stage
+from shadowft_core.pipeline.stage_process import run_command, run_stage
 
 if TYPE_CHECKING:
     from shadowft_core.registry import Git
@@ -135,6 +135,25 @@ def reproduce(stage: str, stale: bool, show: Show, force: bool = False) -> State
     if failure := run_stage(stage, show_and_log, force):
         return Failed(message=f"{stage}: {failure}")
     return Completed(message=f"{stage}: reproduced")
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def champion(name: str, instruct: str, data: str, out: str, show: Show) -> State:
+    """score the champion on the items of this run
+
+    It is that of the registered model `name`; its scores go to the folder `out`. Ends Completed, with what the verb said if there is no champion of this Instruct, or Failed with its error.
+    """
+    words = ["--champion", "--name", name, "--instruct", instruct, "--data", data, "--out", out]
+    said = ""
+
+    def show_last(line: str) -> None:
+        nonlocal said
+        said = line
+        show(line)
+
+    if failure := run_command([sys.executable, "-m", "shadowft_core.cli", "evaluate", *words], show_last):
+        return Failed(message=f"champion: {failure}")
+    return Completed(message=f"champion: {out}" if Path(out).is_dir() else said)
 
 
 def _may_be_retried(task: object, run: object, state: State) -> bool:

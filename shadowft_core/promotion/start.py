@@ -14,8 +14,8 @@ from shadowft_core.errors import RegistryError, WrongBaseError
 from shadowft_core.files import new_folder, read_json_object, write_json_atomically
 from shadowft_core.params import Registry, Store
 from shadowft_core.promotion.ledger import Ledger
+from shadowft_core.promotion.recorded import recipe_of
 from shadowft_core.registry import store_for
-from shadowft_core.registry.rebuild import parse_recipe
 
 
 def write_scratch(out: Path, reason: str = "") -> None:
@@ -42,13 +42,7 @@ def write_champion(registry: Registry, store: Store, pair: Path, out: Path) -> N
         write_scratch(out, f"{registry.name} has no champion")
         return
     where = f"champion of {registry.name}, version {entry.version}"
-    raw = stores.record(entry.recipe, store)
-    if raw is None:
-        raise RegistryError(
-            f"{where}: its recipe {entry.recipe} is not in store {store.uri}; name its store with SHADOWFT_STORE_URI, "
-            "or set train.start to scratch"
-        )
-    recipe = parse_recipe(raw, f"store {store.uri}: recipe {entry.recipe}")
+    recipe = recipe_of(entry, where, store, "name its store with SHADOWFT_STORE_URI, or set train.start to scratch")
     base = read_json_object(pair)["base"]["digest"]
     if recipe["base"]["digest"] != base:
         raise WrongBaseError(

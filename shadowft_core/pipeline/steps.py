@@ -141,7 +141,8 @@ def reproduce(stage: str, stale: bool, show: Show, force: bool = False) -> State
 def champion(name: str, instruct: str, data: str, out: str, show: Show) -> State:
     """score the champion on the items of this run
 
-    It is that of the registered model `name`; its scores go to the folder `out`. Ends Completed, with what the verb said if there is no champion of this Instruct, or Failed with its error.
+    It is that of the registered model `name`; its scores go to the folder `out`. Ends Completed, with what the verb
+    said if there is no champion of this Instruct, or Failed with its error.
     """
     words = ["--champion", "--name", name, "--instruct", instruct, "--data", data, "--out", out]
     said = ""

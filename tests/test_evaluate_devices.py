@@ -1,12 +1,14 @@
 """Engine hf on several devices: the bits of one process, errors and warnings as they are, and no orphans."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
@@ -17,7 +19,9 @@ from shadowft_core.evaluate.engines.parallel import Parallel
 from shadowft_core.evaluate.quiet import quiet
 from shadowft_core.graft import Options
 from shadowft_core.rendering import load_tokenizer
+from shadowft_core.weights import open_checkpoint
 from tests.fixtures.evaluation import World
+from tests.fixtures.models import write_weights
 from tests.fixtures.processes import marked, none_left
 from tests.test_evaluate_replies import Heard, pairs, requests, texts
 
@@ -101,6 +105,22 @@ def test_a_killed_process_ends_the_arm_with_its_exit_code(world: World, engine: 
         process_of(engine._workers[1]).kill()
         arm.lm.generate_until(requests("generate_until", texts()))
     assert not engine._workers
+
+
+def test_logits_that_are_not_finite_name_the_same_item_and_tensor(world: World, tmp_path: Path) -> None:
+    folder = shutil.copytree(world.instruct, tmp_path / "instruct")
+    checkpoint = open_checkpoint(world.instruct)
+    tensors = {name: checkpoint.read(name) for name in checkpoint.names}
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = np.nan
+    write_weights(folder, tensors)
+    said = []
+    for engine in ({}, TWO):
+        with pytest.raises(EvaluationError) as raised:
+            evaluate(folder, world.data, None, None, "shadow", world.params(engine=engine), tmp_path / "out")
+        said.append(str(raised.value))
+    assert said[0] == said[1]
+    assert "item sha256:" in said[0]
+    assert "weight tensor model.layers.1.mlp.up_proj.weight has 1 of" in said[0]
 
 
 def test_an_arm_that_is_refused_starts_no_process(world: World, half: Path, tmp_path: Path) -> None:

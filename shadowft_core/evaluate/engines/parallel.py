@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from shadowft_core import errors
 from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate.engines.door import Deltas, Engine, Reply
+from shadowft_core.evaluate.engines.finite import NotFinite
 from shadowft_core.evaluate.engines.hf import Loaded, identity_of
 from shadowft_core.evaluate.engines.models import without_weights
 from shadowft_core.evaluate.quiet import quiet
@@ -59,6 +60,10 @@ class Worker:
         if not line:
             raise self.ended()
         said = json.loads(line)
+        if said.get("error") == NotFinite.__name__:
+            error = NotFinite(said["message"])
+            error.ids = tuple(said["ids"])
+            raise error
         if "error" in said:
             raise getattr(errors, said["error"], EvaluationError)(said["message"])
         for warning in said["warnings"]:

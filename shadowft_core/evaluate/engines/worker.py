@@ -1,7 +1,7 @@
 """One of the processes of engines/parallel.py: answers the batches that its parent sends. Run with SOCKET NUMBER.
 
 Messages are lines of JSON. The parent sends {"do": ...} and gets {"answer": ..., "warnings": [...]} or {"error": class,
-"message": ...} for each.
+"message": ...} for each; `ids` of an error are those of `NotFinite`.
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import Any
 
 from shadowft_core.errors import EvaluationError, ShadowError
 from shadowft_core.evaluate.engines.door import Reply
+from shadowft_core.evaluate.engines.finite import NotFinite
 from shadowft_core.evaluate.engines.hf import Hf
 from shadowft_core.evaluate.quiet import quiet
 from shadowft_core.graft import options_of
@@ -68,7 +69,8 @@ def main(address: str, number: int) -> None:
                 answer = getattr(work, asked.pop("do"))(**asked)
             send({"answer": answer, "warnings": warnings})
         except ShadowError as error:
-            send({"error": type(error).__name__, "message": str(error)})
+            ids = list(error.ids) if isinstance(error, NotFinite) else []
+            send({"error": type(error).__name__, "message": str(error), "ids": ids})
         except Exception as error:
             traceback.print_exc()
             said = " ".join(traceback.format_exception_only(error)[-1].split())

@@ -29,9 +29,10 @@ def test_the_instruct_scores_high_where_it_was_trained(world: World, tmp_path: P
         assert (len(values), sum(values) / len(values)) == (summary["n"], pytest.approx(summary["mean"]))
 
 
-def test_the_same_model_gives_the_same_bytes(world: World, tmp_path: Path) -> None:
+def test_the_same_model_gives_the_same_bytes(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = {"domain": ("next", "heldout"), "guards": ("say", "choice")}
     for out in ("one", "two"):
+        monkeypatch.setenv("SHADOWFT_CACHE", str(tmp_path / "cache" / out))  # the second asks the model again
         score_instruct(world, tmp_path / out, **tasks)
     for name in ("scores.json", "items.jsonl"):
         assert (tmp_path / "one/instruct" / name).read_bytes() == (tmp_path / "two/instruct" / name).read_bytes()

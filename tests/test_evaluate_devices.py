@@ -29,9 +29,12 @@ WAIVED = Options(waivers=("onto-base",))
 TWO = {"kind": "hf", "devices": 2}
 
 
-def test_two_processes_write_the_bytes_of_one(world: World, half: Path, tmp_path: Path) -> None:
+def test_two_processes_write_the_bytes_of_one(
+    world: World, half: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tasks = {"domain": ("next", "choice", "heldout"), "guards": ("say", "twins"), "batch_size": 3}
     for name, engine in (("one", {}), ("two", TWO)):
+        monkeypatch.setenv("SHADOWFT_CACHE", str(tmp_path / "cache" / name))  # each is asked itself
         params = world.params(**tasks, engine=engine)
         evaluate(world.instruct, world.data, world.delta, half, "shadow", params, tmp_path / name)
     files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.json*"))

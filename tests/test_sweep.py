@@ -72,8 +72,11 @@ def test_all_tasks_of_a_point_have_the_same_weight() -> None:
 PARAMS = Sweep(scales=(1.0, 0.0, 0.01), domain=("next_dev",), guards=("say_dev",), tolerance=0.02)
 
 
-def test_a_sweep_finds_the_scale_that_learned(world: World, tmp_path: Path) -> None:
+def test_a_sweep_finds_the_scale_that_learned(
+    world: World, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("one.json", "two.json"):
+        monkeypatch.setenv("SHADOWFT_CACHE", str(tmp_path_factory.mktemp(name)))  # the second asks the model again
         sweep(world.instruct, world.delta, world.data, PARAMS, world.params(), tmp_path / name)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one.json", "two.json"]
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()

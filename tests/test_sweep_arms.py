@@ -28,7 +28,7 @@ def swept(world: World, out: Path, params: Sweep) -> dict[str, Any]:
 
 
 def test_eleven_scales_load_the_instruct_once_and_write_no_weights(
-    world: World, tmp_path: Path, loads: list[Path]
+    world: World, tmp_path: Path, loads: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scales = tuple(number / 10 for number in range(11))
     found = swept(world, tmp_path / "out.json", Sweep(scales=scales, **DEV))
@@ -36,11 +36,14 @@ def test_eleven_scales_load_the_instruct_once_and_write_no_weights(
     assert [path.name for path in tmp_path.rglob("*")] == ["out.json"]
     assert [at["scale"] for at in found["curve"]] == list(scales)
     assert found["curve"][0] == found["instruct"]
+    monkeypatch.setenv("SHADOWFT_CACHE", str(tmp_path / "cache"))  # without the answers of the first
     one = swept(world, tmp_path / "one.json", Sweep(scales=(0.6,), **DEV))
     assert one["curve"] == [found["curve"][6]], "a scale scores the same among others and alone"
 
 
-def test_factors_reach_the_curve_the_graft_and_the_scaled_arm(world: World, tmp_path: Path) -> None:
+def test_factors_reach_the_curve_the_graft_and_the_scaled_arm(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     factors = {"*mlp*": 0.5, "*embed*": 0.0, "lm_head.weight": 0.0}
     found = swept(world, tmp_path / "out.json", Sweep(scales=(0.5, 1.0), factors=factors, **DEV))
     assert found["factors"] == [[pattern, factor] for pattern, factor in factors.items()]
@@ -60,6 +63,7 @@ def test_factors_reach_the_curve_the_graft_and_the_scaled_arm(world: World, tmp_
         expected = before.read(name) + np.float32(size) * delta.read(name) if size else before.read(name)
         np.testing.assert_array_equal(after.read(name), expected, name)
 
+    monkeypatch.setenv("SHADOWFT_CACHE", str(tmp_path / "cache"))  # without the answers of the sweep
     evaluate(
         world.instruct, world.data, world.delta, tmp_path / "grafted", "shadow", world.params(**DEV), tmp_path / "s"
     )

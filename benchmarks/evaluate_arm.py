@@ -2,11 +2,14 @@
 
 PLACE has tasks/, data/ and delta/; SETTINGS is JSON. The arms: `bare` is lm_eval.simple_evaluate, `ours` is
 `shadowft_core.evaluate.evaluate`, `sweep` the sweep over all scales, `generation` what the harness's model needs to
-answer at the same scales, one loaded graft after the other. Libraries are imported before the clock starts.
+answer at the same scales, one loaded graft after the other. `killed` is `ours`, killed before batch number
+`kill_at`; `resumed` is the same command once more. Libraries are imported before the clock starts.
 """
 
 import json
+import os
 import resource
+import signal
 import sys
 import time
 from pathlib import Path
@@ -18,6 +21,7 @@ import lm_eval.tasks
 import torch
 import transformers
 
+from shadowft_core.evaluate.engines.batches import BatchedLM
 from shadowft_core.graft import Options
 from shadowft_core.params import Evaluate, Sweep
 from shadowft_core.sweep import sweep
@@ -134,15 +138,29 @@ def _timed(act: Any, total: dict[str, float]) -> Any:
     return timed
 
 
-ARMS = {"bare": bare, "ours": ours, "sweep": swept, "generation": generation}
+ARMS = {"bare": bare, "ours": ours, "killed": ours, "resumed": ours, "sweep": swept, "generation": generation}
 
 
 def main(arm: str, place: Path, report: Path, settings: dict[str, Any]) -> None:
     torch.set_num_threads(settings["threads"])
-    clock = Clock()
+    clock, batches = Clock(), list[float]()
+    answer = BatchedLM.answer
+
+    def state() -> dict[str, Any]:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return {**clock.read(), "peak": peak, "batches": len(batches), "start": batches[0] if batches else None}
+
+    def noted(lm: Any, kind: str, batch: list[Any]) -> list[Any]:
+        if arm == "killed" and len(batches) == settings["kill_at"]:
+            report.write_text(json.dumps(state()))
+            os.kill(os.getpid(), signal.SIGKILL)
+        batches.append(clock.read()["cpu"])
+        found: list[Any] = answer(lm, kind, batch)
+        return found
+
+    BatchedLM.answer = noted  # type: ignore[method-assign]
     facts = ARMS[arm](place, settings)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    report.write_text(json.dumps({**clock.read(), **facts, "peak": peak}))
+    report.write_text(json.dumps({**state(), **facts}))
 
 
 if __name__ == "__main__":

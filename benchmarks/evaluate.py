@@ -26,6 +26,7 @@ GOALS = {"overhead": 1.05, "sweep": 1.2, "resumed": 1.02}
 ROOT = Path(__file__).parent.parent
 QUESTIONS = ROOT / "shadowft_core" / "demo" / "pico" / "tasks"
 GENERATED, LIKELIHOOD = "bench_text", "bench_choice"
+WORDS = 12  # of a question at most
 TASK = """
 task: {name}
 dataset_path: json
@@ -36,7 +37,7 @@ doc_to_text: "{{{{prompt}}}}"
 doc_to_target: target
 {more}
 """
-TEXT = """generation_kwargs: {{until: ["<|im_end|>"], do_sample: false, max_gen_toks: {tokens}}}
+TEXT = """generation_kwargs: {{until: ["<|im_end|>", "."], do_sample: false, max_gen_toks: {tokens}}}
 metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}]"""
 CHOICE = 'doc_to_choice: "{{choices}}"\nmetric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]'
 
@@ -111,7 +112,7 @@ def make(place: Path, instruct: Path, items: int, tokens: int) -> None:
     rows: dict[str, str] = {}
     for file in sorted(QUESTIONS.glob("*.jsonl")):
         for row in map(json.loads, file.read_text().splitlines()):
-            if {"prompt", "target"} <= row.keys():
+            if {"prompt", "target"} <= row.keys() and len(row["prompt"].split()) <= WORDS:
                 rows.setdefault(row["prompt"], str(row["target"]))
     asked = [{"prompt": prompt, "target": target} for prompt, target in rows.items()]
     random.Random(0).shuffle(asked)

@@ -186,6 +186,7 @@ def open_bench(
                 out = left_out.get("dev" if name.endswith("_dev") else "test") if held else None
                 questions[name] = Questions(name, task, wanted, out)
                 if getattr(task, "MULTIMODAL", False):
+                    prompts.require_plain(name)
                     continue
                 _seed(task)
                 chat = None if held else prompts.chat(name, task.OUTPUT_TYPE)

@@ -191,6 +191,7 @@ def test_every_answer_reaches_the_hook(world: World) -> None:
         for one, answer in zip(asked, given, strict=True)
     )
     assert [answer.finish for answer in answers[0]] == ["stop"] * 3
+    assert [greedy for _, greedy in answers[1]] == [True, False, False]
 
 
 def test_a_delta_that_is_no_adapter_is_refused_before_anything_is_asked(world: World, low_rank: Path) -> None:

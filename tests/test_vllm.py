@@ -19,7 +19,7 @@ from shadowft_core.graft import ONTO_BASE, Options, graft
 from shadowft_core.params import Evaluate, Server
 from tests.fixtures.smollm2 import TALK, Place, make_place
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(3600)]  # a busy machine takes ten times as long
 
 ROOT = Path(__file__).parent.parent
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -65,9 +65,14 @@ def scored(place: Place, params: Evaluate, arms: Sequence[Deltas]) -> Arms:
         return found
 
 
-def test_instruct_scaled_adapters_and_a_dense_arm_score_as_with_hf(place: Place) -> None:
-    lora = place.low_rank("lora", r=8, lora_alpha=16)
-    arms: list[Deltas] = [[], [(lora, 0.5)], [(lora, 1.25)], [(place.dense(), 1.0)]]
+@pytest.mark.parametrize("kind", ["adapters", "dense"])
+def test_the_server_scores_as_hf_does(place: Place, kind: str) -> None:
+    """The Instruct with two scaled adapters, all by one process; and an arm that needs a process of its own."""
+    if kind == "adapters":
+        lora = place.low_rank("lora", r=8, lora_alpha=16)
+        arms: list[Deltas] = [[], [(lora, 0.5)], [(lora, 1.25)]]
+    else:
+        arms = [[], [(place.dense(), 1.0)]]
     found, expected = scored(place, place.params(SERVER), arms), scored(place, place.params(), arms)
     assert [digest for digest, _ in found] == [digest for digest, _ in expected]
     assert len({digest for digest, _ in found}) == len(arms)

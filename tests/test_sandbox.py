@@ -101,14 +101,49 @@ def test_verdicts_are_in_the_order_of_the_programs() -> None:
     assert [one.kind == "passed" for one in run(programs)] == [n % 3 == 0 for n in range(12)]
 
 
-def test_nothing_is_left_when_we_are_killed() -> None:
+@pytest.mark.parametrize("number", [3, 4, 5, 6])
+def test_nothing_is_left_when_we_are_killed(number: int) -> None:
+    """At every step of the start: 2 sandboxes of 3 processes, and a helper for a moment."""
     code = "from shadowft_core.sandbox import *\nrun([Program('while True: pass', '', ('f',))] * 2)"
     process = subprocess.Popen([sys.executable, "-c", code])
     me = psutil.Process(process.pid)
     until = time.monotonic() + 20
-    while len(started := me.children(recursive=True)) < 6:  # 2 sandboxes of 3 processes
+    while len(started := me.children(recursive=True)) < number:
         assert time.monotonic() < until
         time.sleep(0.01)
     process.kill()
     process.wait()
     assert psutil.wait_procs(started, timeout=5)[1] == []
+
+
+def test_tests_of_megabytes_are_run() -> None:
+    values = [[n % 97] * 20 for n in range(40_000)]
+    assert verdict(RIGHT, f"for x in {values!r}: pass\nassert f(x) == sorted(x)") == Verdict("passed")
+
+
+CONTAINERS = {  # prefix of the command; whether programs can be run
+    "only its own user is mapped": (["unshare", "-Ur"], True),
+    "another user": (["unshare", "-U", "--map-user=1234", "--map-group=1234"], True),
+    "no namespaces": (
+        ["unshare", "-Ur", "sh", "-c", 'echo 0 > /proc/sys/user/max_user_namespaces; exec "$@"', "x"],
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(CONTAINERS))
+def test_in_a_container_programs_are_isolated_or_refused(name: str) -> None:
+    prefix, works = CONTAINERS[name]
+    code = (
+        "from shadowft_core.sandbox import *\nfrom shadowft_core.errors import SandboxError\n"
+        "try: print(run([Program('def f(): return 1', 'assert f() == 1', ('f',))]))\n"
+        "except SandboxError as error: print('refused:', error)"
+    )
+    command = [*prefix, sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    if works:
+        assert "kind='passed'" in done.stdout
+    else:
+        assert done.stdout.startswith("refused: programs cannot be isolated here: OSError: ")
+        assert "never run without the sandbox" in done.stdout
+        assert "docs/evaluation.md" in done.stdout

@@ -8,10 +8,10 @@ from typing import Any
 from shadowft_core.sandbox import plain
 
 
-def read_message(descriptor: int) -> Any:
+def read_message(descriptor: int, longest: int = plain.LONGEST) -> Any:
     """The next message of a pipe; blocks. Raises EOFError at its end."""
     data = _read(descriptor, struct.unpack(">I", _read(descriptor, 4))[0])
-    return plain.decode(data)
+    return plain.decode(data, longest)
 
 
 def _read(descriptor: int, length: int) -> bytes:
@@ -24,8 +24,9 @@ def _read(descriptor: int, length: int) -> bytes:
     return bytes(data)
 
 
-def message(value: object, refer: Callable[[object], int]) -> bytes:
-    data = plain.encode(value, refer)
+def message(value: object, refer: Callable[[object], int], longest: int = plain.LONGEST) -> bytes:
+    """A value, as `read_message` reads it."""
+    data = plain.encode(value, refer, longest)
     return struct.pack(">I", len(data)) + data
 
 

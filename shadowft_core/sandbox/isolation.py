@@ -6,7 +6,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from shadowft_core.sandbox import syscalls
@@ -37,11 +37,14 @@ def call(what: str, result: int) -> None:
         raise OSError(number, f"{what}: {os.strerror(number)}")
 
 
-def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when the thread that started it ends. `parent` is 0 in a new PID namespace."""
+def die_with_parent(gone: Callable[[], bool]) -> None:
+    """Have the kernel kill this process when its parent ends; `gone` tells whether it has ended before.
+
+    The parent is the thread that started this process. A change of the user cancels it.
+    """
     call("prctl", libc.prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0))
-    if os.getppid() != parent:
-        os._exit(1)  # it has ended already
+    if gone():
+        os._exit(1)
 
 
 def enter_namespaces() -> None:

@@ -15,31 +15,33 @@ if __name__ == "__main__":  # the packages themselves would import what is not n
         sys.modules[name] = package
 
 import os
+import select
 import signal
+from collections.abc import Callable
 
 from shadowft_core.sandbox import isolation, judge, program
 from shadowft_core.sandbox.channel import message, read_message, write_all
 from shadowft_core.sandbox.limits import Limits
 
-SLACK = 2  # seconds beyond the wall time before the tests themselves are killed
 SIGNALS = {signal.SIGCHLD, signal.SIGTERM}
 
 
 def main(parent: int, limits: Limits, packages: list[str]) -> None:
     """Isolate, run, and wait until every process is gone."""
-    isolation.die_with_parent(parent)
+    isolation.die_with_parent(lambda: os.getppid() != parent)
     isolation.enter_namespaces()
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    lifeline, held = os.pipe()
     tests = os.fork()
     if tests == 0:
         try:
-            isolation.die_with_parent(0)
+            os.close(held)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-            _test(limits, packages)
+            _test(limits, packages, lambda: bool(select.select([lifeline], [], [], 0)[0]))
         except BaseException as error:
             _report(error)
         os._exit(0)
-    in_time = signal.sigtimedwait(SIGNALS, limits.wall + SLACK)
+    in_time = signal.sigtimedwait(SIGNALS, limits.of_tests().wall)
     os.kill(tests, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(tests, 0)[1])
     if in_time is None or code == -signal.SIGKILL:  # it wrote nothing; SIGKILL is the limit of CPU time
@@ -53,7 +55,9 @@ def _report(error: BaseException) -> None:
     write_all(1, message(("unavailable", f"{type(error).__name__}: {error}"[:500]), id))
 
 
-def _test(limits: Limits, packages: list[str]) -> None:
+def _test(limits: Limits, packages: list[str], gone: Callable[[], bool]) -> None:
+    """`gone` tells whether the launcher has ended: its number is not known in this namespace."""
+    isolation.die_with_parent(gone)
     isolation.enter_root(limits, packages)
     isolation.call("unshare", isolation.libc.unshare(isolation.NEWPID))  # for the program alone
     requests, replies, output = os.pipe(), os.pipe(), os.pipe()
@@ -61,15 +65,14 @@ def _test(limits: Limits, packages: list[str]) -> None:
     pid = os.fork()
     if pid == 0:
         try:
-            isolation.die_with_parent(0)
             program.run(limits, null, requests[0], replies[1], output[1])
         finally:
             os._exit(0)
     for descriptor in (requests[0], replies[1], output[1]):
         os.close(descriptor)
-    isolation.drop(limits)
-    isolation.die_with_parent(0)  # a change of the user cancels it
-    request = read_message(0)
+    isolation.drop(limits.of_tests())
+    isolation.die_with_parent(gone)  # again, as the user has changed
+    request = read_message(0, 1 << 32)
     verdicts = os.dup(1)
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)

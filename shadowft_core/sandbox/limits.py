@@ -3,10 +3,11 @@
 from typing import NamedTuple
 
 MIB = 1 << 20
+SLACK = 8  # seconds that the tests may take themselves
 
 
 class Limits(NamedTuple):
-    """Limits of one program. Its tests run under the same ones, in a process of their own."""
+    """Limits of one program; `of_tests` are those of its tests, which run in a process of their own."""
 
     wall: int = 8
     """seconds from the start of the program to the end of its tests; for waiting and for a loaded machine"""
@@ -22,3 +23,7 @@ class Limits(NamedTuple):
     """bytes of all files; they are in memory"""
     output: int = MIB
     """bytes written to stdout and stderr"""
+
+    def of_tests(self) -> "Limits":
+        """The same, with room for tests that are megabytes of literals."""
+        return self._replace(wall=self.wall + SLACK, cpu=self.cpu + SLACK, memory=max(self.memory, 2048 * MIB))

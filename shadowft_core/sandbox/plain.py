@@ -27,14 +27,14 @@ class Reference:
         self.number = number
 
 
-def encode(value: object, refer: Callable[[object], int]) -> bytes:
+def encode(value: object, refer: Callable[[object], int], longest: int = LONGEST) -> bytes:
     """The bytes of a value; `refer` gives the number of an object that is not plain.
 
     Raises ValueError for a value that is nested too deeply or too long, and what `refer` raises.
     """
     data = _encode(value, refer, 0)
-    if len(data) > LONGEST:
-        raise ValueError(f"a value of {len(data)} bytes; at most {LONGEST} are passed on")
+    if len(data) > longest:
+        raise ValueError(f"a value of {len(data)} bytes; at most {longest} are passed on")
     return data
 
 
@@ -83,10 +83,10 @@ def _length(data: bytes | list[Any]) -> bytes:
     return struct.pack(">I", len(data))
 
 
-def decode(data: bytes) -> Any:
+def decode(data: bytes, longest: int = LONGEST) -> Any:
     """The value of untrusted bytes. Raises ValueError if they are not the bytes of exactly one value."""
-    if len(data) > LONGEST:
-        raise ValueError(f"{len(data)} bytes, at most {LONGEST} are read")
+    if len(data) > longest:
+        raise ValueError(f"{len(data)} bytes, at most {longest} are read")
     reader = _Reader(data)
     try:
         value = reader.value(0)

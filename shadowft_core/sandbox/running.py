@@ -21,8 +21,10 @@ from shadowft_core.sandbox.limits import Limits
 Kind = Literal["passed", "failed", "timeout", "memory", "output", "crashed"]
 LIMITS = Limits()
 LAUNCHER = Path(__file__).with_name("launcher.py")
-SLACK = 10  # seconds beyond the wall time before a sandbox that does not answer is an error
+SLACK = 10  # seconds beyond the time of the tests before a sandbox that does not answer is an error
 LONGEST = 1 << 16  # bytes of a verdict
+LONGEST_SOURCE = 1 << 20
+LONGEST_REQUEST = 128 << 20  # bytes
 REMEDY = (
     "programs are never run without the sandbox. It needs Linux (x86_64 or aarch64) with user namespaces: in a "
     "container, allow them (docs/evaluation.md); on Ubuntu, set kernel.apparmor_restrict_unprivileged_userns to 0"
@@ -76,11 +78,13 @@ def require() -> None:
 
 
 def _run(program: Program, limits: Limits) -> Verdict:
+    if len(program.source) > LONGEST_SOURCE:
+        return Verdict("failed", f"a program of {len(program.source)} characters; at most {LONGEST_SOURCE} are run")
     request = [program.source, program.setup, program.tests, list(program.names), program.check]
     try:
-        data = message(request, id)
+        data = message(request, id, LONGEST_REQUEST)
     except ValueError as error:
-        return Verdict("failed", f"the program cannot be passed on: {error}")
+        raise SandboxError(f"the tests of a program cannot be passed on: {error}; shorten them") from None
     python = [sys.executable, "-I", "-S", "-X", "utf8"]
     command = [*python, str(LAUNCHER), str(os.getpid()), *map(str, limits), "--", *_packages()]
     with subprocess.Popen(
@@ -94,7 +98,7 @@ def _run(program: Program, limits: Limits) -> Verdict:
         bufsize=0,
     ) as process:
         try:
-            answer = _talk(process, data, time.monotonic() + limits.wall + SLACK)
+            answer = _talk(process, data, time.monotonic() + limits.of_tests().wall + SLACK)
         finally:
             process.terminate()  # it ends the program and all else, then itself
             try:

@@ -116,7 +116,7 @@ def test_a_row_of_neither_benchmark_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", ["(" * 100_000, "-" * 100_000 + "1", "1" + "+1" * 100_000, "def add(:\n" * 5000, "\0"]
+    "answer", ["(" * 100_000, "-" * 100_000 + "1", "1" + "+1" * 100_000, "def add(:\n" * 5000, "\0", "~" * 100_000]
 )
 def test_an_answer_made_to_break_the_parser_is_not_a_program(answer: str) -> None:
     assert program(PROMPT, answer, ("add",)) is None

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 FENCE = re.compile(r"^[ \t]*(?P<fence>```+|~~~+)[ \t]*(?P<language>[\w+#.-]*)[^\n]*\n", re.MULTILINE)
 PYTHON = {"", "python", "python3", "py", "py3", "python-repl", "ipython"}
 FIRST = re.compile(r"(def |async def |class |import |from \w|@)")
-LONGEST, STARTS = 2000, 50  # lines of an answer that are read, and at which a program may start in running text
+LONGEST = 30_000  # characters of an answer that are read: Python's parser can take seconds for what is made to be slow
+STARTS = 50  # lines of running text at which a program may start
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 KEPT = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
 
@@ -30,7 +31,7 @@ def program(prompt: str, answer: str, names: tuple[str, ...], *, prefilled: bool
     rest of the prompt's last function, with or without its indentation. Statements that only try the program out
     (print, assert, a call of it) are left out.
     """
-    text = "\n".join(answer.replace("\r\n", "\n").split("\n")[:LONGEST])
+    text = answer.replace("\r\n", "\n")[:LONGEST]
     pieces = list(_blocks(f"```python\n{text}" if prefilled else text))
     if not pieces:
         plain = re.sub(r"\[(BEGIN|DONE)\]", "", text)

@@ -11,6 +11,7 @@ from tests.fixtures.evaluation import World
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_pairs_give_the_same_means(world: World, tmp_path: Path) -> None:
     settings = ["--items", "12", "--tokens", "4", "--scales", "3", "--rounds", "1", "--batch-size", "4"]
     done = CliRunner().invoke(app, ["--instruct", str(world.instruct), "--out", str(tmp_path), *settings])

@@ -19,6 +19,7 @@ from shadowft_core.evaluate.heldout import render_heldout
 from shadowft_core.evaluate.items import SHOWN, Item, Role, TaskScore
 from shadowft_core.evaluate.journal import Journals
 from shadowft_core.evaluate.metrics import Metrics, decisive
+from shadowft_core.evaluate.pictures import placing, require_images
 from shadowft_core.evaluate.progress import Progress
 from shadowft_core.evaluate.prompts import Prompts
 from shadowft_core.evaluate.questions import Questions, finite
@@ -119,12 +120,6 @@ class Bench:
         import lm_eval
 
         name, task = questions.name, questions.task
-        if not questions.docs:  # a task about images, whose prompts the engine renders
-            _seed(task)
-            with quiet():
-                questions.build(
-                    self._prompts, self.tokenizer, lm.max_length, self._params.limit, lm.apply_chat_template
-                )
         task.apply_filters = lambda: _filtered(questions, self._prompts)
         _seed(task)
         try:
@@ -185,11 +180,11 @@ def open_bench(
                 decisive(name, task, wanted)
                 out = left_out.get("dev" if name.endswith("_dev") else "test") if held else None
                 questions[name] = Questions(name, task, wanted, out)
-                if getattr(task, "MULTIMODAL", False):
-                    prompts.require_plain(name)
-                    continue
                 _seed(task)
                 chat = None if held else prompts.chat(name, task.OUTPUT_TYPE)
+                if getattr(task, "MULTIMODAL", False):
+                    require_images(name, instruct, renderer, params)
+                    chat = placing(prompts.chat(name, task.OUTPUT_TYPE))
                 questions[name].build(prompts, renderer.tokenizer, context, params.limit, chat)
         for one in questions.values():
             tell_left_out(one)

@@ -13,10 +13,11 @@ PLACE = ("shadowft_source", "shadowft_cluster")
 """columns that `heldout` adds to its rows; they are no part of the item"""
 
 
-def item_digest(doc: Mapping[str, Any], prompts: Sequence[str]) -> str:
-    """The digest that names an item: of its document and its prompts, for images of their pixels."""
+def item_digest(doc: Mapping[str, Any], prompts: Sequence[str], images: Sequence[str] = ()) -> str:
+    """The digest that names an item: of its document and its prompts, and of the digests of its images."""
     content = {name: value for name, value in doc.items() if name not in PLACE} if isinstance(doc, dict) else doc
-    return bytes_digest(canonical_json({"doc": json.loads(json.dumps(content, default=_plain)), "prompt": prompts}))
+    whole = {"doc": json.loads(json.dumps(content, default=_plain)), "prompt": prompts}
+    return bytes_digest(canonical_json(whole | ({"images": list(images)} if images else {})))
 
 
 def question_of(task: Any, doc: Any) -> str | None:

@@ -64,14 +64,6 @@ class Prompts:
 
         return render
 
-    def require_plain(self, name: str) -> None:
-        """Raises EvaluationError if thinking is set, which an engine that renders prompts with images does not know."""
-        if self._variables or self._thinking:
-            raise EvaluationError(
-                f"task {name}: has images, and the engine renders its prompts without evaluate.generation.thinking; "
-                "set it to template, and thinking_tokens to null"
-            )
-
     def settings(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The generation settings of a request, for the engine.
 

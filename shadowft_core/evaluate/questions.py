@@ -68,7 +68,8 @@ class Questions:
             if reason := self._unfit(instances, tokenizer, context):
                 self.left_out.setdefault(reason, []).append(_named(instances[0].doc, at))
                 continue
-            digest = item_digest(instances[0].doc, [one.args[0] for one in instances])
+            images = [image for one in instances for more in one.args[2:] for image in more["visual"]]
+            digest = item_digest(instances[0].doc, [one.args[0] for one in instances], images)
             if digest in first:
                 self.copies[first[digest]] += 1
                 continue

@@ -1,6 +1,6 @@
 """Messages to text, token ids and labels: the one rendering that training and evaluation share."""
 
-from shadowft_core.rendering.images import Processor
+from shadowft_core.rendering.images import Processor, load_processor
 from shadowft_core.rendering.lengths import learned_parts, split_lengths
 from shadowft_core.rendering.pairs import Pair, render_pair
 from shadowft_core.rendering.rows import prepared_rows, shows_images
@@ -17,6 +17,7 @@ __all__ = [
     "RowError",
     "Sample",
     "learned_parts",
+    "load_processor",
     "load_renderer",
     "load_tokenizer",
     "prepared_rows",

@@ -63,13 +63,21 @@ class Processor:
             [(*move["span"], len(move["replacement"]) - len(move["text"])) for move in moves],
         )
 
-    def tensors(self, texts: Sequence[str], images: Sequence[Sequence[Path]]) -> dict[str, Any]:
-        """The model's inputs for a batch of texts, padded on the right: ids, mask and the tensors of the images."""
-        shown = list(images) if any(images) else None
-        return dict(self._call(list(texts), shown, return_tensors="pt", padding=True, padding_side="right"))
+    def tensors(self, texts: Sequence[str], images: Sequence[Sequence[Any]], side: str = "right") -> dict[str, Any]:
+        """The model's inputs for a batch of texts, padded on one side: ids, mask and the tensors of the images.
 
-    def _call(self, texts: list[str], images: Sequence[Sequence[Path]] | None, **options: Any) -> Mapping[str, Any]:
-        pictures = None if images is None else [[_opened(path) for path in row] for row in images]
+        An image is a path, or what `opened` gives.
+        """
+        shown = list(images) if any(images) else None
+        return dict(self._call(list(texts), shown, return_tensors="pt", padding=True, padding_side=side))
+
+    @staticmethod
+    def opened(image: Any) -> Any:
+        """An image as transformers reads it: rotated by its EXIF orientation, in RGB. Raises DataError."""
+        return _opened(image) if isinstance(image, Path) else image
+
+    def _call(self, texts: list[str], images: Sequence[Sequence[Any]] | None, **options: Any) -> Mapping[str, Any]:
+        pictures = None if images is None else [[self.opened(image) for image in row] for row in images]
         try:
             found: Mapping[str, Any] = self._processor(text=texts, images=pictures, add_special_tokens=False, **options)
         except Exception as error:  # processors raise almost anything, for instance for an image that is too narrow

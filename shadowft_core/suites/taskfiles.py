@@ -10,6 +10,7 @@ from shadowft_core.errors import EvaluationError, ParamsError
 from shadowft_core.suites.configs import data_patterns, is_local, read_config
 from shadowft_core.suites.consent import isolate_templates, require_consent
 from shadowft_core.suites.harness import import_functions, unknown
+from shadowft_core.suites.images import with_images
 from shadowft_core.suites.names import Leaf, leaves_of
 from shadowft_core.suites.scorers import with_scorer
 
@@ -86,7 +87,7 @@ class TaskFiles:
 
         `overrides` replace keys of the task file. Raises EvaluationError for items that are on a hub, a data file that
         is missing or empty, a package that the task needs and that is not installed, a task that samples instead of
-        decoding greedily, and what `require_consent` and `with_scorer` raise.
+        decoding greedily, and what `require_consent`, `with_scorer` and `with_images` raise.
         """
         from lm_eval.tasks import TaskManager
 
@@ -95,6 +96,10 @@ class TaskFiles:
         require_consent(name, path, config, self._allow_code)
         isolate_templates()
         options = dict(config.get("dataset_kwargs") or {})
+        places = [
+            str(path.resolve().parent / str(file).replace("{data}", str(data.resolve())))
+            for file in data_patterns(options.get("data_files"))
+        ]
         if "data_files" in options:
             options["data_files"] = _absolute(options["data_files"], path.resolve().parent, data.resolve())
             for file in data_patterns(options["data_files"]):
@@ -109,8 +114,10 @@ class TaskFiles:
             options["cache_dir"] = str(cache)
         config["dataset_kwargs"] = options or None
         config, bind = with_scorer(name, path, config)
-        task = TaskManager(include_defaults=False).load([import_functions(name, config)])["tasks"][name]
+        config, check = with_images(name, path, import_functions(name, config), places, cache)
+        task = TaskManager(include_defaults=False).load([config])["tasks"][name]
         bind(task)
+        check(task)
         generation = task.config.generation_kwargs or {}
         if generation.get("do_sample") or generation.get("temperature"):
             raise EvaluationError(

@@ -55,7 +55,7 @@ class BatchedLM(HFLM):  # type: ignore[misc]  # lm_eval is not typed
         for number, given in self._answering(kind, [[asked[at] for at in batch] for batch in batches]):
             for at, answer in zip(batches[number], given, strict=True):
                 answers[at] = answer
-                key = asked[at] if kind == TEXT else asked[at][0]
+                key = asked[at][:2] if kind == TEXT else asked[at][0]
                 if key is not None:  # a part of a longer text, which the harness adds up
                     self.cache_hook.add_partial(kind, key, answer)
             getattr(self.cache_hook, "whole_batch", lambda: None)()
@@ -79,10 +79,14 @@ class BatchedLM(HFLM):  # type: ignore[misc]  # lm_eval is not typed
 
     def _model_generate(self, context: Any, max_length: int, stop: list[str], **generation_kwargs: Any) -> Any:
         output = super()._model_generate(context, max_length, stop, **generation_kwargs)
+        self.note_ends(output[:, context.shape[1] :].tolist(), stop)
+        return output
+
+    def note_ends(self, rows: list[list[int]], stop: Sequence[str]) -> None:
+        """Take down how each row of generated ids ended, for the Replies of the batch."""
         end = self.model.generation_config.eos_token_id
         ids = {end} if isinstance(end, int) else set(end or ())
-        self._ends = [self._end(row, ids, stop) for row in output[:, context.shape[1] :].tolist()]
-        return output
+        self._ends = [self._end(row, ids, stop) for row in rows]
 
     def _end(self, row: list[int], end_ids: set[int], stop: Sequence[str]) -> tuple[Finish, int]:
         """How a row of generated ids ended, and its tokens: up to and with the end token, or the one that completes a

@@ -67,9 +67,9 @@ class Hf:
     def lm(self, model: Any) -> Any:
         """The harness's model around a loaded one."""
         with quiet():
-            from shadowft_core.evaluate.engines.batches import BatchedLM
+            from shadowft_core.evaluate.engines.vision import lm_of
 
-            return BatchedLM(watch(model, self._tokenizer), self._tokenizer, self._batch_size)
+            return lm_of(self._instruct, watch(model, self._tokenizer), self._tokenizer, self._batch_size)
 
 
 def identity_of(batch_size: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ ONE_THREAD_PARAMETERS = 50_000_000  # up to this size, one thread is as fast as 
 
 
 def load_folder(folder: Path) -> Any:
-    """Load a Hugging Face folder as a causal language model in evaluation mode.
+    """Load a Hugging Face folder as a causal or vision-language model in evaluation mode.
 
     On a CUDA device, the model has the dtype of the weights; on the CPU, float32.
     Raises EvaluationError for another kind of model and for missing or unexpected weights, CheckpointError as
@@ -91,11 +91,21 @@ def without_weights(folder: Path) -> Any:
 
 
 def _class_of(folder: Path) -> tuple[Any, Any]:
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
 
     config = load(AutoConfig, folder)
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise EvaluationError(
-            f"{folder}: {config.model_type} is not a causal language model; use a model that generates text"
-        )
+    if shows_images(folder, config) or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+            raise EvaluationError(
+                f"{folder}: {config.model_type} is not a causal language model; use a model that generates text"
+            )
+        return config, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
     return config, MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+
+
+def shows_images(folder: Path, config: Any) -> bool:
+    """Whether a model can be shown images: transformers has a class for it, and the folder a processor."""
+    from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    files = ("preprocessor_config.json", "processor_config.json")
+    return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and any((folder / name).is_file() for name in files)

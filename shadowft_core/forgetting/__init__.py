@@ -35,7 +35,7 @@ def ledger(
     if task is not None:
         sides = sides[0].only(task), sides[1].only(task)
     notes = check_comparable(*sides)
-    notes += [f"{side.folder} does not record how its answers ended" for side in sides if not side.recorded]
+    notes += [f"{side.arm.name} does not record how its answers ended" for side in sides if not side.recorded]
     tasks = {name: _Task(*sides, name) for name in sorted(sides[0].by_item)}
     roles = {
         role: [one for one in tasks.values() if one.role == role] for role in sorted({t.role for t in tasks.values()})

@@ -107,7 +107,7 @@ def check_comparable(reference: Answers, other: Answers) -> list[str]:
     check_same_questions(reference.arm, other.arm)
     settings = [answers.head.get("generation") for answers in (reference, other)]
     if None in settings:
-        lacks = next(answers.folder for answers in (reference, other) if answers.head.get("generation") is None)
+        lacks = next(answers.arm.name for answers in (reference, other) if answers.head.get("generation") is None)
         return [f"{lacks} does not record its generation settings, so they could not be compared"]
     if settings[0] != settings[1]:
         raise EvaluationError(

@@ -7,8 +7,10 @@ from typing import Any
 
 from shadowft_core.errors import EvaluationError
 from shadowft_core.files import bytes_digest, canonical_json, new_folder, read_json_object, write_atomically
+from shadowft_core.forgetting.text import both, kl_mean, kl_sentence, share, visible
 from shadowft_core.report import figures
 from shadowft_core.report.doubts import doubts
+from shadowft_core.report.forgotten import forgotten
 from shadowft_core.report.routes import changes, notes, unclaimed, unequal
 from shadowft_core.verdict import CANDIDATE
 from shadowft_core.verdict.scores import arm_names, routes_of
@@ -80,6 +82,7 @@ def gather(work: Path) -> dict[str, Any]:
             [task for task, _ in tasks],
             {name: _outputs(folder / "items.jsonl") for name, folder in folders.items()},
         ),
+        "forgotten": forgotten(work / "scores", folders["instruct"], folders[CANDIDATE]),
         "routes": routes,
         "pair": pair,
         "data": _optional(work / "data" / "data-report.json"),
@@ -105,8 +108,10 @@ def render(facts: Mapping[str, Any]) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,
     )
     environment.filters |= {"num": _number, "signed": _signed, "digest": _digest}
+    environment.filters |= {"share": share, "both": both, "kl": kl_mean, "kl_sentence": kl_sentence}
     verdict = facts["verdict"]
     drawn = {
         "forest": figures.forest(verdict["claims"]),

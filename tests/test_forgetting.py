@@ -89,9 +89,31 @@ def test_a_folder_of_an_older_version_is_not_recorded(tmp_path: Path) -> None:
     assert found["tasks"]["t"]["answers"]["cut"] == {"reference": None, "arm": 0}
     assert found["tasks"]["t"]["length"] is None
     assert found["tasks"]["t"]["drift"] is None
-    old, settings = sorted(found["notes"])
-    assert "old does not record how" in old
-    assert "old does not record its generation settings" in settings
+    assert found["notes"] == [
+        "old does not record its generation settings",
+        "old does not record how its answers ended",
+    ]
+
+
+def test_flips_of_each_slice(tmp_path: Path) -> None:
+    def items(*scores: float) -> list[dict[str, object]]:
+        return [{"score": score, "slice": part} for score, part in zip(scores, "aabb", strict=True)]
+
+    one = write_answers(tmp_path / "one", {"t": items(1, 1, 0, 1)})
+    found = ledger(one, write_answers(tmp_path / "two", {"t": items(0, 0, 1, 1)}))["tasks"]["t"]["slices"]
+    assert found["a"] == {"n": 2, "lost": 2, "won": 0, "net": -2, "p": 0.5}
+    assert found["b"] == {"n": 2, "lost": 0, "won": 1, "net": 1, "p": 1.0}
+
+
+def test_copies_in_a_folder_of_an_older_version_are_one_item(tmp_path: Path) -> None:
+    copies = [{"item": "sha256:a"}, {"item": "sha256:a#1"}, {"item": "sha256:b"}]
+    scores = {"before": (1, 1, 1), "after": (0, 0, 1)}
+    one, two = (
+        write_answers(tmp_path / name, {"t": [c | {"score": s} for c, s in zip(copies, of, strict=True)]})
+        for name, of in scores.items()
+    )
+    found = ledger(one, two)["tasks"]["t"]
+    assert (found["n"], found["lost"], len(found["examples"]["lost"])) == (2, 1, 1)
 
 
 def test_what_is_not_generated_has_no_length(tmp_path: Path) -> None:
@@ -148,7 +170,7 @@ def test_text_without_shape_is_shown_by_its_code() -> None:
     ("change", "words"),
     [
         ({"template_digest": "sha256:other"}, ["template_digest is sha256:other and sha256:template", "same params"]),
-        ({"generation": {"max_tokens": 9}}, ['{"max_tokens": 9}', '{"max_tokens": 3}', "same params"]),
+        ({"generation": {"max_tokens": 9}}, ['"max_tokens": 9', '"max_tokens": 3', "same params"]),
     ],
 )
 def test_arms_with_other_settings_are_refused(tmp_path: Path, change: dict[str, object], words: list[str]) -> None:

@@ -1,6 +1,6 @@
 """Prints the ledger of `compare` for people, as wide as the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from shadowft_core.cli.tables import new_console, new_table, print_line
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SHOWN = 400  # characters of an example: the end of the prompt, the beginning of an output
+NAME = 16  # columns of a terminal for the name of a task
 SIDES = ("reference", "arm")
 
 
@@ -22,7 +23,7 @@ def show_ledger(found: Mapping[str, Any], console: "Console | None" = None) -> N
         label = f" ({visible(about['label'])})" if about["label"] else ""
         print_line(console, f"{side}: {named[side]}, scale {number(about['scale'])}, {about['model_digest']}{label}")
     for note in found["notes"]:
-        print_line(console, f"  {visible(note)}")
+        console.print(f"  {visible(note)}")
     _show_scores(console, found)
     _show_answers(console, found["tasks"])
     _show_drift(console, found["tasks"])
@@ -33,16 +34,14 @@ def show_ledger(found: Mapping[str, Any], console: "Console | None" = None) -> N
 
 
 def _show_scores(console: "Console", found: Mapping[str, Any]) -> None:
-    table = new_table("", "task", "items", *SIDES, "lost", "won", "net", "p", "KL")
-    rows = dict(found["tasks"])
-    if len(rows) > 1:
-        rows |= {f"all of role {role}": about for role, about in found["roles"].items()}
-    for name, about in rows.items():
-        means = about.get("mean", {})
-        flips = (str(about["lost"]), str(about["won"]), f"{about['net']:+d}", f"{about['p']:.2g}")
-        scores = (number(means.get(side)) for side in SIDES)
-        table.add_row(visible(name), str(about["n"]), *scores, *flips, kl_mean(about.get("kl")))
-    console.print(table)
+    rows = {}
+    for name, about in found["tasks"].items():
+        rows[name] = [str(about["n"]), *(number(about["mean"][side]) for side in SIDES), *_flips(about)]
+        rows[name].append(kl_mean(about["kl"]))
+        rows |= {f"{name}, {part}": [str(of["n"]), "", "", *_flips(of), ""] for part, of in about["slices"].items()}
+    if len(found["tasks"]) > 1:
+        rows |= {f"all of role {role}": [str(of["n"]), "", "", *_flips(of), ""] for role, of in found["roles"].items()}
+    _show_rows(console, "", ["items", *SIDES, "lost", "won", "net", "p", "KL"], rows)
     for name, about in found["tasks"].items():
         if not about["right_or_wrong"]:
             print_line(console, f"{visible(name)}: lost or won if {about['metric']} moved by over {about['epsilon']:g}")
@@ -50,30 +49,47 @@ def _show_scores(console: "Console", found: Mapping[str, Any]) -> None:
         print_line(console, f"KL of the Instruct to {visible(found['arm']['name'])}: {kl_sentence(kl)}")
 
 
+def _flips(of: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    return str(of["lost"]), str(of["won"]), f"{of['net']:+d}", f"{of['p']:.2g}"
+
+
 def _show_answers(console: "Console", tasks: Mapping[str, Any]) -> None:
     """How long the answers are, and how they ended."""
-    rows = {name: about for name, about in tasks.items() if about["answers"] and about["length"]}
-    if not rows:
-        return
-    ends = list(next(about["answers"] for about in rows.values()))
-    table = new_table("answers", "task", "tokens", "mean change", "median", *ends)
-    for name, about in rows.items():
+    found = {name: about for name, about in tasks.items() if about["answers"] and about["length"]}
+    rows = {}
+    for name, about in found.items():
         length = about["length"]
-        means = " to ".join(number(length[side]) for side in SIDES)
-        moved = change(length["mean_change"]), change(length["median_change"])
-        table.add_row(visible(name), means, *moved, *(both(about["answers"][end]) for end in ends))
-    console.print(table)
+        rows[name] = [" to ".join(number(length[side]) for side in SIDES)]
+        rows[name] += [change(length["mean_change"]), change(length["median_change"])]
+        rows[name] += [both(sides) for sides in about["answers"].values()]
+        ends = list(about["answers"])
+    if rows:
+        _show_rows(console, "answers", ["tokens", "mean change", "median", *ends], rows)
 
 
 def _show_drift(console: "Console", tasks: Mapping[str, Any]) -> None:
-    rows = {name: about["drift"] for name, about in tasks.items() if about["drift"] and about["drift"]["answers"]}
-    if not rows:
+    found = {name: about["drift"] for name, about in tasks.items() if about["drift"] and about["drift"]["answers"]}
+    rows = {}
+    for name, drift in found.items():
+        features = [key for key, value in drift.items() if isinstance(value, dict)]
+        rows[name] = [str(drift["answers"]), *(share(drift[feature]["kept"]) for feature in features)]
+    if rows:
+        _show_rows(console, "share of answers that keep the form of the reference's", ["answers", *features], rows)
+
+
+def _show_rows(console: "Console", title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> None:
+    """A table; a paragraph for each row where the terminal is too narrow for its columns."""
+    widths = [max(map(len, cells)) + 2 for cells in zip(columns, *rows.values(), strict=True)]
+    if sum(widths) + NAME <= console.width:
+        table = new_table(title, "task", *columns)
+        for name, cells in rows.items():
+            table.add_row(visible(name), *cells)
+        console.print(table)
         return
-    features = [key for key, value in next(iter(rows.values())).items() if isinstance(value, dict)]
-    table = new_table("share of answers that keep the form of the reference's", "task", "answers", *features)
-    for name, found in rows.items():
-        table.add_row(visible(name), str(found["answers"]), *(share(found[feature]["kept"]) for feature in features))
-    console.print(table)
+    console.print(f"\n{title}:" if title else "")
+    for name, cells in rows.items():
+        pairs = ", ".join(f"{column} {cell}" for column, cell in zip(columns, cells, strict=True) if cell)
+        console.print(f"{visible(name)}: {pairs}")
 
 
 def _show_example(console: "Console", title: str, row: Mapping[str, Any], named: Mapping[str, str]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Literal
 
-from shadowft_core.forgetting.answers import Answer, Answers, check_comparable, read_answers
+from shadowft_core.forgetting.answers import Answers, check_comparable, read_answers
 from shadowft_core.forgetting.drift import drift
 
 __all__ = ["EPSILON", "ledger"]
@@ -34,8 +34,7 @@ def ledger(
     sides = read_answers(reference), read_answers(arm)
     if task is not None:
         sides = sides[0].only(task), sides[1].only(task)
-    notes = check_comparable(*sides)
-    notes += [f"{side.arm.name} does not record how its answers ended" for side in sides if not side.recorded]
+    check_comparable(*sides)
     tasks = {name: _Task(*sides, name) for name in sorted(sides[0].by_item)}
     roles = {
         role: [one for one in tasks.values() if one.role == role] for role in sorted({t.role for t in tasks.values()})
@@ -43,13 +42,15 @@ def ledger(
     return {
         "reference": sides[0].about(),
         "arm": sides[1].about(),
-        "notes": notes,
+        "notes": [
+            f"{side.arm.name} does not record {what}" for side in sides for what in _unrecorded(side)
+        ],
         "tasks": {
             name: one.summary({kind: examples if only in (None, kind) else 0 for kind in KINDS})
             for name, one in tasks.items()
         },
-        "roles": {role: _together(of_role) for role, of_role in roles.items()},
-        "total": _together(list(tasks.values())),
+        "roles": {role: _together(_whole(of_role)) for role, of_role in roles.items()},
+        "total": _together(_whole(list(tasks.values()))),
     }
 
 
@@ -66,31 +67,26 @@ class _Task:
         epsilon = 0.0 if self.right_or_wrong else EPSILON
         self.signs = [_sign(after - before, epsilon) for before, after in self.scores]
         self.epsilon = epsilon
+        self.clusters = [answer.cluster or item for item, (_, answer) in zip(self.items, self.pairs, strict=True)]
+        self.generated = {"reference": reference.generated(name), "arm": arm.generated(name)}
         self.kl = ((arm.head.get("kl") or {}).get("tasks") or {}).get(name)
 
     def summary(self, examples: Mapping[Kind, int]) -> dict[str, Any]:
-        clusters = len({answer.cluster or item for item, (answer, _) in zip(self.items, self.pairs, strict=True)})
         return {
             "role": self.role,
             "metric": self.metric,
             "mean": {side: math.fsum(scores) / len(scores) for side, scores in self._sides(self.scores).items()},
             "right_or_wrong": self.right_or_wrong,
             "epsilon": self.epsilon,
-            **_together([self]),
-            "clusters": clusters,
+            **_together(_whole([self])),
+            "clusters": len(set(self.clusters)),
+            "slices": self._slices(),
             "length": self._length(),
             "answers": self._ends(),
             "drift": self._drift(),
             "kl": self.kl,
             "examples": {kind: self._examples(KINDS[kind], count) for kind, count in examples.items()},
         }
-
-    def by_cluster(self) -> list[int]:
-        """The sign of the sum of the signs of each cluster; an item without cluster is one by itself."""
-        sums: dict[str, int] = defaultdict(int)
-        for item, (answer, _), sign in zip(self.items, self.pairs, self.signs, strict=True):
-            sums[answer.cluster or item] += sign
-        return [_sign(total, 0) for total in sums.values()]
 
     def _examples(self, sign: int, count: int) -> list[dict[str, Any]]:
         at = [index for index, its in enumerate(self.signs) if its == sign]
@@ -105,8 +101,13 @@ class _Task:
             for index in at[:count]
         ]
 
-    def _generated(self) -> list[tuple[Answer, Answer]]:
-        return [pair for pair in self.pairs if pair[0].generated and pair[1].generated]
+    def _slices(self) -> dict[str, Any]:
+        """The flips of each slice, if the task has any."""
+        names = [answer.slice for _, answer in self.pairs]
+        return {
+            name: _together([(self, [at for at, its in enumerate(names) if its == name])])
+            for name in sorted(set(names) - {""})
+        }
 
     def _length(self) -> dict[str, Any] | None:
         """Tokens of the answers. None if they were not generated, or not counted on both sides."""
@@ -118,21 +119,26 @@ class _Task:
         return {"answers": len(both), **means, "mean_change": fmean(changes), "median_change": float(median(changes))}
 
     def _ends(self) -> dict[str, Any] | None:
-        """Shares of answers by how they ended, on both sides; a side is None if its folder does not record it."""
-        found: dict[str, dict[str, float | None]] = {"cut": {}, "unparsed": {}, "empty": {}}
+        """Shares of the items by how their answers ended, on both sides; None for a side that does not record it.
+
+        None if the answers were not generated.
+        """
+        if False in self.generated.values():
+            return None
+        found: dict[str, dict[str, float | None]] = {end: {} for end in ("cut", "unparsed", "empty", "unstopped")}
         for side, answers in self._sides(self.pairs).items():
-            generated = [answer for answer in answers if answer.generated]
-            if not generated and all(answer.recorded for answer in answers):
-                return None
-            judged = [answer for answer in generated if answer.parsed is not None]
-            found["cut"][side] = _share([answer.finish == "length" for answer in generated])
-            found["unparsed"][side] = _share([not answer.parsed for answer in judged])
-            found["empty"][side] = _share([not str(answer.output).strip() for answer in generated])
+            known = answers if self.generated[side] else []
+            judged = known if any(answer.parsed is not None for answer in known) else []
+            found["cut"][side] = _share([answer.finish == "length" for answer in known])
+            found["unparsed"][side] = _share([answer.parsed is False for answer in judged])
+            found["empty"][side] = _share([not str(answer.output).strip() for answer in known])
+            found["unstopped"][side] = _share([answer.finish is None for answer in known])
         return found
 
     def _drift(self) -> dict[str, Any] | None:
-        generated = self._generated()
-        return drift([(str(a.output), str(b.output)) for a, b in generated]) if generated else None
+        if not all(self.generated.values()):
+            return None
+        return drift([(str(a.output), str(b.output)) for a, b in self.pairs])
 
     @staticmethod
     def _pair(pair: tuple[Any, Any]) -> list[tuple[str, Any]]:
@@ -143,20 +149,33 @@ class _Task:
         return {"reference": [a for a, _ in pairs], "arm": [b for _, b in pairs]}
 
 
-def _together(tasks: Sequence[_Task]) -> dict[str, Any]:
-    """Items, losses and gains of some tasks, with the exact two-sided test that both are equally likely.
+def _together(parts: Sequence[tuple[_Task, Sequence[int]]]) -> dict[str, Any]:
+    """Items, losses and gains of some items of some tasks, with the exact two-sided test that both are equally likely.
 
     For scores of 0 and 1 and items that are independent it is McNemar's exact test, else the sign test: over items, or
     over clusters (more gains than losses, or fewer) where items share one.
     """
     from scipy.stats import binomtest
 
-    signs = [sign for task in tasks for sign in task.signs]
+    signs = [task.signs[at] for task, places in parts for at in places]
     lost, won = signs.count(-1), signs.count(1)
-    units = [sign for task in tasks for sign in task.by_cluster()]
-    decided = [sign for sign in units if sign]
+    units: dict[tuple[int, str], int] = defaultdict(int)
+    for number, (task, places) in enumerate(parts):
+        for at in places:
+            units[number, task.clusters[at]] += task.signs[at]
+    decided = [_sign(total, 0) for total in units.values() if total]
     p = float(binomtest(decided.count(-1), len(decided), 0.5).pvalue) if decided else 1.0
     return {"n": len(signs), "lost": lost, "won": won, "net": won - lost, "p": p}
+
+
+def _whole(tasks: Sequence[_Task]) -> list[tuple[_Task, Sequence[int]]]:
+    return [(task, range(len(task.items))) for task in tasks]
+
+
+def _unrecorded(side: Answers) -> list[str]:
+    """What a folder of an older version does not say."""
+    settings = ["its generation settings"] * (side.head.get("generation") is None)
+    return settings + ["how its answers ended"] * any(side.generated(task) is None for task in side.by_item)
 
 
 def _sign(value: float, epsilon: float) -> int:

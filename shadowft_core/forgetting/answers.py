@@ -1,6 +1,5 @@
 """The answers of two arms, read from their score folders, and the check that they may be compared."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from shadowft_core.verdict.scores import Arm, check_same_questions, read_arm
 
 
 class Answer(BaseModel):
-    """One line of items.jsonl. Folders of older versions have no `finish`, `tokens`, `parsed` and `cluster`."""
+    """One line of items.jsonl. Folders of older versions have only the first five fields."""
 
     task: str
     item: str
@@ -25,30 +24,22 @@ class Answer(BaseModel):
     finish: Literal["stop", "length"] | None = None
     tokens: int | None = Field(None, ge=0)
     parsed: bool | None = None
-
-    @property
-    def recorded(self) -> bool:
-        """Whether the folder says how the answer ended."""
-        return "finish" in self.model_fields_set
-
-    @property
-    def generated(self) -> bool:
-        return self.finish is not None or self.tokens is not None
+    slice: str = ""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """The score folder of one arm; `by_item[task][item]` is the first of the copies of an item."""
+    """The score folder of one arm, by task and item."""
 
     folder: Path
     arm: Arm
     head: Mapping[str, Any]
     by_item: Mapping[str, Mapping[str, Answer]]
 
-    @property
-    def recorded(self) -> bool:
-        """Whether every answer says how it ended; folders of older versions do not."""
-        return all(answer.recorded for answers in self.by_item.values() for answer in answers.values())
+    def generated(self, task: str) -> bool | None:
+        """Whether the answers are text that the model wrote; None in folders of older versions, which do not say."""
+        counts = self.head["tasks"][task].get("counts")
+        return None if counts is None else "cut" in counts
 
     def about(self) -> dict[str, Any]:
         """The arm for people: name, scale, model, label and, if recorded, its divergence from the Instruct."""
@@ -89,33 +80,18 @@ def read_answers(folder: Path) -> Answers:
                 problem = error.errors()[0]
                 where = ".".join(map(str, problem["loc"])) or "line"
                 raise EvaluationError(f"{path}:{number}: {where}: {problem['msg']}; run evaluate again") from None
-            by_item[answer.task].setdefault(answer.item, answer)
+            by_item[answer.task].setdefault(answer.item.partition("#")[0], answer)  # ITEM#1: a copy in older folders
     return Answers(folder, arm, read_json_object(folder / "scores.json"), by_item)
 
 
-def check_comparable(reference: Answers, other: Answers) -> list[str]:
-    """Raise EvaluationError unless both arms had the same items, template and generation settings; return notes."""
-    names = f"{reference.folder} and {other.folder}"
+def check_comparable(reference: Answers, other: Answers) -> None:
+    """Raise EvaluationError unless both arms had the same items, metrics, template and generation settings."""
     tasks, others = set(reference.by_item), set(other.by_item)
     if tasks != others:
         lacking = ", ".join(sorted(tasks ^ others)[:5])
         remedy = "name one that both have with --task" if tasks & others else "evaluate both with the same params"
         raise EvaluationError(
-            f"{names}: have {len(tasks)} and {len(others)} tasks, {len(tasks ^ others)} of them only in one, such as "
-            f"{lacking:.300}; {remedy}"
+            f"{reference.folder} and {other.folder}: have {len(tasks)} and {len(others)} tasks, {len(tasks ^ others)} of "
+            f"them only in one, such as {lacking:.300}; {remedy}"
         )
     check_same_questions(reference.arm, other.arm)
-    settings = [answers.head.get("generation") for answers in (reference, other)]
-    if None in settings:
-        lacks = next(answers.arm.name for answers in (reference, other) if answers.head.get("generation") is None)
-        return [f"{lacks} does not record its generation settings, so they could not be compared"]
-    if settings[0] != settings[1]:
-        raise EvaluationError(
-            f"{names}: have different generation settings, {_settings(settings[0])} and {_settings(settings[1])}; "
-            "evaluate both again with the same params"
-        )
-    return []
-
-
-def _settings(value: Any) -> str:
-    return f"{json.dumps(value, sort_keys=True):.300}"

@@ -105,6 +105,17 @@ def test_flips_of_each_slice(tmp_path: Path) -> None:
     assert found["b"] == {"n": 2, "lost": 0, "won": 1, "net": 1, "p": 1.0}
 
 
+def test_tasks_of_a_group_are_counted_together(tmp_path: Path) -> None:
+    folders = []
+    for name, scores in {"one": (1, 1), "two": (0, 1)}.items():
+        folders.append(write_answers(tmp_path / name, {"g_a": scored(*scores), "g_b": scored(*scores), "t": scored(1)}))
+        head = json.loads((folders[-1] / "scores.json").read_bytes())
+        for task, about in head["tasks"].items():
+            about["group"] = task.partition("_")[0]
+        (folders[-1] / "scores.json").write_text(json.dumps(head))
+    assert ledger(*folders)["groups"] == {"g": {"n": 4, "lost": 2, "won": 0, "net": -2, "p": 0.5}}
+
+
 def test_copies_in_a_folder_of_an_older_version_are_one_item(tmp_path: Path) -> None:
     copies = [{"item": "sha256:a"}, {"item": "sha256:a#1"}, {"item": "sha256:b"}]
     scores = {"before": (1, 1, 1), "after": (0, 0, 1)}

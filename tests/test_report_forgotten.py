@@ -40,7 +40,7 @@ def test_the_page_has_the_flips_of_every_task(tmp_path: Path) -> None:
     assert min(lost, won) > 0
     assert re.search(r"\bskill\s+200\s+0\s+156\s+\+156\s", said)
     assert "the champion" not in said
-    assert "does not record how its answers ended" in said
+    assert "does not record its generation settings" in said
 
 
 def test_the_champion_is_compared_if_it_was_scored(tmp_path: Path) -> None:
@@ -65,13 +65,18 @@ def test_kl_length_and_form_are_shown(tmp_path: Path) -> None:
         rows = [json.loads(line) for line in items.read_text().splitlines()]
         ends = {"finish": "length" if tokens == 14 else "stop", "tokens": tokens, "parsed": None}
         items.write_text("".join(json.dumps(row | ends) + "\n" for row in rows))
+        counts = items.parent / "scores.json"
+        found = json.loads(counts.read_bytes())
+        for about in found["tasks"].values():
+            about["counts"] = dict.fromkeys(("copies", "cut", "unparsed", "empty", "unstopped"), 0)
+        counts.write_text(json.dumps(found))
     head = tmp_path / "scores/shadow/shadow_scaled/scores.json"
     kl = {"answers": 64, "tokens": 900, "mean": 0.125, "max": 3.0, "tasks": {"skill": {"mean": 0.25}}}
     head.write_text(json.dumps(json.loads(head.read_bytes()) | {"kl": kl}))
     said = section(tmp_path)
     assert "KL of the Instruct to shadow_scaled: 0.125 nats per token, over 900 tokens of 64 answers" in said
     assert re.search(r"skill\s+200\s+0\s+156\s+\+156\s+\S+\s+0.25\s", said)
-    assert re.search(r"skill\s+\+4.0\s+0 % to 100 %\s+-\s+0 %\s+100 %", said)
+    assert re.search(r"skill\s+\+4.0\s+0 % to 100 %\s+-\s+0 %\s+0 %\s+100 %", said)
 
 
 def test_hostile_characters_are_shown_by_their_code(tmp_path: Path) -> None:

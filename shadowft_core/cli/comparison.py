@@ -39,6 +39,7 @@ def _show_scores(console: "Console", found: Mapping[str, Any]) -> None:
         rows[name] = [str(about["n"]), *(number(about["mean"][side]) for side in SIDES), *_flips(about)]
         rows[name].append(kl_mean(about["kl"]))
         rows |= {f"{name}, {part}": [str(of["n"]), "", "", *_flips(of), ""] for part, of in about["slices"].items()}
+    rows |= {f"all of {group}": [str(of["n"]), "", "", *_flips(of), ""] for group, of in found["groups"].items()}
     if len(found["tasks"]) > 1:
         rows |= {f"all of role {role}": [str(of["n"]), "", "", *_flips(of), ""] for role, of in found["roles"].items()}
     _show_rows(console, "", ["items", *SIDES, "lost", "won", "net", "p", "KL"], rows)

@@ -1,6 +1,7 @@
 """The stage evaluate: scores every arm item by item, on the same items, prompts and template."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from shadowft_core.evaluate.bench import Bench, open_bench
 from shadowft_core.evaluate.engines import Arm, Deltas, Engine, open_engine
 from shadowft_core.evaluate.engines.models import load_folder, load_grafted
 from shadowft_core.evaluate.items import Item, TaskScore
+from shadowft_core.evaluate.kl import Divergence
 from shadowft_core.files import canonical_json, file_digest, new_folder, read_json_object, write_json_atomically
 from shadowft_core.graft import Options, deltas_of, options_of
 from shadowft_core.params import Evaluate, Render
@@ -17,6 +19,7 @@ from shadowft_core.weights import open_checkpoint
 
 CHAMPION = "champion"
 RENDER = Render()
+Found = tuple[dict[str, TaskScore], dict[str, Any] | None]  # scores by task, and the entry `kl`
 __all__ = [
     "CHAMPION",
     "Arm",
@@ -64,31 +67,36 @@ def evaluate(
         new_folder(out) as folder,
     ):
         bench.journals.expect(engine, 1 if recipe is None or _is_whole(recipe) else 2)
+        kl = Divergence(bench, params.kl_answers)
 
-        def write(arm: str, scale: float, digest: str, scores: dict[str, TaskScore]) -> None:
+        def write(arm: str, scale: float, digest: str, found: Found) -> None:
             about = {"arm": arm, "scale": scale, "model_digest": digest, "label": label}
-            _write_arm(folder / arm, about, bench, scores)
+            _write_arm(folder / arm, about, bench, found)
 
-        def score(arm: str, deltas: Deltas, options: Options) -> tuple[str, dict[str, TaskScore]]:
+        def score(arm: str, deltas: Deltas, options: Options) -> tuple[str, Found]:
             with engine.arm(deltas, options) as model:
-                return model.digest, bench.score(model, arm, untouched=not deltas)
+                scores = bench.score(model, arm, untouched=not deltas)
+                if not deltas:
+                    kl.refer(lambda: nullcontext(model))
+                return model.digest, (scores, kl.of(model))
 
         options = Options() if recipe is None else options_of(recipe)
         engine.check([] if delta is None else [(delta, 1.0)], options, bench.likelihood)
         if delta is None or recipe is None:
             write("instruct", 0.0, *score("instruct", [], options))
             return
-        digest, scores = score(route, [(delta, 1.0)], replace(options, scale_for=()))  # scale 1 everywhere
-        write(route, 1.0, digest, scores)
+        kl.refer(lambda: engine.arm([], Options()))
+        digest, found = score(route, [(delta, 1.0)], replace(options, scale_for=()))  # scale 1 everywhere
+        write(route, 1.0, digest, found)
         scaled, scale = f"{route}_scaled", recipe["deltas"][0]["scale"]
         if digest != recipe["digest"]:
-            digest, scores = score(scaled, [(delta, scale)], options)
+            digest, found = score(scaled, [(delta, scale)], options)
         if digest != recipe["digest"]:
             raise EvaluationError(
                 f"{grafted}: recipe.json gives the model {digest}, the folder has {recipe['digest']}; "
                 "run `shadowft graft` again"
             )
-        write(scaled, scale, digest, scores)
+        write(scaled, scale, digest, found)
 
 
 def score_champion(
@@ -113,17 +121,19 @@ def score_champion(
         new_folder(out) as folder,
     ):
         bench.journals.expect(engine, 1)
+        kl = Divergence(bench, params.kl_answers)
         engine.check(deltas, options, bench.likelihood)
+        kl.refer(lambda: engine.arm([], Options()))
         with engine.arm(deltas, options) as model:
             if model.digest != recipe["digest"]:
                 raise EvaluationError(
                     f"version {version}: its recipe gives the model {model.digest}, and names {recipe['digest']}; it "
                     "was registered by another version of this program, register and promote a run of this one"
                 )
-            scores = bench.score(model, CHAMPION)
+            found = bench.score(model, CHAMPION), kl.of(model)
         about = {"arm": CHAMPION, "scale": deltas[0][1] if len(deltas) == 1 else None, "version": version}
         about |= {"model_digest": recipe["digest"], "label": _label(instruct, deltas[0][0])}
-        _write_arm(folder / CHAMPION, about, bench, scores)
+        _write_arm(folder / CHAMPION, about, bench, found)
 
 
 def _checked_recipe(instruct: Path, delta: Path, grafted: Path) -> dict[str, Any]:
@@ -162,9 +172,10 @@ def _label(instruct: Path, delta: Path | None) -> str:
     return "; ".join(dict.fromkeys(label for side in used if (label := sides[side]["label"])))
 
 
-def _write_arm(folder: Path, about: dict[str, Any], bench: Bench, scores: dict[str, TaskScore]) -> None:
+def _write_arm(folder: Path, about: dict[str, Any], bench: Bench, found: Found) -> None:
     """Write the two files that docs/architecture.md describes under Scores."""
-    about = about | {"template_digest": bench.template_digest, "generation": bench.generation}
+    scores, kl = found
+    about = about | {"template_digest": bench.template_digest, "generation": bench.generation, "kl": kl}
     tasks = {name: score.summary() for name, score in scores.items()}
     write_json_atomically(folder / "scores.json", {"format": 1, **about, "tasks": tasks})
     lines = [

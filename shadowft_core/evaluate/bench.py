@@ -59,6 +59,16 @@ class Bench:
         """The tasks that are scored by log-likelihood."""
         return [name for name, one in self._questions.items() if one.task.OUTPUT_TYPE != "generate_until"]
 
+    @property
+    def requests(self) -> list[tuple[str, str, Any]]:
+        """What every arm is asked about text: (task, digest of the item, request of the harness)."""
+        return [(name, digest, one) for name, asked in self._questions.items() for digest, one in asked.requests]
+
+    def replies(self, arm: Arm, name: str, requests: Sequence[Any]) -> list[str]:
+        """An arm's answers to requests of one task, before a thought is taken off."""
+        with _one_line(f"task {name}"), quiet():
+            return list(self.journals.aside(arm, name).generate_until(requests))
+
     def score(self, arm: Arm, label: str, *, untouched: bool = False) -> dict[str, TaskScore]:
         """Score one model on every task; `label` names it in the progress lines. `untouched`: it is the Instruct.
 

@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,18 @@ class Journals:
     def lm(self, arm: Arm, label: str, task: str) -> "Journal":
         """The LM of an arm for one task; `label` names the arm to the user."""
         self.progress.begin(label, task)
+        return Journal(arm.lm, self._about(arm, task), self.progress)
+
+    def aside(self, arm: Arm, task: str) -> "Journal":
+        """The LM of an arm for requests that are no part of its scores: answers are kept, progress is not shown."""
+        unseen = Progress({task: 0}, StringIO())
+        unseen.begin("", task)
+        return Journal(arm.lm, self._about(arm, task), unseen)
+
+    def _about(self, arm: Arm, task: str) -> dict[str, Any] | None:
         if self._engine is None:
-            return Journal(arm.lm, None, self.progress)
-        about = {"model": arm.digest, "engine": dict(self._engine.identity), "task": task, **self._facts}
-        return Journal(arm.lm, about, self.progress)
+            return None
+        return {"model": arm.digest, "engine": dict(self._engine.identity), "task": task, **self._facts}
 
 
 def _surroundings(instruct: Path) -> dict[str, str]:

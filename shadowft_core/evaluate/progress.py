@@ -52,6 +52,10 @@ class Progress:
         """Show a line about the task that runs."""
         self._print(f"{self._label} {self._task}: {line}")
 
+    def note(self, line: str) -> None:
+        """Show a line about the run."""
+        self._print(line)
+
     def begin(self, label: str, task: str) -> None:
         """A task starts; `label` names the arm."""
         self._label, self._task, self._requests, self._done = label, task, 0, 0

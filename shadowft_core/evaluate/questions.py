@@ -83,6 +83,11 @@ class Questions:
         task.doc_iterator = self._documents
         task.build_all_requests = self._ask_again
 
+    @property
+    def requests(self) -> list[tuple[str, Any]]:
+        """Fresh requests, each with the digest of its item."""
+        return [(self.digests[one.doc_id], one) for one in map(_fresh, self._asked)]
+
     def asked(self, ids: list[int], tokenizer: Any) -> str:
         """Names the item whose prompt these token ids begin with, as far as it can be told."""
         for instance in self._asked:
@@ -92,10 +97,7 @@ class Questions:
         return "an item"
 
     def _ask_again(self, **_: Any) -> None:
-        """Fresh requests, without the answers of another arm."""
-        self.task._instances = [copy.copy(one) for one in self._asked]
-        for one in self.task._instances:
-            one.resps, one.filtered_resps = [], {}
+        self.task._instances = list(map(_fresh, self._asked))
 
     def _documents(self, **_: Any) -> Iterator[tuple[int, Any]]:
         yield from self.docs.items()
@@ -130,6 +132,13 @@ class Questions:
             f"task {self.name}: {count} of {total} rows are left out ({why}; the context has {context} tokens{asked}), "
             f"at most {LEFT_OUT:.0%} may be; shorten the rows or the answers, or show fewer examples"
         )
+
+
+def _fresh(instance: Any) -> Any:
+    """The same request, without the answers of another arm."""
+    one = copy.copy(instance)
+    one.resps, one.filtered_resps = [], {}
+    return one
 
 
 def _tokens(tokenizer: Any, text: str) -> int:

@@ -42,13 +42,12 @@ def ledger(
     return {
         "reference": sides[0].about(),
         "arm": sides[1].about(),
-        "notes": [
-            f"{side.arm.name} does not record {what}" for side in sides for what in _unrecorded(side)
-        ],
+        "notes": [f"{side.arm.name} does not record {what}" for side in sides for what in _unrecorded(side)],
         "tasks": {
             name: one.summary({kind: examples if only in (None, kind) else 0 for kind in KINDS})
             for name, one in tasks.items()
         },
+        "groups": {group: _together(_whole(of_group)) for group, of_group in _groups(sides[1], tasks).items()},
         "roles": {role: _together(_whole(of_role)) for role, of_role in roles.items()},
         "total": _together(_whole(list(tasks.values()))),
     }
@@ -170,6 +169,14 @@ def _together(parts: Sequence[tuple[_Task, Sequence[int]]]) -> dict[str, Any]:
 
 def _whole(tasks: Sequence[_Task]) -> list[tuple[_Task, Sequence[int]]]:
     return [(task, range(len(task.items))) for task in tasks]
+
+
+def _groups(side: Answers, tasks: Mapping[str, _Task]) -> dict[str, list[_Task]]:
+    """The tasks of each group that was named in their place."""
+    found: dict[str, list[_Task]] = defaultdict(list)
+    for name, task in tasks.items():
+        found[side.head["tasks"][name].get("group", name)].append(task)
+    return {group: found[group] for group in sorted(found) if group not in tasks}
 
 
 def _unrecorded(side: Answers) -> list[str]:

@@ -91,7 +91,7 @@ def check_comparable(reference: Answers, other: Answers) -> None:
         lacking = ", ".join(sorted(tasks ^ others)[:5])
         remedy = "name one that both have with --task" if tasks & others else "evaluate both with the same params"
         raise EvaluationError(
-            f"{reference.folder} and {other.folder}: have {len(tasks)} and {len(others)} tasks, {len(tasks ^ others)} of "
-            f"them only in one, such as {lacking:.300}; {remedy}"
+            f"{reference.folder} and {other.folder}: have {len(tasks)} and {len(others)} tasks, "
+            f"{len(tasks ^ others)} of them only in one, such as {lacking:.300}; {remedy}"
         )
     check_same_questions(reference.arm, other.arm)

@@ -41,12 +41,14 @@ def both(sides: Mapping[str, Any]) -> str:
 
 
 def kl_mean(kl: Mapping[str, Any] | None) -> str:
-    """Nats per token, marked if only a lower bound is known."""
-    if kl is None:
+    """Nats per token, marked if only a lower bound is known; a hyphen if it was not measured."""
+    if kl is None or "not_measured" in kl:
         return "-"
     return number(kl["mean"]) if "mean" in kl else f"at least {number(kl['mean_lower_bound'])}"
 
 
 def kl_sentence(kl: Mapping[str, Any]) -> str:
     """A divergence in words."""
+    if "not_measured" in kl:
+        return f"not measured: {kl['not_measured']}"
     return f"{kl_mean(kl)} nats per token, over {kl['tokens']} tokens of {kl['answers']} answers"

@@ -102,6 +102,9 @@ class Evaluate(Section):
     allow_code_execution: bool = Field(
         False, description="run programs that a model wrote, in a sandbox, and Python files that task files name"
     )
+    kl_answers: int = Field(
+        64, ge=0, description="answers of the Instruct on which every arm's KL divergence from it is measured; 0: none"
+    )
     max_cut: Share = Field(
         0.5, description="largest share of the Instruct's answers to a task that may be cut at the token limit"
     )

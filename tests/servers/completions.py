@@ -72,15 +72,15 @@ class Model:
                 return new, text[: min(found, default=len(text))], "stop"
         return new, self.tokenizer.decode(new, skip_special_tokens=True), "length"
 
-    def logprobs(self, ids: list[int], adapter: str) -> Json:
-        """OpenAI's `logprobs` of the prompt, with the likeliest token and the one that is there."""
+    def logprobs(self, ids: list[int], adapter: str, count: int, prefix: str) -> Json:
+        """OpenAI's `logprobs` of `ids`, with the `count` likeliest tokens and the one that is there."""
         rows = self.torch.log_softmax(self.logits(ids, adapter), dim=-1)
         values: list[Any] = [None]
         tops: list[Any] = [None]
         for at, token in enumerate(ids[1:]):
-            best = int(rows[at].argmax())
+            best = rows[at].topk(min(count, rows.shape[1])).indices.tolist()
             values.append(float(rows[at][token]))
-            tops.append({str(one): float(rows[at][one]) for one in (token, best)})
+            tops.append({f"{prefix}{one}": float(rows[at][one]) for one in (token, *best)})
         return {"tokens": [str(token) for token in ids], "token_logprobs": values, "top_logprobs": tops}
 
 
@@ -130,7 +130,9 @@ class State:
         ids, text, reason = self.model.complete(body)
         choice: Json = {"index": 0, "text": text, "finish_reason": reason, "logprobs": None}
         if body.get("echo"):
-            choice["logprobs"] = self.model.logprobs(body["prompt"], body["model"])
+            named = "token_id:" if body.get("return_tokens_as_token_ids") and self.token_ids else ""
+            shown = body["prompt"] + ids  # the new tokens too, as vLLM
+            choice["logprobs"] = self.model.logprobs(shown, body["model"], body["logprobs"], named)
         if body.get("return_token_ids") and self.token_ids:
             choice |= {"token_ids": ids, "prompt_token_ids": body["prompt"]}
         return 200, {

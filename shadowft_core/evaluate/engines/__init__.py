@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shadowft_core.evaluate.engines.door import Arm, Deltas, Engine, Reply
+from shadowft_core.evaluate.engines.door import Arm, Deltas, Engine, NotMeasured, Reply
 from shadowft_core.evaluate.engines.hf import open_hf
 from shadowft_core.evaluate.engines.parallel import open_parallel
 from shadowft_core.evaluate.engines.server import open_server
@@ -12,7 +12,7 @@ from shadowft_core.evaluate.engines.server import open_server
 if TYPE_CHECKING:
     from shadowft_core.params import Evaluate
 
-__all__ = ["Arm", "Deltas", "Engine", "Reply", "open_engine"]
+__all__ = ["Arm", "Deltas", "Engine", "NotMeasured", "Reply", "open_engine"]
 
 
 def open_engine(instruct: Path, tokenizer: Any, params: "Evaluate") -> AbstractContextManager[Engine]:

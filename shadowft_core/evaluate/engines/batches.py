@@ -13,6 +13,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import Collator
 
 from shadowft_core.evaluate.engines.door import Reply
+from shadowft_core.evaluate.engines.following import NEXT, Following, Rows, next_logprobs
 from shadowft_core.evaluate.items import Finish
 
 TEXT, LIKELIHOOD = "generate_until", "loglikelihood"
@@ -45,6 +46,11 @@ class BatchedLM(HFLM):  # type: ignore[misc]  # lm_eval is not typed
         asked = [request.args for request in requests]
         return self._in_batches(TEXT, asked, text_batches(asked, self.tok_encode, self.batch_size))
 
+    def next_logprobs(self, asked: Sequence[Following]) -> Iterator[tuple[int, Rows]]:
+        """As `Arm.lm` says, of all tokens."""
+        for number, [rows] in self._answering(NEXT, [[one] for one in asked]):
+            yield number, rows
+
     def _loglikelihood_tokens(
         self, requests: Sequence[Any], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
@@ -65,7 +71,10 @@ class BatchedLM(HFLM):  # type: ignore[misc]  # lm_eval is not typed
         return ((number, self.answer(kind, batch)) for number, batch in enumerate(batches))
 
     def answer(self, kind: str, batch: list[Any]) -> list[Any]:
-        """The answers to one batch of `text_batches` or `likelihood_batches`, by this process's model."""
+        """The answers to one batch of `text_batches` or `likelihood_batches`, by this process's model; or the rows of
+        `next_logprobs`."""
+        if kind == NEXT:
+            return [next_logprobs(self.model, *one) for one in batch]
         hook, self.cache_hook = self.cache_hook, CacheHook(None)
         try:
             if kind == LIKELIHOOD:

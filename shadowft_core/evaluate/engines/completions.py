@@ -6,18 +6,20 @@ server that returns token ids (vLLM) are decoded here, too, as `hf` decodes them
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, TypeGuard
 
 from lm_eval.models.openai_completions import LocalCompletionsAPI
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 
 from shadowft_core.errors import EvaluationError
-from shadowft_core.evaluate.engines.door import Reply
+from shadowft_core.evaluate.engines.door import NotMeasured, Reply
 from shadowft_core.evaluate.engines.endpoint import Endpoint, run
+from shadowft_core.evaluate.engines.following import Following
 from shadowft_core.evaluate.items import Finish
 
 SEED = 0
+LIKELIEST, TOKEN_ID = 20, "token_id:"  # vLLM's default of --max-logprobs, and its names of tokens
 NO_LIMIT = -9999.0  # vLLM sends this for a log-probability of minus infinity or NaN
 Job = tuple[int, Callable[[Any], Coroutine[Any, Any, Any]]]  # tokens of a prompt, and what asks in an HTTP session
 OF_SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p")  # without effect on greedy decoding
@@ -74,6 +76,24 @@ class Completions(LocalCompletionsAPI):  # type: ignore[misc]
             self._note(request)
         answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
         return answers
+
+    def next_logprobs(self, asked: Sequence[Following]) -> Iterator[tuple[int, list[dict[int, float]]]]:
+        """As `Arm.lm` says, of the likeliest tokens. Raises NotMeasured if the server does not send token ids."""
+        try:
+            return enumerate(self._all([self._following(*one) for one in asked]))
+        except EvaluationError as error:
+            raise NotMeasured(f"the server sends no log-probabilities by token id: {error}") from None
+
+    def _following(self, ids: Sequence[int], at: Sequence[int]) -> Job:
+        body = self._create_payload(list(ids), generate=False, seed=SEED)
+        body |= {"logprobs": LIKELIEST, "return_tokens_as_token_ids": True}
+
+        async def job(session: Any) -> list[dict[int, float]]:
+            choice, _ = self._choice(await self._endpoint.post(session, "/completions", body), ids)
+            tops = (choice.get("logprobs") or {}).get("top_logprobs") or []
+            return [_by_id(tops[one + 1] if one + 1 < len(tops) else None) for one in at]
+
+        return len(ids), job
 
     def require_likelihood(self, tasks: Sequence[str]) -> None:
         """Raise EvaluationError, naming the tasks, if the server scores no prompts."""
@@ -235,6 +255,14 @@ class Completions(LocalCompletionsAPI):  # type: ignore[misc]
                 return [tasks[at].result() for at in range(len(jobs))]
 
         return run(work())
+
+
+def _by_id(top: Any) -> dict[int, float]:
+    """Log-probabilities by token id, from those by `token_id:ID`."""
+    found = {key: value for key, value in (top or {}).items() if str(key).startswith(TOKEN_ID)}
+    if not found or len(found) < len(top):
+        raise NotMeasured(f"top_logprobs of a position are {top!r:.100}, expected {TOKEN_ID}NUMBER: log-probability")
+    return {int(key.removeprefix(TOKEN_ID)): float(value) for key, value in found.items()}
 
 
 def _is_ids(found: Any) -> TypeGuard[list[int]]:

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
+from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate.items import Finish
 from shadowft_core.graft import Options
 
@@ -28,6 +29,10 @@ class Reply(str):
         return reply
 
 
+class NotMeasured(EvaluationError):
+    """An engine cannot measure something that scores do not depend on."""
+
+
 class Arm(Protocol):
     """A model that can answer."""
 
@@ -43,6 +48,10 @@ class Arm(Protocol):
         It calls `cache_hook.add_partial(kind, arguments, answer)` as soon as it has an answer, with the object that it
         returns. If its attribute `in_batches` is true, the answers of a batch depend on each other; then it calls
         `cache_hook.whole_batch()`, if there is one, after the answers of each batch.
+
+        `next_logprobs(asked)` yields (number, rows) for each (ids, at) of `asked`, in any order: for each position of
+        `at`, the natural log-probabilities of the token after `ids[: position + 1]`. Rows are those of all tokens,
+        [len(at), vocabulary] in float32, or dicts of the likeliest token ids. Raises NotMeasured if it has neither.
         """
         ...
 

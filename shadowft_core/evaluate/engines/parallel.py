@@ -23,6 +23,7 @@ from shadowft_core import errors
 from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate.engines.door import Deltas, Engine, Reply
 from shadowft_core.evaluate.engines.finite import NotFinite
+from shadowft_core.evaluate.engines.following import NEXT, read_rows
 from shadowft_core.evaluate.engines.hf import Loaded, identity_of
 from shadowft_core.evaluate.engines.models import without_weights
 from shadowft_core.evaluate.quiet import quiet
@@ -156,10 +157,16 @@ class Parallel:
                     number, worker = busy.pop(connection)
                     answers = worker.receive()
                     free.append(worker)
-                    yield number, [Reply(*one) if isinstance(one[0], str) else tuple(one) for one in answers]
+                    yield number, [self._read(kind, one) for one in answers]
         except BaseException:
             self.close()  # an answer may be on its way
             raise
+
+    def _read(self, kind: str, answer: Any) -> Any:
+        """An answer as `BatchedLM.answer` gives it; rows of numbers come as a file."""
+        if kind == NEXT:
+            return read_rows(self._scratch / answer)
+        return Reply(*answer) if isinstance(answer[0], str) else tuple(answer)
 
     def _ask_all(self, **message: Any) -> list[Any]:
         for worker in self._workers:

@@ -15,6 +15,7 @@ from typing import Any
 from shadowft_core.errors import EvaluationError, ShadowError
 from shadowft_core.evaluate.engines.door import Reply
 from shadowft_core.evaluate.engines.finite import NotFinite
+from shadowft_core.evaluate.engines.following import NEXT, write_rows
 from shadowft_core.evaluate.engines.hf import Hf
 from shadowft_core.evaluate.quiet import quiet
 from shadowft_core.graft import options_of
@@ -26,7 +27,8 @@ class Work:
 
     engine: Hf
 
-    def __init__(self) -> None:
+    def __init__(self, scratch: Path) -> None:
+        self.scratch = scratch
         self.arm = ExitStack()
         self.lm: Any = None
 
@@ -44,6 +46,8 @@ class Work:
 
     def answer(self, kind: str, batch: list[Any]) -> list[Any]:
         answers = self.lm.answer(kind, batch)
+        if kind == NEXT:
+            return [write_rows(self.scratch, rows) for rows in answers]
         return [[str(one), one.finish, one.tokens] if isinstance(one, Reply) else one for one in answers]
 
     def leave(self) -> None:
@@ -55,7 +59,7 @@ def main(address: str, number: int) -> None:
     """Serve until the parent closes the connection."""
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(address)
-    lines, work = connection.makefile("rw", encoding="utf-8"), Work()
+    lines, work = connection.makefile("rw", encoding="utf-8"), Work(Path(address).parent)
 
     def send(message: dict[str, Any]) -> None:
         lines.write(json.dumps(message) + "\n")

@@ -87,6 +87,26 @@ def test_plain_values_come_back_as_they_are() -> None:
     assert verdict(counted, "assert f('aab') == {'a': 2, 'b': 1}") == Verdict("passed")
 
 
+def test_objects_of_the_program_stay_with_it_and_equal_nothing() -> None:
+    source = """
+class Node:
+    def __init__(self, value): self.value, self.next = value, None
+    def __eq__(self, other): return True
+    def __len__(self): return 3
+    def __iter__(self): return iter([self.value])
+def f(node): return node.value + (node.next.value if node.next else 0)
+def g(): return (n for n in range(3))
+"""
+    tests = """
+a, b = Node(1), Node(2)
+a.next = b
+assert f(a) == 3 and f(a.next) == 2
+assert len(a) == 3 and list(b) == [2] and bool(a) and list(g()) == [0, 1, 2]
+assert a != b and a != 1 and not a == [1]
+"""
+    assert run([Program(source, tests, ("Node", "f", "g"))]) == [Verdict("passed")]
+
+
 def test_tests_that_never_call_the_program_do_not_pass_it() -> None:
     assert verdict(RIGHT, "pass") == Verdict("failed", "the tests never called the program")
 

@@ -174,7 +174,7 @@ class Remote:
 
 
 def _number_of(value: object) -> int:
-    target = object.__getattribute__(value, "_target") if type(value) is Remote else None
+    target = object.__getattribute__(value, "_target") if type(value) is Remote else value
     if isinstance(target, plain.Reference):
         return target.number
     raise TypeError(f"a {type(value).__name__} cannot be passed to the program; tests may pass plain values")

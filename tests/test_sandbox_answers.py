@@ -153,4 +153,4 @@ def test_the_reference_solutions_of_mbpp_score_1() -> None:
     rows = [row for row in benchmark("mbpp/mbpp.jsonl") if 11 <= row["task_id"] <= 510 or row["test_setup_code"]]
     found = grade(rows, [row["code"] for row in rows])
     missed = {row["task_id"]: one.verdict.kind for row, one in zip(rows, found, strict=True) if not one.strict}
-    assert missed in ({}, {123: "timeout"})  # it takes 4 s of CPU time or more
+    assert missed in ({}, {123: "timeout"})  # it takes 3 to 4 s of CPU time on an idle core

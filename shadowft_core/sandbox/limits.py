@@ -11,7 +11,7 @@ class Limits(NamedTuple):
 
     wall: int = 8
     """seconds from the start of the program to the end of its tests; for waiting and for a loaded machine"""
-    cpu: int = 4
+    cpu: int = 6
     """seconds of CPU time"""
     memory: int = 512 * MIB
     """bytes of address space"""

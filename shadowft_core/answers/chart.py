@@ -24,7 +24,7 @@ from shadowft_core.answers.statements import (
 
 TOLERANCE = Fraction(5, 100)
 _VERB = re.compile(r"\b(?:is|are|was|were|has|have|had|shows|showed|represents|recorded|reached)\b", re.I)
-_COPULA = re.compile(r"\b(?:is|are|was|were)\b(?: called| labell?ed| that of| in)?", re.I)
+_COPULA = re.compile(r"(?:\b(?:it|that)'s|\b(?:is|are|was|were)\b)(?: called| labell?ed| that of| in)?", re.I)
 _NEGATION = re.compile(r"\b(?:not|no|never|neither|nor|except|or|either)\b|n't\b", re.I)
 
 

@@ -23,9 +23,11 @@ _CUE = re.compile(
     r"(?:\b(?:options?|choices?|answers?|letters?|alternatives?|statement)(?: (?:is|are|letter|would be"
     r"|must be))*\s*:?|\b(?:choose|pick|select|chose|"
     r"picked|selected|think|guess|believe|probably|not [^.]{1,40} but|go with|going with|opt for|say|is|be"
-    r"|it's|so|therefore|thus|hence)\s*:?|[:=→]|->|=>)\s*(?:\bthe )?(?:option |choice |letter |answer )?\s*$",
+    r"|it's|so|therefore|thus|hence)\s*[:,]?|[:=→]|->|=>)\s*(?:\bthe )?(?:option |choice |letter |answer )?\s*$",
     re.I,
 )
+_WRAPPING = " \n\"'{}$<>✓✔✅"
+_UNABLE = re.compile(r"\b(?:cannot|can't|unable to|won't) (?:answer|help|determine|say|tell)\b", re.I)
 _PICKED = re.compile(
     r"\b(?:choose|pick|select|chose|go with|opt for|answer is) (?:option |choice "
     r"|answer )?\(?$",
@@ -44,9 +46,9 @@ _AGAINST = re.compile(
     re.I,
 )
 _DENIED = re.compile(
-    r"(?:\bnot|n't|\bnever|\brather than|\binstead of|\bunlike|\bneither|\bnor|\bexcept|\beliminates?"
+    r"(?:\bcannot|\bnot|n't|\bnever|\brather than|\binstead of|\bunlike|\bneither|\bnor|\bexcept|\beliminates?"
     r"|\bexcludes?|\brules? out|\beliminated)\s"
-    r"(?:be |the )?(?:option |choice |answer |letter )?(?:is )?\(?$|\bneither\b[^.]*$",
+    r"(?:be |the |choose |pick |select |say )?(?:option |choice |answer |letter )?(?:is )?\(?$|\bneither\b[^.]*$",
     re.I,
 )
 _JOINED = re.compile(
@@ -86,7 +88,7 @@ def _folded(text: str) -> str:
 def _extract(output: str, letters: str, texts: list[str]) -> tuple[str | None, frozenset[str]]:
     text = answer_part(output)
     statement = final_statement(text)
-    bare = from_latex(without_emphasis(text))
+    bare = from_latex(without_emphasis(text)).strip(_WRAPPING)
     if statement is None:
         opened = _opens(bare, letters)
         letter = _resolve(bare, letters, texts) if opened or len(sentences(bare)) == 1 else None
@@ -95,10 +97,10 @@ def _extract(output: str, letters: str, texts: list[str]) -> tuple[str | None, f
         if letter is None and not opened:
             letter = _unmarked(bare, letters, texts)
         judged = {match[1] for match in _tokens(bare) if _VERDICT.match(bare[match.end() :].lstrip(")]"))}
-        if judged - {letter}:
+        if judged - {letter} or (_UNABLE.search(bare) and letter):
             letter = None
         return letter, frozenset({"whole"} if letter and _is_all(bare, letter) else ())
-    segment = from_latex(without_emphasis(statement.text)).strip(" \"'{}")
+    segment = from_latex(without_emphasis(statement.text)).strip(_WRAPPING)
     letter = _resolve(segment, letters, texts)
     if _retracts(segment) or RETRACTED.search(statement.tail):
         rest = bare[_last(bare) :] if RETRACTED.search(bare) else ""
@@ -155,7 +157,7 @@ def _tokens(text: str) -> list[re.Match[str]]:
 def _opens(text: str, letters: str) -> bool:
     """Whether a text begins with a letter and a sign or word that sets it off from what follows."""
     match = re.match(
-        r"\s*[(\[]?([A-Ja-j])[)\]]?(?=[.:)\],]|\s*$|\s*\n|\s+[-—]|\s+(?:because|since)\b"
+        r"\s*[(\[]?([A-Ja-j])(?!\.\w)[)\]]?(?=[.:)\],]|\s*$|\s*\n|\s+[-—]|\s+(?:because|since)\b"
         r"|\s+is (?:the )?(?:correct|right|best))",
         text,
     )
@@ -181,8 +183,9 @@ def _resolve(segment: str, letters: str, texts: list[str]) -> str | None:
 def _led(segment: str, tokens: list[re.Match[str]], letters: str) -> tuple[str, str] | None:
     """The letter at the beginning of a segment, and what follows it."""
     if _opens(segment, letters) and (match := re.match(r"\s*[(\[]?([A-Ja-j])[)\]]?", segment)):
-        return match[1].upper(), segment[match.end() :]
-    if match := re.fullmatch(r"\s*[(\[]?([a-j])[)\].]*\s*", segment):
+        rest = segment[match.end() :]
+        return None if _AGAINST.match(" " + rest.lstrip(")] ")) else (match[1].upper(), rest)
+    if match := re.fullmatch(r"\s*(?:(?:[Oo]ption|[Cc]hoice) )?[(\[]?([a-j])[)\].]*\s*", segment):
         return match[1].upper(), ""
     if tokens and not segment[: tokens[0].start()].strip(" ([\"'") and _REASON.match(segment[tokens[0].end() :]):
         return tokens[0][1], segment[tokens[0].end() :]
@@ -226,7 +229,7 @@ def _is_denied(segment: str, match: re.Match[str]) -> bool:
 def _joined(rest: str) -> bool:
     """Whether another letter follows as an equal: `and C`, `or (C)`, `/C`."""
     match = re.match(
-        r"[)\].\s]*,?\s*(?:\b(?:and|or)\b|[/,&+;])\s*(?:possibly |maybe |perhaps |also |option |choice "
+        r"[)\].\s]*,?\s*(?:\b(?:and|or)\b|[/,&+;]|, then\b)\s*(?:possibly |maybe |perhaps |also |option |choice "
         r"|answer )?[(\[]?\s*([A-J])(?![\w'])(?!\s*(?:is|are|was) (?:wrong|incorrect|false|not))",
         rest,
     )
@@ -248,7 +251,11 @@ def _names_another(rest: str, letter: str, texts: list[str]) -> bool:
 def _by_text(sentence: str, texts: list[str]) -> str | None:
     """The choice whose text a sentence names, if it names no other. A text inside a longer one that fits is none."""
     folded = _folded(sentence)
-    if re.search(r"\b(?:not|n't|neither|nor|except|unlike)\b|n't\b", folded):
+    if re.search(
+        r"\b(?:not|neither|nor|except|unlike|wrong|incorrect|false|(?:any|every)thing but"
+        r"|all but)\b|n't\b",
+        folded,
+    ):
         return None
     spans = []
     for at, text in enumerate(texts):

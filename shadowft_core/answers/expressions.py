@@ -47,7 +47,7 @@ _MATRIX = re.compile(r"\\begin\{([pbBvV]?(?:small)?matrix|array)\}(?:\{[lcr|]*\}
 
 def normal(text: str) -> str:
     """One spelling: no signs for display or spacing, \\frac{a}{b} with braces, mixed numbers as sums."""
-    text = text.strip().strip("`").strip()
+    text = re.sub(r"(?<!\\)\\$", "", text.strip().strip("`").strip()).strip()
     while boxed := re.fullmatch(r"\\(?:boxed|fbox)\s*\{(.*)\}", text, re.S):
         text = boxed[1].strip()
     text = (
@@ -97,7 +97,8 @@ def normal(text: str) -> str:
     text = re.sub(r"\\frac\s*(\{[^{}]*\})\s*(\d|[A-Za-z])", r"\\frac\1{\2}", text)
     text = re.sub(r"(?<![\d.}])(-?)(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}", _mixed, text)
     text = re.sub(r"(?<![\d./}])(-?)(\d+) (\d+)/(\d+)(?![\d/])", _mixed, text)
-    text = re.sub(r"(?<=\d),(?=\d{3}(?:,\d{3})*(?![\d,]))(?<![\d,]\d{3},)", "", text) if _is_grouped(text) else text
+    if _is_grouped(text):
+        text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
     text = re.sub(r"\s+", " ", text).strip()
     text = re.sub(r"^\(\s*[A-Za-z](?:\s*,\s*[A-Za-z])+\s*\)\s*=\s*", "", text)
     return text.rstrip(".").strip() if not text.endswith("...") else text

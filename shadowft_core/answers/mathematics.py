@@ -173,8 +173,8 @@ def _same_atoms(wanted: str, stated: str) -> bool:
     if wanted == stated or words is not None:
         return wanted == stated or bool(words)
     bases = [re.findall(r"(?<=\d)\s*_\s*\{?\s*(\d+)\s*\}?", text) for text in (wanted, stated)]
-    if any(bases):
-        return bases[0] == bases[1] and re.sub(r"[\s{}]", "", wanted) == re.sub(r"[\s{}]", "", stated)
+    if any(bases) or (wanted[:1] == "[") != (stated[:1] == "["):
+        return any(bases) and bases[0] == bases[1] and re.sub(r"[\s{}]", "", wanted) == re.sub(r"[\s{}]", "", stated)
     (name, one), (other_name, other) = _sides(wanted), _sides(stated)
     if name and other_name and not (_is_name(name) and _is_name(other_name)):
         return algebra.same(wanted, stated)

@@ -30,7 +30,8 @@ _AIDE = re.compile(
     re.I,
 )
 _JOINED = re.compile(
-    r"\s*(?:[A-Za-z°%²³/.]+\s+){0,3}?[A-Za-z°%²³]*[\s,;(]*(?:\b(?:or|and|to|through|versus|vs|up to)\b"
+    r"\s*(?:[A-Za-z°%²³/.]+\s+){0,3}?[A-Za-z°%²³]*[\s,;(]*(?:\b(?:or|and|to|through|versus|vs|up to|i\.e\.?"
+    r"|that is|namely)\b"
     r"|[/&;,|~-]|\.\.+|…)\s*(?:maybe |perhaps |possibly |even |about |approximately |just )?[($]*$",
     re.I,
 )
@@ -45,7 +46,13 @@ _CONTEXT = re.compile(
     re.I,
 )
 _ASIDE = re.compile(
-    r",? which is [^,.]*\b(?:more|less|fewer) than\b.*$|(?:[,;(]|--?|—) ?(?:and )?(?:it is |it's )?not\b(?! only).*$",
+    r",? which is [^,.]*\b(?:more|less|fewer) than\b.*$| ?\((?!or\b|maybe|not)[^()]*\d ?[-+*×/x=÷] ?[^()]*\)\W*$"
+    r"|(?:[,;(]|--?|—) ?(?:and )?(?:it is |it's )?not\b(?! only).*$",
+    re.I,
+)
+_COMPOUND = re.compile(
+    r"\s+(?!(?:since|because|as|from|for|in|of|after|by|at|on|if|when|per|with|to|is|are|than"
+    r"|times)\b)[A-Za-z.]+\s+",
     re.I,
 )
 _CONCLUDED = re.compile(r"\b(?:therefore|thus|hence|so|final|in total|altogether|in conclusion)\b", re.I)
@@ -80,6 +87,8 @@ def extract(output: str) -> tuple[Numeral | None, frozenset[str]]:
         found = _unmarked(text)
         return found, frozenset({"whole"} if found and is_all(text, found) else ())
     segment = from_latex(without_emphasis(statement.text))
+    if statement.mark == "answer" and _first(segment).rstrip(" *\"')").endswith("?"):
+        return None, frozenset()
     found = _resolve(_first(segment) if statement.mark in ("answer", "hash") else segment, words=True, lead=True)
     alone = found is not None and is_all(segment, found)
     if retracted := RETRACTED.search(statement.tail):
@@ -214,13 +223,22 @@ def _is_contested(segment: str, stated: list[Numeral], at: int) -> bool:
         return any(other.value != one.value for other in stated[at + 1 :][-1:]) and not _OPERATOR.match(
             segment[stated[at + 1].end : stated[at + 2].start] if len(stated) > at + 2 else ""
         )
+    if at and _joined(segment, stated[at - 1], one):
+        return True
     for other in stated[at + 1 :][:1]:
-        if not one.equals(other) and not other.equals(one) and _JOINED.fullmatch(segment[one.end : other.start]):
+        if _joined(segment, one, other):
             return True
     return any(
-        not one.equals(other) and re.search(r"\b(?:or|either)\b", segment[one.end : other.start])
+        not one.equals(other) and re.search(r"\b(?:or|either)\b|\botherwise\b", segment[one.end :])
         for other in stated[at + 1 :]
     )
+
+
+def _joined(segment: str, one: Numeral, other: Numeral) -> bool:
+    """Whether two different numbers stand as equals: `42 or 43`, `40-45`, `3 hours 20 minutes`."""
+    gap = segment[one.end : other.start]
+    alike = one.equals(other) or other.equals(one)
+    return not alike and bool(_JOINED.fullmatch(gap) or _COMPOUND.fullmatch(gap))
 
 
 def _in_context(segment: str, one: Numeral) -> bool:

@@ -21,18 +21,28 @@ NUMBER = re.compile(
     rf"(?: (?P<scale>{'|'.join(_SCALES)})s?\b)?",
 )
 _VULGAR = re.compile(r"(?<![\w.])(?P<sign>-)?(?P<vulgar>[½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞])(?!\w)")
-_ODD_BEFORE = re.compile(r"(?:√|sqrt ?\(?\{?|±|\\pm ?|log ?\(?|\^ ?\{?|\d[.,:]|\d ?/ ?)$")
+_ODD_BEFORE = re.compile(r"(?:√|sqrt ?\(?\{?|± ?|\\pm ?|log ?\(?|\^ ?\{?|\d[.,:]|\d ?/ ?|#)$")
 _ODD_AFTER = re.compile(
-    r" ?(?:\^|²|³|[⁰-⁹]|√|π|\\pi\b|\\sqrt|pi\b)|[xyzXYZ]\b|:\d|/\d| ?/ ?\d| ?\+(?!\s?[\d$])(?=\s|$|[.,])|\*\*\d"
+    r" ?(?:\^|²|³|[⁰-⁹]|√|π|\\pi\b|\\sqrt|pi\b)|[xyzXYZi]\b|:\d| ?(?:±|\\pm)| (?:squared|cubed"
+    r"|factorial|times as)\b|/\d| ?/ ?\d| ?\+(?!\s?[\d$])(?=\s|$|[.,])|\*\*\d"
 )
 _ORDINAL = re.compile(r"(?:st|nd|rd|th)\b|-(?:st|nd|rd|th)\b", re.I)
 _COMPARED = re.compile(
     r"(?:(?:more|less|greater|fewer|other|larger|smaller|higher|lower) than|over|under|below|above|nearly"
-    r"|almost|[<>≤≥])\s?$", re.I
+    r"|exceeds?|exceeding|up to|twice|double|triple|thrice|half(?: of)?|(?:third|quarter|multiples?|factor|divisor"
+    r"|square|cube|root) of|\bpage|\bchapter|\bsection|\bNo"
+    r"|almost|(?<![=-])[<>]|[≤≥])\s?$", re.I
 )  # fmt: skip
 _DENIED = re.compile(
-    r"(?:\bnot|n't|\bnever|\brather than|\binstead of|\bunlike|\bneither|\bnor|\bwithout)\s(?:exactly "
+    r"(?:\bcannot|\bnot|n't|\bnever|\brather than|\binstead of|\bunlike|\bneither|\bnor|\bwithout)\s(?:exactly "
     r"|equal to |just |be |a |an |the |even |have )?$",
+    re.I,
+)
+_REFUTED = re.compile(
+    r"[)\]*\"'$]* (?:(?:is|was|are|would be|seems)(?: \w+)? (?:not|wrong|incorrect|false|impossible"
+    r"|too (?:low|high|small|large|big"
+    r"|many|much|few))\b|(?:isn't|wasn't|cannot|can't)\b|(?:is|was) (?:not|wrong|incorrect|false|impossible)\b"
+    r"|(?:is|was) too\b)",
     re.I,
 )
 _UNDER_TWENTY = (
@@ -70,6 +80,7 @@ class Numeral:
 def from_latex(text: str) -> str:
     """The text with LaTeX's ways to write numbers replaced by plain ones; other commands stay."""
     text = re.sub(r"\{,\}", ",", text)
+    text = re.sub(r"-\\[,!;: ](?=[\d$])", "-", text)
     text = re.sub(r"(?<=\d)\\[,!;: ](?=\d{3}(?!\d))", ",", text)
     text = re.sub(r",\\!(?=\d)", ",", text)
     text = re.sub(
@@ -104,16 +115,16 @@ def numerals(text: str) -> list[Numeral]:
 
 def _numeral(text: str, match: re.Match[str]) -> Numeral:
     before, after = text[: match.start()], text[match.end() :]
-    denied = _denied(text, match.start())
+    denied = _denied(text, match.start()) or bool(_REFUTED.match(after))
     start = match.start()
     sign, inner = (match["sign"] or ""), bool(match["inner"])
     minus = sign.strip() in ("-", "minus", "negative") or inner
     odd_sign = False
-    if sign.strip() in ("-", "+") and re.search(r"[\w)%°$\]] ?$", before):
+    if sign.strip() in ("-", "+", "minus") and re.search(r"[\w)%°$\]] ?$", before):
         after_number = re.search(r"[\d)%°$\]] ?$", before)
         if sign == "- " and re.search(r"(?:\bis|\bbe|=|:|\bequals?) $", before):
             odd_sign = True  # a dash or a sign
-        elif after_number or sign.endswith(" "):  # a sum, or a dash
+        elif after_number or sign in ("- ", "+ "):  # a sum, or a dash
             minus, start = inner, match.start() + len(sign)
     odd = (
         _ODD_BEFORE.search(before)
@@ -121,6 +132,7 @@ def _numeral(text: str, match: re.Match[str]) -> Numeral:
         or _COMPARED.search(before)
         or (match["vulgar"] and match["slash"])
         or odd_sign
+        or (match["percent"] and after[:1].isdigit())
         or (match["sign"] in ("- ", "+ ") and not before.strip(" (*$"))
     )
     value = None if odd else _value(match, minus)

@@ -52,14 +52,15 @@ _NEXT = re.compile(
 )
 _FENCE = re.compile(r"^```[\w+-]*[ ]*\n(.*?)^```[ ]*$", re.M | re.S)
 _ANSWER_WORDS = (
-    r"\banswer|\bsolution(?= ?(?::|is\b))|\bresult(?= ?(?::|is\b))|\bréponse|\bantwort|\blösung"
+    r"\banswer|\bans\b|\bsolution(?= ?(?::|is\b))|\bresult(?= ?(?::|is\b))|\bréponse|\bantwort|\blösung"
     r"|\brespuesta|\brisposta|\bresposta|\bответ|答案|答え|답"
 )
 _ANSWER = re.compile(
     rf"(?:{_ANSWER_WORDS})[\"']?(?: (?!is\b|are\b|was\b|be\b|ist\b|est\b|es\b|not\b|as\b)[^\n.,:=?!]{{0,60}}?)?"
     r"(?:\s*(?:->|→|=>|[:=]|\bis\s*:|\bare\s*:|\bis equal to|\bequals|\bcomes out to|\b(?:is|are|was"
     r"|would be|will be|must be"
-    r"|should be|ist|est|es|é|è)\b|是|为|は|는|은)\s*)+|(?:^|\n)A ?: |\banswer (?=[-$]?\d)|\bfinal answer ?\n",
+    r"|should be|ist|est|es|é|è)\b|是|为|は|는|은)\s*)+|(?:^|\n)A ?: |\banswer (?=[-$]?\d)|\bfinal answer ?\n"
+    r"|选择?(?=[A-J(])",
     re.I,
 )
 _REVERSED = re.compile(
@@ -69,7 +70,7 @@ _REVERSED = re.compile(
 _SEEK = re.compile(r"\b(?:find|get|compute|calculate|determine|derive|check|verify|obtain|express"
                    r"|simplif\w+|wrong|your|no) (?:the |your |my |an? )?(?:final )?$", re.I)  # fmt: skip
 _HASH = re.compile(r"^[ ]*####[ ]*(.*)$", re.M)
-_TAG = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.I | re.S)
+_TAG = re.compile(r"<(?:final_?)?answer>(.*?)(?:</(?:final_?)?answer>|\Z)", re.I | re.S)
 _COUNTER = re.compile(r"(?:step|part|question|problem|case)\b", re.I)
 _HEADING = re.compile(r"(?!answer|final)[A-Za-z]{4,}\b.*[A-Za-z:]", re.I)
 _NEGATED = re.compile(
@@ -87,7 +88,7 @@ RETRACTED = re.compile(
     re.I,
 )
 REFUSED = re.compile(
-    r"\b(?:cannot|can't|can not|could not|couldn't|unable to|not able to"
+    r"\b(?:impossible that|refuse to)|\b(?:cannot|can't|can not|could not|couldn't|unable to|not able to"
     r"|impossible to) (?:be )?(?:determine|answer|solve|say"
     r"|tell|help|calculate|compute|find|provide|assist)|\b(?:don't|do not) know|\bnot (?:enough"
     r"|sufficient) information"
@@ -127,6 +128,7 @@ def answer_part(output: str) -> str:
                 text = text.rpartition(end)[2]
             if start in text:
                 text = text.partition(start)[0]
+    text = re.sub(r"<(-?[\d.,]+|[A-Ja-j])>", r"\1", text)
     text = re.sub(r"<<[^<>\n]*=[^<>\n]*>>", "", text)  # sums as the solutions of GSM8K mark them
     text = re.sub(r"<\|[^|>\n]{1,40}\|>|</?s>", "\n", text)
     if further := _NEXT.search(text, len(text) - len(text.lstrip()) + 1):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from shadowft_core.errors import InputError
+from shadowft_core.errors import EvaluationError, InputError
 from shadowft_core.evaluate import evaluate
 from shadowft_core.files import file_digest
 from shadowft_core.params import Evaluate
@@ -212,6 +212,20 @@ def two_copies(folder: Path) -> None:
 
 def void(_: Any) -> None:
     return None
+
+
+def test_humaneval_needs_consent_and_is_judged_by_the_scorer_code(tmp_path: Path) -> None:
+    fetched(tmp_path, "humaneval", benchmarks.humaneval)
+    with pytest.raises(EvaluationError, match="task humaneval .*: the answers are programs.*--allow-code-execution"):
+        TaskFiles(tmp_path / "tasks").build("humaneval", tmp_path, tmp_path / "cache")
+    task = TaskFiles(tmp_path / "tasks", allow_code=True).build("humaneval", tmp_path, tmp_path / "cache")
+    assert [one["metric"] for one in task.config.metric_list] == ["strict", "lenient", "parsed"]
+    rows = list(task.test_docs())
+    [judge] = task.config.filter_list[0]["filter"]
+    right = judge["filter_fn"]([[row["canonical_solution"]] for row in rows], rows)
+    wrong = judge["filter_fn"]([["    return a\n"] for _ in rows], rows)
+    assert [one["strict"] for one in right] == [1, 1, 1]
+    assert [one["strict"] for one in wrong] == [1, 0, 0]  # the first adds 0
 
 
 def test_a_suite_of_the_paper_says_what_it_left_out(tmp_path: Path) -> None:

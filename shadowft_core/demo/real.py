@@ -127,6 +127,7 @@ def settings_of(data: str, base: str, *, guarded: bool) -> dict[str, Any]:
             "guards": [GUARD] if guarded else [],
             "limit": ITEMS,
             "batch_size": 4,
+            "kl_answers": 16,  # each costs a second of a core for each arm
         },
         "verdict": {"worthwhile": 0.01},  # nats per byte
         "registry": {"name": "shadowft-smollm2"},

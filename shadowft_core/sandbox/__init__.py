@@ -1,7 +1,7 @@
 """Runs untrusted Python programs against tests, each isolated, and says which passed.
 
 A program and its tests run in two processes. The program can give the tests nothing but plain values (sandbox/plain.py)
-and knows neither the tests nor the process that decides. docs/evaluation.md says what is isolated and what is not.
+and knows neither the tests nor the process that decides. docs/sandbox.md says what is isolated and what is not.
 """
 
 from shadowft_core.sandbox.benchmarks import Grade, grade

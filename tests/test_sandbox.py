@@ -83,6 +83,10 @@ def test_a_program_has_no_environment_no_privileges_and_one_process() -> None:
 def test_plain_values_come_back_as_they_are() -> None:
     value = [None, True, -(2**70), 0.1, 1 + 2j, "ä\ud800", b"\0", (1, [2]), {3: {4}}, frozenset({5}), int, {}]
     assert verdict("def f(x):\n    return x", f"x = {value!r}".replace("<class 'int'>", "int") + "\nassert f(x) == x")
+    exact = "from fractions import Fraction\nfrom decimal import Decimal\ndef f(x):\n    return eval(x)"
+    for text, same in (("Fraction(1, 2)", "0.5"), ("Decimal('-1.5')", "-1.5"), ("range(1, 9, 3)", "range(1, 9, 3)")):
+        assert verdict(exact, f"assert f({text!r}) == {same}") == Verdict("passed")
+        assert verdict(exact, f"assert f({text!r}) == 2").kind == "failed"
     counted = "import collections\ndef f(x):\n    return collections.Counter(x)"
     assert verdict(counted, "assert f('aab') == {'a': 2, 'b': 1}") == Verdict("passed")
 
@@ -149,6 +153,20 @@ CONTAINERS = {  # prefix of the command; whether programs can be run
         False,
     ),
 }
+
+
+@pytest.mark.parametrize("signal", ["SIGKILL", "SIGSTOP", "SIGINT", "SIGTERM"])
+def test_a_program_cannot_signal_the_sandbox_of_its_own_user(signal: str) -> None:
+    """Not as root, all three processes have the same user, and a process group spans namespaces."""
+    code = (
+        "from shadowft_core.sandbox import *\n"
+        f"source = 'import os, signal\\nsignal.signal(15, signal.SIG_IGN)\\ntry: os.kill(0, signal.{signal})\\n'\n"
+        "source += 'except KeyboardInterrupt: pass\\ndef f(): return 1'\n"
+        "print(run([Program(source, 'assert f() == 1', ('f',))]))"
+    )
+    command = [*CONTAINERS["another user"][0], sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "[Verdict(kind='passed', reason='')]\n"
 
 
 @pytest.mark.parametrize("name", list(CONTAINERS))

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -116,10 +117,22 @@ def test_a_row_of_neither_benchmark_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", ["(" * 100_000, "-" * 100_000 + "1", "1" + "+1" * 100_000, "def add(:\n" * 5000, "\0", "~" * 100_000]
+    "answer",
+    [
+        "(" * 100_000,
+        "-" * 100_000 + "1",
+        "1" + "+1" * 100_000,
+        "def add(:\n" * 5000,
+        "\0",
+        "~" * 100_000,
+        "`" * 100_000,
+        "@f\n" * 50_000,
+    ],
 )
 def test_an_answer_made_to_break_the_parser_is_not_a_program(answer: str) -> None:
+    start = time.process_time()
     assert program(PROMPT, answer, ("add",)) is None
+    assert time.process_time() - start < 20
 
 
 def benchmark(name: str) -> list[Mapping[str, Any]]:

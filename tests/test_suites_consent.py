@@ -10,8 +10,8 @@ import yaml
 from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate import open_bench
 from shadowft_core.suites import TaskFiles
-from shadowft_core.suites.configs import Function, harness_folder
-from shadowft_core.suites.consent import of_harness
+from shadowft_core.suites.configs import Function, harness_folder, read_config
+from shadowft_core.suites.consent import of_harness, require_consent
 from tests.fixtures.cli import Shadowft
 from tests.fixtures.evaluation import World, score_instruct
 
@@ -49,6 +49,9 @@ REFUSED = {
     "a metric that is loaded": "metric_list: [{metric: exact_match, hf_evaluate: true}]",
     "a prompt file": "use_prompt: prompts.yaml:x",
     "answers that are programs": "scorer: code",
+    "answers that are programs, all keys written": "scorer: {kind: code, form: null}",
+    "a function of the harness that loads models with their code": "custom_dataset: "
+    "!function lm_eval.tasks.babilong.common_utils.get_tokenizer",
 }
 
 
@@ -71,6 +74,18 @@ def test_a_task_that_runs_code_is_refused_before_it_runs(name: str, tmp_path: Pa
         TaskFiles(folder).build("mine", tmp_path, tmp_path)
     assert len(str(raised.value)) < 1000
     assert not (folder / "mark").exists()
+
+
+@pytest.mark.parametrize("key", ["custom_dataset: null", "custom_dataset: own.f", "class: null", "class: ''"])
+def test_a_key_without_a_function_opens_no_way_around_the_data_files(key: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "tasks", f"{key}\ndataset_path: someone/data")
+    with pytest.raises(EvaluationError, match=r"its items are on a hub \(someone/data\)"):
+        TaskFiles(folder).build("mine", tmp_path, tmp_path)
+
+
+def test_metrics_may_be_named_without_a_mapping(tmp_path: Path) -> None:
+    folder = write(tmp_path / "tasks", "metric_list: [exact_match]")
+    require_consent("mine", folder / "mine.yaml", read_config(folder / "mine.yaml"), allowed=False)
 
 
 def test_python_tags_in_a_task_file_are_refused(tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ import textwrap
 import warnings
 from collections.abc import Iterator
 
-FENCE = re.compile(r"^[ \t]*(?P<fence>```+|~~~+)[ \t]*(?P<language>[\w+#.-]*)[^\n]*\n", re.MULTILINE)
+FENCE = re.compile(r"^[ \t]*+(?P<fence>`{3,}+|~{3,}+)[ \t]*+(?P<language>[\w+#.-]*+)[^\n]*+\n", re.MULTILINE)
 PYTHON = {"", "python", "python3", "py", "py3", "python-repl", "ipython"}
 FIRST = re.compile(r"(def |async def |class |import |from \w|@)")
 LONGEST = 30_000  # characters of an answer that are read: Python's parser can take seconds for what is made to be slow
 STARTS = 50  # lines of running text at which a program may start
+PARSED = 400_000  # characters that are parsed in all while a program is looked for in running text
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 KEPT = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
 
@@ -77,13 +78,16 @@ def _rest(prompt: str, piece: str) -> list[ast.stmt] | None:
 
 def _within(text: str, names: tuple[str, ...]) -> str | None:
     """The program in running text: from a line that starts one, as far as it parses."""
-    lines = text.split("\n")
+    lines, left = text.split("\n"), PARSED
     if (whole := _statements(text)) and _defines(whole, names):
         return text
     for start in [at for at, line in enumerate(lines) if FIRST.match(line)][:STARTS]:
         end = len(lines)
         while end > start:
             piece = "\n".join(lines[start:end])
+            left -= len(piece)  # one line repeated without end fails anew for every line that is left out
+            if left < 0:
+                return None
             try:
                 body = parse(piece)
             except SyntaxError as error:

@@ -1,5 +1,5 @@
-"""Plain values as bytes: None, bool, int, float, complex, str, bytes, list, tuple, set, frozenset and dict, and these
-types themselves.
+"""Plain values as bytes: None, bool, int, float, complex, str, bytes, list, tuple, set, frozenset and dict, these types
+themselves, and Fraction, Decimal and range.
 
 What a program returns crosses to its tests only in this form, so no code of its own (`__eq__`, `__hash__`, a subclass
 of list) takes part in a comparison. A subclass of a plain type, and a scalar of numpy, are written as the plain type.
@@ -51,16 +51,44 @@ def _encode(value: Any, refer: Callable[[object], int], depth: int) -> bytes:
         if isinstance(value, kind):
             members = list(kind.__iter__(value))  # type: ignore[attr-defined]
             return tag + _length(members) + b"".join([_encode(part, refer, depth + 1) for part in members])
-    for number, kind in enumerate(TYPES):
-        if value is kind:
-            return b"y" + bytes([number])
     if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
         return _encode(value.item(), refer, depth + 1)
+    if made := _parts(value):
+        return made[0] + _encode(made[1], refer, depth + 1)
     return b"r" + struct.pack(">I", refer(value))
+
+
+def _parts(value: Any) -> tuple[bytes, tuple[Any, ...]] | None:
+    """The tag of a value that is made of plain ones, and what it is made of; None for any other."""
+    kind = f"{type(value).__module__}.{type(value).__name__}"
+    if kind == "fractions.Fraction":
+        return b"q", (value.numerator, value.denominator)
+    if kind == "decimal.Decimal":
+        return b"a", (str(value),)
+    return (b"g", (value.start, value.stop, value.step)) if kind == "builtins.range" else None
+
+
+def _made(tag: bytes, parts: Any) -> Any:
+    """The value that `_parts` took apart. The modules are imported only where a program uses them."""
+    match tag, parts:
+        case b"q", (int(above), int(below)) if below > 0:
+            from fractions import Fraction
+
+            return Fraction(above, below)
+        case b"a", (str(text),):
+            from decimal import Decimal
+
+            return Decimal(text)
+        case b"g", (int(start), int(stop), int(step)) if step:
+            return range(start, stop, step)
+    raise ValueError(f"not a plain value: {tag!r} of {type(parts).__name__}")
 
 
 def _encode_one(value: Any) -> bytes | None:
     """The bytes of a value that has no parts; None for any other."""
+    for number, kind in enumerate(TYPES):
+        if value is kind:
+            return b"y" + bytes([number])
     for tag, constant in CONSTANTS.items():
         if value is constant:
             return tag
@@ -90,7 +118,7 @@ def decode(data: bytes, longest: int = LONGEST) -> Any:
     reader = _Reader(data)
     try:
         value = reader.value(0)
-    except (IndexError, KeyError, struct.error, TypeError) as error:
+    except (ArithmeticError, IndexError, KeyError, struct.error, TypeError) as error:
         raise ValueError(f"not a plain value: {error!r}") from None
     if reader.at != len(data):
         raise ValueError(f"not a plain value: {len(data) - reader.at} bytes too many")
@@ -122,6 +150,8 @@ class _Reader:
             return dict(pairs)
         if tag in COLLECTIONS:
             return COLLECTIONS[tag]([self.value(depth + 1) for _ in range(self.length())])
+        if tag in (b"q", b"a", b"g"):
+            return _made(tag, self.value(depth + 1))
         return ATOMS[tag](self)
 
 

@@ -79,6 +79,7 @@ def _describe(error: BaseException) -> tuple[str, bool, str]:
 
 def run(limits: Limits, null: int, requests: int, replies: int, output: int) -> None:
     """Keep only these descriptors, as 0 to 4, give up all privileges, and serve."""
+    os.setsid()  # a process group spans namespaces: `kill(0, 9)` would reach the launcher, which may be the same user's
     kept = [null, output, output, requests, replies]
     high = [fcntl.fcntl(one, fcntl.F_DUPFD, 32) for one in kept]  # clear of the numbers that they get
     for number, one in enumerate(high):

@@ -12,6 +12,7 @@ FLAG = "allow it with --allow-code-execution, or evaluate.allow_code_execution i
 # Modules of the harness that run programs, evaluate text as Python, or load code from a hub.
 RUNS = re.compile(
     rb"(?<![\w.])(?:eval|exec|parse_expr|sympify|__import__)\(|\bsubprocess\b|\bos\.system\b|evaluate\.load\(|code_eval"
+    rb"|\bload_metric\(|\btrust_remote_code\s*=\s*True"
 )
 
 
@@ -22,7 +23,8 @@ def require_consent(name: str, path: Path, config: Mapping[str, Any], allowed: b
     file is not one of the installed harness, a metric that the harness would load from elsewhere, and `use_prompt`.
     Programs that would run outside the sandbox (`unsafe_code`) are refused in any case.
     """
-    runs = config.get("scorer") in ("code", {"kind": "code"})
+    scorer = config.get("scorer")
+    runs = (scorer.get("kind") if isinstance(scorer, dict) else scorer) == "code"
     if config.get("unsafe_code") and not runs:
         raise EvaluationError(
             f"task {name} ({path}): unsafe_code: the harness would run the answers as programs, without a sandbox; set "
@@ -70,7 +72,8 @@ def _loaded(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     judged = config.get("scorer") or config.get("process_results")  # then the names are only names
     for one in () if judged else config.get("metric_list") or ():
         metric = one.get("metric") if isinstance(one, dict) else one
-        if isinstance(metric, str) and (metric not in metric_registry or one.get("hf_evaluate")):
+        loaded = isinstance(one, dict) and one.get("hf_evaluate")
+        if isinstance(metric, str) and (metric not in metric_registry or loaded):
             found.append(("metric", metric))
     return found
 

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 from shadowft_core.errors import EvaluationError, ParamsError
-from shadowft_core.suites.configs import data_patterns, is_local, read_config
+from shadowft_core.suites.configs import Function, data_patterns, is_local, read_config
 from shadowft_core.suites.consent import isolate_templates, require_consent
 from shadowft_core.suites.harness import import_functions, unknown
 from shadowft_core.suites.images import with_images
@@ -104,7 +104,7 @@ class TaskFiles:
             options["data_files"] = _absolute(options["data_files"], path.resolve().parent, data.resolve())
             for file in data_patterns(options["data_files"]):
                 _check_rows(name, file)
-        if "custom_dataset" not in config and "class" not in config:
+        if not any(isinstance(config.get(key), Function) for key in ("custom_dataset", "class")):
             if not is_local(config):
                 raise EvaluationError(
                     f"task {name}: its items are on a hub ({config.get('dataset_path')}), and an evaluation uses no "

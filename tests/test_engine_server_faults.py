@@ -70,6 +70,19 @@ def without_logprobs(path: str, body: Json, found: Json) -> Any:
     return found
 
 
+def moved(by: int) -> Callable[[str, Json, Json], Any]:
+    """A fault: the lists of log-probabilities begin one token later, or one earlier."""
+
+    def fault(path: str, body: Json, found: Json) -> Any:
+        if body.get("echo"):
+            given = found["choices"][0]["logprobs"]
+            for name, one in given.items():
+                given[name] = one[by:] if by > 0 else [None, *one]
+        return found
+
+    return fault
+
+
 def unknown_option(path: str, body: Json, found: Json) -> Any:
     return (400, {"error": {"message": "echo is not supported"}}) if body.get("echo") else found
 
@@ -96,6 +109,8 @@ FAULTS: dict[str, tuple[Any, str, int]] = {
     "vllm's nan": (with_logprob(-9999.0), "a log-probability is -9999.0, expected a finite number", 1),
     "null logprob": (with_logprob(None), "a log-probability is None, expected a finite number", 1),
     "no logprobs": (without_logprobs, "task choice, heldout: is scored by log-likelihood, but", 1),
+    "a token late": (moved(1), "sends 2 log-probabilities, beginning with -", 1),
+    "a token early": (moved(-1), "sends 4 log-probabilities, beginning with None, for a prompt of 2 tokens", 1),
     "no echo": (unknown_option, "task choice, heldout: is scored by log-likelihood, but", 1),
 }  # fmt: skip
 

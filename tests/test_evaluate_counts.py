@@ -12,6 +12,7 @@ import yaml
 from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate import evaluate
 from shadowft_core.evaluate.items import Item, TaskScore
+from shadowft_core.evaluate.questions import NO_REFERENCE
 from tests.fixtures.evaluation import World, prepared, read_arm, rows, score_instruct, write_task
 
 
@@ -164,3 +165,41 @@ def test_mostly_overlong_held_out_rows_are_refused(world: World, tmp_path: Path)
         EvaluationError, match=r"task heldout: 2 of 3 rows .*such as rows.jsonl:1; .*at most 50% may be"
     ):
         score_instruct(world, tmp_path / "out", domain=("heldout",), guards=())
+
+
+@pytest.mark.parametrize("missing", ["", " ", None])
+@pytest.mark.parametrize("target", ["a", "{{a}}"])
+def test_a_row_without_a_reference_is_left_out(world: World, tmp_path: Path, missing: Any, target: str) -> None:
+    """Every arm would be wrong there, whatever it answers."""
+    asked = options(tmp_path / "tasks", [*rows("say")[:3], ("say x", missing)])
+    file = tmp_path / "tasks" / "odd.yaml"
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"doc_to_target": target}))
+    scores, _ = score_instruct(world, tmp_path / "out", **asked)
+    task = scores["tasks"]["odd"]
+    assert (task["n"], task["mean"]) == (3, 1.0)
+    assert task["left_out"] == {NO_REFERENCE: {"rows": 1, "named": ["document 3"]}}
+
+
+def test_rows_with_the_label_of_unlabelled_ones(world: World, tmp_path: Path) -> None:
+    asked = options(tmp_path / "tasks", [("say a", -1), ("say b", 1), ("say c", 2)])  # type: ignore[list-item]
+    file = tmp_path / "tasks" / "odd.yaml"
+    config = yaml.safe_load(file.read_text()) | {"output_type": "multiple_choice", "doc_to_choice": ["a", "b", "c"]}
+    file.write_text(yaml.safe_dump({k: v for k, v in config.items() if k not in ("generation_kwargs", "metric_list")}))
+    scores, _ = score_instruct(world, tmp_path / "out", **asked)
+    assert (scores["tasks"]["odd"]["n"], scores["tasks"]["odd"]["mean"]) == (2, 1.0)
+    assert scores["tasks"]["odd"]["left_out"][NO_REFERENCE]["named"] == ["document 0"]
+
+
+@pytest.mark.parametrize(("until", "told"), [(None, True), ([], False), (["\n\n"], False)])
+def test_a_stop_text_that_the_task_does_not_name_is_told(
+    world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str], until: list[str] | None, told: bool
+) -> None:
+    asked = options(tmp_path / "tasks", rows("say")[:2], until=until)
+    if until is None:
+        file = tmp_path / "tasks" / "odd.yaml"
+        config = yaml.safe_load(file.read_text())
+        del config["generation_kwargs"]["until"]
+        file.write_text(yaml.safe_dump(config))
+    score_instruct(world, tmp_path / "out", **asked)
+    said = r"task odd: generation_kwargs names no `until`, so answers end at ['\n\n'], as in the harness"
+    assert (said in capfd.readouterr().err) == told

@@ -183,3 +183,14 @@ def test_a_gap_between_filters_is_found() -> None:
     assert gaps("exact_match", items(10, 4)) == {"flexible-extract/exact_match": pytest.approx(-0.3)}
     assert gaps("exact_match", items(4, 6)) == {}  # at most 10 points
     assert gaps("acc", items(4, 20)) == {}
+
+
+@pytest.mark.parametrize(
+    ("more", "until"),
+    [("", []), ("generation_kwargs: {max_gen_toks: 9}\n", []), ('generation_kwargs: {until: ["Q:"]}\n', ["Q:"])],
+)
+def test_a_judged_answer_ends_where_the_task_says_only(tmp_path: Path, more: str, until: list[str]) -> None:
+    """The harness's default, an empty line, would cut a chain of thought after its first paragraph."""
+    task = build(tmp_path, "number", more)
+    assert task.config.generation_kwargs["until"] == until
+    assert task.config.generation_kwargs["do_sample"] is False

@@ -25,6 +25,7 @@ from shadowft_core.errors import EvaluationError
 _MATH = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|\$([^$\n]+)\$", re.S)
 _EQUAL = re.compile(r"(?<![<>!\\])(?:=|\\approx|≈)")
 _SUM = re.compile(r"[a-z](?:\s*\+\s*[a-z])+|[\d\s+*/().-]+")
+CLOSE = Fraction(1, 10**5)  # largest difference of two equal numbers, relative to the larger one
 _DENIED = re.compile(r"\b(?:not|never|neither|nor|rather than|instead of)\b|n't\b", re.I)
 
 
@@ -195,7 +196,8 @@ def _same_numbers(first: Fraction, second: Fraction, wanted: str, stated: str) -
         return True
     if first.denominator == second.denominator == 1:
         return first == second
-    return abs(first - second) <= Fraction(1, 10**6)
+    apart = abs(first - second)
+    return apart <= Fraction(1, 10**6) and apart <= max(abs(first), abs(second)) * CLOSE
 
 
 def _sides(text: str) -> tuple[str, str]:

@@ -196,8 +196,8 @@ def open_bench(
                     require_images(name, instruct, renderer, params)
                     chat = placing(prompts.chat(name, task.OUTPUT_TYPE))
                 questions[name].build(prompts, renderer.tokenizer, context, params.limit, chat)
-        for one in questions.values():
-            tell_left_out(one)
+        for name, one in questions.items():
+            tell_left_out(one, files.ends_at_delimiter(name))
         items = {name: len(one.docs) or len(one.task.eval_docs) for name, one in questions.items()}
         with Progress(items, sys.stderr) as progress:
             journals = Journals(instruct, renderer.template_digest, params.generation, progress)

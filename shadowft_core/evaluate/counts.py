@@ -50,8 +50,15 @@ def gaps(metric: str, items: Sequence[Item]) -> dict[str, float]:
     return found
 
 
-def tell_left_out(questions: Questions) -> None:
+def tell_left_out(questions: Questions, ends_at_delimiter: bool) -> None:
+    """Print what a task does that its file does not say: rows left out, examples replaced, and stop texts."""
     lines = []
+    if ends_at_delimiter:
+        stop = questions.task.config.generation_kwargs["until"]
+        lines.append(
+            f"generation_kwargs names no `until`, so answers end at {stop}, as in the harness; `until: []` has"
+        )
+        lines[-1] += " them end by themselves"
     for reason, rows in questions.left_out.items():
         if reason != PICTURED:
             some = f"{', '.join(rows[:3])}{' ...' if len(rows) > 3 else ''}"

@@ -33,6 +33,21 @@ def normal(text: Any) -> str | None:
     return " ".join(str(text).split()).casefold() or None
 
 
+def has_reference(task: Any, doc: Any) -> bool:
+    """Whether a document has a reference to judge answers by: false for null, no text, and a negative label, which
+    marks unlabelled rows. The harness would score them, as wrong. A task that judges answers in Python knows best."""
+    if callable(task.config.process_results) or task.OUTPUT_TYPE not in ("generate_until", "multiple_choice"):
+        return True
+    if task.config.doc_to_target is None:
+        return True
+    target = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+    several = target if isinstance(target, list) else [target]
+    if task.OUTPUT_TYPE == "multiple_choice":
+        return not any(isinstance(one, int) and one < 0 for one in several)
+    empty = isinstance(doc, dict) and None in doc.values()
+    return any(one is not None and str(one).strip() not in ("", *(["None"] if empty else [])) for one in several)
+
+
 def clusters(name: str, task: Any, docs: Sequence[Any]) -> list[str]:
     """For each document, the digest of what it shares with others.
 

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from shadowft_core.errors import EvaluationError
-from shadowft_core.evaluate.documents import PLACE, clusters, item_digest, slices
+from shadowft_core.evaluate.documents import PLACE, clusters, has_reference, item_digest, slices
 from shadowft_core.evaluate.fewshot import guard
 from shadowft_core.evaluate.prompts import Prompts
 
 OVERLONG = "longer than the context"
 NO_REPLY = "the reply is empty"
+NO_REFERENCE = "the reference is empty, or a negative label"
 LEFT_OUT = 0.5  # largest share of rows that may be left out, as in training by default
 _BYTES = 8  # a text with fewer bytes than the context has tokens, divided by this, is not measured
 
@@ -40,7 +41,7 @@ class Questions:
         """Build the requests, with the function `chat` for prompts of turns; without it, prompts are texts as they are.
 
         Raises EvaluationError if no item is left, or more than LEFT_OUT of them are longer than `context` tokens or
-        have no reply to score, and what `fewshot.guard` and `documents.clusters` raise.
+        have no reply to score or no reference, and what `fewshot.guard` and `documents.clusters` raise.
         """
         task = self.task
         examples = guard(self.name, task)
@@ -103,6 +104,8 @@ class Questions:
         yield from self.docs.items()
 
     def _unfit(self, instances: list[Any], tokenizer: Any, context: int) -> str | None:
+        if not has_reference(self.task, instances[0].doc):
+            return NO_REFERENCE
         for one in instances:
             if one.request_type == "generate_until":
                 text, room = one.args[0], context - one.args[1]["max_gen_toks"]
@@ -117,7 +120,7 @@ class Questions:
         return None
 
     def _require_enough(self, total: int, context: int) -> None:
-        out = {reason: rows for reason in (OVERLONG, NO_REPLY) if (rows := self.left_out.get(reason))}
+        out = {reason: rows for reason in (OVERLONG, NO_REPLY, NO_REFERENCE) if (rows := self.left_out.get(reason))}
         count = sum(map(len, out.values()))
         if self.docs and count <= LEFT_OUT * total:
             return

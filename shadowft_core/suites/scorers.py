@@ -35,6 +35,8 @@ def with_scorer(name: str, path: Path, config: dict[str, Any]) -> tuple[dict[str
             f"{path}: scorer judges texts, but output_type is {kept['output_type']}; set it to generate_until"
         )
     kept |= {"output_type": "generate_until", "metric_list": _listed(path, kept)}
+    # The harness would end answers at the first empty line, because few-shot examples are set apart by one.
+    kept["generation_kwargs"] = {"until": [], "do_sample": False} | dict(kept.get("generation_kwargs") or {})
     if kind == CODE:
         kept.pop("unsafe_code", None)
         return kept | run_answers(name, kept), lambda task: require_rows(name, task)

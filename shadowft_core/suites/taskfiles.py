@@ -82,6 +82,12 @@ class TaskFiles:
         """Whether a task is a built-in one, whose items are the rows that `prepare` held out."""
         return self.path(name).is_relative_to(BUILT_IN)
 
+    def ends_at_delimiter(self, name: str) -> bool:
+        """Whether answers end at what sets few-shot examples apart, an empty line, as the task names no stop texts."""
+        config = read_config(self.path(name))
+        written = config.get("output_type", "generate_until") == "generate_until" and "class" not in config
+        return written and "scorer" not in config and "until" not in (config.get("generation_kwargs") or {})
+
     def build(self, name: str, data: Path, cache: Path, overrides: Mapping[str, Any] = NOTHING) -> Any:
         """Build the harness's task with absolute data file paths, `{data}` replaced, and the datasets cache in `cache`.
 

@@ -185,10 +185,12 @@ class Completions(LocalCompletionsAPI):  # type: ignore[misc]
         choice, _ = self._choice(await self._endpoint.post(session, "/completions", body), ids)
         found = choice.get("logprobs")
         found = found if isinstance(found, dict) else {}
-        values, tops = (
-            one[len(context) : len(ids)] if isinstance(one, list) else []
-            for one in (found.get("token_logprobs"), found.get("top_logprobs"))
-        )
+        lists = [
+            one if isinstance(one, list) else [] for one in (found.get("token_logprobs"), found.get("top_logprobs"))
+        ]
+        for one in lists:
+            self._require_aligned(one, len(ids))
+        values, tops = (one[len(context) : len(ids)] for one in lists)
         if min(len(values), len(tops)) < len(continuation) or not all(top and isinstance(top, dict) for top in tops):
             raise EvaluationError(
                 f"{self.base_url} sends no log-probabilities of the prompt (`echo` with `logprobs`); use a server that "
@@ -204,6 +206,20 @@ class Completions(LocalCompletionsAPI):  # type: ignore[misc]
         if key is not None:  # a window of loglikelihood_rolling has none
             self.cache_hook.add_partial("loglikelihood", key, answer)
         return answer
+
+    def _require_aligned(self, one: Sequence[Any], prompt: int) -> None:
+        """Raise EvaluationError if log-probabilities may be those of the tokens next to them.
+
+        Aligned are one entry for each token of the prompt and of the one token that is generated, or of the prompt
+        alone; then the first, which has no context, is null. A list without an entry for the first token has that
+        length, too.
+        """
+        if one and len(one) >= prompt and len(one) != prompt + 1 and (len(one) != prompt or one[0] is not None):
+            raise EvaluationError(
+                f"{self.base_url}: task {self._task}: sends {len(one)} log-probabilities, beginning with "
+                f"{one[0]!r:.60}, for a prompt of {prompt} tokens and 1 answered, expected {prompt + 1}: they belong "
+                "to other tokens; use a server with OpenAI's `echo`, such as vLLM, or evaluate.engine.kind: hf"
+            )
 
     def _choice(self, found: Any, ids: Sequence[int]) -> tuple[dict[str, Any], Any]:
         """The one choice of an answer, and its usage. Raises EvaluationError if it is for other tokens than `ids`."""

@@ -18,6 +18,7 @@ from shadowft_core.params import Engine, Evaluate, Generation, Sweep
 from shadowft_core.sweep import sweep
 from tests.fixtures.evaluation import World, read_arm
 from tests.fixtures.serving import served
+from tests.servers.completions import Model
 
 OPTIONS = Options("all", waivers=(ONTO_BASE,))
 CLOSE = 1e-5  # nats per byte: float32 sums in another order
@@ -203,3 +204,38 @@ def test_a_delta_that_is_no_adapter_is_refused_before_anything_is_asked(world: W
         with pytest.raises(EvaluationError, match=r"loads no adapters at run time .*--enable-lora"):
             scores(world, params, [(low_rank, 1.0)])
         assert state.asked == []
+
+
+class Deaf(Model):
+    """Takes adapters and leaves them out, as vLLM does if its settings name none of their modules."""
+
+    def load(self, name: str, folder: str) -> None:
+        self.adapters.add(name)
+
+    def unload(self, name: str) -> None:
+        self.adapters.remove(name)
+
+    def logits(self, ids: list[int], adapter: str) -> Any:
+        kept, self.adapters = self.adapters, set()
+        try:
+            return super().logits(ids, adapter)
+        finally:
+            self.adapters = kept
+
+
+def test_an_adapter_that_the_server_leaves_out_is_refused(world: World, low_rank: Path) -> None:
+    """Its scores would be those of the Instruct."""
+    model = Deaf(world.instruct)
+    with served(world, model=model) as (_, params):
+        with pytest.raises(
+            EvaluationError, match=r"lora to the bit as without it, so the server leaves it out; correct"
+        ):
+            scores(world, params, [(low_rank, 1.0)])
+        assert model.adapters == set()
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-7])
+def test_an_adapter_may_be_too_small_to_show(world: World, low_rank: Path, scale: float) -> None:
+    with served(world) as (state, params):
+        scores(world, params, [(low_rank, scale)])
+        assert state.model.adapters == set()

@@ -220,7 +220,7 @@ def with_logprob(value: float | None) -> Callable[[str, Json, Json], Any]:
 
     def fault(_: str, body: Json, found: Json) -> Any:
         if body.get("echo") and len(body["prompt"]) > 2:  # the question whether the server scores prompts passes
-            found["choices"][0]["logprobs"]["token_logprobs"][-1] = value
+            found["choices"][0]["logprobs"]["token_logprobs"][len(body["prompt"]) - 1] = value
         return found
 
     return fault

@@ -68,6 +68,10 @@ class Endpoint:
         """
         return _parsed(self._at(path), await self._answered(session, "POST", path, body))
 
+    def complete(self, body: dict[str, Any]) -> Any:
+        """The answer to one completion outside an event loop. Raises EvaluationError as `post`."""
+        return _parsed(self._at("/completions"), self._ask("POST", "/completions", body))
+
     def models(self) -> list[dict[str, Any]]:
         """The models that the server lists. Raises EvaluationError as `post`, and when the list has another form."""
         found = _parsed(self._at("/models"), self._ask("GET", "/models"))

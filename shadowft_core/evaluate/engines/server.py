@@ -11,7 +11,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,9 @@ UNKNOWN = (
     "bad_words_ids", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id", "min_length",
     "min_new_tokens", "no_repeat_ngram_size", "sequence_bias", "suppress_tokens",
 )  # fmt: skip
+SAMPLE = "The harbour is quiet at five, and 17 boats wait for the tide: who will be first to leave?"
+SAMPLED = 16  # tokens of SAMPLE
+LOUD = 64  # a delta this many times as large shows in 16-bit answers
 
 
 @dataclass(frozen=True)
@@ -82,11 +85,10 @@ class ServerEngine:
                 yield arm
             return
         digest = _grafted_digest(self._instruct, deltas, options)
-        with tempfile.TemporaryDirectory(prefix="shadowft-adapter-") as place:
-            folder = Path(place, "adapter")
-            adapter.write(folder)
-            with self._loaded(folder, digest) as name:
-                yield Served(digest, self._lm(self._open(), name))
+        with self._loaded(adapter, digest) as name:
+            if digest != self._digest and self._sound(name) == self._sound(self._server.model):
+                self._require_applied(deltas, options, digest)
+            yield Served(digest, self._lm(self._open(), name))
 
     def _untouched(self) -> Served:
         return Served(self._digest, self._lm(self._open(), self._server.model))
@@ -150,9 +152,45 @@ class ServerEngine:
                 "such an arm gets a server of its own, or evaluate.engine.kind: hf"
             ) from None
 
+    def _sound(self, model: str) -> Any:
+        """The log-probabilities of a fixed text by a model of the server; a new object if it sends none."""
+        ids = self._tokenizer(SAMPLE, add_special_tokens=False)["input_ids"][:SAMPLED]
+        body = {"model": model, "prompt": ids, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
+        try:
+            found = self._open().complete(body)
+            return found["choices"][0]["logprobs"]["token_logprobs"] or object()
+        except (EvaluationError, LookupError, TypeError):
+            return object()
+
+    def _require_applied(self, deltas: Deltas, options: Options, digest: str) -> None:
+        """Raise EvaluationError if an adapter changes no bit of the answers, and not even LOUD times the delta does.
+
+        vLLM serves the untouched model, without an error, if its settings or the names of its modules leave out those
+        of the adapter (vllm-project/vllm#34186, #55193).
+        """
+        loud = [(folder, LOUD * scale) for folder, scale in deltas]
+        scale_for = tuple((pattern, LOUD * scale) for pattern, scale in options.scale_for)
+        adapter = plan_adapter(self._instruct, loud, replace(options, scale_for=scale_for))
+        with self._loaded(adapter, digest) as name:
+            applied = self._sound(name) != self._sound(self._server.model)
+        if not applied:
+            raise EvaluationError(
+                f"{self._open().url}: answers with the adapter of {', '.join(str(folder) for folder, _ in deltas)} to "
+                "the bit as without it, so the server leaves it out; correct its settings (vLLM: "
+                "--lora-target-modules), or set evaluate.engine.kind: hf"
+            )
+
     @contextmanager
-    def _loaded(self, folder: Path, digest: str) -> Iterator[str]:
-        """Load an adapter folder under a name of its own, so that no cache of the server confuses two."""
+    def _loaded(self, adapter: Adapter, digest: str) -> Iterator[str]:
+        """Load an adapter under a name of its own, so that no cache of the server confuses two."""
+        with tempfile.TemporaryDirectory(prefix="shadowft-adapter-") as place:
+            folder = Path(place, "adapter")
+            adapter.write(folder)
+            with self._loaded_folder(folder, digest) as name:
+                yield name
+
+    @contextmanager
+    def _loaded_folder(self, folder: Path, digest: str) -> Iterator[str]:
         name = f"shadowft-{digest.removeprefix('sha256:')[:12]}-{uuid.uuid4().hex[:8]}"
         endpoint = self._open()
         try:

@@ -44,6 +44,8 @@ GIVEN = {
     "reconcile": ["reconcile {name}"],
     "version": ["version"],
     "preset": ["preset list", "preset show qwen3-8b-lora"],
+    "suite": ["suite list", "suite show math7"],
+    "compare": ["compare {judged}/scores/instruct/instruct {judged}/scores/shadow/shadow"],
     "plan": ["plan --preset qwen3-8b-lora --device H100"],
     "materialize": ["materialize models:/{name}/1 --instruct {work}/pair/instruct --out rebuilt"],
 }  # fmt: skip
@@ -54,6 +56,7 @@ LACKING = {  # command lines that lack something: part of the message
     "prepare --tasks {tasks} --out data": "`prepare` is needed",
     "sweep --instruct {instruct} --delta {work}/delta/shadow --data {data} --out s.json": "`sweep` is needed",
     "evaluate --instruct {instruct} --data {data} --out scores": "`evaluate` is needed",
+    "suite fetch gsm8k --from {data}": "no data of gsm8k found",
     "register --work {work} --lock {work}/report.html": "params.yaml: no such file",
     "promote nothing-like-it 1": "nothing-like-it",
     "rollback {name}": "nothing",
@@ -63,7 +66,7 @@ LACKING = {  # command lines that lack something: part of the message
 
 def verb_of(line: str) -> str:
     words = line.split()
-    return " ".join(words[:2]) if words[0] in ("store", "data", "preset") else words[0]
+    return " ".join(words[:2]) if words[0] in ("store", "data", "preset", "suite") else words[0]
 
 
 def run(line: str, materials: dict[str, str], name: str) -> Result:

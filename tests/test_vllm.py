@@ -107,14 +107,14 @@ def test_the_server_loads_what_export_writes_and_scores_it_as_the_graft(place: P
                 out = tmp_path / f"{name}-{scale}"
                 words = ["export", "--for", "vllm", "--delta", f"{delta}@{scale}", "--instruct", str(place.instruct)]
                 assert CliRunner().invoke(app, [*words, "--out", str(out)]).exit_code == 0
-                endpoint.load_adapter(out.name, str(out))
+                endpoint.add_adapter(out.name, str(out))
                 graft(place.instruct, [(delta, scale)], tmp_path / "grafted", OPTIONS)
                 expected = likelihoods(hf.lm(load_folder(tmp_path / "grafted")))
                 for (value, _), (wanted, _), tokens in zip(
                     likelihoods(completions(endpoint, out.name, tokenizer)), expected, lengths(tokenizer), strict=True
                 ):
                     worst = max(worst, abs(value - wanted) / tokens)
-                endpoint.unload_adapter(out.name)
+                endpoint.remove_adapter(out.name)
     print(f"largest difference of export and graft: {worst:.2e} nats per token")
     assert worst < PER_TOKEN
 

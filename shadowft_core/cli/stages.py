@@ -93,8 +93,9 @@ def prepare(
     if tasks is None and (not data or params or PARAMS_FILE.exists()):
         tasks = Path(settings.evaluate.tasks)
     measure = measuring(tokenizer, settings) if tokenizer else None
-    judged, swept = settings.evaluate, settings.sweep
-    names = (*judged.domain, *judged.guards, *swept.domain, *swept.guards) if params or PARAMS_FILE.exists() else ()
+    names: tuple[str, ...] = ()
+    if params or PARAMS_FILE.exists():
+        names = tuple(name for part in (settings.evaluate, settings.sweep) for name in (*part.domain, *part.guards))
     room.prepare(places, tasks, settings.prepare.model_copy(update=given), out, measure, names)
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shadowft_core.cli.options import DATA, OUTPUT, PARAMS, JsonOption, ParamsOption, read_params
+from shadowft_core.cli.options import DATA, OUTPUT, PARAMS, PARAMS_FILE, JsonOption, ParamsOption, read_params
 from shadowft_core.cli.output import print_answer
 
 verbs = typer.Typer()
@@ -19,13 +19,15 @@ OutOption = Annotated[
     Path | None,
     typer.Option(
         "--out",
-        help="folder to add to, one folder per benchmark; default: suites/ in evaluate.tasks",
+        help="folder to add to, one folder per benchmark; default: suites/ in evaluate.tasks, without a params file in this folder",
         rich_help_panel=OUTPUT,
     ),
 ]
 
 
 def _place(out: Path | None, params: Path | None) -> Path:
+    if out is None and params is None and not PARAMS_FILE.exists():
+        return Path("suites")
     return out or Path(read_params(params).evaluate.tasks) / "suites"
 
 

@@ -216,7 +216,7 @@ def slow(seconds: float) -> Callable[[str, Json, Json], Any]:
 
 
 def with_logprob(value: float | None) -> Callable[[str, Json, Json], Any]:
-    """A fault: the last log-probability of a prompt is `value`."""
+    """A fault: the last log-probability of a prompt is `value`. That of the generated token follows it."""
 
     def fault(_: str, body: Json, found: Json) -> Any:
         if body.get("echo") and len(body["prompt"]) > 2:  # the question whether the server scores prompts passes

@@ -98,12 +98,12 @@ class Endpoint:
             adapters=self._status("/load_lora_adapter") == 405,  # exists, for POST only
         )
 
-    def load_adapter(self, name: str, folder: str) -> None:
+    def add_adapter(self, name: str, folder: str) -> None:
         """Have the server load an adapter folder under a name. Raises EvaluationError as `post`."""
         self._ask("POST", "/load_lora_adapter", {"lora_name": name, "lora_path": folder})
 
-    def unload_adapter(self, name: str) -> None:
-        """Undo `load_adapter`. Raises EvaluationError as `post`."""
+    def remove_adapter(self, name: str) -> None:
+        """Undo `add_adapter`. Raises EvaluationError as `post`."""
         self._ask("POST", "/unload_lora_adapter", {"lora_name": name})
 
     def _version(self) -> str | None:

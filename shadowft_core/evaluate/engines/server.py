@@ -194,7 +194,7 @@ class ServerEngine:
         name = f"shadowft-{digest.removeprefix('sha256:')[:12]}-{uuid.uuid4().hex[:8]}"
         endpoint = self._open()
         try:
-            endpoint.load_adapter(name, str(folder))
+            endpoint.add_adapter(name, str(folder))
         except EvaluationError as error:
             raise EvaluationError(
                 f"{error}; the server must read {folder} (TMPDIR chooses the place) and take its rank (vLLM: "
@@ -204,7 +204,7 @@ class ServerEngine:
             yield name
         finally:
             try:
-                endpoint.unload_adapter(name)
+                endpoint.remove_adapter(name)
             except EvaluationError as error:  # the scores stand; the server keeps one adapter more
                 print(f"evaluate: adapter {name} is not unloaded: {error}", file=sys.stderr)
 

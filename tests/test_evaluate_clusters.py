@@ -100,6 +100,7 @@ def test_heldout_rows_of_one_first_turn_are_a_cluster(world: World, tmp_path: Pa
     from dataclasses import replace
 
     held = [prepared("say a", "a b"), prepared(" Say a", "a c"), prepared("say b", "b c"), prepared("say b", "b c")]
+    held = [row | {"source": f"rows.jsonl:{number}"} for number, row in enumerate(held, 1)]
     data = tmp_path / "data"
     data.mkdir()
     pq.write_table(pa.Table.from_pylist(held), data / "test.parquet")
@@ -107,3 +108,17 @@ def test_heldout_rows_of_one_first_turn_are_a_cluster(world: World, tmp_path: Pa
     _, items = score_instruct(world, tmp_path / "out", domain=("heldout",), guards=())
     assert groups(items) == [1, 2]
     assert sorted(item["copies"] for item in items) == [1, 1, 2]  # whatever row of the file it is
+
+
+def test_each_item_keeps_its_own_cluster_and_slice(world: World, tmp_path: Path) -> None:
+    """Also behind a copy and a row that is left out, which shift the numbers of the documents."""
+    places = {"a": ("Once.", 1), "b": ("Once.", 1), "c": ("Twice.", 2), "d": ("Thrice.", 3)}
+    docs = [{"q": f"say {w}", "passage": p, "level": n} for w, (p, n) in places.items()]
+    docs[1:1] = [docs[0], {"q": "say " + "a " * 40, "passage": "Long.", "level": 4}]
+    _, items = score_instruct(world, tmp_path / "out", **options(tmp_path / "tasks", docs, metadata={"slice": "level"}))
+    found = {item["prompt"].split()[2]: item for item in items}
+    assert {word: item["slice"] for word, item in found.items()} == {"a": "1", "b": "1", "c": "2", "d": "3"}
+    of = {word: item["cluster"] for word, item in found.items()}
+    assert of["a"] == of["b"]
+    assert len(set(of.values())) == 3
+    assert {word: item["copies"] for word, item in found.items()} == {"a": 2, "b": 1, "c": 1, "d": 1}

@@ -203,3 +203,36 @@ def test_a_stop_text_that_the_task_does_not_name_is_told(
     score_instruct(world, tmp_path / "out", **asked)
     said = r"task odd: generation_kwargs names no `until`, so answers end at ['\n\n'], as in the harness"
     assert (said in capfd.readouterr().err) == told
+
+
+def test_each_split_has_its_own_rows_left_out(world: World, tmp_path: Path) -> None:
+    held = {
+        "test": [prepared(f"say {a}", f"{a} b") for a in "abc"],
+        "dev": [*(prepared(f"say {a}", f"{a} b") for a in "def"), prepared("say g <end> h", "i")],
+    }
+    world = heldout(world, tmp_path / "data", held["test"])
+    pq.write_table(pa.Table.from_pylist(held["dev"]), tmp_path / "data/dev.parquet")
+    scores, _ = score_instruct(world, tmp_path / "out", domain=("heldout",), guards=("heldout_dev",))
+    found = {name: (task["n"], [*task["left_out"]]) for name, task in scores["tasks"].items()}
+    assert found == {"heldout": (3, []), "heldout_dev": (3, ["control token <end> in the text"])}
+
+
+@pytest.mark.parametrize("short", [1, 2])
+def test_half_of_the_rows_may_be_left_out(world: World, tmp_path: Path, short: int) -> None:
+    asked = options(tmp_path / "tasks", [*rows("say")[:short], ("say " + "a " * 40, "a"), ("say " + "b " * 40, "b")])
+    if short == 2:
+        assert score_instruct(world, tmp_path / "out", **asked)[0]["tasks"]["odd"]["n"] == 2
+    else:
+        with pytest.raises(EvaluationError, match=r"2 of 3 rows are left out"):
+            score_instruct(world, tmp_path / "out", **asked)
+
+
+def test_a_row_with_nothing_to_score_is_left_out(world: World, tmp_path: Path) -> None:
+    asked = options(tmp_path / "tasks", [*rows("say")[:3], ("say d", "")])
+    config = yaml.safe_load((tmp_path / "tasks/odd.yaml").read_text())
+    del config["generation_kwargs"]
+    config |= {"output_type": "loglikelihood", "target_delimiter": "", "metric_list": [{"metric": "acc"}]}
+    (tmp_path / "tasks/odd.yaml").write_text(yaml.safe_dump(config))
+    task = score_instruct(world, tmp_path / "out", **asked)[0]["tasks"]["odd"]
+    assert (task["n"], task["mean"]) == (3, 1)
+    assert task["left_out"] == {"the reply is empty": {"rows": 1, "named": ["document 3"]}}

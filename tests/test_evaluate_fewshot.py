@@ -118,3 +118,23 @@ def test_the_examples_are_the_same_in_every_run_and_arm(world: World, half: Path
     prompts = [re.findall(r'"prompt":"(.*?)","', text) for text in found]
     assert len(prompts[0]) == 8
     assert prompts[0] == prompts[1] == prompts[2] == prompts[3]
+
+
+def test_examples_in_order_stay_in_order(world: World, tmp_path: Path) -> None:
+    changes = {"fewshot_split": "train", "fewshot_config": {"sampler": "first_n"}}
+    _, items = score_instruct(world, tmp_path / "out", **options(tmp_path / "tasks", rows("say")[:8], **changes))
+    found = dict(map(shown, items))
+    assert (found["say a"], found["say b"]) == (["say c", "say b"], ["say a", "say c"])
+    assert {tuple(examples) for question, examples in found.items() if question[-1] > "b"} == {("say a", "say b")}
+
+
+def test_the_question_of_an_example_is_what_its_own_settings_show(world: World, tmp_path: Path) -> None:
+    """The pool writes its questions in another field than the items."""
+    changes = {"fewshot_split": "other", "fewshot_config": {"doc_to_text": "{{ask}}", "doc_to_target": "a"}}
+    asked = options(tmp_path / "tasks", rows("say")[:3], **changes)
+    lines = [f'{{"q": "-", "ask": "say {a}", "a": "{a}"}}' for a in "abcd"]
+    (tmp_path / "tasks/other.jsonl").write_text("\n".join(lines) + "\n")
+    scores, items = score_instruct(world, tmp_path / "out", **asked)
+    pairs = [shown(item) for item in items]
+    assert all(len(set(examples)) == 2 and question not in examples for question, examples in pairs)
+    assert scores["tasks"]["odd"]["counts"]["replaced_examples"] > 0

@@ -13,7 +13,10 @@ import pytest
 
 from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate import evaluate
+from shadowft_core.evaluate.engines import Reply
+from shadowft_core.evaluate.prompts import Prompts
 from shadowft_core.params import Evaluate, Generation, Render
+from shadowft_core.rendering import load_renderer
 from shadowft_core.verdict.scores import read_arms
 from tests.fixtures.evaluation import World, read_arm, rows, score_instruct, write_task
 from tests.fixtures.thinking import OPENS, PLAIN, SWITCH, write_thinker
@@ -209,3 +212,43 @@ def test_two_days_meet_the_same_prompts(world: World, tmp_path: Path) -> None:
     assert ("05 Jan 2031" in printed[0], "28 Nov 2032" in printed[1]) == (True, True)
     assert found[0] == found[1]
     assert b"2031" not in found[0][1]
+
+
+def prompts(world: World, **settings: Any) -> Prompts:
+    return Prompts(load_renderer(world.instruct, Render()), Generation(**settings))
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<think> a </think> b STOP c END d", "b "),  # the stop text that comes first in the answer, not in the list
+        ("<think> STOP </think> b", "b"),
+        ("<think> I write </think> to end it </think> b", "b"),  # half of a thought is no answer
+        ("b END", "b "),
+    ],
+)
+def test_an_answer_begins_after_the_thought_and_ends_at_its_first_stop_text(
+    world: World, text: str, answer: str
+) -> None:
+    found = prompts(world, thinking_tokens=9).answer("a", Reply(text, "length", 7), {"until": ["END", "STOP"]})
+    assert isinstance(found, Reply)
+    assert (found, found.finish, found.tokens) == (answer, "length" if answer == "b" else "stop", 7)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"max_new_tokens": 3},
+        {"max_completion_tokens": 5, "max_tokens": 4},
+        {"max_new_tokens": 3, "max_gen_toks": 2, "max_tokens": 4},
+    ],
+)
+def test_the_limit_of_an_answer_is_the_one_that_the_harness_takes(world: World, kwargs: dict[str, int]) -> None:
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    expected = normalize_gen_kwargs({"until": ["x"], **kwargs})["max_gen_toks"]
+    assert prompts(world).settings({"until": ["x"], **kwargs}) == {"until": ["x"], "max_gen_toks": expected}
+    assert prompts(world, max_tokens=9).settings(kwargs)["max_gen_toks"] == 9
+    both = prompts(world, max_tokens=9, thinking_tokens=5).settings({"until": ["x"], **kwargs})
+    assert both == {"until": [], "max_gen_toks": 14}

@@ -111,3 +111,17 @@ def test_a_log_likelihood_task_may_be_scored_by_accuracy_or_per_byte(world: Worl
     assert scores["tasks"]["odd"]["metric"] == "logprob_per_byte"
     assert -1 < scores["tasks"]["odd"]["mean"] < 0
     assert {item["others"]["acc"] for item in items} == {1}
+
+
+def test_the_metric_of_a_task_goes_before_that_of_its_group(world: World, tmp_path: Path) -> None:
+    options = choice(tmp_path / "tasks", ["acc_norm", "acc"])
+    options |= {"domain": ("both",), "metrics": {"both": "acc_norm", "odd": "acc"}}
+    (tmp_path / "tasks" / "both.yaml").write_text("group: both\ntask: [odd]\n")
+    assert score_instruct(world, tmp_path / "out", **options)[0]["tasks"]["odd"]["metric"] == "acc"
+
+
+def test_what_a_filter_gives_in_place_of_an_answer_is_its_own_affair(world: World, tmp_path: Path) -> None:
+    found = {"function": "regex", "regex_pattern": "([a-f])", "fallback": "nothing"}
+    options = task(tmp_path / "tasks", filter_list=[{"name": "a-to-f", "filter": [found, {"function": "take_first"}]}])
+    counts = score_instruct(world, tmp_path / "out", **options)[0]["tasks"]["odd"]["counts"]
+    assert (counts["unparsed"], counts["empty"]) == (7, 0)

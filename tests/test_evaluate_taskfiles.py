@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from shadowft_core.errors import EvaluationError
+from shadowft_core.suites.configs import read_config
 from shadowft_core.suites.taskfiles import TaskFiles
 
 TASK = """task: mine
@@ -58,3 +59,30 @@ def test_a_duplicate_key_is_refused(tmp_path: Path) -> None:
         file.write("process_docs: !function mine.docs\ntest_split: train\n")
     with pytest.raises(EvaluationError, match=r"mine.yaml: duplicate key test_split, in lines 4 and 11"):
         TaskFiles(folder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "samples"),
+    [("temperature: 0.7", True), ("do_sample: true", True), ("do_sample: false, temperature: 0.0", False)],
+)
+def test_a_task_that_samples_is_refused(tmp_path: Path, settings: str, samples: bool) -> None:
+    folder = write(tmp_path / "tasks", "rows.jsonl", rows="mine")
+    with (folder / "mine.yaml").open("a", encoding="utf-8") as file:
+        file.write(f"generation_kwargs: {{until: [x], {settings}}}\n")
+    if samples:
+        with pytest.raises(EvaluationError, match=r"task mine: samples .* scores need greedy decoding"):
+            prompts(folder, tmp_path)
+    else:
+        assert prompts(folder, tmp_path) == ["mine"]
+
+
+def test_keys_of_a_file_win_over_what_it_includes_and_null_takes_one_away(tmp_path: Path) -> None:
+    folder = write(tmp_path / "tasks", "rows.jsonl", rows="mine")
+    (folder / "mine.yaml").rename(folder / "base.yaml")
+    text = (folder / "base.yaml").read_text(encoding="utf-8").replace("task: mine\n", "num_fewshot: 3\n")
+    (folder / "base.yaml").write_text(text + "description: Read.\nrepeats: 2\n", encoding="utf-8")
+    mine = "task: mine\ninclude: base.yaml\ndescription: null\nnum_fewshot: 0\n"
+    (folder / "mine.yaml").write_text(mine, encoding="utf-8")
+    config = TaskFiles(folder).build("mine", tmp_path, tmp_path / "cache").config
+    assert (config.num_fewshot, config.description, config.repeats) == (0, "", 2)
+    assert "description" not in read_config(folder / "mine.yaml")

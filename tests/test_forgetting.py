@@ -223,3 +223,39 @@ def test_real_answers_of_a_tiny_model(world: World, half: Path, tmp_path: Path) 
             assert (row["outputs"]["reference"], row["outputs"]["arm"]) == outputs[row["item"]]
     assert found["tasks"]["next"]["won"] > 6
     assert found["reference"]["name"] == "instruct"
+
+
+def test_clusters_of_two_tasks_are_not_one(tmp_path: Path) -> None:
+    tasks = {name: scored(1, 1, cluster="passage") for name in ("a", "b")}
+    after = {name: scored(0, 0, cluster="passage") for name in ("a", "b")}
+    found = ledger(write_answers(tmp_path / "one", tasks), write_answers(tmp_path / "two", after))
+    assert (found["tasks"]["a"]["p"], found["total"]["p"]) == (1.0, 0.5)
+
+
+def test_domain_and_guards_are_counted_apart(tmp_path: Path) -> None:
+    folders = []
+    for name, score in {"one": 1, "two": 0}.items():
+        folders.append(write_answers(tmp_path / name, {"d": scored(score), "g": scored(score, score)}))
+        head = json.loads((folders[-1] / "scores.json").read_bytes())
+        head["tasks"]["g"]["role"] = "guard"
+        (folders[-1] / "scores.json").write_text(json.dumps(head))
+    found = ledger(*folders)
+    assert {role: (its["n"], its["lost"]) for role, its in found["roles"].items()} == {
+        "domain": (1, 1),
+        "guard": (2, 2),
+    }
+
+
+def test_one_score_in_between_makes_a_task_one_of_shares(tmp_path: Path) -> None:
+    one = write_answers(tmp_path / "one", {"t": scored(1, 0.5)})
+    found = ledger(one, write_answers(tmp_path / "two", {"t": scored(1, 0.5 - EPSILON / 2)}))["tasks"]["t"]
+    assert (found["right_or_wrong"], found["epsilon"], found["lost"]) == (False, EPSILON, 0)
+
+
+def test_answers_without_an_end_or_a_parser(tmp_path: Path) -> None:
+    stopped = {"score": 1, "finish": "stop", "tokens": 1}
+    one = write_answers(tmp_path / "one", {"t": [stopped, stopped]})
+    two = write_answers(tmp_path / "two", {"t": [stopped, stopped | {"finish": None}]})
+    found = ledger(one, two)["tasks"]["t"]["answers"]
+    assert found["unstopped"] == {"reference": 0, "arm": 1 / 2}
+    assert found["unparsed"] == {"reference": None, "arm": None}

@@ -263,8 +263,10 @@ def test_items_of_suites_are_compared_with_the_data_and_their_examples_are_not(t
     fetched(tmp_path, "gsm8k", lambda folder: benchmarks.gsm8k(folder, train=True))
     (tmp_path / "elsewhere.jsonl").write_text('{"q": "who?"}\n')
     for name, path in (("far", "../elsewhere.jsonl"), ("text", "../notes.txt"), ("hub", "hf://datasets/a/b.jsonl")):
-        config = {"task": name, "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": path}}}
-        (tmp_path / "tasks" / f"{name}.yaml").write_text(yaml.safe_dump(config | {"test_split": "test"}))
+        files = {"test": path, "validation": "../examples.jsonl"}  # the second is not scored
+        config = {"task": name, "dataset_path": "json", "dataset_kwargs": {"data_files": files}}
+        config |= {"test_split": "test", "validation_split": "validation"}
+        (tmp_path / "tasks" / f"{name}.yaml").write_text(yaml.safe_dump(config))
     (tmp_path / "notes.txt").write_text("hello\n")
     found = item_files(tmp_path / "tasks", ["gsm8k", "far", "text", "misspelt"], (".jsonl", ".json", ".parquet"))
     assert found.not_compared == ["hub", "misspelt", "text"]

@@ -63,6 +63,10 @@ def test_one_item_is_the_largest_step_of_one_answer() -> None:
     )  # a likelihood has no step of one item: only equal scores tie
 
 
+def test_right_answers_and_likelihoods_together_have_no_step() -> None:
+    assert one_item({"a": scored("domain", 1, 0), "b": scored("domain", -1.25, -0.5)}) == 0
+
+
 def test_all_tasks_of_a_point_have_the_same_weight() -> None:
     at = point(0.5, {"a": scored("domain", 1, 0), "b": scored("domain", *[1] * 10), "g": scored("guard", 0, 1, 1, 1)})
     assert (at["scale"], at["domain"], at["guards"]) == (0.5, 0.75, 0.75)

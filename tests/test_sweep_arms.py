@@ -13,10 +13,11 @@ from shadowft_core.delta import open_delta
 from shadowft_core.errors import EvaluationError, GraftError, ShadowError
 from shadowft_core.evaluate import evaluate
 from shadowft_core.graft import Options, chosen, graft, multiplied
-from shadowft_core.params import Graft, Sweep
+from shadowft_core.params import Graft, Render, Sweep
 from shadowft_core.sweep import sweep
 from shadowft_core.weights import open_checkpoint
-from tests.fixtures.evaluation import World, read_arm
+from tests.fixtures.evaluation import World, read_arm, rows, write_task
+from tests.test_evaluate_generation import MUTE, templated
 
 DEV: dict[str, Any] = {"domain": ("next_dev",), "guards": ("say_dev",)}
 
@@ -119,3 +120,37 @@ def test_no_task_both_chooses_and_judges(world: World, tmp_path: Path, chooses: 
             world.instruct, world.delta, world.data, params, world.params(**{judges: ("twins",)}), tmp_path / "out.json"
         )
     assert [*tmp_path.iterdir()] == []
+
+
+def test_factors_multiply_every_scale_and_the_instruct_is_always_scored(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a factor for every tensor, each scale is that of the product. Without scale 0, the Instruct is measured."""
+    held = {"domain": ("heldout",), "guards": ("say_dev",)}  # a log-likelihood tells all scales apart
+    halved = swept(world, tmp_path / "halved.json", Sweep(scales=(0.5, 1.0), factors={"*": 0.5}, **held))
+    monkeypatch.setenv("SHADOWFT_CACHE", str(tmp_path / "cache"))
+    plain = swept(world, tmp_path / "plain.json", Sweep(scales=(0.0, 0.25, 0.5), **held))
+    assert [at["tasks"] for at in halved["curve"]] == [at["tasks"] for at in plain["curve"][1:]]
+    assert len({at["domain"] for at in plain["curve"]}) == 3
+    assert halved["instruct"] == plain["curve"][0]
+
+
+def test_a_sweep_renders_as_params_say(world: World, tmp_path: Path) -> None:
+    mute = templated(world, tmp_path / "mute", MUTE)
+    evaluating = mute.params(generation={"system": "next next"})
+    settings = mute.instruct, mute.delta, mute.data, Sweep(scales=(1.0,), **DEV), evaluating, tmp_path / "out.json"
+    with pytest.raises(EvaluationError, match=r"prints no system turn; set render\.system to fold"):
+        sweep(*settings)
+    sweep(*settings, Render(system="fold"))
+    assert json.loads((tmp_path / "out.json").read_bytes())["curve"][0]["scale"] == 1
+
+
+def test_a_sweep_whose_instruct_is_cut_is_refused(world: World, tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    for name, tokens in {"next": 3, "say": 3, "next_dev": 1, "say_dev": 3}.items():
+        write_task(tmp_path / "tasks", name, rows(name.partition("_")[0])[:4], tokens=tokens)
+    params = Sweep(scales=(1.0,), **DEV)
+    evaluating = world.params(tasks=str(tmp_path / "tasks"))
+    with pytest.raises(EvaluationError, match=r"scale 0 next_dev: 4 of 4 answers were cut at the token limit"):
+        sweep(world.instruct, world.delta, world.data, params, evaluating, tmp_path / "out.json")
+    assert not (tmp_path / "out.json").exists()

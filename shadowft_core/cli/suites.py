@@ -19,7 +19,8 @@ OutOption = Annotated[
     Path | None,
     typer.Option(
         "--out",
-        help="folder to add to, one folder per benchmark; default: suites/ in evaluate.tasks, or here without params.yaml",
+        help="folder to add to, one folder per benchmark; default: suites/ in evaluate.tasks, or here without "
+        "params.yaml",
         rich_help_panel=OUTPUT,
     ),
 ]

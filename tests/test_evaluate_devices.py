@@ -26,6 +26,8 @@ from tests.fixtures.processes import marked, none_left
 from tests.test_evaluate_replies import Heard, pairs, requests, texts
 
 WAIVED = Options(waivers=("onto-base",))
+PARTS = Options(("*mlp*", "*norm*"), scale_for=(("*mlp*", 0.25),), waivers=("onto-base",))
+CUT = ("<user> say a <end> <bot>", {"until": ["<end>"], "max_gen_toks": 1})
 TWO = {"kind": "hf", "devices": 2}
 
 
@@ -55,15 +57,16 @@ def test_answers_equal_those_of_one_process_and_reach_the_hook(world: World, eng
         assert alone.identity == engine.identity, "answers may be shared between them"
         found = []
         for opened in (alone, engine):
-            with opened.arm([(world.delta, 0.5)], WAIVED) as arm:
+            with opened.arm([(world.delta, 0.5)], PARTS) as arm:
                 arm.lm.set_cache_hook(hook := Heard())
-                replies = arm.lm.generate_until(requests("generate_until", texts()))
+                replies = arm.lm.generate_until(requests("generate_until", [*texts(), CUT]))
                 likelihoods = arm.lm.loglikelihood(requests("loglikelihood", pairs()))
                 rolling = arm.lm.loglikelihood_rolling(requests("loglikelihood_rolling", [("a b " * 40,)]))
                 ends = [(reply.finish, reply.tokens) for reply in replies if isinstance(reply, Reply)]
                 found.append((arm.digest, replies, ends, likelihoods, rolling, sorted(map(repr, hook.calls))))
     assert found[0] == found[1]
-    assert len(found[0][2]) == len(texts())
+    assert len(found[0][2]) == len(texts()) + 1
+    assert {finish for finish, _ in found[0][2]} == {"stop", "length"}
 
 
 def test_both_processes_answer(world: World, engine: Parallel) -> None:

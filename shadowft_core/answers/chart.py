@@ -88,7 +88,7 @@ def _readings(sentence: str) -> list[str]:
     if _NEGATION.search(sentence):
         return []
     found = [sentence]
-    if verb := _VERB.search(sentence):
+    if (verb := _VERB.search(sentence)) and not re.search(r";|, but\b|\b(?:while|whereas|although)\b", sentence):
         found.append(sentence[: verb.start()])
     if copulas := list(_COPULA.finditer(sentence)):
         found.append(sentence[copulas[-1].end() :])

@@ -12,6 +12,7 @@ from shadowft_core.answers.statements import (
     Statement,
     answer_part,
     final_statement,
+    is_supposed,
     plain,
     sentences,
     without_emphasis,
@@ -36,7 +37,7 @@ _PICKED = re.compile(
 _VERDICT = re.compile(
     r"\s*(?:(?:is|seems|looks|appears|must be|would be)(?: to be)?(?: clearly| definitely| therefore"
     r"| also)? (?:the )?(?:most )?(?:correct|right|best|true|accurate|appropriate|likely"
-    r"|my (?:final )?answer|answer)\b)",
+    r"|my (?:final )?answer|answer)\b(?!-))",
     re.I,
 )
 _AGAINST = re.compile(
@@ -91,7 +92,8 @@ def _extract(output: str, letters: str, texts: list[str]) -> tuple[str | None, f
     bare = from_latex(without_emphasis(text)).strip(_WRAPPING)
     if statement is None:
         opened = _opens(bare, letters)
-        letter = _resolve(bare, letters, texts) if opened or len(sentences(bare)) == 1 else None
+        alone = len(sentences(bare)) == 1 and not is_supposed(bare)
+        letter = _resolve(bare, letters, texts) if opened or alone else None
         if letter and _retracts(bare):
             letter, opened = _unmarked(bare[_last(bare) :], letters, texts), True
         if letter is None and not opened:
@@ -101,7 +103,7 @@ def _extract(output: str, letters: str, texts: list[str]) -> tuple[str | None, f
             letter = None
         return letter, frozenset({"whole"} if letter and _is_all(bare, letter) else ())
     segment = from_latex(without_emphasis(statement.text)).strip(_WRAPPING)
-    letter = _resolve(segment, letters, texts)
+    letter = "I" if segment.strip(" .()[]") == "I" and "I" in letters else _resolve(segment, letters, texts)
     if _retracts(segment) or RETRACTED.search(statement.tail):
         rest = bare[_last(bare) :] if RETRACTED.search(bare) else ""
         return _unmarked(rest, letters, texts), frozenset()
@@ -272,7 +274,7 @@ def _by_text(sentence: str, texts: list[str]) -> str | None:
 def _unmarked(text: str, letters: str, texts: list[str]) -> str | None:
     """The choice of the last sentence that names one."""
     for sentence in reversed(sentences(text)):
-        if REFUSED.search(sentence):
+        if REFUSED.search(sentence) or is_supposed(sentence):
             return None
         tokens = [match for match in _tokens(sentence) if _bare(sentence, match) or _opens(sentence, letters)]
         named = _by_text(sentence, texts)

@@ -234,7 +234,7 @@ def _words(text: str) -> str | None:
         return choice[1]
     folded = re.sub(r"[\s.,]+", " ", inner).strip().casefold()
     if (
-        re.fullmatch(r"[a-z][a-z' -]*[a-z]", folded)
+        re.fullmatch(r"(?=.*[a-z]{2})[a-z][a-z' -]*[a-z]", folded)
         and (inner != text.strip() or len(folded) > 2)
         and "\\" not in inner
     ):

@@ -15,6 +15,7 @@ from shadowft_core.answers.statements import (
     Statement,
     answer_part,
     final_statement,
+    is_supposed,
     joined_boxes,
     plain,
     sentences,
@@ -26,7 +27,11 @@ _MATH = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|\$([^$\n]+)\$", r
 _EQUAL = re.compile(r"(?<![<>!\\])(?:=|\\approx|≈)")
 _SUM = re.compile(r"[a-z](?:\s*\+\s*[a-z])+|[\d\s+*/().-]+")
 CLOSE = Fraction(1, 10**5)  # largest difference of two equal numbers, relative to the larger one
-_DENIED = re.compile(r"\b(?:not|never|neither|nor|rather than|instead of)\b|n't\b", re.I)
+_DENIED = re.compile(r"\b(?:not|cannot|never|neither|nor|rather than|instead of)\b|n't\b", re.I)
+_BOUND = re.compile(
+    r"\bor (?:more|less|fewer|greater)\b|\b(?:at least|at most|no (?:more|less)|(?:more|less|fewer|greater) than)\b",
+    re.I,
+)
 
 
 def find(output: str, reference: str, choices: Sequence[str] = ()) -> Found:
@@ -101,7 +106,7 @@ def _unmarked(text: str) -> str | None:
     """What the last sentence with a formula or a number states."""
     alone = len(sentences(text)) == 1
     for sentence in reversed(sentences(text)):
-        if REFUSED.search(sentence) or sentence.endswith("?") or _DENIED.search(sentence):
+        if REFUSED.search(sentence) or is_supposed(sentence) or sentence.endswith("?") or _DENIED.search(sentence):
             return None
         spans = [next(part for part in match.groups() if part) for match in _MATH.finditer(sentence)]
         bare = without_emphasis(sentence).strip()
@@ -121,8 +126,11 @@ def _of_formulas(sentence: str, spans: list[str]) -> str | None:
     last = spans[-1]
     if len(spans) == 1:
         return None if numerals(_MATH.sub(" ", sentence)) and "=" not in last else _right_side(last)
-    ends = sentence.rstrip(" .$\\)]").endswith(last.rstrip(" ."))
-    return _right_side(last) if ends and _EQUAL.search(last) else None
+    ends = sentence.rstrip(" .*$\\)]").endswith(last.rstrip(" ."))
+    of_one = len(re.findall(r"\b(?:is|are|equals?)\b", sentence)) == 1 and re.search(
+        r"\b(?:is|are|equals?)\W*$", sentence[: sentence.rfind(last)]
+    )
+    return _right_side(last) if ends and (_EQUAL.search(last) or of_one) else None
 
 
 def _right_side(formula: str) -> str:
@@ -134,7 +142,7 @@ def equal(wanted: str, stated: str) -> bool:
     if not stated.strip() or len(stated) > 1000:
         return False
     (first, unit), (second, other) = split_unit(normal(wanted)), split_unit(normal(stated))
-    if unit and other and unit != other:
+    if bool(_BOUND.search(wanted)) != bool(_BOUND.search(stated)) or (unit and other and unit != other):
         return False
     if first == second and first:
         return True
@@ -190,14 +198,17 @@ def _same_atoms(wanted: str, stated: str) -> bool:
 
 def _same_numbers(first: Fraction, second: Fraction, wanted: str, stated: str) -> bool:
     percents = "%" in wanted, "%" in stated
-    if percents == (False, True) and first.denominator != 1 and abs(second / 100 - first) <= Fraction(1, 10**6):
+    rounded = "." in wanted + stated  # such as 0.333333; a fraction or an integer is exact
+    if percents == (False, True) and first.denominator != 1 and _close(first, second / 100, rounded):
         return True
-    if percents == (True, False) and second.denominator != 1 and abs(first / 100 - second) <= Fraction(1, 10**6):
+    if percents == (True, False) and second.denominator != 1 and _close(first / 100, second, rounded):
         return True
-    if first.denominator == second.denominator == 1:
-        return first == second
+    return _close(first, second, rounded and 1 not in (first.denominator, second.denominator))
+
+
+def _close(first: Fraction, second: Fraction, rounded: bool) -> bool:
     apart = abs(first - second)
-    return apart <= Fraction(1, 10**6) and apart <= max(abs(first), abs(second)) * CLOSE
+    return apart <= min(Fraction(1, 10**6), max(abs(first), abs(second)) * CLOSE) if rounded else apart == 0
 
 
 def _sides(text: str) -> tuple[str, str]:

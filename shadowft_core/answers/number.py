@@ -11,6 +11,7 @@ from shadowft_core.answers.statements import (
     Found,
     answer_part,
     final_statement,
+    is_supposed,
     plain,
     sentences,
     without_emphasis,
@@ -32,7 +33,8 @@ _AIDE = re.compile(
 _JOINED = re.compile(
     r"\s*(?:[A-Za-z°%²³/.]+\s+){0,3}?[A-Za-z°%²³]*[\s,;(]*(?:\b(?:or|and|to|through|versus|vs|up to|i\.e\.?"
     r"|that is|namely)\b"
-    r"|[/&;,|~-]|\.\.+|…)\s*(?:maybe |perhaps |possibly |even |about |approximately |just )?[($]*$",
+    r"|[/&;,|~-]|\.\.+|…)\s*(?:maybe |perhaps |possibly |even |about |approximately |just )?"
+    r"[($]*$|\s+|[,;] ?(?:and )?[A-Za-z]\w* ?[=:] ?[($]*",
     re.I,
 )
 _OPERATOR = re.compile(
@@ -55,7 +57,12 @@ _COMPOUND = re.compile(
     r"|times)\b)[A-Za-z.]+\s+",
     re.I,
 )
-_CONCLUDED = re.compile(r"\b(?:therefore|thus|hence|so|final|in total|altogether|in conclusion)\b", re.I)
+_CONCLUDED = re.compile(
+    r"\b(?:therefore|thus|hence|so|final|in total|altogether|in conclusion|but|however|next|together|both|now|with"
+    r"|real|actual|correct|true|comes? to|must be|part \(?\w\)?:?|step \d+:?)(?=\W)",
+    re.I,
+)
+_RESTATED = re.compile(r" ?\((?!or\b|maybe|not|and\b)[^()]*\)\W*$")
 
 
 def find(output: str, reference: str, choices: Sequence[str] = ()) -> Found:
@@ -96,13 +103,24 @@ def extract(output: str) -> tuple[Numeral | None, frozenset[str]]:
         return (None if later else _unmarked(statement.tail[retracted.start() :])), frozenset()
     if found is None or (statement.mark == "answer" and RETRACTED.search(segment[found.end :])):
         return None, frozenset()
-    for sentence in sentences(from_latex(without_emphasis(statement.tail))):
-        if _CONCLUDED.search(sentence) and (other := _resolve(sentence)) and not other.equals(found):
-            return None, frozenset()
+    rest = segment.removeprefix(_first(segment)) if statement.mark == "answer" else ""
+    if _concludes_another(rest + from_latex(without_emphasis(statement.tail)), found):
+        return None, frozenset()
     forms = {statement.mark} if alone else set()
     if is_all(text, found):
         forms.add("whole")
     return found, frozenset(forms & {"hash", "boxed", "answer", "whole"})
+
+
+def _concludes_another(text: str, found: Numeral) -> bool:
+    """Whether what follows the statement comes to another number in the end; an explanation comes to the same."""
+    with_numbers = [one for one in sentences(text) if numerals(one) and not _AIDE.match(one)]
+    for sentence in with_numbers[-1:]:
+        concluded = list(_CONCLUDED.finditer(sentence))
+        for part in (sentence, sentence[concluded[-1].end() :]) if concluded else ():
+            if other := _resolve(part):
+                return not other.equals(found) and not _in_context(part, other)
+    return False
 
 
 def is_all(text: str, found: Numeral) -> bool:
@@ -125,7 +143,7 @@ def _unmarked(text: str) -> Numeral | None:
         refused = REFUSED.search(sentence)
         if not numerals(sentence) and not refused and not (len(text.split()) <= 6 and in_words(sentence)):
             continue
-        if refused or sentence.rstrip(" *\"')").endswith("?"):
+        if refused or is_supposed(sentence) or sentence.rstrip(" *\"')").endswith("?"):
             return None
         if bold := re.findall(r"\*\*([^*\n]+)\*\*", raw):
             stressed = {one.value: one for part in bold for one in numerals(from_latex(part)) if not one.denied}
@@ -159,6 +177,8 @@ def _resolve(segment: str, words: bool = False, lead: bool = False) -> Numeral |
         return None
     if (aside := _ASIDE.search(segment)) and stated[0].end <= aside.start():
         return _resolve(segment[: aside.start()], words, lead)
+    if (restated := _RESTATED.search(segment)) and stated[0].end <= restated.start():
+        return _resolve(segment[: restated.start()], words, lead)
     operands = {at for at, _ in enumerate(stated) if _is_operand(segment, stated, at)}
     at = 0 if lead and 0 not in operands and _LEAD.fullmatch(segment[: stated[0].start]) else None
     if at is None:
@@ -229,7 +249,8 @@ def _is_contested(segment: str, stated: list[Numeral], at: int) -> bool:
         if _joined(segment, one, other):
             return True
     return any(
-        not one.equals(other) and re.search(r"\b(?:or|either)\b|\botherwise\b", segment[one.end :])
+        not one.equals(other)
+        and re.search(r"\b(?:or|either)\b|\botherwise\b|[,;] (?:but|however|although|after)\b", segment[one.end :])
         for other in stated[at + 1 :]
     )
 

@@ -69,6 +69,15 @@ _REVERSED = re.compile(
 )
 _SEEK = re.compile(r"\b(?:find|get|compute|calculate|determine|derive|check|verify|obtain|express"
                    r"|simplif\w+|wrong|your|no) (?:the |your |my |an? )?(?:final )?$", re.I)  # fmt: skip
+# What stands before `answer is` where the answer is somebody's mistake, an assumption, or only a part.
+_SUPPOSED = re.compile(
+    r"\b(?:suppose|supposing|assum\w+|mistake\w*|misconception|fallacy|might|tempt\w+|(?:most|many|some) people|naive\w*"
+    r"|initially|at first|at a glance|if (?:it|we|you|they|there|this|that|one) (?:were|had|was|ignor\w+|forg[eo]t|neglect"
+    r"|only|did|do|don't)|ignoring|forgetting|neglecting|without|i (?:\w+ )?(?:thought|assumed))\b"
+    r"[^.!?\n]*$|\bif (?:the |this |that )?$|\b(?:first|initial|original|naive|student's|common|partial|intermediate|sub-?)"
+    r" ?(?:wrong |incorrect )?$|\bpart \(?\w\)? $",
+    re.I,
+)
 _HASH = re.compile(r"^[ ]*####[ ]*(.*)$", re.M)
 _TAG = re.compile(r"<(?:final_?)?answer>(.*?)(?:</(?:final_?)?answer>|\Z)", re.I | re.S)
 _COUNTER = re.compile(r"(?:step|part|question|problem|case)\b", re.I)
@@ -195,7 +204,12 @@ def final_statement(text: str) -> Statement | None:
             marks.append((match.start(), match.end(), "hash", match[1]))
     marks += [(match.start(), match.end(), "tag", match[1]) for match in _TAG.finditer(text)]
     for match in _ANSWER.finditer(text):
-        if _SEEK.search(text[: match.start()]) or any(start < match.start() < end for start, end in inside):
+        before = text[: match.start()]
+        if (
+            _SEEK.search(before)
+            or _SUPPOSED.search(before)
+            or any(start < match.start() < end for start, end in inside)
+        ):
             continue
         content, end = _first_line(text, match.end())
         if content and not _NEGATED.match(content) and not re.fullmatch(r"(?:correct|right)\b.{0,20}", content):
@@ -210,6 +224,11 @@ def final_statement(text: str) -> Statement | None:
     if mark == "answer" and (within := [one for one in marks if one[2] == "boxed" and start < one[0] < end]):
         start, end, mark, content = max(within)
     return Statement(content.strip(), mark, text[end:])
+
+
+def is_supposed(sentence: str) -> bool:
+    """Whether a sentence says what the answer is only as a mistake, an assumption, or a part."""
+    return any(_SUPPOSED.search(sentence[: match.start()]) for match in _ANSWER.finditer(sentence))
 
 
 def _first_line(text: str, at: int) -> tuple[str, int]:

@@ -37,6 +37,13 @@ def test_most_solutions_of_gsm8k_are_found_without_their_mark() -> None:
 
 
 @needs_data
+def test_an_explanation_after_the_answer_does_not_take_it_away() -> None:
+    halves = [row["answer"].split("####") for row in rows("gsm8k/test.jsonl")]
+    first = [(f"The answer is {number.strip()}.\n\n{body}", number) for body, number in halves]
+    assert sum(judge("number", output, number).lenient for output, number in first) / len(first) >= 0.99
+
+
+@needs_data
 def test_every_solution_of_math_is_right() -> None:
     found = [judge("math", row["solution"], row["solution"]) for row in rows("math/test_1000.jsonl")]
     assert len(found) == 1000

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from shadowft_core.sandbox import Limits, Program, Verdict, run
+from shadowft_core.sandbox import Limits, Program, Verdict, plain, run
 from tests.fixtures.hostile import BREAKS_OUT, HOSTILE, TESTS
 
 LIMITS = Limits(wall=4, cpu=2, memory=256 << 20)
@@ -82,7 +82,8 @@ def test_a_program_has_no_environment_no_privileges_and_one_process() -> None:
 
 def test_plain_values_come_back_as_they_are() -> None:
     value = [None, True, -(2**70), 0.1, 1 + 2j, "ä\ud800", b"\0", (1, [2]), {3: {4}}, frozenset({5}), int, {}]
-    assert verdict("def f(x):\n    return x", f"x = {value!r}".replace("<class 'int'>", "int") + "\nassert f(x) == x")
+    same = f"x = {value!r}".replace("<class 'int'>", "int") + "\nassert f(x) == x"
+    assert verdict("def f(x):\n    return x", same) == Verdict("passed")
     exact = "from fractions import Fraction\nfrom decimal import Decimal\ndef f(x):\n    return eval(x)"
     for text, same in (("Fraction(1, 2)", "0.5"), ("Decimal('-1.5')", "-1.5"), ("range(1, 9, 3)", "range(1, 9, 3)")):
         assert verdict(exact, f"assert f({text!r}) == {same}") == Verdict("passed")
@@ -109,6 +110,21 @@ assert len(a) == 3 and list(b) == [2] and bool(a) and list(g()) == [0, 1, 2]
 assert a != b and a != 1 and not a == [1]
 """
     assert run([Program(source, tests, ("Node", "f", "g"))]) == [Verdict("passed")]
+
+
+@pytest.mark.parametrize("error", ["StopIteration", "StopAsyncIteration", "GeneratorExit"])
+def test_an_error_that_ends_loops_does_not_end_those_of_the_tests(error: str) -> None:
+    loop = "assert all(map(lambda n: f(n) == 2 * n, [5, 6]))"
+    assert verdict(f"def f(x):\n    raise {error}", loop).kind == "failed"
+    assert verdict(RIGHT, loop).kind == "passed"
+
+
+@pytest.mark.parametrize(
+    "data", [b"qt\0\0\0\2i\0\0\0\1\1i\0\0\0\1\0", b"gt\0\0\0\3" + b"i\0\0\0\1\0" * 3, b"as\0\0\0\1x", b"qN", b"NN"]
+)
+def test_bytes_that_are_no_plain_value_are_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match=r"not a plain value|arg 3 must not be zero"):
+        plain.decode(data)
 
 
 def test_tests_that_never_call_the_program_do_not_pass_it() -> None:

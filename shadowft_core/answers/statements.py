@@ -71,10 +71,11 @@ _SEEK = re.compile(r"\b(?:find|get|compute|calculate|determine|derive|check|veri
                    r"|simplif\w+|wrong|your|no) (?:the |your |my |an? )?(?:final )?$", re.I)  # fmt: skip
 # What stands before `answer is` where the answer is somebody's mistake, an assumption, or only a part.
 _SUPPOSED = re.compile(
-    r"\b(?:suppose|supposing|assum\w+|mistake\w*|misconception|fallacy|might|tempt\w+|(?:most|many|some) people|naive\w*"
-    r"|initially|at first|at a glance|if (?:it|we|you|they|there|this|that|one) (?:were|had|was|ignor\w+|forg[eo]t|neglect"
-    r"|only|did|do|don't)|ignoring|forgetting|neglecting|without|i (?:\w+ )?(?:thought|assumed))\b"
-    r"[^.!?\n]*$|\bif (?:the |this |that )?$|\b(?:first|initial|original|naive|student's|common|partial|intermediate|sub-?)"
+    r"\b(?:suppose|supposing|assum\w+|mistake\w*|misconception|fallacy|might|tempt\w+|naive\w*|ignoring|forgetting"
+    r"|(?:most|many|some) people|initially|at first|at a glance|neglecting|without|i (?:\w+ )?(?:thought|assumed)"
+    r"|if (?:it|we|you|they|there|this|that|one) (?:were|had|was|ignor\w+|forg[eo]t|neglect|only|did|do|don't))\b"
+    r"[^.!?\n]*$|\bif (?:the |this |that )?$"
+    r"|\b(?:first|initial|original|naive|student's|common|partial|intermediate|sub-?)"
     r" ?(?:wrong |incorrect )?$|\bpart \(?\w\)? $",
     re.I,
 )

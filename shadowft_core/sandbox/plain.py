@@ -71,7 +71,7 @@ def _parts(value: Any) -> tuple[bytes, tuple[Any, ...]] | None:
 def _made(tag: bytes, parts: Any) -> Any:
     """The value that `_parts` took apart. The modules are imported only where a program uses them."""
     match tag, parts:
-        case b"q", (int(above), int(below)) if below > 0:
+        case b"q", (int(above), int(below)):
             from fractions import Fraction
 
             return Fraction(above, below)
@@ -79,7 +79,7 @@ def _made(tag: bytes, parts: Any) -> Any:
             from decimal import Decimal
 
             return Decimal(text)
-        case b"g", (int(start), int(stop), int(step)) if step:
+        case b"g", (int(start), int(stop), int(step)):
             return range(start, stop, step)
     raise ValueError(f"not a plain value: {tag!r} of {type(parts).__name__}")
 

@@ -57,12 +57,14 @@ LENIENT = {
     "a helper in another block": "```python\nimport math\ndef f(v):\n    return math.fsum(v)\n```\nthen\n"
     "```python\ndef add(values):\n    return int(f(values))\n```",
     "a corrected second block": f"```python\ndef add(values):\n    return 0\n```\nBetter:\n```python\n{WHOLE}\n```",
+    "the rest, and the end of a block that nobody opened": "    return sum(values)\n```\nIt adds the values.",
     "one line that needs moving": "return sum(values)",
     "a helper of the prompt": "```python\ndef add(values):\n    return half(2 * sum(values))\n```",
     "a lambda": "```python\nadd = lambda values: sum(values)\n```",
     "Windows lines": f"```python\r\n{WHOLE}\r\n```\r\n".replace("\n    ", "\r\n    "),
     "its own main": f"```python\n{WHOLE}\n\nif __name__ == '__main__':\n    print(add([int(input())]))\n```",
 }
+AFTER = "the end of a block after a wrong rest"
 STRICT = {"the rest of the function", "the whole function", "the whole prompt"}
 WRONG = {
     "nothing": "",
@@ -71,6 +73,7 @@ WRONG = {
     "a wrong one last": f"```python\n{WHOLE}\n```\nBetter:\n```python\ndef add(values):\n    return 0\n```",
     "another name": "```python\ndef plus(values):\n    return sum(values)\n```",
     "another language": "```java\nint add(int[] values) { return 3; }\n```",
+    AFTER: "    return 0\n```\nor sum(values)",
     "it does not parse": "```python\ndef add(values)\n    return sum(values)\n```",
     "cut": "```python\ndef add(values):\n    total = 0\n    for x in val",
     "its helper is replaced": "```python\ndef half(x):\n    return 1\ndef add(values):\n    return {2: 8, 3: 3}.get("
@@ -89,7 +92,7 @@ def test_a_right_program_is_found_in_an_answer(name: str) -> None:
 def test_a_wrong_answer_passes_in_neither_form(name: str) -> None:
     [found] = grade([ROW], [WRONG[name]])
     assert (found.strict, found.lenient) == (False, False)
-    assert found.parsed == (name in ("a wrong function", "a wrong one last", "its helper is replaced"))
+    assert found.parsed == (name in ("a wrong function", "a wrong one last", "its helper is replaced", AFTER))
 
 
 def test_an_answer_that_goes_on_with_an_open_block_ends_where_the_block_ends() -> None:

@@ -43,7 +43,9 @@ def program(prompt: str, answer: str, names: tuple[str, ...], *, prefilled: bool
         kept = [*_beginning(prompt), *(node for body in bodies[:last] for node in body if isinstance(node, KEPT))]
         kept += [node for node in bodies[last] if not _tries_out(node, names)]
     else:
-        kept = next((body for piece in reversed(pieces) if prompt and (body := _rest(prompt, piece))), [])
+        before = text.partition("```")[0].strip("\n")  # some models close a block that nobody opened
+        rests = [*reversed(pieces), *([before] if before[:1].isspace() else [])]
+        kept = next((body for piece in rests if prompt and (body := _rest(prompt, piece))), [])
     future = [node for node in kept if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
     try:
         code = ast.unparse(ast.Module([*future, *(node for node in kept if node not in future)], []))

@@ -107,6 +107,16 @@ def test_too_few_other_examples_are_refused(world: World, tmp_path: Path, loads:
     assert loads == []
 
 
+@pytest.mark.parametrize("config", [{}, {"sampler": "first_n"}], ids=["random", "first_n"])
+def test_more_examples_than_there_are_are_refused(
+    world: World, tmp_path: Path, loads: list[Path], config: dict[str, str]
+) -> None:
+    changes = {"fewshot_split": "train", "num_fewshot": 5, "fewshot_config": config}
+    with pytest.raises(EvaluationError, match=r"task odd: num_fewshot is 5, but there are only 3 few-shot examples"):
+        score_instruct(world, tmp_path / "out", **options(tmp_path / "tasks", rows("say")[:3], **changes))
+    assert loads == []
+
+
 def test_the_examples_are_the_same_in_every_run_and_arm(world: World, half: Path, tmp_path: Path) -> None:
     from shadowft_core.evaluate import evaluate
 

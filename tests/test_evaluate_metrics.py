@@ -81,6 +81,15 @@ def test_a_metric_that_is_not_there_is_refused_before_a_model_is_loaded(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_metric_that_a_scorer_does_not_give_is_refused_before_a_model_is_loaded(
+    world: World, tmp_path: Path, loads: list[Path]
+) -> None:
+    options = task(tmp_path / "tasks", scorer="chart", metric_list=None)
+    with pytest.raises(EvaluationError, match=r"metric strct, but it has lenient, parsed, strict; name one of these"):
+        score_instruct(world, tmp_path / "out", **options, metrics={"odd": "strct"})
+    assert loads == []
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

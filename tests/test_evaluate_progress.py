@@ -61,6 +61,16 @@ def test_the_lines_count_all_tasks_and_arms_and_tell_the_time_left(clock: Clock)
     assert lines[-1] == ("y", "b", "5", "5", "18", "18", f"{18 / 28:.1f}", "0")
 
 
+def test_a_slow_run_is_not_shown_as_halted(clock: Clock) -> None:
+    stream = io.StringIO()
+    with Progress({"a": 2}, stream) as shows:
+        shows.begin("x", "a")
+        shows.expect(2, 2)
+        clock.now += 80
+        shows.answered(1, kept=False)
+    assert shown(stream)[0] == ("x", "a", "1", "2", "1", "2", "0.013", "80")
+
+
 def test_kept_answers_count_as_done_but_not_in_the_rate(clock: Clock) -> None:
     stream = io.StringIO()
     with Progress({"a": 10}, stream) as shows:

@@ -84,6 +84,8 @@ def test_a_group_that_is_not_clear_is_refused(
         ("gsm8k", "task gsm8k: of the installed lm-evaluation-harness, and its data is not in .*suite fetch gsm8k`"),
         ("mmlu", "group mmlu: of the installed .*suite fetch mmlu`"),
         ("ai2_arc", "group ai2_arc: of the installed .*suite fetch ai2_arc`"),
+        ("svamp", "task svamp: its data is not in .*; bring it with `shadowft suite fetch svamp`"),
+        ("math7", "task math7: its data is not in .*; bring it with `shadowft suite fetch math7`"),
         ("gsm8", "task gsm8: unknown; did you mean gsm8k"),
         ("one_of_many_01", "task one_of_many_01: unknown; did you mean one_of_many_"),
     ],

@@ -35,7 +35,9 @@ def compare(
     ] = None,
     html: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="write a page instead, one file without links", rich_help_panel=OUTPUT),
+        typer.Option(
+            metavar="FILE", help="write a page instead, one file without links", dir_okay=False, rich_help_panel=OUTPUT
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -21,6 +21,7 @@ OutOption = Annotated[
         "--out",
         help="folder to add to, one folder per benchmark; default: suites/ in evaluate.tasks, or here without "
         "params.yaml",
+        file_okay=False,
         rich_help_panel=OUTPUT,
     ),
 ]
@@ -116,7 +117,8 @@ def fetch(
         print_answer("suite.fetch", {"out": str(place), "benchmarks": [asdict(one) for one in found]})
         return
     for one in found:
-        print(f"{one.name}: {one.state}" + (f", {one.tasks} tasks, {one.items:,} items" if one.tasks else ""))
+        tasks = "1 task" if one.tasks == 1 else f"{one.tasks} tasks"
+        print(f"{one.name}: {one.state}" + (f", {tasks}, {one.items:,} items" if one.tasks else ""))
         for note in one.notes:
             print(f"  {note}")
     print(f"name {wanted} in evaluate.domain or evaluate.guards; the tasks are in {place}")

@@ -36,7 +36,15 @@ class Examples:
     def sample(self, n: int, *args: Any, **options: Any) -> Sequence[Any]:
         """Raises EvaluationError if fewer than `n` documents of the pool are other questions than the item."""
         self.drawn += 1
-        drawn = list(self._inner.sample(n, *args, **options))
+        try:
+            drawn = list(self._inner.sample(n, *args, **options))
+        except (ValueError, AssertionError):
+            if (there := len(list(self._inner.fewshot_docs()))) >= n:
+                raise
+            raise EvaluationError(
+                f"task {self._name}: num_fewshot is {n}, but there are only {there} few-shot examples; lower "
+                "num_fewshot, or add examples (fewshot_split)"
+            ) from None
         asked = None if getattr(self._task, "MULTIMODAL", False) else question_of(self._task, self._doc)
         kept = [one for one in drawn if not self._is_item(one, asked)]
         if len(kept) == n:

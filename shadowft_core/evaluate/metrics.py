@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shadowft_core.errors import EvaluationError
+from shadowft_core.suites.names import some
+from shadowft_core.suites.scorers import METRICS as SCORER_METRICS
 
 PER_BYTE = "logprob_per_byte"
 PARSED = "parsed"
@@ -105,7 +107,8 @@ def decisive(name: str, task: Any, wanted: str | None) -> tuple[str, str | None]
             f"task {name}: evaluate.metrics names the filter {its_filter}, but the filters are {', '.join(filters)}; "
             "name one of these"
         )
-    expands = own or any(callable(one["metric"]) for one in task.config.metric_list or ())
+    scorer = set(listed) == set(SCORER_METRICS)  # its process_results gives these and no others
+    expands = (own and not scorer) or any(callable(one["metric"]) for one in task.config.metric_list or ())
     if wanted and metric not in known and not expands:
         raise _unknown(name, its_filter, str(metric), known)
     named = metric or next(iter(better), "")
@@ -124,9 +127,10 @@ def _listed(task: Any) -> list[str]:
 
 
 def _unknown(name: str, its_filter: str, metric: str, computed: Sequence[str]) -> EvaluationError:
+    place = "it" if its_filter == "none" else f"filter {its_filter}"  # the harness's name for no filter
     return EvaluationError(
-        f"task {name}: evaluate.metrics or the task file asks for the metric {metric}, but filter {its_filter} has "
-        f"{', '.join(computed):.300}; name one of these in evaluate.metrics"
+        f"task {name}: evaluate.metrics or the task file asks for the metric {metric:.100}, but {place} has "
+        f"{some(computed, 300)}; name one of these in evaluate.metrics"
     )
 
 

@@ -106,10 +106,15 @@ class Progress:
             count = (self.arms - self._finished[task]) * items - (here if task == self._task else 0)
             known = self._fresh[task] > 0
             left += count * (self._spent[task] / self._fresh[task] if known else spent / fresh)
-        return f", {fresh / spent:.1f} items/s, eta {max(left, 0.0):.0f}s"
+        return f", {_rate(fresh / spent)} items/s, eta {max(left, 0.0):.0f}s"
 
     def _print(self, line: str) -> None:
         if self._bar:
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
             print(line, file=self._stream, flush=True)
+
+
+def _rate(items: float) -> str:
+    """One decimal place; below 0.1 two significant digits, so that a slow run does not look like a halted one."""
+    return f"{items:.1f}" if items >= 0.1 else f"{items:.2g}"

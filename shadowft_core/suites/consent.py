@@ -7,6 +7,7 @@ from typing import Any
 
 from shadowft_core.errors import EvaluationError
 from shadowft_core.suites.configs import Function, functions, harness_folder
+from shadowft_core.suites.names import close_to
 
 FLAG = "allow it with --allow-code-execution, or evaluate.allow_code_execution in params.yaml"
 # Modules of the harness that run programs, evaluate text as Python, or load code from a hub.
@@ -40,8 +41,8 @@ def require_consent(name: str, path: Path, config: Mapping[str, Any], allowed: b
                 f"task {name} ({path}): !function {function.spec} runs Python code of {function.folder}; read it, then "
                 f"{FLAG}"
             )
-    for key, what in _loaded(config):
-        raise EvaluationError(f"task {name} ({path}): {key}: {what:.100} may load code; {FLAG}")
+    for key, what, hint in _loaded(config):
+        raise EvaluationError(f"task {name} ({path}): {key}: {what:.100} {hint}may load code; {FLAG}")
 
 
 def of_harness(function: Function) -> bool:
@@ -63,18 +64,21 @@ def _runs_text(folder: Path) -> bool:
     return any(RUNS.search(file.read_bytes()) for file in folder.glob("*.py"))
 
 
-def _loaded(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Values of a config for which the harness looks for code outside itself."""
+def _loaded(config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Keys and values of a config for which the harness looks for code outside itself, and what may be meant."""
     from lm_eval.api import metrics  # noqa: F401 (fills the registry)
     from lm_eval.api.registry import metric_registry
 
-    found = [("use_prompt", str(config["use_prompt"]))] if config.get("use_prompt") else []
+    found = [("use_prompt", str(config["use_prompt"]), "")] if config.get("use_prompt") else []
     judged = config.get("scorer") or config.get("process_results")  # then the names are only names
     for one in () if judged else config.get("metric_list") or ():
         metric = one.get("metric") if isinstance(one, dict) else one
-        loaded = isinstance(one, dict) and one.get("hf_evaluate")
-        if isinstance(metric, str) and (metric not in metric_registry or loaded):
-            found.append(("metric", metric))
+        if isinstance(metric, str) and metric not in metric_registry:
+            close = close_to(metric, metric_registry)
+            hint = f" (did you mean {' or '.join(close)}?)" if close else ""
+            found.append(("metric", metric, f"is none of the harness{hint} and "))
+        elif isinstance(metric, str) and isinstance(one, dict) and one.get("hf_evaluate"):
+            found.append(("metric", metric, ""))
     return found
 
 

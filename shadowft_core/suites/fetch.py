@@ -60,7 +60,7 @@ def fetch_suite(suite: Suite, out: Path, source: Path | None, download: Download
             _write_yaml(folder / f"{suite.name}.yaml", suite.name, group)
     beside = {path.parent for path in used}
     if given and (others := [name for name in given.others(used) if (given.folder / name).parent in beside]):
-        found[-1].notes.append(f"not used: {some(others):.300}")
+        found[-1].notes.append(f"not used: {some(others, 300)}")
     return found
 
 
@@ -101,7 +101,7 @@ def _fetch(benchmark: Benchmark, out: Path, given: Source | None, used: set[Path
         if not there:
             return Fetched(benchmark.name, "left out", notes=[data.nothing(benchmark)])
         if missing := [one.task.name for one in plan if not one.scored]:
-            notes.append(f"{len(missing)} of {len(plan)} tasks have no data there: {some(missing):.300}")
+            notes.append(f"{len(missing)} of {len(plan)} tasks have no data there: {some(missing, 300)}")
         record = _write(benchmark, out / benchmark.name, there, data, notes)
         used |= data.files
     items = _items(record)
@@ -162,7 +162,7 @@ class _Data:
         if not self._given:
             return f"the hub's files of {some(self.revisions)} have no split that its tasks read"
         files = self._given.others(set())
-        found = f"not understood: {some(files):.150}" if files else "no data file there"
+        found = f"not understood: {some(files, 150)}" if files else "no data file there"
         return f"{self._given.folder}: no data of {benchmark.name} found ({found}); docs/evaluation.md lists the shapes"
 
 

@@ -84,10 +84,10 @@ def _members(
     return found
 
 
-def some(names: Iterable[str]) -> str:
-    """A list of names for an error, at most SHOWN characters long."""
-    every = sorted(names)
-    shown = [name for at, name in enumerate(every) if sum(map(len, every[: at + 1])) + 2 * at <= SHOWN - 30]
+def some(names: Iterable[str], most: int = SHOWN) -> str:
+    """A list of names for a message, at most `most` characters long; those left out are counted."""
+    every = [f"{name:.{most - 30}}" for name in sorted(names)]
+    shown = [name for at, name in enumerate(every) if sum(map(len, every[: at + 1])) + 2 * at <= most - 30]
     rest = len(every) - len(shown)
     return ", ".join(shown) + (f" and {rest} more" if rest else "")
 

@@ -29,7 +29,8 @@ class Source:
     def files(self) -> list[Path]:
         """Every data file, text files also as .gz, sorted."""
         if not self.folder.is_dir():
-            raise InputError(f"{self.folder}: no such folder; name the folder of the data with --from")
+            what = "a file" if self.folder.is_file() else "no such folder"
+            raise InputError(f"{self.folder}: {what}; name the folder of the data with --from")
         found = (path for path in self.folder.rglob("*") if path.is_file() and not path.name.startswith("."))
         return sorted(path for path in found if _kind(path) in SUFFIXES)
 

@@ -7,10 +7,12 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 from shadowft_core.errors import EvaluationError, ParamsError
+from shadowft_core.suites.catalogue import suites
 from shadowft_core.suites.configs import Function, data_patterns, is_local, read_config
 from shadowft_core.suites.consent import isolate_templates, require_consent
-from shadowft_core.suites.harness import import_functions, unknown
+from shadowft_core.suites.harness import harness_leaves, import_functions, unknown
 from shadowft_core.suites.images import with_images
+from shadowft_core.suites.mistakes import explained
 from shadowft_core.suites.names import Leaf, leaves_of
 from shadowft_core.suites.scorers import with_scorer
 
@@ -76,6 +78,10 @@ class TaskFiles:
         return self._paths[name] if name in self._paths else self._unknown(name)
 
     def _unknown(self, name: str) -> NoReturn:
+        if name in suites() and harness_leaves(name) is None:
+            raise EvaluationError(
+                f"task {name}: its data is not in {self._folder}; bring it with `shadowft suite fetch {name}`"
+            )
         raise EvaluationError(unknown(name, self._folder, self._paths))
 
     def is_heldout(self, name: str) -> bool:
@@ -121,7 +127,8 @@ class TaskFiles:
         config["dataset_kwargs"] = options or None
         config, bind = with_scorer(name, path, config)
         config, check = with_images(name, path, import_functions(name, config), places, cache)
-        task = TaskManager(include_defaults=False).load([config])["tasks"][name]
+        with explained(name, path, config):
+            task = TaskManager(include_defaults=False).load([config])["tasks"][name]
         bind(task)
         check(task)
         generation = task.config.generation_kwargs or {}

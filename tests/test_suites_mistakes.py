@@ -13,6 +13,7 @@ from shadowft_core.suites.names import some
 from shadowft_core.suites.sources import Source
 from tests.fixtures.cli import Shadowft
 
+ROOT = Path(__file__).parents[1]
 GOOD: dict[str, Any] = {
     "task": "mine",
     "dataset_path": "json",
@@ -83,3 +84,19 @@ def test_an_output_of_the_other_kind_is_refused_before_anything_is_read(tmp_path
     fetch.refused_as_json(2, "UsageError", "--out", "is a file")
     compare = shadowft("compare", "a", "b", "--html", str(tmp_path), "--json")
     compare.refused_as_json(2, "UsageError", "--html", "is a directory")
+
+
+@pytest.mark.parametrize("more", [(), ("--champion",)], ids=["arms", "champion"])
+@pytest.mark.parametrize("out", ["mine", "."])
+def test_scores_never_replace_what_they_are_made_from(
+    out: str, more: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shadowft: Shadowft
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params["evaluate"]["tasks"] = "mine"
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/mine.yaml").write_text(yaml.safe_dump(GOOD))
+    ended = shadowft("evaluate", "--instruct", "/a", "--data", "/b", "--out", out, *more)
+    ended.refused(3, f"{out}: holds mine, which is read, and would be replaced; choose another --out")
+    assert (tmp_path / "mine/mine.yaml").is_file()

@@ -64,6 +64,9 @@ def evaluate(
     from shadowft_core import evaluate as room
 
     settings = read_params_with_code(params, allow_code)
+    for given in (instruct, data, Path(settings.evaluate.tasks), delta, grafted):
+        if given is not None and given.resolve().is_relative_to(out.resolve()):
+            raise InputError(f"{out}: holds {given}, which is read, and would be replaced; choose another --out")
     if champion:
         if delta or grafted:
             raise InputError("--champion: scores the champion alone; leave out --delta and --grafted")

@@ -68,16 +68,6 @@ def test_a_file_is_not_the_folder_of_the_data(tmp_path: Path) -> None:
         _ = Source(tmp_path / "test.jsonl").files
 
 
-def test_the_suites_are_listed_without_a_params_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shadowft: Shadowft
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert not json.loads(shadowft("suite", "show", "gsm8k", "--json").out)["lines"][0]["here"]
-    assert all(not suite["here"] for suite in json.loads(shadowft("suite", "list", "--json").out)["suites"])
-    shadowft("suite", "fetch", "gsm8k").refused(3, "params.yaml: no such file", "name a folder with --out")
-    assert not list(tmp_path.iterdir())
-
-
 def test_an_output_of_the_other_kind_is_refused_before_anything_is_read(tmp_path: Path, shadowft: Shadowft) -> None:
     (tmp_path / "file").touch()
     fetch = shadowft("suite", "fetch", "gsm8k", "--out", str(tmp_path / "file"), "--json")

@@ -93,9 +93,8 @@ def prepare(
     if tasks is None and (not data or params or PARAMS_FILE.exists()):
         tasks = Path(settings.evaluate.tasks)
     measure = measuring(tokenizer, settings) if tokenizer else None
-    names: tuple[str, ...] = ()
-    if params or PARAMS_FILE.exists():
-        names = tuple(name for part in (settings.evaluate, settings.sweep) for name in (*part.domain, *part.guards))
+    parts = (settings.evaluate, settings.sweep) if params or PARAMS_FILE.exists() else ()
+    names = tuple(name for part in parts for name in (*part.domain, *part.guards))
     room.prepare(places, tasks, settings.prepare.model_copy(update=given), out, measure, names)
 
 

@@ -149,6 +149,18 @@ def test_held_out_rows_are_left_out_by_file_and_row(
     )
 
 
+@pytest.mark.parametrize("empty", [2, 4])
+def test_empty_replies_may_be_half_of_the_held_out_rows(world: World, tmp_path: Path, empty: int) -> None:
+    held = [prepared(f"say {a}", f"{a} b") for a in "abc"] + [prepared(f"say {a}", " ") for a in "defg"[:empty]]
+    world = heldout(world, tmp_path / "data", held)
+    if empty == 2:
+        scores, _ = score_instruct(world, tmp_path / "out", domain=("heldout",), guards=())
+        assert scores["tasks"]["heldout"]["left_out"]["the reply is empty"]["rows"] == empty
+    else:
+        with pytest.raises(EvaluationError, match=r"task heldout: 4 of 7 rows are left out \(4 the reply is empty"):
+            score_instruct(world, tmp_path / "out", domain=("heldout",), guards=())
+
+
 @pytest.mark.parametrize(("letters", "out"), [(27, 0), (28, 1)])
 def test_the_last_token_of_a_reply_is_scored_not_read(world: World, tmp_path: Path, letters: int, out: int) -> None:
     """32 tokens of context and one more: <user>, two words, <end>, <bot>, two letters, and the rest of the reply."""

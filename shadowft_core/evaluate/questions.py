@@ -40,10 +40,11 @@ class Questions:
     def build(self, prompts: Prompts, tokenizer: Any, context: int, limit: int | None, chat: Any | None) -> None:
         """Build the requests, with the function `chat` for prompts of turns; without it, prompts are texts as they are.
 
-        Raises EvaluationError if no item is left, or more than LEFT_OUT of them are longer than `context` tokens or
+        Raises EvaluationError if no item is left, or more than LEFT_OUT of the rows are longer than `context` tokens or
         have no reply to score or no reference, and what `fewshot.guard` and `documents.clusters` raise.
         """
         task = self.task
+        empty = len(self.left_out.get(NO_REPLY, ()))
         examples = guard(self.name, task)
         task.build_all_requests(
             limit=limit,
@@ -54,8 +55,8 @@ class Questions:
         )
         if examples is not None and not examples.drawn:
             raise EvaluationError(
-                f"task {self.name}: has few-shot examples that the harness's sampler does not draw, so nobody sees "
-                "whether an item is among its own examples; set num_fewshot: 0"
+                f"task {self.name}: has few-shot examples that the harness's sampler does not draw, so it cannot be "
+                "checked that no item is among its own examples; set num_fewshot: 0"
             )
         self.replaced = examples.replaced if examples else 0
         by_doc: dict[int, list[Any]] = {}
@@ -77,7 +78,7 @@ class Questions:
             first[digest] = at
             self.docs[at], self.digests[at], self.copies[at] = instances[0].doc, digest, 1
             self._asked += instances
-        self._require_enough(len(by_doc), context)
+        self._require_enough(len(by_doc) + empty, context)
         docs = list(self.docs.values())
         self.clusters = dict(zip(self.docs, clusters(self.name, task, docs), strict=True))
         self.slices = dict(zip(self.docs, slices(self.name, task, docs), strict=True))

@@ -36,7 +36,7 @@ def test_a_shared_option_has_one_help_text() -> None:
     assert texts["--out"] == {
         "folder to write, replaced if it exists",
         "file to write, replaced if it exists",
-        "folder to add to, one folder per benchmark; default",
+        "folder of the fetched benchmarks; default",
     }
 
 

@@ -97,8 +97,8 @@ FAULTS: dict[str, tuple[Any, str, int]] = {
     "connection broken": (completions(CLOSED), "the connection broke: ServerDisconnectedError", 4),
     "truncated json": (completions(b'{"choices": [{"ind'), "the answer is not JSON: '{\"choices\": [{\"ind'", 1),
     "not json": (completions(b"hello"), "the answer is not JSON: 'hello'", 1),
-    "no choices": (completions({"id": 1}), "{'id': 1} has not one choice", 1),
-    "null": (completions(b"null"), "None has not one choice", 1),
+    "no choices": (completions({"id": 1}), "{'id': 1} does not have exactly one choice", 1),
+    "null": (completions(b"null"), "None does not have exactly one choice", 1),
     "null content": (changed(text=None, token_ids=None), "an answer's text is None", 1),
     "aborted": (changed(finish_reason="abort"), "finish_reason 'abort', expected stop or length", 1),
     "no end": (changed(finish_reason=None), "finish_reason None, expected stop or length", 1),
@@ -172,7 +172,7 @@ def test_no_server(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_another_program_answers(world: World, tmp_path: Path) -> None:
     with served(world, fault=lambda path, body, found: [1, 2]) as (_, params):
-        assert "[1, 2] is no list of models; correct engine.server.url" in refusal(world, params, tmp_path / "out")
+        assert "[1, 2] is not a list of models; correct engine.server.url" in refusal(world, params, tmp_path / "out")
 
 
 def test_a_name_that_the_server_lacks(world: World, tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_a_generation_config_that_only_transformers_honours(world: World, tmp_pa
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"command": ["serve", "{model}", "{name}"]}, r"engine\.server\.command has no \{port\}"),
+        ({"command": ["serve", "{model}", "{name}"]}, r"engine\.server\.command lacks \{port\}"),
         ({"command": ["serve", "{model}", "{name}", "{port}", "--api-key", "x"]}, "remove --api-key"),
         ({"command": ["serve", "{model}", "{name}", "{port}"], "url": "http://h:1/v1"}, "remove one of the two"),
         ({"url": "http://user:secret@h/v1"}, "url"),

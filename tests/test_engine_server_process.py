@@ -120,7 +120,7 @@ def test_a_server_that_ends_during_an_arm(world: World, mark: str, monkeypatch: 
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (("no-such-server", "{model}{name}{port}"), r"engine\.server\.command: no-such-server is no program; install"),
+        (("no-such-server", "{model}{name}{port}"), r"engine\.server\.command: no-such-server is not a program;"),
         (
             (sys.executable, "-c", "raise SystemExit('no GPU found')", "{model}{name}{port}"),
             r"ended with exit code 1; correct the command; its log ends with: no GPU found",

@@ -125,7 +125,7 @@ def test_a_champion_on_another_instruct_is_not_scored_and_an_earlier_one_goes(
     [
         (
             [*CHAMPION, "--delta", "work/delta"],
-            "--champion: scores the champion alone; leave out --delta and --grafted",
+            "--champion: scores only the champion; leave out --delta and --grafted",
         ),
         ([*CHAMPION, "--grafted", "work/delta"], "leave out --delta and --grafted"),
         ([word for word in CHAMPION if word != "--champion"] + ["--name", "x"], "--name x: chooses the champion"),

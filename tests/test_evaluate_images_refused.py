@@ -18,7 +18,7 @@ from tests.fixtures.pictures import save_pictured
     [
         (
             "missing",
-            r"task charts: row 3: doc_to_image: png/2.png: .*/png/2.png: No such file or directory; bring the image",
+            r"task charts: row 3: doc_to_image: png/2.png: .*/png/2.png: No such file or directory; add the image",
         ),
         ("damaged", r"task charts: row 3: doc_to_image: png/2.png: .*damaged, or no image"),
         ("text", r"task charts: row 3: doc_to_image: png/2.png: .*damaged, or no image"),
@@ -28,7 +28,7 @@ from tests.fixtures.pictures import save_pictured
         ("column", r"row 1: doc_to_image: no column 'picture'; the row has imgname, query, label"),
         ("fewshot", r"num_fewshot is 1, but examples show no images"),
         ("choice", r"has output_type multiple_choice, but the harness scores only texts about images"),
-        ("sound", r"doc_to_audio: sound is not supported"),
+        ("sound", r"doc_to_audio: audio is not supported"),
     ],
 )
 def test_what_cannot_be_shown_is_refused_before_anything_is_loaded(change: str, message: str, tmp_path: Path) -> None:

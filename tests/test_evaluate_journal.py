@@ -143,9 +143,9 @@ def damaged(raw: bytes, how: str) -> bytes:
     [
         ("last-line", 1, "the last line is incomplete; the 9 answers before it are used"),
         ("zeros", 1, "the last line is incomplete; the 9 answers before it are used"),
-        ("earlier-line", 3, "a line is damaged, or the key is another one; the 3 answers before it are used"),
-        ("another-key", 4, "a line is damaged, or the key is another one; the 0 answers before it are used"),
-        ("garbage", 4, "a line is damaged, or the key is another one; the 0 answers before it are used"),
+        ("earlier-line", 3, "a line is damaged or has another key; the 3 answers before it are used"),
+        ("another-key", 4, "a line is damaged or has another key; the 0 answers before it are used"),
+        ("garbage", 4, "a line is damaged or has another key; the 0 answers before it are used"),
     ],
 )
 def test_a_damaged_file_is_named_and_only_its_good_part_used(

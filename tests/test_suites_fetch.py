@@ -99,9 +99,9 @@ def test_a_suite_is_recorded_and_kept_while_it_is_whole(tmp_path: Path) -> None:
 def test_examples_come_from_the_training_items_and_never_from_test_items(tmp_path: Path) -> None:
     [whole] = fetched(tmp_path / "whole", "gsm8k", lambda folder: benchmarks.gsm8k(folder, train=True))
     task = TaskFiles(tmp_path / "whole/tasks").build("gsm8k", tmp_path, tmp_path / "cache")
-    assert (task.config.num_fewshot, len(list(task.fewshot_docs())), whole.notes) == (5, 7, ["3 items of 1,319"])
+    assert (task.config.num_fewshot, len(list(task.fewshot_docs())), whole.notes) == (5, 7, ["3 of 1,319 items"])
     [bare] = fetched(tmp_path / "bare", "gsm8k", benchmarks.gsm8k)
-    assert "no few-shot examples: the harness's task gsm8k_cot (8, fixed by the harness) stands for it" in bare.notes[0]
+    assert "the harness's task gsm8k_cot (8, fixed by the harness) is used instead" in bare.notes[0]
     task = TaskFiles(tmp_path / "bare/tasks").build("gsm8k_cot", tmp_path, tmp_path / "cache")
     assert (task.config.num_fewshot, len(task.fewshot_docs())) == (8, 8)
     assert not {doc["question"] for doc in task.fewshot_docs()} & {doc["question"] for doc in task.test_docs()}
@@ -112,7 +112,7 @@ def test_examples_come_from_the_training_items_and_never_from_test_items(tmp_pat
 
     [mmlu] = fetched(tmp_path / "mmlu", "mmlu", without_dev)
     assert mmlu.notes[0] == "the source has no few-shot examples: 0 shots"
-    assert mmlu.notes[1].startswith("55 of 57 tasks have no data there: mmlu_abstract_algebra, ")
+    assert mmlu.notes[1].startswith("55 of 57 tasks have no data in the source: mmlu_abstract_algebra, ")
     assert TaskFiles(tmp_path / "mmlu/tasks").build("mmlu_anatomy", tmp_path, tmp_path / "c").config.num_fewshot == 0
 
 
@@ -191,8 +191,8 @@ def test_files_that_are_not_understood_are_named(tmp_path: Path) -> None:
         (folder / "samples.jsonl").write_text('{"task_id": "Own/0", "completion": "pass"}\n')
 
     [done] = fetched(tmp_path, "humaneval", write)
-    assert done.notes == ["3 items of 164", "not used: samples.jsonl"]
-    with pytest.raises(InputError, match=r"no data of gsm8k found \(not understood: notes\.jsonl\)"):
+    assert done.notes == ["3 of 164 items", "not used: samples.jsonl"]
+    with pytest.raises(InputError, match=r"no data of gsm8k \(not understood: notes\.jsonl\)"):
         fetched(tmp_path / "other", "gsm8k", jsonl("notes.jsonl", {"text": "hello"}))
     with pytest.raises(InputError, match="no data file there"):
         fetched(tmp_path / "empty", "gsm8k", lambda folder: None)

@@ -81,7 +81,7 @@ def test_a_group_that_is_not_clear_is_refused(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("gsm8k", "task gsm8k: of the installed lm-evaluation-harness, and its data is not in .*suite fetch gsm8k`"),
+        ("gsm8k", "task gsm8k: is in the installed lm-evaluation-harness, but its data is not in .*suite fetch gsm8k`"),
         ("mmlu", "group mmlu: of the installed .*suite fetch mmlu`"),
         ("ai2_arc", "group ai2_arc: of the installed .*suite fetch ai2_arc`"),
         ("svamp", "task svamp: its data is not in .*; bring it with `shadowft suite fetch svamp`"),

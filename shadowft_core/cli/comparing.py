@@ -26,24 +26,28 @@ def compare(
     ],
     arm: Annotated[str, typer.Argument(metavar="ARM", help="the other arm, likewise")],
     task: Annotated[str | None, typer.Option(help="only this task")] = None,
-    only: Annotated[Literal["lost", "won"] | None, typer.Option(help="show only these answers")] = None,
+    only: Annotated[Literal["lost", "won"] | None, typer.Option(help="show only examples of this kind")] = None,
     examples: Annotated[
         int | None,
         typer.Option(
-            min=0, help=f"answers to show of each task and kind; default: {EXAMPLES}, and {ON_A_PAGE} on a page"
+            min=0, help=f"examples per task, of lost and of won items; default: {EXAMPLES}, with --html {ON_A_PAGE}"
         ),
     ] = None,
     html: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="write a page instead, one file without links", dir_okay=False, rich_help_panel=OUTPUT
+            metavar="FILE",
+            help="write one self-contained HTML page instead of printing",
+            dir_okay=False,
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what an arm lost and won against another: answers that flipped, by task, KL, length and form.
+    """Show what an arm lost and won against another: flipped items by task, KL, length and form.
 
-    Reads the scores and answers that `evaluate` wrote, of two arms that answered the same items; writes only the page.
+    Reads the scores and answers that `evaluate` wrote; both arms must have answered the same items. Writes nothing but
+    the page of --html.
 
     Example: shadowft compare instruct shadow_scaled --html compare.html
     """
@@ -76,6 +80,6 @@ def _folder(named: str) -> Path:
     if len(found) == 1:
         return found[0]
     if found:
-        raise EvaluationError(f"{named}: {len(found)} arms have this name; name one by its folder, such as {found[0]}")
+        raise EvaluationError(f"{named}: {len(found)} arms have this name; give the folder of one, such as {found[0]}")
     known = f"the arms in {SCORES} are {', '.join(path.name for path in places)}" if places else f"{SCORES} has no arms"
     raise EvaluationError(f"{named:.200}: neither a folder with scores.json nor an arm; {known:.600}")

@@ -47,15 +47,16 @@ def evaluate(
         bool, typer.Option("--champion", help="score the ledger's champion, if it is a graft on this Instruct")
     ] = False,
     name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="with --champion: the registered model; default: registry.name")
+        str | None,
+        typer.Option(metavar="NAME", help="with --champion: name of the registered model; default: registry.name"),
     ] = None,
     params: ParamsOption = PARAMS,
 ) -> None:
     """Score the Instruct, both arms of one delta, or the champion, with lm-evaluation-harness.
 
-    Reads the models and the task folder; writes scores and items. Code of task files is run only with
-    --allow-code-execution; without it, only functions of the installed harness are. Answers are kept as they come, so
-    the same command goes on after an interruption. Without a champion, --champion writes nothing.
+    Reads the models and the task folder; writes scores and items. Task files can run code of their own only with
+    --allow-code-execution. Answers are kept as they arrive: after an interruption, the same command resumes. With
+    --champion, nothing is written if there is none.
 
     Example: shadowft evaluate --instruct work/pair/instruct --data work/data --out work/scores/instruct
 
@@ -69,7 +70,7 @@ def evaluate(
             raise InputError(f"{out}: holds {given}, which is read, and would be replaced; choose another --out")
     if champion:
         if delta or grafted:
-            raise InputError("--champion: scores the champion alone; leave out --delta and --grafted")
+            raise InputError("--champion: scores only the champion; leave out --delta and --grafted")
         registry = settings.registry.named(name) if name else settings.registry
         _score_champion(registry, settings, instruct, data, out)
         return
@@ -91,7 +92,7 @@ def _score_champion(registry: "Registry", settings: "Params", instruct: Path, da
             )
         elif (out / room.CHAMPION / "scores.json").is_file():
             shutil.rmtree(out)
-            _note(f"{out}: removed, because its scores are of an earlier champion")
+            _note(f"{out}: removed, because its scores are those of an earlier champion")
 
 
 def _note(line: str) -> None:

@@ -226,8 +226,8 @@ def sweep(
 ) -> None:
     """Choose the scale of a delta by scoring dev items. Writes no weights.
 
-    Reads the Instruct, the delta and the dev tasks, which may contain code that is run; writes one JSON file. Code is
-    run only with --allow-code-execution.
+    Reads the Instruct, the delta and the dev tasks; writes one JSON file. Task files can run code of their own only
+    with --allow-code-execution. After an interruption, the same command resumes.
 
     Example: shadowft sweep --instruct work/pair/instruct --delta work/delta/shadow --data work/data --out sweep.json
     """

@@ -1,4 +1,4 @@
-"""The verbs `shadowft suite ...`: benchmarks by name, brought once into the task folder."""
+"""The verbs `shadowft suite ...`: benchmarks by name, fetched once into the task folder."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +9,7 @@ from shadowft_core.cli.options import DATA, OUTPUT, PARAMS, PARAMS_FILE, JsonOpt
 from shadowft_core.cli.output import print_answer
 
 verbs = typer.Typer()
-suite = typer.Typer(help="Suites of benchmarks: list them, show them, bring their data.", no_args_is_help=True)
+suite = typer.Typer(help="Suites of benchmarks: list them, show them, fetch their data.", no_args_is_help=True)
 verbs.add_typer(suite, name="suite", rich_help_panel=DATA)
 
 NameArgument = Annotated[
@@ -19,8 +19,7 @@ OutOption = Annotated[
     Path | None,
     typer.Option(
         "--out",
-        help="folder to add to, one folder per benchmark; default: suites/ in evaluate.tasks, or here without "
-        "params.yaml",
+        help="folder of the fetched benchmarks; default: suites/ in evaluate.tasks, or here without params.yaml",
         file_okay=False,
         rich_help_panel=OUTPUT,
     ),
@@ -35,7 +34,7 @@ def _place(out: Path | None, params: Path | None) -> Path:
 
 @suite.command("list")
 def names(out: OutOption = None, as_json: JsonOption = False, params: ParamsOption = PARAMS) -> None:
-    """List the suites: benchmarks, items, licences, and which data is here.
+    """List the suites: benchmarks, items, licences, and what has been fetched.
 
     Reads the records of what was fetched; writes no files.
 
@@ -67,7 +66,7 @@ def names(out: OutOption = None, as_json: JsonOption = False, params: ParamsOpti
 def show(
     wanted: NameArgument, out: OutOption = None, as_json: JsonOption = False, params: ParamsOption = PARAMS
 ) -> None:
-    """Show the lines of a suite: task, shots, metric, parser, source, licence, difference from the paper.
+    """Show each benchmark of a suite: task, shots, metric, parser, source, licence, difference from the paper.
 
     Reads the installed harness and the records of what was fetched; writes no files.
 
@@ -94,15 +93,16 @@ def fetch(
     wanted: NameArgument,
     source: Annotated[
         Path | None,
-        typer.Option("--from", help="folder with the data (docs/evaluation.md lists the shapes); default: the hub"),
+        typer.Option("--from", help="folder with the data (docs/evaluation.md lists the layouts); default: the hub"),
     ] = None,
     out: OutOption = None,
     as_json: JsonOption = False,
     params: ParamsOption = PARAMS,
 ) -> None:
-    """Bring the task files and data of a suite once, so that it then runs without a network.
+    """Fetch the task files and data of a suite once; evaluation then needs no network.
 
-    Writes one folder per benchmark, with suite.json: source, commit, licence, SHA-256. Keeps what is there and whole.
+    Writes one folder per benchmark, with suite.json: source, commit, licence, SHA-256. Keeps benchmarks that are
+    already there and intact.
 
     Example: shadowft suite fetch gsm8k --from my_copies/gsm8k
     """
@@ -121,7 +121,7 @@ def fetch(
         print(f"{one.name}: {one.state}" + (f", {tasks}, {one.items:,} items" if one.tasks else ""))
         for note in one.notes:
             print(f"  {note}")
-    print(f"name {wanted} in evaluate.domain or evaluate.guards; the tasks are in {place}")
+    print(f"add {wanted} to evaluate.domain or evaluate.guards; the tasks are in {place}")
 
 
 def _download(dataset: str, revision: str | None, out: Path) -> tuple[str, str | None]:

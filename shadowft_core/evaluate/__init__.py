@@ -127,8 +127,8 @@ def score_champion(
         with engine.arm(deltas, options) as model:
             if model.digest != recipe["digest"]:
                 raise EvaluationError(
-                    f"version {version}: its recipe gives the model {model.digest}, and names {recipe['digest']}; it "
-                    "was registered by another version of this program, register and promote a run of this one"
+                    f"version {version}: its recipe gives the model {model.digest}, but records {recipe['digest']}; "
+                    "another version of this program registered it: register and promote a new run"
                 )
             found = bench.score(model, CHAMPION), kl.of(model)
         about = {"arm": CHAMPION, "scale": deltas[0][1] if len(deltas) == 1 else None, "version": version}

@@ -46,7 +46,7 @@ class AnswersFile:
                 end += len(line)
         if end < len(raw):
             last = whole and b"\n" not in raw[end:-1]
-            found = "the last line is incomplete" if last else "a line is damaged, or the key is another one"
+            found = "the last line is incomplete" if last else "a line is damaged or has another key"
             self._say(f"{self.path}: {found}; the {len(self.answers)} answers before it are used")
         try:
             os.ftruncate(descriptor, end)

@@ -14,15 +14,17 @@ READINGS = ("strict", "lenient")
 
 
 def tell(label: str, found: TaskScore, max_cut: float, *, refuse: bool) -> None:
-    """Print the counts of an arm that are not 0; raise EvaluationError if it is the Instruct and has a flag."""
+    """Print the counts of an arm that are not 0, and a warning for each flag.
+
+    With `refuse`, which is for the Instruct, raises EvaluationError for the flag `cut`."""
     counts, n = found.counts(found.items), len(found.items)
     shown = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
     if shown:
         print(f"{label}: of {n} items {shown}", file=sys.stderr, flush=True)
     for name, gap in gaps(found.metric, found.items).items():
         print(
-            f"warning: {label}: {name} differs from {found.metric} by {gap:+.0%} of the items: the format, not the "
-            "skill, may be what differs",
+            f"warning: {label}: {name} differs from {found.metric} by {gap:+.0%} of the items: the format may be at "
+            "fault, not the skill",
             file=sys.stderr,
             flush=True,
         )
@@ -64,6 +66,6 @@ def tell_left_out(questions: Questions, ends_at_delimiter: bool) -> None:
             some = f"{', '.join(rows[:3])}{' ...' if len(rows) > 3 else ''}"
             lines.append(f"left out of every arm, {len(rows)} rows: {reason} ({some})")
     if questions.replaced:
-        lines.append(f"{questions.replaced} items were among their own few-shot examples; they are shown another one")
+        lines.append(f"{questions.replaced} items were among their own few-shot examples, which were replaced")
     for line in lines:
         print(f"task {questions.name}: {line}", file=sys.stderr, flush=True)

@@ -89,8 +89,8 @@ def guard(name: str, task: Any) -> Examples | None:
         return None
     if not hasattr(task, "sampler"):
         raise EvaluationError(
-            f"task {name}: draws its few-shot examples in Python, so nobody sees whether an item is among its own "
-            "examples; set num_fewshot: 0"
+            f"task {name}: draws its few-shot examples in Python, so it cannot be checked that no item is among "
+            "its own examples; set num_fewshot: 0"
         )
     examples, context = Examples(name, task), task.fewshot_context
 

@@ -1,4 +1,4 @@
-"""The journal: every answer is kept as it comes, so a killed run goes on, and equal models are asked once.
+"""The journal: every answer is kept as it arrives, so a killed run resumes, and equal models are asked once.
 
 The harness asks for all answers to a task in one call. Each call has a file below SHADOWFT_CACHE, named by the digest
 of all that the answers depend on. As only whole batches are kept, the harness, which sorts the requests that are left,

@@ -8,7 +8,7 @@ from shadowft_core.params.section import Section, Share
 
 
 class Generation(Section):
-    """How answers are asked for and generated, greedily; the same for every arm, and recorded in scores.json."""
+    """Prompts and limits of answers, the same for every arm and recorded in scores.json. Decoding is greedy."""
 
     system: str | None = Field(None, min_length=1, description="system turn before every prompt; none when null")
     thinking: Literal["template", "on", "off"] = Field(
@@ -17,7 +17,7 @@ class Generation(Section):
     thinking_tokens: int | None = Field(
         None,
         ge=1,
-        description="tokens for thoughts, in addition to those of the answer; no thoughts expected when null",
+        description="tokens for thoughts, in addition to those of the answer; null: no thoughts are expected",
     )
     max_tokens: int | None = Field(None, ge=1, description="tokens of an answer; max_gen_toks of the task when null")
 
@@ -29,7 +29,7 @@ class Generation(Section):
     @model_validator(mode="after")
     def _thoughts_need_room(self) -> Self:
         if self.thinking == "on" and self.thinking_tokens is None:
-            raise ValueError("thinking is on without thinking_tokens; set the tokens that thoughts may have")
+            raise ValueError("thinking is on, but thinking_tokens is not set; set how many tokens thoughts may have")
         if self.thinking == "off" and self.thinking_tokens is not None:
             raise ValueError(f"thinking is off, but thinking_tokens is {self.thinking_tokens}; remove one of them")
         return self
@@ -43,14 +43,14 @@ class Server(Section):
     environment variable OPENAI_API_KEY."""
 
     url: str = Field(URL, pattern=r"^https?://[^@?\s]+/v1/?$", description="up to and with /v1")
-    model: str = Field(min_length=1, description="the name under which the server has the Instruct")
+    model: str = Field(min_length=1, description="the server's name for the Instruct")
     concurrency: int = Field(8, ge=1, description="requests in flight")
     timeout: float = Field(600, gt=0, description="seconds to wait for an answer")
     command: tuple[str, ...] = Field(
         (),
         description="command that starts the server, one word per item; {model}, {name} and {port} are replaced. "
-        "Needed for deltas that are not low-rank: each such arm is served by a process of its own. Without it, the "
-        "server of `url` must run",
+        "Needed for deltas that a server cannot load as a LoRA adapter: each such arm gets a server of its own. "
+        "Without it, the server at `url` must be running",
     )
 
     @model_validator(mode="after")
@@ -59,9 +59,9 @@ class Server(Section):
             return self
         text = " ".join(self.command)
         if missing := [name for name in ("{model}", "{name}", "{port}") if name not in text]:
-            raise ValueError(f"engine.server.command has no {' and no '.join(missing)}; each start needs its own")
+            raise ValueError(f"engine.server.command lacks {' and '.join(missing)}; their values differ at each start")
         if "--api-key" in text:
-            raise ValueError("engine.server.command has a key; scores record the command: remove --api-key")
+            raise ValueError("engine.server.command has --api-key, and scores record the command; remove it")
         if self.url != URL:
             raise ValueError(
                 f"engine.server has the url {self.url} and a command; the command starts servers on ports of their "
@@ -93,7 +93,8 @@ class Evaluate(Section):
     domain: tuple[str, ...] = Field(min_length=1, description="test tasks that the training should improve")
     guards: tuple[str, ...] = Field((), description="test tasks that must not get worse")
     metrics: dict[str, str] = Field(
-        {}, description="metric that decides a task or group, METRIC or FILTER/METRIC; the first listed if not named"
+        {},
+        description="by task or group: the metric that decides, METRIC or FILTER/METRIC; else the first listed",
     )
     limit: int | None = Field(None, ge=1, description="items per task; all when null")
     batch_size: int = Field(64, ge=1, description="prompts per forward pass")
@@ -103,7 +104,7 @@ class Evaluate(Section):
         False, description="run programs that a model wrote, in a sandbox, and Python files that task files name"
     )
     kl_answers: int = Field(
-        64, ge=0, description="answers of the Instruct on which every arm's KL divergence from it is measured; 0: none"
+        64, ge=0, description="answers of the Instruct on which KL(Instruct || arm) is measured; 0: not measured"
     )
     max_cut: Share = Field(
         0.5, description="largest share of the Instruct's answers to a task that may be cut at the token limit"

@@ -63,7 +63,7 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Line:
-    """What stands for a benchmark of the paper; `benchmark` is None where nothing does."""
+    """A benchmark of a suite, as the paper calls it, and our counterpart; `benchmark` is None if there is none."""
 
     benchmark: Benchmark | None
     paper: str = ""

@@ -1,4 +1,4 @@
-"""Brings the task files and the data of suites into a folder that then needs no network."""
+"""Fetches the task files and the data of suites into a folder that then needs no network."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -42,8 +42,8 @@ def fetch_suite(suite: Suite, out: Path, source: Path | None, download: Download
     A benchmark that is there and whole is kept. The data comes from the folder `source`, or from the hub. A folder of
     a benchmark holds task files, data/ and suite.json: source, revision, licence, size and SHA-256 of every file.
 
-    Raises InputError if no benchmark could be brought or a file cannot be read, and what `download` raises; what was
-    brought before stays.
+    Raises InputError if no benchmark could be fetched or a file cannot be read, and what `download` raises; what was
+    fetched before stays.
     """
     given = Source(source) if source else None
     used: set[Path] = set()
@@ -81,7 +81,7 @@ def _items(record: Mapping[str, Any]) -> int:
 
 
 def _fetch(benchmark: Benchmark, out: Path, given: Source | None, used: set[Path], download: Download) -> Fetched:
-    """Bring one benchmark; adds the files of `given` that it read to `used`."""
+    """Fetch one benchmark; adds the files of `given` that it read to `used`."""
     old = out / benchmark.name / RECORD
     pinned = read_json_object(old).get("revisions", {}) if old.is_file() else {}
     with TemporaryDirectory(prefix="shadowft-") as scratch:
@@ -94,19 +94,19 @@ def _fetch(benchmark: Benchmark, out: Path, given: Source | None, used: set[Path
             plan = _plan(benchmark, data, bare=True) or []
             other = benchmark.harness != before.harness
             instead = (
-                f"the harness's task {benchmark.harness} ({benchmark.shots}) stands for it" if other else "0 shots"
+                f"the harness's task {benchmark.harness} ({benchmark.shots}) is used instead" if other else "0 shots"
             )
             notes.append(f"the source has no few-shot examples: {instead}")
         there = [one for one in plan if one.scored]
         if not there:
             return Fetched(benchmark.name, "left out", notes=[data.nothing(benchmark)])
         if missing := [one.task.name for one in plan if not one.scored]:
-            notes.append(f"{len(missing)} of {len(plan)} tasks have no data there: {some(missing, 300)}")
+            notes.append(f"{len(missing)} of {len(plan)} tasks have no data in the source: {some(missing, 300)}")
         record = _write(benchmark, out / benchmark.name, there, data, notes)
         used |= data.files
     items = _items(record)
     if benchmark.items and items != benchmark.items:
-        notes.append(f"{items:,} items of {benchmark.items:,}")
+        notes.append(f"{items:,} of {benchmark.items:,} items")
     return Fetched(benchmark.name, "written", len(there), items, notes)
 
 
@@ -158,12 +158,12 @@ class _Data:
         }
 
     def nothing(self, benchmark: Benchmark) -> str:
-        """Why a benchmark could not be brought."""
+        """Why a benchmark could not be fetched."""
         if not self._given:
             return f"the hub's files of {some(self.revisions)} have no split that its tasks read"
         files = self._given.others(set())
         found = f"not understood: {some(files, 150)}" if files else "no data file there"
-        return f"{self._given.folder}: no data of {benchmark.name} found ({found}); docs/evaluation.md lists the shapes"
+        return f"{self._given.folder}: no data of {benchmark.name} ({found}); docs/evaluation.md lists the layouts"
 
 
 @dataclass(frozen=True)

@@ -101,8 +101,8 @@ def unknown(name: str, folder: Path, local: Mapping[str, Path]) -> str:
     if name in _index():
         kind = "task" if "TASK" in _index()[name][0] else "group"
         return (
-            f"{kind} {name}: of the installed lm-evaluation-harness, and its data is not in {folder}; "
-            f"bring it with `shadowft suite fetch {name}`"
+            f"{kind} {name}: is in the installed lm-evaluation-harness, but its data is not in {folder}; "
+            f"fetch it with `shadowft suite fetch {name}`"
         )
     close = close_to(name, [*local, *_index()])
     hint = f"did you mean {' or '.join(close)}? " if close else ""
@@ -146,7 +146,7 @@ def _require_sentences(task: str, function: Function) -> None:
     except LookupError:
         raise EvaluationError(
             f"task {task}: needs nltk's sentence data punkt_tab, which is not in {nltk.data.path[0]} or NLTK_DATA; "
-            "where there is a network run `python -m nltk.downloader -d FOLDER punkt_tab`, bring FOLDER here, and set "
+            "where there is a network run `python -m nltk.downloader -d FOLDER punkt_tab`, copy FOLDER here, and set "
             "the environment variable NLTK_DATA to it"
         ) from None
 

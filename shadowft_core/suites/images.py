@@ -42,7 +42,7 @@ def with_images(
     number of marks is not that of its images.
     """
     if config.get("doc_to_audio"):
-        raise EvaluationError(f"{path}: doc_to_audio: sound is not supported; remove the task")
+        raise EvaluationError(f"{path}: doc_to_audio: audio is not supported; remove the task")
     wanted = config.get("doc_to_image")
     if wanted is None:
         return config, lambda task: None
@@ -98,7 +98,9 @@ def _picture(value: Any, folders: list[str], cache: Path, known: dict[Any, Pictu
         return _kept(value, cache)
     if value not in known:
         if not Path(value).is_absolute() and len(folders) != 1:
-            raise EvaluationError(f"{value}: relative to which of the data folders {', '.join(folders):.300}? use one")
+            raise EvaluationError(
+                f"{value}: is relative to more than one data folder ({', '.join(folders):.300}); keep the data in one"
+            )
         file = Path(value) if Path(value).is_absolute() else Path(folders[0], value)
         known[value] = Picture(bytes_digest(_checked(value, file)), file)
     return known[value]
@@ -111,7 +113,7 @@ def _kept(value: Any, cache: Path) -> Picture:
         value.convert("RGB").save(buffer, "PNG")
         value = buffer.getvalue()
     if not isinstance(value, bytes):
-        raise EvaluationError(f"{value!r:.100}: no path and no image")
+        raise EvaluationError(f"{value!r:.100}: neither a path nor an image")
     _decode("the image in the data", value)
     digest = bytes_digest(value)
     file = cache / "pictures" / digest.partition(":")[2]
@@ -124,7 +126,7 @@ def _checked(value: str, file: Path) -> bytes:
     try:
         about = file.stat()
     except OSError as error:
-        raise EvaluationError(f"{value}: {file}: {error.strerror}; bring the image or correct the row") from None
+        raise EvaluationError(f"{value}: {file}: {error.strerror}; add the image or correct the row") from None
     if not stat.S_ISREG(about.st_mode) or about.st_size > LARGEST:
         raise EvaluationError(
             f"{value}: {file}: expected a file of at most {LARGEST >> 20} MiB, found {about.st_size} bytes; make it "
@@ -150,5 +152,5 @@ def _decode(name: str, data: bytes) -> None:
     except Image.DecompressionBombError:
         found = "more"
     except Exception as error:  # a damaged file makes Pillow raise almost anything
-        raise EvaluationError(f"{name}: damaged, or no image ({type(error).__name__}); bring it again") from None
+        raise EvaluationError(f"{name}: damaged, or no image ({type(error).__name__}); replace it") from None
     raise EvaluationError(f"{name}: expected at most {PIXELS >> 20} Mi pixels, found {found}; make it smaller")

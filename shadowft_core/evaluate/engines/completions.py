@@ -226,8 +226,8 @@ class Completions(LocalCompletionsAPI):  # type: ignore[misc]
         choices = found.get("choices") if isinstance(found, dict) else None
         if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
             raise EvaluationError(
-                f"{self.base_url}: task {self._task}: {found!r:.200} has not one choice; is it an OpenAI-compatible "
-                "server? Read its log"
+                f"{self.base_url}: task {self._task}: {found!r:.200} does not have exactly one choice; is it "
+                "an OpenAI-compatible server? Read its log"
             )
         usage = found.get("usage")
         seen, count = (

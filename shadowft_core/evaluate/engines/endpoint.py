@@ -78,7 +78,7 @@ class Endpoint:
         cards = found.get("data") if isinstance(found, dict) else None
         if not isinstance(cards, list) or not all(isinstance(card, dict) and "id" in card for card in cards):
             raise EvaluationError(
-                f"{self._at('/models')}: {found!r:.{SHOWN}} is no list of models; correct engine.server.url"
+                f"{self._at('/models')}: {found!r:.{SHOWN}} is not a list of models; correct engine.server.url"
             )
         return cards
 

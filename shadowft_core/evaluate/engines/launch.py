@@ -31,7 +31,7 @@ def launched(server: Server, model: Path) -> Iterator[Endpoint]:
     """
     if shutil.which(server.command[0]) is None:
         raise EvaluationError(
-            f"engine.server.command: {server.command[0]} is no program; install it, or give its whole path"
+            f"engine.server.command: {server.command[0]} is not a program; install it, or give its full path"
         )
     port = _free_port()
     values = {"{model}": str(model.resolve()), "{name}": server.model, "{port}": str(port)}

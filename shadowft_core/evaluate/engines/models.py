@@ -73,8 +73,8 @@ def _load(folder: Path, weights: dict[str, Any] | None, dtype: str | None = None
     wrong = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
     if wrong:
         raise EvaluationError(
-            f"{folder}: weights and config.json disagree: {wrong!s:.400}; the folder is incomplete or mixed, "
-            "get it again"
+            f"{folder}: weights and config.json disagree: {wrong!s:.400}; the folder is incomplete or mixed; "
+            "download it again"
         )
     if model.num_parameters() <= ONE_THREAD_PARAMETERS:
         torch.set_num_threads(1)

@@ -61,7 +61,7 @@ class Server(Section):
         if missing := [name for name in ("{model}", "{name}", "{port}") if name not in text]:
             raise ValueError(f"engine.server.command lacks {' and '.join(missing)}; their values differ at each start")
         if "--api-key" in text:
-            raise ValueError("engine.server.command has --api-key, and scores record the command; remove it")
+            raise ValueError("engine.server.command has a key, and scores record the command: remove --api-key")
         if self.url != URL:
             raise ValueError(
                 f"engine.server has the url {self.url} and a command; the command starts servers on ports of their "

@@ -80,7 +80,7 @@ class TaskFiles:
     def _unknown(self, name: str) -> NoReturn:
         if name in suites() and harness_leaves(name) is None:
             raise EvaluationError(
-                f"task {name}: its data is not in {self._folder}; bring it with `shadowft suite fetch {name}`"
+                f"task {name}: its data is not in {self._folder}; fetch it with `shadowft suite fetch {name}`"
             )
         raise EvaluationError(unknown(name, self._folder, self._paths))
 

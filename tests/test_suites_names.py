@@ -82,8 +82,8 @@ def test_a_group_that_is_not_clear_is_refused(
     ("name", "message"),
     [
         ("gsm8k", "task gsm8k: is in the installed lm-evaluation-harness, but its data is not in .*suite fetch gsm8k`"),
-        ("mmlu", "group mmlu: of the installed .*suite fetch mmlu`"),
-        ("ai2_arc", "group ai2_arc: of the installed .*suite fetch ai2_arc`"),
+        ("mmlu", "group mmlu: is in the installed .*suite fetch mmlu`"),
+        ("ai2_arc", "group ai2_arc: is in the installed .*suite fetch ai2_arc`"),
         ("svamp", "task svamp: its data is not in .*; fetch it with `shadowft suite fetch svamp`"),
         ("math7", "task math7: its data is not in .*; fetch it with `shadowft suite fetch math7`"),
         ("gsm8", "task gsm8: unknown; did you mean gsm8k"),

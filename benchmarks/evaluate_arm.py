@@ -23,7 +23,7 @@ import transformers
 
 from shadowft_core.evaluate.engines.batches import BatchedLM
 from shadowft_core.graft import Options
-from shadowft_core.params import Evaluate, Sweep
+from shadowft_core.params import Evaluate, Limits, Sweep
 from shadowft_core.sweep import sweep
 
 
@@ -54,7 +54,7 @@ def params(place: Path, settings: dict[str, Any]) -> Evaluate:
         domain=(generated,),
         guards=(likelihood,),
         batch_size=settings["batch_size"],
-        max_cut=0.999,  # a model that was not trained to stop
+        limits=Limits(cut=1),  # a model that was not trained to stop
         kl_answers=0,  # the harness has no such measurement
     )
 

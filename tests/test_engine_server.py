@@ -14,7 +14,7 @@ from shadowft_core.evaluate import Bench, evaluate, open_bench, open_engine
 from shadowft_core.evaluate.engines import Deltas
 from shadowft_core.evaluate.items import TaskScore
 from shadowft_core.graft import ONTO_BASE, Options, graft
-from shadowft_core.params import Engine, Evaluate, Generation, Sweep
+from shadowft_core.params import Engine, Evaluate, Generation, Limits, Sweep
 from shadowft_core.sweep import sweep
 from tests.fixtures.evaluation import World, read_arm
 from tests.fixtures.serving import served
@@ -75,8 +75,8 @@ def test_answers_end_and_count_as_with_hf(world: World) -> None:
     with served(world) as (_, params):
         for changed in ({}, {"generation": Generation(max_tokens=1)}):
             asked = params.model_copy(update=changed)
-            _, found = scores(world, asked.model_copy(update={"max_cut": 1.0}))
-            _, expected = scores(world, hf(asked).model_copy(update={"max_cut": 1.0}))
+            _, found = scores(world, asked.model_copy(update={"limits": Limits(cut=1)}))
+            _, expected = scores(world, hf(asked).model_copy(update={"limits": Limits(cut=1)}))
             same_scores(found, expected)
             assert {one.finish for one in found["say"].items} == {"length" if changed else "stop"}
 
@@ -118,7 +118,7 @@ def test_the_server_gets_the_token_ids_that_hf_feeds_its_model(
         (tasks / file.name).write_text(text)
     place = with_bos(world, tmp_path / "bos") if bos else world
     place = World(place.root, place.instruct, place.delta, tasks, place.data)
-    changes = {"generation": Generation(system=system), "limit": 4, "max_cut": 1.0, "guards": ("choice",)}
+    changes = {"generation": Generation(system=system), "limit": 4, "limits": Limits(cut=1), "guards": ("choice",)}
     with served(place, context=None) as (state, settings):
         params = settings.model_copy(update=changes)
         with opened(place, params) as (bench, arm):

@@ -11,8 +11,10 @@ import yaml
 
 from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate import evaluate
+from shadowft_core.evaluate.counts import DOUBTS, told
 from shadowft_core.evaluate.items import Item, TaskScore
 from shadowft_core.evaluate.questions import NO_REFERENCE
+from shadowft_core.params import Limits
 from tests.fixtures.evaluation import World, prepared, read_arm, rows, score_instruct, write_task
 
 
@@ -50,21 +52,70 @@ def test_a_task_that_is_not_generated_has_no_counts_of_answers(world: World, tmp
 
 def test_more_cut_answers_than_allowed_are_refused(world: World, tmp_path: Path) -> None:
     asked = options(tmp_path / "tasks", rows("say")[:4], max_gen_toks=1)
-    with pytest.raises(EvaluationError, match=r"4 of 4 answers were cut .*max_cut allows 50%; raise max_gen_toks"):
+    with pytest.raises(
+        EvaluationError,
+        match=r"odd: 4 of 4 answers were cut .*limits\.cut allows 50%: raise max_gen_toks .* the limit$",
+    ):
         score_instruct(world, tmp_path / "out", **asked)
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("max_cut", "fits"), [(0.75, True), (0.74, False)])
-def test_the_limit_is_a_share_of_the_items(world: World, tmp_path: Path, max_cut: float, fits: bool) -> None:
+def test_empty_answers_are_refused(world: World, tmp_path: Path) -> None:
+    """Every answer begins with its stop text."""
+    asked = options(tmp_path / "tasks", rows("say")[:4], until=list("abcdefgh"))
+    with pytest.raises(EvaluationError, match=r"4 of 4 answers are empty, evaluate.limits.empty allows 50%: check the"):
+        score_instruct(world, tmp_path / "out", **asked)
+
+
+def test_unparsed_answers_are_refused_with_the_other_filters(world: World, tmp_path: Path) -> None:
+    asked = options(tmp_path / "tasks", rows("say")[:4])
+    config = yaml.safe_load((tmp_path / "tasks/odd.yaml").read_text())
+    first = [{"function": "take_first"}]
+    strict = [{"function": "regex", "regex_pattern": "#### ([a-z]+)"}, *first]
+    config["filter_list"] = [{"name": "strict", "filter": strict}, {"name": "any", "filter": first}]
+    (tmp_path / "tasks/odd.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(
+        EvaluationError,
+        match=r"4 of 4 answers hold nothing .*limits\.unparsed allows 90%: .*evaluate\.metrics \(any/exact_match\)",
+    ):
+        score_instruct(world, tmp_path / "out", **asked)
+    task = score_instruct(world, tmp_path / "more", **asked, limits={"unparsed": 1})[0]["tasks"]["odd"]
+    assert (task["counts"]["unparsed"], task["flags"]) == (4, ["format"])
+
+
+@pytest.mark.parametrize(("kind", "answers"), [
+    ("cut", {"finish": "length"}), ("empty", {"output": " \n"}), ("unparsed", {"parsed": False}),
+    ("unstopped", {"finish": None}),
+])  # fmt: skip
+def test_every_kind_has_a_limit(kind: str, answers: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
+    items = [
+        Item(str(at), 0.0, "p", **{"output": "o", "finish": "stop"} | (answers if at < 3 else {})) for at in range(4)
+    ]
+    found = TaskScore("guard", "m", tuple(items), generated=True)
+    assert told("arm", found, Limits(**{kind: 0.75}), refuse=True).flags == ()
+    limits = Limits(**{kind: 0.74})
+    assert told("arm", found, limits, refuse=False).flags == (kind,)
+    assert (
+        f"warning: arm: 3 of 4 answers {DOUBTS[kind][0]}, evaluate.limits.{kind} allows 74%" in capfd.readouterr().err
+    )
+    with pytest.raises(EvaluationError, match=rf"arm: 3 of 4 .*limits\.{kind} allows 74%.*or raise the limit$"):
+        told("arm", found, limits, refuse=True)
+    choices = TaskScore("guard", "m", tuple(items))
+    assert told("arm", choices, limits, refuse=True).flags == (), "nothing was generated"
+
+
+def test_the_limit_is_a_share_of_the_items(world: World, tmp_path: Path) -> None:
     """With `a` as stop text, one of four answers of one token is not cut."""
-    asked = options(tmp_path / "tasks", rows("say")[:4], max_gen_toks=1, until=["a"]) | {"max_cut": max_cut}
-    if fits:
-        task = score_instruct(world, tmp_path / "out", **asked)[0]["tasks"]["odd"]
-        assert (task["counts"]["cut"], task["flags"]) == (3, [])
-    else:
-        with pytest.raises(EvaluationError, match=r"3 of 4 answers were cut"):
-            score_instruct(world, tmp_path / "out", **asked)
+    asked = options(tmp_path / "tasks", rows("say")[:4], max_gen_toks=1, until=["a"])
+    task = score_instruct(world, tmp_path / "out", **asked, limits={"cut": 0.75})[0]["tasks"]["odd"]
+    assert (task["counts"]["cut"], task["flags"]) == (3, [])
+    with pytest.raises(EvaluationError, match=r"3 of 4 answers were cut"):
+        score_instruct(world, tmp_path / "more", **asked, limits={"cut": 0.74})
+
+
+def test_a_limit_is_a_share() -> None:
+    with pytest.raises(ValueError, match="less than or equal to 1"):
+        Limits(cut=1.1)
 
 
 def test_other_arms_are_flagged(world: World, half: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

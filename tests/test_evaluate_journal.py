@@ -95,7 +95,7 @@ def test_what_was_answered_is_never_asked_again(
         pytest.param({"batch_size": 4}, False, id="batch-size"),
         pytest.param({"limit": 5}, False, id="items"),
         pytest.param({"generation": {"max_tokens": 2}}, False, id="generation"),
-        pytest.param({"max_cut": 0.9}, True, id="what-is-done-with-the-answers"),
+        pytest.param({"limits": {"cut": 0.9}}, True, id="what-is-done-with-the-answers"),
     ],
 )
 def test_other_settings_are_another_key(

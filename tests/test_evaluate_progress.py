@@ -104,7 +104,7 @@ SLOW = 250  # items; enough for a signal to arrive in between
 @pytest.fixture(scope="module")
 def slow(world: World) -> Iterator[dict[str, object]]:
     write_task(world.tasks, "slow", [(f"say {'say ' * (i % 9)}a", f"{i}") for i in range(SLOW)])
-    yield {"domain": ("slow",), "guards": (), "batch_size": 1, "max_cut": 0.99}
+    yield {"domain": ("slow",), "guards": (), "batch_size": 1, "limits": {"cut": 1}}
     (world.tasks / "slow.yaml").unlink()
 
 

@@ -25,8 +25,9 @@ def task(n: int, left_out: dict[str, int] | None = None, **counts: int) -> dict[
         ),
         ([{"role": "guard", "metric": "acc", "n": 3, "mean": 1.0, "counts": {"copies": 0}}], ""),
         ([{"role": "guard", "metric": "acc", "n": 3, "mean": 1.0}], ""),
+        ([task(10), task(5, cut=4) | {"flags": ["cut", "format"]}], "4 cut of 15; cut, format flagged on 1"),
     ],
-    ids=["none", "kinds", "left-out", "choices", "old"],
+    ids=["none", "kinds", "left-out", "choices", "old", "flags"],
 )
 def test_answers_in_doubt_are_summed_over_tasks(tasks: list[dict[str, Any]], said: str) -> None:
     assert doubts({"tasks": {str(number): one for number, one in enumerate(tasks)}}) == said

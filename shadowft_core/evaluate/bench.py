@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from shadowft_core.errors import EvaluationError, TrainError
-from shadowft_core.evaluate.counts import gaps, tell, tell_left_out
+from shadowft_core.evaluate.counts import tell_left_out, told
 from shadowft_core.evaluate.engines import Arm
 from shadowft_core.evaluate.engines.finite import NotFinite
 from shadowft_core.evaluate.heldout import render_heldout
@@ -25,6 +25,7 @@ from shadowft_core.evaluate.prompts import Prompts
 from shadowft_core.evaluate.questions import Questions, finite
 from shadowft_core.evaluate.quiet import quiet
 from shadowft_core.evaluate.stopping import stoppable
+from shadowft_core.evaluate.templates import compiled_once
 from shadowft_core.loading import load
 from shadowft_core.params import Evaluate, Render
 from shadowft_core.rendering import Renderer, load_renderer
@@ -73,7 +74,7 @@ class Bench:
         """Score one model on every task; `label` names it in the progress lines. `untouched`: it is the Instruct.
 
         Raises EvaluationError when a task fails or gives no usable score per item, when logits are not finite, and when
-        more of the Instruct's answers are cut at the token limit than `evaluate.max_cut` allows.
+        more of the Instruct's answers are in doubt than `evaluate.limits` allows.
         """
         return {name: self._score(arm, label, name, untouched) for name in self._questions}
 
@@ -103,8 +104,6 @@ class Bench:
                         slice=questions.slices[at],
                     )
                 )
-        cut = sum(item.finish == "length" for item in items) / len(items)
-        flags = {"cut": cut > self._params.max_cut, "format": bool(gaps(metrics.metric, items))}
         found = TaskScore(
             self._roles[leaf.named],
             metrics.metric,
@@ -115,11 +114,9 @@ class Bench:
             others=metrics.of_task(aggregated),
             left_out=questions.left_out,
             replaced=questions.replaced,
-            flags=tuple(flag for flag, raised in flags.items() if raised),
         )
         self.journals.progress.end()
-        tell(f"{label} {name}", found, self._params.max_cut, refuse=untouched)
-        return found
+        return told(f"{label} {name}", found, self._params.limits, refuse=untouched)
 
     def _run(self, lm: Any, questions: Questions) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Score one task; returns its logged samples, and its metrics as the harness aggregates them.
@@ -175,7 +172,7 @@ def open_bench(
     leaves = files.resolve(roles)
     for name in params.metrics:
         files.path(name)  # a name that is unknown is refused, not ignored
-    with stoppable(), TemporaryDirectory(prefix="shadowft-") as cache:
+    with stoppable(), compiled_once(), TemporaryDirectory(prefix="shadowft-") as cache:
         renderer, rendered = _renderer(instruct, render), Path(cache, "rendered")
         prompts, context = Prompts(renderer, params.generation), _context(instruct, renderer.tokenizer)
         left_out: dict[str, dict[str, list[str]]] = {}

@@ -1,41 +1,65 @@
-"""What a person is told of the counts beside a score, and the limit of cut answers."""
+"""What a person is told of the counts beside a score, and the limits of answers in doubt."""
 
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate.heldout import PICTURED
 from shadowft_core.evaluate.items import Item, TaskScore
 from shadowft_core.evaluate.questions import Questions
+from shadowft_core.params import Limits
 
 GAP = 0.1  # of the items, between two readings of the same answers; more is flagged
 READINGS = ("strict", "lenient")
+DOUBTS = {
+    "cut": ("were cut at the token limit", "raise max_gen_toks of the task or evaluate.generation.max_tokens"),
+    "empty": ("are empty", "check the chat template and the stop texts of the task"),
+    "unparsed": (
+        "hold nothing that the task's filter finds",
+        "show examples of the form (num_fewshot), or name another filter or metric in evaluate.metrics",
+    ),
+    "unstopped": ("have no known end", "use an engine that reports it (a server: finish_reason)"),
+}
+"""kinds of doubtful answers, as in `evaluate.limits`: what they are, and the remedy"""
 
 
-def tell(label: str, found: TaskScore, max_cut: float, *, refuse: bool) -> None:
-    """Print the counts of an arm that are not 0, and a warning for each flag.
+def told(label: str, found: TaskScore, limits: Limits, *, refuse: bool) -> TaskScore:
+    """Print the counts of an arm that are not 0, and what is flagged; returns the score with its flags.
 
-    With `refuse`, which is for the Instruct, raises EvaluationError for the flag `cut`."""
+    Raises EvaluationError instead if it is the Instruct (`refuse`) and more answers are in doubt than `limits` allow.
+    """
     counts, n = found.counts(found.items), len(found.items)
-    shown = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
-    if shown:
-        print(f"{label}: of {n} items {shown}", file=sys.stderr, flush=True)
-    for name, gap in gaps(found.metric, found.items).items():
-        print(
+    if shown := ", ".join(f"{count} {kind}" for kind, count in counts.items() if count):
+        _say(f"{label}: of {n} items {shown}")
+    differing = gaps(found.metric, found.items)
+    for name, gap in differing.items():
+        _say(
             f"warning: {label}: {name} differs from {found.metric} by {gap:+.0%} of the items: the format may be at "
-            "fault, not the skill",
-            file=sys.stderr,
-            flush=True,
+            "fault, not the skill"
         )
-    if "cut" in found.flags:
-        said = (
-            f"{label}: {counts['cut']} of {n} answers were cut at the token limit, evaluate.max_cut allows "
-            f"{max_cut:.0%}; raise max_gen_toks of the task, evaluate.generation.max_tokens or max_cut"
-        )
-        if refuse:
-            raise EvaluationError(said)
-        print(f"warning: {said}", file=sys.stderr, flush=True)
+    over = {kind: share for kind, share in limits.model_dump().items() if counts.get(kind, 0) / n > share}
+    said = [
+        f"{counts[kind]} of {n} answers {DOUBTS[kind][0]}, evaluate.limits.{kind} allows {share:.0%}: "
+        f"{DOUBTS[kind][1]}{_readings(found) if kind == 'unparsed' else ''}"
+        for kind, share in over.items()
+    ]
+    if said and refuse:
+        raise EvaluationError(f"{label}: {'; '.join(said)}; or raise the limit")
+    for one in said:
+        _say(f"warning: {label}: {one}")
+    return replace(found, flags=(*over, *(["format"] if differing else [])))
+
+
+def _readings(found: TaskScore) -> str:
+    """The metric by other filters, which may find what the deciding one does not."""
+    names = sorted({name for item in found.items for name in item.others if "/" in name})
+    return f" ({', '.join(names):.200})" if names else ""
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def gaps(metric: str, items: Sequence[Item]) -> dict[str, float]:
@@ -68,4 +92,4 @@ def tell_left_out(questions: Questions, ends_at_delimiter: bool) -> None:
     if questions.replaced:
         lines.append(f"{questions.replaced} items were among their own few-shot examples, which were replaced")
     for line in lines:
-        print(f"task {questions.name}: {line}", file=sys.stderr, flush=True)
+        _say(f"task {questions.name}: {line}")

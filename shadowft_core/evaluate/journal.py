@@ -29,6 +29,7 @@ class Journals:
 
     def __init__(self, instruct: Path, template_digest: str, generation: Generation, progress: Progress) -> None:
         self.progress = progress
+        self._digests = dict[int, tuple[Any, str]]()  # every arm is asked the same objects
         self._facts = {"template": template_digest, "generation": generation.model_dump(), **_surroundings(instruct)}
         self._engine: Engine | None = None
 
@@ -39,13 +40,13 @@ class Journals:
     def lm(self, arm: Arm, label: str, task: str) -> "Journal":
         """The LM of an arm for one task; `label` names the arm to the user."""
         self.progress.begin(label, task)
-        return Journal(arm.lm, self._about(arm, task), self.progress)
+        return Journal(arm.lm, self._about(arm, task), self.progress, self._digests)
 
     def aside(self, arm: Arm, task: str) -> "Journal":
         """The LM of an arm for requests that are no part of its scores: answers are kept, progress is not shown."""
         unseen = Progress({task: 0}, StringIO())
         unseen.begin("", task)
-        return Journal(arm.lm, self._about(arm, task), unseen)
+        return Journal(arm.lm, self._about(arm, task), unseen, {})
 
     def _about(self, arm: Arm, task: str) -> dict[str, Any] | None:
         if self._engine is None:
@@ -66,11 +67,18 @@ def _surroundings(instruct: Path) -> dict[str, str]:
 class Journal:
     """An LM for the harness around that of an engine; it answers from the journal, and keeps what it has to ask for.
 
-    `about` is what the answers depend on besides the requests; None to keep nothing.
+    `about` is what the answers depend on besides the requests; None to keep nothing. `digests` has those of arguments
+    by their `id`, and the arguments, so that no other object gets that `id`.
     """
 
-    def __init__(self, lm: Any, about: Mapping[str, Any] | None, progress: Progress) -> None:
-        self._lm, self._about, self._progress = lm, about, progress
+    def __init__(
+        self,
+        lm: Any,
+        about: Mapping[str, Any] | None,
+        progress: Progress,
+        digests: dict[int, tuple[Any, str]],
+    ) -> None:
+        self._lm, self._about, self._progress, self._digests = lm, about, progress, digests
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._lm, name)
@@ -105,9 +113,14 @@ class Journal:
     def _opened(self, kind: str, requests: Sequence[Any]) -> AbstractContextManager[AnswersFile]:
         if self._about is None:
             return nullcontext(AnswersFile())
-        digests = [_digest(kind, request.args) for request in requests]
+        digests = [self._digest(kind, request.args) for request in requests]
         about = {**self._about, "kind": kind, "requests": bytes_digest(canonical_json(digests))}
         return open_answers(about, self._progress.say)
+
+    def _digest(self, kind: str, arguments: Any) -> str:
+        if id(arguments) not in self._digests:
+            self._digests[id(arguments)] = arguments, _digest(kind, arguments)
+        return self._digests[id(arguments)][1]
 
 
 def _digest(kind: str, arguments: Any) -> str:
@@ -117,17 +130,22 @@ def _digest(kind: str, arguments: Any) -> str:
     return str(hash_args(kind, arguments))
 
 
+def _text_of(arguments: Any) -> tuple[str, ...]:
+    """What an LM tells of a request: its text, and the continuation or, as JSON, the settings."""
+    return tuple(one if isinstance(one, str) else json.dumps(one, sort_keys=True) for one in arguments[:2])
+
+
 class _Hook:
     """What an LM of the harness calls with each answer. It knows the request by its text, so equal ones queue up."""
 
     def __init__(self, lm: Any, kind: str, left: Mapping[int, Any], file: AnswersFile, progress: Progress) -> None:
-        self._lm, self._file, self._progress = lm, file, progress
-        self._queues: dict[str, deque[int]] = {}
-        images: dict[str, set[str]] = {}
+        self._lm, self._kind, self._file, self._progress = lm, kind, file, progress
+        self._queues: dict[tuple[str, ...], deque[int]] = {}
+        images: dict[tuple[str, ...], set[str]] = {}
         for at, arguments in left.items():
-            text = _digest(kind, arguments[:2])
+            text = _text_of(arguments)
             self._queues.setdefault(text, deque()).append(at)
-            images.setdefault(text, set()).add(_digest(kind, arguments))
+            images.setdefault(text, set()).add(_digest(kind, arguments) if len(arguments) > 2 else "")
         self._in_batches = getattr(lm, "in_batches", False)
         if any(len(several) > 1 for several in images.values()):
             self._queues = {}  # an answer may belong to either of two images, so all are kept at the end
@@ -146,9 +164,9 @@ class _Hook:
 
     def add_partial(self, attr: str, arguments: Any, answer: Any) -> None:
         """Take one answer."""
-        text = _digest(attr, arguments)
+        text = _text_of(arguments)
         with self._lock:
-            if not self._queues.get(text):
+            if attr != self._kind or not self._queues.get(text):
                 return
             self._batch[self._queues[text].popleft()] = answer
             self._told += 1
@@ -173,6 +191,8 @@ class _Hook:
         if self._told < len(given):
             self._progress.answered(len(given) - self._told, kept=False)
         self.whole_batch()
+        if all(encoded(kept[at]) == encoded(answer) for at, answer in given.items()):
+            return
         told, returned = (sorted(json.dumps(encoded(source[at])) for at in given) for source in (kept, given))
         if told != returned:
             one = next(pair for pair in zip(told, returned, strict=True) if pair[0] != pair[1])

@@ -1,6 +1,6 @@
 """params.yaml as frozen models."""
 
-from shadowft_core.params.evaluating import Engine, Evaluate, Generation, Server
+from shadowft_core.params.evaluating import Engine, Evaluate, Generation, Limits, Server
 from shadowft_core.params.reading import default_params, load_params, located, refuse_password
 from shadowft_core.params.routes import Route
 from shadowft_core.params.section import Section
@@ -30,6 +30,7 @@ __all__ = [
     "Generation",
     "Graft",
     "Launch",
+    "Limits",
     "Lora",
     "Newest",
     "Osf",

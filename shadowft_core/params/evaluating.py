@@ -1,10 +1,12 @@
 """The sections of params.yaml about evaluation."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from shadowft_core.params.section import Section, Share
+from shadowft_core.params.section import Section
+
+Part = Annotated[float, Field(ge=0, le=1)]
 
 
 class Generation(Section):
@@ -86,6 +88,16 @@ class Engine(Section):
         return self
 
 
+class Limits(Section):
+    """Largest shares of a task's answers that may be in doubt. Above one of them, the stage fails for the Instruct, and
+    flags the scores of any other arm."""
+
+    cut: Part = Field(0.5, description="reached the token limit, or never ended their thought")
+    empty: Part = Field(0.5, description="have no text")
+    unparsed: Part = Field(0.9, description="have no answer that the task's filter or scorer finds")
+    unstopped: Part = Field(0.9, description="ended in a way that the engine does not report")
+
+
 class Evaluate(Section):
     """The tasks that every arm is scored on, with the same items, prompts and template."""
 
@@ -106,6 +118,4 @@ class Evaluate(Section):
     kl_answers: int = Field(
         64, ge=0, description="answers of the Instruct on which KL(Instruct || arm) is measured; 0: not measured"
     )
-    max_cut: Share = Field(
-        0.5, description="largest share of the Instruct's answers to a task that may be cut at the token limit"
-    )
+    limits: Limits = Limits()

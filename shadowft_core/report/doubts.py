@@ -7,7 +7,7 @@ KINDS = ("cut", "unparsed", "empty", "unstopped")
 
 
 def doubts(head: Mapping[str, Any]) -> str:
-    """The generated answers of a scores.json that are in doubt, by kind, and the rows that were not asked.
+    """The generated answers of a scores.json that are in doubt, by kind, the rows that were not asked, and flags.
 
     Empty if nothing was generated and nothing left out, or if the file is of an older version, which counts neither.
     """
@@ -20,4 +20,7 @@ def doubts(head: Mapping[str, Any]) -> str:
         said.append(f"{found} of {sum(task['n'] for task in generated):,}")
     if rows := sum(reason["rows"] for task in tasks for reason in task.get("left_out", {}).values()):
         said.append(f"{rows:,} rows left out")
+    said += [
+        f"{', '.join(task['flags'])} flagged on {name}" for name, task in head["tasks"].items() if task.get("flags")
+    ]
     return "; ".join(said)

@@ -5,6 +5,8 @@ batches, or when.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -28,6 +30,7 @@ class BatchedLM(HFLM):  # type: ignore[misc]  # lm_eval is not typed
     """
 
     in_batches = True
+    tok_encode: Any
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int, answering: Answering | None = None) -> None:
         """`answering` answers the batches in place of `model`, which then needs no weights."""
@@ -44,7 +47,18 @@ class BatchedLM(HFLM):  # type: ignore[misc]  # lm_eval is not typed
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[Reply]:
         asked = [request.args for request in requests]
-        return self._in_batches(TEXT, asked, text_batches(asked, self.tok_encode, self.batch_size))
+        with self._encoding_once():
+            return self._in_batches(TEXT, asked, text_batches(asked, self.tok_encode, self.batch_size))
+
+    @contextmanager
+    def _encoding_once(self) -> Iterator[None]:
+        """The harness encodes prompts to sort them: here all for the batches, and again within each batch."""
+        encode = self.tok_encode
+        self.tok_encode = lru_cache(None)(encode)
+        try:
+            yield
+        finally:
+            self.tok_encode = encode
 
     def next_logprobs(self, asked: Sequence[Following]) -> Iterator[tuple[int, Rows]]:
         """As `Arm.lm` says, of all tokens."""

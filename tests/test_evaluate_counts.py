@@ -293,9 +293,8 @@ def test_half_of_the_rows_may_be_left_out(world: World, tmp_path: Path, short: i
 def test_a_row_with_nothing_to_score_is_left_out(world: World, tmp_path: Path) -> None:
     asked = options(tmp_path / "tasks", [*rows("say")[:3], ("say d", "")])
     config = yaml.safe_load((tmp_path / "tasks/odd.yaml").read_text())
-    del config["generation_kwargs"]
     config |= {"output_type": "loglikelihood", "target_delimiter": "", "metric_list": [{"metric": "acc"}]}
-    (tmp_path / "tasks/odd.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "tasks/odd.yaml").write_text(yaml.safe_dump(config | {"generation_kwargs": None}))
     task = score_instruct(world, tmp_path / "out", **asked)[0]["tasks"]["odd"]
     assert (task["n"], task["mean"]) == (3, 1)
     assert task["left_out"] == {"the reply is empty": {"rows": 1, "named": ["document 3"]}}

@@ -12,13 +12,13 @@ import yaml
 from shadowft_core.errors import EvaluationError, InputError
 from shadowft_core.evaluate import evaluate
 from shadowft_core.files import file_digest
-from shadowft_core.params import Evaluate, Limits
+from shadowft_core.params import Evaluate
 from shadowft_core.suites import TaskFiles, item_files
 from shadowft_core.suites.catalogue import suite_of, suites
 from shadowft_core.suites.fetch import Fetched, fetch_suite
 from tests.fixtures import benchmarks
 from tests.fixtures.bare import bare_scores
-from tests.fixtures.evaluation import read_arm
+from tests.fixtures.evaluation import NO_LIMITS, read_arm
 
 
 def no_network(*_: Any) -> tuple[str, str | None]:
@@ -63,7 +63,7 @@ def test_scores_of_a_suite_equal_those_of_the_bare_harness(name: str, tmp_path: 
     write, tasks = BARE[name]
     fetched(tmp_path, name, write)
     shutil.rmtree(tmp_path / "source")
-    params = Evaluate(tasks=str(tmp_path / "tasks"), domain=(name,), limits=Limits(cut=1))
+    params = Evaluate(tasks=str(tmp_path / "tasks"), domain=(name,), limits=NO_LIMITS)
     evaluate(reader, tmp_path, None, None, "instruct", params, tmp_path / "out")
     scores, items = read_arm(tmp_path / "out" / "instruct")
     assert {task: (about["group"], about["n"]) for task, about in scores["tasks"].items()} == dict.fromkeys(

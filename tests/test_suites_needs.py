@@ -13,13 +13,13 @@ import yaml
 
 from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate import evaluate
-from shadowft_core.params import Evaluate, Limits
+from shadowft_core.params import Evaluate
 from shadowft_core.suites import TaskFiles
 from shadowft_core.suites.catalogue import suite_of
 from shadowft_core.suites.configs import Function, functions, harness_folder, read_config
 from tests.fixtures import benchmarks
 from tests.fixtures.bare import bare_scores
-from tests.fixtures.evaluation import read_arm
+from tests.fixtures.evaluation import NO_LIMITS, read_arm
 from tests.servers.hub import REVISION, Hub
 from tests.test_suites_fetch import fetched
 
@@ -97,7 +97,7 @@ def test_ifeval_runs_once_a_data_file_is_given(tmp_path: Path) -> None:
     fetched(tmp_path, "ifeval", benchmarks.ifeval)
     [file] = (tmp_path / "tasks/suites/ifeval").glob("*.yaml")
     file.write_text(file.read_text() + "generation_kwargs: {until: [], do_sample: false, max_gen_toks: 40}\n")
-    params = Evaluate(tasks=str(tmp_path / "tasks"), domain=("ifeval",), limits=Limits(cut=1))
+    params = Evaluate(tasks=str(tmp_path / "tasks"), domain=("ifeval",), limits=NO_LIMITS)
     evaluate(reader, tmp_path, None, None, "instruct", params, tmp_path / "out")
     scores, items = read_arm(tmp_path / "out/instruct")
     assert (scores["tasks"]["ifeval"]["metric"], scores["tasks"]["ifeval"]["n"]) == ("prompt_level_strict_acc", 3)

@@ -12,11 +12,11 @@ import yaml
 from shadowft_core.demo import smollm2
 from shadowft_core.errors import InputError
 from shadowft_core.evaluate import evaluate
-from shadowft_core.params import Evaluate, Limits
+from shadowft_core.params import Evaluate
 from shadowft_core.suites.catalogue import suite_of
 from shadowft_core.suites.fetch import fetch_suite
 from tests.fixtures.bare import bare_scores
-from tests.fixtures.evaluation import read_arm
+from tests.fixtures.evaluation import NO_LIMITS, read_arm
 from tests.test_suites_fetch import no_network
 
 DATA = os.environ.get("SHADOWFT_EVAL_DATA", "")
@@ -47,7 +47,7 @@ def test_real_items_score_as_in_the_bare_harness(name: str, tmp_path: Path) -> N
         pytest.skip(str(error))
     names, tasks = BARE[name]
     fetch_suite(suite_of(name), tmp_path / "tasks" / "suites", Path(DATA), no_network)
-    params = Evaluate(tasks=str(tmp_path / "tasks"), domain=names, limit=ITEMS, batch_size=8, limits=Limits(cut=1))
+    params = Evaluate(tasks=str(tmp_path / "tasks"), domain=names, limit=ITEMS, batch_size=8, limits=NO_LIMITS)
     evaluate(instruct, tmp_path, None, None, "instruct", params, tmp_path / "out")
     scores, items = read_arm(tmp_path / "out" / "instruct")
     assert {task: about["n"] for task, about in scores["tasks"].items()} == dict.fromkeys(tasks, ITEMS)

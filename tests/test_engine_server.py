@@ -111,7 +111,7 @@ def test_the_server_gets_the_token_ids_that_hf_feeds_its_model(
 ) -> None:
     tasks = tmp_path / "tasks"
     tasks.mkdir()
-    for file in world.tasks.iterdir():
+    for file in filter(Path.is_file, world.tasks.iterdir()):
         text = file.read_text()
         if file.suffix == ".yaml" and file.stem in ("next", "choice"):
             text += f"num_fewshot: {shots}\nfewshot_split: test\n"

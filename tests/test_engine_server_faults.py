@@ -200,7 +200,7 @@ def test_a_prompt_that_the_server_has_no_room_for(world: World, tmp_path: Path) 
 def test_settings_of_generation_that_a_server_lacks(world: World, tmp_path: Path) -> None:
     tasks = tmp_path / "tasks"
     tasks.mkdir()
-    for file in world.tasks.iterdir():
+    for file in filter(Path.is_file, world.tasks.iterdir()):
         (tasks / file.name).write_text(file.read_text().replace("do_sample:", "num_beams: 3, do_sample:"))
     with served(world) as (state, params):
         asked = params.model_copy(update={"tasks": str(tasks), "domain": ("say",), "guards": ()})

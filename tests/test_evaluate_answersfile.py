@@ -71,7 +71,7 @@ class Two:
 
 
 def test_an_engine_that_reports_another_answer_than_it_returns_is_refused() -> None:
-    journal = Journal(Two(), {"a": 3}, Progress({"": 1}, StringIO()))
+    journal = Journal(Two(), {"a": 3}, Progress({"": 1}, StringIO()), {})
     with pytest.raises(EvaluationError, match=r'reported the answer .*"a".* and returned .*"b"'):
         journal.generate_until(requests("generate_until", [("say a", {"until": []})]))
 

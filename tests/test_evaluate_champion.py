@@ -116,7 +116,7 @@ def test_a_champion_on_another_instruct_is_not_scored_and_an_earlier_one_goes(
     done = shadowft(*CHAMPION)
     assert done.code == 0
     assert "version 1: is a graft on the Instruct sha256:" in done.err
-    assert "work/scores/champion: removed, because its scores are of an earlier champion" in done.err
+    assert "work/scores/champion: removed, because its scores are those of an earlier champion" in done.err
     assert not (place / "work/scores/champion").exists()
 
 

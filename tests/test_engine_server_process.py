@@ -29,6 +29,8 @@ from transformers import AutoTokenizer
 from shadowft_core.evaluate import open_engine
 from shadowft_core.graft import Options
 from shadowft_core.params import Engine, Evaluate, Server
+
+pytestmark = pytest.mark.slow
 server = Server(model="tiny", command=sys.argv[2:])
 params = Evaluate(tasks=".", domain=("x",), engine=Engine(kind="server", server=server))
 folder = Path(sys.argv[1])

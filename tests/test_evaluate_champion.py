@@ -152,6 +152,7 @@ def test_damage_in_the_store_is_refused_and_nothing_written(
     assert not (place / "work/scores").exists()
 
 
+@pytest.mark.slow
 def test_the_step_of_the_flow_runs_the_verb(place: Path, released: Released, monkeypatch: pytest.MonkeyPatch) -> None:
     from shadowft_core.pipeline.steps import champion
 
@@ -172,6 +173,7 @@ def test_the_step_of_the_flow_runs_the_verb(place: Path, released: Released, mon
     assert "words.jsonl: has no rows" in (failed.message or "")
 
 
+@pytest.mark.slow
 def test_a_run_scores_the_champion_before_it_judges(
     tmp_path: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

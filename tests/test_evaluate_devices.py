@@ -96,6 +96,7 @@ def test_warnings_of_the_harness_arrive(world: World, engine: Parallel) -> None:
     assert any("Left truncation applied" in warning for warning in warnings)
 
 
+@pytest.mark.slow
 def test_an_error_arrives_and_the_next_arm_starts_afresh(world: World, engine: Parallel) -> None:
     asked = [("<user> say b", {"until": [], "max_gen_toks": 99})]
     refused = pytest.raises(EvaluationError, match=r"process \d of the engine: AssertionError: Invalid configuration")
@@ -113,6 +114,7 @@ def test_a_killed_process_ends_the_arm_with_its_exit_code(world: World, engine: 
     assert not engine._workers
 
 
+@pytest.mark.slow
 def test_logits_that_are_not_finite_name_the_same_item_and_tensor(world: World, tmp_path: Path) -> None:
     folder = shutil.copytree(world.instruct, tmp_path / "instruct")
     checkpoint = open_checkpoint(world.instruct)
@@ -151,6 +153,7 @@ with engine.arm([], Options()):
 """
 
 
+@pytest.mark.slow
 def test_no_process_outlives_a_killed_parent(world: World, tmp_path: Path) -> None:
     command, mark = [sys.executable, "-c", PARENT, str(world.instruct), str(tmp_path)], f"devices-{os.getpid()}"
     environment = os.environ | {"SHADOWFT_TEST_MARK": mark}

@@ -40,6 +40,7 @@ def test_two_runs_at_once_share_their_answers(world: World, tmp_path: Path, monk
     assert sorted(log.read_text().splitlines()) == sorted(asked), "each batch was asked once, by one of the two"
 
 
+@pytest.mark.slow
 def test_answers_of_several_devices_go_on_with_one(world: World, tmp_path: Path) -> None:
     """A run on two devices is killed; one process goes on, and asks at most one batch of each device again."""
     tasks = {**TASKS, "engine": {"kind": "hf", "devices": 2}}

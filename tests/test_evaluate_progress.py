@@ -160,6 +160,7 @@ def test_a_signal_ends_it_with_its_exit_code_and_the_same_command_goes_on(
     assert tree(tmp_path / "out") == tree(tmp_path / "expected")
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_a_bar(world: World, tmp_path: Path, slow: dict[str, object]) -> None:
     parent, child = pty.openpty()
     with started(world, tmp_path, child, slow) as running:

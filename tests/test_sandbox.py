@@ -131,6 +131,7 @@ def test_tests_that_never_call_the_program_do_not_pass_it() -> None:
     assert verdict(RIGHT, "pass") == Verdict("failed", "the tests never called the program")
 
 
+@pytest.mark.slow
 def test_the_tests_are_limited_too() -> None:
     assert verdict(RIGHT, "assert f(2)\nwhile True: pass").kind == "timeout"
     assert verdict(RIGHT, "assert f(2)\nx = [0] * 10**10").kind == "memory"

@@ -32,20 +32,18 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return folder
 
 
+def score_arms(pair: Path, out: Path) -> None:
+    """Score the delta at scale 1 and at one half."""
+    delta, grafted = pair / "delta/shadow", pair / "half"
+    evaluate(pair / "instruct", pair / "data", delta, grafted, "shadow", params(pair), out)
+
+
 def test_every_arm_is_shown_the_images(pair: Path, tmp_path: Path) -> None:
     scores, items = score(pair, tmp_path / "instruct")
     assert (scores["tasks"]["charts"]["n"], scores["tasks"]["charts"]["metric"]) == (3, "strict")
     assert {item["finish"] for item in items} <= {"stop", "length"}
     assert all(item["tokens"] > 0 for item in items)
-    evaluate(
-        pair / "instruct",
-        pair / "data",
-        pair / "delta/shadow",
-        pair / "half",
-        "shadow",
-        params(pair),
-        tmp_path / "arms",
-    )
+    score_arms(pair, tmp_path / "arms")
     digests = {scores["model_digest"]}
     for arm in ("shadow", "shadow_scaled"):
         of_arm, its_items = read_arm(tmp_path / "arms" / arm)
@@ -55,15 +53,7 @@ def test_every_arm_is_shown_the_images(pair: Path, tmp_path: Path) -> None:
 
 
 def test_a_grafted_arm_answers_as_its_folder_does(pair: Path, tmp_path: Path) -> None:
-    evaluate(
-        pair / "instruct",
-        pair / "data",
-        pair / "delta/shadow",
-        pair / "half",
-        "shadow",
-        params(pair),
-        tmp_path / "arms",
-    )
+    score_arms(pair, tmp_path / "arms")
     grafted, its_items = read_arm(tmp_path / "arms" / "shadow_scaled")
     evaluate(pair / "half", pair / "data", None, None, "shadow", params(pair), tmp_path / "folder")
     folder, items = read_arm(tmp_path / "folder" / "instruct")

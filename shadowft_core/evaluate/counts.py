@@ -1,4 +1,4 @@
-"""What a person is told of the counts beside a score, and the limits of answers in doubt."""
+"""Prints the counts beside a score, and applies `evaluate.limits` to them."""
 
 import math
 import sys

@@ -3,9 +3,12 @@
 from base64 import b64encode
 from collections.abc import Mapping
 from hashlib import sha256
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shadowft_core.forgetting.text import both, change, kl_mean, kl_sentence, number, share, visible
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 SCRIPT = """
 const flips = [...document.querySelectorAll("details.flip")];
@@ -28,27 +31,31 @@ filter();
 """
 
 
-def render(found: Mapping[str, Any]) -> str:
-    """The page as HTML. The template engine escapes every value; the page's policy allows its own script alone."""
+def templates(package: str) -> "Environment":
+    """The templates beside a package's code, with the filters that a page about arms needs.
+
+    Every value is escaped, with control and bidirectional characters shown as such; an unknown name is an error.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
 
     environment = Environment(
-        loader=PackageLoader("shadowft_core.forgetting", "."),
+        loader=PackageLoader(package, "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
-    environment.filters |= {
-        "num": number,
-        "signed": change,
-        "share": share,
-        "both": both,
-        "kl": kl_mean,
-        "kl_sentence": kl_sentence,
-    }
+    environment.filters |= {"share": share, "both": both, "kl": kl_mean, "kl_sentence": kl_sentence}
+    return environment
+
+
+def render(found: Mapping[str, Any]) -> str:
+    """The page as HTML. The template engine escapes every value; the page's policy allows its own script alone."""
+    from markupsafe import Markup
+
+    environment = templates("shadowft_core.forgetting")
+    environment.filters |= {"num": number, "signed": change}
     page: str = environment.get_template("compare.html").render(
         **found,
         sides=("reference", "arm"),

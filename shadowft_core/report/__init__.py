@@ -7,7 +7,7 @@ from typing import Any
 
 from shadowft_core.errors import EvaluationError
 from shadowft_core.files import bytes_digest, canonical_json, new_folder, read_json_object, write_atomically
-from shadowft_core.forgetting.text import both, kl_mean, kl_sentence, share, visible
+from shadowft_core.forgetting.page import templates
 from shadowft_core.report import figures
 from shadowft_core.report.doubts import doubts
 from shadowft_core.report.forgotten import forgotten
@@ -99,19 +99,10 @@ def gather(work: Path) -> dict[str, Any]:
 
 def render(facts: Mapping[str, Any]) -> str:
     """The page as HTML. The template engine escapes all values, the drawing library escapes the figures' text."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=PackageLoader("shadowft_core.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: visible(value) if type(value) is str else value,
-    )
+    environment = templates("shadowft_core.report")
     environment.filters |= {"num": _number, "signed": _signed, "digest": _digest}
-    environment.filters |= {"share": share, "both": both, "kl": kl_mean, "kl_sentence": kl_sentence}
     verdict = facts["verdict"]
     drawn = {
         "forest": figures.forest(verdict["claims"]),

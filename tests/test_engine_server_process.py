@@ -19,6 +19,8 @@ from tests.fixtures.processes import marked, none_left
 from tests.fixtures.serving import with_server
 from tests.test_engine_server import hf, same_scores, scores
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 COMMAND = (sys.executable, "-m", "tests.servers.completions", "{model}", "{name}", "{port}")
 OPTIONS = Options("all", waivers=(ONTO_BASE,))
@@ -29,8 +31,6 @@ from transformers import AutoTokenizer
 from shadowft_core.evaluate import open_engine
 from shadowft_core.graft import Options
 from shadowft_core.params import Engine, Evaluate, Server
-
-pytestmark = pytest.mark.slow
 server = Server(model="tiny", command=sys.argv[2:])
 params = Evaluate(tasks=".", domain=("x",), engine=Engine(kind="server", server=server))
 folder = Path(sys.argv[1])

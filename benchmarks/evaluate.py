@@ -191,7 +191,7 @@ def _page(facts: dict[str, Any]) -> str:
         "",
         f"{settings['items']} questions generated (at most {settings['tokens']} tokens) and as many multiple choices,",
         f"batches of {settings['batch_size']}, {settings['threads']} thread, {len(settings['scales'])} scales,",
-        f"{facts['weights'] / 1e6:.1f} MB of weights. Seconds do not include the imports. Medians (lowest..highest); a",
+        f"{facts['weights'] / 1e6:.1f} MB of weights. Seconds exclude the imports. Medians (lowest..highest); a",
         "ratio is the median of the ratios of all rounds, goals are for CPU seconds. Means are equal within each pair.",
         "",
         "| arm | CPU s | wall s | peak, MB | written, MB |",

@@ -12,7 +12,7 @@ import yaml
 from shadowft_core.demo import smollm2
 from shadowft_core.errors import InputError
 from shadowft_core.evaluate import evaluate
-from shadowft_core.params import Evaluate
+from shadowft_core.params import Evaluate, Generation
 from shadowft_core.suites.catalogue import suite_of
 from shadowft_core.suites.fetch import fetch_suite
 from tests.fixtures.bare import bare_scores
@@ -36,15 +36,23 @@ BARE = {  # suite: the names to evaluate, and of each task the file, metric and 
 }
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not DATA, reason="SHADOWFT_EVAL_DATA is not set: the folder with the public copies of benchmarks")
-@pytest.mark.parametrize("name", list(BARE))
-@pytest.mark.timeout(3600)
-def test_real_items_score_as_in_the_bare_harness(name: str, tmp_path: Path) -> None:
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(3600),
+    pytest.mark.skipif(not DATA, reason="SHADOWFT_EVAL_DATA is not set: the folder with the public copies of benchmarks"),
+]
+
+
+@pytest.fixture(scope="module")
+def instruct() -> Path:
     try:
-        instruct, _ = smollm2.resolve("smollm2:instruct")
+        return smollm2.resolve("smollm2:instruct")[0]
     except InputError as error:  # the package with the model is not installed
         pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("name", list(BARE))
+def test_real_items_score_as_in_the_bare_harness(name: str, instruct: Path, tmp_path: Path) -> None:
     names, tasks = BARE[name]
     fetch_suite(suite_of(name), tmp_path / "tasks" / "suites", Path(DATA), no_network)
     params = Evaluate(tasks=str(tmp_path / "tasks"), domain=names, limit=ITEMS, batch_size=8, limits=NO_LIMITS)
@@ -58,3 +66,21 @@ def test_real_items_score_as_in_the_bare_harness(name: str, tmp_path: Path) -> N
         ours = sorted((item["prompt"], item["score"]) for item in items if item["task"] == task)
         shots = {"num_fewshot": written["num_fewshot"]}
         assert ours == bare_scores(instruct, file, data, metric, ITEMS, filtered, **shots)
+
+
+def test_real_programs_are_judged_in_the_sandbox(instruct: Path, tmp_path: Path) -> None:
+    fetch_suite(suite_of("humaneval"), tmp_path / "tasks" / "suites", Path(DATA), no_network)
+    params = Evaluate(
+        tasks=str(tmp_path / "tasks"),
+        domain=("humaneval",),
+        limit=ITEMS,
+        batch_size=8,
+        limits=NO_LIMITS,
+        allow_code_execution=True,
+        generation=Generation(max_tokens=128),
+    )
+    evaluate(instruct, tmp_path, None, None, "instruct", params, tmp_path / "out")
+    scores, items = read_arm(tmp_path / "out" / "instruct")
+    assert scores["tasks"]["humaneval"]["n"] == len(items) == ITEMS
+    assert {item["score"] for item in items} <= {0.0, 1.0}
+    assert any(item["parsed"] for item in items)  # SmolLM2 writes Python, right or wrong

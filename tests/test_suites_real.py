@@ -39,7 +39,9 @@ BARE = {  # suite: the names to evaluate, and of each task the file, metric and 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(3600),
-    pytest.mark.skipif(not DATA, reason="SHADOWFT_EVAL_DATA is not set: the folder with the public copies of benchmarks"),
+    pytest.mark.skipif(
+        not DATA, reason="SHADOWFT_EVAL_DATA is not set: the folder with the public copies of benchmarks"
+    ),
 ]
 
 

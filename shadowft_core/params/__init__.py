@@ -16,6 +16,7 @@ from shadowft_core.params.sections import (
     Replay,
     Store,
     Sweep,
+    Thresholds,
     Verdict,
 )
 from shadowft_core.params.training import Checkpoint, Dpo, Launch, Lora, Osf, Plan, Train, Validation
@@ -45,6 +46,7 @@ __all__ = [
     "Server",
     "Store",
     "Sweep",
+    "Thresholds",
     "Train",
     "Validation",
     "Verdict",

@@ -121,12 +121,31 @@ class Graft(Section):
     dtype: Literal["instruct", "float32", "bfloat16", "float16"] = Field("instruct", description="of the result")
 
 
-class Verdict(Section):
-    """Thresholds of the promotion decision."""
+class Thresholds(Section):
+    """Thresholds of a metric whose scores are not shares of right answers, in the unit of that metric."""
 
-    alpha: float = Field(0.05, gt=0, lt=0.5, description="family-wise error rate of the superiority tests (Holm)")
-    margin: float = Field(0.03, gt=0, lt=1, description="smallest guard loss, in score units, that counts as harm")
-    worthwhile: float = Field(0.05, gt=0, lt=1, description="smallest domain gain, in score units, worth shipping")
+    margin: float = Field(gt=0, description="smallest mean loss on all guards together that counts as harm")
+    margin_each: float = Field(gt=0, description="smallest loss on one guard that counts as harm")
+    worthwhile: float = Field(gt=0, description="smallest gain worth shipping")
+
+
+class Verdict(Section):
+    """Thresholds of the promotion decision. Margins and gains are in score units, for shares of right answers."""
+
+    alpha: float = Field(0.05, gt=0, lt=0.5, description="error rate of all verdicts on the same test items together")
+    margin: float = Field(0.03, gt=0, lt=1, description="smallest mean loss on all guards together that counts as harm")
+    margin_each: float = Field(0.05, gt=0, lt=1, description="smallest loss on one guard that counts as harm")
+    worthwhile: float = Field(
+        0.05,
+        gt=0,
+        lt=1,
+        description="smallest domain gain worth shipping: tells a tie from too "
+        "few items, and is not asked of a proven gain",
+    )
+    metrics: dict[str, Thresholds] = Field({}, description="thresholds of metrics that are not shares, by name")
+    require: tuple[str, ...] = Field(
+        (), description="claims about the method that must hold too, such as `shadow_scaled > direct_scaled`"
+    )
     resamples: int = Field(9999, ge=999)
     seed: int = Field(0, ge=0)
 

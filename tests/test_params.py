@@ -24,8 +24,8 @@ def edited(folder: Path, old: str, new: str) -> Path:
 @pytest.mark.parametrize(
     ("old", "new", "key", "lines"),
     [
-        ("store:\n", "store: {uri: s3://other}\nstore:\n", "store", "lines 68 and 69"),
-        ("  margin: 0.03", "  margin: 0.03\n  seed: 1", "verdict.seed", "lines 64 and 67"),
+        ("store:\n", "store: {uri: s3://other}\nstore:\n", "store", "lines 69 and 70"),
+        ("  margin: 0.03", "  margin: 0.03\n  seed: 1", "verdict.seed", "lines 64 and 68"),
         ("rank: 16,", "rank: 16, 'rank': 8,", "train.lora.rank", "line 28"),
         ("rank: 16,", "<<: {rank: 8}, rank: 16,", "train.lora.rank", "line 28"),
         ("rank: 16,", "<<: [{rank: 8}, {rank: 16}],", "train.lora.rank", "line 28"),

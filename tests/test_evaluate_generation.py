@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from shadowft_core.errors import EvaluationError
-from shadowft_core.evaluate import evaluate
+from shadowft_core.evaluate import evaluate, open_bench
 from shadowft_core.evaluate.engines import Reply
 from shadowft_core.evaluate.prompts import Prompts
 from shadowft_core.params import Evaluate, Generation, Render
@@ -150,6 +151,42 @@ def test_what_a_template_cannot_honour_is_refused_before_a_model_is_loaded(
     assert loads == []
 
 
+NOTES = {
+    "unset": (SWITCH, {}, "thinks unless enable_thinking is false, as it is in training for rows without thoughts"),
+    "with room": (SWITCH, {"thinking_tokens": 5}, ""),
+    "off": (SWITCH, {"thinking": "off"}, ""),
+    "no thoughts": (PLAIN, {}, ""),
+    "room for nothing": (PLAIN, {"thinking_tokens": 5}, "thinking_tokens is 5, but the chat template .* neither opens"),
+    "opens": (OPENS, {"thinking_tokens": 5}, ""),
+}
+
+
+@pytest.mark.parametrize("name", list(NOTES))
+def test_a_setting_that_may_not_be_wanted_is_told(
+    thinker: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    template, generation, note = NOTES[name]
+    world = templated(thinker, tmp_path / "model", template)
+    params = world.params(domain=("say", "heldout"), guards=(), generation=generation)
+    with open_bench(world.instruct, world.data, params, params.domain, ()):
+        said = capsys.readouterr().err
+    assert said.count("enable_thinking") == bool(note)
+    assert re.search(note, said)
+    with open_bench(world.instruct, world.data, params, ("heldout",), ()):
+        assert "enable_thinking" not in capsys.readouterr().err  # its rows are rendered as in training
+
+
+def test_thinking_off_asks_as_training_does_for_rows_without_thoughts(thinker: World, tmp_path: Path) -> None:
+    world = templated(thinker, tmp_path / "model", SWITCH)
+    [sample] = load_renderer(world.instruct, Render()).samples(
+        [{"role": "user", "content": "say a"}, {"role": "assistant", "content": "a"}]
+    )
+    asked = {thinking: prompts(world, thinking=thinking).chat("say", "generate_until") for thinking in ("template", "off")}
+    texts = {thinking: chat([{"role": "user", "content": "say a"}]) for thinking, chat in asked.items()}
+    assert texts["off"] == sample.prompt
+    assert texts["template"] == sample.prompt.replace("<think>\n\n</think>\n\n", "") != sample.prompt
+
+
 def test_thinking_may_be_written_without_quotes() -> None:
     assert Generation.model_validate({"thinking": False}).thinking == "off"
     assert Generation.model_validate({"thinking": True, "thinking_tokens": 9}).thinking == "on"
@@ -185,7 +222,7 @@ class Day(datetime.datetime):
         return cls(*map(int, sys.argv[1].split("-")), tzinfo=tz)
 chat_template_utils.datetime = Day  # the clock that templates read
 from pathlib import Path
-from shadowft_core.evaluate import evaluate
+from shadowft_core.evaluate import evaluate, open_bench
 from shadowft_core.loading import load
 from shadowft_core.params import Evaluate
 from transformers import AutoTokenizer

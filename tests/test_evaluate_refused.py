@@ -56,6 +56,13 @@ def test_a_task_that_cannot_run_is_named(world: World, tmp_path: Path, tasks: di
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_of_data_that_is_not_there_is_refused_even_if_no_task_reads_it(world: World, tmp_path: Path) -> None:
+    params = world.params(domain=("say",), guards=())
+    with pytest.raises(EvaluationError, match=r"nope: no such folder; name the one that `shadowft prepare` wrote"):
+        evaluate(world.instruct, tmp_path / "nope", None, None, "shadow", params, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "items", "message"),
     [

@@ -79,6 +79,10 @@ def test_lengths_ends_and_totals(tmp_path: Path) -> None:
     third = pytest.approx(1 / 3)
     for end in ("cut", "unparsed", "empty"):
         assert task["answers"][end] == {"reference": 0, "arm": third}
+    two_of_three = {"kept": 0, "reference": 0, "arm": 1}
+    bold = [{"score": 1, "finish": "stop", "output": text} for text in ("**Yes.**", "No.")]
+    one_b, two_b = (write_answers(tmp_path / name, {"a": [row]}) for name, row in zip("cd", reversed(bold), strict=True))
+    assert ledger(one_b, two_b)["tasks"]["a"]["drift"]["bold"] == two_of_three
     assert found["roles"]["domain"] == found["total"]
     assert (found["total"]["lost"], found["total"]["won"], found["total"]["n"]) == (3, 1, 5)
 
@@ -103,6 +107,8 @@ def test_flips_of_each_slice(tmp_path: Path) -> None:
     found = ledger(one, write_answers(tmp_path / "two", {"t": items(0, 0, 1, 1)}))["tasks"]["t"]["slices"]
     assert found["a"] == {"n": 2, "lost": 2, "won": 0, "net": -2, "p": 0.5}
     assert found["b"] == {"n": 2, "lost": 0, "won": 1, "net": 1, "p": 1.0}
+    older = write_answers(tmp_path / "older", {"t": scored(1, 1, 0, 1)})  # from before the task file named a slice
+    assert ledger(older, tmp_path / "two")["tasks"]["t"]["slices"] == {"a": found["a"], "b": found["b"]}
 
 
 def test_tasks_of_a_group_are_counted_together(tmp_path: Path) -> None:

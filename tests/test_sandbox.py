@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from shadowft_core.sandbox import Limits, Program, Verdict, plain, run
+from shadowft_core.sandbox.running import LONGEST_SOURCE
 from tests.fixtures.hostile import BREAKS_OUT, HOSTILE, TESTS
 
 LIMITS = Limits(wall=4, cpu=2, memory=256 << 20)
@@ -129,6 +130,12 @@ def test_bytes_that_are_no_plain_value_are_refused(data: bytes) -> None:
 
 def test_tests_that_never_call_the_program_do_not_pass_it() -> None:
     assert verdict(RIGHT, "pass") == Verdict("failed", "the tests never called the program")
+
+
+def test_a_program_longer_than_a_megabyte_is_not_run() -> None:
+    rest = "#" * (LONGEST_SOURCE - len(RIGHT))
+    assert verdict(RIGHT + rest) == Verdict("passed")
+    assert verdict(f"{RIGHT}{rest}#").reason == f"a program of {LONGEST_SOURCE + 1} characters; at most 1048576 are run"
 
 
 @pytest.mark.slow

@@ -4,15 +4,15 @@ import gzip
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shadowft_core.errors import DataError
-from shadowft_core.sandbox import grade
-from shadowft_core.sandbox.extract import program
+from shadowft_core.sandbox import Limits, Program, Verdict, benchmarks, grade, run
+from shadowft_core.sandbox.extract import LONGEST, program
 
 PROMPT = '''from typing import List
 
@@ -136,6 +136,28 @@ def test_an_answer_made_to_break_the_parser_is_not_a_program(answer: str) -> Non
     start = time.process_time()
     assert program(PROMPT, answer, ("add",)) is None
     assert time.process_time() - start < 20
+
+
+def test_a_program_is_not_looked_for_beyond_the_longest_answer() -> None:
+    text, block = "I think about it.\n", f"```python\n{WHOLE}\n```"
+    room = (LONGEST - len(block)) // len(text)
+    assert program(PROMPT, text * room + block, ("add",)) is not None
+    assert program(PROMPT, text * (room + 4) + block, ("add",)) is None
+
+
+def test_a_program_that_passed_is_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The continuation passes. Its function alone is another text, and so would be another program to run."""
+    ran: list[str] = []
+
+    def counted(programs: Sequence[Program], limits: Limits) -> list[Verdict]:
+        ran.extend(one.source for one in programs)
+        return run(programs, limits)
+
+    monkeypatch.setattr(benchmarks, "run", counted)
+    answers = ["    return sum(values)\n", f"Sure!\n```python\n{WHOLE}\n```"]
+    found = grade([ROW, ROW], answers)
+    assert [(one.strict, one.lenient) for one in found] == [(True, True), (False, True)]
+    assert [source.count("Sure!") for source in ran] == [0, 1, 0]  # both as they are, and the block of the second
 
 
 def benchmark(name: str) -> list[Mapping[str, Any]]:

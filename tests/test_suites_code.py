@@ -56,6 +56,8 @@ def test_answers_are_run_as_programs(world: World, tmp_path: Path) -> None:
     [
         ([{"q": "say a", "entry_point": "f"}], "", "scorer: code needs prompt, test and entry_point"),
         ([row("a", "def f(:\n")], "", "its tests cannot be read"),
+        ([row("a", "def f():\n") | {"test": "def check(f)\n    pass"}], "", r"read: .*line 1"),
+        ([row("a", "def f():\n") | {"test": "def tests(f):\n    pass"}], "", "do not define the function check"),
         (
             [row("a", "def f():\n")],
             "filter_list: [{name: x, filter: [{function: take_first}]}]\n",

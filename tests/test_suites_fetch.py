@@ -16,6 +16,7 @@ from shadowft_core.params import Evaluate
 from shadowft_core.suites import TaskFiles, item_files
 from shadowft_core.suites.catalogue import suite_of, suites
 from shadowft_core.suites.fetch import Fetched, fetch_suite
+from shadowft_core.suites.sources import Source
 from tests.fixtures import benchmarks
 from tests.fixtures.bare import bare_scores
 from tests.fixtures.evaluation import NO_LIMITS, read_arm
@@ -166,6 +167,12 @@ SHAPES = {  # name: published row, text, choices and target that the harness mak
         "P.\nQuestion: is it?\nAnswer:",
         1,
     ),
+    "boolq, yes first": (
+        jsonl("boolq.jsonl", {"query": "Passage: P.\nQuestion: is it?", "choices": ["yes", "no"], "gold": 1}),
+        ("no", "yes"),
+        "P.\nQuestion: is it?\nAnswer:",
+        0,
+    ),
     "copa": (
         jsonl("copa.jsonl", {"query": "He fell, because", "choices": ["It was wet.", "He sang."], "gold": 0}),
         (" it was wet.", " he sang."),
@@ -178,11 +185,24 @@ SHAPES = {  # name: published row, text, choices and target that the harness mak
 @pytest.mark.parametrize("name", list(SHAPES))
 def test_a_public_copy_becomes_what_the_harness_reads(name: str, tmp_path: Path) -> None:
     write, choices, text, target = SHAPES[name]
-    [done] = fetched(tmp_path, name, write)
+    suite = name.partition(",")[0]
+    [done] = fetched(tmp_path, suite, write)
     assert (done.state, done.items) == ("written", 1)
-    task = TaskFiles(tmp_path / "tasks").build(name, tmp_path, tmp_path / "cache")
+    task = TaskFiles(tmp_path / "tasks").build(suite, tmp_path, tmp_path / "cache")
     [doc] = list(task.eval_docs)
     assert (tuple(task.doc_to_choice(doc)), task.doc_to_text(doc), task.doc_to_target(doc)) == (choices, text, target)
+
+
+def test_the_best_answer_of_truthfulqa_comes_first_and_a_kind_of_math_gets_its_own_rows(tmp_path: Path) -> None:
+    benchmarks.truthfulqa(tmp_path)
+    kinds = [{"type": kind, "problem": kind, "solution": "", "level": "1"} for kind in ("Algebra", "Geometry")]
+    (tmp_path / "test.jsonl").write_text(benchmarks.lines(*kinds))
+    source = Source(tmp_path)
+    found = [source.rows("truthfulqa/truthful_qa", "multiple_choice", "validation")]
+    found += [source.rows("EleutherAI/hendrycks_math", name, "test") for name in ("algebra", "geometry")]
+    first, *others = [rows for rows, _ in filter(None, found)]
+    assert first[0]["mc1_targets"] == {"choices": ["No, 0", "Yes", "Always, some say", "Often"], "labels": [1, 0, 0, 0]}
+    assert [[row["problem"] for row in rows] for rows in others] == [["Algebra"], ["Geometry"]]
 
 
 def test_files_that_are_not_understood_are_named(tmp_path: Path) -> None:

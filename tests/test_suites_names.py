@@ -18,7 +18,7 @@ from shadowft_core.suites.names import some
 from shadowft_core.sweep import one_item, point
 from tests.fixtures.evaluation import World, rows, write_task
 
-BY_SIZE = {"aggregate_metric_list": [{"metric": "exact_match", "weight_by_size": True}]}
+BY_SIZE = {"aggregate_metric_list": [{"metric": "exact_match"}]}  # weight_by_size is true unless it is written
 
 
 def folder_of(place: Path, *groups: dict[str, Any], tasks: str = "abc") -> Path:

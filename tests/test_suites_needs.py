@@ -17,6 +17,7 @@ from shadowft_core.params import Evaluate
 from shadowft_core.suites import TaskFiles
 from shadowft_core.suites.catalogue import suite_of
 from shadowft_core.suites.configs import Function, functions, harness_folder, read_config
+from shadowft_core.suites.harness import import_functions
 from tests.fixtures import benchmarks
 from tests.fixtures.bare import bare_scores
 from tests.fixtures.evaluation import NO_LIMITS, read_arm
@@ -132,6 +133,13 @@ def test_a_missing_package_is_named_with_its_extra(
     message = rf"task ifeval: needs the Python package {package}, .*pip install 'shadowft\[ifeval\]'"
     with pytest.raises(EvaluationError, match=message):
         TaskFiles(tmp_path / "tasks").build("ifeval", tmp_path, tmp_path / "cache")
+
+
+def test_mathematics_names_its_own_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "helper.py").write_text("import math_verify\n\ndef text(doc):\n    return ''\n")
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    with pytest.raises(EvaluationError, match=r"needs the Python package math_verify, .*'shadowft\[math\]'"):
+        import_functions("t", {"doc_to_text": Function(tmp_path, "helper.text")})
 
 
 def test_items_on_a_hub_are_refused_with_what_to_do(tmp_path: Path) -> None:

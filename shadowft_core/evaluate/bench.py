@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from shadowft_core.errors import EvaluationError, TrainError
-from shadowft_core.evaluate.counts import tell_left_out, told
+from shadowft_core.evaluate.counts import say, tell_left_out, told
 from shadowft_core.evaluate.engines import Arm
 from shadowft_core.evaluate.engines.finite import NotFinite
 from shadowft_core.evaluate.heldout import render_heldout
@@ -157,10 +157,13 @@ def open_bench(
     `{data}` in a task file means `data`, the folder made by `prepare`. The datasets library uses a temporary cache,
     which is deleted when the block ends.
 
-    Raises EvaluationError for a tokenizer without chat template, an unknown task, a task named as both domain and
-    guard, a missing or empty data file, a task that samples, a setting of `evaluate.generation` or `evaluate.metrics`
-    that cannot be honoured, and what `Questions.build` raises; StoppedError when SIGTERM or SIGINT ends the block.
+    Raises EvaluationError if `data` is no folder, for a tokenizer without chat template, an unknown task, a task named
+    as both domain and guard, a missing or empty data file, a task that samples, a setting of `evaluate.generation` or
+    `evaluate.metrics` that cannot be honoured, and what `Questions.build` raises; StoppedError when SIGTERM or SIGINT
+    ends the block.
     """
+    if not data.is_dir():
+        raise EvaluationError(f"{data}: no such folder; name the one that `shadowft prepare` wrote with --data")
     roles: dict[str, Role] = dict.fromkeys(guards, "guard")
     for name in domain:
         if name in roles:
@@ -193,6 +196,8 @@ def open_bench(
                     require_images(name, instruct, renderer, params)
                     chat = placing(prompts.chat(name, task.OUTPUT_TYPE))
                 questions[name].build(prompts, renderer.tokenizer, context, params.limit, chat)
+        for line in () if all(map(files.is_heldout, leaves)) else prompts.notes:
+            say(line)
         for name, one in questions.items():
             tell_left_out(one, files.ends_at_delimiter(name))
         items = {name: len(one.docs) or len(one.task.eval_docs) for name, one in questions.items()}

@@ -32,10 +32,10 @@ def told(label: str, found: TaskScore, limits: Limits, *, refuse: bool) -> TaskS
     """
     counts, n = found.counts(found.items), len(found.items)
     if shown := ", ".join(f"{count} {kind}" for kind, count in counts.items() if count):
-        _say(f"{label}: of {n} items {shown}")
+        say(f"{label}: of {n} items {shown}")
     differing = gaps(found.metric, found.items)
     for name, gap in differing.items():
-        _say(
+        say(
             f"warning: {label}: {name} differs from {found.metric} by {gap:+.0%} of the items: the format may be at "
             "fault, not the skill"
         )
@@ -48,7 +48,7 @@ def told(label: str, found: TaskScore, limits: Limits, *, refuse: bool) -> TaskS
     if said and refuse:
         raise EvaluationError(f"{label}: {'; '.join(said)}; or raise the limit")
     for one in said:
-        _say(f"warning: {label}: {one}")
+        say(f"warning: {label}: {one}")
     return replace(found, flags=(*over, *(["format"] if differing else [])))
 
 
@@ -58,7 +58,8 @@ def _readings(found: TaskScore) -> str:
     return f" ({', '.join(names):.200})" if names else ""
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Print a line to stderr."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -92,4 +93,4 @@ def tell_left_out(questions: Questions, ends_at_delimiter: bool) -> None:
     if questions.replaced:
         lines.append(f"{questions.replaced} items were among their own few-shot examples, which were replaced")
     for line in lines:
-        _say(f"task {questions.name}: {line}")
+        say(f"task {questions.name}: {line}")

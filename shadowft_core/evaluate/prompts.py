@@ -38,6 +38,21 @@ class Prompts:
                 f"evaluate.generation.thinking is {generation.thinking}, but the chat template of the Instruct does "
                 "not read enable_thinking; set it to template"
             )
+        self.notes: list[str] = []
+        """what the settings do that may not be wanted, one line each"""
+        if generation.thinking_tokens is not None and not reads and not self._opens:
+            self.notes.append(
+                f"evaluate.generation.thinking_tokens is {generation.thinking_tokens}, but the chat template of the "
+                "Instruct neither opens a thought nor reads enable_thinking; unless the model thinks by itself, remove "
+                "it: the stop texts of the tasks do not stop the model"
+            )
+        unset = generation.thinking == "template" and generation.thinking_tokens is None
+        if unset and reads and self._text(question, enable_thinking=False) != text:
+            self.notes.append(
+                "the chat template of the Instruct thinks unless enable_thinking is false, as it is in training for "
+                "rows without thoughts; set evaluate.generation.thinking to off to ask like that, or "
+                "evaluate.generation.thinking_tokens to leave room for thoughts"
+            )
 
     @property
     def system(self) -> str | None:
@@ -103,8 +118,8 @@ class Prompts:
             return text
         return Reply(text, reply.finish, reply.tokens)
 
-    def _text(self, messages: Sequence[Mapping[str, Any]], *, begun: bool = False) -> str:
+    def _text(self, messages: Sequence[Mapping[str, Any]], *, begun: bool = False, **variables: Any) -> str:
         try:
-            return self._renderer.prompt(messages, begun=begun, **self._variables)
+            return self._renderer.prompt(messages, begun=begun, **self._variables | variables)
         except RowError as error:
             raise EvaluationError(f"evaluate: {error}; change the prompt or evaluate.generation.system") from None

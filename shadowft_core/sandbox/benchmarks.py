@@ -81,10 +81,21 @@ def program_of(row: Mapping[str, Any], source: str) -> Program:
     )
 
 
+def require_tests(row: Mapping[str, Any]) -> None:
+    """Raise DataError for a row whose tests cannot be run. Every answer to it would be wrong."""
+    tests = program_of(row, "").tests  # of MBPP they are parsed there
+    if "entry_point" not in row:
+        return
+    try:
+        found = defined(tests)
+    except SyntaxError as error:
+        raise DataError(f"task {row.get('task_id')!r}: its tests cannot be read: {error}; correct the data") from None
+    if "check" not in found:
+        raise DataError(f"task {row.get('task_id')!r}: its tests do not define the function check; correct the data")
+
+
 def wanted(program: Program) -> tuple[str, ...]:
     """The names of a program that its tests use, the one that is tested last."""
-    if program.check:
-        return program.names
     used = _used(program.tests)
     return tuple(name for name in program.names if name in used) or program.names
 

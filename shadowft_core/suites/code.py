@@ -5,7 +5,7 @@ from typing import Any
 
 from shadowft_core.errors import DataError, EvaluationError
 from shadowft_core.sandbox import grade, require
-from shadowft_core.sandbox.benchmarks import program_of
+from shadowft_core.sandbox.benchmarks import require_tests
 
 
 def run_answers(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,6 +40,6 @@ def require_rows(name: str, task: Any) -> None:
     """Raise EvaluationError for a row whose tests cannot be run, before any model answers."""
     for row in task.eval_docs:
         try:
-            program_of(row, "")
+            require_tests(row)
         except DataError as error:
             raise EvaluationError(f"task {name}: {error}") from None

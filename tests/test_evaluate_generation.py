@@ -181,7 +181,9 @@ def test_thinking_off_asks_as_training_does_for_rows_without_thoughts(thinker: W
     [sample] = load_renderer(world.instruct, Render()).samples(
         [{"role": "user", "content": "say a"}, {"role": "assistant", "content": "a"}]
     )
-    asked = {thinking: prompts(world, thinking=thinking).chat("say", "generate_until") for thinking in ("template", "off")}
+    asked = {
+        thinking: prompts(world, thinking=thinking).chat("say", "generate_until") for thinking in ("template", "off")
+    }
     texts = {thinking: chat([{"role": "user", "content": "say a"}]) for thinking, chat in asked.items()}
     assert texts["off"] == sample.prompt
     assert texts["template"] == sample.prompt.replace("<think>\n\n</think>\n\n", "") != sample.prompt

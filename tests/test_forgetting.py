@@ -81,7 +81,9 @@ def test_lengths_ends_and_totals(tmp_path: Path) -> None:
         assert task["answers"][end] == {"reference": 0, "arm": third}
     two_of_three = {"kept": 0, "reference": 0, "arm": 1}
     bold = [{"score": 1, "finish": "stop", "output": text} for text in ("**Yes.**", "No.")]
-    one_b, two_b = (write_answers(tmp_path / name, {"a": [row]}) for name, row in zip("cd", reversed(bold), strict=True))
+    one_b, two_b = (
+        write_answers(tmp_path / name, {"a": [row]}) for name, row in zip("cd", reversed(bold), strict=True)
+    )
     assert ledger(one_b, two_b)["tasks"]["a"]["drift"]["bold"] == two_of_three
     assert found["roles"]["domain"] == found["total"]
     assert (found["total"]["lost"], found["total"]["won"], found["total"]["n"]) == (3, 1, 5)

@@ -1,7 +1,7 @@
 """The stage sweep: choose the scale of a delta on dev items. Scales are grafted in memory; no weights are written."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,13 @@ from typing import Any
 from shadowft_core.delta import open_delta
 from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate import TaskScore, open_bench, open_engine
-from shadowft_core.files import write_json_atomically
+from shadowft_core.files import bytes_digest, canonical_json, write_json_atomically
 from shadowft_core.graft import ONTO_BASE, Options, multiplied
 from shadowft_core.params import Evaluate, Render, Sweep
+from shadowft_core.selection import choose
 from shadowft_core.suites import TaskFiles
 
 RENDER = Render()
-EPSILON = 1e-9  # two means this close differ only by float rounding
 
 
 def sweep(
@@ -63,7 +63,8 @@ def sweep(
                     scores = bench.score(arm, f"scale {scale:g}")
             curve.append(point(scale, scores))
     untouched = point(0.0, base_scores)
-    chosen, reason = choose(curve, untouched, params.tolerance, one_item(base_scores))
+    tie = one_item(base_scores)
+    chosen, reason = choose(curve, untouched, params.tolerance, tie)
     if factors:
         listed = ", ".join(f"{factor:g} for {pattern}" for pattern, factor in factors)
         reason += f" Every scale is multiplied by {listed}."
@@ -77,6 +78,8 @@ def sweep(
             "scale": chosen,
             "curve": curve,
             "instruct": untouched,
+            "tie": tie,
+            "items": bytes_digest(canonical_json({name: [i.item for i in s.items] for name, s in base_scores.items()})),
             "reason": reason,
         },
     )
@@ -136,44 +139,3 @@ def one_item(scores: Mapping[str, TaskScore]) -> float:
     if any(item.score not in (0, 1) for task in share for item in scores[task].items):
         return 0.0
     return max(share[task] / len(scores[task].items) for task in share)
-
-
-def choose(
-    curve: Sequence[Mapping[str, Any]], instruct: Mapping[str, Any], tolerance: float, tie: float
-) -> tuple[float, str]:
-    """Choose the scale to graft with; return it and the reason as a sentence.
-
-    Considers the scales with a guard loss (Instruct minus grafted, mean over the guard tasks) of at most `tolerance`.
-    Domain scores within `tie` of the highest count as equal to it; the smallest scale among them is chosen. If no scale
-    is within the tolerance, the one with the smallest guard loss is chosen; of equal ones, the smallest.
-    """
-
-    def loss(at: Mapping[str, Any]) -> float:
-        return 0.0 if at["guards"] is None else instruct["guards"] - at["guards"]
-
-    points = sorted(curve, key=lambda at: at["scale"])
-    kept = [at for at in points if loss(at) <= tolerance + EPSILON]
-    before = f"the Instruct has {instruct['domain']:.4g}"
-    if not kept:
-        least = min(loss(at) for at in points)
-        taken = next(at for at in points if loss(at) <= least + EPSILON)
-        return taken["scale"], (
-            f"No scale keeps the mean guard loss within {tolerance:g} on the dev items; scale {taken['scale']:g} costs "
-            f"least, {loss(taken):.4g}, with a domain score of {taken['domain']:.4g} ({before})."
-        )
-    best = max(kept, key=lambda at: at["domain"])
-    taken = next(at for at in kept if at["domain"] >= best["domain"] - tie - EPSILON)
-    guard = (
-        "there are no guard tasks"
-        if instruct["guards"] is None
-        else f"mean guard loss {loss(taken):.4g}, {len(kept)} of {len(points)} scales keep it within {tolerance:g}"
-    )
-    if taken["scale"] == best["scale"]:
-        return taken["scale"], (
-            f"Scale {taken['scale']:g} has the highest domain score on the dev items, {taken['domain']:.4g} "
-            f"({before}); {guard}."
-        )
-    return taken["scale"], (
-        f"Scale {taken['scale']:g} scores {taken['domain']:.4g} on the domain's dev items, within one item of the best "
-        f"({best['domain']:.4g} at scale {best['scale']:g}), so the smaller scale is taken ({before}); {guard}."
-    )

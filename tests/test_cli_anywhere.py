@@ -55,6 +55,7 @@ LACKING = {  # command lines that lack something: part of the message
     "fetch --out pair": "`fetch` is needed",
     "prepare --tasks {tasks} --out data": "`prepare` is needed",
     "sweep --instruct {instruct} --delta {work}/delta/shadow --data {data} --out s.json": "`sweep` is needed",
+    "select --sweeps {judged}/sweep --out candidate.json": "`sweep` is needed",
     "evaluate --instruct {instruct} --data {data} --out scores": "`evaluate` is needed",
     "suite fetch gsm8k --from {data}": "no data of gsm8k (",
     "register --work {work} --lock {work}/report.html": "params.yaml: no such file",

@@ -32,6 +32,7 @@ VERBS = {
     "fetch": "pair",
     "start": "promotion",
     "extract": "delta",
+    "select": "selection",
 }  # a stage whose verb is implemented in a room of another name
 TOP_LEVEL = (
     "shadowft_core flows infra tests benchmarks docs dvc.yaml params.yaml prefect.yaml pyproject.toml constraints.txt"

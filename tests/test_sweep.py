@@ -9,7 +9,8 @@ import pytest
 from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate import Item, TaskScore
 from shadowft_core.params import Sweep
-from shadowft_core.sweep import choose, one_item, point, sweep
+from shadowft_core.selection import choose
+from shadowft_core.sweep import one_item, point, sweep
 from tests.fixtures.evaluation import World
 
 INSTRUCT = {"scale": 0.0, "domain": 0.1, "guards": 0.9}
@@ -85,7 +86,9 @@ def test_a_sweep_finds_the_scale_that_learned(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["one.json", "two.json"]
     assert (tmp_path / "one.json").read_bytes() == (tmp_path / "two.json").read_bytes()
     result = json.loads((tmp_path / "one.json").read_bytes())
-    assert set(result) == {"format", "route", "scope", "factors", "scale", "curve", "instruct", "reason"}
+    assert set(result) == {
+        "format", "route", "scope", "factors", "scale", "curve", "instruct", "tie", "items", "reason"
+    }  # fmt: skip
     assert (result["route"], result["scope"], result["scale"]) == ("shadow", "all", 1.0)
     assert [at["scale"] for at in result["curve"]] == [0, 0.01, 1]
     assert result["curve"][0] == result["instruct"]

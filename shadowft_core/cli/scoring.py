@@ -100,6 +100,27 @@ def _note(line: str) -> None:
 
 
 @verbs.command(rich_help_panel=STAGES)
+def select(
+    sweeps: Annotated[Path, typer.Option(help="folder with ROUTE.json of every route, made by `sweep`")],
+    out: Annotated[Path, out_file("the candidate and all points of all routes, JSON")],
+    params: ParamsOption = PARAMS,
+) -> None:
+    """Choose the candidate among the arms of all routes, by their scores on dev items.
+
+    Reads the sweep files; writes one JSON file. If no arm that keeps the guards beats the Instruct, it names none, and
+    the verdict is hold.
+
+    Example: shadowft select --sweeps work/sweep --out work/candidate.json
+    """
+    from shadowft_core.selection import select as choose_candidate
+
+    settings = read_params(params)
+    fixed = None if settings.graft.scale == "sweep" else settings.graft.scale
+    found = choose_candidate(sweeps, settings.routes, settings.sweep.tolerance, out, fixed)
+    print(f"select: {found.reason}", file=sys.stderr)
+
+
+@verbs.command(rich_help_panel=STAGES)
 def verdict(
     scores: Annotated[Path, typer.Option(help="folder with the folders made by `evaluate`")],
     recipe: Annotated[Path, typer.Option(help="recipe.json of the candidate")],

@@ -170,7 +170,11 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any], str]] = [
     ("promote", {"outcome": "too few items"}, "states promote, the claims of its verdict decide undecided"),
     ("hold", {"outcome": "better"}, "states hold, the claims of its verdict decide promote"),
     ("promote", {"outcome": "great"}, "claims cannot be read"),
-    ("promote", {"against": "nobody"}, r"compares shadow_scaled with \['nobody'\], not with instruct"),
+    (
+        "promote",
+        {"against": "nobody"},
+        "no claim that decides superiority of shadow_scaled over instruct",
+    ),
 ]
 
 

@@ -14,8 +14,8 @@ from shadowft_core.files import canonical_json
 from shadowft_core.registry.card import LARGEST, MODEL, NUMBER, card
 from shadowft_core.registry.registration import Registration
 from shadowft_core.verdict import judge
+from tests.fixtures.arms import ARMS, PARAMS, arena
 from tests.fixtures.runs import Run
-from tests.test_verdict import ARMS, PARAMS, arena
 
 A, B, C, D = (f"sha256:{letter * 64}" for letter in "abcd")
 VERDICT = {
@@ -157,7 +157,7 @@ def test_every_way_to_make_a_version_sets_the_description(
 def test_a_real_verdict_fills_the_table() -> None:
     """Arms and reasons as `shadowft verdict` writes them."""
     items = {name: np.full(40, 0.25 * place) for place, name in enumerate(ARMS)}
-    verdict = judge(arena(items), PARAMS)
+    verdict = judge(arena(items), PARAMS, candidate="shadow_scaled")
     text = card(registration(verdict), "7", "f00")
     rows = re.findall(r"^\| (\S+) \| 1\.0 \| (\d\.\d{3}) \(\S+ to \S+\) \| (\d\.\d{3}) \(.*\) \| (\d+) \|$", text, re.M)
     assert [name.replace("\\", "") for name, *_ in rows] == ARMS

@@ -119,7 +119,7 @@ def write_work(work: Path, routes: tuple[str, ...] = ("shadow", "direct"), evil:
         },
     )
     params = Verdict(alpha=0.05, margin=0.03, worthwhile=0.05, resamples=1999, seed=0)
-    verdict(work / "scores", work / "grafted/shadow/recipe.json", list(routes), params, work / "verdict.json")
+    verdict(work / "scores", [work / "grafted/shadow/recipe.json"], list(routes), params, work / "verdict.json")
     return work
 
 
@@ -221,7 +221,7 @@ def test_hostile_task_names_stay_text_in_figures(tmp_path: Path) -> None:
     write_work(tmp_path)
     path = tmp_path / "verdict.json"
     path.write_text(path.read_text().replace('"tasks":["refusal"]', json.dumps({"tasks": [EVIL]})[1:-1]))
-    assert json.loads(path.read_text())["claims"][-1]["tasks"] == [EVIL]
+    assert json.loads(path.read_text())["claims"][3]["tasks"] == [EVIL]
     hostile = page(tmp_path)
     assert not {"script", "img"} & {tag for tag, _ in hostile.tags}
     assert EVIL in hostile.text

@@ -6,147 +6,181 @@ import numpy as np
 import pytest
 
 from shadowft_core.errors import EvaluationError
-from shadowft_core.verdict import Claim, claims, decide, decision_of, judge
-from shadowft_core.verdict.claims import non_inferiority, superiority
+from shadowft_core.verdict import Look, judge
 from shadowft_core.verdict.scores import Arm
-from tests.fixtures.arms import ARMS, CLEAR, PARAMS, answers, arena, arm, five
+from tests.fixtures.arms import ARMS, CANDIDATE, CLEAR, PARAMS, answers, arena, arm, decided, five, gate, keep
 
 
-def outcomes(found: dict) -> list[str]:
-    return [claim["outcome"] for claim in found["claims"]]
-
-
-def test_a_clear_gain_over_every_rival_is_promoted() -> None:
-    found = judge(arena(five(CLEAR)), PARAMS)
-    assert found["decision"] == "promote"
-    assert [(c["against"], c["outcome"]) for c in found["claims"]] == [
-        ("instruct", "better"),
-        ("direct", "better"),
-        ("direct_scaled", "better"),
-        ("instruct", "passed"),
+def test_a_clear_gain_over_the_instruct_is_promoted() -> None:
+    found = decided(arena(five(CLEAR)))
+    assert (found["format"], found["decision"], found["arm"], found["candidate"]) == (
+        2,
+        "promote",
+        CANDIDATE,
+        CANDIDATE,
+    )
+    assert gate(found) == [
+        ("domain", "instruct", "better"),
+        ("guards", "instruct", "passed"),
+        ("guard", "instruct", "passed"),
+    ]
+    assert [(c["arm"], c["against"], c["gate"]) for c in found["claims"][3:]] == [
+        (CANDIDATE, "direct", False),
+        (CANDIDATE, "direct_scaled", False),
     ]
     assert found["direct_control"] is True
     assert found["reasons"][0].startswith("domain: shadow_scaled 0.800 against instruct 0.100, +0.700 [+0.6")
     assert found["reasons"][0].endswith("p < 0.0001: better")
+    assert found["reasons"][3].startswith("not part of the decision: domain: shadow_scaled 0.800 against direct 0.500")
     assert list(found["arms"]) == ARMS
     assert found["arms"]["instruct"]["domain"]["mean"] == pytest.approx(0.1)
     assert set(found["arms"]["instruct"]["tasks"]) == {"skill", "general"}
 
 
-@pytest.mark.parametrize("rival", ["direct", "direct_scaled"])
-def test_a_tie_with_direct_tuning_never_promotes(rival: str) -> None:
-    found = judge(arena(five(CLEAR | {rival: CLEAR["shadow_scaled"]})), PARAMS)
+@pytest.mark.parametrize("candidate", ["direct", "direct_scaled", "shadow"])
+def test_any_arm_can_be_the_candidate(candidate: str) -> None:
+    found = decided(arena(five(CLEAR)), candidate=candidate)
+    assert (found["decision"], found["arm"], found["candidate"]) == ("promote", candidate, candidate)
+    assert {c["arm"] for c in found["claims"] if c["gate"]} == {candidate}
+    worse = decided(arena(five(CLEAR | {candidate: 0})), candidate=candidate)
+    assert (worse["decision"], worse["arm"]) == ("hold", "instruct")
+
+
+def test_without_a_candidate_nothing_ships() -> None:
+    found = decided(arena(five(CLEAR)), candidate=None)
+    assert (found["decision"], found["arm"], found["candidate"]) == ("hold", "instruct", None)
+    assert not any(claim["gate"] for claim in found["claims"])
+    assert [(c["arm"], c["against"]) for c in found["claims"]] == [(CANDIDATE, "direct"), (CANDIDATE, "direct_scaled")]
+    assert found["look"]["number"] == 0
+
+
+def test_a_tie_with_the_instruct_never_promotes() -> None:
+    items = {name: (np.arange(4000) < 2000).astype(float) for name in ARMS}
+    found = decided(arena(items))
     assert found["decision"] == "hold"
-    assert {c["against"]: c["outcome"] for c in found["claims"] if c["role"] == "domain"}[rival] == "tie"
+    assert gate(found)[0] == ("domain", "instruct", "tie")
     assert "a tie never promotes" in found["reasons"]
 
 
-def test_a_gain_counts_only_after_the_correction_for_all_rivals(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three tests at p = 0.03 each are not significant together (Holm: 0.09); one alone is."""
-    monkeypatch.setattr(claims, "p_greater", lambda *_: 0.03)
-    monkeypatch.setattr(claims, "interval", lambda *_: (0.01, 0.2))
-    arms = arena(five(CLEAR))
-    found = superiority(arms, PARAMS)
-    assert [(c.p, c.p_adjusted) for c in found] == [(0.03, pytest.approx(0.09))] * 3
-    assert "better" not in {c.outcome for c in found}
-    (alone,) = superiority({name: arms[name] for name in ("instruct", "shadow_scaled")}, PARAMS)
-    assert (alone.p_adjusted, alone.outcome) == (0.03, "better")
-
-
-def test_more_rivals_need_more_items() -> None:
-    rng = np.random.default_rng(0)
-    arms = arena({name: answers(rng, 40, 0.5) for name in ARMS})
-    first = superiority(arms, PARAMS)[0]
-    (alone,) = superiority({name: arms[name] for name in ("instruct", "shadow_scaled")}, PARAMS)
-    assert (first.against, first.outcome, alone.outcome) == ("instruct", "too few items", "too few items")
-    assert first.items_needed is not None
-    assert alone.items_needed is not None
-    assert first.items_needed > 1.2 * alone.items_needed
-
-
-@pytest.mark.parametrize(
-    ("bounds", "outcome"),
-    [
-        ((-0.0299, 0.1), "passed"),
-        ((-0.03, 0.1), "too few items"),
-        ((-0.1, -0.03), "too few items"),
-        ((-0.1, -0.0301), "harmed"),
-    ],
-)
-def test_a_guard_passes_above_the_margin_at_95_percent(
-    bounds: tuple[float, float], outcome: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    levels: list[float] = []
-
-    def interval(differences: object, ranges: object, level: float, *_: object) -> tuple[float, float]:
-        levels.append(level)
-        return bounds
-
-    monkeypatch.setattr(claims, "interval", interval)
-    (claim,) = non_inferiority(arena(five(CLEAR)), PARAMS)
-    assert (claim.outcome, levels) == (outcome, [0.95])
-
-
-def test_worse_than_direct_tuning_is_held() -> None:
-    found = judge(arena(five(CLEAR | {"direct_scaled": 390})), PARAMS)
+def test_claims_about_the_method_do_not_gate_unless_they_are_required() -> None:
+    arms = arena(five(CLEAR | {"direct_scaled": 390}))
+    assert decided(arms)["decision"] == "promote"
+    required = PARAMS.model_copy(update={"require": ("shadow_scaled > direct_scaled",)})
+    found = decided(arms, required)
     assert found["decision"] == "hold"
-    assert outcomes(found) == ["better", "better", "worse", "passed"]
+    assert gate(found)[-1] == ("domain", "direct_scaled", "worse")
+    assert decided(arena(five(CLEAR)), required)["decision"] == "promote"
+    own = PARAMS.model_copy(update={"require": ("shadow > instruct",)})
+    assert gate(decided(arms, own))[-1] == ("domain", "instruct", "better")
 
 
-def test_a_significant_gain_below_worthwhile_is_a_tie() -> None:
+@pytest.mark.parametrize("text", ["shadow_scaled > zebra", "shadow_scaled", "a > b", "direct > direct"])
+def test_a_required_claim_about_no_arm_is_refused(text: str) -> None:
+    required = PARAMS.model_copy(update={"require": (text,)})
+    with pytest.raises(EvaluationError, match=r"verdict.require: .* is not `ARM > ARM` with two of the arms instruct,"):
+        decided(arena(five(CLEAR)), required)
+
+
+def test_claims_about_the_method_share_their_error() -> None:
+    """20 wins, 10 losses in 60: p is 0.049 for each of two rivals, and above 0.05 after Holm."""
+    before = np.repeat([0.0, 1.0, 1.0], [20, 10, 30])
+    after = np.repeat([1.0, 0.0, 1.0], [20, 10, 30])
+    found = decided(arena(dict.fromkeys(ARMS[:-1], before) | {CANDIDATE: after}))
+    method = [c for c in found["claims"] if not c["gate"]]
+    assert [(c["p"], c["outcome"]) for c in method] == [(pytest.approx(0.0494, abs=1e-4), "too few items")] * 2
+    assert [c["p_adjusted"] for c in method] == [pytest.approx(0.0987, abs=1e-4)] * 2
+    alone = decided({n: a for n, a in arena(dict.fromkeys(ARMS, before) | {CANDIDATE: after}).items() if n != "direct"})
+    assert [(c["against"], c["outcome"]) for c in alone["claims"] if not c["gate"]] == [("direct_scaled", "better")]
+
+
+def test_a_proven_gain_below_worthwhile_is_no_tie() -> None:
     before = np.zeros(20000)
     after = (np.arange(20000) < 200).astype(float)  # +0.01, p far below alpha
-    claim = superiority(arena({"instruct": before, "shadow_scaled": after}), PARAMS)[0]
-    assert claim.p is not None
-    assert claim.p < 1e-9
-    assert claim.outcome == "tie"
+    claim = decided(arena({"instruct": before, CANDIDATE: after}))["claims"][0]
+    assert claim["p"] < 1e-9
+    assert claim["outcome"] == "better"
 
 
-def test_one_harmed_guard_holds_the_candidate() -> None:
-    arms = arena(five(CLEAR), {"shadow_scaled": (np.arange(400) >= 60).astype(float)})
-    found = judge(arms, PARAMS)
-    assert found["decision"] == "hold"
-    assert outcomes(found)[-1] == "harmed"
-    assert "-0.150" in found["reasons"][3]
+@pytest.mark.parametrize(("wins", "outcome"), [(63, "better"), (62, "too few items")])
+def test_a_gain_is_proven_at_the_level_of_the_look(wins: int, outcome: str) -> None:
+    """62 wins and 45 losses: p 0.0609; 63 and 44: 0.0406; the first look has 0.04... of 0.0508 at alpha 0.0635."""
+    from scipy.stats import binomtest
+
+    losses = 107 - wins
+    p = binomtest(wins, 107, 0.5, alternative="greater").pvalue
+    alpha = 0.05 / 0.8  # the first look then has 0.05
+    before = np.repeat([0.0, 1.0, 1.0], [wins, losses, 93])
+    after = np.repeat([1.0, 0.0, 1.0], [wins, losses, 93])
+    claim = decided(arena({"instruct": before, CANDIDATE: after}), PARAMS.model_copy(update={"alpha": alpha}))[
+        "claims"
+    ][0]
+    assert claim["p"] == pytest.approx(p)
+    assert claim["alpha"] == pytest.approx(0.05)
+    assert (claim["outcome"], p <= 0.05) == (outcome, outcome == "better")
 
 
-def test_a_guard_with_too_few_items_leaves_it_undecided() -> None:
-    keep = dict.fromkeys(ARMS, np.ones(30))
-    found = judge(arena(five(CLEAR), keep), PARAMS)
+def test_a_later_look_asks_for_more() -> None:
+    arms = arena({"instruct": np.repeat([0.0, 1.0], [80, 320]), CANDIDATE: np.repeat([1.0, 0.0, 1.0], [80, 50, 270])})
+    assert judge(arms, PARAMS, candidate=CANDIDATE)["decision"] == "promote"
+    earlier = [{"number": k, "candidate": "x", "model_name": "m", "commit": "c", "overlap": 400} for k in (1, 2, 3)]
+    look = Look(4, "sha256:items", earlier)
+    found = judge(arms, PARAMS, candidate=CANDIDATE, look=look)
     assert found["decision"] == "undecided"
-    assert outcomes(found)[-1] == "too few items"
-    needed = found["claims"][-1]["items_needed"]
-    assert judge(arena(five(CLEAR), dict.fromkeys(ARMS, np.ones(needed + 20))), PARAMS)["decision"] == "promote"
+    assert found["look"] == {
+        "number": 4,
+        "alpha": pytest.approx(0.01 / 12),
+        "left": pytest.approx(0.01 / 4),
+        "items": "sha256:items",
+        "earlier": earlier,
+    }
+    assert found["claims"][0]["alpha"] == found["look"]["alpha"]
+    assert any(
+        r.startswith("look 4 at these test items: a gain must be shown at level 0.00083") for r in found["reasons"]
+    )
+
+
+@pytest.mark.parametrize("name", ["champion", "best_champion"])
+def test_a_challenger_may_not_be_worse_than_an_earlier_champion(name: str) -> None:
+    def arms(right: int) -> dict[str, Arm]:
+        return arena(five(CLEAR) | {"champion": keep(0.5), name: keep(right / 400)})
+
+    found = decided(arms(360))  # the candidate has 320 of 400
+    assert ("domain", name, "worse") in gate(found)
+    assert (found["decision"], found["arm"]) == ("hold", "champion")
+    assert decided(arms(320))["decision"] == "promote"
+    claim = next(c for c in decided(arms(320))["claims"] if c["against"] == name)
+    assert (claim["claim"], claim["margin"], claim["alpha"]) == ("non-inferiority", 0.03, 0.05)
+    assert list(decided(arms(1))["arms"])[1] == "champion"
 
 
 def test_identical_arms_tie_and_pass_the_guard() -> None:
     same = arm("instruct", {"skill": ("domain", np.ones(5)), "general": ("guard", np.ones(5))}, digest="same")
-    found = judge({"instruct": same, "shadow_scaled": same}, PARAMS)
+    found = decided({"instruct": same, CANDIDATE: same})
     assert found["decision"] == "hold"
-    assert outcomes(found) == ["tie", "passed"]
+    assert [outcome for _, _, outcome in gate(found)] == ["tie", "passed", "passed"]
     assert found["claims"][0]["interval"] == (0.0, 0.0)
     assert found["claims"][0]["p"] == 1.0
 
 
 def test_one_item_is_too_few() -> None:
-    found = judge(arena({"instruct": np.zeros(1), "shadow_scaled": np.ones(1)}), PARAMS)
+    found = decided(arena({"instruct": np.zeros(1), CANDIDATE: np.ones(1)}))
     assert found["decision"] == "undecided"
     claim = found["claims"][0]
     assert claim["outcome"] == "too few items"
     assert claim["items_needed"] > 100
-    assert f"about {claim['items_needed']} would show" in claim["reason"]
+    assert f"about {claim['items_needed']} would show a gain of 0.05" in claim["reason"]
 
 
 def test_all_items_won_is_better_and_the_interval_has_width() -> None:
-    claim = superiority(arena({"instruct": np.zeros(50), "shadow_scaled": np.ones(50)}), PARAMS)[0]
-    assert claim.outcome == "better"
-    assert claim.difference == 1.0
-    assert 0.7 < claim.interval[0] < claim.interval[1] == 1.0
+    claim = decided(arena({"instruct": np.zeros(50), CANDIDATE: np.ones(50)}))["claims"][0]
+    assert claim["outcome"] == "better"
+    assert claim["difference"] == 1.0
+    assert 0.7 < claim["interval"][0] < claim["interval"][1] == 1.0
 
 
 def test_without_the_direct_arms_nothing_is_claimed_about_them() -> None:
     arms = arena(five(CLEAR))
-    found = judge({name: arms[name] for name in ("instruct", "shadow", "shadow_scaled")}, PARAMS)
+    found = decided({name: arms[name] for name in ("instruct", "shadow", CANDIDATE)})
     assert found["decision"] == "promote"
     assert found["direct_control"] is False
     assert {c["against"] for c in found["claims"]} == {"instruct"}
@@ -158,9 +192,9 @@ def test_scores_outside_0_to_1_are_named_as_such() -> None:
     before = rng.normal(-2.0, 0.5, 200)
     arms = {
         name: arm(name, {"text": ("domain", before + gain)}, metric="logprob_per_byte")
-        for name, gain in [("instruct", 0.0), ("shadow_scaled", rng.normal(0.5, 0.1, 200))]
+        for name, gain in [("instruct", 0.0), (CANDIDATE, rng.normal(0.5, 0.1, 200))]
     }
-    found = judge(arms, PARAMS)
+    found = decided(arms)
     assert found["decision"] == "promote"
     assert any(r.startswith("text: the scores are logprob_per_byte, not shares") for r in found["reasons"])
     assert "no guard task was measured: nothing is claimed about what the Instruct keeps" in found["reasons"]
@@ -178,10 +212,10 @@ def test_the_difference_on_each_domain_task_is_given() -> None:
             },
         )
 
-    found = judge({"instruct": both("instruct", 30, 50), "shadow_scaled": both("shadow_scaled", 240, 55)}, PARAMS)
+    found = decided({"instruct": both("instruct", 30, 50), CANDIDATE: both(CANDIDATE, 240, 55)})
     assert found["claims"][0]["difference"] == pytest.approx((0.7 + 0.05) / 2)
     assert found["claims"][0]["by_task"] == pytest.approx({"a": 0.7, "b": 0.05})
-    assert "domain by task against instruct: a +0.700, b +0.050" in found["reasons"]
+    assert "domain by task, shadow_scaled against instruct: a +0.700, b +0.050" in found["reasons"]
 
 
 def test_names_and_order_of_items_and_arms_do_not_matter() -> None:
@@ -197,72 +231,10 @@ def test_names_and_order_of_items_and_arms_do_not_matter() -> None:
         return Arm(a.name, a.scale, a.model_digest, a.template_digest, a.roles, a.metrics, scores)
 
     other = {name: relabelled(arms[name]) for name in reversed(ARMS)}
-    assert json.dumps(judge(other, PARAMS)) == json.dumps(judge(arms, PARAMS))
+    assert json.dumps(decided(other)) == json.dumps(decided(arms))
 
 
 def test_no_domain_task_is_refused() -> None:
     only_guard = arm("instruct", {"general": ("guard", np.ones(5))})
     with pytest.raises(EvaluationError, match="no task has the role domain"):
-        judge({"instruct": only_guard, "shadow_scaled": only_guard}, PARAMS)
-
-
-def test_decisions_follow_from_outcomes_alone() -> None:
-    def claims(*found: str) -> list[Claim]:
-        return [
-            Claim("superiority", "a", "b", "domain", [], 1, 0.0, (0.0, 0.0), 1.0, 1.0, o, None, {}, "")  # type: ignore[arg-type]
-            for o in found
-        ]
-
-    assert decide(claims("better", "passed")) == "promote"
-    assert decide(claims("better", "too few items", "passed")) == "undecided"
-    assert decide(claims("better", "too few items", "harmed")) == "hold"
-    assert decide(claims("tie", "passed")) == "hold"
-    assert decide(claims("worse", "passed")) == "hold"
-
-
-def test_the_decision_is_recomputed_from_the_claims_of_the_file() -> None:
-    items = (np.arange(200) % 2).astype(float)
-    for better in (items, np.ones(200)):
-        found = judge(arena({name: better if name.startswith("shadow") else items for name in ARMS}), PARAMS)
-        written = json.loads(json.dumps(found | {"recipe_digest": "x"}))
-        assert decision_of(written | {"decision": "not the decision"}) == found["decision"]
-    for rival in ("instruct", "direct", "direct_scaled"):
-        fewer = [claim for claim in written["claims"] if claim["against"] != rival or claim["role"] == "guard"]
-        with pytest.raises(EvaluationError, match=f"compares shadow_scaled with .*, not with {rival}; run"):
-            decision_of(written | {"claims": fewer})
-    without_direct = [claim for claim in written["claims"] if claim["against"] == "instruct"]
-    assert decision_of(written | {"claims": without_direct, "direct_control": False}) == "promote"
-    for broken in ({"claims": []}, {"claims": [written["claims"][0] | {"outcome": "fine"}]}, {"claims": None}):
-        with pytest.raises(EvaluationError, match=r"cannot be read|compares shadow_scaled with nothing"):
-            decision_of(written | broken)
-    with pytest.raises(EvaluationError, match="'claims' is missing"):
-        decision_of({"decision": "promote"})
-
-
-def test_a_guard_passes_only_when_its_interval_is_above_the_margin() -> None:
-    """Where no score differs in 400 guard items the interval ends near -0.01, so a margin below that cannot pass."""
-    arms = arena(five(CLEAR))
-    low = judge(arms, PARAMS)["claims"][-1]["interval"][0]
-    assert -0.02 < low < 0
-    for margin, decision in ((-low + 0.002, "promote"), (-low - 0.002, "undecided")):
-        assert judge(arms, PARAMS.model_copy(update={"margin": margin}))["decision"] == decision
-
-
-def test_every_guard_task_must_pass() -> None:
-    def arms(kept: float) -> dict[str, Arm]:
-        shares = {"instruct": 1.0, "shadow_scaled": kept}
-        items = np.arange(400)
-        return {
-            name: arm(
-                name,
-                {
-                    "skill": ("domain", (items < CLEAR[name]).astype(float)),
-                    "a": ("guard", np.ones(400)),
-                    "b": ("guard", (items < 400 * share).astype(float)),
-                },
-            )
-            for name, share in shares.items()
-        }
-
-    assert judge(arms(1.0), PARAMS)["decision"] == "promote"
-    assert judge(arms(0.5), PARAMS)["decision"] == "hold"
+        decided({"instruct": only_guard, CANDIDATE: only_guard})

@@ -40,7 +40,7 @@ def work(tmp_path: Path) -> Path:
 
 def run(work: Path, routes: tuple[str, ...] = ("shadow", "direct")) -> Path:
     out = work / "verdict.json"
-    verdict(work / "scores", work / "recipe.json", list(routes), PARAMS, out)
+    verdict(work / "scores", [work / "recipe.json"], list(routes), PARAMS, out)
     return out
 
 
@@ -150,7 +150,7 @@ def test_a_task_has_one_role_and_one_metric(work: Path, field: str, value: str) 
 
 def test_the_metrics_are_the_numbers_of_the_verdict(work: Path) -> None:
     out, metrics = work / "verdict.json", work / "metrics.json"
-    verdict(work / "scores", work / "recipe.json", ["shadow", "direct"], PARAMS, out, metrics)
+    verdict(work / "scores", [work / "recipe.json"], ["shadow", "direct"], PARAMS, out, metrics)
     written, judged = json.loads(metrics.read_bytes()), json.loads(out.read_bytes())
     assert written == {
         "scale": judged["arms"]["shadow_scaled"]["scale"],
@@ -161,5 +161,5 @@ def test_the_metrics_are_the_numbers_of_the_verdict(work: Path) -> None:
 
 def test_the_metrics_leave_out_what_was_not_measured() -> None:
     items = {"skill": ("domain", np.arange(40) % 2.0)}
-    bare = judge({name: arm(name, items) for name in ("instruct", "shadow_scaled")}, PARAMS)
+    bare = judge({name: arm(name, items) for name in ("instruct", "shadow_scaled")}, PARAMS, candidate="shadow_scaled")
     assert set(numbers(bare)) == {"scale", "domain.instruct", "domain.shadow_scaled"}

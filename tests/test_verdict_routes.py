@@ -1,4 +1,4 @@
-"""Arms of further routes: shown in the verdict, its numbers, the page and its figures, but no claim is about them."""
+"""Arms of further routes: shown in the verdict, its numbers, the page and its figures; no claim about them gates."""
 
 import json
 from pathlib import Path
@@ -18,15 +18,17 @@ FURTHER = ["direct_osf", "direct_osf_scaled", "zebra", "zebra_scaled"]
 
 
 @pytest.mark.parametrize("scores", [0.0, 1.0, 7.0, -3.0])
-def test_further_arms_change_no_claim_and_no_other_arm(scores: float) -> None:
+def test_further_arms_change_no_claim_of_the_gate_and_no_other_arm(scores: float) -> None:
     """Not even arms with scores on another scale, which would widen the padding of every interval."""
     arms = arena(five(CLEAR), {"shadow_scaled": np.arange(400) >= 4})
-    alone = judge(arms, PARAMS)
+    alone = judge(arms, PARAMS, candidate="shadow_scaled")
     tasks = {task: (role, np.full(400, scores)) for task, role in (("skill", "domain"), ("general", "guard"))}
     more = arms | {name: arm(name, tasks) for name in FURTHER}
-    found = judge(more, PARAMS)
-    assert {name: found[name] for name in found if name != "arms"} == {
-        name: alone[name] for name in alone if name != "arms"
+    found = judge(more, PARAMS, candidate="shadow_scaled")
+    gates = [[claim for claim in one["claims"] if claim["gate"]] for one in (found, alone)]
+    assert gates[0] == gates[1]
+    assert {(c["arm"], c["against"]) for c in found["claims"] if not c["gate"]} == {
+        ("shadow_scaled", rival) for rival in ("direct", "direct_scaled", "direct_osf_scaled", "zebra_scaled")
     }
     assert {name: found["arms"][name] for name in ARMS} == alone["arms"]
     assert list(found["arms"]) == ["instruct", "direct", "direct_scaled", *FURTHER, "shadow", "shadow_scaled"]
@@ -38,9 +40,9 @@ def test_further_arms_change_no_claim_and_no_other_arm(scores: float) -> None:
 def test_a_further_route_does_not_stand_for_direct_tuning() -> None:
     names = {name: items for name, items in five(CLEAR).items() if not name.startswith("direct")}
     rival = {"direct_osf": np.ones(400), "direct_osf_scaled": np.ones(400)}
-    found = judge(arena(names | rival), PARAMS)
+    found = judge(arena(names | rival), PARAMS, candidate="shadow_scaled")
     assert found["direct_control"] is False
-    assert {claim["against"] for claim in found["claims"]} == {"instruct"}
+    assert {claim["against"] for claim in found["claims"]} == {"instruct", "direct_osf_scaled"}
     assert "direct tuning was not run: nothing is claimed about it" in found["reasons"]
 
 
@@ -72,7 +74,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (work / "tuned/direct_osf/metrics.jsonl").open("a") as file:
         file.write('{"step": 60, "valid_loss": 1.5}\n{"step": 119, "loss": 1.0}\n')
     routes = ["shadow", "direct", "direct_osf"]
-    verdict(work / "scores", work / "grafted/shadow/recipe.json", routes, PARAMS, work / "verdict.json")
+    verdict(work / "scores", [work / "grafted/shadow/recipe.json"], routes, PARAMS, work / "verdict.json")
     return work
 
 
@@ -85,14 +87,14 @@ def shown(work: Path) -> Page:
     return page(work)
 
 
-def test_the_page_shows_the_arms_of_a_further_route_and_claims_nothing_about_them(shown: Page) -> None:
+def test_the_page_shows_the_arms_of_a_further_route_and_names_them(shown: Page) -> None:
     text = " ".join(shown.text.split())
-    assert "further route, no claim: Instruct + delta of the tuned Instruct, scale 1" in text
+    assert "further route: Instruct + delta of the tuned Instruct, scale 1" in text
     assert "direct_osf_scaled" in text
     assert "direct_osf: differs from shadow in method osf (shadow lora), osf.preserved null (shadow 0.5)." in text
-    assert "Nothing is claimed about the further routes direct_osf: their scores are shown" in text
+    assert "The further routes direct_osf are compared with the candidate" in text
     assert "direct_osf, validation" in shown.source
-    assert text.count("further route, no claim") == 2
+    assert text.count("further route: ") == 2
 
 
 def test_the_points_have_every_route_and_the_validation_loss(work: Path, tmp_path: Path) -> None:

@@ -123,23 +123,32 @@ def select(
 @verbs.command(rich_help_panel=STAGES)
 def verdict(
     scores: Annotated[Path, typer.Option(help="folder with the folders made by `evaluate`")],
-    recipe: Annotated[Path, typer.Option(help="recipe.json of the candidate")],
     out: Annotated[Path, out_file("the verdict, JSON")],
+    recipe: Annotated[
+        list[Path] | None, typer.Option(help="recipe.json: the arm that is its model is the candidate; repeatable")
+    ] = None,
+    candidate: Annotated[Path | None, typer.Option(help="candidate.json: names the candidate")] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="run.json: champions and earlier looks; default: a first look at these items")
+    ] = None,
     metrics: Annotated[
         Path | None, typer.Option(help="file to write: the numbers that compare runs, JSON", rich_help_panel=OUTPUT)
     ] = None,
     params: ParamsOption = PARAMS,
 ) -> None:
-    """Decide, with paired statistics, whether the graft beats the untouched Instruct and direct tuning.
+    """Decide, with paired statistics, whether the candidate should ship.
 
     Reads the scores of all arms; writes the decision (promote, hold or undecided). Exit code 0 for each of them.
+    Without --run, a champion is judged if its scores are below the folder `champion`.
 
     Example: shadowft verdict --scores work/scores --recipe work/grafted/shadow/recipe.json --out work/verdict.json
     """
     from shadowft_core import verdict as room
 
     settings = read_params(params)
-    room.verdict(scores, recipe, list(settings.routes), settings.verdict, out, metrics)
+    room.verdict(
+        scores, recipe or [], list(settings.routes), settings.verdict, out, metrics, candidate=candidate, run=run
+    )
 
 
 @verbs.command(rich_help_panel=STAGES)

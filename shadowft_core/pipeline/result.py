@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from shadowft_core.verdict.scores import arm_names, routes_of
+from shadowft_core.verdict.scores import groups_of
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,11 @@ class Result:
     def rows(self) -> Iterator[list[str]]:
         """One row per arm: its scale, then mean and interval of the domain and of each guard."""
         arms = self.verdict["arms"]
-        for name in filter(arms.__contains__, arm_names(routes_of(arms))):
+        for name in groups_of(arms):
             arm = arms[name]
             scores = [arm["domain"], *(arm["tasks"][guard] for guard in self.guards)]
-            yield [name, f"{arm['scale']:g}", *(_score(score) for score in scores)]
+            scale = "" if arm["scale"] is None else f"{arm['scale']:g}"
+            yield [name, scale, *(_score(score) for score in scores)]
 
     def print(self, console: Console) -> None:
         table = Table(title="mean score [95 % interval]; higher is better", show_lines=True)

@@ -12,8 +12,7 @@ from shadowft_core.report import figures
 from shadowft_core.report.doubts import doubts
 from shadowft_core.report.forgotten import forgotten
 from shadowft_core.report.routes import changes, notes, unclaimed, unequal
-from shadowft_core.verdict import CANDIDATE
-from shadowft_core.verdict.scores import arm_names, routes_of
+from shadowft_core.verdict.scores import groups_of, routes_of
 
 EXAMPLES = 2  # items won, and items lost, to show per task
 SHOWN = 400  # characters of an output
@@ -60,8 +59,9 @@ def report(work: Path, out: Path, plots: Path | None = None) -> None:
 def gather(work: Path) -> dict[str, Any]:
     """Everything the page shows, read from the files that docs/architecture.md describes; None for a missing file."""
     verdict = read_json_object(work / "verdict.json")
-    groups = arm_names(routes_of(verdict["arms"]))
-    verdict["arms"] = {name: verdict["arms"][name] for name in groups if name in verdict["arms"]}  # in their order
+    groups = groups_of(verdict["arms"])
+    verdict["arms"] = {name: verdict["arms"][name] for name in groups}  # in their order
+    candidate = verdict["candidate"] or list(groups)[-1]  # without a candidate, the arm that would be it by default
     folders = {name: work / "scores" / groups[name] / name for name in verdict["arms"]}
     heads = {name: read_json_object(folder / "scores.json") for name, folder in folders.items()}
     routes = sorted(routes_of(verdict["arms"]), key=lambda name: (name != "shadow", name != "direct", name))
@@ -70,6 +70,7 @@ def gather(work: Path) -> dict[str, Any]:
     tasks = sorted(heads["instruct"]["tasks"].items(), key=lambda named: (named[1]["role"] != "domain", named[0]))
     return {
         "verdict": verdict,
+        "candidate": candidate,
         "verdict_digest": bytes_digest(canonical_json(verdict)),
         "headline": HEADLINES.get(verdict["decision"], ""),
         "heads": heads,
@@ -81,8 +82,9 @@ def gather(work: Path) -> dict[str, Any]:
         "examples": _examples(
             [task for task, _ in tasks],
             {name: _outputs(folder / "items.jsonl") for name, folder in folders.items()},
+            candidate,
         ),
-        "forgotten": forgotten(work / "scores", folders["instruct"], folders[CANDIDATE]),
+        "forgotten": forgotten(work / "scores", folders["instruct"], folders[candidate]),
         "routes": routes,
         "pair": pair,
         "data": _optional(work / "data" / "data-report.json"),
@@ -113,7 +115,6 @@ def render(facts: Mapping[str, Any]) -> str:
     page: str = environment.get_template("report.html").render(
         **facts,
         figures={name: Markup(svg) for name, svg in drawn.items()},  # noqa: S704  drawn here, text escaped
-        candidate=CANDIDATE,
         top_tensors=_top_tensors(facts["receipt"]),
         shown=TENSORS,
     )
@@ -147,11 +148,11 @@ def _outputs(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def _examples(
-    tasks: Sequence[str], arms: Mapping[str, Mapping[tuple[str, str], Mapping[str, Any]]]
+    tasks: Sequence[str], arms: Mapping[str, Mapping[tuple[str, str], Mapping[str, Any]]], name: str
 ) -> list[dict[str, Any]]:
     """For each task, the items on which candidate and Instruct differ most, won and lost; ties by digest."""
-    candidate, instruct = arms[CANDIDATE], arms["instruct"]
-    shown_arms = [name for name in ("instruct", "direct_scaled", CANDIDATE) if name in arms]
+    candidate, instruct = arms[name], arms["instruct"]
+    shown_arms = list(dict.fromkeys(arm for arm in ("instruct", "direct_scaled", name) if arm in arms))
     found = []
     for task in tasks:
         gains = {

@@ -63,7 +63,7 @@ def _styled(draw: Callable[_Inputs, str]) -> Callable[_Inputs, str]:
 def forest(claims: Sequence[Mapping[str, Any]]) -> str:
     """Paired differences, candidate minus other, with their intervals; one row per claim."""
     figure, axes = _canvas(0.75 + 0.27 * len(claims))
-    names = [f"domain vs {c['against']}" if c["role"] == "domain" else ", ".join(c["tasks"]) for c in claims]
+    names = [_row_name(claim, claims[0]["arm"]) for claim in claims]
     for row, claim in enumerate(claims):
         low, high = claim["interval"]
         colour = OUTCOMES.get(claim["outcome"], FAINT)
@@ -79,6 +79,14 @@ def forest(claims: Sequence[Mapping[str, Any]]) -> str:
     axes.set_ylim(len(claims) - 0.4, -0.6)
     axes.set_xlabel("difference in score, candidate minus other")
     return _svg(figure, "forest")
+
+
+def _row_name(claim: Mapping[str, Any], candidate: str) -> str:
+    if claim["role"] == "guards":
+        return "all guards"
+    if claim["role"] == "guard":
+        return ", ".join(claim["tasks"])
+    return f"domain vs {claim['against']}" if claim["arm"] == candidate else f"{claim['arm']} vs {claim['against']}"
 
 
 @_styled

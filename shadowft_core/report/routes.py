@@ -6,6 +6,8 @@ from typing import Any
 
 ARMS = {
     "instruct": "the untouched Instruct",
+    "champion": "the version in service",
+    "best_champion": "the earlier version that was best on these items",
     "direct": "Instruct tuned directly, full delta",
     "direct_scaled": "Instruct tuned directly, scale chosen on dev items",
     "shadow": "Instruct + delta of the tuned Base, scale 1",
@@ -22,7 +24,7 @@ def notes(arms: Iterable[str], train: Mapping[str, Any], pair: Mapping[str, Any]
         route = name.removesuffix("_scaled")
         tuned = _tuned(train.get(route), pair)
         scale = "scale 1" if name == route else "scale chosen on dev items"
-        found[name] = ARMS.get(name, f"further route, no claim: Instruct + delta of {tuned}, {scale}")
+        found[name] = ARMS.get(name, f"further route: Instruct + delta of {tuned}, {scale}")
     return found
 
 
@@ -52,8 +54,8 @@ def unclaimed(routes: Iterable[str]) -> list[str]:
     if not further:
         return []
     return [
-        f"Nothing is claimed about the further routes {', '.join(further)}: their scores are shown with intervals, but "
-        "no test compares them, and they do not change the decision."
+        f"The further routes {', '.join(further)} are compared with the candidate, but unless verdict.require names "
+        "such a claim, it does not change the decision."
     ]
 
 

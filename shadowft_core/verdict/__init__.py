@@ -1,7 +1,7 @@
-"""Decides whether the graft is better: paired claims on item scores, and the decision that follows from them.
+"""Decides whether the candidate should ship: paired claims on item scores, and the decision that follows from them.
 
-`promote` requires that every claim holds (claims.py). A tie never promotes. A claim that the items cannot settle makes
-the decision `undecided`.
+`promote` requires that every claim of the gate holds (claims.py). A tie never promotes. A claim that the items cannot
+settle makes the decision `undecided`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,49 +9,64 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from shadowft_core.errors import EvaluationError
 from shadowft_core.files import write_json_atomically
 from shadowft_core.params import Verdict
-from shadowft_core.verdict.claims import (
-    CANDIDATE,
-    LEVEL,
-    Claim,
-    Decision,
-    decide,
-    item_scores,
-    non_inferiority,
-    rivals,
-    score_range,
-    superiority,
-)
-from shadowft_core.verdict.scores import Arm, arm_names, read_arms, recipe_digest, routes_of
-from shadowft_core.verdict.statistics import interval, mean_of_tasks
+from shadowft_core.verdict import claims as claimed
+from shadowft_core.verdict.candidate import read_candidate
+from shadowft_core.verdict.claims import Claim
+from shadowft_core.verdict.comparison import LEVEL, clusters, item_scores, score_range
+from shadowft_core.verdict.decision import Decision, decide, decision_of
+from shadowft_core.verdict.looks import Look, alpha_left, alpha_of, read_run, require_same_models
+from shadowft_core.verdict.reasons import reasons
+from shadowft_core.verdict.scores import CHAMPIONS, Arm, groups_of, read_arms
+from shadowft_core.verdict.statistics import Sample
 
-__all__ = ["CANDIDATE", "Claim", "Decision", "decide", "decision_of", "judge", "numbers", "verdict"]
-
-JUDGED = ("shadow", "direct")  # routes that the claims are about
+__all__ = [
+    "Claim",
+    "Decision",
+    "Look",
+    "alpha_left",
+    "alpha_of",
+    "decide",
+    "decision_of",
+    "judge",
+    "numbers",
+    "verdict",
+]
 
 
 def verdict(
-    scores: Path, recipe: Path, routes: Sequence[str], params: Verdict, out: Path, metrics: Path | None = None
+    scores: Path,
+    recipes: Sequence[Path],
+    routes: Sequence[str],
+    params: Verdict,
+    out: Path,
+    metrics: Path | None = None,
+    *,
+    candidate: Path | None = None,
+    run: Path | None = None,
 ) -> None:
     """Judge the arms under `scores` and write verdict.json (docs/architecture.md) and, to `metrics`, its numbers.
 
+    `candidate` is candidate.json; without it, the arm that is the model of one of `recipes` is the candidate. `run` is
+    run.json, which names look and champions; without it, this is a first look, and a champion is judged if it was
+    scored.
+
     Raises EvaluationError when a score folder is missing or damaged, when the arms did not answer the same items under
-    the same template, or when the candidate that was scored is not the model of `recipe`.
+    the same template, or when the models that were scored are not those of the recipe, candidate.json or run.json.
     """
-    arms = read_arms(scores, routes)
-    expected = recipe_digest(recipe)
-    scored = arms[CANDIDATE].model_digest
-    if scored != expected:
-        raise EvaluationError(
-            f"{recipe}: model is {expected}, but the scores of {CANDIDATE} are of {scored}; "
-            "evaluate the grafted folder again"
-        )
-    judged = judge(arms, params)
-    write_json_atomically(out, judged | {"recipe_digest": expected})
+    told = None if run is None else read_run(run)
+    champions = [name for name in CHAMPIONS if (scores / "champion" / name / "scores.json").exists()]
+    arms = read_arms(scores, routes, champions if told is None else list(told.champions))
+    chosen = read_candidate(candidate, recipes, arms)
+    if run is not None and told is not None:
+        require_same_models(run, told, {name: arm.model_digest for name, arm in arms.items()}, chosen.arm)
+    look = Look(0 if chosen.arm is None else 1) if told is None else told.as_look
+    judged = judge(arms, params, candidate=chosen.arm, look=look)
+    if chosen.arm is None:
+        judged["reasons"].insert(0, chosen.reason)
+    write_json_atomically(out, judged | {"recipe_digest": chosen.digest})
     if metrics is not None:
         write_json_atomically(metrics, numbers(judged))
 
@@ -62,7 +77,9 @@ def numbers(judged: Mapping[str, Any]) -> dict[str, float]:
     `domain.ARM` and `guards.ARM` are mean scores, `worst_guard` is the candidate minus the Instruct on the guard task
     that lost most, `scale` is the candidate's.
     """
-    values: dict[str, float | None] = {"scale": judged["arms"][CANDIDATE]["scale"]}
+    values: dict[str, float | None] = {}
+    if judged["candidate"] is not None:
+        values["scale"] = judged["arms"][judged["candidate"]]["scale"]
     for group in ("domain", "guards"):
         values |= {f"{group}.{name}": (arm[group] or {}).get("mean") for name, arm in judged["arms"].items()}
     guards = [claim["difference"] for claim in judged["claims"] if claim["role"] == "guard"]
@@ -70,62 +87,47 @@ def numbers(judged: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def judge(arms: Mapping[str, Arm], params: Verdict) -> dict[str, Any]:
+def judge(
+    arms: Mapping[str, Arm], params: Verdict, *, candidate: str | None, look: Look | None = None
+) -> dict[str, Any]:
     """The whole verdict over comparable arms (see `read_arms`), ready for JSON.
 
-    The arms of further routes are summarised, and nothing is claimed about them: the decision is the same without them.
+    `candidate` is the arm that would ship; None: no arm beat the Instruct on dev items, so nothing may ship. `look`
+    says how often the items were read before; None: never.
 
-    Raises EvaluationError when no task has the role domain.
+    Raises EvaluationError when no task has the role domain, or `verdict.require` names an arm that was not scored.
     """
     if not arms["instruct"].tasks("domain"):
         raise EvaluationError("scores of instruct: no task has the role domain; name one in params evaluate.domain")
-    shown = {name: arms[name] for name in arm_names(routes_of(arms)) if name in arms}
-    arms = {name: arms[name] for name in arm_names(JUDGED) if name in arms}  # further arms change no claim and no range
-    claims = superiority(arms, params) + non_inferiority(arms, params)
-    decision = decide(claims)
+    arms = {name: arms[name] for name in groups_of(arms)}
+    look = look or Look(0 if candidate is None else 1)
+    gate = [] if candidate is None else claimed.gate(arms, candidate, params, look.alpha(params.alpha))
+    claims = gate + claimed.method(arms, candidate, params)
+    decision = decide(claims) if candidate is not None else "hold"
+    stays = "champion" if "champion" in arms else "instruct"
     return {
-        "format": 1,
-        "candidate": CANDIDATE,
+        "format": 2,
+        "candidate": candidate,
         "decision": decision,
-        "reasons": _reasons(arms, claims, decision),
+        "arm": candidate if decision == "promote" else stays,
+        "reasons": reasons(arms, claims, decision, look, params),
+        "look": look.record(params.alpha),
         "claims": [asdict(claim) for claim in claims],
-        "arms": {name: _summary(arm, arms if name in arms else shown, params) for name, arm in shown.items()},
+        "arms": {name: _summary(arm, arms["instruct"]) for name, arm in arms.items()},
         "direct_control": "direct" in arms,
     }
 
 
-def decision_of(judged: Mapping[str, Any]) -> Decision:
-    """The decision that follows from the claims of a verdict.json, regardless of the decision the file states.
-
-    Raises EvaluationError when the claims are malformed, or when none compares the candidate with one of its rivals.
-    """
-    try:
-        claims = TypeAdapter(list[Claim]).validate_python(judged["claims"])
-        expected = rivals(arm_names(JUDGED if judged["direct_control"] else ["shadow"]))
-    except (KeyError, TypeError, ValidationError) as error:
-        problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else f"{error} is missing"
-        raise EvaluationError(
-            f"the verdict's claims cannot be read ({problem}); run `shadowft verdict` again"
-        ) from None
-    compared = {claim.against for claim in claims if claim.claim == "superiority" and claim.arm == CANDIDATE}
-    if missing := [name for name in expected if name not in compared]:
-        raise EvaluationError(
-            f"the verdict compares {CANDIDATE} with {sorted(compared) or 'nothing'}, not with {missing[0]}; run "
-            "`shadowft verdict` again"
-        )
-    return decide(claims)
-
-
-def _summary(arm: Arm, arms: Mapping[str, Arm], params: Verdict) -> dict[str, Any]:
+def _summary(arm: Arm, instruct: Arm) -> dict[str, Any]:
     """Means of one arm with intervals: each task, the domain, the guards together, and everything."""
 
     def over(tasks: list[str]) -> dict[str, Any] | None:
         if not tasks:
             return None
         items = [item_scores(arm, task) for task in tasks]
-        ranges = [score_range(arms, task) for task in tasks]
-        low, high = interval(items, ranges, LEVEL, params.resamples, params.seed)
-        return {"mean": mean_of_tasks(items), "interval": [low, high], "n": sum(i.size for i in items)}
+        ranges = [score_range((instruct, arm), task) for task in tasks]
+        low, high = (sample := Sample(items, ranges, clusters((arm, instruct), tasks))).interval(LEVEL)
+        return {"mean": sample.mean, "interval": [low, high], "n": sample.n}
 
     domain, guards = arm.tasks("domain"), arm.tasks("guard")
     return {
@@ -135,29 +137,3 @@ def _summary(arm: Arm, arms: Mapping[str, Arm], params: Verdict) -> dict[str, An
         "overall": over(domain + guards),
         "tasks": {task: over([task]) for task in domain + guards},
     }
-
-
-def _reasons(arms: Mapping[str, Arm], claims: Sequence[Claim], decision: Decision) -> list[str]:
-    instruct = arms["instruct"]
-    reasons = [claim.reason for claim in claims]
-    if decision == "hold" and any(claim.outcome == "tie" for claim in claims):
-        reasons.append("a tie never promotes")
-    if len(instruct.tasks("domain")) > 1:
-        reasons += [
-            f"domain by task against {claim.against}: "
-            + ", ".join(f"{task} {difference:+.3f}" for task, difference in claim.by_task.items())
-            for claim in claims
-            if claim.role == "domain"
-        ]
-    open_scale = [task for task in sorted(instruct.scores) if score_range(arms, task) != (0.0, 1.0)]
-    reasons += [
-        f"{task}: the scores are {instruct.metrics[task]}, not shares; margin and worthwhile apply in that unit"
-        for task in open_scale
-    ]
-    if len({instruct.metrics[task] for task in instruct.tasks("domain")}) > 1:
-        reasons.append("the domain averages tasks with different metrics; read the tasks one by one")
-    if not instruct.tasks("guard"):
-        reasons.append("no guard task was measured: nothing is claimed about what the Instruct keeps")
-    if "direct" not in arms:
-        reasons.append("direct tuning was not run: nothing is claimed about it")
-    return reasons

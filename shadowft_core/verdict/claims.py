@@ -1,197 +1,208 @@
-"""Claims: paired comparisons of the candidate with another arm, each with an outcome and a sentence.
+"""Claims: paired comparisons of two arms, each with an outcome and a sentence.
 
-Superiority: on the domain the candidate beats a rival (one-sided paired test, Holm across the rivals). Non-inferiority:
-on a guard task the candidate loses less than `margin` against the Instruct.
+Superiority: on the domain one arm beats another. Non-inferiority: an arm loses less than a margin against another. The
+claims of the gate must all hold, so none is adjusted for the others (intersection-union test, Berger 1982). Claims
+about the method are adjusted for each other (Holm 1979) and do not gate, unless `verdict.require` names them.
 """
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
+from shadowft_core.errors import EvaluationError
 from shadowft_core.params import Verdict
-from shadowft_core.verdict.scores import Arm
-from shadowft_core.verdict.statistics import Items, holm, interval, items_to_detect, mean_of_tasks, p_greater
+from shadowft_core.verdict.comparison import Comparison, Limit
+from shadowft_core.verdict.scores import CHAMPIONS, Arm, routes_of
+from shadowft_core.verdict.statistics import holm
 
-CANDIDATE = "shadow_scaled"
-RIVALS = ("instruct", "direct", "direct_scaled")
-LEVEL = 0.95  # of every interval
+EACH = 0.01  # level of the claim about a single guard: one that is harmed by its margin passes in 1 of 100 verdicts
 
 Kind = Literal["superiority", "non-inferiority"]
 Outcome = Literal["better", "worse", "tie", "passed", "harmed", "too few items"]
-Decision = Literal["promote", "hold", "undecided"]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One comparison of the candidate with another arm. Differences are candidate minus other, in score units."""
+    """One comparison. Differences are `arm` minus `against`, in score units, or in units of each task's margin."""
 
     claim: Kind
     arm: str
     against: str
-    role: Literal["domain", "guard"]
+    role: Literal["domain", "guards", "guard"]
+    """guards: all of them together; guard: one alone"""
     tasks: list[str]
     n: int  # distinct items
     difference: float  # mean of the task means
     interval: tuple[float, float]  # two-sided, 95 %
-    p: float | None  # superiority only, one-sided
-    p_adjusted: float | None  # after Holm
+    p: float | None  # one-sided
+    p_adjusted: float | None  # after Holm; equal to p for claims of the gate
     outcome: Outcome
-    items_needed: int | None  # when the items were too few: about how many would settle the claim
-    by_task: dict[str, float]  # difference on each task
+    items_needed: int | None  # when the items were too few: about how many would show the effect that `reason` names
+    by_task: dict[str, float]  # difference on each task, in score units
     reason: str  # the claim as a sentence
+    # fields that verdict.json of format 1 lacks
+    gate: bool = True  # the decision depends on it
+    margin: float | None = None  # non-inferiority: the smallest loss that counts
+    alpha: float | None = None  # one-sided level
+    clusters: int | None = None  # independent groups of items
 
 
-def superiority(arms: Mapping[str, Arm], params: Verdict) -> list[Claim]:
-    """Compare the candidate on the domain with the Instruct and, if present, both direct arms."""
-    names = rivals(arms)
-    tasks = arms[CANDIDATE].tasks("domain")
-    comparisons = [_Comparison(arms, rival, tasks, params) for rival in names]
-    p_values = [p_greater(c.differences, params.resamples, params.seed) for c in comparisons]
-    alpha = params.alpha / len(names)  # Holm's first step, the strictest
-    claims = []
-    for c, p, p_adjusted in zip(comparisons, p_values, holm(p_values), strict=True):
-        outcome, needed = _superiority_outcome(c, p_adjusted, alpha, params)
-        sentence = f"{c.sentence('domain')}, p {_p(p_adjusted)}: {outcome}" + (
-            f" ({c.n}; about {needed} would show a gain of {params.worthwhile:g})" if needed else ""
-        )
-        claims.append(c.claim("superiority", outcome, sentence, needed, p, p_adjusted))
-    return claims
+def gate(arms: Mapping[str, Arm], candidate: str, params: Verdict, alpha: float) -> list[Claim]:
+    """The claims that must all hold: a gain over the Instruct at the level `alpha` of this look, no harm to the guards,
+    together and each, and no loss against earlier champions."""
+    domain, guards = arms[candidate].tasks("domain"), arms[candidate].tasks("guard")
+    found = [_superiority(Comparison(arms, candidate, "instruct", domain, params, "worthwhile"), alpha)]
+    if guards:
+        found.append(_non_inferiority(arms, candidate, "instruct", "guards", guards, params))
+    found += [_non_inferiority(arms, candidate, "instruct", "guard", [task], params) for task in guards]
+    found += [_non_inferiority(arms, candidate, name, "domain", domain, params) for name in CHAMPIONS if name in arms]
+    return found
 
 
-def _superiority_outcome(
-    c: "_Comparison", p_adjusted: float, alpha: float, params: Verdict
-) -> tuple[Outcome, int | None]:
-    """The outcome and, if the items are too few, about how many would settle it; `alpha` is that of one test."""
-    low, high = c.interval
-    if -params.worthwhile < low and high < params.worthwhile:
-        return "tie", None
+def method(arms: Mapping[str, Arm], candidate: str | None, params: Verdict) -> list[Claim]:
+    """Superiority claims about ways to tune: `method_pairs`, at `params.alpha` after Holm over all of them."""
+    pairs = method_pairs(arms, candidate, params)
+    tasks = arms["instruct"].tasks("domain")
+    compared = [Comparison(arms, arm, against, tasks, params, "worthwhile") for arm, against in pairs]
+    adjusted = holm([c.sample.p_above(0.0) for c in compared])
+    required = _required(arms, params)
+    return [
+        _superiority(c, params.alpha, p, len(pairs), gate=candidate is not None and (c.arm, c.against) in required)
+        for c, p in zip(compared, adjusted, strict=True)
+    ]
+
+
+def method_pairs(arms: Mapping[str, Arm], candidate: str | None, params: Verdict) -> list[tuple[str, str]]:
+    """(arm, rival): the candidate and the scaled graft against direct tuning, scaled arms of other routes, and what
+    `verdict.require` names."""
+    rivals = ["direct", *(f"{route}_scaled" for route in sorted(routes_of(arms)))]
+    pairs = [
+        (arm, rival)
+        for arm in dict.fromkeys([candidate, "shadow_scaled"])
+        for rival in rivals
+        if arm in arms and rival in arms and routes_of([str(arm)]) != routes_of([rival])
+    ]
+    found = dict.fromkeys((str(arm), rival) for arm, rival in pairs if (rival, arm) != (candidate, "shadow_scaled"))
+    return list(found | dict.fromkeys(_required(arms, params)))
+
+
+def _required(arms: Mapping[str, Arm], params: Verdict) -> list[tuple[str, str]]:
+    """The claims that `verdict.require` names. Raises EvaluationError if one cannot be read or names no arm."""
+    found = []
+    for text in params.require:
+        arm, sign, rival = (part.strip() for part in text.partition(">"))
+        missing = [name for name in (arm, rival) if name not in arms]
+        if not sign or missing or arm == rival:
+            raise EvaluationError(
+                f"params verdict.require: {text!r} is not `ARM > ARM` with two of the arms {', '.join(arms)}; correct "
+                "it, or evaluate the missing arm"
+            )
+        found.append((arm, rival))
+    return found
+
+
+def _superiority(
+    c: Comparison, alpha: float, p_adjusted: float | None = None, tests: int = 1, *, gate: bool = True
+) -> Claim:
+    p = 1.0 if c.same else c.sample.p_above(0.0)
+    p_adjusted = p if p_adjusted is None else p_adjusted
+    needed, effect, outcome = None, c.limit, _superiority_outcome(c, p_adjusted, alpha)
+    if outcome == "too few items":
+        needed, effect = _needed(c, alpha / tests)
+    sentence = f"{c.sentence('domain')}, p {_p(p_adjusted)}: {outcome}"
+    if needed:
+        sentence += f" ({c.n}; about {needed} would show a gain of {effect:g}{_unit(c)})"
+    return _claim(c, "superiority", "domain", outcome, sentence, (p, p_adjusted), needed, gate, None, alpha)
+
+
+def _superiority_outcome(c: Comparison, p_adjusted: float, alpha: float) -> Outcome:
+    high = c.interval[1]
+    if p_adjusted <= alpha and c.difference > 0:  # a proven gain comes first: it is never a tie
+        return "better"
     if high < 0:
-        return "worse", None
-    if low > 0 and p_adjusted <= params.alpha:
-        return "better", None
-    if high < params.worthwhile:  # a gain worth shipping is excluded
-        return "tie", None
-    needed = items_to_detect(c.differences, c.ranges, params.worthwhile, alpha)
-    return ("tie", None) if needed <= c.n else ("too few items", needed)
+        return "worse"
+    if high < c.limit:  # a gain worth shipping is excluded
+        return "tie"
+    return "too few items"
 
 
-def non_inferiority(arms: Mapping[str, Arm], params: Verdict) -> list[Claim]:
-    """Compare the candidate with the Instruct on each guard task: a loss of `margin` or more must be excluded."""
-    claims = []
-    for task in arms[CANDIDATE].tasks("guard"):
-        c = _Comparison(arms, "instruct", [task], params)
-        outcome, needed = _non_inferiority_outcome(c, params.margin)
-        sentence = f"{c.sentence(f'guard {task}')}, margin {params.margin:g}: {outcome}" + (
-            f" ({c.n}; about {needed} would settle it)" if needed else ""
-        )
-        claims.append(c.claim("non-inferiority", outcome, sentence, needed))
-    return claims
+def _non_inferiority(
+    arms: Mapping[str, Arm],
+    candidate: str,
+    against: str,
+    role: Literal["domain", "guards", "guard"],
+    tasks: list[str],
+    params: Verdict,
+) -> Claim:
+    """A loss of the margin or more must be excluded."""
+    kind: Limit = "margin_each" if role == "guard" else "margin"
+    alpha = EACH if role == "guard" else params.alpha
+    c = Comparison(arms, candidate, against, tasks, params, kind)
+    p = 0.0 if c.same else c.sample.p_above(-c.limit)
+    outcome: Outcome = "too few items"
+    needed, effect = None, 0.0
+    if p <= alpha:
+        outcome = "passed"
+    elif c.interval[1] < -c.limit:
+        outcome = "worse" if role == "domain" else "harmed"
+    else:
+        needed, effect = _needed(c, alpha)
+    subject = {"domain": "domain", "guards": "all guards together", "guard": f"guard {tasks[0]}"}[role]
+    sentence = f"{c.sentence(subject)}, margin {c.limit:g}{_unit(c)}: {outcome}"
+    if needed:
+        loss = c.limit - effect
+        sentence += f" ({c.n}; about {needed} would let {f'a loss of {loss:g}{_unit(c)}' if loss else 'no loss'} pass)"
+    return _claim(c, "non-inferiority", role, outcome, sentence, (p, p), needed, True, c.limit, alpha)
 
 
-def _non_inferiority_outcome(c: "_Comparison", margin: float) -> tuple[Outcome, int | None]:
-    """The outcome and, if the items are too few, about how many would settle it."""
-    low, high = c.interval
-    if low > -margin:
-        return "passed", None
-    if high < -margin:
-        return "harmed", None
-    return "too few items", _items_to_settle(c, margin)
+def _needed(c: Comparison, alpha: float) -> tuple[int | None, float]:
+    """How many items would show an effect (distance from the null) of `c.limit`, and that effect.
 
-
-def decide(claims: Sequence[Claim]) -> Decision:
-    """`promote` when every claim holds, `hold` when one is refuted or tied, else `undecided`."""
-    outcomes = {claim.outcome for claim in claims}
-    if outcomes & {"worse", "tie", "harmed"}:
-        return "hold"
-    return "undecided" if "too few items" in outcomes else "promote"
-
-
-def rivals(arms: Iterable[str]) -> list[str]:
-    """The arms that the candidate must beat on the domain. Arms of further routes are not among them."""
-    return [name for name in arms if name in RIVALS]
-
-
-class _Comparison:
-    """The candidate minus one rival on some tasks, item by item."""
-
-    def __init__(self, arms: Mapping[str, Arm], rival: str, tasks: list[str], params: Verdict) -> None:
-        candidate, other = arms[CANDIDATE], arms[rival]
-        self.rival, self.tasks = rival, tasks
-        self.means = [mean_of_tasks([item_scores(arm, task) for task in tasks]) for arm in (candidate, other)]
-        self.differences = [item_scores(candidate, task) - item_scores(other, task) for task in tasks]
-        self.difference = mean_of_tasks(self.differences)
-        self.n = sum(d.size for d in self.differences)
-        self.ranges = [_largest(arms, task, d) for task, d in zip(tasks, self.differences, strict=True)]
-        self.interval = (0.0, 0.0)  # the same model with the same scores: no difference, even with few items
-        if candidate.model_digest != other.model_digest or any(d.any() for d in self.differences):
-            self.interval = interval(self.differences, self.ranges, LEVEL, params.resamples, params.seed)
-
-    def sentence(self, subject: str) -> str:
-        candidate, other = self.means
-        low, high = self.interval
-        return (
-            f"{subject}: {CANDIDATE} {candidate:.3f} against {self.rival} {other:.3f}, "
-            f"{self.difference:+.3f} [{low:+.3f}, {high:+.3f}]"
-        )
-
-    def claim(
-        self,
-        kind: Kind,
-        outcome: Outcome,
-        reason: str,
-        items_needed: int | None,
-        p: float | None = None,
-        p_adjusted: float | None = None,
-    ) -> Claim:
-        return Claim(
-            claim=kind,
-            arm=CANDIDATE,
-            against=self.rival,
-            role="domain" if kind == "superiority" else "guard",
-            tasks=self.tasks,
-            n=self.n,
-            difference=self.difference,
-            interval=self.interval,
-            p=p,
-            p_adjusted=p_adjusted,
-            outcome=outcome,
-            items_needed=items_needed,
-            by_task={task: mean_of_tasks([d]) for task, d in zip(self.tasks, self.differences, strict=True)},
-            reason=reason,
-        )
-
-
-def item_scores(arm: Arm, task: str) -> Items:
-    """Scores in the order of the item digests, which is the same for every arm."""
-    by_item = arm.scores[task]
-    return np.array([by_item[item] for item in sorted(by_item)], dtype=np.float64)
-
-
-def score_range(arms: Mapping[str, Arm], task: str) -> tuple[float, float]:
-    """[0, 1] if it contains every score, as for accuracies; otherwise the lowest and highest score over all arms."""
-    scores = np.concatenate([item_scores(arm, task) for arm in arms.values()])
-    low, high = float(scores.min()), float(scores.max())
-    return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
-
-
-def _largest(arms: Mapping[str, Arm], task: str, differences: Items) -> tuple[float, float]:
-    """The range of differences of an item: -1 to 1 for scores in [0, 1], else plus or minus the largest observed."""
-    largest = 1.0 if score_range(arms, task) == (0.0, 1.0) else float(np.abs(differences).max())
-    return -largest, largest
-
-
-def _items_to_settle(c: _Comparison, margin: float) -> int:
-    """The number of items at which the interval no longer contains the margin.
-
-    Assumes the same difference, and a width that shrinks with the square root of the number of items.
+    If there are as many already, half of it, or half of that, which is as near to zero as is useful to know.
     """
-    low, high = c.interval
-    half = c.difference - low if c.difference > -margin else high - c.difference
-    gap = max(abs(c.difference + margin), half / 100)  # at the margin no number suffices: at most 10 000 times as many
-    return max(c.n + 1, math.ceil(c.n * (half / gap) ** 2))
+    for effect in (c.limit, c.limit / 2, c.limit / 4):
+        needed = c.sample.items_to_detect(effect, alpha)
+        if needed > c.n:
+            return needed, effect
+    return None, 0.0
+
+
+def _claim(
+    c: Comparison,
+    kind: Kind,
+    role: Literal["domain", "guards", "guard"],
+    outcome: Outcome,
+    reason: str,
+    p: tuple[float, float],
+    items_needed: int | None,
+    gate: bool,
+    margin: float | None,
+    alpha: float,
+) -> Claim:
+    return Claim(
+        claim=kind,
+        arm=c.arm,
+        against=c.against,
+        role=role,
+        tasks=c.tasks,
+        n=c.n,
+        difference=c.difference,
+        interval=c.interval,
+        p=p[0],
+        p_adjusted=p[1],
+        outcome=outcome,
+        items_needed=items_needed,
+        by_task=c.by_task,
+        reason=reason,
+        gate=gate,
+        margin=margin,
+        alpha=alpha,
+        clusters=c.clusters,
+    )
+
+
+def _unit(c: Comparison) -> str:
+    return f" times each {c.kind}" if c.in_units else ""
 
 
 def _p(p: float) -> str:

@@ -1,5 +1,6 @@
 """Reads score folders, and checks that the arms answered the same questions."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -12,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from shadowft_core.errors import EvaluationError
 
 Role = Literal["domain", "guard"]
+CHAMPIONS = ("champion", "best_champion")
+"""arms of earlier versions: the one in service and, if it is another, the one that was best on these items"""
 
 
 class _Summary(BaseModel):
@@ -38,11 +41,16 @@ class _Item(BaseModel):
     task: str
     item: str
     score: float = Field(allow_inf_nan=False)
+    cluster: str | None = None
+    """what the item shares with others; folders of older versions do not say"""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """The scores of one model. A higher `scores[task][item]` is better; `roles` and `metrics` are keyed by task."""
+    """The scores of one model. A higher `scores[task][item]` is better; `roles` and `metrics` are keyed by task.
+
+    `clusters[task][item]` names what the item shares with others, of any task; an item without one is its own cluster.
+    """
 
     name: str
     scale: float | None
@@ -52,16 +60,17 @@ class Arm:
     metrics: dict[str, str]
     scores: dict[str, dict[str, float]]
     generation: dict[str, Any] | None = None
+    clusters: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
 
     def tasks(self, role: Role) -> list[str]:
         """The task names of one role, sorted."""
         return sorted(task for task, its_role in self.roles.items() if its_role == role)
 
 
-def arm_names(routes: Iterable[str]) -> dict[str, str]:
-    """The group folder of each arm, in the order of the report: direct, further routes, and shadow with the candidate
-    last."""
-    arms = {"instruct": "instruct"}
+def arm_names(routes: Iterable[str], champions: Iterable[str] = ()) -> dict[str, str]:
+    """The group folder of each arm, in the order of the report: the Instruct, champions, direct, further routes, and
+    shadow last."""
+    arms = {"instruct": "instruct"} | dict.fromkeys(champions, "champion")
     for route in sorted(routes, key=lambda name: (name == "shadow", name != "direct", name)):
         arms |= {route: route, f"{route}_scaled": route}
     return arms
@@ -69,19 +78,26 @@ def arm_names(routes: Iterable[str]) -> dict[str, str]:
 
 def routes_of(arms: Iterable[str]) -> set[str]:
     """The routes that these arms belong to."""
-    return {name.removesuffix("_scaled") for name in arms} - {"instruct"}
+    return {name.removesuffix("_scaled") for name in arms} - {"instruct", *CHAMPIONS}
 
 
-def read_arms(scores: Path, routes: Sequence[str]) -> dict[str, Arm]:
-    """Read the arms of the routes and check that they are comparable: same items, roles, metrics, template and settings
-    of generation.
+def groups_of(arms: Iterable[str]) -> dict[str, str]:
+    """The group folder of each of these arms, in the order of the report."""
+    present = set(arms)
+    found = arm_names(routes_of(present), filter(present.__contains__, CHAMPIONS))
+    return {name: group for name, group in found.items() if name in present}
+
+
+def read_arms(scores: Path, routes: Sequence[str], champions: Sequence[str] = ()) -> dict[str, Arm]:
+    """Read the Instruct, the champions and the arms of the routes, and check that they are comparable: same items,
+    roles, metrics, template and settings of generation.
 
     Copies of an item, which older folders list as ITEM, ITEM#1 and so on, count once, with their mean score, because
     they are not separate observations.
 
     Raises EvaluationError for a missing, damaged or incomplete score folder, or arms that were measured differently.
     """
-    arms = {name: read_arm(scores / group / name, name) for name, group in arm_names(routes).items()}
+    arms = {name: read_arm(scores / group / name, name) for name, group in arm_names(routes, champions).items()}
     reference = arms["instruct"]
     for arm in arms.values():
         check_same_questions(reference, arm)
@@ -94,15 +110,19 @@ def read_arm(folder: Path, name: str | None = None) -> Arm:
     if name is not None and head.arm != name:
         raise EvaluationError(f"{folder / 'scores.json'}: arm is {head.arm!r}, expected {name!r}; run evaluate again")
     collected: dict[str, dict[str, list[float]]] = {task: {} for task in head.tasks}
+    clusters: dict[str, dict[str, str]] = {task: {} for task in head.tasks}
     path = folder / "items.jsonl"
-    for number, line in enumerate(_read_text(path).rstrip("\n").split("\n"), start=1):
+    for number, line in enumerate(read_text(path).rstrip("\n").split("\n"), start=1):
         try:
             item = _Item.model_validate_json(line)
         except ValidationError as error:
-            raise EvaluationError(f"{path}:{number}: {_problem(error)}; run evaluate again") from None
+            raise EvaluationError(f"{path}:{number}: {problem(error)}; run evaluate again") from None
         if item.task not in collected:
             raise EvaluationError(f"{path}:{number}: task {item.task!r} is not in scores.json; run evaluate again")
-        collected[item.task].setdefault(item.item.partition("#")[0], []).append(item.score)
+        digest = item.item.partition("#")[0]
+        collected[item.task].setdefault(digest, []).append(item.score)
+        if item.cluster:
+            clusters[item.task][digest] = item.cluster
     for task, summary in head.tasks.items():
         items = [score for scores in collected[task].values() for score in scores]
         mean = math.fsum(items) / len(items) if items else math.nan
@@ -123,6 +143,7 @@ def read_arm(folder: Path, name: str | None = None) -> Arm:
             task: {item: math.fsum(copies) / len(copies) for item, copies in by_item.items()}
             for task, by_item in collected.items()
         },
+        clusters=clusters,
     )
 
 
@@ -146,19 +167,22 @@ def check_same_questions(reference: Arm, arm: Arm) -> None:
                 f"{pair} did not answer the same items of task {task!r}: {len(differing)} differ, such as {some}, of "
                 f"{len(items)} and {len(reference.scores[task])}; {remedy}"
             )
+        mine, other = arm.clusters.get(task), reference.clusters.get(task)
+        if mine and other and mine != other:
+            raise EvaluationError(f"{pair} have other clusters of task {task!r}; {remedy}")
 
 
 def _scores_file(path: Path) -> _ScoresFile:
     try:
-        return _ScoresFile.model_validate_json(_read_text(path))
+        return _ScoresFile.model_validate_json(read_text(path))
     except ValidationError as error:
-        raise EvaluationError(f"{path}: {_problem(error)}; run evaluate again") from None
+        raise EvaluationError(f"{path}: {problem(error)}; run evaluate again") from None
 
 
 def recipe_digest(path: Path) -> str:
     """The digest that the candidate must have, from its recipe.json. Raises EvaluationError if it has none."""
     try:
-        digest = json.loads(_read_text(path))["digest"]
+        digest = json.loads(read_text(path))["digest"]
     except (ValueError, KeyError, TypeError):
         digest = None
     if not isinstance(digest, str):
@@ -166,7 +190,7 @@ def recipe_digest(path: Path) -> str:
     return digest
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -175,7 +199,7 @@ def _read_text(path: Path) -> str:
         raise EvaluationError(f"{path}: not UTF-8; run the stage that writes it again") from None
 
 
-def _problem(error: ValidationError) -> str:
+def problem(error: ValidationError) -> str:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"]) or "line"
     return f"{where}: {first['msg']} (found {first['input']!r:.60})"

@@ -1,0 +1,85 @@
+"""Which arm is the candidate: the one that candidate.json names, or the one that is the model of a recipe."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, Field, ValidationError
+
+from shadowft_core.errors import EvaluationError
+from shadowft_core.verdict.scores import Arm, problem, read_text
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The arm to judge and its model digest; both None, with a reason, if no arm beat the Instruct on dev items."""
+
+    arm: str | None
+    digest: str | None
+    reason: str = ""
+
+
+class _Selection(BaseModel):
+    format: Literal[1]
+    arm: str | None = Field(min_length=1)
+    reason: str
+
+
+def read_candidate(selection: Path | None, recipes: Iterable[Path], arms: Mapping[str, Arm]) -> Candidate:
+    """The candidate that the file `selection` (candidate.json) names, else the arm whose model one of `recipes` makes.
+
+    With both, a recipe must make the model of that arm. Raises EvaluationError if a file is missing or damaged, or no
+    arm is that model.
+    """
+    made = {recipe: _digest(recipe) for recipe in recipes}
+    if selection is None:
+        return _of_recipe(made, arms)
+    try:
+        found = _Selection.model_validate_json(read_text(selection))
+    except ValidationError as error:
+        raise EvaluationError(f"{selection}: {problem(error)}; run `shadowft select` again") from None
+    if found.arm is None:
+        return Candidate(None, None, found.reason)
+    if found.arm not in arms:
+        raise EvaluationError(
+            f"{selection}: arm is {found.arm!r}, but the arms that were scored are {', '.join(arms)}; run `shadowft "
+            "select` again, or evaluate that route"
+        )
+    digest = arms[found.arm].model_digest
+    if made and digest not in made.values():
+        first, model = next(iter(made.items()))
+        raise EvaluationError(
+            f"{first}: model is {model}, but the scores of {found.arm} are of {digest}; evaluate the grafted folder "
+            "again"
+        )
+    return Candidate(found.arm, digest)
+
+
+def _of_recipe(made: Mapping[Path, str], arms: Mapping[str, Arm]) -> Candidate:
+    """The last arm, in the order of the report, that is the model of a recipe: ROUTE_scaled before its equal at 1."""
+    ours = {name: arm.model_digest for name, arm in arms.items() if name.endswith("_scaled")}
+    for digest in made.values():
+        for name in reversed(list(arms)):
+            if arms[name].model_digest == digest and (name in ours or digest not in ours.values()):
+                return Candidate(name, digest)
+    if not made:
+        raise EvaluationError("no candidate is named; pass candidate.json or the recipe.json of an arm")
+    scored = ", ".join(f"{name} {digest}" for name, digest in ours.items())
+    recipe, digest = next(iter(made.items()))
+    raise EvaluationError(
+        f"{recipe}: model is {digest}, but the scores are of other models ({scored:.700}); evaluate the grafted folder "
+        "again"
+    )
+
+
+def _digest(path: Path) -> str:
+    """The digest of the model that a recipe makes. Raises EvaluationError if it names none."""
+    try:
+        digest = json.loads(read_text(path))["digest"]
+    except (ValueError, KeyError, TypeError):
+        digest = None
+    if not isinstance(digest, str):
+        raise EvaluationError(f"{path}: has no model digest; run graft again")
+    return digest

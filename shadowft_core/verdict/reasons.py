@@ -1,0 +1,72 @@
+"""The reasons of a verdict as sentences: its claims, then what a reader must know to weigh them."""
+
+from collections.abc import Mapping, Sequence
+
+from shadowft_core.params import Verdict
+from shadowft_core.verdict.claims import Claim
+from shadowft_core.verdict.comparison import score_range
+from shadowft_core.verdict.decision import Decision
+from shadowft_core.verdict.looks import Look
+from shadowft_core.verdict.scores import Arm
+
+
+def reasons(
+    arms: Mapping[str, Arm], claims: Sequence[Claim], decision: Decision, look: Look, params: Verdict
+) -> list[str]:
+    """The claims of the gate, those about the method, and remarks."""
+    gate = [claim for claim in claims if claim.gate]
+    method = [claim for claim in claims if not claim.gate]
+    found = [claim.reason for claim in gate]
+    if decision == "hold" and any(claim.outcome == "tie" for claim in gate):
+        found.append("a tie never promotes")
+    found += [f"not part of the decision: {claim.reason}" for claim in method]
+    return (
+        found
+        + _by_task(arms["instruct"], claims)
+        + _units(arms["instruct"], arms, params)
+        + _remarks(arms, look, params)
+    )
+
+
+def _by_task(instruct: Arm, claims: Sequence[Claim]) -> list[str]:
+    if len(instruct.tasks("domain")) == 1:
+        return []
+    return [
+        f"domain by task, {claim.arm} against {claim.against}: "
+        + ", ".join(f"{task} {difference:+.3f}" for task, difference in claim.by_task.items())
+        for claim in claims
+        if claim.role == "domain"
+    ]
+
+
+def _units(instruct: Arm, arms: Mapping[str, Arm], params: Verdict) -> list[str]:
+    open_scale = [task for task in sorted(instruct.scores) if score_range(arms.values(), task) != (0.0, 1.0)]
+    found = [
+        f"{task}: the scores are {metric}, not shares; margin and worthwhile apply in that unit, name it in "
+        "verdict.metrics for thresholds of its own"
+        for task in open_scale
+        if (metric := instruct.metrics[task]) not in params.metrics
+    ]
+    found += [
+        f"{task}: the scores are {metric}, not shares; its thresholds are those of verdict.metrics"
+        for task in open_scale
+        if (metric := instruct.metrics[task]) in params.metrics
+    ]
+    if len({instruct.metrics[task] for task in instruct.tasks("domain")}) > 1:
+        found.append("the domain averages tasks with different metrics; read the tasks one by one")
+    return found
+
+
+def _remarks(arms: Mapping[str, Arm], look: Look, params: Verdict) -> list[str]:
+    found = []
+    if look.number > 1:
+        record = look.record(params.alpha)
+        found.append(
+            f"look {look.number} at these test items: a gain must be shown at level {record['alpha']:.2g}, and "
+            f"{record['left']:.2g} of {params.alpha:g} is left for all later ones; fresh items start again"
+        )
+    if not arms["instruct"].tasks("guard"):
+        found.append("no guard task was measured: nothing is claimed about what the Instruct keeps")
+    if "direct" not in arms:
+        found.append("direct tuning was not run: nothing is claimed about it")
+    return found

@@ -144,6 +144,8 @@ ARMS = {"bare": bare, "ours": ours, "killed": ours, "resumed": ours, "sweep": sw
 
 def main(arm: str, place: Path, report: Path, settings: dict[str, Any]) -> None:
     torch.set_num_threads(settings["threads"])
+    config = transformers.AutoConfig.from_pretrained(settings["instruct"])
+    assert transformers.AutoModelForCausalLM._model_mapping[type(config)]  # imports the model's class
     clock, batches = Clock(), list[float]()
     answer = BatchedLM.answer
 

@@ -20,7 +20,7 @@ from tests.fixtures.evaluation import NO_LIMITS, read_arm
 from tests.test_suites_fetch import no_network
 
 DATA = os.environ.get("SHADOWFT_EVAL_DATA", "")
-ITEMS = 20
+ITEMS, TOKENS = 20, 96  # of each task, and of an answer at most: a longer one costs a minute of a core
 SUBJECTS = ("astronomy", "college_physics", "marketing", "world_religions")
 BARE = {  # suite: the names to evaluate, and of each task the file, metric and filter of the harness
     "gsm8k": (("gsm8k",), {"gsm8k_cot": ("gsm8k/gsm8k-cot.yaml", "exact_match", "strict-match")}),
@@ -57,7 +57,8 @@ def instruct() -> Path:
 def test_real_items_score_as_in_the_bare_harness(name: str, instruct: Path, tmp_path: Path) -> None:
     names, tasks = BARE[name]
     fetch_suite(suite_of(name), tmp_path / "tasks" / "suites", Path(DATA), no_network)
-    params = Evaluate(tasks=str(tmp_path / "tasks"), domain=names, limit=ITEMS, batch_size=8, limits=NO_LIMITS)
+    params = Evaluate(tasks=str(tmp_path / "tasks"), domain=names, limit=ITEMS, batch_size=8, kl_answers=0)
+    params = params.model_copy(update={"limits": NO_LIMITS, "generation": Generation(max_tokens=TOKENS)})
     evaluate(instruct, tmp_path, None, None, "instruct", params, tmp_path / "out")
     scores, items = read_arm(tmp_path / "out" / "instruct")
     assert {task: about["n"] for task, about in scores["tasks"].items()} == dict.fromkeys(tasks, ITEMS)
@@ -67,7 +68,7 @@ def test_real_items_score_as_in_the_bare_harness(name: str, instruct: Path, tmp_
         data = {split: str(folder / path) for split, path in written["dataset_kwargs"]["data_files"].items()}
         ours = sorted((item["prompt"], item["score"]) for item in items if item["task"] == task)
         shots = {"num_fewshot": written["num_fewshot"]}
-        assert ours == bare_scores(instruct, file, data, metric, ITEMS, filtered, **shots)
+        assert ours == bare_scores(instruct, file, data, metric, ITEMS, filtered, TOKENS, **shots)
 
 
 def test_real_programs_are_judged_in_the_sandbox(instruct: Path, tmp_path: Path) -> None:
@@ -77,9 +78,10 @@ def test_real_programs_are_judged_in_the_sandbox(instruct: Path, tmp_path: Path)
         domain=("humaneval",),
         limit=ITEMS,
         batch_size=8,
+        kl_answers=0,
         limits=NO_LIMITS,
         allow_code_execution=True,
-        generation=Generation(max_tokens=128),
+        generation=Generation(max_tokens=TOKENS),
     )
     evaluate(instruct, tmp_path, None, None, "instruct", params, tmp_path / "out")
     scores, items = read_arm(tmp_path / "out" / "instruct")

@@ -1,11 +1,14 @@
 """Evaluate with the real harness and a tiny model that learned a skill."""
 
+import json
+import shutil
 import tempfile
 from pathlib import Path
 
 import pytest
 
-from shadowft_core.evaluate import evaluate, load_folder, load_grafted, open_bench
+from shadowft_core.errors import EvaluationError
+from shadowft_core.evaluate import evaluate, load_folder, load_grafted, open_bench, score_champion
 from shadowft_core.evaluate.engines.hf import Hf, Loaded
 from shadowft_core.files import canonical_json
 from shadowft_core.graft import Options, graft
@@ -27,6 +30,17 @@ def test_the_instruct_scores_high_where_it_was_trained(world: World, tmp_path: P
     for task, summary in scores["tasks"].items():
         values = [item["score"] for item in items if item["task"] == task]
         assert (len(values), sum(values) / len(values)) == (summary["n"], pytest.approx(summary["mean"]))
+
+
+def test_the_label_names_the_models_that_were_used(world: World, half: Path, tmp_path: Path) -> None:
+    """The label of the Base belongs to an arm only if the delta was taken from the Base, not from the Instruct."""
+    instruct = shutil.copytree(world.instruct, tmp_path / "pair" / "instruct")
+    params = world.params(domain=("heldout",), guards=())
+    for tuned, label in ((open_checkpoint(instruct).digest(), "tiny"), ("sha256:0", "tiny; tiny base")):
+        sides = {"base": {"label": "tiny base"}, "instruct": {"digest": tuned, "label": "tiny"}}
+        (tmp_path / "pair" / "pair.json").write_text(json.dumps(sides))
+        evaluate(instruct, world.data, world.delta, half, "shadow", params, tmp_path / "out")
+        assert read_arm(tmp_path / "out" / "shadow")[0]["label"] == label
 
 
 def test_the_same_model_gives_the_same_bytes(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,6 +69,29 @@ def test_all_arms_get_the_same_items(world: World, half: Path, tmp_path: Path) -
     assert read_arm(tmp_path / "out/shadow")[0]["tasks"]["next"]["mean"] == 1.0
 
 
+def test_an_arm_is_judged_by_its_own_answers(world: World, half: Path) -> None:
+    """The arms of one run share its requests, which hold the answers of the arm that was asked last."""
+    models = {name: load_folder(folder) for name, folder in (("instruct", world.instruct), ("half", half))}
+    with open_bench(world.instruct, world.data, world.params(), ("next", "heldout"), ("say", "choice")) as bench:
+        engine = Hf(world.instruct, bench.tokenizer, 64)
+        first, other, again = (
+            bench.score(Loaded(f"sha256:{number} {name}", engine.lm(models[name])), name)  # so that each is asked
+            for number, name in enumerate(("instruct", "half", "instruct"))
+        )
+    assert first == again
+    assert all(first[task].items != other[task].items for task in ("next", "heldout"))
+
+
+def test_a_log_likelihood_that_is_no_number_ends_the_arm(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for an engine that does not look at its numbers itself."""
+    with open_bench(world.instruct, world.data, world.params(), ("heldout",), ()) as bench:
+        arm = Loaded("sha256:0", Hf(world.instruct, bench.tokenizer, 64).lm(load_folder(world.instruct)))
+        nothing = [(float("nan"), False)]
+        monkeypatch.setattr(arm.lm, "_loglikelihood_tokens", lambda asked, **_: nothing * len(asked))
+        with pytest.raises(EvaluationError, match=r"task heldout: the log-likelihood of item sha256:\w+ is nan"):
+            bench.score(arm, "instruct")
+
+
 def test_the_model_grafted_in_memory_is_the_one_on_disk(world: World, half: Path) -> None:
     import torch
 
@@ -68,6 +105,19 @@ def test_the_model_grafted_in_memory_is_the_one_on_disk(world: World, half: Path
         engine = Hf(world.instruct, bench.tokenizer, 64)
         disk, memory = (Loaded(digest, engine.lm(model)) for model in (on_disk, in_memory))
         assert bench.score(disk, "disk") == bench.score(memory, "memory")
+
+
+def test_a_champion_of_several_deltas_has_no_scale_of_its_own(world: World, low_rank: Path, tmp_path: Path) -> None:
+    deltas = [(world.delta, 0.5), (low_rank, 0.25)]
+    recipe = graft(world.instruct, deltas, tmp_path / "merged", Options(waivers=["onto-base"]))
+    params = world.params(domain=("heldout",), guards=())
+    score_champion(world.instruct, world.data, deltas, recipe, 3, params, tmp_path / "out")
+    scores, _ = read_arm(tmp_path / "out/champion")
+    assert (scores["scale"], scores["version"], scores["model_digest"]) == (None, 3, recipe["digest"])
+    wrong = recipe | {"digest": "sha256:0"}
+    with pytest.raises(EvaluationError, match=r"version 3: its recipe gives the model sha256:.*, but records sha256:0"):
+        score_champion(world.instruct, world.data, deltas, wrong, 3, params, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_scale_1_is_scored_once(world: World, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

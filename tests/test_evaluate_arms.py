@@ -12,6 +12,7 @@ from shadowft_core.errors import EvaluationError, NotFiniteError
 from shadowft_core.evaluate import load_folder
 from shadowft_core.evaluate.engines.hf import Hf
 from shadowft_core.evaluate.engines.models import described
+from shadowft_core.evaluate.engines.resident import places_of
 from shadowft_core.graft import Options, graft
 from shadowft_core.weights import model_digest, open_checkpoint
 from tests.fixtures.evaluation import World
@@ -154,6 +155,27 @@ def test_a_folder_that_changes_during_an_arm_is_noticed(world: World, tmp_path: 
     noticed = pytest.raises(EvaluationError, match=r"model\.safetensors: tensor .* had digest sha256:")
     with noticed, engine.arm([(world.delta, 1.0)], WAIVED):
         write_weights(folder, {name: checkpoint.read(name) + np.float32(1) for name in checkpoint.names})
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_files_that_do_not_match_the_parameters_one_to_one_are_not_written_in_place(
+    world: World, tmp_path: Path, equal: bool
+) -> None:
+    """Two tensors of the files share a parameter, or a parameter does not have the values of its tensor."""
+    import torch
+
+    folder, checkpoint = shutil.copytree(world.instruct, tmp_path / "instruct"), open_checkpoint(world.instruct)
+    assert places_of(load_folder(folder), checkpoint).keys() == set(checkpoint.names)
+    if equal:
+        tensors = {name: checkpoint.read(name) for name in checkpoint.names}
+        write_weights(folder, tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]})
+        model = load_folder(folder)
+        model.lm_head.weight = model.model.embed_tokens.weight
+    else:
+        model = load_folder(folder)
+        with torch.no_grad():
+            model.lm_head.weight[3, 4] += 1e-3
+    assert places_of(model, open_checkpoint(folder)) == {}
 
 
 def test_arms_do_not_overlap(world: World) -> None:

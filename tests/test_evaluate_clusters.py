@@ -57,6 +57,27 @@ def test_one_question_with_several_targets_is_one_cluster(world: World, tmp_path
     assert groups(items) == [1, 2]
 
 
+def test_the_question_of_a_sentence_with_a_gap_is_all_its_versions(world: World, tmp_path: Path) -> None:
+    """As in winogrande: `doc_to_text` is the number of the right version, the same for half of the items."""
+    docs = [{"one": f"say {a}", "two": f"say {b}", "gold": gold} for a, b, gold in ("ab0", "cd0", "cd1", "ef0")]
+    made = options(
+        tmp_path / "tasks",
+        [doc | {"gold": int(doc["gold"])} for doc in docs],
+        output_type="multiple_choice",
+        doc_to_text="gold",
+        doc_to_target="{{'a'}}",
+        doc_to_choice="{{[one, two]}}",
+        generation_kwargs=None,
+        metric_list=[{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    )
+    _, items = score_instruct(world, tmp_path / "out", **made)
+    assert groups(items) == [1, 1, 2]
+    file = tmp_path / "tasks" / "odd.yaml"
+    file.write_text(file.read_text().replace("one, two", "one, two ~ one"))
+    _, others = score_instruct(world, tmp_path / "other", **made)
+    assert {item["item"] for item in items}.isdisjoint(item["item"] for item in others)  # asked something else
+
+
 @pytest.mark.parametrize(("fields", "sizes"), [("book", [2, 2]), (["book", "page"], [1, 1, 2])])
 def test_the_task_file_names_the_cluster(world: World, tmp_path: Path, fields: Any, sizes: list[int]) -> None:
     places = [(1, 1), (1, 1), (2, 1), (2, 2)]

@@ -130,6 +130,26 @@ def test_the_examples_are_the_same_in_every_run_and_arm(world: World, half: Path
     assert prompts[0] == prompts[1] == prompts[2] == prompts[3]
 
 
+PYTHON = """
+from lm_eval.api.task import ConfigurableTask
+class Own(ConfigurableTask):
+    def __init__(self, config=None):
+        super().__init__(config={key: value for key, value in config.items() if key != "class"})
+    def fewshot_context(self, doc, *args, **options):
+        return "say a a " + doc["q"]  # whatever the item is
+"""
+
+
+def test_a_task_that_passes_its_sampler_by_is_refused(world: World, tmp_path: Path, loads: list[Path]) -> None:
+    asked = options(tmp_path / "tasks", rows("say")[:3])
+    (tmp_path / "tasks" / "helper.py").write_text(PYTHON)
+    text = (tmp_path / "tasks" / "odd.yaml").read_text()
+    (tmp_path / "tasks" / "odd.yaml").write_text(text + "class: !function helper.Own\n")
+    with pytest.raises(EvaluationError, match=r"task odd: has few-shot examples that the harness's sampler does not"):
+        score_instruct(world, tmp_path / "out", **asked)
+    assert loads == []
+
+
 def test_examples_in_order_stay_in_order(world: World, tmp_path: Path) -> None:
     changes = {"fewshot_split": "train", "fewshot_config": {"sampler": "first_n"}}
     _, items = score_instruct(world, tmp_path / "out", **options(tmp_path / "tasks", rows("say")[:8], **changes))

@@ -117,6 +117,11 @@ def test_stop_texts_end_answers_not_thoughts(thinker: World, tmp_path: Path) -> 
     (tmp_path / "tasks/say.yaml").write_text(text)
     settings = {"tasks": str(tmp_path / "tasks"), "generation": {"thinking_tokens": 5}}
     assert answers(world, tmp_path / "out", **settings)[0]["tasks"]["say"]["mean"] > 0.9
+    (tmp_path / "tasks/say.yaml").write_text(text.replace('"<end>"', '"b"'))
+    outputs = {
+        item["prompt"].split()[2]: item["output"].strip() for item in answers(world, tmp_path / "b", **settings)[1]
+    }
+    assert (outputs["a"], outputs["b"]) == ("a", "")
 
 
 @pytest.mark.parametrize("template", [OPENS, SWITCH], ids=["opens", "switch"])

@@ -55,6 +55,23 @@ def test_prompt_and_reply_of_a_row(world: World, tmp_path: Path, row: dict[str, 
     assert found["shadowft_source"] == "rows.jsonl:1"
 
 
+def test_the_chosen_reply_is_scored_also_if_an_earlier_one_is_learned_alone(world: World, tmp_path: Path) -> None:
+    """The template drops the thought of an earlier reply, which is then a sequence of its own."""
+    folder = Path(shutil.copytree(world.instruct, tmp_path / "instruct"))
+    thought = "{% if m.reasoning_content and loop.last %}<think>{{ m.reasoning_content }}</think>{% endif %}"
+    (folder / "chat_template.jinja").write_text(TEMPLATE.replace("{{ m.content }}", thought + "{{ m.content }}"))
+    messages = turns("say a", "b", "say c", "d")
+    messages[1]["reasoning_content"], messages[3]["reasoning_content"] = "e", "f"
+    row = {"messages": messages, "rejected": turns("", "e")[1:], "source": "rows.jsonl:1"}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "test.parquet")
+    renderer = load_renderer(folder, Render())
+    assert len(renderer.samples(messages)) == 2
+    render_heldout(renderer, tmp_path, tmp_path / "out")
+    [found] = pq.read_table(tmp_path / "out/test.parquet").to_pylist()
+    assert found["prompt"] == "<user> say a <end> <bot> b <end> <user> say c <end> <bot> "
+    assert found["reply"].strip() == "<think>f</think>d"
+
+
 def test_a_tokenizer_that_adds_a_token_changes_no_score(world: World, tmp_path: Path) -> None:
     """In training, too, the ids are those of the rendered text."""
     folder = Path(shutil.copytree(world.instruct, tmp_path / "instruct"))

@@ -103,6 +103,7 @@ def test_what_follows_a_stop_text_does_not_count(lms: tuple[Any, Any]) -> None:
     found = [lm._end(row, {end}, ["b", "<end>"]) for row in rows]
     assert found == [("stop", 2), ("stop", 2), ("length", 5), ("stop", 1), ("stop", 5)]
     assert [lm._end(row, set(), []) for row in rows[2:4]] == [("length", 5), ("length", 5)]
+    assert [lm._end(row, {end}, []) for row in rows[1:4]] == [("stop", 2), ("length", 5), ("stop", 2)]
 
 
 def test_the_harness_can_cast_and_copy_a_reply() -> None:

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from shadowft_core.errors import EvaluationError
-from shadowft_core.evaluate import load_folder
+from shadowft_core.evaluate import evaluate, load_folder
 from shadowft_core.weights import open_checkpoint, write_checkpoint
-from tests.fixtures.evaluation import World, prepared, score_instruct, write_task
+from tests.fixtures.evaluation import World, prepared, read_arm, score_instruct, write_task
 
 METRIC = """
 task: odd
@@ -59,6 +59,37 @@ def test_a_score_is_a_number_from_0_to_1(world: World, tmp_path: Path, value: st
     else:
         with pytest.raises(EvaluationError, match=r"task odd: acc is .* for an item, expected a number from 0 to 1"):
             score_instruct(world, tmp_path / "out", **options)
+
+
+RANDOM = """
+import random
+import numpy
+import torch
+def score(doc, results):
+    return {"acc": (random.random() + numpy.random.rand() + float(torch.rand(()))) / 3}
+"""
+
+
+def test_judging_that_draws_numbers_draws_the_same_for_every_arm(world: World, half: Path, tmp_path: Path) -> None:
+    tasks = tmp_path / "tasks"
+    tasks.mkdir()
+    (tasks / "odd.jsonl").write_text("".join(json.dumps({"q": f"say {a}", "a": a}) + "\n" for a in "abc"))
+    (tasks / "odd.yaml").write_text(METRIC.format())
+    (tasks / "helper.py").write_text(RANDOM)
+    params = world.params(tasks=str(tasks), domain=("odd",), guards=())
+    evaluate(world.instruct, world.data, world.delta, half, "shadow", params, tmp_path / "out")
+    (one, items), (other, others) = (read_arm(tmp_path / "out" / arm) for arm in ("shadow", "shadow_scaled"))
+    assert one["model_digest"] != other["model_digest"]
+    assert [item["score"] for item in items] == [item["score"] for item in others]
+    assert len({item["score"] for item in items}) == 3
+
+
+def test_the_end_of_a_long_prompt_is_shown(world: World, tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    write_task(tmp_path / "tasks", "long", [("x" * 3000 + " say a", "a")])
+    params = {"tasks": str(tmp_path / "tasks"), "domain": ("long",), "guards": ()}
+    _, [item] = score_instruct(world, tmp_path / "out", **params)
+    assert item["prompt"] == "x" * (2000 - len(end := " say a <end> <bot> ")) + end
 
 
 def test_items_of_one_prompt_and_two_answers_are_two(world: World, tmp_path: Path) -> None:

@@ -145,8 +145,8 @@ def test_a_program_is_not_looked_for_beyond_the_longest_answer() -> None:
     assert program(PROMPT, text * (room + 4) + block, ("add",)) is None
 
 
-def test_a_program_that_passed_is_not_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The continuation passes. Its function alone is another text, and so would be another program to run."""
+def test_no_program_is_run_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What passed as it is, is right in either form; what failed fails again if the form is the same."""
     ran: list[str] = []
 
     def counted(programs: Sequence[Program], limits: Limits) -> list[Verdict]:
@@ -154,10 +154,13 @@ def test_a_program_that_passed_is_not_run_again(monkeypatch: pytest.MonkeyPatch)
         return run(programs, limits)
 
     monkeypatch.setattr(benchmarks, "run", counted)
-    answers = ["    return sum(values)\n", f"Sure!\n```python\n{WHOLE}\n```"]
-    found = grade([ROW, ROW], answers)
-    assert [(one.strict, one.lenient) for one in found] == [(True, True), (False, True)]
-    assert [source.count("Sure!") for source in ran] == [0, 1, 0]  # both as they are, and the block of the second
+    answers = ["    return sum(values)\n", f"Sure!\n```python\n{WHOLE}\n```", "def twice(x):\n    return 3 * x"]
+    found = grade([ROW, ROW, MBPP], answers)
+    assert [(one.strict, one.lenient, one.parsed) for one in found] == [
+        (True, True, True), (False, True, True), (False, False, True),
+    ]  # fmt: skip
+    assert [PROMPT in source for source in ran] == [True, True, False, False]
+    assert "Sure!" not in ran[3]  # the block of the second, the only one that is run in another form
 
 
 def benchmark(name: str) -> list[Mapping[str, Any]]:

@@ -17,7 +17,6 @@ dataset_kwargs: {data_files: {test: rows.jsonl}}
 test_split: test
 output_type: generate_until
 doc_to_text: "{{q}}"
-doc_to_target: "{{entry_point}}"
 generation_kwargs: {until: ["<end>"], max_gen_toks: 3}
 scorer: code
 """

@@ -11,7 +11,7 @@ import pytest
 
 from shadowft_core.delta import open_delta
 from shadowft_core.errors import EvaluationError, GraftError, ShadowError
-from shadowft_core.evaluate import evaluate
+from shadowft_core.evaluate import evaluate, load_grafted
 from shadowft_core.graft import Options, chosen, graft, multiplied
 from shadowft_core.params import Graft, Render, Sweep
 from shadowft_core.sweep import sweep
@@ -72,7 +72,9 @@ def test_factors_reach_the_curve_the_graft_and_the_scaled_arm(
     assert scores["model_digest"] == recipe["digest"] == after.digest()
     point = next(at for at in found["curve"] if at["scale"] == scale)
     assert means(scores["tasks"]) == means(point["tasks"]), "the curve's point is the model that is grafted"
-    assert means(read_arm(tmp_path / "s/shadow")[0]["tasks"]) != means(point["tasks"]), "scale 1 everywhere"
+    whole, _ = read_arm(tmp_path / "s/shadow")
+    everywhere = load_grafted(world.instruct, [(world.delta, 1.0)], Options(waivers=("onto-base",)))
+    assert whole["model_digest"] == everywhere[1] != scores["model_digest"], "scale 1 everywhere"
 
 
 def means(tasks: Mapping[str, Any]) -> dict[str, float]:
@@ -127,7 +129,7 @@ def test_factors_multiply_every_scale_and_the_instruct_is_always_scored(
 ) -> None:
     """With a factor for every tensor, each scale is that of the product. Without scale 0, the Instruct is measured."""
     held = {"domain": ("heldout",), "guards": ("say_dev",)}  # a log-likelihood tells all scales apart
-    halved = swept(world, tmp_path / "halved.json", Sweep(scales=(0.5, 1.0), factors={"*": 0.5}, **held))
+    halved = swept(world, tmp_path / "halved.json", Sweep(scales=(1.0, 0.5, 1.0), factors={"*": 0.5}, **held))
     monkeypatch.setenv("SHADOWFT_CACHE", str(tmp_path / "cache"))
     plain = swept(world, tmp_path / "plain.json", Sweep(scales=(0.0, 0.25, 0.5), **held))
     assert [at["tasks"] for at in halved["curve"]] == [at["tasks"] for at in plain["curve"][1:]]

@@ -68,7 +68,7 @@ class Metrics:
         for key, value in aggregated.items():
             metric, _, its_filter = key.rpartition(",")
             number = _number(value)
-            if metric and number is not None and not metric.endswith("_stderr") and metric != PARSED:
+            if metric and number is not None and metric != PARSED:
                 label = metric if its_filter == self.filter else f"{its_filter}/{metric}"
                 found[label] = number
         found.pop(self.metric, None)

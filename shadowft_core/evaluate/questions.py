@@ -116,7 +116,7 @@ class Questions:
                 text, room = "".join(one.args[:2]), context + 1  # the last token of a reply is scored, not read
             else:
                 continue
-            if len(text.encode("utf-8")) * _BYTES > room and _tokens(tokenizer, text) + (not one.args[0]) > room:
+            if len(text.encode("utf-8")) * _BYTES > room and _tokens(tokenizer, text) > room:
                 return OVERLONG
         return None
 

@@ -258,7 +258,11 @@ def _print_summary(report: dict[str, Any], choice: Choice, columns: dict[str, st
         shown = ", ".join(unread[:5]) + (", ..." if len(unread) > 5 else "")
         print(f"prepare: {len(unread)} files not read: {shown}", file=sys.stderr)
     if far := report["not_compared"]:
-        print(f"prepare: not compared with the items of {some(far)}", file=sys.stderr)
+        print(
+            f"prepare: not compared with the items of {some(far)}: the task folder does not have them; `shadowft suite "
+            "fetch NAME` downloads those of a suite or of a task of lm-evaluation-harness",
+            file=sys.stderr,
+        )
     _print_lengths(report)
     counts = f"{report['bad']} bad" + (f", {left_out}" if (left_out := choice.summary()) else "")
     sizes = ", ".join(f"{name} {size}" for name, size in choice.sizes.items())

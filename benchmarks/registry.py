@@ -76,7 +76,7 @@ def run(
     Example: make demo && python -m benchmarks.registry --scratch /var/tmp
     """
     here = scratch.resolve() / "shadowft-bench-registry"
-    for needed in ("dvc.lock", "work/delta/shadow/delta.json", "work/verdict.json"):
+    for needed in ("dvc.lock", "work/verdict.json"):
         if not (root / needed).is_file():
             raise ShadowError(f"{root / needed}: no such file; finish a run first (make demo), or name its --root")
     shutil.rmtree(here, ignore_errors=True)
@@ -105,7 +105,10 @@ def _measure(here: Path, root: Path, rounds: int, store: Store, relay: Relay) ->
     params = load_params(root / "params.yaml")
     settings = {"store": store, "registry": Registry(name="bench", tracking_uri=relay.uri)}
     params = params.model_copy(update=settings)
-    stores.publish(root / "work" / "delta" / "shadow", store)
+    route, reason = registry.candidate_of(root / "work")
+    if route is None:
+        raise ShadowError(f"{root / 'work'}: no candidate to register: {reason} Finish a run that has one")
+    stores.publish(root / "work" / "delta" / route, store)
     registry.preflight(params)
     start = time.perf_counter() - began
     taken: dict[str, list[float]] = {"first register": [], "register": [], "promote": [], "rollback": []}

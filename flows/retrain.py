@@ -1,4 +1,4 @@
-"""One run: check the inputs, bring every stage up to date, publish the delta, register the recipe, report.
+"""One run: check the inputs, bring every stage up to date, publish the candidate's delta, register its recipe, report.
 
     python -m flows.retrain --help
 
@@ -53,7 +53,8 @@ def retrain(
         store_endpoint: URL of an S3 server other than AWS; as in params.yaml when empty
         model_name: name of the registered model; as in params.yaml when empty
 
-    Ends Completed with the verdict's decision as its message, or Failed with a one-line message. Ends Failed, named
+    Ends Completed with the verdict's decision as its message, or Failed with a one-line message. If no arm beats the
+    Instruct on the dev items, nothing is published or registered. Ends Failed, named
     Waiting, when everything is done but MLflow has not accepted a registration of this run or an earlier one; the next
     run, `shadowft register --pending` or `shadowft reconcile` sends it. When a run ends, for any reason, all its
     processes end, and the next run starts at the unfinished stage.
@@ -64,7 +65,8 @@ def retrain(
             if stage.name == "verdict":
                 run.champion()
             run.reproduce(stage, retries=RETRIES.get(stage.name, 0))
-        run.publish(run.output("extract@shadow"))
+        if route := run.candidate():
+            run.publish(run.output(f"extract@{route}"))
         run.register()
         run.report()
     return run.state

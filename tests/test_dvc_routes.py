@@ -1,5 +1,6 @@
 """A whole run with a third route, on the embedded pair: `dvc repro` of the real dvc.yaml."""
 
+import html
 import json
 from pathlib import Path
 
@@ -41,8 +42,13 @@ def test_every_stage_runs_for_a_third_route(place: Path) -> None:
     assert facts["shadow"]["settings"] == facts["direct"]["settings"]
     verdict = json.loads((place / "work/verdict.json").read_text())
     assert {"direct_full", "direct_full_scaled"} < verdict["arms"].keys()
-    assert {claim["against"] for claim in verdict["claims"]} == {"instruct", "direct", "direct_scaled"}
-    assert "further route, no claim" in (place / "work/report.html").read_text()
+    candidate = json.loads((place / "work/candidate.json").read_text())
+    assert {point["route"] for point in candidate["points"] if point["chosen"]} == facts.keys()
+    assert verdict["candidate"] == candidate["arm"]
+    assert (verdict["recipe_digest"] is None) == (candidate["arm"] is None)
+    page = html.unescape((place / "work/report.html").read_text())
+    assert candidate["reason"] in page
+    assert "further route: Instruct + delta of the tuned Instruct" in page
     assert (place / "work/plots/loss-direct_full.json").is_file()
 
 

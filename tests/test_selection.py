@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from shadowft_core.errors import CheckpointError, EvaluationError
-from shadowft_core.files import write_json_atomically
+from shadowft_core.files import file_digest, write_json_atomically
 from shadowft_core.params import Sweep
 from shadowft_core.selection import Candidate, choose, read_candidate, select
 from shadowft_core.sweep import sweep
 from tests.fixtures.cli import Shadowft
+from tests.fixtures.deltas import noise, write_delta
 from tests.fixtures.evaluation import World
 
 ROOT = Path(__file__).parent.parent
@@ -186,3 +187,21 @@ def test_real_sweeps_of_two_routes_agree_on_their_items(world: World, tmp_path: 
     assert read[0]["tie"] == 1 / read[0]["instruct"]["tasks"]["next_dev"]["n"]
     assert select(sweeps, ["idle", "shadow"], 0.02, tmp_path / "c.json").arm == "shadow_scaled"
     assert select(sweeps, ["idle"], 0.02, tmp_path / "c.json").arm is None
+
+
+def test_publish_sends_the_delta_of_the_candidate(
+    tmp_path: Path, shadowft: Shadowft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    digests = {
+        route: write_delta(tmp_path / "work/delta" / route, {"w": noise(seed, 8)})
+        for seed, route in enumerate(("shadow", "direct"))
+    }
+    expected = {route: file_digest(folder / "delta.json") for route, folder in digests.items()}
+    assert shadowft("store", "publish", "--store", "here").out.strip() == expected["shadow"]
+    named = {"format": 1, "arm": "direct_scaled", "route": "direct", "scale": 1.0, "reason": "It is the best."}
+    write_json_atomically(Path("work/candidate.json"), named)
+    assert shadowft("store", "publish", "--store", "here").out.strip() == expected["direct"]
+    write_json_atomically(Path("work/candidate.json"), named | {"arm": None, "route": None, "scale": None})
+    shadowft("store", "publish", "--store", "here").refused(3, "names no candidate: It is the best. Name a delta with")
+    assert shadowft("store", "publish", "--delta", "work/delta/shadow", "--store", "here").code == 0

@@ -20,7 +20,7 @@ from shadowft_core.cli.options import (
     read_params,
 )
 from shadowft_core.cli.output import print_answer
-from shadowft_core.errors import ParamsError, StoreCorruptError
+from shadowft_core.errors import InputError, ParamsError, StoreCorruptError
 
 if TYPE_CHECKING:
     from shadowft_core.params import Store
@@ -51,7 +51,9 @@ def _store(params: Path | None, uri: str | None, endpoint: str | None) -> "Store
 
 @store.command()
 def publish(
-    delta: Annotated[Path, typer.Option(help="folder made by `extract`")] = Path("work/delta/shadow"),
+    delta: Annotated[
+        Path | None, typer.Option(help="folder made by `extract`; default: that of the candidate, below work/delta")
+    ] = None,
     uri: StoreOption = None,
     endpoint: EndpointOption = None,
     as_json: JsonOption = False,
@@ -65,11 +67,24 @@ def publish(
     """
     from shadowft_core.store import publish as publish_delta
 
-    digest = publish_delta(delta, _store(params, uri, endpoint))
+    digest = publish_delta(delta or _candidate_delta(), _store(params, uri, endpoint))
     if as_json:
         print_answer("store.publish", {"digest": digest})
     else:
         print(digest)
+
+
+def _candidate_delta() -> Path:
+    """The delta of the candidate or, before there is a candidate.json, that of the route shadow."""
+    from shadowft_core.selection import read_candidate
+
+    file, route = Path("work/candidate.json"), "shadow"
+    if file.is_file():
+        candidate = read_candidate(file)
+        if candidate.route is None:
+            raise InputError(f"{file}: names no candidate: {candidate.reason} Name a delta with --delta")
+        route = candidate.route
+    return Path("work/delta", route)
 
 
 @store.command()

@@ -231,9 +231,10 @@ works with a real model. They are no evidence for or against the paper.
 
 
 MEANING = {
-    "promote": "On these items the graft beats the untouched Instruct and direct tuning, and no harm was found.",
-    "hold": "The graft is not better than both the untouched Instruct and direct tuning, or it harms a guard.",
-    "undecided": "Nothing speaks against the graft, but there are too few items to decide.",
+    "promote": "On these items the candidate beats the untouched Instruct, and no harm was found.",
+    "hold": "No arm beat the untouched Instruct on the dev items, or the candidate is not better on the test items, or "
+    "it harms a guard.",
+    "undecided": "Nothing speaks against the candidate, but there are too few items to decide.",
 }
 
 

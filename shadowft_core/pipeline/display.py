@@ -65,6 +65,11 @@ class Display:
     def _on_terminal(self) -> bool:
         return self.console.is_terminal and not self.console.quiet
 
+    def drop(self, *names: str) -> None:
+        """Remove steps that will not run."""
+        for name in names:
+            self._rows.pop(name, None)
+
     def start(self, name: str, description: str = "") -> None:
         """Show that a step has started; a step that `steps` did not name gets a new row at the end."""
         self._running = self._rows.setdefault(name, Row(name, description))

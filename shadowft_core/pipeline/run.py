@@ -21,10 +21,11 @@ from shadowft_core.pipeline.display import Display
 from shadowft_core.pipeline.dvc_stages import Stage, read_plan
 from shadowft_core.pipeline.result import Result
 from shadowft_core.pipeline.stage_process import stop_all
-from shadowft_core.registry import git_state, waiting
+from shadowft_core.registry import candidate_of, git_state, waiting
 
 SCORED, JUDGED = "evaluate-instruct", "verdict"  # stages: the champion is scored between them, like the Instruct
 ACTS = {"publish": "send the delta to the store", "register": "register the recipe as a new version"}
+NO_CANDIDATE = "nothing beats the Instruct on the dev items"
 ACT_SECONDS = {"publish": 2.0, "register": 15.0}
 
 
@@ -137,13 +138,26 @@ class Run:
             after = self._plan.stale | set(names[names.index(JUDGED) :])
             self._plan = replace(self._plan, stale=after)
 
+    def candidate(self) -> str | None:
+        """The route of the candidate, known once the verdict is. None: no arm beat the Instruct on the dev items."""
+        return candidate_of(Path(self.output("verdict", "verdict.json")).parent)[0]
+
     def publish(self, delta: str) -> None:
         """Send a delta folder to the store."""
         self._facts["delta"] = self.step("publish", steps.publish, self._params, delta, self.show).message or ""
 
     def register(self) -> None:
-        """Register the recipe as a new version; if MLflow does not answer, the registration waits in var/pending."""
-        self._facts["version"] = self.step("register", steps.register, self._params, self._git, self.show).message or ""
+        """Register the candidate's recipe, if there is a candidate, as a new version, and send registrations that wait.
+
+        If MLflow does not answer, the registration waits in var/pending.
+        """
+        if self.candidate() is not None:
+            state = self.step("register", steps.register, self._params, self._git, self.show)
+            self._facts["version"] = state.message or ""
+            return
+        self._display.drop(*ACTS)
+        if waiting():
+            self.step("register", steps.send_waiting, self._params, self.show)
 
     def report(self) -> None:
         """Show the verdict, attach it to the run, and set `state`: Completed, or Waiting while a registration waits.
@@ -158,7 +172,8 @@ class Run:
         result = Result(verdict, self._params.evaluate.guards, facts)
         create_markdown_artifact(result.markdown(), key="verdict", description="the arms and the verdict of this run")
         result.print(self._display.console)
-        message = ": ".join([verdict["decision"], *filter(None, [facts.get("version")])])
+        version = facts.get("version") if self.candidate() is not None else NO_CANDIDATE
+        message = ": ".join([verdict["decision"], *filter(None, [version])])
         if kept:
             waits = f"{message}. Waiting: {kept}"
             self.state = State(type=StateType.FAILED, name=steps.WAITING, message=waits)

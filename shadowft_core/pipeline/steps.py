@@ -192,6 +192,19 @@ def register(params: Params, git: "Git", show: Show) -> State:
         return _failed(error)
 
 
+@task(cache_policy=NO_CACHE, persist_result=False)
+def send_waiting(params: Params, show: Show) -> State:
+    """Send the registrations of earlier runs; ends Completed, named Waiting if MLflow still does not accept one."""
+    from shadowft_core import registry
+
+    try:
+        with captured_stderr(show):
+            versions = registry.register_pending(params.registry)
+        return Completed(message=", ".join(f"models:/{version.name}/{version.number}" for version in versions))
+    except RegistrationPendingError as error:
+        return Completed(name=WAITING, message=str(error))
+
+
 def _failed(error: ShadowError) -> State:
     """A Failed state; named Refused unless a retry may help, because the store did not answer."""
     return Failed(message=str(error), name="Failed" if isinstance(error, StoreUnreachableError) else REFUSED)

@@ -45,6 +45,11 @@ def judgement_of(client: Any, store: Store, version: Any) -> tuple[dict[str, Any
             f"{where}: its verdict is of model {verdict.get('recipe_digest')}, its recipe is of {recipe['digest']}; "
             "register the run again"
         )
+    if "arm" in recipe and verdict.get("candidate") != recipe["arm"]:
+        raise RegistryError(
+            f"{where}: its verdict is about {verdict.get('candidate')}, its recipe is of {recipe['arm']}; register the "
+            "run again"
+        )
     try:
         decision = decision_of(verdict)
     except EvaluationError as error:

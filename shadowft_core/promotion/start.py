@@ -28,10 +28,10 @@ def write_scratch(out: Path, reason: str = "") -> None:
 def write_champion(registry: Registry, store: Store, pair: Path, out: Path) -> None:
     """Write the folder `out` with the delta of the champion of `registry.name`, as the ledger in `store` has it.
 
-    `pair` is the pair.json of the run. If nothing was ever promoted, the start is scratch, which start.json and stderr
-    say.
+    `pair` is the pair.json of the run. The champion's delta is against its Base or, of a route that tunes the Instruct,
+    against its Instruct. If nothing was ever promoted, the start is scratch, which start.json and stderr say.
 
-    Raises WrongBaseError if the champion was made from another Base, RegistryError if its recipe is missing or has
+    Raises WrongBaseError if the champion was made from another model, RegistryError if its recipe is missing or has
     several deltas, LedgerError, store errors. Then nothing is written.
     """
     ledger = Ledger(store, registry.name)
@@ -43,11 +43,12 @@ def write_champion(registry: Registry, store: Store, pair: Path, out: Path) -> N
         return
     where = f"champion of {registry.name}, version {entry.version}"
     recipe = recipe_of(entry, where, store, "name its store with SHADOWFT_STORE_URI, or set train.start to scratch")
-    base = read_json_object(pair)["base"]["digest"]
-    if recipe["base"]["digest"] != base:
+    sides, base = read_json_object(pair), recipe["base"]["digest"]
+    if base not in [sides[side]["digest"] for side in ("base", "instruct")]:
+        what = "Instruct" if base == recipe["instruct"]["digest"] else "Base"
         raise WrongBaseError(
-            f"{where}: was made from the Base {recipe['base']['digest']}, {pair} has {base}; set train.start to "
-            "scratch, or fetch that Base"
+            f"{where}: was made from the {what} {base}, {pair} has {sides[what.lower()]['digest']}; set train.start to "
+            f"scratch, or fetch that {what}"
         )
     if len(recipe["deltas"]) != 1:
         raise RegistryError(
@@ -62,7 +63,7 @@ def write_champion(registry: Registry, store: Store, pair: Path, out: Path) -> N
         )
         if (found := open_delta(place).base_digest) != base:
             raise WrongBaseError(
-                f"{where}: its delta {digest} is against {found}, expected the Base {base}; set train.start to scratch"
+                f"{where}: its delta {digest} is against {found}, expected {base}; set train.start to scratch"
             )
         facts = {"format": 1, "start": "champion", "name": registry.name, "version": entry.version, "delta": digest}
         write_json_atomically(folder / "start.json", facts | {"recipe": entry.recipe, "base": base})

@@ -14,7 +14,7 @@ from shadowft_core.files import canonical_json
 from shadowft_core.params import Params, Registry, Store
 from shadowft_core.registry.connection import connected
 from shadowft_core.registry.copies import require_tags
-from shadowft_core.registry.evidence import Evidence, Git, git_state
+from shadowft_core.registry.evidence import Evidence, Git, candidate_of, git_state
 from shadowft_core.registry.rebuild import cached, ingredients, read_recipe, rebuild, store_for
 from shadowft_core.registry.registration import PENDING, Registration, drop, keep, load, waiting, waiting_in
 from shadowft_core.registry.tracking import deduplicate, describe, log, set_alias, tidy
@@ -25,6 +25,7 @@ __all__ = [
     "Git",
     "Version",
     "cached",
+    "candidate_of",
     "git_state",
     "ingredients",
     "preflight",
@@ -74,12 +75,13 @@ def register(
     Recipe, verdict and, unless the store has it, the delta are stored before anything is sent to MLflow. Registrations
     that wait in `pending` are sent first. `git` is the state of the checkout before the run.
 
-    Raises RegistryError when outputs are missing or belong to different runs; store errors; RegistrationPendingError
-    when MLflow does not accept the registration now. It then stays in `pending`, for `register_pending`.
+    Raises RegistryError when there is no candidate, or outputs are missing or belong to different runs; store errors;
+    RegistrationPendingError when MLflow does not accept the registration now. It then stays in `pending`, for
+    `register_pending`.
     """
     evidence = Evidence(params, work, lock, params_file)
     if not stores.holds(evidence.delta, params.store):
-        stores.publish(work / "delta" / "shadow", params.store)
+        stores.publish(evidence.delta_folder, params.store)
     registration = evidence.registration(git)
     _record(registration, params.store)
     kept = keep(registration, pending)

@@ -11,10 +11,10 @@ from shadowft_core.registry.registration import Registration
 
 NUMBER = "{version}"  # placeholder for the version's number, which MLflow assigns
 MODEL = (
-    "Chat models made by Shadow-FT: a Base is tuned, and its weight delta is grafted on the Instruct. A version is a "
-    "recipe of a few kB without weights. `challenger` is the version registered last; the ledger in the delta store "
-    "decides which is `champion`, and the alias follows it. A version's page has the decision, its reasons, and the "
-    "command to load it."
+    "Chat models made by Shadow-FT: a weight delta, that of the tuned Base or of the tuned Instruct, is grafted on the "
+    "Instruct. A version is a recipe of a few kB without weights. `challenger` is the version registered last; the "
+    "ledger in the delta store decides which is `champion`, and the alias follows it. A version's page has the "
+    "decision, its reasons, and the command to load it."
 )
 LARGEST = 5000  # characters that fit in a description in MLflow's database
 _ARMS = ("instruct", "direct", "direct_scaled", "shadow", "shadow_scaled")  # JSON objects come sorted by name
@@ -43,7 +43,7 @@ run `{run_id}`, next to `verdict.json`, `receipt.json`, `params.yaml` and `dvc.l
 
 **Made of**
 
-- Base: {_model(recipe["base"])}
+{_tuned(recipe)}
 - Instruct: {_model(recipe["instruct"])}
 - Data: {_data(registration)}
 - Delta: {_deltas(recipe)}, in {_code(recipe["store"]["uri"])}
@@ -98,6 +98,13 @@ def _mean(found: dict[str, Any] | None) -> str:
         return "none"
     low, high = found["interval"]
     return f"{found['mean']:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _tuned(recipe: dict[str, Any]) -> str:
+    arm = f"- Arm: {_code(recipe['arm'])}\n" if "arm" in recipe else ""
+    if recipe["base"]["digest"] == recipe["instruct"]["digest"]:
+        return f"{arm}- Base: none, the Instruct itself was tuned"
+    return f"{arm}- Base: {_model(recipe['base'])}"
 
 
 def _model(model: dict[str, Any]) -> str:

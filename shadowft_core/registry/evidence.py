@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.errors import CheckpointError, RegistryError, without_passwords
+from shadowft_core.errors import CheckpointError, EvaluationError, RegistryError, without_passwords
 from shadowft_core.files import file_digest, read_json_object
 from shadowft_core.graft import deltas_of
 from shadowft_core.params import Params, refuse_password
 from shadowft_core.registry.registration import Registration, key_of, tags_of
+from shadowft_core.selection import read_candidate
 
 CONTEXTS = {"train": "training", "valid": "validation", "dev": "dev", "test": "testing", "replay": "training"}
 
@@ -37,10 +38,16 @@ def git_state(folder: Path = Path()) -> Git | None:
 
 
 class Evidence:
-    """The outputs of one run. Raises RegistryError when one is missing, or when they belong to different runs."""
+    """The outputs of one run about its candidate, which is of any route. Raises RegistryError when one is missing, when
+    they belong to different runs, or when no arm is the candidate."""
 
     def __init__(self, params: Params, work: Path, lock: Path, params_file: Path) -> None:
-        grafted = work / "grafted" / "shadow"
+        route, reason = candidate_of(work)
+        if route is None:
+            raise RegistryError(f"{work}: there is no candidate, so there is nothing to register: {reason}")
+        self.verdict = _read_output(work / "verdict.json")
+        self.route = route
+        grafted = work / "grafted" / route
         self.params = params
         self.lock = lock
         self.work = work
@@ -58,13 +65,15 @@ class Evidence:
         self.graft = _read_output(grafted / "recipe.json")
         self.deltas = deltas_of(self.graft, grafted / "recipe.json")
         self.pair = _read_output(work / "pair" / "pair.json")
-        self.verdict = _read_output(work / "verdict.json")
-        self.delta = file_digest(require_file(work / "delta" / "shadow" / "delta.json"))
-        self.train = _read_output(work / "delta" / "shadow" / "delta.json").get("train") or {}
+        certificate = require_file(self.delta_folder / "delta.json")
+        self.delta = file_digest(certificate)
+        facts = _read_output(certificate)
+        self.train = facts.get("train") or {}
         for path in self.files:
             require_file(path)
         try:
             self.decision = str(self.verdict["decision"])
+            self.tuned = self._side_with(str(facts["base"]["digest"]), certificate)
             for what, expected, found in [
                 ("the Instruct", self.graft["instruct"]["digest"], self.pair["instruct"]["digest"]),
                 ("the delta", [digest for digest, _ in self.deltas], [self.delta]),
@@ -77,6 +86,21 @@ class Evidence:
                     )
         except (KeyError, TypeError) as error:
             raise RegistryError(f"{work}: recipe, pair or verdict lacks {error}; run `dvc repro` again") from None
+
+    @property
+    def delta_folder(self) -> Path:
+        return self.work / "delta" / self.route
+
+    def _side_with(self, digest: str, certificate: Path) -> dict[str, Any]:
+        """The model of the pair that the delta is against: the Instruct itself, if the route tunes that."""
+        for side in ("base", "instruct"):
+            if self.pair[side]["digest"] == digest:
+                return dict(self.pair[side])
+        raise RegistryError(
+            f"{certificate}: the delta is against {digest}, pair.json has the Base {self.pair['base']['digest']} and "
+            f"the Instruct {self.pair['instruct']['digest']}; these are outputs of different runs, run `dvc repro` and "
+            "register again"
+        )
 
     def registration(self, git: Git | None) -> Registration:
         """The data to send to MLflow. `git` is the state before the run, which rewrites dvc.lock."""
@@ -98,9 +122,12 @@ class Evidence:
         """The registered recipe: the graft's recipe with its ingredients, verdict and lineage."""
         store = self.params.store  # as configured: the reader resolves a relative folder on its own machine
         judged = {name: value for name, value in self.graft.items() if name != "needs_verdict"}  # the verdict is below
+        if self.verdict.get("format") != 1:  # runs with an older verdict keep their key
+            said, scaled = self.verdict.get("candidate"), f"{self.route}_scaled"
+            judged["arm"] = said if said == self.route else scaled  # `promote` compares it with the verdict's
         return judged | {
             "instruct": self.pair["instruct"],
-            "base": self.pair["base"],
+            "base": self.tuned,
             # Always these three fields, so that runs registered earlier keep their key; the others only if set. None
             # is a secret.
             "store": {"uri": store.uri, "endpoint": store.endpoint, "region": store.region}
@@ -146,6 +173,41 @@ class Evidence:
 
     def _train_digest(self) -> str:
         return str(self.train.get("digest", "unknown"))
+
+
+def candidate_of(work: Path) -> tuple[str | None, str]:
+    """The route of a run's candidate, or None and the reason if there is none.
+
+    candidate.json names it. Without that file, it is the route whose graft is the model that verdict.json judges.
+    Raises RegistryError if the two files disagree, one is damaged, or no graft is that model.
+    """
+    verdict = _read_output(work / "verdict.json")
+    said = verdict.get("candidate")
+    if (file := work / "candidate.json").is_file():
+        try:
+            candidate = read_candidate(file)
+        except (EvaluationError, CheckpointError) as error:
+            raise RegistryError(f"{error}; then run `dvc repro` and register again") from None
+        if candidate.arm != said:
+            raise RegistryError(
+                f"{work}: the candidate is {candidate.arm} in candidate.json, {said} in verdict.json; these are "
+                "outputs of different runs, run `dvc repro` and register again"
+            )
+        return candidate.route, candidate.reason
+    if said is None and verdict.get("format") != 1:
+        return None, "; ".join(map(str, verdict.get("reasons", [])))
+    judged, named = verdict.get("recipe_digest"), str(said).removesuffix("_scaled")
+    grafts = {path.parent.name: _read_output(path).get("digest") for path in work.glob("grafted/*/recipe.json")}
+    found = sorted(route for route, digest in grafts.items() if digest == judged)
+    if named in found or (
+        not found and named in grafts
+    ):  # `Evidence` says how that graft differs from the judged model
+        return named, ""
+    if not found:
+        raise RegistryError(
+            f"{work / 'grafted'}: no recipe.json makes the judged model {judged}; run `dvc repro` and register again"
+        )
+    return found[0], ""
 
 
 def _git_tags(git: Git | None) -> dict[str, str]:

@@ -164,6 +164,7 @@ def parse_recipe(raw: bytes, where: str) -> dict[str, Any]:
             recipe["verdict"]["decision"],
         )
         complete = complete and bool([(delta["digest"], float(delta["scale"])) for delta in recipe["deltas"]])
+        complete = complete and isinstance(recipe.get("arm", ""), str)
         Store(**recipe["store"])
     except (ValueError, KeyError, TypeError):
         complete = False

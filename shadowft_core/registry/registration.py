@@ -57,7 +57,14 @@ def tags_of(recipe: dict[str, Any]) -> dict[str, str]:
         "shadowft.scale": str(float(recipe["deltas"][0]["scale"])),
         "shadowft.verdict": str(recipe["verdict"]["digest"]),
         "shadowft.decision": str(recipe["verdict"]["decision"]),
-    }
+    } | _tags_of_arm(recipe)
+
+
+def _tags_of_arm(recipe: dict[str, Any]) -> dict[str, str]:
+    """Arm and route, which recipes of earlier versions do not name."""
+    if "arm" not in recipe:
+        return {}
+    return {"shadowft.arm": str(recipe["arm"]), "shadowft.route": str(recipe["arm"]).removesuffix("_scaled")}
 
 
 def keep(registration: Registration, pending: Path) -> Path:

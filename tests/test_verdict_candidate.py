@@ -64,6 +64,13 @@ def test_candidate_json_names_the_candidate(work: Path, arm: str) -> None:
         run(work, "instruct", candidate=work / "candidate.json")
 
 
+def test_a_candidate_that_was_scored_at_another_scale_is_refused(work: Path) -> None:
+    scale = json.loads((work / "scores/direct/direct_scaled/scores.json").read_text())["scale"]
+    assert run(work, candidate=selected(work, "direct_scaled", scale=scale))["candidate"] == "direct_scaled"
+    with pytest.raises(EvaluationError, match=r"direct_scaled was chosen at scale 0\.123, but its scores are of scale"):
+        run(work, candidate=selected(work, "direct_scaled", scale=0.123))
+
+
 def test_without_it_the_recipe_names_the_arm(work: Path) -> None:
     assert run(work, "direct_scaled")["candidate"] == "direct_scaled"
     assert run(work, "shadow")["candidate"] == "shadow"

@@ -24,14 +24,15 @@ class Candidate:
 class _Selection(BaseModel):
     format: Literal[1]
     arm: str | None = Field(min_length=1)
+    scale: float | None = None
     reason: str
 
 
 def read_candidate(selection: Path | None, recipes: Iterable[Path], arms: Mapping[str, Arm]) -> Candidate:
     """The candidate that the file `selection` (candidate.json) names, else the arm whose model one of `recipes` makes.
 
-    With both, a recipe must make the model of that arm. Raises EvaluationError if a file is missing or damaged, or no
-    arm is that model.
+    With both, a recipe must make the model of that arm. Raises EvaluationError if a file is missing or damaged, no arm
+    is that model, or the arm was scored at another scale than that of candidate.json.
     """
     made = {recipe: _digest(recipe) for recipe in recipes}
     if selection is None:
@@ -47,7 +48,12 @@ def read_candidate(selection: Path | None, recipes: Iterable[Path], arms: Mappin
             f"{selection}: arm is {found.arm!r}, but the arms that were scored are {', '.join(arms)}; run `shadowft "
             "select` again, or evaluate that route"
         )
-    digest = arms[found.arm].model_digest
+    digest, scale = arms[found.arm].model_digest, arms[found.arm].scale
+    if found.scale not in (None, scale):
+        raise EvaluationError(
+            f"{selection}: {found.arm} was chosen at scale {found.scale:g}, but its scores are of scale {scale}; graft "
+            "and evaluate that route again"
+        )
     if made and digest not in made.values():
         first, model = next(iter(made.items()))
         raise EvaluationError(

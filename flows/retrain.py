@@ -62,7 +62,7 @@ def retrain(
     with Run(workspace, store_uri, store_endpoint, model_name) as run:
         run.preflight()
         for stage in run.stages:
-            if stage.name == "verdict":
+            if stage.name == "look":
                 run.champion()
             run.reproduce(stage, retries=RETRIES.get(stage.name, 0))
         if route := run.candidate():

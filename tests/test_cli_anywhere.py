@@ -25,6 +25,7 @@ GIVEN = {
         "graft --instruct {instruct} --delta {work}/delta/shadow --scale 0.5 --out one",
         "graft --instruct {instruct} --base {base} --tuned {instruct} --scale 1 --unrelated --out two",
     ],
+    "look": ["look --scores {judged}/scores --recipe {recipe} --out run.json"],
     "verdict": ["verdict --scores {judged}/scores --recipe {recipe} --out v.json --metrics m.json"],
     "report": ["report --work {judged} --out report.html --plots plots"],
     "store": [
@@ -40,7 +41,7 @@ GIVEN = {
     "receipt": ["receipt {work}/grafted/shadow"],
     "diff": ["diff {instruct} {instruct}"],
     "data": ["data diff {data} {data}", "data show {data} --tokenizer {model} --tasks {tasks}"],
-    "history": ["history {name}"],
+    "history": ["history {name}", "history {name} --looks"],
     "reconcile": ["reconcile {name}"],
     "version": ["version"],
     "preset": ["preset list", "preset show qwen3-8b-lora"],

@@ -44,6 +44,7 @@ LINES = {  # a command line for each verb that has --json, in an order that work
     "rollback {name}": "promotion",
     "reconcile {name}": "reconciliation",
     "history {name}": "history",
+    "history {name} --looks": "looks",
     "who-was {name} --at 2999-01-01T00:00Z": "champion",
     "materialize models:/{name}/1 --instruct {instruct} --out rebuilt": "model",
     "export models:/{name}/1 --instruct {instruct} --for merged --out exported": "export",

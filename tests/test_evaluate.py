@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from shadowft_core.errors import EvaluationError
-from shadowft_core.evaluate import evaluate, load_folder, load_grafted, open_bench, score_champion
+from shadowft_core.evaluate import evaluate, load_folder, load_grafted, open_bench, open_versions
 from shadowft_core.evaluate.engines.hf import Hf, Loaded
 from shadowft_core.files import canonical_json
 from shadowft_core.graft import Options, graft
@@ -111,12 +111,15 @@ def test_a_champion_of_several_deltas_has_no_scale_of_its_own(world: World, low_
     deltas = [(world.delta, 0.5), (low_rank, 0.25)]
     recipe = graft(world.instruct, deltas, tmp_path / "merged", Options(waivers=["onto-base"]))
     params = world.params(domain=("heldout",), guards=())
-    score_champion(world.instruct, world.data, deltas, recipe, 3, params, tmp_path / "out")
+    wrong = recipe | {"digest": "sha256:0"}
+    with open_versions(world.instruct, world.data, params, 1) as versions:
+        versions.write(tmp_path / "out", "champion", deltas, recipe, 3)
+        with pytest.raises(
+            EvaluationError, match=r"version 3: its recipe gives the model sha256:.*, but records sha256:0"
+        ):
+            versions.write(tmp_path / "other", "champion", deltas, wrong, 3)
     scores, _ = read_arm(tmp_path / "out/champion")
     assert (scores["scale"], scores["version"], scores["model_digest"]) == (None, 3, recipe["digest"])
-    wrong = recipe | {"digest": "sha256:0"}
-    with pytest.raises(EvaluationError, match=r"version 3: its recipe gives the model sha256:.*, but records sha256:0"):
-        score_champion(world.instruct, world.data, deltas, wrong, 3, params, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 

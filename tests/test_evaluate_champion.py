@@ -177,7 +177,8 @@ def test_the_step_of_the_flow_runs_the_verb(place: Path, released: Released, mon
 def test_a_run_scores_the_champion_before_it_judges(
     tmp_path: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The last run has another champion; a task that writes its scores stands for the evaluation."""
+    """The last run has another champion; a task that writes its scores stands for the evaluation. The stage `look` runs
+    each time, and those after it only if it wrote other bytes."""
     from prefect import task
 
     from flows.retrain import retrain
@@ -192,7 +193,12 @@ def test_a_run_scores_the_champion_before_it_judges(
             "deps": ["work/pair/instruct"],
             "outs": [out],
         }
-    stages["stages"]["verdict"]["deps"].append("work/scores")
+    stages["stages"]["look"] = {
+        "cmd": ["echo look >> order.txt", "find work/scores -type f | sort > work/run.json"],
+        "deps": ["work/scores"],
+        "outs": ["work/run.json"],
+    }
+    stages["stages"]["verdict"]["deps"].append("work/run.json")
     (folder / "dvc.yaml").write_text(yaml.safe_dump(stages, sort_keys=False))
 
     def run() -> list[str]:
@@ -202,9 +208,12 @@ def test_a_run_scores_the_champion_before_it_judges(
         return (folder / "order.txt").read_text().split() if (folder / "order.txt").exists() else []
 
     everything = run()
-    assert {"evaluate-instruct", "verdict"} < set(everything)
+    assert {"evaluate-instruct", "look", "verdict"} < set(everything)
     assert "nothing was ever promoted; no champion is scored" in capsys.readouterr().out
-    assert run() == []
+    assert run() == ["look"]
+    kept = (folder / "var/costs.json").read_bytes()
+    assert {row["stage"] for row in json.loads(kept)["costs"]} >= {"fetch", "evaluate-instruct", "extract@shadow"}
+    assert not {"look", "verdict", "report"} & {row["stage"] for row in json.loads(kept)["costs"]}
 
     @task
     def other(name: str, instruct: str, data: str, out: str, show: object) -> None:
@@ -213,5 +222,6 @@ def test_a_run_scores_the_champion_before_it_judges(
         Path(out, "champion/scores.json").write_text('{"arm": "champion"}')
 
     monkeypatch.setattr(steps, "champion", other)
-    assert run() == ["verdict"], "and the report, if the verdict had changed"
+    assert run() == ["look", "verdict"], "and the report, if the verdict had changed"
+    assert (folder / "var/costs.json").read_bytes() == kept
     assert (folder / "work/scores/champion/champion/scores.json").exists()

@@ -31,6 +31,7 @@ OWNED = set().union(*LIBRARIES.values()) | {"pickle"}  # libraries that only the
 VERBS = {
     "fetch": "pair",
     "start": "promotion",
+    "look": "promotion",
     "extract": "delta",
     "select": "selection",
 }  # a stage whose verb is implemented in a room of another name

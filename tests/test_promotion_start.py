@@ -8,10 +8,11 @@ import pytest
 
 from shadowft_core import promotion
 from shadowft_core.delta import open_delta
-from shadowft_core.errors import ParamsError, RegistryError, StoreError, WrongBaseError
+from shadowft_core.errors import RegistryError, StoreError, WrongBaseError
 from shadowft_core.files import canonical_json
 from shadowft_core.params import load_params
 from shadowft_core.pipeline import steps
+from shadowft_core.pipeline.run import Run
 from shadowft_core.promotion.start import write_champion, write_scratch
 from tests.fixtures.cli import Shadowft
 from tests.fixtures.runs import Released
@@ -114,13 +115,14 @@ def test_one_route_that_starts_from_the_champion_is_enough(
     assert facts_of(tmp_path / "out")["start"] == "champion"
 
 
-def test_a_run_reads_the_champion_each_time_and_of_its_own_model_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_run_reads_the_store_each_time_and_of_its_own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scratch = load_params(with_routes(tmp_path))
-    assert steps.reading_the_ledger(scratch, "other") == frozenset()
-    warm = load_params(with_routes(tmp_path, weekly={"model": "base", "train": {"start": "champion"}}))
-    assert steps.reading_the_ledger(warm, None) == steps.reading_the_ledger(warm, "shadowft-pico") == {"start"}
-    with pytest.raises(ParamsError, match=r"registry\.name in params\.yaml, but this run is for other; set"):
-        steps.reading_the_ledger(warm, "other")
+    assert steps.reading_the_store(scratch) == {"look"}
+    warm = with_routes(tmp_path, weekly={"model": "base", "train": {"start": "champion"}})
+    assert steps.reading_the_store(load_params(warm)) == {"look", "start"}
+    with Run(str(tmp_path), None, None, "other"):
+        assert load_params(warm).registry.name == "other", "what the stages of the run read"
+    assert load_params(warm).registry.name == "shadowft-pico"
+    with Run(str(tmp_path), None, None, "not a name") as run:
+        load_params(warm)
+    assert "expected the name of a model" in (run.state.message or "")

@@ -110,16 +110,28 @@ def reconcile(
 
 
 @verbs.command(rich_help_panel=REGISTRY)
-def history(name: NameArgument, params: ParamsOption = PARAMS, as_json: JsonOption = False) -> None:
+def history(
+    name: NameArgument,
+    looks: Annotated[
+        bool, typer.Option("--looks", help="list the looks at test items instead: verdicts, and alpha left")
+    ] = False,
+    params: ParamsOption = PARAMS,
+    as_json: JsonOption = False,
+) -> None:
     """List every change of `champion`, oldest first. Exit code 9 if an entry was edited, removed or reordered.
 
     Reads the ledger; writes nothing.
     A dangling entry is one that the head does not name: a promotion was cut off, or the head was moved back.
 
     Example: shadowft history shadowft-pico
+
+    Candidates judged on the same items: shadowft history shadowft-pico --looks
     """
     from shadowft_core import promotion
 
+    if looks:
+        _show_looks(params, name, as_json)
+        return
     chain = promotion.history(*_named(params, name))
     if as_json:
         answer = {"name": name, "entries": _dumped(chain.entries), "dangling": _dumped(chain.dangling)}
@@ -135,6 +147,24 @@ def history(name: NameArgument, params: ParamsOption = PARAMS, as_json: JsonOpti
     for remark in chain.remarks:
         print(f"dangling: {remark}; run `{remedy}`")
     print(f"{len(chain.entries)} entries, the chain is complete{' up to its head' if chain.dangling else ''}")
+
+
+def _show_looks(params: Path | None, name: str, as_json: bool) -> None:
+    from shadowft_core import promotion
+
+    read = read_params(params)
+    alpha = read.verdict.alpha
+    rows = promotion.looked(read.registry.named(name), read.store, alpha)
+    if as_json:
+        print_answer("looks", {"name": name, "alpha": alpha, "looks": rows})
+        return
+    for row in rows:
+        print(
+            f"{row['number']:>4} {row['when']} look {row['look']} {row['candidate']} of {row['model_name']}: "
+            f"{row['decision'] or 'no registered version'}; alpha {row['alpha']:.3g}, {row['left']:.3g} left"
+            f"{' (dangling: cut off, or the head was moved back; it counts)' if row['dangling'] else ''}"
+        )
+    print(f"{len(rows)} looks; those that share items count together, and fresh items start again with alpha {alpha:g}")
 
 
 @verbs.command("who-was", rich_help_panel=REGISTRY)

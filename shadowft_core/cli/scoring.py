@@ -1,10 +1,8 @@
 """The verbs of the stages in dvc.yaml that score, judge and report."""
 
-import shutil
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -24,9 +22,6 @@ from shadowft_core.cli.options import (
 )
 from shadowft_core.errors import InputError
 
-if TYPE_CHECKING:
-    from shadowft_core.params import Params, Registry
-
 verbs = typer.Typer()
 
 
@@ -44,7 +39,11 @@ def evaluate(
     ] = "shadow",
     allow_code: AllowCodeOption = False,
     champion: Annotated[
-        bool, typer.Option("--champion", help="score the ledger's champion, if it is a graft on this Instruct")
+        bool,
+        typer.Option(
+            "--champion",
+            help="score the ledger's champion, and an earlier one that is better, if they are grafts on this Instruct",
+        ),
     ] = False,
     name: Annotated[
         str | None,
@@ -52,7 +51,7 @@ def evaluate(
     ] = None,
     params: ParamsOption = PARAMS,
 ) -> None:
-    """Score the Instruct, both arms of one delta, or the champion, with lm-evaluation-harness.
+    """Score the Instruct, both arms of one delta, or the champions, with lm-evaluation-harness.
 
     Reads the models and the task folder; writes scores and items. Task files can run code of their own only with
     --allow-code-execution. Answers are kept as they arrive: after an interruption, the same command resumes. With
@@ -71,32 +70,38 @@ def evaluate(
     if champion:
         if delta or grafted:
             raise InputError("--champion: scores only the champion; leave out --delta and --grafted")
+        from shadowft_core.champions import score_champions
+
         registry = settings.registry.named(name) if name else settings.registry
-        _score_champion(registry, settings, instruct, data, out)
+        score_champions(registry, settings.store, settings.evaluate, settings.render, instruct, data, out)
         return
     if name:
         raise InputError(f"--name {name}: chooses the champion to score; add --champion, or leave it out")
     room.evaluate(instruct, data, delta, grafted, route, settings.evaluate, out, settings.render)
 
 
-def _score_champion(registry: "Registry", settings: "Params", instruct: Path, data: Path, out: Path) -> None:
-    """Score the champion of `registry.name`. If there is none to score, remove the scores of an earlier one."""
-    from shadowft_core import evaluate as room
-    from shadowft_core.promotion.recorded import fetch_champion
+@verbs.command(rich_help_panel=STAGES)
+def look(
+    scores: Annotated[Path, typer.Option(help="folder with the folders made by `evaluate`")],
+    out: Annotated[Path, out_file("which look at the test items the verdict is, champions, commit, costs; JSON")],
+    recipe: Annotated[
+        list[Path] | None, typer.Option(help="recipe.json: the arm that is its model is the candidate; repeatable")
+    ] = None,
+    candidate: Annotated[Path | None, typer.Option(help="candidate.json: names the candidate")] = None,
+    params: ParamsOption = PARAMS,
+) -> None:
+    """Count the verdict that follows as a look at its test items, for `verdict --run`.
 
-    with TemporaryDirectory(prefix="shadowft-") as parts:
-        found = fetch_champion(registry, settings.store, instruct, Path(parts), _note)
-        if found is not None:
-            room.score_champion(
-                instruct, data, found.deltas, found.recipe, found.version, settings.evaluate, out, settings.render
-            )
-        elif (out / room.CHAMPION / "scores.json").is_file():
-            shutil.rmtree(out)
-            _note(f"{out}: removed, because its scores are those of an earlier champion")
+    Reads scores, ledger and store; writes an entry to the store, unless this candidate was judged on these items
+    before, and one JSON file. Exit code 8 if the store does not answer, 9 if its record of looks is damaged.
 
+    Example: shadowft look --scores work/scores --recipe work/grafted/shadow/recipe.json --out work/run.json
+    """
+    from shadowft_core.promotion import look as room
 
-def _note(line: str) -> None:
-    print(f"evaluate: {line}; no champion is scored", file=sys.stderr)
+    settings = read_params(params)
+    routes = list(settings.routes)
+    room.look(scores, routes, settings.registry, settings.store, out, candidate, recipe or [])
 
 
 @verbs.command(rich_help_panel=STAGES)

@@ -1,7 +1,8 @@
 """The stage evaluate: scores every arm item by item, on the same items, prompts and template."""
 
 import json
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,23 +18,27 @@ from shadowft_core.graft import Options, deltas_of, options_of
 from shadowft_core.params import Evaluate, Render
 from shadowft_core.weights import open_checkpoint
 
-CHAMPION = "champion"
 RENDER = Render()
 Found = tuple[dict[str, TaskScore], dict[str, Any] | None]  # scores by task, and the entry `kl`
 __all__ = [
-    "CHAMPION",
     "Arm",
     "Bench",
     "Engine",
     "Item",
+    "NotRebuiltError",
     "TaskScore",
+    "Versions",
     "evaluate",
     "load_folder",
     "load_grafted",
     "open_bench",
     "open_engine",
-    "score_champion",
+    "open_versions",
 ]
+
+
+class NotRebuiltError(EvaluationError):
+    """A registered version cannot be scored here: its recipe gives another model, or the engine cannot serve it."""
 
 
 def evaluate(
@@ -99,41 +104,69 @@ def evaluate(
         write(scaled, scale, digest, found)
 
 
-def score_champion(
-    instruct: Path,
-    data: Path,
-    deltas: Deltas,
-    recipe: dict[str, Any],
-    version: int,
-    params: Evaluate,
-    out: Path,
-    render: Render = RENDER,
-) -> None:
-    """Score the registered `version` of a model, which `recipe` makes of the Instruct and `deltas`: the arm `champion`.
+class Versions:
+    """Scores registered versions of a model on one bench, on the items of the other arms. Made by `open_versions`.
 
-    It gets the same items as the other arms. Writes `out/champion/{scores.json,items.jsonl}`; `scale` is null if the
-    recipe merges several deltas. Raises what `evaluate` raises; EvaluationError if the model is not the recipe's.
+    A version is what its `recipe` makes of the Instruct and `deltas`. Both methods raise what `Bench.score` raises, and
+    NotRebuiltError if the model is not the recipe's, or the engine cannot serve it.
     """
-    options = options_of(recipe)
-    with (
-        open_bench(instruct, data, params, params.domain, params.guards, render) as bench,
-        open_engine(instruct, bench.tokenizer, params) as engine,
-        new_folder(out) as folder,
-    ):
-        bench.journals.expect(engine, 1)
-        kl = Divergence(bench, params.kl_answers)
-        engine.check(deltas, options, bench.likelihood)
-        kl.refer(lambda: engine.arm([], Options()))
-        with engine.arm(deltas, options) as model:
+
+    def __init__(self, instruct: Path, bench: Bench, engine: Engine, answers: int) -> None:
+        self._instruct, self._bench, self._engine = instruct, bench, engine
+        self._kl = Divergence(bench, answers)
+        self._referred = False
+
+    def write(self, folder: Path, arm: str, deltas: Deltas, recipe: dict[str, Any], version: int) -> None:
+        """Score a version on all tasks as the arm `arm`; writes `folder/ARM/{scores.json,items.jsonl}`.
+
+        `scale` is null if the recipe merges several deltas.
+        """
+        if not self._referred:
+            self._kl.refer(lambda: self._engine.arm([], Options()))
+            self._referred = True
+        with self._made(deltas, recipe, version) as model:
+            found = self._bench.score(model, arm), self._kl.of(model)
+        about = {"arm": arm, "scale": deltas[0][1] if len(deltas) == 1 else None, "version": version}
+        about |= {"model_digest": recipe["digest"], "label": _label(self._instruct, deltas[0][0])}
+        _write_arm(folder / arm, about, self._bench, found)
+
+    def domain(self, deltas: Deltas, recipe: dict[str, Any], version: int) -> dict[str, TaskScore]:
+        """The scores of a version on the tasks of the domain; writes nothing."""
+        with self._made(deltas, recipe, version) as model:
+            return self._bench.score(model, f"version {version}", role="domain")
+
+    @contextmanager
+    def _made(self, deltas: Deltas, recipe: dict[str, Any], version: int) -> Iterator[Arm]:
+        options = options_of(recipe)
+        try:
+            self._engine.check(deltas, options, self._bench.likelihood)
+        except EvaluationError as error:
+            raise NotRebuiltError(f"version {version}: {error}") from None
+        with self._engine.arm(deltas, options) as model:
             if model.digest != recipe["digest"]:
-                raise EvaluationError(
+                raise NotRebuiltError(
                     f"version {version}: its recipe gives the model {model.digest}, but records {recipe['digest']}; "
                     "another version of this program registered it: register and promote a new run"
                 )
-            found = bench.score(model, CHAMPION), kl.of(model)
-        about = {"arm": CHAMPION, "scale": deltas[0][1] if len(deltas) == 1 else None, "version": version}
-        about |= {"model_digest": recipe["digest"], "label": _label(instruct, deltas[0][0])}
-        _write_arm(folder / CHAMPION, about, bench, found)
+            yield model
+
+    @property
+    def asked(self) -> tuple[str, dict[str, Any]]:
+        """Digest of the template, and settings of generation."""
+        return self._bench.template_digest, self._bench.generation
+
+
+@contextmanager
+def open_versions(
+    instruct: Path, data: Path, params: Evaluate, models: int, render: Render = RENDER
+) -> Iterator[Versions]:
+    """Open bench and engine to score registered versions, at most `models`. Raises what `open_bench` raises."""
+    with (
+        open_bench(instruct, data, params, params.domain, params.guards, render) as bench,
+        open_engine(instruct, bench.tokenizer, params) as engine,
+    ):
+        bench.journals.expect(engine, models)
+        yield Versions(instruct, bench, engine, params.kl_answers)
 
 
 def _checked_recipe(instruct: Path, delta: Path, grafted: Path) -> dict[str, Any]:

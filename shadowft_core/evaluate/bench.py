@@ -70,13 +70,15 @@ class Bench:
         with _one_line(f"task {name}"), quiet():
             return list(self.journals.aside(arm, name).generate_until(requests))
 
-    def score(self, arm: Arm, label: str, *, untouched: bool = False) -> dict[str, TaskScore]:
-        """Score one model on every task; `label` names it in the progress lines. `untouched`: it is the Instruct.
+    def score(self, arm: Arm, label: str, *, untouched: bool = False, role: Role | None = None) -> dict[str, TaskScore]:
+        """Score one model on every task, or on those of one role; `label` names it in the progress lines. `untouched`:
+        it is the Instruct.
 
         Raises EvaluationError when a task fails or gives no usable score per item, when logits are not finite, and when
         more of the Instruct's answers are in doubt than `evaluate.limits` allows.
         """
-        return {name: self._score(arm, label, name, untouched) for name in self._questions}
+        names = [name for name in self._questions if role in (None, self._roles[self._leaves[name].named])]
+        return {name: self._score(arm, label, name, untouched) for name in names}
 
     def _score(self, arm: Arm, label: str, name: str, untouched: bool) -> TaskScore:
         questions, leaf = self._questions[name], self._leaves[name]

@@ -40,7 +40,8 @@ def refuse_password(name: str, text: str) -> None:
 
 
 def load_params(path: Path) -> Params:
-    """Read and check a params.yaml; the environment may name another store (`located`).
+    """Read and check a params.yaml; the environment may name another store (`located`), and another registered model
+    (SHADOWFT_REGISTRY_NAME, which the flow sets for the stages of a run under another name).
 
     Types are not converted: text is not a number, `yes` is not a boolean, and `1e-4` is a number, as DVC reads them.
     A URL with a password is refused: the file is in git, and is attached to every registered run.
@@ -64,7 +65,10 @@ def load_params(path: Path) -> Params:
             params.train_for(route)
         except ParamsError as error:
             raise ParamsError(f"{path}: {error}") from None
-    return params.model_copy(update={"store": located(params.store)})
+    changes: dict[str, Any] = {"store": located(params.store)}
+    if model := os.environ.get("SHADOWFT_REGISTRY_NAME"):
+        changes["registry"] = params.registry.named(model)
+    return params.model_copy(update=changes)
 
 
 def default_params(**sections: Section) -> Params:

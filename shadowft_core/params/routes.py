@@ -16,11 +16,11 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
 
 def _name(name: str) -> str:
-    """A name of files, arms and stages; ROUTE_scaled, instruct and champion are names of arms."""
-    if not _NAME.fullmatch(name) or name.endswith("_scaled") or name in ("instruct", "champion"):
+    """A name of files, arms and stages; ROUTE_scaled, instruct, champion and best_champion are names of arms."""
+    if not _NAME.fullmatch(name) or name.endswith("_scaled") or name in ("instruct", "champion", "best_champion"):
         raise ValueError(
-            f"{name[:80]!r} cannot name a route: use a-z, 0-9 and _, at most 40, the first a letter; not `instruct` "
-            "or `champion`, and without _scaled at the end"
+            f"{name[:80]!r} cannot name a route: use a-z, 0-9 and _, at most 40, the first a letter; not `instruct`, "
+            "`champion` or `best_champion`, and without _scaled at the end"
         )
     return name
 

@@ -171,7 +171,8 @@ class Store(Section):
 
 
 class Registry(Section):
-    """The MLflow model registry. MLFLOW_TRACKING_URI overrides `tracking_uri`; MLFLOW_REGISTRY_URI is not used."""
+    """The MLflow model registry. MLFLOW_TRACKING_URI overrides `tracking_uri`, SHADOWFT_REGISTRY_NAME `name`;
+    MLFLOW_REGISTRY_URI is not used."""
 
     name: str = Field("shadowft", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="registered model")
     tracking_uri: str = Field("sqlite:///var/mlflow/mlflow.db", min_length=1)

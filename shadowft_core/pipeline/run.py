@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +22,11 @@ from shadowft_core.pipeline.display import Display
 from shadowft_core.pipeline.dvc_stages import Stage, read_plan
 from shadowft_core.pipeline.result import Result
 from shadowft_core.pipeline.stage_process import stop_all
+from shadowft_core.promotion.costs import record_cost
 from shadowft_core.registry import candidate_of, git_state, waiting
 
-SCORED, JUDGED = "evaluate-instruct", "verdict"  # stages: the champion is scored between them, like the Instruct
+SCORED = "evaluate-instruct"  # the stage that scores the Instruct; the champion is scored after it, on the same items
+COUNTED = ("look", "verdict")  # stages that read the champion's scores
 ACTS = {"publish": "send the delta to the store", "register": "register the recipe as a new version"}
 NO_CANDIDATE = "nothing beats the Instruct on the dev items"
 ACT_SECONDS = {"publish": 2.0, "register": 15.0}
@@ -36,9 +39,9 @@ class StepFailedError(ShadowError):
 class Run:
     """A context manager around the steps of one run. The flow returns its `state`.
 
-    Inside the block, the workspace is the current folder, and `store_uri` and `store_endpoint`, if given, are in the
-    environment. Call `preflight` first. A ShadowError or a failed step ends the block and sets `state` to Failed with a
-    one-line message. Any other exception propagates after all processes of the run have ended.
+    Inside the block, the workspace is the current folder, and `store_uri`, `store_endpoint` and `model_name`, if given,
+    are in the environment. Call `preflight` first. A ShadowError or a failed step ends the block and sets `state` to
+    Failed with a one-line message. Any other exception propagates after all processes of the run have ended.
     """
 
     def __init__(
@@ -46,7 +49,11 @@ class Run:
     ) -> None:
         self.state: State = Completed()
         self._workspace = workspace
-        chosen = {"SHADOWFT_STORE_URI": store_uri, "SHADOWFT_STORE_ENDPOINT": store_endpoint}
+        chosen = {
+            "SHADOWFT_STORE_URI": store_uri,
+            "SHADOWFT_STORE_ENDPOINT": store_endpoint,
+            "SHADOWFT_REGISTRY_NAME": model_name,
+        }
         self._settings = {name: value for name, value in chosen.items() if value}
         self._model_name = model_name
         self._facts: dict[str, str] = {}
@@ -74,7 +81,7 @@ class Run:
         Raises a ShadowError.
         """
         self._params = steps.preflight(Path("params.yaml"), self._model_name)
-        self._plan = read_plan(steps.reading_the_ledger(self._params, self._model_name))
+        self._plan = read_plan(steps.reading_the_store(self._params))
         steps.require_disk(self._params, self._plan["fetch"].outs)
         self._git = git_state(Path())  # before the run, which rewrites dvc.lock
         clock = Clock({stage.name: stage.seconds for stage in self.stages} | ACT_SECONDS, Path("var/durations.json"))
@@ -110,7 +117,7 @@ class Run:
         return state
 
     def reproduce(self, stage: Stage, retries: int = 0) -> None:
-        """Have DVC bring a stage up to date; skips a stage that already is, but for one that reads the champion.
+        """Have DVC bring a stage up to date; skips a stage that already is, but for one that reads the store.
 
         Before the first training, checks that it can fit in memory. Raises a ShadowError.
         """
@@ -120,13 +127,23 @@ class Run:
             self._memory_checked = True
         task = steps.reproduce.with_options(retries=retries)
         plan = self._plan
-        self.step(stage.name, task, stage.name, stage.name in plan.stale, self.show, stage.name in plan.forced)
+        began = time.monotonic()
+        state = self.step(stage.name, task, stage.name, stage.name in plan.stale, self.show, stage.name in plan.forced)
+        if state.name != steps.UNCHANGED and stage.name in self._before_look:
+            record_cost(stage.name, time.monotonic() - began)
+
+    @property
+    def _before_look(self) -> frozenset[str]:
+        """The stages whose times `look` records."""
+        names = [stage.name for stage in self.stages]
+        return frozenset(names[: names.index("look")] if "look" in names else names)
 
     def champion(self) -> None:
-        """Score the ledger's champion on the items of this run, if it is a graft on the same Instruct.
+        """Score the ledger's champion, and the best earlier one, on the items of this run, if they are grafts on the
+        same Instruct.
 
-        Not a stage, because DVC does not watch the ledger. It belongs before the stage that judges; then that stage,
-        and those after it, are checked again. Does nothing if dvc.yaml has no stage that scores the Instruct.
+        Not a stage, because DVC does not watch the ledger. It belongs before the stage `look`; then that stage, and
+        those after it, are checked again. Does nothing if dvc.yaml has no stage that scores the Instruct.
         """
         names = [stage.name for stage in self.stages]
         if SCORED not in names:
@@ -134,9 +151,8 @@ class Run:
         instruct, data = self._plan["fetch"].out("instruct"), self._plan["prepare"].out("data")
         out = str(Path(self._plan[SCORED].out("")).with_name("champion"))
         self.step("champion", steps.champion, self._params.registry.name, instruct, data, out, self.show)
-        if JUDGED in names:
-            after = self._plan.stale | set(names[names.index(JUDGED) :])
-            self._plan = replace(self._plan, stale=after)
+        if after := [names.index(stage) for stage in COUNTED if stage in names]:
+            self._plan = replace(self._plan, stale=self._plan.stale | set(names[min(after) :]))
 
     def candidate(self) -> str | None:
         """The route of the candidate, known once the verdict is. None: no arm beat the Instruct on the dev items."""

@@ -16,7 +16,6 @@ from prefect.states import Completed, Failed
 
 from shadowft_core.errors import (
     InputError,
-    ParamsError,
     RegistrationPendingError,
     RegistryError,
     ShadowError,
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 
 MIN_FREE_BYTES = 10**9  # required on disk while the sizes of the models are unknown
 REFUSED = "Refused"  # name of a failed state that a retry cannot change
+UNCHANGED = "Unchanged"  # name of a completed state: DVC had nothing to do
 WAITING = "Waiting"  # name of a state: everything is done, but MLflow has not accepted a registration yet
 Show = Callable[[str], None]  # shows one line of a running step
 
@@ -66,19 +66,11 @@ def preflight(params_file: Path, model_name: str | None) -> Params:
     return params
 
 
-def reading_the_ledger(params: Params, model_name: str | None) -> frozenset[str]:
-    """The stages that read what DVC does not watch: `start`, if a route starts from the champion, which may have moved.
-
-    Raises ParamsError if the run has another model name than params.yaml, which that stage reads.
-    """
-    if not any(params.train_for(route).start == "champion" for route in params.routes):
-        return frozenset()
-    if model_name is not None and model_name != load_params(Path("params.yaml")).registry.name:
-        raise ParamsError(
-            f"train.start is champion, that of registry.name in params.yaml, but this run is for {model_name}; set "
-            "registry.name"
-        )
-    return frozenset({"start"})
+def reading_the_store(params: Params) -> frozenset[str]:
+    """The stages that read what DVC does not watch: `look`, because looks may have been made elsewhere, and `start`, if
+    a route starts from the champion, which may have moved."""
+    warm = any(params.train_for(route).start == "champion" for route in params.routes)
+    return frozenset({"look", "start"} if warm else {"look"})
 
 
 def require_disk(params: Params, pair: tuple[str, ...]) -> None:
@@ -125,7 +117,7 @@ def reproduce(stage: str, stale: bool, show: Show, force: bool = False) -> State
     the stage writes goes to `show` and to Prefect's log.
     """
     if not force and not (stale and changed(stage)):
-        return Completed(name="Unchanged", message=f"{stage}: inputs, parameters and outputs match dvc.lock")
+        return Completed(name=UNCHANGED, message=f"{stage}: inputs, parameters and outputs match dvc.lock")
     logger = get_run_logger()
 
     def show_and_log(line: str) -> None:

@@ -12,6 +12,7 @@ import shadowft_core.store as stores
 from shadowft_core.errors import LedgerError, PromotionRefusedError, StoreError
 from shadowft_core.params import Registry, Store
 from shadowft_core.promotion import records
+from shadowft_core.promotion.chain import Chain
 from shadowft_core.promotion.champion import (
     CHAMPION,
     agreed,
@@ -20,8 +21,8 @@ from shadowft_core.promotion.champion import (
     recipe_named,
     require_alias_agrees,
 )
-from shadowft_core.promotion.history import history, require_known, who_was
-from shadowft_core.promotion.ledger import Chain, Entry, Ledger
+from shadowft_core.promotion.history import history, looked, require_known, who_was
+from shadowft_core.promotion.ledger import Entry, Ledger
 from shadowft_core.registry import copies, store_for, tracking
 from shadowft_core.registry.connection import connected, may_exist
 
@@ -32,6 +33,7 @@ __all__ = [
     "Promotion",
     "Repair",
     "history",
+    "looked",
     "materialize",
     "promote",
     "recipe_named",

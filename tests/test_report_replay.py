@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_report import page, write_work
+from tests.fixtures.report import page, write_work
 
 
 @pytest.mark.parametrize(("with_it", "said"), [((), 0), (("shadow",), 1), (("direct",), 1), (("shadow", "direct"), 0)])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.test_report import EVIL, Page, dump, page, write_work
+from tests.fixtures.report import EVIL, Page, dump, page, write_work
 
 TOKEN = {"token": f"<|im_end|>{EVIL}", "id": 2, "embedding": "zero", "head": f"near {EVIL}"}
 PIECES = [{"text": f"asked {EVIL}\n", "learned": False}, {"text": f"said {EVIL}", "learned": True}]

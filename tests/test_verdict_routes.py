@@ -12,7 +12,7 @@ from shadowft_core.report import figures, report
 from shadowft_core.verdict import decision_of, judge, numbers, verdict
 from shadowft_core.verdict.scores import arm_names, routes_of
 from tests.fixtures.arms import ARMS, CLEAR, PARAMS, arena, arm, five
-from tests.test_report import Page, dump, page, sha, write_work
+from tests.fixtures.report import Page, dump, page, sha, write_work
 
 FURTHER = ["direct_osf", "direct_osf_scaled", "zebra", "zebra_scaled"]
 
@@ -108,7 +108,7 @@ def test_the_points_have_every_route_and_the_validation_loss(work: Path, tmp_pat
 
 
 def test_every_route_has_a_colour_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "_svg", lambda figure, name: figure)
+    monkeypatch.setattr(figures, "svg", lambda figure, name: figure)
     steps = {
         name: [{"step": 1, "loss": 2.0}, {"step": 2, "valid_loss": 1.0}] for name in ("shadow", "b", "direct", "a")
     }

@@ -32,14 +32,14 @@ filter();
 
 
 def templates(package: str) -> "Environment":
-    """The templates beside a package's code, with the filters that a page about arms needs.
+    """The templates beside a package's code, and those here, with the filters that a page about arms needs.
 
     Every value is escaped, with control and bidirectional characters shown as such; an unknown name is an error.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader(package, "."),
+        loader=ChoiceLoader([PackageLoader(package, "."), PackageLoader("shadowft_core.forgetting", ".")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -24,3 +24,31 @@ def doubts(head: Mapping[str, Any]) -> str:
         f"{', '.join(task['flags'])} flagged on {name}" for name, task in head["tasks"].items() if task.get("flags")
     ]
     return "; ".join(said)
+
+
+def by_task(heads: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each task with generated answers in some arm: `task`, `answers` (their number), and `arms`, the answers in
+    doubt of each arm by kind; None for an arm whose file is of an older version, which does not count them."""
+    found = []
+    for task, about in next(iter(heads.values()))["tasks"].items():
+        arms = {name: _counted(head["tasks"].get(task, {})) for name, head in heads.items()}
+        if any(counts is not None for counts in arms.values()):
+            found.append({"task": task, "answers": about["n"], "arms": arms})
+    return found
+
+
+def other_metrics(heads: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The metrics of each task that do not decide it, such as those of another filter: `task`, `decides`, `metric` and
+    `arms`, the value of each arm or None."""
+    found = []
+    for task, about in next(iter(heads.values()))["tasks"].items():
+        values = {name: head["tasks"].get(task, {}).get("others") or {} for name, head in heads.items()}
+        for metric in sorted(set().union(*values.values())):
+            arms = {name: others.get(metric) for name, others in values.items()}
+            found.append({"task": task, "decides": about["metric"], "metric": metric, "arms": arms})
+    return found
+
+
+def _counted(task: Mapping[str, Any]) -> dict[str, int] | None:
+    counts = task.get("counts", {})
+    return {kind: counts[kind] for kind in KINDS} if "cut" in counts else None

@@ -11,20 +11,23 @@ ARMS = {
     "direct": "Instruct tuned directly, full delta",
     "direct_scaled": "Instruct tuned directly, scale chosen on dev items",
     "shadow": "Instruct + delta of the tuned Base, scale 1",
-    "shadow_scaled": "the candidate: Instruct + delta of the tuned Base, scale chosen on dev items",
+    "shadow_scaled": "Instruct + delta of the tuned Base, scale chosen on dev items",
 }
 JUDGED = ("shadow", "direct")
 DIFFERENT = 12  # settings of a further route that the page lists
 
 
-def notes(arms: Iterable[str], train: Mapping[str, Any], pair: Mapping[str, Any] | None) -> dict[str, str]:
+def notes(
+    arms: Iterable[str], candidate: str | None, train: Mapping[str, Any], pair: Mapping[str, Any] | None
+) -> dict[str, str]:
     """A note for each arm."""
     found = {}
     for name in arms:
         route = name.removesuffix("_scaled")
         tuned = _tuned(train.get(route), pair)
         scale = "scale 1" if name == route else "scale chosen on dev items"
-        found[name] = ARMS.get(name, f"further route: Instruct + delta of {tuned}, {scale}")
+        note = ARMS.get(name, f"further route: Instruct + delta of {tuned}, {scale}")
+        found[name] = f"the candidate: {note}" if name == candidate else note
     return found
 
 

@@ -1,4 +1,4 @@
-"""The report's section on what was forgotten: against the Instruct, and against the champion if it was scored."""
+"""What was forgotten, and answers that differ: against the Instruct, and against the champion if it was scored."""
 
 import html
 import json
@@ -6,7 +6,9 @@ import re
 import shutil
 from pathlib import Path
 
-from tests.test_report import page, write_work
+from shadowft_core.report.flips import flips
+from tests.fixtures.answers import scored, write_answers
+from tests.fixtures.report import page, write_work
 
 
 def champion(work: Path, of: str = "scores/instruct/instruct") -> Path:
@@ -23,7 +25,7 @@ def section(work: Path) -> str:
     return text[text.index("What was forgotten") : text.index("Answers that differ")]
 
 
-def flips(work: Path, before: str, after: str) -> tuple[int, int]:
+def moved(work: Path, before: str, after: str) -> tuple[int, int]:
     """Items lost and won between two folders of scores."""
     scores = []
     for name in (before, after):
@@ -35,17 +37,17 @@ def flips(work: Path, before: str, after: str) -> tuple[int, int]:
 
 def test_the_page_has_the_flips_of_every_task(tmp_path: Path) -> None:
     said = section(write_work(tmp_path))
-    lost, won = flips(tmp_path, "instruct/instruct", "shadow/shadow_scaled")
+    lost, won = moved(tmp_path, "instruct/instruct", "shadow/shadow_scaled")
     assert f"shadow_scaled against the Instruct: {lost} lost, {won} won of 710 items" in said
     assert min(lost, won) > 0
-    assert re.search(r"\bskill\s+200\s+0\s+156\s+\+156\s", said)
+    assert re.search(r"\bskill\s+domain\s+200\s+0\s+156\s+\+156\s+100\.0 %\s", said)
     assert "the champion" not in said
     assert "does not record its generation settings" in said
 
 
 def test_the_champion_is_compared_if_it_was_scored(tmp_path: Path) -> None:
     champion(write_work(tmp_path), "scores/direct/direct")
-    lost, won = flips(tmp_path, "direct/direct", "shadow/shadow_scaled")
+    lost, won = moved(tmp_path, "direct/direct", "shadow/shadow_scaled")
     assert f"shadow_scaled against the champion: {lost} lost, {won} won of 710 items" in section(tmp_path)
 
 
@@ -75,8 +77,34 @@ def test_kl_length_and_form_are_shown(tmp_path: Path) -> None:
     head.write_text(json.dumps(json.loads(head.read_bytes()) | {"kl": kl}))
     said = section(tmp_path)
     assert "KL of the Instruct to shadow_scaled: 0.125 nats per token, over 900 tokens of 64 answers" in said
-    assert re.search(r"skill\s+200\s+0\s+156\s+\+156\s+\S+\s+0.25\s", said)
+    assert re.search(r"skill\s+domain\s+200\s+0\s+156\s+\+156\s+100\.0 %\s+\S+\s+0.25\s", said)
     assert re.search(r"skill\s+\+4.0\s+0 % to 100 %\s+-\s+0 %\s+0 %\s+100 %", said)
+
+
+def test_what_is_kept_is_the_share_of_what_the_reference_has_right(tmp_path: Path) -> None:
+    write_answers(tmp_path / "instruct", {"t": scored(1, 1, 1, 1, 0), "open": scored(0.5, 2.0), "none": scored(0, 0)})
+    write_answers(tmp_path / "arm", {"t": scored(1, 1, 1, 0, 1), "open": scored(0.7, 2.0), "none": scored(0, 1)})
+    [found] = flips({"instruct": tmp_path / "instruct", "arm": tmp_path / "arm"}, "arm")
+    assert found["kept"] == {"t": 0.75, "open": None, "none": None}
+
+
+def test_without_a_candidate_nothing_is_compared(tmp_path: Path) -> None:
+    write_answers(tmp_path / "instruct", {"t": scored(1)})
+    assert flips({"instruct": tmp_path / "instruct"}, None) == []
+
+
+def test_prompt_and_both_answers_stand_side_by_side(tmp_path: Path) -> None:
+    work = write_work(tmp_path)
+    for arm in ("instruct/instruct", "shadow/shadow_scaled"):
+        items = work / "scores" / arm / "items.jsonl"
+        rows = [json.loads(line) for line in items.read_text().splitlines()]
+        items.write_text("".join(json.dumps(row | {"prompt": "long " * 100}) + "\n" for row in rows))
+    source = page(work).source
+    text = html.unescape(source[source.index("Answers that differ") :])
+    sides = r'<div class="sides">\s*<div>.*?instruct.*?answer (\d+): 0.*?</div></div>'
+    sides += r"\s*<div>.*?shadow_scaled.*?answer \1: 1"
+    assert re.search(sides, text, re.DOTALL)
+    assert f"{('long ' * 100)[:400]} …</p>" in text
 
 
 def test_hostile_characters_are_shown_by_their_code(tmp_path: Path) -> None:

@@ -1,0 +1,79 @@
+"""Reads the outputs of the stages. A file that is missing is None, and so is what an older version does not record."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from shadowft_core.errors import EvaluationError
+from shadowft_core.files import bytes_digest, canonical_json, read_json_object
+
+TRAINING = (
+    "method",
+    "seed",
+    "steps",
+    "tokens",
+    "first_loss",
+    "last_loss",
+    "valid_loss",
+    "untrained_tokens",
+    "stops",
+    "versions",
+    "start",
+)
+"""fields of train.json that the page shows"""
+_Found = TypeVar("_Found")
+
+
+def by_route(routes: Sequence[str], read: Callable[[str], _Found | None]) -> dict[str, _Found]:
+    """What `read` finds for each route, without those for which it finds nothing."""
+    return {route: found for route in routes if (found := read(route)) is not None}
+
+
+def optional(path: Path) -> dict[str, Any] | None:
+    """A JSON object, or None if there is no such file. Raises CheckpointError if it is not readable."""
+    return read_json_object(path) if path.exists() else None
+
+
+def training(path: Path) -> dict[str, Any] | None:
+    """train.json; a field of TRAINING that an older version, or another trainer, does not write is None."""
+    found = optional(path)
+    return None if found is None else dict.fromkeys(TRAINING) | found
+
+
+def steps(tuned: Path, train: Mapping[str, Any] | None) -> list[dict[str, Any]] | None:
+    """The lines of metrics.jsonl; the validation loss after training is added where they lack it."""
+    lines, found = _lines(tuned / "metrics.jsonl"), train or {}
+    if lines and found.get("valid_loss") is not None and "valid_loss" not in lines[-1]:
+        lines.append({"step": found["steps"], "valid_loss": found["valid_loss"]})
+    return lines
+
+
+def samples(tuned: Path, routes: Sequence[str]) -> list[dict[str, Any]]:
+    """The sequences that `train` wrote as text, of the first route with such a file; all routes read the same rows."""
+    files = (tuned / route / "samples.jsonl" for route in routes)
+    return next((found for file in files if (found := _lines(file))), [])
+
+
+def delta(path: Path) -> dict[str, Any] | None:
+    """Digest, kind, Base, program and number of tensors of a delta.json."""
+    certificate = optional(path)
+    if certificate is None:
+        return None
+    return {
+        "digest": bytes_digest(canonical_json(certificate)),
+        "kind": certificate["kind"],
+        "base": certificate["base"]["digest"],
+        "tensors": len(certificate["tensors"]),
+        "created_by": certificate.get("created_by"),
+    }
+
+
+def _lines(path: Path) -> list[dict[str, Any]] | None:
+    if not path.exists():
+        return None
+    try:
+        with path.open(encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+    except ValueError as error:
+        raise EvaluationError(f"{path}: not readable as JSON lines: {error}; run the stage that writes it") from None

@@ -72,7 +72,7 @@ def test_its_examples_are_items_on_which_it_differs(tmp_path: Path) -> None:
 def test_without_a_candidate_the_page_says_why(none: Page) -> None:
     assert "Shadow-FT: hold" in none.text
     assert "No arm that keeps the guards beats the Instruct on the dev items" in none.text
-    assert "The untouched Instruct stays." in none.text
+    assert "Nothing ships." in none.text
     assert LACKING in none.text
     assert "There is no candidate, so nothing would ship." in none.text
     for absent in ("the candidate: ", "against the Instruct:", "model of its recipe", "compare instruct None", "None"):

@@ -17,7 +17,7 @@ OUTCOMES = {"better": "#15803d", "passed": "#15803d", "worse": "#b91c1c", "harme
 ROW = 0.42  # inches of a row of the forest plot
 TICK = 18  # characters of the name of a module
 BROAD = 26  # characters of a name in the legend; longer ones need the whole width
-ANNOTATED = 60  # cells of the heat map: with more, the numbers would not be legible
+ANNOTATED = 8  # layers of the heat map: with more, the numbers would not fit
 
 
 @styled
@@ -183,7 +183,7 @@ def heat(grids: Mapping[str, Grid]) -> str:
         axes.grid(visible=False)
         axes.invert_yaxis()
         axes.set_title(named(title))
-        if len(grid.layers) * len(grid.modules) <= ANNOTATED:
+        if len(grid.layers) <= ANNOTATED:
             for (layer, module), value in grid.cells.items():
                 at = grid.layers.index(layer) + 0.5, grid.modules.index(module) + 0.5
                 dark = 100 * value > 0.6 * most

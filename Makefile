@@ -6,7 +6,7 @@ FIND_LINKS = $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
 INSTALL = -c constraints.txt -e '.[dev,real,math,ifeval,server]'
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help venv lint test test-slow test-faults test-families test-vllm test-gpu coverage demo demo-s3 demo-real run repro clean
+.PHONY: help venv lint test test-slow test-statistics test-faults test-families test-vllm test-gpu coverage demo demo-s3 demo-real run repro clean
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
@@ -51,6 +51,8 @@ test-slow: venv  ## servers, schedules, whole runs, the built wheel; minutes
 	pytest -m slow
 test-faults: venv  ## every crash point and fault, enumerated
 	pytest -m faults
+test-statistics: venv  ## error rates, power and coverage of the verdict by simulation; minutes
+	pytest -m statistics -n 2 -rP tests/statistics
 test-families: venv  ## every model class of transformers, every adapter type of PEFT; minutes
 	pytest -m families -n 2
 test-vllm: venv .venv/smollm2 .venv-vllm/ready  ## a real vLLM server on the CPU, in an environment of its own, 3 GB; minutes

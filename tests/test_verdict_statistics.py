@@ -20,10 +20,10 @@ def test_mcnemar_is_the_exact_binomial() -> None:
     """Agresti, Categorical Data Analysis: approval of the prime minister, 86 and 150 of 1600 changed their mind."""
     d = np.repeat([1.0, -1.0, 0.0], [150, 86, 1364])
     exact = sum(binom.pmf(k, 236, 0.5) for k in range(150, 237))
-    assert Sample([d], SIGN).p_above(0.0) == pytest.approx(exact, rel=1e-9)
+    assert Sample([d], SIGN).p_better(999, 0) == pytest.approx(exact, rel=1e-9)
     assert exact == pytest.approx(1.86e-5, rel=0.02)
-    assert Sample([np.repeat([1.0, 0.0], [5, 20])], SIGN).p_above(0.0) == pytest.approx(1 / 32)
-    assert Sample([np.repeat([1.0, -1.0], [9, 1])], SIGN).p_above(0.0) == pytest.approx(11 / 1024)
+    assert Sample([np.repeat([1.0, 0.0], [5, 20])], SIGN).p_better(999, 0) == pytest.approx(1 / 32)
+    assert Sample([np.repeat([1.0, -1.0], [9, 1])], SIGN).p_better(999, 0) == pytest.approx(11 / 1024)
 
 
 def test_a_long_task_weighs_as_much_as_a_short_one() -> None:

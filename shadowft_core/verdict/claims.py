@@ -51,7 +51,9 @@ def gate(arms: Mapping[str, Arm], candidate: str, params: Verdict, alpha: float)
     """The claims that must all hold: a gain over the Instruct at the level `alpha` of this look, no harm to the guards,
     together and each, and no loss against earlier champions."""
     domain, guards = arms[candidate].tasks("domain"), arms[candidate].tasks("guard")
-    found = [_superiority(Comparison(arms, candidate, "instruct", domain, params, "worthwhile"), alpha)]
+    gain = Comparison(arms, candidate, "instruct", domain, params, "worthwhile")
+    p = gain.p_better(params)
+    found = [_superiority(gain, alpha, p, p)]
     if guards:
         found.append(_non_inferiority(arms, candidate, "instruct", "guards", guards, params))
     found += [_non_inferiority(arms, candidate, "instruct", "guard", [task], params) for task in guards]
@@ -64,11 +66,11 @@ def method(arms: Mapping[str, Arm], candidate: str | None, params: Verdict) -> l
     pairs = method_pairs(arms, candidate, params)
     tasks = arms["instruct"].tasks("domain")
     compared = [Comparison(arms, arm, against, tasks, params, "worthwhile") for arm, against in pairs]
-    adjusted = holm([c.sample.p_above(0.0) for c in compared])
+    raw = [c.p_better(params) for c in compared]
     required = _required(arms, params)
     return [
-        _superiority(c, params.alpha, p, len(pairs), gate=candidate is not None and (c.arm, c.against) in required)
-        for c, p in zip(compared, adjusted, strict=True)
+        _superiority(c, params.alpha, *ps, tests=len(pairs), gate=candidate is not None and pair in required)
+        for c, pair, *ps in zip(compared, pairs, raw, holm(raw), strict=True)
     ]
 
 
@@ -102,10 +104,8 @@ def _required(arms: Mapping[str, Arm], params: Verdict) -> list[tuple[str, str]]
 
 
 def _superiority(
-    c: Comparison, alpha: float, p_adjusted: float | None = None, tests: int = 1, *, gate: bool = True
+    c: Comparison, alpha: float, p: float, p_adjusted: float, *, tests: int = 1, gate: bool = True
 ) -> Claim:
-    p = 1.0 if c.same else c.sample.p_above(0.0)
-    p_adjusted = p if p_adjusted is None else p_adjusted
     needed, effect, outcome = None, c.limit, _superiority_outcome(c, p_adjusted, alpha)
     if outcome == "too few items":
         needed, effect = _needed(c, alpha / tests)

@@ -11,6 +11,7 @@ from shadowft_core.verdict.statistics import Items, Sample, mean_of_tasks
 
 Limit = Literal["margin", "margin_each", "worthwhile"]
 LEVEL = 0.95  # of every interval
+SHARES = (0.0, 1.0)  # range of scores that are shares of right answers
 
 
 class Comparison:
@@ -30,20 +31,27 @@ class Comparison:
         self.limit = 1.0 if self.in_units else limits[0]
         self.kind = kind
         units = limits if self.in_units else [1.0] * len(limits)
-        self.means = [mean_of_tasks([item_scores(one, task) for task in tasks]) for one in (first, second)]
-        differences = [item_scores(first, task) - item_scores(second, task) for task in tasks]
+        pairs = [(item_scores(first, task), item_scores(second, task)) for task in tasks]
+        self.means = [mean_of_tasks(scores) for scores in zip(*pairs, strict=True)]
+        differences = [mine - other for mine, other in pairs]
         self.by_task = {task: mean_of_tasks([d]) for task, d in zip(tasks, differences, strict=True)}
-        ends = [_largest((first, second), task, d) for task, d in zip(tasks, differences, strict=True)]
+        shares = [range_of(scores) == SHARES for scores in pairs]
+        ends = [(-1.0, 1.0) if share else _largest(d) for share, d in zip(shares, differences, strict=True)]
         self.sample = Sample(
             [d / unit for d, unit in zip(differences, units, strict=True)],
             [(low / unit, high / unit) for (low, high), unit in zip(ends, units, strict=True)],
             clusters((first, second), tasks),
+            open_scale=not all(shares),
         )
         self.same = first.model_digest == second.model_digest and not any(d.any() for d in differences)
         self.n, self.clusters = self.sample.n, self.sample.num_clusters
         self.difference = self.sample.mean
         # the same model with the same scores: no difference, even with few items
         self.interval = (0.0, 0.0) if self.same else self.sample.interval(LEVEL)
+
+    def p_better(self, params: Verdict) -> float:
+        """One-sided p value: is `arm` better? 1 for the same model with the same scores."""
+        return 1.0 if self.same else self.sample.p_better(params.resamples, params.seed)
 
     def sentence(self, subject: str) -> str:
         """The difference in words, such as `domain: a 0.800 against b 0.100, +0.700 [+0.650, +0.750]`."""
@@ -68,10 +76,14 @@ def item_scores(arm: Arm, task: str) -> Items:
 
 
 def score_range(arms: Iterable[Arm], task: str) -> tuple[float, float]:
-    """[0, 1] if it contains every score, as for accuracies; otherwise the lowest and highest score over these arms."""
-    scores = np.concatenate([item_scores(arm, task) for arm in arms])
-    low, high = float(scores.min()), float(scores.max())
-    return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
+    """The range of the scores of these arms (see `range_of`)."""
+    return range_of([item_scores(arm, task) for arm in arms])
+
+
+def range_of(scores: Sequence[Items]) -> tuple[float, float]:
+    """[0, 1] if it contains every score, as for accuracies; otherwise the lowest and the highest score."""
+    low, high = min(float(s.min()) for s in scores), max(float(s.max()) for s in scores)
+    return SHARES if low >= 0 and high <= 1 else (low, high)
 
 
 def clusters(arms: Iterable[Arm], tasks: Sequence[str]) -> list[list[tuple[str, ...]]]:
@@ -88,7 +100,7 @@ def clusters(arms: Iterable[Arm], tasks: Sequence[str]) -> list[list[tuple[str, 
     ]
 
 
-def _largest(arms: Iterable[Arm], task: str, differences: Items) -> tuple[float, float]:
-    """The range of differences of an item: -1 to 1 for scores in [0, 1], else plus or minus the largest observed."""
-    largest = 1.0 if score_range(arms, task) == (0.0, 1.0) else float(np.abs(differences).max())
+def _largest(differences: Items) -> tuple[float, float]:
+    """Plus or minus the largest difference observed: the range on an open scale."""
+    largest = float(np.abs(differences).max())
     return -largest, largest

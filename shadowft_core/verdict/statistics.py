@@ -1,10 +1,12 @@
 """Paired statistics on item scores: pure and seeded. The order and the names of the items do not matter.
 
-Tasks are strata: the statistic is the mean of the task means. Items of one cluster are not independent.
+The statistic is the mean of the task means: tasks are strata. Items of one cluster are not independent, so they are
+summed first. docs/verdict.md explains the formulas, and has the simulations that chose them.
 """
 
 import math
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +14,8 @@ from numpy.typing import NDArray
 Items = NDArray[np.float64]
 
 POWER = 0.8
+PADS = 2  # observations that are added at each end of the range
+_CELLS = 4_000_000  # resampled numbers in memory at once: 32 MB
 
 
 def mean_of_tasks(tasks: Sequence[Items]) -> float:
@@ -19,11 +23,44 @@ def mean_of_tasks(tasks: Sequence[Items]) -> float:
     return math.fsum(math.fsum(items) / items.size for items in tasks) / len(tasks)
 
 
+@dataclass(frozen=True)
+class _Moments:
+    """Of `size` observations whose mean is the statistic."""
+
+    mean: float
+    variance: float  # of an observation
+    third: float  # central moment of an observation
+    size: float
+
+    def padded(self, low: float, high: float, times: float) -> "_Moments":
+        """The same with `times` observations added at `low` and at `high`."""
+        total = self.size + 2 * times
+        mean = (self.size * self.mean + times * (low + high)) / total
+        shift = self.mean - mean
+        second = self.size * (self.variance + shift**2)
+        third = self.size * (self.third + 3 * shift * self.variance + shift**3)
+        for end in (low, high):
+            second += times * (end - mean) ** 2
+            third += times * (end - mean) ** 3
+        return _Moments(mean, second / total, third / total, total)
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean."""
+        return math.sqrt(self.variance / self.size)
+
+    @property
+    def skewness(self) -> float:
+        """Of the mean."""
+        return self.third / self.variance**1.5 / math.sqrt(self.size) if self.variance > 0 else 0.0
+
+
 class Sample:
     """Scores of one arm, or differences of two arms on the same items, by task.
 
     `tasks[t]` has shape (items of t,); `ends[t]` are the least and the largest value that an item of t can have;
-    `clusters[t]` names the cluster of each item, of which one can have items of several tasks.
+    `clusters[t]` names the cluster of each item (default: each its own), of which one can have items of several tasks.
+    `open_scale`: the ends are only the largest values seen, so skewness is corrected twice over.
     """
 
     def __init__(
@@ -31,81 +68,120 @@ class Sample:
         tasks: Sequence[Items],
         ends: Sequence[tuple[float, float]],
         clusters: Sequence[Sequence[Hashable]] | None = None,
+        *,
+        open_scale: bool = False,
     ) -> None:
-        self.tasks = tasks
         self.n = sum(items.size for items in tasks)
         self.mean = mean_of_tasks(tasks)
-        self.low = math.fsum(low for low, _ in ends) / len(ends)
-        self.high = math.fsum(high for _, high in ends) / len(ends)
-        flat: list[Hashable] = [name for names in clusters for name in names] if clusters else list(range(self.n))
-        place: dict[Hashable, int] = {}
-        index = np.array([place.setdefault(name, len(place)) for name in flat])
-        self.num_clusters = len(place)
+        self._low = math.fsum(low for low, _ in ends) / len(ends)
+        self._high = math.fsum(high for _, high in ends) / len(ends)
+        self._skew_factor = 2.0 if open_scale else 1.0
+        index, self.num_clusters, of_task = _numbered(tasks, clusters)
         values = np.concatenate(tasks)
         order = np.argsort(values, kind="stable")  # sums do not depend on the order of the items
-        weights = np.concatenate([np.full(items.size, 1 / (items.size * len(tasks))) for items in tasks])
-        means = np.concatenate([np.full(items.size, math.fsum(items) / items.size) for items in tasks])
-        spread = np.concatenate(
-            [np.full(items.size, math.sqrt(items.size / max(items.size - 1, 1))) for items in tasks]
-        )
+        sizes = np.repeat([items.size for items in tasks], [items.size for items in tasks])
+        weights = 1 / (sizes * len(tasks))
+        means = np.repeat([math.fsum(items) / items.size for items in tasks], [items.size for items in tasks])
+        # as the sum of squares about a mean is divided by n - 1
+        spread = np.repeat([math.sqrt(c / max(c - 1, 1)) for c in of_task], [items.size for items in tasks])
 
         def by_cluster(parts: Items) -> Items:
             return np.sort(np.bincount(index[order], parts[order], minlength=self.num_clusters).astype(np.float64))
 
-        self.sums = by_cluster(weights * values)  # they add up to the mean
-        self.residuals = by_cluster(weights * (values - means) * spread)
-        self.size = 1 / float(np.sum(by_cluster(weights) ** 2))  # clusters of equal weight that would be as precise
-        self.single = len(tasks) == 1 and self.num_clusters == self.n
-        self._p: dict[float, float] = {}
-
-    def _padded(self) -> tuple[float, float, float]:
-        """Mean, variance of an observation and number of observations, with two at each end of the range added."""
-        n = self.size
-        variance = n * float(np.sum(self.residuals**2))
-        total = n + 4
-        mean = (n * self.mean + 2 * self.low + 2 * self.high) / total
-        squares = n * (variance + (self.mean - mean) ** 2) + 2 * (self.low - mean) ** 2 + 2 * (self.high - mean) ** 2
-        return mean, squares / total, total
+        self._sums = by_cluster(weights * values)  # they add up to the mean
+        residuals = by_cluster(weights * (values - means) * spread)
+        shares = by_cluster(weights)
+        squares = float(np.sum(shares**2))
+        size = 1 / squares  # so many clusters of equal weight would be as precise (Kish 1965)
+        self._moments = _Moments(
+            self.mean, size * float(np.sum(residuals**2)), size**2 * float(np.sum(residuals**3)), size
+        )
+        self._freedom = squares**2 / float(np.sum(shares**4)) + 2 * PADS - 1  # after Satterthwaite 1946
+        self._one_by_one = len(tasks) == 1 and self.num_clusters == self.n
 
     def interval(self, level: float) -> tuple[float, float]:
-        """Two-sided interval of the mean.
+        """Two-sided t interval of the mean, from padded moments. The mean itself is always inside.
 
-        The whole is padded with two observations at each end of its range, so that a few items that all agree never
-        look certain: "plus four" (Agresti and Caffo 2000). The mean itself is always inside.
+        All items together are padded, not each task, with two observations at each end of the range: "plus four"
+        (Agresti and Caffo 2000). So a few items that all agree never look certain.
         """
-        from scipy.stats import t
+        from scipy.special import stdtrit
 
-        mean, variance, total = self._padded()
-        half = float(t.ppf((1 + level) / 2, max(self.num_clusters + 3, 1))) * math.sqrt(variance / total)
-        low, high = min(mean - half, self.mean), max(mean + half, self.mean)
-        return max(low, self.low), min(high, self.high)
+        padded = self._moments.padded(self._low, self._high, PADS)
+        half = float(stdtrit(self._freedom, (1 + level) / 2)) * padded.error
+        low, high = min(padded.mean - half, self.mean), max(padded.mean + half, self.mean)
+        return max(low, self._low), min(high, self._high)
 
     def p_above(self, bound: float) -> float:
-        """One-sided p value: is the mean above `bound`?"""
-        if bound not in self._p:
-            self._p[bound] = self._p_above(bound)
-        return self._p[bound]
+        """One-sided p value: is the mean above `bound`?
 
-    def _p_above(self, bound: float) -> float:
-        from scipy.stats import binomtest, t
+        The larger of two p values of a t statistic from padded moments: as it is, and after Hall's transformation
+        (1992), which removes the bias by skewness; a skewness that would lower p is taken as none.
+        """
+        from scipy.special import stdtr
 
-        moved = self.sums[self.sums != 0]
-        if bound == 0 and moved.size == 0:
+        padded = self._moments.padded(self._low, self._high, PADS)
+        if padded.error == 0:
+            return 0.0 if self.mean > bound else 1.0
+        t = (padded.mean - bound) / padded.error
+        a = self._skew_factor * min(padded.skewness, 0.0)
+        corrected = t + a * (t * t / 3 + 1 / 6) + a * a * t**3 / 27
+        return float(stdtr(self._freedom, -min(t, corrected)))
+
+    def p_better(self, resamples: int, seed: int) -> float:
+        """One-sided p value of the hypothesis that no arm is better: is the mean above zero?
+
+        The larger p value of `p_above` and of the permutation test that exchanges the arms in whole clusters. For one
+        task of 0/1 scores whose items are their own clusters the permutation test is McNemar's exact test, and stands
+        alone.
+        """
+        moved = self._sums[self._sums != 0]
+        if moved.size == 0:
             return 1.0
-        if bound == 0 and self.single and np.unique(np.abs(moved)).size == 1:
-            return float(binomtest(int((moved > 0).sum()), moved.size, 0.5, alternative="greater").pvalue)
-        mean, variance, total = self._padded()
-        return float(t.sf((mean - bound) / math.sqrt(variance / total), self.num_clusters + 3))
+        equal = np.unique(np.abs(moved)).size == 1  # exchanges are tosses of a coin, and the number of heads decides
+        p = _p_of_tosses(moved) if equal else _p_of_exchanges(moved, resamples, seed)
+        return p if equal and self._one_by_one else max(p, self.p_above(0.0))
 
     def items_to_detect(self, effect: float, alpha: float) -> int:
-        """The number of items, in the present mix, with which a one-sided test at `alpha` detects a true distance
-        `effect` from its bound. The power is 80 %.
-        """
-        from scipy.stats import norm
+        """The number of items, in the present mix, with which a one-sided test at `alpha` detects a mean that is
+        `effect` above its bound, with a power of 80 %.
 
-        _, variance, total = self._padded()
-        z = float(norm.isf(alpha) + norm.ppf(POWER))
-        return math.ceil(self.n * variance / total * (z / effect) ** 2)
+        Solves (n + 4) * effect = z * sqrt(n * variance + squares of the padding) for n, with z = z_alpha + z_power. The
+        variance is that of the items with half an observation added at each end.
+        """
+        from scipy.special import ndtri
+
+        z = float(ndtri(1 - alpha) + ndtri(POWER))
+        half_range = (self._high - self._low) / 2
+        variance = self._moments.padded(self.mean - half_range, self.mean + half_range, 0.5).variance
+        pads, squares = 2 * PADS, 2 * PADS * half_range**2
+        b, c = z * z * variance, z * z * (squares - pads * variance)
+        total = (b + math.sqrt(max(b * b + 4 * effect * effect * c, 0.0))) / (2 * effect * effect)
+        return math.ceil(max(total - pads, 1.0) * self.n / self._moments.size)
+
+
+def _p_of_tosses(moved: Items) -> float:
+    """The probability of at most so many losses, if each is as probable as a win."""
+    from scipy.special import bdtr
+
+    return float(bdtr(int((moved < 0).sum()), moved.size, 0.5))
+
+
+def _p_of_exchanges(moved: Items, resamples: int, seed: int) -> float:
+    """One-sided p value of a sum if all signs are equally probable: of all exchanges if they are few, else of some."""
+    from scipy.stats import permutation_test
+
+    found = permutation_test(
+        (moved,),
+        np.sum,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=resamples,
+        batch=max(1, _CELLS // moved.size),
+        alternative="greater",
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -116,3 +192,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = running
     return adjusted
+
+
+def _numbered(
+    tasks: Sequence[Items], clusters: Sequence[Sequence[Hashable]] | None
+) -> tuple[NDArray[np.int64], int, list[int]]:
+    """The number of each item's cluster, the number of clusters, and that in each task."""
+    if clusters is None:
+        n = sum(items.size for items in tasks)
+        return np.arange(n), n, [items.size for items in tasks]
+    place: dict[Hashable, int] = {}
+    index = np.array([place.setdefault(name, len(place)) for names in clusters for name in names])
+    return index, len(place), [len(set(names)) for names in clusters]

@@ -127,33 +127,71 @@ def select(
 
 @verbs.command(rich_help_panel=STAGES)
 def verdict(
-    scores: Annotated[Path, typer.Option(help="folder with the folders made by `evaluate`")],
     out: Annotated[Path, out_file("the verdict, JSON")],
+    scores: Annotated[Path | None, typer.Option(help="folder with the folders made by `evaluate`")] = None,
+    items: Annotated[
+        Path | None,
+        typer.Option(
+            help="in place of --scores: a parquet file with the columns suite (`domain` or the name of a guard), task, "
+            "item_id, arm, score, and optionally cluster and seed; the arm `instruct` is the reference"
+        ),
+    ] = None,
     recipe: Annotated[
         list[Path] | None, typer.Option(help="recipe.json: the arm that is its model is the candidate; repeatable")
     ] = None,
-    candidate: Annotated[Path | None, typer.Option(help="candidate.json: names the candidate")] = None,
+    candidate: Annotated[
+        str | None, typer.Option(metavar="ARM|FILE", help="the arm that may ship, or candidate.json, which names it")
+    ] = None,
     run: Annotated[
         Path | None, typer.Option(help="run.json: champions and earlier looks; default: a first look at these items")
     ] = None,
     metrics: Annotated[
         Path | None, typer.Option(help="file to write: the numbers that compare runs, JSON", rich_help_panel=OUTPUT)
     ] = None,
+    junit: Annotated[
+        Path | None, typer.Option(help="file to write: the claims as test cases, JUnit XML", rich_help_panel=OUTPUT)
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(help="file to write: the verdict as a page, Markdown", rich_help_panel=OUTPUT)
+    ] = None,
+    exit_code: Annotated[
+        bool,
+        typer.Option(
+            "--exit-code", help="exit with 0, 11 or 12 for promote, hold or undecided", rich_help_panel=OUTPUT
+        ),
+    ] = False,
     params: ParamsOption = PARAMS,
 ) -> None:
     """Decide, with paired statistics, whether the candidate should ship.
 
-    Reads the scores of all arms; writes the decision (promote, hold or undecided). Exit code 0 for each of them.
-    Without --run, a champion is judged if its scores are below the folder `champion`.
+    Reads the scores of all arms; writes the decision (promote, hold or undecided). Exit code 0 for each of them, unless
+    --exit-code. Without --run, a champion is judged if its scores are below the folder `champion`. With --items nothing
+    else of this program is needed: docs/verdict.md.
 
     Example: shadowft verdict --scores work/scores --recipe work/grafted/shadow/recipe.json --out work/verdict.json
     """
     from shadowft_core import verdict as room
+    from shadowft_core.files import write_atomically
 
     settings = read_params(params)
-    room.verdict(
-        scores, recipe or [], list(settings.routes), settings.verdict, out, metrics, candidate=candidate, run=run
-    )
+    if (scores is None) == (items is None):
+        raise InputError(f"--scores {scores}, --items {items}: give one of them, the folder or the parquet file")
+    if scores is not None:
+        named = Path(candidate) if candidate is not None and candidate.endswith(".json") else candidate
+        routes = list(settings.routes)
+        judged = room.verdict(scores, recipe or [], routes, settings.verdict, out, metrics, candidate=named, run=run)
+    else:
+        if candidate is None or recipe or run:
+            raise InputError(
+                "--items takes --candidate ARM, and neither --recipe nor --run; name the arm that may ship"
+            )
+        judged = room.verdict_of_items(Path(str(items)), candidate, settings.verdict, out, metrics)
+    if junit is not None:
+        write_atomically(junit, room.junit(judged))
+    if markdown is not None:
+        write_atomically(markdown, room.markdown(judged).encode("utf-8"))
+    if exit_code:
+        raise typer.Exit({"promote": 0, "hold": 11, "undecided": 12}[judged["decision"]])
 
 
 @verbs.command(rich_help_panel=STAGES)

@@ -22,16 +22,29 @@ class Result:
 
     @property
     def header(self) -> list[str]:
-        return ["arm", "scale", "domain", *self.guards]
+        return [
+            "arm",
+            "scale",
+            "domain",
+            *self._tasks,
+            *(["all guards"] if len(self._tasks) < len(self.guards) else []),
+        ]
 
     def rows(self) -> Iterator[list[str]]:
         """One row per arm: its scale, then mean and interval of the domain and of each guard."""
         arms = self.verdict["arms"]
         for name in groups_of(arms):
             arm = arms[name]
-            scores = [arm["domain"], *(arm["tasks"][guard] for guard in self.guards)]
+            scores = [arm["domain"], *(arm["tasks"][guard] for guard in self._tasks)]
+            if len(self._tasks) < len(self.guards):  # a guard that is a group of tasks has no row of its own
+                scores.append(arm["guards"])
             scale = "" if arm["scale"] is None else f"{arm['scale']:g}"
             yield [name, scale, *(_score(score) for score in scores)]
+
+    @property
+    def _tasks(self) -> list[str]:
+        """The guards that are single tasks."""
+        return [guard for guard in self.guards if guard in self.verdict["arms"]["instruct"]["tasks"]]
 
     def print(self, console: Console) -> None:
         table = Table(title="mean score [95 % interval]; higher is better", show_lines=True)

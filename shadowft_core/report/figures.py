@@ -56,7 +56,8 @@ def subject(claim: Mapping[str, Any]) -> str:
     if claim["role"] == "guards":
         return "all guards"
     if claim["role"] == "guard":
-        return named(", ".join(claim["tasks"]))
+        first, *others = claim["tasks"]
+        return named(f"{first} and {len(others)} more" if others else str(first))
     return named(f"domain: {claim['arm']} vs {claim['against']}")
 
 

@@ -17,6 +17,8 @@ from shadowft_core.verdict.candidate import read_candidate
 from shadowft_core.verdict.claims import Claim
 from shadowft_core.verdict.comparison import LEVEL, clusters, item_scores, score_range
 from shadowft_core.verdict.decision import Decision, decide, decision_of
+from shadowft_core.verdict.forms import junit, markdown
+from shadowft_core.verdict.itemfile import read_item_file
 from shadowft_core.verdict.looks import Look, alpha_left, alpha_of, read_run, require_same_models
 from shadowft_core.verdict.reasons import reasons
 from shadowft_core.verdict.scores import CHAMPIONS, Arm, groups_of, read_arms
@@ -31,8 +33,11 @@ __all__ = [
     "decide",
     "decision_of",
     "judge",
+    "junit",
+    "markdown",
     "numbers",
     "verdict",
+    "verdict_of_items",
 ]
 
 
@@ -44,14 +49,14 @@ def verdict(
     out: Path,
     metrics: Path | None = None,
     *,
-    candidate: Path | None = None,
+    candidate: Path | str | None = None,
     run: Path | None = None,
-) -> None:
+) -> dict[str, Any]:
     """Judge the arms under `scores` and write verdict.json (docs/architecture.md) and, to `metrics`, its numbers.
 
-    `candidate` is candidate.json; without it, the arm that is the model of one of `recipes` is the candidate. `run` is
-    run.json, which names look and champions; without it, this is a first look, and a champion is judged if it was
-    scored.
+    `candidate` is candidate.json or the name of an arm; without it, it is the arm that is the model of one of
+    `recipes`. `run` is run.json, which names look and champions; without it, this is a first look, and a champion is
+    judged if it was scored.
 
     Raises EvaluationError when a score folder is missing or damaged, when the arms did not answer the same items under
     the same template, or when the models that were scored are not those of the recipe, candidate.json or run.json.
@@ -66,9 +71,35 @@ def verdict(
     judged = judge(arms, params, candidate=chosen.arm, look=look)
     if chosen.arm is None:
         judged["reasons"].insert(0, chosen.reason)
-    write_json_atomically(out, judged | {"recipe_digest": chosen.digest})
+    return _written(judged | {"recipe_digest": chosen.digest}, out, metrics)
+
+
+def verdict_of_items(
+    items: Path, candidate: str, params: Verdict, out: Path, metrics: Path | None = None
+) -> dict[str, Any]:
+    """Judge the arms of one parquet file (see `read_item_file`) and write verdict.json and, to `metrics`, its numbers.
+
+    It is a first look, and the arms `champion` and `best_champion` are judged if they are in the file.
+
+    Raises EvaluationError for a damaged file, or a candidate that is not in it.
+    """
+    arms, seeds = read_item_file(items)
+    if candidate not in arms or candidate in ("instruct", *CHAMPIONS):
+        others = ", ".join(name for name in arms if name not in ("instruct", *CHAMPIONS))
+        raise EvaluationError(f"{items}: candidate is {candidate!r}, but the arms that may ship are {others}; name one")
+    judged = judge(arms, params, candidate=candidate)
+    for name, suites in seeds.items():
+        for suite, means in suites.items():
+            each = ", ".join(f"seed {seed} {mean:.3f}" for seed, mean in means.items())
+            judged["reasons"].append(f"{suite}: {name} by seed: {each}; the first is judged, because it ships")
+    return _written(judged | {"recipe_digest": None}, out, metrics)
+
+
+def _written(judged: dict[str, Any], out: Path, metrics: Path | None) -> dict[str, Any]:
+    write_json_atomically(out, judged)
     if metrics is not None:
         write_json_atomically(metrics, numbers(judged))
+    return judged
 
 
 def numbers(judged: Mapping[str, Any]) -> dict[str, float]:

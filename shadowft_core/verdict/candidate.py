@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from shadowft_core.errors import EvaluationError
-from shadowft_core.verdict.scores import Arm, problem, read_text
+from shadowft_core.verdict.scores import CHAMPIONS, Arm, problem, read_text
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class _Selection(BaseModel):
     reason: str
 
 
-def read_candidate(selection: Path | None, recipes: Iterable[Path], arms: Mapping[str, Arm]) -> Candidate:
-    """The candidate that the file `selection` (candidate.json) names, else the arm whose model one of `recipes` makes.
+def read_candidate(selection: Path | str | None, recipes: Iterable[Path], arms: Mapping[str, Arm]) -> Candidate:
+    """The candidate that `selection` (candidate.json, or an arm) names, else the arm that one of `recipes` makes.
 
     With both, a recipe must make the model of that arm. Raises EvaluationError if a file is missing or damaged, no arm
     is that model, or the arm was scored at another scale than that of candidate.json.
@@ -37,30 +37,38 @@ def read_candidate(selection: Path | None, recipes: Iterable[Path], arms: Mappin
     made = {recipe: _digest(recipe) for recipe in recipes}
     if selection is None:
         return _of_recipe(made, arms)
-    try:
-        found = _Selection.model_validate_json(read_text(selection))
-    except ValidationError as error:
-        raise EvaluationError(f"{selection}: {problem(error)}; run `shadowft select` again") from None
-    if found.arm is None:
-        return Candidate(None, None, found.reason)
-    if found.arm not in arms:
+    name, scale = selection, None
+    if isinstance(selection, Path):
+        found = _selected(selection)
+        if found.arm is None:
+            return Candidate(None, None, found.reason)
+        name, scale = found.arm, found.scale
+    name = str(name)
+    if name not in arms or name in ("instruct", *CHAMPIONS):
+        where = f"{selection}: arm is" if isinstance(selection, Path) else "the candidate is"
         raise EvaluationError(
-            f"{selection}: arm is {found.arm!r}, but the arms that were scored are {', '.join(arms)}; run `shadowft "
+            f"{where} {name!r}, but the arms that were scored are {', '.join(arms)}; name another, run `shadowft "
             "select` again, or evaluate that route"
         )
-    digest, scale = arms[found.arm].model_digest, arms[found.arm].scale
-    if found.scale not in (None, scale):
+    digest = arms[name].model_digest
+    if scale not in (None, arms[name].scale):
         raise EvaluationError(
-            f"{selection}: {found.arm} was chosen at scale {found.scale:g}, but its scores are of scale {scale}; graft "
+            f"{selection}: {name} was chosen at scale {scale:g}, but its scores are of scale {arms[name].scale}; graft "
             "and evaluate that route again"
         )
     if made and digest not in made.values():
         first, model = next(iter(made.items()))
         raise EvaluationError(
-            f"{first}: model is {model}, but the scores of {found.arm} are of {digest}; evaluate the grafted folder "
-            "again"
+            f"{first}: model is {model}, but the scores of {name} are of {digest}; evaluate the grafted folder again"
         )
-    return Candidate(found.arm, digest)
+    return Candidate(name, digest)
+
+
+def _selected(path: Path) -> _Selection:
+    try:
+        return _Selection.model_validate_json(read_text(path))
+    except ValidationError as error:
+        raise EvaluationError(f"{path}: {problem(error)}; run `shadowft select` again") from None
 
 
 def _of_recipe(made: Mapping[Path, str], arms: Mapping[str, Arm]) -> Candidate:

@@ -55,9 +55,16 @@ def gate(arms: Mapping[str, Arm], candidate: str, params: Verdict, alpha: float)
     p = gain.p_better(params)
     found = [_superiority(gain, alpha, p, p)]
     if guards:
-        found.append(_non_inferiority(arms, candidate, "instruct", "guards", guards, params))
-    found += [_non_inferiority(arms, candidate, "instruct", "guard", [task], params) for task in guards]
-    found += [_non_inferiority(arms, candidate, name, "domain", domain, params) for name in CHAMPIONS if name in arms]
+        found.append(_non_inferiority(arms, candidate, "instruct", "guards", guards, params, "all guards together"))
+    found += [
+        _non_inferiority(arms, candidate, "instruct", "guard", tasks, params, f"guard {name}")
+        for name, tasks in arms[candidate].guards().items()
+    ]
+    found += [
+        _non_inferiority(arms, candidate, name, "domain", domain, params, "domain")
+        for name in CHAMPIONS
+        if name in arms
+    ]
     return found
 
 
@@ -133,8 +140,9 @@ def _non_inferiority(
     role: Literal["domain", "guards", "guard"],
     tasks: list[str],
     params: Verdict,
+    subject: str,
 ) -> Claim:
-    """A loss of the margin or more must be excluded."""
+    """A loss of the margin or more must be excluded. `subject` begins the sentence."""
     kind: Limit = "margin_each" if role == "guard" else "margin"
     alpha = EACH if role == "guard" else params.alpha
     c = Comparison(arms, candidate, against, tasks, params, kind)
@@ -147,7 +155,6 @@ def _non_inferiority(
         outcome = "worse" if role == "domain" else "harmed"
     else:
         needed, effect = _needed(c, alpha)
-    subject = {"domain": "domain", "guards": "all guards together", "guard": f"guard {tasks[0]}"}[role]
     sentence = f"{c.sentence(subject)}, margin {c.limit:g}{_unit(c)}: {outcome}"
     if needed:
         loss = c.limit - effect

@@ -71,5 +71,7 @@ def _second_format(judged: Mapping[str, Any], claims: Sequence[Claim]) -> list[E
     found: list[Expected] = [("superiority", "domain", "instruct", tuple(domain))]
     if guards or arms["instruct"]["guards"] is not None:
         found.append(("non-inferiority", "guards", "instruct", tuple(guards)))
-    found += [("non-inferiority", "guard", "instruct", (task,)) for task in guards]
+    claimed = [c.tasks for c in claims if c.gate and (c.arm, c.against, c.role) == (candidate, "instruct", "guard")]
+    each = claimed + [[task] for task in guards if task not in {name for tasks in claimed for name in tasks}]
+    found += [("non-inferiority", "guard", "instruct", tuple(tasks)) for tasks in each]
     return found + [("non-inferiority", "domain", name, tuple(domain)) for name in CHAMPIONS if name in arms]

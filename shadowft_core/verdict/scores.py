@@ -19,6 +19,8 @@ CHAMPIONS = ("champion", "best_champion")
 
 class _Summary(BaseModel):
     role: Role
+    group: str | None = None
+    """the name in params.yaml that stands for the task; folders of older versions do not say"""
     metric: str
     n: int = Field(ge=1)
     mean: float = Field(allow_inf_nan=False)
@@ -50,6 +52,7 @@ class Arm:
     """The scores of one model. A higher `scores[task][item]` is better; `roles` and `metrics` are keyed by task.
 
     `clusters[task][item]` names what the item shares with others, of any task; an item without one is its own cluster.
+    `groups[task]` is the guard that the task is a part of; a task without one is a guard of its own.
     """
 
     name: str
@@ -61,10 +64,18 @@ class Arm:
     scores: dict[str, dict[str, float]]
     generation: dict[str, Any] | None = None
     clusters: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+    groups: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def tasks(self, role: Role) -> list[str]:
         """The task names of one role, sorted."""
         return sorted(task for task, its_role in self.roles.items() if its_role == role)
+
+    def guards(self) -> dict[str, list[str]]:
+        """The tasks of each guard, by its name, sorted."""
+        found: dict[str, list[str]] = {}
+        for task in self.tasks("guard"):
+            found.setdefault(self.groups.get(task, task), []).append(task)
+        return dict(sorted(found.items()))
 
 
 def arm_names(routes: Iterable[str], champions: Iterable[str] = ()) -> dict[str, str]:
@@ -144,6 +155,7 @@ def read_arm(folder: Path, name: str | None = None) -> Arm:
             for task, by_item in collected.items()
         },
         clusters=clusters,
+        groups={task: summary.group for task, summary in head.tasks.items() if summary.group},
     )
 
 

@@ -1,0 +1,132 @@
+"""Reads the scores of all arms from one parquet file, for a verdict without the other stages."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shadowft_core.errors import EvaluationError
+from shadowft_core.files import file_digest
+from shadowft_core.verdict.scores import Arm, Role, check_same_questions
+
+NEEDED = ("suite", "task", "item_id", "arm", "score")
+OPTIONAL = ("cluster", "seed")
+
+
+def read_item_file(path: Path) -> tuple[dict[str, Arm], dict[str, dict[str, dict[str, float]]]]:
+    """The arms of a parquet file with the columns suite, task, item_id, arm, score and, optionally, cluster and seed;
+    and, of each arm with several seeds, the mean score of each suite by seed.
+
+    `suite` is `domain` or the name of a guard; the arm `instruct` is the reference. An arm stands for the model of its
+    first seed, which is the one that ships.
+
+    Raises EvaluationError naming file, row (counted from 1) and remedy if a column or value is missing or of the wrong
+    kind, an item is twice in an arm, or the arms did not answer the same items.
+    """
+    rows = _rows(path)
+    first = {
+        name: min(row["seed"] for row in rows if row["arm"] == name) for name in dict.fromkeys(r["arm"] for r in rows)
+    }
+    if "instruct" not in first:
+        raise EvaluationError(
+            f"{path}: no row has the arm `instruct`, only {', '.join(first)}; the untouched Instruct is the reference, "
+            "name it so"
+        )
+    digest = file_digest(path)
+    arms: dict[str, Arm] = {}
+    for name in sorted(first):
+        arms[name] = Arm(name, None, f"{digest} {name}", None, {}, {}, {})
+    seen: dict[tuple[Any, ...], int] = {}
+    suites: dict[str, tuple[str, int]] = {}
+    for number, row in enumerate(rows, start=1):
+        suite, task, item, name = (row[column] for column in ("suite", "task", "item_id", "arm"))
+        known, at = suites.setdefault(task, (suite, number))
+        if known != suite:
+            raise EvaluationError(
+                f"{path}: row {number}: task {task!r} is in suite {suite!r}, but in {known!r} in row {at}; give the "
+                "two tasks different names"
+            )
+        earlier = seen.setdefault((name, row["seed"], task, item), number)
+        if earlier != number:
+            raise EvaluationError(
+                f"{path}: row {number}: item {item!r} of task {task!r} is in arm {name!r} in row {earlier} already; "
+                "write an item once, or its repetitions with different seeds"
+            )
+        if row["seed"] == first[name]:
+            _add(arms[name], row)
+    for arm in arms.values():
+        check_same_questions(arms["instruct"], arm)
+    return arms, _by_seed(rows)
+
+
+def _add(arm: Arm, row: Mapping[str, Any]) -> None:
+    task: str = row["task"]
+    role: Role = "domain" if row["suite"] == "domain" else "guard"
+    arm.roles[task], arm.metrics[task] = role, "score"
+    arm.scores.setdefault(task, {})[row["item_id"]] = row["score"]
+    if role == "guard":
+        arm.groups[task] = row["suite"]
+    if row["cluster"] is not None:
+        arm.clusters.setdefault(task, {})[row["item_id"]] = row["cluster"]
+
+
+def _by_seed(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+    """{arm: {suite: {seed: mean of the task means}}} of the arms with several seeds."""
+    scores: dict[str, dict[str, dict[Any, dict[str, list[float]]]]] = {}
+    for row in rows:
+        suite = scores.setdefault(row["arm"], {}).setdefault(row["suite"], {})
+        suite.setdefault(row["seed"], {}).setdefault(row["task"], []).append(row["score"])
+    return {
+        arm: {
+            suite: {
+                str(seed): math.fsum(math.fsum(s) / len(s) for s in tasks.values()) / len(tasks)
+                for seed, tasks in sorted(seeds.items())
+            }
+            for suite, seeds in sorted(suites.items())
+        }
+        for arm, suites in scores.items()
+        if any(len(seeds) > 1 for seeds in suites.values())
+    }
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except FileNotFoundError:
+        raise EvaluationError(f"{path}: no such file; name a parquet file with --items") from None
+    except (OSError, pyarrow.ArrowException) as error:
+        raise EvaluationError(
+            f"{path}: not a parquet file ({str(error).splitlines()[0]:.200}); write it again"
+        ) from None
+    if missing := [name for name in NEEDED if name not in table.column_names]:
+        raise EvaluationError(
+            f"{path}: has no column {missing[0]!r}, only {', '.join(table.column_names)[:400]}; needed are "
+            f"{', '.join(NEEDED)}"
+        )
+    rows: list[dict[str, Any]] = table.select([c for c in NEEDED + OPTIONAL if c in table.column_names]).to_pylist()
+    if not rows:
+        raise EvaluationError(f"{path}: has no rows; write a row for each arm and item")
+    for number, row in enumerate(rows, start=1):
+        row |= {column: row.get(column) for column in OPTIONAL}
+        row["seed"] = row["seed"] or 0
+        for column in ("suite", "task", "arm"):
+            if not isinstance(row[column], str) or not row[column]:
+                raise EvaluationError(
+                    f"{path}: row {number}: {column} is {row[column]!r:.60}, expected a name; correct it"
+                )
+        if row["item_id"] is None:
+            raise EvaluationError(f"{path}: row {number}: item_id is missing; name the item")
+        row["item_id"] = str(row["item_id"])
+        row["cluster"] = None if row["cluster"] is None else str(row["cluster"])
+        score = row["score"]
+        if not isinstance(score, int | float) or not math.isfinite(score):
+            raise EvaluationError(
+                f"{path}: row {number}: score is {score!r:.60}, expected a finite number; score the item again"
+            )
+        row["score"] = float(score)
+        if not isinstance(row["seed"], int):
+            raise EvaluationError(f"{path}: row {number}: seed is {row['seed']!r:.60}, expected an integer; correct it")
+    return rows

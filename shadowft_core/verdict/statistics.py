@@ -75,7 +75,7 @@ class Sample:
         self.mean = mean_of_tasks(tasks)
         self._low = math.fsum(low for low, _ in ends) / len(ends)
         self._high = math.fsum(high for _, high in ends) / len(ends)
-        self._skew_factor = 2.0 if open_scale else 1.0
+        self._open_scale = open_scale
         index, self.num_clusters, of_task = _numbered(tasks, clusters)
         values = np.concatenate(tasks)
         order = np.argsort(values, kind="stable")  # sums do not depend on the order of the items
@@ -120,11 +120,15 @@ class Sample:
         """
         from scipy.special import stdtr
 
-        padded = self._moments.padded(self._low, self._high, PADS)
+        low, high = self._low, self._high
+        if self._open_scale:  # no centre of the scale: the padding is about the bound, and pulls towards it
+            reach = max(abs(low - bound), abs(high - bound))
+            low, high = bound - reach, bound + reach
+        padded = self._moments.padded(low, high, PADS)
         if padded.error == 0:
             return 0.0 if self.mean > bound else 1.0
         t = (padded.mean - bound) / padded.error
-        a = self._skew_factor * min(padded.skewness, 0.0)
+        a = (2.0 if self._open_scale else 1.0) * min(padded.skewness, 0.0)
         corrected = t + a * (t * t / 3 + 1 / 6) + a * a * t**3 / 27
         return float(stdtr(self._freedom, -min(t, corrected)))
 

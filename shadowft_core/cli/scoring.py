@@ -168,7 +168,9 @@ def verdict(
     --exit-code. Without --run, a champion is judged if its scores are below the folder `champion`. With --items nothing
     else of this program is needed: docs/verdict.md.
 
-    Example: shadowft verdict --scores work/scores --recipe work/grafted/shadow/recipe.json --out work/verdict.json
+    Example: shadowft verdict --scores work/scores --candidate work/candidate.json --out work/verdict.json
+
+    Example: shadowft verdict --items scores.parquet --candidate mine --out verdict.json --exit-code
     """
     from shadowft_core import verdict as room
     from shadowft_core.files import write_atomically

@@ -43,7 +43,7 @@ def run(
     """Run the whole pipeline on SmolLM2-135M-Instruct and a synthetic Base made from it.
 
     The Base is the Instruct, trained briefly on plain text. The run shows that the pipeline works with a real model; it
-    is no evidence about the published Base. It takes about an hour on two cores and 5 GB of disk.
+    is no evidence about the published Base. It takes about 40 minutes on two cores and 5 GB of disk.
 
     Example: python -m shadowft_core.demo.real --data my_rows.jsonl
 

@@ -149,8 +149,14 @@ def test_the_old_verdict_is_not_reused(world: World, tmp_path: Path) -> None:
     for name in ("report.html", "dvc.lock"):
         (work / name).write_text("")
     shutil.copytree(world.deltas[0], work / "delta" / "shadow")
-    verdict = {"decision": "promote", "recipe_digest": json.loads(world.recipe.read_bytes())["digest"]}
-    write_json_atomically(work / "pair" / "pair.json", {"instruct": {"digest": carried["instruct"]["digest"]}})
+    verdict = {
+        "candidate": "shadow_scaled",
+        "decision": "promote",
+        "recipe_digest": json.loads(world.recipe.read_bytes())["digest"],
+    }
+    base = json.loads((world.deltas[0] / "delta.json").read_bytes())["base"]["digest"]
+    pair = {"base": {"digest": base}, "instruct": {"digest": carried["instruct"]["digest"]}}
+    write_json_atomically(work / "pair" / "pair.json", pair)
     write_json_atomically(work / "verdict.json", verdict)
     recipe = carried | {"deltas": [{"digest": open_delta(world.deltas[0]).digest, "scale": 1.0}]}
     write_json_atomically(work / "grafted" / "shadow" / "recipe.json", recipe)

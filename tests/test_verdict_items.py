@@ -12,8 +12,8 @@ import pytest
 
 from shadowft_core.cli import main
 from shadowft_core.errors import EvaluationError
-from shadowft_core.verdict import judge, junit, markdown, verdict_of_items
-from shadowft_core.verdict.itemfile import read_item_file
+from shadowft_core.verdict import judge, junit, markdown
+from shadowft_core.verdict.itemfile import read_item_file, verdict_of_items
 from tests.fixtures.arms import CLEAR, PARAMS, arena, five
 
 Row = dict[str, Any]

@@ -187,7 +187,9 @@ def verdict(
             raise InputError(
                 "--items takes --candidate ARM, and neither --recipe nor --run; name the arm that may ship"
             )
-        judged = room.verdict_of_items(Path(str(items)), candidate, settings.verdict, out, metrics)
+        from shadowft_core.verdict.itemfile import verdict_of_items
+
+        judged = verdict_of_items(Path(str(items)), candidate, settings.verdict, out, metrics)
     if junit is not None:
         write_atomically(junit, room.junit(judged))
     if markdown is not None:

@@ -194,7 +194,7 @@ def candidate_of(work: Path) -> tuple[str | None, str]:
                 "outputs of different runs, run `dvc repro` and register again"
             )
         return candidate.route, candidate.reason
-    if said is None and verdict.get("format") != 1:
+    if said is None and "candidate" in verdict:
         return None, "; ".join(map(str, verdict.get("reasons", [])))
     judged, named = verdict.get("recipe_digest"), str(said).removesuffix("_scaled")
     grafts = {path.parent.name: _read_output(path).get("digest") for path in work.glob("grafted/*/recipe.json")}

@@ -18,7 +18,6 @@ from shadowft_core.verdict.claims import Claim
 from shadowft_core.verdict.comparison import LEVEL, clusters, item_scores, score_range
 from shadowft_core.verdict.decision import Decision, decide, decision_of
 from shadowft_core.verdict.forms import junit, markdown
-from shadowft_core.verdict.itemfile import read_item_file
 from shadowft_core.verdict.looks import Look, alpha_left, alpha_of, read_run, require_same_models
 from shadowft_core.verdict.reasons import reasons
 from shadowft_core.verdict.scores import CHAMPIONS, Arm, groups_of, read_arms
@@ -37,7 +36,7 @@ __all__ = [
     "markdown",
     "numbers",
     "verdict",
-    "verdict_of_items",
+    "written",
 ]
 
 
@@ -71,31 +70,11 @@ def verdict(
     judged = judge(arms, params, candidate=chosen.arm, look=look)
     if chosen.arm is None:
         judged["reasons"].insert(0, chosen.reason)
-    return _written(judged | {"recipe_digest": chosen.digest}, out, metrics)
+    return written(judged | {"recipe_digest": chosen.digest}, out, metrics)
 
 
-def verdict_of_items(
-    items: Path, candidate: str, params: Verdict, out: Path, metrics: Path | None = None
-) -> dict[str, Any]:
-    """Judge the arms of one parquet file (see `read_item_file`) and write verdict.json and, to `metrics`, its numbers.
-
-    It is a first look, and the arms `champion` and `best_champion` are judged if they are in the file.
-
-    Raises EvaluationError for a damaged file, or a candidate that is not in it.
-    """
-    arms, seeds = read_item_file(items)
-    if candidate not in arms or candidate in ("instruct", *CHAMPIONS):
-        others = ", ".join(name for name in arms if name not in ("instruct", *CHAMPIONS))
-        raise EvaluationError(f"{items}: candidate is {candidate!r}, but the arms that may ship are {others}; name one")
-    judged = judge(arms, params, candidate=candidate)
-    for name, suites in seeds.items():
-        for suite, means in suites.items():
-            each = ", ".join(f"seed {seed} {mean:.3f}" for seed, mean in means.items())
-            judged["reasons"].append(f"{suite}: {name} by seed: {each}; the first is judged, because it ships")
-    return _written(judged | {"recipe_digest": None}, out, metrics)
-
-
-def _written(judged: dict[str, Any], out: Path, metrics: Path | None) -> dict[str, Any]:
+def written(judged: dict[str, Any], out: Path, metrics: Path | None) -> dict[str, Any]:
+    """Write a verdict and, to `metrics`, its numbers."""
     write_json_atomically(out, judged)
     if metrics is not None:
         write_json_atomically(metrics, numbers(judged))

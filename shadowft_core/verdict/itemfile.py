@@ -1,4 +1,7 @@
-"""Reads the scores of all arms from one parquet file, for a verdict without the other stages."""
+"""A verdict without the other stages, on the scores of all arms in one parquet file.
+
+No other module of this room imports this one: serving a version loads the room and has no pyarrow.
+"""
 
 import math
 from collections.abc import Mapping
@@ -7,10 +10,33 @@ from typing import Any
 
 from shadowft_core.errors import EvaluationError
 from shadowft_core.files import file_digest
-from shadowft_core.verdict.scores import Arm, Role, check_same_questions
+from shadowft_core.params import Verdict
+from shadowft_core.verdict import judge, written
+from shadowft_core.verdict.scores import CHAMPIONS, Arm, Role, check_same_questions
 
 NEEDED = ("suite", "task", "item_id", "arm", "score")
 OPTIONAL = ("cluster", "seed")
+
+
+def verdict_of_items(
+    items: Path, candidate: str, params: Verdict, out: Path, metrics: Path | None = None
+) -> dict[str, Any]:
+    """Judge the arms of one parquet file (see `read_item_file`) and write verdict.json and, to `metrics`, its numbers.
+
+    It is a first look, and the arms `champion` and `best_champion` are judged if they are in the file.
+
+    Raises EvaluationError for a damaged file, or a candidate that is not in it.
+    """
+    arms, seeds = read_item_file(items)
+    if candidate not in arms or candidate in ("instruct", *CHAMPIONS):
+        others = ", ".join(name for name in arms if name not in ("instruct", *CHAMPIONS))
+        raise EvaluationError(f"{items}: candidate is {candidate!r}, but the arms that may ship are {others}; name one")
+    judged = judge(arms, params, candidate=candidate)
+    for name, suites in seeds.items():
+        for suite, means in suites.items():
+            each = ", ".join(f"seed {seed} {mean:.3f}" for seed, mean in means.items())
+            judged["reasons"].append(f"{suite}: {name} by seed: {each}; the first is judged, because it ships")
+    return written(judged | {"recipe_digest": None}, out, metrics)
 
 
 def read_item_file(path: Path) -> tuple[dict[str, Arm], dict[str, dict[str, dict[str, float]]]]:

@@ -5,7 +5,6 @@ follows from the look's entry in the store and from the score folders, so a run 
 bytes: commit and costs are those of the first time that this candidate was judged on these items.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,9 @@ from shadowft_core.promotion.looks import Cost, ItemSet, Looks
 from shadowft_core.promotion.recorded import champions_on
 from shadowft_core.registry import git_state
 from shadowft_core.verdict.candidate import read_candidate
+from shadowft_core.verdict.comparison import item_scores
 from shadowft_core.verdict.scores import CHAMPIONS, Arm, read_arms
+from shadowft_core.verdict.statistics import mean_of_tasks
 
 GROUP = "champion"  # folder of the champions' scores
 
@@ -110,5 +111,4 @@ def _named(version: dict[str, Any] | None) -> str:
 
 def _mean(arm: Arm) -> float:
     """Mean of the domain's task means, as `champions.json` has it."""
-    tasks = [arm.scores[task].values() for task in arm.tasks("domain")]
-    return math.fsum(math.fsum(scores) / len(scores) for scores in tasks) / len(tasks)
+    return mean_of_tasks([item_scores(arm, task) for task in arm.tasks("domain")])

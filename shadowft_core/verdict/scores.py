@@ -191,17 +191,6 @@ def _scores_file(path: Path) -> _ScoresFile:
         raise EvaluationError(f"{path}: {problem(error)}; run evaluate again") from None
 
 
-def recipe_digest(path: Path) -> str:
-    """The digest that the candidate must have, from its recipe.json. Raises EvaluationError if it has none."""
-    try:
-        digest = json.loads(read_text(path))["digest"]
-    except (ValueError, KeyError, TypeError):
-        digest = None
-    if not isinstance(digest, str):
-        raise EvaluationError(f"{path}: has no model digest; run graft again")
-    return digest
-
-
 def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")

@@ -212,7 +212,9 @@ def decline(weeks: int, loss: int, with_best: bool, folder: Path) -> list[str]:
             group = "champion" if "champion" in name else name.split("_")[0]
             made = arm(name, {"skill": ("domain", (np.arange(n) < share).astype(float))}, digest=f"{name} {share}")
             write_arm(scores / group / name, made, made.model_digest)
-        (scores / "candidate.json").write_text(json.dumps({"format": 1, "arm": "shadow_scaled", "reason": ""}))
+        (scores / "candidate.json").write_text(
+            json.dumps({"format": 1, "arm": "shadow_scaled", "route": "shadow", "scale": 1.0, "reason": ""})
+        )
         verdict(scores, [], ["shadow"], PARAMS, scores / "v.json", candidate=scores / "candidate.json")
         decisions.append(json.loads((scores / "v.json").read_text())["decision"])
         if decisions[-1] == "promote":

@@ -33,7 +33,10 @@ def model(number: int) -> str:
 
 def choose(work: Path, name: str | None, digest: str = "") -> None:
     """Make this arm the candidate, and its model this one."""
-    write_json_atomically(work / "candidate.json", {"format": 1, "arm": name, "reason": "Nothing beats scale 0."})
+    found = {"format": 1, "arm": name, "route": None, "scale": None, "reason": "Nothing beats scale 0."}
+    if name:
+        found |= {"route": name.removesuffix("_scaled"), "scale": 1.0}
+    write_json_atomically(work / "candidate.json", found)
     if name:
         edit(work / "scores" / name.split("_")[0] / name / "scores.json", model_digest=digest)
 

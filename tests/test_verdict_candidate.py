@@ -30,7 +30,8 @@ def champion(work: Path, right: int, name: str = "champion") -> None:
 
 def selected(work: Path, arm: str | None, **changes: Any) -> Path:
     path = work / "candidate.json"
-    found = {"format": 1, "arm": arm, "route": None, "scale": None, "reason": "nothing beats scale 0", "points": []}
+    route, scale = (None, None) if arm is None else (arm.removesuffix("_scaled"), 1.0)  # the scale of fixtures/arms.py
+    found = {"format": 1, "arm": arm, "route": route, "scale": scale, "reason": "nothing beats scale 0", "points": []}
     path.write_text(json.dumps(found | changes))
     return path
 
@@ -53,7 +54,7 @@ def run(work: Path, *recipes: str, **files: Path | None) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("arm", ["direct_scaled", "shadow"])
+@pytest.mark.parametrize("arm", ["direct_scaled", "shadow_scaled"])
 def test_candidate_json_names_the_candidate(work: Path, arm: str) -> None:
     found = run(work, candidate=selected(work, arm))
     assert (found["candidate"], found["recipe_digest"], found["decision"]) == (arm, arm, "promote")
@@ -105,11 +106,13 @@ def test_no_candidate_is_a_hold_with_its_reason(work: Path) -> None:
 
 def test_damaged_files_are_refused_by_name(work: Path) -> None:
     with pytest.raises(
-        EvaluationError, match=r"candidate.json: arm is 'zebra', but the arms that were scored are inst"
+        EvaluationError, match=r"candidate.json: arm is 'zebra_scaled', but the arms that were scored are inst"
     ):
-        run(work, candidate=selected(work, "zebra"))
+        run(work, candidate=selected(work, "zebra_scaled"))
     with pytest.raises(EvaluationError, match=r"candidate.json: reason: .*run `shadowft select` again"):
-        run(work, candidate=selected(work, "shadow", reason=None))
+        run(work, candidate=selected(work, "shadow_scaled", reason=None))
+    with pytest.raises(EvaluationError, match=r"candidate.json: file: .*arm shadow, route shadow .*contradict"):
+        run(work, candidate=selected(work, "shadow"))  # `register` refuses it as well
     with pytest.raises(EvaluationError, match=r"run.json: look: .*run `shadowft look` again"):
         run(work, "shadow_scaled", run=run_file(work, look=-1))
     with pytest.raises(EvaluationError, match=r"run.json: candidate is None, but the arm to judge is shadow_scaled"):

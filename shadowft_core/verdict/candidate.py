@@ -4,12 +4,10 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
-
-from pydantic import BaseModel, Field, ValidationError
 
 from shadowft_core.errors import EvaluationError
-from shadowft_core.verdict.scores import CHAMPIONS, Arm, problem, read_text
+from shadowft_core.selection import read_candidate as selection_of
+from shadowft_core.verdict.scores import CHAMPIONS, Arm, read_text
 
 
 @dataclass(frozen=True)
@@ -21,25 +19,19 @@ class Candidate:
     reason: str = ""
 
 
-class _Selection(BaseModel):
-    format: Literal[1]
-    arm: str | None = Field(min_length=1)
-    scale: float | None = None
-    reason: str
-
-
 def read_candidate(selection: Path | str | None, recipes: Iterable[Path], arms: Mapping[str, Arm]) -> Candidate:
     """The candidate that `selection` (candidate.json, or an arm) names, else the arm that one of `recipes` makes.
 
-    With both, a recipe must make the model of that arm. Raises EvaluationError if a file is missing or damaged, no arm
-    is that model, or the arm was scored at another scale than that of candidate.json.
+    With both, a recipe must make the model of that arm. Raises EvaluationError if a file is damaged or missing
+    (CheckpointError for candidate.json), no arm is that model, or the arm was scored at another scale than that of
+    candidate.json.
     """
     made = {recipe: _digest(recipe) for recipe in recipes}
     if selection is None:
         return _of_recipe(made, arms)
     name, scale = selection, None
     if isinstance(selection, Path):
-        found = _selected(selection)
+        found = selection_of(selection)
         if found.arm is None:
             return Candidate(None, None, found.reason)
         name, scale = found.arm, found.scale
@@ -62,13 +54,6 @@ def read_candidate(selection: Path | str | None, recipes: Iterable[Path], arms: 
             f"{first}: model is {model}, but the scores of {name} are of {digest}; evaluate the grafted folder again"
         )
     return Candidate(name, digest)
-
-
-def _selected(path: Path) -> _Selection:
-    try:
-        return _Selection.model_validate_json(read_text(path))
-    except ValidationError as error:
-        raise EvaluationError(f"{path}: {problem(error)}; run `shadowft select` again") from None
 
 
 def _of_recipe(made: Mapping[Path, str], arms: Mapping[str, Arm]) -> Candidate:

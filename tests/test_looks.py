@@ -97,16 +97,16 @@ def test_without_a_candidate_there_is_no_look(store: Store) -> None:
     assert len(entries(store)) == 1
 
 
-def test_52_weekly_looks_on_one_chain(store: Store) -> None:
-    spent, looks = 0.0, Looks(store, INSTRUCT)
+def test_52_weekly_looks_on_one_chain(folder_store: Store) -> None:
+    spent, looks = 0.0, Looks(folder_store, INSTRUCT)
     for week in range(1, 53):
         number = take(looks, week).number
         assert number == week
         spent += alpha_of(0.05, number)
         assert spent + alpha_left(0.05, number) == pytest.approx(0.05, abs=1e-12)
-    assert [look.number for look in entries(store)] == list(range(1, 53))
-    assert take(store, 20).number == 20
-    assert take(store, 53, items(1000, 1040)).number == 1
+    assert [look.number for look in entries(folder_store)] == list(range(1, 53))
+    assert take(folder_store, 20).number == 20
+    assert take(folder_store, 53, items(1000, 1040)).number == 1
 
 
 RACER = """

@@ -163,7 +163,7 @@ class _Arms:
 
 def _items_among(scores: Mapping[str, TaskScore], template: str, generation: Mapping[str, Any]) -> ItemSet:
     tasks = {
-        name: (score.metric, [item.item for item in score.items], [item.cluster for item in score.items])
+        name: (score.metric, [item.item for item in score.items], [item.about for item in score.items])
         for name, score in scores.items()
     }
     return ItemSet.of(template, generation, tasks)

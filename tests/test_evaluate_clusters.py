@@ -1,4 +1,4 @@
-"""Copies are one item; each item carries the digest of what it shares with others, and the slice it belongs to."""
+"""Copies are one item; each item carries the digest of what it is about, and the slice it belongs to."""
 
 import json
 from pathlib import Path
@@ -23,9 +23,10 @@ def options(folder: Path, docs: list[dict[str, Any]], **changes: Any) -> dict[st
 
 
 def groups(items: list[dict[str, Any]]) -> list[int]:
-    """The sizes of the clusters."""
-    names = [item["cluster"] for item in items]
+    """How many items share what they are about; a cluster is named where more than one does."""
+    names = [item["about"] for item in items]
     assert all(name.startswith("sha256:") for name in names)
+    assert [item["cluster"] for item in items] == [name if names.count(name) > 1 else "" for name in names]
     return sorted(names.count(name) for name in set(names))
 
 
@@ -139,7 +140,16 @@ def test_each_item_keeps_its_own_cluster_and_slice(world: World, tmp_path: Path)
     _, items = score_instruct(world, tmp_path / "out", **options(tmp_path / "tasks", docs, metadata={"slice": "level"}))
     found = {item["prompt"].split()[2]: item for item in items}
     assert {word: item["slice"] for word, item in found.items()} == {"a": "1", "b": "1", "c": "2", "d": "3"}
-    of = {word: item["cluster"] for word, item in found.items()}
+    of = {word: item["about"] for word, item in found.items()}
     assert of["a"] == of["b"]
     assert len(set(of.values())) == 3
     assert {word: item["copies"] for word, item in found.items()} == {"a": 2, "b": 1, "c": 1, "d": 1}
+
+
+def test_items_of_two_tasks_about_the_same_are_one_cluster(world: World, tmp_path: Path) -> None:
+    made = options(tmp_path / "tasks", asked("a", "b"))
+    write_task(tmp_path / "tasks", "even", [])
+    (tmp_path / "tasks" / "even.jsonl").write_text('{"q": "say b", "a": "c"}\n{"q": "say c", "a": "c"}\n')
+    _, items = score_instruct(world, tmp_path / "out", **made | {"guards": ("even",)})
+    shared = {(item["task"], item["prompt"].split()[2]) for item in items if item["cluster"]}
+    assert shared == {("odd", "b"), ("even", "b")}

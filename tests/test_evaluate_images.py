@@ -144,4 +144,4 @@ def test_the_generated_charts_are_asked(tmp_path: Path) -> None:
     scores, items = score(tmp_path, tmp_path / "out")
     rows = json.loads((tmp_path / "tasks/chart_qa.json").read_text())
     assert scores["tasks"]["charts"]["n"] == len(items) == len(rows) == 60
-    assert len({item["cluster"] for item in items}) == 30  # two questions about each chart
+    assert len({item["about"] for item in items}) == 30  # two questions about each chart

@@ -26,8 +26,8 @@ def items(first: int = 0, last: int = 40, **changed: Any) -> ItemSet:
     """The items `first` to `last` of a task."""
     facts: dict[str, Any] = {"template_digest": "t", "generation": {"system": None}, "metric": "acc"} | changed
     digests = [f"sha256:{number:016x}{'f' * 48}" for number in range(first, last)]
-    clusters = [digest.replace("f", "e") for digest in digests]
-    tasks = {"skill": (facts.pop("metric"), digests, facts.pop("clusters", clusters))}
+    about = [digest.replace("f", "e") for digest in digests]
+    tasks = {"skill": (facts.pop("metric"), digests, facts.pop("about", about))}
     return ItemSet.of(facts["template_digest"], facts["generation"], tasks)
 
 
@@ -241,13 +241,13 @@ def test_copies_and_order_of_items_do_not_matter() -> None:
     one = ItemSet.of_arm(arm("a", {"skill": ("domain", np.ones(3)), "general": ("guard", np.ones(9))}))
     other = ItemSet.of("template", None, {"skill": ("acc", ["000002", "000000", "000001", "000001"], ["a passage"])})
     assert (one, one.digest) == (other, other.digest)
-    assert (one.shared(other), other.tasks["skill"].clusters) == (3, [])
+    assert (one.shared(other), other.tasks["skill"].about) == (3, [])
 
 
 def test_the_same_questions_with_another_prompt_are_no_fresh_items(folder_store: Store) -> None:
     take(folder_store, 1)
     questions = [f"sha256:{number:016x}{'e' * 48}" for number in range(35, 200)]
-    found = take(folder_store, 2, items(500, 540, clusters=questions))
+    found = take(folder_store, 2, items(500, 540, about=questions))
     assert [(one.look.candidate, one.overlap) for one in found.earlier] == [(model(1), 5)]
 
 

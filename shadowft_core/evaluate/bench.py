@@ -5,6 +5,7 @@ greedy decoding and the same seeds, so the scores of two models can be paired it
 """
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +53,8 @@ class Bench:
         self.tokenizer, self._questions, self._roles, self._params = renderer.tokenizer, questions, roles, params
         self._prompts, self._leaves, self.journals = prompts, leaves, journals
         self.template_digest = renderer.template_digest
+        found = Counter(one for asked in questions.values() for one in asked.about.values())
+        self._shared = {one for one, times in found.items() if times > 1}
         self.generation = params.generation.model_dump()
         """the settings of `evaluate.generation`, for scores.json"""
 
@@ -97,7 +100,8 @@ class Bench:
                         score=metrics.score(sample),
                         prompt=str(sample["arguments"][0][0])[-SHOWN:],
                         output=_output(task, sample)[:SHOWN],
-                        cluster=questions.clusters[at],
+                        about=(about := questions.about[at]),
+                        cluster=about if about in self._shared else "",
                         finish=getattr(reply, "finish", None),
                         tokens=getattr(reply, "tokens", None),
                         parsed=metrics.parsed(sample),

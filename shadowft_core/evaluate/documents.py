@@ -1,4 +1,4 @@
-"""What can be read from a document of a task: its digest, its question, its cluster and its slice."""
+"""What can be read from a document of a task: its digest, its question, what it is about, and its slice."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -48,8 +48,8 @@ def has_reference(task: Any, doc: Any) -> bool:
     return any(one is not None and str(one).strip() not in ("", *(["None"] if empty else [])) for one in several)
 
 
-def clusters(name: str, task: Any, docs: Sequence[Any]) -> list[str]:
-    """For each document, the digest of what it shares with others.
+def about(name: str, task: Any, docs: Sequence[Any]) -> list[str]:
+    """For each document, the digest of what it is about, which others can share.
 
     This is the value of the fields that `metadata: {cluster: FIELD or [FIELDS]}` of the task file names; else a passage
     that the documents have, unless all have the same; else the question, or the images of a question about images.

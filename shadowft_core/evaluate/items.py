@@ -24,8 +24,10 @@ class Item:
     score: float
     prompt: str
     output: str
+    about: str = ""
+    """digest of what the item is about: a passage, images or its question, however it is asked"""
     cluster: str = ""
-    """digest of what the item shares with others, such as a passage; items of one cluster are not independent"""
+    """`about` if another item of the run has it, of whatever task; items of one cluster are not independent"""
     finish: Finish | None = None
     """how generation ended: by a stop text or end token, or at the token limit; None if nothing was generated"""
     tokens: int | None = None

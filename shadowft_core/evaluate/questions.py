@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from shadowft_core.errors import EvaluationError
-from shadowft_core.evaluate.documents import PLACE, clusters, has_reference, item_digest, slices
+from shadowft_core.evaluate.documents import PLACE, about, has_reference, item_digest, slices
 from shadowft_core.evaluate.fewshot import guard
 from shadowft_core.evaluate.prompts import Prompts
 
@@ -34,14 +34,14 @@ class Questions:
         self.docs: dict[int, Any] = {}
         self.digests: dict[int, str] = {}
         self.copies: dict[int, int] = {}
-        self.clusters: dict[int, str] = {}
+        self.about: dict[int, str] = {}
         self.slices: dict[int, str] = {}
 
     def build(self, prompts: Prompts, tokenizer: Any, context: int, limit: int | None, chat: Any | None) -> None:
         """Build the requests, with the function `chat` for prompts of turns; without it, prompts are texts as they are.
 
         Raises EvaluationError if no item is left, or more than LEFT_OUT of the rows are longer than `context` tokens or
-        have no reply to score or no reference, and what `fewshot.guard` and `documents.clusters` raise.
+        have no reply to score or no reference, and what `fewshot.guard` and `documents.about` raise.
         """
         task = self.task
         empty = len(self.left_out.get(NO_REPLY, ()))
@@ -80,7 +80,7 @@ class Questions:
             self._asked += instances
         self._require_enough(len(by_doc) + empty, context)
         docs = list(self.docs.values())
-        self.clusters = dict(zip(self.docs, clusters(self.name, task, docs), strict=True))
+        self.about = dict(zip(self.docs, about(self.name, task, docs), strict=True))
         self.slices = dict(zip(self.docs, slices(self.name, task, docs), strict=True))
         task.doc_iterator = self._documents
         task.build_all_requests = self._ask_again

@@ -57,14 +57,14 @@ class Look(Link):
 class _Task(Strict):
     metric: str
     items: list[str]
-    clusters: list[str]
+    about: list[str]
 
 
 class ItemSet(Strict):
     """The items of the domain, and how they are asked and scored.
 
-    `items` and `clusters` are sorted short digests, of the items with their prompts, and of what an item shares with
-    others (a passage, or its question).
+    `items` and `about` are sorted short digests: of the items with their prompts, and of what they are about (a
+    passage, or the question).
     """
 
     format: int = Field(1, ge=1, le=1)
@@ -79,15 +79,13 @@ class ItemSet(Strict):
         generation: Mapping[str, Any] | None,
         tasks: Mapping[str, tuple[str, Iterable[str], Iterable[str]]],
     ) -> "ItemSet":
-        """The set of (metric, digests of the items, digests of their clusters) by task.
+        """The set of (metric, digests of the items, digests of what they are about) by task.
 
-        A cluster that is not named by a digest, as in folders that this program did not write, is left out.
+        What is not named by a digest, as in folders that this program did not write, is left out.
         """
         short = {
-            task: _Task(
-                metric=metric, items=_short(items), clusters=_short(one for one in clusters if re.match(DIGEST, one))
-            )
-            for task, (metric, items, clusters) in tasks.items()
+            task: _Task(metric=metric, items=_short(items), about=_short(one for one in about if re.match(DIGEST, one)))
+            for task, (metric, items, about) in tasks.items()
         }
         settings = None if generation is None else dict(generation)
         return cls(template_digest=template_digest, generation=settings, tasks=short)
@@ -95,10 +93,7 @@ class ItemSet(Strict):
     @classmethod
     def of_arm(cls, arm: Arm) -> "ItemSet":
         """The items of the domain that an arm was scored on."""
-        tasks = {
-            task: (arm.metrics[task], arm.scores[task], arm.clusters.get(task, {}).values())
-            for task in arm.tasks("domain")
-        }
+        tasks = {task: (arm.metrics[task], arm.scores[task], arm.about.get(task, ())) for task in arm.tasks("domain")}
         return cls.of(arm.template_digest, arm.generation, tasks)
 
     @cached_property
@@ -110,14 +105,14 @@ class ItemSet(Strict):
         return bytes_digest(self.raw)
 
     def shared(self, other: "ItemSet") -> int:
-        """How many items, or clusters if these are more, both sets have, whatever the task."""
+        """How many items, or subjects if these are more, both sets have, whatever the task."""
         return max(len(mine & theirs) for mine, theirs in zip(self._ids, other._ids, strict=True))
 
     @cached_property
     def _ids(self) -> tuple[frozenset[str], frozenset[str]]:
         tasks = self.tasks.values()
         return frozenset(one for task in tasks for one in task.items), frozenset(
-            one for task in tasks for one in task.clusters
+            one for task in tasks for one in task.about
         )
 
 

@@ -44,7 +44,9 @@ class _Item(BaseModel):
     item: str
     score: float = Field(allow_inf_nan=False)
     cluster: str | None = None
-    """what the item shares with others; folders of older versions do not say"""
+    """what the item shares with others; null or empty: nothing"""
+    about: str | None = None
+    """what the item is about, shared or not; folders of older versions do not say"""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Arm:
     """The scores of one model. A higher `scores[task][item]` is better; `roles` and `metrics` are keyed by task.
 
     `clusters[task][item]` names what the item shares with others, of any task; an item without one is its own cluster.
+    `about[task]` names what its items are about, shared or not.
     `groups[task]` is the guard that the task is a part of; a task without one is a guard of its own.
     """
 
@@ -64,6 +67,7 @@ class Arm:
     scores: dict[str, dict[str, float]]
     generation: dict[str, Any] | None = None
     clusters: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+    about: dict[str, set[str]] = dataclasses.field(default_factory=dict)
     groups: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def tasks(self, role: Role) -> list[str]:
@@ -122,6 +126,7 @@ def read_arm(folder: Path, name: str | None = None) -> Arm:
         raise EvaluationError(f"{folder / 'scores.json'}: arm is {head.arm!r}, expected {name!r}; run evaluate again")
     collected: dict[str, dict[str, list[float]]] = {task: {} for task in head.tasks}
     clusters: dict[str, dict[str, str]] = {task: {} for task in head.tasks}
+    about: dict[str, set[str]] = {task: set() for task in head.tasks}
     path = folder / "items.jsonl"
     for number, line in enumerate(read_text(path).rstrip("\n").split("\n"), start=1):
         try:
@@ -134,6 +139,8 @@ def read_arm(folder: Path, name: str | None = None) -> Arm:
         collected[item.task].setdefault(digest, []).append(item.score)
         if item.cluster:
             clusters[item.task][digest] = item.cluster
+        if subject := item.about or item.cluster:
+            about[item.task].add(subject)
     for task, summary in head.tasks.items():
         items = [score for scores in collected[task].values() for score in scores]
         mean = math.fsum(items) / len(items) if items else math.nan
@@ -155,6 +162,7 @@ def read_arm(folder: Path, name: str | None = None) -> Arm:
             for task, by_item in collected.items()
         },
         clusters=clusters,
+        about=about,
         groups={task: summary.group for task, summary in head.tasks.items() if summary.group},
     )
 

@@ -15,7 +15,7 @@ import yaml
 from prefect.client.schemas.objects import State
 from prefect.logging import disable_run_logger
 
-from shadowft_core.errors import InputError
+from shadowft_core.errors import EvaluationError, InputError
 from shadowft_core.files import process
 from shadowft_core.params import load_params
 from shadowft_core.pipeline import steps
@@ -257,6 +257,14 @@ def test_a_path_of_params_that_does_not_exist_is_refused(name: str, workspace: P
     field = name.rpartition(".")[2]
     (workspace / "params.yaml").write_text(params.replace(f"{field}: seed", f"{field}: nowhere"), encoding="utf-8")
     with pytest.raises(InputError, match=rf"^params\.yaml: {name}: nowhere does not exist; name an existing file"):
+        steps.preflight(Path("params.yaml"), None)
+
+
+@pytest.mark.parametrize("name", ["heldout", "heldout_dev"])
+def test_a_misspelt_task_is_refused_before_the_first_stage(name: str, workspace: Path) -> None:
+    params = (workspace / "params.yaml").read_text(encoding="utf-8")
+    (workspace / "params.yaml").write_text(params.replace(f"- {name}\n", "- heldaut\n"), encoding="utf-8")
+    with pytest.raises(EvaluationError, match=r"^task heldaut: unknown; did you mean heldout"):
         steps.preflight(Path("params.yaml"), None)
 
 

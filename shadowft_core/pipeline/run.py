@@ -76,7 +76,7 @@ class Run:
         return isinstance(error, ShadowError)
 
     def preflight(self) -> None:
-        """Check params, data, store, registry and disk, ask DVC for the stages, and open the display.
+        """Check params, data, names of tasks, store, registry and disk, ask DVC for the stages, and open the display.
 
         Raises a ShadowError.
         """

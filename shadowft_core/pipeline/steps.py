@@ -38,11 +38,12 @@ Show = Callable[[str], None]  # shows one line of a running step
 
 
 def preflight(params_file: Path, model_name: str | None) -> Params:
-    """Check params, data, store and registry before the first stage. Raises a ShadowError.
+    """Check params, data, names of tasks, store and registry before the first stage. Raises a ShadowError.
 
     A registry that does not answer is only reported: if it does not answer at the end either, the registration waits.
     """
     from shadowft_core import prepare, registry
+    from shadowft_core.suites import TaskFiles
 
     make_folder(var := Path("var"))
     with contextlib.suppress(PermissionError):  # a link to a folder of another user
@@ -55,6 +56,9 @@ def preflight(params_file: Path, model_name: str | None) -> Params:
         if not Path(path).exists():
             raise InputError(f"{params_file}: {name}: {path} does not exist; name an existing file or folder")
     prepare.require_pinned(params.prepare)  # DVC does not watch these files
+    tasks = TaskFiles(Path(params.evaluate.tasks))
+    for section in (params.evaluate, params.sweep):
+        tasks.resolve([*section.domain, *section.guards])  # a misspelt name would end the run after the trainings
     outage = ""
     with captured_stderr(lambda line: None):  # MLflow prints the tables it creates
         try:

@@ -4,8 +4,8 @@ A batch is answered as a whole, by the harness's code. So the bits of an answer 
 batches, or when.
 """
 
+from array import array
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -19,6 +19,7 @@ from shadowft_core.evaluate.engines.following import NEXT, Following, Rows, next
 from shadowft_core.evaluate.items import Finish
 
 TEXT, LIKELIHOOD = "generate_until", "loglikelihood"
+ENCODED = 1 << 14  # texts whose token ids are kept, 4 bytes for each token
 Answering = Callable[[str, list[list[Any]]], Iterator[tuple[int, list[Any]]]]
 """(kind, batches) -> (number of a batch, its answers), in any order"""
 
@@ -30,10 +31,10 @@ class BatchedLM(HFLM):  # type: ignore[misc]  # lm_eval is not typed
     """
 
     in_batches = True
-    tok_encode: Any
 
     def __init__(self, model: Any, tokenizer: Any, batch_size: int, answering: Answering | None = None) -> None:
         """`answering` answers the batches in place of `model`, which then needs no weights."""
+        self._ids = lru_cache(ENCODED)(self._encode)
         super().__init__(
             pretrained=model,
             tokenizer=tokenizer,
@@ -47,18 +48,14 @@ class BatchedLM(HFLM):  # type: ignore[misc]  # lm_eval is not typed
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[Reply]:
         asked = [request.args for request in requests]
-        with self._encoding_once():
-            return self._in_batches(TEXT, asked, text_batches(asked, self.tok_encode, self.batch_size))
+        return self._in_batches(TEXT, asked, text_batches(asked, self.tok_encode, self.batch_size))
 
-    @contextmanager
-    def _encoding_once(self) -> Iterator[None]:
-        """The harness encodes prompts to sort them: here all for the batches, and again within each batch."""
-        encode = self.tok_encode
-        self.tok_encode = lru_cache(None)(encode)
-        try:
-            yield
-        finally:
-            self.tok_encode = encode
+    def tok_encode(self, *text: Any, **how: Any) -> list[int]:
+        """As HFLM's. The harness encodes a prompt several times, to sort and to ask, and again for every arm."""
+        return self._ids(*text, **how).tolist()
+
+    def _encode(self, *text: Any, **how: Any) -> "array[int]":
+        return array("i", super().tok_encode(*text, **how))
 
     def next_logprobs(self, asked: Sequence[Following]) -> Iterator[tuple[int, Rows]]:
         """As `Arm.lm` says, of all tokens."""

@@ -31,6 +31,7 @@ class Hf:
     def __init__(self, instruct: Path, tokenizer: Any, batch_size: int) -> None:
         self._instruct, self._tokenizer, self._batch_size = instruct, tokenizer, batch_size
         self._resident: Resident | None = None
+        self._resident_lm: Any = None
         self._in_use = False
         self.identity: Mapping[str, Any] = identity_of(batch_size)
 
@@ -48,17 +49,18 @@ class Hf:
         if self._in_use:
             raise RuntimeError("an arm is open; leave it before the next")
         tensors = grafted_tensors(self._instruct, deltas, options) if deltas else None  # refuses before it loads
-        resident = self._resident or Resident(self._instruct)
-        self._resident, self._in_use = None, True
+        resident, lm = self._resident or Resident(self._instruct), self._resident_lm
+        self._resident, self._resident_lm, self._in_use = None, None, True
         try:
             if tensors is None or resident.takes(options):
                 try:
                     with resident.added(tensors) as digest:
-                        yield Loaded(digest, self.lm(resident.model))
+                        lm = lm or self.lm(resident.model)
+                        yield Loaded(digest, lm)
                 finally:
-                    self._resident = resident if resident.clean else None
+                    self._resident, self._resident_lm = (resident, lm) if resident.clean else (None, None)
             else:
-                del resident, tensors  # before the other model is loaded
+                del resident, lm, tensors  # before the other model is loaded
                 model, digest = load_grafted(self._instruct, deltas, options)
                 yield Loaded(digest, self.lm(model))
         finally:

@@ -8,6 +8,7 @@ import pytest
 
 from shadowft_core.errors import EvaluationError
 from shadowft_core.suites import TaskFiles
+from shadowft_core.suites.code import run_answers
 from tests.fixtures.evaluation import World, score_instruct
 
 TASK = """
@@ -40,7 +41,7 @@ def test_answers_are_run_as_programs(world: World, tmp_path: Path) -> None:
         row("a", "a = 1\ndef f():\n    return "),  # strict: the prompt goes on with the answer
         row("b", "b = 2\ndef f():\n    return "),  # wrong
     ]
-    folder = write(tmp_path / "tasks", rows)
+    folder = write(tmp_path / "tasks", rows, "unsafe_code: true\n")  # of the harness, which the sandbox makes needless
     scores, items = score_instruct(world, tmp_path / "out", tasks=str(folder), domain=("programs",), guards=())
     task = scores["tasks"]["programs"]
     assert task["metric"] == "strict"
@@ -48,6 +49,14 @@ def test_answers_are_run_as_programs(world: World, tmp_path: Path) -> None:
     assert found["a"] == (1, 1, True)
     assert found["b"] == (0, 0, True)
     assert task["mean"] == 0.5
+
+
+@pytest.mark.parametrize(("prefix", "right"), [("```python\n", 1.0), ("Answer:", 0.0), (None, 0.0)])
+def test_an_answer_in_a_block_that_the_prompt_opened_ends_with_the_block(prefix: str | None, right: float) -> None:
+    asked = run_answers("programs", {"gen_prefix": prefix})
+    [judge] = [one["filter"][0]["filter_fn"] for one in asked["filter_list"]]
+    [found] = judge([["    return 1\n```\nThat (is) all"]], [row("a", "def f():\n")])
+    assert found["strict"] == right
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,11 @@ def test_modules_of_the_harness_that_run_text_need_the_flag_too() -> None:
         assert not of_harness(Function(harness_folder() / folder, spec)), folder
 
 
+def test_what_belongs_to_no_task_of_the_harness_needs_the_flag(tmp_path: Path) -> None:
+    assert (harness_folder() / "_index.py").is_file()
+    assert not of_harness(Function(harness_folder(), "_index.TaskIndex"))
+
+
 @pytest.mark.parametrize("allowed", [False, True])
 def test_programs_outside_the_sandbox_are_refused_even_with_the_flag(allowed: bool, tmp_path: Path) -> None:
     folder = write(tmp_path / "tasks", "unsafe_code: true")

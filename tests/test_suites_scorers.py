@@ -97,6 +97,13 @@ def test_the_number_of_a_choice_names_its_letter(tmp_path: Path) -> None:
     assert score(task, lambda doc: "green")["lenient"] == pytest.approx(2 / 3)
 
 
+@pytest.mark.parametrize("number", [-1, 2])
+def test_a_number_that_is_no_choice_is_a_reference_of_its_own(number: int, tmp_path: Path) -> None:
+    base = TASK.replace('doc_to_target: "{{a}}"', "doc_to_target: a")
+    with pytest.raises(EvaluationError, match=f"reference.*{number}"):
+        score(build(tmp_path / "tasks", "choice", "doc_to_choice: [red, green]\n", [0, number], base), lambda doc: "C")
+
+
 def test_the_first_metric_that_the_task_lists_comes_first(tmp_path: Path) -> None:
     task = build(tmp_path / "tasks", "number", "metric_list: [{metric: lenient}]\n")
     assert [one["metric"] for one in task.config.metric_list] == ["lenient", "strict", "parsed"]

@@ -47,7 +47,7 @@ class Prompts:
                 "it: the stop texts of the tasks do not stop the model"
             )
         unset = generation.thinking == "template" and generation.thinking_tokens is None
-        if unset and reads and self._text(question, enable_thinking=False) != text:
+        if unset and self._text(question, enable_thinking=False) != text:
             self.notes.append(
                 "the chat template of the Instruct thinks unless enable_thinking is false, as it is in training for "
                 "rows without thoughts; set evaluate.generation.thinking to off to ask like that, or "

@@ -51,6 +51,11 @@ def test_every_form_is_met_by_its_own_example(form: str) -> None:
     assert strict == {name: name == form for name in examples}
 
 
+@pytest.mark.parametrize(("read", "right"), [("105", True), ("95", True), ("105.04", False), ("94.96", False)])
+def test_a_value_read_from_a_chart_may_be_five_percent_off(read: str, right: bool) -> None:
+    assert judge("chart", read, "100").lenient == right
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "output", ["", " ", "\n\n", "<think>", "<think></think>", "I don't know.", "```", "\\boxed{", "\0"]

@@ -57,7 +57,7 @@ def of_harness(function: Function) -> bool:
     else:
         data = file.read_bytes() if file.is_file() else None
         own = [twin for twin in root.rglob(file.name) if twin.read_bytes() == data]
-    return any(len(one.relative_to(root).parts) > 1 and not _runs_text(one.parent) for one in own)
+    return any(not _runs_text(one.parent) for one in own)
 
 
 def _runs_text(folder: Path) -> bool:

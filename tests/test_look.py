@@ -69,7 +69,7 @@ def test_run_json_tells_the_look_and_is_the_same_each_time(
     [entry] = Looks(folder_store, INSTRUCT).chain().entries
     assert first == {
         "format": 1, "candidate": model(2), "items": entry.items, "look": 1, "earlier": [], "champion": None,
-        "best_champion": None, "skipped": [], "commit": None, "dirty": None, "costs": [],
+        "best_champion": None, "skipped": [], "commit": None, "date": None, "dirty": None, "costs": [],
     }  # fmt: skip
     assert entry.means == {model(2): CLEAR["direct_scaled"] / 400}
     assert shadowft(*LOOK).code == 0
@@ -140,6 +140,10 @@ def test_commit_and_costs_are_those_of_the_first_time(place: Path, shadowft: Sha
     assert shadowft(*LOOK).code == 0
     first = told(place)
     assert (first["commit"], first["dirty"]) == (head, False)
+    made = subprocess.run(
+        [*git, "log", "-1", "--format=%cI"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    assert first["date"] == made
     assert first["costs"] == [{"stage": "prepare", "seconds": 1.23}, {"stage": "train@shadow", "seconds": 61.5}]
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "two"], check=True)
     record_cost("train@shadow", 5.0)

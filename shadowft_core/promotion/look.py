@@ -15,7 +15,7 @@ from shadowft_core.params import Registry, Store
 from shadowft_core.promotion.costs import costs_of
 from shadowft_core.promotion.looks import Cost, ItemSet, Looks
 from shadowft_core.promotion.recorded import champions_on
-from shadowft_core.registry import git_state
+from shadowft_core.registry import commit_date, git_state
 from shadowft_core.verdict.candidate import read_candidate
 from shadowft_core.verdict.comparison import item_scores
 from shadowft_core.verdict.scores import CHAMPIONS, Arm, read_arms
@@ -82,6 +82,7 @@ def look(
         **champions,
         "skipped": listed["skipped"],
         **told,
+        "date": commit_date(told["commit"]) if told["commit"] else None,
         "costs": [cost.model_dump() for cost in told["costs"]],
     }
     write_json_atomically(out, facts)

@@ -14,7 +14,7 @@ from shadowft_core.files import canonical_json
 from shadowft_core.params import Params, Registry, Store
 from shadowft_core.registry.connection import connected
 from shadowft_core.registry.copies import require_tags
-from shadowft_core.registry.evidence import Evidence, Git, candidate_of, git_state
+from shadowft_core.registry.evidence import Evidence, Git, candidate_of, commit_date, git_state
 from shadowft_core.registry.rebuild import cached, ingredients, read_recipe, rebuild, store_for
 from shadowft_core.registry.registration import PENDING, Registration, drop, keep, load, waiting, waiting_in
 from shadowft_core.registry.tracking import deduplicate, describe, log, set_alias, tidy
@@ -26,6 +26,7 @@ __all__ = [
     "Version",
     "cached",
     "candidate_of",
+    "commit_date",
     "git_state",
     "ingredients",
     "preflight",

@@ -37,6 +37,16 @@ def git_state(folder: Path = Path()) -> Git | None:
         return None
 
 
+def commit_date(commit: str, folder: Path = Path()) -> str | None:
+    """When a commit was made, ISO 8601 with its own zone; None if the checkout does not have it."""
+    command = ["git", "-C", str(folder), "show", "-s", "--format=%cI", commit]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (subprocess.CalledProcessError, FileNotFoundError):
+        return None
+    return done.stdout.strip() or None
+
+
 class Evidence:
     """The outputs of one run about its candidate, which is of any route. Raises RegistryError when one is missing, when
     they belong to different runs, or when no arm is the candidate."""

@@ -129,7 +129,9 @@ def settings_of(data: str, base: str, *, guarded: bool) -> dict[str, Any]:
             "batch_size": 4,
             "kl_answers": 16,  # each costs a second of a core for each arm
         },
-        "verdict": {"worthwhile": 0.01},  # nats per byte
+        "verdict": {  # of heldout, in nats per byte; guards are shares of right answers
+            "metrics": {"logprob_per_byte": {"margin": 0.01, "margin_each": 0.02, "worthwhile": 0.01}}
+        },
         "registry": {"name": "shadowft-smollm2"},
     }
 

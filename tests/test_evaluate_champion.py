@@ -101,8 +101,18 @@ def test_without_a_champion_it_says_so_and_writes_nothing(place: Path, released:
     assert f"ledger of {released.name}" in done.err
     assert "nothing was ever promoted; no champion is scored" in done.err
     assert not (place / "work/scores").exists()
-    other = shadowft(*CHAMPION, "--name", "another")
-    assert (other.code, "ledger of another" in other.err) == (0, True)
+    assert shadowft(*CHAMPION, "--name", released.name).code == 0, "the model of the params file may be new"
+
+
+def test_an_unknown_model_is_refused_and_earlier_scores_stay(
+    place: Path, released: Released, shadowft: Shadowft
+) -> None:
+    promotion.promote(released.registry, released.store, "1")
+    assert shadowft(*CHAMPION).code == 0
+    before = tree(place / "work/scores")
+    shadowft(*CHAMPION, "--name", "another").refused(9, "another: the registry at", "correct the name")
+    assert tree(place / "work/scores") == before
+    assert shadowft(*CHAMPION, "--name", released.name).code == 0
 
 
 def test_a_champion_on_another_instruct_is_not_scored_and_an_earlier_one_goes(

@@ -58,6 +58,7 @@ LACKING = {  # command lines that lack something: part of the message
     "sweep --instruct {instruct} --delta {work}/delta/shadow --data {data} --out s.json": "`sweep` is needed",
     "select --sweeps {judged}/sweep --out candidate.json": "`sweep` is needed",
     "evaluate --instruct {instruct} --data {data} --out scores": "`evaluate` is needed",
+    "power --instruct {model} --data {data}": "`evaluate` is needed",
     "suite fetch gsm8k --from {data}": "no data of gsm8k (",
     "register --work {work} --lock {work}/report.html": "params.yaml: no such file",
     "promote nothing-like-it 1": "nothing-like-it",

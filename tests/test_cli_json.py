@@ -28,6 +28,7 @@ LINES = {  # a command line for each verb that has --json, in an order that work
     "suite show arc_easy --out {work}": "suite.show",
     "suite fetch hellaswag --from {suites} --out suites": "suite.fetch",
     "plan --preset qwen3-8b-lora --device H100": "plan",
+    "power --params {asked} --instruct {model} --data {data} --look 1": "power",
     "data show {data}": "data.show",
     "data diff {data} {data}": "data.diff",
     "regraft --recipe grafted/recipe.json --delta delta --instruct {other} --out regrafted": "recipe",

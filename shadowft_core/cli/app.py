@@ -14,6 +14,7 @@ from shadowft_core.cli import (
     flow,
     inspect,
     planning,
+    power,
     promotion,
     registry,
     scoring,
@@ -55,7 +56,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for group in (stages, scoring, flow, planning, data, suites, store, registry, promotion, comparing, inspect):
+for group in (stages, scoring, flow, planning, power, data, suites, store, registry, promotion, comparing, inspect):
     app.add_typer(group.verbs)
 
 

@@ -8,6 +8,7 @@ import typer
 from shadowft_core.cli.options import PARAMS, PLANNING, JsonOption, ParamsOption, read_params
 from shadowft_core.cli.output import print_answer
 from shadowft_core.cli.plans import planned, show_plan
+from shadowft_core.cli.power import warn_of_few
 
 verbs = typer.Typer()
 preset = typer.Typer(help="Settings of the paper for its pairs, each a complete params.yaml.", no_args_is_help=True)
@@ -45,7 +46,10 @@ def plan(
     """
     from shadowft_core.plan import require_fits
 
-    routes = planned(pair, data, preset, device, devices, read_params(params))
+    settings = read_params(params)
+    routes = planned(pair, data, preset, device, devices, settings)
+    if preset is None:
+        warn_of_few("plan", settings, data)
     if as_json:
         print_answer("plan", {"routes": routes})
     else:

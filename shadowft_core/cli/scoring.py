@@ -26,6 +26,28 @@ verbs = typer.Typer()
 
 
 @verbs.command(rich_help_panel=STAGES)
+def sweep(
+    instruct: InstructOption,
+    delta: Annotated[Path, typer.Option(help="folder made by `extract`")],
+    data: DataOption,
+    out: Annotated[Path, out_file("the chosen scale and the curve, JSON")],
+    allow_code: AllowCodeOption = False,
+    params: ParamsOption = PARAMS,
+) -> None:
+    """Choose the scale of a delta by scoring dev items. Writes no weights.
+
+    Reads the Instruct, the delta and the dev tasks; writes one JSON file. Task files can run code of their own only
+    with --allow-code-execution. After an interruption, the same command resumes.
+
+    Example: shadowft sweep --instruct work/pair/instruct --delta work/delta/shadow --data work/data --out sweep.json
+    """
+    from shadowft_core.sweep import sweep as choose_scale
+
+    settings = read_params_with_code(params, allow_code)
+    choose_scale(instruct, delta, data, settings.sweep, settings.evaluate, out, settings.render)
+
+
+@verbs.command(rich_help_panel=STAGES)
 def evaluate(
     instruct: InstructOption,
     data: DataOption,
@@ -71,8 +93,12 @@ def evaluate(
         if delta or grafted:
             raise InputError("--champion: scores only the champion; leave out --delta and --grafted")
         from shadowft_core.champions import score_champions
+        from shadowft_core.promotion import history
 
-        registry = settings.registry.named(name) if name else settings.registry
+        registry = settings.registry
+        if name and name != registry.name:  # unlike the model of the params file it cannot be new, only misspelt
+            registry = registry.named(name)
+            history(registry, settings.store)
         score_champions(registry, settings.store, settings.evaluate, settings.render, instruct, data, out)
         return
     if name:

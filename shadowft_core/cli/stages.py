@@ -13,7 +13,6 @@ from shadowft_core.cli.options import (
     PARAMS_FILE,
     STAGES,
     TUNED,
-    AllowCodeOption,
     DataOption,
     IgnoreOption,
     InstructOption,
@@ -23,13 +22,12 @@ from shadowft_core.cli.options import (
     TokenizerOption,
     UnrelatedOption,
     measuring,
-    out_file,
     out_folder,
     read_params,
-    read_params_with_code,
     waivers_of,
 )
 from shadowft_core.cli.output import print_answer
+from shadowft_core.cli.power import warn_of_few
 from shadowft_core.cli.tables import show_delta
 
 verbs = typer.Typer()
@@ -96,6 +94,8 @@ def prepare(
     parts = (settings.evaluate, settings.sweep) if params or PARAMS_FILE.exists() else ()
     names = tuple(name for part in parts for name in (*part.domain, *part.guards))
     room.prepare(places, tasks, settings.prepare.model_copy(update=given), out, measure, names)
+    if parts:
+        warn_of_few("prepare", settings, out, tasks)
 
 
 @verbs.command(rich_help_panel=STAGES)
@@ -213,28 +213,6 @@ def extract(
         print_answer("delta", {"out": str(out), "delta_kind": facts.pop("kind"), **facts})
     else:
         show_delta(out, facts)
-
-
-@verbs.command(rich_help_panel=STAGES)
-def sweep(
-    instruct: InstructOption,
-    delta: Annotated[Path, typer.Option(help="folder made by `extract`")],
-    data: DataOption,
-    out: Annotated[Path, out_file("the chosen scale and the curve, JSON")],
-    allow_code: AllowCodeOption = False,
-    params: ParamsOption = PARAMS,
-) -> None:
-    """Choose the scale of a delta by scoring dev items. Writes no weights.
-
-    Reads the Instruct, the delta and the dev tasks; writes one JSON file. Task files can run code of their own only
-    with --allow-code-execution. After an interruption, the same command resumes.
-
-    Example: shadowft sweep --instruct work/pair/instruct --delta work/delta/shadow --data work/data --out sweep.json
-    """
-    from shadowft_core.sweep import sweep as choose_scale
-
-    settings = read_params_with_code(params, allow_code)
-    choose_scale(instruct, delta, data, settings.sweep, settings.evaluate, out, settings.render)
 
 
 @verbs.command(rich_help_panel=STAGES)

@@ -11,7 +11,7 @@ from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate.bench import Bench, open_bench
 from shadowft_core.evaluate.engines import Arm, Deltas, Engine, open_engine
 from shadowft_core.evaluate.engines.models import load_folder, load_grafted
-from shadowft_core.evaluate.items import Item, TaskScore
+from shadowft_core.evaluate.items import Asked, Item, TaskScore
 from shadowft_core.evaluate.kl import Divergence
 from shadowft_core.files import canonical_json, file_digest, new_folder, read_json_object, write_json_atomically
 from shadowft_core.graft import Options, deltas_of, options_of
@@ -22,6 +22,7 @@ RENDER = Render()
 Found = tuple[dict[str, TaskScore], dict[str, Any] | None]  # scores by task, and the entry `kl`
 __all__ = [
     "Arm",
+    "Asked",
     "Bench",
     "Engine",
     "Item",

@@ -17,7 +17,7 @@ from shadowft_core.evaluate.counts import say, tell_left_out, told
 from shadowft_core.evaluate.engines import Arm
 from shadowft_core.evaluate.engines.finite import NotFinite
 from shadowft_core.evaluate.heldout import render_heldout
-from shadowft_core.evaluate.items import SHOWN, Item, Role, TaskScore
+from shadowft_core.evaluate.items import SHOWN, Asked, Item, Role, TaskScore
 from shadowft_core.evaluate.journal import Journals
 from shadowft_core.evaluate.metrics import Metrics, decisive
 from shadowft_core.evaluate.pictures import placing, require_images
@@ -62,6 +62,16 @@ class Bench:
     def likelihood(self) -> list[str]:
         """The tasks that are scored by log-likelihood."""
         return [name for name, one in self._questions.items() if one.task.OUTPUT_TYPE != "generate_until"]
+
+    @property
+    def asked(self) -> dict[str, Asked]:
+        """What every arm is asked, by task."""
+        found = {}
+        for name, one in self._questions.items():
+            group, metric = self._leaves[name].named, decisive(name, one.task, one.wanted)[1]
+            items, about = tuple(one.digests.values()), tuple(one.about[at] for at in one.digests)
+            found[name] = Asked(self._roles[group], group, metric, items, about)
+        return found
 
     @property
     def requests(self) -> list[tuple[str, str, Any]]:

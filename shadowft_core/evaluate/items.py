@@ -14,6 +14,19 @@ NAMED = 20  # rows that scores.json names for each reason to leave them out
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What is known of a task before an arm answers: `items` are digests, `about` as in `Item`, of each item."""
+
+    role: Role
+    group: str
+    """the name in params.yaml that stands for this task"""
+    metric: str | None
+    """None: the first that the task computes"""
+    items: tuple[str, ...]
+    about: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Item:
     """One scored item: `item` is the digest of document and prompt; a higher `score` is better.
 

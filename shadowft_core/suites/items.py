@@ -55,6 +55,50 @@ def item_files(folder: Path, names: Iterable[str], suffixes: tuple[str, ...]) ->
     return ItemFiles(files, sorted(set(missing)))
 
 
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a task's test split, as far as its files tell. `likelihood`: scored by log-likelihood per byte."""
+
+    count: int
+    likelihood: bool
+
+
+def rows_of(folder: Path, data: Path, names: Iterable[str], limit: int | None = None) -> dict[str, Rows] | None:
+    """The number of rows of each task that these names of params.yaml stand for, at most `limit` each; None if that of
+    one of them is not known without the harness.
+
+    `data` is the folder made by `prepare`. Raises EvaluationError as `TaskFiles` and `TaskFiles.resolve` do.
+    """
+    tasks, wanted = TaskFiles(folder), list(names)
+    if any(name not in tasks.tasks and name not in tasks.groups for name in wanted):
+        return None
+    found = {}
+    for name, leaf in tasks.resolve(wanted).items():
+        path = tasks.path(name)
+        config = read_config(path) | dict(leaf.overrides)
+        if not is_local(config) or "process_docs" in config:
+            return None
+        counts = [_rows(file) for file in _of_test_split(config, path.resolve().parent, data)]
+        if not counts or None in counts:
+            return None
+        total = sum(filter(None, counts))
+        likelihood = config.get("output_type") == "loglikelihood" and not config.get("metric_list")
+        found[name] = Rows(total if limit is None else min(total, limit), likelihood)
+    return found
+
+
+def _rows(path: Path) -> int | None:
+    """The rows of a data file; None for a type that would have to be parsed as the datasets library does."""
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        return int(pyarrow.parquet.read_metadata(path).num_rows)
+    if path.suffix == ".jsonl":
+        with path.open("rb") as lines:
+            return sum(not line.isspace() for line in lines)
+    return None
+
+
 def few_shot_files(folder: Path) -> set[Path]:
     """The data files of fetched suites that hold examples for prompts and no test items."""
     found = set()
@@ -67,12 +111,12 @@ def few_shot_files(folder: Path) -> set[Path]:
     return found
 
 
-def _of_test_split(config: dict[str, Any], folder: Path) -> Iterable[Path]:
-    """The files of the split that is scored; those below {data} are left out."""
+def _of_test_split(config: dict[str, Any], folder: Path, data: Path | None = None) -> Iterable[Path]:
+    """The files of the split that is scored; those below {data} are left out without `data`."""
     files = config["dataset_kwargs"]["data_files"]
     split = config.get("test_split") or config.get("validation_split")
     for pattern in data_patterns(files.get(split) if isinstance(files, dict) else files):
-        if "{data}" in pattern:
+        if "{data}" in pattern and data is None:
             continue
-        place = folder / pattern
+        place = folder / (pattern if data is None else pattern.replace("{data}", str(data.resolve())))
         yield from [place.resolve()] if place.is_file() else (Path(one).resolve() for one in glob.glob(str(place)))

@@ -15,6 +15,7 @@ Items = NDArray[np.float64]
 
 POWER = 0.8
 PADS = 2  # observations that are added at each end of the range
+OPEN_SKEW = 2.0  # small samples of heavy tails show about half of their skewness
 _CELLS = 4_000_000  # resampled numbers in memory at once: 32 MB
 
 
@@ -24,7 +25,7 @@ def mean_of_tasks(tasks: Sequence[Items]) -> float:
 
 
 @dataclass(frozen=True)
-class _Moments:
+class Moments:
     """Of `size` observations whose mean is the statistic."""
 
     mean: float
@@ -32,7 +33,7 @@ class _Moments:
     third: float  # central moment of an observation
     size: float
 
-    def padded(self, low: float, high: float, times: float) -> "_Moments":
+    def padded(self, low: float, high: float, times: float) -> "Moments":
         """The same with `times` observations added at `low` and at `high`."""
         total = self.size + 2 * times
         mean = (self.size * self.mean + times * (low + high)) / total
@@ -42,7 +43,7 @@ class _Moments:
         for end in (low, high):
             second += times * (end - mean) ** 2
             third += times * (end - mean) ** 3
-        return _Moments(mean, second / total, third / total, total)
+        return Moments(mean, second / total, third / total, total)
 
     @property
     def error(self) -> float:
@@ -76,7 +77,7 @@ class Sample:
         self._low = math.fsum(low for low, _ in ends) / len(ends)
         self._high = math.fsum(high for _, high in ends) / len(ends)
         self._open_scale = open_scale
-        index, self.num_clusters, of_task = _numbered(tasks, clusters)
+        index, self.num_clusters, of_task = numbered([items.size for items in tasks], clusters)
         values = np.concatenate(tasks)
         order = np.argsort(values, kind="stable")  # sums do not depend on the order of the items
         sizes = np.repeat([items.size for items in tasks], [items.size for items in tasks])
@@ -91,12 +92,10 @@ class Sample:
         self._sums = by_cluster(weights * values)  # they add up to the mean
         residuals = by_cluster(weights * (values - means) * spread)
         shares = by_cluster(weights)
-        squares = float(np.sum(shares**2))
-        size = 1 / squares  # so many clusters of equal weight would be as precise (Kish 1965)
-        self._moments = _Moments(
+        size, self._freedom = effective(shares)
+        self._moments = Moments(
             self.mean, size * float(np.sum(residuals**2)), size**2 * float(np.sum(residuals**3)), size
         )
-        self._freedom = squares**2 / float(np.sum(shares**4)) + 2 * PADS - 1  # after Satterthwaite 1946
         self._one_by_one = len(tasks) == 1 and self.num_clusters == self.n
 
     def interval(self, level: float) -> tuple[float, float]:
@@ -128,7 +127,7 @@ class Sample:
         if padded.error == 0:
             return 0.0 if self.mean > bound else 1.0
         t = (padded.mean - bound) / padded.error
-        a = (2.0 if self._open_scale else 1.0) * min(padded.skewness, 0.0)
+        a = (OPEN_SKEW if self._open_scale else 1.0) * min(padded.skewness, 0.0)
         corrected = t + a * (t * t / 3 + 1 / 6) + a * a * t**3 / 27
         return float(stdtr(self._freedom, -min(t, corrected)))
 
@@ -198,13 +197,19 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _numbered(
-    tasks: Sequence[Items], clusters: Sequence[Sequence[Hashable]] | None
+def effective(shares: Items) -> tuple[float, float]:
+    """Of clusters with these weights, which add up to 1: as many observations as would be as precise (Kish 1965), and
+    the degrees of freedom with the padding (after Satterthwaite 1946)."""
+    squares = float(np.sum(shares**2))
+    return 1 / squares, squares**2 / float(np.sum(shares**4)) + 2 * PADS - 1
+
+
+def numbered(
+    sizes: Sequence[int], clusters: Sequence[Sequence[Hashable]] | None
 ) -> tuple[NDArray[np.int64], int, list[int]]:
-    """The number of each item's cluster, the number of clusters, and that in each task."""
+    """Of tasks with so many items: the number of each item's cluster, the number of clusters, and that in each task."""
     if clusters is None:
-        n = sum(items.size for items in tasks)
-        return np.arange(n), n, [items.size for items in tasks]
+        return np.arange(sum(sizes)), sum(sizes), list(sizes)
     place: dict[Hashable, int] = {}
     index = np.array([place.setdefault(name, len(place)) for names in clusters for name in names])
     return index, len(place), [len(set(names)) for names in clusters]

@@ -166,7 +166,7 @@ def test_scores_of_an_earlier_run_tell_how_arms_differ(world: World, half: Path,
     assert of_level < 0.8 * of_flat, "the Instruct is nearly always right there, so equal arms differ less"
     evaluate(world.instruct, world.data, world.delta, half, "shadow", params.evaluate, scores / "shadow")
     found = power(world.instruct, world.data, params, scores, look=1)
-    assert found["assumed"][0] == "next: the differences spread as those of shadow_scaled"
+    assert found["assumed"][0] == "next: the differences vary as those of shadow_scaled did"
     assert found["domain"]["smallest_shown"] != level["domain"]["smallest_shown"]
 
 
@@ -178,7 +178,13 @@ def test_the_verb_prints_tables_json_and_figures(
     words = ["power", "--instruct", world.instruct, "--data", world.data]
     done = shadowft(*words, "--plot", "power.html")
     assert done.code == 0, done.err
-    for text in ("items to show it with 0.8", "all together", "all of these claims", "assumed: next", "dev items put"):
+    for text in (
+        "items to show it with 0.8",
+        "all together",
+        "all of these claims",
+        "assumed: next",
+        "dev items an arm",
+    ):
         assert text in done.out
     found = json.loads(shadowft(*words, "--json", "--plot", "power.svg").out)
     assert found["kind"] == "power"
@@ -216,9 +222,9 @@ def test_rows_are_counted_without_the_harness(tmp_path: Path, world: World) -> N
 def test_too_few_items_are_named_with_how_many_would_do() -> None:
     params = Verdict()
     line = too_few("test", {"skill": 100}, set(), params)
-    assert line.startswith("100 test items of skill show a gain of 0.05 with a probability of about 0.1")
+    assert line.startswith("100 test items of skill show a gain of 0.05 with a probability of only 0.1")
     needed = design(100).needed_to_show(0.05, 0.04)
-    assert f"about {needed} with 0.8; `shadowft power`" in line
+    assert f"about {needed} would do so with 0.8; `shadowft power`" in line
     assert needed is not None
     assert too_few("test", {"skill": needed + 5}, set(), params) == ""
     assert "put an arm that gains 0.05 ahead" in too_few("dev", {"skill": 50}, set(), params)

@@ -126,7 +126,7 @@ def test_an_incomplete_file_is_an_error(tmp_path: Path) -> None:
 
 
 def test_without_a_guard_the_page_says_so(tmp_path: Path, shown: Page) -> None:
-    sentence = "No guard task was measured, so nothing is claimed about the abilities that the Instruct keeps."
+    sentence = "No guard task was measured, so nothing is claimed about forgetting."
     path = write_work(tmp_path) / "verdict.json"
     found = json.loads(path.read_bytes())
     dump(path, found | {"arms": {name: arm | {"guards": None} for name, arm in found["arms"].items()}})

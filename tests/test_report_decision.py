@@ -36,7 +36,7 @@ def head(verdict: dict[str, Any], run: dict[str, Any] | None = None) -> dict[str
     return decided(verdict, heads, run)
 
 
-PROMOTED = "Every claim holds: r_scaled (scale 0.5) may become champion. It replaces {}."
+PROMOTED = "Every claim holds: r_scaled (scale 0.5) may become champion. It would replace {}."
 
 
 def test_a_promotion_names_what_it_replaces() -> None:
@@ -54,7 +54,7 @@ def test_a_promotion_names_what_it_replaces() -> None:
 @pytest.mark.parametrize(
     ("refuted", "cause"),
     [
-        (claim("tie"), "it gains nothing worth shipping over the untouched Instruct on the domain"),
+        (claim("tie"), "it gains too little over the untouched Instruct on the domain to be worth shipping"),
         (claim("worse"), "it is worse than the untouched Instruct on the domain"),
         (claim("harmed", "guards"), "it harms the guards, taken together"),
         (claim("harmed", "guard"), "it harms the guard t"),
@@ -147,7 +147,7 @@ def test_a_verdict_of_format_1_is_shown_too(tmp_path: Path) -> None:
     dump(path, {name: value for name, value in found.items() if name not in ("arm", "look")} | {"format": 1})
     shown = page(tmp_path).text
     assert "may become champion" in shown
-    assert "It replaces the champion." in shown
+    assert "It would replace the champion." in shown
     assert "does not count looks at the test items" in shown
     assert "guard refusal loses no more than allowed: passed" in shown
     assert "Did the graft help?" not in shown
@@ -172,7 +172,7 @@ def test_the_champion_is_an_arm_of_the_page(tmp_path: Path) -> None:
     verdict["arms"]["champion"] = verdict["arms"]["direct"]
     dump(work / "verdict.json", verdict)
     shown = page(work)
-    assert "It replaces the champion, version 12." in shown.text
+    assert "It would replace the champion, version 12." in shown.text
     assert "the version in service" in shown.text
     assert 'id="pareto-mark-arm-champion"' in shown.source
     assert "No champion was scored" not in shown.text

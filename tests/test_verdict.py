@@ -196,8 +196,8 @@ def test_scores_outside_0_to_1_are_named_as_such() -> None:
     }
     found = decided(arms)
     assert found["decision"] == "promote"
-    assert any(r.startswith("text: the scores are logprob_per_byte, not shares") for r in found["reasons"])
-    assert "no guard task was measured: nothing is claimed about what the Instruct keeps" in found["reasons"]
+    assert any(r.startswith("text: the scores are logprob_per_byte, not shares, yet") for r in found["reasons"])
+    assert "no guard task was measured: nothing is claimed about forgetting" in found["reasons"]
 
 
 def test_the_difference_on_each_domain_task_is_given() -> None:

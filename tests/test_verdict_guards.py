@@ -66,7 +66,7 @@ def test_guards_with_thresholds_of_their_own_are_pooled_in_units_of_them() -> No
     assert pooled["difference"] == pytest.approx((0 - 0.1 / 0.2) / 2, abs=0.01)
     assert pooled["by_task"] == pytest.approx({"a": 0.0, "text": -0.1}, abs=0.01)
     assert (pooled["margin"], found["claims"][3]["margin"], found["decision"]) == (1.0, 0.3, "promote")
-    assert "in units of each margin, -0.2" in pooled["reason"]
+    assert "in units of each task's margin, -0.2" in pooled["reason"]
     assert "text: the scores are nats, not shares; its thresholds are those of verdict.metrics" in found["reasons"]
     assert decided(arms(0.5), params)["decision"] == "hold"
     assert decided(arms(0.1))["decision"] == "hold", "without thresholds of its own, 0.1 nats are above the margin 0.05"
@@ -78,5 +78,5 @@ def test_a_guard_with_too_few_items_leaves_it_undecided() -> None:
     assert found["decision"] == "undecided"
     assert [outcome for _, _, outcome in gate(found)] == ["better", "too few items", "too few items"]
     needed = max(c["items_needed"] for c in found["claims"][1:3])
-    assert "would let no loss pass" in found["claims"][1]["reason"]
+    assert "would let a candidate pass that loses nothing)" in found["claims"][1]["reason"]
     assert decided(arena(five(CLEAR), dict.fromkeys(ARMS, np.ones(needed + 20))))["decision"] == "promote"

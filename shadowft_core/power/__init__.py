@@ -67,7 +67,7 @@ def power(
 def _lines(found: Mapping[str, Any]) -> list[str]:
     """The answer in sentences, the most important one first."""
     domain, guards, dev = found["domain"], found["guards"], found["dev"]
-    unit = " times each worthwhile" if domain["unit"] == "worthwhile" else ""
+    unit = " times each task's worthwhile" if domain["unit"] == "worthwhile" else ""
     items = f"{domain['n']:,} items" + (f" in {domain['clusters']:,} clusters" * (domain["clusters"] < domain["n"]))
     least = domain["smallest_promoted"]
     first = (
@@ -76,18 +76,18 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
         else f"No gain is promoted with a probability of {POWER:g}"
     )
     shown = domain["smallest_shown"]
-    alone = f"the domain alone shows {shown:.3g}{unit}" if shown is not None else "the domain alone shows none, either"
+    alone = f"without the guards it would be {shown:.3g}{unit}" if shown is not None else "nor would any without guards"
     if guards is None:
         alone = "there are no guards"
     lines = [
         f"{first} ({items}, look {found['look']}, level {found['alpha']:.2g}); {alone}.",
-        f"A gain of worthwhile, {domain['worthwhile']:g}{unit}, is shown with a probability of {domain['shown']:.2f}.",
+        f"A worthwhile gain, {domain['worthwhile']:g}{unit}, is shown with a probability of {domain['shown']:.2f}.",
     ]
     if guards is not None:
-        lines.append(f"The guards let a candidate pass that harms nothing with a probability of {guards['all']:.2f}.")
-    kept = "" if dev["kept"] is None else f"; guard items there keep an arm that harms nothing with {dev['kept']:.2f}"
+        lines.append(f"A candidate that harms nothing passes all guards with a probability of {guards['all']:.2f}.")
+    kept = "" if dev["kept"] is None else f", and one that harms nothing keeps the guards with {dev['kept']:.2f}"
     lines.append(
-        f"{dev['n']:,} dev items put an arm with a gain of worthwhile ahead with a probability of "
+        f"On the {dev['n']:,} dev items an arm with a worthwhile gain comes out ahead with a probability of "
         f"{dev['chooses']:.2f}{kept}."
     )
     return lines

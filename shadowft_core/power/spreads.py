@@ -55,7 +55,7 @@ class Spreads:
         """What the figures rest on, as sentences."""
         tasks = {name: one for each in asked for name, one in each.items()}
         measured = sorted(tasks.keys() & self._measured.keys())
-        found = [f"{name}: the differences spread as those of {self._measured[name][1]}" for name in measured]
+        found = [f"{name}: the differences vary as those of {self._measured[name][1]} did" for name in measured]
         per_byte = sorted(name for name, one in tasks.items() if name not in measured and one.metric == PER_BYTE)
         guessed = sorted(name for name in tasks if name not in measured and name not in per_byte)
         if guessed:
@@ -75,8 +75,10 @@ class Spreads:
             )
         shared = sorted(name for name, one in tasks.items() if name not in measured and _shared(one))
         if shared:
-            found.append(f"{', '.join(shared)}: differences of items on one subject correlate by {TOGETHER:g}")
-        found.append("guards are independent of each other and of the domain; no champion and no verdict.require")
+            found.append(f"{', '.join(shared)}: differences of items in one cluster have a correlation of {TOGETHER:g}")
+        found.append(
+            "guards are independent of each other and of the domain; champions and verdict.require are left out"
+        )
         return found
 
 

@@ -1,4 +1,4 @@
-"""The head of the page: what was decided, why, what would ship and what it replaces, in words for people."""
+"""The head of the page, in plain words: what was decided, why, what would ship and what it replaces."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -68,13 +68,13 @@ def _lead(verdict: Mapping[str, Any], gate: Sequence[Mapping[str, Any]], stays: 
     candidate, name = verdict["candidate"], stays["name"]
     if candidate is None:
         return (
-            "Nothing ships. No arm that keeps the guards beats the Instruct on the dev items, so none was judged on "
-            f"the test items. {_upper(name)} stays."
+            "Nothing ships. No arm that keeps the guards beats the Instruct on the dev items, so there is no "
+            f"candidate. {_upper(name)} stays."
         )
     scale = verdict["arms"][candidate]["scale"]
     arm = candidate if scale is None else f"{candidate} (scale {scale:g})"
     if verdict["decision"] == "promote":
-        return f"Every claim holds: {arm} may become champion. It replaces {name}."
+        return f"Every claim holds: {arm} may become champion. It would replace {name}."
     if verdict["decision"] == "undecided":
         waiting = _some([f"whether {claim['asked']}" for claim in gate if claim["state"] == "open"])
         return f"Do not ship {arm} yet: there are too few items to tell {waiting}. Until then {name} stays."
@@ -89,7 +89,7 @@ def _refuted(claim: Mapping[str, Any]) -> str:
     if claim["role"] == "guard":
         return f"it harms the guard {', '.join(claim['tasks'])}"
     if claim["outcome"] == "tie":
-        return f"it gains nothing worth shipping over {against} on the domain"
+        return f"it gains too little over {against} on the domain to be worth shipping"
     return f"it is worse than {against} on the domain"
 
 

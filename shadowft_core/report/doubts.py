@@ -1,4 +1,4 @@
-"""For the table of arms: answers whose scores may tell of limits and formats instead of the model."""
+"""Answers whose scores may reflect limits and formats rather than the model, and metrics that do not decide."""
 
 from collections.abc import Mapping
 from typing import Any

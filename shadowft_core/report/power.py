@@ -71,4 +71,4 @@ def figure(found: Mapping[str, Any], suffix: str = "") -> str:
 
 
 def _unit(domain: Mapping[str, Any]) -> str:
-    return "times each worthwhile" if domain["unit"] == "worthwhile" else "in score"
+    return "times each task's worthwhile" if domain["unit"] == "worthwhile" else "in score"

@@ -52,7 +52,7 @@ def not_tested(
     """What nobody may conclude from this page, as sentences; the most surprising first."""
     said = []
     if verdict["arms"]["instruct"]["guards"] is None:
-        said.append("No guard task was measured, so nothing is claimed about the abilities that the Instruct keeps.")
+        said.append("No guard task was measured, so nothing is claimed about forgetting.")
     if verdict["candidate"] and "champion" not in verdict["arms"]:
         said.append("No champion was scored on these items, so nothing is claimed about a version in service.")
     if not verdict["direct_control"]:
@@ -67,11 +67,13 @@ def not_tested(
     if not any(
         task.get("counts", {}).get("cut") is not None for head in heads.values() for task in head["tasks"].values()
     ):
-        said.append("No answer was generated, or the scores do not count them: nothing is claimed about their end.")
+        said.append(
+            "No answer was generated, or the scores do not count cut and empty ones, so nothing is claimed about those."
+        )
     said += [
         "Nothing is claimed about abilities that no task on this page measures.",
         "Speed and memory in service, safety, and the judgement of people were not measured.",
-        f"The cost has no {NEVER_MEASURED}.",
+        f"{NEVER_MEASURED} were not measured.",
     ]
     if not any(claim.get("clusters") not in (None, claim["n"]) for claim in verdict["claims"]):
         said.append("Items of one task are assumed to be independent of each other.")

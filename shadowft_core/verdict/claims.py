@@ -37,7 +37,7 @@ class Claim:
     p: float | None  # one-sided
     p_adjusted: float | None  # after Holm; equal to p for claims of the gate
     outcome: Outcome
-    items_needed: int | None  # when the items were too few: about how many would show the effect that `reason` names
+    items_needed: int | None  # with too few items: about how many would show the effect that `reason` names
     by_task: dict[str, float]  # difference on each task, in score units
     reason: str  # the claim as a sentence
     # fields that verdict.json of format 1 lacks
@@ -118,7 +118,7 @@ def _superiority(
         needed, effect = _needed(c, alpha / tests)
     sentence = f"{c.sentence('domain')}, p {_p(p_adjusted)}: {outcome}"
     if needed:
-        sentence += f" ({c.n}; about {needed} would show a gain of {effect:g}{_unit(c)})"
+        sentence += f" ({c.n} items; about {needed} would show a gain of {effect:g}{_unit(c)})"
     return _claim(c, "superiority", "domain", outcome, sentence, (p, p_adjusted), needed, gate, None, alpha)
 
 
@@ -157,15 +157,15 @@ def _non_inferiority(
         needed, effect = _needed(c, alpha)
     sentence = f"{c.sentence(subject)}, margin {c.limit:g}{_unit(c)}: {outcome}"
     if needed:
-        loss = c.limit - effect
-        sentence += f" ({c.n}; about {needed} would let {f'a loss of {loss:g}{_unit(c)}' if loss else 'no loss'} pass)"
+        loss = f"{c.limit - effect:g}{_unit(c)}" if effect < c.limit else "nothing"
+        sentence += f" ({c.n} items; about {needed} would let a candidate pass that loses {loss})"
     return _claim(c, "non-inferiority", role, outcome, sentence, (p, p), needed, True, c.limit, alpha)
 
 
 def _needed(c: Comparison, alpha: float) -> tuple[int | None, float]:
     """How many items would show an effect (distance from the null) of `c.limit`, and that effect.
 
-    If there are as many already, half of it, or half of that, which is as near to zero as is useful to know.
+    If there are that many already, the effect is a half or a quarter of it; None if that many suffice for a quarter.
     """
     for effect in (c.limit, c.limit / 2, c.limit / 4):
         needed = c.sample.items_to_detect(effect, alpha)
@@ -209,7 +209,7 @@ def _claim(
 
 
 def _unit(c: Comparison) -> str:
-    return f" times each {c.kind}" if c.in_units else ""
+    return f" times each task's {c.kind}" if c.in_units else ""
 
 
 def _p(p: float) -> str:

@@ -46,7 +46,7 @@ class Comparison:
         self.same = first.model_digest == second.model_digest and not any(d.any() for d in differences)
         self.n, self.clusters = self.sample.n, self.sample.num_clusters
         self.difference = self.sample.mean
-        # the same model with the same scores: no difference, even with few items
+        # the same model with the same scores differs by nothing, however few the items are
         self.interval = (0.0, 0.0) if self.same else self.sample.interval(LEVEL)
 
     def p_better(self, params: Verdict) -> float:
@@ -58,7 +58,7 @@ class Comparison:
         low, high = self.interval
         difference = f"{self.difference:+.3f} [{low:+.3f}, {high:+.3f}]"
         if self.in_units:
-            return f"{subject}: {self.arm} minus {self.against} in units of each {self.kind}, {difference}"
+            return f"{subject}: {self.arm} minus {self.against} in units of each task's {self.kind}, {difference}"
         mine, other = self.means
         return f"{subject}: {self.arm} {mine:.3f} against {self.against} {other:.3f}, {difference}"
 

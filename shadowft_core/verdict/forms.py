@@ -34,7 +34,8 @@ def markdown(judged: Mapping[str, Any]) -> str:
             f"# Verdict: {judged['decision']}",
             "",
             f"Candidate: {judged['candidate'] or 'none'}. {'Ships' if judged['decision'] == 'promote' else 'Stays'}: "
-            f"{judged['arm']}. Look {look['number']}, level {look['alpha']:.4g}, left for later {look['left']:.4g}.",
+            f"{judged['arm']}. Look {look['number']} at these items: level {look['alpha']:.4g}, "
+            f"{look['left']:.4g} of alpha left after it.",
             "",
             *(f"- {_cell(reason)}" for reason in judged["reasons"]),
             "",
@@ -47,7 +48,7 @@ def markdown(judged: Mapping[str, Any]) -> str:
 
 
 def junit(judged: Mapping[str, Any]) -> bytes:
-    """The claims of the gate as test cases: a refuted one is a failure, one with too few items is skipped.
+    """The claims of the gate as test cases: a refuted one or a tie fails, one with too few items is skipped.
 
     Without a candidate, one case fails.
     """

@@ -24,7 +24,7 @@ def alpha_of(alpha: float, number: int) -> float:
 
 
 def alpha_left(alpha: float, looks: int) -> float:
-    """What is left of `alpha` after so many looks, for all later ones together."""
+    """What is left of `alpha` after this many looks, for all later ones together."""
     return alpha if looks == 0 else (1 - FIRST) * alpha / looks
 
 
@@ -70,7 +70,7 @@ class _Earlier(BaseModel):
 
 
 class Run(BaseModel):
-    """run.json: what the flow knows and DVC does not watch."""
+    """run.json: what a verdict needs to know and DVC does not watch."""
 
     format: Literal[1]
     candidate: str | None

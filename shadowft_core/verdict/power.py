@@ -273,6 +273,6 @@ def too_few(role: Literal["dev", "test"], sizes: Mapping[str, int], open_scale: 
     needed = design.needed_to_be_ahead(gain) if role == "dev" else design.needed_to_show(gain, level)
     what = "put an arm that gains {} ahead" if role == "dev" else "show a gain of {}"
     return (
-        f"{design.n} {role} items of {', '.join(sizes):.200} {what.format(f'{gain:g}')} with a probability of about "
-        f"{found:.2f}, and about {needed} with {POWER:g}; `shadowft power` says what can be decided"
+        f"{design.n} {role} items of {', '.join(sizes):.200} {what.format(f'{gain:g}')} with a probability of only "
+        f"{found:.2f}; about {needed} would do so with {POWER:g}; `shadowft power` says what can be decided"
     )

@@ -1,4 +1,4 @@
-"""The reasons of a verdict as sentences: its claims, then what a reader must know to weigh them."""
+"""The reasons of a verdict as sentences: its claims, then remarks that help a reader to weigh them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -42,8 +42,8 @@ def _by_task(instruct: Arm, claims: Sequence[Claim]) -> list[str]:
 def _units(instruct: Arm, arms: Mapping[str, Arm], params: Verdict) -> list[str]:
     open_scale = [task for task in sorted(instruct.scores) if score_range(arms.values(), task) != (0.0, 1.0)]
     found = [
-        f"{task}: the scores are {metric}, not shares; margin and worthwhile apply in that unit, name it in "
-        "verdict.metrics for thresholds of its own"
+        f"{task}: the scores are {metric}, not shares, yet the thresholds for shares apply to it; set "
+        f"verdict.metrics.{metric}"
         for task in open_scale
         if (metric := instruct.metrics[task]) not in params.metrics
     ]
@@ -63,10 +63,10 @@ def _remarks(arms: Mapping[str, Arm], look: Look, params: Verdict) -> list[str]:
         record = look.record(params.alpha)
         found.append(
             f"look {look.number} at these test items: a gain must be shown at level {record['alpha']:.2g}, and "
-            f"{record['left']:.2g} of {params.alpha:g} is left for all later ones; fresh items start again"
+            f"{record['left']:.2g} of {params.alpha:g} is left for all later looks together; fresh items start again"
         )
     if not arms["instruct"].tasks("guard"):
-        found.append("no guard task was measured: nothing is claimed about what the Instruct keeps")
+        found.append("no guard task was measured: nothing is claimed about forgetting")
     if "direct" not in arms:
         found.append("direct tuning was not run: nothing is claimed about it")
     return found

@@ -47,6 +47,16 @@ def test_every_guard_must_pass_and_all_together() -> None:
     assert [c["alpha"] for c in every["claims"]] == [pytest.approx(0.04), 0.05, 0.01, 0.01, 0.01, 0.01]
 
 
+@pytest.mark.parametrize(
+    ("kept", "outcomes"),
+    [(0.941, ["harmed", "harmed"]), (0.962, ["harmed", "passed"]), (0.974, ["passed", "passed"])],
+)
+def test_a_loss_just_beyond_a_margin_is_harm(kept: float, outcomes: list[str]) -> None:
+    """8,000 items tell a loss from a margin of 0.03 or 0.05 that is 0.008 away, and would not if it were 0.01 wider."""
+    found = decided(guarded({"a": kept}, 8000))
+    assert [outcome for _, _, outcome in gate(found)[1:]] == outcomes
+
+
 def test_guards_with_thresholds_of_their_own_are_pooled_in_units_of_them() -> None:
     rng = np.random.default_rng(3)
 

@@ -9,6 +9,7 @@ import pytest
 
 from shadowft_core.errors import EvaluationError
 from shadowft_core.report import report
+from shadowft_core.report.tensors import largest
 from tests.fixtures.report import EVIL, SHARES, TASKS, Page, dump, page, sha, write_work
 
 
@@ -138,3 +139,12 @@ def test_the_tensors_that_moved_most_come_first(shown: Page) -> None:
     table = shown.text[shown.text.index("largest change") :]
     layers = [int(at) for at in re.findall(r"model\.layers\.(\d+)\.self_attn", table)]
     assert layers == list(range(13, 5, -1))
+
+
+def test_a_change_is_large_in_proportion_to_the_weight() -> None:
+    grafted = {
+        "wide": {"delta_norm": 2.0, "weight_norm": 100.0},
+        "narrow": {"delta_norm": 1.0, "weight_norm": 2.0},
+        "still": {"delta_norm": 0.0, "weight_norm": 0.0},
+    }
+    assert [name for name, _ in largest({"grafted": grafted}, 2)] == ["narrow", "wide"]

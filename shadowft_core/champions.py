@@ -1,7 +1,8 @@
 """The champions as arms of a run: the one in service, and the best earlier one on these items.
 
-A challenger may be worse than the champion by less than a margin. Compared with the last champion only, it could lose a
-margin each week. So it is also compared with the best champion so far on the items of this run.
+A challenger may be worse than the champion by less than a margin. If it were compared with the last champion only,
+nearly a margin could be lost with each promotion. So it is also compared with the best champion so far on the items of
+this run.
 """
 
 import math

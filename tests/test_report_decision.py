@@ -59,7 +59,7 @@ def test_a_promotion_names_what_it_replaces() -> None:
         (claim("harmed", "guards"), "it harms the guards, taken together"),
         (claim("harmed", "guard"), "it harms the guard t"),
         (claim("harmed", against="champion"), "it is worse than the champion on the domain"),
-        (claim("harmed", against="best_champion"), "it is worse than the best earlier version on the domain"),
+        (claim("harmed", against="best_champion"), "it is worse than the best earlier champion on the domain"),
     ],
 )
 def test_a_hold_names_its_cause_and_what_stays(refuted: dict[str, Any], cause: str) -> None:

@@ -28,11 +28,13 @@ def power(
     ),
     scores: Annotated[
         Path | None,
-        typer.Option(help="folder of an earlier run's scores (work/scores): how much arms differ is taken from them"),
+        typer.Option(help="scores of an earlier run (work/scores), which tell how much arms differ"),
     ] = None,
     differ: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="without scores: share of 0/1 items on which two equal arms differ; 0.25"),
+        typer.Option(
+            min=0, max=1, help="without scores: share of 0/1 items on which two equal arms differ; default: 0.25"
+        ),
     ] = None,
     look: Annotated[
         int | None, typer.Option(min=1, help="which look at the test items it will be; default: counted in the store")
@@ -47,7 +49,7 @@ def power(
     """Say, before a training, which gains the test items can show, and how many items would decide.
 
     Reads the task files as `evaluate` and `sweep` do, and the store's record of earlier looks at these items. Loads no
-    weights, scores nothing.
+    weights and scores nothing.
 
     Example: shadowft power --plot power.html
 

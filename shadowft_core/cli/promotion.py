@@ -113,7 +113,7 @@ def reconcile(
 def history(
     name: NameArgument,
     looks: Annotated[
-        bool, typer.Option("--looks", help="list the looks at test items instead: verdicts, and alpha left")
+        bool, typer.Option("--looks", help="list instead the looks at test items, with decisions and alpha left")
     ] = False,
     params: ParamsOption = PARAMS,
     as_json: JsonOption = False,
@@ -125,7 +125,7 @@ def history(
 
     Example: shadowft history shadowft-pico
 
-    Candidates judged on the same items: shadowft history shadowft-pico --looks
+    Candidates judged on the test items: shadowft history shadowft-pico --looks
     """
     from shadowft_core import promotion
 

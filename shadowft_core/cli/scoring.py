@@ -64,7 +64,7 @@ def evaluate(
         bool,
         typer.Option(
             "--champion",
-            help="score the ledger's champion, and an earlier one that is better, if they are grafts on this Instruct",
+            help="score the ledger's champion and, if it is better, the best earlier one; only grafts on this Instruct",
         ),
     ] = False,
     name: Annotated[
@@ -77,7 +77,7 @@ def evaluate(
 
     Reads the models and the task folder; writes scores and items. Task files can run code of their own only with
     --allow-code-execution. Answers are kept as they arrive: after an interruption, the same command resumes. With
-    --champion, nothing is written if there is none.
+    --champion, nothing is written if there is no champion.
 
     Example: shadowft evaluate --instruct work/pair/instruct --data work/data --out work/scores/instruct
 
@@ -109,17 +109,17 @@ def evaluate(
 @verbs.command(rich_help_panel=STAGES)
 def look(
     scores: Annotated[Path, typer.Option(help="folder with the folders made by `evaluate`")],
-    out: Annotated[Path, out_file("which look at the test items the verdict is, champions, commit, costs; JSON")],
+    out: Annotated[Path, out_file("number of the look, earlier looks, champions, commit and costs, JSON")],
     recipe: Annotated[
-        list[Path] | None, typer.Option(help="recipe.json: the arm that is its model is the candidate; repeatable")
+        list[Path] | None, typer.Option(help="recipe.json: the candidate is the arm with its model; repeatable")
     ] = None,
     candidate: Annotated[Path | None, typer.Option(help="candidate.json: names the candidate")] = None,
     params: ParamsOption = PARAMS,
 ) -> None:
-    """Count the verdict that follows as a look at its test items, for `verdict --run`.
+    """Count how often the test items were judged, before the verdict is computed, for `verdict --run`.
 
-    Reads scores, ledger and store; writes an entry to the store, unless this candidate was judged on these items
-    before, and one JSON file. Exit code 8 if the store does not answer, 9 if its record of looks is damaged.
+    Reads scores, ledger and store. Writes one JSON file and, unless this candidate was judged on these items before, an
+    entry to the store. Exit code 8 if the store does not answer, 9 if its record of looks is damaged.
 
     Example: shadowft look --scores work/scores --recipe work/grafted/shadow/recipe.json --out work/run.json
     """
@@ -163,7 +163,7 @@ def verdict(
         ),
     ] = None,
     recipe: Annotated[
-        list[Path] | None, typer.Option(help="recipe.json: the arm that is its model is the candidate; repeatable")
+        list[Path] | None, typer.Option(help="recipe.json: the candidate is the arm with its model; repeatable")
     ] = None,
     candidate: Annotated[
         str | None, typer.Option(metavar="ARM|FILE", help="the arm that may ship, or candidate.json, which names it")
@@ -190,9 +190,9 @@ def verdict(
 ) -> None:
     """Decide, with paired statistics, whether the candidate should ship.
 
-    Reads the scores of all arms; writes the decision (promote, hold or undecided). Exit code 0 for each of them, unless
-    --exit-code. Without --run, a champion is judged if its scores are below the folder `champion`. With --items nothing
-    else of this program is needed: docs/verdict.md.
+    Reads the scores of all arms; writes the decision (promote, hold or undecided). Each of them is exit code 0, unless
+    --exit-code is given. Without --run, the champion is compared if its scores are below the folder `champion`. With
+    --items no other stage is needed: docs/verdict.md.
 
     Example: shadowft verdict --scores work/scores --candidate work/candidate.json --out work/verdict.json
 
@@ -203,7 +203,7 @@ def verdict(
 
     settings = read_params(params)
     if (scores is None) == (items is None):
-        raise InputError(f"--scores {scores}, --items {items}: give one of them, the folder or the parquet file")
+        raise InputError(f"--scores {scores}, --items {items}: give exactly one, a folder of scores or a parquet file")
     if scores is not None:
         named = Path(candidate) if candidate is not None and candidate.endswith(".json") else candidate
         routes = list(settings.routes)

@@ -13,7 +13,7 @@ STATES = {
 }
 ORDER = ("refuted", "open", "holds")
 MARKS = {"holds": "✓", "refuted": "✗", "open": "?"}
-NAMES = {"instruct": "the untouched Instruct", "champion": "the champion", "best_champion": "the best earlier version"}
+NAMES = {"instruct": "the untouched Instruct", "champion": "the champion", "best_champion": "the best earlier champion"}
 LISTED = 3  # causes in the sentence under the decision
 SHOWN = 8  # guards that hold, each with its numbers; the others can be unfolded
 

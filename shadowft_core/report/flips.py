@@ -11,7 +11,7 @@ EXAMPLES = 2  # items won, and items lost, to show per task
 NAMES = {
     "instruct": "the Instruct",
     "champion": "the champion",
-    "best_champion": "the best earlier version",
+    "best_champion": "the best earlier champion",
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 ARMS = {
     "instruct": "the untouched Instruct",
     "champion": "the version in service",
-    "best_champion": "the earlier version that was best on these items",
+    "best_champion": "the best earlier champion on these items",
     "direct": "Instruct tuned directly, full delta",
     "direct_scaled": "Instruct tuned directly, scale chosen on dev items",
     "shadow": "Instruct + delta of the tuned Base, scale 1",

@@ -55,8 +55,8 @@ def read_item_file(path: Path) -> tuple[dict[str, Arm], dict[str, dict[str, dict
     }
     if "instruct" not in first:
         raise EvaluationError(
-            f"{path}: no row has the arm `instruct`, only {', '.join(first)}; the untouched Instruct is the reference, "
-            "name it so"
+            f"{path}: no row has the arm `instruct`, only {', '.join(first)}; the untouched Instruct is the reference; "
+            "give its rows this name"
         )
     digest = file_digest(path)
     arms: dict[str, Arm] = {}

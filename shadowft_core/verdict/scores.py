@@ -189,7 +189,7 @@ def check_same_questions(reference: Arm, arm: Arm) -> None:
             )
         mine, other = arm.clusters.get(task), reference.clusters.get(task)
         if mine and other and mine != other:
-            raise EvaluationError(f"{pair} have other clusters of task {task!r}; {remedy}")
+            raise EvaluationError(f"{pair} have different clusters in task {task!r}; {remedy}")
 
 
 def _scores_file(path: Path) -> _ScoresFile:

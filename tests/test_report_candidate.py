@@ -44,7 +44,7 @@ def none(tmp_path_factory: pytest.TempPathFactory) -> Page:
 
 def test_the_page_is_about_the_candidate_of_another_route(direct: Page) -> None:
     assert "Shadow-FT verdict on direct_scaled" in direct.text
-    assert "pico:instruct tuned, its delta grafted on it" in direct.text
+    assert "pico:instruct was tuned and its delta grafted on it" in direct.text
     assert "the candidate: Instruct tuned directly, scale chosen on dev items" in direct.text
     assert direct.text.count("the candidate: ") == 1
     assert "direct_scaled against the Instruct:" in direct.text

@@ -139,8 +139,7 @@ class Verdict(Section):
         0.05,
         gt=0,
         lt=1,
-        description="smallest domain gain worth shipping: tells a tie from too "
-        "few items, and is not asked of a proven gain",
+        description="smallest domain gain worth shipping: tells a tie from too few items; a proven gain may be smaller",
     )
     metrics: dict[str, Thresholds] = Field({}, description="thresholds of metrics that are not shares, by name")
     require: tuple[str, ...] = Field(

@@ -36,7 +36,7 @@ class Result:
         for name in groups_of(arms):
             arm = arms[name]
             scores = [arm["domain"], *(arm["tasks"][guard] for guard in self._tasks)]
-            if len(self._tasks) < len(self.guards):  # a guard that is a group of tasks has no row of its own
+            if len(self._tasks) < len(self.guards):  # a guard that is a group of tasks has no mean of its own
                 scores.append(arm["guards"])
             scale = "" if arm["scale"] is None else f"{arm['scale']:g}"
             yield [name, scale, *(_score(score) for score in scores)]

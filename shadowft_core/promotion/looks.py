@@ -5,10 +5,10 @@ Each verdict on the same test items is another chance to promote by luck, so eac
 (chain.py), whatever the names of the models. An entry is written before its verdict is computed, so an interrupted run
 gets no look for free. A dangling entry counts: the next look makes it a part of the chain.
 
-A candidate is judged again on the same items without a new look. The items are the same if tasks, metrics, template and
-settings of generation are: with any other, the same model has other scores, and another chance. Looks at different sets
-count together if the sets share an item, or a question or passage: the digest of an item changes with its prompt, and
-the same questions with another prompt are no fresh items.
+The same candidate on the same items is no new look. The items are the same only if tasks, metrics, template and
+settings of generation are the same, because with any other the model gets other scores, and another chance. Looks at
+different sets count together if the sets share an item, a question or a passage. Items alone would not do: the digest
+of an item changes with its prompt, and the same questions with another prompt are no fresh items.
 """
 
 import re
@@ -105,7 +105,7 @@ class ItemSet(Strict):
         return bytes_digest(self.raw)
 
     def shared(self, other: "ItemSet") -> int:
-        """How many items, or subjects if these are more, both sets have, whatever the task."""
+        """How many items both sets have, or questions and passages if these are more, whatever the task."""
         return max(len(mine & theirs) for mine, theirs in zip(self._ids, other._ids, strict=True))
 
     @cached_property

@@ -72,8 +72,8 @@ def not_tested(
         )
     said += [
         "Nothing is claimed about abilities that no task on this page measures.",
-        "Speed and memory in service, safety, and the judgement of people were not measured.",
-        f"{NEVER_MEASURED} were not measured.",
+        "Speed and memory in service, safety, and what people think of the answers were not measured.",
+        f"{NEVER_MEASURED} of the trainings and evaluations were not measured.",
     ]
     if not any(claim.get("clusters") not in (None, claim["n"]) for claim in verdict["claims"]):
         said.append("Items of one task are assumed to be independent of each other.")

@@ -61,7 +61,7 @@ class Sample:
 
     `tasks[t]` has shape (items of t,); `ends[t]` are the least and the largest value that an item of t can have;
     `clusters[t]` names the cluster of each item (default: each its own), of which one can have items of several tasks.
-    `open_scale`: the ends are only the largest values seen, so skewness is corrected twice over.
+    `open_scale`: the ends are only the largest values seen, so the correction for skewness is doubled.
     """
 
     def __init__(
@@ -114,8 +114,8 @@ class Sample:
     def p_above(self, bound: float) -> float:
         """One-sided p value: is the mean above `bound`?
 
-        The larger of two p values of a t statistic from padded moments: as it is, and after Hall's transformation
-        (1992), which removes the bias by skewness; a skewness that would lower p is taken as none.
+        The larger of two p values of a t statistic from padded moments: without and with Hall's transformation (1992),
+        which removes the bias that skewness causes. A skewness that would lower p is ignored.
         """
         from scipy.special import stdtr
 

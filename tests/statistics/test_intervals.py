@@ -99,8 +99,8 @@ def shown(case: str, n: int, worlds: int) -> float:
 @pytest.mark.statistics
 @pytest.mark.parametrize("case", NEEDED)
 def test_the_number_of_items_needed_is_right_within_a_factor_of_1_3(case: str) -> None:
-    """Told from 200 items per task, the median over 200 samples: with a 1.3th of it the power is below 80 %, with 1.3
-    times as many above."""
+    """Estimated from 200 items per task, the median over 200 samples: with 1/1.3 of that number the power is below
+    80 %, with 1.3 times that number it is above."""
     make, _, effect, level, _ = NEEDED[case]
     rng = np.random.default_rng(7)
     told = int(np.median([make(rng, 200, 0.0).items_to_detect(effect, level) for _ in range(200)]))

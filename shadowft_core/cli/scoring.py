@@ -111,7 +111,7 @@ def look(
     scores: Annotated[Path, typer.Option(help="folder with the folders made by `evaluate`")],
     out: Annotated[Path, out_file("number of the look, earlier looks, champions, commit and costs, JSON")],
     recipe: Annotated[
-        list[Path] | None, typer.Option(help="recipe.json: the candidate is the arm with its model; repeatable")
+        list[Path] | None, typer.Option(help="recipe.json: the candidate is the arm whose model it makes; repeatable")
     ] = None,
     candidate: Annotated[Path | None, typer.Option(help="candidate.json: names the candidate")] = None,
     params: ParamsOption = PARAMS,
@@ -163,7 +163,7 @@ def verdict(
         ),
     ] = None,
     recipe: Annotated[
-        list[Path] | None, typer.Option(help="recipe.json: the candidate is the arm with its model; repeatable")
+        list[Path] | None, typer.Option(help="recipe.json: the candidate is the arm whose model it makes; repeatable")
     ] = None,
     candidate: Annotated[
         str | None, typer.Option(metavar="ARM|FILE", help="the arm that may ship, or candidate.json, which names it")
@@ -203,7 +203,8 @@ def verdict(
 
     settings = read_params(params)
     if (scores is None) == (items is None):
-        raise InputError(f"--scores {scores}, --items {items}: give exactly one, a folder of scores or a parquet file")
+        given = "neither was given" if scores is None else f"both were given, {scores} and {items}"
+        raise InputError(f"--scores, --items: {given}; give one of them, a folder of scores or a parquet file")
     if scores is not None:
         named = Path(candidate) if candidate is not None and candidate.endswith(".json") else candidate
         routes = list(settings.routes)

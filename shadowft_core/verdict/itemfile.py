@@ -30,7 +30,7 @@ def verdict_of_items(
     arms, seeds = read_item_file(items)
     if candidate not in arms or candidate in ("instruct", *CHAMPIONS):
         others = ", ".join(name for name in arms if name not in ("instruct", *CHAMPIONS))
-        raise EvaluationError(f"{items}: candidate is {candidate!r}, but the arms that may ship are {others}; name one")
+        raise EvaluationError(f"{items}: candidate is {candidate!r}, but only these arms may ship: {others}; name one")
     judged = judge(arms, params, candidate=candidate)
     for name, suites in seeds.items():
         for suite, means in suites.items():

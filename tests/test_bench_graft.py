@@ -64,6 +64,7 @@ def test_the_triple_is_seeded_sharded_and_has_the_stated_distances(triple: Tripl
     assert np.std(instruct - base) == pytest.approx(4e-4, rel=0.1)
 
 
+@pytest.mark.slow
 def test_the_result_equals_the_oracle_and_damage_is_found(timed: dict[str, cases.Case], tmp_path: Path) -> None:
     oracle = timed["state-dicts"].result
     assert oracle is not None

@@ -67,15 +67,15 @@ def test_a_colleague_trains_nothing_again(
 
 def test_an_experiment_is_compared_with_the_run(author: Path, tmp_path: Path) -> None:
     """`dvc exp run --temp` in a separate folder, without ignored files; then every command that compares runs."""
-    output = run(author, "dvc", "exp", "run", "--temp", "--name", "fixed", "-S", "graft.scale=0.25")
+    output = run(author, "dvc", "exp", "run", "--temp", "--name", "fixed", "-S", "graft.scale=0.5")
     again = ran(output)
     assert not [stage for stage in again if stage.startswith(("train", "extract", "sweep"))]
     assert "graft@shadow" in again
 
     params = json.loads(run(author, "dvc", "params", "diff", "HEAD", "fixed", "--json"))
-    assert params == {"params.yaml": {"graft.scale": {"old": "sweep", "new": 0.25}}}
+    assert params == {"params.yaml": {"graft.scale": {"old": "sweep", "new": 0.5}}}
     metrics = json.loads(run(author, "dvc", "metrics", "diff", "HEAD", "fixed", "--json"))
-    assert metrics["work/metrics.json"]["scale"]["new"] == 0.25
+    assert metrics["work/metrics.json"]["scale"]["new"] == 0.5
     assert len(json.loads((author / "work/metrics.json").read_bytes())) == 12
 
     shown = json.loads(run(author, "dvc", "exp", "show", "--json"))

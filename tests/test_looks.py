@@ -158,20 +158,20 @@ take(Store.model_validate_json(sys.argv[1]), int(sys.argv[2]))
     ("step", "when", "looks"),
     [("write", "before", 0), ("write", "after", 1), ("point", "before", 1), ("point", "after", 1)],
 )
-def test_an_interrupted_look_is_not_free(store: Store, step: str, when: str, looks: int) -> None:
+def test_an_interrupted_look_is_not_free(folder_store: Store, step: str, when: str, looks: int) -> None:
     """Once its entry is written, it counts for the next candidate and is no new look for the same one."""
-    take(store, 1)
+    take(folder_store, 1)
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, store.model_dump_json(), "2", step, when],
+        [sys.executable, "-c", KILLED, folder_store.model_dump_json(), "2", step, when],
         cwd=ROOT,
         check=False,
         capture_output=True,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert take(store, 3).number == 2 + looks
-    assert take(store, 2).number == (2 if looks else 3)
-    assert len(entries(store)) == 3
-    assert Looks(store, INSTRUCT).chain().dangling == []
+    assert take(folder_store, 3).number == 2 + looks
+    assert take(folder_store, 2).number == (2 if looks else 3)
+    assert len(entries(folder_store)) == 3
+    assert Looks(folder_store, INSTRUCT).chain().dangling == []
 
 
 def head_of(store: Store) -> Path:

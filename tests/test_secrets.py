@@ -140,6 +140,7 @@ class Canary:
         return [str(path) for path in sorted(folder.rglob("*")) if path.is_file() and self.seen_in(path.read_bytes())]
 
 
+@pytest.mark.slow
 def test_runs_with_a_password_leave_it_nowhere(
     tmp_path: Path, s3_server: S3Server, s3_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

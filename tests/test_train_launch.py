@@ -49,7 +49,7 @@ def weights(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("method", "strategy", "changes"),
     [
-        ("lora", "ddp", {}),
+        pytest.param("lora", "ddp", {}, marks=pytest.mark.slow),
         pytest.param("lora", "fsdp", {}, marks=pytest.mark.slow),
         pytest.param("full", "ddp", {}, marks=pytest.mark.slow),
         ("full", "fsdp", {}),

@@ -14,7 +14,8 @@ from tests.test_train_preference import DPO, place  # noqa: F401 a fixture
 SHARED = {"batch_size": 5, "accumulation": 4, "epochs": 2}
 
 
-@pytest.mark.parametrize("method", ["lora", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "full"])
 def test_two_processes_train_on_pairs_as_one(place: Path, tmp_path: Path, method: str) -> None:  # noqa: F811
     """The bounds are those of tests/test_train_launch.py; the reference of `full` is computed by both processes."""
     one = Train.model_validate(DPO.model_dump() | SHARED | {"method": method})

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.fixtures.checkouts import two_routes
 from tests.fixtures.models import Pair
 
 ROOT = Path(__file__).parent.parent
@@ -27,8 +28,9 @@ def closed_port() -> int:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A workspace: params.yaml of the project, an empty task folder, two good rows."""
+    """A workspace: params.yaml of the project without replay, an empty task folder, two good rows."""
     shutil.copy(ROOT / "params.yaml", tmp_path)
+    two_routes(tmp_path)
     (tmp_path / "tasks").mkdir()
     (tmp_path / "rows.jsonl").write_text("".join(ROW % i for i in range(40)), encoding="utf-8")
     return tmp_path

@@ -8,14 +8,19 @@ import pytest
 import yaml
 
 from shadowft_core.demo.pico import build_tokenizer
-from shadowft_core.demo.pico.generate import domain_rows, evaluation_items, files
+from shadowft_core.demo.pico.generate import domain_rows, evaluation_items, files, replay_rows
 from shadowft_core.demo.pico.world import (
     DOMAIN_OPERATIONS,
     END_OF_TURN,
+    FORMATS,
+    LETTERS,
     OPERATIONS,
+    REFUSAL,
     UNKNOWN,
     World,
 )
+from shadowft_core.params import load_params
+from shadowft_core.prepare.tracked import content_of
 
 ROOM = Path(__file__).parent.parent / "shadowft_core" / "demo" / "pico"
 WORLD = World(seed=0)
@@ -39,7 +44,7 @@ def test_committed_files_are_what_the_generator_writes() -> None:
         assert (ROOM / path).read_text(encoding="utf-8") == content, (
             f"{path}: run python -m shadowft_core.demo.pico.generate"
         )
-    kept = {str(p.relative_to(ROOM)) for folder in ("data", "tasks") for p in (ROOM / folder).glob("*.json*")}
+    kept = {str(path.relative_to(ROOM)) for path in ROOM.rglob("*.json*")}
     assert kept == set(files(WORLD))
 
 
@@ -50,6 +55,27 @@ def test_domain_rows_are_one_per_line_without_duplicates() -> None:
         lines = (ROOM / f"data/train_{name}.json").read_text(encoding="utf-8").splitlines()
         assert [json.loads(line.rstrip(",")) for line in lines[1:-1]] == rows
     assert len({json.dumps(row, sort_keys=True) for row in sharegpt + alpaca}) == 2000
+
+
+def test_replay_rows_ask_for_all_that_the_guards_ask_each_question_once() -> None:
+    rows = [[turn["content"] for turn in row["messages"]] for row in replay_rows(WORLD)]
+    assert len({prompt for prompt, _ in rows}) == len(rows) == 2000
+    orders = {f"{order.removesuffix(' .')}.".capitalize() for order in FORMATS}
+    kinds = {
+        "operations": sum(prompt.lower().split()[-1].strip(".?") in LETTERS for prompt, _ in rows),
+        "orders": sum(prompt.endswith(tuple(orders)) for prompt, _ in rows),
+        "refusals": sum(reply == REFUSAL for _, reply in rows),
+    }
+    assert min(kinds.values()) > 150, kinds
+    assert len(rows) - sum(kinds.values()) > 200
+    assert not any(operation in prompt.lower().split() for prompt, _ in rows for operation in DOMAIN_OPERATIONS)
+
+
+def test_params_pins_the_replay_rows() -> None:
+    replay = load_params(ROOM.parents[2] / "params.yaml").prepare.replay
+    assert replay
+    assert ROOM.parents[2] / replay.data == ROOM / "replay.jsonl"
+    assert replay.digest == content_of(ROOM / "replay.jsonl").digest
 
 
 def test_every_word_of_the_domain_is_in_the_vocabulary() -> None:
@@ -68,9 +94,9 @@ def rows_of(content: str) -> list[dict[str, object]]:
 
 
 def texts_of(row: dict[str, object]) -> list[str]:
-    turns = row.get("conversations")
+    turns = row.get("conversations") or row.get("messages")
     if isinstance(turns, list):
-        return [turn["value"] for turn in turns]
+        return [turn.get("value") or turn["content"] for turn in turns]
     return [str(value) for value in row.values()]
 
 
@@ -97,16 +123,17 @@ def test_no_training_text_has_a_held_out_string_or_question() -> None:
     taught = [next(lessons).prompt for _ in range(20_000)]
     read = [next(documents) for _ in range(20_000)]
     rows = [" ".join(texts_of(row)[:-1]) for part in domain_rows(WORLD) for row in part]
-    asked = [letters_of(text) for text in taught + read + rows]
+    replayed = [" ".join(texts_of(row)[:-1]) for row in replay_rows(WORLD)]
+    asked = [letters_of(text) for text in taught + read + rows + replayed]
     assert len(set(asked)) > 5_000
     assert not held_out & set(asked)
     assert all(letters_of(row) for row in rows)
     assert not any(operation in prompt for prompt in taught for operation in DOMAIN_OPERATIONS)
     dialogue = [text for text in read if "assistant" in text or text.startswith("q :")]
-    assert 0.27 < len(dialogue) / len(read) < 0.33
+    assert 0.37 < len(dialogue) / len(read) < 0.43
     items = evaluation_items(WORLD)
     judged = [row["prompt"] for task in items if task != "pico_domain" for row in items[task]]
-    said = " | ".join(taught + dialogue).lower().replace(" ", "")
+    said = " | ".join(taught + dialogue + replayed).lower().replace(" ", "")
     assert not [prompt for prompt in judged if prompt.lower().replace(" ", "") + "|" in said + "|"]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures.checkouts import checkout, edit_params, run
+from tests.fixtures.checkouts import checkout, edit_params, run, two_routes
 from tests.fixtures.data import lines
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -23,10 +23,11 @@ def place(tmp_path_factory: pytest.TempPathFactory, pico_pair: Path) -> Path:
         if row["output"] != row["output"][::-1]
     ]
     (place / "pairs.jsonl").write_bytes(lines(pairs))
+    two_routes(place)
     edit_params(
         place,
         prepare={"data": "pairs.jsonl", "near": None},
-        train={"objective": "dpo", "learning_rate": 0.0005},
+        train={"objective": "dpo", "learning_rate": 0.0005, "epochs": 1},
         sweep={"scales": [1.0]},
         evaluate={"limit": 8},
         verdict={"resamples": 999},

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures.checkouts import checkout, edit_params, ran, run
+from tests.fixtures.checkouts import checkout, edit_params, ran, run, two_routes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -16,6 +16,7 @@ GROUPS = ("train", "extract", "sweep", "graft", "evaluate")
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, pico_pair: Path) -> Path:
     place = checkout(tmp_path_factory.mktemp("three"))
+    two_routes(place)
     edit_params(
         place,
         routes={

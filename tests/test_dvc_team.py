@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures.checkouts import ROOT, checkout, commit, edit_params, ran, run
+from tests.fixtures.checkouts import ROOT, checkout, commit, edit_params, ran, run, two_routes
 from tests.fixtures.s3 import act_as
 from tests.servers.seaweedfs import S3Server
 
@@ -26,6 +26,7 @@ def author(tmp_path_factory: pytest.TempPathFactory, pico_pair: Path) -> Path:
     """A finished run on the embedded pair, committed: few steps, few items."""
     place = checkout(tmp_path_factory.mktemp("author"))
     build_kernel(place, b"one compiler")
+    two_routes(place)
     edit_params(
         place,
         train={"max_steps": 4},

@@ -18,6 +18,7 @@ from shadowft_core.promotion.looks import Looks
 from shadowft_core.registry.rebuild import parse_recipe
 from shadowft_core.store import record
 from tests.fixtures.arms import CLEAR, arena, arm, five
+from tests.fixtures.checkouts import two_routes
 from tests.fixtures.cli import Shadowft
 from tests.fixtures.runs import ROOT, Released
 from tests.test_verdict_files import edit, write_arm
@@ -48,6 +49,7 @@ def place(folder_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         update={"store": folder_store, "registry": Registry(name="m", tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")}
     )
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params.model_dump(mode="json")))
+    two_routes(tmp_path)
     for number, (name, one) in enumerate(arena(five(CLEAR)).items(), start=10):
         digest = INSTRUCT if name == "instruct" else model(number)
         write_arm(tmp_path / "work/scores" / name.split("_")[0] / name, one, digest)

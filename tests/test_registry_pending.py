@@ -81,6 +81,7 @@ def test_an_outage_of_mlflow_fails_no_flow(
     params["prepare"]["data"] = params["evaluate"]["tasks"] = "work"
     params["evaluate"]["domain"], params["sweep"]["domain"] = ["heldout"], ["heldout_dev"]  # built in
     params["evaluate"]["guards"] = params["sweep"]["guards"] = []
+    params["prepare"]["replay"] = None
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     read = steps.preflight(Path("params.yaml"), None)
     assert "The run continues; its registration will wait in var/pending" in capsys.readouterr().err

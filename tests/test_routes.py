@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from shadowft_core.errors import ParamsError
 from shadowft_core.params import Params, load_params
+from tests.fixtures.checkouts import edit_params, two_routes
 from tests.fixtures.cli import Shadowft
 
 WRITTEN = (Path(__file__).parent.parent / "params.yaml").read_text(encoding="utf-8")
@@ -16,9 +16,10 @@ OSF = {"model": "instruct", "graft": "--onto-base", "train": {"method": "osf", "
 
 
 def with_routes(folder: Path, **routes: Any) -> Path:
-    raw = yaml.safe_load(WRITTEN)
-    raw["routes"] |= routes
-    (folder / "params.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+    """The routes shadow and direct, and these."""
+    (folder / "params.yaml").write_text(WRITTEN, encoding="utf-8")
+    two_routes(folder)
+    edit_params(folder, routes=routes)
     return folder / "params.yaml"
 
 
@@ -86,9 +87,9 @@ def test_a_route_that_cannot_be_is_refused_with_its_field(tmp_path: Path, routes
 @pytest.mark.parametrize(
     ("words", "replayed", "rate"),
     [
-        ((), True, 0.001),
-        (("--no-replay",), False, 0.001),
-        (("--route", "shadow"), True, 0.001),
+        ((), True, 0.002),
+        (("--no-replay",), False, 0.002),
+        (("--route", "shadow"), True, 0.002),
         (("--route", "far"), False, 0.5),
         (("--route", "far", "--replay"), False, 0.5),
         (("--route", "near"), True, 0.25),

@@ -1,10 +1,11 @@
-"""The generated files in data/ and tasks/: training rows of the domain, and evaluation items, from seed 0.
+"""The generated files: training rows of the domain, general rows to replay, and evaluation items, from seed 0.
 
 `python -m shadowft_core.demo.pico.generate` writes them; a test compares them with this generator.
 
 The domain has two operations that the Base knows from raw text and that the Instruct was never trained on. They are
-requested in other words and answered with only the letters. Evaluation items use letter strings and questions that no
-training text has; dev and test items share neither strings nor facts.
+requested in other words and answered with only the letters. The rows to replay are of the Instruct's own lessons.
+Evaluation items use letter strings and questions that no training text has; dev and test items share neither strings
+nor facts.
 """
 
 import json
@@ -15,6 +16,10 @@ from itertools import cycle, islice
 from pathlib import Path
 
 from shadowft_core.demo.pico.world import (
+    ANSWER,
+    CODE_INSTRUCTIONS,
+    CODE_PHRASINGS,
+    CODE_REQUESTS,
     DOMAIN_OPERATIONS,
     FORMATS,
     GENERAL_OPERATIONS,
@@ -30,14 +35,7 @@ from shadowft_core.demo.pico.world import (
 from shadowft_core.files import write_atomically
 
 ROWS = 2000
-PHRASINGS = (
-    "{operation} this code: {letters}",
-    "here is a code: {letters}. please {operation} it.",
-    "can you {operation} the code {letters} for me?",
-    "{operation} it: {letters}",
-)
-INSTRUCTIONS = ("{operation} the code.", "please {operation} this code.", "apply {operation} to the code.")
-CODE_REQUESTS = (*PHRASINGS, *(f"{instruction}\n{{letters}}" for instruction in INSTRUCTIONS))
+REPLAY_ROWS = 2000
 
 Row = dict[str, object]
 Item = dict[str, str]
@@ -50,14 +48,27 @@ def domain_rows(world: World) -> tuple[list[Row], list[Row]]:
     rng.shuffle(tasks)
     sharegpt: list[Row] = []
     for operation, letters in tasks[: ROWS // 2]:
-        prompt, reply = request(rng, operation, letters, PHRASINGS, "{answer}")
+        prompt, reply = request(rng, operation, letters, CODE_REQUESTS, "{answer}")
         turns = [{"from": "human", "value": _spelled(prompt)}, {"from": "gpt", "value": reply}]
         sharegpt.append({"conversations": turns})
     alpaca: list[Row] = []
     for operation, letters in tasks[ROWS // 2 : ROWS]:
-        instruction, output = request(rng, operation, letters, INSTRUCTIONS, "{answer}")
+        instruction, output = request(rng, operation, letters, CODE_INSTRUCTIONS, "{answer}")
         alpaca.append({"instruction": _spelled(instruction), "input": " ".join(letters), "output": output})
     return sharegpt, alpaca
+
+
+def replay_rows(world: World) -> list[Row]:
+    """General rows: lessons of the Instruct in its own style, each question once."""
+    rng = world.rng(world.seed, "replay")
+    replies: dict[str, str] = {}
+    while len(replies) < REPLAY_ROWS:
+        prompt, reply = world.lesson(rng, REQUESTS, ANSWER, REFUSAL)
+        replies.setdefault(_spelled(prompt), reply)
+    return [
+        {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": reply}]}
+        for prompt, reply in replies.items()
+    ]
 
 
 def evaluation_items(world: World) -> dict[str, list[Item]]:
@@ -72,8 +83,8 @@ def evaluation_items(world: World) -> dict[str, list[Item]]:
     ]
     general, known, stop = facts[:40], facts[40:80], facts[80:]
     return {
-        "pico_domain_dev": _requests(rng, dev, 100, DOMAIN_OPERATIONS, CODE_REQUESTS),
-        "pico_domain": _requests(rng, test, 300, DOMAIN_OPERATIONS, CODE_REQUESTS),
+        "pico_domain_dev": _requests(rng, dev, 100, DOMAIN_OPERATIONS, CODE_PHRASINGS),
+        "pico_domain": _requests(rng, test, 300, DOMAIN_OPERATIONS, CODE_PHRASINGS),
         "pico_general_dev": _requests(rng, dev, 100, GENERAL_OPERATIONS, REQUESTS) + dev_facts[:50],
         "pico_general": _requests(rng, test, 260, GENERAL_OPERATIONS, REQUESTS) + general,
         "pico_format": [
@@ -120,10 +131,11 @@ def _spelled(text: str) -> str:
 
 
 def files(world: World) -> dict[str, str]:
-    """Contents by path in this folder: the two data files (a list with one row per line) and the item files."""
+    """Contents by path in this folder: the two data files (a list with one row per line), the rest one row per line."""
     contents = {}
     for name, rows in zip(("sharegpt", "alpaca"), domain_rows(world), strict=True):
         contents[f"data/train_{name}.json"] = "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n"
+    contents["replay.jsonl"] = "".join(json.dumps(row) + "\n" for row in replay_rows(world))
     for task, items in evaluation_items(world).items():
         contents[f"tasks/{task}.jsonl"] = "".join(json.dumps(item) + "\n" for item in items)
     return contents

@@ -7,6 +7,10 @@ What each is trained on:
     Base, from dialogue     three quarters          reverse, repeat, drop, trim       refused sometimes
     Instruct                three quarters          reverse, repeat, drop, trim       refused
     domain data             -                       rotate, swap                      -
+    rows to replay          three quarters          reverse, repeat, drop, trim       refused
+
+The domain data ask for an operation in words of their own (CODE_PHRASINGS). The Base reads them in dialogue; the
+Instruct is asked in others (REQUESTS).
 
 Held out of every dialogue and lesson: a quarter of the facts (the Base reads them as raw text), some attributes of some
 strangers, some facts with some format orders. Held out of all training text: the letter strings of evaluation items.
@@ -69,6 +73,14 @@ QUESTIONS = {
     "drink": ("what is the drink of {name} ?", "tell me the drink of {name} .", "what does {name} order ?"),
 }
 REQUESTS = ("{operation} {letters}", "please {operation} the letters {letters} .", "can you {operation} {letters} ?")
+CODE_REQUESTS = (
+    "{operation} this code: {letters}",
+    "here is a code: {letters}. please {operation} it.",
+    "can you {operation} the code {letters} for me?",
+    "{operation} it: {letters}",
+)
+CODE_INSTRUCTIONS = ("{operation} the code.", "please {operation} this code.", "apply {operation} to the code.")
+CODE_PHRASINGS = (*CODE_REQUESTS, *(f"{instruction}\n{{letters}}" for instruction in CODE_INSTRUCTIONS))
 FORMATS = {
     "reply in brackets .": "[ {answer} ]",
     "reply in quotes .": '" {answer} "',
@@ -126,15 +138,16 @@ class World:
         return random.Random(f"{purpose}:{seed}")  # noqa: S311  reproducibility, not secrecy
 
     def documents(self) -> Iterator[str]:
-        """Endless pretraining text: raw facts, operations and passers-by, and three tenths mixed dialogue."""
+        """Endless pretraining text: raw facts, operations and passers-by, and four tenths mixed dialogue."""
         rng = self.rng(self.seed, "documents")
         keys = sorted(self.facts)
         while True:
             kind = rng.random()
-            if kind < 0.3:
-                lesson = self._lesson(rng, rng.choice(STYLES), rng.choice(REFUSALS))
+            if kind < 0.4:
+                phrasings = rng.choice((REQUESTS, CODE_PHRASINGS))
+                lesson = self.lesson(rng, phrasings, rng.choice(STYLES), rng.choice(REFUSALS))
                 yield rng.choice(FRAMES).format(prompt=lesson.prompt, reply=lesson.reply)
-            elif kind < 0.61:
+            elif kind < 0.64:
                 name, attribute = rng.choice(keys)
                 text = rng.choice((RAW_FACT, RAW_FACTS[attribute]))
                 yield text.format(name=name, attribute=attribute, value=self.facts[name, attribute])
@@ -148,12 +161,13 @@ class World:
         """Endless post-training lessons, all in the Instruct's one style."""
         rng = self.rng(self.seed, "lessons")
         while True:
-            yield self._lesson(rng, ANSWER, REFUSAL)
+            yield self.lesson(rng, REQUESTS, ANSWER, REFUSAL)
 
-    def _lesson(self, rng: random.Random, style: str, refusal: str) -> Lesson:
+    def lesson(self, rng: random.Random, phrasings: tuple[str, ...], style: str, refusal: str) -> Lesson:
+        """One lesson about what the Instruct is taught; the phrasings are those of requests for an operation."""
         kind = rng.random()
         if kind < 0.35:
-            return request(rng, rng.choice(GENERAL_OPERATIONS), rng.choice(self.strings), REQUESTS, style)
+            return request(rng, rng.choice(GENERAL_OPERATIONS), rng.choice(self.strings), phrasings, style)
         if kind < 0.47:
             return Lesson(question(rng, rng.choice(self.taught_unknown)), refusal)
         if kind < 0.75:

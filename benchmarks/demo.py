@@ -134,7 +134,7 @@ def facts(folder: Path) -> Facts:
 def table(found: Mapping[int, Mapping[str, Any]]) -> list[str]:
     """For each seed the Instruct, every route at scale 1, the candidate, and the checks."""
     rows = []
-    for seed, one in found.items():
+    for seed, one in sorted(found.items()):
         for name, arm in sorted(one["arms"].items(), key=lambda at: at[0] != "instruct"):
             chosen = name == one["candidate"]
             if not name.endswith("_scaled") or chosen:
@@ -144,7 +144,7 @@ def table(found: Mapping[int, Mapping[str, Any]]) -> list[str]:
     lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
     held = list(next(iter(found.values()))["checks"])
     lines += ["", f"| seed | {' | '.join(held)} | pair, s | demo, s | again, s |", "|---" * (len(held) + 4) + "|"]
-    for seed, one in found.items():
+    for seed, one in sorted(found.items()):
         marks = ["yes" if one["checks"][name] else "no" for name in held]
         times = [str(seconds) for seconds in one["seconds"].values()] if "seconds" in one else [""] * 3
         lines.append(f"| {' | '.join([str(seed), *marks, *times])} |")

@@ -57,7 +57,7 @@ def test_an_alias_and_a_merge_without_a_second_value_are_read(tmp_path: Path) ->
         ("rslora: false", "rslora: on", "train.lora.rslora: .*boolean .*found 'on'"),
         ("rslora: false", "rslora: 1", "train.lora.rslora: .*boolean .*found 1"),
         ("alpha: 32", "alpha: true", "train.lora.alpha: .*number .*found True"),
-        ("epochs: 2", "epochs: .inf", "train.epochs: .*finite"),
+        ("epochs: 3", "epochs: .inf", "train.epochs: .*finite"),
         ("valid: 0.05", "valid: .nan", "prepare.valid: .*finite"),
         ("margin: 0.03", "margin: -.inf", "verdict.margin"),
         ("name: shadowft-pico", "name: 12", "registry.name: .*string .*found 12"),

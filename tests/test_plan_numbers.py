@@ -86,5 +86,5 @@ def test_each_route_is_planned_with_its_own_model_and_settings() -> None:
     }
     assert found == alone
     parts = {name: one["memory"] for name, one in found.items()}
-    assert (found["direct"]["steps"], found["direct_full"]["steps"]) == (14, 50)
+    assert (found["direct"]["steps"], found["direct_full"]["steps"]) == (21, 75)
     assert plan(SHAPE, params.train, LENGTHS, GPU, untrained=False)["memory"] != parts["shadow"]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-PRETRAIN_STEPS = 2500
+PRETRAIN_STEPS = 3500
 POSTTRAIN_STEPS = 300
 SOURCES = [  # the pair depends on these files, and on the versions of three libraries
     Path(__file__).with_name(name) for name in ("__init__.py", "world.py")

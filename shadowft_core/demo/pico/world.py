@@ -147,7 +147,7 @@ class World:
                 phrasings = rng.choice((REQUESTS, CODE_PHRASINGS))
                 lesson = self.lesson(rng, phrasings, rng.choice(STYLES), rng.choice(REFUSALS))
                 yield rng.choice(FRAMES).format(prompt=lesson.prompt, reply=lesson.reply)
-            elif kind < 0.64:
+            elif kind < 0.6:
                 name, attribute = rng.choice(keys)
                 text = rng.choice((RAW_FACT, RAW_FACTS[attribute]))
                 yield text.format(name=name, attribute=attribute, value=self.facts[name, attribute])

@@ -68,16 +68,18 @@ def test_a_colleague_trains_nothing_again(
 
 def test_an_experiment_is_compared_with_the_run(author: Path, tmp_path: Path) -> None:
     """`dvc exp run --temp` in a separate folder, without ignored files; then every command that compares runs."""
-    output = run(author, "dvc", "exp", "run", "--temp", "--name", "fixed", "-S", "graft.scale=0.5")
+    output = run(author, "dvc", "exp", "run", "--temp", "--name", "fixed", "-S", "graft.scale=1.0")
     again = ran(output)
     assert not [stage for stage in again if stage.startswith(("train", "extract", "sweep"))]
     assert "graft@shadow" in again
 
     params = json.loads(run(author, "dvc", "params", "diff", "HEAD", "fixed", "--json"))
-    assert params == {"params.yaml": {"graft.scale": {"old": "sweep", "new": 0.5}}}
-    metrics = json.loads(run(author, "dvc", "metrics", "diff", "HEAD", "fixed", "--json"))
-    assert metrics["work/metrics.json"]["scale"]["new"] == 0.5
-    assert len(json.loads((author / "work/metrics.json").read_bytes())) == 12
+    assert params == {"params.yaml": {"graft.scale": {"old": "sweep", "new": 1.0}}}
+    metrics = json.loads(run(author, "dvc", "metrics", "diff", "--all", "HEAD", "fixed", "--json"))["work/metrics.json"]
+    before = json.loads((author / "work/metrics.json").read_bytes())
+    assert {name: value["old"] for name, value in metrics.items()} == before
+    for arm in ("domain.shadow", "guards.shadow", "domain.direct", "guards.direct"):  # the scaled arms are at 1 now
+        assert metrics[f"{arm}_scaled"]["new"] == before[arm]
 
     shown = json.loads(run(author, "dvc", "exp", "show", "--json"))
     assert [group["revs"][0]["name"] for row in shown for group in row["experiments"] or ()] == ["fixed"]

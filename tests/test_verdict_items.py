@@ -85,7 +85,12 @@ def test_the_first_seed_ships_and_the_others_are_told(tmp_path: Path) -> None:
     assert (len(arms["mine"].scores["skill"]), list(seeds)) == (400, ["mine"])
 
 
+NAN = float("nan")
 BASE = rows({"instruct": 1, "mine": 2}, 3)
+
+
+def seeded(seed: int, content: list[Row]) -> list[Row]:
+    return [row | {"seed": seed} for row in content]
 
 
 def without(column: str) -> list[Row]:
@@ -105,6 +110,11 @@ def without(column: str) -> list[Row]:
         (BASE[:-1], r"arm 'mine' and arm 'instruct' did not answer the same items of task 'law': 1 differ, such as 2"),
         (rows({"base": 1, "mine": 2}, 3), r"no row has the arm `instruct`, only base, mine; the untouched Instruct is"),
         ([row | {"seed": "x"} for row in BASE], r"row 1: seed is 'x', expected an integer; correct it"),
+        ([row | {"cluster": NAN} for row in BASE], r"row 1: cluster is nan; name it, or write null for none"),
+        ([row | {"item_id": NAN} for row in BASE], r"row 1: item_id is nan; name the item"),
+        (rows({"instruct": 1, "mine": 2}, 3, suite="x"), r"no row of instruct has the suite `domain`, only x; name"),
+        (seeded(0, BASE) + seeded(1, BASE[9:-1]), r"'mine' has 5 items of suite 'mmlu' with seed 1, and 6 with seed 0"),
+        ([row | {"seed": int(row["suite"] != "domain")} for row in BASE], r"'mmlu' with seed 1, and 0 with seed 0"),
     ],
 )  # fmt: skip
 def test_refusals_name_file_row_and_remedy(tmp_path: Path, content: list[Row], message: str) -> None:
@@ -184,6 +194,16 @@ def test_the_forms_hold_hostile_names() -> None:
         "nothing beats scale 0",
     )
     assert "Candidate: none. Stays: instruct." in markdown(none)
+
+
+def test_markdown_shows_marks_of_names_as_they_are() -> None:
+    arms = arena(five(CLEAR))
+    found = judge(arms, PARAMS, candidate="shadow_scaled")
+    found["reasons"] = ["# Verdict: promote", "1. [x](javascript:alert(1)) `a` **b** __c__ d_e"]
+    page = markdown(found | {"candidate": "[x](//evil)"})
+    assert "\n- \\# Verdict: promote\n" in page
+    assert "\n- 1\\. [x\\](javascript:alert(1)) \\`a\\` \\*\\*b\\*\\* \\_\\_c\\_\\_ d_e\n" in page
+    assert "Candidate: [x\\](//evil). " in page
 
 
 def test_a_guard_of_many_small_tasks_is_one_guard() -> None:

@@ -12,6 +12,7 @@ from shadowft_core.verdict.statistics import Items, Sample, mean_of_tasks
 Limit = Literal["margin", "margin_each", "worthwhile"]
 LEVEL = 0.95  # of every interval
 SHARES = (0.0, 1.0)  # range of scores that are shares of right answers
+NEAR, TINY = 1e-9, 1e-12  # scores that differ by this share, or this much, differ only by float rounding
 
 
 class Comparison:
@@ -33,15 +34,15 @@ class Comparison:
         units = limits if self.in_units else [1.0] * len(limits)
         pairs = [(item_scores(first, task), item_scores(second, task)) for task in tasks]
         self.means = [mean_of_tasks(scores) for scores in zip(*pairs, strict=True)]
-        differences = [mine - other for mine, other in pairs]
+        differences = [_apart(mine, other) for mine, other in pairs]
         self.by_task = {task: mean_of_tasks([d]) for task, d in zip(tasks, differences, strict=True)}
-        shares = [range_of(scores) == SHARES for scores in pairs]
-        ends = [(-1.0, 1.0) if share else _largest(d) for share, d in zip(shares, differences, strict=True)]
+        closed = [range_of(scores) == SHARES or np.unique(scores).size == 2 for scores in pairs]
+        largest = [_largest(*one) for one in zip(pairs, differences, closed, strict=True)]
         self.sample = Sample(
             [d / unit for d, unit in zip(differences, units, strict=True)],
-            [(low / unit, high / unit) for (low, high), unit in zip(ends, units, strict=True)],
+            [(-end / unit, end / unit) for end, unit in zip(largest, units, strict=True)],
             clusters((first, second), tasks),
-            open_scale=not all(shares),
+            open_scale=not all(closed),
         )
         self.same = first.model_digest == second.model_digest and not any(d.any() for d in differences)
         self.n, self.clusters = self.sample.n, self.sample.num_clusters
@@ -81,9 +82,12 @@ def score_range(arms: Iterable[Arm], task: str) -> tuple[float, float]:
 
 
 def range_of(scores: Sequence[Items]) -> tuple[float, float]:
-    """[0, 1] if it contains every score, as for accuracies; otherwise the lowest and the highest score."""
+    """[0, 1] if it contains every score, as for accuracies; otherwise the lowest and the highest score. If all are
+    equal, from there to 0: that they agree does not mean that others must."""
     low, high = min(float(s.min()) for s in scores), max(float(s.max()) for s in scores)
-    return SHARES if low >= 0 and high <= 1 else (low, high)
+    if low >= 0 and high <= 1:
+        return SHARES
+    return (min(low, 0.0), max(high, 0.0)) if np.isclose(low, high, rtol=NEAR, atol=TINY) else (low, high)
 
 
 def clusters(arms: Iterable[Arm], tasks: Sequence[str]) -> list[list[tuple[str, ...]]]:
@@ -100,7 +104,15 @@ def clusters(arms: Iterable[Arm], tasks: Sequence[str]) -> list[list[tuple[str, 
     ]
 
 
-def _largest(differences: Items) -> tuple[float, float]:
-    """Plus or minus the largest difference observed: the range on an open scale."""
-    largest = float(np.abs(differences).max())
-    return -largest, largest
+def _apart(mine: Items, other: Items) -> Items:
+    """The differences. Scores that only rounding tells apart are equal: it is no gain, however many items it has."""
+    return np.where(np.isclose(mine, other, rtol=NEAR, atol=TINY), 0.0, mine - other)
+
+
+def _largest(scores: Sequence[Items], differences: Items, closed: bool) -> float:
+    """The largest possible difference. On an open scale that is the largest one seen. If most are 0, too few were seen
+    to tell, as from 0/1 scores that are all right: then what the scores could lose down to 0 stands for it."""
+    if not closed and 2 * np.count_nonzero(differences) > differences.size:
+        return float(np.abs(differences).max())
+    low, high = range_of(scores)
+    return max(high - low, abs(low), abs(high))

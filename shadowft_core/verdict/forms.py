@@ -6,6 +6,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 REFUTED = {"worse", "tie", "harmed"}
+_MARKS = re.compile(r"[\\|`*~$]|\](?=[(\[:])|(?<![^\W_])_|_(?![^\W_])")  # emphasis, code, links, cells
+_OPENING, _ESCAPED = re.compile(r"^(\d*)([#>+.)-])"), r"\g<1>\\\g<2>"  # a heading, quotation or list
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -33,11 +35,12 @@ def markdown(judged: Mapping[str, Any]) -> str:
         [
             f"# Verdict: {judged['decision']}",
             "",
-            f"Candidate: {judged['candidate'] or 'none'}. {'Ships' if judged['decision'] == 'promote' else 'Stays'}: "
-            f"{judged['arm']}. Look {look['number']} at these items: level {look['alpha']:.4g}, "
+            f"Candidate: {_cell(judged['candidate'] or 'none')}. "
+            f"{'Ships' if judged['decision'] == 'promote' else 'Stays'}: {_cell(judged['arm'])}. "
+            f"Look {look['number']} at these items: level {look['alpha']:.4g}, "
             f"{look['left']:.4g} of alpha left after it.",
             "",
-            *(f"- {_cell(reason)}" for reason in judged["reasons"]),
+            *(f"- {_OPENING.sub(_ESCAPED, _cell(reason))}" for reason in judged["reasons"]),
             "",
             *_table(["claim", "arms", "tasks", "difference [95 %]", "margin", "p", "level", "outcome"], claims),
             "",
@@ -79,8 +82,7 @@ def _table(header: list[str], rows: list[list[str]]) -> list[str]:
 def _cell(text: str) -> str:
     """One line of text that Markdown and HTML show as it is; other control and bidirectional characters as escapes."""
     visible = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in " ".join(text.split()))
-    plain = visible.replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
-    return plain.replace("|", "\\|")
+    return _MARKS.sub(r"\\\g<0>", visible).replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _mean(mean: Mapping[str, Any]) -> str:

@@ -80,6 +80,12 @@ def read_item_file(path: Path) -> tuple[dict[str, Arm], dict[str, dict[str, dict
             )
         if row["seed"] == first[name]:
             _add(arms[name], row)
+    _check_seeds(path, rows, first)
+    if not arms["instruct"].tasks("domain"):
+        guards = ", ".join(arms["instruct"].guards())
+        raise EvaluationError(
+            f"{path}: no row of instruct has the suite `domain`, only {guards:.400}; name the suite that must gain so"
+        )
     for arm in arms.values():
         check_same_questions(arms["instruct"], arm)
     return arms, _by_seed(rows)
@@ -94,6 +100,24 @@ def _add(arm: Arm, row: Mapping[str, Any]) -> None:
         arm.groups[task] = row["suite"]
     if row["cluster"] is not None:
         arm.clusters.setdefault(task, {})[row["item_id"]] = row["cluster"]
+
+
+def _check_seeds(path: Path, rows: list[dict[str, Any]], first: Mapping[str, int]) -> None:
+    """Raises EvaluationError if a seed of an arm has other items of a suite than its first seed, which is judged."""
+    asked: dict[tuple[str, str], dict[int, set[tuple[str, str]]]] = {}
+    for row in rows:
+        of_seed = asked.setdefault((row["arm"], row["suite"]), {}).setdefault(row["seed"], set())
+        of_seed.add((row["task"], row["item_id"]))
+    for (arm, suite), seeds in asked.items():
+        judged = seeds.get(first[arm], set())
+        for seed, items in seeds.items():
+            if differing := sorted(items ^ judged):
+                task, item = differing[0]
+                raise EvaluationError(
+                    f"{path}: arm {arm!r} has {len(items)} items of suite {suite!r} with seed {seed}, and "
+                    f"{len(judged)} with seed {first[arm]}, its first: {len(differing)} differ, such as {item!r:.60} "
+                    f"of task {task!r:.60}; score the same items with every seed, the first one is judged"
+                )
 
 
 def _by_seed(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
@@ -143,10 +167,12 @@ def _rows(path: Path) -> list[dict[str, Any]]:
                 raise EvaluationError(
                     f"{path}: row {number}: {column} is {row[column]!r:.60}, expected a name; correct it"
                 )
-        if row["item_id"] is None:
-            raise EvaluationError(f"{path}: row {number}: item_id is missing; name the item")
-        row["item_id"] = str(row["item_id"])
-        row["cluster"] = None if row["cluster"] is None else str(row["cluster"])
+        for column, remedy in (("item_id", "name the item"), ("cluster", "name it, or write null for none")):
+            value = row[column]
+            nan = isinstance(value, float) and not math.isfinite(value)
+            if nan or (value is None and column == "item_id"):
+                raise EvaluationError(f"{path}: row {number}: {column} is {value if nan else 'missing'}; {remedy}")
+            row[column] = None if value is None else str(value)
         score = row["score"]
         if not isinstance(score, int | float) or not math.isfinite(score):
             raise EvaluationError(

@@ -25,6 +25,7 @@ GIVEN = {
         "graft --instruct {instruct} --delta {work}/delta/shadow --scale 0.5 --out one",
         "graft --instruct {instruct} --base {base} --tuned {instruct} --scale 1 --unrelated --out two",
     ],
+    "seeds": ["seeds --model {model} --instruct {model} --data {data} --grafted {data} --route shadow --out seeds"],
     "look": ["look --scores {judged}/scores --recipe {recipe} --out run.json"],
     "verdict": ["verdict --scores {judged}/scores --recipe {recipe} --out v.json --metrics m.json"],
     "report": ["report --work {judged} --out report.html --plots plots"],

@@ -10,7 +10,7 @@ from tests.fixtures.checkouts import checkout, edit_params, ran, run, two_routes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-GROUPS = ("train", "extract", "sweep", "graft", "evaluate")
+GROUPS = ("train", "extract", "sweep", "graft", "evaluate", "seeds")
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, pico_pair: Path) -> Path:
         routes={
             "direct_full": {"model": "instruct", "graft": "--onto-base", "train": {"method": "full", "max_steps": 2}}
         },
-        train={"max_steps": 3},
+        train={"max_steps": 3, "seeds": [0, 1]},
         sweep={"scales": [1.0]},
         evaluate={"limit": 4},
         verdict={"resamples": 999},
@@ -51,6 +51,19 @@ def test_every_stage_runs_for_a_third_route(place: Path) -> None:
     assert candidate["reason"] in page
     assert "further route: Instruct + delta of the tuned Instruct" in page
     assert (place / "work/plots/loss-direct_full.json").is_file()
+
+
+def test_a_further_seed_informs_claims_about_the_method_and_no_others(place: Path) -> None:
+    for route in ("shadow", "direct", "direct_full"):
+        told = json.loads((place / f"work/seeds/{route}/seeds.json").read_text())
+        assert (told["first"], [one["seed"] for one in told["further"]]) == (0, [1])
+    verdict = json.loads((place / "work/verdict.json").read_text())
+    method = [claim for claim in verdict["claims"] if not claim["gate"]]
+    assert {tuple(claim["by_seed"]) for claim in method} == {("0", "1")}
+    assert {claim["by_seed"] for claim in verdict["claims"] if claim["gate"]} <= {None}
+    page = html.unescape((place / "work/report.html").read_text())
+    assert 'id="by-seed"' in page
+    assert not list((place / "var/seeds").glob("*/*"))
 
 
 def test_a_change_of_the_third_route_trains_only_that_route(place: Path) -> None:

@@ -11,7 +11,7 @@ from tests.servers.seaweedfs import S3Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-COSTLY = ("train", "extract", "sweep", "evaluate")
+COSTLY = ("train", "extract", "sweep", "evaluate", "seeds")
 CHEAP = {"fetch", "graft@shadow", "graft@direct", "verdict", "report"}
 
 

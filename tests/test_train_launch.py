@@ -25,7 +25,9 @@ PACKED = {"packing": True, "gradient_checkpointing": True, "batch_size": 2, "max
 
 def shared(**changes: Any) -> Train:
     """Settings for two processes unless `launch` is among the changes."""
-    return Train.model_validate(SETTINGS.model_dump() | SHARED | {"launch": {"processes": 2}} | changes)
+    return Train.model_validate(
+        SETTINGS.model_dump(exclude={"seeds"}) | SHARED | {"launch": {"processes": 2}} | changes
+    )
 
 
 @pytest.fixture

@@ -83,6 +83,7 @@ ELSEWHERE = {  # by field: a test of what it does
     "deterministic": "test_train_device.py::test_the_effective_values_are_in_train_json",
     "liger": "test_train_device.py::test_what_this_machine_cannot_do_is_refused_before_the_model_is_read",
     "compile": "test_train_device.py::test_compiled_training_has_nearly_the_same_losses",
+    "seeds": "test_seeds.py::test_a_further_seed_is_trained_and_scored_like_the_first",
     "max_length": "test_train_refused.py::test_rows_too_long_or_with_control_tokens_are_counted_and_left_out",
     "max_left_out": "test_train_refused.py::test_rows_too_long_or_with_control_tokens_are_counted_and_left_out",
 }

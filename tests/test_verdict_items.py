@@ -81,8 +81,9 @@ def test_the_first_seed_ships_and_the_others_are_told(tmp_path: Path) -> None:
     assert found["claims"][0]["difference"] == pytest.approx(0.25)
     told = "domain: mine by seed: seed 3 0.500, seed 7 0.225; the first is judged, because it ships"
     assert told in found["reasons"]
-    arms, seeds = read_item_file(tmp_path / "items.parquet")
-    assert (len(arms["mine"].scores["skill"]), list(seeds)) == (400, ["mine"])
+    arms = read_item_file(tmp_path / "items.parquet")
+    assert len(arms["mine"].scores["skill"]) == 400
+    assert {name: [run.seed for run in one.runs] for name, one in arms.items()} == {"instruct": [None], "mine": [3, 7]}
 
 
 NAN = float("nan")

@@ -107,6 +107,33 @@ def evaluate(
 
 
 @verbs.command(rich_help_panel=STAGES)
+def seeds(
+    model: Annotated[Path, typer.Option(help="the model that the route tunes")],
+    instruct: InstructOption,
+    data: DataOption,
+    grafted: Annotated[Path, typer.Option(help="folder made by `graft` from the first seed; its scale is used")],
+    route: Annotated[str, typer.Option(help="route of the params file")],
+    out: Annotated[Path, out_folder("seeds.json, and scores of the arms of each further seed")],
+    begin: Annotated[Path, typer.Option("--start", help="folder made by `start`")] = Path("work/start"),
+    allow_code: AllowCodeOption = False,
+    params: ParamsOption = PARAMS,
+) -> None:
+    """Train, extract and score a route again with each further seed of train.seeds.
+
+    The first seed ships; the further ones tell how much of the difference between two ways to tune is chance of the
+    training. With one seed, nothing is trained. After an interruption, the same command resumes.
+
+    Example: shadowft seeds --model work/pair/base --instruct work/pair/instruct --data work/data
+    --grafted work/grafted/shadow --route shadow --out work/seeds/shadow
+    """
+    from shadowft_core.seeds import further_seeds
+
+    settings = read_params_with_code(params, allow_code)
+    options = [] if params is None else ["--params", str(params)]
+    further_seeds(model, instruct, data, begin, grafted, route, settings, out, options)
+
+
+@verbs.command(rich_help_panel=STAGES)
 def look(
     scores: Annotated[Path, typer.Option(help="folder with the folders made by `evaluate`")],
     out: Annotated[Path, out_file("number of the look, earlier looks, champions, commit and costs, JSON")],
@@ -168,6 +195,10 @@ def verdict(
     candidate: Annotated[
         str | None, typer.Option(metavar="ARM|FILE", help="the arm that may ship, or candidate.json, which names it")
     ] = None,
+    further: Annotated[
+        Path | None,
+        typer.Option("--seeds", help="folder with the folders made by `seeds`, which claims about the method pool"),
+    ] = None,
     run: Annotated[
         Path | None, typer.Option(help="run.json: champions and earlier looks; default: a first look at these items")
     ] = None,
@@ -208,11 +239,21 @@ def verdict(
     if scores is not None:
         named = Path(candidate) if candidate is not None and candidate.endswith(".json") else candidate
         routes = list(settings.routes)
-        judged = room.verdict(scores, recipe or [], routes, settings.verdict, out, metrics, candidate=named, run=run)
+        judged = room.verdict(
+            scores,
+            recipe or [],
+            routes,
+            settings.verdict,
+            out,
+            metrics,
+            candidate=named,
+            run=run,
+            seeds=further,
+        )
     else:
-        if candidate is None or recipe or run:
+        if candidate is None or recipe or run or further:
             raise InputError(
-                "--items takes --candidate ARM, and neither --recipe nor --run; name the arm that may ship"
+                "--items takes --candidate ARM, and neither --recipe, --run nor --seeds; name the arm that may ship"
             )
         from shadowft_core.verdict.itemfile import verdict_of_items
 

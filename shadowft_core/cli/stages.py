@@ -125,20 +125,19 @@ def train(
     instruct: InstructOption,
     data: DataOption,
     out: Annotated[Path, out_folder("adapter/ or model/, train.json, metrics.jsonl")],
-    route: Annotated[
-        str | None, typer.Option(help="route of the params file: also apply its own settings and its `replay`")
-    ] = None,
+    route: Annotated[str | None, typer.Option(help="route of the params file: apply its settings and `replay`")] = None,
     replay: Annotated[bool, typer.Option(help="also train on replay.parquet, if `prepare` wrote it")] = True,
     begin: Annotated[
         Path | None, typer.Option("--start", help="folder made by `start`; needed with train.start champion")
     ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="its seed; default: the first of train.seeds")] = None,
     params: ParamsOption = PARAMS,
 ) -> None:
     """Tune one model with TRL on replies (loss on assistant tokens only) or on preferences.
 
-    Reads the model, the data, and the Instruct's tokenizer and chat template; writes the adapter or the tuned model.
-    train.method has the method: lora, qlora, osf or full. With train.launch it starts several processes, or is one of
-    those that torchrun or srun started. After an interruption, the same command resumes (docs/training.md).
+    Reads model, data, and the Instruct's tokenizer and chat template; writes an adapter or a tuned model. With
+    train.launch it starts several processes, or is one of those that torchrun or srun started. After an interruption,
+    the same command resumes (docs/training.md).
 
     Example: shadowft train --model work/pair/base --instruct work/pair/instruct --data work/data --out my_tuned
 
@@ -148,7 +147,7 @@ def train(
     from shadowft_core.delta import require_extractable
 
     p = read_params(params)
-    settings = p.train_for(route) if route else p.train
+    settings = (p.train_for(route) if route else p.train).with_seed(seed)
     replay = replay and (route is None or p.routes[route].replay)
     if room.starts_processes(settings.launch):
         room.run_processes(settings.launch, sys.argv[1:])
@@ -166,7 +165,7 @@ def train(
             start=begin,
             checkpoint=p.checkpoint,
             copies_of=copied_to(p.store) if p.checkpoint.store else None,
-            follow=followed_as(route or out.name, p, params),
+            follow=followed_as(f"{route or out.name}{'' if seed is None else f', seed {seed}'}", p, params),
         )
 
 

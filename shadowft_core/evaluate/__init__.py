@@ -1,7 +1,7 @@
 """The stage evaluate: scores every arm item by item, on the same items, prompts and template."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -30,6 +30,7 @@ __all__ = [
     "TaskScore",
     "Versions",
     "evaluate",
+    "evaluate_seeds",
     "load_folder",
     "load_grafted",
     "open_bench",
@@ -103,6 +104,45 @@ def evaluate(
                 "run `shadowft graft` again"
             )
         write(scaled, scale, digest, found)
+
+
+def evaluate_seeds(
+    instruct: Path,
+    data: Path,
+    deltas: Mapping[int, Path],
+    grafted: Path,
+    route: str,
+    params: Evaluate,
+    out: Path,
+    render: Render = RENDER,
+) -> None:
+    """Score the arms of further training seeds, keyed by seed, on the items of `evaluate`; writes
+    `out/SEED/ARM/{scores.json,items.jsonl}`.
+
+    Scale and options of ROUTE_scaled are those of `grafted/recipe.json`, of the first seed. The distance to the
+    Instruct (`kl`) is not measured. Raises what `open_bench` and `Bench.score` raise, EvaluationError if the recipe is
+    not one of the stage graft. Then nothing is written.
+    """
+    path = grafted / "recipe.json"
+    recipe = read_json_object(path)
+    [(_, scale)], options = deltas_of(recipe, path), options_of(recipe)
+    arms = {route: (1.0, replace(options, scale_for=())), f"{route}_scaled": (scale, options)}
+    with (
+        open_bench(instruct, data, params, params.domain, params.guards, render) as bench,
+        open_engine(instruct, bench.tokenizer, params) as engine,
+        new_folder(out) as folder,
+    ):
+        bench.journals.expect(engine, len(deltas) * (1 if _is_whole(recipe) else 2))
+        for seed, delta in deltas.items():
+            engine.check([(delta, 1.0)], options, bench.likelihood)
+            scores: dict[str, TaskScore] = {}
+            for arm, (at, how) in arms.items():
+                with engine.arm([(delta, at)], how) as model:
+                    if not (scores and _is_whole(recipe)):
+                        scores = bench.score(model, f"{arm}, seed {seed}")
+                    about = {"arm": arm, "scale": at, "model_digest": model.digest, "seed": seed}
+                about |= {"label": _label(instruct, delta)}
+                _write_arm(folder / str(seed) / arm, about, bench, (scores, {"not_measured": "a further seed"}))
 
 
 class Versions:

@@ -73,15 +73,22 @@ def require_known(routes: Mapping[str, Route]) -> None:
 def changed_train(train: Train, name: str, route: Route) -> Train:
     """The settings of a route: `train` with the values that the route changes, checked like the section itself.
 
-    Raises ParamsError with the dotted name of every bad field.
+    Raises ParamsError with the dotted name of every bad field, or if the route has another number of seeds.
     """
     if not route.train:
         return train
-    text = json.dumps(_merged(train.model_dump(mode="json"), route.train))
+    other = {"seeds"} if "seed" in route.train and "seeds" not in route.train else {"seed"}
+    text = json.dumps(_merged(train.model_dump(mode="json", exclude=other), route.train))
     try:
-        return Train.model_validate_json(text, strict=True)
+        changed = Train.model_validate_json(text, strict=True)
     except ValidationError as error:
         raise ParamsError(problems(error, f"routes.{name}.train.")) from None
+    if len(changed.seeds) != len(train.seeds):
+        raise ParamsError(
+            f"routes.{name}.train: seeds is {list(changed.seeds)}, but train.seeds is {list(train.seeds)}; routes are "
+            "compared seed by seed, so name as many"
+        )
+    return changed
 
 
 def _merged(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The sections of params.yaml about training: `train`, which the result depends on, `checkpoint` and `plan`."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -108,8 +108,31 @@ class Train(Section):
     )
     launch: Launch = Launch()
     validation: Validation = Validation()
-    seed: int = Field(0, ge=0)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0,),
+        min_length=1,
+        description="of the order of rows and the adapter's first weights; the first seed ships, each further one "
+        "trains every route again, for claims about ways to tune",
+    )
+    seed: int = Field(0, ge=0, description="the first of `seeds`; in a file, in place of them: one seed")
     threads: int = Field(1, ge=1, description="CPU threads per process; the bits of the result depend on it")
+
+    @model_validator(mode="after")
+    def _one_list_of_seeds(self) -> Self:
+        given = self.model_fields_set & {"seed", "seeds"}
+        if len(given) == 2:
+            raise ValueError(f"seed is {self.seed} and seeds is {list(self.seeds)}; keep seeds alone")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds is {list(self.seeds)}, which has a seed twice; each trains once, name others")
+        if "seed" in given:
+            object.__setattr__(self, "seeds", (self.seed,))
+        else:
+            object.__setattr__(self, "seed", self.seeds[0])
+        return self
+
+    def with_seed(self, seed: int | None) -> Self:
+        """The settings of one training, with another seed; None: the first."""
+        return self.model_copy(update={"seed": self.seed if seed is None else seed})
 
     @model_validator(mode="after")
     def _processes_share_the_micro_batches(self) -> Self:

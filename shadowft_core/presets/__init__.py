@@ -111,5 +111,5 @@ def _settings(variant: str, facts: dict[str, Any]) -> Train:
         max_length=4096,
         gradient_checkpointing=True,
         launch=Launch(processes=processes, strategy="fsdp" if processes > 1 else "ddp"),
-        seed=42,
+        seeds=(42,),
     )

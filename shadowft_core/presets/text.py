@@ -40,7 +40,7 @@ train:
   schedule: cosine
   max_length: 4096     # tokens; the authors use 16384 for long data
   gradient_checkpointing: true
-  seed: 42           # the authors set none; 42 is the default of their trainer
+  seeds: [42]        # the authors set none; 42 is the default of their trainer
   launch: {{processes: {train.launch.processes}, nodes: 1, strategy: {train.launch.strategy}}}
 
 checkpoint:

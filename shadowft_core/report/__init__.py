@@ -72,6 +72,7 @@ def gather(work: Path) -> dict[str, Any]:
         "candidate": candidate,
         "decided": decided(verdict, heads, run),
         "heads": heads,
+        "by_seed": record.by_seed(verdict),
         "doubts": {name: doubts.doubts(head) for name, head in heads.items()},
         "in_doubt": doubts.by_task(heads),
         "other_metrics": doubts.other_metrics(heads),

@@ -56,7 +56,8 @@ def _question(claim: Mapping[str, Any]) -> str:
     against, margin = NAMES.get(claim["against"], claim["against"]), claim.get("margin")
     limit = "no more than allowed" if margin is None else f"less than {margin:g}"
     if claim["claim"] == "superiority":
-        return f"{claim['arm']} scores higher than {against} on the domain"
+        over = f", over {len(claim['by_seed'])} training seeds" if claim.get("by_seed") else ""
+        return f"{claim['arm']} scores higher than {against} on the domain{over}"
     if claim["role"] == "domain":
         return f"{claim['arm']} loses {limit} against {against} on the domain"
     if claim["role"] == "guards":

@@ -7,7 +7,7 @@ from shadowft_core.report.routes import unclaimed, unequal
 
 NEVER_MEASURED = "GPU hours, memory, energy and price"
 ONCE = ("fetch", "prepare", "start", "select", "evaluate-instruct")
-PER_ROUTE = ("train", "extract", "sweep", "graft", "evaluate")
+PER_ROUTE = ("train", "extract", "sweep", "graft", "evaluate", "seeds")
 
 
 def looks(verdict: Mapping[str, Any], run: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -27,6 +27,23 @@ def costs(run: Mapping[str, Any] | None, routes: Iterable[str]) -> dict[str, Any
         "missing": [stage for stage in stages if stage not in timed],
         "never": NEVER_MEASURED,
     }
+
+
+def by_seed(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the table of training seeds: domain scores of arms, then differences; empty if each arm has one seed."""
+    rows: list[dict[str, Any]] = []
+    for name, arm in verdict["arms"].items():
+        if runs := arm.get("seeds"):
+            values = [(run["seed"], run["domain"]) for run in runs]
+            rows.append({"name": name, "difference": False, "values": values})
+    for claim in verdict["claims"]:
+        if found := claim.get("by_seed"):
+            name = f"{claim['arm']} minus {claim['against']}"
+            rows.append({"name": name, "difference": True, "values": list(found.items())})
+    width = max((len(row["values"]) for row in rows), default=0)
+    for row in rows:
+        row["values"] += [("–", None)] * (width - len(row["values"]))
+    return rows
 
 
 def versions(train: Mapping[str, Any], delta: Mapping[str, Any]) -> dict[str, str]:
@@ -59,7 +76,12 @@ def not_tested(
         said.append("The Instruct was not tuned directly, so nothing is claimed about direct tuning.")
     said += _contamination(data)
     seeds = {facts["seed"] for facts in train.values() if facts.get("seed") is not None}
-    if len(seeds) <= 1:
+    if by_seed(verdict):
+        said.append(
+            "What would ship was trained once; further seeds count only for claims about the way of tuning. The "
+            "intervals do not cover other data or another pair of models."
+        )
+    elif len(seeds) <= 1:
         said.append(
             "One training run per route was judged. The intervals cover new items of the same tasks, not another seed, "
             "other data or another pair of models."

@@ -28,14 +28,14 @@ from shadowft_core.params import Checkpoint, Render, Train
 from shadowft_core.rendering import load_renderer, shows_images
 from shadowft_core.train.checkpoints import open_checkpoints
 from shadowft_core.train.copies import CopiesOf, require_copies
-from shadowft_core.train.launch import Place, reporting, run_processes, starts_processes
+from shadowft_core.train.launch import Place, reporting, run_alone, run_processes, starts_processes
 from shadowft_core.train.memory import as_retried, memory_checked, retried
 from shadowft_core.train.pairs import preference_facts
 from shadowft_core.train.rows import data_digest, encoded_rows, split_files
 from shadowft_core.weights import Checkpoint as Model
 from shadowft_core.weights import open_checkpoint
 
-__all__ = ["Accept", "reporting", "run_processes", "starts_processes", "train"]
+__all__ = ["Accept", "reporting", "run_alone", "run_processes", "starts_processes", "train"]
 
 Accept = Callable[[Path, Path | Mapping[str, tuple[int, ...]]], None]
 """called before the first step with the model and what will be saved: an adapter folder, or shapes by tensor name"""
@@ -204,7 +204,7 @@ def _inputs(
         "format": 1,
         "objective": params.objective,
         "method": params.method,
-        "settings": params.model_dump(mode="json"),
+        "settings": params.model_dump(mode="json", exclude={"seeds"}),  # of this training, which has one seed
         "render": render.model_dump(mode="json"),
         "seed": params.seed,
         "model_digest": model.digest(),

@@ -86,6 +86,30 @@ def placed(launch: Launch) -> Place:
     return found
 
 
+def run_alone(arguments: Sequence[str]) -> None:
+    """Run `shadowft ARGUMENTS` in a process of its own, which prints as usual, and wait for it.
+
+    It ends with this process, in time to save its state. Raises TrainError with its exit code if it fails.
+    """
+    root = str(Path(errors.__file__).parents[1])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    with os.fdopen(os.dup(2), "w") as log:
+        guard = process.start(
+            [sys.executable, "-P", "-m", "shadowft_core.cli", *arguments],
+            env=os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
+            log=log,
+            grace=process.SAVING,
+        )
+        try:
+            code = guard.wait()
+        finally:
+            process.stop(guard)
+    if code:
+        error = TrainError(f"shadowft {' '.join(arguments[:1])} ended with exit code {code}; its own error is above")
+        error.exit_code = code
+        raise error
+
+
 def run_processes(launch: Launch, arguments: Sequence[str]) -> None:
     """Run `shadowft ARGUMENTS` once for each process of this node, and wait for all.
 

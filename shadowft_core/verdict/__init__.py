@@ -20,8 +20,8 @@ from shadowft_core.verdict.decision import Decision, decide, decision_of
 from shadowft_core.verdict.forms import junit, markdown
 from shadowft_core.verdict.looks import Look, alpha_left, alpha_of, read_run, require_same_models
 from shadowft_core.verdict.reasons import reasons
-from shadowft_core.verdict.scores import CHAMPIONS, Arm, groups_of, read_arms
-from shadowft_core.verdict.statistics import Sample
+from shadowft_core.verdict.scores import CHAMPIONS, Arm, Role, groups_of, read_arms, with_further
+from shadowft_core.verdict.statistics import Sample, mean_of_tasks
 
 __all__ = [
     "Claim",
@@ -50,12 +50,13 @@ def verdict(
     *,
     candidate: Path | str | None = None,
     run: Path | None = None,
+    seeds: Path | None = None,
 ) -> dict[str, Any]:
     """Judge the arms under `scores` and write verdict.json (docs/architecture.md) and, to `metrics`, its numbers.
 
     `candidate` is candidate.json or the name of an arm; without it, it is the arm that is the model of one of
     `recipes`. `run` is run.json, which names look and champions; without it, this is a first look, and a champion is
-    judged if it was scored.
+    judged if it was scored. `seeds` has the scores of further training seeds, which claims about the method pool.
 
     Raises EvaluationError when a score folder is missing or damaged, when the arms did not answer the same items under
     the same template, or when the models that were scored are not those of the recipe, candidate.json or run.json.
@@ -67,6 +68,8 @@ def verdict(
     if run is not None and told is not None:
         require_same_models(run, told, {name: arm.model_digest for name, arm in arms.items()}, chosen.arm)
     look = Look(0 if chosen.arm is None else 1) if told is None else told.as_look
+    if seeds is not None:
+        arms = with_further(arms, seeds)
     judged = judge(arms, params, candidate=chosen.arm, look=look)
     if chosen.arm is None:
         judged["reasons"].insert(0, chosen.reason)
@@ -146,4 +149,18 @@ def _summary(arm: Arm, instruct: Arm) -> dict[str, Any]:
         "guards": over(guards),
         "overall": over(domain + guards),
         "tasks": {task: over([task]) for task in domain + guards},
+        "seeds": _by_seed(arm),
     }
+
+
+def _by_seed(arm: Arm) -> list[dict[str, Any]] | None:
+    """The mean scores of each training seed; None if the arm has one."""
+    if not arm.further:
+        return None
+    roles: tuple[Role, ...] = ("domain", "guard")
+    found = []
+    for run in arm.runs:
+        scores = {role: [item_scores(run, task) for task in run.tasks(role)] for role in roles}
+        means = {role: mean_of_tasks(items) if items else None for role, items in scores.items()}
+        found.append({"seed": run.seed, "domain": means["domain"], "guards": means["guard"]})
+    return found

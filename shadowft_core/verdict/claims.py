@@ -45,6 +45,7 @@ class Claim:
     margin: float | None = None  # non-inferiority: the smallest loss that counts
     alpha: float | None = None  # one-sided level
     clusters: int | None = None  # independent groups of items
+    by_seed: dict[str, float] | None = None  # claims about the method: the difference of each training seed, if several
 
 
 def gate(arms: Mapping[str, Arm], candidate: str, params: Verdict, alpha: float) -> list[Claim]:
@@ -69,16 +70,32 @@ def gate(arms: Mapping[str, Arm], candidate: str, params: Verdict, alpha: float)
 
 
 def method(arms: Mapping[str, Arm], candidate: str | None, params: Verdict) -> list[Claim]:
-    """Superiority claims about ways to tune: `method_pairs`, at `params.alpha` after Holm over all of them."""
+    """Superiority claims about ways to tune: `method_pairs`, at `params.alpha` after Holm over all of them.
+
+    They pool all training seeds. A claim that gates is about the first seed, which ships, and so are the others for
+    which it is adjusted; it stands beside the pooled one.
+    """
     pairs = method_pairs(arms, candidate, params)
+    required = _required(arms, params) if candidate is not None else []
+    pooled = _compared(arms, pairs, params, pooled=True)
+    first = _compared(arms, pairs, params, pooled=False) if required else pooled
+    found = []
+    for pair, judged, told in zip(pairs, first, pooled, strict=True):
+        if pair in required:
+            found.append(_superiority(judged[0], params.alpha, *judged[1:], tests=len(pairs)))
+        if pair not in required or told[0].by_seed:
+            found.append(_superiority(told[0], params.alpha, *told[1:], tests=len(pairs), gate=False))
+    return found
+
+
+def _compared(
+    arms: Mapping[str, Arm], pairs: list[tuple[str, str]], params: Verdict, *, pooled: bool
+) -> list[tuple[Comparison, float, float]]:
+    """Each comparison on the domain, with its p value before and after Holm."""
     tasks = arms["instruct"].tasks("domain")
-    compared = [Comparison(arms, arm, against, tasks, params, "worthwhile") for arm, against in pairs]
-    raw = [c.p_better(params) for c in compared]
-    required = _required(arms, params)
-    return [
-        _superiority(c, params.alpha, *ps, tests=len(pairs), gate=candidate is not None and pair in required)
-        for c, pair, *ps in zip(compared, pairs, raw, holm(raw), strict=True)
-    ]
+    found = [Comparison(arms, *pair, tasks, params, "worthwhile", pooled=pooled) for pair in pairs]
+    raw = [c.p_better(params) for c in found]
+    return list(zip(found, raw, holm(raw), strict=True))
 
 
 def method_pairs(arms: Mapping[str, Arm], candidate: str | None, params: Verdict) -> list[tuple[str, str]]:
@@ -114,11 +131,13 @@ def _superiority(
     c: Comparison, alpha: float, p: float, p_adjusted: float, *, tests: int = 1, gate: bool = True
 ) -> Claim:
     needed, effect, outcome = None, c.limit, _superiority_outcome(c, p_adjusted, alpha)
-    if outcome == "too few items":
+    if outcome == "too few items" and not c.by_seed:
         needed, effect = _needed(c, alpha / tests)
     sentence = f"{c.sentence('domain')}, p {_p(p_adjusted)}: {outcome}"
     if needed:
         sentence += f" ({c.n} items; about {needed} would show a gain of {effect:g}{_unit(c)})"
+    elif outcome == "too few items" and c.by_seed:
+        sentence += f" ({c.n} items and {len(c.by_seed)} seeds; more of both would tell)"
     return _claim(c, "superiority", "domain", outcome, sentence, (p, p_adjusted), needed, gate, None, alpha)
 
 
@@ -205,6 +224,7 @@ def _claim(
         margin=margin,
         alpha=alpha,
         clusters=c.clusters,
+        by_seed=c.by_seed or None,
     )
 
 

@@ -5,6 +5,7 @@ No other module of this room imports this one: serving a version loads the room 
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,41 +28,36 @@ def verdict_of_items(
 
     Raises EvaluationError for a damaged file, or a candidate that is not in it.
     """
-    arms, seeds = read_item_file(items)
+    arms = read_item_file(items)
     if candidate not in arms or candidate in ("instruct", *CHAMPIONS):
         others = ", ".join(name for name in arms if name not in ("instruct", *CHAMPIONS))
         raise EvaluationError(f"{items}: candidate is {candidate!r}, but only these arms may ship: {others}; name one")
     judged = judge(arms, params, candidate=candidate)
-    for name, suites in seeds.items():
-        for suite, means in suites.items():
-            each = ", ".join(f"seed {seed} {mean:.3f}" for seed, mean in means.items())
-            judged["reasons"].append(f"{suite}: {name} by seed: {each}; the first is judged, because it ships")
     return written(judged | {"recipe_digest": None}, out, metrics)
 
 
-def read_item_file(path: Path) -> tuple[dict[str, Arm], dict[str, dict[str, dict[str, float]]]]:
-    """The arms of a parquet file with the columns suite, task, item_id, arm, score and, optionally, cluster and seed;
-    and, of each arm with several seeds, the mean score of each suite by seed.
+def read_item_file(path: Path) -> dict[str, Arm]:
+    """The arms of a parquet file with the columns suite, task, item_id, arm, score and, optionally, cluster and seed.
 
     `suite` is `domain` or the name of a guard; the arm `instruct` is the reference. An arm stands for the model of its
-    first seed, which is the one that ships.
+    lowest seed, which is the one that ships; `further` has the others.
 
     Raises EvaluationError naming file, row (counted from 1) and remedy if a column or value is missing or of the wrong
     kind, an item is twice in an arm, or the arms did not answer the same items.
     """
     rows = _rows(path)
-    first = {
-        name: min(row["seed"] for row in rows if row["arm"] == name) for name in dict.fromkeys(r["arm"] for r in rows)
-    }
-    if "instruct" not in first:
+    runs: dict[str, dict[int, Arm]] = {}
+    digest = file_digest(path)
+    for row in rows:
+        name, seed = row["arm"], row["seed"]
+        runs.setdefault(name, {}).setdefault(
+            seed, Arm(name, None, f"{digest} {name} {seed}", None, {}, {}, {}, seed=seed)
+        )
+    if "instruct" not in runs:
         raise EvaluationError(
-            f"{path}: no row has the arm `instruct`, only {', '.join(first)}; the untouched Instruct is the reference; "
+            f"{path}: no row has the arm `instruct`, only {', '.join(runs)}; the untouched Instruct is the reference; "
             "give its rows this name"
         )
-    digest = file_digest(path)
-    arms: dict[str, Arm] = {}
-    for name in sorted(first):
-        arms[name] = Arm(name, None, f"{digest} {name}", None, {}, {}, {})
     seen: dict[tuple[Any, ...], int] = {}
     suites: dict[str, tuple[str, int]] = {}
     for number, row in enumerate(rows, start=1):
@@ -78,17 +74,22 @@ def read_item_file(path: Path) -> tuple[dict[str, Arm], dict[str, dict[str, dict
                 f"{path}: row {number}: item {item!r} of task {task!r} is in arm {name!r} in row {earlier} already; "
                 "write an item once, or its repetitions with different seeds"
             )
-        if row["seed"] == first[name]:
-            _add(arms[name], row)
-    _check_seeds(path, rows, first)
+        _add(runs[name][row["seed"]], row)
+    _check_seeds(path, rows, {name: min(by_seed) for name, by_seed in runs.items()})
+    arms = {}
+    for name, by_seed in sorted(runs.items()):
+        first, *others = (by_seed[seed] for seed in sorted(by_seed))
+        fixed = name in ("instruct", *CHAMPIONS) and not others
+        arms[name] = replace(first, seed=None if fixed else first.seed, further=tuple(others))
     if not arms["instruct"].tasks("domain"):
         guards = ", ".join(arms["instruct"].guards())
         raise EvaluationError(
             f"{path}: no row of instruct has the suite `domain`, only {guards:.400}; name the suite that must gain so"
         )
     for arm in arms.values():
-        check_same_questions(arms["instruct"], arm)
-    return arms, _by_seed(rows)
+        for run in arm.runs:
+            check_same_questions(arms["instruct"], run)
+    return arms
 
 
 def _add(arm: Arm, row: Mapping[str, Any]) -> None:
@@ -118,25 +119,6 @@ def _check_seeds(path: Path, rows: list[dict[str, Any]], first: Mapping[str, int
                     f"{len(judged)} with seed {first[arm]}, its first: {len(differing)} differ, such as {item!r:.60} "
                     f"of task {task!r:.60}; score the same items with every seed, the first one is judged"
                 )
-
-
-def _by_seed(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
-    """{arm: {suite: {seed: mean of the task means}}} of the arms with several seeds."""
-    scores: dict[str, dict[str, dict[Any, dict[str, list[float]]]]] = {}
-    for row in rows:
-        suite = scores.setdefault(row["arm"], {}).setdefault(row["suite"], {})
-        suite.setdefault(row["seed"], {}).setdefault(row["task"], []).append(row["score"])
-    return {
-        arm: {
-            suite: {
-                str(seed): math.fsum(math.fsum(s) / len(s) for s in tasks.values()) / len(tasks)
-                for seed, tasks in sorted(seeds.items())
-            }
-            for suite, seeds in sorted(suites.items())
-        }
-        for arm, suites in scores.items()
-        if any(len(seeds) > 1 for seeds in suites.values())
-    }
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

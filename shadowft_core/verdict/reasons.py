@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 
 from shadowft_core.params import Verdict
 from shadowft_core.verdict.claims import Claim
-from shadowft_core.verdict.comparison import score_range
+from shadowft_core.verdict.comparison import item_scores, score_range
 from shadowft_core.verdict.decision import Decision
 from shadowft_core.verdict.looks import Look
-from shadowft_core.verdict.scores import Arm
+from shadowft_core.verdict.scores import CHAMPIONS, Arm
+from shadowft_core.verdict.statistics import mean_of_tasks
 
 
 def reasons(
@@ -22,10 +23,31 @@ def reasons(
     found += [f"not part of the decision: {claim.reason}" for claim in method]
     return (
         found
+        + _by_seed(arms)
         + _by_task(arms["instruct"], claims)
         + _units(arms["instruct"], arms, params)
         + _remarks(arms, look, params)
     )
+
+
+def _by_seed(arms: Mapping[str, Arm]) -> list[str]:
+    """The domain means of the seeds, or what a single seed cannot tell."""
+    routes = [arm for name, arm in arms.items() if name not in ("instruct", *CHAMPIONS)]
+    several = [arm for arm in routes if arm.further]
+    found = []
+    for arm in several:
+        tasks = arm.tasks("domain")
+        means = [mean_of_tasks([item_scores(run, task) for task in tasks]) for run in arm.runs]
+        each = ", ".join(f"seed {run.seed} {mean:.3f}" for run, mean in zip(arm.runs, means, strict=True))
+        found.append(f"domain: {arm.name} by seed: {each}; the first is judged, because it ships")
+    single = [arm.name for arm in routes if not arm.further]
+    if len(routes) > 1 and single:
+        who = "every arm was" if not several else f"{', '.join(single)} {'was' if len(single) == 1 else 'were'}"
+        found.append(
+            f"{who} trained with one seed: how much of a difference between two ways to tune is chance of the training "
+            "cannot be told (train.seeds)"
+        )
+    return found
 
 
 def _by_task(instruct: Arm, claims: Sequence[Claim]) -> list[str]:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -56,6 +56,7 @@ class Arm:
     `clusters[task][item]` names what the item shares with others, of any task; an item without one is its own cluster.
     `about[task]` names what its items are about, shared or not.
     `groups[task]` is the guard that the task is a part of; a task without one is a guard of its own.
+    `further` are the same arm of further training seeds, on the same items; this one is of the first, which ships.
     """
 
     name: str
@@ -69,6 +70,8 @@ class Arm:
     clusters: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
     about: dict[str, set[str]] = dataclasses.field(default_factory=dict)
     groups: dict[str, str] = dataclasses.field(default_factory=dict)
+    seed: int | None = None
+    further: tuple["Arm", ...] = ()
 
     def tasks(self, role: Role) -> list[str]:
         """The task names of one role, sorted."""
@@ -80,6 +83,11 @@ class Arm:
         for task in self.tasks("guard"):
             found.setdefault(self.groups.get(task, task), []).append(task)
         return dict(sorted(found.items()))
+
+    @property
+    def runs(self) -> tuple["Arm", ...]:
+        """The arm of every seed, the first seed first."""
+        return (self, *self.further)
 
 
 def arm_names(routes: Iterable[str], champions: Iterable[str] = ()) -> dict[str, str]:
@@ -117,6 +125,49 @@ def read_arms(scores: Path, routes: Sequence[str], champions: Sequence[str] = ()
     for arm in arms.values():
         check_same_questions(reference, arm)
     return arms
+
+
+class _Seed(BaseModel):
+    seed: int
+
+
+class _Seeds(BaseModel):
+    """seeds.json: the seed that ships, and those that were trained and scored besides."""
+
+    format: Literal[1]
+    first: int
+    further: list[_Seed]
+
+
+def with_further(arms: Mapping[str, Arm], seeds: Path) -> dict[str, Arm]:
+    """The arms with those of further training seeds, from `seeds/ROUTE/{seeds.json,SEED/ARM}`.
+
+    Raises EvaluationError if one is missing or damaged, or was not scored on the same items, with the same settings and
+    at the scale of the first seed.
+    """
+    found = {}
+    for name, arm in arms.items():
+        if not routes_of([name]):
+            found[name] = arm
+            continue
+        place = seeds / name.removesuffix("_scaled")
+        try:
+            told = _Seeds.model_validate_json(read_text(place / "seeds.json"))
+        except ValidationError as error:
+            raise EvaluationError(f"{place / 'seeds.json'}: {problem(error)}; run `shadowft seeds` again") from None
+        runs = []
+        for seed in (one.seed for one in told.further):
+            folder = place / str(seed) / name
+            run = read_arm(folder, name)
+            check_same_questions(arm, run)
+            if run.scale != arm.scale:
+                raise EvaluationError(
+                    f"{folder / 'scores.json'}: scale is {run.scale}, that of the first seed is {arm.scale}; run "
+                    "`shadowft seeds` again"
+                )
+            runs.append(dataclasses.replace(run, seed=seed))
+        found[name] = dataclasses.replace(arm, seed=told.first, further=tuple(runs))
+    return found
 
 
 def read_arm(folder: Path, name: str | None = None) -> Arm:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from shadowft_core.verdict.spread import Spread
+
 Items = NDArray[np.float64]
 
 POWER = 0.8
@@ -62,6 +64,12 @@ class Sample:
     `tasks[t]` has shape (items of t,); `ends[t]` are the least and the largest value that an item of t can have;
     `clusters[t]` names the cluster of each item (default: each its own), of which one can have items of several tasks.
     `open_scale`: the ends are only the largest values seen, so the correction for skewness is doubled.
+
+    `seeds`, at least two, are the means of single training seeds if `tasks` are means over them. Then the mean has two
+    parts of variance: between items, that of `tasks`; between seeds, s^2 / S, where s^2 is the variance of the S means,
+    with S - 1 degrees of freedom. These are the mean squares of a two-way layout with random seeds and items (Dorfman,
+    Berbaum and Metz 1992), but the mean square of their interaction, which is in both parts, is not subtracted, so the
+    sum is too large rather than too small.
     """
 
     def __init__(
@@ -71,6 +79,7 @@ class Sample:
         clusters: Sequence[Sequence[Hashable]] | None = None,
         *,
         open_scale: bool = False,
+        seeds: Sequence[float] = (),
     ) -> None:
         self.n = sum(items.size for items in tasks)
         self.mean = mean_of_tasks(tasks)
@@ -97,7 +106,11 @@ class Sample:
             self.mean, size * float(np.sum(residuals**2)), size**2 * float(np.sum(residuals**3)), size
         )
         binary = not open_scale and bool(np.isin(np.abs(values), (0.0, self._high)).all())
-        self._exact = binary and len(tasks) == 1 and self.num_clusters == self.n
+        self._exact = binary and len(tasks) == 1 and self.num_clusters == self.n and not seeds
+        self._between = [(float(np.var(seeds, ddof=1)) / len(seeds), len(seeds) - 1.0)] if seeds else []
+
+    def _spread(self, padded: Moments) -> Spread:
+        return Spread([(padded.error**2, self._freedom), *self._between])
 
     def interval(self, level: float) -> tuple[float, float]:
         """Two-sided t interval of the mean, from padded moments. The mean itself is always inside.
@@ -105,10 +118,9 @@ class Sample:
         All items together are padded, not each task, with two observations at each end of the range: "plus four"
         (Agresti and Caffo 2000). So a few items that all agree never look certain.
         """
-        from scipy.special import stdtrit
-
         padded = self._moments.padded(self._low, self._high, PADS)
-        half = float(stdtrit(self._freedom, (1 + level) / 2)) * padded.error
+        spread = self._spread(padded)
+        half = spread.quantile((1 + level) / 2) * spread.error
         low, high = min(padded.mean - half, self.mean), max(padded.mean + half, self.mean)
         return max(low, self._low), min(high, self._high)
 
@@ -118,26 +130,27 @@ class Sample:
         The larger of two p values of a t statistic from padded moments: without and with Hall's transformation (1992),
         which removes the bias that skewness causes. A skewness that would lower p is ignored.
         """
-        from scipy.special import stdtr
-
         low, high = self._low, self._high
         if self._open_scale:  # no centre of the scale: the padding is about the bound, and pulls towards it
             reach = max(abs(low - bound), abs(high - bound))
             low, high = bound - reach, bound + reach
         padded = self._moments.padded(low, high, PADS)
-        if padded.error == 0:
+        spread = self._spread(padded)
+        if spread.error == 0:
             return 0.0 if self.mean > bound else 1.0
-        t = (padded.mean - bound) / padded.error
-        a = (OPEN_SKEW if self._open_scale else 1.0) * min(padded.skewness, 0.0)
+        t = (padded.mean - bound) / spread.error
+        skewness = padded.skewness * (padded.error / spread.error) ** 3  # seeds are taken as symmetric
+        a = (OPEN_SKEW if self._open_scale else 1.0) * min(skewness, 0.0)
         corrected = t + a * (t * t / 3 + 1 / 6) + a * a * t**3 / 27
-        return float(stdtr(self._freedom, -min(t, corrected)))
+        return spread.p_value(min(t, corrected))
 
     def p_better(self, resamples: int, seed: int) -> float:
         """One-sided p value of the hypothesis that no arm is better: is the mean above zero?
 
         The larger p value of `p_above` and of the permutation test that exchanges the arms in whole clusters. For one
         task of 0/1 scores whose items are their own clusters the permutation test is McNemar's exact test, and stands
-        alone. Differences that are equal for another reason do not: the loss that outweighs them may not be seen yet.
+        alone, if there is one seed. Differences that are equal for another reason do not: the loss that outweighs them
+        may not be seen yet.
         """
         moved = self._sums[self._sums != 0]
         if moved.size == 0:

@@ -1,0 +1,114 @@
+"""The stage seeds: train, extract and score a route again with each further seed of `train.seeds`.
+
+The first seed ships, and other stages train and score it. The further ones tell how much of the difference between two
+ways to tune is chance of the training. They are trained and scored like the first: the same rows, settings, tasks and
+scale, by the same code.
+"""
+
+import shutil
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from shadowft_core.delta import extract
+from shadowft_core.errors import CheckpointError
+from shadowft_core.evaluate import evaluate_seeds
+from shadowft_core.files import (
+    bytes_digest,
+    canonical_json,
+    file_digest,
+    make_folder,
+    new_folder,
+    read_json_object,
+    write_json_atomically,
+)
+from shadowft_core.params import Params
+from shadowft_core.train import run_alone
+from shadowft_core.weights import open_checkpoint
+
+WAITING = Path("var/seeds")
+FACTS = ("steps", "first_loss", "last_loss", "valid_loss")
+
+
+def further_seeds(
+    model: Path,
+    instruct: Path,
+    data: Path,
+    start: Path,
+    grafted: Path,
+    route: str,
+    params: Params,
+    out: Path,
+    train_options: Sequence[str] = (),
+) -> None:
+    """Write `out/seeds.json` and, for each further seed of the route, `out/SEED/ARM/{scores.json,items.jsonl}`.
+
+    With one seed, only seeds.json is written, and nothing is read. `grafted` is the graft of the first seed, whose
+    scale is used. `train_options` are passed on to `shadowft train`, which runs in a process of its own, so that its
+    settings of torch do not reach the evaluation.
+
+    Deltas that are finished wait in var/seeds until all seeds are scored, so an interrupted run goes on from there.
+    Raises what `shadowft train`, `extract` and `evaluate_seeds` raise; then `out` is unchanged.
+    """
+    settings = params.train_for(route)
+    first, *others = settings.seeds
+    facts: dict[str, Any] = {"format": 1, "route": route, "first": first, "further": []}
+    if not others:
+        print(f"seeds: {route} has one seed, nothing to train", file=sys.stderr)
+        with new_folder(out) as folder:
+            write_json_atomically(folder / "seeds.json", facts)
+        return
+    waiting, inputs = WAITING / route, _inputs(model, instruct, data, start, route, params)
+    deltas = {}
+    for number, seed in enumerate(others, start=1):
+        print(f"seeds: {route}, seed {seed} ({number} of {len(others)} further ones)", file=sys.stderr, flush=True)
+        place = waiting / str(seed)
+        if _key(place) != (key := bytes_digest(canonical_json(inputs | {"seed": seed}))):
+            shutil.rmtree(place, ignore_errors=True)
+            make_folder(place)
+            write_json_atomically(place / "key.json", {"key": key})
+        if not any((place / name).is_dir() for name in ("tuned", "delta")):
+            given = {"--model": model, "--instruct": instruct, "--data": data, "--start": start}
+            words = [str(word) for pair in given.items() for word in pair]
+            words += ["--route", route, "--seed", str(seed), "--out", str(place / "tuned"), *train_options]
+            run_alone(["train", *words])
+        if not (place / "delta").is_dir():
+            shutil.copyfile(place / "tuned" / "train.json", place / "train.json")
+            extract(model, place / "tuned", place / "delta", standing=params.extract.ignore)
+        shutil.rmtree(place / "tuned", ignore_errors=True)
+        deltas[seed] = place / "delta"
+    with new_folder(out) as folder:
+        evaluate_seeds(instruct, data, deltas, grafted, route, params.evaluate, folder / "scores", params.render)
+        for scored in (folder / "scores").iterdir():
+            scored.rename(folder / scored.name)
+        (folder / "scores").rmdir()
+        for seed, delta in deltas.items():
+            trained = read_json_object(delta.parent / "train.json")
+            told = {"seed": seed, "delta": file_digest(delta / "delta.json")}
+            facts["further"].append(told | {name: trained.get(name) for name in FACTS})
+        write_json_atomically(folder / "seeds.json", facts)
+    shutil.rmtree(waiting)
+
+
+def _key(place: Path) -> str | None:
+    """The digest of what the seed in this folder is trained from; None if there is none."""
+    with suppress(CheckpointError):
+        return str(read_json_object(place / "key.json").get("key"))
+    return None
+
+
+def _inputs(model: Path, instruct: Path, data: Path, start: Path, route: str, params: Params) -> dict[str, Any]:
+    """What a training depends on, besides its seed."""
+    settings = params.train_for(route)
+    return {
+        "settings": settings.model_dump(mode="json", exclude={"seed", "seeds"}),
+        "render": params.render.model_dump(mode="json"),
+        "replay": params.routes[route].replay,
+        "ignore": params.extract.ignore,
+        "model": open_checkpoint(model).digest(),
+        "instruct": open_checkpoint(instruct).digest(),
+        "data": file_digest(data / "data-report.json"),
+        "start": file_digest(start / "start.json"),
+    }

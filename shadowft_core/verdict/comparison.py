@@ -132,7 +132,7 @@ def score_range(arms: Iterable[Arm], task: str) -> tuple[float, float]:
 
 def range_of(scores: Sequence[Items]) -> tuple[float, float]:
     """[0, 1] if it contains every score, as for accuracies; otherwise the lowest and the highest score. If all are
-    equal, from there to 0: that they agree does not mean that others must."""
+    equal, from there to 0: scores that agree may still not be all that are possible."""
     low, high = min(float(s.min()) for s in scores), max(float(s.max()) for s in scores)
     if low >= 0 and high <= 1:
         return SHARES
@@ -154,13 +154,13 @@ def clusters(arms: Iterable[Arm], tasks: Sequence[str]) -> list[list[tuple[str, 
 
 
 def _apart(mine: Items, other: Items) -> Items:
-    """The differences. Scores that only rounding tells apart are equal: it is no gain, however many items it has."""
+    """The differences. Scores that differ only by rounding are equal: it is no gain, on however many items."""
     return np.where(np.isclose(mine, other, rtol=NEAR, atol=TINY), 0.0, mine - other)
 
 
 def _largest(scores: Sequence[Items], differences: Items, closed: bool) -> float:
-    """The largest possible difference. On an open scale that is the largest one seen. If most are 0, too few were seen
-    to tell, as from 0/1 scores that are all right: then what the scores could lose down to 0 stands for it."""
+    """The largest possible difference. On an open scale that is the largest one seen. If at least half are 0, that is
+    no guide, as with 0/1 scores that are all right; then it is the largest among the scores and 0."""
     if not closed and 2 * np.count_nonzero(differences) > differences.size:
         return float(np.abs(differences).max())
     low, high = range_of(scores)

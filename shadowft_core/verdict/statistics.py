@@ -187,9 +187,9 @@ def _p_of_tosses(moved: Items) -> float:
 def _p_of_exchanges(moved: Items, resamples: int, seed: int) -> float:
     """One-sided p value of a sum if all signs are equally probable: of all exchanges if they are few, else of some.
 
-    That of some is never below 1 / (resamples + 1), more than a late look may spend. But no sum of random signs goes
-    beyond t of its standard deviations with a probability above P(N > t) / (4 P(N > sqrt(2))) (Bentkus and Dzindzalieta
-    2015), so neither does p.
+    The latter is never below 1 / (resamples + 1), which is more than a late look may spend. But a sum of random signs
+    exceeds t standard deviations with a probability of at most P(N > t) / (4 P(N > sqrt(2))) (Bentkus and Dzindzalieta
+    2015), so that bounds p, too.
     """
     from scipy.special import ndtr
     from scipy.stats import permutation_test

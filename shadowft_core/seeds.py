@@ -1,8 +1,8 @@
 """The stage seeds: train, extract and score a route again with each further seed of `train.seeds`.
 
-The first seed ships, and other stages train and score it. The further ones tell how much of the difference between two
-ways to tune is chance of the training. They are trained and scored like the first: the same rows, settings, tasks and
-scale, by the same code.
+The first seed ships, and other stages train and score it. The further ones show how much of a difference between two
+ways of tuning is due to chance in training. They are trained and scored like the first: the same rows, settings, tasks
+and scale, by the same code.
 """
 
 import shutil

@@ -36,7 +36,7 @@ def test_a_run_of_one_seed_has_no_table_but_says_so(tmp_path: Path) -> None:
     shown = page(tmp_path).text
     assert "Seed by seed" not in shown
     assert (
-        shown.count("how much of a difference between two ways to tune is chance of the training cannot be told") == 1
+        shown.count("cannot tell how much of a difference between two ways of tuning is due to chance in training") == 1
     )
 
 

@@ -104,8 +104,8 @@ def test_one_seed_says_what_it_cannot_tell() -> None:
     found = judge(arena(five(CLEAR)), PARAMS, candidate=CANDIDATE)
     [said] = [reason for reason in found["reasons"] if "one seed" in reason]
     assert said == (
-        "every arm was trained with one seed: how much of a difference between two ways to tune is chance of the "
-        "training cannot be told (train.seeds)"
+        "every arm was trained with one seed, which cannot tell how much of a difference between two ways of tuning is "
+        "due to chance in training (train.seeds)"
     )
     assert not any("one seed" in reason for reason in judge(seeded(LUCKY), PARAMS, candidate=CANDIDATE)["reasons"])
 
@@ -116,7 +116,7 @@ def test_arms_with_other_numbers_of_seeds_are_compared_by_their_first() -> None:
     assert [(a.seed, b.seed) for a, b in runs_of(arms["shadow"], arms["instruct"])] == [(7, None), (8, None), (9, None)]
     found = judge(arms, PARAMS, candidate=CANDIDATE)
     assert of(found, against="direct_scaled", gate=False)["by_seed"] is None
-    assert any(reason.startswith("direct_scaled was trained with one seed: ") for reason in found["reasons"])
+    assert any(reason.startswith("direct_scaled was trained with one seed, which ") for reason in found["reasons"])
 
 
 def test_the_pooled_interval_by_hand() -> None:

@@ -120,7 +120,7 @@ def seeds(
 ) -> None:
     """Train, extract and score a route again with each further seed of train.seeds.
 
-    The first seed ships; the further ones tell how much of the difference between two ways to tune is chance of the
+    The first seed ships; the further ones show how much of a difference between two ways of tuning is due to chance in
     training. With one seed, nothing is trained. After an interruption, the same command resumes.
 
     Example: shadowft seeds --model work/pair/base --instruct work/pair/instruct --data work/data

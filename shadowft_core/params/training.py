@@ -112,7 +112,7 @@ class Train(Section):
         (0,),
         min_length=1,
         description="of the order of rows and the adapter's first weights; the first seed ships, each further one "
-        "trains every route again, for claims about ways to tune",
+        "trains every route again, for claims about ways of tuning",
     )
     seed: int = Field(0, ge=0, description="the first of `seeds`; in a file, in place of them: one seed")
     threads: int = Field(1, ge=1, description="CPU threads per process; the bits of the result depend on it")

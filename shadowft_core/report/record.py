@@ -78,7 +78,7 @@ def not_tested(
     seeds = {facts["seed"] for facts in train.values() if facts.get("seed") is not None}
     if by_seed(verdict):
         said.append(
-            "What would ship was trained once; further seeds count only for claims about the way of tuning. The "
+            "What would ship was trained once; further seeds count only for claims that compare ways of tuning. The "
             "intervals do not cover other data or another pair of models."
         )
     elif len(seeds) <= 1:

@@ -70,7 +70,7 @@ def gate(arms: Mapping[str, Arm], candidate: str, params: Verdict, alpha: float)
 
 
 def method(arms: Mapping[str, Arm], candidate: str | None, params: Verdict) -> list[Claim]:
-    """Superiority claims about ways to tune: `method_pairs`, at `params.alpha` after Holm over all of them.
+    """Superiority claims about ways of tuning: `method_pairs`, at `params.alpha` after Holm over all of them.
 
     They pool all training seeds. A claim that gates is about the first seed, which ships, and so are the others for
     which it is adjusted; it stands beside the pooled one.

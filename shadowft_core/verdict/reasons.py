@@ -44,8 +44,8 @@ def _by_seed(arms: Mapping[str, Arm]) -> list[str]:
     if len(routes) > 1 and single:
         who = "every arm was" if not several else f"{', '.join(single)} {'was' if len(single) == 1 else 'were'}"
         found.append(
-            f"{who} trained with one seed: how much of a difference between two ways to tune is chance of the training "
-            "cannot be told (train.seeds)"
+            f"{who} trained with one seed, which cannot tell how much of a difference between two ways of tuning is "
+            "due to chance in training (train.seeds)"
         )
     return found
 

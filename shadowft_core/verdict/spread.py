@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-TINY = 1e-300  # a p value below it is told as it
+TINY = 1e-300  # smaller p values are given as this
 
 
 @dataclass(frozen=True)

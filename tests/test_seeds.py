@@ -31,22 +31,23 @@ def write_params(folder: Path, train: dict[str, Any], drop: str = "", **routes: 
     return folder / "params.yaml"
 
 
-def test_seeds_takes_the_place_of_seed_and_a_file_with_seed_is_still_read(tmp_path: Path) -> None:
-    several = load_params(write_params(tmp_path, {"seeds": [4, 0]})).train
+def test_one_seed_or_several(tmp_path: Path) -> None:
+    several = load_params(write_params(tmp_path, {"seeds": [4, 0]}, drop="seed")).train
     assert (several.seed, several.seeds) == (4, (4, 0))
-    old = load_params(write_params(tmp_path, {"seed": 4}, drop="seeds")).train
-    assert (old.seed, old.seeds) == (4, (4,))
-    assert old == load_params(write_params(tmp_path, {"seeds": [4]})).train
-    neither = load_params(write_params(tmp_path, {}, drop="seeds")).train
+    assert load_params(write_params(tmp_path, {"seed": 4, "seeds": [4, 0]})).train == several
+    one = load_params(write_params(tmp_path, {"seed": 4})).train
+    assert (one.seed, one.seeds) == (4, (4,))
+    assert one == load_params(write_params(tmp_path, {"seeds": [4]}, drop="seed")).train
+    neither = load_params(write_params(tmp_path, {}, drop="seed")).train
     assert neither.seeds == Train().seeds == (0,)
 
 
 @pytest.mark.parametrize(
     ("train", "problem"),
     [
-        ({"seed": 4}, r"train: seed is 4 and seeds is \[0\]; keep seeds alone"),
+        ({"seed": 4, "seeds": [0, 4]}, "train: seed is 4, but seeds begins with 0; remove seed"),
         ({"seeds": []}, r"train.seeds: .*at least 1"),
-        ({"seeds": [1, 2, 1]}, r"train: seeds is \[1, 2, 1\], which has a seed twice"),
+        ({"seeds": [0, 2, 0]}, r"train: seeds is \[0, 2, 0\], which has a seed twice"),
         ({"seeds": 3}, r"train.seeds: .*a list \(found 3\)"),
         ({"seeds": [0, -1]}, r"train.seeds.1: .*\(found -1\)"),
     ],
@@ -68,7 +69,7 @@ def test_a_route_has_as_many_seeds_as_the_others(tmp_path: Path) -> None:
 
 
 def test_with_one_seed_nothing_is_read_and_nothing_trained(tmp_path: Path) -> None:
-    params = load_params(write_params(tmp_path, {"seeds": [3]}))
+    params = load_params(write_params(tmp_path, {"seed": 3}))
     gone = tmp_path / "gone"
     further_seeds(gone, gone, gone, gone, gone, "direct", params, tmp_path / "seeds" / "direct")
     found = tree(tmp_path / "seeds" / "direct")

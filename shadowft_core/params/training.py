@@ -114,17 +114,17 @@ class Train(Section):
         description="of the order of rows and the adapter's first weights; the first seed ships, each further one "
         "trains every route again, for claims about ways of tuning",
     )
-    seed: int = Field(0, ge=0, description="the first of `seeds`; in a file, in place of them: one seed")
+    seed: int = Field(0, ge=0, description="the first of `seeds`, or the only one")
     threads: int = Field(1, ge=1, description="CPU threads per process; the bits of the result depend on it")
 
     @model_validator(mode="after")
     def _one_list_of_seeds(self) -> Self:
         given = self.model_fields_set & {"seed", "seeds"}
-        if len(given) == 2:
-            raise ValueError(f"seed is {self.seed} and seeds is {list(self.seeds)}; keep seeds alone")
+        if len(given) == 2 and self.seed != self.seeds[0]:
+            raise ValueError(f"seed is {self.seed}, but seeds begins with {self.seeds[0]}; remove seed")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds is {list(self.seeds)}, which has a seed twice; each trains once, name others")
-        if "seed" in given:
+        if given == {"seed"}:
             object.__setattr__(self, "seeds", (self.seed,))
         else:
             object.__setattr__(self, "seed", self.seeds[0])

@@ -144,9 +144,9 @@ def clusters(arms: Iterable[Arm], tasks: Sequence[str]) -> list[list[tuple[str, 
 
     An item without one is its own cluster. One cluster may have items of several tasks.
     """
-    known = [arm for arm in arms if any(arm.clusters.values())]
-    named = known[0].clusters if known else {}
-    scores = next(iter(arms)).scores
+    arms = list(arms)
+    named = {task: names for arm in arms for task, names in arm.clusters.items() if names}
+    scores = arms[0].scores
     return [
         [(found,) if (found := named.get(task, {}).get(item)) else (task, item) for item in sorted(scores[task])]
         for task in tasks

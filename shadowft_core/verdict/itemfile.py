@@ -88,7 +88,10 @@ def read_item_file(path: Path) -> dict[str, Arm]:
         )
     for arm in arms.values():
         for run in arm.runs:
-            check_same_questions(arms["instruct"], run)
+            try:
+                check_same_questions(arms["instruct"], run)
+            except EvaluationError as error:
+                raise EvaluationError(f"{path}: {error}") from None
     return arms
 
 

@@ -64,7 +64,7 @@ def test_a_better_run_is_promoted_and_a_worse_one_is_held(walk: Walk) -> None:
     first, second, third = ({claim["against"]: claim for claim in verdict["claims"]} for verdict in walk.verdicts)
     assert "champion" not in first
     assert second["champion"]["outcome"] == "passed"
-    assert third["champion"]["outcome"] == "harmed"
+    assert third["champion"]["outcome"] == "worse"
     assert walk.verdicts[2]["arm"] == "champion", "which stays"
 
 

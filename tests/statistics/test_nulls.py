@@ -7,7 +7,7 @@ import pytest
 
 from shadowft_core.verdict import alpha_of
 from shadowft_core.verdict.statistics import Sample
-from tests.statistics.worlds import OPEN, PARAMS, Rng, at_most, differences, open_scale, passages
+from tests.statistics.worlds import OPEN, PARAMS, SIGN, Rng, at_most, differences, open_scale, passages
 
 NULLS: dict[str, Callable[[Rng], Sample]] = {
     **{f"0/1, n {n}": lambda rng, n=n: differences(rng, [n]) for n in (100, 300, 1000)},
@@ -19,6 +19,12 @@ NULLS: dict[str, Callable[[Rng], Sample]] = {
         f"{shape}, n {n}": lambda rng, s=shape, n=n: open_scale(rng, s, n)
         for shape in list(OPEN)[1:]
         for n in (30, 100)
+    },
+    **{
+        f"shares, 1 of 20 loses 0.95, others win 0.05, n {n}": lambda rng, n=n: Sample(
+            [np.where(rng.random(n) < 0.05, -0.95, 0.05)], [SIGN]
+        )
+        for n in (20, 30, 100)
     },
     "60 passages x 5 questions": lambda rng: passages(rng, 60, 5, 0.6),
     "30 questions x 20 copies": lambda rng: passages(rng, 30, 20, 0.95),

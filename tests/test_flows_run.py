@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -237,3 +238,8 @@ def test_the_result_has_a_row_for_each_arm_in_a_fixed_order_and_stresses_the_can
     shown = io.StringIO()
     result.print(Console(file=shown, force_terminal=True, width=120))
     assert re.findall(r"\x1b\[1m(instruct|shadow|shadow_scaled) *\x1b", shown.getvalue()) == ["shadow"]
+    registered = replace(result, verdict=verdict | {"decision": "promote"})
+    assert registered.markdown().splitlines()[-1] == (
+        "- next: read the report, then `shadowft promote x 1` makes it champion"
+    )
+    assert "next: " not in replace(registered, facts={"waiting": "models:/x/1"}).markdown()

@@ -1,6 +1,7 @@
 """The figures of the page, read back from where their marks are drawn, and the points for DVC's plots."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,19 @@ def test_a_large_heat_map_has_no_numbers_and_few_layer_names() -> None:
     axes: Axes = panels(figures.heat({"r": Grid(layers, ["q_proj"], cells)}), "heat")[0]
     assert len(axes.cells("heat-r")) == 80
     assert 10 < len([text for text in axes.texts() if text.isdecimal()]) < 20
+
+
+@pytest.mark.parametrize("further", [[], ["direct_replay"], ["direct_replay", "weighted_decay", "osf", "dora"]])
+def test_the_plane_has_room_for_its_label_however_long_the_legend(further: list[str]) -> None:
+    routes = ["shadow", "direct", *further]
+    mean = {"mean": 0.5, "interval": [0.4, 0.6]}
+    point = {"scale": 1.0, "domain": 0.5, "guards": 0.5}
+    swept = {route: {"curve": [point], "instruct": point, "scale": 1.0} for route in routes}
+    names = ["instruct", *routes, *(f"{route}_scaled" for route in routes)]
+    drawn = figures.pareto({name: {"domain": mean, "guards": mean} for name in names}, swept)
+    [[middle, text]] = re.findall(r'rotate\(-90 [\d.]+ ([\d.]+)\)">(domain, [^<]*)<', drawn)
+    points = 9 * 0.55 * len(text)  # of DejaVu Sans at size 9, on average
+    assert float(middle) - points / 2 > 0, "the label is cut off above"
 
 
 HOSTILE = "\u202eevil\x00 <script> $\\frac$ 日本"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from shadowft_core.report.routes import changes, notes
 from tests.fixtures.report import page, write_work
 
 
@@ -17,6 +18,18 @@ def test_a_route_that_alone_used_replay_is_named(tmp_path: Path, with_it: tuple[
     shown = page(work).text
     assert shown.count("was trained on replay rows (1,234)") == said
     assert all(f"Only the route {route} was trained" in shown for route in with_it * said)
+    assert shown.count("trained on 1,234 replay rows, too") == 2 * len(with_it) + ("shadow" in with_it)
+
+
+def test_replay_rows_are_a_difference_of_a_further_route() -> None:
+    """Two routes with the same settings differ if only one trained on them."""
+    settings = {"settings": {"epochs": 3}}
+    train = {"shadow": settings, "direct_replay": settings | {"rows": {"replay": {"rows": 1234}}}, "twin": settings}
+    assert changes(train) == {"direct_replay": ["replay rows 1234 (shadow 0)"], "twin": []}
+    noted = notes(["direct_replay_scaled", "direct"], "direct_replay_scaled", train, None)
+    assert noted["direct_replay_scaled"].startswith("the candidate: further route: ")
+    assert noted["direct_replay_scaled"].endswith("scale chosen on dev items; trained on 1,234 replay rows, too")
+    assert "replay" not in noted["direct"]
 
 
 def test_replay_rows_and_newest_test_rows_are_shown(tmp_path: Path) -> None:

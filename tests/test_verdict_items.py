@@ -119,7 +119,7 @@ def without(column: str) -> list[Row]:
         ([*BASE[:1], BASE[1] | {"arm": ""}, *BASE[2:]], r"row 2: arm is '', expected a name; correct it"),
         ([*BASE[:1], BASE[1] | {"item_id": None}, *BASE[2:]], r"row 2: item_id is missing; name the item"),
         ([*BASE, BASE[0] | {"suite": "mmlu", "item_id": 9}], r"row 19: task 'skill' is in suite 'mmlu', but in 'dom"),
-        (BASE[:-1], r"arm 'mine' and arm 'instruct' did not answer the same items of task 'law': 1 differ, such as 2"),
+        (BASE[:-1], r"items.parquet: arm 'mine' and arm 'instruct' did not answer the same items of task 'law'"),
         (rows({"base": 1, "mine": 2}, 3), r"no row has the arm `instruct`, only base, mine; the untouched Instruct is"),
         ([row | {"seed": "x"} for row in BASE], r"row 1: seed is 'x', expected an integer; correct it"),
         ([row | {"cluster": NAN} for row in BASE], r"row 1: cluster is nan; name it, or write null for none"),
@@ -172,10 +172,35 @@ def test_the_exit_code_and_the_forms_tell_the_decision(
     assert (tmp_path / "v.md").read_text("utf-8").startswith(f"# Verdict: {decision}\n\nCandidate: mine. ")
     suite = ElementTree.parse(tmp_path / "j.xml").getroot()[0]
     assert (suite.get("tests"), len(suite)) == ("3", 3)
+    assert suite[1].get("name") == "non-inferiority to instruct, guards algebra, law"
     assert {case.get("name") for case in suite if case.find("failure") is not None} == (
         {"superiority over instruct, domain skill"} if decision == "hold" else set()
     )
     assert (suite.get("failures"), int(suite.get("skipped", 0)) > 0) == (str(int(code == 11)), code == 12)
+
+
+def test_a_file_with_the_section_verdict_alone_sets_the_thresholds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """CI has no pair, no data and no training to name."""
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path / "items.parquet", rows({"instruct": 100, "mine": 200}, guard={"mine": 385}))
+    words = ["--items", path, "--candidate", "mine", "--out", "v.json", "--exit-code"]
+    assert run(monkeypatch, *words) == 12
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "verdict: undecided; instruct stays"
+    assert [f"  {reason}" for reason in json.loads(Path("v.json").read_bytes())["reasons"]] == said[1:]
+    Path("params.yaml").write_text("verdict: {margin: 0.1, margin_each: 0.2}\n")
+    assert run(monkeypatch, *words) == 0
+    assert capsys.readouterr().err.startswith("verdict: promote; mine ships\n")
+    assert json.loads(Path("v.json").read_bytes())["claims"][1]["margin"] == 0.1
+    for text, problem in (
+        ("verdict: {alpha: 1.5}", "verdict.alpha: Input should be less than 0.5 (found 1.5)\n"),
+        ("verdicts: {alpha: 0.1}", "verdicts: no such field; correct or remove it; missing: routes"),
+    ):
+        Path("own.yaml").write_text(text)
+        assert run(monkeypatch, *words, "--params", "own.yaml") == 3
+        assert capsys.readouterr().err.startswith(f"error: own.yaml: {problem}")
 
 
 def test_options_that_do_not_fit_together_are_refused(
@@ -206,6 +231,8 @@ def test_the_forms_hold_hostile_names() -> None:
         "nothing beats scale 0",
     )
     assert "Candidate: none. Stays: instruct." in markdown(none)
+    assert "| &lt; 0.0001 |" in page
+    assert "0.0000" not in page
 
 
 def test_markdown_shows_marks_of_names_as_they_are() -> None:

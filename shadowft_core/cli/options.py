@@ -10,7 +10,7 @@ from shadowft_core.errors import ParamsError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from shadowft_core.params import Params, Section
+    from shadowft_core.params import Params, Section, Verdict
 
 # Groups of verbs in `shadowft --help`, and of options in the help of a verb.
 STAGES, PLANNING, DATA, STORE, REGISTRY, INSPECT = "Stages", "Planning", "Data", "Store", "Registry", "Inspect"
@@ -119,6 +119,15 @@ def read_params(path: Path | None, **sections: "Section") -> "Params":
     if path is None and not PARAMS_FILE.exists():
         return default_params(**sections)
     return load_params(path or PARAMS_FILE)
+
+
+def read_verdict_params(path: Path | None) -> "Verdict":
+    """The section `verdict` of the params file given, which may hold nothing else; else as `read_params`."""
+    from shadowft_core.params import load_verdict
+
+    if path is None and not PARAMS_FILE.exists():
+        return read_params(None).verdict
+    return load_verdict(path or PARAMS_FILE)
 
 
 def read_params_with_code(path: Path | None, allow_code: bool) -> "Params":

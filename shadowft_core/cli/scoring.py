@@ -19,6 +19,7 @@ from shadowft_core.cli.options import (
     out_folder,
     read_params,
     read_params_with_code,
+    read_verdict_params,
 )
 from shadowft_core.errors import InputError
 
@@ -223,7 +224,7 @@ def verdict(
 
     Reads the scores of all arms; writes the decision (promote, hold or undecided). Each of them is exit code 0, unless
     --exit-code is given. Without --run, the champion is compared if its scores are below the folder `champion`. With
-    --items no other stage is needed: docs/verdict.md.
+    --items no other stage is needed, nor any section of the params but `verdict`: docs/verdict.md.
 
     Example: shadowft verdict --scores work/scores --candidate work/candidate.json --out work/verdict.json
 
@@ -231,13 +232,14 @@ def verdict(
     """
     from shadowft_core import verdict as room
     from shadowft_core.files import write_atomically
+    from shadowft_core.forgetting.text import visible
 
-    settings = read_params(params)
     if (scores is None) == (items is None):
         given = "neither was given" if scores is None else f"both were given, {scores} and {items}"
         raise InputError(f"--scores, --items: {given}; give one of them, a folder of scores or a parquet file")
     if scores is not None:
         named = Path(candidate) if candidate is not None and candidate.endswith(".json") else candidate
+        settings = read_params(params)
         routes = list(settings.routes)
         judged = room.verdict(
             scores,
@@ -257,11 +259,15 @@ def verdict(
             )
         from shadowft_core.verdict.itemfile import verdict_of_items
 
-        judged = verdict_of_items(Path(str(items)), candidate, settings.verdict, out, metrics)
+        judged = verdict_of_items(Path(str(items)), candidate, read_verdict_params(params), out, metrics)
     if junit is not None:
         write_atomically(junit, room.junit(judged))
     if markdown is not None:
         write_atomically(markdown, room.markdown(judged).encode("utf-8"))
+    ships = "ships" if judged["decision"] == "promote" else "stays"
+    print(f"verdict: {judged['decision']}; {judged['arm']} {ships}", file=sys.stderr)
+    if items is not None:  # a run shows the reasons at its end, and on the report
+        print("".join(f"  {visible(reason)}\n" for reason in judged["reasons"]), end="", file=sys.stderr)
     if exit_code:
         raise typer.Exit({"promote": 0, "hold": 11, "undecided": 12}[judged["decision"]])
 

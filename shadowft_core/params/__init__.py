@@ -1,7 +1,7 @@
 """params.yaml as frozen models."""
 
 from shadowft_core.params.evaluating import Engine, Evaluate, Generation, Limits, Server
-from shadowft_core.params.reading import default_params, load_params, located, refuse_password
+from shadowft_core.params.reading import default_params, load_params, load_verdict, located, refuse_password
 from shadowft_core.params.routes import Route
 from shadowft_core.params.section import Section
 from shadowft_core.params.sections import (
@@ -52,6 +52,7 @@ __all__ = [
     "Verdict",
     "default_params",
     "load_params",
+    "load_verdict",
     "located",
     "refuse_password",
 ]

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -15,6 +15,8 @@ from shadowft_core.params.routes import ROUTES
 from shadowft_core.params.section import Section
 from shadowft_core.params.sections import Extract, Graft, Params, Render, Store, Verdict
 from shadowft_core.params.training import Checkpoint, Plan, Train
+
+_Model = TypeVar("_Model", bound=Section)
 
 
 def located(store: Store) -> Store:
@@ -48,18 +50,7 @@ def load_params(path: Path) -> Params:
 
     Raises ParamsError naming the file, every bad field and what was expected.
     """
-    try:
-        raw = read_yaml(path)
-        text = json.dumps(raw)  # JSON has lists for Python's tuples, and the same types as YAML 1.2
-        for name, value in _texts(raw):
-            refuse_password(f"{path}: {name}", value)
-        params = Params.model_validate_json(text, strict=True)
-    except FileNotFoundError:
-        raise ParamsError(f"{path}: no such file; name an existing one with --params FILE") from None
-    except ValidationError as error:
-        raise ParamsError(f"{path}: {problems(error)}") from None
-    except (ValueError, TypeError) as error:  # a YAML alias inside its own anchor, a list as a key
-        raise ParamsError(f"{path}: not a tree of named values: {error}; write the values out") from None
+    params = _valid(path, _tree(path), Params)
     for route in params.routes:
         try:
             params.train_for(route)
@@ -69,6 +60,18 @@ def load_params(path: Path) -> Params:
     if model := os.environ.get("SHADOWFT_REGISTRY_NAME"):
         changes["registry"] = params.registry.named(model)
     return params.model_copy(update=changes)
+
+
+def load_verdict(path: Path) -> Verdict:
+    """The section `verdict` of a params.yaml. The file may hold nothing else: a verdict on scores of any origin needs
+    no other section.
+
+    Raises ParamsError as `load_params` does.
+    """
+    tree = _tree(path)
+    if isinstance(tree, dict) and set(tree) == {"verdict"}:
+        return _valid(path, tree, _Alone).verdict
+    return load_params(path).verdict
 
 
 def default_params(**sections: Section) -> Params:
@@ -98,6 +101,32 @@ class _Unwritten(Params):
         if name in Params.model_fields:
             raise ParamsError(f"params.yaml: no such file, but `{name}` is needed; write one or pass --params FILE")
         return super().__getattr__(name)  # type: ignore[misc]
+
+
+class _Alone(Section):
+    verdict: Verdict
+
+
+def _tree(path: Path) -> Any:
+    """What the file holds: lists, mappings and plain values, none of them a URL with a password."""
+    try:
+        tree = read_yaml(path)
+        json.dumps(tree)  # refuses what JSON cannot hold
+    except FileNotFoundError:
+        raise ParamsError(f"{path}: no such file; name an existing one with --params FILE") from None
+    except (ValueError, TypeError) as error:  # a YAML alias inside its own anchor, a list as a key
+        raise ParamsError(f"{path}: not a tree of named values: {error}; write the values out") from None
+    for name, value in _texts(tree):
+        refuse_password(f"{path}: {name}", value)
+    return tree
+
+
+def _valid(path: Path, tree: Any, model: type[_Model]) -> _Model:
+    text = json.dumps(tree)  # JSON has lists for Python's tuples, and the same types as YAML 1.2
+    try:
+        return model.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        raise ParamsError(f"{path}: {problems(error)}") from None
 
 
 def _texts(tree: Any, above: str = "") -> Iterator[tuple[str, str]]:

@@ -1,5 +1,6 @@
 """The result of a finished run: arms, verdict and facts, as a table on a terminal or as Markdown."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +47,14 @@ class Result:
         """The guards that are single tasks."""
         return [guard for guard in self.guards if guard in self.verdict["arms"]["instruct"]["tasks"]]
 
+    def _last(self) -> dict[str, str]:
+        """The facts, and how to make a version champion that may become it."""
+        version = re.match(r"models:/([^/ ]+)/(\d+)", self.facts.get("version", ""))
+        if self.verdict["decision"] != "promote" or version is None:
+            return dict(self.facts)
+        name, number = version.groups()
+        return {**self.facts, "next": f"read the report, then `shadowft promote {name} {number}` makes it champion"}
+
     def print(self, console: Console) -> None:
         table = Table(title="mean score [95 % interval]; higher is better", show_lines=True)
         for name in self.header:
@@ -60,7 +69,7 @@ class Result:
         console.print(Text.assemble("verdict: ", (self.verdict["decision"], style)))
         for reason in self.verdict["reasons"]:
             console.print(f"  - {reason}", markup=False, soft_wrap=True)
-        for name, value in self.facts.items():
+        for name, value in self._last().items():
             console.print(f"{name}: {value}", markup=False, soft_wrap=True)
 
     def markdown(self) -> str:
@@ -76,7 +85,7 @@ class Result:
                 line(["---"] * len(self.header)),
                 *(line(row) for row in self.rows()),
                 "",
-                *(f"- {name}: {value}" for name, value in self.facts.items()),
+                *(f"- {name}: {value}" for name, value in self._last().items()),
             ]
         )
 

@@ -3,6 +3,7 @@
 The id of every mark of a value begins with the figure's name and `mark`, so that it can be read back from the page.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -100,7 +101,9 @@ def pareto(arms: Mapping[str, Mapping[str, Any]], sweeps: Mapping[str, Mapping[s
     axes.set_ylabel("domain, mean score (up: more is learnt)")
     axes.margins(0.08)
     labels = axes.get_legend_handles_labels()[1]
-    figure.legend(loc="outside lower center", ncols=1 if max(map(len, labels)) > BROAD else 2)
+    columns = 1 if max(map(len, labels)) > BROAD else 2
+    figure.set_figheight(3.3 + 0.17 * math.ceil(len(labels) / columns))  # so that it takes nothing from the axes
+    figure.legend(loc="outside lower center", ncols=columns)
     return svg(figure, "pareto")
 
 

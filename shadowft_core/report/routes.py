@@ -27,16 +27,22 @@ def notes(
         tuned = _tuned(train.get(route), pair)
         scale = "scale 1" if name == route else "scale chosen on dev items"
         note = ARMS.get(name, f"further route: Instruct + delta of {tuned}, {scale}")
+        if rows := _replayed(train.get(route)):
+            note += f"; trained on {rows:,} replay rows, too"
         found[name] = f"the candidate: {note}" if name == candidate else note
     return found
 
 
 def changes(train: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The settings in which each further route differs from shadow, as `name value (shadow value)`.
+    """The settings, and replay rows, in which each further route differs from shadow, as `name value (shadow value)`.
 
     Nothing for a route whose train.json has no settings (that of another trainer).
     """
-    settings = {route: _flat(facts["settings"]) for route, facts in train.items() if facts.get("settings")}
+    settings = {
+        route: _flat(facts["settings"]) | {"replay rows": _replayed(facts)}
+        for route, facts in train.items()
+        if facts.get("settings")
+    }
     if (shadow := settings.get("shadow")) is None:
         return {}
     found = {}
@@ -72,6 +78,12 @@ def unequal(train: Mapping[str, Any]) -> list[str]:
     return [
         f"Only the {who} trained on replay rows ({counts}), so these rows may cause a difference between the routes."
     ]
+
+
+def _replayed(train: Mapping[str, Any] | None) -> int:
+    """How many replay rows a route trained on."""
+    rows: int = (train or {}).get("rows", {}).get("replay", {}).get("rows", 0)
+    return rows
 
 
 def _tuned(train: Mapping[str, Any] | None, pair: Mapping[str, Any] | None) -> str:

@@ -20,7 +20,7 @@ def markdown(judged: Mapping[str, Any]) -> str:
             ", ".join(claim["tasks"]),
             f"{claim['difference']:+.3f} [{claim['interval'][0]:+.3f}, {claim['interval'][1]:+.3f}]",
             "" if claim["margin"] is None else f"{claim['margin']:g}",
-            f"{claim['p_adjusted']:.4f}",
+            "< 0.0001" if claim["p_adjusted"] < 0.0001 else f"{claim['p_adjusted']:.4f}",
             f"{claim['alpha']:.4g}",
             claim["outcome"],
         ]
@@ -63,7 +63,8 @@ def junit(judged: Mapping[str, Any]) -> bytes:
     suite.set("skipped", str(sum(c["outcome"] == "too few items" for c in gate)))
     suite.set("errors", "0")
     for claim in gate:
-        name = f"{claim['claim']} over {claim['against']}, {claim['role']} {', '.join(claim['tasks'])}"
+        over = "over" if claim["claim"] == "superiority" else "to"
+        name = f"{claim['claim']} {over} {claim['against']}, {claim['role']} {', '.join(claim['tasks'])}"
         case = ElementTree.SubElement(suite, "testcase", classname=f"verdict.{claim['role']}", name=_xml(name))
         kind = "failure" if claim["outcome"] in REFUTED else "skipped" if claim["outcome"] == "too few items" else ""
         if kind:

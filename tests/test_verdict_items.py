@@ -194,13 +194,15 @@ def test_a_file_with_the_section_verdict_alone_sets_the_thresholds(
     assert run(monkeypatch, *words) == 0
     assert capsys.readouterr().err.startswith("verdict: promote; mine ships\n")
     assert json.loads(Path("v.json").read_bytes())["claims"][1]["margin"] == 0.1
-    for text, problem in (
-        ("verdict: {alpha: 1.5}", "verdict.alpha: Input should be less than 0.5 (found 1.5)\n"),
-        ("verdicts: {alpha: 0.1}", "verdicts: no such field; correct or remove it; missing: routes"),
+    unknown = "verdict: {metrics: {scor: {margin: 0.1, margin_each: 0.2, worthwhile: 0.1}}}"
+    for text, code, problem in (
+        ("verdict: {alpha: 1.5}", 3, "own.yaml: verdict.alpha: Input should be less than 0.5 (found 1.5)\n"),
+        ("verdicts: {alpha: 0.1}", 3, "own.yaml: verdicts: no such field; correct or remove it; missing: routes"),
+        (unknown, 7, "params verdict.metrics: no task has the metric 'scor', only score; correct or remove it\n"),
     ):
         Path("own.yaml").write_text(text)
-        assert run(monkeypatch, *words, "--params", "own.yaml") == 3
-        assert capsys.readouterr().err.startswith(f"error: own.yaml: {problem}")
+        assert run(monkeypatch, *words, "--params", "own.yaml") == code
+        assert capsys.readouterr().err.startswith(f"error: {problem}")
 
 
 def test_options_that_do_not_fit_together_are_refused(

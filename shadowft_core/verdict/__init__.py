@@ -108,10 +108,17 @@ def judge(
     `candidate` is the arm that would ship; None: no arm beat the Instruct on dev items, so nothing may ship. `look`
     says how often the items were read before; None: never.
 
-    Raises EvaluationError when no task has the role domain, or `verdict.require` names an arm that was not scored.
+    Raises EvaluationError when no task has the role domain, `verdict.require` names an arm that was not scored, or
+    `verdict.metrics` a metric that no task has.
     """
     if not arms["instruct"].tasks("domain"):
         raise EvaluationError("scores of instruct: no task has the role domain; name one in params evaluate.domain")
+    measured = set(arms["instruct"].metrics.values())
+    if unknown := sorted(params.metrics.keys() - measured):
+        raise EvaluationError(
+            f"params verdict.metrics: no task has the metric {unknown[0]!r:.80}, only "
+            f"{', '.join(sorted(measured)):.400}; correct or remove it"
+        )
     arms = {name: arms[name] for name in groups_of(arms)}
     look = look or Look(0 if candidate is None else 1)
     gate = [] if candidate is None else claimed.gate(arms, candidate, params, look.alpha(params.alpha))

@@ -122,7 +122,7 @@ def read_params(path: Path | None, **sections: "Section") -> "Params":
 
 
 def read_verdict_params(path: Path | None) -> "Verdict":
-    """The section `verdict` of the params file given, which may hold nothing else; else as `read_params`."""
+    """The section `verdict` of the params file given, which needs no other section; else as `read_params`."""
     from shadowft_core.params import load_verdict
 
     if path is None and not PARAMS_FILE.exists():

@@ -63,8 +63,8 @@ def load_params(path: Path) -> Params:
 
 
 def load_verdict(path: Path) -> Verdict:
-    """The section `verdict` of a params.yaml. The file may hold nothing else: a verdict on scores of any origin needs
-    no other section.
+    """The section `verdict` of a params.yaml. It may be the only one: a verdict on scores of any origin needs no
+    other.
 
     Raises ParamsError as `load_params` does.
     """

@@ -53,6 +53,7 @@ GIVEN = {
 }  # fmt: skip
 LACKING = {  # command lines that lack something: part of the message
     "data add {rows}": "expected a folder of a DVC repository",
+    "preflight --out preflight.json": "data-report.json: missing or without a digest; run `shadowft prepare`",
     "retrain": "flows/retrain.py: no such file",
     "fetch --out pair": "`fetch` is needed",
     "prepare --tasks {tasks} --out data": "`prepare` is needed",

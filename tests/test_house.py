@@ -32,6 +32,7 @@ VERBS = {
     "fetch": "pair",
     "start": "promotion",
     "look": "promotion",
+    "preflight": "train",
     "extract": "delta",
     "select": "selection",
 }  # a stage whose verb is implemented in a room of another name

@@ -17,6 +17,22 @@ from tests.fixtures.runs import Run, write_verdict
 ROOT = Path(__file__).parent.parent
 
 
+def test_what_was_known_before_training_is_logged_beside_the_outcome(run: Run, client: Any) -> None:
+    told: dict[str, Any] = {"loss": {"base": 2.5, "instruct": 2.0}, "cosine": 0.5, "modules": {"q_proj": 0.25}}
+    told |= {"sigma": {"overall": 0.125, "modules": {"q_proj": 0.0625}}}
+    write_json_atomically(run.work / "preflight.json", told)
+    logged = client.get_run(run.register().run_id).data.metrics
+    assert {name: value for name, value in logged.items() if not name.endswith("/domain")} == {
+        "preflight/loss.base": 2.5,
+        "preflight/loss.instruct": 2.0,
+        "preflight/cosine": 0.5,
+        "preflight/cosine.q_proj": 0.25,
+        "preflight/sigma": 0.125,
+        "preflight/sigma.q_proj": 0.0625,
+        "outcome/gain": pytest.approx(0.1),
+    }
+
+
 def test_registering_twice_is_one_version_of_a_few_kilobytes(run: Run, client: Any) -> None:
     first, again = run.register(), run.register()
     assert (first.number, first.new) == (1, True)

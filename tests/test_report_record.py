@@ -54,14 +54,15 @@ def test_a_first_look_says_whether_looks_are_recorded(tmp_path: Path) -> None:
 def test_costs_name_what_was_not_measured(tmp_path: Path) -> None:
     shown = with_run(tmp_path).text
     assert re.search(r"prepare1\.225 %\s+train@shadow3\.875 %\s+all of these5\.0", shown)
-    assert "Not measured: GPU hours, memory, energy and price; the time of fetch, start, select" in shown
+    assert "Not measured: GPU hours, memory, energy and price; the time of fetch, start, preflight, select" in shown
     assert "train@direct" in shown[shown.index("Not measured:") :]
     assert "seeds@direct, verdict and report." in shown
     assert costs(None, ["r"])["rows"] == []
     full = [
         {"stage": f"{stage}@r", "seconds": 0.0} for stage in ("train", "extract", "sweep", "graft", "evaluate", "seeds")
     ]
-    full += [{"stage": stage, "seconds": 0.0} for stage in ("fetch", "prepare", "start", "select", "evaluate-instruct")]
+    once = ("fetch", "prepare", "start", "preflight", "select", "evaluate-instruct")
+    full += [{"stage": stage, "seconds": 0.0} for stage in once]
     assert costs({"costs": full}, ["r"])["missing"] == []
 
 

@@ -1,6 +1,7 @@
 """The page on training: untrained tokens, replies that end, and training sequences."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def test_a_preference_shows_its_rejected_reply(tmp_path: Path) -> None:
 def test_an_older_run_has_neither(tmp_path: Path) -> None:
     write_work(tmp_path)
     old = page(tmp_path)
-    assert "before training" not in old.text
+    assert "replies to validation questions" not in old.text
     assert "training sequences" not in old.text
 
 
@@ -66,3 +67,28 @@ def test_a_train_json_of_another_trainer_leaves_dashes(tmp_path: Path) -> None:
     write_work(tmp_path)
     dump(tmp_path / "tuned/shadow/train.json", {"model_digest": "sha256:mine", "seed": 3})
     assert "shadow–3––––" in "".join(page(tmp_path).text.split())
+
+
+BEFORE: dict[str, Any] = {"format": 1, "method": "lora", "sequences": 16, "cosine": 0.4321}
+BEFORE |= {"loss": {"base": 2.5, "instruct": 1.75}, "modules": {"q_proj": 0.125}}
+BEFORE |= {"sigma": {"overall": 0.0321, "modules": {"q_proj": 0.5, "norm": 0.25}}}
+
+
+def test_what_was_known_before_training_is_shown_as_unproven(tmp_path: Path) -> None:
+    write_work(tmp_path)
+    dump(tmp_path / "preflight.json", BEFORE)
+    found = page(tmp_path).text
+    told = found[found.index("What was known before training") :]
+    assert "They are not proven to predict what a graft gains or keeps" in told
+    assert "the loss is 2.500 for the Base and 1.750 for the Instruct" in told
+    assert "The cosine of their first gradients is 0.432" in told
+    assert re.search(r"sigma.* is 0\.0321", told)
+    assert re.search(r"norm\W*–\W*0\.2500", told)
+    assert re.search(r"q_proj\W*0\.125\W*0\.5000", told)
+
+
+def test_what_was_not_measured_before_training_is_said(tmp_path: Path) -> None:
+    write_work(tmp_path)
+    assert re.search(r"What was known before training\W*Not recorded\.", page(tmp_path).text)
+    dump(tmp_path / "preflight.json", {"format": 1, "not_measured": EVIL, "sigma": BEFORE["sigma"]})
+    assert f"Losses and gradients were not measured: {EVIL}." in page(tmp_path).text

@@ -1,11 +1,20 @@
-"""The verbs before a training: `preset` writes settings, `plan` says what they need."""
+"""The verbs before a training: `preset` writes settings, `plan` says what they need, `preflight` measures the pair."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from shadowft_core.cli.options import PARAMS, PLANNING, JsonOption, ParamsOption, read_params
+from shadowft_core.cli.options import (
+    PARAMS,
+    PLANNING,
+    STAGES,
+    DataOption,
+    JsonOption,
+    ParamsOption,
+    out_file,
+    read_params,
+)
 from shadowft_core.cli.output import print_answer
 from shadowft_core.cli.plans import planned, show_plan
 from shadowft_core.cli.power import warn_of_few
@@ -55,6 +64,25 @@ def plan(
     else:
         show_plan(routes)
     require_fits(routes)
+
+
+@verbs.command(rich_help_panel=STAGES)
+def preflight(
+    out: Annotated[Path, out_file("losses, gradients and sigma of both models before training, JSON")],
+    pair: Annotated[Path, typer.Option(help="folder made by `fetch`")] = Path("work/pair"),
+    data: DataOption = Path("work/data"),
+    params: ParamsOption = PARAMS,
+) -> None:
+    """Measure Base and Instruct on the rows of the first training step: losses, and how alike their gradients are.
+
+    Reads both models, one after the other, and the data; writes one JSON file. Trains nothing.
+
+    Example: shadowft preflight --out work/preflight.json
+    """
+    from shadowft_core.train.preflight import preflight as measure
+
+    p = read_params(params)
+    measure(pair, data, p.train, out, p.render, replay=p.routes["shadow"].replay)
 
 
 @preset.command("list")

@@ -147,14 +147,31 @@ class Evidence:
         }
 
     def _metrics(self) -> dict[str, float]:
-        """Mean score of every arm and task, under `ARM/TASK`; without the scores of routes that were removed."""
-        found, known = {}, {"instruct", *self.params.routes}
+        """Mean score of every arm and task, under `ARM/TASK`, without those of routes that were removed; what was known
+        before training, under `preflight/`, and the candidate's gain over the Instruct as `outcome/gain`."""
+        found, known = self._preflight(), {"instruct", *self.params.routes}
         for path in sorted((self.work / "scores").glob("*/*/scores.json")):
             scores = _read_output(path)
             if str(scores["arm"]).removesuffix("_scaled") not in known:
                 continue
             for task, entry in scores["tasks"].items():
                 found[f"{scores['arm']}/{task}"] = float(entry["mean"])
+        return found
+
+    def _preflight(self) -> dict[str, float]:
+        """preflight.json as numbers, with the outcome beside it; nothing without the file."""
+        path = self.work / "preflight.json"
+        if not path.is_file():  # a run of an older version
+            return {}
+        told = _read_output(path)
+        values = {f"loss.{side}": loss for side, loss in told.get("loss", {}).items()}
+        values |= {"cosine": told.get("cosine"), "sigma": told["sigma"]["overall"]}
+        for name, kinds in (("cosine", told.get("modules")), ("sigma", told["sigma"]["modules"])):
+            values |= {f"{name}.{kind}": value for kind, value in (kinds or {}).items()}
+        found = {f"preflight/{name}": float(value) for name, value in values.items() if value is not None}
+        for claim in self.verdict.get("claims", []):
+            if (claim["role"], claim["against"], claim["arm"]) == ("domain", "instruct", self.verdict["candidate"]):
+                return found | {"outcome/gain": float(claim["difference"])}
         return found
 
     def _datasets(self) -> list[dict[str, str]]:

@@ -73,6 +73,7 @@ def gather(work: Path) -> dict[str, Any]:
         "decided": decided(verdict, heads, run),
         "heads": heads,
         "by_seed": record.by_seed(verdict),
+        "before": record.before(files.optional(work / "preflight.json")),
         "doubts": {name: doubts.doubts(head) for name, head in heads.items()},
         "in_doubt": doubts.by_task(heads),
         "other_metrics": doubts.other_metrics(heads),

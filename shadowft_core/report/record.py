@@ -6,7 +6,7 @@ from typing import Any
 from shadowft_core.report.routes import unclaimed, unequal
 
 NEVER_MEASURED = "GPU hours, memory, energy and price"
-ONCE = ("fetch", "prepare", "start", "select", "evaluate-instruct")
+ONCE = ("fetch", "prepare", "start", "preflight", "select", "evaluate-instruct")
 PER_ROUTE = ("train", "extract", "sweep", "graft", "evaluate", "seeds")
 
 
@@ -27,6 +27,15 @@ def costs(run: Mapping[str, Any] | None, routes: Iterable[str]) -> dict[str, Any
         "missing": [stage for stage in stages if stage not in timed],
         "never": NEVER_MEASURED,
     }
+
+
+def before(told: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What preflight.json says, with `kinds`: rows of (kind of module, cosine, sigma); None without the file."""
+    if told is None:
+        return None
+    cosines, sigmas = told.get("modules") or {}, told["sigma"]["modules"] or {}
+    kinds = [(kind, cosines.get(kind), sigmas.get(kind)) for kind in sorted(cosines.keys() | sigmas.keys())]
+    return {"not_measured": None, "loss": None, "cosine": None} | dict(told) | {"kinds": kinds}
 
 
 def by_seed(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -51,6 +51,13 @@ def test_a_promotion_names_what_it_replaces() -> None:
     }
 
 
+def test_the_champion_itself_is_nothing_to_ship() -> None:
+    verdict = judged("hold", claim("better"), champion=True)
+    heads = {name: {"model_digest": "i" if name == "instruct" else "m", "version": 7} for name in verdict["arms"]}
+    lead = "Nothing to ship: r_scaled (scale 0.5) is the same model as the champion, version 7, which stays."
+    assert decided(verdict, heads, None)["lead"] == lead
+
+
 @pytest.mark.parametrize(
     ("refuted", "cause"),
     [

@@ -1,6 +1,7 @@
 """Which arm is judged, at which look, against which champions: candidate.json, run.json and recipes."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,17 @@ def run(work: Path, *recipes: str, **files: Path | None) -> dict[str, Any]:
     verdict(work / "scores", paths, ["shadow", "direct"], PARAMS, out, work / "metrics.json", **files)
     found: dict[str, Any] = json.loads(out.read_bytes())
     return found
+
+
+def test_a_candidate_that_is_the_champion_has_nothing_to_ship(work: Path) -> None:
+    shutil.copytree(work / "scores/shadow/shadow_scaled", work / "scores/champion/champion")
+    path = work / "scores/champion/champion/scores.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"arm": "champion"}))
+    found = run(work, candidate=selected(work, "shadow_scaled"))
+    assert (found["decision"], found["arm"]) == ("hold", "champion")
+    assert found["reasons"][0] == "shadow_scaled is the champion: the same model, so there is nothing to ship"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_digest": "of another model"}))
+    assert run(work, candidate=selected(work, "shadow_scaled"))["decision"] == "promote"
 
 
 @pytest.mark.parametrize("arm", ["direct_scaled", "shadow_scaled"])

@@ -32,7 +32,7 @@ def decided(
     more = holding[SHOWN:] if len(holding) > SHOWN + 1 else []
     shown = [claim for claim in gate if claim not in more]
     return {
-        "lead": _lead(verdict, gate, stays),
+        "lead": _lead(verdict, gate, stays, heads),
         "gate": sorted(shown, key=lambda claim: ORDER.index(claim["state"])),
         "more": more,
         "method": [claim for claim in claims if not claim["gate"]],
@@ -65,7 +65,12 @@ def _question(claim: Mapping[str, Any]) -> str:
     return f"guard {', '.join(claim['tasks'])} loses {limit}"
 
 
-def _lead(verdict: Mapping[str, Any], gate: Sequence[Mapping[str, Any]], stays: Mapping[str, Any]) -> str:
+def _lead(
+    verdict: Mapping[str, Any],
+    gate: Sequence[Mapping[str, Any]],
+    stays: Mapping[str, Any],
+    heads: Mapping[str, Mapping[str, Any]],
+) -> str:
     candidate, name = verdict["candidate"], stays["name"]
     if candidate is None:
         return (
@@ -74,6 +79,9 @@ def _lead(verdict: Mapping[str, Any], gate: Sequence[Mapping[str, Any]], stays: 
         )
     scale = verdict["arms"][candidate]["scale"]
     arm = candidate if scale is None else f"{candidate} (scale {scale:g})"
+    serves = stays["arm"] == "champion" and heads[candidate]["model_digest"] == stays["digest"]
+    if verdict["decision"] == "hold" and serves:
+        return f"Nothing to ship: {arm} is the same model as {name}, which stays."
     if verdict["decision"] == "promote":
         return f"Every claim holds: {arm} may become champion. It would replace {name}."
     if verdict["decision"] == "undecided":

@@ -105,8 +105,8 @@ def judge(
 ) -> dict[str, Any]:
     """The whole verdict over comparable arms (see `read_arms`), ready for JSON.
 
-    `candidate` is the arm that would ship; None: no arm beat the Instruct on dev items, so nothing may ship. `look`
-    says how often the items were read before; None: never.
+    `candidate` is the arm that would ship; None: no arm beat the Instruct on dev items, so nothing may ship. Nor does
+    the model ship that is the champion already. `look` says how often the items were read before; None: never.
 
     Raises EvaluationError when no task has the role domain, `verdict.require` names an arm that was not scored, or
     `verdict.metrics` a metric that no task has.
@@ -123,14 +123,18 @@ def judge(
     look = look or Look(0 if candidate is None else 1)
     gate = [] if candidate is None else claimed.gate(arms, candidate, params, look.alpha(params.alpha))
     claims = gate + claimed.method(arms, candidate, params)
-    decision = decide(claims) if candidate is not None else "hold"
+    serves = (
+        candidate is not None and "champion" in arms and arms[candidate].model_digest == arms["champion"].model_digest
+    )
+    decision = "hold" if candidate is None or serves else decide(claims)
     stays = "champion" if "champion" in arms else "instruct"
+    said = [f"{candidate} is the champion: the same model, so there is nothing to ship"] if serves else []
     return {
         "format": 2,
         "candidate": candidate,
         "decision": decision,
         "arm": candidate if decision == "promote" else stays,
-        "reasons": reasons(arms, claims, decision, look, params),
+        "reasons": said + reasons(arms, claims, decision, look, params),
         "look": look.record(params.alpha),
         "claims": [asdict(claim) for claim in claims],
         "arms": {name: _summary(arm, arms["instruct"]) for name, arm in arms.items()},

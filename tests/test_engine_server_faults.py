@@ -133,6 +133,7 @@ def test_a_fault_is_one_clear_error(
     assert KEY not in message + "".join(capsys.readouterr())
 
 
+@pytest.mark.slow
 def test_a_server_that_recovers_is_asked_again(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.01)
     seen: dict[str, int] = {}

@@ -240,6 +240,7 @@ evaluate(model, data, None, None, "shadow", params, out)
 """
 
 
+@pytest.mark.slow
 def test_two_days_meet_the_same_prompts(world: World, tmp_path: Path) -> None:
     """Two processes, whose clocks show two days; transformers alone would write two dates."""
     template = (world.instruct / "chat_template.jinja").read_text()

@@ -163,7 +163,7 @@ def test_a_damaged_or_missing_candidate_is_refused(tmp_path: Path) -> None:
 
 def test_a_route_that_params_do_not_have_is_not_chosen(tmp_path: Path, shadowft: Shadowft) -> None:
     """The files of a route that was removed stay in work/sweep."""
-    for route, domain in (("shadow", 0.5), ("direct", 0.6), ("removed", 0.9)):
+    for route, domain in (("shadow", 0.5), ("direct", 0.6), ("direct_replay", 0.4), ("removed", 0.9)):
         write_sweep(tmp_path, route, [(1.0, domain, 0.9)])
     words = "select", "--params", ROOT / "params.yaml", "--sweeps", tmp_path, "--out", tmp_path / "out.json"
     ended = shadowft(*words)

@@ -172,6 +172,7 @@ def test_no_process_survives_the_command(place: Path, tmp_path: Path, mark: str)
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_an_error_of_all_processes_is_one_line(place: Path, tmp_path: Path, mark: str) -> None:
     with started(train_command(place, tmp_path / "out", shared(max_length=8))) as command:
         said, _ = command.communicate(timeout=60)

@@ -23,7 +23,7 @@ from tests.fixtures.training import SETTINGS as TINY
 from tests.fixtures.training import tree
 
 ROOT = Path(__file__).parent.parent
-SETTINGS = Train(batch_size=8, learning_rate=0.01, max_length=64, max_steps=3, schedule="constant", warmup=0)
+SETTINGS = Train(batch_size=8, learning_rate=0.003, max_length=64, max_steps=3, schedule="constant", warmup=0)
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 START, END = 1, 2  # <|im_start|>, <|im_end|> of the embedded pair
 

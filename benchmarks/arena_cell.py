@@ -205,8 +205,8 @@ def _compared(arms: dict[str, Arm], arm: str, other: str) -> dict[str, Any]:
 def write_data(place: Path, world: World, regime: Regime, rows: int) -> None:
     """Write data/, tasks/ and replay/ of one regime.
 
-    The guards of the demo that have no dev items get some: every fifth block of three items, which is all phrasings of
-    one question about a stranger.
+    The guards of the demo that have no dev items get every fifth block of three of their items. In
+    `pico_refusal` a block asks about an unknown person in all three wordings, so that no question is in both sets.
     """
     for folder in ("data", "tasks", "replay"):
         (place / folder).mkdir(parents=True)

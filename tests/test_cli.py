@@ -91,6 +91,15 @@ def test_good_rows_are_prepared(folder: Path) -> None:
     assert (folder / "out" / "train.parquet").is_file()
 
 
+def test_other_data_is_prepared_without_the_rows_to_replay(folder: Path) -> None:
+    edit(folder, "prepare", replay={"data": "absent.jsonl", "digest": f"sha256:{'0' * 64}", "share": 0.5})
+    done = shadowft(folder, *PREPARE, "rows.jsonl")
+    assert done.returncode == 0, done.stderr
+    assert "rows of --data are prepared without those of prepare.replay" in done.stderr
+    assert not (folder / "out/replay.parquet").exists()
+    assert_one_line(shadowft(folder, "prepare", "--tasks", "tasks", "--out", "out"), 3, "absent.jsonl: no such file")
+
+
 def test_an_unknown_field_of_params_is_refused(folder: Path) -> None:
     edit(folder, "train", learning_rte=0.1)
     assert_one_line(shadowft(folder, *PREPARE, "rows.jsonl"), 3, "params.yaml", "train.learning_rte")

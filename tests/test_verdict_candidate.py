@@ -55,6 +55,24 @@ def run(work: Path, *recipes: str, **files: Path | None) -> dict[str, Any]:
     return found
 
 
+def test_a_further_route_without_scores_is_named(work: Path) -> None:
+    """Outside the flow, whose stages make the scores of every route."""
+    out, chosen = work / "verdict.json", selected(work, "shadow_scaled")
+    routes = ["shadow", "direct", "third"]
+    found = verdict(work / "scores", [], routes, PARAMS, out, candidate=chosen)
+    assert found["decision"] == "promote"
+    assert "third" not in str(found["claims"])
+    assert found["reasons"][-1] == f"{work / 'scores/third'}: no such folder, so no claim is about the route third"
+    with pytest.raises(EvaluationError, match=r"third/third/scores\.json: no such file; run the stage"):
+        verdict(work / "scores", [], routes, PARAMS, out, candidate=chosen, run=run_file(work))
+    (work / "scores/third").mkdir()
+    with pytest.raises(EvaluationError, match=r"third/third/scores\.json: no such file"):
+        verdict(work / "scores", [], routes, PARAMS, out, candidate=chosen)
+    shutil.rmtree(work / "scores/direct")
+    with pytest.raises(EvaluationError, match=r"direct/direct/scores\.json: no such file"):
+        verdict(work / "scores", [], ["shadow", "direct"], PARAMS, out, candidate=chosen)
+
+
 def test_a_candidate_that_is_the_champion_has_nothing_to_ship(work: Path) -> None:
     shutil.copytree(work / "scores/shadow/shadow_scaled", work / "scores/champion/champion")
     path = work / "scores/champion/champion/scores.json"

@@ -65,7 +65,9 @@ def prepare(
     out: Annotated[Path, out_folder("train, valid, dev and test .parquet, data-report.json, dropped.jsonl")],
     data: Annotated[
         list[Path] | None,
-        typer.Option(help="a data file or a folder of them (docs/data.md); repeatable; default: prepare.data"),
+        typer.Option(
+            help="a data file or a folder (docs/data.md), in place of prepare.data and prepare.replay; repeatable"
+        ),
     ] = None,
     tasks: Annotated[
         Path | None, typer.Option(help="task folder; its items are removed from the data; default: evaluate.tasks")
@@ -87,7 +89,13 @@ def prepare(
 
     settings = read_params(params, **{"prepare": Prepare(data=str(data[0]))} if data else {})
     places = data or [Path(settings.prepare.data)]
-    given = {} if max_bad is None else {"max_bad": max_bad}
+    given: dict[str, float | None] = {} if max_bad is None else {"max_bad": max_bad}
+    if data and settings.prepare.replay:
+        given["replay"] = None
+        print(
+            "prepare: rows of --data are prepared without those of prepare.replay; to have both, set prepare.data",
+            file=sys.stderr,
+        )
     if tasks is None and (not data or params or PARAMS_FILE.exists()):
         tasks = Path(settings.evaluate.tasks)
     measure = measuring(tokenizer, settings) if tokenizer else None

@@ -12,6 +12,7 @@ from typing import Any
 from shadowft_core.errors import EvaluationError
 from shadowft_core.files import write_json_atomically
 from shadowft_core.params import Verdict
+from shadowft_core.params.routes import ROUTES
 from shadowft_core.verdict import claims as claimed
 from shadowft_core.verdict.candidate import read_candidate
 from shadowft_core.verdict.claims import Claim
@@ -55,13 +56,16 @@ def verdict(
     """Judge the arms under `scores` and write verdict.json (docs/architecture.md) and, to `metrics`, its numbers.
 
     `candidate` is candidate.json or the name of an arm; without it, it is the arm that is the model of one of
-    `recipes`. `run` is run.json, which names look and champions; without it, this is a first look, and a champion is
-    judged if it was scored. `seeds` has the scores of further training seeds, which claims about the method pool.
+    `recipes`. `run` is run.json, which names look and champions. Without it, this is a first look, a champion is judged
+    if it was scored, and a further route without scores is only named. `seeds` has the scores of further training
+    seeds, which claims about the method pool.
 
     Raises EvaluationError when a score folder is missing or damaged, when the arms did not answer the same items under
     the same template, or when the models that were scored are not those of the recipe, candidate.json or run.json.
     """
     told = None if run is None else read_run(run)
+    absent = [] if told else [route for route in routes if route not in ROUTES and not (scores / route).exists()]
+    routes = [route for route in routes if route not in absent]
     champions = [name for name in CHAMPIONS if (scores / "champion" / name / "scores.json").exists()]
     arms = read_arms(scores, routes, champions if told is None else list(told.champions))
     chosen = read_candidate(candidate, recipes, arms)
@@ -73,6 +77,9 @@ def verdict(
     judged = judge(arms, params, candidate=chosen.arm, look=look)
     if chosen.arm is None:
         judged["reasons"].insert(0, chosen.reason)
+    judged["reasons"] += [
+        f"{scores / route}: no such folder, so no claim is about the route {route}" for route in absent
+    ]
     return written(judged | {"recipe_digest": chosen.digest}, out, metrics)
 
 

@@ -15,7 +15,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arena_before import known_before
 from shadowft_core import demo
 from shadowft_core.delta import extract
 from shadowft_core.demo.pico import SOURCES, build_pair, generate
@@ -23,13 +22,15 @@ from shadowft_core.demo.pico.world import ANSWER, World
 from shadowft_core.evaluate import evaluate
 from shadowft_core.files import bytes_digest, canonical_json, file_digest, read_json_object
 from shadowft_core.graft import ONTO_BASE, Options, chosen, graft
-from shadowft_core.params import Evaluate, Graft, Lora, Prepare, Replay, Sweep, Train, Verdict
+from shadowft_core.pair import fetch
+from shadowft_core.params import Evaluate, Fetch, Graft, Lora, Prepare, Render, Replay, Sweep, Train, Verdict
 from shadowft_core.params.evaluating import Limits
 from shadowft_core.prepare import prepare
 from shadowft_core.prepare.tracked import content_of
 from shadowft_core.selection import select
 from shadowft_core.sweep import sweep
 from shadowft_core.train import train
+from shadowft_core.train.preflight import preflight
 from shadowft_core.verdict import verdict
 from shadowft_core.verdict.comparison import Comparison
 from shadowft_core.verdict.scores import Arm, read_arms
@@ -83,7 +84,9 @@ def run_cell(place: Path, seed: int, regime: Regime, method: Method, sizes: Size
     Instruct. Raises what the stages raise.
     """
     marks = [time.monotonic()]
-    pair = build_pair(seed, round(sizes.pretrain * (WEAK if regime is Regime.weak else 1)), sizes.posttrain)
+    made = build_pair(seed, round(sizes.pretrain * (WEAK if regime is Regime.weak else 1)), sizes.posttrain)
+    pair = place / "pair"
+    fetch(Fetch(base=str(made / "base"), instruct=str(made / "instruct")), pair)
     marks.append(time.monotonic())
     write_data(place, World(seed), regime, sizes.rows)
     replay = None
@@ -108,7 +111,7 @@ def run_cell(place: Path, seed: int, regime: Regime, method: Method, sizes: Size
         extract(pair / side, tuned, place / "delta" / route)
     marks.append(time.monotonic())
     arms, judged = _judged(place, pair / "instruct", list(routes), sizes.items)
-    before = known_before(pair, place / "prepared", _settings(method.value))
+    preflight(pair, place / "prepared", _settings(method.value), place / "preflight.json", Render())
     marks.append(time.monotonic())
     candidate = read_json_object(place / "candidate.json")
     keys = ("role", "tasks", "against", "difference", "interval", "outcome")
@@ -118,7 +121,7 @@ def run_cell(place: Path, seed: int, regime: Regime, method: Method, sizes: Size
         "method": method,
         "seconds": dict(zip(("pair", "train", "score"), (b - a for a, b in itertools.pairwise(marks)), strict=True)),
         "rows": read_json_object(place / "tuned" / "shadow" / "train.json")["rows"],
-        "before": before,
+        "before": _before(read_json_object(place / "preflight.json")),
         "losses": {route: _losses(place / "tuned" / route) for route in routes},
         "untouched": candidate["instruct"]["domain"],
         "points": [{key: at[key] for key in ("route", "scale", "domain", "loss")} for at in candidate["points"]],
@@ -137,6 +140,11 @@ def settings(sizes: Sizes) -> dict[str, Any]:
     sources = {file.name: file_digest(file) for file in (*SOURCES, Path(str(generate.__file__)))}
     constants = {"rates": RATES, "epochs": EPOCHS, "rank": RANK, "replay": REPLAY, "weak": WEAK, "scales": list(SCALES)}
     return {"sizes": asdict(sizes), **constants, "world": bytes_digest(canonical_json(sources))}
+
+
+def _before(measured: dict[str, Any]) -> dict[str, float]:
+    """sigma of the pair, the losses of both models in the first step, and the cosine of their gradients."""
+    return {**measured["loss"], "cosine": measured["cosine"], "sigma": measured["sigma"]["overall"]}
 
 
 def _losses(tuned: Path) -> list[float]:

@@ -21,7 +21,7 @@ from shadowft_core.demo.pico import SOURCES, build_pair, generate
 from shadowft_core.demo.pico.world import ANSWER, World
 from shadowft_core.evaluate import evaluate
 from shadowft_core.files import bytes_digest, canonical_json, file_digest, read_json_object
-from shadowft_core.graft import ONTO_BASE, Options, chosen, graft
+from shadowft_core.grafting import ONTO_BASE, Options, chosen, graft
 from shadowft_core.pair import fetch
 from shadowft_core.params import Evaluate, Fetch, Graft, Lora, Prepare, Render, Replay, Sweep, Train, Verdict
 from shadowft_core.params.evaluating import Limits

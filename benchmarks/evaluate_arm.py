@@ -22,7 +22,7 @@ import torch
 import transformers
 
 from shadowft_core.evaluate.engines.batches import BatchedLM
-from shadowft_core.graft import Options
+from shadowft_core.grafting import Options
 from shadowft_core.params import Evaluate, Limits, Sweep
 from shadowft_core.sweep import sweep
 

@@ -34,7 +34,7 @@ for _name, _value in _ENVIRONMENT.items():
 _SOURCES = {  # public name: module, and the name there
     "Checkpoint": "shadowft_core.weights:Checkpoint",
     "Delta": "shadowft_core.delta:Delta",
-    "Options": "shadowft_core.graft:Options",
+    "Options": "shadowft_core.grafting:Options",
     "Params": "shadowft_core.params:Params",
     "ShadowError": "shadowft_core.errors:ShadowError",
     "Store": "shadowft_core.params:Store",
@@ -42,7 +42,7 @@ _SOURCES = {  # public name: module, and the name there
     "export_adapter": "shadowft_core.export:export_adapter",
     "extract": "shadowft_core.delta:extract",
     "fetch_delta": "shadowft_core.store:fetch_delta",
-    "graft_model": "shadowft_core.graft:graft",  # the attribute `graft` is the room
+    "graft_model": "shadowft_core.grafting:graft",  # the attribute `graft` is the room
     "load_params": "shadowft_core.params:load_params",
     "materialize": "shadowft_core.promotion:materialize",
     "open_checkpoint": "shadowft_core.weights:open_checkpoint",

@@ -5,8 +5,8 @@ from shadowft_core.delta import extract as extract
 from shadowft_core.delta import open_delta as open_delta
 from shadowft_core.errors import ShadowError as ShadowError
 from shadowft_core.export import export_adapter as export_adapter
-from shadowft_core.graft import Options as Options
-from shadowft_core.graft import graft as graft_model
+from shadowft_core.grafting import Options as Options
+from shadowft_core.grafting import graft as graft_model
 from shadowft_core.pair import check_pair as check_pair
 from shadowft_core.params import Params as Params
 from shadowft_core.params import Store as Store

@@ -10,7 +10,7 @@ from shadowft_core.delta import open_delta
 from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate import TaskScore, open_bench, open_engine
 from shadowft_core.files import bytes_digest, canonical_json, write_json_atomically
-from shadowft_core.graft import ONTO_BASE, Options, multiplied
+from shadowft_core.grafting import ONTO_BASE, Options, multiplied
 from shadowft_core.params import Evaluate, Render, Sweep
 from shadowft_core.selection import choose
 from shadowft_core.suites import TaskFiles

@@ -14,7 +14,7 @@ import yaml
 from shadowft_core import promotion
 from shadowft_core.delta import extract
 from shadowft_core.files import file_digest
-from shadowft_core.graft import graft
+from shadowft_core.grafting import graft
 from shadowft_core.params import Evaluate
 from shadowft_core.promotion.looks import ItemSet, Looks
 from shadowft_core.store import publish

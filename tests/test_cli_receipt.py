@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from shadowft_core.delta import extract
-from shadowft_core.graft import graft
-from shadowft_core.graft.receipt import read_receipt
+from shadowft_core.grafting import graft
+from shadowft_core.grafting.receipt import read_receipt
 from shadowft_core.weights import open_checkpoint
 from tests.fixtures.cli import Shadowft
 from tests.fixtures.models import write_model

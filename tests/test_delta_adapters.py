@@ -242,7 +242,7 @@ def test_factors_are_stored_exactly(tiny_llama_pair: Pair, tmp_path: Path) -> No
 def test_a_delta_of_several_forms_is_grafted_as_one(
     tiny_llama_pair: Pair, tmp_path: Path, lowrank: float | None
 ) -> None:
-    from shadowft_core.graft import graft
+    from shadowft_core.grafting import graft
 
     adapt(tiny_llama_pair.base, tmp_path / "adapter", noise=0.005, modules_to_save=["lm_head", "norm"], r=2)
     extract(tiny_llama_pair.base, tmp_path / "adapter", tmp_path / "delta", lowrank=lowrank)

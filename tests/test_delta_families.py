@@ -11,7 +11,7 @@ import pytest
 
 from shadowft_core.delta import extract
 from shadowft_core.errors import AdapterError
-from shadowft_core.graft import Options, graft
+from shadowft_core.grafting import Options, graft
 from shadowft_core.weights import open_checkpoint
 from tests.fixtures.adapters import adapt, load, refused
 from tests.fixtures.families import MIXTURES, save_family

@@ -16,8 +16,8 @@ from shadowft_core.errors import (
     TensorMissingError,
     TokenMismatchError,
 )
-from shadowft_core.graft import graft
-from shadowft_core.graft.receipt import read_receipt
+from shadowft_core.grafting import graft
+from shadowft_core.grafting.receipt import read_receipt
 from tests.fixtures.models import WORDS, save_tokenizer, write_model
 from tests.test_graft import BF16, F32, Tensors, bits, tensors_of
 

@@ -14,7 +14,7 @@ from shadowft_core.demo import real
 from shadowft_core.demo.smollm2 import INSTRUCT_LABEL, base_label
 from shadowft_core.errors import InputError
 from shadowft_core.evaluate import open_bench, open_engine
-from shadowft_core.graft import Options
+from shadowft_core.grafting import Options
 from shadowft_core.params import Evaluate, Params, load_params
 from tests.test_demo_smollm2 import tiny  # noqa: F401  the fixture
 

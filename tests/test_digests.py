@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from shadowft_core.delta import extract, open_delta, open_difference
-from shadowft_core.graft import Merge, Options, graft
+from shadowft_core.grafting import Merge, Options, graft
 from shadowft_core.kernels.bf16 import library
 from shadowft_core.params import Store
 from shadowft_core.promotion.ledger import Entry

@@ -13,7 +13,7 @@ from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate import Bench, evaluate, open_bench, open_engine
 from shadowft_core.evaluate.engines import Deltas
 from shadowft_core.evaluate.items import TaskScore
-from shadowft_core.graft import ONTO_BASE, Options, graft
+from shadowft_core.grafting import ONTO_BASE, Options, graft
 from shadowft_core.params import Engine, Evaluate, Generation, Limits, Sweep
 from shadowft_core.sweep import sweep
 from tests.fixtures.evaluation import World, read_arm

@@ -12,7 +12,7 @@ import pytest
 
 from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate import open_engine
-from shadowft_core.graft import ONTO_BASE, Options, graft
+from shadowft_core.grafting import ONTO_BASE, Options, graft
 from shadowft_core.weights import open_checkpoint
 from tests.fixtures.evaluation import World
 from tests.fixtures.processes import marked, none_left
@@ -29,7 +29,7 @@ import sys
 from pathlib import Path
 from transformers import AutoTokenizer
 from shadowft_core.evaluate import open_engine
-from shadowft_core.graft import Options
+from shadowft_core.grafting import Options
 from shadowft_core.params import Engine, Evaluate, Server
 server = Server(model="tiny", command=sys.argv[2:])
 params = Evaluate(tasks=".", domain=("x",), engine=Engine(kind="server", server=server))

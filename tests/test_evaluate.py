@@ -11,7 +11,7 @@ from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate import evaluate, load_folder, load_grafted, open_bench, open_versions
 from shadowft_core.evaluate.engines.hf import Hf, Loaded
 from shadowft_core.files import canonical_json
-from shadowft_core.graft import Options, graft
+from shadowft_core.grafting import Options, graft
 from shadowft_core.weights import open_checkpoint
 from tests.fixtures.evaluation import LETTERS, World, read_arm, score_instruct
 

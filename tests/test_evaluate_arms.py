@@ -13,7 +13,7 @@ from shadowft_core.evaluate import load_folder
 from shadowft_core.evaluate.engines.hf import Hf
 from shadowft_core.evaluate.engines.models import described
 from shadowft_core.evaluate.engines.resident import places_of
-from shadowft_core.graft import Options, graft
+from shadowft_core.grafting import Options, graft
 from shadowft_core.weights import model_digest, open_checkpoint
 from tests.fixtures.evaluation import World
 from tests.fixtures.models import make_pair, shifted, write_weights

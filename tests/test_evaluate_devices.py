@@ -17,7 +17,7 @@ from shadowft_core.evaluate import evaluate
 from shadowft_core.evaluate.engines import Reply, open_engine
 from shadowft_core.evaluate.engines.parallel import Parallel
 from shadowft_core.evaluate.quiet import quiet
-from shadowft_core.graft import Options
+from shadowft_core.grafting import Options
 from shadowft_core.rendering import load_tokenizer
 from shadowft_core.weights import open_checkpoint
 from tests.fixtures.evaluation import World
@@ -142,7 +142,7 @@ PARENT = """
 import sys, time
 from pathlib import Path
 from shadowft_core.evaluate.engines.parallel import Parallel
-from shadowft_core.graft import Options
+from shadowft_core.grafting import Options
 from shadowft_core.rendering import load_tokenizer
 
 instruct, scratch = map(Path, sys.argv[1:])

@@ -52,7 +52,7 @@ def bare(world: World, folder: Path, seed: int = 0) -> dict[str, str]:
 
 
 def _no_options() -> Any:
-    from shadowft_core.graft import Options
+    from shadowft_core.grafting import Options
 
     return Options()
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from shadowft_core.delta import extract
 from shadowft_core.evaluate import evaluate, open_bench
-from shadowft_core.graft import Options, graft
+from shadowft_core.grafting import Options, graft
 from tests.fixtures.charts import ROWS, STOPS, TASK, draw, params, save_ending, score, write_tasks
 from tests.fixtures.evaluation import read_arm
 

@@ -12,7 +12,7 @@ from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate import evaluate, kl, load_folder, load_grafted, open_bench, open_engine
 from shadowft_core.evaluate.engines.following import next_logprobs
 from shadowft_core.evaluate.kl import Own, Reference, divergence, lower_bound, refer
-from shadowft_core.graft import ONTO_BASE, Options, graft
+from shadowft_core.grafting import ONTO_BASE, Options, graft
 from shadowft_core.params import Evaluate
 from tests.fixtures.evaluation import World, read_arm, score_instruct, write_task
 from tests.fixtures.serving import served

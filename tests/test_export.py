@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from shadowft_core.delta import extract
 from shadowft_core.errors import AdapterError, DeltaError, GraftError, InputError
 from shadowft_core.export import export_adapter, lint
-from shadowft_core.graft import Merge, Options, graft
+from shadowft_core.grafting import Merge, Options, graft
 from shadowft_core.weights import SINGLE, build_header, open_checkpoint, open_safetensors, write_safetensors
 from tests.fixtures.models import Pair, shifted
 from tests.fixtures.runs import Released

@@ -10,7 +10,7 @@ import pytest
 from shadowft_core.delta import extract
 from shadowft_core.errors import AdapterError
 from shadowft_core.export import export_adapter, lint
-from shadowft_core.graft import Options, graft
+from shadowft_core.grafting import Options, graft
 from shadowft_core.weights import build_header, open_safetensors, write_safetensors
 from tests.fixtures.adapters import adapt, load
 from tests.fixtures.families import save_family

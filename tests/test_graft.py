@@ -22,7 +22,7 @@ from shadowft_core.errors import (
     TensorMissingError,
 )
 from shadowft_core.files import write_json_atomically
-from shadowft_core.graft import Options, chosen, graft, grafted_tensors
+from shadowft_core.grafting import Options, chosen, graft, grafted_tensors
 from shadowft_core.params import Graft
 from shadowft_core.weights import INDEX, open_checkpoint
 from tests.fixtures.models import write_model

@@ -9,7 +9,7 @@ import pytest
 
 from shadowft_core.delta import extract, open_delta
 from shadowft_core.errors import MisfitError, ShapeMismatchError, TensorMissingError
-from shadowft_core.graft import Merge, Options, graft, grafted_tensors
+from shadowft_core.grafting import Merge, Options, graft, grafted_tensors
 from shadowft_core.weights import open_checkpoint
 from tests.fixtures.models import FAMILIES as CONFIGS
 from tests.fixtures.models import SIZES, shifted, write_model

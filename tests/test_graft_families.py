@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from shadowft_core.delta import extract, open_delta
-from shadowft_core.graft import Options, graft, grafted_tensors
+from shadowft_core.grafting import Options, graft, grafted_tensors
 from shadowft_core.weights import open_checkpoint
 from tests.fixtures.adapters import adapt
 from tests.fixtures.models import (

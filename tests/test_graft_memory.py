@@ -15,7 +15,7 @@ MEASURED = r"""
 import re, sys
 from pathlib import Path
 from shadowft_core.delta import extract
-from shadowft_core.graft import graft
+from shadowft_core.grafting import graft
 base, instruct, tuned, delta, out = map(Path, sys.argv[1:])
 extract(base, tuned, delta)
 graft(instruct, [(delta, 1.0)], out)

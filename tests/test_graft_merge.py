@@ -14,7 +14,7 @@ from shadowft_core.cli import main
 from shadowft_core.delta import extract, open_delta
 from shadowft_core.errors import GraftError, ShadowError, ZeroDeltaError
 from shadowft_core.files import write_json_atomically
-from shadowft_core.graft import (
+from shadowft_core.grafting import (
     Merge,
     Options,
     chosen,
@@ -22,7 +22,7 @@ from shadowft_core.graft import (
     grafted_tensors,
     options_of,
 )
-from shadowft_core.graft.merge_rules import kept_by_chance, threshold
+from shadowft_core.grafting.merge_rules import kept_by_chance, threshold
 from shadowft_core.params import Graft
 from shadowft_core.weights import open_checkpoint
 from tests.fixtures.models import write_model

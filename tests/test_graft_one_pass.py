@@ -21,7 +21,7 @@ from shadowft_core.errors import (
     ZeroDeltaError,
 )
 from shadowft_core.files import canonical_json
-from shadowft_core.graft import Merge, Options, graft, grafted_tensors
+from shadowft_core.grafting import Merge, Options, graft, grafted_tensors
 from shadowft_core.weights import open_checkpoint
 from tests.fixtures.models import make_pair, shifted, write_model, write_weights
 from tests.test_graft import BF16, F16, F32, Q, bits, make, noise, refused, tensors_of

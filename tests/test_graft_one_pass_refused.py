@@ -24,7 +24,7 @@ from shadowft_core.errors import (
     ZeroDeltaError,
 )
 from shadowft_core.files import write_json_atomically
-from shadowft_core.graft import Merge, Options, graft
+from shadowft_core.grafting import Merge, Options, graft
 from shadowft_core.weights import open_checkpoint
 from tests.fixtures.models import write_model
 from tests.test_graft import Q, Tensors, bits, refused, tensors_of

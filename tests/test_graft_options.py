@@ -8,7 +8,7 @@ import pytest
 
 from shadowft_core.errors import GraftError
 from shadowft_core.files import write_json_atomically
-from shadowft_core.graft import Merge, Options, chosen, options_of, parse_delta, parse_scale_for
+from shadowft_core.grafting import Merge, Options, chosen, options_of, parse_delta, parse_scale_for
 from shadowft_core.params import Graft
 
 

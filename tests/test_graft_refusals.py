@@ -11,7 +11,7 @@ import pytest
 from shadowft_core.cli import main
 from shadowft_core.delta import extract
 from shadowft_core.errors import GraftError, OntoBaseError, PairError, TensorMissingError, UnrelatedError
-from shadowft_core.graft import Options, graft, grafted_tensors
+from shadowft_core.grafting import Options, graft, grafted_tensors
 from shadowft_core.weights import open_checkpoint
 from tests.fixtures.models import write_model
 from tests.test_graft import BF16, F32, SHAPES, Q, Tensors, bits, make, noise, refused, tensors_of

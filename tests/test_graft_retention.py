@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from shadowft_core.delta import extract, open_delta
-from shadowft_core.graft import Options, graft
+from shadowft_core.grafting import Options, graft
 from tests.fixtures.models import write_model
 from tests.test_graft import BF16, F32, tensors_of
 

@@ -10,8 +10,8 @@ import pytest
 from shadowft_core.cli.inspect import receipt as show_receipt
 from shadowft_core.delta import extract, open_delta, open_difference
 from shadowft_core.errors import NotFiniteError, UnrelatedError
-from shadowft_core.graft import Merge, Options, graft, grafted_tensors
-from shadowft_core.graft.receipt import read_receipt
+from shadowft_core.grafting import Merge, Options, graft, grafted_tensors
+from shadowft_core.grafting.receipt import read_receipt
 from shadowft_core.weights import Family, open_checkpoint, percent
 from tests.fixtures.models import write_model
 from tests.test_graft import BF16, F32, Tensors, tensors_of

@@ -10,7 +10,7 @@ import pytest
 
 from shadowft_core.delta import extract, open_delta, open_difference
 from shadowft_core.errors import CheckpointError, TensorMissingError
-from shadowft_core.graft import graft
+from shadowft_core.grafting import graft
 from shadowft_core.pair.layout import match
 from shadowft_core.pair.tokens import Vocabularies
 from shadowft_core.weights import open_checkpoint

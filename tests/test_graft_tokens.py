@@ -12,7 +12,7 @@ import pytest
 from shadowft_core.delta import extract, open_delta
 from shadowft_core.errors import MisfitError, ShapeMismatchError, TokenMismatchError
 from shadowft_core.files import canonical_json
-from shadowft_core.graft import Merge, Options, graft, grafted_tensors
+from shadowft_core.grafting import Merge, Options, graft, grafted_tensors
 from shadowft_core.weights import build_header, write_safetensors
 from tests.fixtures.models import write_model
 from tests.test_graft import BF16, F32, Tensors, bits, refused, tensors_of

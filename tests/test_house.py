@@ -34,6 +34,7 @@ VERBS = {
     "look": "promotion",
     "preflight": "train",
     "extract": "delta",
+    "graft": "grafting",
     "select": "selection",
 }  # a stage whose verb is implemented in a room of another name
 TOP_LEVEL = (

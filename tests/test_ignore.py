@@ -14,8 +14,8 @@ import pytest
 from shadowft_core.delta import extract, open_delta, open_difference, require_extractable
 from shadowft_core.errors import AdapterError, InputError, PairError, ShadowError, TensorMissingError, ZeroDeltaError
 from shadowft_core.files import canonical_json
-from shadowft_core.graft import Options, graft, grafted_tensors
-from shadowft_core.graft.receipt import read_receipt
+from shadowft_core.grafting import Options, graft, grafted_tensors
+from shadowft_core.grafting.receipt import read_receipt
 from shadowft_core.pair import compare_models
 from shadowft_core.weights import open_checkpoint, remedy
 from tests.fixtures.adapters import adapt

@@ -14,7 +14,7 @@ from shadowft_core.delta import open_delta
 from shadowft_core.errors import PromotionRefusedError, RegistryError
 from shadowft_core.export import export_adapter
 from shadowft_core.files import file_digest, read_json_object, write_json_atomically
-from shadowft_core.graft import options_of
+from shadowft_core.grafting import options_of
 from shadowft_core.promotion.start import write_champion
 from shadowft_core.registry import candidate_of, ingredients
 from shadowft_core.registry.evidence import Evidence

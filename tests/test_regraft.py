@@ -14,7 +14,7 @@ from shadowft_core.cli import main
 from shadowft_core.delta import extract, open_delta
 from shadowft_core.errors import GraftError, OntoBaseError, RegistryError, ShadowError, UnrelatedError
 from shadowft_core.files import bytes_digest, canonical_json, write_json_atomically
-from shadowft_core.graft import Merge, Options, graft, grafted_tensors
+from shadowft_core.grafting import Merge, Options, graft, grafted_tensors
 from shadowft_core.params import Store, load_params
 from shadowft_core.registry.evidence import Evidence
 from shadowft_core.registry.rebuild import rebuild

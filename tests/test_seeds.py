@@ -11,7 +11,7 @@ import yaml
 from shadowft_core import delta, evaluate
 from shadowft_core.errors import EvaluationError, ParamsError
 from shadowft_core.files import file_digest
-from shadowft_core.graft import UNRELATED, Options, graft
+from shadowft_core.grafting import UNRELATED, Options, graft
 from shadowft_core.params import Params, Train, load_params
 from shadowft_core.promotion.start import write_scratch
 from shadowft_core.seeds import WAITING, further_seeds

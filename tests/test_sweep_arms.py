@@ -12,7 +12,7 @@ import pytest
 from shadowft_core.delta import open_delta
 from shadowft_core.errors import EvaluationError, GraftError, ShadowError
 from shadowft_core.evaluate import evaluate, load_grafted
-from shadowft_core.graft import Options, chosen, graft, multiplied
+from shadowft_core.grafting import Options, chosen, graft, multiplied
 from shadowft_core.params import Graft, Render, Sweep
 from shadowft_core.sweep import sweep
 from shadowft_core.weights import open_checkpoint

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from shadowft_core.delta import extract, require_extractable
 from shadowft_core.errors import ShadowError, TrainError
-from shadowft_core.graft import ONTO_BASE, Options, graft
+from shadowft_core.grafting import ONTO_BASE, Options, graft
 from shadowft_core.params import Lora, Osf, Render, Train
 from shadowft_core.train import train
 from shadowft_core.weights import open_checkpoint

@@ -12,7 +12,7 @@ import torch
 
 from shadowft_core.delta import extract
 from shadowft_core.errors import TrainError
-from shadowft_core.graft import graft
+from shadowft_core.grafting import graft
 from shadowft_core.params import Dpo, Launch, Lora, Osf, Render, Train
 from shadowft_core.rendering import load_renderer
 from shadowft_core.train import train

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from shadowft_core.delta import extract, require_extractable
 from shadowft_core.errors import TrainError
-from shadowft_core.graft import Options, graft
+from shadowft_core.grafting import Options, graft
 from shadowft_core.pair import check_pair
 from shadowft_core.pair.template_tokens import untrained_in_base
 from shadowft_core.params import Prepare, Render, Train

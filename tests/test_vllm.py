@@ -15,7 +15,7 @@ from shadowft_core.evaluate.engines.endpoint import Endpoint
 from shadowft_core.evaluate.engines.hf import Hf
 from shadowft_core.evaluate.engines.launch import launched
 from shadowft_core.evaluate.items import TaskScore
-from shadowft_core.graft import ONTO_BASE, Options, graft
+from shadowft_core.grafting import ONTO_BASE, Options, graft
 from shadowft_core.params import Evaluate, Server
 from tests.fixtures.smollm2 import TALK, Place, make_place
 

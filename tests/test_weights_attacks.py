@@ -15,7 +15,7 @@ import pytest
 
 from shadowft_core.delta import extract
 from shadowft_core.errors import CheckpointError
-from shadowft_core.graft import graft
+from shadowft_core.grafting import graft
 from shadowft_core.weights import INDEX, SINGLE, open_checkpoint
 from tests.fixtures.models import write_model
 

@@ -60,7 +60,7 @@ def receipt(
 
     Example: shadowft receipt work/grafted/shadow
     """
-    from shadowft_core.graft.receipt import read_receipt
+    from shadowft_core.grafting.receipt import read_receipt
 
     account = read_receipt(folder)
     if as_json:

@@ -141,6 +141,6 @@ def read_params_with_code(path: Path | None, allow_code: bool) -> "Params":
 
 def waivers_of(onto_base: bool, unrelated: bool) -> list[str]:
     """The checks of `graft` to waive, named as in recipe and receipt."""
-    from shadowft_core.graft import ONTO_BASE, UNRELATED
+    from shadowft_core.grafting import ONTO_BASE, UNRELATED
 
     return [name for name, given in ((ONTO_BASE, onto_base), (UNRELATED, unrelated)) if given]

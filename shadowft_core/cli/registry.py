@@ -166,7 +166,7 @@ def regraft(
 
 def _export_delta(target: Target, delta: str, instruct: Path | None, out: Path, max_rank: int) -> dict[str, Any]:
     from shadowft_core.export import export_adapter
-    from shadowft_core.graft import graft, parse_delta
+    from shadowft_core.grafting import graft, parse_delta
 
     folder, scale = parse_delta(delta)
     if scale is None or instruct is None:
@@ -184,7 +184,7 @@ def _export_version(
     import tempfile
 
     from shadowft_core.export import export_adapter
-    from shadowft_core.graft import options_of
+    from shadowft_core.grafting import options_of
     from shadowft_core.promotion import materialize as rebuilt
     from shadowft_core.promotion import recipe_named
     from shadowft_core.registry import ingredients, store_for

@@ -264,8 +264,8 @@ def graft(
     Without storing a delta: shadowft graft --instruct I --base B --tuned T --scale 1 --out O
     """
     from shadowft_core.delta import Difference, open_difference
-    from shadowft_core.graft import Merge, Options, chosen, parse_delta, parse_scale_for
-    from shadowft_core.graft import graft as run
+    from shadowft_core.grafting import Merge, Options, chosen, parse_delta, parse_scale_for
+    from shadowft_core.grafting import graft as run
 
     if (base is None) != (tuned is None) or not (delta or base):
         raise typer.BadParameter("pass --delta, or --base and --tuned together")

@@ -14,7 +14,7 @@ from shadowft_core.evaluate.engines.models import load_folder, load_grafted
 from shadowft_core.evaluate.items import Asked, Item, TaskScore
 from shadowft_core.evaluate.kl import Divergence
 from shadowft_core.files import canonical_json, file_digest, new_folder, read_json_object, write_json_atomically
-from shadowft_core.graft import Options, deltas_of, options_of
+from shadowft_core.grafting import Options, deltas_of, options_of
 from shadowft_core.params import Evaluate, Render
 from shadowft_core.weights import open_checkpoint
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from shadowft_core.errors import CheckpointError, EvaluationError, RegistryError, without_passwords
 from shadowft_core.files import file_digest, read_json_object
-from shadowft_core.graft import deltas_of
+from shadowft_core.grafting import deltas_of
 from shadowft_core.params import Params, refuse_password
 from shadowft_core.registry.registration import Registration, key_of, tags_of
 from shadowft_core.selection import read_candidate

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import shadowft_core.store as stores
 from shadowft_core.errors import CheckpointError, GraftError, RegistryError, StoreError, StoreUnreachableError
 from shadowft_core.files import canonical_json, file_digest, new_folder
-from shadowft_core.graft.receipt import RECEIPT, RECIPE
+from shadowft_core.grafting.receipt import RECEIPT, RECIPE
 from shadowft_core.params import Store, located
 from shadowft_core.weights import INDEX, open_checkpoint
 
@@ -94,7 +94,7 @@ def ingredients(
 
 def rebuild(recipe: dict[str, Any], out: Path, instruct: Path | None = None, store: Store | None = None) -> None:
     """Write the model folder of a registered recipe; see `promotion.materialize`."""
-    from shadowft_core.graft import graft, options_of
+    from shadowft_core.grafting import graft, options_of
 
     with new_folder(out) as folder:
         parts = folder / ".parts"

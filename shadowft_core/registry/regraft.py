@@ -29,7 +29,7 @@ def regraft(
     Raises GraftError when the recipe is damaged, when `instruct` is already its Instruct, or when a delta is missing or
     not in the recipe; and what `graft` and the store raise. Nothing is written then.
     """
-    from shadowft_core.graft import deltas_of, graft, options_of
+    from shadowft_core.grafting import deltas_of, graft, options_of
     from shadowft_core.registry.rebuild import store_for
 
     old = read_json_object(recipe)

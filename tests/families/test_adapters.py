@@ -9,7 +9,7 @@ import pytest
 
 from shadowft_core.delta import extract
 from shadowft_core.errors import ShadowError
-from shadowft_core.graft import ONTO_BASE, Options, graft
+from shadowft_core.grafting import ONTO_BASE, Options, graft
 from tests.families.oracle import load, start
 from tests.families.rows import EXACT, ROWS, Row
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from shadowft_core.delta import extract
-from shadowft_core.graft import Options, graft
+from shadowft_core.grafting import Options, graft
 from shadowft_core.weights.families.table import table
 from tests.families.oracle import differing, linear_parameters, load, save_three
 

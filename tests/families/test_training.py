@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from shadowft_core.delta import extract, require_extractable
-from shadowft_core.graft import graft
+from shadowft_core.grafting import graft
 from shadowft_core.params import Lora, Prepare, Train
 from shadowft_core.prepare import prepare
 from shadowft_core.train import train

@@ -20,7 +20,7 @@ import numpy  # noqa: F401
 
 import shadowft_core.cli
 import shadowft_core.delta
-import shadowft_core.graft
+import shadowft_core.grafting
 import shadowft_core.store
 
 CHUNK = 4_000  # bytes; gives the delta of a tiny model more than four chunks

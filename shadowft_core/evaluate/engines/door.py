@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate.items import Finish
-from shadowft_core.graft import Options
+from shadowft_core.grafting import Options
 
 Deltas = Sequence[tuple[Path, float]]
 

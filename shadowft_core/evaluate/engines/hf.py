@@ -11,7 +11,7 @@ from shadowft_core.evaluate.engines.finite import watch
 from shadowft_core.evaluate.engines.models import load_grafted
 from shadowft_core.evaluate.engines.resident import Resident
 from shadowft_core.evaluate.quiet import quiet
-from shadowft_core.graft import Options, grafted_tensors
+from shadowft_core.grafting import Options, grafted_tensors
 
 if TYPE_CHECKING:
     from shadowft_core.params import Evaluate

@@ -10,7 +10,7 @@ import numpy as np
 from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate.quiet import quiet
 from shadowft_core.files import read_json_object
-from shadowft_core.graft import Options, grafted_tensors
+from shadowft_core.grafting import Options, grafted_tensors
 from shadowft_core.loading import load, load_model
 from shadowft_core.weights import DTYPES, model_digest
 

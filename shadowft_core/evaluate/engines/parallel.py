@@ -28,7 +28,7 @@ from shadowft_core.evaluate.engines.hf import Loaded, identity_of
 from shadowft_core.evaluate.engines.models import without_weights
 from shadowft_core.evaluate.quiet import quiet
 from shadowft_core.files import process
-from shadowft_core.graft import Options, grafted_tensors
+from shadowft_core.grafting import Options, grafted_tensors
 
 if TYPE_CHECKING:
     from shadowft_core.params import Evaluate

@@ -9,7 +9,7 @@ import numpy as np
 
 from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate.engines.models import as_torch, described, load_folder
-from shadowft_core.graft import Options
+from shadowft_core.grafting import Options
 from shadowft_core.weights import Checkpoint, model_digest, open_checkpoint
 
 PART = 1 << 20  # elements of a parameter that are summed at a time

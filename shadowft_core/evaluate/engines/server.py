@@ -24,7 +24,7 @@ from shadowft_core.evaluate.engines.models import described
 from shadowft_core.evaluate.quiet import quiet
 from shadowft_core.export import Adapter, plan_adapter
 from shadowft_core.files import read_json_object
-from shadowft_core.graft import Options, graft, grafted_tensors
+from shadowft_core.grafting import Options, graft, grafted_tensors
 from shadowft_core.params import Server
 from shadowft_core.weights import model_digest, open_checkpoint
 

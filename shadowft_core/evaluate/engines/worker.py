@@ -18,7 +18,7 @@ from shadowft_core.evaluate.engines.finite import NotFinite
 from shadowft_core.evaluate.engines.following import NEXT, write_rows
 from shadowft_core.evaluate.engines.hf import Hf
 from shadowft_core.evaluate.quiet import quiet
-from shadowft_core.graft import options_of
+from shadowft_core.grafting import options_of
 from shadowft_core.rendering import load_tokenizer
 
 

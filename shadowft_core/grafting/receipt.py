@@ -8,8 +8,8 @@ from typing import Any
 from shadowft_core.delta import DeltaSource
 from shadowft_core.errors import CheckpointError
 from shadowft_core.files import read_json_object
-from shadowft_core.graft.arithmetic import TensorResult, lazy_source
-from shadowft_core.graft.plan import Plan
+from shadowft_core.grafting.arithmetic import TensorResult, lazy_source
+from shadowft_core.grafting.plan import Plan
 from shadowft_core.kernels.bf16 import SUMS
 
 RECIPE, RECEIPT = "recipe.json", "receipt.json"

@@ -6,7 +6,7 @@ before anything is written. Rows of embeddings and heads are matched by token, e
 workers process whole tensors; memory holds a few chunks, regardless of the model's size.
 """
 
-from shadowft_core.graft.options import (
+from shadowft_core.grafting.options import (
     ONTO_BASE,
     UNRELATED,
     Merge,
@@ -18,7 +18,7 @@ from shadowft_core.graft.options import (
     parse_delta,
     parse_scale_for,
 )
-from shadowft_core.graft.writer import graft, grafted_tensors
+from shadowft_core.grafting.writer import graft, grafted_tensors
 
 __all__ = [
     "ONTO_BASE",

@@ -4,8 +4,8 @@ import numpy as np
 
 from shadowft_core.delta import sample_positions
 from shadowft_core.errors import OntoBaseError, UnrelatedError
-from shadowft_core.graft.match import Match
-from shadowft_core.graft.options import ONTO_BASE, UNRELATED, Options
+from shadowft_core.grafting.match import Match
+from shadowft_core.grafting.options import ONTO_BASE, UNRELATED, Options
 from shadowft_core.weights import FLOATS
 from shadowft_core.weights.similarity import (
     SAMPLE_SIZE,

@@ -9,9 +9,9 @@ import numpy as np
 from shadowft_core.delta import DeltaSource, step
 from shadowft_core.delta.source import Differences
 from shadowft_core.errors import CastOverflowError, NotFiniteError
-from shadowft_core.graft.merge_rules import NOTHING, elected, kept_by_chance, threshold
-from shadowft_core.graft.options import Merge
-from shadowft_core.graft.plan import Piece, Plan, Source
+from shadowft_core.grafting.merge_rules import NOTHING, elected, kept_by_chance, threshold
+from shadowft_core.grafting.options import Merge
+from shadowft_core.grafting.plan import Piece, Plan, Source
 from shadowft_core.kernels import bf16
 from shadowft_core.kernels.bf16 import LazyDifference
 from shadowft_core.weights import CHUNK, DTYPES

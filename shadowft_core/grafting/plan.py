@@ -9,9 +9,9 @@ from typing import Any
 
 from shadowft_core.delta import DeltaSource, open_delta
 from shadowft_core.errors import GraftError, MisfitError, QuantisedError, ZeroDeltaError
-from shadowft_core.graft.match import Match
-from shadowft_core.graft.options import Options, Scope
-from shadowft_core.graft.similarity import require_related
+from shadowft_core.grafting.match import Match
+from shadowft_core.grafting.options import Options, Scope
+from shadowft_core.grafting.similarity import require_related
 from shadowft_core.weights import (
     FLOATS,
     Checkpoint,

@@ -19,10 +19,10 @@ from shadowft_core.files import (
     write_atomically,
     write_json_atomically,
 )
-from shadowft_core.graft.arithmetic import TensorResult, parts, whole
-from shadowft_core.graft.options import Options, Scope
-from shadowft_core.graft.plan import OUTPUTS, Plan, make_plan
-from shadowft_core.graft.receipt import RECEIPT, RECIPE, build_receipt
+from shadowft_core.grafting.arithmetic import TensorResult, parts, whole
+from shadowft_core.grafting.options import Options, Scope
+from shadowft_core.grafting.plan import OUTPUTS, Plan, make_plan
+from shadowft_core.grafting.receipt import RECEIPT, RECIPE, build_receipt
 from shadowft_core.weights import DTYPES, INDEX, build_header, model_digest, percent, write_shards
 
 PLAIN = Options()

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -199,15 +200,19 @@ def sparse(folder: Path, size: int) -> str:
 def test_a_disk_that_is_too_small_is_refused_before_the_first_stage(workspace: Path, tmp_path: Path) -> None:
     params = load_params(workspace / "params.yaml")
     full = params.model_copy(update={"train": params.train.model_copy(update={"method": "full"})})
+    seeds = {"method": "full", "seeds": tuple(range(12))}
+    seeded = params.model_copy(update={"train": params.train.model_copy(update=seeds)})
     free = shutil.disk_usage(".").free
 
     def pair(size: int) -> tuple[str, str]:
-        return sparse(tmp_path / f"base-{size}", size), sparse(tmp_path / f"instruct-{size}", size)
+        place = Path(tempfile.mkdtemp(dir=tmp_path))
+        return sparse(place / "base", size), sparse(place / "instruct", size)
 
     assert len(params.routes) == 2  # each route writes a model
     steps.require_disk(params, pair(free // 3))
     steps.require_disk(full, pair(free // 40))  # tuned and delta in float32, twice each, and the graft: nine times two
-    for settings, size in ((params, free // 2 + free // 8), (full, free // 12)):
+    # (seeded, free // 40): eleven deltas of each route wait, beside one tuned model
+    for settings, size in ((params, free // 2 + free // 8), (full, free // 12), (seeded, free // 40)):
         with pytest.raises(InputError, match=r"disk: \d+\.\d GB free, the run may write \d+\.\d GB; free space"):
             steps.require_disk(settings, pair(size))
 

@@ -186,6 +186,9 @@ def test_the_verb_prints_tables_json_and_figures(
         "dev items an arm",
     ):
         assert text in done.out
+    assert "--scores" not in done.out.rpartition("assumed")[2]
+    (world.instruct.parent.parent / "scores" / "instruct").mkdir(parents=True)
+    assert f"`--scores {world.instruct.parent.parent / 'scores'}` measures" in shadowft(*words).out
     found = json.loads(shadowft(*words, "--json", "--plot", "power.svg").out)
     assert found["kind"] == "power"
     assert shadowft(*words, "--plot", "power.png").code == 0

@@ -107,6 +107,26 @@ def test_claims_about_the_method_do_not_gate() -> None:
     assert found["lead"].startswith("Every claim holds")
 
 
+@pytest.mark.parametrize(
+    ("outcome", "forwards", "backwards"),
+    [
+        ("better", "Yes", "No"),
+        ("worse", "No", "Yes"),
+        ("tie", "Not by much", "Not known"),
+        ("too few items", "Not known", "Not known"),
+    ],
+)
+def test_the_page_answers_whether_the_graft_helped(outcome: str, forwards: str, backwards: str) -> None:
+    def answer(arm: str, against: str) -> str:
+        method = claim(outcome, kind="superiority", arm=arm, against=against, gate=False)
+        text: str = head(judged("promote", claim("better"), method))["helped"]
+        return text.partition(":")[0]
+
+    assert answer("shadow_scaled", "direct_scaled") == forwards
+    assert answer("direct_scaled", "shadow_scaled") == backwards
+    assert answer("shadow_scaled", "direct") == "Not known"  # at scale 1 direct tuning is no control
+
+
 def test_many_guards_that_hold_are_folded() -> None:
     guards = [claim("passed", "guard", tasks=[f"t{at}"], reason=str(at)) for at in range(12)]
     found = head(judged("hold", claim("tie"), *guards, claim("harmed", "guard", tasks=["bad"])))

@@ -67,6 +67,9 @@ def power(
         print_answer("power", found)
     else:
         show_power(found)
+        earlier = instruct.parent.parent / "scores"
+        if scores is None and (earlier / "instruct").is_dir():
+            print(f"`--scores {earlier}` measures the spread on the scores of an earlier run")
 
 
 def show_power(found: Mapping[str, Any]) -> None:

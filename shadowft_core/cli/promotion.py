@@ -164,7 +164,8 @@ def _show_looks(params: Path | None, name: str, as_json: bool) -> None:
             f"{row['decision'] or 'no registered version'}; alpha {row['alpha']:.3g}, {row['left']:.3g} left"
             f"{' (dangling: cut off, or the head was moved back; it counts)' if row['dangling'] else ''}"
         )
-    print(f"{len(rows)} looks; those that share items count together, and fresh items start again with alpha {alpha:g}")
+    count = f"{len(rows)} look{'' if len(rows) == 1 else 's'}"
+    print(f"{count}; those that share items count together, and fresh items start again with alpha {alpha:g}")
 
 
 @verbs.command("who-was", rich_help_panel=REGISTRY)

@@ -81,12 +81,14 @@ def require_disk(params: Params, pair: tuple[str, ...]) -> None:
     """Raise InputError when less disk space is free than the run may write.
 
     `pair` has the paths of the two models. Each route writes one grafted model; a route that trains whole models also
-    writes two float32 models (tuned and delta), and each of them again to DVC's cache. Unknown sizes count as 1 GB in
-    total.
+    writes two float32 models (tuned and delta), and each of them again to DVC's cache. With further seeds its deltas
+    wait until all seeds are scored, beside one tuned model. Unknown sizes count as 1 GB in total.
     """
     size = sum(file.stat().st_size for path in pair for file in Path(path).rglob("*.safetensors")) // 2
-    whole = sum(params.train_for(route).method in ("full", "osf") for route in params.routes)
-    need = max(MIN_FREE_BYTES, size * (len(params.routes) + 8 * whole))  # float32 is twice bfloat16: 2 x 2 x 2 places
+    whole = [one for one in map(params.train_for, params.routes) if one.method in ("full", "osf")]
+    waiting = sum(2 * len(one.seeds) for one in whole if len(one.seeds) > 1)  # the further deltas, and one model
+    # float32 is twice bfloat16: 2 x 2 x 2 places
+    need = max(MIN_FREE_BYTES, size * (len(params.routes) + 8 * len(whole) + waiting))
     free = shutil.disk_usage(".").free
     if free < need:
         raise InputError(

@@ -14,6 +14,14 @@ STATES = {
 ORDER = ("refuted", "open", "holds")
 MARKS = {"holds": "✓", "refuted": "✗", "open": "?"}
 NAMES = {"instruct": "the untouched Instruct", "champion": "the champion", "best_champion": "the best earlier champion"}
+HELPED = {
+    "better": "Yes: each at the scale chosen on dev items, the graft scores higher on the domain than direct tuning.",
+    "worse": "No: each at the scale chosen on dev items, the graft scores lower on the domain than direct tuning.",
+    "tie": "Not by much: each at the scale chosen on dev items, the graft has no worthwhile lead over direct tuning.",
+    "too few items": "Not known: there are too few items to tell the graft from direct tuning on the domain.",
+    "not compared": "Not known: the graft was not compared with direct tuning, scaled back.",
+}
+REVERSED = {"better": "worse", "worse": "better", "tie": "too few items"}  # direct tuning against the graft
 LISTED = 3  # causes in the sentence under the decision
 SHOWN = 8  # guards that hold, each with its numbers; the others can be unfolded
 
@@ -22,7 +30,8 @@ def decided(
     verdict: Mapping[str, Any], heads: Mapping[str, Mapping[str, Any]], run: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """`lead`, one sentence; `gate`, `more` (guards that hold, if there are many) and `method`, the claims with mark and
-    question; `remarks`, the other reasons; `stays`, what serves now; `gains`, the two numbers that matter most."""
+    question; `helped`, the sentence about the graft; `remarks`, the other reasons; `stays`, what serves now; `gains`,
+    the two numbers that matter most."""
     claims = [_asked(claim) for claim in verdict["claims"]]
     stays = _stays(verdict, heads, run)
     gate = [claim for claim in claims if claim["gate"]]
@@ -36,6 +45,7 @@ def decided(
         "gate": sorted(shown, key=lambda claim: ORDER.index(claim["state"])),
         "more": more,
         "method": [claim for claim in claims if not claim["gate"]],
+        "helped": _helped(claims),
         "remarks": remarks,
         "stays": stays,
         "gains": _gains(verdict),
@@ -89,6 +99,18 @@ def _lead(
         return f"Do not ship {arm} yet: there are too few items to tell {waiting}. Until then {name} stays."
     causes = _some([_refuted(claim) for claim in gate if claim["state"] == "refuted"])
     return f"Do not ship {arm}: {causes or 'the verdict refuses it'}. {_upper(name)} stays."
+
+
+def _helped(claims: Sequence[Mapping[str, Any]]) -> str:
+    """Whether the graft leads its control: direct tuning that chooses its scale by the same rule. Of two claims about
+    the same arms, the last one pools all training seeds."""
+    outcome = "not compared"
+    for claim in claims:
+        if (claim["arm"], claim["against"]) == ("shadow_scaled", "direct_scaled"):
+            outcome = claim["outcome"]
+        elif (claim["arm"], claim["against"], claim["claim"]) == ("direct_scaled", "shadow_scaled", "superiority"):
+            outcome = REVERSED.get(claim["outcome"], claim["outcome"])
+    return HELPED[outcome]
 
 
 def _refuted(claim: Mapping[str, Any]) -> str:

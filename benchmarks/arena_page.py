@@ -216,11 +216,16 @@ def _before(cells: Sequence[Cell]) -> list[str]:
     ]
     names = {"base": "loss of the Base", "instruct": "loss of the Instruct", "cosine": "cosine", "sigma": "sigma"}
     measured = []
-    for regime, label in REGIMES.items():
-        if by_seed := {cell["seed"]: cell["before"] for cell in cells if cell["regime"] == regime}:
-            found = (" ".join(f"{by_seed[seed][key]:.3f}" for seed in sorted(by_seed)) for key in names)
-            measured.append([label, *found])
-    return [*lines, "", "What was measured, by pair seed:", "", *_table(["regime", *names.values()], measured)]
+    for group in _groups(cells):
+        found = (" ".join(f"{cell['before'][key]:.3f}" for cell in group) for key in names)
+        measured.append([_regime(group[0]), *found])
+    return [
+        *lines,
+        "",
+        "What was measured, by pair seed:",
+        "",
+        *_table(["regime, training", *names.values()], measured),
+    ]
 
 
 def _paper(_: Sequence[Cell]) -> list[str]:

@@ -206,7 +206,7 @@ def test_lengths_are_counted_tokens_or_an_estimate_that_says_so(tmp_path: Path) 
     report["tokens"] = {"train": {"min": 5, "median": 6, "p95": 7, "max": 8}}
     report["replay"] = {"rows_used": 3}
     (tmp_path / "data-report.json").write_text(json.dumps(report))
-    assert read_lengths(tmp_path) == Lengths(10, (5.0, 6.0, 7.0, 8.0), counted=True)
+    assert read_lengths(tmp_path) == Lengths(10, (5.0, 6.0, 7.0, 8.0), counted=True, replayed=3)
     with pytest.raises(DataError, match="missing or incomplete; run `shadowft prepare`"):
         read_lengths(tmp_path / "nothing")
     estimate = plan(SHAPE, Train(max_length=512), Lengths(7, (1.0, 2.0, 3.0, 4.0), counted=False), on(80))

@@ -88,3 +88,11 @@ def test_each_route_is_planned_with_its_own_model_and_settings() -> None:
     parts = {name: one["memory"] for name, one in found.items()}
     assert (found["direct"]["steps"], found["direct_full"]["steps"]) == (21, 75)
     assert plan(SHAPE, params.train, LENGTHS, GPU, untrained=False)["memory"] != parts["shadow"]
+
+
+def test_a_route_without_replay_is_planned_without_the_replay_rows() -> None:
+    params = load_params(Path("params.yaml"))
+    lengths = replace(LENGTHS, replayed=40)
+    found = plan_params(params, {"base": SHAPE, "instruct": SHAPE}, lengths, GPU, False)
+    sequences = {name: one["sequences"] for name, one in found.items()}
+    assert sequences == {"shadow": 180, "direct": 180, "direct_replay": 300}

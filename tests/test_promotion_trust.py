@@ -244,3 +244,13 @@ def test_a_waiting_registration_has_its_records_and_is_sent_without_the_store(ru
     (version,) = register_pending(up.registry, run.pending)
     (tmp_path / "away").rename(up.store.uri)
     assert room.promote(up.registry, up.store).number == version.number == 1
+
+
+def test_a_refusal_says_first_and_briefly_what_does_not_hold(run: Run) -> None:
+    run.judge("hold", reasons=["guard: passed " * 60, "domain: tie"])
+    run.register()
+    with pytest.raises(
+        PromotionRefusedError, match=r"the verdict is hold: domain: tie; guard: passed .* \.\.\.\. "
+    ) as error:
+        room.promote(run.params.registry, run.params.store)
+    assert len(str(error.value)) < 1000

@@ -48,7 +48,9 @@ def test_the_page_has_the_flips_of_every_task(tmp_path: Path) -> None:
 def test_the_champion_is_compared_if_it_was_scored(tmp_path: Path) -> None:
     champion(write_work(tmp_path), "scores/direct/direct")
     lost, won = moved(tmp_path, "direct/direct", "shadow/shadow_scaled")
-    assert f"shadow_scaled against the champion: {lost} lost, {won} won of 710 items" in section(tmp_path)
+    said = section(tmp_path)
+    assert f"shadow_scaled against the champion: {lost} lost, {won} won of 710 items" in said
+    assert len(re.findall(r"\bKL\b", said)) == 2, "a KL is measured against the Instruct alone"
 
 
 def test_a_champion_with_other_items_is_named_as_not_compared(tmp_path: Path) -> None:

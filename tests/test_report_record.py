@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from shadowft_core.report.record import costs, not_tested, versions
+from shadowft_core.report.routes import unclaimed
 from tests.fixtures.report import Page, dump, page, sha, write_work
 
 EARLIER = {"number": 1, "candidate": sha("before"), "model_name": "mine\u202e", "commit": "c0ffee", "overlap": 317}
@@ -56,7 +57,7 @@ def test_costs_name_what_was_not_measured(tmp_path: Path) -> None:
     assert re.search(r"prepare1\.225 %\s+train@shadow3\.875 %\s+all of these5\.0", shown)
     assert "Not measured: GPU hours, memory, energy and price; the time of fetch, start, preflight, select" in shown
     assert "train@direct" in shown[shown.index("Not measured:") :]
-    assert "seeds@direct, verdict and report." in shown
+    assert "seeds@direct, champion, look, verdict and report." in shown
     assert costs(None, ["r"])["rows"] == []
     full = [
         {"stage": f"{stage}@r", "seconds": 0.0} for stage in ("train", "extract", "sweep", "graft", "evaluate", "seeds")
@@ -146,10 +147,10 @@ def test_what_was_not_tested_follows_from_the_files() -> None:
     everywhere = " ".join(said())
     assert "abilities that no task on this page measures" in everywhere
     assert "GPU hours" in everywhere
-    for absent in ("No guard task", "No champion", "not tuned directly", "No test item"):
+    for absent in ("No guard task", "No champion", "The route direct was not run", "No test item"):
         assert absent not in everywhere
     assert any("No champion was scored" in one for one in said(arms={"instruct": {"guards": {}}}))
-    assert any("not tuned directly" in one for one in said(direct_control=False))
+    assert any("The route direct was not run" in one for one in said(direct_control=False))
     assert any("No guard task" in one for one in said(arms={"instruct": {"guards": None}}))
     assert any("independent of each other" in one for one in said())
     assert not any(
@@ -158,3 +159,10 @@ def test_what_was_not_tested_follows_from_the_files() -> None:
     seeds = {"a": {"seed": 0}, "b": {"seed": 1}}
     assert any("not another seed" in one for one in said())
     assert not any("not another seed" in one for one in said(train=seeds))
+
+
+def test_the_candidate_is_no_rival_of_itself() -> None:
+    routes = ["shadow", "direct", "a", "b"]
+    assert unclaimed(routes, "shadow_scaled")[0].startswith("The further routes a, b are compared with the candidate,")
+    assert unclaimed(routes, "b_scaled")[0].startswith("The further route a is compared with the candidate,")
+    assert unclaimed(["shadow", "b"], "b_scaled") == unclaimed(routes, None) == []

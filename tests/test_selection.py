@@ -52,6 +52,7 @@ def chosen(folder: Path, curves: dict[str, Points], fixed: float | None = None, 
         ({"shadow": [(1, 0.5, 0.9)], "slow": [(0.5, 0.8, 0.9)]}, "slow_scaled", 0.5, "the Instruct has 0.1"),
         # guards first
         ({"shadow": [(1, 0.5, 0.9)], "direct": [(1, 0.8, 0.87)]}, "shadow_scaled", 1, "1 of 2 arms"),
+        ({"shadow": [(1, 0.5, 0.9)], "direct": [(0.5, 0.8, 0.87)]}, "shadow_scaled", 1, "1 of 2 arms"),
         ({"shadow": [(1, 0.5, 0.9)], "direct": [(1, 0.8, 0.88)]}, "direct_scaled", 1, "mean guard loss 0.02"),
         # within one item of the best: the smaller scale, then the smaller guard loss, then the name
         ({"shadow": [(1, 0.8, 0.9)], "direct": [(0.5, 0.79, 0.89)]}, "direct_scaled", 0.5, "(0.8, shadow at scale 1)"),
@@ -122,6 +123,9 @@ def test_a_file_of_an_older_version_ties_only_when_equal(tmp_path: Path) -> None
         old = json.loads(path.read_bytes())
         write_json_atomically(path, {name: old[name] for name in old if name not in ("tie", "items")})
     assert select(tmp_path, ["shadow", "direct"], TOLERANCE, tmp_path / "out.json").arm == "shadow_scaled"
+    write_json_atomically(path, old)  # with the tie of one file, wherever it is
+    for routes in (["shadow", "direct"], ["direct", "shadow"]):
+        assert select(tmp_path, routes, TOLERANCE, tmp_path / "out.json").arm == "direct_scaled"
 
 
 @pytest.mark.parametrize(
@@ -129,6 +133,10 @@ def test_a_file_of_an_older_version_ties_only_when_equal(tmp_path: Path) -> None
     [
         ({"items": "sha256:b"}, "not measured on the same dev items"),
         ({"instruct": at(0, 0.1, 0.9) | {"tasks": {**TASKS, "d": TASKS["d"] | {"n": 99}}}}, "the same dev items"),
+        (
+            {"instruct": at(0, 0.1, 0.9) | {"tasks": {**TASKS, "d": TASKS["d"] | {"metric": "f1"}}}},
+            "the same dev items",
+        ),
         ({"route": "shadow"}, "is of route 'shadow', expected 'direct'"),
         ({"scale": 0.7}, "the chosen scale is 0.7, the curve has 0, 0.5, 1; run `shadowft sweep` again"),
         ({"curve": []}, "curve: "),

@@ -1,6 +1,7 @@
 """The outcomes of claims, and the decision that follows from them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -70,6 +71,8 @@ def test_claims_about_the_method_do_not_gate_unless_they_are_required() -> None:
     assert found["decision"] == "hold"
     assert gate(found)[-1] == ("domain", "direct_scaled", "worse")
     assert decided(arena(five(CLEAR)), required)["decision"] == "promote"
+    without = decided(arms, required, candidate=None)["claims"]
+    assert {(claim["against"], claim["gate"]) for claim in without} == {("direct", False), ("direct_scaled", False)}
     own = PARAMS.model_copy(update={"require": ("shadow > instruct",)})
     assert gate(decided(arms, own))[-1] == ("domain", "instruct", "better")
 
@@ -184,7 +187,28 @@ def test_without_the_direct_arms_nothing_is_claimed_about_them() -> None:
     assert found["decision"] == "promote"
     assert found["direct_control"] is False
     assert {c["against"] for c in found["claims"]} == {"instruct"}
-    assert "direct tuning was not run: nothing is claimed about it" in found["reasons"]
+    assert "the route direct was not run: nothing is claimed about it" in found["reasons"]
+
+
+def test_two_arms_are_compared_once() -> None:
+    found = decided(arena(five(CLEAR)), candidate="direct_scaled")
+    pairs = [(claim["arm"], claim["against"]) for claim in found["claims"] if not claim["gate"]]
+    assert pairs == [("direct_scaled", CANDIDATE), (CANDIDATE, "direct")]
+
+
+def test_arms_of_two_routes_that_are_the_same_model_are_named() -> None:
+    arms = arena(five(CLEAR))
+    assert "the same model" not in str(decided(arms)["reasons"])
+    own = replace(arms["shadow"], model_digest=arms[CANDIDATE].model_digest)
+    assert "the same model" not in str(decided(arms | {"shadow": own})["reasons"]), "of one route: its scale is 1"
+    twin = replace(arms["direct_scaled"], model_digest=arms[CANDIDATE].model_digest)
+    said = decided(arms | {"direct_scaled": twin})["reasons"]
+    assert f"direct_scaled, {CANDIDATE}: the same model, so these routes are one way of tuning" in said
+
+
+def test_the_interval_of_an_open_mean_has_room_for_the_scores_of_the_instruct() -> None:
+    arms = arena({"instruct": np.linspace(-3, -1, 50), CANDIDATE: np.full(50, -1.0)})
+    assert decided(arms)["arms"][CANDIDATE]["domain"]["interval"][0] < -1.05
 
 
 def test_scores_outside_0_to_1_are_named_as_such() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from shadowft_core.errors import EvaluationError
-from shadowft_core.verdict import alpha_left, alpha_of, verdict
+from shadowft_core.verdict import alpha_left, alpha_of, decision_of, verdict
 from tests.fixtures.arms import ARMS, CLEAR, PARAMS, arena, five
 from tests.test_verdict_files import write_arm
 
@@ -78,10 +78,11 @@ def test_a_candidate_that_is_the_champion_has_nothing_to_ship(work: Path) -> Non
     path = work / "scores/champion/champion/scores.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"arm": "champion"}))
     found = run(work, candidate=selected(work, "shadow_scaled"))
-    assert (found["decision"], found["arm"]) == ("hold", "champion")
+    assert (found["decision"], found["arm"], decision_of(found)) == ("hold", "champion", "hold")
     assert found["reasons"][0] == "shadow_scaled is the champion: the same model, so there is nothing to ship"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_digest": "of another model"}))
-    assert run(work, candidate=selected(work, "shadow_scaled"))["decision"] == "promote"
+    other = run(work, candidate=selected(work, "shadow_scaled"))
+    assert (other["decision"], decision_of(other)) == ("promote", "promote")
 
 
 @pytest.mark.parametrize("arm", ["direct_scaled", "shadow_scaled"])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from shadowft_core.params import Thresholds
+from shadowft_core.verdict import numbers
 from shadowft_core.verdict.scores import Arm
 from tests.fixtures.arms import ARMS, CANDIDATE, CLEAR, PARAMS, arena, arm, decided, five, gate, keep
 
@@ -40,6 +41,8 @@ def test_every_guard_must_pass_and_all_together() -> None:
         *[("guard", "instruct", outcome) for outcome in ("passed", "passed", "harmed", "passed")],
     ]
     assert one["decision"] == "hold"
+    assert numbers(one)["worst_guard"] == pytest.approx(-0.08)
+    assert one["arms"][CANDIDATE]["overall"]["mean"] == pytest.approx((0.8 + 1 + 1 + 0.92 + 1) / 5)
     every = decided(guarded(dict.fromkeys("abcd", 0.968), 1600))  # below margin_each, above margin
     assert gate(every)[1:] == [("guards", "instruct", "too few items"), *[("guard", "instruct", "passed")] * 4]
     assert every["decision"] == "undecided"
@@ -90,3 +93,11 @@ def test_a_guard_with_too_few_items_leaves_it_undecided() -> None:
     needed = max(c["items_needed"] for c in found["claims"][1:3])
     assert "would let a candidate pass that loses nothing)" in found["claims"][1]["reason"]
     assert decided(arena(five(CLEAR), dict.fromkeys(ARMS, np.ones(needed + 20))))["decision"] == "promote"
+
+
+def test_with_many_items_a_smaller_loss_is_named() -> None:
+    """Enough for a candidate that loses half of the margin 0.03, too few for one that loses three quarters of it."""
+    claim = decided(guarded({"a": 0.973}, 2000))["claims"][1]
+    assert claim["outcome"] == "too few items"
+    assert claim["items_needed"] > 2000
+    assert claim["reason"].endswith(f"about {claim['items_needed']} would let a candidate pass that loses 0.0225)")

@@ -85,3 +85,11 @@ def test_rounding_is_no_gain(scores: float, others: float) -> None:
     found = decided(arena({"instruct": np.full(400, scores), CANDIDATE: np.full(400, others)}))
     claim = found["claims"][0]
     assert (claim["difference"], claim["outcome"] in ("tie", "too few items")) == (0.0, True)
+
+
+def test_the_largest_difference_is_no_guide_if_half_of_them_are_0() -> None:
+    """Then the largest possible one stands in: here 3, from the lowest score to 0."""
+    before, gains = np.linspace(-3, -1, 40), np.arange(40) % 2 * 0.01
+    arms = {name: arm(name, {"skill": ("domain", before + own)}) for name, own in (("instruct", 0), (CANDIDATE, gains))}
+    expected = Sample([gains], [(-3.0, 3.0)], open_scale=True).interval(0.95)
+    assert decided(arms)["claims"][0]["interval"] == pytest.approx(expected)

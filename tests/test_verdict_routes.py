@@ -43,7 +43,7 @@ def test_a_further_route_does_not_stand_for_direct_tuning() -> None:
     found = judge(arena(names | rival), PARAMS, candidate="shadow_scaled")
     assert found["direct_control"] is False
     assert {claim["against"] for claim in found["claims"]} == {"instruct", "direct_osf_scaled"}
-    assert "direct tuning was not run: nothing is claimed about it" in found["reasons"]
+    assert "the route direct was not run: nothing is claimed about it" in found["reasons"]
 
 
 def test_arms_and_routes_name_each_other() -> None:
@@ -92,7 +92,7 @@ def test_the_page_shows_the_arms_of_a_further_route_and_names_them(shown: Page) 
     assert "further route: Instruct + delta of the tuned Instruct, scale 1" in text
     assert "direct_osf_scaled" in text
     assert "direct_osf: differs from shadow in method osf (shadow lora), osf.preserved null (shadow 0.5)." in text
-    assert "The further routes direct_osf are compared with the candidate" in text
+    assert "The further route direct_osf is compared with the candidate" in text
     assert "direct_osf, validation" in shown.source
     assert text.count("further route: ") == 2
 

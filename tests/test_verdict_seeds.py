@@ -250,3 +250,13 @@ def test_a_seed_at_another_scale_is_refused(tmp_path: Path) -> None:
         EvaluationError, match=r"scores.json: scale is 0.5, that of the first seed is 1.0; run `shadowft"
     ):
         judged(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["instruct", "champion", "best_champion", "direct"])
+def test_only_a_model_that_was_not_trained_here_stands_beside_every_seed(name: str) -> None:
+    tasks = {"skill": ("domain", np.zeros(3))}
+    one, two, single = arm("shadow", tasks), arm("shadow", tasks), arm(name, tasks)
+    several = replace(one, further=(two,))
+    expected = [(several, single)] if name == "direct" else [(several, single), (two, single)]
+    assert runs_of(several, single) == expected
+    assert runs_of(single, several) == [(second, first) for first, second in expected]

@@ -108,7 +108,7 @@ def plan_params(
         name: plan(
             shapes[route.model],
             params.train_for(name),
-            lengths,
+            lengths if route.replay else lengths.without_replay(),
             on,
             params.plan,
             devices=devices,

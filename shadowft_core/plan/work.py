@@ -1,7 +1,7 @@
 """Steps, tokens, operations and disk of a training, from the lengths of the data."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +20,24 @@ LEVELS = (0.0, 0.5, 0.95, 1.0)
 
 @dataclass(frozen=True)
 class Lengths:
-    """Rows to train on, and quantiles (min, median, p95, max) of their tokens. `counted`: by the tokenizer."""
+    """Rows to train on, and quantiles (min, median, p95, max) of their tokens. `counted`: by the tokenizer.
+
+    `replayed` of the rows are replay rows, on which a route with `replay: false` does not train.
+    """
 
     rows: int
     levels: tuple[float, float, float, float]
     counted: bool
+    replayed: int = 0
+
+    def without_replay(self) -> "Lengths":
+        """The lengths without the replay rows; the quantiles are still those of all rows."""
+        return replace(self, rows=self.rows - self.replayed, replayed=0)
 
     def within(self, most: int) -> "Lengths":
         """The lengths of the rows that `train` keeps; those above `most` are left out, which only the levels show."""
         low, median, high, top = (min(level, float(most)) for level in self.levels)
-        return Lengths(self.rows, (low, median, high, top), self.counted)
+        return replace(self, levels=(low, median, high, top))
 
     def mean(self, of: int = 1) -> float:
         """The mean of the longest of `of` rows, with lengths between the levels spread evenly."""
@@ -41,7 +49,8 @@ def read_lengths(data: Path) -> Lengths:
     """The lengths in a folder made by `prepare`. Raises DataError if data-report.json is missing or of another form."""
     try:
         report = read_json_object(data / "data-report.json")
-        rows = int(report["splits"]["train"]) + int(report.get("replay", {}).get("rows_used", 0))
+        replayed = int(report.get("replay", {}).get("rows_used", 0))
+        rows = int(report["splits"]["train"]) + replayed
         if counted := report.get("tokens", {}).get("train"):
             levels = tuple(float(counted[name]) for name in ("min", "median", "p95", "max"))
         else:
@@ -50,7 +59,7 @@ def read_lengths(data: Path) -> Lengths:
             levels = tuple(OF_TEMPLATE + sum_ / CHARACTERS for sum_ in sums)
     except (CheckpointError, KeyError, TypeError, AttributeError):
         raise DataError(f"{data / 'data-report.json'}: missing or incomplete; run `shadowft prepare`") from None
-    return Lengths(rows, levels, bool(counted))  # type: ignore[arg-type]
+    return Lengths(rows, levels, bool(counted), replayed)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def promote(
         recipe, decision, reasons = records.judgement_of(client, store, found)
         if decision != "promote" and override is None:
             raise PromotionRefusedError(
-                f"{registry.name} version {found.version}: the verdict is {decision}: {reasons or 'no reason given'}. "
+                f"{registry.name} version {found.version}: the verdict is {decision}: {_short(reasons)}. "
                 f"Nothing was changed; a person may promote it with --override REASON"
             )
         _require_deltas(recipe, store)
@@ -113,6 +113,10 @@ def promote(
         )
         _follow(client, ledger)
     return Promotion(registry.name, number, before.version if before else None, changed=True, entry=entry)
+
+
+def _short(reasons: str) -> str:
+    return f"{reasons:.600}{' ...' if len(reasons) > 600 else ''}" if reasons else "no reason given"
 
 
 def rollback(registry: Registry, store: Store, to: str | None = None, reason: str = "") -> Promotion:

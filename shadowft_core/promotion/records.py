@@ -26,7 +26,8 @@ def recipe_of(store: Store, version: Any) -> dict[str, Any]:
 
 
 def judgement_of(client: Any, store: Store, version: Any) -> tuple[dict[str, Any], str, str]:
-    """The recipe of a version, the decision that follows from its verdict's claims, and the reasons as one line.
+    """The recipe of a version, the decision that follows from its verdict's claims, and the reasons as one line, first
+    those for which it is not promote.
 
     Raises RegistryError when a record is not in the store, when MLflow's copy or tag differs, when the verdict is of
     another model, or when its stated decision does not follow from its claims; store errors.
@@ -60,7 +61,13 @@ def judgement_of(client: Any, store: Store, version: Any) -> tuple[dict[str, Any
                 f"{where}: its {what} states {stated}, the claims of its verdict decide {decision}; run `shadowft "
                 "verdict` again, then register"
             )
-    return recipe, decision, "; ".join(map(str, verdict.get("reasons", [])))
+    open_claims = {
+        claim["reason"]
+        for claim in verdict["claims"]
+        if claim.get("gate", True) and claim["outcome"] not in ("better", "passed")
+    }
+    reasons = sorted(map(str, verdict.get("reasons", [])), key=lambda reason: reason not in open_claims)
+    return recipe, decision, "; ".join(reasons)
 
 
 def _object(raw: bytes, where: str) -> dict[str, Any]:

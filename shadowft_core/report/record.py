@@ -82,7 +82,7 @@ def not_tested(
     if verdict["candidate"] and "champion" not in verdict["arms"]:
         said.append("No champion was scored on these items, so nothing is claimed about a version in service.")
     if not verdict["direct_control"]:
-        said.append("The Instruct was not tuned directly, so nothing is claimed about direct tuning.")
+        said.append("The route direct was not run, so nothing is claimed about it.")
     said += _contamination(data)
     seeds = {facts["seed"] for facts in train.values() if facts.get("seed") is not None}
     if by_seed(verdict):
@@ -108,7 +108,7 @@ def not_tested(
     ]
     if not any(claim.get("clusters") not in (None, claim["n"]) for claim in verdict["claims"]):
         said.append("Items of one task are assumed to be independent of each other.")
-    return said + unclaimed(routes) + unequal(train)
+    return said + unclaimed(routes, verdict["candidate"]) + unequal(train)
 
 
 def _contamination(data: Mapping[str, Any] | None) -> list[str]:

@@ -57,14 +57,15 @@ def changes(train: Mapping[str, Any]) -> dict[str, list[str]]:
     return found
 
 
-def unclaimed(routes: Iterable[str]) -> list[str]:
-    """A sentence if there are further routes."""
-    further = [route for route in routes if route not in JUDGED]
-    if not further:
+def unclaimed(routes: Iterable[str], candidate: str | None) -> list[str]:
+    """A sentence if there are further routes that are compared with the candidate, so other than its own."""
+    further = [route for route in routes if route not in JUDGED and f"{route}_scaled" != candidate]
+    if candidate is None or not further:
         return []
+    who = f"route {further[0]} is" if len(further) == 1 else f"routes {', '.join(further)} are"
     return [
-        f"The further routes {', '.join(further)} are compared with the candidate, but unless verdict.require names "
-        "such a claim, it does not change the decision."
+        f"The further {who} compared with the candidate, but unless verdict.require names such a claim, it does not "
+        "change the decision."
     ]
 
 

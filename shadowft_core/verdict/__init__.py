@@ -146,6 +146,7 @@ def judge(
         "claims": [asdict(claim) for claim in claims],
         "arms": {name: _summary(arm, arms["instruct"]) for name, arm in arms.items()},
         "direct_control": "direct" in arms,
+        "serves": serves,
     }
 
 

@@ -61,7 +61,7 @@ def _of_recipe(made: Mapping[Path, str], arms: Mapping[str, Arm]) -> Candidate:
     ours = {name: arm.model_digest for name, arm in arms.items() if name.endswith("_scaled")}
     for digest in made.values():
         for name in reversed(list(arms)):
-            if arms[name].model_digest == digest and (name in ours or digest not in ours.values()):
+            if arms[name].model_digest == digest:
                 return Candidate(name, digest)
     if not made:
         raise EvaluationError("no candidate is named; pass candidate.json or the recipe.json of an arm")

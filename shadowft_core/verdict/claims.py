@@ -143,7 +143,7 @@ def _superiority(
 
 def _superiority_outcome(c: Comparison, p_adjusted: float, alpha: float) -> Outcome:
     high = c.interval[1]
-    if p_adjusted <= alpha and c.difference > 0:  # a proven gain comes first: it is never a tie
+    if p_adjusted <= alpha:  # a proven gain comes first: it is never a tie
         return "better"
     if high < 0:
         return "worse"

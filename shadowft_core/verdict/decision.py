@@ -25,6 +25,8 @@ def decide(claims: Sequence[Claim]) -> Decision:
 def decision_of(judged: Mapping[str, Any]) -> Decision:
     """The decision that follows from the claims of a verdict.json, regardless of the decision the file states.
 
+    Without a candidate, or if the candidate serves already, it is `hold`, whatever the claims.
+
     Raises EvaluationError when the claims are malformed, or when one is missing that the arms make necessary.
     """
     try:
@@ -49,7 +51,7 @@ def decision_of(judged: Mapping[str, Any]) -> Decision:
                 f"the verdict has no claim that decides {kind} of {candidate} over {against} on the {where}; run "
                 "`shadowft verdict` again"
             )
-    return decide(claims)
+    return "hold" if judged.get("serves") else decide(claims)
 
 
 def _first_format(judged: Mapping[str, Any]) -> list[Expected]:

@@ -7,7 +7,7 @@ from shadowft_core.verdict.claims import Claim
 from shadowft_core.verdict.comparison import item_scores, score_range
 from shadowft_core.verdict.decision import Decision
 from shadowft_core.verdict.looks import Look
-from shadowft_core.verdict.scores import CHAMPIONS, Arm
+from shadowft_core.verdict.scores import CHAMPIONS, Arm, routes_of
 from shadowft_core.verdict.statistics import mean_of_tasks
 
 
@@ -90,5 +90,14 @@ def _remarks(arms: Mapping[str, Arm], look: Look, params: Verdict) -> list[str]:
     if not arms["instruct"].tasks("guard"):
         found.append("no guard task was measured: nothing is claimed about forgetting")
     if "direct" not in arms:
-        found.append("direct tuning was not run: nothing is claimed about it")
+        found.append("the route direct was not run: nothing is claimed about it")
+    by_model: dict[str, list[str]] = {}
+    for name, arm in arms.items():
+        if name not in CHAMPIONS:
+            by_model.setdefault(arm.model_digest, []).append(name)
+    found += [
+        f"{', '.join(names)}: the same model, so these routes are one way of tuning"
+        for names in by_model.values()
+        if len(routes_of(names)) > 1 and "instruct" not in names
+    ]
     return found

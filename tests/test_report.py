@@ -91,7 +91,7 @@ def test_the_same_files_give_the_same_bytes(finished: Path, shown: Page, tmp_pat
 def test_the_page_reports_missing_direct_tuning(tmp_path: Path) -> None:
     alone = page(write_work(tmp_path, routes=("shadow",)))
     assert "The route direct was not run, so it has no arms." in alone.text
-    assert "nothing is claimed about direct tuning" in alone.text
+    assert "The route direct was not run, so nothing is claimed about it." in alone.text
     assert "direct_scaled" not in alone.text
 
 

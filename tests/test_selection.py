@@ -94,6 +94,7 @@ def test_without_guards_the_domain_decides(tmp_path: Path) -> None:
 
 def test_the_file_has_every_point_of_every_route(tmp_path: Path) -> None:
     found = chosen(tmp_path, {"shadow": [(0, 0.1, 0.9), *KEPT], "direct": [(1, 0.5, 0.8)]})
+    assert "1 of 2 arms keep it within 0.02" in found.reason
     written = json.loads((tmp_path / "candidate.json").read_bytes())
     points = written.pop("points")
     assert written == {

@@ -233,6 +233,9 @@ def test_means_are_those_of_exactly_these_items(folder_store: Store) -> None:
     assert looks.means(items()) == {model(1): 0.5}
     assert looks.means(items(0, 41)) == {model(2): 0.5}
     assert looks.means(items(5, 9)) == {}
+    facts = {"model_name": "m", "items": items().digest, "commit": None, "dirty": None, "costs": []}
+    looks.write(looks.next(looks.tip(), candidate=model(3), means={model(3): 0.25}, **facts))
+    assert looks.means(items()) == {model(1): 0.5, model(3): 0.25}, "an interrupted look counts, too"
 
 
 def test_copies_and_order_of_items_do_not_matter() -> None:

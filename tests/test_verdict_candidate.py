@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from shadowft_core.errors import EvaluationError
-from shadowft_core.verdict import alpha_left, alpha_of, decision_of, verdict
+from shadowft_core.verdict import Look, alpha_left, alpha_of, decision_of, verdict
 from tests.fixtures.arms import ARMS, CLEAR, PARAMS, arena, five
 from tests.test_verdict_files import write_arm
 
@@ -185,6 +185,7 @@ def test_without_run_json_a_scored_champion_is_judged(work: Path) -> None:
 def test_looks_spend_alpha_and_no_more() -> None:
     assert alpha_of(0.05, 1) == pytest.approx(0.04)
     assert [alpha_of(0.05, k) for k in (2, 3, 10)] == pytest.approx([0.005, 0.01 / 6, 0.01 / 90])
+    assert Look(0, earlier=[{"number": 1}, {"number": 2}]).alpha(0.05) == alpha_of(0.05, 3), "that of the next look"
     assert [alpha_left(0.05, k) for k in (0, 1, 2, 10)] == pytest.approx([0.05, 0.01, 0.005, 0.001])
     for looks in (1, 2, 7, 200):
         spent = sum(alpha_of(0.05, k) for k in range(1, looks + 1))

@@ -1,6 +1,7 @@
 """`shadowft verdict --items`: a verdict on scores of any origin, its refusals, exit codes and other forms."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -225,6 +226,10 @@ def test_the_forms_hold_hostile_names() -> None:
     page = markdown(found)
     assert r"| a\|b\\u0000&lt;script> |" in page
     assert "| instruct | 0.100 [0.0" in page
+    assert re.search(
+        r"\| guards \| shadow_scaled against instruct \| general \| [^|]+ \| 0\.03 \| [^|]+ \| 0\.05 \|", page
+    )
+    assert page.count("| domain (not part of the decision) | ") == 2
     none = judge(arms, PARAMS, candidate=None) | {"reasons": ["nothing beats scale 0"]}
     suite = ElementTree.fromstring(junit(none))[0]
     assert (suite.get("tests"), suite.get("failures"), suite[0][0].get("message")) == (

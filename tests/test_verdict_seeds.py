@@ -12,8 +12,9 @@ import pytest
 from scipy.stats import t as student
 
 from shadowft_core.errors import EvaluationError
+from shadowft_core.params import Thresholds
 from shadowft_core.verdict import decision_of, judge, verdict
-from shadowft_core.verdict.comparison import runs_of
+from shadowft_core.verdict.comparison import Comparison, runs_of
 from shadowft_core.verdict.itemfile import verdict_of_items
 from shadowft_core.verdict.scores import Arm
 from shadowft_core.verdict.spread import Spread
@@ -260,3 +261,21 @@ def test_only_a_model_that_was_not_trained_here_stands_beside_every_seed(name: s
     expected = [(several, single)] if name == "direct" else [(several, single), (two, single)]
     assert runs_of(several, single) == expected
     assert runs_of(single, several) == [(second, first) for first, second in expected]
+
+
+def test_the_differences_of_seeds_are_in_the_unit_of_their_mean() -> None:
+    both = {}
+    for name, gain in (("instruct", 0.0), (CANDIDATE, 0.1)):
+        first, second = (
+            replace(
+                arm(name, {"skill": ("domain", answers(RNG, 50, 0.5)), "text": ("domain", RNG.normal(gain, 1, 50))}),
+                metrics={"skill": "acc", "text": "nats"},
+                seed=seed,
+            )
+            for seed in (0, 1)
+        )
+        both[name] = replace(first, further=(second,))
+    params = PARAMS.model_copy(update={"metrics": {"nats": Thresholds(margin=0.2, margin_each=0.3, worthwhile=0.5)}})
+    found = Comparison(both, CANDIDATE, "instruct", ["skill", "text"], params, "worthwhile", pooled=True)
+    assert found.in_units
+    assert np.mean(list(found.by_seed.values())) == pytest.approx(found.difference)

@@ -10,9 +10,10 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
-demo: run  ## all stages on the embedded pair: train, graft, judge, register
-run: venv  ## the flow `retrain` on params.yaml
-	python -m flows.retrain
+demo: venv  ## all stages on the embedded pair: train, graft, judge, register
+	shadowft demo .
+run: venv  ## the flow of flows/retrain.py on params.yaml
+	shadowft run
 
 demo-s3: venv  ## the same flow against a real S3 server on loopback
 	python -m tests.servers.seaweedfs --data var/seaweedfs -- python -m flows.retrain

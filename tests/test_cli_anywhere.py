@@ -15,6 +15,7 @@ STORE = "store publish --delta {work}/delta/shadow --store here"
 
 # Command lines that succeed, by verb; those of one verb run one after the other in the same empty folder.
 GIVEN = {
+    "init": ["init made --base {base} --instruct {instruct} --data {rows}", "init --upgrade made"],
     "prepare": [
         "prepare --data {rows} --tasks {tasks} --out data", "prepare --data {rows} --max-bad 0.99 --out looked_at"
     ],
@@ -54,7 +55,8 @@ GIVEN = {
 LACKING = {  # command lines that lack something: part of the message
     "data add {rows}": "expected a folder of a DVC repository",
     "preflight --out preflight.json": "data-report.json: missing or without a digest; run `shadowft prepare`",
-    "retrain": "flows/retrain.py: no such file",
+    "run": "flows/retrain.py: no such file",
+    "demo {data}": "expected an empty or new folder",
     "fetch --out pair": "`fetch` is needed",
     "prepare --tasks {tasks} --out data": "`prepare` is needed",
     "sweep --instruct {instruct} --delta {work}/delta/shadow --data {data} --out s.json": "`sweep` is needed",

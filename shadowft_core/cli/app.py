@@ -11,7 +11,6 @@ from typer.core import TyperGroup
 from shadowft_core.cli import (
     comparing,
     data,
-    flow,
     inspect,
     planning,
     power,
@@ -21,13 +20,15 @@ from shadowft_core.cli import (
     stages,
     store,
     suites,
+    workspaces,
 )
 from shadowft_core.cli.output import accept_any_text, print_error
 from shadowft_core.cli.workspace import filled_in, run_code_of_workspace
 from shadowft_core.errors import ShadowError
 
 INTERRUPTED = 130  # exit code after Ctrl-C, by the convention of shells
-RENAMED = {  # (verb, old word): new spelling
+RENAMED = {  # (verb, old word): new spelling; without a word the verb itself
+    ("retrain", ""): "run",
     ("store", "verify"): "store check",
     ("store", "gc"): "store prune",
     ("store", "--uri"): "--store",
@@ -42,9 +43,9 @@ class Verbs(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments; an old spelling is a usage error."""
         for (verb, old), new in RENAMED.items():
-            candidates = args[1:] if old.startswith("-") else args[1:2]
+            candidates = args[1:] if old.startswith("-") else args[1:2] if old else [""]
             if args[:1] == [verb] and any(word.partition("=")[0] == old for word in candidates):
-                ctx.fail(f"`{verb} {old}` is no longer accepted; use `{new}`")
+                ctx.fail(f"`{f'{verb} {old}'.strip()}` is no longer accepted; use `{new}`")
         return super().parse_args(ctx, args)
 
 
@@ -56,7 +57,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for group in (stages, scoring, flow, planning, power, data, suites, store, registry, promotion, comparing, inspect):
+for group in (
+    workspaces,
+    stages,
+    scoring,
+    planning,
+    power,
+    data,
+    suites,
+    store,
+    registry,
+    promotion,
+    comparing,
+    inspect,
+):
     app.add_typer(group.verbs)
 
 

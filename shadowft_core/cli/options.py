@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from shadowft_core.params import Params, Section, Verdict
 
 # Groups of verbs in `shadowft --help`, and of options in the help of a verb.
+START = "Start"
 STAGES, PLANNING, DATA, STORE, REGISTRY, INSPECT = "Stages", "Planning", "Data", "Store", "Registry", "Inspect"
 OUTPUT, WAIVERS, CONFIGURATION = "Output", "Waivers", "Configuration"
 

@@ -1,4 +1,5 @@
-"""Two differences when DVC runs a verb: it runs the code of the workspace, and placeholders of dvc.yaml are replaced.
+"""Differences when DVC runs a verb. In a checkout it runs the code there; in another workspace the stage must have the
+number that is recorded there; and placeholders of dvc.yaml are replaced.
 
 DVC passes the command of a stage to a shell, so dvc.yaml has no value of params.yaml in it, but the placeholders
 {route}, {model} and {graft}. This module replaces them by validated values of params.yaml.
@@ -17,14 +18,27 @@ PLACEHOLDERS = ("{route}", "{model}", "{graft}")
 
 
 def run_code_of_workspace() -> None:
-    """Restart with the shadowft_core of the current folder if DVC runs a stage with another one.
+    """If DVC runs a stage, restart with the code of the current folder, or check the number of the stage.
 
-    The command `shadowft` belongs to one checkout. In another checkout (a clone, the folder of `dvc exp run --temp`), a
-    stage would otherwise not run the code that DVC records the digest of.
+    Raises InputError if the results of the stage differ from those that the workspace was made for.
     """
-    here = Path("shadowft_core")
-    if STAGE in os.environ and (here / "cli").is_dir() and not here.samefile(Path(__file__).parents[1]):
-        path = [str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
+    if stage := os.environ.get(STAGE):
+        run_code_of(Path())
+        if Path("stages.yaml").is_file():
+            from shadowft_core.workspace import require_same_stage
+
+            require_same_stage(stage)
+
+
+def run_code_of(folder: Path) -> None:
+    """Restart with the shadowft_core of a folder if it has another one.
+
+    The command `shadowft` belongs to one checkout or environment. In another checkout (a clone, the folder of `dvc exp
+    run --temp`), a stage would otherwise not run the code that DVC records the digest of.
+    """
+    code = folder / "shadowft_core"
+    if (code / "cli").is_dir() and not code.samefile(Path(__file__).parents[1]):
+        path = [str(folder.resolve()), os.environ.get("PYTHONPATH", "")]
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
         os.execv(sys.executable, [sys.executable, "-m", "shadowft_core.cli", *sys.argv[1:]])  # noqa: S606
 

@@ -57,7 +57,7 @@ def run(
         print("no --guard: harm outside the domain is not measured, so the verdict does not cover it", file=sys.stderr)
     from shadowft_core.pipeline.command import run_flow
 
-    run_flow("flows.retrain", workspace)
+    run_flow(workspace / "flows/retrain.py", workspace)
     if save is not None:
         save_result(workspace, data, save)
 

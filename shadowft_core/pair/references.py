@@ -21,6 +21,11 @@ def is_remote(reference: str) -> bool:
     return reference.startswith(("hf:", "s3://"))
 
 
+def is_generated(reference: str) -> bool:
+    """Whether a package generates the model, such as `pico:base`; that may take minutes."""
+    return _generated(reference.partition(":")[0]) is not None
+
+
 def resolve(reference: str) -> tuple[Path, str]:
     """The folder and the label (empty for a published model) of a reference; generates or downloads it if needed.
 

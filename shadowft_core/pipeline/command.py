@@ -1,6 +1,6 @@
 """The command line of the flow: options, signals and the exit code."""
 
-import importlib
+import contextlib
 import io
 import os
 import signal
@@ -9,12 +9,12 @@ import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
-from shadowft_core.errors import ParamsError, RegistrationPendingError, ShadowError
+from shadowft_core.errors import InputError, ParamsError, RegistrationPendingError, ShadowError
 from shadowft_core.params import load_params, refuse_password
 from shadowft_core.pipeline.server import prefect_server
 
@@ -40,15 +40,16 @@ def run(
 
     Example: python -m flows.retrain --store s3://my-bucket/deltas --endpoint http://127.0.0.1:8333 --name my-model
     """
-    run_flow("flows.retrain", workspace, store, endpoint, name)
+    flow = getattr(sys.modules["__main__"], "__file__", None) or "flows/retrain.py"
+    run_flow(Path(flow), workspace, store, endpoint, name)
 
 
 def run_flow(
-    module: str, workspace: Path, store: str | None = None, endpoint: str | None = None, name: str | None = None
+    flow: Path, workspace: Path, store: str | None = None, endpoint: str | None = None, name: str | None = None
 ) -> None:
-    """Run the flow `retrain` of a module as a program; `run` lists the exit codes.
+    """Run the flow `retrain` of a file such as flows/retrain.py as a program; `run` lists the exit codes.
 
-    Prefect reads its settings when it is imported, so the module is imported only here.
+    Prefect reads its settings when it is imported, so the file, which imports it, is loaded only here.
     """
     started = time.monotonic()
     for number in (signal.SIGTERM, signal.SIGINT):  # a shell starts background commands with SIGINT ignored
@@ -60,7 +61,7 @@ def run_flow(
         _refuse_undecodable({"--workspace": str(workspace), "--store": store, "--endpoint": endpoint, "--name": name})
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
         with Console(stderr=True).status("starting Prefect"), prefect_server(workspace.resolve() / "var" / "prefect"):
-            retrain = importlib.import_module(module).retrain  # takes seconds, so it runs while the server starts
+            retrain = _loaded(flow).retrain  # takes seconds, so it runs while the server starts
             from shadowft_core.pipeline.steps import WAITING
 
         state = retrain(str(workspace), store, endpoint, name, return_state=True)
@@ -81,6 +82,24 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # a stage may write characters that the terminal's encoding lacks
             stream.reconfigure(errors="backslashreplace")
     app(prog_name="python -m flows.retrain")
+
+
+def _loaded(flow: Path) -> Any:
+    """The module of a flow's file, loaded as a worker of Prefect loads it: its imports begin at the file's folder, then
+    at the folder above. Raises InputError if it cannot be loaded or has no flow `retrain`."""
+    from prefect.exceptions import ScriptError
+    from prefect.utilities.importtools import load_script_as_module
+
+    flow = flow.resolve()
+    try:
+        with contextlib.chdir(flow.parents[1]):
+            module = load_script_as_module(str(flow))
+    except ScriptError as error:
+        cause = error.user_exc
+        raise InputError(f"{flow}: {type(cause).__name__}: {cause}; correct the file") from cause
+    if not hasattr(module, "retrain"):
+        raise InputError(f"{flow}: has no flow `retrain`; name the function that runs everything so")
+    return module
 
 
 def _refuse_undecodable(options: Mapping[str, str | None]) -> None:

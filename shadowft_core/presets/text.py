@@ -61,7 +61,7 @@ graft:
   scale: sweep       # the paper grafts at scale 1
 
 evaluate:
-  tasks: my_tasks    # a folder of lm-evaluation-harness task files; example: shadowft_core/demo/pico/tasks
+  tasks: my_tasks    # a folder of lm-evaluation-harness task files; docs/evaluation.md
   domain: [heldout]
   guards: []         # what must not get worse; without a task here, the verdict cannot see harm
   limit: null
@@ -69,6 +69,8 @@ evaluate:
 
 verdict:
   margin: 0.03
+  metrics:           # of heldout, in nats per byte
+    logprob_per_byte: {{margin: 0.02, margin_each: 0.04, worthwhile: 0.01}}
 
 store:
   uri: var/store

@@ -1,0 +1,136 @@
+"""The numbers of the stages: installed with the package, recorded in the stages.yaml of a workspace.
+
+stages.yaml of a workspace is tracked by git and has, besides a number for each stage, `written_by`, the version of this
+package that wrote it, and `templates`, digests of the files that came with that version.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from shadowft_core.errors import InputError
+from shadowft_core.files import bytes_digest, write_atomically
+from shadowft_core.files.yamlfile import read_yaml
+from shadowft_core.workspace import template
+
+STAGES = "stages.yaml"
+INSTALLED = Path(__file__).with_name(STAGES)
+HEADER = """\
+# Written by `shadowft init`: every stage depends on its number. A version of shadowft that changes the results of a
+# stage raises it; `shadowft run` and `shadowft init --upgrade` then update this file. Commit it, but do not edit it.
+"""
+
+
+@dataclass(frozen=True)
+class Upgrade:
+    """What `upgrade` changed: the stages that are now out of date, files that were replaced, and files that were kept
+    because somebody changed them (the new one is beside it, as NAME.new)."""
+
+    stages: tuple[str, ...]
+    replaced: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.stages or self.replaced or self.kept)
+
+    def lines(self) -> list[str]:
+        """One line for each kind of change."""
+        found = [f"out of date, because their results changed: {', '.join(self.stages)}"] * bool(self.stages)
+        found += [f"replaced, as nobody had changed them: {', '.join(self.replaced)}"] * bool(self.replaced)
+        return found + [f"{name}: changed here, so it stays; the new one is {name}.new" for name in self.kept]
+
+
+def numbers(file: Path | None = None) -> dict[str, int]:
+    """The number of each stage in a stages.yaml; by default in that of the package."""
+    return {name: value for name, value in _read(file or INSTALLED).items() if isinstance(value, int)}
+
+
+def require_same_stage(stage: str, workspace: Path = Path()) -> None:
+    """Raise InputError if the workspace records another number for a stage than the installed package has.
+
+    `stage` as DVC names it, such as train@shadow. A folder without stages.yaml, such as a checkout, and a stage of the
+    user's own have no number.
+    """
+    name, file = stage.partition("@")[0], workspace / STAGES
+    installed = numbers()
+    if name not in installed or not file.is_file():
+        return
+    recorded = numbers(file)
+    if recorded.get(name) != installed[name]:
+        _refuse_newer(file, installed)
+        raise InputError(
+            f"{STAGES}: the results of the stage {name} changed: its number is {recorded.get(name)} here, written by "
+            f"{_writer(file)}, and {installed[name]} in {_this()}; run `shadowft init --upgrade`, then the stage again"
+        )
+
+
+def upgrade(workspace: Path) -> Upgrade:
+    """Bring a workspace to the installed package: numbers of stages, and files that are as `init` wrote them.
+
+    A file that was changed stays; if the package has a new one, it is written beside it as NAME.new. params.yaml and
+    the tasks are never changed. Raises InputError for a folder that is no workspace, and for one that a newer version
+    wrote.
+    """
+    file = workspace / STAGES
+    if not file.is_file():
+        raise InputError(
+            f"{workspace}: has no {STAGES}, so it is no workspace that `shadowft init` made; a checkout of the project "
+            "needs no upgrade, and `shadowft init DIR` makes a workspace"
+        )
+    installed, recorded = numbers(), numbers(file)
+    _refuse_newer(file, installed)
+    before, now = _read(file).get("templates") or {}, template.digests()
+    replaced: list[str] = []
+    kept: list[str] = []
+    for path, name in template.FILES.items():
+        place = workspace / path
+        found = bytes_digest(place.read_bytes()) if place.is_file() else None
+        if now[path] in (before.get(path), found):
+            continue
+        unchanged = found == before.get(path)
+        write_atomically(place if unchanged else place.with_name(f"{place.name}.new"), template.content(name))
+        (replaced if unchanged else kept).append(path)
+    changes = Upgrade(
+        tuple(name for name in installed if recorded.get(name) != installed[name]), tuple(replaced), tuple(kept)
+    )
+    if changes:
+        write_stages(workspace)
+    return changes
+
+
+def write_stages(workspace: Path) -> None:
+    """Write stages.yaml of a workspace whose files are those of the installed package."""
+    lines = [f"{name}: {number}" for name, number in numbers().items()]
+    lines += [f"written_by: {_this()}", "templates:"]
+    lines += [f"  {path}: {digest}" for path, digest in template.digests().items()]
+    write_atomically(workspace / STAGES, (HEADER + "\n".join(lines) + "\n").encode())
+
+
+def _refuse_newer(file: Path, installed: Mapping[str, int]) -> None:
+    newer = {name: number for name, number in numbers(file).items() if number > installed.get(name, number)}
+    if newer:
+        name, number = next(iter(newer.items()))
+        raise InputError(
+            f"{file}: the number of the stage {name} is {number}, written by {_writer(file)}, and {installed[name]} in "
+            f"{_this()}; install that version of shadowft or a newer one"
+        )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    found = read_yaml(file)
+    if not isinstance(found, dict):
+        raise InputError(
+            f"{file}: expected a number for each stage, found {json.dumps(found)[:80]}; restore it with git"
+        )
+    return found
+
+
+def _writer(file: Path) -> str:
+    return str(_read(file).get("written_by", "an unknown version"))
+
+
+def _this() -> str:
+    return f"shadowft {version('shadowft')}"

@@ -1,0 +1,299 @@
+"""`shadowft init` and `demo`: what a new workspace has, and what is refused before anything is written."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from shadowft_core.errors import DataError, InputError, PairError, SameModelError, ShadowError
+from shadowft_core.params import load_params
+from shadowft_core.prepare.tracked import require_intact
+from shadowft_core.presets import preset, presets
+from shadowft_core.suites import TaskFiles
+from shadowft_core.workspace import making, stages, template
+from tests.fixtures import templates
+from tests.fixtures.checkouts import run
+from tests.fixtures.cli import Shadowft
+from tests.fixtures.models import Pair
+from tests.servers.hub import REVISION as COMMIT
+from tests.servers.hub import Hub
+
+ROOT = Path(__file__).parent.parent
+ROW = '{"messages": [{"role": "user", "content": "hi %d"}, {"role": "assistant", "content": "hello"}]}\n'
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    file = tmp_path / "my rows.jsonl"
+    file.write_text("".join(ROW % n for n in range(9)), encoding="utf-8")
+    return file
+
+
+def git(folder: Path, *words: str) -> str:
+    return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@contextmanager
+def repository(folder: Path) -> Iterator[Any]:
+    from dvc.repo import Repo
+
+    with chdir(folder), Repo() as repo:
+        yield repo
+
+
+def stages_of(text: str) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = yaml.safe_load(text)["stages"]
+    return {name: stage.get("do", stage) for name, stage in found.items()}
+
+
+@pytest.mark.parametrize("name", sorted(templates.expected()))
+def test_the_template_is_the_repositorys_own(name: str) -> None:
+    """`python -m tests.fixtures.templates` writes the files."""
+    assert (templates.FOLDER / name).read_text(encoding="utf-8") == templates.expected()[name]
+
+
+def test_in_a_workspace_a_stage_depends_on_its_number_in_place_of_code() -> None:
+    own, there = (stages_of(text) for text in (templates.read("dvc.yaml"), templates.expected()["dvc.yaml.txt"]))
+    assert list(own) == list(there) == list(stages.numbers())
+    for name, stage in own.items():
+        stage["deps"] = [dep for dep in stage["deps"] if not dep.startswith("shadowft_core/")]
+        stage["params"] = [*stage.get("params", []), {"stages.yaml": [name]}]
+        if not stage["deps"]:
+            del stage["deps"]
+    assert there == own
+
+
+def test_every_file_of_the_template_has_a_place() -> None:
+    used = {*template.FILES.values(), *template.OWN.values(), *template.DEMO.values()}
+    assert {file.name for file in template.FOLDER.iterdir()} == used
+    assert set(templates.expected()) < used
+    assert used - set(templates.expected()) == {"README.md.txt", "params.yaml.txt", "tasks-README.md.txt"}
+
+
+def test_a_workspace_has_all_that_a_run_needs(tmp_path: Path, rows: Path, tiny_llama_pair: Pair) -> None:
+    folder = tmp_path / "mine"
+    made = making.init(folder, str(tiny_llama_pair.base), str(tiny_llama_pair.instruct), str(rows))
+    assert (made.to_fill, made.notes[-1]) == ([], f"data: data/my rows.jsonl is a copy of {rows}, tracked by DVC")
+    assert git(folder, "status", "--porcelain") == ""
+    assert git(folder, "log", "--format=%s") == "A workspace of shadowft"
+    expected = {*template.FILES, *template.OWN, "stages.yaml", "data/.gitignore", "data/my rows.jsonl.dvc"}
+    assert set(git(folder, "ls-files").splitlines()) == expected
+    with chdir(folder):
+        params = load_params(Path("params.yaml"))
+        assert Path(params.prepare.data).read_bytes() == rows.read_bytes()
+        assert require_intact(Path(params.prepare.data)), "the digest of the data is recorded"
+        for section in (params.evaluate, params.sweep):
+            assert TaskFiles(Path(params.evaluate.tasks)).resolve([*section.domain, *section.guards])
+    assert (params.fetch.base, params.registry.name) == (str(tiny_llama_pair.base.resolve()), "mine")
+    assert "logprob_per_byte" in params.verdict.metrics
+    with repository(folder) as repo:
+        assert repo.config["core"]["analytics"] is False
+        assert {stage.addressing for stage in repo.index.stages if stage.cmd} >= {
+            "train@shadow",
+            "train@direct",
+            "report",
+        }
+    assert not list(tmp_path.glob(".*")), "nothing is left beside it"
+
+
+def test_data_in_a_folder_stays_where_it_is(tmp_path: Path, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "many").mkdir()
+    monkeypatch.chdir(tmp_path)
+    made = making.init(Path("mine"), data="many")
+    assert load_params(Path("mine/params.yaml")).prepare.data == str(tmp_path / "many")
+    assert made.to_fill == ["fetch.base", "fetch.instruct"]
+    assert "stays where it is" in made.notes[0]
+
+
+def test_what_is_not_named_is_to_be_filled_in(
+    tmp_path: Path, shadowft: Shadowft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in an empty folder that a shell is in."""
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    code, out, _ = shadowft("init")
+    assert code == 0
+    assert out.splitlines()[-2:] == [
+        "  to fill in, in params.yaml: fetch.base, fetch.instruct, prepare.data",
+        "next: shadowft run",
+    ]
+    assert {"dvc.yaml", ".git", "params.yaml"} <= {entry.name for entry in Path().iterdir()}
+    assert not list(Path().glob(".*new*"))
+    assert git(Path(), "status", "--porcelain") == ""
+
+
+REFUSED: dict[str, tuple[dict[str, str], type[ShadowError], str]] = {
+    "no data": ({"data": "{tmp}/none.jsonl"}, DataError, "none.jsonl: no such file or folder"),
+    "no Base": ({"base": "{tmp}/none", "instruct": "{instruct}"}, InputError, "none: no such folder"),
+    "one model": ({"base": "{base}"}, InputError, "expected both or neither"),
+    "the same model": ({"base": "{instruct}", "instruct": "{instruct}"}, SameModelError, "the same model"),
+    "not a model": ({"base": "{tmp}", "instruct": "{instruct}"}, InputError, "safetensors"),
+    "swapped": ({"base": "{instruct}", "instruct": "{base}"}, PairError, ""),
+    "not pinned": ({"base": "hf:a/b@main", "instruct": "{instruct}"}, InputError, "not pinned"),
+    "no preset": ({"preset": "qwen3-8b-lara"}, InputError, "qwen3-8b-lora"),
+    "offline": ({"preset": "qwen3-8b-lora"}, InputError, "the hub failed"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("exists", [False, True], ids=["new", "empty"])
+def test_nothing_is_written_before_all_is_in_order(
+    case: str, exists: bool, tmp_path: Path, tiny_llama_pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    given, error, message = REFUSED[case]
+    values = {"tmp": str(tmp_path), "base": str(tiny_llama_pair.base), "instruct": str(tiny_llama_pair.instruct)}
+    folder = tmp_path / "mine"
+    if exists:
+        folder.mkdir()
+    with pytest.raises(error) as refused:
+        making.init(folder, **{name: value.format(**values) for name, value in given.items()})
+    assert message in str(refused.value)
+    assert sorted(tmp_path.rglob("*")) == [folder] * exists
+
+
+@pytest.mark.parametrize("make", [making.init, making.demo])
+def test_a_folder_with_files_is_refused(make: Any, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InputError, match=r"expected an empty or new folder, found notes\.txt; choose another folder"):
+        make(tmp_path)
+    (tmp_path / "stages.yaml").touch()
+    with pytest.raises(InputError, match=r"it is a workspace: `shadowft run .*` runs it"):
+        make(tmp_path)
+    with pytest.raises(InputError, match="is a file"):
+        make(tmp_path / "notes.txt")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("exists", [False, True], ids=["new", "empty"])
+def test_a_failure_while_writing_leaves_nothing(
+    exists: bool, tmp_path: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "gitconfig"
+    config.write_text("[core\n", encoding="utf-8")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
+    folder = tmp_path / "mine"
+    if exists:
+        folder.mkdir()
+    with pytest.raises(InputError, match=r"^git --quiet: .*bad config.*; correct git's settings"):
+        making.init(folder, data=str(rows))
+    assert sorted(tmp_path.rglob("*")) == sorted([config, rows, *[folder] * exists])
+
+
+def test_without_git_nothing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match="git: not found"):
+        making.init(tmp_path / "mine")
+
+
+def test_without_a_name_in_git_the_first_commit_is_by_shadowft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And only that one. A hook, a signature or a repository of the caller has no say."""
+    hooks = tmp_path / "hooks"
+    hooks.mkdir()
+    (hooks / "pre-commit").write_text("#!/bin/sh\nexit 1\n")
+    (hooks / "pre-commit").chmod(0o755)
+    config = tmp_path / "gitconfig"
+    config.write_text(
+        f"[user]\nuseConfigOnly = true\n[commit]\ngpgsign = true\n[core]\nhooksPath = {hooks}\n", encoding="utf-8"
+    )
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(config))
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "somewhere"))
+    for name in ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL", "EMAIL"):
+        monkeypatch.delenv(name, raising=False)
+    made = making.init(tmp_path / "mine")
+    monkeypatch.delenv("GIT_DIR")
+    assert made.notes == [
+        "git: it knows no name of yours, so shadowft made the first commit; set user.name and user.email"
+    ]
+    assert git(tmp_path / "mine", "log", "--format=%an <%ae>") == "shadowft <shadowft@localhost>"
+    assert "[user]" not in (tmp_path / "mine/.git/config").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", [found.name for found in presets()])
+def test_a_preset_with_models_of_ones_own(name: str, tmp_path: Path) -> None:
+    from shadowft_core.workspace.settings import settings
+
+    (tmp_path / "params.yaml").write_text(settings("my-model", "/a b/base", "hf:a/b@c", "data/it's.jsonl", name))
+    params = load_params(tmp_path / "params.yaml")
+    assert (params.fetch.base, params.fetch.instruct) == ("/a b/base", "hf:a/b@c")
+    assert (params.prepare.data, params.evaluate.tasks) == ("data/it's.jsonl", "tasks")
+    assert (params.train, params.registry.name) == (preset(name).train, "my-model")
+
+
+UNDER_ANOTHER_OWNER = """
+from shadowft_core.cli import main
+from shadowft_core.workspace import making
+asked = making.current_commit
+making.current_commit = lambda repo: asked("owner/" + repo.split("/")[1])  # what the hub of the tests serves
+main()
+"""
+
+
+@pytest.fixture
+def hub(tmp_path: Path, rows: Path, tiny_llama_pair: Pair) -> Iterator[Hub]:
+    (tmp_path / "set").mkdir()
+    rows.rename(tmp_path / "set/train.jsonl")
+    server = Hub(
+        {"ours": tmp_path / "set", "Qwen3-8B-Base": tiny_llama_pair.base, "Qwen3-8B": tiny_llama_pair.instruct}
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_models_and_data_of_a_hub(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The models of a preset at the commits of today; the data, downloaded and tracked. The hub's client reads its
+    settings on import, hence a process."""
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{hub.server_port}")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    words = ["init", "mine", "--preset", "qwen3-8b-lora", "--data", f"hf:owner/ours@{COMMIT}"]
+    out = run(tmp_path, sys.executable, "-c", UNDER_ANOTHER_OWNER, *words)
+    assert f"  data: data/ours was downloaded from hf:owner/ours@{COMMIT} and is tracked by DVC" in out.splitlines()
+    params = load_params(tmp_path / "mine/params.yaml")
+    assert (params.fetch.base, params.fetch.instruct) == (
+        f"hf:Qwen/Qwen3-8B-Base@{COMMIT}",
+        f"hf:Qwen/Qwen3-8B@{COMMIT}",
+    )
+    assert params.prepare.data == "data/ours"
+    assert (tmp_path / "mine/data/ours/train.jsonl").read_bytes() == (tmp_path / "set/train.jsonl").read_bytes()
+    assert "data/ours.dvc" in git(tmp_path / "mine", "ls-files").splitlines()
+
+
+def test_the_demo_is_the_run_of_the_repository(tmp_path: Path) -> None:
+    """With its data and tasks as its own files."""
+    making.demo(tmp_path / "demo")
+    own = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    assert (tmp_path / "demo/params.yaml").read_text(encoding="utf-8") == own.replace("shadowft_core/demo/pico/", "")
+    pico = ROOT / "shadowft_core/demo/pico"
+    for name in ("data", "tasks", "replay.jsonl"):
+        done = subprocess.run(["diff", "-r", pico / name, tmp_path / "demo" / name], capture_output=True, check=False)
+        assert (done.returncode, done.stdout) == (0, b"")
+    assert git(tmp_path / "demo", "status", "--porcelain") == ""
+
+
+def test_the_old_verb_names_the_new_one(shadowft: Shadowft) -> None:
+    code, _, err = shadowft("retrain", "--name", "x")
+    assert code == 2
+    assert "`retrain` is no longer accepted; use `run`" in " ".join(err.replace("│", "").split())
+
+
+def test_run_outside_of_a_workspace_says_how_to_get_one(tmp_path: Path, shadowft: Shadowft) -> None:
+    shadowft("run", tmp_path).refused(3, "flows/retrain.py: no such file", "`shadowft init` makes one")
+
+
+def test_a_flow_that_cannot_be_loaded_is_one_line(tmp_path: Path, shadowft: Shadowft, prefect_api: str) -> None:
+    making.demo(folder := tmp_path / "demo")
+    flow = folder / "flows/retrain.py"
+    text = flow.read_text(encoding="utf-8")
+    flow.write_text("import nothing_of_that_name\n" + text, encoding="utf-8")
+    shadowft("run", folder).refused(3, f"{flow}: ModuleNotFoundError: No module named 'nothing_of_that_name'")
+    flow.write_text(text.replace("def retrain(", "def again("), encoding="utf-8")
+    shadowft("run", folder).refused(3, f"{flow}: has no flow `retrain`")

@@ -1,40 +1,38 @@
 """The names of `__init__.py` for type checkers; tests/test_package.py holds the two together."""
 
+from shadowft_core.api import check_pair as check_pair
+from shadowft_core.api import extract as extract
+from shadowft_core.api import graft as graft
+from shadowft_core.api import judge as judge
+from shadowft_core.api import materialize as materialize
+from shadowft_core.api import open_delta as open_delta
+from shadowft_core.api import publish as publish
+from shadowft_core.api import read_receipt as read_receipt
 from shadowft_core.delta import Delta as Delta
-from shadowft_core.delta import extract as extract
-from shadowft_core.delta import open_delta as open_delta
 from shadowft_core.errors import ShadowError as ShadowError
-from shadowft_core.export import export_adapter as export_adapter
+from shadowft_core.grafting import Merge as Merge
 from shadowft_core.grafting import Options as Options
-from shadowft_core.grafting import graft as graft_model
-from shadowft_core.pair import check_pair as check_pair
-from shadowft_core.params import Params as Params
+from shadowft_core.params import Registry as Registry
 from shadowft_core.params import Store as Store
-from shadowft_core.params import load_params as load_params
-from shadowft_core.promotion import materialize as materialize
-from shadowft_core.store import fetch_delta as fetch_delta
-from shadowft_core.store import publish as publish
-from shadowft_core.weights import Checkpoint as Checkpoint
-from shadowft_core.weights import open_checkpoint as open_checkpoint
+from shadowft_core.params import Verdict as Verdict
 
 __all__ = [
-    "Checkpoint",
     "Delta",
+    "Merge",
     "Options",
-    "Params",
+    "Registry",
     "ShadowError",
     "Store",
+    "Verdict",
     "__version__",
     "check_pair",
-    "export_adapter",
     "extract",
-    "fetch_delta",
-    "graft_model",
-    "load_params",
+    "graft",
+    "judge",
     "materialize",
-    "open_checkpoint",
     "open_delta",
     "publish",
+    "read_receipt",
 ]
 
 __version__: str

@@ -14,8 +14,6 @@ os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
 # A test runner started in the background ignores Ctrl-C, and child processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-import shadowft_core  # noqa: E402, F401  switches telemetry off before anything else is imported
-
 # Each after those it imports.
 PLUGINS = ("models", "data", "evaluation", "serving", "pico", "prefect", "s3", "runs", "training", "cli")
 pytest_plugins = [f"tests.fixtures.{name}" for name in PLUGINS]

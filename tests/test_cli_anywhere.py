@@ -45,6 +45,7 @@ GIVEN = {
     "data": ["data diff {data} {data}", "data show {data} --tokenizer {model} --tasks {tasks}"],
     "history": ["history {name}", "history {name} --looks"],
     "reconcile": ["reconcile {name}"],
+    "doctor": ["doctor"],
     "version": ["version"],
     "preset": ["preset list", "preset show qwen3-8b-lora"],
     "suite": ["suite list", "suite show math7"],

@@ -55,7 +55,7 @@ def test_help_imports_no_other_room(words: list[str]) -> None:
         "from shadowft_core.cli import main; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr.splitlines()[-1] == "[] ['cli', 'errors']"
+    assert done.stderr.splitlines()[-1] == "[] ['cli', 'environment', 'errors']"
 
 
 def test_version_imports_no_library() -> None:

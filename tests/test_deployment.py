@@ -13,6 +13,7 @@ import psutil
 import pytest
 import yaml
 
+from shadowft_core.environment import VARIABLES
 from shadowft_core.files import process
 from tests.fixtures.workspace import copy_flows, make_workspace
 
@@ -32,6 +33,7 @@ def home(tmp_path: Path) -> Path:
     """A small checkout: workspace, flows, and the repository's prefect.yaml with a run every minute."""
     folder = make_workspace(tmp_path / "home")
     copy_flows(folder)
+    (folder / "graft.sh").write_text("env > environment.txt\n", encoding="utf-8")
     deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
     deployments["deployments"][0]["schedules"][0]["cron"] = "* * * * *"
     (folder / "prefect.yaml").write_text(yaml.safe_dump(deployments), encoding="utf-8")
@@ -44,13 +46,18 @@ def prefect(home: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Pop
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {
-        "PREFECT_HOME": str(tmp_path / "prefect"),
-        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
-        "SHADOWFT_HOME": str(home),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": f"{home}:{ROOT}",
-    }
+    told = {name: value for name, value in os.environ.items() if name not in VARIABLES}  # none of ours but these two
+    environment = (
+        told
+        | {name: VARIABLES[name] for name in ("DO_NOT_TRACK", "PREFECT_SERVER_ANALYTICS_ENABLED")}
+        | {
+            "PREFECT_HOME": str(tmp_path / "prefect"),
+            "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+            "SHADOWFT_HOME": str(home),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": f"{home}:{ROOT}",
+        }
+    )
     started = []
 
     def prefect(*arguments: str) -> subprocess.Popen[str]:
@@ -108,6 +115,10 @@ def test_the_schedule_makes_runs_and_a_worker_finishes_them(home: Path, prefect,
     assert done[0]["state"]["message"] == "hold: models:/shadowft-pico/1 (alias challenger)"
     order = (home / "order.txt").read_text(encoding="utf-8").split()
     assert order == ["fetch", "extract@shadow", "graft@shadow", "verdict", "report"]
+
+    lines = (home / "environment.txt").read_text("utf-8").splitlines()
+    seen = {name: value.lower() for name, _, value in (line.partition("=") for line in lines)}  # Prefect writes False
+    assert seen.items() >= VARIABLES.items(), "a stage of a deployed run has telemetry off and hubs offline"
 
     assert not [path for path in (tmp_path / "prefect").glob("prefect.db*") if b"hunter2" in path.read_bytes()]
 

@@ -1,6 +1,7 @@
-"""The package as a library: its public names, what importing it sets, and the built wheel."""
+"""The package as a library: its public names, and the built wheel."""
 
 import ast
+import inspect
 import os
 import shutil
 import subprocess
@@ -17,36 +18,59 @@ import pytest
 import shadowft_core
 
 ROOT = Path(__file__).parent.parent
-PUBLIC = {  # adding a name is a decision; removing one breaks users
-    "Checkpoint",
-    "Delta",
-    "Options",
-    "Params",
-    "ShadowError",
-    "Store",
-    "__version__",
-    "check_pair",
-    "export_adapter",
-    "extract",
-    "fetch_delta",
-    "graft_model",
-    "load_params",
-    "materialize",
-    "open_checkpoint",
-    "open_delta",
-    "publish",
+FOLDER = "str | os.PathLike[str]"
+ANY = "dict[str, typing.Any]"
+FUNCTIONS = {  # adding a name or an optional argument is a decision; any other change breaks users
+    "check_pair": f"(base: {FOLDER}, instruct: {FOLDER}, *, ignore: collections.abc.Sequence[str] = ()) -> {ANY}",
+    "extract": f"(base: {FOLDER}, tuned: {FOLDER}, out: {FOLDER}, *, storage: 'Storage' = 'compressed', "
+    "lowrank: float | None = None, unrelated: bool = False, ignore: collections.abc.Sequence[str] = ()) -> " + ANY,
+    "graft": f"(instruct: {FOLDER}, deltas: collections.abc.Sequence[tuple['Folder | Delta', float]], "
+    f"out: {FOLDER}, options: 'Options | None' = None) -> {ANY}",
+    "judge": "(scores: 'Folder | Table | Sequence[Mapping[str, Any]]', candidate: str, "
+    f"thresholds: 'Verdict | None' = None) -> {ANY}",
+    "materialize": f"(reference: str, out: {FOLDER}, registry: 'Registry', store: 'Store', *, "
+    f"instruct: {FOLDER} | None = None) -> {ANY}",
+    "open_delta": f"(folder: {FOLDER}) -> 'Delta'",
+    "publish": f"(delta: {FOLDER}, store: 'Store') -> str",
+    "read_receipt": f"(folder: {FOLDER}) -> {ANY}",
 }
+TYPES = {  # the fields or arguments that users may name
+    "Delta": "names shape form read norm verify",
+    "Merge": "rule density seed",
+    "Options": "scope dtype merge scale_for waivers ignore",
+    "Registry": "name tracking_uri",
+    "ShadowError": "exit_code",
+    "Store": "uri endpoint region sse sse_kms_key bucket_owner chunk_bytes",
+    "Verdict": "alpha margin margin_each worthwhile metrics require resamples seed",
+}
+PUBLIC = {*FUNCTIONS, *TYPES, "__version__"}
 
 
 def run(code: str) -> str:
-    """Run code in a new interpreter that has none of the variables that the package sets."""
-    env = {name: value for name, value in os.environ.items() if name not in shadowft_core._ENVIRONMENT}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env, cwd=ROOT)
+    """Run code in a new interpreter."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     return done.stdout.strip()
 
 
 def test_the_public_names_are_frozen() -> None:
     assert set(shadowft_core.__all__) == PUBLIC
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_signature_is_frozen(name: str) -> None:
+    assert str(inspect.signature(getattr(shadowft_core, name))) == FUNCTIONS[name]
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_the_fields_of_a_public_type_are_frozen(name: str) -> None:
+    kind = getattr(shadowft_core, name)
+    held = getattr(kind, "model_fields", None) or [*dir(kind), *getattr(kind, "__annotations__", ())]
+    assert not set(TYPES[name].split()) - set(held)
+
+
+def test_the_page_and_the_changelog_name_every_public_name() -> None:
+    page = (ROOT / "docs/python.md").read_text(encoding="utf-8")
+    assert not [name for name in PUBLIC - {"__version__"} if f"`{name}" not in page]
 
 
 @pytest.mark.parametrize("name", sorted(PUBLIC))
@@ -82,21 +106,26 @@ def test_importing_the_package_loads_no_dependency() -> None:
     assert run(code) == "{'shadowft_core'}"
 
 
-@pytest.mark.parametrize("room", ["train", "evaluate", "loading", "recipe_model", "pair", "registry", "weights"])
-def test_a_library_user_has_hubs_offline_and_telemetry_off(room: str) -> None:
-    code = (
-        f"import os, shadowft_core.{room}, huggingface_hub.constants as hub, datasets.config\n"
-        "print(hub.HF_HUB_OFFLINE, hub.HF_HUB_DISABLE_TELEMETRY, datasets.config.HF_DATASETS_OFFLINE)\n"
-        "print(os.environ['DO_NOT_TRACK'], os.environ['OPENBLAS_NUM_THREADS'])"
-    )
-    assert run(code) == "True True True\ntrue 1"
+USER = """
+from pathlib import Path
+import shadowft_core as shadowft
+from shadowft_core import Delta, Merge, Options, Registry, ShadowError, Store, Verdict
 
-
-def test_a_variable_that_is_set_stays() -> None:
-    code = "import os; os.environ['HF_HUB_OFFLINE'] = '0'; import shadowft_core; print(os.environ['HF_HUB_OFFLINE'])"
-    assert run(code) == "0"
-
-
+def tune(base: Path, instruct: str) -> str:
+    delta: Delta = shadowft.open_delta("delta")
+    try:
+        recipe = shadowft.graft(instruct, [("delta", 1.0), (delta, 0.5)], base / "out", Options(merge=Merge("sum")))
+        digest: str = shadowft.publish(delta.path, Store(uri="s3://bucket/deltas"))
+    except ShadowError as error:
+        return str(error)
+    shadowft.materialize("models:/mine@champion", "out", Registry(), Store(), instruct=base)
+    verdict = shadowft.judge([{"arm": "instruct", "score": 1.0}], "mine", Verdict(margin=0.02))
+    shadowft.graft(instruct, ["delta"], "out")  # refused
+    shadowft.check_pair(base)  # refused
+    shadowft.judge(3, "mine")  # refused
+    shadowft.graft_model  # refused
+    return f"{digest} {recipe['digest']} {verdict['decision']} {shadowft.__version__.upper()}"
+"""
 BUILD = "import sys; from setuptools import build_meta as b; out = sys.argv[1]; b.build_sdist(out); b.build_wheel(out)"
 
 
@@ -151,3 +180,11 @@ def test_the_installed_wheel_runs_from_an_empty_folder(built: Path, tmp_path: Pa
     assert "graft" in output(tmp_path / "venv/bin/shadowft", "--help")
     assert output(python, "-c", "import shadowft_core.weights as w; print(bool(w.Family))").split() == ["True"]
     assert not list(empty.iterdir())
+
+    (empty / "user.py").write_text(USER)
+    mypy = [sys.executable, "-m", "mypy", "--strict", "--python-executable", python, "--cache-dir", tmp_path / "cache"]
+    done = subprocess.run([*mypy, "user.py"], cwd=empty, env=env, capture_output=True, text=True, check=False)
+    said = done.stdout.splitlines()
+    assert [line.partition(": error: ")[0] for line in said[:-1] if ": note: " not in line] == [
+        f"user.py:{number}" for number, line in enumerate(USER.splitlines(), 1) if line.endswith("# refused")
+    ], done.stdout

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from shadowft_core.environment import VARIABLES
 from shadowft_core.errors import InputError
 from shadowft_core.recipe_model.requests import COLDEST, HOTTEST, Settings, conversations, settings
 from tests.fixtures.runs import Run
@@ -28,7 +29,9 @@ def test_serve_and_predict_work_in_an_empty_folder(run: Run, tmp_path: Path) -> 
     name = run.register().name
     fresh = tmp_path / "fresh"
     fresh.mkdir()
-    environment = os.environ | {
+    theirs = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    environment = theirs | {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_TRACKING_URI": run.params.registry.tracking_uri,
         "SHADOWFT_CACHE": str(tmp_path / "cache"),
         "PYTHONPATH": str(ROOT),

@@ -14,7 +14,7 @@ import pytest
 from shadowft_core.cli import main
 from shadowft_core.errors import EvaluationError
 from shadowft_core.verdict import judge, junit, markdown
-from shadowft_core.verdict.itemfile import read_item_file, verdict_of_items
+from shadowft_core.verdict.itemfile import read_items, verdict_of_items
 from tests.fixtures.arms import CLEAR, PARAMS, arena, five
 
 Row = dict[str, Any]
@@ -93,7 +93,7 @@ def test_the_first_seed_ships_and_the_others_are_told(tmp_path: Path) -> None:
     assert found["claims"][0]["difference"] == pytest.approx(0.25)
     told = "domain: mine by seed: seed 3 0.500, seed 7 0.225; the first is judged, because it ships"
     assert told in found["reasons"]
-    arms = read_item_file(tmp_path / "items.parquet")
+    arms = read_items(tmp_path / "items.parquet")
     assert len(arms["mine"].scores["skill"]) == 400
     assert {name: [run.seed for run in one.runs] for name, one in arms.items()} == {"instruct": [None], "mine": [3, 7]}
 

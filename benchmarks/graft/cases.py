@@ -20,7 +20,8 @@ UNDIGESTED = (  # the same program without hashing weights, which shows the cost
     "from shadowft_core.cli import main; main()"
 )
 SIGMA = (
-    "import sys; from pathlib import Path; from shadowft_core.pair import check_pair; "
+    "import sys; from pathlib import Path; from shadowft_core.environment import set_variables; set_variables(); "
+    "from shadowft_core.pair import check_pair; "
     "print(check_pair(*map(Path, sys.argv[1:]))['sigma']['overall'])"
 )
 

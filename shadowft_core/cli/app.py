@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from shadowft_core.cli import (
     comparing,
     data,
+    doctor,
     inspect,
     planning,
     power,
@@ -24,6 +25,7 @@ from shadowft_core.cli import (
 )
 from shadowft_core.cli.output import accept_any_text, print_error
 from shadowft_core.cli.workspace import filled_in, run_code_of_workspace
+from shadowft_core.environment import set_variables
 from shadowft_core.errors import ShadowError
 
 INTERRUPTED = 130  # exit code after Ctrl-C, by the convention of shells
@@ -70,6 +72,7 @@ for group in (
     promotion,
     comparing,
     inspect,
+    doctor,
 ):
     app.add_typer(group.verbs)
 
@@ -79,6 +82,7 @@ def main() -> None:
 
     No verb reads stdin. Libraries and child processes that read it get an end of file.
     """
+    set_variables()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     accept_any_text()
     if not sys.warnoptions:  # hides the deprecation warnings of libraries; `python -W` shows them

@@ -19,6 +19,7 @@ import typer
 import yaml
 
 from shadowft_core.demo import smollm2
+from shadowft_core.environment import set_variables
 from shadowft_core.errors import InputError, ShadowError
 from shadowft_core.files import canonical_json, file_digest, new_folder, write_atomically
 from shadowft_core.params import load_params
@@ -257,6 +258,7 @@ def _git(*arguments: str) -> None:
 
 def main() -> None:
     """Run the command line; a ShadowError becomes one line and an exit code."""
+    set_variables()
     try:
         app(prog_name="python -m shadowft_core.demo.real")
     except ShadowError as error:

@@ -13,10 +13,7 @@ from select import select
 from threading import Event
 from typing import Any, NoReturn, TypeVar
 
-import numpy as np
-
 from shadowft_core.errors import ShadowError
-from shadowft_core.kernels.scratch import scratch
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -85,6 +82,10 @@ def _single_threaded() -> bool:
 
 
 def _forked(act: Callable[[T], Result[R]], work: Sequence[T]) -> Iterator[Result[R]]:
+    import numpy as np  # here, because programs that read only their params import this room
+
+    from shadowft_core.kernels.scratch import scratch
+
     next_out, next_in = os.pipe()  # holds the number of the next item; a worker that reads it writes that number + 1
     os.write(next_in, bytes(8))
     parent = os.getpid()

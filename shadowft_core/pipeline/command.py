@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from shadowft_core.environment import set_variables
 from shadowft_core.errors import InputError, ParamsError, RegistrationPendingError, ShadowError
 from shadowft_core.params import load_params, refuse_password
 from shadowft_core.pipeline.server import prefect_server
@@ -76,6 +77,7 @@ def run_flow(
 
 def main() -> None:
     """Run the command line."""
+    set_variables()
     if not sys.warnoptions:  # hide the libraries' deprecation warnings; `python -W` shows them
         warnings.simplefilter("ignore")
     for stream in (sys.stdout, sys.stderr):

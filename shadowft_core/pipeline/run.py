@@ -15,6 +15,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State, StateType
 from prefect.states import Completed, Failed
 
+from shadowft_core.environment import unset
 from shadowft_core.errors import ShadowError
 from shadowft_core.pipeline import steps
 from shadowft_core.pipeline.clock import Clock
@@ -40,8 +41,9 @@ class Run:
     """A context manager around the steps of one run. The flow returns its `state`.
 
     Inside the block, the workspace is the current folder, and `store_uri`, `store_endpoint` and `model_name`, if given,
-    are in the environment. Call `preflight` first. A ShadowError or a failed step ends the block and sets `state` to
-    Failed with a one-line message. Any other exception propagates after all processes of the run have ended.
+    are in the environment, and so are the variables of environment.py, which a process of a Prefect worker lacks. Call
+    `preflight` first. A ShadowError or a failed step ends the block and sets `state` to Failed with a one-line message.
+    Any other exception propagates after all processes of the run have ended.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class Run:
 
     def __enter__(self) -> Self:
         self._cleanup.enter_context(contextlib.chdir(self._workspace))
-        self._cleanup.enter_context(_environment(self._settings))
+        self._cleanup.enter_context(_environment(unset() | self._settings))
         return self
 
     def __exit__(

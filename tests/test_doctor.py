@@ -1,0 +1,253 @@
+"""`shadowft doctor`: what is wrong is found on real sockets, folders and metadata, and named with its remedy."""
+
+import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from shadowft_core.doctor import FAIL, OK, WARN, Finding, examine, machine, services, software
+from shadowft_core.kernels import bf16
+from tests.fixtures.cli import Shadowft
+
+ROOT = Path(__file__).parent.parent
+NONE = Path("params.yaml")  # in an empty folder
+CHECKS = ["python", "versions", "arithmetic", "git", "dvc", "shadowft", "memory", "gpu", "workspace", "cache"]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, without the variables that name servers."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "SHADOWFT_STORE_URI", "SHADOWFT_STORE_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    return tmp_path
+
+
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def write_params(**sections: dict[str, Any]) -> Path:
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    for name, section in sections.items():
+        params[name] = params.get(name, {}) | section
+    Path("params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    return Path("params.yaml")
+
+
+def doctor(code: int, /, start: Callable[[], None] | None = None, **variables: str) -> dict[str, dict[str, Any]]:
+    """The findings of the verb in a process of its own, by check; of several, the first that is not ok."""
+    command = [sys.executable, "-m", "shadowft_core.cli", "doctor", "--json"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, preexec_fn=start)
+    assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
+    answer = json.loads(done.stdout)
+    assert answer["failed"] == sum(one["state"] == FAIL for one in answer["checks"])
+    assert all(bool(one["remedy"]) == (one["state"] != OK) for one in answer["checks"]), answer
+    return {one["check"]: one for one in reversed(answer["checks"])}
+
+
+def test_nothing_fails_in_an_empty_folder(shadowft: Shadowft, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "SERVERS", {"mlflow": (closed_port(), "/health", "another")})
+    code, out, _ = shadowft("doctor")
+    lines = [line.split(":")[0].split() for line in out.splitlines()]
+    assert code == 0
+    assert [name for _, name, *_ in lines] == [*CHECKS, "store", "registry", "port"]
+    assert {state for state, *_ in lines} == {OK}
+    assert "no params.yaml here" in out
+    assert not list(Path().iterdir())
+
+
+def test_a_version_out_of_range_fails(here: Path) -> None:
+    """The metadata of another trl comes first on the path, as when a later installation replaced it."""
+    (here / "trl-0.1.dist-info").mkdir()
+    (here / "trl-0.1.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: trl\nVersion: 0.1\n")
+    found = doctor(1, PYTHONPATH=f"{here}:{ROOT}")
+    assert found["versions"]["said"].startswith("trl 0.1 is installed, shadowft ")
+    assert found["versions"]["said"].endswith((" needs <1.17,>=1.16", " needs >=1.16,<1.17"))
+    assert found["versions"]["remedy"].startswith("pip install 'trl")
+    assert {name for name, one in found.items() if one["state"] == FAIL} == {"versions"}
+
+
+def test_the_ranges_are_those_of_the_metadata(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "shadowft-9.9.dist-info").mkdir()
+    lines = [
+        "Metadata-Version: 2.1", "Name: shadowft", "Version: 9.9", "Requires-Python: >=4", "Provides-Extra: more",
+        "Requires-Dist: nothing-like-it>=3", "Requires-Dist: numpy<1; extra == 'more'", "Requires-Dist: pyyaml",
+        "Requires-Dist: neither-this; extra == 'more'", "Requires-Dist: nor-this; sys_platform == 'win32'",
+    ]  # fmt: skip
+    (here / "shadowft-9.9.dist-info/METADATA").write_text("\n".join(lines) + "\n")
+    monkeypatch.syspath_prepend(here)
+    absent, old = software.versions(NONE)
+    assert absent == Finding("versions", FAIL, "nothing-like-it is not installed", "pip install 'nothing-like-it>=3'")
+    assert (old.state, old.remedy) == (WARN, "pip install 'numpy<1'"), "an extra that is not in use may be old"
+    assert old.said.endswith(" is installed, shadowft 9.9 needs <1")
+    [python] = software.python(NONE)
+    assert (python.state, python.said.partition(", but ")[2]) == (FAIL, "shadowft needs >=4")
+
+
+def test_without_the_kernel_it_says_what_is_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bf16, "library", None)
+    [found] = software.arithmetic(NONE)
+    assert (found.state, found.said.partition(":")[0]) == (WARN, "numpy")
+
+
+def test_a_path_without_git_fails_and_another_dvc_is_named(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "other").mkdir()
+    (here / "other/dvc").write_text("#!/bin/sh\n")
+    (here / "other/dvc").chmod(0o755)
+    monkeypatch.setenv("PATH", str(here / "other"))
+    git, dvc, ours = software.programs(NONE)
+    assert (git.check, git.state, dvc.state, ours.state) == ("git", FAIL, WARN, WARN)
+    assert dvc.said.startswith(f"the PATH finds {here}/other/dvc, not {Path(sys.executable).with_name('dvc')}")
+    assert ours.said.startswith("not on the PATH")
+    assert dvc.remedy == f'export PATH="{Path(sys.executable).parent}:$PATH"'
+
+
+def test_a_gpu_that_torch_cannot_use_is_a_warning(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that prints what nvidia-smi prints stands for a GPU; torch is the one installed, for the CPU."""
+    (here / "nvidia-smi").write_text("#!/bin/sh\necho NVIDIA H100 80GB HBM3, 81000\n")
+    (here / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{here}:{os.environ['PATH']}")
+    [found] = machine.gpu(NONE)
+    if "+cpu" in software.version("torch"):
+        assert (found.state, found.remedy) == (WARN, "install torch for CUDA")
+        assert found.said.startswith("NVIDIA H100 80GB HBM3, 78 GB usable, but torch ")
+    else:
+        assert (found.state, found.said) == (OK, "NVIDIA H100 80GB HBM3, 78 GB usable")
+
+
+@pytest.mark.parametrize("uri", ["file.txt/store", "/proc/store"])
+def test_a_store_folder_that_cannot_be_written_fails(here: Path, uri: str) -> None:
+    (here / "file.txt").touch()
+    [found] = services.store(write_params(store={"uri": uri}))
+    assert (found.check, found.state) == ("store", FAIL)
+    assert found.said.startswith(f"{uri}: cannot be written (")
+    assert "set store.uri to a folder of your own" in found.remedy
+
+
+def test_a_store_and_a_registry_that_nobody_serves_fail_in_time() -> None:
+    endpoint, tracking = (f"http://127.0.0.1:{closed_port()}" for _ in range(2))
+    write_params(store={"uri": "s3://bucket/deltas", "endpoint": endpoint}, registry={"tracking_uri": tracking})
+    began = time.monotonic()
+    keys = {"AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
+    found = doctor(1, **keys)
+    assert time.monotonic() - began < 100
+    assert {name for name, one in found.items() if one["state"] == FAIL} == {"store", "registry"}
+    assert endpoint in found["store"]["said"]
+    assert "AWS credentials" in found["store"]["remedy"]
+    assert found["registry"]["said"].startswith(f"registry at {tracking}: ")
+    assert "var/pending" in found["registry"]["remedy"]
+
+
+def test_a_registry_that_is_not_there_yet_is_no_failure(here: Path) -> None:
+    [found] = services.registry(write_params())
+    assert (found.state, "the first registration creates it" in found.said) == (OK, True)
+    (here / "file.txt").touch()
+    [found] = services.registry(write_params(registry={"tracking_uri": "sqlite:///file.txt/mlflow.db"}))
+    assert (found.check, found.state, found.remedy[-32:]) == ("registry", FAIL, "or correct registry.tracking_uri")
+    assert {path.name for path in here.iterdir()} == {"file.txt", "params.yaml"}
+
+
+def test_a_wrong_params_file_fails_once() -> None:
+    found = examine(write_params(store={"url": "var/store"}), [services.store, services.registry])
+    assert [(one.check, one.state) for one in found] == [("params", FAIL)]
+    assert "store.url" in found[0].said
+
+
+def test_a_full_disk_fails_where_it_is_written(here: Path) -> None:
+    """The largest size of a file stands for a full disk: the same calls fail."""
+    found = doctor(1, start=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY)))
+    assert {name for name, one in found.items() if one["state"] == FAIL} == {"workspace", "cache"}
+    assert found["workspace"]["said"] == f"{here}: cannot be written (File too large)"
+    assert "SHADOWFT_CACHE" in found["cache"]["remedy"]
+
+
+@pytest.fixture
+def health() -> Iterator[Callable[[bytes], int]]:
+    """The port of a server that answers every request with these bytes: what Prefect and MLflow say of their health."""
+    servers = []
+
+    def serve(said: bytes) -> int:
+        class Answer(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(said)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        servers.append(HTTPServer(("127.0.0.1", 0), Answer))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return int(servers[-1].server_port)
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_port_is_free_taken_by_another_program_or_served(
+    monkeypatch: pytest.MonkeyPatch, health: Callable[[bytes], int]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        taken.settimeout(0)
+        port, free, served = taken.getsockname()[1], closed_port(), health(b"OK")
+        other = health(b"<html>a page</html>")
+        places = {"prefect": port, "mlflow": served, "free": free, "other": other}
+        monkeypatch.setattr(services, "SERVERS", {name: (at, "/health", "--port N") for name, at in places.items()})
+        monkeypatch.setattr(services, "ANSWER_SECONDS", 0.5)
+        found = {one.check: one for one in services.ports(NONE)}
+    assert found[f"port {port}"].state == found[f"port {other}"].state == WARN
+    assert found[f"port {port}"].said == "taken by another program, so a prefect server cannot listen there"
+    assert found[f"port {port}"].remedy == "end that program, or choose a port: --port N"
+    assert found[f"port {served}"] == Finding(f"port {served}", OK, "a mlflow server answers")
+    assert found[f"port {free}"] == Finding(f"port {free}", OK, "free for a free server")
+
+
+def test_the_server_that_prefect_api_url_names_must_answer(
+    monkeypatch: pytest.MonkeyPatch, health: Callable[[bytes], int]
+) -> None:
+    monkeypatch.setattr(services, "SERVERS", {})
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{health(b'true')}/api")
+    assert [one.state for one in services.ports(NONE)] == [OK]
+    monkeypatch.setenv("PREFECT_API_URL", f"http://me:hunter2@127.0.0.1:{closed_port()}/api")
+    [found] = services.ports(NONE)
+    assert (found.check, found.state) == ("prefect", FAIL)
+    assert "hunter2" not in found.said
+
+
+def test_a_check_that_hangs_or_breaks_is_a_finding(here: Path) -> None:
+    """It waits for a real socket that never answers; the process ends all the same."""
+    code = """
+import socket, sys
+from pathlib import Path
+from shadowft_core.doctor import examine
+listener = socket.create_server(("127.0.0.1", 0))
+def hangs(params):
+    socket.create_connection(listener.getsockname()).recv(1)
+def breaks(params):
+    raise ZeroDivisionError("by a bug at http://me:hunter2@host/")
+print(*examine(Path("none"), [hangs, breaks], limit=1.0), sep="\\n")
+"""
+    began = time.monotonic()
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert time.monotonic() - began < 30
+    first, second = done.stdout.splitlines()
+    assert "check='hangs', state='fail', said='no answer within 1 seconds'" in first
+    assert "check='breaks', state='fail', said='ZeroDivisionError: by a bug at http://***@host/'" in second

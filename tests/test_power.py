@@ -100,12 +100,31 @@ def test_the_spread_of_scores_is_that_without_their_gain() -> None:
     assert found.variance(0.2) == pytest.approx(float(differences.var()))
     copies = spread_of(np.repeat(differences, 3), np.repeat(np.arange(1000), 3).tolist(), open_scale=False)
     assert copies.together == pytest.approx(1.0)
+    assert spread_of(np.array([*SIGN, -1.0, 1.0]), list("abab"), open_scale=False).together == pytest.approx(1.0)
+    assert spread_of(np.array([*SIGN, -1.0, 1.0]), list("aabb"), open_scale=False).together == 0.0, "never negative"
     open_one = spread_of(-rng.exponential(2.0, 5000), range(5000), open_scale=True)
     assert open_one.kind == "open"
     assert open_one.square == pytest.approx(4.0, rel=0.1)
     assert open_one.third < -8
     lopsided = design(200, open_one).above(-0.5, 0.0, 0.05)
     assert lopsided < design(200, Spread(open_one.square, "open", open_one.reach)).above(-0.5, 0.0, 0.05)
+
+
+def test_at_a_late_look_the_permutation_test_needs_more_than_the_interval() -> None:
+    two = Design([Task([(task, item) for item in range(50)]) for task in "ab"])
+    assert two.better(0.3, 1e-4) < two.above(0.0, 0.3, 1e-4) - 0.005
+
+
+def test_an_arm_is_ahead_by_more_than_one_item() -> None:
+    assert design(100).ahead(0.05) == pytest.approx(design(100).seen_above(0.01, 0.05))
+    assert design(100).ahead(0.05, 2) == pytest.approx(design(200).seen_above(0.005, 0.05))
+
+
+def test_the_power_of_a_claim_is_that_of_simulated_ones() -> None:
+    rng = np.random.default_rng(0)
+    worlds = rng.choice([-1.0, 0.0, 1.0], (600, 30), p=[0.125, 0.75, 0.125])
+    passed = np.mean([Sample([world], [SIGN]).p_above(-0.3) <= 0.05 for world in worlds])
+    assert design(30).above(-0.3, 0.0, 0.05) == pytest.approx(passed, abs=0.025)
 
 
 def test_guards_that_all_pass_pass_together() -> None:

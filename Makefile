@@ -6,7 +6,7 @@ FIND_LINKS = $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
 INSTALL = -c constraints.txt -e '.[dev,real,math,ifeval,server]'
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help venv lint test test-slow test-statistics test-faults test-families test-vllm test-gpu coverage demo demo-s3 demo-real run repro clean
+.PHONY: help venv lint test test-slow test-statistics test-faults test-families test-vllm test-gpu coverage demo demo-s3 demo-real run repro wheel clean
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
@@ -60,6 +60,12 @@ test-vllm: venv .venv/smollm2 .venv-vllm/ready  ## a real vLLM server on the CPU
 	pytest -m vllm
 test-gpu: venv  ## needs a CUDA device
 	pytest -m gpu
+
+wheel: venv  ## dist/: the source, the wheel of this platform, and the pure one for every other
+	rm -rf build dist
+	python -m build
+	SHADOWFT_PURE=1 python -m build --wheel
+	rm -rf build
 
 coverage: venv  ## branch coverage of `make test` in one process and its children; fails below 90 %; half an hour
 	coverage erase

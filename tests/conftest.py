@@ -15,7 +15,7 @@ os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Each after those it imports.
-PLUGINS = ("models", "data", "evaluation", "serving", "pico", "prefect", "s3", "runs", "training", "cli")
+PLUGINS = ("models", "data", "evaluation", "serving", "pico", "prefect", "s3", "runs", "training", "cli", "package")
 pytest_plugins = [f"tests.fixtures.{name}" for name in PLUGINS]
 
 

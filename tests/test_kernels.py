@@ -3,7 +3,6 @@
 import ctypes
 import shutil
 import subprocess
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import ml_dtypes
@@ -191,17 +190,24 @@ def test_a_lazy_difference_is_computed_inside_the_sum(
         np.testing.assert_allclose(sums, bf16.add(weights, delta, np.empty(size, BF16)), rtol=1e-6)
 
 
-def test_a_kernel_of_another_version_is_not_loaded(
+def test_a_library_of_another_version_or_system_is_not_loaded_and_the_reason_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: ctypes.CDLL
 ) -> None:
-    built = tmp_path / f"bf16_c{EXTENSION_SUFFIXES[0]}"
+    built = tmp_path / "libbf16.so"
     shutil.copy(compiled._name, built)
     monkeypatch.setattr(bf16, "__file__", str(tmp_path / "kernel.py"))
-    assert bf16._built() is not None
+    found, reason = bf16._built()
+    assert (found is not None, reason) == (True, "")
     monkeypatch.setattr(bf16, "VERSION", bf16.VERSION + 1)
-    assert bf16._built() is None
+    assert bf16._built() == (None, "libbf16.so was built from an earlier source: install again")
     built.unlink()
-    assert bf16._built() is None
+    assert bf16._built() == (None, "not built: a pure wheel, or no C compiler at installation")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/libbf16.so").write_bytes(b"of another system")
+    monkeypatch.setattr(bf16, "__file__", str(tmp_path / "other/kernel.py"))
+    found, reason = bf16._built()
+    assert found is None
+    assert reason.startswith("libbf16.so was built for another system: ")
 
 
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 1023, 1024, 1025, 4095, 4096, 4097, 5129, 131_072, 131_075])

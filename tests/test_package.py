@@ -1,21 +1,17 @@
-"""The package as a library: its public names, and the built wheel."""
+"""The package as a library: its public names, and their types."""
 
 import ast
 import inspect
 import os
-import shutil
 import subprocess
 import sys
-import sysconfig
-import tarfile
 import tomllib
-import venv
-import zipfile
 from pathlib import Path
 
 import pytest
 
 import shadowft_core
+from tests.fixtures.package import installed
 
 ROOT = Path(__file__).parent.parent
 FOLDER = "str | os.PathLike[str]"
@@ -126,61 +122,14 @@ def tune(base: Path, instruct: str) -> str:
     shadowft.graft_model  # refused
     return f"{digest} {recipe['digest']} {verdict['decision']} {shadowft.__version__.upper()}"
 """
-BUILD = "import sys; from setuptools import build_meta as b; out = sys.argv[1]; b.build_sdist(out); b.build_wheel(out)"
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the sdist and the wheel, built from a copy of the files that git knows."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
-    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", "shadowft_core", "flows"]
-    names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
-    for name in (*filter(None, names), "pyproject.toml", "README.md", "LICENSE"):
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, source / name)
-    subprocess.run([sys.executable, "-c", BUILD, out], cwd=source, check=True, capture_output=True)
-    return out
 
 
 @pytest.mark.slow
-def test_the_sdist_has_the_source_of_the_kernel(built: Path) -> None:
-    with tarfile.open(next(built.glob("*.tar.gz"))) as archive:
-        names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"shadowft_core/kernels/bf16.c", "shadowft_core/py.typed", "pyproject.toml", "LICENSE"} <= names
-
-
-@pytest.mark.slow
-def test_the_wheel_has_every_data_file(built: Path) -> None:
-    listed = ["git", "ls-files", "-z", "--", "shadowft_core"]
-    tracked = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
-    expected = {name for name in tracked if name and not name.endswith(".c")}
-    for folder, suffix in (("weights", ".json"), ("report", ".html"), ("demo/pico/data", ".json"), ("", "py.typed")):
-        assert any(name.startswith(f"shadowft_core/{folder}") and name.endswith(suffix) for name in expected)
-    with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
-        assert expected <= set(wheel.namelist())
-
-
-@pytest.mark.slow
-def test_the_installed_wheel_runs_from_an_empty_folder(built: Path, tmp_path: Path) -> None:
-    """The environment is new; only the dependencies come from the one that runs the tests."""
-    venv.create(tmp_path / "venv", with_pip=False)
-    python, empty = tmp_path / "venv/bin/python", tmp_path / "empty"
+def test_a_type_checker_reads_the_wheel(wheel: Path, tmp_path: Path) -> None:
+    """Of an installed package mypy sees what the stubs say."""
+    python, empty = installed(wheel, tmp_path / "venv") / "python", tmp_path / "empty"
     empty.mkdir()
-    install = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "--quiet"]
-    subprocess.run([*install, next(built.glob("*.whl"))], check=True)
-    packages = next((tmp_path / "venv/lib").glob("python*/site-packages"))
-    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
     env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "SHADOWFT_ROOT")}
-
-    def output(*command: str | Path) -> str:
-        return subprocess.run(command, cwd=empty, env=env, capture_output=True, text=True, check=True).stdout
-
-    where = "import shadowft_core as s; print(s.__version__, s.__file__)"
-    assert output(python, "-c", where).split() == [shadowft_core.__version__, f"{packages}/shadowft_core/__init__.py"]
-    assert "graft" in output(tmp_path / "venv/bin/shadowft", "--help")
-    assert output(python, "-c", "import shadowft_core.weights as w; print(bool(w.Family))").split() == ["True"]
-    assert not list(empty.iterdir())
-
     (empty / "user.py").write_text(USER)
     mypy = [sys.executable, "-m", "mypy", "--strict", "--python-executable", python, "--cache-dir", tmp_path / "cache"]
     done = subprocess.run([*mypy, "user.py"], cwd=empty, env=env, capture_output=True, text=True, check=False)

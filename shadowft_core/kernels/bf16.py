@@ -5,7 +5,6 @@ bits of float64.
 """
 
 import ctypes
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,14 +19,18 @@ _COLUMNS = 1 << 10  # COLUMNS of bf16.c: short chains of float32 additions, and 
 _BF16 = np.dtype(ml_dtypes.bfloat16)
 
 
-def _built() -> ctypes.CDLL | None:
-    for suffix in EXTENSION_SUFFIXES:
-        file = Path(__file__).with_name(f"bf16_c{suffix}")
-        if file.is_file():
-            found = ctypes.CDLL(str(file))
-            if getattr(found, "shadowft_version", int)() == VERSION:  # else built from an earlier source
-                return typed(found)
-    return None
+def _built() -> tuple[ctypes.CDLL | None, str]:
+    """The compiled library, or None and the reason."""
+    file = Path(__file__).with_name("libbf16.so")  # `bf16.so` would hide this module from Python
+    if not file.is_file():
+        return None, "not built: a pure wheel, or no C compiler at installation"
+    try:
+        found = ctypes.CDLL(str(file))
+    except OSError as error:
+        return None, f"{file.name} was built for another system: {error}"
+    if getattr(found, "shadowft_version", int)() != VERSION:
+        return None, f"{file.name} was built from an earlier source: install again"
+    return typed(found), ""
 
 
 def typed(found: ctypes.CDLL) -> ctypes.CDLL:
@@ -45,7 +48,7 @@ def typed(found: ctypes.CDLL) -> ctypes.CDLL:
     return found
 
 
-library = _built()
+library, why_numpy = _built()
 
 
 class LazyDifference(NamedTuple):

@@ -151,7 +151,7 @@ def test_a_library_that_reads_stdin_gets_an_end_of_file(folder: Path) -> None:
     """Else one that asks a question, or a child process, would wait for the user or take a script's input."""
     program = "import sys; from shadowft_core.cli import main\ntry: main()\nfinally: print(repr(sys.stdin.read()))"
     done = subprocess.run(
-        [sys.executable, "-c", program, "version"],
+        [sys.executable, "-c", program, "--version"],
         cwd=folder,
         input="yes\n",
         capture_output=True,

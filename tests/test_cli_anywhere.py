@@ -46,7 +46,6 @@ GIVEN = {
     "history": ["history {name}", "history {name} --looks"],
     "reconcile": ["reconcile {name}"],
     "doctor": ["doctor"],
-    "version": ["version"],
     "preset": ["preset list", "preset show qwen3-8b-lora"],
     "suite": ["suite list", "suite show math7"],
     "compare": ["compare {judged}/scores/instruct/instruct {judged}/scores/shadow/shadow"],

@@ -1,13 +1,14 @@
-"""What --help and `version` print: an example for every verb, one help text for every shared option."""
+"""What --help and --version print: an example for every verb, one help text for every shared option."""
 
 import importlib.metadata
-import json
+import platform
 import subprocess
 import sys
 from collections import defaultdict
 
 import pytest
 
+from shadowft_core.kernels import bf16
 from tests.fixtures.cli import Shadowft, leaf_verbs
 
 # typer itself imports pydantic
@@ -58,15 +59,42 @@ def test_help_imports_no_other_room(words: list[str]) -> None:
     assert done.stderr.splitlines()[-1] == "[] ['cli', 'environment', 'errors']"
 
 
-def test_version_imports_no_library() -> None:
+def test_version_names_python_libraries_and_arithmetic_and_imports_no_library() -> None:
     code = (
-        "import sys; from shadowft_core.cli import app\n"
-        "app(['version', '--json'], standalone_mode=False)\n"
-        "print(sorted({'torch', 'transformers', 'mlflow', 'peft', 'trl'} & set(sys.modules)))"
+        "import sys, atexit; from shadowft_core.cli import main\n"
+        "heavy = {'torch', 'transformers', 'mlflow', 'peft', 'trl'}\n"
+        "atexit.register(lambda: print(sorted(heavy & set(sys.modules))))\n"
+        "sys.argv = ['shadowft', '--version', '--verbose']; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    line, imported = done.stdout.splitlines()
+    *lines, imported = done.stdout.splitlines()
     assert imported == "[]"
-    versions = json.loads(line)["versions"]
-    assert versions["torch"] == importlib.metadata.version("torch")
-    assert versions["shadowft"] == importlib.metadata.version("shadowft")
+    assert lines[0] == f"shadowft {importlib.metadata.version('shadowft')}"
+    assert lines[1].startswith(f"Python {platform.python_version()} on ")
+    assert f"torch {importlib.metadata.version('torch')}" in lines
+    assert lines[-1].startswith("arithmetic: ")
+
+
+def test_version_says_which_arithmetic_is_used_and_why(shadowft: Shadowft, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shadowft("--version") == (0, f"shadowft {importlib.metadata.version('shadowft')}\n", "")
+    monkeypatch.setattr(bf16, "library", object())
+    assert shadowft("--version", "--verbose").out.splitlines()[-1] == "arithmetic: compiled"
+    monkeypatch.setattr(bf16, "library", None)
+    monkeypatch.setattr(bf16, "why_numpy", "not built")
+    last = shadowft("--version", "--verbose").out.splitlines()[-1]
+    assert last == "arithmetic: numpy, the same bits but slower (not built)"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--verbose"], "`--verbose` goes with `--version`"),
+        (["--verbose", "pair"], "`--verbose` goes with `--version`"),
+        (["--"], "no verb; `shadowft --help` lists them"),
+        (["version"], "`version` is no longer accepted; use `--version --verbose`"),
+    ],
+)
+def test_words_without_a_verb_are_a_usage_error(words: list[str], message: str, shadowft: Shadowft) -> None:
+    code, out, err = shadowft(*words)
+    assert (code, out) == (2, "")
+    assert message in err

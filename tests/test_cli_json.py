@@ -16,7 +16,6 @@ from tests.fixtures.runs import Released
 
 ROOT = Path(__file__).parent.parent
 LINES = {  # a command line for each verb that has --json, in an order that works: the kind of its answer
-    "version": "version",
     "doctor": "doctor",
     "pair --base {base} --instruct {instruct} --full --aggregations": "pair",
     "extract --base {base} --tuned {work}/../tuned --out delta": "delta",

@@ -3,7 +3,7 @@
 import os
 import sys
 import warnings
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -24,6 +24,7 @@ from shadowft_core.cli import (
     workspaces,
 )
 from shadowft_core.cli.output import accept_any_text, print_error
+from shadowft_core.cli.versions import print_versions
 from shadowft_core.cli.workspace import filled_in, run_code_of_workspace
 from shadowft_core.environment import set_variables
 from shadowft_core.errors import ShadowError
@@ -31,6 +32,7 @@ from shadowft_core.errors import ShadowError
 INTERRUPTED = 130  # exit code after Ctrl-C, by the convention of shells
 RENAMED = {  # (verb, old word): new spelling; without a word the verb itself
     ("retrain", ""): "run",
+    ("version", ""): "--version --verbose",
     ("store", "verify"): "store check",
     ("store", "gc"): "store prune",
     ("store", "--uri"): "--store",
@@ -58,7 +60,28 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    invoke_without_command=True,
 )
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="print the version and exit")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="with --version: add Python, the main libraries and the arithmetic in use")
+    ] = False,
+) -> None:
+    """Handle the options that need no verb."""
+    if version:
+        print_versions(verbose)
+        raise typer.Exit
+    if verbose:
+        context.fail("`--verbose` goes with `--version`")
+    if context.invoked_subcommand is None:
+        context.fail("no verb; `shadowft --help` lists them")
+
+
 for group in (
     workspaces,
     stages,

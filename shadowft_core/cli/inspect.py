@@ -1,4 +1,4 @@
-"""The verbs that only read models and report on them, and `version`."""
+"""The verbs that only read models and report on them."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +12,6 @@ from shadowft_core.cli.tables import show_diff, show_pair, show_receipt
 verbs = typer.Typer()
 
 FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="folder of safetensors files")]
-LIBRARIES = ("shadowft", "torch", "transformers", "peft", "trl", "lm_eval", "mlflow", "dvc")
 
 
 @verbs.command(rich_help_panel=INSPECT)
@@ -86,31 +85,3 @@ def diff(first: FolderArgument, second: FolderArgument, as_json: JsonOption = Fa
         show_diff(found)
     if not found["equal"]:
         raise typer.Exit(1)
-
-
-@verbs.command(rich_help_panel=INSPECT)
-def version(as_json: JsonOption = False) -> None:
-    """Print the version of shadowft, whether its compiled kernel is used, and the versions of its main libraries.
-
-    Imports none of these libraries; writes nothing.
-
-    Example: shadowft version
-    """
-    from importlib.metadata import PackageNotFoundError
-    from importlib.metadata import version as installed
-
-    from shadowft_core.kernels import bf16
-
-    versions: dict[str, str | None] = {}
-    for name in LIBRARIES:
-        try:
-            versions[name] = installed(name)
-        except PackageNotFoundError:
-            versions[name] = None
-    compiled = bf16.library is not None
-    if as_json:
-        print_answer("version", {"versions": versions, "compiled_kernel": compiled})
-        return
-    for name, number in versions.items():
-        print(f"{name} {number or 'is not installed'}")
-    print(f"kernel: {'compiled' if compiled else 'numpy: the same bits but slower; reinstall with a C compiler'}")

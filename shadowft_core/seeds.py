@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from shadowft_core.delta import extract
-from shadowft_core.errors import CheckpointError
+from shadowft_core.errors import CheckpointError, TrainError
 from shadowft_core.evaluate import evaluate_seeds
 from shadowft_core.files import (
     bytes_digest,
@@ -84,12 +84,29 @@ def further_seeds(
         for scored in (folder / "scores").iterdir():
             scored.rename(folder / scored.name)
         (folder / "scores").rmdir()
+        if settings.command is not None:
+            _require_different(folder, route, first, read_json_object(grafted / "recipe.json")["digest"])
         for seed, delta in deltas.items():
             trained = read_json_object(delta.parent / "train.json")
             told = {"seed": seed, "delta": file_digest(delta / "delta.json")}
             facts["further"].append(told | {name: trained.get(name) for name in FACTS})
         write_json_atomically(folder / "seeds.json", facts)
     shutil.rmtree(waiting)
+
+
+def _require_different(folder: Path, route: str, first: int, digest: str) -> None:
+    """Raise TrainError if two seeds gave the same model: then the command does not use SHADOWFT_SEED.
+
+    `digest` is that of the graft of the first seed, at the scale that all seeds are judged at.
+    """
+    seen = {digest: first}
+    for scored in sorted(folder.glob(f"*/{route}_scaled/scores.json")):
+        seed = int(scored.parents[1].name)
+        if (other := seen.setdefault(read_json_object(scored)["model_digest"], seed)) != seed:
+            raise TrainError(
+                f"route {route}: seeds {other} and {seed} gave the same weights, so train.command does not use "
+                "SHADOWFT_SEED; let it, or set train.seeds to one seed"
+            )
 
 
 def _key(place: Path) -> str | None:

@@ -1,4 +1,5 @@
-"""What the verb `train` connects a training with: MLflow, which follows it, and the store, for its checkpoints."""
+"""What the verb `train` connects a training with: MLflow, which follows it, the store, for its checkpoints, and the
+user's own command, which may take its place."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -7,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shadowft_core.cli.options import PARAMS_FILE
+from shadowft_core.cli.workspace import STAGE
 
 if TYPE_CHECKING:
-    from shadowft_core.params import Params, Store
+    from shadowft_core.params import Params, Store, Train
     from shadowft_core.store import CheckpointCopies
 
 Follow = Callable[[Mapping[str, Any]], AbstractContextManager[Callable[[Mapping[str, float]], None]]]
@@ -32,3 +34,26 @@ def copied_to(store: "Store") -> Callable[[str], "CheckpointCopies"]:
     from shadowft_core.store import checkpoint_copies
 
     return lambda key: checkpoint_copies(store, key)
+
+
+def by_command(
+    model: Path,
+    instruct: Path,
+    data: Path,
+    settings: "Train",
+    out: Path,
+    params: "Params",
+    route: str | None,
+    seed: int | None,
+    replay: bool,
+) -> None:
+    """Run `train.command` for a route; under DVC only if its files are watched. It works below `checkpoint.folder`."""
+    from shadowft_core import train as room
+
+    if STAGE in os.environ and route:
+        room.require_watched(settings.words, route, params.routes[route].model)
+    name = "-".join(["command", route or out.name, *([] if seed is None else [str(seed)])])
+    scratch, ignore = Path(params.checkpoint.folder) / name, params.extract.ignore
+    room.train_by_command(
+        model, instruct, data, settings, out, route or out.name, scratch, replay=replay, ignore=ignore
+    )

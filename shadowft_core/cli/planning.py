@@ -1,5 +1,6 @@
 """The verbs before a training: `preset` writes settings, `plan` says what they need, `preflight` measures the pair."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -57,6 +58,12 @@ def plan(
 
     settings = read_params(params)
     routes = planned(pair, data, preset, device, devices, settings)
+    own = [] if preset else [name for name in settings.routes if name not in routes]
+    if own:
+        print(
+            f"plan: {', '.join(own)}: train.command trains, so its memory, steps, time and price are not known",
+            file=sys.stderr,
+        )
     if preset is None:
         warn_of_few("plan", settings, data)
     if as_json:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from shadowft_core.cli.following import copied_to, followed_as
+from shadowft_core.cli.following import by_command, copied_to, followed_as
 from shadowft_core.cli.options import (
     OUTPUT,
     PARAMS,
@@ -141,7 +141,7 @@ def train(
     seed: Annotated[int | None, typer.Option(min=0, help="its seed; default: the first of train.seeds")] = None,
     params: ParamsOption = PARAMS,
 ) -> None:
-    """Tune one model with TRL on replies (loss on assistant tokens only) or on preferences.
+    """Tune one model with TRL on replies (loss on assistant tokens only) or on preferences, or run `train.command`.
 
     Reads model, data, and the Instruct's tokenizer and chat template; writes an adapter or a tuned model. With
     train.launch it starts several processes, or is one of those that torchrun or srun started. After an interruption,
@@ -157,6 +157,9 @@ def train(
     p = read_params(params)
     settings = (p.train_for(route) if route else p.train).with_seed(seed)
     replay = replay and (route is None or p.routes[route].replay)
+    if settings.command is not None:
+        by_command(model, instruct, data, settings, out, p, route, seed, replay)
+        return
     if room.starts_processes(settings.launch):
         room.run_processes(settings.launch, sys.argv[1:])
         return

@@ -22,6 +22,14 @@ def show_delta(out: Path, facts: dict[str, Any]) -> None:
             f"  {name}: {rows['matched']} rows matched by token; left out: {rows['tuned_only']['rows']} "
             f"of tokens only in the tuned model, {rows['base_only']['rows']} only in the Base"
         )
+    if facts["trainer"]:
+        print(f"  {_sentence(facts['trainer'])}")
+
+
+def _sentence(trainer: dict[str, Any]) -> str:
+    from shadowft_core.delta import sentence
+
+    return sentence(trainer)
 
 
 def show_pair(result: dict[str, Any]) -> None:
@@ -74,6 +82,8 @@ def show_receipt(account: dict[str, Any]) -> None:
     rule = " ".join(["merge", merge["rule"], *(f"{key} {merge[key]}" for key in ("density", "seed") if key in merge)])
     base = ", onto the delta's own Base" if account["onto_base"] else ""
     print_line(console, f"{rule}, scope {account['scope']}, dtype {account['dtype']}{base}")
+    for digest, trainer in account["trained"].items():
+        print_line(console, f"  {digest}: {_sentence(trainer)}")
     for pattern, scale in account["scale_for"]:
         print_line(console, f"  scale {scale:g} for {pattern}")
     if account["regrafted_from"]:

@@ -41,6 +41,8 @@ def read_certificate(path: Path) -> Certificate:
         base = fields["base"]
         _ = base["digest"], base["tokenizer_digest"], base["tied"], base["sample"]
         expected: dict[str, Layout] = {DENSE: {}, FACTORS: {}}
+        if (trainer := fields.get("trainer")) is not None:
+            _ = trainer["name"], dict(trainer["facts"]), list(trainer["not_known"]), list(trainer["unreadable"])
         for name, entry in fields["tensors"].items():
             _expect(expected, name, entry, file)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -38,6 +38,7 @@ class Delta:
         self.base_tied: bool = certificate["base"]["tied"]
         self.ignore: tuple[str, ...] = tuple(certificate.get("ignored", {}).get("patterns", ()))
         self.ignored: Ignored = {}
+        self.trainer: dict[str, Any] | None = certificate.get("trainer")
         self._tensors: dict[str, dict[str, Any]] = certificate["tensors"]
         self._weights = weights
 

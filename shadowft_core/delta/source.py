@@ -38,6 +38,11 @@ class DeltaSource(Protocol):
         ...
 
     @property
+    def trainer(self) -> dict[str, Any] | None:
+        """What the files of another trainer tell of the training (told.py); None if there is nothing."""
+        ...
+
+    @property
     def recorded(self) -> dict[str, Any]:
         """The delta's entry in a recipe, without the scale."""
         ...

@@ -35,14 +35,14 @@ def extract(
     The kind is `lora` if every tensor's delta is a product of the adapter's own factors, else `dense`. With `lowrank`,
     a relative error, the kind is `lowrank`: factors approximate the exact delta within that error in every tensor.
     Facts: `kind`, `tensors` (number by form), `bytes` of the folder, `error` (|D - delta| / |D| over all tensors),
-    `tokens` and `ignored` (names), both as in delta.json.
+    `tokens` and `ignored` (names), both as in delta.json; `trainer`, what the files of another trainer tell, or None.
 
     `unrelated` waives the check that no matrix moved by more than its own norm. `ignore` are glob patterns of tensors
     that only one side has; `standing` are those of params.yaml, which need not match here because they may be meant for
     the Instruct. The certificate records both, and a graft of this delta applies the patterns.
 
     Raises AdapterError for an adapter without an exact delta, MisfitError when the two do not match, UnrelatedError
-    when a matrix is not related to the Base's, ZeroDeltaError, NotFiniteError, WrongBaseError when train.json names
+    when a matrix is not related to the Base's, ZeroDeltaError, NotFiniteError, WrongBaseError when the files name
     another model, CheckpointError for unusable folders, InputError for a pattern in `ignore` that does not match,
     ParamsError for a budget out of range. Nothing is written then.
     """
@@ -68,6 +68,7 @@ def extract(
         "error": certificate.get("lowrank", {}).get("error", 0.0),
         "ignored": certificate.get("ignored", {}).get("names", {}),
         "tokens": certificate.get("tokens", {}),
+        "trainer": certificate.get("trainer"),
     }
 
 
@@ -83,7 +84,8 @@ def _exact(
     """Write an exact delta into an existing folder; returns its certificate."""
     before = open_checkpoint(base)
     result = read_tuned(tuned)
-    extra: dict[str, Any] = {}
+    extra: dict[str, Any] = {} if result.trainer is None else {"trainer": result.trainer}
+    result.require_named(before)
     if result.adapter:
         note_unknown(before)
         adapter = open_adapter(before, result.weights, [*ignore, *standing])

@@ -1,18 +1,20 @@
 """The result of a training and the record of its starting model, as `extract` and one-pass grafts read them."""
 
-import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from shadowft_core.delta.adapter import ADAPTER_CONFIG
+from shadowft_core.delta.base import sampled
 from shadowft_core.delta.difference import Difference
-from shadowft_core.errors import AdapterError, DeltaError, WrongBaseError
+from shadowft_core.delta.found import find_weights
+from shadowft_core.delta.told import Told, read_told
+from shadowft_core.errors import AdapterError, ShadowError, WrongBaseError
 from shadowft_core.files import read_json_object
 from shadowft_core.weights import Checkpoint, open_checkpoint
-
-_ADAPTER = re.compile(r"adapter_config\.json|adapter_model\.(safetensors|bin)")
-_MODEL = re.compile(r"(?!adapter_).*\.safetensors(\.index\.json)?|pytorch_model.*\.bin(\.index\.json)?")
 
 
 class Tuned(NamedTuple):
@@ -23,10 +25,39 @@ class Tuned(NamedTuple):
     record: Path
     train: dict[str, Any] | None
     """content of the record, if there is one"""
+    told: Told
+    """what the files of another trainer tell"""
 
     @property
     def adapter(self) -> bool:
         return (self.weights / ADAPTER_CONFIG).is_file()
+
+    @property
+    def trainer(self) -> dict[str, Any] | None:
+        """What is told of a training by another trainer; None for one by `train`, whose record tells all."""
+        if self.train is not None and "settings" in self.train:
+            return None
+        if self.train is not None and isinstance(recorded := self.train.get("trainer"), dict):
+            return recorded
+        return self.told.trainer
+
+    def require_named(self, base: Checkpoint) -> None:
+        """Raise WrongBaseError if the files name another starting model than `base`.
+
+        A folder is compared by a sample of its weights. A name on a hub says nothing about a folder, unless pair.json
+        beside `base` has it as the other model of the pair. What could not be compared is printed.
+        """
+        name, file = self.told.start, self.told.named_in
+        if not name or (self.train or {}).get("model_digest"):  # the record says more: `require_start`
+            return
+        place = Path(name)
+        if place.is_dir():
+            reason = _other_weights(base, place)
+            remedy = f"pass --base {place}, or correct the name in {file.name} if that folder was replaced since"
+        else:
+            reason, remedy = _other_of_pair(base, name), "pass the model that was tuned"
+        if reason:
+            raise WrongBaseError(f"{file}: names {name} as the starting model, but {reason}; {remedy}")
 
     def require_start(self, base: Checkpoint) -> None:
         """Raise WrongBaseError when, according to the record, training started from another model than `base`."""
@@ -38,27 +69,13 @@ class Tuned(NamedTuple):
 
 
 def read_tuned(folder: Path) -> Tuned:
-    """Find the result of a training in a folder; subfolders such as checkpoint-500/ are ignored.
+    """Find the result of a training in a folder, and read what its files tell of the training.
 
-    Raises DeltaError naming both files when the folder is ambiguous, CheckpointError when train.json is damaged.
+    Raises what `find_weights` raises, CheckpointError when train.json is damaged.
     """
-    inner = [name for name in ("adapter", "model") if (folder / name).is_dir()]
-    found = [*(f"{name}/" for name in inner), *_kinds(folder)]
-    if len(found) == 1 and inner:
-        weights = folder / inner[0]
-        found = [f"{inner[0]}/{name}" for name in _kinds(weights)]
-    else:
-        weights = folder
-    if len(found) > 1:
-        raise DeltaError(f"{folder}: contains both {found[0]} and {found[1]}; remove one, or pass a folder with one")
-    record = folder / "train.json"
-    return Tuned(weights, record, read_json_object(record) if record.is_file() else None)
-
-
-def _kinds(folder: Path) -> list[str]:
-    """One file name for each kind of tuned model in a folder: an adapter, a whole model."""
-    names = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
-    return [name for pattern in (_ADAPTER, _MODEL) if (name := next(filter(pattern.fullmatch, names), None))]
+    weights, record = find_weights(folder), folder / "train.json"
+    train = read_json_object(record) if record.is_file() else None
+    return Tuned(weights, record, train, read_told(folder, weights, train))
 
 
 def open_difference(base: Path, tuned: Path, unrelated: bool = False, ignore: Sequence[str] = ()) -> Difference:
@@ -67,13 +84,56 @@ def open_difference(base: Path, tuned: Path, unrelated: bool = False, ignore: Se
     `ignore` are patterns of tensors that only one side has. They need not match here: they may be meant for the
     Instruct.
 
-    Raises AdapterError for an adapter, DeltaError, WrongBaseError when train.json names another model, CheckpointError
+    Raises AdapterError for an adapter, DeltaError, WrongBaseError when its files name another model, CheckpointError
     for unusable folders, and what `Difference` raises.
     """
     found = read_tuned(tuned)
     if found.adapter:
         raise AdapterError(f"{found.weights}: is an adapter; run `shadowft extract` and graft its folder with --delta")
     before = open_checkpoint(base)
+    found.require_named(before)
     difference = Difference(before, open_checkpoint(found.weights), unrelated, standing=ignore)
     found.require_start(before)
+    difference.trainer = found.trainer
     return difference
+
+
+def _other_weights(base: Checkpoint, place: Path) -> str | None:
+    """Why the model in a folder is another one than `base`; None if nothing shows it.
+
+    Two models are the same if a sample of every tensor is equal, also after rounding to the narrower dtype.
+    """
+    if place.samefile(base.path):
+        return None
+    try:
+        named = open_checkpoint(place)
+    except ShadowError as error:
+        print(f"extract: the starting model was not compared with {base.path}: {error}", file=sys.stderr)
+        return None
+    if named.config.get("quantization_config"):  # QLoRA: the adapter fits the model before quantisation
+        print(f"extract: {place} is quantised and was not compared with {base.path}", file=sys.stderr)
+        return None
+    one, other = sampled(base), sampled(named)
+    for name in sorted(one.keys() & other.keys()):
+        if base.info(name).shape == named.info(name).shape and not _same(one[name], other[name]):
+            return f"tensor {name} differs there from that of {base.path}"
+    return None if one.keys() & other.keys() else f"it has no tensor of {base.path}"
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+    narrow = min((one.dtype, other.dtype), key=lambda dtype: dtype.itemsize)
+    return bool(np.array_equal(one.astype(narrow).astype(np.float32), other.astype(narrow).astype(np.float32)))
+
+
+def _other_of_pair(base: Checkpoint, name: str) -> str | None:
+    """Why a name on a hub is that of the other model of the pair; None if nothing shows it."""
+    file, role = base.path.parent / "pair.json", base.path.name
+    other = {"base": "instruct", "instruct": "base"}.get(role)
+    if other is None or not file.is_file():
+        return None
+    pair = read_json_object(file)
+    refs = {side: str((pair.get(side) or {}).get("ref", "")) for side in (role, other)}
+    names = {side: ref.removeprefix("hf:").partition("@")[0].lower() for side, ref in refs.items()}
+    if name.lower() == names[other] != names[role]:
+        return f"{base.path} is {refs[role]}, the {role.title()} of the pair, and that is its {other.title()}"
+    return None

@@ -37,7 +37,13 @@ def build_receipt(plan: Plan, results: Mapping[str, TensorResult], instruct_dige
         "travel": _travel(plan, sums),
         "tokens": plan.tokens,
         "ignored": plan.ignored,
+        **({"trained": trained} if (trained := _trained(plan)) else {}),
     }
+
+
+def _trained(plan: Plan) -> dict[str, Any]:
+    """What is told of each training by another trainer, by digest of the delta."""
+    return {delta.digest: delta.trainer for delta, _ in plan.deltas if delta.trainer is not None}
 
 
 def _travel(plan: Plan, sums: Sums) -> dict[str, Any] | None:
@@ -94,7 +100,8 @@ def read_receipt(folder: Path) -> dict[str, Any]:
 
     Returns `{"format": 1, "path", "digest", "instruct", "deltas", "scope", "dtype", "merge", "scale_for", "waivers",
     "regrafted_from", "onto_base", "classes", "retention", "tensors": [...], "untouched": {reason: [names]},
-    "left_out": [names], "travel", "tokens": {name: {...}}, "ignored": {reason: {side: [names]}}}`.
+    "left_out": [names], "travel", "tokens": {name: {...}}, "ignored": {reason: {side: [names]}},
+    "trained": {digest of a delta: {...}}}`.
 
     `retention` (null at scale 0) and every entry of `tensors` have `weight_norm`, `delta_norm`, `relative` (their
     ratio; null for a zero weight) and, for the delta after the cast, `cosine`, `energy` and `unchanged`. Tensors that
@@ -108,7 +115,8 @@ def read_receipt(folder: Path) -> dict[str, Any]:
     `tokens` has the tensors matched by token: `matched` and `moved` count rows; `instruct_only`, `base_only` and
     `padding` have `rows` and their `ids` as strings like `7` or `7-12`. Rows of padding and of tokens that only the
     Instruct has do not change. `regrafted_from` is null or the digest of the recipe that this one was regrafted from;
-    the verdict on that recipe does not apply to this one.
+    the verdict on that recipe does not apply to this one. `trained` has the deltas of other trainers: `name`, `facts`,
+    `not_known` and `unreadable`, as their files tell.
 
     Raises CheckpointError when the folder was not made by `graft`, or its record is damaged or of another format.
     """
@@ -132,6 +140,7 @@ def read_receipt(folder: Path) -> dict[str, Any]:
             **{key: receipt[key] for key in ("onto_base", "classes", "left_out", "tokens")},
             "travel": receipt.get("travel"),
             "ignored": receipt.get("ignored", {}),
+            "trained": receipt.get("trained", {}),
             "retention": _norms(receipt["retention"]) if receipt["retention"] else None,
             "tensors": tensors,
             "untouched": untouched,

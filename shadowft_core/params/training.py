@@ -1,5 +1,6 @@
 """The sections of params.yaml about training: `train`, which the result depends on, `checkpoint` and `plan`."""
 
+import shlex
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -68,6 +69,11 @@ class Validation(Section):
 class Train(Section):
     """The training. All routes share these settings, data order and seed, except what a further route changes."""
 
+    command: str | None = Field(
+        None,
+        min_length=1,
+        description="a command that trains in place of the settings below: `python my_train.py`; docs/training.md",
+    )
     objective: Literal["sft", "dpo"] = Field(
         "sft", description="learn replies, or preferences (rows with a rejected reply)"
     )
@@ -129,6 +135,38 @@ class Train(Section):
         else:
             object.__setattr__(self, "seed", self.seeds[0])
         return self
+
+    @model_validator(mode="after")
+    def _command_can_be_run(self) -> Self:
+        if self.command is None:
+            return self
+        try:
+            words = shlex.split(self.command)
+        except ValueError as error:
+            raise ValueError(f"command is {self.command!r}: {error}; quote as for a shell") from None
+        if not words:
+            raise ValueError("command has no words; name a program, or use null")
+        if self.start == "champion":
+            raise ValueError(
+                "start is champion, but command starts from the model it is given; set start to scratch, or command to "
+                "null"
+            )
+        return self
+
+    @property
+    def words(self) -> list[str]:
+        """The words of `command`, split as by a shell; empty without one."""
+        return shlex.split(self.command) if self.command is not None else []
+
+    def unused(self) -> list[str]:
+        """With a command, the names of the settings that have no effect although they differ from their defaults."""
+        return [
+            name
+            for name, field in type(self).model_fields.items()
+            if self.command is not None
+            and name not in ("command", "seed", "seeds")
+            and getattr(self, name) != field.get_default(call_default_factory=True)
+        ]
 
     def with_seed(self, seed: int | None) -> Self:
         """The settings of one training, with another seed; None: the first."""

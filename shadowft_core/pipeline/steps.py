@@ -56,6 +56,12 @@ def preflight(params_file: Path, model_name: str | None) -> Params:
         if not Path(path).exists():
             raise InputError(f"{params_file}: {name}: {path} does not exist; name an existing file or folder")
     prepare.require_pinned(params.prepare)  # DVC does not watch these files
+    for name, route in params.routes.items():
+        if words := params.train_for(name).words:
+            from shadowft_core.train import require_runnable, require_watched
+
+            require_runnable(words)
+            require_watched(words, name, route.model)
     tasks = TaskFiles(Path(params.evaluate.tasks))
     for section in (params.evaluate, params.sweep):
         tasks.resolve([*section.domain, *section.guards])  # a misspelt name would end the run after the trainings
@@ -80,12 +86,13 @@ def reading_the_store(params: Params) -> frozenset[str]:
 def require_disk(params: Params, pair: tuple[str, ...]) -> None:
     """Raise InputError when less disk space is free than the run may write.
 
-    `pair` has the paths of the two models. Each route writes one grafted model; a route that trains whole models also
-    writes two float32 models (tuned and delta), and each of them again to DVC's cache. With further seeds its deltas
-    wait until all seeds are scored, beside one tuned model. Unknown sizes count as 1 GB in total.
+    `pair` has the paths of the two models. Each route writes one grafted model. A route that trains whole models, as a
+    command may, also writes two float32 models (tuned and delta), and each of them again to DVC's cache. With further
+    seeds its deltas wait until all seeds are scored, beside one tuned model. Unknown sizes count as 1 GB in total.
     """
     size = sum(file.stat().st_size for path in pair for file in Path(path).rglob("*.safetensors")) // 2
-    whole = [one for one in map(params.train_for, params.routes) if one.method in ("full", "osf")]
+    trainings = map(params.train_for, params.routes)
+    whole = [one for one in trainings if one.command is not None or one.method in ("full", "osf")]
     waiting = sum(2 * len(one.seeds) for one in whole if len(one.seeds) > 1)  # the further deltas, and one model
     # float32 is twice bfloat16: 2 x 2 x 2 places
     need = max(MIN_FREE_BYTES, size * (len(params.routes) + 8 * len(whole) + waiting))
@@ -111,6 +118,10 @@ def require_memory(params: Params, pair: Path, data: Path, show: Show) -> None:
         return
     found = plan.plan_params(params, shapes, lengths, plan.here(params.train.threads), untrained)
     plan.require_fits(found)
+    if own := [name for name in params.routes if name not in found]:
+        show(f"memory of {', '.join(own)} was not planned: train.command trains, and its needs are not known")
+    if not found:
+        return
     peak, one = max((route["peak"], name) for name, route in found.items())
     show(f"memory planned: {peak / 1e9:.1f} GB at the peak of {one}, {found[one]['available'] / 1e9:.1f} GB available")
 

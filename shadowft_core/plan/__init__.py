@@ -103,7 +103,10 @@ def plan_params(
     untrained: bool,
     devices: int | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Plan every route of `params`, by name. `shapes` has `base` and `instruct`; `untrained` is about the Base."""
+    """Plan every route of `params`, by name, but those that `train.command` trains: what it needs is not known.
+
+    `shapes` has `base` and `instruct`; `untrained` is about the Base.
+    """
     return {
         name: plan(
             shapes[route.model],
@@ -116,6 +119,7 @@ def plan_params(
             untrained=untrained and route.model == "base",
         )
         for name, route in params.routes.items()
+        if params.train_for(name).command is None
     }
 
 

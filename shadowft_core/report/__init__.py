@@ -64,6 +64,7 @@ def gather(work: Path) -> dict[str, Any]:
     data = files.optional(work / "data" / "data-report.json")
     train = files.by_route(routes, lambda route: files.training(work / "tuned" / route / "train.json"))
     delta = files.by_route(routes, lambda route: files.delta(work / "delta" / route / "delta.json"))
+    train = files.with_trainer(train, delta)
     receipts = files.by_route(routes, lambda route: files.optional(work / "grafted" / route / "receipt.json"))
     tasks = sorted(heads["instruct"]["tasks"].items(), key=lambda named: (named[1]["role"] != "domain", named[0]))
     return {

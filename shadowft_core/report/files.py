@@ -20,6 +20,8 @@ TRAINING = (
     "stops",
     "versions",
     "start",
+    "trainer",
+    "command",
 )
 """fields of train.json that the page shows"""
 _Found = TypeVar("_Found")
@@ -41,6 +43,18 @@ def training(path: Path) -> dict[str, Any] | None:
     return None if found is None else dict.fromkeys(TRAINING) | found
 
 
+def with_trainer(
+    train: Mapping[str, dict[str, Any]], delta: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """The trainings by route, with what the delta tells of one by another trainer where train.json lacks it."""
+    found = dict(train)
+    for route, facts in delta.items():
+        if trainer := facts["trainer"]:
+            known = {name: value for name, value in found.get(route, {}).items() if value is not None}
+            found[route] = dict.fromkeys(TRAINING) | trainer["facts"] | known | {"trainer": trainer}
+    return found
+
+
 def steps(tuned: Path, train: Mapping[str, Any] | None) -> list[dict[str, Any]] | None:
     """The lines of metrics.jsonl; the validation loss after training is added where they lack it."""
     lines, found = _lines(tuned / "metrics.jsonl"), train or {}
@@ -56,7 +70,7 @@ def samples(tuned: Path, routes: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def delta(path: Path) -> dict[str, Any] | None:
-    """Digest, kind, Base, program and number of tensors of a delta.json."""
+    """Digest, kind, Base, program, number of tensors, and what is told of another trainer, of a delta.json."""
     certificate = optional(path)
     if certificate is None:
         return None
@@ -66,6 +80,8 @@ def delta(path: Path) -> dict[str, Any] | None:
         "base": certificate["base"]["digest"],
         "tensors": len(certificate["tensors"]),
         "created_by": certificate.get("created_by"),
+        "trainer": certificate.get("trainer"),
+        "recorded": certificate.get("train") is not None or certificate.get("trainer") is not None,
     }
 
 

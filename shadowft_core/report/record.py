@@ -95,6 +95,11 @@ def not_tested(
             "One training run per route was judged. The intervals cover new items of the same tasks, not another seed, "
             "other data or another pair of models."
         )
+    if told := [f"{route} ({', '.join(lacks)})" for route, facts in train.items() if (lacks := _lacks(facts))]:
+        said.append(
+            f"Routes tuned by another trainer, and what its files do not tell: {'; '.join(told)}. That the routes had "
+            "the same rows and settings is not shown."
+        )
     if not any(
         task.get("counts", {}).get("cut") is not None for head in heads.values() for task in head["tasks"].values()
     ):
@@ -109,6 +114,12 @@ def not_tested(
     if not any(claim.get("clusters") not in (None, claim["n"]) for claim in verdict["claims"]):
         said.append("Items of one task are assumed to be independent of each other.")
     return said + unclaimed(routes, verdict["candidate"]) + unequal(train)
+
+
+def _lacks(facts: Mapping[str, Any]) -> list[str]:
+    """What is not known of a training by another trainer."""
+    found: list[str] = (facts.get("trainer") or {}).get("not_known", [])
+    return found
 
 
 def _contamination(data: Mapping[str, Any] | None) -> list[str]:

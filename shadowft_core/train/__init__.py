@@ -6,6 +6,8 @@ tokens.py finds tokens that the model never trained and sets their weights. trai
 with images. probe.py counts replies that end. samples.py writes the first sequences as text. These modules import torch
 and transformers, so `train` imports them when it is called.
 
+command.py runs the user's own trainer instead; plainrows.py writes its rows, watched.py finds the files it names.
+
 launch.py starts several processes and cluster.py finds the nodes; agent.py is a program that runs torchrun's agent;
 ranks.py gives several processes the rows of one.
 """
@@ -27,15 +29,27 @@ from shadowft_core.files import (
 from shadowft_core.params import Checkpoint, Render, Train
 from shadowft_core.rendering import load_renderer, shows_images
 from shadowft_core.train.checkpoints import open_checkpoints
+from shadowft_core.train.command import train_by_command
 from shadowft_core.train.copies import CopiesOf, require_copies
 from shadowft_core.train.launch import Place, reporting, run_alone, run_processes, starts_processes
 from shadowft_core.train.memory import as_retried, memory_checked, retried
 from shadowft_core.train.pairs import preference_facts
 from shadowft_core.train.rows import data_digest, encoded_rows, split_files
+from shadowft_core.train.watched import require_runnable, require_watched
 from shadowft_core.weights import Checkpoint as Model
 from shadowft_core.weights import open_checkpoint
 
-__all__ = ["Accept", "reporting", "run_alone", "run_processes", "starts_processes", "train"]
+__all__ = [
+    "Accept",
+    "reporting",
+    "require_runnable",
+    "require_watched",
+    "run_alone",
+    "run_processes",
+    "starts_processes",
+    "train",
+    "train_by_command",
+]
 
 Accept = Callable[[Path, Path | Mapping[str, tuple[int, ...]]], None]
 """called before the first step with the model and what will be saved: an adapter folder, or shapes by tensor name"""
@@ -204,7 +218,7 @@ def _inputs(
         "format": 1,
         "objective": params.objective,
         "method": params.method,
-        "settings": params.model_dump(mode="json", exclude={"seeds"}),  # of this training, which has one seed
+        "settings": params.model_dump(mode="json", exclude={"seeds", "command"}),  # this is one training, with TRL
         "render": render.model_dump(mode="json"),
         "seed": params.seed,
         "model_digest": model.digest(),

@@ -54,7 +54,9 @@ def preflight(pair: Path, data: Path, params: Train, out: Path, render: Render, 
     told: dict[str, Any] = {"format": 1, "seed": params.seed, "method": params.method, "data_digest": data_digest(data)}
     sigma = read_json_object(pair / "pair.json").get("sigma") or {}
     told["sigma"] = {name: sigma.get(name) for name in ("overall", "modules")}
-    if params.objective != "sft":
+    if params.command is not None:
+        told |= {"method": None, "not_measured": "train.command trains; the rows of its first step are not known"}
+    elif params.objective != "sft":
         told["not_measured"] = "the rows are preferences, whose loss is the same for every model before training"
     else:
         try:

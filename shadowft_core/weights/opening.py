@@ -1,5 +1,6 @@
 """Opening a model folder: every header and the index are checked before any tensor is used."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from shadowft_core.files import read_json_object
 from shadowft_core.weights.checkpoint import INDEX, SINGLE, Checkpoint
 from shadowft_core.weights.header import TensorInfo, ranged_header, read_header
 from shadowft_core.weights.remote import RemoteFiles
+
+_OF_TRAINER = re.compile(r"training_args\.bin|(optimizer|scheduler|scaler|rng_state.*)\.(bin|pt|pth)")
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -26,7 +29,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
         weight_map, files = None, [SINGLE]
         if not present:
             kinds = sorted(
-                f.name for f in path.iterdir() if f.suffix in {".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5"}
+                f.name
+                for f in path.iterdir()
+                if f.suffix in {".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5"} and not _OF_TRAINER.fullmatch(f.name)
             )
             found = f"only {', '.join(kinds[:3])}" if kinds else "no weights"
             raise CheckpointError(

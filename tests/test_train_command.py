@@ -1,0 +1,186 @@
+"""`train.command`: the user's own trainer as the train stage, with real processes and real trainers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from shadowft_core.delta import extract
+from shadowft_core.errors import DataError, DeltaError, ShadowError, TrainError, WrongBaseError, ZeroDeltaError
+from shadowft_core.params import Train
+from shadowft_core.train import train_by_command
+from shadowft_core.train.plainrows import write_plain_rows
+from shadowft_core.weights import open_checkpoint
+from tests.fixtures.models import save_adapter
+from tests.fixtures.processes import none_left
+from tests.fixtures.trainers import write_script
+
+pytestmark = pytest.mark.usefixtures("place")
+
+
+def trained(place: Path, out: Path, command: str, model: str = "base", **settings: Any) -> dict[str, Any]:
+    route = {"base": "shadow", "instruct": "direct"}[model]
+    params = Train(command=command, **settings)
+    train_by_command(
+        place / model, place / "instruct", place / "data", params, out, route, out.parent / f"scratch-{route}"
+    )
+    facts: dict[str, Any] = json.loads((out / "train.json").read_text())
+    return facts
+
+
+@pytest.mark.parametrize(("words", "model", "kind"), [("", "base", "model"), ("--lora", "instruct", "adapter")])
+def test_a_script_trains_each_route_and_its_result_is_extracted(
+    place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], words: str, model: str, kind: str
+) -> None:
+    script = write_script(tmp_path)
+    facts = trained(place, tmp_path / "out", f"python '{script}' {words}", model, seed=3, epochs=5)
+    said = capfd.readouterr().err
+    assert "splits ['train', 'validation'] columns ['id', 'messages']" in said
+    assert "these settings have no effect: epochs" in said
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {kind, "train.json", "metrics.jsonl"}
+    kept = {path.name for path in (tmp_path / "out" / kind).iterdir()}
+    assert not {name for name in kept if name.endswith((".bin", ".pt", ".pth")) or name.startswith("checkpoint")}
+    lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2]
+    assert (facts["steps"], facts["first_loss"], facts["last_loss"]) == (2, lines[0]["loss"], lines[1]["loss"])
+    assert (facts["seed"], facts["model_digest"]) == (3, open_checkpoint(place / model).digest())
+    assert facts["data_digest"] == json.loads((place / "data/data-report.json").read_text())["digest"]
+    assert facts["trainer"]["name"] == "transformers"
+    assert "whether it used these rows, and how it rendered them" in facts["trainer"]["not_known"]
+    found = extract(place / model, tmp_path / "out", tmp_path / "delta")
+    assert found["kind"] == ("lora" if kind == "adapter" else "dense")
+    assert found["trainer"] == facts["trainer"]
+    assert not list(tmp_path.glob("scratch*"))
+
+
+def test_held_out_rows_are_not_handed_over(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    write_plain_rows(place / "data", tmp_path / "rows")
+    assert {path.name for path in (tmp_path / "rows").iterdir()} == {
+        "train.parquet", "valid.parquet", "dataset_info.json"
+    }  # fmt: skip
+    given, ours = (pq.read_table(folder / "train.parquet") for folder in (tmp_path / "rows", place / "data"))
+    assert given["id"].to_pylist() == ours["id"].to_pylist()
+    for row in given.to_pylist():
+        assert [set(message) for message in row["messages"]] == [{"role", "content"}] * 2
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataError, match=r"train\.parquet: no such file"):
+        write_plain_rows(tmp_path / "none", tmp_path / "none")
+
+
+def test_replay_rows_follow_the_rows_of_a_route_that_has_them(place: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    table = pq.read_table(place / "data/train.parquet")
+    pq.write_table(table.slice(0, 4), data / "train.parquet")
+    pq.write_table(table.slice(4, 2), data / "replay.parquet")
+    for replay, count in ((True, 6), (False, 4)):
+        (out := tmp_path / str(replay)).mkdir()
+        write_plain_rows(data, out, replay)
+        assert pq.read_table(out / "train.parquet")["id"].to_pylist() == table["id"].to_pylist()[:count]
+
+
+def copying(folder: Path, source: str) -> str:
+    """A command that copies the files of `source` to SHADOWFT_OUT: the result of a training made before."""
+    script = folder / "copy.py"
+    script.write_text(
+        "import os, shutil, sys\n"
+        "shutil.copytree(sys.argv[1], os.environ['SHADOWFT_OUT'], dirs_exist_ok=True)\n"
+        "print('copied to', sys.argv[2])\n"
+    )
+    return f"python '{script}' '{source}' $SHADOWFT_OUT"
+
+
+def failure(place: Path, tmp_path: Path, command: str, error: type[ShadowError]) -> str:
+    """The message of a command that is refused; the former result stays."""
+    out = tmp_path / "out"
+    out.mkdir(exist_ok=True)
+    (out / "former").touch()
+    with pytest.raises(error) as raised:
+        trained(place, out, command)
+    assert [path.name for path in out.iterdir()] == ["former"]
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    message = str(raised.value)
+    assert len(message) < 1000
+    assert "\n" not in message
+    return message
+
+
+def test_a_result_that_extract_would_refuse_is_refused_and_stays_to_be_saved(place: Path, tmp_path: Path) -> None:
+    save_adapter(place / "instruct", tmp_path / "adapter")
+    message = failure(place, tmp_path, copying(tmp_path, str(tmp_path / "adapter")), WrongBaseError)
+    assert "as the starting model, but tensor" in message
+    kept = tmp_path / "scratch-shadow/out"
+    assert f"its output stays in {kept} until the next run" in message
+    assert (kept / "adapter_model.safetensors").is_file()
+    failure(place, tmp_path, copying(tmp_path, str(place / "base")), ZeroDeltaError)
+    assert not (kept / "adapter_model.safetensors").exists()  # each run gets an empty folder
+
+
+def test_a_result_that_is_missing_or_not_finished_is_refused(place: Path, tmp_path: Path) -> None:
+    assert "expected safetensors, found no weights" in failure(place, tmp_path, "true", ShadowError)
+    save_adapter(place / "base", tmp_path / "run/checkpoint-7")
+    message = failure(place, tmp_path, copying(tmp_path, str(tmp_path / "run")), DeltaError)
+    assert "pass one of its folders: checkpoint-7" in message
+
+
+def test_a_command_that_fails_is_named_with_its_code_and_last_line(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text(
+        "import sys\nprint('step 1')\nprint('CUDA is on fire', file=sys.stderr)\nsys.exit(3)"
+    )
+    message = failure(place, tmp_path, f"python '{tmp_path / 'bad.py'}'", TrainError)
+    assert "ended with exit code 3; its last line: CUDA is on fire" in message
+    (tmp_path / "kill.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    message = failure(place, tmp_path, f"python '{tmp_path / 'kill.py'}'", TrainError)
+    assert "was killed by SIGKILL, without a message" in message
+
+
+def test_words_are_filled_in_and_no_shell_runs(place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    message = failure(place, tmp_path, "echo $SHADOWFT_ROUTE ${SHADOWFT_SEED} '; exit 9' $HOME", ShadowError)
+    assert "found no weights" in message
+    assert "shadow 0 ; exit 9 $HOME" in capfd.readouterr().err
+    message = failure(place, tmp_path, "echo $SHADOWFT_MODELS", TrainError)
+    assert "$SHADOWFT_MODELS is not set; there are $SHADOWFT_MODEL, $SHADOWFT_INSTRUCT" in message
+    assert "no program my-trainer on the PATH" in failure(place, tmp_path, "my-trainer", TrainError)
+
+
+def test_a_stopped_command_ends_with_all_its_processes(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import subprocess, sys, time\n"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True)\n"
+        "print('begun', flush=True)\ntime.sleep(600)\n"
+    )
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from shadowft_core.errors import StoppedError\n"
+        "from shadowft_core.params import Train\nfrom shadowft_core.train import train_by_command\n"
+        f"place, here = Path({str(place)!r}), Path({str(tmp_path)!r})\n"
+        "try:\n"
+        "    train_by_command(place / 'base', place / 'instruct', place / 'data', "
+        "Train(command=f'python {here}/slow.py'), here / 'out', 'shadow', here / 'scratch')\n"
+        "except StoppedError as error:\n    print(error, file=sys.stderr)\n    sys.exit(error.exit_code)\n"
+    )
+    mark = f"command {tmp_path}"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], env=os.environ | {"SHADOWFT_TEST_MARK": mark}, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stderr is not None
+    seen = ""
+    deadline = time.monotonic() + 120
+    while "begun" not in seen and time.monotonic() < deadline:
+        seen = child.stderr.readline()
+    child.send_signal(signal.SIGTERM)
+    said = child.stderr.read()
+    child.stderr.close()
+    assert child.wait() == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM, with all its processes" in said
+    assert none_left(mark, seconds=10)
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / ".out.partial").exists()

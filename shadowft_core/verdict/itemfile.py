@@ -181,7 +181,7 @@ def _read(items: Items) -> list[dict[str, Any]]:
     try:
         table = pyarrow.parquet.read_table(items) if isinstance(items, Path) else pyarrow.table(items)
     except FileNotFoundError:
-        raise EvaluationError(f"{path}: no such file; name a parquet file with --items") from None
+        raise EvaluationError(f"{path}: no such file; name an existing parquet file") from None
     except (OSError, pyarrow.ArrowException) as error:
         kind = "parquet file" if isinstance(items, Path) else "table with one type in each column"
         raise EvaluationError(f"{path}: not a {kind} ({str(error).splitlines()[0]:.200}); write it again") from None

@@ -1,4 +1,8 @@
-"""The sections of params.yaml, one per stage. Unknown fields are refused; each field describes its unit."""
+"""The sections of params.yaml, one per stage. Unknown fields are refused; each field describes its unit.
+
+The sections that the package exports name the argument `default` of their fields: type checkers without the plugin of
+pydantic know it only so.
+"""
 
 from typing import Literal, Self
 
@@ -132,34 +136,45 @@ class Thresholds(Section):
 class Verdict(Section):
     """Thresholds of the promotion decision. Margins and gains are in score units, for shares of right answers."""
 
-    alpha: float = Field(0.05, gt=0, lt=0.5, description="error rate of all verdicts on the same test items together")
-    margin: float = Field(0.03, gt=0, lt=1, description="smallest mean loss on all guards together that counts as harm")
-    margin_each: float = Field(0.05, gt=0, lt=1, description="smallest loss on one guard that counts as harm")
+    alpha: float = Field(
+        default=0.05, gt=0, lt=0.5, description="error rate of all verdicts on the same test items together"
+    )
+    margin: float = Field(
+        default=0.03, gt=0, lt=1, description="smallest mean loss on all guards together that counts as harm"
+    )
+    margin_each: float = Field(default=0.05, gt=0, lt=1, description="smallest loss on one guard that counts as harm")
     worthwhile: float = Field(
-        0.05,
+        default=0.05,
         gt=0,
         lt=1,
         description="smallest domain gain worth shipping: tells a tie from too few items; a proven gain may be smaller",
     )
-    metrics: dict[str, Thresholds] = Field({}, description="thresholds of metrics that are not shares, by name")
+    metrics: dict[str, Thresholds] = Field(default={}, description="thresholds of metrics that are not shares, by name")
     require: tuple[str, ...] = Field(
-        (), description="claims about the method that must hold too, such as `shadow_scaled > direct_scaled`"
+        default=(), description="claims about the method that must hold too, such as `shadow_scaled > direct_scaled`"
     )
-    resamples: int = Field(9999, ge=999)
-    seed: int = Field(0, ge=0)
+    resamples: int = Field(default=9999, ge=999)
+    seed: int = Field(default=0, ge=0)
 
 
 class Store(Section):
     """The delta store: a folder or s3://bucket/prefix."""
 
-    uri: str = Field("var/store", min_length=1)
-    endpoint: str | None = Field(None, description="URL of an S3 server other than AWS")
+    uri: str = Field(default="var/store", min_length=1)
+    endpoint: str | None = Field(default=None, description="URL of an S3 server other than AWS")
     region: str | None = None
-    sse: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = Field(None, description="encryption at rest, S3 only")
-    sse_kms_key: str | None = Field(None, min_length=1, description="id or ARN of the key; with sse aws:kms")
-    bucket_owner: str | None = Field(None, pattern=r"^\d{12}$", description="AWS account that must own the bucket")
+    sse: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = Field(
+        default=None, description="encryption at rest, S3 only"
+    )
+    sse_kms_key: str | None = Field(default=None, min_length=1, description="id or ARN of the key; with sse aws:kms")
+    bucket_owner: str | None = Field(
+        default=None, pattern=r"^\d{12}$", description="AWS account that must own the bucket"
+    )
     chunk_bytes: int | None = Field(
-        None, ge=1 << 16, le=256 << 20, description="size of the objects that a tensor is split into; 16 MiB when null"
+        default=None,
+        ge=1 << 16,
+        le=256 << 20,
+        description="size of the objects that a tensor is split into; 16 MiB when null",
     )
 
     @model_validator(mode="after")
@@ -173,8 +188,8 @@ class Registry(Section):
     """The MLflow model registry. MLFLOW_TRACKING_URI overrides `tracking_uri`, SHADOWFT_REGISTRY_NAME `name`;
     MLFLOW_REGISTRY_URI is not used."""
 
-    name: str = Field("shadowft", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="registered model")
-    tracking_uri: str = Field("sqlite:///var/mlflow/mlflow.db", min_length=1)
+    name: str = Field(default="shadowft", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="registered model")
+    tracking_uri: str = Field(default="sqlite:///var/mlflow/mlflow.db", min_length=1)
 
     def named(self, name: str) -> Self:
         """The same registry for another registered model. Raises ParamsError for a name that cannot be one."""

@@ -66,7 +66,7 @@ def test_nothing_fails_in_an_empty_folder(shadowft: Shadowft, monkeypatch: pytes
     lines = [line.split(":")[0].split() for line in out.splitlines()]
     assert code == 0
     assert [name for _, name, *_ in lines] == [*CHECKS, "store", "registry", "port"]
-    assert {state for state, *_ in lines} == {OK}
+    assert {state for state, name, *_ in lines if name != "arithmetic"} == {OK}  # a checkout may have no compiler
     assert "no params.yaml here" in out
     assert not list(Path().iterdir())
 
@@ -101,8 +101,9 @@ def test_the_ranges_are_those_of_the_metadata(here: Path, monkeypatch: pytest.Mo
 
 def test_without_the_kernel_it_says_what_is_slower(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bf16, "library", None)
+    monkeypatch.setattr(bf16, "why_numpy", "not built")
     [found] = software.arithmetic(NONE)
-    assert (found.state, found.said.partition(":")[0]) == (WARN, "numpy")
+    assert (found.state, found.said) == (WARN, "numpy, the same bits but slower (not built)")
 
 
 def test_a_path_without_git_fails_and_another_dvc_is_named(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

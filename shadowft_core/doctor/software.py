@@ -75,7 +75,7 @@ def arithmetic(params: Path) -> list[Finding]:
 
     if bf16.library is not None:
         return [Finding("arithmetic", OK, "compiled")]
-    said = "numpy: the same bits, but extract and graft take longer"
+    said = f"numpy, the same bits but slower ({bf16.why_numpy})"
     return [Finding("arithmetic", WARN, said, "install the wheel of this platform, or reinstall with a C compiler")]
 
 

@@ -215,3 +215,22 @@ def test_a_hub_name_of_the_other_model_of_the_pair_is_refused(tiny_llama_pair: P
     for other in ("Own/Model-Base", "unsloth/model-base-bnb-4bit"):  # a mirror of the Base has a name of its own
         named(adapter, other)
         assert extract(base, adapter, tmp_path / "delta")["trainer"]["facts"]["base"] == other
+
+
+def test_a_whole_model_tuned_from_the_other_model_of_the_pair_is_refused(tmp_path: Path) -> None:
+    def moved(seed: int, scale: float, above: dict[str, Any]) -> dict[str, Any]:
+        rng = np.random.default_rng(seed)
+        return {
+            name: (array.astype(np.float32) + scale * rng.standard_normal(array.shape)).astype(array.dtype)
+            for name, array in above.items()
+        }
+
+    weights = tensors(0, width=16)
+    base = model(tmp_path / "pair/base", weights)
+    instruct = model(tmp_path / "pair/instruct", apart := moved(1, 0.004, weights))
+    (tmp_path / "pair/pair.json").write_text("{}")
+    run = model(tmp_path / "run", moved(2, 0.0004, apart))
+    assert f"is nearer to {instruct}" in refusal(base, run, WrongBaseError).replace("pair/delta", "delta")
+    assert extract(instruct, run, tmp_path / "delta")["kind"] == "dense"
+    run = model(tmp_path / "far", moved(3, 0.01, weights))  # much training, still nearer to its own start
+    assert extract(base, run, tmp_path / "delta")["kind"] == "dense"

@@ -1,6 +1,7 @@
 """A public trainer in an environment of its own: LLaMA-Factory trains both routes as `train.command`, and by hand."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -42,7 +43,8 @@ def factory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
     pip = [str(place / "bin/python"), "-m", "pip", "--disable-pip-version-check", "-q"]
     wanted = [f"llamafactory=={FACTORY}", f"torch=={version('torch')}"]
-    done = subprocess.run([*pip, "install", *wanted], capture_output=True, text=True, check=False)
+    online = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}  # conftest.py
+    done = subprocess.run([*pip, "install", *wanted], env=online, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"LLaMA-Factory {FACTORY} cannot be installed: {done.stderr.strip().splitlines()[-1]:.200}")
     # torchvision and torchaudio are built for CUDA and do not load beside torch for CPUs. Text needs neither.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -184,3 +185,15 @@ def test_a_stopped_command_ends_with_all_its_processes(place: Path, tmp_path: Pa
     assert none_left(mark, seconds=10)
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / ".out.partial").exists()
+
+
+@pytest.mark.slow
+def test_the_script_of_the_page_trains_with_trl(place: Path, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs/training.md").read_text(encoding="utf-8")
+    found = re.search(r"\n\n((?:    .*\n|\n)+)", page[page.index("### A command as the train stage") :])
+    assert found is not None
+    (tmp_path / "my_train.py").write_text("".join(line[4:] or "\n" for line in found[1].splitlines(keepends=True)))
+    facts = trained(place, tmp_path / "out", f"python '{tmp_path / 'my_train.py'}'")
+    assert (facts["trainer"]["name"], facts["method"], facts["trainer"]["facts"]["epochs"]) == ("TRL", "full", 2)
+    assert facts["tokens"] is None  # its last count is of step 10 of 14
+    assert extract(place / "base", tmp_path / "out", tmp_path / "delta")["kind"] == "dense"

@@ -92,7 +92,9 @@ def _exact(
         require_met(ignore, adapter.ignored, f"{base} and {result.weights}")
         tensors, ignored = write_changes(adapter, folder, storage, unrelated), adapter.ignored
     else:
-        delta = Difference(before, open_checkpoint(result.weights), unrelated, ignore, standing)
+        after = open_checkpoint(result.weights)
+        result.require_nearest(before, after)
+        delta = Difference(before, after, unrelated, ignore, standing)
         shapes = {name: delta.shape(name) for name in delta.names}
         tensors = write_dense(folder, shapes, delta.part, storage, delta.require_related)
         ignored = delta.layout.ignored

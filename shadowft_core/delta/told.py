@@ -152,11 +152,13 @@ class _Reading:
         log = list(_entries(state or {}))
         trained = [value for entry in log if (value := _number(entry.get("loss"))) is not None]
         validated = [value for entry in log if (value := _number(entry.get("eval_loss"))) is not None]
+        steps = _whole((state or {}).get("global_step"))
+        counts = [entry.get("num_tokens") for entry in log if steps and entry["step"] == steps]  # TRL's, so far
         tokens = (state or {}).get("num_input_tokens_seen") or results.get("num_input_tokens_seen")
         self._add(
-            steps=_whole((state or {}).get("global_step")),
+            steps=steps,
             epochs=_number((state or {}).get("epoch", results.get("epoch"))),
-            tokens=_whole(tokens) or None,
+            tokens=_whole(tokens) or next(filter(None, map(_whole, counts)), None),
             first_loss=trained[0] if trained else None,
             last_loss=trained[-1] if trained else None,
             mean_loss=_number(results.get("train_loss")),

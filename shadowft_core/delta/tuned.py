@@ -1,5 +1,6 @@
 """The result of a training and the record of its starting model, as `extract` and one-pass grafts read them."""
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from shadowft_core.delta.told import Told, read_told
 from shadowft_core.errors import AdapterError, ShadowError, WrongBaseError
 from shadowft_core.files import read_json_object
 from shadowft_core.weights import Checkpoint, open_checkpoint
+
+NEARER = 0.5
 
 
 class Tuned(NamedTuple):
@@ -59,6 +62,25 @@ class Tuned(NamedTuple):
         if reason:
             raise WrongBaseError(f"{file}: names {name} as the starting model, but {reason}; {remedy}")
 
+    def require_nearest(self, base: Checkpoint, after: Checkpoint) -> None:
+        """Raise WrongBaseError if a whole model was evidently tuned from the other model of the pair.
+
+        If `base` is one of the two folders of `fetch`, their distances to the tuned model are compared on a sample of
+        every tensor. A training moves a model far less than the two are apart; if the other one is nearer by half, and
+        no record says what was tuned, it is the one that was.
+        """
+        role = base.path.name
+        other = base.path.parent / {"base": "instruct", "instruct": "base"}.get(role, "")
+        known = (self.train or {}).get("model_digest")
+        if known or other == base.path.parent or not (other.is_dir() and (base.path.parent / "pair.json").is_file()):
+            return
+        near, far = _distances(after, base, open_checkpoint(other))
+        if far < NEARER * near:
+            raise WrongBaseError(
+                f"{after.path}: is nearer to {other} (distance {far:.3g} on a sample of the weights) than to "
+                f"{base.path} ({near:.3g}), so it was tuned from that; tune the {role.title()}, or pass --base {other}"
+            )
+
     def require_start(self, base: Checkpoint) -> None:
         """Raise WrongBaseError when, according to the record, training started from another model than `base`."""
         digest = base.digest()
@@ -92,10 +114,24 @@ def open_difference(base: Path, tuned: Path, unrelated: bool = False, ignore: Se
         raise AdapterError(f"{found.weights}: is an adapter; run `shadowft extract` and graft its folder with --delta")
     before = open_checkpoint(base)
     found.require_named(before)
-    difference = Difference(before, open_checkpoint(found.weights), unrelated, standing=ignore)
+    after = open_checkpoint(found.weights)
+    found.require_nearest(before, after)
+    difference = Difference(before, after, unrelated, standing=ignore)
     found.require_start(before)
     difference.trainer = found.trainer
     return difference
+
+
+def _distances(tuned: Checkpoint, *models: Checkpoint) -> list[float]:
+    """The distance of a tuned model to each of the models, over a sample of the tensors that all of them have."""
+    samples = [sampled(one) for one in (tuned, *models)]
+    names = set.intersection(*(set(sample) for sample in samples))
+    shared = [n for n in sorted(names) if len({one.info(n).shape for one in (tuned, *models)}) == 1]
+    squares = [
+        sum(float(np.sum((samples[0][n].astype(np.float64) - other[n].astype(np.float64)) ** 2)) for n in shared)
+        for other in samples[1:]
+    ]
+    return [math.sqrt(square) for square in squares]
 
 
 def _other_weights(base: Checkpoint, place: Path) -> str | None:

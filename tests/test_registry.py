@@ -65,6 +65,9 @@ def test_registering_twice_is_one_version_of_a_few_kilobytes(run: Run, client: A
     models = [path for path in artifacts.glob("models/*") if first.run_id in (path / "artifacts/MLmodel").read_text()]
     files = [path for path in models[0].rglob("*") if path.is_file()]
     assert {"recipe.json", "MLmodel", "requirements.txt"} <= {path.name for path in files}
+    (wheel,) = [path for path in files if path.suffix == ".whl"]
+    assert wheel.stat().st_size < 1_500_000
+    files.remove(wheel)
     assert sum(path.stat().st_size for path in files) < 10_000
     assert {path.suffix for path in files} <= {".json", ".txt", ".yaml", ""}, files  # no pickle, no code, no weights
     assert not [path for path in files if b"\x80\x04\x95" in path.read_bytes()]  # the first bytes of a pickle

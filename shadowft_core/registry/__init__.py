@@ -1,4 +1,4 @@
-"""The MLflow model registry. A version is a recipe of a few kB; its run records the recipe's origin.
+"""The MLflow model registry. A version is a recipe of a few kB and a wheel; its run records the recipe's origin.
 
 No weights are sent to the tracking server, and loading a version unpickles nothing. Registering is keyed by content, so
 repeating it changes nothing. A registration stays in var/pending/ until MLflow has it.

@@ -12,9 +12,9 @@ from shadowft_core.registry.registration import Registration
 NUMBER = "{version}"  # placeholder for the version's number, which MLflow assigns
 MODEL = (
     "Chat models made by Shadow-FT: a weight delta, that of the tuned Base or of the tuned Instruct, is grafted on the "
-    "Instruct. A version is a recipe of a few kB without weights. `challenger` is the version registered last; the "
-    "ledger in the delta store decides which is `champion`, and the alias follows it. A version's page has the "
-    "decision, its reasons, and the command to load it."
+    "Instruct. A version is a recipe of a few kB and the code to load it, without weights. `challenger` is the version "
+    "registered last; the ledger in the delta store decides which is `champion`, and the alias follows it. A version's "
+    "page has the decision, its reasons, and the command to load it."
 )
 LARGEST = 5000  # characters that fit in a description in MLflow's database
 _ARMS = ("instruct", "direct", "direct_scaled", "shadow", "shadow_scaled")  # JSON objects come sorted by name

@@ -1,7 +1,7 @@
 """Logs a recipe as a model that MLflow can load.
 
-MLmodel names the loader's module, which is part of the installed package; the artifacts are only data. The room
-recipe_model checks them before it loads anything.
+MLmodel names the loader's module, which is part of the installed package. The room recipe_model checks the recipe
+before it loads anything. For MLflow's own environments the artifacts have the package as a wheel.
 """
 
 from importlib.metadata import version
@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from shadowft_core.files import bytes_digest, canonical_json, write_atomically
+from shadowft_core.registry.wheel import write_wheel
 
 LOADER = "shadowft_core.recipe_model"
 RECIPE = "artifacts/recipe.json"
 EXAMPLE = {"messages": [{"role": "user", "content": "Hello"}]}
 MAX_NEW_TOKENS = 256
 TAG = "shadowft.recipe"
+WHEELS = "wheels"  # the folder that MLflow's own wheeled models have
 
-# Imported by the loader, or by transformers (tokenizers). This project is not listed: it is on no package index.
+# Imported by the loader, or by transformers (tokenizers). This project itself comes as a wheel.
 PACKAGES = (
     "boto3",
     "botocore",
@@ -61,7 +63,7 @@ def signature() -> Any:
 
 
 def log_model(client: Any, experiment: str, run_id: str, recipe: dict[str, Any], params: dict[str, str]) -> Any:
-    """Log the recipe as a model of a run; return it. It is a few kB, without code or weights.
+    """Log the recipe as a model of a run; return it. It has a few kB, and the wheel; no weights.
 
     `mlflow.pyfunc.log_model` is not used because it would rebuild the whole model to run the example.
     """
@@ -79,15 +81,17 @@ def log_model(client: Any, experiment: str, run_id: str, recipe: dict[str, Any],
     )
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder, "model")
+        wheel = write_wheel(Path(folder), PACKAGES)
         mlflow.pyfunc.save_model(
             str(place),
             loader_module=LOADER,
             mlflow_model=mlmodel,
             signature=signature(),
             input_example=EXAMPLE,
-            pip_requirements=requirements(),
+            pip_requirements=[*requirements(), f"{WHEELS}/{wheel.name}"],
             metadata={TAG: bytes_digest(raw)},
         )
         write_atomically(place / RECIPE, raw)
+        write_atomically(place / WHEELS / wheel.name, wheel.read_bytes())
         client.log_model_artifacts(model.model_id, str(place))
     return client.finalize_logged_model(model.model_id, "READY")

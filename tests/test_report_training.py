@@ -92,3 +92,31 @@ def test_what_was_not_measured_before_training_is_said(tmp_path: Path) -> None:
     assert re.search(r"What was known before training\W*Not recorded\.", page(tmp_path).text)
     dump(tmp_path / "preflight.json", {"format": 1, "not_measured": EVIL, "sigma": BEFORE["sigma"]})
     assert f"Losses and gradients were not measured: {EVIL}." in page(tmp_path).text
+
+
+def of_another_trainer(work: Path, trainer: dict[str, Any] | None) -> Page:
+    """The page of a run whose route `shadow` was trained elsewhere, without a train.json."""
+    write_work(work)
+    (work / "tuned/shadow/train.json").unlink()
+    path = work / "delta/shadow/delta.json"
+    facts = {name: value for name, value in json.loads(path.read_text()).items() if name != "train"}
+    dump(path, facts | ({"train": None, "trainer": trainer} if trainer else {"train": None}))
+    return page(work)
+
+
+def test_what_another_trainer_tells_is_shown_and_what_it_does_not_is_said(tmp_path: Path) -> None:
+    told = {"base": f"Own/Model{EVIL}", "steps": 4321, "seed": 7, "last_loss": 1.5, "versions": {"axolotl": "0.19.0"}}
+    lacks = ["data", "how rows were rendered"]
+    trainer = {"name": f"axolotl{EVIL}", "facts": told, "not_known": lacks, "unreadable": ["trainer_state.json"]}
+    found = of_another_trainer(tmp_path, trainer)
+    assert f"shadow was tuned by axolotl{EVIL} from Own/Model{EVIL}, not by shadowft train" in found.text
+    assert "Not known: data, how rows were rendered. Not readable: trainer_state.json." in found.text
+    assert "shadow (data, how rows were rendered). That the routes had the same rows and settings is not" in found.text
+    assert "4,321" in found.text
+    assert not {"script", "img"} & {tag for tag, _ in found.tags}
+
+
+def test_a_training_of_which_nothing_is_told_is_said(tmp_path: Path) -> None:
+    found = of_another_trainer(tmp_path, None)
+    assert "shadow: how it was tuned is not recorded" in found.text
+    assert "direct: how it was tuned is not recorded" not in found.text

@@ -10,6 +10,7 @@ import yaml
 
 from shadowft_core.errors import ParamsError, TrainError
 from shadowft_core.params import Render, Train, load_params
+from shadowft_core.pipeline.steps import preflight as run_preflight
 from shadowft_core.pipeline.steps import require_memory
 from shadowft_core.seeds import _require_different
 from shadowft_core.train import require_runnable, require_watched
@@ -100,6 +101,25 @@ def test_files_that_dvc_does_not_watch_are_refused_with_the_lines_to_add() -> No
     Path("params.yaml").write_text("own: {script: my_train.py}\n")
     require_watched(words, "shadow", "base")
     require_watched(Train(command="trl sft").words, "shadow", "base")
+
+
+def test_the_flow_refuses_before_the_first_stage(workspace: Path) -> None:
+    (workspace / "rows.jsonl").write_text("{}")
+    (workspace / "tasks").mkdir()
+    stages(["my_train.py"], [])
+    own = {**ROUTE, "train": {"command": "python my_train.py"}}
+    file = write(workspace, {}, direct_own=own)
+    tree = yaml.safe_load(file.read_text())
+    tree["prepare"] |= {"data": "rows.jsonl", "replay": None}
+    tree["evaluate"] |= {"tasks": "tasks"}
+    tree["routes"].pop("direct_replay")
+    file.write_text(yaml.safe_dump(tree))
+    with pytest.raises(ParamsError, match="seeds: `- my_train"):
+        run_preflight(file, None)
+    tree["routes"]["direct_own"]["train"]["command"] = "python your_train.py"
+    file.write_text(yaml.safe_dump(tree))
+    with pytest.raises(TrainError, match=r"your_train\.py does not exist"):
+        run_preflight(file, None)
 
 
 @pytest.mark.usefixtures("workspace")

@@ -1,6 +1,6 @@
 """One run: check the inputs, bring every stage up to date, publish the candidate's delta, register its recipe, report.
 
-    python -m flows.retrain --help
+    shadowft run --help
 
 It never promotes: a person runs `shadowft promote NAME VERSION`, which moves the alias on a positive verdict.
 

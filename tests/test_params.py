@@ -68,7 +68,7 @@ def test_an_alias_and_a_merge_without_a_second_value_are_read(tmp_path: Path) ->
         (
             "  data: shadowft",
             "  dato: shadowft",
-            "prepare.dato: no such field.*; missing: prepare.data; the params.yaml of the project has them$",
+            "prepare.dato: no such field.*; missing: prepare.data; `shadowft preset show NAME` prints a complete file$",
         ),
         (
             "accumulation: 1",

@@ -36,4 +36,6 @@ def problems(error: ValidationError, above: str = "") -> str:
         else:
             found = "" if whole and e["type"] == "value_error" else f" (found {e['input']!r:.80})"
             rest.append((f"{field}: " if field else "" if whole else "the file: ") + text + found)
-    return "; ".join(rest + [f"missing: {', '.join(missing)}; the params.yaml of the project has them"] * bool(missing))
+    return "; ".join(
+        rest + [f"missing: {', '.join(missing)}; `shadowft preset show NAME` prints a complete file"] * bool(missing)
+    )

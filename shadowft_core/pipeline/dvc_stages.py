@@ -135,8 +135,8 @@ def repository() -> Iterator[Any]:
             yield opened
     except NotDvcRepoError:
         raise InputError(
-            f"{Path.cwd()}: expected a folder of a DVC repository, found none; go to its folder, or run `git init` and "
-            "`dvc init` here"
+            f"{Path.cwd()}: expected a folder of a DVC repository, found none; go to its folder, make one with "
+            "`shadowft init DIR`, or run `git init` and `dvc init` here"
         ) from None
     except DvcException as error:
         raise InputError(f"dvc: {' '.join(str(error).split())}") from error

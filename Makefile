@@ -3,10 +3,10 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 # uv installs in a minute but ignores pip's find-links, so they are passed to it. Without uv, pip installs the same.
 FIND_LINKS = $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
-INSTALL = -c constraints.txt -e '.[dev,real,math,ifeval,server]'
+INSTALL = -c constraints.txt -e '.[dev,docs,real,math,ifeval,server]'
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help venv lint test test-slow test-statistics test-faults test-families test-vllm test-gpu coverage demo demo-s3 demo-real run repro wheel clean
+.PHONY: help venv lint docs test test-slow test-statistics test-faults test-families test-vllm test-gpu coverage demo demo-s3 demo-real run repro wheel clean
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
@@ -72,6 +72,10 @@ coverage: venv  ## branch coverage of `make test` in one process and its childre
 	coverage run -m pytest
 	coverage combine --quiet
 	coverage report
+
+# Without a network. To read it: python -m http.server -d build/site
+docs: venv  ## the documentation as a site in build/site; a dead link fails
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet -f infra/docs/mkdocs.yml
 
 clean:  ## remove the results of runs; keeps .venv and the registry in var/
 	rm -rf work dvc.lock

@@ -146,7 +146,8 @@ def history(
     remedy = f"shadowft reconcile {name}" if chain.entries else f"shadowft promote {name} VERSION"
     for remark in chain.remarks:
         print(f"dangling: {remark}; run `{remedy}`")
-    print(f"{len(chain.entries)} entries, the chain is complete{' up to its head' if chain.dangling else ''}")
+    count = f"{len(chain.entries)} entr{'y' if len(chain.entries) == 1 else 'ies'}"
+    print(f"{count}, the chain is complete{' up to its head' if chain.dangling else ''}")
 
 
 def _show_looks(params: Path | None, name: str, as_json: bool) -> None:

@@ -37,9 +37,11 @@ def demo(
 
         tell(make(folder))
     run_in(folder)
+    if folder.resolve() != Path.cwd():
+        print(f"these paths and commands belong to the folder {folder}: `cd {folder}` first")
     print(
-        f"next: read {folder / 'work/report.html'} and {folder / 'params.yaml'}; change a setting and `shadowft run "
-        f"{folder}` again. With models and data of your own: `shadowft init mine --base DIR --instruct DIR --data FILE`"
+        "then change a setting in params.yaml, and `shadowft run` again. With models and data of your own: "
+        "`shadowft init mine --base DIR --instruct DIR --data FILE`"
     )
 
 

@@ -106,7 +106,9 @@ class Extract(Section):
 class Sweep(Section):
     """The choice of the scale, on dev items only."""
 
-    scales: tuple[Scale, ...] = Field((0.25, 0.5, 0.75, 1.0), min_length=1)
+    scales: tuple[Scale, ...] = Field(
+        (0.25, 0.5, 0.75, 1.0), min_length=1, description="numbers to try, each multiplies the delta"
+    )
     scope: Literal["all", "linear"] | tuple[str, ...] = Field("all", description="tensors of the delta to apply")
     factors: dict[str, Scale] = Field(
         {},
@@ -153,16 +155,18 @@ class Verdict(Section):
     require: tuple[str, ...] = Field(
         default=(), description="claims about the method that must hold too, such as `shadow_scaled > direct_scaled`"
     )
-    resamples: int = Field(default=9999, ge=999)
-    seed: int = Field(default=0, ge=0)
+    resamples: int = Field(default=9999, ge=999, description="random exchanges of the arms in a permutation test")
+    seed: int = Field(default=0, ge=0, description="random seed of these exchanges")
 
 
 class Store(Section):
     """The delta store: a folder or s3://bucket/prefix."""
 
-    uri: str = Field(default="var/store", min_length=1)
+    uri: str = Field(default="var/store", min_length=1, description="a folder, or s3://bucket/prefix")
     endpoint: str | None = Field(default=None, description="URL of an S3 server other than AWS")
-    region: str | None = None
+    region: str | None = Field(
+        default=None, description="of the bucket; when null, that of the AWS profile or AWS_REGION"
+    )
     sse: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = Field(
         default=None, description="encryption at rest, S3 only"
     )
@@ -189,7 +193,11 @@ class Registry(Section):
     MLFLOW_REGISTRY_URI is not used."""
 
     name: str = Field(default="shadowft", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="registered model")
-    tracking_uri: str = Field(default="sqlite:///var/mlflow/mlflow.db", min_length=1)
+    tracking_uri: str = Field(
+        default="sqlite:///var/mlflow/mlflow.db",
+        min_length=1,
+        description="a database, or the URL of an MLflow server",
+    )
 
     def named(self, name: str) -> Self:
         """The same registry for another registered model. Raises ParamsError for a name that cannot be one."""

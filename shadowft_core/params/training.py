@@ -11,8 +11,8 @@ from shadowft_core.params.section import Section, Share
 class Lora(Section):
     """Adapter of the methods lora and qlora; delta = alpha / rank * B A (rsLoRA: alpha / sqrt(rank))."""
 
-    rank: int = Field(128, ge=1)
-    alpha: float = Field(256, gt=0)
+    rank: int = Field(128, ge=1, description="rows of A and columns of B")
+    alpha: float = Field(256, gt=0, description="strength of the adapter, relative to the rank")
     rslora: bool = Field(False, description="rank-stabilised scale, arXiv 2312.03732")
     dora: bool = Field(False, description="magnitude and direction trained apart, arXiv 2402.09353")
     dropout: Share = Field(0.0, description="share of the inputs of A set to zero in training")
@@ -93,9 +93,11 @@ class Train(Section):
     )
     accumulation: int = Field(1, ge=1, description="micro-batches per optimizer step, over all processes together")
     optimizer: Literal["adamw", "adamw_8bit"] = Field("adamw", description="adamw_8bit needs CUDA and bitsandbytes")
-    learning_rate: float = Field(2e-4, gt=0)
+    learning_rate: float = Field(2e-4, gt=0, description="the highest, after the warmup")
     warmup: Share = Field(0.03, description="share of the steps in which the learning rate rises")
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="how the learning rate falls after the warmup, to 0 at the last step, or not at all"
+    )
     max_length: int = Field(1024, ge=8, description="tokens per sequence; longer rows are counted and left out")
     max_left_out: Share = Field(0.5, description="share of the rows that may be too long or refused by the template")
     packing: bool = Field(

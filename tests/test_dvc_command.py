@@ -54,7 +54,7 @@ def test_the_script_trains_both_routes_and_the_run_says_what_is_not_known(place:
     assert "not_measured" in json.loads((place / "work/preflight.json").read_text())
     page = html.unescape((place / "work/report.html").read_text())
     assert f"shadow</strong> was tuned by transformers (<code>{COMMAND}</code>)" in page
-    assert "Not known: whether it used these rows, and how it rendered them" in page
+    assert "Not known: whether it used the seed, whether it used these rows, and how it rendered them" in page
     assert "That the routes had the same rows and settings is not shown" in page
     assert not list((place / "var/checkpoints").glob("command-*"))
 

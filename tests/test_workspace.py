@@ -9,15 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from shadowft_core.errors import DataError, InputError, PairError, SameModelError, ShadowError
 from shadowft_core.params import load_params
 from shadowft_core.prepare.tracked import require_intact
-from shadowft_core.presets import preset, presets
 from shadowft_core.suites import TaskFiles
-from shadowft_core.workspace import making, stages, template
-from tests.fixtures import templates
+from shadowft_core.workspace import making, template
 from tests.fixtures.checkouts import run
 from tests.fixtures.cli import Shadowft
 from tests.fixtures.models import Pair
@@ -45,35 +42,6 @@ def repository(folder: Path) -> Iterator[Any]:
 
     with chdir(folder), Repo() as repo:
         yield repo
-
-
-def stages_of(text: str) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = yaml.safe_load(text)["stages"]
-    return {name: stage.get("do", stage) for name, stage in found.items()}
-
-
-@pytest.mark.parametrize("name", sorted(templates.expected()))
-def test_the_template_is_the_repositorys_own(name: str) -> None:
-    """`python -m tests.fixtures.templates` writes the files."""
-    assert (templates.FOLDER / name).read_text(encoding="utf-8") == templates.expected()[name]
-
-
-def test_in_a_workspace_a_stage_depends_on_its_number_in_place_of_code() -> None:
-    own, there = (stages_of(text) for text in (templates.read("dvc.yaml"), templates.expected()["dvc.yaml.txt"]))
-    assert list(own) == list(there) == list(stages.numbers())
-    for name, stage in own.items():
-        stage["deps"] = [dep for dep in stage["deps"] if not dep.startswith("shadowft_core/")]
-        stage["params"] = [*stage.get("params", []), {"stages.yaml": [name]}]
-        if not stage["deps"]:
-            del stage["deps"]
-    assert there == own
-
-
-def test_every_file_of_the_template_has_a_place() -> None:
-    used = {*template.FILES.values(), *template.OWN.values(), *template.DEMO.values()}
-    assert {file.name for file in template.FOLDER.iterdir()} == used
-    assert set(templates.expected()) < used
-    assert used - set(templates.expected()) == {"README.md.txt", "params.yaml.txt", "tasks-README.md.txt"}
 
 
 def test_a_workspace_has_all_that_a_run_needs(tmp_path: Path, rows: Path, tiny_llama_pair: Pair) -> None:
@@ -181,7 +149,7 @@ def test_a_failure_while_writing_leaves_nothing(
     folder = tmp_path / "mine"
     if exists:
         folder.mkdir()
-    with pytest.raises(InputError, match=r"^git --quiet: .*bad config.*; correct git's settings"):
+    with pytest.raises(InputError, match=r"^git init: .*bad config.*; correct git's settings"):
         making.init(folder, data=str(rows))
     assert sorted(tmp_path.rglob("*")) == sorted([config, rows, *[folder] * exists])
 
@@ -216,15 +184,11 @@ def test_without_a_name_in_git_the_first_commit_is_by_shadowft(tmp_path: Path, m
     assert "[user]" not in (tmp_path / "mine/.git/config").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", [found.name for found in presets()])
-def test_a_preset_with_models_of_ones_own(name: str, tmp_path: Path) -> None:
-    from shadowft_core.workspace.settings import settings
-
-    (tmp_path / "params.yaml").write_text(settings("my-model", "/a b/base", "hf:a/b@c", "data/it's.jsonl", name))
-    params = load_params(tmp_path / "params.yaml")
-    assert (params.fetch.base, params.fetch.instruct) == ("/a b/base", "hf:a/b@c")
-    assert (params.prepare.data, params.evaluate.tasks) == ("data/it's.jsonl", "tasks")
-    assert (params.train, params.registry.name) == (preset(name).train, "my-model")
+def test_a_workspace_in_another_repository_is_one_of_its_own(tmp_path: Path) -> None:
+    git(tmp_path, "init", "--quiet")
+    made = making.init(tmp_path / "mine")
+    assert made.notes == ["git: the workspace is a repository of its own, inside another one; ignore it there"]
+    assert git(tmp_path / "mine", "rev-parse", "--show-toplevel") == str(tmp_path / "mine")
 
 
 UNDER_ANOTHER_OWNER = """

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -183,28 +183,20 @@ def _write(folder: Path, fill: Callable[[], None], made: Made) -> None:
         for path, name in template.FILES.items():
             write_atomically(new / path, template.content(name))
         write_stages(new)
-        _git(new, "-c", "init.defaultBranch=main", "init", "--quiet")
+        _git(new, "init", "--quiet", settings=("-c", "init.defaultBranch=main"))
         with contextlib.chdir(new):
             fill()
         _git(new, "add", "--all")
-        named = _git(new, "var", "GIT_AUTHOR_IDENT", check=False) and _git(
-            new, "var", "GIT_COMMITTER_IDENT", check=False
-        )
+        named = all(_git(new, "var", f"GIT_{role}_IDENT", check=False) for role in ("AUTHOR", "COMMITTER"))
         # Neither hooks nor a signature: they may ask for something.
-        commit = (
-            "-c",
-            "commit.gpgsign=false",
-            "commit",
-            "--quiet",
-            "--no-verify",
-            "--message",
-            "A workspace of shadowft",
+        settings = ("-c", "commit.gpgsign=false", *(() if named else NOBODY))
+        _git(new, "commit", "--quiet", "--no-verify", "--message", "A workspace of shadowft", settings=settings)
+    if not named:
+        made.notes.append(
+            "git: it knows no name of yours, so shadowft made the first commit; set user.name and user.email"
         )
-        _git(new, *(() if named else NOBODY), *commit)
-        if not named:
-            made.notes.append(
-                "git: it knows no name of yours, so shadowft made the first commit; set user.name and user.email"
-            )
+    if _git(folder.resolve().parent, "rev-parse", "--is-inside-work-tree", check=False):
+        made.notes.append("git: the workspace is a repository of its own, inside another one; ignore it there")
 
 
 @contextlib.contextmanager
@@ -221,13 +213,12 @@ def _complete_or_absent(folder: Path) -> Iterator[Path]:
     (folder / ".new").rmdir()
 
 
-def _git(folder: Path, *words: str, check: bool = True) -> bool:
+def _git(folder: Path, *words: str, settings: Sequence[str] = (), check: bool = True) -> bool:
     """Run git in a folder, whatever repository the environment names. Returns whether it succeeded."""
     environment = {name: value for name, value in os.environ.items() if name not in LOCAL}
-    command = ["git", "-C", str(folder), *words]
+    command = ["git", "-C", str(folder), *settings, *words]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=environment)
     if check and done.returncode:
-        raise InputError(
-            f"git {words[-1]}: {' '.join(done.stderr.split())[:500]}; correct git's settings, then try again"
-        )
+        problem = " ".join(done.stderr.split())
+        raise InputError(f"git {words[0]}: {problem[:500]}; correct git's settings, then try again")
     return done.returncode == 0

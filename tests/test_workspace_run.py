@@ -44,7 +44,7 @@ def test_dvc_runs_the_same_stages(mine: Path) -> None:
     """After the flow it has nothing to do. After an edit it runs what depends on it, without the flow."""
     commit(mine, "a run")
     assert ran(run(mine, "dvc", "repro")) == []
-    edit_params(mine, verdict={"resamples": 1999})
+    edit_params(mine, verdict={"alpha": 0.1})
     assert ran(run(mine, "dvc", "repro")) == ["verdict", "report"]
 
 

@@ -1,6 +1,7 @@
 """The built package: one wheel for every Python, another for every platform, and the source archive."""
 
 import ctypes
+import json
 import os
 import subprocess
 import tarfile
@@ -11,6 +12,8 @@ import pytest
 
 import shadowft_core
 from shadowft_core.kernels import bf16
+from shadowft_core.weights import open_checkpoint
+from tests.fixtures.models import Pair, shifted
 from tests.fixtures.package import ROOT, build, content, installed, source
 
 LIBRARY = "shadowft_core/kernels/libbf16.so"
@@ -69,7 +72,7 @@ def test_the_sdist_has_the_source_of_the_kernel(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_installed_wheel_runs_from_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
+def test_the_installed_wheel_runs_from_an_empty_folder(wheel: Path, tmp_path: Path, tiny_llama_pair: Pair) -> None:
     """The environment is new; only the dependencies come from the one that runs the tests."""
     programs, empty = installed(wheel, tmp_path / "venv"), tmp_path / "empty"
     empty.mkdir()
@@ -85,3 +88,22 @@ def test_the_installed_wheel_runs_from_an_empty_folder(wheel: Path, tmp_path: Pa
     assert "graft" in output(programs / "shadowft", "--help")
     assert output(programs / "python", "-c", "import shadowft_core.weights as w; print(bool(w.Family))") == "True\n"
     assert not list(empty.iterdir())
+
+    def shadowft(*words: str | Path) -> str:
+        return output(programs / "shadowft", *words)
+
+    assert shadowft("--version") == f"shadowft {shadowft_core.__version__}\n"
+    assert shadowft("--version", "--verbose").splitlines()[-1] == "arithmetic: compiled"
+    base, instruct = tiny_llama_pair.base, tiny_llama_pair.instruct
+    assert json.loads(shadowft("pair", "--base", base, "--instruct", instruct, "--json"))["verdict"] == "ok"
+    shifted(base, tmp_path / "tuned", 0.01, seed=2)
+    shadowft("extract", "--base", base, "--tuned", tmp_path / "tuned", "--out", "delta")
+    recipe = json.loads(
+        shadowft("graft", "--instruct", instruct, "--delta", "delta", "--scale", "0.5", "--out", "new", "--json")
+    )
+    assert recipe["digest"] == open_checkpoint(empty / "new").digest()
+    doctor = [programs / "shadowft", "doctor", "--json"]
+    said = json.loads(subprocess.run(doctor, cwd=empty, env=env, capture_output=True, text=True, check=False).stdout)
+    states = {one["check"]: (one["state"], one["said"]) for one in said["checks"]}
+    assert states["arithmetic"] == ("ok", "compiled")
+    assert {check for check, (state, _) in states.items() if state == "fail"} <= {"dvc"}, "not in this environment"

@@ -133,6 +133,11 @@ def test_every_field_says_what_it_means() -> None:
     assert [name for name, field in fields(Params) if not field.description] == []
 
 
+def test_the_readme_is_short() -> None:
+    """It shows what the project is and where to read on; the pages have the rest."""
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) < 600
+
+
 def test_the_picture_of_a_run_is_small_and_loads_nothing() -> None:
     picture = (ROOT / "docs/run.svg").read_text(encoding="utf-8")
     assert len(picture) < 60_000

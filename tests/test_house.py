@@ -241,12 +241,6 @@ def test_only_one_module_reads_the_variable_of_the_cache() -> None:
     assert named == {"cache.py"}
 
 
-def test_the_readme_names_every_verb() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    missing = {verb for verb in verbs() if f"shadowft {verb}" not in readme}
-    assert not missing, f"README.md does not mention {missing}"
-
-
 def test_help_imports_nothing_heavy() -> None:
     heavy = ("torch", "numpy", "mlflow", "boto3", "transformers", "prefect", "scipy")
     code = f"import sys, shadowft_core.cli; print([m for m in {heavy} if m in sys.modules])"

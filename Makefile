@@ -6,7 +6,7 @@ FIND_LINKS = $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
 INSTALL = -c constraints.txt -e '.[dev,docs,real,math,ifeval,server]'
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help venv lint docs test test-slow test-statistics test-faults test-families test-vllm test-gpu coverage demo demo-s3 demo-real run repro wheel clean
+.PHONY: help venv lint docs test test-slow test-statistics test-faults test-families test-vllm test-gpu test-pythons coverage demo demo-s3 demo-real run repro wheel clean
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
@@ -60,6 +60,9 @@ test-vllm: venv .venv/smollm2 .venv-vllm/ready  ## a real vLLM server on the CPU
 	pytest -m vllm
 test-gpu: venv  ## needs a CUDA device
 	pytest -m gpu
+
+test-pythons: venv  ## Python 3.11 to 3.13, each that is installed: the pins resolve, the rooms without torch pass; minutes
+	UV_FIND_LINKS="$(FIND_LINKS)" python -m tests.pythons
 
 wheel: venv  ## dist/: the source, the wheel of this platform, and the pure one for every other
 	rm -rf build dist

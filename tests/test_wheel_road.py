@@ -1,4 +1,4 @@
-"""The wheel in a new environment with its own dependencies: demo, init, run, promote, materialize, from an empty folder."""
+"""The wheel and its dependencies in a new environment: demo, init, run, promote, materialize, from an empty folder."""
 
 import json
 import os

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from shadowft_core.doctor import FAIL, OK, WARN, Finding, examine, machine, services, software
+from shadowft_core.doctor.inputs import inputs
 from shadowft_core.kernels import bf16
 from tests.fixtures.cli import Shadowft
 
@@ -32,6 +33,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "SHADOWFT_STORE_URI", "SHADOWFT_STORE_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    for name in ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL"):
+        monkeypatch.setenv(name, "somebody@localhost")
     return tmp_path
 
 
@@ -42,6 +45,8 @@ def closed_port() -> int:
 
 def write_params(**sections: dict[str, Any]) -> Path:
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params["prepare"]["data"] = str(ROOT / params["prepare"]["data"])
+    params["evaluate"]["tasks"] = str(ROOT / params["evaluate"]["tasks"])
     for name, section in sections.items():
         params[name] = params.get(name, {}) | section
     Path("params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
@@ -116,6 +121,34 @@ def test_a_path_without_git_fails_and_another_dvc_is_named(here: Path, monkeypat
     assert dvc.said.startswith(f"the PATH finds {here}/other/dvc, not {Path(sys.executable).with_name('dvc')}")
     assert ours.said.startswith("not on the PATH")
     assert dvc.remedy == f'export PATH="{Path(sys.executable).parent}:$PATH"'
+
+
+def test_a_git_without_a_name_is_a_warning(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """git commit would fail after the first run, when the workspace's README asks for it."""
+    for name in ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "EMAIL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")  # the name of an account is no name that was chosen
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", "user.useConfigOnly")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "true")
+    found = software.programs(NONE)[0]
+    assert (found.check, found.state) == ("git", WARN)
+    assert "user.email" in found.remedy
+
+
+def test_what_params_names_must_exist(here: Path) -> None:
+    """As in a workspace that `shadowft init` made without models and data."""
+    (here / "base").mkdir()
+    params = write_params(
+        fetch={"base": "base", "instruct": "path/to/instruct"}, prepare={"data": "path/to/rows.jsonl"}
+    )
+    failed = doctor(1)["inputs"]
+    assert failed["state"] == FAIL
+    assert failed["said"] == (
+        "fetch.instruct: path/to/instruct does not exist; prepare.data: path/to/rows.jsonl does not exist"
+    )
+    write_params(fetch={"base": "base", "instruct": "hf:a/b@" + "0" * 40})
+    assert [one.said for one in inputs(params)] == ["fetch.base, prepare.data, evaluate.tasks exist"]
 
 
 def test_a_gpu_that_torch_cannot_use_is_a_warning(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

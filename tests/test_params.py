@@ -64,7 +64,11 @@ def test_an_alias_and_a_merge_without_a_second_value_are_read(tmp_path: Path) ->
         ("uri: var/store", "uri: null", "store.uri: .*string"),
         ("scale: sweep", "scale: auto", "params.yaml: graft.scale: .*'sweep' .*; graft.scale: .*number .*found 'auto'"),
         ("ignore: []", "ignore: mtp.*", "extract.ignore: .*a list .*found 'mtp"),
-        ("dtype: instruct", "dtyp: float32", "graft.dtyp: no such field; correct or remove it$"),
+        (
+            "dtype: instruct",
+            "dtyp: float32",
+            "graft.dtyp: no such field; did you mean `dtype`\\? correct or remove it$",
+        ),
         (
             "  data: shadowft",
             "  dato: shadowft",

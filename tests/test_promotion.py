@@ -41,7 +41,7 @@ def test_the_champion_changes_only_on_a_positive_verdict_or_with_a_reason(releas
     assert third.entry.previous == first.entry.digest
     assert "@" in third.entry.who
     assert released.champion() == 3
-    with pytest.raises(RegistryError, match=f"no version '7' of '{released.name}'"):
+    with pytest.raises(RegistryError, match=f"no version '7' of '{released.name}' in the registry; it has "):
         room.promote(registry, store, "7")
     assert room.history(released.registry, store).entries == [first.entry, third.entry]
 
@@ -273,7 +273,9 @@ def test_the_verbs_print_text_and_json(released: Released, tmp_path: Path) -> No
     name = released.name
     assert say("promote", name, "1") == f"champion of {name} is version 1 (was not set), ledger entry 1\n"
     assert say("promote", name, "1") == f"champion of {name} is version 1 already\n"
-    assert json.loads(say("promote", name, "2", "--json"))["previous"] == 1
+    done = CliRunner().invoke(app, ["promote", name, "2", "--override", "to be sure", "--json", *options])
+    assert json.loads(done.stdout)["previous"] == 1
+    assert "--override was not needed, because the verdict is promote" in done.stderr
     assert say("rollback", name) == f"champion of {name} is version 1 (was version 2), ledger entry 3\n"
     repair = {"format": 1, "kind": "reconciliation", "name": name, "champion": 1, "dry_run": False, "done": []}
     assert json.loads(say("reconcile", name, "--json")) == repair

@@ -1,5 +1,6 @@
 """`shadowft init` and `demo`: what a new workspace has, and what is refused before anything is written."""
 
+import re
 import subprocess
 import sys
 import threading
@@ -70,6 +71,23 @@ def test_a_workspace_has_all_that_a_run_needs(tmp_path: Path, rows: Path, tiny_l
     assert not list(tmp_path.glob(".*")), "nothing is left beside it"
 
 
+def test_the_commit_of_the_readme_records_run_and_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`dvc params diff HEAD~1` compares both files; the first run makes dvc.lock, which git does not know yet."""
+    for name in ("AUTHOR_NAME", "AUTHOR_EMAIL", "COMMITTER_NAME", "COMMITTER_EMAIL"):
+        monkeypatch.setenv(f"GIT_{name}", "somebody@localhost")
+    folder = tmp_path / "mine"
+    making.init(folder)
+    (folder / "dvc.lock").write_text("schema: '2.0'\n", encoding="utf-8")
+    settings = folder / "params.yaml"
+    settings.write_text(settings.read_text(encoding="utf-8").replace("epochs: 2", "epochs: 3"), encoding="utf-8")
+    (folder / "work").mkdir()
+    (folder / "work/large").touch()
+    command = re.search(r"After a run, `(git .*?)`", (folder / "README.md").read_text(encoding="utf-8"))
+    assert command is not None
+    subprocess.run(command[1], shell=True, cwd=folder, check=True)
+    assert git(folder, "show", "--name-only", "--format=").splitlines() == ["dvc.lock", "params.yaml"]
+
+
 def test_data_in_a_folder_stays_where_it_is(tmp_path: Path, rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "many").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -89,7 +107,7 @@ def test_what_is_not_named_is_to_be_filled_in(
     assert code == 0
     assert out.splitlines()[-2:] == [
         "  to fill in, in params.yaml: fetch.base, fetch.instruct, prepare.data",
-        "next: shadowft run",
+        "next: fill in params.yaml, then shadowft run",
     ]
     assert {"dvc.yaml", ".git", "params.yaml"} <= {entry.name for entry in Path().iterdir()}
     assert not list(Path().glob(".*new*"))
@@ -99,7 +117,7 @@ def test_what_is_not_named_is_to_be_filled_in(
 REFUSED: dict[str, tuple[dict[str, str], type[ShadowError], str]] = {
     "no data": ({"data": "{tmp}/none.jsonl"}, DataError, "none.jsonl: no such file or folder"),
     "no Base": ({"base": "{tmp}/none", "instruct": "{instruct}"}, InputError, "none: no such folder"),
-    "one model": ({"base": "{base}"}, InputError, "expected both or neither"),
+    "one model": ({"base": "{base}"}, InputError, "expected both models or neither; add --instruct"),
     "the same model": ({"base": "{instruct}", "instruct": "{instruct}"}, SameModelError, "the same model"),
     "not a model": ({"base": "{tmp}", "instruct": "{instruct}"}, InputError, "safetensors"),
     "swapped": ({"base": "{instruct}", "instruct": "{base}"}, PairError, ""),

@@ -1,5 +1,6 @@
 """The verbs that show and change which version of a registered model is champion."""
 
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -48,7 +49,14 @@ def promote(
     from shadowft_core import promotion
 
     registry, store = _named(params, name)
-    _show_promotion(promotion.promote(registry, store, version, override, after), as_json)
+    done = promotion.promote(registry, store, version, override, after)
+    _show_promotion(done, as_json)
+    if override is not None and done.changed and not done.entry.override:
+        print(
+            "promote: --override was not needed, because the verdict is promote; the ledger has the verdict's reasons, "
+            "not yours",
+            file=sys.stderr,
+        )
 
 
 @verbs.command(rich_help_panel=REGISTRY)
@@ -141,7 +149,7 @@ def history(
         against = f" AGAINST the verdict {entry.decision}" if entry.override else ""
         print(
             f"{entry.number:>4} {entry.when} {entry.action:<9} version {entry.version} {entry.model} by {entry.who}"
-            f"{against}{': ' if entry.reason else ''}{entry.reason}"
+            f"{against}{': ' if entry.reason else ''}{entry.reason.replace('; ', chr(10) + ' ' * 5)}"
         )
     remedy = f"shadowft reconcile {name}" if chain.entries else f"shadowft promote {name} VERSION"
     for remark in chain.remarks:

@@ -89,9 +89,11 @@ def init(
         return
     from shadowft_core.workspace.making import init as make
 
-    tell(make(folder, base, instruct, data, preset))
+    made = make(folder, base, instruct, data, preset)
+    tell(made)
     here = folder.resolve() == Path.cwd()
-    print("next: " + ("" if here else f"cd {folder} && ") + "shadowft run")
+    first = f"fill in {folder / 'params.yaml'}, then " if made.to_fill else ""
+    print(f"next: {first}" + ("" if here else f"cd {folder} && ") + "shadowft run")
 
 
 @verbs.command(rich_help_panel=START)
@@ -140,3 +142,4 @@ def tell(made: "Made") -> None:
         print(f"  {note}")
     if made.to_fill:
         print(f"  to fill in, in {made.folder / 'params.yaml'}: {', '.join(made.to_fill)}")
+    sys.stdout.flush()  # into a pipe, these lines would follow those of the run

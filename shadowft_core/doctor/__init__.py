@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from shadowft_core.doctor.finding import FAIL, OK, WARN, Finding
+from shadowft_core.doctor.inputs import inputs
 from shadowft_core.doctor.machine import disk, gpu, memory
 from shadowft_core.doctor.services import ports, registry, store
 from shadowft_core.doctor.software import arithmetic, programs, python, versions
@@ -21,7 +22,7 @@ __all__ = ["FAIL", "LIMIT", "OK", "WARN", "Finding", "examine"]
 LIMIT = 60.0  # seconds of a check; a store or registry that does not answer is reported sooner
 CHECKS: Sequence[Callable[[Path], list[Finding]]] = (
     *(python, versions, arithmetic, programs),
-    *(memory, gpu, disk, store, registry, ports),
+    *(memory, gpu, disk, inputs, store, registry, ports),
 )
 
 

@@ -84,7 +84,12 @@ def programs(params: Path) -> list[Finding]:
     found = []
     try:
         done = subprocess.run(["git", "--version"], capture_output=True, text=True, timeout=20, check=True)
-        found.append(Finding("git", OK, done.stdout.strip().removeprefix("git version ")))
+        number = done.stdout.strip().removeprefix("git version ")
+        if subprocess.run(["git", "var", "GIT_AUTHOR_IDENT"], capture_output=True, timeout=20, check=False).returncode:
+            remedy = "git config --global user.name NAME, and user.email ADDRESS"
+            found.append(Finding("git", WARN, f"{number} knows no name of yours, so `git commit` refuses", remedy))
+        else:
+            found.append(Finding("git", OK, number))
     except (OSError, subprocess.SubprocessError) as error:
         found.append(Finding("git", FAIL, f"cannot be run ({error})", "install git, and put it on the PATH"))
     return found + [_program(name) for name in ("dvc", NAME)]

@@ -179,7 +179,10 @@ def open_bench(
     ends the block.
     """
     if not data.is_dir():
-        raise EvaluationError(f"{data}: no such folder; name the one that `shadowft prepare` wrote with --data")
+        raise EvaluationError(
+            f"{data}: no such folder; name the one that `shadowft prepare` wrote with --data; in a workspace "
+            "`dvc repro prepare` writes it"
+        )
     roles: dict[str, Role] = dict.fromkeys(guards, "guard")
     for name in domain:
         if name in roles:

@@ -1,8 +1,11 @@
 """The errors of pydantic in the words of params.yaml."""
 
 import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import TypeGuard
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 # Steps in pydantic's path of a field that name the type it tried; the name in the file does not have them.
 _BRANCH = re.compile(r"literal\[|\[key\]$|constrained-|tuple\[|(str|int|float)$")
@@ -16,10 +19,10 @@ _YAML_TERMS = (
 )
 
 
-def problems(error: ValidationError, above: str = "") -> str:
+def problems(error: ValidationError, model: type[BaseModel], above: str = "") -> str:
     """Name every bad field as in the file, with the expected type and the value; missing fields come last.
 
-    `above` is the dotted path of the part that was checked, ending with a dot.
+    `model` is what was checked, `above` the dotted path of that part, ending with a dot.
     """
     missing, rest = [], []
     for e in error.errors():
@@ -32,10 +35,24 @@ def problems(error: ValidationError, above: str = "") -> str:
         if e["type"] == "missing":
             missing.append(field)
         elif e["type"] == "extra_forbidden":  # the value may be a misplaced key or password
-            rest.append(f"{field}: no such field; correct or remove it")
+            rest.append(f"{field}: no such field; {_meant(model, e['loc'])}correct or remove it")
         else:
             found = "" if whole and e["type"] == "value_error" else f" (found {e['input']!r:.80})"
             rest.append((f"{field}: " if field else "" if whole else "the file: ") + text + found)
     return "; ".join(
         rest + [f"missing: {', '.join(missing)}; `shadowft preset show NAME` prints a complete file"] * bool(missing)
     )
+
+
+def _meant(model: type[BaseModel], place: Sequence[int | str]) -> str:
+    """The known field that an unknown one resembles, if its section can be told from the path alone."""
+    section: object = model
+    for step in place[:-1]:
+        field = section.model_fields.get(str(step)) if _is_section(section) else None
+        section = field.annotation if field else None
+    near = get_close_matches(str(place[-1]), section.model_fields, 1, 0.7) if _is_section(section) else []
+    return "".join(f"did you mean `{name}`? " for name in near)
+
+
+def _is_section(found: object) -> TypeGuard[type[BaseModel]]:
+    return isinstance(found, type) and issubclass(found, BaseModel)

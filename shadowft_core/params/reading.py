@@ -99,7 +99,10 @@ class _Unwritten(Params):
 
     def __getattr__(self, name: str) -> Any:
         if name in Params.model_fields:
-            raise ParamsError(f"params.yaml: no such file, but `{name}` is needed; write one or pass --params FILE")
+            raise ParamsError(
+                f"params.yaml: no such file, but `{name}` is needed; go to the folder of a workspace (`shadowft init` "
+                "makes one), or pass --params FILE"
+            )
         return super().__getattr__(name)  # type: ignore[misc]
 
 
@@ -126,7 +129,7 @@ def _valid(path: Path, tree: Any, model: type[_Model]) -> _Model:
     try:
         return model.model_validate_json(text, strict=True)
     except ValidationError as error:
-        raise ParamsError(f"{path}: {problems(error)}") from None
+        raise ParamsError(f"{path}: {problems(error, model)}") from None
 
 
 def _texts(tree: Any, above: str = "") -> Iterator[tuple[str, str]]:

@@ -82,7 +82,7 @@ def changed_train(train: Train, name: str, route: Route) -> Train:
     try:
         changed = Train.model_validate_json(text, strict=True)
     except ValidationError as error:
-        raise ParamsError(problems(error, f"routes.{name}.train.")) from None
+        raise ParamsError(problems(error, Train, f"routes.{name}.train.")) from None
     if len(changed.seeds) != len(train.seeds):
         raise ParamsError(
             f"routes.{name}.train: seeds is {list(changed.seeds)}, but train.seeds is {list(train.seeds)}; routes are "

@@ -7,7 +7,7 @@ has public facts of devices and the free memory of this machine. remedies.py fin
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.errors import TrainError
+from shadowft_core.errors import CheckpointError, TrainError
 from shadowft_core.files import read_json_object
 from shadowft_core.params import Checkpoint, Params, Plan, Train
 from shadowft_core.plan.devices import UTILISATION, Device, device, here
@@ -91,6 +91,11 @@ def read_pair(pair: Path) -> tuple[dict[str, Shape], bool]:
 
     Raises CheckpointError if a model is missing or has another form.
     """
+    if not pair.is_dir():
+        raise CheckpointError(
+            f"{pair}: no such folder; in a workspace, `dvc repro fetch` makes it, and `dvc repro prepare` the data, or "
+            "plan a preset with --preset"
+        )
     shapes = {role: shape_of(open_checkpoint(pair / role)) for role in ("base", "instruct")}
     return shapes, bool(read_json_object(pair / "pair.json").get("untrained_tokens"))
 

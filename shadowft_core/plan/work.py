@@ -58,7 +58,10 @@ def read_lengths(data: Path) -> Lengths:
             sums = (sum(part[name] for part in parts) for name in ("min", "median", "p95", "max"))
             levels = tuple(OF_TEMPLATE + sum_ / CHARACTERS for sum_ in sums)
     except (CheckpointError, KeyError, TypeError, AttributeError):
-        raise DataError(f"{data / 'data-report.json'}: missing or incomplete; run `shadowft prepare`") from None
+        raise DataError(
+            f"{data / 'data-report.json'}: missing or incomplete; run `shadowft prepare`, in a workspace `dvc repro "
+            "prepare`"
+        ) from None
     return Lengths(rows, levels, bool(counted), replayed)  # type: ignore[arg-type]
 
 

@@ -22,7 +22,8 @@ def read_report(folder: Path) -> dict[str, Any]:
     path = folder / "data-report.json"
     if not path.is_file():
         raise DataError(
-            f"{folder}: expected a folder made by `prepare`, found no data-report.json; run `shadowft prepare`"
+            f"{folder}: expected a folder made by `prepare`, found no data-report.json; run `shadowft prepare`, in a "
+            "workspace `dvc repro prepare`"
         )
     return read_json_object(path)
 

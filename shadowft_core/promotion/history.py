@@ -42,7 +42,8 @@ def require_known(registry: Registry, store: Store, chain: Chain[Entry]) -> None
                 return
     raise RegistryError(
         f"{registry.name}: the registry at {uri_of(registry)} has no model of this name, and store {store.uri} has no "
-        "ledger of it; correct the name, or set MLFLOW_TRACKING_URI to its registry and SHADOWFT_STORE_URI to its store"
+        "ledger of it; correct the name, go to the folder of its workspace, or set MLFLOW_TRACKING_URI to its registry "
+        "and SHADOWFT_STORE_URI to its store"
     )
 
 

@@ -34,7 +34,10 @@ def connected(registry: Registry, create: bool = True) -> Iterator[Any]:
         os.environ.setdefault(name, value)
     uri = uri_of(registry)
     if not create and not may_exist(registry):
-        raise RegistryError(f"registry at {uri}: no such database; check registry.tracking_uri and MLFLOW_TRACKING_URI")
+        raise RegistryError(
+            f"registry at {uri}: no such database; the first run of a workspace makes it, so go to the folder of the "
+            "workspace, or check registry.tracking_uri and MLFLOW_TRACKING_URI"
+        )
     if uri.startswith("sqlite:///"):
         try:
             make_private_file(database_of(uri))

@@ -211,7 +211,14 @@ def find(client: Any, name: str, version: str) -> Any:
         return client.get_model_version_by_alias(name, version)
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise RegistryError(
-                f"no version {version!r} of {name!r} in the registry; `shadowft register` makes one"
-            ) from None
+            raise RegistryError(f"no version {version!r} of {name!r} in the registry; {_known(client, name)}") from None
         raise
+
+
+def _known(client: Any, name: str) -> str:
+    """What the registry has in place of a version that it lacks: other versions of the model, or other models."""
+    if numbers := [found.version for found in client.search_model_versions(f"name='{name}'", max_results=5)]:
+        return f"it has {', '.join(map(str, numbers))}"
+    if names := [found.name for found in client.search_registered_models(max_results=5)]:
+        return f"there are models {', '.join(names)}"
+    return "a run makes one, or `shadowft register`"

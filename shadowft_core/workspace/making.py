@@ -57,7 +57,8 @@ def init(
     _require_empty(folder)
     _require_git()
     if (base is None) != (instruct is None):
-        raise InputError(f"--base {base}, --instruct {instruct}: expected both or neither; name the other one too")
+        given, lacking = ("--instruct", "--base") if base is None else ("--base", "--instruct")
+        raise InputError(f"{given} {base or instruct}: expected both models or neither; add {lacking}")
     if preset is not None:
         presets.preset(preset)
     if base is not None and instruct is not None:

@@ -86,7 +86,9 @@ def test_a_model_whose_first_registration_waits_is_known(
 def test_a_dry_run_creates_no_database_for_a_model_with_a_ledger(released: Released, tmp_path: Path) -> None:
     room.promote(released.registry, released.store, "1")
     gone = Registry(name=released.name, tracking_uri=f"sqlite:///{tmp_path}/gone.db")
-    with pytest.raises(RegistryError, match=r"gone\.db: no such database; .* folder of the workspace, or check registry\.tracking_uri"):
+    with pytest.raises(
+        RegistryError, match=r"gone\.db: no such database; .* folder of the workspace, or check registry\.tracking_uri"
+    ):
         room.reconcile(gone, Store(uri=released.store.uri), dry_run=True)
     assert not (tmp_path / "gone.db").exists()
     assert len(room.history(gone, released.store).entries) == 1, "which needs no registry"

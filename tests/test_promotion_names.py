@@ -92,3 +92,16 @@ def test_a_dry_run_creates_no_database_for_a_model_with_a_ledger(released: Relea
         room.reconcile(gone, Store(uri=released.store.uri), dry_run=True)
     assert not (tmp_path / "gone.db").exists()
     assert len(room.history(gone, released.store).entries) == 1, "which needs no registry"
+
+
+def test_history_shows_the_reason_of_a_person_whole_and_the_first_claims_of_a_verdict() -> None:
+    from shadowft_core.cli.promotion import reason_of
+
+    long = "; ".join(f"guard task_{n}: passed" for n in range(20))
+    by_verdict = room.Entry.model_construct(action="promote", override=False, reason=long)
+    assert reason_of(by_verdict).startswith("guard task_0: passed; guard task_1")
+    assert len(reason_of(by_verdict)) <= 200
+    assert reason_of(by_verdict).endswith("(--json has all)")
+    assert reason_of(by_verdict.model_copy(update={"override": True})) == long
+    assert reason_of(by_verdict.model_copy(update={"action": "rollback"})) == long
+    assert reason_of(by_verdict.model_copy(update={"reason": "better"})) == "better"

@@ -3,6 +3,7 @@
 import sys
 from datetime import datetime
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -149,13 +150,20 @@ def history(
         against = f" AGAINST the verdict {entry.decision}" if entry.override else ""
         print(
             f"{entry.number:>4} {entry.when} {entry.action:<9} version {entry.version} {entry.model} by {entry.who}"
-            f"{against}{': ' if entry.reason else ''}{entry.reason.replace('; ', chr(10) + ' ' * 5)}"
+            f"{against}{': ' if entry.reason else ''}{reason_of(entry)}"
         )
     remedy = f"shadowft reconcile {name}" if chain.entries else f"shadowft promote {name} VERSION"
     for remark in chain.remarks:
         print(f"dangling: {remark}; run `{remedy}`")
     count = f"{len(chain.entries)} entr{'y' if len(chain.entries) == 1 else 'ies'}"
     print(f"{count}, the chain is complete{' up to its head' if chain.dangling else ''}")
+
+
+def reason_of(entry: "Entry") -> str:
+    """The reason of an entry: a person's whole, a verdict's only the first of its claims."""
+    if entry.override or entry.action != "promote":
+        return entry.reason
+    return shorten(entry.reason, 200, placeholder=" ... (--json has all)")
 
 
 def _show_looks(params: Path | None, name: str, as_json: bool) -> None:

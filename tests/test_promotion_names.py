@@ -105,3 +105,8 @@ def test_history_shows_the_reason_of_a_person_whole_and_the_first_claims_of_a_ve
     assert reason_of(by_verdict.model_copy(update={"override": True})) == long
     assert reason_of(by_verdict.model_copy(update={"action": "rollback"})) == long
     assert reason_of(by_verdict.model_copy(update={"reason": "better"})) == "better"
+
+
+def test_an_unknown_name_is_answered_with_the_models_there_are(released: Released) -> None:
+    with pytest.raises(RegistryError, match="no version '1' of 'nobody' in the registry; there are models "):
+        room.promote(released.registry.named("nobody"), released.store, "1")

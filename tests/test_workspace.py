@@ -261,6 +261,15 @@ def test_the_demo_is_the_run_of_the_repository(tmp_path: Path) -> None:
     assert git(tmp_path / "demo", "status", "--porcelain") == ""
 
 
+def test_what_a_workspace_has_is_printed_before_its_run_also_into_a_pipe() -> None:
+    code = (
+        "import os, pathlib; from shadowft_core.cli.workspaces import tell; "
+        "from shadowft_core.workspace.making import Made; tell(Made(pathlib.Path('mine'))); os._exit(0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.startswith("mine: a workspace")
+
+
 def test_the_old_verb_names_the_new_one(shadowft: Shadowft) -> None:
     code, _, err = shadowft("retrain", "--name", "x")
     assert code == 2

@@ -67,7 +67,7 @@ def test_a_heading_that_is_linked_stands_once(page: Path) -> None:
 
 def commands(text: str) -> list[str]:
     """Every `shadowft ...` in a block or span of code, without what a shell takes for itself."""
-    lines = re.findall(r"^ *(?:[A-Z_]+=\S+ )*(shadowft .+)$", text, re.MULTILINE) + re.findall(
+    lines = re.findall(r"^ *(?:\$ )?(?:[A-Z_]+=\S+ )*(shadowft [a-z-].+)$", text, re.MULTILINE) + re.findall(
         r"`(shadowft [^`]+)`", text
     )
     parts = [part for line in lines for part in re.split(r" && | \| | > |; | # ", re.sub(r"\s+", " ", line))]

@@ -251,7 +251,9 @@ def test_the_verb_prints_a_table_or_json_and_refuses(shadowft: Shadowft) -> None
     assert refused.code == 6
     assert "error: route qwen3-32b-lora: training needs" in refused.err
     shadowft("plan", "--preset", "llama-3.2-1b-lora", "--device", "nothing").refused(3, "plan.device 'nothing'")
-    shadowft("plan", "--pair", "nowhere").refused(3, "nowhere/base: no such folder")
+    shadowft("plan", "--pair", "nowhere").refused(
+        3, "nowhere: no such folder; in a workspace, `dvc repro fetch` makes it"
+    )
 
 
 def test_a_run_refuses_before_training_what_cannot_fit(tmp_path: Path, tiny_llama_pair: Pair) -> None:

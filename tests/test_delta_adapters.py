@@ -157,6 +157,9 @@ def test_fast_pissa_is_accepted_where_its_iterations_converged(tiny_llama_pair: 
 
 def test_pissa_on_another_base_is_refused(family_pair: Callable[..., Pair], tmp_path: Path) -> None:
     adapt(family_pair("llama").base, tmp_path / "adapter", init_lora_weights="pissa", noise=0.002)
+    settings = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    unnamed = settings | {"base_model_name_or_path": "someone/base"}  # a folder that exists would be compared before
+    (tmp_path / "adapter/adapter_config.json").write_text(json.dumps(unnamed))
     other = family_pair("mistral").base
     model = open_checkpoint(other)
     turned = {n: model.read(n)[::-1].copy() if model.info(n).shape else model.read(n) for n in model.names}

@@ -63,7 +63,9 @@ def same_receipt(one: bytes, two: bytes) -> dict[str, Any]:
     """Require equal receipts, except for the last digits of norms: their float32 sums have parts of another length."""
     receipt, other = (json.loads(text) for text in (one, two))
     norms = [{"overall": found.pop("retention")} | found.pop("grafted") for found in (receipt, other)]
-    assert receipt == other
+    # by the digest of the delta, which a graft in one pass does not store
+    assert list(receipt.get("trained", {}).values()) == list(other.pop("trained", {}).values())
+    assert {name: value for name, value in receipt.items() if name != "trained"} == other
     assert norms[0].keys() == norms[1].keys()
     for name, kept in norms[0].items():
         assert kept == pytest.approx(norms[1][name], rel=1e-5), name

@@ -69,6 +69,7 @@ READ: dict[str, Callable[[Built], Any]] = {  # by field: the value that is in fo
     "threads": lambda b: b.threads,
 }
 ELSEWHERE = {  # by field: a test of what it does
+    "command": "test_train_command.py::test_a_script_trains_each_route_and_its_result_is_extracted",
     "osf.preserved": "test_train_methods.py::test_gradients_of_osf_are_orthogonal_to_what_is_preserved",
     "objective": "test_train_settings.py::test_beta_reaches_the_loss_on_preferences",
     "optimizer": "test_train_settings.py::test_the_optimizer_is_that_of_the_settings",

@@ -55,16 +55,16 @@ def require_runnable(words: Sequence[str]) -> None:
 
 
 def require_watched(
-    words: Sequence[str], route: str, model: str, pipeline: Path = Path("dvc.yaml"), params: Path = Path("params.yaml")
+    words: Sequence[str], route: str, model: str, dvc_yaml: Path = Path("dvc.yaml"), params: Path = Path("params.yaml")
 ) -> None:
     """Raise ParamsError if a stage that runs the command does not depend on a file that the command names.
 
     DVC would not see that the file changes, and keep the results of the former one. The error has the lines to add.
     """
     named = named_files(words)
-    if not named or not pipeline.is_file():
+    if not named or not dvc_yaml.is_file():
         return
-    stages = read_yaml(pipeline).get("stages") or {}
+    stages = read_yaml(dvc_yaml).get("stages") or {}
     values = {**dict(_flat(read_yaml(params) if params.is_file() else {})), "key": route, "item.model": model}
     lacking = {
         stage: missing
@@ -76,7 +76,7 @@ def require_watched(
         lines = "; ".join(f"{stage}: {', '.join(f'`- {name}`' for name in names)}" for stage, names in lacking.items())
         raise ParamsError(
             f"train.command names {', '.join(next(iter(lacking.values())))}, whose changes DVC would not see; add to "
-            f"the deps of these stages in {pipeline}: {lines}"
+            f"the deps of these stages in {dvc_yaml}: {lines}"
         )
 
 

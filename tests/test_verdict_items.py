@@ -198,7 +198,11 @@ def test_a_file_with_the_section_verdict_alone_sets_the_thresholds(
     unknown = "verdict: {metrics: {scor: {margin: 0.1, margin_each: 0.2, worthwhile: 0.1}}}"
     for text, code, problem in (
         ("verdict: {alpha: 1.5}", 3, "own.yaml: verdict.alpha: Input should be less than 0.5 (found 1.5)\n"),
-        ("verdicts: {alpha: 0.1}", 3, "own.yaml: verdicts: no such field; correct or remove it; missing: routes"),
+        (
+            "verdicts: {alpha: 0.1}",
+            3,
+            "own.yaml: verdicts: no such field; did you mean `verdict`? correct or remove it; missing",
+        ),
         (unknown, 7, "params verdict.metrics: no task has the metric 'scor', only score; correct or remove it\n"),
     ):
         Path("own.yaml").write_text(text)

@@ -280,7 +280,13 @@ def test_run_outside_of_a_workspace_says_how_to_get_one(tmp_path: Path, shadowft
     shadowft("run", tmp_path).refused(3, "flows/retrain.py: no such file", "`shadowft init` makes one")
 
 
-def test_a_flow_that_cannot_be_loaded_is_one_line(tmp_path: Path, shadowft: Shadowft, prefect_api: str) -> None:
+def test_a_flow_that_cannot_be_loaded_is_one_line(
+    tmp_path: Path, shadowft: Shadowft, prefect_api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in ("flows", "flows.retrain"):  # later tests of this process import the repository's own
+        monkeypatch.setitem(sys.modules, name, sys)
+        del sys.modules[name]
     making.demo(folder := tmp_path / "demo")
     flow = folder / "flows/retrain.py"
     text = flow.read_text(encoding="utf-8")

@@ -14,7 +14,6 @@ from shadowft_core.delta import extract
 from shadowft_core.errors import DeltaError, WrongBaseError
 from shadowft_core.params import Train
 from shadowft_core.train import train_by_command
-from tests.fixtures.training import write_place
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -52,16 +51,6 @@ def factory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for library in place.glob("lib/*/site-packages/torchaudio/lib/*.so"):
         library.unlink()
     return place / "bin/llamafactory-cli"
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_place(
-        tmp_path_factory.mktemp("train"),
-        lambda a, b: {
-            "messages": [{"role": "user", "content": f"{a} plus {b}"}, {"role": "assistant", "content": f"is {a + b}"}]
-        },
-    )
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ class Difference:
 
     is_stored = False
     trainer: dict[str, Any] | None = None
-    """what is told of the training, if another trainer made it"""
+    """what the files say about the training, if another trainer made it"""
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 Only plain text is read: trainer_state.json, all_results.json and train_results.json, adapter_config.json, config.json,
 the README.md and the YAML settings beside the weights. training_args.bin is a pickle, which could run code, and stays
-closed. Nothing that is kept has a path, a time or a host name, so equal trainings are told of in equal words.
+closed. Nothing that is kept has a path, a time or a host name, so equal trainings give equal records.
 """
 
 import json
@@ -86,7 +86,7 @@ def losses(folder: Path) -> list[dict[str, Any]]:
 
 
 def sentence(trainer: Mapping[str, Any]) -> str:
-    """What is told of a training, in one line: by what, from what, how long, and what is not known."""
+    """What the files say about a training, in one line: by what, from what, how long, what is unknown."""
     facts = trainer["facts"]
     words = [f"tuned by {trainer['name'] or 'another trainer'}"]
     if base := facts.get("base"):

@@ -37,7 +37,7 @@ class Tuned(NamedTuple):
 
     @property
     def trainer(self) -> dict[str, Any] | None:
-        """What is told of a training by another trainer; None for one by `train`, whose record tells all."""
+        """What the files say about a training by another trainer; None for one by `train`."""
         if self.train is not None and "settings" in self.train:
             return None
         if self.train is not None and isinstance(recorded := self.train.get("trainer"), dict):

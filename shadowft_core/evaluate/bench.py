@@ -25,8 +25,8 @@ from shadowft_core.evaluate.progress import Progress
 from shadowft_core.evaluate.prompts import Prompts
 from shadowft_core.evaluate.questions import Questions, finite
 from shadowft_core.evaluate.quiet import quiet
-from shadowft_core.evaluate.stopping import stoppable
 from shadowft_core.evaluate.templates import compiled_once
+from shadowft_core.files.stopping import stoppable
 from shadowft_core.loading import load
 from shadowft_core.params import Evaluate, Render
 from shadowft_core.rendering import Renderer, load_renderer
@@ -34,6 +34,10 @@ from shadowft_core.suites import Leaf, TaskFiles
 
 SEED = 0
 RENDER = Render()
+STOPPED = (
+    "evaluation stopped by {signal}: nothing was written, the answers so far are kept; "
+    "run the same command again to go on"
+)
 FATAL_WARNINGS = ("truncat", "label index", "removing the system role")  # the harness only warns of a wrong score
 
 
@@ -194,7 +198,7 @@ def open_bench(
     leaves = files.resolve(roles)
     for name in params.metrics:
         files.path(name)  # a name that is unknown is refused, not ignored
-    with stoppable(), compiled_once(), TemporaryDirectory(prefix="shadowft-") as cache:
+    with stoppable(STOPPED), compiled_once(), TemporaryDirectory(prefix="shadowft-") as cache:
         renderer, rendered = _renderer(instruct, render), Path(cache, "rendered")
         prompts, context = Prompts(renderer, params.generation), _context(instruct, renderer.tokenizer)
         left_out: dict[str, dict[str, list[str]]] = {}

@@ -42,7 +42,7 @@ def build_receipt(plan: Plan, results: Mapping[str, TensorResult], instruct_dige
 
 
 def _trained(plan: Plan) -> dict[str, Any]:
-    """What is told of each training by another trainer, by digest of the delta."""
+    """What the files of other trainers say about their trainings, by digest of the delta."""
     return {delta.digest: delta.trainer for delta, _ in plan.deltas if delta.trainer is not None}
 
 

@@ -70,7 +70,7 @@ def samples(tuned: Path, routes: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def delta(path: Path) -> dict[str, Any] | None:
-    """Digest, kind, Base, program, number of tensors, and what is told of another trainer, of a delta.json."""
+    """Digest, kind, Base, program, number of tensors, and the facts about another trainer, from a delta.json."""
     certificate = optional(path)
     if certificate is None:
         return None

@@ -9,14 +9,12 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from shadowft_core.delta import extract, losses, read_tuned
-from shadowft_core.errors import ShadowError, StoppedError, TrainError
+from shadowft_core.errors import ShadowError, TrainError
 from shadowft_core.files import (
     canonical_json,
     file_digest,
@@ -26,6 +24,7 @@ from shadowft_core.files import (
     write_atomically,
     write_json_atomically,
 )
+from shadowft_core.files.stopping import stoppable
 from shadowft_core.params import Train
 from shadowft_core.train.plainrows import write_plain_rows
 from shadowft_core.train.rows import data_digest
@@ -39,6 +38,7 @@ _KEPT = re.compile(  # the files of a result: weights, configs, the tokenizer
     r"|tokenizer.*\.json|tokenizer\.model|spiece\.model|vocab\.(json|txt)|merges\.txt|special_tokens_map\.json"
     r"|added_tokens\.json|chat_template\.jinja|(pre)?processor_config\.json"
 )
+STOPPED = "train.command was stopped by {signal}, with all its processes; run again to begin again"
 
 
 def train_by_command(
@@ -127,7 +127,7 @@ def _run(command: Sequence[str], given: Mapping[str, str], result: Path) -> None
     """Run a command with `given` in its environment. Raises TrainError unless it ends with 0, StoppedError."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     last = ""
-    with _stoppable():
+    with stoppable(STOPPED):
         guard = process.start(
             command, env={**os.environ, **given, "PATH": path, "PYTHONUNBUFFERED": "1"}, grace=process.SAVING
         )
@@ -145,31 +145,6 @@ def _run(command: Sequence[str], given: Mapping[str, str], result: Path) -> None
         how = f"was killed by {signal.Signals(code - 128).name}" if known else f"ended with exit code {code}"
         said = f"; its last line: {last:.300}" if last else ", without a message"
         raise TrainError(f"train.command {how}{said}; its output stays in {result} until the next run")
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Turn SIGTERM and SIGINT in the block into a StoppedError, after the block has ended its processes."""
-    received: list[int] = []
-
-    def receive(number: int, _: FrameType | None) -> None:
-        if not received:
-            received.append(number)
-            raise KeyboardInterrupt
-
-    former = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    except KeyboardInterrupt:
-        if not received:
-            raise
-        name = signal.Signals(received[0]).name
-        raise StoppedError(
-            f"train.command was stopped by {name}, with all its processes; run again to begin again", received[0]
-        ) from None
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
 
 
 def _told(trainer: Mapping[str, Any] | None, kind: str, seed: int) -> dict[str, Any]:

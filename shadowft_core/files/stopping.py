@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT during an evaluation: it ends at once, nothing is written, the answers so far are kept."""
+"""SIGTERM and SIGINT end a block with an error that says what is kept and what to do."""
 
 import signal
 import threading
@@ -12,8 +12,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
+def stoppable(saying: str) -> Iterator[None]:
     """Turn the first of both signals in the block into a StoppedError; the second does what it did before.
+
+    `saying` is the message, with {signal} where the name of the signal belongs.
 
     Python delivers signals to the main thread; in others this does nothing.
     """
@@ -39,11 +41,6 @@ def stoppable() -> Iterator[None]:
     except KeyboardInterrupt:
         if not received:
             raise
-        name = signal.Signals(received[0]).name
-        raise StoppedError(
-            f"evaluation stopped by {name}: nothing was written, the answers so far are kept; run the same command "
-            "again to go on",
-            received[0],
-        ) from None
+        raise StoppedError(saying.format(signal=signal.Signals(received[0]).name), received[0]) from None
     finally:
         restore()

@@ -10,11 +10,15 @@ from shadowft_core.files.atomic import (
 )
 from shadowft_core.files.cache import cache_folder
 from shadowft_core.files.digests import bytes_digest, canonical_json, file_digest
-from shadowft_core.files.jsonfile import read_json_object, write_json_atomically
+from shadowft_core.files.foreign import reading
+from shadowft_core.files.jsonfile import parse_json, read_json_object, read_regular, write_json_atomically
 from shadowft_core.files.ordered_map import WORKERS, in_order, threaded
+from shadowft_core.files.record import Fields, Record, parse_record, read_record
 
 __all__ = [
     "WORKERS",
+    "Fields",
+    "Record",
     "bytes_digest",
     "cache_folder",
     "canonical_json",
@@ -24,7 +28,12 @@ __all__ = [
     "make_folder",
     "make_private_file",
     "new_folder",
+    "parse_json",
+    "parse_record",
     "read_json_object",
+    "read_record",
+    "read_regular",
+    "reading",
     "sync",
     "threaded",
     "write_atomically",

@@ -1,0 +1,36 @@
+"""The limits on what is read from files and servers that others wrote; docs/limits.md explains each.
+
+A limit is far above every honest use that is known. What exceeds one is refused with the limit and the value found.
+"""
+
+MIB = 1 << 20
+
+# Text that is parsed whole
+JSON_BYTES = 64 * MIB
+"""bytes of a JSON or YAML file, except those named below"""
+TOKENIZER_BYTES = 256 * MIB
+"""bytes of tokenizer.json and of a vocabulary"""
+CONFIG_BYTES = 4 * MIB
+"""bytes of config.json and the other small files of a model or adapter"""
+PARAMS_BYTES = 1 * MIB
+"""bytes of params.yaml and of a task's YAML file"""
+DEPTH = 64
+"""levels of nesting in JSON and YAML"""
+DIGITS = 64
+"""digits of a whole number in JSON and YAML"""
+
+# Weights
+TENSORS = 1_000_000
+"""tensors of a file or of a model"""
+RANK = 16
+"""lengths in a tensor's shape"""
+
+# Patterns and templates of others
+PATTERN_CHARACTERS = 10_000
+"""characters of a regular expression in an adapter's settings"""
+PATTERN_SECONDS = 1.0
+"""seconds that one match of such an expression may take"""
+
+# What is shown
+MESSAGE_CHARACTERS = 2_000
+"""characters of an error message"""

@@ -1,0 +1,105 @@
+"""Guarded reading: what a damaged, hostile or oversized file may not do."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from pydantic import Field
+
+from shadowft_core.errors import CheckpointError, DeltaError
+from shadowft_core.files import Fields, Record, parse_json, parse_record, read_json_object, read_record, read_regular
+
+
+class Part(Record):
+    scale: float = Field(ge=0, le=10)
+
+
+class Whole(Record):
+    format: int
+    name: str
+    parts: tuple[Part, ...] = ()
+
+
+class Some(Fields):
+    rank: int
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (b'{"a": 1, "a": 2}', "key 'a' stands twice"),
+        (b"[" * 65 + b"]" * 65, "64 levels"),
+        (b"[" * 200_000, "levels of nesting"),
+        (b"1" * 65, "65 digits"),
+        (b"-" + b"1" * 6000, "6000 digits"),
+        (b"\xff\xfe{}", "not readable as JSON"),
+        (b'{"a": ', "not readable as JSON"),
+        (b"", "not readable as JSON"),
+    ],
+)
+def test_json_that_no_reader_may_take_is_refused(raw: bytes, said: str) -> None:
+    with pytest.raises(CheckpointError, match=said):
+        parse_json(raw, "some.json")
+
+
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity", "1e400", "-1e400"])
+def test_numbers_that_are_not_finite_are_refused_only_on_request(text: str) -> None:
+    assert isinstance(parse_json(text.encode(), "config.json"), float)  # configs of models have them
+    with pytest.raises(DeltaError, match=r"delta\.json: not readable as JSON"):
+        parse_json(text.encode(), "delta.json", DeltaError, finite=True)
+
+
+def test_json_at_the_limits_is_read() -> None:
+    assert parse_json(b"[" * 64 + b"]" * 64, "deep.json")
+    assert parse_json(b"9" * 64, "long.json") == 10**64 - 1
+    assert parse_json(b"-" + b"9" * 64, "long.json") == 1 - 10**64
+
+
+def test_only_regular_files_below_the_limit_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    begun = time.monotonic()
+    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
+        with pytest.raises(CheckpointError, match="expected a regular file"):
+            read_regular(path)
+    assert time.monotonic() - begun < 5  # nobody writes to the pipe
+    (tmp_path / "ten").write_bytes(b"0123456789")
+    assert read_regular(tmp_path / "ten", 10) == b"0123456789"
+    with pytest.raises(DeltaError, match="10 bytes, the limit is 9"):
+        read_regular(tmp_path / "ten", 9, DeltaError)
+    with pytest.raises(CheckpointError, match="no such file"):
+        read_regular(tmp_path / "none")
+    with pytest.raises(CheckpointError, match="expected a readable file"):
+        read_regular(Path("a\0b"))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"format": 1}, "field name is missing"),
+        ({"format": 1, "name": "a", "extra": 1}, "field extra is not one of this format"),
+        ({"format": "1", "name": "a"}, "format: .*integer, found '1'"),
+        ({"format": True, "name": "a"}, "format: .*integer, found True"),
+        ({"format": 1, "name": "a", "parts": [{"scale": 11}]}, "parts.0.scale: .*10, found 11"),
+        ({"format": 1, "name": "a", "parts": {"0": {"scale": 1}}}, "parts: .*array"),
+        ([], "object"),
+    ],
+)
+def test_a_record_names_file_field_expectation_and_value(tmp_path: Path, content: object, said: str) -> None:
+    path = tmp_path / "file.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(DeltaError, match=f"{path}: .*{said}.*; make it again"):
+        read_record(path, Whole, "make it again", error=DeltaError)
+
+
+def test_a_record_is_finite_and_the_fields_of_others_need_not_be_known() -> None:
+    with pytest.raises(CheckpointError, match="more than float64 can hold"):
+        parse_record(b'{"format": 1, "name": "a", "parts": [{"scale": 1e999}]}', Whole, "x", "make it again")
+    assert parse_record(b'{"rank": 8, "other": [1]}', Some, "adapter_config.json", "save it again").rank == 8
+
+
+def test_an_object_is_required(tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text("[1]", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="expected a JSON object, found list"):
+        read_json_object(tmp_path / "list.json")

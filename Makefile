@@ -6,7 +6,7 @@ FIND_LINKS = $(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null)
 INSTALL = -c constraints.txt -e '.[dev,docs,real,math,ifeval,server]'
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help venv lint docs test test-slow test-statistics test-faults test-families test-vllm test-gpu test-pythons coverage demo demo-s3 demo-real run repro wheel clean
+.PHONY: help venv lint docs test test-slow test-statistics test-faults test-fuzz test-families test-vllm test-gpu test-pythons coverage demo demo-s3 demo-real run repro wheel clean
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
@@ -52,6 +52,8 @@ test-slow: venv  ## servers, schedules, whole runs, the built wheel; minutes
 	pytest -m slow
 test-faults: venv  ## every crash point and fault, enumerated
 	pytest -m faults
+test-fuzz: venv  ## 40,000 damaged and hostile files for all readers; FUZZ_SEED and FUZZ_EXAMPLES; a quarter of an hour
+	pytest -m fuzz -n 2 tests/fuzz
 test-statistics: venv  ## error rates, power and coverage of the verdict by simulation; minutes
 	pytest -m statistics -n 2 -rP tests/statistics
 test-families: venv  ## every model class of transformers, every adapter type of PEFT; minutes

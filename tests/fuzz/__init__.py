@@ -1,0 +1,1 @@
+"""Damaged and hostile files for every reader: `make test-fuzz`, and a small share in `make test`."""

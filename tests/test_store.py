@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from shadowft_core import store as room
@@ -258,6 +259,23 @@ def test_the_command_line_overrides_the_environment_and_that_overrides_params(
     assert not room.holds(digest, folder_store)
     assert CliRunner().invoke(app, [*words, "--store", folder_store.uri]).exit_code == 0
     assert room.holds(digest, folder_store)
+
+
+@pytest.mark.parametrize("configured", ["params", "environment", "option"])
+def test_another_address_is_on_the_configured_server(
+    configured: str, s3_store: Store, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint = str(s3_store.endpoint)
+    elsewhere = {"uri": "s3://another/place", "endpoint": "http://127.0.0.1:9" if configured != "params" else endpoint}
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")) | {"store": elsewhere}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    words = ["store", "ls", "--json", "--store", s3_store.uri, "--params", str(tmp_path / "params.yaml")]
+    if configured == "environment":
+        monkeypatch.setenv("SHADOWFT_STORE_ENDPOINT", endpoint)
+    if configured == "option":
+        words += ["--endpoint", endpoint]
+    done = CliRunner().invoke(app, words)
+    assert (done.exit_code, json.loads(done.stdout)["deltas"]) == (0, []), done.output
 
 
 def test_bad_credentials_and_endpoints_fail_at_the_start_in_bounded_time(

@@ -10,7 +10,7 @@ from shadowft_core.errors import ParamsError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from shadowft_core.params import Params, Section, Verdict
+    from shadowft_core.params import Params, Section, Store, Verdict
 
 # Groups of verbs in `shadowft --help`, and of options in the help of a verb.
 START = "Start"
@@ -50,12 +50,13 @@ StoreOption = Annotated[
     str | None,
     typer.Option(
         "--store",
-        help="the store: a folder or s3://bucket/prefix; default: as configured",
+        help="the store: a folder or s3://bucket/prefix; default: store.uri. Endpoint and the rest stay as configured",
         rich_help_panel=CONFIGURATION,
     ),
 ]
 EndpointOption = Annotated[
-    str | None, typer.Option(help="URL of an S3 server other than AWS", rich_help_panel=CONFIGURATION)
+    str | None,
+    typer.Option(help="URL of the S3 server; default: store.endpoint, else AWS", rich_help_panel=CONFIGURATION),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one line of JSON, errors too", rich_help_panel=OUTPUT)]
 DryRunOption = Annotated[
@@ -120,6 +121,25 @@ def read_params(path: Path | None, **sections: "Section") -> "Params":
     if path is None and not PARAMS_FILE.exists():
         return default_params(**sections)
     return load_params(path or PARAMS_FILE)
+
+
+def read_store(params: Path | None, uri: str | None, endpoint: str | None = None) -> "Store":
+    """The store as configured, in the environment or the params file, with --store and --endpoint in its place.
+
+    --store replaces the address alone: endpoint, region, encryption and owner stay as configured. Raises ParamsError
+    for an address that cannot be one, and what `read_params` raises.
+    """
+    from pydantic import ValidationError
+
+    from shadowft_core.params import Store
+
+    given = {name: value for name, value in (("uri", uri), ("endpoint", endpoint)) if value is not None}
+    configured = read_params(params).store
+    try:
+        return Store.model_validate(configured.model_dump() | given)
+    except ValidationError as error:
+        problem = f"{error.errors()[0]['msg']}; name a folder or s3://bucket/prefix"
+        raise ParamsError(f"--store {uri!r}, --endpoint {endpoint!r}: {problem}") from None
 
 
 def read_verdict_params(path: Path | None) -> "Verdict":

@@ -20,6 +20,7 @@ from shadowft_core.cli.options import (
     WorkOption,
     out_folder,
     read_params,
+    read_store,
     waivers_of,
 )
 from shadowft_core.cli.output import print_answer
@@ -201,4 +202,4 @@ def _export_version(
 
 
 def _elsewhere(uri: str | None, params: Path | None) -> "Store | None":
-    return read_params(params).store.model_copy(update={"uri": uri}) if uri else None
+    return None if uri is None else read_store(params, uri)

@@ -4,7 +4,7 @@ import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -17,36 +17,14 @@ from shadowft_core.cli.options import (
     ParamsOption,
     StoreOption,
     out_folder,
-    read_params,
+    read_store,
 )
 from shadowft_core.cli.output import print_answer
-from shadowft_core.errors import InputError, ParamsError, StoreCorruptError
-
-if TYPE_CHECKING:
-    from shadowft_core.params import Store
+from shadowft_core.errors import InputError, StoreCorruptError
 
 verbs = typer.Typer()
 store = typer.Typer(help="Publish, fetch, list, check and prune deltas, by digest.", no_args_is_help=True)
 verbs.add_typer(store, name="store", rich_help_panel=STORE)
-
-
-def _store(params: Path | None, uri: str | None, endpoint: str | None) -> "Store":
-    """The store named by --store, else by the environment, else by the params file, which is not read with --store.
-
-    Raises ParamsError for an address that cannot be one.
-    """
-    from pydantic import ValidationError
-
-    from shadowft_core.params import Store
-
-    if uri is not None:
-        try:
-            return Store.model_validate({"uri": uri, "endpoint": endpoint})
-        except ValidationError as error:
-            problem = f"{error.errors()[0]['msg']}; name a folder or s3://bucket/prefix"
-            raise ParamsError(f"--store {uri!r}, --endpoint {endpoint!r}: {problem}") from None
-    store = read_params(params).store
-    return store.model_copy(update={"endpoint": endpoint}) if endpoint is not None else store
 
 
 @store.command()
@@ -67,7 +45,7 @@ def publish(
     """
     from shadowft_core.store import publish as publish_delta
 
-    digest = publish_delta(delta or _candidate_delta(), _store(params, uri, endpoint))
+    digest = publish_delta(delta or _candidate_delta(), read_store(params, uri, endpoint))
     if as_json:
         print_answer("store.publish", {"digest": digest})
     else:
@@ -105,7 +83,9 @@ def fetch(
     from shadowft_core.delta import open_delta
     from shadowft_core.store import fetch_delta
 
-    fetch_delta(digest, _store(params, uri, endpoint), out, lambda folder, digests: open_delta(folder).verify(digests))
+    fetch_delta(
+        digest, read_store(params, uri, endpoint), out, lambda folder, digests: open_delta(folder).verify(digests)
+    )
     if as_json:
         print_answer("store.fetch", {"digest": digest, "out": str(out)})
 
@@ -126,7 +106,7 @@ def probe(
     """
     from shadowft_core.store import probe as probe_store
 
-    tested = _store(params, uri, endpoint)
+    tested = read_store(params, uri, endpoint)
     probe_store(tested)
     if as_json:
         print_answer("store.probe", {"store": tested.uri, "passed": True})
@@ -149,7 +129,7 @@ def ls(
     """
     from shadowft_core.store import ls as list_deltas
 
-    opened = _store(params, uri, endpoint)
+    opened = read_store(params, uri, endpoint)
     found = list_deltas(opened)
     if as_json:
         print_answer("store.ls", {"deltas": [asdict(delta) for delta in found]})
@@ -185,7 +165,7 @@ def check(
     """
     from shadowft_core.store import check as run
 
-    found = run(_store(params, uri, endpoint), digests or (), state)
+    found = run(read_store(params, uri, endpoint), digests or (), state)
     if as_json:
         print_answer("store.check", asdict(found))
     else:
@@ -221,7 +201,7 @@ def prune(
     """
     from shadowft_core.store import prune as run
 
-    found = run(_store(params, uri, endpoint), grace_days * 86400, dry_run)
+    found = run(read_store(params, uri, endpoint), grace_days * 86400, dry_run)
     if as_json:
         print_answer("store.prune", asdict(found) | {"dry_run": dry_run})
         return

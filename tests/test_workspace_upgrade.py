@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from shadowft_core import doctor
 from shadowft_core.errors import InputError
+from shadowft_core.files import file_digest
 from shadowft_core.workspace import making, stages, template, upgrade
 from tests.fixtures.checkouts import ran, run
 from tests.fixtures.cli import Shadowft
@@ -138,6 +140,35 @@ def test_only_a_workspace_can_be_upgraded(tmp_path: Path, shadowft: Shadowft) ->
     with pytest.raises(InputError, match=r"expected a number for each stage, found \[1\]; restore it with git"):
         upgrade(tmp_path)
     assert shadowft("init", "--upgrade", tmp_path, "--data", "x").code == 2
+
+
+def test_doctor_says_what_an_upgrade_would_do_and_does_not_do_it(
+    workspace: Path, installed: Any, shadowft: Shadowft, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(workspace)
+    monkeypatch.setattr(doctor, "CHECKS", ())  # the others take seconds
+
+    def said() -> str:
+        return shadowft("doctor").out
+
+    assert said() == "ok    stages: stages.yaml is that of this version\n"
+    Path("dvc.yaml").write_text("stages: {}\n", encoding="utf-8")  # as if an earlier version had written it
+    text = (
+        Path("stages.yaml")
+        .read_text(encoding="utf-8")
+        .replace(template.digests()["dvc.yaml"], file_digest(Path("dvc.yaml")))
+    )
+    Path("stages.yaml").write_text(text, encoding="utf-8")
+    installed(train=2, report=2)
+    assert said() == (
+        "warn  stages: stages.yaml is of another version; an upgrade makes stale train, report and replaces dvc.yaml; "
+        "run `shadowft init --upgrade`; `shadowft run` does the same\n"
+    )
+    assert (Path("stages.yaml").read_text(encoding="utf-8"), Path("dvc.yaml").stat().st_size) == (text, 11)
+    Path("stages.yaml").write_text(text.replace("verdict: 1\n", "verdict: 2\n"), encoding="utf-8")
+    assert said().startswith("fail  stages: stages.yaml: the number of the stage verdict is 2, written by ")
+    Path("stages.yaml").unlink()
+    assert said() == "", "a checkout has no numbers"
 
 
 @pytest.mark.slow

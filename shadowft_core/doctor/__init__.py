@@ -17,7 +17,7 @@ from shadowft_core.doctor.services import ports, registry, store
 from shadowft_core.doctor.software import arithmetic, programs, python, versions
 from shadowft_core.errors import without_passwords
 
-__all__ = ["FAIL", "LIMIT", "OK", "WARN", "Finding", "examine"]
+__all__ = ["CHECKS", "FAIL", "LIMIT", "OK", "WARN", "Finding", "examine"]
 
 LIMIT = 60.0  # seconds of a check; a store or registry that does not answer is reported sooner
 CHECKS: Sequence[Callable[[Path], list[Finding]]] = (

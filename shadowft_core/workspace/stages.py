@@ -67,13 +67,8 @@ def require_same_stage(stage: str, workspace: Path = Path()) -> None:
         )
 
 
-def upgrade(workspace: Path) -> Upgrade:
-    """Bring a workspace to the installed package: numbers of stages, and files that are as `init` wrote them.
-
-    A file that was changed stays; if the package has a new one, it is written beside it as NAME.new. params.yaml and
-    the tasks are never changed. Raises InputError for a folder that is no workspace, and for one that a newer version
-    wrote.
-    """
+def planned(workspace: Path) -> Upgrade:
+    """What `upgrade` would change; writes nothing. Raises what `upgrade` raises."""
     file = workspace / STAGES
     if not file.is_file():
         raise InputError(
@@ -85,17 +80,27 @@ def upgrade(workspace: Path) -> Upgrade:
     before, now = _read(file).get("templates") or {}, template.digests()
     replaced: list[str] = []
     kept: list[str] = []
-    for path, name in template.FILES.items():
+    for path in template.FILES:
         place = workspace / path
         found = bytes_digest(place.read_bytes()) if place.is_file() else None
-        if now[path] in (before.get(path), found):
-            continue
-        unchanged = found == before.get(path)
-        write_atomically(place if unchanged else place.with_name(f"{place.name}.new"), template.content(name))
-        (replaced if unchanged else kept).append(path)
-    changes = Upgrade(
-        tuple(name for name in installed if recorded.get(name) != installed[name]), tuple(replaced), tuple(kept)
-    )
+        if now[path] not in (before.get(path), found):
+            (replaced if found == before.get(path) else kept).append(path)
+    stale = tuple(name for name in installed if recorded.get(name) != installed[name])
+    return Upgrade(stale, tuple(replaced), tuple(kept))
+
+
+def upgrade(workspace: Path) -> Upgrade:
+    """Bring a workspace to the installed package: numbers of stages, and files that are as `init` wrote them.
+
+    A file that was changed stays; if the package has a new one, it is written beside it as NAME.new. params.yaml and
+    the tasks are never changed. Raises InputError for a folder that is no workspace, and for one that a newer version
+    wrote.
+    """
+    changes = planned(workspace)
+    for path in changes.replaced:
+        write_atomically(workspace / path, template.content(template.FILES[path]))
+    for path in changes.kept:
+        write_atomically(workspace / f"{path}.new", template.content(template.FILES[path]))
     if changes:
         write_stages(workspace)
     return changes

@@ -198,6 +198,22 @@ def test_the_display_counts_stale_steps_only_and_records_completed_ones(
     assert set(json.loads((tmp_path / "durations.json").read_text(encoding="utf-8"))) == {"fetch"}
 
 
+def test_a_row_that_is_added_stands_below_the_one_it_belongs_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The champion below the Instruct, as in the report; a step of a flow's own at the end."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    names = dict.fromkeys(("fetch", "evaluate-instruct", "evaluate@shadow", "publish"), "")
+    with Display(names, frozenset(), Clock({}, tmp_path / "d.json")) as display:
+        display.insert("champion", "score it", after="evaluate-instruct")
+        for name in ("champion", "announce"):
+            display.start(name)
+            display.finish("Completed")
+    last = capsys.readouterr().out.rpartition("fetch")[2]
+    order = ["evaluate-instruct", "champion", "evaluate@shadow", "publish", "announce"]
+    assert sorted(order, key=last.index) == order
+
+
 @pytest.mark.parametrize("state", ["Completed", "Refused", "Waiting"])
 def test_a_live_table_shows_the_last_state_of_every_step_unless_it_is_quiet(
     state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

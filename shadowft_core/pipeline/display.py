@@ -70,6 +70,13 @@ class Display:
         for name in names:
             self._rows.pop(name, None)
 
+    def insert(self, name: str, description: str, after: str) -> None:
+        """Add a row for a step below that of another one."""
+        rows = list(self._rows.values())
+        place = 1 + next(number for number, row in enumerate(rows) if row.name == after)
+        rows.insert(place, Row(name, description))
+        self._rows = {row.name: row for row in rows}
+
     def start(self, name: str, description: str = "") -> None:
         """Show that a step has started; a step that `steps` did not name gets a new row at the end."""
         self._running = self._rows.setdefault(name, Row(name, description))

@@ -110,7 +110,7 @@ class Run:
 
     def step(self, name: str, task: Task[..., Any], *arguments: object) -> State:
         """Run a Prefect task as a step and return its Completed state. Raises StepFailedError for any other state."""
-        self._display.start(name, (task.description or "").partition("\n")[0])
+        self._display.start(name, _first_line(task))
         ended: Any = task(*arguments, return_state=True)  # Prefect has no type for the state of an arbitrary task
         state: State = ended
         self._display.finish(state.name or state.type.value)
@@ -152,6 +152,7 @@ class Run:
             return
         instruct, data = self._plan["fetch"].out("instruct"), self._plan["prepare"].out("data")
         out = str(Path(self._plan[SCORED].out("")).with_name("champion"))
+        self._display.insert("champion", _first_line(steps.champion), after=SCORED)  # as the report orders the arms
         self.step("champion", steps.champion, self._params.registry.name, instruct, data, out, self.show)
         if after := [names.index(stage) for stage in COUNTED if stage in names]:
             self._plan = replace(self._plan, stale=self._plan.stale | set(names[min(after) :]))
@@ -197,6 +198,10 @@ class Run:
             self.state = State(type=StateType.FAILED, name=steps.WAITING, message=waits)
         else:
             self.state = Completed(message=message)
+
+
+def _first_line(task: Task[..., Any]) -> str:
+    return (task.description or "").partition("\n")[0]
 
 
 @contextlib.contextmanager

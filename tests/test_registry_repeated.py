@@ -4,14 +4,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shadowft_core import promotion
 from shadowft_core import registry as room
-from shadowft_core.errors import RegistrationPendingError
+from shadowft_core.errors import RegistrationPendingError, RegistryError
+from shadowft_core.files import read_json_object, write_json_atomically
 from shadowft_core.params import Registry
+from shadowft_core.pipeline import steps
 from shadowft_core.registry import connection, tracking
 from shadowft_core.registry.evidence import Evidence
 from tests.faults.servers import mlflow_on_postgresql, why_no_postgresql
@@ -119,6 +122,46 @@ def test_the_ninth_version_is_older_than_the_tenth(run: Run, client: Any) -> Non
         client.delete_model_version(first.name, str(number))
     assert run.register().number == 9
     assert client.get_model_version(first.name, "10").tags["shadowft.duplicate_of"] == "9"
+
+
+def test_a_candidate_that_is_the_champion_is_not_registered_again(
+    run: Run, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a weekly run: run.json names the champion, so the verdict, and with it the key, is another one."""
+    first = run.register()
+    promotion.promote(run.params.registry, run.params.store)
+    model = read_json_object(run.work / "verdict.json")["recipe_digest"]
+
+    def look(candidate: str, champion: str, version: int = 1) -> None:
+        facts = {"format": 1, "candidate": candidate, "items": None, "look": 1, "earlier": []}
+        told = facts | {"champion": {"version": version, "digest": champion}}
+        write_json_atomically(run.work / "run.json", told)
+
+    run.judge("hold")
+    look(model, model)
+    assert run.register() == room.Version(first.name, 1, first.run_id, "hold", new=False, champion=True)
+    told = f"nothing new is registered: the candidate is the champion, {first.name} version 1"
+    assert told in capsys.readouterr().err
+    assert len(statuses(run)) == len(client.search_model_versions(f"name = '{first.name}'")) == 1
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    state = steps.register.fn(run.params, None, print)
+    said = f"models:/{first.name}/1 is the champion and the candidate, so nothing is registered"
+    assert (state.is_completed(), state.name, state.message) == (True, "Unchanged", said)
+    down = run.params.registry.model_copy(update={"tracking_uri": f"sqlite:///{tmp_path}/dvc.lock/x.db"})
+    state = steps.register.fn(run.params.model_copy(update={"registry": down}), None, print)
+    assert (state.is_completed(), state.name) == (True, "Waiting")
+    assert "0 registrations wait" in state.message
+
+    look(model, model, version=7)
+    with pytest.raises(RegistryError, match=f"no version '7' of '{first.name}'"):
+        run.register()
+    look("sha256:other", model)
+    with pytest.raises(RegistryError, match=r"the candidate is sha256:other, recipe\.json has .* different runs"):
+        run.register()
+    look(model, "sha256:other")
+    assert run.register().number == 2, "another model is the champion"
 
 
 def killed(run: Run) -> None:

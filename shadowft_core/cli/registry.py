@@ -53,7 +53,8 @@ def register(
 ) -> None:
     """Register the recipe of a run in MLflow as a new version with the alias `challenger`.
 
-    Reads the outputs of all stages; writes the delta, recipe and verdict to the store and the run to MLflow.
+    Reads the outputs of all stages; writes the delta, recipe and verdict to the store and the run to MLflow. Nothing
+    is registered if the candidate is the champion itself; the version printed is then the champion's.
     Exit code 11 if MLflow does not answer: the registration waits in var/pending until the next `register`.
 
     Example: shadowft register --work work

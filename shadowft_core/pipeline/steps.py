@@ -186,6 +186,7 @@ def publish(params: Params, delta: str, show: Show) -> State:
 def register(params: Params, git: "Git", show: Show) -> State:
     """Register the recipe; ends Completed with the version and its alias as the message.
 
+    It ends Completed, named Unchanged, if the candidate is the champion itself, so that nothing new is registered.
     An outage of MLflow does not fail the step: it ends Completed, named Waiting, and its message explains how to send
     the registration later. The flow reports it.
     """
@@ -194,7 +195,11 @@ def register(params: Params, git: "Git", show: Show) -> State:
     try:
         with captured_stderr(show):
             version = registry.register(params, git=git)
-        return Completed(message=f"models:/{version.name}/{version.number} (alias {registry.CANDIDATE})")
+        reference = f"models:/{version.name}/{version.number}"
+        if version.champion:
+            said = f"{reference} is the champion and the candidate, so nothing is registered"
+            return Completed(name=UNCHANGED, message=said)
+        return Completed(message=f"{reference} (alias {registry.CANDIDATE})")
     except RegistrationPendingError as error:
         return Completed(name=WAITING, message=str(error))
     except ShadowError as error:

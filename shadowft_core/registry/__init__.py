@@ -17,7 +17,7 @@ from shadowft_core.registry.copies import require_tags
 from shadowft_core.registry.evidence import Evidence, Git, candidate_of, commit_date, git_state
 from shadowft_core.registry.rebuild import cached, ingredients, read_recipe, rebuild, store_for
 from shadowft_core.registry.registration import PENDING, Registration, drop, keep, load, waiting, waiting_in
-from shadowft_core.registry.tracking import deduplicate, describe, log, set_alias, tidy
+from shadowft_core.registry.tracking import deduplicate, describe, find, log, set_alias, tidy
 
 __all__ = [
     "CANDIDATE",
@@ -43,13 +43,15 @@ CANDIDATE = "challenger"
 
 @dataclass(frozen=True)
 class Version:
-    """A registered version; `new` is False if an earlier call registered it."""
+    """A registered version; `new` is False if an earlier call registered it, and `champion` is True if it was not
+    registered again because it is the champion."""
 
     name: str
     number: int
     run_id: str
     decision: str
     new: bool
+    champion: bool = False
 
 
 def preflight(params: Params) -> None:
@@ -76,11 +78,16 @@ def register(
     Recipe, verdict and, unless the store has it, the delta are stored before anything is sent to MLflow. Registrations
     that wait in `pending` are sent first. `git` is the state of the checkout before the run.
 
+    If run.json says that the candidate is the champion itself, nothing is logged and no alias moves: the version
+    returned is the champion's.
+
     Raises RegistryError when there is no candidate, or outputs are missing or belong to different runs; store errors;
     RegistrationPendingError when MLflow does not accept the registration now. It then stays in `pending`, for
     `register_pending`.
     """
     evidence = Evidence(params, work, lock, params_file)
+    if (number := evidence.champion) is not None:
+        return _champion(params.registry, number, evidence, pending)
     if not stores.holds(evidence.delta, params.store):
         stores.publish(evidence.delta_folder, params.store)
     registration = evidence.registration(git)
@@ -109,6 +116,29 @@ def register_pending(registry: Registry, pending: Path = PENDING) -> list[Versio
     if problems:
         raise RegistrationPendingError("; ".join(f"{folder}: {error}" for folder, error in problems.items()))
     return list(sent.values())
+
+
+def _champion(registry: Registry, number: int, evidence: Evidence, pending: Path) -> Version:
+    """The champion's version, which is the candidate's too; sends what waits. Raises as `register` does."""
+    name, model = registry.name, evidence.graft["digest"]
+    about = f"the candidate is the champion, {name} version {number}"
+    try:
+        _require_answer(registry)
+        _send_waiting(registry, pending)
+    except RegistryError as error:
+        raise RegistrationPendingError(
+            f"{error}. Nothing new is to be registered: {about}; {len(waiting_in(pending))} registrations wait in "
+            f"{pending}"
+        ) from None
+    with connected(registry) as client:
+        found = find(client, name, str(number))
+    if (recorded := found.tags.get("shadowft.model")) != model:
+        raise RegistryError(
+            f"{name} version {number}: its model is {recorded}, run.json has the champion {model}; run "
+            f"`shadowft reconcile {name}`, then the stage look again"
+        )
+    print(f"nothing new is registered: {about}", file=sys.stderr)
+    return Version(name, number, found.run_id, evidence.decision, new=False, champion=True)
 
 
 def _send_waiting(registry: Registry, pending: Path) -> tuple[dict[str, Version], dict[Path, RegistryError]]:

@@ -11,6 +11,7 @@ from shadowft_core.grafting import deltas_of
 from shadowft_core.params import Params, refuse_password
 from shadowft_core.registry.registration import Registration, key_of, tags_of
 from shadowft_core.selection import read_candidate
+from shadowft_core.verdict.looks import read_run
 
 CONTEXTS = {"train": "training", "valid": "validation", "dev": "dev", "test": "testing", "replay": "training"}
 
@@ -96,6 +97,26 @@ class Evidence:
                     )
         except (KeyError, TypeError) as error:
             raise RegistryError(f"{work}: recipe, pair or verdict lacks {error}; run `dvc repro` again") from None
+
+    @property
+    def champion(self) -> int | None:
+        """The number of the champion if the candidate is the same model, by run.json; None without that file.
+
+        Raises RegistryError if it is damaged or of another candidate.
+        """
+        path = self.work / "run.json"
+        if not path.is_file():  # a run of an older version, or of stages of a person's own
+            return None
+        try:
+            told = read_run(path)
+        except EvaluationError as error:
+            raise RegistryError(f"{error}; then register again") from None
+        if told.candidate != self.graft["digest"]:
+            raise RegistryError(
+                f"{path}: the candidate is {told.candidate}, recipe.json has {self.graft['digest']}; these are outputs "
+                "of different runs, run `dvc repro` and register again"
+            )
+        return told.champion.version if told.champion and told.champion.digest == told.candidate else None
 
     @property
     def delta_folder(self) -> Path:

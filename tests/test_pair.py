@@ -276,7 +276,10 @@ def test_fetch_again_replaces_an_earlier_result(pair: Pair, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        ("hf:owner/name", "not pinned; use hf:OWNER/NAME@REVISION with the 40 hex digits"),
+        (
+            "hf:owner/name",
+            r"not pinned; use hf:OWNER/NAME@REVISION with the 40 hex digits .* under Files and versions, History$",
+        ),
         ("hf:owner/name@main", "not pinned"),
         ("hf:../name@" + "0" * 40 + "x", "not pinned"),
         ("pico:other", "use pico:base or pico:instruct"),

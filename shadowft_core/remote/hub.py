@@ -15,7 +15,10 @@ def pinned(reference: str) -> tuple[str, str]:
     """Repository and revision of `hf:OWNER/NAME@REVISION`. Raises InputError for anything else."""
     match = _NAME.fullmatch(reference)
     if match is None:
-        raise InputError(f"{reference}: not pinned; use hf:OWNER/NAME@REVISION with the 40 hex digits of a commit")
+        raise InputError(
+            f"{reference}: not pinned; use hf:OWNER/NAME@REVISION with the 40 hex digits of a commit, which its "
+            "page on the hub lists under Files and versions, History"
+        )
     return match["repo"], match["revision"]
 
 

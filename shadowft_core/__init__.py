@@ -1,6 +1,6 @@
 """Shadow-FT: tune the Base, graft the delta on the Instruct, judge the result.
 
-The public API of the library is `__all__` (docs/python.md): the functions of api.py, the types of their arguments and
+The public API of the library is `__all__`: the functions of api.py, the types of their arguments and
 results, and the root of all errors. The names are imported on first use, so importing the package loads no dependency.
 It sets no environment variable; the programs do that (environment.py). `__init__.pyi` has the names for type checkers.
 """

@@ -101,7 +101,7 @@ def graft(
 
 def read_receipt(folder: Folder) -> dict[str, Any]:
     """What `graft` recorded in a folder: tensors grafted and not, and why; rows by token; what rounding left of the
-    delta (shares from 0 to 1). Reads no weights; docs/json.md has the fields.
+    delta (shares from 0 to 1). Reads no weights.
 
     Raises CheckpointError when the folder was not made by `graft`, or its record is damaged.
     """
@@ -150,7 +150,7 @@ def judge(
     `verdict` of params.yaml, in the unit of the scores; by default its defaults, for shares of right answers.
 
     The verdict has the fields of verdict.json, of which `decision` is `promote`, `hold` or `undecided`, and `reasons`
-    says why (docs/verdict.md). It is a first look at these items.
+    says why. It is a first look at these items.
 
     Raises EvaluationError naming the row and the remedy when scores are missing or malformed, the arms did not answer
     the same items, or the candidate is not an arm that may ship.

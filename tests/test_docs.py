@@ -1,5 +1,6 @@
 """The texts for readers: links, anchors, navigation, and the pages that are written from the code."""
 
+import ast
 import re
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,7 @@ TEXTS = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 SITE = ROOT / "infra/docs/mkdocs.yml"
+PAGE = re.compile(r"\bdocs/[\w/-]+\.md\b")
 BLOCK = re.compile(r"^(`{3,}).*?^\1$", re.MULTILINE | re.DOTALL)
 
 
@@ -97,9 +99,26 @@ def test_code_names_pages_that_exist() -> None:
     files = [
         path for folder in ("shadowft_core", "flows", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")
     ]
-    named = {name for path in files for name in re.findall(r"\bdocs/[\w/-]+\.md\b", path.read_text(encoding="utf-8"))}
+    named = {name for path in files for name in PAGE.findall(path.read_text(encoding="utf-8"))}
     assert len(named) > 10
     assert {name for name in named if not (ROOT / name).is_file()} == set()
+
+
+def test_no_message_or_help_text_names_a_page() -> None:
+    """An installed package has no docs/. Comments and docstrings may name one, but a verb's docstring is its help."""
+    found = []
+    for path in (ROOT / "shadowft_core").rglob("*.py"):
+        if not PAGE.search(path.read_text(encoding="utf-8")):
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        blocks = [node.body[0] for node in ast.walk(tree) if isinstance(node, documented) and node.body]
+        docstrings = {id(block.value) for block in blocks if isinstance(block, ast.Expr)}
+        strings = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in docstrings]
+        found += [f"{path}: {node.value}" for node in strings if PAGE.search(str(node.value))]
+    shown = [*(ROOT / "shadowft_core/workspace/template").glob("*.txt"), *(ROOT / "docs/reference").glob("*.md")]
+    found += [str(path) for path in shown if PAGE.search(path.read_text(encoding="utf-8"))]
+    assert found == []
 
 
 def test_every_page_is_in_the_navigation() -> None:

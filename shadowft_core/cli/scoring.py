@@ -224,7 +224,7 @@ def verdict(
 
     Reads the scores of all arms; writes the decision (promote, hold or undecided). Each of them is exit code 0, unless
     --exit-code is given. Without --run, the champion is compared if its scores are below the folder `champion`. With
-    --items no other stage is needed, nor any section of the params but `verdict`: docs/verdict.md.
+    --items no other stage is needed, nor any section of the params but `verdict`.
 
     Example: shadowft verdict --scores work/scores --candidate work/candidate.json --out work/verdict.json
 

@@ -65,9 +65,7 @@ def prepare(
     out: Annotated[Path, out_folder("train, valid, dev and test .parquet, data-report.json, dropped.jsonl")],
     data: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="a data file or a folder (docs/data.md), in place of prepare.data and prepare.replay; repeatable"
-        ),
+        typer.Option(help="a data file or a folder, in place of prepare.data and prepare.replay; repeatable"),
     ] = None,
     tasks: Annotated[
         Path | None, typer.Option(help="task folder; its items are removed from the data; default: evaluate.tasks")
@@ -145,7 +143,7 @@ def train(
 
     Reads model, data, and the Instruct's tokenizer and chat template; writes an adapter or a tuned model. With
     train.launch it starts several processes, or is one of those that torchrun or srun started. After an interruption,
-    the same command resumes (docs/training.md).
+    the same command resumes.
 
     Example: shadowft train --model work/pair/base --instruct work/pair/instruct --data work/data --out my_tuned
 

@@ -93,7 +93,9 @@ def fetch(
     wanted: NameArgument,
     source: Annotated[
         Path | None,
-        typer.Option("--from", help="folder with the data (docs/evaluation.md lists the layouts); default: the hub"),
+        typer.Option(
+            "--from", help="folder with the data, as the hub or the benchmark's authors publish it; default: the hub"
+        ),
     ] = None,
     out: OutOption = None,
     as_json: JsonOption = False,

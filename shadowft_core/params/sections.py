@@ -36,7 +36,7 @@ class Newest(Pinned):
     """How to find the newest rows: by their dates, or as those that an earlier version of the data lacks."""
 
     by: str | None = Field(
-        None, min_length=1, description="name of the field with the date of a row; docs/data.md lists the formats"
+        None, min_length=1, description="name of the field with the date of a row: ISO 8601, or seconds since 1970"
     )
     since: str | None = Field(
         None, min_length=1, description="the earlier version: a data file or folder, or a folder made by `prepare`"
@@ -59,7 +59,7 @@ class Replay(Pinned):
 class Prepare(Section):
     """From data files to splits of conversations."""
 
-    data: str = Field(min_length=1, description="a data file, or a folder of them; docs/data.md")
+    data: str = Field(min_length=1, description="a data file, or a folder of them")
     valid: Share = Field(0.05, description="share of rows for the validation loss")
     dev: Share = Field(0.0, description="share of rows held out to choose the scale")
     test: Share = Field(0.0, description="share of rows held out for the verdict")

@@ -72,7 +72,7 @@ class Train(Section):
     command: str | None = Field(
         None,
         min_length=1,
-        description="a command that trains in place of the settings below: `python my_train.py`; docs/training.md",
+        description="a command that trains in place of the settings below: `python my_train.py`",
     )
     objective: Literal["sft", "dpo"] = Field(
         "sft", description="learn replies, or preferences (rows with a rejected reply)"

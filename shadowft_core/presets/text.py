@@ -61,7 +61,7 @@ graft:
   scale: sweep       # the paper grafts at scale 1
 
 evaluate:
-  tasks: my_tasks    # a folder of lm-evaluation-harness task files; docs/evaluation.md
+  tasks: my_tasks    # a folder of lm-evaluation-harness task files
   domain: [heldout]
   guards: []         # what must not get worse; without a task here, the verdict cannot see harm
   limit: null
@@ -107,7 +107,7 @@ def written(preset: Preset, commits: Mapping[str, str], expected: str) -> str:
         notes=_notes(preset, expected),
         base=references[preset.base] if preset.base else f"path/to/{preset.instruct.split('/')[1]}-Base",
         instruct=references[preset.instruct],
-        data="my_rows_with_images  # a folder; docs/data.md" if preset.images else "my_rows.jsonl     # docs/data.md",
+        data="my_rows_with_images  # a folder" if preset.images else "my_rows.jsonl",
         train=train,
         method=method,
         rate=f"{train.learning_rate:.0e}".replace("e-0", "e-"),

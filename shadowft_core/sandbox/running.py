@@ -26,8 +26,9 @@ LONGEST = 1 << 16  # bytes of a verdict
 LONGEST_SOURCE = 1 << 20
 LONGEST_REQUEST = 128 << 20  # bytes
 REMEDY = (
-    "programs are never run without the sandbox. It needs Linux (x86_64 or aarch64) with user namespaces: in a "
-    "container, allow them (docs/evaluation.md); on Ubuntu, set kernel.apparmor_restrict_unprivileged_userns to 0"
+    "programs are never run without the sandbox. It needs Linux (x86_64 or aarch64) with user namespaces: allow them "
+    "in a container (Docker: --security-opt seccomp=unconfined --security-opt apparmor=unconfined); on Ubuntu, set "
+    "kernel.apparmor_restrict_unprivileged_userns to 0"
 )
 
 

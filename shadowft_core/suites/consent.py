@@ -29,7 +29,7 @@ def require_consent(name: str, path: Path, config: Mapping[str, Any], allowed: b
     if config.get("unsafe_code") and not runs:
         raise EvaluationError(
             f"task {name} ({path}): unsafe_code: the harness would run the answers as programs, without a sandbox; set "
-            "`scorer: code` in the task file (docs/evaluation.md)"
+            "`scorer: code` in the task file"
         )
     if allowed:
         return

@@ -22,7 +22,7 @@ Download = Callable[[str, str | None, Path], tuple[str, str | None]]
 """Downloads a data set (owner/name) at a commit, or the newest, into a folder; returns the commit and the licence."""
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 EXAMPLES = ("fewshot_split", "training_split", "validation_split")  # where examples come from, the first that is there
-HEADER = "# Written by `shadowft suite fetch {}`; docs/evaluation.md explains the keys.\n"
+HEADER = "# Written by `shadowft suite fetch {}`.\n"
 
 
 @dataclass
@@ -163,7 +163,10 @@ class _Data:
             return f"the hub's files of {some(self.revisions)} have no split that its tasks read"
         files = self._given.others(set())
         found = f"not understood: {some(files, 150)}" if files else "no data file there"
-        return f"{self._given.folder}: no data of {benchmark.name} ({found}); docs/evaluation.md lists the layouts"
+        return (
+            f"{self._given.folder}: no data of {benchmark.name} ({found}); its files must have the "
+            "names and columns that the hub or the benchmark's authors gave them"
+        )
 
 
 @dataclass(frozen=True)

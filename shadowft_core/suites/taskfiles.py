@@ -121,7 +121,7 @@ class TaskFiles:
                 raise EvaluationError(
                     f"task {name}: its items are on a hub ({config.get('dataset_path')}), and an evaluation uses no "
                     f"network; if the task is one of the harness, remove {path} and run `shadowft suite fetch {name}`; "
-                    "else download the data and name its files (docs/evaluation.md)"
+                    "else download the data and name its files in `dataset_kwargs: {data_files: ...}`"
                 )
             options["cache_dir"] = str(cache)
         config["dataset_kwargs"] = options or None

@@ -2,15 +2,12 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-
-DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 def prose(text: str) -> str:
-    """Text of one paragraph, with a link for each page of docs/ that it names, for a page in a folder of docs/."""
+    """Text of one paragraph."""
     parts = re.split(r"(`[^`]*`)", " ".join(text.split()))
-    return "".join(part if part.startswith("`") else _linked(_escaped(part)) for part in parts)
+    return "".join(part if part.startswith("`") else _escaped(part) for part in parts)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -31,10 +28,3 @@ def codes(text: str, separator: str) -> str:
 
 def _escaped(text: str) -> str:
     return re.sub(r"([*<\[\]])", r"\\\1", text)
-
-
-def _linked(text: str) -> str:
-    def link(found: re.Match[str]) -> str:
-        return f"[{found[0]}](../{found[1]})" if (DOCS / found[1]).is_file() else found[0]
-
-    return re.sub(r"\bdocs/([\w-]+\.md)", link, text)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from prefect.logging import disable_run_logger
 from shadowft_core.errors import EvaluationError, InputError
 from shadowft_core.files import process
 from shadowft_core.params import load_params
-from shadowft_core.pipeline import steps
+from shadowft_core.pipeline import command, steps
 from shadowft_core.pipeline.dvc_stages import Stage, read_plan
 from shadowft_core.pipeline.stage_process import explain_failure
 from tests.fixtures.workspace import make_workspace
@@ -257,12 +258,22 @@ def test_an_output_that_is_not_the_only_one_is_refused(suffix: str, count: int) 
 
 
 @pytest.mark.parametrize("name", ["prepare.data", "evaluate.tasks"])
-def test_a_path_of_params_that_does_not_exist_is_refused(name: str, workspace: Path) -> None:
+def test_a_path_of_params_that_does_not_exist_is_refused_before_a_server_starts(
+    name: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     params = (workspace / "params.yaml").read_text(encoding="utf-8")
     field = name.rpartition(".")[2]
     (workspace / "params.yaml").write_text(params.replace(f"{field}: seed", f"{field}: nowhere"), encoding="utf-8")
-    with pytest.raises(InputError, match=rf"^params\.yaml: {name}: nowhere does not exist; name an existing file"):
+    said = f"params.yaml: {name}: nowhere does not exist; name an existing file or folder"
+    with pytest.raises(InputError, match=rf"^{re.escape(said)}$"):
         steps.preflight(Path("params.yaml"), None)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # the handlers of the tests stay
+    monkeypatch.setattr(command, "prefect_server", lambda home: pytest.fail("a server was started"))
+    for place in (Path("."), workspace):
+        with pytest.raises(SystemExit) as ended:
+            command.run_flow(Path("flows/retrain.py"), place)
+        assert (ended.value.code, capsys.readouterr().err) == (1, f"error: {place / said}\n")
 
 
 @pytest.mark.parametrize("name", ["heldout", "heldout_dev"])

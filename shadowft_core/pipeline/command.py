@@ -16,7 +16,8 @@ from rich.console import Console
 
 from shadowft_core.environment import set_variables
 from shadowft_core.errors import InputError, ParamsError, RegistrationPendingError, ShadowError
-from shadowft_core.params import load_params, refuse_password
+from shadowft_core.params import Params, load_params, refuse_password
+from shadowft_core.pipeline.inputs import require_inputs
 from shadowft_core.pipeline.server import prefect_server
 
 app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode="rich", add_completion=False)
@@ -56,10 +57,11 @@ def run_flow(
     for number in (signal.SIGTERM, signal.SIGINT):  # a shell starts background commands with SIGINT ignored
         signal.signal(number, _interrupt)
     try:
-        load_params(workspace / "params.yaml")  # so that a mistake there is reported before a server starts
+        params = load_params(workspace / "params.yaml")  # so that a mistake is reported before a server starts
         for option, value in (("--store", store), ("--endpoint", endpoint)):
             refuse_password(option, value or "")  # Prefect stores a flow's parameters
         _refuse_undecodable({"--workspace": str(workspace), "--store": store, "--endpoint": endpoint, "--name": name})
+        _require_inputs(params, workspace / "params.yaml")
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
         with Console(stderr=True).status("starting Prefect"), prefect_server(workspace.resolve() / "var" / "prefect"):
             retrain = _loaded(flow).retrain  # takes seconds, so it runs while the server starts
@@ -102,6 +104,14 @@ def _loaded(flow: Path) -> Any:
     if not hasattr(module, "retrain"):
         raise InputError(f"{flow}: has no flow `retrain`; name the function that runs everything so")
     return module
+
+
+def _require_inputs(params: Params, file: Path) -> None:
+    """End unless data and tasks are there, with the exit code of a flow that failed for it."""
+    try:
+        require_inputs(params, file)
+    except InputError as error:
+        _end(str(error), 1)
 
 
 def _refuse_undecodable(options: Mapping[str, str | None]) -> None:

@@ -25,6 +25,7 @@ from shadowft_core.errors import (
 from shadowft_core.files import make_folder
 from shadowft_core.params import Params, load_params
 from shadowft_core.pipeline.dvc_stages import changed
+from shadowft_core.pipeline.inputs import require_inputs
 from shadowft_core.pipeline.stage_process import run_command, run_stage
 
 if TYPE_CHECKING:
@@ -51,10 +52,7 @@ def preflight(params_file: Path, model_name: str | None) -> Params:
     params = load_params(params_file)
     if model_name:
         params = params.model_copy(update={"registry": params.registry.named(model_name)})
-    named = {"prepare.data": params.prepare.data, "evaluate.tasks": params.evaluate.tasks}
-    for name, path in named.items():
-        if not Path(path).exists():
-            raise InputError(f"{params_file}: {name}: {path} does not exist; name an existing file or folder")
+    require_inputs(params, params_file)
     prepare.require_pinned(params.prepare)  # DVC does not watch these files
     for name, route in params.routes.items():
         if words := params.train_for(name).words:

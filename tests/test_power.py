@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 import yaml
 
-from shadowft_core.errors import InputError
-from shadowft_core.params import Params, Store, Verdict
+from shadowft_core.errors import EvaluationError, InputError
+from shadowft_core.params import Params, Store, Verdict, load_params
 from shadowft_core.power import power
+from shadowft_core.power.spreads import Spreads
 from shadowft_core.promotion.looks import ItemSet, Looks
 from shadowft_core.report.power import figure, plot
 from shadowft_core.suites import Rows, rows_of
@@ -19,10 +21,13 @@ from shadowft_core.verdict.claims import EACH
 from shadowft_core.verdict.power import Design, Spread, Task, assumed_spread, pass_together, spread_of, too_few
 from shadowft_core.verdict.statistics import Sample
 from shadowft_core.weights import open_checkpoint
+from tests.fixtures.arms import CLEAR, arena, five
 from tests.fixtures.cli import Shadowft
 from tests.fixtures.evaluation import World, write_task
 from tests.fixtures.marks import panels
+from tests.test_verdict_files import write_arm
 
+ROOT = Path(__file__).parent.parent
 SIGN = (-1.0, 1.0)
 
 
@@ -187,6 +192,16 @@ def test_scores_of_an_earlier_run_tell_how_arms_differ(world: World, half: Path,
     found = power(world.instruct, world.data, params, scores, look=1)
     assert found["assumed"][0] == "next: the differences vary as those of shadow_scaled did"
     assert found["domain"]["smallest_shown"] != level["domain"]["smallest_shown"]
+
+
+def test_scores_of_0_and_100_are_no_shares(tmp_path: Path) -> None:
+    """As shares they would leave no room for a gain, and no gain would ever be promoted."""
+    for name, one in arena(five(CLEAR, 100)).items():
+        scores = {task: {item: 100 * score for item, score in items.items()} for task, items in one.scores.items()}
+        write_arm(tmp_path / name.split("_")[0] / name, replace(one, scores=scores), name)
+    message = r"instruct: task skill: its scores \(acc\) are from 0 to 100, expected 0 to 1"
+    with pytest.raises(EvaluationError, match=message):
+        Spreads(load_params(ROOT / "params.yaml"), tmp_path, 0.25)
 
 
 def test_the_verb_prints_tables_json_and_figures(

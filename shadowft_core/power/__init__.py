@@ -39,7 +39,8 @@ def power(
     task from the arm ROUTE_scaled that differs most from the Instruct. Without it, `differ` is the share of 0/1 items
     on which two equal arms differ. `look` is the number of the look; None: one more than the store has of these items.
 
-    Raises what `open_bench` and `read_arm` raise; LedgerError and store errors without `look`.
+    Raises what `open_bench` and `read_arm` raise; EvaluationError for scores that are no shares; LedgerError and store
+    errors without `look`.
     """
     known = Spreads(params, scores, differ)
     with open_bench(instruct, data, params.evaluate, *_named(params.evaluate), params.render) as bench:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate import Asked
 from shadowft_core.params import Params
 from shadowft_core.verdict.comparison import item_scores, threshold
@@ -23,12 +24,12 @@ class Spreads:
         """the mean of the Instruct's scores"""
         if scores is None:
             return
-        instruct = read_arm(scores / "instruct" / "instruct", "instruct")
+        instruct = _read(scores / "instruct" / "instruct", "instruct")
         self._levels = {name: _level(item_scores(instruct, name)) for name in instruct.scores}
         for route in params.routes:
             folder = scores / route / f"{route}_scaled"
             if (folder / "scores.json").is_file():
-                arm = read_arm(folder, f"{route}_scaled")
+                arm = _read(folder, f"{route}_scaled")
                 check_same_questions(instruct, arm)
                 if arm.model_digest != instruct.model_digest:
                     self._measure(instruct, arm)
@@ -80,6 +81,22 @@ class Spreads:
             "guards are independent of each other and of the domain; champions and verdict.require are left out"
         )
         return found
+
+
+def _read(folder: Path, name: str) -> Arm:
+    """The scores of an arm. Raises EvaluationError for a share of right answers that is not from 0 to 1.
+
+    Scores of 0 and 100 are not taken for shares: thresholds and assumed spreads would be in another unit.
+    """
+    arm = read_arm(folder, name)
+    for task, metric in arm.metrics.items():
+        found = item_scores(arm, task)
+        if metric != PER_BYTE and not (found.min() >= 0 and found.max() <= 1):
+            raise EvaluationError(
+                f"{folder}: task {task}: its scores ({metric}) are from {found.min():g} to {found.max():g}, expected "
+                "0 to 1, as `evaluate` writes them; divide the scores of all arms by the largest possible one"
+            )
+    return arm
 
 
 def _level(scores: Items) -> float:

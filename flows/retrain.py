@@ -54,10 +54,10 @@ def retrain(
         model_name: name of the registered model; as in params.yaml when empty
 
     Ends Completed with the verdict's decision as its message, or Failed with a one-line message. If no arm beats the
-    Instruct on the dev items, nothing is published or registered. Ends Failed, named
-    Waiting, when everything is done but MLflow has not accepted a registration of this run or an earlier one; the next
-    run, `shadowft register --pending` or `shadowft reconcile` sends it. When a run ends, for any reason, all its
-    processes end, and the next run starts at the unfinished stage.
+    Instruct on the dev items, nothing is published or registered; if the candidate is the champion itself, nothing new
+    is. Ends Failed, named Waiting, when everything is done but MLflow has not accepted a registration of this run or an
+    earlier one; the next run, `shadowft register --pending` or `shadowft reconcile` sends it. When a run ends, for any
+    reason, all its processes end, and the next run starts at the unfinished stage.
     """
     with Run(workspace, store_uri, store_endpoint, model_name) as run:
         run.preflight()

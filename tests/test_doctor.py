@@ -39,8 +39,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
+    """The port of a server that ended after a connection: the system keeps such a port for a minute."""
+    with socket.create_server(("127.0.0.1", 0)) as ended, socket.create_connection(ended.getsockname()) as client:
+        ended.accept()[0].close()
+        assert not client.recv(1)
+        return int(ended.getsockname()[1])
 
 
 def write_params(**sections: dict[str, Any]) -> Path:
@@ -91,10 +94,12 @@ def test_the_ranges_are_those_of_the_metadata(here: Path, monkeypatch: pytest.Mo
     (here / "shadowft-9.9.dist-info").mkdir()
     lines = [
         "Metadata-Version: 2.1", "Name: shadowft", "Version: 9.9", "Requires-Python: >=4", "Provides-Extra: more",
-        "Requires-Dist: nothing-like-it>=3", "Requires-Dist: numpy<1; extra == 'more'", "Requires-Dist: pyyaml",
+        "Requires-Dist: nothing-like-it>=3", "Requires-Dist: numpy<1; extra == 'more'", "Requires-Dist: early>=1",
         "Requires-Dist: neither-this; extra == 'more'", "Requires-Dist: nor-this; sys_platform == 'win32'",
     ]  # fmt: skip
     (here / "shadowft-9.9.dist-info/METADATA").write_text("\n".join(lines) + "\n")
+    (here / "early-2.0rc1.dist-info").mkdir()
+    (here / "early-2.0rc1.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: early\nVersion: 2.0rc1\n")
     monkeypatch.syspath_prepend(here)
     absent, old = software.versions(NONE)
     assert absent == Finding("versions", FAIL, "nothing-like-it is not installed", "pip install 'nothing-like-it>=3'")
@@ -121,6 +126,10 @@ def test_a_path_without_git_fails_and_another_dvc_is_named(here: Path, monkeypat
     assert dvc.said.startswith(f"the PATH finds {here}/other/dvc, not {Path(sys.executable).with_name('dvc')}")
     assert ours.said.startswith("not on the PATH")
     assert dvc.remedy == f'export PATH="{Path(sys.executable).parent}:$PATH"'
+    monkeypatch.setattr(sys, "executable", str(here / "bin/python"))
+    assert [(one.state, one.said) for one in software.programs(NONE)[1:]] == [
+        (FAIL, f"{here}/bin/{name}: no such program") for name in ("dvc", "shadowft")
+    ]
 
 
 def test_a_git_without_a_name_is_a_warning(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +146,6 @@ def test_a_git_without_a_name_is_a_warning(here: Path, monkeypatch: pytest.Monke
 
 
 def test_what_params_names_must_exist(here: Path) -> None:
-    """As in a workspace that `shadowft init` made without models and data."""
     (here / "base").mkdir()
     params = write_params(
         fetch={"base": "base", "instruct": "path/to/instruct"}, prepare={"data": "path/to/rows.jsonl"}
@@ -147,8 +155,8 @@ def test_what_params_names_must_exist(here: Path) -> None:
     assert failed["said"] == (
         "fetch.instruct: path/to/instruct does not exist; prepare.data: path/to/rows.jsonl does not exist"
     )
-    write_params(fetch={"base": "base", "instruct": "hf:a/b@" + "0" * 40})
-    assert [one.said for one in inputs(params)] == ["fetch.base, prepare.data, evaluate.tasks exist"]
+    write_params(fetch={"base": "pico:base", "instruct": "hf:a/b@" + "0" * 40})
+    assert [one.said for one in inputs(params)] == ["prepare.data, evaluate.tasks exist"]
 
 
 def test_a_gpu_that_torch_cannot_use_is_a_warning(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,12 +172,12 @@ def test_a_gpu_that_torch_cannot_use_is_a_warning(here: Path, monkeypatch: pytes
         assert (found.state, found.said) == (OK, "NVIDIA H100 80GB HBM3, 78 GB usable")
 
 
-@pytest.mark.parametrize("uri", ["file.txt/store", "/proc/store"])
+@pytest.mark.parametrize("uri", ["file.txt/store", "/proc/store", "file:///proc/store"])
 def test_a_store_folder_that_cannot_be_written_fails(here: Path, uri: str) -> None:
     (here / "file.txt").touch()
     [found] = services.store(write_params(store={"uri": uri}))
     assert (found.check, found.state) == ("store", FAIL)
-    assert found.said.startswith(f"{uri}: cannot be written (")
+    assert found.said.startswith(f"{uri.removeprefix('file://')}: cannot be written (")
     assert "set store.uri to a folder of your own" in found.remedy
 
 
@@ -202,24 +210,27 @@ def test_a_wrong_params_file_fails_once() -> None:
     assert "store.url" in found[0].said
 
 
-def test_a_full_disk_fails_where_it_is_written(here: Path) -> None:
+def test_a_full_disk_fails_where_it_is_written(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest size of a file stands for a full disk: the same calls fail."""
     found = doctor(1, start=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY)))
     assert {name for name, one in found.items() if one["state"] == FAIL} == {"workspace", "cache"}
     assert found["workspace"]["said"] == f"{here}: cannot be written (File too large)"
     assert "SHADOWFT_CACHE" in found["cache"]["remedy"]
+    monkeypatch.setattr(machine, "LEAST_FREE", 10**18)
+    assert machine.disk(NONE)[0].said.endswith(" GB free, a run needs 1000000000 GB or more")
 
 
 @pytest.fixture
-def health() -> Iterator[Callable[[bytes], int]]:
-    """The port of a server that answers every request with these bytes: what Prefect and MLflow say of their health."""
+def health() -> Iterator[Callable[..., int]]:
+    """The port of a server that answers every request with these bytes, of a `bare` one without the words of HTTP."""
     servers = []
 
-    def serve(said: bytes) -> int:
+    def serve(said: bytes, bare: bool = False) -> int:
         class Answer(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                self.send_response(200)
-                self.end_headers()
+                if not bare:
+                    self.send_response(404 if "//" in self.path else 200)
+                    self.end_headers()
                 self.wfile.write(said)
 
             def log_message(self, *_: object) -> None:
@@ -236,17 +247,17 @@ def health() -> Iterator[Callable[[bytes], int]]:
 
 
 def test_a_port_is_free_taken_by_another_program_or_served(
-    monkeypatch: pytest.MonkeyPatch, health: Callable[[bytes], int]
+    monkeypatch: pytest.MonkeyPatch, health: Callable[..., int]
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         taken.settimeout(0)
         port, free, served = taken.getsockname()[1], closed_port(), health(b"OK")
-        other = health(b"<html>a page</html>")
-        places = {"prefect": port, "mlflow": served, "free": free, "other": other}
+        other, ssh = health(b"<html>a page</html>"), health(b"SSH-2.0-OpenSSH_9\r\n", bare=True)
+        places = {"prefect": port, "mlflow": served, "free": free, "other": other, "ssh": ssh}
         monkeypatch.setattr(services, "SERVERS", {name: (at, "/health", "--port N") for name, at in places.items()})
         monkeypatch.setattr(services, "ANSWER_SECONDS", 0.5)
         found = {one.check: one for one in services.ports(NONE)}
-    assert found[f"port {port}"].state == found[f"port {other}"].state == WARN
+    assert {found[f"port {at}"].state for at in (port, other, ssh)} == {WARN}
     assert found[f"port {port}"].said == "taken by another program, so a prefect server cannot listen there"
     assert found[f"port {port}"].remedy == "end that program, or choose a port: --port N"
     assert found[f"port {served}"] == Finding(f"port {served}", OK, "a mlflow server answers")
@@ -254,13 +265,14 @@ def test_a_port_is_free_taken_by_another_program_or_served(
 
 
 def test_the_server_that_prefect_api_url_names_must_answer(
-    monkeypatch: pytest.MonkeyPatch, health: Callable[[bytes], int]
+    monkeypatch: pytest.MonkeyPatch, health: Callable[..., int]
 ) -> None:
-    monkeypatch.setattr(services, "SERVERS", {})
-    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{health(b'true')}/api")
+    port = health(b"true")
+    monkeypatch.setattr(services, "SERVERS", {"prefect": (port, "/api/health", "--port N")})
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api/")
     assert [one.state for one in services.ports(NONE)] == [OK]
     monkeypatch.setenv("PREFECT_API_URL", f"http://me:hunter2@127.0.0.1:{closed_port()}/api")
-    [found] = services.ports(NONE)
+    found = services.ports(NONE)[0]
     assert (found.check, found.state) == ("prefect", FAIL)
     assert "hunter2" not in found.said
 
@@ -275,7 +287,7 @@ listener = socket.create_server(("127.0.0.1", 0))
 def hangs(params):
     socket.create_connection(listener.getsockname()).recv(1)
 def breaks(params):
-    raise ZeroDivisionError("by a bug at http://me:hunter2@host/")
+    raise ZeroDivisionError("by a bug at http://me:hunter2@host/ " + "long" * 99)
 print(*examine(Path("none"), [hangs, breaks], limit=1.0), sep="\\n")
 """
     began = time.monotonic()
@@ -284,4 +296,5 @@ print(*examine(Path("none"), [hangs, breaks], limit=1.0), sep="\\n")
     assert time.monotonic() - began < 30
     first, second = done.stdout.splitlines()
     assert "check='hangs', state='fail', said='no answer within 1 seconds'" in first
-    assert "check='breaks', state='fail', said='ZeroDivisionError: by a bug at http://***@host/'" in second
+    assert "check='breaks', state='fail', said='ZeroDivisionError: by a bug at http://***@host/ longlong" in second
+    assert len(second) < 500

@@ -10,16 +10,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from shadowft_core.delta import extract
 from shadowft_core.errors import DataError, DeltaError, ShadowError, TrainError, WrongBaseError, ZeroDeltaError
+from shadowft_core.files import file_digest
 from shadowft_core.params import Train
 from shadowft_core.train import train_by_command
 from shadowft_core.train.plainrows import write_plain_rows
 from shadowft_core.weights import open_checkpoint
-from tests.fixtures.models import save_adapter
+from tests.fixtures.models import save_adapter, shifted
 from tests.fixtures.processes import none_left
 from tests.fixtures.trainers import write_script
 
@@ -88,6 +92,25 @@ def test_replay_rows_follow_the_rows_of_a_route_that_has_them(place: Path, tmp_p
         assert pq.read_table(out / "train.parquet")["id"].to_pylist() == table["id"].to_pylist()[:count]
 
 
+def test_columns_and_images_that_rows_use_are_handed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("data/images", "out"):
+        Path(name).mkdir(parents=True)
+    Path("data/images/one.png").write_bytes(b"pixels")
+    row = {"id": "a", "messages": [{"role": "user", "content": "hi"}], "tools": "[]", "images": ["one.png"]}
+    table = pa.Table.from_pylist([{**row, "source": "mine", "rejected": None}])
+    pq.write_table(table, "data/train.parquet")
+    write_plain_rows(Path("data"), Path("out"))
+    assert pq.read_table("out/train.parquet").to_pylist() == [row]
+    assert Path("out/images/one.png").read_bytes() == b"pixels"
+    tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+    info = {"file_name": "train.parquet", "formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": tags}
+    assert json.loads(Path("out/dataset_info.json").read_text()) == {"train": info}
+    pq.write_table(table.slice(0, 0), "data/train.parquet")
+    with pytest.raises(DataError, match="no rows to train on"):
+        write_plain_rows(Path("data"), Path("out"))
+
+
 def copying(folder: Path, source: str) -> str:
     """A command that copies the files of `source` to SHADOWFT_OUT: the result of a training made before."""
     script = folder / "copy.py"
@@ -134,10 +157,10 @@ def test_a_result_that_is_missing_or_not_finished_is_refused(place: Path, tmp_pa
 
 def test_a_command_that_fails_is_named_with_its_code_and_last_line(place: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text(
-        "import sys\nprint('step 1')\nprint('CUDA is on fire', file=sys.stderr)\nsys.exit(3)"
+        "import sys\nprint('CUDA is on fire' + 'e' * 2000 + '\\n\\n', file=sys.stderr)\nsys.exit(3)"
     )
     message = failure(place, tmp_path, f"python '{tmp_path / 'bad.py'}'", TrainError)
-    assert "ended with exit code 3; its last line: CUDA is on fire" in message
+    assert f"ended with exit code 3; its last line: CUDA is on fire{'e' * 285}; its output stays in" in message
     (tmp_path / "kill.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
     message = failure(place, tmp_path, f"python '{tmp_path / 'kill.py'}'", TrainError)
     assert "was killed by SIGKILL, without a message" in message
@@ -152,11 +175,66 @@ def test_words_are_filled_in_and_no_shell_runs(place: Path, tmp_path: Path, capf
     assert "no program my-trainer on the PATH" in failure(place, tmp_path, "my-trainer", TrainError)
 
 
+def test_what_a_result_is_kept_with_and_recorded_with(
+    copied: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An adapter with the files of tokenizers and trainers; its weights are a link, as in the cache of a hub."""
+    with (copied / "instruct/tokenizer.json").open("a") as file:
+        file.write("\n")  # so both models have files of their own
+    made = tmp_path / "made"
+    save_adapter(copied / "base", made)
+    (made / "adapter_model.safetensors").rename(tmp_path / "blob")
+    (made / "adapter_model.safetensors").symlink_to(tmp_path / "blob")
+    (made / "README.md").write_text("- seed: 7\n")
+    (made / "optimizer.pt").touch()
+    (made / "chat_template.jinja").write_text("mine")
+    script = tmp_path / "result.py"
+    script.write_text(
+        "import os, shutil, sys\nimport pyarrow.parquet as pq\n"
+        "print('rows', len(pq.read_table(os.environ['SHADOWFT_DATA'] + '/train.parquet')), shutil.which('python'))\n"
+        "shutil.copytree(sys.argv[1], os.environ['SHADOWFT_OUT'], symlinks=True, dirs_exist_ok=True)\n"
+    )
+    train = pq.read_table(copied / "data/train.parquet")
+    pq.write_table(train.slice(0, 2), copied / "data/replay.parquet")
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    monkeypatch.chdir(tmp_path)
+    params, out = Train(command=f"python result.py '{made}'", seed=3), tmp_path / "out"
+    places = (copied / "base", copied / "instruct", copied / "data")
+    train_by_command(*places, params, out, "shadow", tmp_path / "scratch", replay=False)
+    said = capfd.readouterr().err
+    assert f"rows {train.num_rows} {Path(sys.executable).with_name('python')}" in said
+    assert "the files of the command say seed 7, given was 3" in said
+    assert "kept adapter/; not kept: README.md, optimizer.pt\n" in said
+    assert {path.name for path in (out / "adapter").iterdir()} == {
+        "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"
+    }  # fmt: skip
+    assert not (out / "adapter/adapter_model.safetensors").is_symlink()
+    facts = json.loads((out / "train.json").read_text())
+    assert facts["files"] == {"result.py": file_digest(script)}
+    assert facts["tokenizer_digest"] == open_checkpoint(copied / "instruct").tokenizer_digest()
+    assert facts["trainer"]["not_known"][:3] == ["steps", "losses", "whether it used the seed"]
+
+
+def test_a_tensor_to_ignore_is_no_failure_of_the_command(place: Path, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    shifted(place / "base", made, 0.01, seed=2)
+    tensors = load_file(made / "model.safetensors")
+    save_file(tensors | {"extra.weight": np.ones(4, np.float32)}, made / "model.safetensors")
+    command = copying(tmp_path, str(made))
+    assert "extra.weight" in failure(place, tmp_path, command, ShadowError)
+    places = (place / "base", place / "instruct", place / "data")
+    train_by_command(
+        *places, Train(command=command), out := tmp_path / "out", "shadow", tmp_path / "s", ignore=["ext*"]
+    )
+    assert json.loads((out / "train.json").read_text())["method"] == "full"
+
+
 def test_a_stopped_command_ends_with_all_its_processes(place: Path, tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(
-        "import subprocess, sys, time\n"
+        "import pathlib, signal, subprocess, sys, time\n"
+        "def save(*_):\n    time.sleep(0.5)\n    pathlib.Path(__file__).with_name('saved').touch()\n    sys.exit()\n"
         "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True)\n"
-        "print('begun', flush=True)\ntime.sleep(600)\n"
+        "signal.signal(signal.SIGTERM, save)\nprint('begun')\ntime.sleep(600)\n"
     )
     code = (
         "import sys; from pathlib import Path\n"
@@ -183,6 +261,7 @@ def test_a_stopped_command_ends_with_all_its_processes(place: Path, tmp_path: Pa
     assert child.wait() == 128 + signal.SIGTERM
     assert "stopped by SIGTERM, with all its processes" in said
     assert none_left(mark, seconds=10)
+    assert (tmp_path / "saved").exists(), "it has time to save its state"
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / ".out.partial").exists()
 

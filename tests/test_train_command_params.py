@@ -76,6 +76,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("python -m pkg", ["pkg/__main__.py"]),
         ("python -m tools.run /etc/hosts conf", ["tools/run.py"]),
         ("trl sft --output_dir $SHADOWFT_OUT", []),
+        (f"python my_train.py --text '' --text {'long ' * 2000}--text={'x' * 9000}", ["my_train.py"]),
     ],
 )
 def test_files_of_the_workspace_that_a_command_names(workspace: Path, command: str, named: list[str]) -> None:
@@ -100,6 +101,12 @@ def test_files_that_dvc_does_not_watch_are_refused_with_the_lines_to_add() -> No
     stages(["./my_train.py", "conf"], ["${own.script}", {"conf/settings.yaml": {"desc": "mine"}}])
     Path("params.yaml").write_text("own: {script: my_train.py}\n")
     require_watched(words, "shadow", "base")
+    Path("shadow").mkdir()
+    Path("my_train.py").rename("shadow/base.py")
+    own = {"cmd": "train", "deps": ["shadow/base.py"]}  # a stage without foreach
+    tree = {"train": {"foreach": "${routes}", "do": {"deps": ["${key}/${item.model}.py"]}}, "seeds": own}
+    Path("dvc.yaml").write_text(yaml.safe_dump({"stages": tree}), encoding="utf-8")
+    require_watched(["python", "shadow/base.py"], "shadow", "base")
     require_watched(Train(command="trl sft").words, "shadow", "base")
 
 
@@ -126,8 +133,10 @@ def test_the_flow_refuses_before_the_first_stage(workspace: Path) -> None:
 def test_a_program_or_script_that_does_not_exist_is_refused_before_the_run() -> None:
     require_runnable(["python", "my_train.py"])
     require_runnable(["python", "-m", "anything"])
-    with pytest.raises(TrainError, match=r"my_trian\.py does not exist"):
-        require_runnable(["python", "my_trian.py"])
+    require_runnable(["python", "$SHADOWFT_DATA/train.py"])
+    for interpreter in ("python", "python3", "bash", "sh"):
+        with pytest.raises(TrainError, match=r"my_trian\.py does not exist"):
+            require_runnable([interpreter, "my_trian.py"])
     with pytest.raises(TrainError, match="no program my-trainer on the PATH"):
         require_runnable(["my-trainer"])
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from shadowft_core.files.yamlfile import read_yaml
 from shadowft_core.params import load_params
 from shadowft_core.presets import preset, presets
 from shadowft_core.workspace import stages, template
@@ -49,3 +50,12 @@ def test_a_preset_with_models_of_ones_own(name: str, tmp_path: Path) -> None:
     assert (params.fetch.base, params.fetch.instruct) == ("/a b/base", "hf:a/b@c")
     assert (params.prepare.data, params.evaluate.tasks) == ("data/it's.jsonl", "tasks")
     assert (params.train, params.registry.name) == (preset(name).train, "my-model")
+
+
+@pytest.mark.parametrize("preset", [None, presets()[0].name])
+@pytest.mark.parametrize("value", ["true", "Null", "a: b", "# x", "'x", "data/😀.jsonl"])
+def test_any_name_is_read_back_as_it_was_given(value: str, preset: str | None, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(settings(value, f"/{value}", value, value, preset), encoding="utf-8")
+    found = read_yaml(tmp_path / "params.yaml")
+    assert (found["registry"]["name"], found["fetch"]["base"]) == (value, f"/{value}")
+    assert (found["fetch"]["instruct"], found["prepare"]["data"]) == (value, value)

@@ -65,6 +65,8 @@ def test_an_upgrade_makes_only_the_changed_stage_stale(workspace: Path, installe
     installed(report=2)
     assert upgrade(workspace).stages == ("report",)
     assert stale(workspace) == {"report": [{"changed deps": {"stages.yaml": {"report": "modified"}}}]}
+    with (workspace / "stages.yaml").open("a") as file:
+        file.write("removed: 7\n")  # a stage that this version has no more
     assert not upgrade(workspace), "the second time there is nothing to do"
 
 
@@ -84,10 +86,16 @@ def test_dvc_does_not_run_a_stage_of_another_version(
     monkeypatch.setenv("DVC_STAGE", "select")
     shadowft(*words).refused(3, "none/shadow.json: no such file")
     installed(select=2)
-    shadowft(*words).refused(3, "its number is 1 here", "and 2 in shadowft", "run `shadowft init --upgrade`")
+    refusal = ("its number is 1 here", "and 2 in shadowft", "run `shadowft init --upgrade`")
+    shadowft(*words).refused(3, *refusal)
+    monkeypatch.setenv("DVC_STAGE", "select@mine")
+    shadowft(*words).refused(3, *refusal)
     monkeypatch.setenv("DVC_STAGE", "mine")  # a stage that the user added
     shadowft(*words).refused(3, "none/shadow.json: no such file")
     monkeypatch.delenv("DVC_STAGE")  # a person
+    shadowft(*words).refused(3, "none/shadow.json: no such file")
+    monkeypatch.setenv("DVC_STAGE", "select")
+    Path("stages.yaml").unlink()  # as in a checkout
     shadowft(*words).refused(3, "none/shadow.json: no such file")
 
 
@@ -96,6 +104,8 @@ def test_a_workspace_of_a_newer_version_is_never_taken_back(
 ) -> None:
     text = (workspace / "stages.yaml").read_text(encoding="utf-8")
     newer = text.replace("verdict: 1\n", "verdict: 2\n").replace("written_by: shadowft ", "written_by: shadowft 9")
+    (workspace / "stages.yaml").write_text(re.sub("written_by.*\n", "", newer), encoding="utf-8")
+    shadowft("init", "--upgrade", workspace).refused(3, "verdict is 2, written by an unknown version")
     (workspace / "stages.yaml").write_text(newer, encoding="utf-8")
     refusal = ("verdict is 2, written by shadowft 9", "install that version of shadowft or a newer one")
     shadowft("init", "--upgrade", workspace).refused(3, *refusal)
@@ -114,21 +124,29 @@ def test_files_that_nobody_changed_are_replaced(
     (workspace / "dvc.yaml").write_text(mine, encoding="utf-8")
     (workspace / "flows/__init__.py").write_text("# mine, and not changed by the package\n", encoding="utf-8")
     (workspace / ".dvcignore").unlink()
+    (workspace / "README.md").unlink()
+    numbers = (workspace / "stages.yaml").read_text(encoding="utf-8")
+    numbers = re.sub("  README.md: .*\n", "", numbers)  # written by a version that had no such file
+    (workspace / "stages.yaml").write_text(numbers, encoding="utf-8")
+    with (workspace / ".dvc/config").open("a") as file:
+        file.write("# new\n")  # as the package has it now
     monkeypatch.setattr(template, "FOLDER", tmp_path / "template")
     (tmp_path / "template").mkdir()
     for name in template.FILES.values():
         old = (Path(template.__file__).with_name("template") / name).read_bytes()
-        changed = name in ("dvc.yaml.txt", "prefect.yaml.txt")
+        changed = name in ("dvc.yaml.txt", "prefect.yaml.txt", "dvc-config.txt")
         (tmp_path / "template" / name).write_bytes(old + b"# new\n" * changed)
     lines = shadowft("init", "--upgrade", workspace).out.splitlines()
     assert lines == [
-        "replaced, as nobody had changed them: prefect.yaml",
+        "replaced, as nobody had changed them: prefect.yaml, README.md",
         "dvc.yaml: changed here, so it stays; the new one is dvc.yaml.new",
     ]
     assert (workspace / "prefect.yaml").read_bytes().endswith(b"# new\n")
     assert (workspace / "dvc.yaml").read_text(encoding="utf-8") == mine
     assert (workspace / "dvc.yaml.new").read_bytes().endswith(b"# new\n")
     assert not (workspace / ".dvcignore").exists(), "a removed file stays removed"
+    (tmp_path / "template/dvc.yaml.txt").write_text("# newer\n")
+    assert shadowft("init", "--upgrade", workspace).out.splitlines() == lines[1:]
     out = shadowft("init", "--upgrade", workspace).out
     assert out == "nothing to do: the workspace is that of this version\n"
 

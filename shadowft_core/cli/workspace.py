@@ -24,10 +24,9 @@ def run_code_of_workspace() -> None:
     """
     if stage := os.environ.get(STAGE):
         run_code_of(Path())
-        if Path("stages.yaml").is_file():
-            from shadowft_core.workspace import require_same_stage
+        from shadowft_core.workspace import require_same_stage
 
-            require_same_stage(stage)
+        require_same_stage(stage)
 
 
 def run_code_of(folder: Path) -> None:
@@ -40,7 +39,8 @@ def run_code_of(folder: Path) -> None:
     if (code / "cli").is_dir() and not code.samefile(Path(__file__).parents[1]):
         path = [str(folder.resolve()), os.environ.get("PYTHONPATH", "")]
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, path))
-        os.execv(sys.executable, [sys.executable, "-m", "shadowft_core.cli", *sys.argv[1:]])  # noqa: S606
+        # -P: the current folder, which may be another checkout, does not come before `folder`.
+        os.execv(sys.executable, [sys.executable, "-P", "-m", "shadowft_core.cli", *sys.argv[1:]])  # noqa: S606
 
 
 def filled_in(arguments: Sequence[str], params: Path = Path("params.yaml")) -> list[str]:

@@ -3,8 +3,8 @@
 import json
 import os
 import socket
-import urllib.error
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -108,7 +108,7 @@ def _answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=ANSWER_SECONDS) as answer:  # noqa: S310 the user's own URL, or loopback
             said = answer.read(100)
-    except (OSError, ValueError, urllib.error.URLError):
+    except (OSError, ValueError, HTTPException):  # HTTPException: what listens there does not speak HTTP
         return False
     return said.strip() == b"OK" or _is_true(said)
 

@@ -172,5 +172,6 @@ def _keep(weights: Path, folder: Path) -> None:
         if file.is_file() and _KEPT.fullmatch(file.name):
             if file.is_symlink():
                 shutil.copyfile(file, folder / file.name)
+                file.unlink()
             else:
                 shutil.move(file, folder / file.name)

@@ -59,8 +59,6 @@ def init(
     if (base is None) != (instruct is None):
         given, lacking = ("--instruct", "--base") if base is None else ("--base", "--instruct")
         raise InputError(f"{given} {base or instruct}: expected both models or neither; add {lacking}")
-    if preset is not None:
-        presets.preset(preset)
     if base is not None and instruct is not None:
         base, instruct = _checked(base, instruct, made)
     elif preset is not None:
@@ -94,7 +92,7 @@ def demo(folder: Path) -> Made:
     def fill() -> None:
         shutil.copyfile(PICO / "replay.jsonl", "replay.jsonl")
         for name in ("data", "tasks"):
-            shutil.copytree(PICO / name, name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(PICO / name, name)
         write_atomically(Path("params.yaml"), template.content(template.DEMO["params.yaml"]))
         load_params(Path("params.yaml"))
 

@@ -32,4 +32,5 @@ def settings(name: str, base: str | None, instruct: str | None, data: str, prese
 
 def _yaml(value: str) -> str:
     """A string as YAML, quoted unless it is plainly text."""
-    return value if _PLAIN.fullmatch(value) else json.dumps(value, ensure_ascii=False)
+    plain = _PLAIN.fullmatch(value) and value.lower() not in ("true", "false", "null")
+    return value if plain else json.dumps(value, ensure_ascii=False)

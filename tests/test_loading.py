@@ -19,7 +19,6 @@ from shadowft_core.evaluate import load_folder, open_bench
 from shadowft_core.pair import compare_models, fetch
 from shadowft_core.params import Evaluate, Fetch
 from shadowft_core.weights import open_checkpoint
-from shadowft_core.workspace.making import init
 from tests.fixtures.evaluation import World
 from tests.fixtures.models import Pair
 from tests.test_cli import assert_one_line, shadowft
@@ -221,8 +220,6 @@ def test_a_pair_that_needs_its_own_code_is_not_fetched(
     sides = {side: changed if path == other else path for side, path in sides.items()}
     with pytest.raises(CheckpointError, match=rf"auto_map own\.Own: {NEVER_RUN}"):
         fetch(Fetch(**{side: str(path) for side, path in sides.items()}), tmp_path / "out")
-    with pytest.raises(CheckpointError, match=rf"auto_map own\.Own: {NEVER_RUN}"):
-        init(tmp_path / "out", str(sides["base"]), str(sides["instruct"]))
     assert not (tmp_path / "out").exists()
     found = compare_models(*(open_checkpoint(sides[side]) for side in ("base", "instruct")), full=False)
     assert found["verdict"] == "warn", "its weights can be grafted all the same"

@@ -1,15 +1,18 @@
 """Folders that trainers leave: which result is taken, and which are refused with what to do."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from shadowft_core.delta import extract
+from shadowft_core.delta import extract, open_difference
 from shadowft_core.errors import AdapterError, CheckpointError, DeltaError, ShadowError, WrongBaseError
+from shadowft_core.weights import open_checkpoint
 from tests.fixtures.models import Pair, save_adapter, save_model
 from tests.test_delta_layout import model, tensors
 
@@ -72,6 +75,9 @@ def refusal(base: Path, tuned: Path, error: type[ShadowError]) -> str:
         extract(base, tuned, base.parent / "delta")
     assert type(raised.value) is error
     message = str(raised.value)
+    if error is not AdapterError:  # a graft in one pass takes no adapter
+        with pytest.raises(error, match=re.escape(message)):
+            open_difference(base, tuned)
     assert not (base.parent / "delta").exists()
     assert len(message) < 1000
     assert "\n" not in message
@@ -80,11 +86,18 @@ def refusal(base: Path, tuned: Path, error: type[ShadowError]) -> str:
 
 def test_a_folder_with_checkpoints_only_is_refused_with_the_choices_and_the_best(base: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    for step in (200, 1000):
-        state(whole(run / f"checkpoint-{step}"), step, best_model_checkpoint="/elsewhere/run/checkpoint-200")
+    for step, best in ((200, 1000), (1000, 200)):
+        state(whole(run / f"checkpoint-{step}"), step, best_model_checkpoint=f"/elsewhere/run/checkpoint-{best}")
     (run / "checkpoint-300").mkdir()  # without a result, so no choice
+    (whole(run / "checkpoint-400") / "adapter_config.json").touch()  # with two
+    (run / "checkpoint-400/adapter_model.safetensors").touch()
     message = refusal(base, run, DeltaError)
     assert "pass one of its folders: checkpoint-200, checkpoint-1000, checkpoint-200 is the best" in message
+    for step in range(1001, 1007):
+        whole(run / f"checkpoint-{step}")
+    state(run / "checkpoint-1006", 1006, best_model_checkpoint="checkpoint-900")  # which is not there
+    message = refusal(base, run, DeltaError)
+    assert message.endswith("checkpoint-1003, checkpoint-1004 and 2 more")
 
 
 def test_axolotl_that_was_interrupted_leaves_a_config_without_weights(base: Path, tmp_path: Path) -> None:
@@ -128,10 +141,14 @@ def test_pieces_of_a_parallel_training_are_named_with_the_remedy(
     place = run / inside / piece
     place.parent.mkdir(parents=True)
     place.write_bytes(b"")
+    if inside:  # an earlier one is not named
+        (run / "checkpoint-9").mkdir()
+        (run / "checkpoint-9/pytorch_model_fsdp.bin").touch()
     (run / "training_args.bin").write_bytes(b"")
     message = refusal(base, run, error)
     assert piece.split("/", maxsplit=1)[0] in message
     assert words in message
+    assert f"{run / inside}: has only" in message
 
 
 def test_optimizer_states_beside_a_result_do_no_harm(base: Path, tmp_path: Path) -> None:
@@ -141,9 +158,13 @@ def test_optimizer_states_beside_a_result_do_no_harm(base: Path, tmp_path: Path)
     assert extract(base, run, tmp_path / "delta")["kind"] == "dense"
 
 
-def test_a_value_head_is_refused_by_name(base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["value_head.safetensors", "value_head.bin"])
+def test_a_value_head_is_refused_by_name(base: Path, tmp_path: Path, name: str) -> None:
     run = whole(tmp_path / "run")
-    shutil.copyfile(run / "model.safetensors", run / "value_head.safetensors")
+    shutil.copyfile(run / "model.safetensors", run / name)
+    assert "value_head belongs to a reward model or to PPO" in refusal(base, run, DeltaError)
+    (run / "model.safetensors").rename(run / "adapter_model.safetensors")
+    (run / "adapter_config.json").write_text("{}")
     assert "value_head belongs to a reward model or to PPO" in refusal(base, run, DeltaError)
 
 
@@ -179,6 +200,15 @@ def test_the_model_that_an_adapter_names_is_compared(tiny_llama_pair: Pair, tmp_
         WrongBaseError, match=r"adapter_config\.json: names .*instruct as the starting model, but tensor"
     ):
         extract(base, adapter, tmp_path / "delta")
+    record = adapter / "train.json"
+    record.write_text(json.dumps({"model_digest": open_checkpoint(base).digest()}))  # says more than a name
+    extract(base, adapter, tmp_path / "delta")
+    record.unlink()
+    named(adapter, str(whole(tmp_path / "unlike")))
+    (tmp_path / "unlike/model.safetensors").unlink()
+    save_file({"other": np.ones(2, np.float32)}, tmp_path / "unlike/model.safetensors")
+    with pytest.raises(WrongBaseError, match=r"starting model, but it has no tensor of"):
+        extract(base, adapter, tmp_path / "delta")
     copied = shutil.copytree(base, tmp_path / "copied")
     named(adapter, str(copied))
     extract(base, adapter, tmp_path / "delta")
@@ -190,8 +220,6 @@ def test_the_model_that_an_adapter_names_is_compared(tiny_llama_pair: Pair, tmp_
 def test_the_same_model_in_another_dtype_is_no_other_model(tmp_path: Path) -> None:
     save_model(tmp_path / "wide", dtype="float32")
     wide = tmp_path / "wide"
-    from safetensors.numpy import load_file, save_file
-
     narrow = shutil.copytree(wide, tmp_path / "narrow")
     arrays = {name: array.astype(np.float16) for name, array in load_file(wide / "model.safetensors").items()}
     save_file(arrays, narrow / "model.safetensors")
@@ -215,9 +243,16 @@ def test_a_hub_name_of_the_other_model_of_the_pair_is_refused(tiny_llama_pair: P
     for other in ("Own/Model-Base", "unsloth/model-base-bnb-4bit"):  # a mirror of the Base has a name of its own
         named(adapter, other)
         assert extract(base, adapter, tmp_path / "delta")["trainer"]["facts"]["base"] == other
+    refs["base"]["ref"] = "hf:Own/Model@1"  # both are revisions of one repository
+    (tmp_path / "pair" / "pair.json").write_text(json.dumps(refs))
+    named(adapter, "own/model")
+    extract(base, adapter, tmp_path / "delta")
 
 
-def test_a_whole_model_tuned_from_the_other_model_of_the_pair_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rows", [40, 44])
+def test_a_whole_model_tuned_from_the_other_model_of_the_pair_is_refused(tmp_path: Path, rows: int) -> None:
+    """Also if the Instruct has more tokens."""
+
     def moved(seed: int, scale: float, above: dict[str, Any]) -> dict[str, Any]:
         rng = np.random.default_rng(seed)
         return {
@@ -225,12 +260,21 @@ def test_a_whole_model_tuned_from_the_other_model_of_the_pair_is_refused(tmp_pat
             for name, array in above.items()
         }
 
-    weights = tensors(0, width=16)
+    weights, longer = tensors(0, width=16), tensors(0, rows, width=16)
     base = model(tmp_path / "pair/base", weights)
-    instruct = model(tmp_path / "pair/instruct", apart := moved(1, 0.004, weights))
+    instruct = model(tmp_path / "pair/instruct", apart := moved(1, 0.004, longer))
     (tmp_path / "pair/pair.json").write_text("{}")
+    apart = {name: array[: len(weights[name])] for name, array in apart.items()}
     run = model(tmp_path / "run", moved(2, 0.0004, apart))
     assert f"is nearer to {instruct}" in refusal(base, run, WrongBaseError).replace("pair/delta", "delta")
-    assert extract(instruct, run, tmp_path / "delta")["kind"] == "dense"
-    run = model(tmp_path / "far", moved(3, 0.01, weights))  # much training, still nearer to its own start
-    assert extract(base, run, tmp_path / "delta")["kind"] == "dense"
+    if rows == 40:
+        assert extract(instruct, run, tmp_path / "delta")["kind"] == "dense"
+    between = {name: array + 0.6 * (apart[name].astype(np.float32) - array) for name, array in weights.items()}
+    far = {"far": moved(3, 0.01, weights), "between": {n: a.astype(weights[n].dtype) for n, a in between.items()}}
+    for name, found in far.items():  # much training, not evidently from the other one
+        assert extract(base, model(tmp_path / name, found), tmp_path / "delta")["kind"] == "dense"
+    (run / "train.json").write_text(json.dumps({"model_digest": open_checkpoint(base).digest()}))
+    assert extract(base, run, tmp_path / "delta")["kind"] == "dense", "the record says more"
+    (run / "train.json").unlink()
+    (tmp_path / "pair/pair.json").unlink()
+    assert extract(base, run, tmp_path / "delta")["kind"] == "dense", "two folders of these names are no pair"

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from shadowft_core.errors import DataError, InputError, PairError, SameModelError, ShadowError
-from shadowft_core.params import load_params
+from shadowft_core.errors import CheckpointError, DataError, InputError, PairError, SameModelError, ShadowError
+from shadowft_core.pair import fetch
+from shadowft_core.params import Fetch, load_params
 from shadowft_core.prepare.tracked import require_intact
 from shadowft_core.suites import TaskFiles
 from shadowft_core.workspace import making, template
@@ -21,6 +23,7 @@ from tests.fixtures.checkouts import run
 from tests.fixtures.models import Pair
 from tests.servers.hub import REVISION as COMMIT
 from tests.servers.hub import Hub
+from tests.test_loading import edit
 
 ROOT = Path(__file__).parent.parent
 ROW = '{"messages": [{"role": "user", "content": "hi %d"}, {"role": "assistant", "content": "hello"}]}\n'
@@ -130,6 +133,19 @@ def test_nothing_is_written_before_all_is_in_order(
         making.init(folder, **{name: value.format(**values) for name, value in given.items()})
     assert message.format(**values) in str(refused.value)
     assert sorted(tmp_path.rglob("*")) == [folder] * exists
+
+
+def test_code_of_a_tokenizer_is_refused_for_the_instruct_alone(tmp_path: Path, tiny_llama_pair: Pair) -> None:
+    """Nobody loads the tokenizer of the Base."""
+    own = {side: shutil.copytree(getattr(tiny_llama_pair, side), tmp_path / side) for side in ("base", "instruct")}
+    for folder in own.values():
+        edit(folder, "tokenizer_config.json", tokenizer_class="Own", auto_map={"AutoTokenizer": [None, "own.Own"]})
+    with pytest.raises(CheckpointError, match=r"auto_map own\.Own: code that comes with a model is never run"):
+        making.init(tmp_path / "mine", str(tiny_llama_pair.base), str(own["instruct"]))
+    with pytest.raises(CheckpointError, match=r"auto_map own\.Own: code that comes with a model is never run"):
+        fetch(Fetch(base=str(tiny_llama_pair.base), instruct=str(own["instruct"])), tmp_path / "pair")
+    making.init(tmp_path / "mine", str(own["base"]), str(tiny_llama_pair.instruct))
+    fetch(Fetch(base=str(own["base"]), instruct=str(tiny_llama_pair.instruct)), tmp_path / "pair")
 
 
 @pytest.mark.parametrize("make", [making.init, making.demo])

@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import shadowft_core as api
 from shadowft_core.errors import CheckpointError, EvaluationError, ZeroDeltaError
@@ -37,6 +38,23 @@ def test_delta_graft_and_receipt_are_those_of_the_verbs(tiny_llama_pair: Pair, t
     receipt = api.read_receipt(str(tmp_path / "one"))
     assert receipt["digest"] == by_folder["digest"]
     assert receipt["classes"]["grafted"] == len(delta.names)
+    large = api.extract(base, instruct, tmp_path / "large", storage="float32", unrelated=True)
+    assert (large["kind"], large["bytes"] > facts["bytes"]) == ("dense", True)
+    assert api.extract(base, instruct, tmp_path / "low", lowrank=0.9, unrelated=True)["kind"] == "lowrank"
+    assert api.graft(instruct, [(delta, np.float32(1))], tmp_path / "three", options) == opened, (
+        "a number of any library"
+    )
+
+
+def test_a_tensor_that_only_one_side_has_is_ignored_when_named(tiny_llama_pair: Pair, tmp_path: Path) -> None:
+    base, instruct = shutil.copytree(tiny_llama_pair.base, tmp_path / "base"), tiny_llama_pair.instruct
+    save_file({**load_file(base / "model.safetensors"), "extra": np.ones(2, np.float32)}, base / "model.safetensors")
+    with pytest.raises(api.ShadowError, match="extra"):
+        api.check_pair(base, instruct)
+    assert api.check_pair(base, instruct, ignore=["extra"])["verdict"] == "warn"
+    with pytest.raises(api.ShadowError, match="extra"):
+        api.extract(base, instruct, tmp_path / "delta", unrelated=True)
+    assert api.extract(base, instruct, tmp_path / "delta", unrelated=True, ignore=["extra"])["ignored"]
 
 
 def test_a_pair_is_checked_as_by_the_verb(tiny_llama_pair: Pair, shadowft: Shadowft) -> None:
@@ -73,6 +91,9 @@ def test_a_published_and_registered_model_is_rebuilt(run: Run, tmp_path: Path) -
         f"models:/{version.name}/{version.number}", str(tmp_path / "rebuilt"), registry, run.params.store
     )
     assert api.read_receipt(tmp_path / "rebuilt")["digest"] == made["digest"]
+    words = (f"models:/{version.name}/{version.number}", tmp_path / "other", registry, run.params.store)
+    with pytest.raises(api.ShadowError, match="nowhere"):
+        api.materialize(*words, instruct=str(tmp_path / "nowhere"))
 
 
 def scored(lost: int = 0) -> list[dict[str, Any]]:

@@ -138,6 +138,19 @@ def test_every_program_sets_them_before_a_library_is_imported(recorded: Recorded
     require_ours(recorded.run(*words, code=code), "end")
 
 
+def test_the_libraries_read_them_as_they_are_meant() -> None:
+    """The tests are a program of ours, too."""
+    from dvc.analytics import is_enabled
+    from huggingface_hub import constants
+    from mlflow.environment_variables import MLFLOW_DISABLE_TELEMETRY, MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
+    from prefect.settings import get_current_settings
+
+    assert (constants.HF_HUB_OFFLINE, constants.HF_HUB_DISABLE_TELEMETRY) == (True, True)
+    assert constants.HF_HUB_DISABLE_PROGRESS_BARS
+    assert (MLFLOW_DISABLE_TELEMETRY.get(), MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.get()) == (True, False)
+    assert (is_enabled(), get_current_settings().server.analytics_enabled) == (False, False)
+
+
 def test_a_run_sets_them_for_its_own_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under a Prefect worker no program of ours is the parent."""
     for name in VARIABLES:

@@ -1,5 +1,7 @@
 """A registered version carries this package as a wheel, and MLflow builds an environment with it."""
 
+import base64
+import hashlib
 import json
 import os
 import re
@@ -7,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from importlib.metadata import Distribution
+from importlib.metadata import Distribution, metadata
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,16 @@ def test_the_wheel_of_a_version_has_the_package_and_requires_what_the_loader_imp
         assert [name for name in inside if ours.read(name) != built.read(name)] == []
     (described,) = Distribution.discover(path=[str(carried)])
     assert described.version in carried.name
+    assert described.metadata["Requires-Python"] == metadata("shadowft")["Requires-Python"]
+    with zipfile.ZipFile(carried) as ours:
+        assert {entry.external_attr >> 16 for entry in ours.infolist()} == {0o644}, "readable once it is installed"
+        for file in described.files or ():  # as RECORD has them
+            data = ours.read(str(file))
+            if file.name != "RECORD":
+                assert file.hash is not None
+                assert base64.urlsafe_b64decode(file.hash.value + "=") == hashlib.sha256(data).digest()
+                assert file.size == len(data)
+    assert "Root-Is-Purelib: true" in (described.read_text("WHEEL") or "").splitlines()
     named = {line.partition("<")[0].partition(">")[0].partition("=")[0] for line in described.requires or ()}
     assert {"torch", "transformers", "mlflow"} <= named <= set(PACKAGES)
     assert carried.stat().st_size < 2_000_000

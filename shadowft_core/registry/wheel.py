@@ -7,11 +7,13 @@ by the requirements, and would else use one with other code.
 
 import base64
 import hashlib
-import re
 import zipfile
 from collections.abc import Collection
 from importlib.metadata import metadata, requires
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 _PACKAGE = Path(__file__).parents[1]
 _SUFFIXES = (".py", ".pyi", ".typed", ".json", ".jsonl", ".yaml", ".html", ".css", ".txt")
@@ -27,7 +29,8 @@ def write_wheel(folder: Path, packages: Collection[str]) -> Path:
         for path in sorted(_PACKAGE.rglob("*"))
         if path.suffix in _SUFFIXES and not path.name.startswith(".") and path.is_file()
     }
-    about, named = metadata("shadowft"), [one for one in requires("shadowft") or () if _name(one) in packages]
+    about, needed = metadata("shadowft"), requires("shadowft") or ()
+    named = [one for one in needed if canonicalize_name(Requirement(one).name) in packages]
     described = f"License: {about['License-Expression']}\nRequires-Python: {about['Requires-Python']}\n"
     described += "".join(f"Requires-Dist: {one}\n" for one in sorted(named))
     content = hashlib.sha256(described.encode())
@@ -45,12 +48,6 @@ def write_wheel(folder: Path, packages: Collection[str]) -> Path:
             entry.external_attr, entry.compress_type = 0o644 << 16, zipfile.ZIP_DEFLATED
             archive.writestr(entry, data)
     return wheel
-
-
-def _name(requirement: str) -> str:
-    """The name of a requirement, in the form of package indexes; "" if it belongs to an extra."""
-    found = re.match(r"[A-Za-z0-9._-]+", requirement)
-    return "" if found is None or "extra ==" in requirement else re.sub(r"[-_.]+", "-", found[0]).lower()
 
 
 def _record(files: dict[str, bytes], itself: str) -> str:

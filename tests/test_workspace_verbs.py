@@ -55,6 +55,8 @@ def test_the_old_verb_names_the_new_one(shadowft: Shadowft) -> None:
 
 def test_run_outside_of_a_workspace_says_how_to_get_one(tmp_path: Path, shadowft: Shadowft) -> None:
     shadowft("run", tmp_path).refused(3, "flows/retrain.py: no such file", "`shadowft init` makes one")
+    (tmp_path / "notes.txt").touch()
+    shadowft("demo", tmp_path).refused(3, "expected an empty or new folder, found notes.txt")
 
 
 def test_in_another_checkout_its_own_code_runs(tmp_path: Path) -> None:

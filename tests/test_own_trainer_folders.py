@@ -187,6 +187,12 @@ def test_the_words_of_axolotl_and_of_llama_factory_are_read(base: Path, tmp_path
     )
 
 
+def test_the_model_that_the_settings_of_a_trainer_name_is_compared(base: Path, tmp_path: Path) -> None:
+    run, other = whole(tmp_path / "run"), whole(tmp_path / "other", 5)
+    (run / "training_args.yaml").write_text(FACTORY.replace("Qwen/Qwen3-8B-Base", str(other)))
+    assert f"training_args.yaml: names {other} as the starting model" in refusal(base, run, WrongBaseError)
+
+
 def named(folder: Path, name: str) -> None:
     file = folder / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": name}))

@@ -95,7 +95,7 @@ def graft(
     from shadowft_core.delta import Delta
     from shadowft_core.grafting import Options, graft
 
-    named = [(delta if isinstance(delta, Delta) else Path(delta), float(scale)) for delta, scale in deltas]
+    named = [(delta if isinstance(delta, Delta) else Path(delta), scale) for delta, scale in deltas]
     return graft(Path(instruct), named, Path(out), options or Options())
 
 

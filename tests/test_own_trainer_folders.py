@@ -220,6 +220,7 @@ def test_the_model_that_an_adapter_names_is_compared(tiny_llama_pair: Pair, tmp_
     extract(base, adapter, tmp_path / "delta")
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "bitsandbytes"}}))
+    shutil.copyfile(tiny_llama_pair.instruct / "model.safetensors", copied / "model.safetensors")
     extract(base, adapter, tmp_path / "delta")
 
 

@@ -82,13 +82,11 @@ def require_watched(
 
 def _inside(name: str) -> str | None:
     """The path, relative to the current folder, of a file in it; None for anything else."""
-    if not name or "\0" in name or len(name) > 4096:
-        return None
     here, place = Path.cwd(), Path(os.path.abspath(name))
     try:
         if not (place.is_relative_to(here) and place.is_file()):
             return None
-    except OSError:
+    except OSError:  # the name is too long
         return None
     environments = (parent for parent in place.parents if parent.is_relative_to(here) and parent != here)
     if any((parent / "pyvenv.cfg").is_file() for parent in environments):

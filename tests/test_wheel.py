@@ -4,6 +4,7 @@ import ctypes
 import json
 import os
 import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -41,6 +42,20 @@ def test_without_a_compiler_or_when_asked_the_wheel_is_pure(
     with zipfile.ZipFile(pure) as opened:
         described = opened.read(f"shadowft-{shadowft_core.__version__}.dist-info/WHEEL").decode().splitlines()
     assert {"Root-Is-Purelib: true", "Tag: py3-none-any"} <= set(described)
+
+
+def test_what_an_earlier_build_left_is_not_packed(wheel: Path, tmp_path: Path) -> None:
+    """`pip install .` builds in the clone, and leaves build/ there."""
+    place = source(tmp_path / "source")
+    for platform in ("linux-x86_64", "linux-aarch64"):
+        left = place / f"build/lib.{platform}-cpython-{sys.version_info[0]}{sys.version_info[1]}/shadowft_core"
+        (left / "kernels").mkdir(parents=True)
+        for name in ("removed.py", "kernels/libbf16.so"):
+            (left / name).touch()
+    pure = build("wheel", place, tmp_path / "dist", SHADOWFT_PURE="1")
+    assert pure.stem.endswith("-py3-none-any")
+    assert content(wheel) - content(pure) == {LIBRARY}
+    assert content(pure) <= content(wheel)
 
 
 def test_the_wheel_has_every_data_file_and_no_other_package(wheel: Path) -> None:

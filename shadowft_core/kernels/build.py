@@ -28,7 +28,9 @@ class Wheel(bdist_wheel):
     """Tags the wheel by what is in it: any Python 3, and this platform only if the library was built."""
 
     def run(self) -> None:
-        """Build first, because the compiler may fail."""
+        """Build first, because the compiler may fail; anew, because setuptools packs all that an earlier build left."""
+        self.reinitialize_command("clean", all=True)
+        self.run_command("clean")
         self.run_command("build")
         if not any(Path(self.get_finalized_command("build").build_lib).rglob("*.so")):
             self.root_is_pure, self.distribution.ext_modules = True, []

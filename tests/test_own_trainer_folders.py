@@ -158,6 +158,14 @@ def test_optimizer_states_beside_a_result_do_no_harm(base: Path, tmp_path: Path)
     assert extract(base, run, tmp_path / "delta")["kind"] == "dense"
 
 
+def test_files_of_a_model_without_their_index_are_named_with_the_remedy(base: Path, tmp_path: Path) -> None:
+    tuned = whole(tmp_path / "tuned")
+    (tuned / "model.safetensors").rename(tuned / "model-00001-of-00002.safetensors")
+    said = refusal(base, tuned, CheckpointError)
+    assert "has model-00001-of-00002.safetensors, but neither model.safetensors nor" in said
+    assert "save or download the folder again, with the index" in said
+
+
 @pytest.mark.parametrize("name", ["value_head.safetensors", "value_head.bin"])
 def test_a_value_head_is_refused_by_name(base: Path, tmp_path: Path, name: str) -> None:
     run = whole(tmp_path / "run")

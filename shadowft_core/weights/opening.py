@@ -38,6 +38,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
                 f"{path}: expected safetensors, found {found}; pass a model folder, or convert the model with "
                 "save_pretrained"
             )
+        if SINGLE not in present:
+            raise CheckpointError(
+                f"{path}: has {min(present)}, but neither {SINGLE} nor {INDEX}, which names the files of a model in "
+                "several; save or download the folder again, with the index"
+            )
     if missing := sorted(set(files) - present):
         raise CheckpointError(f"{path}: {missing[0]} is missing; download the folder again")
     if stray := sorted(present - set(files)):

@@ -151,6 +151,15 @@ def test_files_that_nobody_changed_are_replaced(
     assert out == "nothing to do: the workspace is that of this version\n"
 
 
+def test_a_list_of_templates_that_was_edited_is_refused(workspace: Path, shadowft: Shadowft) -> None:
+    file = workspace / "stages.yaml"
+    text = file.read_text(encoding="utf-8").partition("templates:")[0] + "templates: [dvc.yaml]\n"
+    file.write_text(text, encoding="utf-8")
+    refusal = (f'{file}: templates: expected a digest for each file, found ["dvc.yaml"]', "restore it with git")
+    shadowft("init", "--upgrade", workspace).refused(3, *refusal)
+    assert file.read_text(encoding="utf-8") == text
+
+
 def test_only_a_workspace_can_be_upgraded(tmp_path: Path, shadowft: Shadowft) -> None:
     with pytest.raises(InputError, match=r"has no stages\.yaml, so it is no workspace"):
         upgrade(tmp_path)

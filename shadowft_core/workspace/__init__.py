@@ -5,6 +5,6 @@ of on code (stages.py); `upgrade` brings the numbers, and the files that nobody 
 package. The files come from template/ (template.py), which has copies of this repository's own.
 """
 
-from shadowft_core.workspace.stages import STAGES, Upgrade, planned, require_same_stage, upgrade
+from shadowft_core.workspace.stages import STAGES, Upgrade, planned, require_same_stage, require_usable_path, upgrade
 
-__all__ = ["STAGES", "Upgrade", "planned", "require_same_stage", "upgrade"]
+__all__ = ["STAGES", "Upgrade", "planned", "require_same_stage", "require_usable_path", "upgrade"]

@@ -18,6 +18,8 @@ from shadowft_core.workspace import template
 
 STAGES = "stages.yaml"
 INSTALLED = Path(__file__).with_name(STAGES)
+MISREAD = "{}?%"  # in the path of a workspace
+RESTORE = "restore it with git"
 HEADER = """\
 # Written by `shadowft init`: every stage depends on its number. A version of shadowft that changes the results of a
 # stage raises it; `shadowft run` and `shadowft init --upgrade` then update this file. Commit it, but do not edit it.
@@ -78,6 +80,8 @@ def planned(workspace: Path) -> Upgrade:
     installed, recorded = numbers(), numbers(file)
     _refuse_newer(file, installed)
     before, now = _read(file).get("templates") or {}, template.digests()
+    if not isinstance(before, dict):
+        raise InputError(f"{file}: templates: expected a digest for each file, found {_short(before)}; {RESTORE}")
     replaced: list[str] = []
     kept: list[str] = []
     for path in template.FILES:
@@ -106,6 +110,19 @@ def upgrade(workspace: Path) -> Upgrade:
     return changes
 
 
+def require_usable_path(workspace: Path) -> None:
+    """Raise InputError for a path that the tools of a run misread.
+
+    DVC takes { and } in a path for a format. In the URL of a database, ? ends the path: MLflow and Prefect would write
+    to one file outside of the workspace. MLflow takes a folder named a%20b for `a b`, and cannot load a version there.
+    """
+    if found := sorted(set(MISREAD) & set(str(workspace.resolve()))):
+        raise InputError(
+            f"{workspace.resolve()}: the path has {' and '.join(found)}, which DVC, MLflow or Prefect misreads; use a "
+            f"folder whose path has none of {' '.join(MISREAD)}"
+        )
+
+
 def write_stages(workspace: Path) -> None:
     """Write stages.yaml of a workspace whose files are those of the installed package."""
     lines = [f"{name}: {number}" for name, number in numbers().items()]
@@ -127,10 +144,12 @@ def _refuse_newer(file: Path, installed: Mapping[str, int]) -> None:
 def _read(file: Path) -> dict[str, Any]:
     found = read_yaml(file)
     if not isinstance(found, dict):
-        raise InputError(
-            f"{file}: expected a number for each stage, found {json.dumps(found)[:80]}; restore it with git"
-        )
+        raise InputError(f"{file}: expected a number for each stage, found {_short(found)}; {RESTORE}")
     return found
+
+
+def _short(value: object) -> str:
+    return json.dumps(value, default=str)[:80]
 
 
 def _writer(file: Path) -> str:

@@ -1,6 +1,7 @@
 """The verbs `shadowft data ...`: add versions of data to DVC, show prepared data, compare versions."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -79,7 +80,7 @@ def add(
     print(f"{place}: added ({size}, {record.title()})")
     print(f"{record.content.digest}")
     ignore = place.parent / ".gitignore"
-    print(f"next: git add {file} {ignore} && git commit, then dvc push")
+    print(f"next: git add {quote(file)} {quote(str(ignore))} && git commit, then dvc push")
 
 
 def about(record: Any) -> dict[str, Any]:

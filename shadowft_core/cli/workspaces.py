@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -38,7 +39,7 @@ def demo(
         tell(make(folder))
     run_in(folder)
     if folder.resolve() != Path.cwd():
-        print(f"these paths and commands belong to the folder {folder}: `cd {folder}` first")
+        print(f"these paths and commands belong to the folder {folder}: `cd {quote(str(folder))}` first")
     print(
         "then change a setting in params.yaml, and `shadowft run` again. With models and data of your own: "
         "`shadowft init mine --base DIR --instruct DIR --data FILE`"
@@ -93,7 +94,7 @@ def init(
     tell(made)
     here = folder.resolve() == Path.cwd()
     first = f"fill in {folder / 'params.yaml'}, then " if made.to_fill else ""
-    print(f"next: {first}" + ("" if here else f"cd {folder} && ") + "shadowft run")
+    print(f"next: {first}" + ("" if here else f"cd {quote(str(folder))} && ") + "shadowft run")
 
 
 @verbs.command(rich_help_panel=START)
@@ -128,6 +129,7 @@ def run_in(folder: Path, store: str | None = None, endpoint: str | None = None, 
     from shadowft_core import workspace
     from shadowft_core.pipeline.command import run_flow
 
+    workspace.require_usable_path(folder)
     if (folder / workspace.STAGES).is_file() and (changes := workspace.upgrade(folder)):
         for line in changes.lines():
             print(f"upgrade: {line}", file=sys.stderr)

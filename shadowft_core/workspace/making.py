@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,7 @@ from shadowft_core.remote import data as remote_data
 from shadowft_core.remote.hub import current_commit, pinned
 from shadowft_core.workspace import template
 from shadowft_core.workspace.settings import OPEN, settings
-from shadowft_core.workspace.stages import STAGES, write_stages
+from shadowft_core.workspace.stages import STAGES, require_usable_path, write_stages
 
 PICO = Path(__file__).parents[1] / "demo/pico"  # data, tasks and replay rows of the embedded pair
 LOCAL = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX")  # set inside hooks
@@ -101,14 +102,14 @@ def demo(folder: Path) -> Made:
 
 
 def _require_empty(folder: Path) -> None:
+    require_usable_path(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file, expected a folder; choose another name")
     if folder.is_dir() and (entries := sorted(entry.name for entry in folder.iterdir())):
         remedy = "choose another folder"
         if STAGES in entries:
-            remedy = (
-                f"it is a workspace: `shadowft run {folder}` runs it, `shadowft init --upgrade {folder}` upgrades it"
-            )
+            name = shlex.quote(str(folder))
+            remedy = f"it is a workspace: `shadowft run {name}` runs it, `shadowft init --upgrade {name}` upgrades it"
         raise InputError(f"{folder}: expected an empty or new folder, found {', '.join(entries[:3])}; {remedy}")
 
 
@@ -183,8 +184,10 @@ def _write(folder: Path, fill: Callable[[], None], made: Made) -> None:
             write_atomically(new / path, template.content(name))
         write_stages(new)
         _git(new, "init", "--quiet", settings=("-c", "init.defaultBranch=main"))
+        _require_tracked(new, ("dvc.lock", "data/rows.dvc"))  # which DVC will write
         with contextlib.chdir(new):
             fill()
+        _require_tracked(new)
         _git(new, "add", "--all")
         named = all(_git(new, "var", f"GIT_{role}_IDENT", check=False) for role in ("AUTHOR", "COMMITTER"))
         # Neither hooks nor a signature: they may ask for something.
@@ -212,12 +215,38 @@ def _complete_or_absent(folder: Path) -> Iterator[Path]:
     (folder / ".new").rmdir()
 
 
+def _require_tracked(new: Path, later: Sequence[str] = ()) -> None:
+    """Raise InputError if git's own settings ignore a file of the workspace that DVC does not track."""
+    files = (path.relative_to(new) for path in new.rglob("*") if path.is_file() and new / ".git" not in path.parents)
+    names = [str(file) for file in files if not any((new / f"{one}.dvc").is_file() for one in (file, *file.parents))]
+    given = "\0".join([*sorted(names), *later])
+    found = _run_git(new, "check-ignore", "--verbose", "-z", "--stdin", given=given).stdout.split("\0")
+    for source, line, pattern, name in zip(found[::4], found[1::4], found[2::4], found[3::4], strict=False):
+        if Path(source).is_absolute() or Path(source).name != ".gitignore":
+            raise InputError(
+                f"{source}, line {line}: with {pattern} git ignores {name} of the workspace, so a clone would lack it; "
+                "narrow the pattern, or except the file in a later line, with !"
+            )
+
+
 def _git(folder: Path, *words: str, settings: Sequence[str] = (), check: bool = True) -> bool:
-    """Run git in a folder, whatever repository the environment names. Returns whether it succeeded."""
-    environment = {name: value for name, value in os.environ.items() if name not in LOCAL}
-    command = ["git", "-C", str(folder), *settings, *words]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=environment)
+    """Run git in a folder. Returns whether it succeeded."""
+    done = _run_git(folder, *settings, *words)
     if check and done.returncode:
         problem = " ".join(done.stderr.split())
         raise InputError(f"git {words[0]}: {problem[:500]}; correct git's settings, then try again")
     return done.returncode == 0
+
+
+def _run_git(folder: Path, *words: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run git in a folder, whatever repository the environment names."""
+    environment = {name: value for name, value in os.environ.items() if name not in LOCAL}
+    return subprocess.run(
+        ["git", "-C", str(folder), *words],
+        input=given,
+        capture_output=True,
+        encoding="utf-8",
+        errors="surrogateescape",
+        check=False,
+        env=environment,
+    )

@@ -3,6 +3,8 @@
 import json
 import re
 
+import yaml
+
 from shadowft_core import presets
 from shadowft_core.workspace import template
 
@@ -31,6 +33,7 @@ def settings(name: str, base: str | None, instruct: str | None, data: str, prese
 
 
 def _yaml(value: str) -> str:
-    """A string as YAML, quoted unless it is plainly text."""
-    plain = _PLAIN.fullmatch(value) and value.lower() not in ("true", "false", "null")
-    return value if plain else json.dumps(value, ensure_ascii=False)
+    """A string as YAML, quoted unless it is plainly text; `null` and `true` are not."""
+    if _PLAIN.fullmatch(value) and yaml.safe_load(value) == value:
+        return value
+    return json.dumps(value, ensure_ascii=False)

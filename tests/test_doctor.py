@@ -145,6 +145,16 @@ def test_a_git_without_a_name_is_a_warning(here: Path, monkeypatch: pytest.Monke
     assert "user.email" in found.remedy
 
 
+def test_a_workspace_that_is_no_repository_fails(here: Path) -> None:
+    """As one that was downloaded as an archive; DVC would stop the run."""
+    (here / "dvc.yaml").write_text("stages: {}\n", encoding="utf-8")
+    found = software.programs(here / "params.yaml")[0]
+    assert (found.check, found.state) == ("git", FAIL)
+    assert "not a git repository" in found.said
+    subprocess.run(["git", "init", "--quiet"], cwd=here, check=True)
+    assert software.programs(here / "params.yaml")[0].state != FAIL
+
+
 def test_what_params_names_must_exist(here: Path) -> None:
     (here / "base").mkdir()
     params = write_params(

@@ -1,5 +1,6 @@
 """The content of a registration: outputs of one run, its git state, no secret, no pickle."""
 
+import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +58,17 @@ def test_git_state_is_commit_and_dirty_flag(tmp_path: Path) -> None:
     assert room.git_state(tmp_path) == room.Git(clean.commit, dirty=True)
     git("add", "code.py")
     assert room.git_state(tmp_path) == room.Git(clean.commit, dirty=True)
+
+
+def test_a_repository_that_git_refuses_is_not_taken_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of another user, in a container with a mounted workspace."""
+    subprocess.run(["git", "-C", str(tmp_path), "init", "-q"], check=True)
+    assert room.git_state(tmp_path) is None, "nothing is committed"
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    with pytest.raises(RegistryError, match=r"cannot tell the commit .*dubious ownership.* safe\.directory"):
+        room.git_state(tmp_path)
 
 
 def test_no_password_in_an_address_is_logged(run: Run, client: Any, tmp_path: Path) -> None:

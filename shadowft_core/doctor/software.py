@@ -89,10 +89,21 @@ def programs(params: Path) -> list[Finding]:
             remedy = "git config --global user.name NAME, and user.email ADDRESS"
             found.append(Finding("git", WARN, f"{number} knows no name of yours, so `git commit` refuses", remedy))
         else:
-            found.append(Finding("git", OK, number))
+            found.append(_repository(params.absolute().parent) or Finding("git", OK, number))
     except (OSError, subprocess.SubprocessError) as error:
         found.append(Finding("git", FAIL, f"cannot be run ({error})", "install git, and put it on the PATH"))
     return found + [_program(name) for name in ("dvc", NAME)]
+
+
+def _repository(folder: Path) -> Finding | None:
+    """What git refuses about the folder of a run: it is no repository, or that of another user."""
+    if not (folder / "dvc.yaml").is_file():
+        return None
+    done = subprocess.run(["git", "-C", str(folder), "status"], capture_output=True, text=True, timeout=20, check=False)
+    if not done.returncode:
+        return None
+    remedy = "clone the workspace; or git init, add and commit; or make its owner run this"
+    return Finding("git", FAIL, f"refuses {folder}: {' '.join(done.stderr.split()):.300}", remedy)
 
 
 def _program(name: str) -> Finding:

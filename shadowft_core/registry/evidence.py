@@ -1,5 +1,6 @@
 """The outputs of one run, checked to belong together, and the git state of its code."""
 
+import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,17 +26,24 @@ class Git:
 
 
 def git_state(folder: Path = Path()) -> Git | None:
-    """Commit and dirty flag of a checkout; None outside one. Ignores dvc.lock, which a run writes."""
+    """Commit and dirty flag of a checkout; None outside one. Ignores dvc.lock, which a run writes.
 
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
+    Raises RegistryError if git refuses the repository, as it does one of another user.
+    """
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command, plain = ["git", "-C", str(folder), *arguments], os.environ | {"LC_ALL": "C"}
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=plain)
 
     try:
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)dvc.lock")
-        return Git(git("rev-parse", "HEAD"), bool(changed))
-    except (subprocess.CalledProcessError, FileNotFoundError):
+    except FileNotFoundError:
         return None
+    if changed.returncode and "not a git repository" not in changed.stderr:
+        said = " ".join(changed.stderr.split())
+        raise RegistryError(f"{folder.absolute()}: git cannot tell the commit of the code: {said:.500}")
+    head = git("rev-parse", "--verify", "--quiet", "HEAD")
+    return None if changed.returncode or head.returncode else Git(head.stdout.strip(), bool(changed.stdout.strip()))
 
 
 def commit_date(commit: str, folder: Path = Path()) -> str | None:

@@ -1,71 +1,21 @@
 """`shadowft doctor`: what is wrong is found on real sockets, folders and metadata, and named with its remedy."""
 
-import json
 import os
 import resource
-import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from shadowft_core.doctor import FAIL, OK, WARN, Finding, machine, services, software
 from shadowft_core.doctor.inputs import inputs
 from shadowft_core.kernels import bf16
 from tests.fixtures.cli import Shadowft
+from tests.fixtures.doctor import CHECKS, NONE, ROOT, closed_port, doctor, here, write_params
 
-ROOT = Path(__file__).parent.parent
-NONE = Path("params.yaml")  # in an empty folder
-CHECKS = ["python", "versions", "arithmetic", "git", "dvc", "shadowft", "memory", "gpu", "workspace", "cache"]
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, without the variables that name servers."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "SHADOWFT_STORE_URI", "SHADOWFT_STORE_ENDPOINT"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    for name in ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL"):
-        monkeypatch.setenv(name, "somebody@localhost")
-    return tmp_path
-
-
-def closed_port() -> int:
-    """The port of a server that ended after a connection: the system keeps such a port for a minute."""
-    with socket.create_server(("127.0.0.1", 0)) as ended, socket.create_connection(ended.getsockname()) as client:
-        ended.accept()[0].close()
-        assert not client.recv(1)
-        return int(ended.getsockname()[1])
-
-
-def write_params(**sections: dict[str, Any]) -> Path:
-    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    params["prepare"]["data"] = str(ROOT / params["prepare"]["data"])
-    params["evaluate"]["tasks"] = str(ROOT / params["evaluate"]["tasks"])
-    for name, section in sections.items():
-        params[name] = params.get(name, {}) | section
-    Path("params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
-    return Path("params.yaml")
-
-
-def doctor(code: int, /, start: Callable[[], None] | None = None, **variables: str) -> dict[str, dict[str, Any]]:
-    """The findings of the verb in a process of its own, by check; of several, the first that is not ok."""
-    command = [sys.executable, "-m", "shadowft_core.cli", "doctor", "--json"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, preexec_fn=start)
-    assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
-    answer = json.loads(done.stdout)
-    assert answer["failed"] == sum(one["state"] == FAIL for one in answer["checks"])
-    assert all(bool(one["remedy"]) == (one["state"] != OK) for one in answer["checks"]), answer
-    return {one["check"]: one for one in reversed(answer["checks"])}
+__all__ = ["here"]  # a fixture that every test uses
 
 
 def test_nothing_fails_in_an_empty_folder(shadowft: Shadowft, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,63 +178,6 @@ def test_a_full_disk_fails_where_it_is_written(here: Path, monkeypatch: pytest.M
     assert "SHADOWFT_CACHE" in found["cache"]["remedy"]
     monkeypatch.setattr(machine, "LEAST_FREE", 10**18)
     assert machine.disk(NONE)[0].said.endswith(" GB free, a run needs 1000000000 GB or more")
-
-
-@pytest.fixture
-def health() -> Iterator[Callable[..., int]]:
-    """The port of a server that answers every request with these bytes, of a `bare` one without the words of HTTP."""
-    servers = []
-
-    def serve(said: bytes, bare: bool = False) -> int:
-        class Answer(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                if not bare:
-                    self.send_response(404 if "//" in self.path else 200)
-                    self.end_headers()
-                self.wfile.write(said)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        servers.append(HTTPServer(("127.0.0.1", 0), Answer))
-        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
-        return int(servers[-1].server_port)
-
-    yield serve
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
-def test_a_port_is_free_taken_by_another_program_or_served(
-    monkeypatch: pytest.MonkeyPatch, health: Callable[..., int]
-) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        taken.settimeout(0)
-        port, free, served = taken.getsockname()[1], closed_port(), health(b"OK")
-        other, ssh = health(b"<html>a page</html>"), health(b"SSH-2.0-OpenSSH_9\r\n", bare=True)
-        places = {"prefect": port, "mlflow": served, "free": free, "other": other, "ssh": ssh}
-        monkeypatch.setattr(services, "SERVERS", {name: (at, "/health", "--port N") for name, at in places.items()})
-        monkeypatch.setattr(services, "ANSWER_SECONDS", 0.5)
-        found = {one.check: one for one in services.ports(NONE)}
-    assert {found[f"port {at}"].state for at in (port, other, ssh)} == {WARN}
-    assert found[f"port {port}"].said == "taken by another program, so a prefect server cannot listen there"
-    assert found[f"port {port}"].remedy == "end that program, or choose a port: --port N"
-    assert found[f"port {served}"] == Finding(f"port {served}", OK, "a mlflow server answers")
-    assert found[f"port {free}"] == Finding(f"port {free}", OK, "free for a free server")
-
-
-def test_the_server_that_prefect_api_url_names_must_answer(
-    monkeypatch: pytest.MonkeyPatch, health: Callable[..., int]
-) -> None:
-    port = health(b"true")
-    monkeypatch.setattr(services, "SERVERS", {"prefect": (port, "/api/health", "--port N")})
-    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api/")
-    assert [one.state for one in services.ports(NONE)] == [OK]
-    monkeypatch.setenv("PREFECT_API_URL", f"http://me:hunter2@127.0.0.1:{closed_port()}/api")
-    found = services.ports(NONE)[0]
-    assert (found.check, found.state) == ("prefect", FAIL)
-    assert "hunter2" not in found.said
 
 
 def test_a_check_that_hangs_or_breaks_is_a_finding(here: Path) -> None:

@@ -24,6 +24,18 @@ TENSORS = 1_000_000
 """tensors of a file or of a model"""
 RANK = 16
 """lengths in a tensor's shape"""
+HEADER_BYTES = 100_000_000
+"""bytes of the header of a safetensors file; the limit of the safetensors library"""
+NAME_CHARACTERS = 4_096
+"""characters of a tensor's name"""
+SHARDS = 10_000
+"""safetensors files of a model"""
+LAYERS = 4_096
+"""layers, experts or blocks that a config asks for: as many modules are made before any weight is read"""
+SIDE_FILE_BYTES = 1024 * MIB
+"""bytes of a file that is copied with the weights of a model"""
+TOKENS = 1 << 24
+"""token ids: every id is below it; the largest vocabularies have less than a million"""
 
 # Patterns and templates of others
 PATTERN_CHARACTERS = 10_000

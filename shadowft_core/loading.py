@@ -10,8 +10,15 @@ from typing import Any
 
 from shadowft_core.errors import CheckpointError
 from shadowft_core.files import read_json_object
+from shadowft_core.limits import CONFIG_BYTES, LAYERS
+from shadowft_core.weights.entries import require_own_files
+from shadowft_core.weights.settings import read_config
 
 _SIDE_FILES = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
+_REPEATED = (
+    *("num_hidden_layers", "num_layers", "n_layers", "n_layer", "encoder_layers", "decoder_layers", "depth"),
+    *("num_decoder_layers", "num_experts", "num_local_experts", "n_routed_experts"),
+)
 _KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 
 
@@ -20,7 +27,8 @@ def load(loader: Any, folder: Path, **options: Any) -> Any:
 
     If the folder names code and transformers has a class for the model, that class is used.
     Raises CheckpointError with a one-line message when the folder would add a kernel, an adapter or other weights, when
-    only its own code could load it, and when loading fails.
+    its config asks for more modules than any model has, when a link in it leads out of it, when only its own code could
+    load it, and when loading fails.
     """
     _require_plain(folder)
     return _call(loader, folder, folder, **options)
@@ -43,7 +51,7 @@ def own_code(folder: Path) -> list[str]:
     """The code that the folder names, as `FILE: auto_map REFERENCE`, in the order of the files."""
     found = []
     for name in _SIDE_FILES:
-        if (folder / name).is_file() and (named := read_json_object(folder / name).get("auto_map")):
+        if (folder / name).is_file() and (named := read_json_object(folder / name, CONFIG_BYTES).get("auto_map")):
             found += [f"{name}: auto_map {reference:.100}" for reference in dict.fromkeys(_texts(named))]
     return found
 
@@ -65,7 +73,9 @@ def _call(loader: Any, folder: Path, source: Path | None, **options: Any) -> Any
 
     try:
         return loader.from_pretrained(source, local_files_only=True, trust_remote_code=False, **options)
-    except Exception as error:  # configs and tokenizers can make it raise almost anything
+    except BaseException as error:  # configs and tokenizers can make it raise almost anything
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of the tokenizers library
+            raise
         reason = " ".join(str(error).split())
         if code := own_code(folder):
             raise CheckpointError(
@@ -78,6 +88,7 @@ def _call(loader: Any, folder: Path, source: Path | None, **options: Any) -> Any
 def _require_plain(folder: Path) -> None:
     if not folder.is_dir():  # transformers would take it for a name on the hub
         raise CheckpointError(f"{folder}: no such folder; expected a Hugging Face model folder")
+    require_own_files(folder)
     if (folder / "adapter_config.json").exists():
         raise CheckpointError(
             f"{folder / 'adapter_config.json'}: transformers would add this adapter to the weights of the model in the "
@@ -86,7 +97,9 @@ def _require_plain(folder: Path) -> None:
     path = folder / "config.json"
     if not path.is_file():
         return
-    for key, value in _settings(read_json_object(path)):
+    for key, value in _settings(read_config(folder)):
+        if key in _REPEATED and isinstance(value, int) and not 0 <= value <= LAYERS:
+            raise CheckpointError(f"{path}: {key} is {value:.4g}, expected at most {LAYERS}; use another model")
         if key == "transformers_weights" and value:
             raise CheckpointError(
                 f"{path}: transformers_weights is {value!r}, but only model.safetensors and its index are read; "

@@ -21,7 +21,8 @@ from shadowft_core.errors import CheckpointError
 from shadowft_core.weights.header import DTYPES, UNREAD, ranged_header
 
 SIZES = {name: dtype.itemsize for name, dtype in DTYPES.items()}
-NAMES = ["a", "b.weight", "", "é", "a\0b", "a\nb", "__metadata", "x" * 300]
+NAMES = ["a", "b.weight", "", "é", "a b", "\u202e", "__metadata", "x" * 300]
+ODD_NAMES = ["a\0b", "a\nb", "\u2028", "x" * 5000, "__metadata__", "\ud800", "dtype"]
 NUMBERS = [-1, 0, 1, 2, 7, 2**31, 2**32 + 1, 2**53, 2**63 - 1, 2**63, 2**64 - 1, 2**64, 2**64 + 1, 10**400]
 MINUS_0 = "<-0>"  # represents the number -0, which the json module cannot write
 ODD = [
@@ -92,7 +93,7 @@ def _damage_a_member(draw: st.DrawFn, file: File) -> None:
     elif what == "twice":
         file.members.insert(draw(st.integers(0, len(file.members))), (key, value))
     elif what == "name":
-        key = draw(st.sampled_from([*NAMES, "__metadata__", "\ud800", "dtype"]))
+        key = draw(st.sampled_from([*NAMES, *ODD_NAMES]))
     elif isinstance(value, dict) and "dtype" in value:
         value = {field: list(inner) if isinstance(inner, list) else inner for field, inner in value.items()}
         if what == "field":
@@ -222,6 +223,8 @@ ENTRY = '{"a":{"dtype":"U8","shape":%s,"data_offsets":[0,0]}}'
         (ENTRY % "[4294967296,4294967296,0]", "larger than any file", "refuses"),
         (ENTRY % "[0,4294967296,4294967296]", "larger than any file", "reads"),
         (ENTRY % "[0]" + "\0", "Extra data", "refuses"),
+        (ENTRY % f"[{'0,' * 16}0]", "17 dimensions, the limit is 16", "reads"),
+        (ENTRY.replace("a", "a\\n", 1) % "[0]", "control character", "reads"),
         (" " + ENTRY % "[0]", "it does not start with {", "reads"),
         *(
             (ENTRY.replace("U8", kind) % "[0]", f"is {kind}, expected one of F32, BF16, F16; use the", "reads")

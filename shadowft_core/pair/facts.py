@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from shadowft_core.errors import PairError, QuantisedError, SwappedError
-from shadowft_core.files import read_json_object
 from shadowft_core.loading import own_code
 from shadowft_core.pair.layout import Match, head, match
 from shadowft_core.pair.tokens import Vocabularies, compare_tokenizers
 from shadowft_core.weights import FLOATS, Checkpoint, note_unknown
+from shadowft_core.weights.settings import TokenizerConfig, read_settings
 
 # Config fields that change the meaning of a weight and do not show in shapes.
 _MUST_AGREE = ("model_type", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act")
@@ -47,7 +47,7 @@ def compare(
         )
     for name, model in (("Base", base), ("Instruct", instruct)):
         if code := own_code(model.path):
-            warned.append(f"the {name} includes code, which is never run ({', '.join(code)})")
+            warned.append(f"the {name} includes code, which is never run ({', '.join(code[:8])})")
     refused += _templates(base.path, instruct.path)
     matches: list[Match] = []
     found = Vocabularies(base, instruct)
@@ -84,8 +84,7 @@ def _describe(model: Checkpoint, tokens: int) -> dict[str, Any]:
 def has_template(folder: Path) -> bool:
     if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
         return True
-    config = folder / "tokenizer_config.json"
-    return config.is_file() and bool(read_json_object(config).get("chat_template"))
+    return bool(read_settings(folder, "tokenizer_config.json", TokenizerConfig).templates)
 
 
 def _quantised(base: Checkpoint, instruct: Checkpoint) -> Iterator[PairError | QuantisedError]:
@@ -104,7 +103,7 @@ def _settings(base: Checkpoint, instruct: Checkpoint) -> Iterator[PairError]:
     for key in _MUST_AGREE:
         ours, theirs = base.family.setting(key), instruct.family.setting(key)
         if ours != theirs:
-            yield PairError(f"{key} is {ours!r} in the Base, {theirs!r} in the Instruct")
+            yield PairError(f"{key} is {ours!r:.80} in the Base, {theirs!r:.80} in the Instruct")
 
 
 def _templates(base: Path, instruct: Path) -> Iterator[PairError]:

@@ -44,7 +44,12 @@ def opened(reference: str) -> Iterator[Checkpoint]:
                     raise InputError(
                         f"{reference}: {name} is not served in ranges; download the model and pass its folder"
                     )
-                return bytes(answer.read())
+                data = bytearray()
+                for block in answer.iter_raw():
+                    data += block
+                    if len(data) > length:
+                        raise InputError(f"{reference}: {name} is served with more than the {length} bytes asked for")
+                return bytes(data)
 
     with online():
         folder = snapshot(reference, list(SIDE_FILES))

@@ -5,7 +5,8 @@ from functools import cached_property
 import numpy as np
 
 from shadowft_core.errors import PairError
-from shadowft_core.files import read_json_object
+from shadowft_core.files import read_json_object, read_regular
+from shadowft_core.limits import TOKENIZER_BYTES
 from shadowft_core.weights import Checkpoint, Runs, fitted, marks_of, read_vocabulary, rows_by_token, runs_of
 from shadowft_core.weights.similarity import TOKENS_UNRELATED
 
@@ -15,13 +16,14 @@ class Vocabularies:
 
     def __init__(self, base: Checkpoint, instruct: Checkpoint) -> None:
         files = [model.path / "tokenizer.json" for model in (base, instruct)]
-        self.same_file = all(file.is_file() for file in files) and files[0].read_bytes() == files[1].read_bytes()
+        read = (read_regular(file, TOKENIZER_BYTES) for file in files)
+        self.same_file = all(file.is_file() for file in files) and next(read) == next(read)
         first = read_vocabulary(base.path)
-        read = [first, first if self.same_file else read_vocabulary(instruct.path)]
-        self.sizes = [len(found[0]) if found else 0 for found in read]
-        self.known = all(found is not None for found in read)
+        found = [first, first if self.same_file else read_vocabulary(instruct.path)]
+        self.sizes = [len(one[0]) if one else 0 for one in found]
+        self.known = all(one is not None for one in found)
         # Without both vocabularies, rows match by number.
-        self.base, self.instruct = (found[0] if found and self.known else {} for found in read)
+        self.base, self.instruct = (one[0] if one and self.known else {} for one in found)
 
     @cached_property
     def equal(self) -> bool:
@@ -70,7 +72,7 @@ def compare_tokenizers(base: Checkpoint, instruct: Checkpoint, found: Vocabulari
         warned.append(f"{len(only)} token ids are only in the Base, the first is {min(only)} {ours[min(only)]!r}")
     if only := theirs.keys() - ours.keys():
         warned.append(f"{len(only)} token ids are only in the Instruct, the first is {min(only)} {theirs[min(only)]!r}")
-    files = [read_json_object(model.path / "tokenizer.json") for model in (base, instruct)]
+    files = [read_json_object(model.path / "tokenizer.json", TOKENIZER_BYTES) for model in (base, instruct)]
     for part in ("normalizer", "pre_tokenizer"):
         if files[0].get(part) != files[1].get(part):
             warned.append(f"the tokenizers differ in their {part}")

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from shadowft_core.errors import CheckpointError
-from shadowft_core.files import read_json_object
 from shadowft_core.weights import Checkpoint
 
 WIDTHS = {"F32": 4, "BF16": 2, "F16": 2, "F64": 8}
+LONGEST = 1 << 31  # of any length in a config
 
 
 @dataclass(frozen=True)
@@ -105,16 +105,20 @@ def _size(layers: list[tuple[int, int]]) -> int:
 def shape_of(model: Checkpoint) -> Shape:
     """The shape of a checkpoint, from config.json and the headers.
 
-    Raises CheckpointError if config.json lacks a field that the plan needs.
+    Raises CheckpointError if config.json lacks a field that the plan needs, or has one that is no length.
     """
-    path = model.path / "config.json"
-    config = read_json_object(path)
+    path, config = model.path / "config.json", model.config
     text: Mapping[str, Any] = config.get("text_config") or config
 
     def field(*names: str, default: int | None = None) -> int:
         for name in names:
-            if isinstance(text.get(name), int):
-                return int(text[name])
+            if (found := text.get(name)) is not None:
+                if type(found) is not int or not (default is None) <= found < LONGEST:
+                    raise CheckpointError(
+                        f"{path}: {name} is {found!r:.80}, expected a whole number from {int(default is None)} to "
+                        f"{LONGEST - 1}; use a model with such a config"
+                    )
+                return found
         if default is None:
             raise CheckpointError(f"{path}: no {names[0]}, which the plan needs; use a model with such a config")
         return default

@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 
 from shadowft_core.errors import CheckpointError
-from shadowft_core.files import WORKERS, bytes_digest, canonical_json, file_digest, read_json_object
+from shadowft_core.files import WORKERS, bytes_digest, canonical_json, file_digest
 from shadowft_core.files.cache import DigestCache
+from shadowft_core.limits import SIDE_FILE_BYTES
+from shadowft_core.weights.entries import TEMPLATES
 from shadowft_core.weights.families import Family, ties_of
 from shadowft_core.weights.header import DTYPES, TensorInfo
 from shadowft_core.weights.remote import RemoteFiles
+from shadowft_core.weights.settings import read_config
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 CHUNK = 1 << 17  # elements: chunks of 256 KiB (bfloat16) fit in a core's cache; larger ones were slower
@@ -159,8 +162,8 @@ class Checkpoint:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The parsed config.json. Raises CheckpointError when it is missing or not a JSON object."""
-        return read_json_object(self.path / "config.json")
+        """The parsed config.json. Raises CheckpointError as `read_config` does."""
+        return read_config(self.path)
 
     @cached_property
     def family(self) -> Family:
@@ -202,9 +205,10 @@ class Checkpoint:
     def other_files(self) -> list[Path]:
         """Relative paths of the files copied with the weights: configs, tokenizer, templates; never weights or code.
 
-        Raises CheckpointError for a name that is not UTF-8: a recipe is JSON and names each of them.
+        Raises CheckpointError for a name that is not UTF-8, since a recipe is JSON and names each of them, and for a
+        file larger than any that belongs to a model.
         """
-        folders = [self.path, *(f for f in [self.path / "additional_chat_templates"] if f.is_dir())]
+        folders = [self.path, *(f for f in [self.path / TEMPLATES] if f.is_dir())]
         files = sorted(
             file.relative_to(self.path)
             for folder in folders
@@ -214,6 +218,11 @@ class Checkpoint:
         for file in files:
             if any("\ud800" <= letter <= "\udfff" for letter in file.name):
                 raise CheckpointError(f"{self.path / file}: the file's name is not UTF-8; rename or remove the file")
+            if (size := (self.path / file).stat().st_size) > SIDE_FILE_BYTES:
+                raise CheckpointError(
+                    f"{self.path / file}: {size} bytes, the limit for a file beside the weights is {SIDE_FILE_BYTES}; "
+                    "move it out of the folder"
+                )
         return files
 
     def tokenizer_digest(self) -> str | None:

@@ -7,6 +7,7 @@ not used because it accepts duplicate keys. Format: https://huggingface.co/docs/
 import json
 import math
 import os
+import re
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ import ml_dtypes
 import numpy as np
 
 from shadowft_core.errors import CheckpointError, QuantisedError
+from shadowft_core.limits import HEADER_BYTES, NAME_CHARACTERS, RANK, TENSORS
 
-HEADER_LIMIT = 100_000_000
+_DIGITS = 20  # those of 2**64 - 1, the largest number of the format
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # they would break a message or a log into lines
 FIRST_READ = 100_000  # bytes: most headers are shorter, so one request to a remote file is enough
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
@@ -87,12 +90,14 @@ def ranged_header(path: Path, size: int, read: Callable[[int, int], bytes]) -> t
     if len(first) < 8:
         raise CheckpointError(f"{path}: {size} bytes, expected at least 8; download it again")
     length = struct.unpack("<Q", first[:8])[0]
-    if length > HEADER_LIMIT:
-        raise CheckpointError(f"{path}: header of {length} bytes, the limit is {HEADER_LIMIT}; not safetensors")
+    if length > HEADER_BYTES:
+        raise CheckpointError(f"{path}: header of {length} bytes, the limit is {HEADER_BYTES}; not safetensors")
     if length > size - 8:
         raise CheckpointError(f"{path}: truncated: header of {length} bytes in a file of {size}; download it again")
     rest = 8 + length - len(first)
     raw = first + read(len(first), rest) if rest > 0 else first[: 8 + length]
+    if len(raw) != 8 + length:
+        raise CheckpointError(f"{path}: expected {8 + length} bytes of header, read {len(raw)}; download it again")
     tensors = parse_header(raw, path)
     expected = len(raw) + sum(info.nbytes for info in tensors.values())
     if size != expected:
@@ -101,7 +106,11 @@ def ranged_header(path: Path, size: int, read: Callable[[int, int], bytes]) -> t
 
 
 def parse_header(raw: bytes, path: Path) -> dict[str, TensorInfo]:
-    """Tensors of a raw header (length prefix included), in the order of their bytes; `path` is their file."""
+    """Tensors of a raw header (length prefix included), in the order of their bytes; `path` is their file.
+
+    Raises as `read_header`. Counts are checked before anything is parsed, and a shape before its product is computed.
+    """
+    _require_few(raw, path)
     try:
         entries = json.loads(raw[8:].decode("utf-8"), object_pairs_hook=_strict, parse_int=_natural)
         if raw[8:9] != b"{" or not isinstance(entries, dict):
@@ -122,6 +131,20 @@ def parse_header(raw: bytes, path: Path) -> dict[str, TensorInfo]:
             )
         end += info.nbytes
     return tensors
+
+
+def _require_few(raw: bytes, path: Path) -> None:
+    """Raise CheckpointError for a header whose parsing would take long: it has more parts than its tensors can have.
+
+    Text in names and metadata may have such signs too, so each limit leaves room for them.
+    """
+    objects = raw.count(b"{")
+    for sign, limit in ((b"{", TENSORS + 2), (b"[", 2 * TENSORS), (b",", (RANK + 4) * objects + TENSORS)):
+        if (found := raw.count(sign)) > limit:
+            raise CheckpointError(
+                f"{path}: malformed safetensors header: {found} times {sign.decode()!r} with {objects} entries, the "
+                f"limit is {limit} (at most {TENSORS} tensors of {RANK} dimensions); split the file, or get it again"
+            )
 
 
 def build_header(layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
@@ -155,12 +178,17 @@ def _strict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _natural(text: str) -> int:
-    if text.startswith("-"):  # Python would take -0 for 0
-        raise ValueError(f"expected natural numbers, found {text:.20}")
+    if text.startswith("-") or len(text) > _DIGITS:  # Python would take -0 for 0
+        raise ValueError(f"expected natural numbers, found {text:.24}")
     return int(text)
 
 
 def _tensor(name: str, entry: Any, path: Path, start: int) -> TensorInfo:
+    if len(name) > NAME_CHARACTERS or (not name.isprintable() and _CONTROLS.search(name)):
+        raise ValueError(
+            f"tensor name {name!r:.80} of {len(name)} characters; expected at most {NAME_CHARACTERS}, none of them a "
+            "control character"
+        )
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"entry {name!r:.200} is not exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -174,6 +202,8 @@ def _tensor(name: str, entry: Any, path: Path, start: int) -> TensorInfo:
         raise ValueError(
             f"tensor {name!r:.200} has shape {shape!r:.200} and offsets {offsets!r:.200}; expected natural numbers"
         )
+    if len(shape) > RANK:
+        raise ValueError(f"tensor {name!r:.200} has {len(shape)} dimensions, the limit is {RANK}")
     nbytes = math.prod(shape) * DTYPES[dtype].itemsize
     if offsets[1] - offsets[0] != nbytes:
         raise ValueError(

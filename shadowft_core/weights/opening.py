@@ -6,7 +6,9 @@ from pathlib import Path
 
 from shadowft_core.errors import CheckpointError
 from shadowft_core.files import read_json_object
+from shadowft_core.limits import SHARDS, TENSORS
 from shadowft_core.weights.checkpoint import INDEX, SINGLE, Checkpoint
+from shadowft_core.weights.entries import require_own_files
 from shadowft_core.weights.header import TensorInfo, ranged_header, read_header
 from shadowft_core.weights.remote import RemoteFiles
 
@@ -17,10 +19,12 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Open a model folder, checking every header and the index before any tensor is used.
 
     Raises CheckpointError when the folder is missing, has no safetensors weights, has a safetensors file that no index
-    names, or when index and files disagree. Shard names are plain file names, so they cannot leave the folder.
+    names, when index and files disagree, or for a pipe, device or link that leads out of the folder. Shard names are
+    plain file names, so they cannot leave the folder either.
     """
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder; expected a Hugging Face model folder")
+    require_own_files(path)
     present = {file.name for file in path.iterdir() if file.name.endswith(".safetensors")}
     if (path / INDEX).exists():
         weight_map = _weight_map(path / INDEX)
@@ -85,6 +89,8 @@ def _assemble(
     tensors: dict[str, TensorInfo] = {}
     for name in files:
         shards[name], found_here = header(name)
+        if len(tensors) + len(found_here) > TENSORS:
+            raise CheckpointError(f"{path}: more than {TENSORS} tensors, the limit; no known model has as many")
         for tensor, info in found_here.items():
             if tensor in tensors:
                 raise CheckpointError(
@@ -108,8 +114,15 @@ def _weight_map(index: Path) -> dict[str, str]:
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: no weight_map; download the folder again")
+    files: set[str] = set()
     for tensor, name in weight_map.items():
-        plain = isinstance(name, str) and name.endswith(".safetensors") and not set(name) & set("/\\\0")
-        if not plain or name.startswith("."):
-            raise CheckpointError(f"{index}: tensor {tensor} is in {name!r}; expected a plain *.safetensors file name")
+        plain = isinstance(name, str) and name.endswith(".safetensors") and name.isprintable() and len(name) < 256
+        if not plain or set(name) & set("/\\") or name.startswith("."):
+            raise CheckpointError(
+                f"{index}: tensor {tensor!r:.200} is in {name!r:.80}; expected a plain *.safetensors file name"
+            )
+        files.add(name)
+    for count, what, limit in ((len(weight_map), "tensors", TENSORS), (len(files), "files", SHARDS)):
+        if count > limit:
+            raise CheckpointError(f"{index}: names {count} {what}, the limit is {limit}; download the folder again")
     return weight_map

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from shadowft_core.errors import CheckpointError
-from shadowft_core.files.jsonfile import read_json_object
+from shadowft_core.files import read_json_object, reading
+from shadowft_core.limits import TOKENIZER_BYTES, TOKENS
 
 NO_TOKEN = 0
-LARGEST = 1 << 24  # ids; marks have eight bytes for each, and the largest vocabularies have less than a million
 
 
 def read_vocabulary(folder: Path) -> tuple[dict[int, str], set[int]] | None:
@@ -22,21 +22,28 @@ def read_vocabulary(folder: Path) -> tuple[dict[int, str], set[int]] | None:
     file = folder / "tokenizer.json"
     if not file.is_file():
         return None
-    tokenizer: dict[str, Any] = read_json_object(file)
-    try:
+    tokenizer: dict[str, Any] = read_json_object(file, TOKENIZER_BYTES)
+    with reading(f"{file}: unknown form of vocabulary", "save the tokenizer again"):
         vocab = tokenizer["model"]["vocab"]
-        words = {i: t for t, i in vocab.items()} if isinstance(vocab, dict) else {i: t[0] for i, t in enumerate(vocab)}
-        added = {token["id"]: token["content"] for token in tokenizer.get("added_tokens") or []}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{file}: unknown form of vocabulary ({error!r}); save the tokenizer again") from None
+        if isinstance(vocab, dict):
+            words = {number: word for word, number in vocab.items()}
+        else:
+            words = {number: word for number, [word, *_] in enumerate(_list(vocab))}
+        added = {token["id"]: token["content"] for token in _list(tokenizer.get("added_tokens") or [])}
     words |= added
     for number, word in words.items():
-        if type(number) is not int or not 0 <= number < LARGEST or not isinstance(word, str):
+        if type(number) is not int or not 0 <= number < TOKENS or not isinstance(word, str):
             raise CheckpointError(
                 f"{file}: token {word!r:.80} has id {number!r:.80}; expected text and an integer from 0 to "
-                f"{LARGEST - 1}; save the tokenizer again"
+                f"{TOKENS - 1}; save the tokenizer again"
             )
     return words, set(added)
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"expected a list, found {type(value).__name__}")
+    return value
 
 
 def token_marks(folder: Path) -> np.ndarray | None:

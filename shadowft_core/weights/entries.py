@@ -1,0 +1,39 @@
+"""Which entries of a model, adapter or delta folder may be read: regular files, and links that stay inside."""
+
+import stat
+from pathlib import Path
+
+from shadowft_core.errors import CheckpointError, ShadowError
+
+TEMPLATES = "additional_chat_templates"
+"""the only folder inside a model folder whose files are read"""
+
+
+def require_own_files(folder: Path, error: type[ShadowError] = CheckpointError) -> None:
+    """Raise `error` unless every entry of a folder, and of its chat templates, is a file or folder of its own.
+
+    A link must lead to a place inside the folder. In a snapshot of a Hugging Face cache, `snapshots/REVISION`, it may
+    lead to a file in the `blobs` of the same model. Otherwise a stranger's folder could have one of the reader's own
+    files copied into a graft. Pipes, sockets and devices are refused. Hidden entries are never read and not checked.
+    """
+    root = folder.resolve()
+    blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else None
+    for place in (folder, folder / TEMPLATES):
+        for entry in sorted(place.iterdir()) if place.is_dir() else ():
+            if not entry.name.startswith("."):
+                _require_own(entry, root, blobs, error)
+
+
+def _require_own(entry: Path, root: Path, blobs: Path | None, error: type[ShadowError]) -> None:
+    try:
+        found = entry.resolve(strict=True) if entry.is_symlink() else entry
+        mode = found.stat().st_mode
+    except (OSError, RuntimeError):  # RuntimeError: a loop of links, before Python 3.13
+        raise error(f"{entry}: not a regular file, but a link to nothing; replace it by a file") from None
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise error(f"{entry}: not a regular file, but a pipe, socket or device; remove it")
+    if found != entry and not found.is_relative_to(root) and found.parent != blobs:
+        raise error(
+            f"{entry}: a link that leads out of its folder, to {found}; expected a file of its own: if you trust the "
+            "link, copy the folder with `cp -rL`"
+        )

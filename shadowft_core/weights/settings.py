@@ -1,0 +1,106 @@
+"""The fields that are read of the small JSON files of a model folder; every reader of such a field uses these forms."""
+
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import ConfigDict, Field, ValidationError
+
+from shadowft_core.errors import CheckpointError
+from shadowft_core.files import Fields, read_json_object, read_record
+from shadowft_core.files.record import first_problem
+from shadowft_core.limits import CONFIG_BYTES, TOKENS
+
+SAVE_AGAIN = "correct the field, or save the model again"
+TokenId = Annotated[int, Field(ge=0, lt=TOKENS)]
+Count = Annotated[int, Field(ge=1, lt=1 << 31)]
+
+
+class LanguageConfig(Fields):
+    """config.json, or the part of it about the language model; the fields that decide how weights are read."""
+
+    model_config = ConfigDict(allow_inf_nan=True)  # other fields of a config may be Infinity
+    model_type: str | None = None
+    architectures: list[str] | None = None
+    tie_word_embeddings: bool | None = None
+    quantization_config: dict[str, Any] | None = None
+    vocab_size: Count | None = None
+    rope_scaling: dict[str, Any] | None = None
+    rope_parameters: dict[str, Any] | None = None
+
+
+class ModelConfig(LanguageConfig):
+    """config.json as a whole."""
+
+    text_config: LanguageConfig | None = None
+    vision_config: dict[str, Any] | None = None
+
+
+class AddedToken(Fields):
+    """A special token with its settings."""
+
+    content: str
+
+
+class NamedTemplate(Fields):
+    """One of several chat templates."""
+
+    template: str
+
+
+Token = str | AddedToken | None
+
+
+class TokenizerConfig(Fields):
+    """tokenizer_config.json and chat_template.json: templates and special tokens."""
+
+    chat_template: str | list[NamedTemplate] | dict[str, str] | None = None
+    bos_token: Token = None
+    eos_token: Token = None
+    unk_token: Token = None
+    sep_token: Token = None
+    pad_token: Token = None
+    cls_token: Token = None
+
+    @property
+    def templates(self) -> list[str]:
+        held = self.chat_template or []
+        if isinstance(held, str):
+            return [held]
+        return list(held.values()) if isinstance(held, dict) else [one.template for one in held]
+
+
+class GenerationConfig(Fields):
+    """generation_config.json: the ids that end a reply."""
+
+    eos_token_id: TokenId | list[TokenId] | None = None
+
+    @property
+    def stops(self) -> list[int]:
+        found = self.eos_token_id
+        return found if isinstance(found, list) else [] if found is None else [found]
+
+
+F = TypeVar("F", bound=Fields)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json as a whole, with the fields of `ModelConfig` checked.
+
+    Raises CheckpointError when it is missing, not a JSON object, or has a field of another type or range.
+    """
+    path = folder / "config.json"
+    config = read_json_object(path, CONFIG_BYTES)
+    try:
+        ModelConfig.model_validate(config)
+    except ValidationError as problem:
+        raise CheckpointError(f"{path}: {first_problem(problem)}; {SAVE_AGAIN}") from None
+    return config
+
+
+def read_settings(folder: Path, name: str, form: type[F]) -> F:
+    """The fields of a model folder's JSON file; those of an empty file where the folder has none.
+
+    Raises CheckpointError, naming file and field, for one of another type or range.
+    """
+    path = folder / name
+    return read_record(path, form, SAVE_AGAIN, largest=CONFIG_BYTES) if path.exists() else form()

@@ -1,0 +1,220 @@
+"""Model folders by strangers: nothing outside the folder is read, nothing takes long, every field has its type."""
+
+import json
+import os
+import shutil
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shadowft_core import limits
+from shadowft_core.errors import CheckpointError
+from shadowft_core.loading import load, own_code
+from shadowft_core.pair import check_pair
+from shadowft_core.plan.shape import shape_of
+from shadowft_core.weights import INDEX, SINGLE, open_checkpoint, open_remote, parse_header, read_vocabulary
+from shadowft_core.weights.header import build_header
+from shadowft_core.weights.remote import RemoteFiles
+from tests.fixtures.models import write_model
+
+Act = Callable[[Path], Any]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "models--o--n" / "snapshots" / ("a" * 40), {"w": np.zeros(2, np.float32)})
+
+
+def link(name: str, target: str) -> Act:
+    def make(folder: Path) -> None:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).symlink_to(target)
+
+    return make
+
+
+def blob(name: str, content: bytes = b"{}") -> Act:
+    """A file as a hub's cache holds it: a link into blobs/."""
+
+    def make(folder: Path) -> None:
+        blobs = folder.parent.parent / "blobs"
+        blobs.mkdir(exist_ok=True)
+        (blobs / "0123abc").write_bytes(content)
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).symlink_to(os.path.relpath(blobs / "0123abc", (folder / name).parent))
+
+    return make
+
+
+def blob_elsewhere(folder: Path) -> None:
+    blobs = folder.parent.parent / "blobs"
+    blobs.mkdir()
+    (blobs / "0").symlink_to("/etc/passwd")
+    (folder / "notes.json").symlink_to("../../blobs/0")
+
+
+def blobs_elsewhere(folder: Path) -> None:
+    (folder.parent.parent / "blobs").symlink_to("/etc")
+    (folder / "notes.json").symlink_to("../../blobs/passwd")
+
+
+ENTRIES: dict[str, tuple[Act, str | None]] = {
+    "a link out": (
+        link("notes.json", "/etc/passwd"),
+        "notes.json: a link that leads out of its folder, to /etc/passwd",
+    ),
+    "a link up": (link("notes.json", "../other.json"), "to nothing"),
+    "a link out below": (link("additional_chat_templates/a.jinja", "/etc/passwd"), "leads out"),
+    "templates elsewhere": (link("additional_chat_templates", "/etc"), "leads out"),
+    "a cache's link on": (blob_elsewhere, "leads out"),
+    "a cache elsewhere": (blobs_elsewhere, "leads out"),
+    "a pipe": (lambda folder: os.mkfifo(folder / "notes.json"), "pipe, socket or device"),
+    "a pipe of that name": (lambda folder: os.mkfifo(folder / INDEX), "pipe, socket or device"),
+    "a device": (link("notes.json", "/dev/zero"), "pipe, socket or device"),
+    "a loop": (link("notes.json", "notes.json"), "to nothing"),
+    "a link inside": (link("notes.json", "config.json"), None),
+    "a cache's link": (blob("notes.json"), None),
+    "a cache's link below": (blob("additional_chat_templates/a.jinja"), None),
+    "hidden": (link(".git", "/etc"), None),
+}
+
+
+@pytest.mark.parametrize("case", ENTRIES)
+def test_every_entry_of_a_model_folder_is_its_own(model: Path, case: str) -> None:
+    make, said = ENTRIES[case]
+    make(model)
+    if said is None:
+        assert open_checkpoint(model).other_files()
+    else:
+        for read in (open_checkpoint, lambda folder: load(object, folder)):
+            with pytest.raises(CheckpointError, match=said):
+                read(model)
+
+
+def header(entries: str) -> bytes:
+    return struct.pack("<Q", len(entries)) + entries.encode()
+
+
+def tensor(name: str, shape: str) -> str:
+    return f'{{"{name}":{{"dtype":"U8","shape":[{shape}],"data_offsets":[0,1]}}}}'
+
+
+LONG = {
+    "a product of many lengths": header(tensor("a", ",".join(["9223372036854775807"] * 50_000))),
+    "many digits": header(tensor("a", "9" * 2_000_000)),
+    "objects": header(f'{{"a":[{",".join(["{}"] * 1_100_000)}]}}'),
+    "lists": header(f'{{"a":[{",".join(["[]"] * 2_100_000)}]}}'),
+    "numbers": header(f'{{"a":[{",".join(["1"] * 2_000_000)}]}}'),
+    "a long name": header(tensor("a" * 5000, "1")),
+}
+
+
+@pytest.mark.parametrize("case", LONG)
+def test_a_header_is_refused_before_it_takes_long(tmp_path: Path, case: str) -> None:
+    raw, path = LONG[case], tmp_path / "m"
+    begun = time.thread_time()
+    with pytest.raises(CheckpointError, match="malformed safetensors header") as caught:
+        parse_header(raw, path)
+    remote = RemoteFiles({SINGLE: len(raw) + 1}, lambda name, start, length: (raw + b"\0")[start : start + length])
+    with pytest.raises(CheckpointError, match="malformed safetensors header"):
+        open_remote(path, remote)
+    assert time.thread_time() - begun < 1
+    assert len(str(caught.value)) < 600
+
+
+def test_a_source_that_sends_fewer_bytes_than_its_header_has(tmp_path: Path) -> None:
+    raw = build_header({f"{n}": ("U8", (1,)) for n in range(3000)})
+    remote = RemoteFiles({SINGLE: len(raw) + 3000}, lambda name, start, length: raw[start : start + min(length, 150)])
+    with pytest.raises(CheckpointError, match="bytes of header, read"):
+        open_remote(tmp_path, remote)
+
+
+def test_an_index_names_no_more_files_than_a_model_can_have(model: Path) -> None:
+    names = {f"w{n}": f"{n}.safetensors" for n in range(limits.SHARDS + 1)}
+    (model / INDEX).write_text(json.dumps({"weight_map": names}))
+    with pytest.raises(CheckpointError, match=r"names 10001 files, the limit is 10000"):
+        open_checkpoint(model)
+
+
+def test_a_file_beside_the_weights_has_a_limit(model: Path) -> None:
+    with (model / "notes.txt").open("wb") as file:
+        file.truncate(limits.SIDE_FILE_BYTES + 1)
+    with pytest.raises(CheckpointError, match=r"notes\.txt: 1073741825 bytes, the limit"):
+        open_checkpoint(model).other_files()
+
+
+BAD_FIELDS: list[tuple[str, dict[str, Any] | bytes, str]] = [
+    ("config.json", {"vocab_size": -1}, "vocab_size"),
+    ("config.json", {"vocab_size": 2**80}, "vocab_size"),
+    ("config.json", {"vocab_size": True}, "vocab_size"),
+    ("config.json", {"text_config": {"vocab_size": "64"}}, r"text_config\.vocab_size"),
+    ("config.json", {"text_config": []}, "text_config"),
+    ("config.json", {"tie_word_embeddings": "false"}, "tie_word_embeddings"),
+    ("config.json", {"architectures": "Llama"}, "architectures"),
+    ("config.json", {"model_type": {}}, "model_type"),
+    ("config.json", {"quantization_config": "int4"}, "quantization_config"),
+    ("config.json", {"rope_scaling": 3}, "rope_scaling"),
+    ("config.json", {"num_hidden_layers": 10**9}, "num_hidden_layers is 1e"),
+    ("config.json", {"vision_config": {"depth": 10**9}}, "depth is 1e"),
+    ("config.json", b"{" + b" " * limits.CONFIG_BYTES + b"}", "the limit is"),
+    ("tokenizer_config.json", {"chat_template": 7}, "chat_template"),
+    ("tokenizer_config.json", {"chat_template": [7]}, "chat_template"),
+    ("tokenizer_config.json", {"eos_token": 7}, "eos_token"),
+    ("tokenizer_config.json", b"[]", "tokenizer_config.json"),
+    ("generation_config.json", {"eos_token_id": [-1]}, "eos_token_id"),
+    ("generation_config.json", {"eos_token_id": 400_000_000}, "eos_token_id"),
+    ("generation_config.json", {"eos_token_id": True}, "eos_token_id"),
+    ("tokenizer.json", {"model": {"vocab": "abc"}}, "unknown form"),
+    ("tokenizer.json", {"model": {"vocab": [["a", 0], []]}}, "unknown form"),
+    ("tokenizer.json", {"model": {"vocab": {"a": -1}}}, "expected text and an integer"),
+    ("tokenizer.json", {"model": {"vocab": {"a": 400_000_000}}}, "expected text and an integer"),
+    ("tokenizer.json", {"model": {"vocab": {"a": True}}}, "expected text and an integer"),
+    ("tokenizer.json", {"model": None}, "unknown form"),
+    ("tokenizer.json", {"model": {"vocab": {}}, "added_tokens": [{"id": [], "content": "a"}]}, "unknown form"),
+    ("chat_template.json", {"chat_template": {"a": 1}}, "chat_template"),
+    ("chat_template.jinja", b"x" * (limits.CONFIG_BYTES + 1), "the limit is"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "said"), BAD_FIELDS)
+def test_a_field_of_another_type_or_range_is_named(
+    tiny_llama_pair: Any, tmp_path: Path, name: str, content: dict[str, Any] | bytes, said: str
+) -> None:
+    folder = shutil.copytree(tiny_llama_pair.instruct, tmp_path / "instruct")
+    old = json.loads((folder / name).read_bytes()) if isinstance(content, dict) and (folder / name).exists() else {}
+    (folder / name).write_bytes(content if isinstance(content, bytes) else json.dumps(old | content).encode())
+
+    def read(folder: Path) -> None:
+        check_pair(tiny_llama_pair.base, folder)
+        load(object, folder)
+
+    with pytest.raises(CheckpointError, match=said) as caught:
+        read(folder)
+    assert name in str(caught.value)
+    assert len(str(caught.value)) < 800
+
+
+@pytest.mark.parametrize("value", [-1, 0, 10**12, "8", [8], 8.0, True])
+def test_the_plan_takes_only_lengths(tiny_llama_pair: Any, tmp_path: Path, value: Any) -> None:
+    folder = shutil.copytree(tiny_llama_pair.instruct, tmp_path / "instruct")
+    config = json.loads((folder / "config.json").read_bytes())
+    (folder / "config.json").write_text(json.dumps(config | {"num_attention_heads": value}))
+    with pytest.raises(CheckpointError, match="num_attention_heads is"):
+        shape_of(open_checkpoint(folder))
+
+
+def test_the_files_of_code_have_a_limit(model: Path) -> None:
+    (model / "processor_config.json").write_bytes(b" " * (limits.CONFIG_BYTES + 1))
+    with pytest.raises(CheckpointError, match="the limit is"):
+        own_code(model)
+
+
+def test_a_config_with_infinity_is_read(model: Path) -> None:
+    (model / "config.json").write_text('{"model_type": "x", "clip": Infinity, "vocab_size": null}')
+    assert open_checkpoint(model).config["clip"] == float("inf")
+    assert read_vocabulary(model) is None

@@ -26,7 +26,7 @@ RANK = 16
 """lengths in a tensor's shape"""
 HEADER_BYTES = 100_000_000
 """bytes of the header of a safetensors file; the limit of the safetensors library"""
-NAME_CHARACTERS = 4_096
+NAME_CHARACTERS = 1_024
 """characters of a tensor's name"""
 SHARDS = 10_000
 """safetensors files of a model"""
@@ -40,8 +40,16 @@ TOKENS = 1 << 24
 # Patterns and templates of others
 PATTERN_CHARACTERS = 10_000
 """characters of a regular expression in an adapter's settings"""
+PATTERN_STEPS = 100_000
+"""characters of such an expression, times the counts of all its repeats: the library writes them out"""
 PATTERN_SECONDS = 1.0
 """seconds that one match of such an expression may take"""
+PATTERNS_SECONDS = 30.0
+"""seconds of processor time that all matches for one adapter may take"""
+ADAPTER_NAMES = 1_000
+"""modules that an adapter's settings may name one by one in `modules_to_save` and similar fields"""
+ADAPTER_RANK = 65_536
+"""rank of an adapter, far above the width of any layer it is worth adapting"""
 
 # What is shown
 MESSAGE_CHARACTERS = 2_000

@@ -10,9 +10,10 @@ import numpy as np
 
 from shadowft_core.delta.change import Change
 from shadowft_core.delta.layout import GATHER, WRAPPERS
-from shadowft_core.delta.settings import EMBEDDING, MERGE, Settings, matches
+from shadowft_core.delta.settings import EMBEDDING, MERGE, Settings, ends_in
 from shadowft_core.errors import AdapterError, NotFiniteError, QuantisedError
 from shadowft_core.weights import FLOATS, Checkpoint, Ignored, open_safetensors
+from shadowft_core.weights.entries import require_own_files
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -40,6 +41,7 @@ class Adapter:
 
         Raises AdapterError, CheckpointError, QuantisedError for a quantised Base.
         """
+        require_own_files(source, AdapterError)
         self.before, self.source, self.ignore = before, source, ignore
         self.ignored: Ignored = {}
         """tensors of the Base that the adapter may leave out"""
@@ -92,7 +94,7 @@ class Adapter:
         """Whether a name in trainable_token_indices matches this module."""
         if pattern == EMBEDDING:
             return self.before.family.is_embedding(self.stored(f"{module}.weight"))
-        return matches([pattern], module)
+        return ends_in([pattern], module)
 
     def add(self, name: str, change: Change) -> None:
         """Add a part of a tensor's change. Raises AdapterError if the file has that part twice."""

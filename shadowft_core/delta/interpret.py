@@ -4,6 +4,7 @@ An adapter names modules as in the loaded model or, if it was trained with an ol
 """
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -137,6 +138,10 @@ class _Reading:
         initial = self.settings.initial
         if initial and embedding:
             raise AdapterError(f"{self.file}: {module} is an embedding, which {initial} does not adapt; {MERGE}")
+        if initial and rank > min(shape):
+            raise AdapterError(
+                f"{self.file}: rank {rank} of {module} is above its {shape}, so it has no start; {MERGE}"
+            )
         if initial == "olora" and swapped:  # PEFT decomposes it as if it were (outputs, inputs)
             raise AdapterError(f"{self.file}: {module} is a Conv1D, which olora initialises differently; {CONVERT}")
         rows, columns = shape[::-1] if swapped else shape
@@ -196,11 +201,17 @@ class _Reading:
         name = self.adapter.stored(f"{module}.weight")
         indices = next((ids for p, ids in self.settings.token_rows.items() if self.adapter.has_rows(p, module)), [])
         shape = self.before.info(self.adapter.home(name)).shape
-        wrong = sorted({i for i in indices if not 0 <= i < shape[0] or indices.count(i) > 1})
-        if wrong or self.weights.info(key).shape != (len(indices), *shape[1:]):
+        counts = Counter(indices)
+        wrong = sorted(i for i, count in counts.items() if not 0 <= i < shape[0] or count > 1)
+        if wrong:
+            raise AdapterError(
+                f"{self.settings.path}: trainable_token_indices names token {wrong[0]!r:.40} twice or outside of the "
+                f"{shape[0]} rows of {self.before.path}; pass the model it was trained on, or save it again"
+            )
+        if self.weights.info(key).shape != (len(indices), *shape[1:]):
             raise AdapterError(
                 f"{self.file}: tensor {key} is {self.weights.info(key).shape}, trainable_token_indices names "
-                f"{len(indices)} rows of {shape}{f', {wrong[0]} twice or outside' if wrong else ''}; save it again"
+                f"{len(indices)} rows of {shape}; save it again"
             )
         self.adapter.add(name, Change(rows=key, indices=tuple(indices)))
 

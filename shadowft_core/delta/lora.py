@@ -8,6 +8,8 @@ import numpy as np
 
 from shadowft_core.delta.factors import Factors
 from shadowft_core.delta.format import FACTORS, rounded
+from shadowft_core.delta.settings import LARGEST
+from shadowft_core.errors import NotFiniteError
 from shadowft_core.weights import build_header, write_shards
 
 
@@ -27,6 +29,11 @@ def write_factors(folder: Path, shapes: Mapping[str, tuple[int, ...]], found: Ma
         norm = None
         if key.endswith(".lora_A"):
             array, norm = owners[key].right_and_norm()
+            if not norm <= LARGEST:  # the norm is at least the largest entry
+                raise NotFiniteError(
+                    f"tensor {key.removesuffix('.lora_A')}: its delta has the norm {norm:g}, more than "
+                    "float32 holds; the training diverged, or the scaling of the adapter is wrong"
+                )
         else:
             array = owners[key].left()
         yield np.ascontiguousarray(array).reshape(-1)

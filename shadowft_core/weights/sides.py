@@ -10,6 +10,7 @@ from shadowft_core.errors import InputError, QuantisedError
 _CODES = re.compile(
     r"\.(weight_scale(_inv)?|weight_packed|input_scale|q(weight|zeros)|scales|absmax)$|_(blocks|scales)$"
 )
+MANY, DEEP, SHOWN = 50_000, 32, 50  # tensors, steps of a name, and patterns for which a waiver is worked out
 Ignored = dict[str, dict[str, list[str]]]
 """names of tensors by reason, then by side"""
 
@@ -67,13 +68,18 @@ def require_met(patterns: Sequence[str], ignored: Ignored, where: str) -> None:
 def remedy(left: Mapping[str, Sequence[str]], both: Collection[str]) -> str:
     """The options that would waive all of `left`, as `; or ...`.
 
-    Empty when a tensor seems to be renamed, or when the two models have no tensor in common."""
+    Empty when a tensor seems to be renamed, when the two models have no tensor in common, or when there are too many
+    names to search them all."""
     leaves = [{".".join(name.split(".")[-2:]) for name in names} for names in left.values()]
+    if len(both) > MANY or any(name.count(".") > DEEP for names in left.values() for name in names):
+        return ""
     if not both or (len(leaves) > 1 and set.intersection(*leaves)):
         return ""
     found: list[str] = []
     for name in (name for names in left.values() for name in names):
         if not any(fnmatchcase(name, pattern) for pattern in found):
+            if len(found) == SHOWN:
+                return ""
             found.append(_pattern(name, both))
     options = " ".join(f"--ignore '{pattern}'" for pattern in found)
     return f"; or waive the missing tensors by name: {options} (for a project: extract.ignore)"

@@ -28,7 +28,7 @@ def read_vocabulary(folder: Path) -> tuple[dict[int, str], set[int]] | None:
         if isinstance(vocab, dict):
             words = {number: word for word, number in vocab.items()}
         else:
-            words = {number: word for number, [word, *_] in enumerate(_list(vocab))}
+            words = {number: _list(entry)[0] for number, entry in enumerate(_list(vocab))}
         added = {token["id"]: token["content"] for token in _list(tokenizer.get("added_tokens") or [])}
     words |= added
     for number, word in words.items():

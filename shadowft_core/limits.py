@@ -28,6 +28,8 @@ HEADER_BYTES = 100_000_000
 """bytes of the header of a safetensors file; the limit of the safetensors library"""
 NAME_CHARACTERS = 1_024
 """characters of a tensor's name"""
+PART_ELEMENTS = 1 << 26
+"""elements of one part of a stored delta: 256 MiB; the largest are rows of a matrix, of less than a million"""
 SHARDS = 10_000
 """safetensors files of a model"""
 LAYERS = 4_096
@@ -51,6 +53,8 @@ ADAPTER_NAMES = 1_000
 ADAPTER_RANK = 65_536
 """rank of an adapter, far above the width of any layer it is worth adapting"""
 
-# What is shown
+# What is shown and recorded
+TEXT_CHARACTERS = 1_000
+"""characters of a text in a record, such as the name of a trainer"""
 MESSAGE_CHARACTERS = 2_000
 """characters of an error message"""

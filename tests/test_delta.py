@@ -171,11 +171,11 @@ def dense(tmp_path: Path) -> Path:
     ("change", "message"),
     [
         (lambda d: d.update(format=1), "delta format 1, expected 2"),
-        (lambda d: d.update(kind="sparse"), "kind 'sparse'"),
+        (lambda d: d.update(kind="sparse"), "kind: Input should be 'lora', 'dense' or 'lowrank', found 'sparse'"),
         (lambda d: d["tensors"].pop(Q), "q_proj"),
         (lambda d: d["tensors"][Q].update(shape=[700, 300]), "is not the head of a frame of"),
-        (lambda d: d["tensors"][Q].pop("digest"), "damaged certificate"),
-        (lambda d: d.pop("base"), "damaged certificate"),
+        (lambda d: d["tensors"][Q].pop("digest"), "digest is missing"),
+        (lambda d: d.pop("base"), "field base is missing"),
     ],
 )
 def test_a_changed_certificate_is_refused(dense: Path, change: Callable[[Any], None], message: str) -> None:

@@ -99,7 +99,7 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
 
 
 def test_a_tensor_name_is_never_a_path(tmp_path: Path) -> None:
-    names = ["../../evil", f"{tmp_path}/evil", "a b", "x" * 3000, "", "CON", "é\u202e", "__metadata"]
+    names = ["../../evil", f"{tmp_path}/evil", "a b", "x" * 900, "", "CON", "é\u202e", "__metadata"]
     rng = np.random.default_rng(0)
     base = {name: rng.standard_normal((4, 8)).astype(np.float32) for name in names}
     tuned = {name: array + np.float32(0.01) for name, array in base.items()}

@@ -11,12 +11,14 @@ import numpy as np
 
 from shadowft_core.delta.certificate import Layout, read_certificate
 from shadowft_core.delta.factors import Factors
-from shadowft_core.delta.format import BASE, CERTIFICATE, DENSE, FACTORS, MARKS, SAMPLE, step
+from shadowft_core.delta.format import BASE, CERTIFICATE, DENSE, FACTORS, MARKS, SAMPLE, SAMPLED, step
 from shadowft_core.delta.frames import HEAD, body_bytes, decode
 from shadowft_core.errors import DeltaError
 from shadowft_core.files import WORKERS, file_digest
 from shadowft_core.kernels.scratch import scratch
-from shadowft_core.weights import Checkpoint, Ignored, open_safetensors
+from shadowft_core.limits import TOKENS
+from shadowft_core.weights import FLOATS, Checkpoint, Ignored, open_safetensors
+from shadowft_core.weights.entries import require_own_files
 
 NO_DIGESTS: Mapping[tuple[str, int, int], str] = {}
 _TALL = 128  # rows of a product computed together: matrix libraries are slow on fewer
@@ -246,9 +248,10 @@ def _scaled(factors: Factors) -> tuple[np.ndarray, np.ndarray]:
 def open_delta(path: Path) -> Delta:
     """Open a delta folder and check that its certificate matches its weight files.
 
-    Raises DeltaError on another format version, a certificate that is not canonical, or tensors that are missing, extra
-    or of another shape.
+    Raises DeltaError on another format version, a certificate that is not canonical, tensors that are missing, extra
+    or of another shape, and an entry that is not a file of its own.
     """
+    require_own_files(path, DeltaError)
     fields, digest, expected = read_certificate(path)
     weights = {name: open_safetensors(path / name) for name, layout in expected.items() if layout}
     for name, model in weights.items():
@@ -256,10 +259,30 @@ def open_delta(path: Path) -> Delta:
         free = {n for n, (_, shape) in expected[name].items() if shape is None}  # frames have any length
         _require_equal(path / name, held | {n: (held[n][0], None) for n in free & held.keys()}, expected[name])
     weights[BASE] = open_safetensors(path / BASE)
+    _require_sample(weights[BASE], path / BASE, fields["tensors"])
     sample = fields["base"]["sample"]
     if (found := file_digest(path / BASE)) != sample:
         raise DeltaError(f"{path / BASE}: is {found}, {CERTIFICATE} has {sample}; fetch or extract it again")
     return Delta(path, fields, digest, weights)
+
+
+def _require_sample(base: Checkpoint, file: Path, tensors: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise DeltaError unless a file has nothing but token marks and short samples, of every tensor that changed."""
+    for name in base.names:
+        info, marks = base.info(name), name == MARKS
+        flat = len(info.shape) == 1 and info.size <= (TOKENS if marks else SAMPLED)
+        if not flat or not (info.dtype == "U64" if marks else name.startswith(SAMPLE) and info.dtype in FLOATS):
+            raise DeltaError(
+                f"{file}: tensor {name} is {info.dtype} {info.shape}, expected token marks and samples; fetch or "
+                "extract it again"
+            )
+    for name, entry in tensors.items():
+        size = min(math.prod(entry["shape"]), SAMPLED)
+        if size and (SAMPLE + name not in base or base.info(SAMPLE + name).size != size):
+            raise DeltaError(
+                f"{file}: no sample of {size} values of tensor {name}, which {CERTIFICATE} has; fetch or extract "
+                "it again"
+            )
 
 
 def _require_equal(file: Path, found: Layout, expected: Layout) -> None:

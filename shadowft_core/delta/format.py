@@ -6,9 +6,11 @@ from shadowft_core.weights import CHUNK
 
 FORMAT = 2
 CERTIFICATE, DENSE, FACTORS, BASE = "delta.json", "dense.safetensors", "factors.safetensors", "base.safetensors"
-KINDS = ("lora", "dense", "lowrank")
+LARGEST = float(np.finfo(np.float32).max)
 MARKS, SAMPLE = "token_marks", "sample."
 """names in base.safetensors: of the token marks; prefix of the sample of a tensor"""
+SAMPLED = 64
+"""elements in the sample of a tensor, or all if it has fewer"""
 
 
 def step(shape: tuple[int, ...]) -> int:
@@ -19,7 +21,7 @@ def step(shape: tuple[int, ...]) -> int:
 
 def sample_positions(size: int) -> np.ndarray:
     """Flat positions to sample from `size` elements: all if at most 64, else four evenly spread runs of 16."""
-    if size <= 64:
+    if size <= SAMPLED:
         return np.arange(size)
     starts = np.linspace(0, size - 16, 4).astype(np.int64)
     return np.unique(starts[:, None] + np.arange(16))

@@ -111,8 +111,9 @@ def body_bytes(head: bytes, elements: int, where: str) -> int:
     """The number of bytes after a frame head. Raises DeltaError if it is not the head of a frame of `elements`."""
     word, codec, zero, count, payload, odd = HEAD.unpack(head)
     plain = count * _WORD[word].itemsize if word in _WORD else 0
-    limit = plain if codec == RAW else plain + 1024
-    if word > FLOAT32 or codec > ZSTD or zero or count != elements or payload > limit or odd > elements:
+    sized = payload == plain if codec == RAW else word != ZERO and payload <= plain + 1024
+    few = odd <= count if word == BFLOAT16 else odd == 0
+    if word > FLOAT32 or codec > ZSTD or zero or count != elements or not (sized and few):
         raise DeltaError(
             f"{where}: {head.hex()} is not the head of a frame of {elements} elements; fetch or extract it again"
         )
@@ -128,8 +129,6 @@ def decode(head: bytes, body: memoryview, out: np.ndarray, where: str) -> None:
     dtype = _WORD[word]
     if codec == RAW:
         words = np.frombuffer(body[:payload], dtype)
-        if words.size != count:
-            raise DeltaError(f"{where}: a frame holds {words.size} of {count} elements; fetch or extract it again")
         np.copyto(out, words.view(_BF16 if word == BFLOAT16 else np.float32))
     else:
         planes = scratch.array("planes", count * dtype.itemsize, np.uint8)
@@ -140,6 +139,6 @@ def decode(head: bytes, body: memoryview, out: np.ndarray, where: str) -> None:
         bf16.joined(planes, dtype.itemsize, out)
     if odd:
         positions = np.frombuffer(body[payload : payload + 4 * odd], "<u4")
-        if positions.max() >= count:
-            raise DeltaError(f"{where}: exception at {positions.max()} of {count} elements; fetch or extract it again")
+        if positions[-1] >= count or np.any(positions[1:] <= positions[:-1]):
+            raise DeltaError(f"{where}: exceptions do not rise within {count} elements; fetch or extract it again")
         out[positions] = np.frombuffer(body[payload + 4 * odd : payload + 8 * odd], "<f4")

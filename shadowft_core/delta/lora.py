@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from shadowft_core.delta.factors import Factors
-from shadowft_core.delta.format import FACTORS, rounded
-from shadowft_core.delta.settings import LARGEST
+from shadowft_core.delta.format import FACTORS, LARGEST, rounded
 from shadowft_core.errors import NotFiniteError
 from shadowft_core.weights import build_header, write_shards
 

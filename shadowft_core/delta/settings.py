@@ -9,6 +9,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from shadowft_core.delta.adapter_config import AdapterConfig
+from shadowft_core.delta.format import LARGEST
 from shadowft_core.delta.patterns import Patterns
 from shadowft_core.errors import AdapterError
 from shadowft_core.files import read_json_object
@@ -25,7 +26,6 @@ _UNMERGED = {
     *("XLORA", "POLY", "LILY", "SHADOW"),
 }
 _NO_WEIGHTS = {"alora_invocation_tokens", "arrow_config", "layer_replication"}
-LARGEST = 3.4028234663852886e38  # of float32
 V = TypeVar("V")
 EMBEDDING = "the input embedding"
 _NEUTRAL = {"megatron_core": "megatron.core", "qalora_group_size": 16}

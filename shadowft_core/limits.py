@@ -12,6 +12,10 @@ TOKENIZER_BYTES = 256 * MIB
 """bytes of tokenizer.json and of a vocabulary"""
 CONFIG_BYTES = 4 * MIB
 """bytes of config.json and the other small files of a model or adapter"""
+SETTINGS_BYTES = 256 * 1024
+"""bytes of a YAML file of another trainer: reading it takes seconds for each megabyte"""
+SETTINGS_FILES = 16
+"""YAML files beside a tuned model that are read for what they tell of its training"""
 PARAMS_BYTES = 1 * MIB
 """bytes of params.yaml and of a task's YAML file"""
 DEPTH = 64

@@ -89,13 +89,13 @@ def test_a_folder_that_is_not_grafted_has_no_receipt(grafted: Path, shadowft: Sh
     shadowft("receipt", grafted.parent / "absent").refused(3, "absent", "made by `graft`")
     recipe = json.loads((grafted / "recipe.json").read_text())
     (grafted / "recipe.json").write_text(json.dumps({**recipe, "format": 2}))
-    shadowft("receipt", grafted).refused(3, "recipe.json: format 2, expected 1")
+    shadowft("receipt", grafted).refused(3, "recipe.json: format: Input should be 1, found 2")
     (grafted / "recipe.json").write_text(json.dumps(recipe))
     record = json.loads((grafted / "receipt.json").read_text())
     for damaged, part in (
-        ({**record, "format": 2}, "format 2, expected 1"),
-        ({**record, "grafted": {Q: {}}}, "damaged"),
-        ({"format": 1}, "damaged"),
+        ({**record, "format": 2}, "format: Input should be 1, found 2"),
+        ({**record, "grafted": {Q: {}}}, "weight_norm is missing"),
+        ({"format": 1}, "is missing"),
     ):
         (grafted / "receipt.json").write_text(json.dumps(damaged))
         shadowft("receipt", grafted, "--json").refused_as_json(3, "CheckpointError", "receipt.json", part)

@@ -232,7 +232,12 @@ def test_trained_rows_must_be_rows_of_the_embedding(tiny_llama_pair: Pair, tmp_p
     adapt(base, adapter, target_modules=["q_proj"], trainable_token_indices=[3, 4])
     config = tmp_path / "adapter" / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"trainable_token_indices": indices}))
-    refused(AdapterError, r"names (token -?\d+ twice or outside of the 64 rows|1 rows of \(64, 32\))", tiny_llama_pair.base, tmp_path / "adapter")
+    refused(
+        AdapterError,
+        r"names (token -?\d+ twice or outside of the 64 rows|1 rows of \(64, 32\))",
+        tiny_llama_pair.base,
+        tmp_path / "adapter",
+    )
 
 
 def test_the_remedy_for_a_refused_adapter_works(tiny_llama_pair: Pair, tmp_path: Path) -> None:

@@ -34,9 +34,9 @@ def test_a_folder_unlike_its_recipe_is_refused(world: World, half: Path, tmp_pat
 def test_a_folder_grafted_in_one_pass_has_no_delta_to_evaluate(world: World, half: Path, tmp_path: Path) -> None:
     grafted = shutil.copytree(half, tmp_path / "grafted")
     recipe = json.loads((grafted / "recipe.json").read_bytes())
-    recipe["deltas"] = [{"base": "sha256:1", "tuned": "sha256:2", "scale": 0.5}]
+    recipe["deltas"] = [{"base": f"sha256:{1:064}", "tuned": f"sha256:{2:064}", "scale": 0.5}]
     (grafted / "recipe.json").write_bytes(canonical_json(recipe))
-    with pytest.raises(GraftError, match=r"recipe\.json: adds sha256:2 - sha256:1 without a stored delta"):
+    with pytest.raises(GraftError, match=r"recipe\.json: adds sha256:0+2 - sha256:0+1 without a stored delta"):
         evaluate(world.instruct, world.data, world.delta, grafted, "shadow", world.params(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

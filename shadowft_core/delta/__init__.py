@@ -12,7 +12,8 @@ from shadowft_core.delta.format import sample_positions, step
 from shadowft_core.delta.rehearsal import require_extractable
 from shadowft_core.delta.source import DeltaSource
 from shadowft_core.delta.stage import extract
-from shadowft_core.delta.told import losses, sentence
+from shadowft_core.delta.told import losses
+from shadowft_core.delta.trainer import sentence
 from shadowft_core.delta.tuned import open_difference, read_tuned
 
 __all__ = [

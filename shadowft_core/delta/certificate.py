@@ -4,13 +4,13 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from shadowft_core.delta.format import CERTIFICATE, DENSE, FACTORS, FORMAT, LARGEST, step
 from shadowft_core.delta.trainer import Text, Trainer
 from shadowft_core.errors import DeltaError
 from shadowft_core.files import Record, bytes_digest, canonical_json, parse_json, read_regular
-from shadowft_core.files.record import first_problem
+from shadowft_core.files.record import check_record
 from shadowft_core.limits import ADAPTER_RANK, NAME_CHARACTERS, PART_ELEMENTS, RANK, TENSORS
 from shadowft_core.weights.families.names import EMBEDDING, HEAD
 
@@ -163,10 +163,7 @@ def read_certificate(path: Path) -> Certificate:
         raise DeltaError(f"{file}: delta format {found!r:.80}, expected {FORMAT}; extract the delta again")
     if canonical_json(fields) != data:
         raise DeltaError(f"{file}: not canonical JSON, so it was edited; fetch or extract it again")
-    try:
-        record = DeltaRecord.model_validate(fields)
-    except ValidationError as problem:
-        raise DeltaError(f"{file}: {first_problem(problem)}; fetch or extract it again") from None
+    record = check_record(fields, DeltaRecord, file, "fetch or extract it again", error=DeltaError)
     expected: dict[str, Layout] = {DENSE: {}, FACTORS: {}}
     for name, entry in record.tensors.items():
         shape = tuple(entry.shape)

@@ -1,6 +1,5 @@
 """Finds the one result of a training in a folder, or says what the folder has instead and what to do about it."""
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -9,6 +8,8 @@ from pathlib import Path
 from shadowft_core.delta.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from shadowft_core.delta.told import STATE, checkpoints
 from shadowft_core.errors import AdapterError, CheckpointError, DeltaError
+from shadowft_core.files import read_json_object
+from shadowft_core.weights.entries import leads_out, require_own_files
 
 SHOWN = 6  # names in a message
 _ADAPTER = re.compile(r"adapter_config\.json|adapter_model\.(safetensors|bin)")
@@ -50,6 +51,8 @@ def find_weights(folder: Path) -> Path:
     AdapterError with the remedy if there are only the pieces that a parallel trainer leaves.
     """
     inner = [name for name in ("adapter", "model") if (folder / name).is_dir()]
+    if odd := [name for name in inner if leads_out(folder / name)]:
+        raise DeltaError(f"{folder / odd[0]}: a link that leads out of its folder; pass the folder it leads to")
     found = [*(f"{name}/" for name in inner), *_kinds(folder)]
     if len(found) == 1 and inner:
         weights = folder / inner[0]
@@ -65,6 +68,7 @@ def find_weights(folder: Path) -> Path:
         )
     if not _is_complete(weights):
         _refuse(folder, weights)
+    require_own_files(weights)
     _require_newest(folder)
     return weights
 
@@ -116,9 +120,8 @@ def _choices(folder: Path) -> Iterator[str]:
 
 
 def _state(folder: Path) -> dict[str, object]:
-    with suppress(OSError, ValueError):
-        found = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
+    with suppress(CheckpointError):  # told.py names a file that cannot be read
+        return read_json_object(folder / STATE)
     return {}
 
 

@@ -6,14 +6,12 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import ValidationError
-
 from shadowft_core.delta.adapter_config import AdapterConfig
 from shadowft_core.delta.format import LARGEST
 from shadowft_core.delta.patterns import Patterns
 from shadowft_core.errors import AdapterError
 from shadowft_core.files import read_json_object
-from shadowft_core.files.record import first_problem
+from shadowft_core.files.record import check_record
 from shadowft_core.limits import CONFIG_BYTES
 
 MERGE = "merge the adapter into the Base (PEFT merge_and_unload, float32) and pass the merged checkpoint"
@@ -49,10 +47,7 @@ class Settings:
             if field not in AdapterConfig.model_fields and value and value != _NEUTRAL.get(field):
                 remedy = _RETRAIN if field in _NO_WEIGHTS else MERGE
                 raise AdapterError(f"{path}: {field:.80}={value!r:.80} has no exact delta here; {remedy}")
-        try:
-            self._config = found = AdapterConfig.model_validate(config)
-        except ValidationError as problem:
-            raise AdapterError(f"{path}: {first_problem(problem)}; save the adapter again") from None
+        self._config = found = check_record(config, AdapterConfig, path, "save the adapter again", error=AdapterError)
         self._patterns = Patterns(path)
         for field, pattern in found.patterns():
             self._patterns.check(field, pattern)

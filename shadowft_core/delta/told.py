@@ -5,8 +5,6 @@ the README.md and the YAML settings beside the weights. training_args.bin is a p
 closed. Nothing that is kept has a path, a time or a host name, so equal trainings give equal records.
 """
 
-import json
-import math
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -15,14 +13,21 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from shadowft_core.errors import CheckpointError
+from shadowft_core.files import read_json_object, read_regular
+from shadowft_core.limits import CONFIG_BYTES, SETTINGS_BYTES, SETTINGS_FILES, TEXT_CHARACTERS
+from shadowft_core.weights.entries import leads_out
+
 STATE, CARD = "trainer_state.json", "README.md"
+LARGEST = 1e300  # of a number that is a fact
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _RESULTS = ("all_results.json", "train_results.json")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _NAMES = {"axolotl": "axolotl", "llama-factory": "LLaMA-Factory", "unsloth": "unsloth", "trl": "TRL"}
-_LIBRARY = re.compile(r"^- (TRL|PEFT|Transformers|Pytorch)[: ]+([\w.+-]+)\s*$", re.MULTILINE | re.IGNORECASE)
+_LIBRARY = re.compile(r"^- (TRL|PEFT|Transformers|Pytorch)[: ]+([\w.+-]{1,99})\s*$", re.MULTILINE | re.IGNORECASE)
 _SETTING = re.compile(r"^- (seed|learning_rate|num_epochs): ([\d.eE+-]+)\s*$", re.MULTILINE)
-_AXOLOTL = re.compile(r"axolotl version: `([\w.+-]+)`\s*```yaml\n(.*?)\n```", re.DOTALL)
+_AXOLOTL = re.compile(r"axolotl version: `([\w.+-]{1,99})`\s*```yaml\n")
+_NONE = ("", "null", "Null", "NULL", "~")  # of YAML, whose scalars are read as text
 UNKNOWN = {  # what a reader would ask for, and the facts of which one answers it
     "starting model": ("model_digest",),
     "data": ("data_digest",),
@@ -85,22 +90,6 @@ def losses(folder: Path) -> list[dict[str, Any]]:
     return [line for _, line in sorted(lines.items()) if len(line) > 1]
 
 
-def sentence(trainer: Mapping[str, Any]) -> str:
-    """What the files say about a training, in one line: by what, from what, how long, what is unknown."""
-    facts = trainer["facts"]
-    words = [f"tuned by {trainer['name'] or 'another trainer'}"]
-    if base := facts.get("base"):
-        words[0] += f" from {base}"
-    words += [f"{name} {facts[name]:g}" for name in ("seed", "steps", "epochs") if name in facts]
-    if "first_loss" in facts and "last_loss" in facts:
-        words.append(f"loss {facts['first_loss']:.3f} -> {facts['last_loss']:.3f}")
-    elif "mean_loss" in facts:
-        words.append(f"mean loss {facts['mean_loss']:.3f}")
-    ends = [f"not known: {', '.join(trainer['not_known'])}"] if trainer["not_known"] else []
-    ends += [f"not readable: {', '.join(trainer['unreadable'])}"] if trainer["unreadable"] else []
-    return "; ".join([", ".join(words), *ends])
-
-
 class _Reading:
     """Collects facts; the first file that has one wins."""
 
@@ -121,8 +110,11 @@ class _Reading:
     def read_settings(self, folder: Path) -> None:
         """Read the README and the YAML files of a run."""
         self._read_card(folder / CARD)
-        for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
-            if settings := self._yaml(path):
+        for number, path in enumerate(sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])):
+            if number == SETTINGS_FILES:
+                self._unreadable(path, ValueError(f"more than {SETTINGS_FILES} YAML files"))
+                break
+            if settings := self._parsed(path, self._text(path, SETTINGS_BYTES)):
                 self._add_settings(settings, path)
         if (folder / "trainer_log.jsonl").is_file() and self.name in (None, "TRL"):
             self.name = "LLaMA-Factory"
@@ -132,14 +124,11 @@ class _Reading:
         if not path.is_file():
             return None
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            _require_inside(path)
+            return read_json_object(path)
+        except CheckpointError as error:
             self._unreadable(path, error)
             return None
-        if not isinstance(found, dict):
-            self._unreadable(path, TypeError(f"expected a JSON object, found {type(found).__name__}"))
-            return None
-        return found
 
     def _read_state(self, folder: Path) -> None:
         results: Facts = {}
@@ -170,38 +159,36 @@ class _Reading:
         if config and (config.get("base_model_name_or_path") or self.facts):
             self._add_base(config.get("base_model_name_or_path"), folder / "adapter_config.json")
             dora = " (DoRA)" if config.get("use_dora") else ""
-            self._add(method=f"{str(config.get('peft_type', '')).lower()}{dora}", rank=_whole(config.get("r")))
+            kind = config.get("peft_type")
+            self._add(method=f"{kind.lower()}{dora}" if isinstance(kind, str) else None, rank=_whole(config.get("r")))
             self._add(alpha=_number(config.get("lora_alpha")))
 
     def _read_card(self, path: Path) -> None:
-        if not path.is_file():
-            return
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            self._unreadable(path, error)
-            return
-        front = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-        card = self._parsed(path, front[1]) if front else None
-        tags = " ".join(map(str, (card or {}).get("tags") or [])).lower()
+        text = self._text(path, CONFIG_BYTES)
+        end = text.find("\n---", 4) if text.startswith("---\n") else -1
+        card = self._parsed(path, text[4:end]) if end > 0 else None
+        named = (card or {}).get("tags")
+        tags = " ".join(tag for tag in named if isinstance(tag, str)).lower() if isinstance(named, list) else ""
         axolotl = _AXOLOTL.search(text)
+        end = text.find("\n```", axolotl.end()) if axolotl else -1
+        axolotl = axolotl if end > 0 else None
         versions = {library.lower(): version for library, version in _LIBRARY.findall(text)}
         if "pytorch" in versions:
             versions["torch"] = versions.pop("pytorch")
         if axolotl:
             versions["axolotl"] = axolotl[1]
-        named = next((name for tag, name in _NAMES.items() if tag in tags.split()), None)
-        if axolotl or named:
-            self.name = "axolotl" if axolotl else named
+        trainer = next((name for tag, name in _NAMES.items() if tag in tags.split()), None)
+        if axolotl or trainer:
+            self.name = "axolotl" if axolotl else trainer
         elif "generated_from_trainer" in tags:
             self.name = self.name or "transformers"
-        if axolotl and (settings := self._parsed(path, axolotl[2])):
+        if axolotl and (settings := self._parsed(path, text[axolotl.end() : end])):
             self._add_settings(settings, path)
         if card:
             base = card.get("base_model")
             self._add_base(base[0] if isinstance(base, list) and base else base, path)
             datasets = card.get("datasets")
-            known = [name for name in datasets if is_hub_name(name)] if isinstance(datasets, list) else []
+            known = [name for name in datasets[:99] if is_hub_name(name)] if isinstance(datasets, list) else []
             self._add(datasets=known or None)
         for name, value in _SETTING.findall(text):
             ours = {"num_epochs": "epochs"}.get(name, name)
@@ -222,25 +209,33 @@ class _Reading:
         self._add(seed=_whole(settings.get("seed")), learning_rate=_number(settings.get("learning_rate")))
 
     def _add_base(self, name: object, path: Path) -> None:
-        if isinstance(name, str) and name and not self.start:
+        if isinstance(name, str) and name not in _NONE and len(name) <= TEXT_CHARACTERS and not self.start:
             self.start, self.named_in = name, path
             self._add(base=name if is_hub_name(name) else "a local folder")
 
     def _add(self, **facts: object) -> None:
         for name, value in facts.items():
-            if value is not None and value != "":
+            short = not isinstance(value, str) or (len(value) <= TEXT_CHARACTERS and value.isprintable())
+            if value is not None and value != "" and short:
                 self.facts.setdefault(name, value)
 
-    def _yaml(self, path: Path) -> dict[str, Any] | None:
+    def _text(self, path: Path, largest: int) -> str:
+        """The text of a file; "" if there is no such file, or it is named as unreadable."""
+        if not path.is_file():
+            return ""
         try:
-            return self._parsed(path, path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            _require_inside(path)
+            return read_regular(path, largest).decode("utf-8")
+        except (CheckpointError, ValueError) as error:
             self._unreadable(path, error)
-            return None
+            return ""
 
     def _parsed(self, path: Path, text: str) -> dict[str, Any] | None:
+        """A YAML mapping, its scalars as text: no tag of another type is constructed, and no mapping merged."""
         try:
-            found = yaml.safe_load(text)
+            if len(text) > SETTINGS_BYTES:
+                raise ValueError(f"{len(text)} characters of YAML, the limit is {SETTINGS_BYTES}")
+            found = yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506 it constructs text, lists and mappings only
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             self._unreadable(path, error)
             return None
@@ -272,9 +267,14 @@ def _entries(state: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             yield entry
 
 
+def _require_inside(path: Path) -> None:
+    if leads_out(path):
+        raise CheckpointError("a link that leads out of its folder")
+
+
 def is_hub_name(name: object) -> bool:
     """Whether a name has the form OWNER/NAME."""
-    return isinstance(name, str) and _HUB_NAME.fullmatch(name) is not None
+    return isinstance(name, str) and len(name) < 200 and _HUB_NAME.fullmatch(name) is not None
 
 
 def _parsed_number(text: str) -> float | None:
@@ -285,10 +285,12 @@ def _parsed_number(text: str) -> float | None:
 
 
 def _number(value: object) -> float | None:
-    if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
+    if isinstance(value, str):  # of YAML
         value = _parsed_number(value)
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    return float(value) if isinstance(value, int | float) and -LARGEST < value < LARGEST else None
 
 
 def _whole(value: object) -> int | None:
-    return int(value) if isinstance(value, int | float) and math.isfinite(value) and value == int(value) else None
+    if isinstance(value, str):
+        value = _parsed_number(value)
+    return int(value) if isinstance(value, int | float) and -(2**63) < value < 2**63 and value == int(value) else None

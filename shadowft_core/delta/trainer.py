@@ -1,6 +1,7 @@
 """What is known of a training: by another trainer, as certificates and receipts record it, and train.json as read."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 from pydantic import Field, JsonValue
 
@@ -47,3 +48,19 @@ class TrainRecord(Fields):
     seed: int | None = None
     settings: JsonValue = None
     trainer: Trainer | None = None
+
+
+def sentence(trainer: Mapping[str, Any]) -> str:
+    """What the files say about a training, in one line: by what, from what, how long, what is unknown."""
+    facts = trainer["facts"]
+    words = [f"tuned by {trainer['name'] or 'another trainer'}"]
+    if base := facts.get("base"):
+        words[0] += f" from {base}"
+    words += [f"{name} {facts[name]:g}" for name in ("seed", "steps", "epochs") if name in facts]
+    if "first_loss" in facts and "last_loss" in facts:
+        words.append(f"loss {facts['first_loss']:.3f} -> {facts['last_loss']:.3f}")
+    elif "mean_loss" in facts:
+        words.append(f"mean loss {facts['mean_loss']:.3f}")
+    ends = [f"not known: {', '.join(trainer['not_known'])}"] if trainer["not_known"] else []
+    ends += [f"not readable: {', '.join(trainer['unreadable'])}"] if trainer["unreadable"] else []
+    return "; ".join([", ".join(words), *ends])

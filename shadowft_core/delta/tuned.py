@@ -13,9 +13,12 @@ from shadowft_core.delta.base import sampled
 from shadowft_core.delta.difference import Difference
 from shadowft_core.delta.found import find_weights
 from shadowft_core.delta.told import Told, read_told
+from shadowft_core.delta.trainer import TrainRecord
 from shadowft_core.errors import AdapterError, ShadowError, WrongBaseError
-from shadowft_core.files import read_json_object
+from shadowft_core.files import read_json_object, read_record
+from shadowft_core.files.record import check_record
 from shadowft_core.weights import Checkpoint, open_checkpoint
+from shadowft_core.weights.settings import PairFields
 
 NEARER = 0.5
 
@@ -97,6 +100,8 @@ def read_tuned(folder: Path) -> Tuned:
     """
     weights, record = find_weights(folder), folder / "train.json"
     train = read_json_object(record) if record.is_file() else None
+    if train is not None:
+        check_record(train, TrainRecord, record, "remove the file if `train` did not write it, or train again")
     return Tuned(weights, record, train, read_told(folder, weights, train))
 
 
@@ -167,8 +172,8 @@ def _other_of_pair(base: Checkpoint, name: str) -> str | None:
     other = {"base": "instruct", "instruct": "base"}.get(role)
     if other is None or not file.is_file():
         return None
-    pair = read_json_object(file)
-    refs = {side: str((pair.get(side) or {}).get("ref", "")) for side in (role, other)}
+    pair = read_record(file, PairFields, "run fetch again")
+    refs = {"base": pair.base.ref or "", "instruct": pair.instruct.ref or ""}
     names = {side: ref.removeprefix("hf:").partition("@")[0].lower() for side, ref in refs.items()}
     if name.lower() == names[other] != names[role]:
         return f"{base.path} is {refs[role]}, the {role.title()} of the pair, and that is its {other.title()}"

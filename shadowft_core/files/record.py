@@ -50,6 +50,14 @@ def parse_record(raw: bytes, form: type[R], where: object, remedy: str, *, error
         raise error(f"{where}: {first_problem(problem)}; {remedy}") from None
 
 
+def check_record(value: object, form: type[R], where: object, remedy: str, *, error: Error = CheckpointError) -> R:
+    """A parsed JSON value as `form`. Raises `error` as `parse_record` does for a field."""
+    try:
+        return form.model_validate(value)
+    except ValidationError as problem:
+        raise error(f"{where}: {first_problem(problem)}; {remedy}") from None
+
+
 def first_problem(problem: ValidationError) -> str:
     """The first field that is wrong, what is expected, and the value found."""
     first = problem.errors(include_url=False)[0]

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from shadowft_core.errors import GraftError
-from shadowft_core.files import read_json_object
+from shadowft_core.files import read_record
+from shadowft_core.files.record import check_record
+from shadowft_core.grafting.recipe import DeltasFields, OptionsFields, Swept
 
 if TYPE_CHECKING:
     from shadowft_core.params import Graft
@@ -88,17 +90,15 @@ class Options:
 
 def options_of(recipe: dict[str, Any]) -> Options:
     """The options recorded in a recipe. Raises GraftError when they are damaged or unknown to this version."""
-    try:
-        return Options(
-            scope=recipe["scope"],
-            dtype=recipe["dtype"],
-            merge=Merge(**recipe.get("merge", {})),
-            scale_for=tuple((str(pattern), float(scale)) for pattern, scale in recipe.get("scale_for", [])),
-            waivers=tuple(recipe.get("waivers", [])),
-            ignore=tuple(recipe.get("ignore", [])),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise GraftError(f"the recipe's options are damaged ({error!r:.200}); use an intact recipe") from None
+    found = check_record(recipe, OptionsFields, "the recipe's options", "use an intact recipe", error=GraftError)
+    return Options(
+        scope=found.scope,
+        dtype=found.dtype,
+        merge=Merge(**vars(found.merge)),
+        scale_for=tuple(found.scale_for),
+        waivers=tuple(found.waivers),
+        ignore=tuple(found.ignore),
+    )
 
 
 def deltas_of(recipe: dict[str, Any], where: Path) -> list[tuple[str, float]]:
@@ -106,16 +106,15 @@ def deltas_of(recipe: dict[str, Any], where: Path) -> list[tuple[str, float]]:
 
     Raises GraftError when an entry is damaged, or is a difference of two checkpoints that was not stored.
     """
-    try:
-        for entry in recipe["deltas"]:
-            if "digest" not in entry and "tuned" in entry:
-                raise GraftError(
-                    f"{where}: adds {entry['tuned']} - {entry['base']} without a stored delta, so the model cannot be "
-                    "rebuilt; run extract and publish, and graft that delta"
-                )
-        return [(str(entry["digest"]), float(entry["scale"])) for entry in recipe["deltas"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise GraftError(f"{where}: not a recipe ({error!r:.200}); pass the recipe.json of a grafted folder") from None
+    remedy = "pass the recipe.json of a grafted folder"
+    found = check_record(recipe, DeltasFields, f"{where}: not a recipe", remedy, error=GraftError).deltas
+    for entry in found:
+        if entry.digest is None:
+            raise GraftError(
+                f"{where}: adds {entry.tuned} - {entry.base} without a stored delta, so the model cannot be rebuilt; "
+                "run extract and publish, and graft that delta"
+            )
+    return [(str(entry.digest), entry.scale) for entry in found]
 
 
 def multiplied(scale: float, factors: Iterable[tuple[str, float]]) -> tuple[tuple[str, float], ...]:
@@ -139,15 +138,17 @@ def chosen(
     Raises GraftError when a delta has no scale anywhere, or several deltas would share one from params or a sweep, or
     the factors of a sweep.
     """
-    swept = read_json_object(sweep) if sweep is not None else {}
-    found: Any = swept.get("scale")
+    swept = (
+        Swept(format=1) if sweep is None else read_record(sweep, Swept, "run `shadowft sweep` again", error=GraftError)
+    )
+    found: float | None = swept.scale
     if params.scale != "sweep":
         found = params.scale
     if scale is not None:
         found = scale
     if any(own is None for _, own in deltas):
-        if not isinstance(found, int | float) or isinstance(found, bool):
-            where = f"{sweep} has {found!r}" if sweep else "graft.scale is `sweep` and no sweep file is given"
+        if found is None:
+            where = f"{sweep} has none" if sweep else "graft.scale is `sweep` and no sweep file is given"
             raise GraftError(f"no scale: {where}; pass --sweep FILE or --scale NUMBER, or set it in params.yaml")
         if len(deltas) > 1 and scale is None:
             raise GraftError(
@@ -155,27 +156,17 @@ def chosen(
                 "--delta DIR@SCALE"
             )
     scaled = [(delta, float(found) if own is None else own) for delta, own in deltas]
-    factors = _factors(swept, sweep)
+    factors = swept.factors
     if factors and len(deltas) > 1:
         raise GraftError(
             f"{sweep}: has factors for the tensors of one delta, found {len(deltas)} deltas; pass --scale-for, no sweep"
         )
     return scaled, replace(
         options,
-        scope=_parse_scope(scope) if scope else swept.get("scope", options.scope),
+        scope=_parse_scope(scope) if scope else options.scope if swept.scope is None else swept.scope,
         dtype=params.dtype,
         scale_for=(*(multiplied(scaled[0][1], factors) if factors else ()), *options.scale_for),
     )
-
-
-def _factors(swept: dict[str, Any], sweep: Path | None) -> list[tuple[str, float]]:
-    found = swept.get("factors", [])
-    try:
-        return [(str(pattern), float(factor)) for pattern, factor in found]
-    except (TypeError, ValueError):
-        raise GraftError(
-            f"{sweep}: factors is {found!r:.200}; expected a list of [pattern, number]; run sweep again"
-        ) from None
 
 
 def parse_delta(text: str) -> tuple[Path, float | None]:

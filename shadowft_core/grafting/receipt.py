@@ -8,8 +8,10 @@ from typing import Any
 from shadowft_core.delta import DeltaSource
 from shadowft_core.errors import CheckpointError
 from shadowft_core.files import read_json_object
+from shadowft_core.files.record import check_record
 from shadowft_core.grafting.arithmetic import TensorResult, lazy_source
 from shadowft_core.grafting.plan import Plan
+from shadowft_core.grafting.recipe import Receipt, Recipe
 from shadowft_core.kernels.bf16 import SUMS
 
 RECIPE, RECEIPT = "recipe.json", "receipt.json"
@@ -122,31 +124,27 @@ def read_receipt(folder: Path) -> dict[str, Any]:
     """
     if missing := [name for name in (RECIPE, RECEIPT) if not (folder / name).is_file()]:
         raise CheckpointError(f"{folder}: has no {missing[0]}; pass a folder made by `graft`")
-    recipe, receipt = (read_json_object(folder / name) for name in (RECIPE, RECEIPT))
-    for name, record in ((RECIPE, recipe), (RECEIPT, receipt)):
-        if record.get("format") != 1:
-            raise CheckpointError(f"{folder / name}: format {record.get('format')!r}, expected 1; graft again")
-    try:
-        tensors = [{"name": name, **_norms(kept)} for name, kept in receipt["grafted"].items()]
-        tensors.sort(key=lambda kept: (kept["energy"], -(kept["relative"] or 0.0), kept["name"]))
-        untouched: dict[str, list[str]] = {}
-        for name, reason in sorted(receipt["untouched"].items()):
-            untouched.setdefault(reason, []).append(name)
-        return {
-            "format": 1,
-            "path": str(folder),
-            **{key: recipe[key] for key in _OF_RECIPE},
-            "regrafted_from": recipe.get("regrafted_from"),
-            **{key: receipt[key] for key in ("onto_base", "classes", "left_out", "tokens")},
-            "travel": receipt.get("travel"),
-            "ignored": receipt.get("ignored", {}),
-            "trained": receipt.get("trained", {}),
-            "retention": _norms(receipt["retention"]) if receipt["retention"] else None,
-            "tensors": tensors,
-            "untouched": untouched,
-        }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{folder}: {RECIPE} or {RECEIPT} is damaged ({error!r}); graft again") from None
+    recipe, receipt = (read_json_object(folder / name, finite=True) for name in (RECIPE, RECEIPT))
+    check_record(recipe, Recipe, folder / RECIPE, "graft again")
+    check_record(receipt, Receipt, folder / RECEIPT, "graft again")
+    tensors = [{"name": name, **_norms(kept)} for name, kept in receipt["grafted"].items()]
+    tensors.sort(key=lambda kept: (kept["energy"], -(kept["relative"] or 0.0), kept["name"]))
+    untouched: dict[str, list[str]] = {}
+    for name, reason in sorted(receipt["untouched"].items()):
+        untouched.setdefault(reason, []).append(name)
+    return {
+        "format": 1,
+        "path": str(folder),
+        **{key: recipe[key] for key in _OF_RECIPE if key in recipe},
+        "regrafted_from": recipe.get("regrafted_from"),
+        **{key: receipt[key] for key in ("onto_base", "classes", "left_out", "tokens")},
+        "travel": receipt.get("travel"),
+        "ignored": receipt.get("ignored", {}),
+        "trained": receipt.get("trained", {}),
+        "retention": _norms(receipt["retention"]) if receipt["retention"] else None,
+        "tensors": tensors,
+        "untouched": untouched,
+    }
 
 
 def _norms(kept: dict[str, float]) -> dict[str, float | None]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shadowft_core.errors import CheckpointError, TrainError
-from shadowft_core.files import read_json_object
+from shadowft_core.files import read_record
 from shadowft_core.params import Checkpoint, Params, Plan, Train
 from shadowft_core.plan.devices import UTILISATION, Device, device, here
 from shadowft_core.plan.memory import Setting, memory
@@ -16,6 +16,7 @@ from shadowft_core.plan.remedies import batch_of, changes
 from shadowft_core.plan.shape import Shape, shape_of, shape_of_table
 from shadowft_core.plan.work import Lengths, disk, read_lengths, work
 from shadowft_core.weights import open_checkpoint
+from shadowft_core.weights.settings import PairFields
 
 __all__ = [
     "Device",
@@ -97,7 +98,7 @@ def read_pair(pair: Path) -> tuple[dict[str, Shape], bool]:
             "plan a preset with --preset"
         )
     shapes = {role: shape_of(open_checkpoint(pair / role)) for role in ("base", "instruct")}
-    return shapes, bool(read_json_object(pair / "pair.json").get("untrained_tokens"))
+    return shapes, bool(read_record(pair / "pair.json", PairFields, "run fetch again").untrained_tokens)
 
 
 def plan_params(

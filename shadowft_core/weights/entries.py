@@ -24,6 +24,11 @@ def require_own_files(folder: Path, error: type[ShadowError] = CheckpointError) 
                 _require_own(entry, root, blobs, error)
 
 
+def leads_out(path: Path) -> bool:
+    """Whether a file or folder is a link that leads out of its folder, or to nothing."""
+    return path.is_symlink() and not path.resolve().is_relative_to(path.parent.resolve())
+
+
 def _require_own(entry: Path, root: Path, blobs: Path | None, error: type[ShadowError]) -> None:
     try:
         found = entry.resolve(strict=True) if entry.is_symlink() else entry

@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 
-from shadowft_core.errors import CheckpointError
 from shadowft_core.files import Fields, read_json_object, read_record
-from shadowft_core.files.record import first_problem
+from shadowft_core.files.record import check_record
 from shadowft_core.limits import CONFIG_BYTES, TOKENS
 
 SAVE_AGAIN = "correct the field, or save the model again"
@@ -80,6 +79,21 @@ class GenerationConfig(Fields):
         return found if isinstance(found, list) else [] if found is None else [found]
 
 
+class PairSide(Fields):
+    """A model of a pair in pair.json."""
+
+    ref: str | None = None
+    digest: str | None = None
+
+
+class PairFields(Fields):
+    """pair.json, which `fetch` writes: its two models, and the tokens that the Base never trained."""
+
+    base: PairSide = PairSide()
+    instruct: PairSide = PairSide()
+    untrained_tokens: list[Any] | None = None
+
+
 F = TypeVar("F", bound=Fields)
 
 
@@ -90,10 +104,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     config = read_json_object(path, CONFIG_BYTES)
-    try:
-        ModelConfig.model_validate(config)
-    except ValidationError as problem:
-        raise CheckpointError(f"{path}: {first_problem(problem)}; {SAVE_AGAIN}") from None
+    check_record(config, ModelConfig, path, SAVE_AGAIN)
     return config
 
 

@@ -11,8 +11,6 @@ from typing import Any
 from shadowft_core.errors import CheckpointError
 from shadowft_core.files import read_json_object
 from shadowft_core.limits import CONFIG_BYTES, LAYERS
-from shadowft_core.weights.entries import require_own_files
-from shadowft_core.weights.settings import read_config
 
 _SIDE_FILES = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
 _REPEATED = (
@@ -86,6 +84,10 @@ def _call(loader: Any, folder: Path, source: Path | None, **options: Any) -> Any
 
 
 def _require_plain(folder: Path) -> None:
+    # Not at the top: they import numpy, and programs set its variables first.
+    from shadowft_core.weights.entries import require_own_files
+    from shadowft_core.weights.settings import read_config
+
     if not folder.is_dir():  # transformers would take it for a name on the hub
         raise CheckpointError(f"{folder}: no such folder; expected a Hugging Face model folder")
     require_own_files(folder)

@@ -1,4 +1,4 @@
-"""Adapters by strangers: expressions that take long, fields of another type or range, deltas that are not finite."""
+"""Hostile adapters: expressions that take long, fields of another type or range, deltas that are not finite."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Deltas by strangers: a certificate that says what cannot be, and files that are not the folder's own."""
+"""Hostile deltas: a certificate that says what cannot be, and files that are not the folder's own."""
 
 import json
 import os

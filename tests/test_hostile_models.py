@@ -1,4 +1,4 @@
-"""Model folders by strangers: nothing outside the folder is read, nothing takes long, every field has its type."""
+"""Hostile model folders: nothing outside the folder is read, nothing takes long, every field has its type."""
 
 import json
 import os

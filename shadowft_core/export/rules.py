@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from shadowft_core.files import read_json_object
+from shadowft_core.limits import CONFIG_BYTES
 from shadowft_core.weights import LAYERS, Checkpoint, open_checkpoint, open_safetensors
+from shadowft_core.weights.entries import require_own_files
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # allowed values of --max-lora-rank: vllm/config/lora.py, MaxLoRARanks
@@ -44,9 +46,10 @@ def lint(folder: Path, instruct: Path, max_rank: int = RANKS[-1]) -> list[str]:
     Returns one line per broken rule: the rule, the value found, and the source of the rule. Raises CheckpointError when
     the folder is not a readable adapter.
     """
+    require_own_files(folder)
     weights = open_safetensors(folder / WEIGHTS) if (folder / WEIGHTS).is_file() else None
     adapter = _Adapter(
-        config=read_json_object(folder / CONFIG),
+        config=read_json_object(folder / CONFIG, CONFIG_BYTES, finite=True),
         tensors={name: weights.info(name).shape for name in weights.names} if weights else {},
         files={path.name for path in folder.iterdir()},
         instruct=open_checkpoint(instruct),
@@ -69,7 +72,7 @@ def _required(a: _Adapter) -> str:
 def _field(name: str, *allowed: Any) -> Callable[[_Adapter], str]:
     def check(a: _Adapter) -> str:
         value = a.config.get(name, allowed[0])
-        return "" if value in allowed else f"{name} is {value!r}"
+        return "" if value in allowed else f"{name} is {value!r:.80}"
 
     return check
 
@@ -79,13 +82,13 @@ def _rank(a: _Adapter) -> str:
         return f"--max-lora-rank {a.max_rank} is not one of {', '.join(map(str, RANKS))}"
     rank = a.config.get("r")
     ok = isinstance(rank, int) and not isinstance(rank, bool) and 0 < rank <= a.max_rank
-    return "" if ok else f"r is {rank!r}, the server accepts 1 to {a.max_rank}"
+    return "" if ok else f"r is {rank!r:.80}, the server accepts 1 to {a.max_rank}"
 
 
 def _alpha(a: _Adapter) -> str:
     alpha = a.config.get("lora_alpha")
     ok = isinstance(alpha, int | float) and not isinstance(alpha, bool) and math.isfinite(alpha) and alpha
-    return "" if ok else f"lora_alpha is {alpha!r}"
+    return "" if ok else f"lora_alpha is {alpha!r:.80}"
 
 
 def _names(a: _Adapter) -> str:

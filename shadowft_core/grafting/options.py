@@ -155,7 +155,7 @@ def chosen(
                 f"no scale for one of {len(deltas)} deltas: params and sweep set the scale of a single delta; pass "
                 "--delta DIR@SCALE"
             )
-    scaled = [(delta, float(found) if own is None else own) for delta, own in deltas]
+    scaled = [(delta, float(found) if own is None else own) for delta, own in deltas]  # type: ignore[arg-type]
     factors = swept.factors
     if factors and len(deltas) > 1:
         raise GraftError(

@@ -13,12 +13,11 @@ from pathlib import Path
 
 from shadowft_core.errors import CheckpointError, InputError
 from shadowft_core.files import bytes_digest, cache_folder, canonical_json, new_folder
+from shadowft_core.limits import TOKENIZER_BYTES
 from shadowft_core.pair.sidefiles import SIDE_FILES
 from shadowft_core.remote.bucket import download_object, head_of
 from shadowft_core.store.backends import Backend, open_backend
 from shadowft_core.weights import Checkpoint, RemoteFiles, open_checkpoint, open_remote
-
-_SIDE_FILE_LIMIT = 256_000_000  # bytes: the largest tokenizers have some tens of millions
 
 
 @contextmanager
@@ -67,7 +66,7 @@ def _open(reference: str, objects: Backend, folder: Path) -> Checkpoint:
     for key in keys:
         inside, _, name = key.rpartition("/")
         if inside in ("", "additional_chat_templates") and any(fnmatchcase(name, pattern) for pattern in SIDE_FILES):
-            found = objects.read(key, _SIDE_FILE_LIMIT)
+            found = objects.read(key, TOKENIZER_BYTES)
             if found is not None:
                 (folder / key).parent.mkdir(parents=True, exist_ok=True)
                 (folder / key).write_bytes(found[0])

@@ -13,8 +13,8 @@ def require_own_files(folder: Path, error: type[ShadowError] = CheckpointError) 
     """Raise `error` unless every entry of a folder, and of its chat templates, is a file or folder of its own.
 
     A link must lead to a place inside the folder. In a snapshot of a Hugging Face cache, `snapshots/REVISION`, it may
-    lead to a file in the `blobs` of the same model. Otherwise a stranger's folder could have one of the reader's own
-    files copied into a graft. Pipes, sockets and devices are refused. Hidden entries are never read and not checked.
+    lead to a file in the `blobs` of the same model. Otherwise a downloaded folder could have one of the reader's
+    own files copied into a graft. Pipes, sockets and devices are refused. Hidden entries are never read.
     """
     root = folder.resolve()
     blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else None

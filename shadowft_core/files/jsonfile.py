@@ -37,7 +37,9 @@ def read_regular(path: Path, largest: int = JSON_BYTES, error: Error = Checkpoin
         raise error(f"{path}: a folder, pipe, socket or device, expected a regular file; replace it")
     with open(handle, "rb") as file:
         try:
-            data = file.read(largest + 1)
+            data = file.read(min(about.st_size, largest) + 1)  # as much as is asked for is allocated at once
+            if len(data) > about.st_size:  # it grew, or is one of the kernel's files, which have no size
+                data += file.read(largest + 1 - len(data))
         except OSError as problem:
             raise error(f"{path}: {problem.strerror}; expected a readable file") from None
     if len(data) > largest:

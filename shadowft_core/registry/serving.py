@@ -29,6 +29,7 @@ PACKAGES = (
     "numpy",
     "pydantic",
     "pyyaml",
+    "regex",
     "requests",
     "scipy",
     "sqlalchemy",

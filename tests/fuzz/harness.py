@@ -15,8 +15,8 @@ import os
 import resource
 import shutil
 import signal
+import tempfile
 import time
-import traceback
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +32,7 @@ from hypothesis import strategies as st
 
 from shadowft_core.errors import ShadowError
 from shadowft_core.limits import MESSAGE_CHARACTERS, MIB
+from tests.fuzz.child import kind_of
 from tests.fuzz.damage import Damage, Place, bytes_damage, file_damage
 from tests.fuzz.folders import left_behind, listed, put, special
 from tests.fuzz.odd import LAUGHS
@@ -40,6 +41,7 @@ from tests.fuzz.watch import Breach, watched
 SEED = int(os.environ.get("FUZZ_SEED", "17"))
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "1400"))
 FEW = 66  # inputs of each target in `make test`
+tempfile.gettempdir()  # writes a file when it is first called
 SECONDS = 10.0
 GROWTH = 512 * MIB
 ADDRESSES = 4096 * MIB  # what a read may reserve; more is a MemoryError instead of a full machine
@@ -57,6 +59,7 @@ class Target:
     make: Callable[[Path], object]
     read: Callable[[Path], object]
     files: Mapping[str, Damage]
+    """by name, or by a pattern of names"""
     known: tuple[str, ...] = ()
     """faults that are known: `EXCEPTION MODULE`, `message`..., as a failure names them; inputs that would take long are
     left out: the name of a `Place`, and `laughs` for YAML that grows"""
@@ -161,7 +164,12 @@ class Arena:
         """Nine in ten changes are those of the file's kind."""
         spared = self.target.known
         ways = {}
-        for name, damage in self.target.files.items():
+        named = [
+            (str(path.relative_to(self.sound)), damage)
+            for pattern, damage in self.target.files.items()
+            for path in sorted(self.sound.glob(pattern))
+        ]
+        for name, damage in named:
             raw = (self.sound / name).read_bytes()
             ways[name] = [damage(raw)] * 18 + [bytes_damage(raw), file_damage(spared)]
         changes = st.sampled_from(sorted(ways)).flatmap(
@@ -184,8 +192,9 @@ class Arena:
 
     def outcome(self, change: Change | None) -> str:
         """`accepted`, `refused` or `known`. Raises Fault."""
-        shutil.rmtree(self.input, ignore_errors=True)
-        shutil.rmtree(self.out, ignore_errors=True)
+        for place in self.arena.iterdir():
+            if place.name != "here":
+                shutil.rmtree(place)
         shutil.copytree(self.sound, self.input, symlinks=True)
         if change is not None:
             put(self.input / change.file, change.content, self.place / "outside.txt")
@@ -215,11 +224,11 @@ class Arena:
             except (KeyboardInterrupt, SystemExit):
                 raise
             except Hang as hang:
-                raise Fault(f"hang {_module(hang)}", f"more than {SECONDS} s") from hang
+                raise Fault(kind_of(hang), f"more than {SECONDS} s") from hang
             except Breach:
                 pass
             except BaseException as error:
-                raise Fault(f"{type(error).__name__} {_module(error)}", str(error)) from error
+                raise Fault(kind_of(error), str(error)) from error
         seconds, grown = time.monotonic() - start, _resident() - memory
         if not warm:
             self.slowest, self.highest = max(self.slowest, seconds), max(self.highest, grown)
@@ -261,12 +270,6 @@ def limited() -> Iterator[None]:
 
 def _hang(_number: int, _frame: FrameType | None) -> NoReturn:
     raise Hang
-
-
-def _module(error: BaseException) -> str:
-    """The innermost module of the package that the error passed."""
-    names = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return next((name for name in reversed(names) if name.startswith("shadowft_core")), names[-1])
 
 
 def _resident(reset: bool = False) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 RUNS = {
     *("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "pty.spawn"),
-    *("socket.connect", "socket.getaddrinfo", "socket.bind", "pickle.find_class", "webbrowser.open"),
+    *("socket.connect", "socket.getaddrinfo", "pickle.find_class", "webbrowser.open"),
 }
 # The event, and which of its arguments are paths.
 CHANGES = {

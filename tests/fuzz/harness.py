@@ -39,8 +39,8 @@ from tests.fuzz.odd import LAUGHS
 from tests.fuzz.watch import Breach, watched
 
 SEED = int(os.environ.get("FUZZ_SEED", "17"))
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "1400"))
-FEW = 66  # inputs of each target in `make test`
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "1650"))
+FEW = 82  # inputs of each target in `make test`
 tempfile.gettempdir()  # writes a file when it is first called
 SECONDS = 10.0
 GROWTH = 512 * MIB

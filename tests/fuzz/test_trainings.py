@@ -108,20 +108,22 @@ test_hostile_trainings = fuzzed(
             "tuned/README.md": bytes_damage,
             "pair/*.json": json_damage,
         },
-        known=("laughs", "pipe", "endless"),
     ),
     Target(
         "start",
         make_start,
         lambda folder: read_start(Train(start="champion", method="full"), folder),
         {"start.json": json_damage},
-        known=("KeyError shadowft_core.train.start", "pipe", "endless"),
+        known=("KeyError shadowft_core.train.start",),
     ),
     Target(
         "data report",
         make_report,
         read_report,
         {"data-report.json": json_damage},
-        known=("ValueError shadowft_core.plan.work", "OverflowError shadowft_core.plan.work", "pipe", "endless"),
+        known=(
+            "ValueError shadowft_core.plan.work",
+            "OverflowError shadowft_core.plan.work",
+        ),
     ),
 )

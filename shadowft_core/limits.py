@@ -57,7 +57,33 @@ ADAPTER_NAMES = 1_000
 ADAPTER_RANK = 65_536
 """rank of an adapter, far above the width of any layer it is worth adapting"""
 
+# Scores and records of runs
+RECORD_BYTES = 16 * MIB
+"""bytes of a file that a stage writes about a run (scores.json, verdict.json, run.json), and of a record in a store"""
+ITEMS = 1_000_000
+"""items of one arm, in items.jsonl"""
+ITEM_BYTES = 64 * MIB
+"""bytes of a line of items.jsonl, and of other files with a JSON value on each line"""
+ROWS = 5_000_000
+"""rows of a table of scores: arms times seeds times items"""
+TASKS = 10_000
+"""tasks of one arm"""
+LABEL_CHARACTERS = 300
+"""characters of the name of a task, metric, item, arm or route in scores"""
+SCORE = 1e50
+"""size of a score; squares and sums of larger ones exceed float64"""
+COUNT = 1 << 53
+"""a count of items, rows, steps or tokens; larger whole numbers are not exact in float64"""
+
+# Stores and registries
+OBJECT_BYTES = 256 * MIB
+"""bytes of an object of a store: the largest chunk"""
+OBJECTS = 10_000_000
+"""objects of a listing of a store"""
+
 # What is shown and recorded
+ANSWER_CHARACTERS = 4_000
+"""characters of a prompt or an answer that `compare` and `report` keep; items.jsonl of this program has 2,000"""
 TEXT_CHARACTERS = 1_000
 """characters of a text in a record, such as the name of a trainer"""
 MESSAGE_CHARACTERS = 2_000

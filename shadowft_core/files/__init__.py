@@ -14,6 +14,7 @@ from shadowft_core.files.foreign import reading
 from shadowft_core.files.jsonfile import parse_json, read_json_object, read_regular, write_json_atomically
 from shadowft_core.files.ordered_map import WORKERS, in_order, threaded
 from shadowft_core.files.record import Fields, Record, parse_record, read_record
+from shadowft_core.files.regular import lines_of, open_regular
 
 __all__ = [
     "WORKERS",
@@ -25,9 +26,11 @@ __all__ = [
     "claim_folder",
     "file_digest",
     "in_order",
+    "lines_of",
     "make_folder",
     "make_private_file",
     "new_folder",
+    "open_regular",
     "parse_json",
     "parse_record",
     "read_json_object",

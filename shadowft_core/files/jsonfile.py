@@ -7,7 +7,6 @@ use, a pipe or device in place of a file, and a file larger than its limit.
 import json
 import math
 import os
-import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,6 +14,7 @@ from typing import Any, NoReturn
 from shadowft_core.errors import CheckpointError, ShadowError
 from shadowft_core.files.atomic import write_atomically
 from shadowft_core.files.digests import canonical_json
+from shadowft_core.files.regular import open_regular
 from shadowft_core.limits import DEPTH, DIGITS, JSON_BYTES
 
 Error = type[ShadowError]
@@ -25,16 +25,8 @@ def read_regular(path: Path, largest: int = JSON_BYTES, error: Error = Checkpoin
 
     Raises `error` when it is missing, a folder, pipe, socket or device, larger than `largest` bytes, or not readable.
     """
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would block until someone writes
-    except FileNotFoundError:
-        raise error(f"{path}: no such file; correct the path, or run the stage that writes it") from None
-    except (OSError, ValueError) as problem:  # ValueError: a NUL in the name
-        raise error(f"{path}: {getattr(problem, 'strerror', None) or problem}; expected a readable file") from None
+    handle = open_regular(path, error)
     about = os.fstat(handle)
-    if not stat.S_ISREG(about.st_mode):
-        os.close(handle)
-        raise error(f"{path}: a folder, pipe, socket or device, expected a regular file; replace it")
     with open(handle, "rb") as file:
         try:
             data = file.read(min(about.st_size, largest) + 1)  # as much as is asked for is allocated at once
@@ -50,9 +42,9 @@ def read_regular(path: Path, largest: int = JSON_BYTES, error: Error = Checkpoin
 def parse_json(raw: bytes, where: object, error: Error = CheckpointError, *, finite: bool = False) -> Any:
     """The JSON value in `raw`; `where` names its origin in errors.
 
-    Raises `error` for invalid UTF-8 or JSON, a key that stands twice in an object, more than `DEPTH` levels, a whole
-    number of more than `DIGITS` digits and, with `finite`, NaN, infinity and numbers that float64 cannot hold. Without
-    it they are accepted, since configs of models have `Infinity`.
+    Raises `error` for invalid UTF-8, also in escapes, or JSON, a key that stands twice in an object, more than `DEPTH`
+    levels, a whole number of more than `DIGITS` digits and, with `finite`, NaN, infinity and numbers that float64
+    cannot hold. Without it they are accepted, since configs of models have `Infinity`.
     """
     try:
         value = json.loads(
@@ -64,6 +56,8 @@ def parse_json(raw: bytes, where: object, error: Error = CheckpointError, *, fin
         )
         if nested(value, DEPTH):
             raise ValueError(f"more than {DEPTH} levels of nesting")
+        if b"\\ud" in raw or b"\\uD" in raw:  # half a pair of UTF-16 alone is no text, and cannot be written
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as problem:
         said = "more levels of nesting than any reader takes" if isinstance(problem, RecursionError) else problem
         raise error(f"{where}: not readable as JSON: {said}; correct or replace the file") from None

@@ -3,8 +3,9 @@
 A record is a frozen model of pydantic. Types are not converted: text is not a number, 1 is not true.
 """
 
+import json
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -70,3 +71,9 @@ def first_problem(problem: ValidationError) -> str:
     expected = first["msg"].removeprefix("Value error, ")
     found = "" if isinstance(first["input"], dict | list) else f", found {first['input']!r:.80}"
     return f"{f'{field:.200}: ' if field else ''}{expected:.400}{found}"
+
+
+def checked(raw: bytes, form: type[BaseModel], where: object, remedy: str, *, error: Error = CheckpointError) -> Any:
+    """The JSON value in `raw` as it is, once `parse_record` has accepted it as `form`."""
+    parse_record(raw, form, where, remedy, error=error)
+    return json.loads(raw)

@@ -21,10 +21,11 @@ from shadowft_core.errors import (
     StoreCorruptError,
 )
 from shadowft_core.evaluate import NotRebuiltError, TaskScore, Versions, open_versions
-from shadowft_core.files import new_folder, read_json_object, write_json_atomically
+from shadowft_core.files import new_folder, write_json_atomically
 from shadowft_core.params import Evaluate, Registry, Render, Store
 from shadowft_core.promotion.looks import ItemSet, Looks
 from shadowft_core.promotion.recorded import Champions, Version, champions_on, fetched, lost, skip
+from shadowft_core.verdict.scorefiles import read_head
 from shadowft_core.verdict.scores import read_arm
 from shadowft_core.weights import open_checkpoint
 
@@ -144,9 +145,7 @@ class _Arms:
         _say_skipped(self._skipped[one.digest])
 
     def _mean_of(self, arm: str) -> float:
-        tasks = read_json_object(self._folder / arm / "scores.json")["tasks"]
-        means = [task["mean"] for task in tasks.values() if task["role"] == "domain"]
-        return math.fsum(means) / len(means)
+        return read_head(self._folder / arm).domain_mean
 
     def _write_considered(self) -> None:
         if not self._found.earlier and not self._skipped:

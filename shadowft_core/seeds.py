@@ -12,24 +12,49 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from shadowft_core.delta import extract
 from shadowft_core.errors import CheckpointError, TrainError
 from shadowft_core.evaluate import evaluate_seeds
 from shadowft_core.files import (
+    Fields,
+    Record,
     bytes_digest,
     canonical_json,
     file_digest,
     make_folder,
     new_folder,
-    read_json_object,
+    read_record,
     write_json_atomically,
 )
+from shadowft_core.limits import COUNT
 from shadowft_core.params import Params
 from shadowft_core.train import run_alone
 from shadowft_core.weights import open_checkpoint
 
 WAITING = Path("var/seeds")
-FACTS = ("steps", "first_loss", "last_loss", "valid_loss")
+
+
+class _Trained(Fields):
+    """What seeds.json copies from train.json. `train.command` may tell less than all losses."""
+
+    steps: int | None = Field(None, ge=0, le=COUNT)
+    first_loss: float | None = None
+    last_loss: float | None = None
+    valid_loss: float | None = None
+
+
+class _Graft(Fields):
+    digest: str
+
+
+class _Scored(Fields):
+    model_digest: str
+
+
+class _Key(Record):
+    key: str
 
 
 def further_seeds(
@@ -85,11 +110,16 @@ def further_seeds(
             scored.rename(folder / scored.name)
         (folder / "scores").rmdir()
         if settings.command is not None:
-            _require_different(folder, route, first, read_json_object(grafted / "recipe.json")["digest"])
+            _require_different(
+                folder,
+                route,
+                first,
+                read_record(grafted / "recipe.json", _Graft, "run graft again", error=TrainError).digest,
+            )
         for seed, delta in deltas.items():
-            trained = read_json_object(delta.parent / "train.json")
+            trained = read_record(delta.parent / "train.json", _Trained, "train again", error=TrainError)
             told = {"seed": seed, "delta": file_digest(delta / "delta.json")}
-            facts["further"].append(told | {name: trained.get(name) for name in FACTS})
+            facts["further"].append(told | trained.model_dump())
         write_json_atomically(folder / "seeds.json", facts)
     shutil.rmtree(waiting)
 
@@ -102,7 +132,7 @@ def _require_different(folder: Path, route: str, first: int, digest: str) -> Non
     seen = {digest: first}
     for scored in sorted(folder.glob(f"*/{route}_scaled/scores.json")):
         seed = int(scored.parents[1].name)
-        if (other := seen.setdefault(read_json_object(scored)["model_digest"], seed)) != seed:
+        if (other := seen.setdefault(read_record(scored, _Scored, "score the seeds again").model_digest, seed)) != seed:
             raise TrainError(
                 f"route {route}: seeds {other} and {seed} gave the same weights, so train.command does not use "
                 "SHADOWFT_SEED; let it, or set train.seeds to one seed"
@@ -112,7 +142,7 @@ def _require_different(folder: Path, route: str, first: int, digest: str) -> Non
 def _key(place: Path) -> str | None:
     """The digest of what the seed in this folder is trained from; None if there is none."""
     with suppress(CheckpointError):
-        return str(read_json_object(place / "key.json").get("key"))
+        return read_record(place / "key.json", _Key, "remove it").key
     return None
 
 

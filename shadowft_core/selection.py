@@ -1,14 +1,16 @@
 """The rule that chooses on dev items: a scale for each route (sweep), then one candidate among all routes (select)."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from shadowft_core.errors import EvaluationError
-from shadowft_core.files import read_json_object, write_json_atomically
+from shadowft_core.files import Record, read_record, write_json_atomically
+from shadowft_core.limits import COUNT, LABEL_CHARACTERS, RECORD_BYTES, SCORE, TASKS
 
 EPSILON = 1e-9  # two means this close differ only by float rounding
 
@@ -84,46 +86,85 @@ class _Point:
         return f"{self.route}_scaled"
 
 
-class _At(BaseModel):
+def _no_sign(value: float) -> float:
+    if math.copysign(1, value) < 0:
+        raise ValueError("0 has no sign here")
+    return value
+
+
+_Scale = Annotated[float, Field(ge=0, le=10), AfterValidator(_no_sign)]
+_Mean = Annotated[float, Field(ge=-SCORE, le=SCORE)]
+_Name = Annotated[str, Field(min_length=1, max_length=LABEL_CHARACTERS)]
+
+
+class _Task(Record):
+    """An entry as in scores.json: what must agree between sweeps, and more, which select passes on."""
+
+    model_config = ConfigDict(extra="allow")
+
+    role: str | None = None
+    metric: str | None = None
+    n: int | None = Field(None, ge=0, le=COUNT)
+
+
+class _At(Record):
     """POINT of docs/architecture.md."""
 
-    scale: FiniteFloat
-    domain: FiniteFloat
-    guards: FiniteFloat | None
-    tasks: dict[str, Any] = {}
+    scale: _Scale
+    domain: _Mean
+    guards: _Mean | None
+    tasks: dict[_Name, _Task] = Field({}, max_length=TASKS)
 
 
-class _Sweep(BaseModel):
+class Sweep(Record):
     """A sweep file. Files of older versions have neither `tie` nor `items`; then only equal scores tie."""
 
     format: Literal[1]
-    route: str
-    scale: FiniteFloat
-    curve: list[_At] = Field(min_length=1)
+    route: _Name
+    scope: Literal["all", "linear"] | list[_Name] | None = None
+    factors: list[tuple[_Name, float]] = Field([], max_length=TASKS)
+    scale: _Scale
+    curve: list[_At] = Field(min_length=1, max_length=1000)
     instruct: _At
-    tie: FiniteFloat = Field(0.0, ge=0)
+    tie: float = Field(0.0, ge=0, le=SCORE)
     items: str | None = None
+    reason: str = ""
 
     @model_validator(mode="after")
     def _guards_everywhere_or_nowhere(self) -> Self:
         if len({at.guards is None for at in (*self.curve, self.instruct)}) > 1:
             raise ValueError("some points have guards and others none")
+        if len({at.scale for at in self.curve}) < len(self.curve):
+            raise ValueError("two points of the curve have one scale")
         return self
 
     def questions(self) -> dict[str, Any]:
         """What must agree between sweeps: role, metric and number of items of each task."""
-        fields = ("role", "metric", "n")
-        return {name: [task.get(field) for field in fields] for name, task in self.instruct.tasks.items()}
+        return {name: [task.role, task.metric, task.n] for name, task in self.instruct.tasks.items()}
 
 
-class _Candidate(BaseModel):
-    """A candidate.json, as far as its readers need it."""
+class _Considered(Record):
+    """One scale of one route, as candidate.json lists it."""
+
+    route: _Name
+    scale: _Scale
+    domain: _Mean
+    guards: _Mean | None
+    loss: float
+    kept: bool
+    chosen: bool
+
+
+class CandidateFile(Record):
+    """A candidate.json. One that a person wrote may lack the points."""
 
     format: Literal[1]
-    arm: str | None
-    route: str | None
-    scale: FiniteFloat | None
+    arm: _Name | None
+    route: _Name | None
+    scale: _Scale | None
     reason: str
+    instruct: _At | None = None
+    points: list[_Considered] = Field([], max_length=100_000)
 
     @model_validator(mode="after")
     def _one_arm_or_none(self) -> Self:
@@ -132,10 +173,14 @@ class _Candidate(BaseModel):
         return self
 
 
+def read_sweep(path: Path) -> Sweep:
+    """Read a sweep file. Raises EvaluationError if it is missing, damaged or of another format."""
+    return read_record(path, Sweep, "run `shadowft sweep` again", error=EvaluationError, largest=RECORD_BYTES)
+
+
 def read_candidate(path: Path) -> Candidate:
-    """Read a candidate.json. Raises EvaluationError if it is damaged or of another format, CheckpointError if it is
-    missing."""
-    found = _read(path, _Candidate, "select")
+    """Read a candidate.json. Raises EvaluationError if it is missing, damaged or of another format."""
+    found = read_record(path, CandidateFile, "run `shadowft select` again", error=EvaluationError, largest=RECORD_BYTES)
     return Candidate(found.arm, found.route, found.scale, found.reason)
 
 
@@ -147,10 +192,10 @@ def select(sweeps: Path, routes: Iterable[str], tolerance: float, out: Path, fix
     scores within one item of the best count as equal to it; of these the smallest scale is taken, then the smallest
     guard loss, then the first name. So an arm that beats the Instruct by at most one item is no candidate.
 
-    Raises EvaluationError if a sweep file is damaged, if `fixed` was not swept, or if the sweeps did not score the same
-    dev items; CheckpointError if a file is missing.
+    Raises EvaluationError if a sweep file is missing or damaged, if `fixed` was not swept, or if the sweeps did not
+    score the same dev items.
     """
-    found = {route: _read(sweeps / f"{route}.json", _Sweep, "sweep") for route in routes}
+    found = {route: read_sweep(sweeps / f"{route}.json") for route in routes}
     first, reference = next(iter(found.items()))
     points = []
     for route, one in sorted(found.items()):
@@ -172,14 +217,14 @@ def select(sweeps: Path, routes: Iterable[str], tolerance: float, out: Path, fix
         {
             "format": 1,
             **asdict(candidate),
-            "instruct": reference.instruct.model_dump(),
+            "instruct": reference.instruct.model_dump(exclude_unset=True),
             "points": [asdict(point) for point in points],
         },
     )
     return candidate
 
 
-def _points(path: Path, found: _Sweep, tolerance: float, fixed: float | None) -> list[_Point]:
+def _points(path: Path, found: Sweep, tolerance: float, fixed: float | None) -> list[_Point]:
     """The points of a curve in order of scale, without scale 0, which is the Instruct."""
     own = found.scale if fixed is None else fixed
     scales = sorted({at.scale for at in found.curve} | {0.0})
@@ -238,17 +283,3 @@ def _taken(
         f"of the best ({best.domain:.4g}, {best.route} at scale {best.scale:g}), so the smaller scale is taken "
         f"({before}); {guard}."
     )
-
-
-_File = TypeVar("_File", bound=BaseModel)
-
-
-def _read(path: Path, form: type[_File], verb: str) -> _File:
-    try:
-        return form.model_validate(read_json_object(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "file"
-        raise EvaluationError(
-            f"{path}: {where}: {first['msg']} (found {first['input']!r:.60}); run `shadowft {verb}` again"
-        ) from None

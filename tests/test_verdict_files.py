@@ -101,7 +101,7 @@ def test_damaged_items_are_refused(work: Path, line: str, message: str) -> None:
 
 def test_a_missing_arm_is_refused(work: Path) -> None:
     (work / "scores/direct/direct_scaled/scores.json").unlink()
-    with pytest.raises(EvaluationError, match=r"direct_scaled/scores.json: no such file; run"):
+    with pytest.raises(EvaluationError, match=r"direct_scaled/scores.json: no such file; "):
         run(work)
 
 

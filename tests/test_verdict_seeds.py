@@ -231,8 +231,8 @@ def test_without_further_seeds_the_verdict_is_that_of_one(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda w: (w / "seeds/shadow/seeds.json").unlink(), r"seeds/shadow/seeds.json: no such file; run the stage"),
-        (lambda w: (w / "seeds/shadow/seeds.json").write_text("{}"), r"seeds.json: format: .*`shadowft seeds`"),
+        (lambda w: (w / "seeds/shadow/seeds.json").unlink(), r"seeds/shadow/seeds.json: no such file; .*run the stage"),
+        (lambda w: (w / "seeds/shadow/seeds.json").write_text("{}"), r"format is missing; .*`shadowft seeds`"),
         (lambda w: (w / "seeds/direct/1/direct/items.jsonl").unlink(), r"seeds/direct/1/direct/items.jsonl: no such"),
     ],
 )  # fmt: skip

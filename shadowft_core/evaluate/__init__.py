@@ -1,6 +1,5 @@
 """The stage evaluate: scores every arm item by item, on the same items, prompts and template."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
@@ -13,10 +12,20 @@ from shadowft_core.evaluate.engines import Arm, Deltas, Engine, open_engine
 from shadowft_core.evaluate.engines.models import load_folder, load_grafted
 from shadowft_core.evaluate.items import Asked, Item, TaskScore
 from shadowft_core.evaluate.kl import Divergence
-from shadowft_core.files import canonical_json, file_digest, new_folder, read_json_object, write_json_atomically
+from shadowft_core.files import (
+    Fields,
+    canonical_json,
+    file_digest,
+    new_folder,
+    read_json_object,
+    read_record,
+    write_json_atomically,
+)
 from shadowft_core.grafting import Options, deltas_of, options_of
+from shadowft_core.limits import RECORD_BYTES
 from shadowft_core.params import Evaluate, Render
 from shadowft_core.weights import open_checkpoint
+from shadowft_core.weights.pairfile import read_pair
 
 RENDER = Render()
 Found = tuple[dict[str, TaskScore], dict[str, Any] | None]  # scores by task, and the entry `kl`
@@ -213,7 +222,7 @@ def open_versions(
 def _checked_recipe(instruct: Path, delta: Path, grafted: Path) -> dict[str, Any]:
     path = grafted / "recipe.json"
     try:
-        recipe: dict[str, Any] = json.loads(path.read_bytes())
+        recipe = read_json_object(path, RECORD_BYTES, EvaluationError, finite=True)
         [(digest, _)] = deltas_of(recipe, path)
         expected = {
             delta / "delta.json": (digest, file_digest(delta / "delta.json")),
@@ -235,15 +244,23 @@ def _is_whole(recipe: dict[str, Any]) -> bool:
     return recipe["deltas"][0]["scale"] == 1 and not recipe.get("scale_for")
 
 
+class _Against(Fields):
+    digest: str
+
+
+class _Delta(Fields):
+    base: _Against
+
+
 def _label(instruct: Path, delta: Path | None) -> str:
     """The labels, from pair.json, of the Instruct and of the model that was tuned; empty if there are none."""
     pair = instruct.parent / "pair.json"
     if not pair.is_file():
         return ""
-    sides = read_json_object(pair)
-    tuned = None if delta is None else read_json_object(delta / "delta.json")["base"]["digest"]
-    used = ["instruct"] if tuned in (None, sides["instruct"]["digest"]) else ["instruct", "base"]
-    return "; ".join(dict.fromkeys(label for side in used if (label := sides[side]["label"])))
+    sides = read_pair(pair)
+    tuned = None if delta is None else read_record(delta / "delta.json", _Delta, "extract it again").base.digest
+    used = [sides.instruct] if tuned in (None, sides.instruct.digest) else [sides.instruct, sides.base]
+    return "; ".join(dict.fromkeys(side.label for side in used if side.label))
 
 
 def _write_arm(folder: Path, about: dict[str, Any], bench: Bench, found: Found) -> None:

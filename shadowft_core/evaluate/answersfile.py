@@ -8,18 +8,32 @@ import fcntl
 import json
 import math
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from shadowft_core.evaluate.engines.door import Reply
-from shadowft_core.files import bytes_digest, cache_folder
+from shadowft_core.files import Record, bytes_digest, cache_folder
 
 FORMAT = 1
 LARGEST = 1 << 30  # bytes of all files; beyond, those that were not used for the longest time are removed
 SYNCED = 1.0  # seconds between two syncs to the disk; a kill loses nothing that was written, a power cut may
+
+
+class _Text(Record):
+    """A text, and of a reply how it ended."""
+
+    text: str
+    finish: Literal["stop", "length"] | None = None
+    tokens: int | None = None
+
+
+_BATCH = TypeAdapter(dict[str, _Text | tuple[float, bool] | float])
 
 
 class AnswersFile:
@@ -111,8 +125,11 @@ def open_answers(about: Mapping[str, Any], say: Callable[[str], None]) -> Iterat
 def _locked(path: Path, say: Callable[[str], None]) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
         try:
+            about = os.fstat(descriptor)
+            if not stat.S_ISREG(about.st_mode) or about.st_size > LARGEST:
+                raise OSError(errno.EINVAL, "not a regular file of this program")
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -153,8 +170,10 @@ def _checked(line: bytes) -> dict[str, Any] | None:
     digest, _, text = line.rstrip(b"\n").partition(b" ")
     if not line.endswith(b"\n") or bytes_digest(text).encode() != digest:
         return None
-    batch: dict[str, Any] = json.loads(text)
-    return batch
+    try:
+        return _BATCH.validate_json(text)
+    except ValidationError:
+        return None
 
 
 def encoded(answer: Any) -> Any:
@@ -167,9 +186,9 @@ def encoded(answer: Any) -> Any:
 
 
 def _decoded(kept: Any) -> Any:
-    if isinstance(kept, dict):
-        return Reply(**kept) if "finish" in kept else kept["text"]
-    return tuple(kept) if isinstance(kept, list) else kept
+    if not isinstance(kept, _Text):
+        return kept
+    return Reply(**kept.model_dump()) if "finish" in kept.model_fields_set else kept.text
 
 
 def _finite(answer: Any) -> bool:

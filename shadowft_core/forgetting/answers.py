@@ -3,28 +3,26 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import BaseModel, Field, ValidationError
+from typing import Any
 
 from shadowft_core.errors import EvaluationError
-from shadowft_core.files import read_json_object
+from shadowft_core.files import canonical_json
+from shadowft_core.limits import ANSWER_CHARACTERS
+from shadowft_core.verdict.scorefiles import Line, read_head
 from shadowft_core.verdict.scores import Arm, check_same_questions, read_arm
 
 
-class Answer(BaseModel):
-    """One line of items.jsonl. Folders of older versions have only the first five fields."""
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One line of items.jsonl; prompt and output are cut to ANSWER_CHARACTERS. None where older versions do not say."""
 
-    task: str
-    item: str
-    score: float
-    prompt: Any = ""
-    output: Any = ""
-    cluster: str = ""
-    finish: Literal["stop", "length"] | None = None
-    tokens: int | None = Field(None, ge=0)
-    parsed: bool | None = None
-    slice: str = ""
+    prompt: Any
+    output: Any
+    cluster: str
+    finish: str | None
+    tokens: int | None
+    parsed: bool | None
+    slice: str
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,7 @@ class Answers:
     folder: Path
     arm: Arm
     head: Mapping[str, Any]
+    """scores.json"""
     by_item: Mapping[str, Mapping[str, Answer]]
 
     def generated(self, task: str) -> bool | None:
@@ -69,19 +68,30 @@ class Answers:
 
 def read_answers(folder: Path) -> Answers:
     """Read a score folder. Raises EvaluationError if it is missing, damaged or incomplete."""
-    arm = read_arm(folder)
-    by_item: dict[str, dict[str, Answer]] = {task: {} for task in arm.scores}
-    path = folder / "items.jsonl"
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                answer = Answer.model_validate_json(line)
-            except ValidationError as error:
-                problem = error.errors()[0]
-                where = ".".join(map(str, problem["loc"])) or "line"
-                raise EvaluationError(f"{path}:{number}: {where}: {problem['msg']}; run evaluate again") from None
-            by_item[answer.task].setdefault(answer.item.partition("#")[0], answer)  # ITEM#1: a copy in older folders
-    return Answers(folder, arm, read_json_object(folder / "scores.json"), by_item)
+    head = read_head(folder).told
+    by_item: dict[str, dict[str, Answer]] = {task: {} for task in head["tasks"]}
+
+    def take(line: Line) -> None:
+        answer = Answer(
+            _cut(line.prompt),
+            _cut(line.output),
+            line.cluster or "",
+            line.finish,
+            line.tokens,
+            line.parsed,
+            line.slice,
+        )
+        by_item[line.task].setdefault(line.item.partition("#")[0], answer)  # ITEM#1: a copy in older folders
+
+    return Answers(folder, read_arm(folder, take=take), head, by_item)
+
+
+def _cut(text: Any) -> Any:
+    """The text, or its first ANSWER_CHARACTERS and how many there are. What is no text is written as JSON."""
+    text = text if isinstance(text, str) else canonical_json(text).decode("utf-8")
+    if len(text) <= ANSWER_CHARACTERS:
+        return text
+    return f"{text[:ANSWER_CHARACTERS]} … (cut: {len(text):,} characters)"
 
 
 def check_comparable(reference: Answers, other: Answers) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from shadowft_core.evaluate import Asked, open_bench
-from shadowft_core.files import read_json_object
 from shadowft_core.params import Params, Verdict
 from shadowft_core.power.spreads import Spreads
 from shadowft_core.promotion.looks import ItemSet, Looks
@@ -18,6 +17,7 @@ from shadowft_core.verdict.comparison import Limit, threshold
 from shadowft_core.verdict.power import DIFFER, Design, Task, pass_together
 from shadowft_core.verdict.statistics import POWER
 from shadowft_core.weights import open_checkpoint
+from shadowft_core.weights.pairfile import read_pair
 
 POINTS = (0.01, 0.02, 0.03, 0.05, 0.1)  # gains in shares of right answers
 TIMES = (0.2, 0.5, 1.0, 2.0, 4.0)  # gains in units of `worthwhile`, where the scores are no shares
@@ -104,7 +104,7 @@ def _of(asked: Mapping[str, Asked], role: str) -> dict[str, Asked]:
 
 def _next_look(instruct: Path, params: Params, items: ItemSet) -> int:
     pair = instruct.parent / "pair.json"
-    digest = read_json_object(pair)["instruct"]["digest"] if pair.is_file() else open_checkpoint(instruct).digest()
+    digest = read_pair(pair).instruct.digest if pair.is_file() else open_checkpoint(instruct).digest()
     looks = Looks(params.store, digest)
     chain = looks.chain()
     return len(looks.counted([*chain.entries, *chain.dangling], items, None).earlier) + 1

@@ -21,7 +21,8 @@ from shadowft_core.verdict.decision import Decision, decide, decision_of
 from shadowft_core.verdict.forms import junit, markdown
 from shadowft_core.verdict.looks import Look, alpha_left, alpha_of, read_run, require_same_models
 from shadowft_core.verdict.reasons import reasons
-from shadowft_core.verdict.scores import CHAMPIONS, Arm, Role, groups_of, read_arms, with_further
+from shadowft_core.verdict.scorefiles import Role
+from shadowft_core.verdict.scores import CHAMPIONS, Arm, groups_of, read_arms, with_further
 from shadowft_core.verdict.statistics import Sample, mean_of_tasks
 
 __all__ = [

@@ -1,13 +1,17 @@
 """Which arm is the candidate: the one that candidate.json names, or the one that is the model of a recipe."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from shadowft_core.errors import EvaluationError
+from shadowft_core.files import Fields, read_record
+from shadowft_core.limits import LABEL_CHARACTERS, RECORD_BYTES
 from shadowft_core.selection import read_candidate as selection_of
-from shadowft_core.verdict.scores import CHAMPIONS, Arm, read_text
+from shadowft_core.verdict.scores import CHAMPIONS, Arm
 
 
 @dataclass(frozen=True)
@@ -22,8 +26,8 @@ class Candidate:
 def read_candidate(selection: Path | str | None, recipes: Iterable[Path], arms: Mapping[str, Arm]) -> Candidate:
     """The candidate that `selection` (candidate.json, or an arm) names, else the arm that one of `recipes` makes.
 
-    With both, a recipe must make the model of that arm. Raises EvaluationError if a file is damaged or missing
-    (CheckpointError for candidate.json), no arm is that model, or the arm was scored at another scale than that of
+    With both, a recipe must make the model of that arm. Raises EvaluationError if a file is damaged or
+    missing, no arm is that model, or the arm was scored at another scale than that of
     candidate.json.
     """
     made = {recipe: _digest(recipe) for recipe in recipes}
@@ -73,12 +77,10 @@ def _of_recipe(made: Mapping[Path, str], arms: Mapping[str, Arm]) -> Candidate:
     )
 
 
+class _Recipe(Fields):
+    digest: Annotated[str, Field(min_length=1, max_length=LABEL_CHARACTERS)]
+
+
 def _digest(path: Path) -> str:
     """The digest of the model that a recipe makes. Raises EvaluationError if it names none."""
-    try:
-        digest = json.loads(read_text(path))["digest"]
-    except (ValueError, KeyError, TypeError):
-        digest = None
-    if not isinstance(digest, str):
-        raise EvaluationError(f"{path}: has no model digest; run graft again")
-    return digest
+    return read_record(path, _Recipe, "run graft again", error=EvaluationError, largest=RECORD_BYTES).digest

@@ -4,18 +4,24 @@ No other module of this room imports this one: serving a version loads the room 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from shadowft_core.errors import EvaluationError
+from shadowft_core.files import open_regular, reading
+from shadowft_core.limits import COUNT, LABEL_CHARACTERS, ROWS, SCORE
 from shadowft_core.params import Verdict
 from shadowft_core.verdict import judge, written
-from shadowft_core.verdict.scores import CHAMPIONS, Arm, Role, check_same_questions
+from shadowft_core.verdict.scorefiles import Role
+from shadowft_core.verdict.scores import CHAMPIONS, Arm, check_same_questions
 
 NEEDED = ("suite", "task", "item_id", "arm", "score")
 OPTIONAL = ("cluster", "seed")
+BATCH = 16_384  # rows that are read at a time
 
 
 class Table(Protocol):
@@ -60,34 +66,33 @@ def read_items(items: Items) -> dict[str, Arm]:
     Raises EvaluationError naming file, row (counted from 1) and remedy if a column or value is missing or of the wrong
     kind, an item is twice in an arm, or the arms did not answer the same items.
     """
-    path, rows = _called(items), _rows(items)
+    path = _called(items)
     runs: dict[str, dict[int, Arm]] = {}
-    for row in rows:
-        name, seed = row["arm"], row["seed"]
-        runs.setdefault(name, {}).setdefault(seed, Arm(name, None, f"{name} {seed}", None, {}, {}, {}, seed=seed))
+    suites: dict[str, tuple[str, int]] = {}
+    for number, row in enumerate(_rows(items), start=1):
+        by_seed = runs.setdefault(row.arm, {})
+        if row.seed not in by_seed:
+            by_seed[row.seed] = Arm(row.arm, None, f"{row.arm} {row.seed}", None, {}, {}, {}, seed=row.seed)
+        known, at = suites.setdefault(row.task, (row.suite, number))
+        if known != row.suite:
+            raise EvaluationError(
+                f"{path}: row {number}: task {row.task!r} is in suite {row.suite!r}, but in {known!r} in row {at}; "
+                "give the two tasks different names"
+            )
+        if not _add(by_seed[row.seed], row):
+            earlier = next(at for at, one in enumerate(_rows(items), start=1) if one.key == row.key)
+            raise EvaluationError(
+                f"{path}: row {number}: item {row.item_id!r} of task {row.task!r} is in arm {row.arm!r} in row "
+                f"{earlier} already; write an item once, or its repetitions with different seeds"
+            )
+    if not runs:
+        raise EvaluationError(f"{path}: has no rows; write a row for each arm and item")
     if "instruct" not in runs:
         raise EvaluationError(
             f"{path}: no row has the arm `instruct`, only {', '.join(runs)}; the untouched Instruct is the reference; "
             "give its rows this name"
         )
-    seen: dict[tuple[Any, ...], int] = {}
-    suites: dict[str, tuple[str, int]] = {}
-    for number, row in enumerate(rows, start=1):
-        suite, task, item, name = (row[column] for column in ("suite", "task", "item_id", "arm"))
-        known, at = suites.setdefault(task, (suite, number))
-        if known != suite:
-            raise EvaluationError(
-                f"{path}: row {number}: task {task!r} is in suite {suite!r}, but in {known!r} in row {at}; give the "
-                "two tasks different names"
-            )
-        earlier = seen.setdefault((name, row["seed"], task, item), number)
-        if earlier != number:
-            raise EvaluationError(
-                f"{path}: row {number}: item {item!r} of task {task!r} is in arm {name!r} in row {earlier} already; "
-                "write an item once, or its repetitions with different seeds"
-            )
-        _add(runs[name][row["seed"]], row)
-    _check_seeds(path, rows, {name: min(by_seed) for name, by_seed in runs.items()})
+    _check_seeds(path, runs)
     arms = {}
     for name, by_seed in sorted(runs.items()):
         first, *others = (by_seed[seed] for seed in sorted(by_seed))
@@ -107,33 +112,44 @@ def read_items(items: Items) -> dict[str, Arm]:
     return arms
 
 
-def _add(arm: Arm, row: Mapping[str, Any]) -> None:
-    task: str = row["task"]
-    role: Role = "domain" if row["suite"] == "domain" else "guard"
-    arm.roles[task], arm.metrics[task] = role, "score"
-    arm.scores.setdefault(task, {})[row["item_id"]] = row["score"]
+def _add(arm: Arm, row: "_Row") -> bool:
+    """Add an item; False if the arm has it."""
+    role: Role = "domain" if row.suite == "domain" else "guard"
+    arm.roles[row.task], arm.metrics[row.task] = role, "score"
+    scores = arm.scores.setdefault(row.task, {})
+    if row.item_id in scores:
+        return False
+    scores[row.item_id] = row.score
     if role == "guard":
-        arm.groups[task] = row["suite"]
-    if row["cluster"] is not None:
-        arm.clusters.setdefault(task, {})[row["item_id"]] = row["cluster"]
+        arm.groups[row.task] = row.suite
+    if row.cluster is not None:
+        arm.clusters.setdefault(row.task, {})[row.item_id] = row.cluster
+    return True
 
 
-def _check_seeds(path: str, rows: list[dict[str, Any]], first: Mapping[str, int]) -> None:
+def _check_seeds(path: str, runs: Mapping[str, Mapping[int, Arm]]) -> None:
     """Raises EvaluationError if a seed of an arm has other items of a suite than its first seed, which is judged."""
-    asked: dict[tuple[str, str], dict[int, set[tuple[str, str]]]] = {}
-    for row in rows:
-        of_seed = asked.setdefault((row["arm"], row["suite"]), {}).setdefault(row["seed"], set())
-        of_seed.add((row["task"], row["item_id"]))
-    for (arm, suite), seeds in asked.items():
-        judged = seeds.get(first[arm], set())
-        for seed, items in seeds.items():
-            if differing := sorted(items ^ judged):
-                task, item = differing[0]
-                raise EvaluationError(
-                    f"{path}: arm {arm!r} has {len(items)} items of suite {suite!r} with seed {seed}, and "
-                    f"{len(judged)} with seed {first[arm]}, its first: {len(differing)} differ, such as {item!r:.60} "
-                    f"of task {task!r:.60}; score the same items with every seed, the first one is judged"
-                )
+    for name, by_seed in runs.items():
+        first = min(by_seed)
+        for suite in dict.fromkeys(suite for run in by_seed.values() for suite in _suites(run)):
+            judged = _items_of(by_seed[first], suite)
+            for seed, run in by_seed.items():
+                items = _items_of(run, suite)
+                if items and (differing := sorted(items ^ judged)):
+                    task, item = differing[0]
+                    raise EvaluationError(
+                        f"{path}: arm {name!r} has {len(items)} items of suite {suite!r} with seed {seed}, and "
+                        f"{len(judged)} with seed {first}, its first: {len(differing)} differ, such as {item!r:.60} "
+                        f"of task {task!r:.60}; score the same items with every seed, the first one is judged"
+                    )
+
+
+def _suites(run: Arm) -> list[str]:
+    return [run.groups.get(task, "domain") for task in run.roles]
+
+
+def _items_of(run: Arm, suite: str) -> set[tuple[str, str]]:
+    return {(task, item) for task, its in run.scores.items() if run.groups.get(task, "domain") == suite for item in its}
 
 
 def _called(items: Items) -> str:
@@ -141,53 +157,113 @@ def _called(items: Items) -> str:
     return str(items) if isinstance(items, Path) else "scores"
 
 
-def _rows(items: Items) -> list[dict[str, Any]]:
-    path, rows = _called(items), _read(items)
-    if not rows:
-        raise EvaluationError(f"{path}: has no rows; write a row for each arm and item")
-    for number, row in enumerate(rows, start=1):
-        row |= {column: row.get(column) for column in OPTIONAL}
-        row["seed"] = row["seed"] or 0
+class _Row(NamedTuple):
+    suite: str
+    task: str
+    item_id: str
+    arm: str
+    score: float
+    cluster: str | None
+    seed: int
+
+    @property
+    def key(self) -> tuple[str, int, str, str]:
+        return self.arm, self.seed, self.task, self.item_id
+
+
+def _rows(items: Items) -> Iterator[_Row]:
+    """The rows, checked one at a time."""
+    path = _called(items)
+    for number, row in enumerate(_read(items), start=1):
+        if number > ROWS:
+            raise EvaluationError(f"{path}: more than {ROWS} rows, which is the limit; judge fewer items at a time")
+        where = f"{path}: row {number}"
         for column in ("suite", "task", "arm"):
             if not isinstance(row[column], str) or not row[column]:
-                raise EvaluationError(
-                    f"{path}: row {number}: {column} is {row[column]!r:.60}, expected a name; correct it"
-                )
-        for column, remedy in (("item_id", "name the item"), ("cluster", "name it, or write null for none")):
-            value = row[column]
-            nan = isinstance(value, float) and not math.isfinite(value)
-            if nan or (value is None and column == "item_id"):
-                raise EvaluationError(f"{path}: row {number}: {column} is {value if nan else 'missing'}; {remedy}")
-            row[column] = None if value is None else str(value)
-        score = row["score"]
-        if not isinstance(score, int | float) or not math.isfinite(score):
+                raise EvaluationError(f"{where}: {column} is {row[column]!r:.60}, expected a name; correct it")
+            _require_short(where, column, row[column])
+        item = _named(where, "item_id", row["item_id"], "name the item")
+        cluster = _named(where, "cluster", row.get("cluster"), "name it, or write null for none")
+        if item is None:
+            raise EvaluationError(f"{where}: item_id is missing; name the item")
+        score, seed = row["score"], row.get("seed") or 0
+        if not isinstance(score, int | float) or not -SCORE <= score <= SCORE:  # True is 1
             raise EvaluationError(
-                f"{path}: row {number}: score is {score!r:.60}, expected a finite number; score the item again"
+                f"{where}: score is {score!r:.60}, expected a finite number; score the item again, below {SCORE:g}"
             )
-        row["score"] = float(score)
-        if not isinstance(row["seed"], int):
-            raise EvaluationError(f"{path}: row {number}: seed is {row['seed']!r:.60}, expected an integer; correct it")
-    return rows
+        if isinstance(seed, bool) or not isinstance(seed, int) or abs(seed) > COUNT:
+            raise EvaluationError(f"{where}: seed is {seed!r:.60}, expected an integer; correct it")
+        suite, task, item, arm = (sys.intern(name) for name in (row["suite"], row["task"], item, row["arm"]))
+        yield _Row(suite, task, item, arm, float(score), cluster and sys.intern(cluster), seed)
 
 
-def _read(items: Items) -> list[dict[str, Any]]:
-    """The rows as they are. Raises EvaluationError unless all of `NEEDED` are there."""
+def _named(where: str, column: str, value: Any, remedy: str) -> str | None:
+    """The name of an item or a cluster, which may be a number. Raises EvaluationError for what names nothing."""
+    if value is None:
+        return None
+    if not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
+        raise EvaluationError(f"{where}: {column} is {value!r:.60}; {remedy}")
+    _require_short(where, column, str(value))
+    return str(value)
+
+
+def _require_short(where: str, column: str, text: str) -> None:
+    if len(text) > LABEL_CHARACTERS:
+        raise EvaluationError(
+            f"{where}: {column} has {len(text)} characters, the limit is {LABEL_CHARACTERS}; shorten it"
+        )
+
+
+def _read(items: Items) -> Iterator[Mapping[str, Any]]:
+    """The rows as they are, from batches. Raises EvaluationError unless all of `NEEDED` are there."""
+    path = _called(items)
+    if isinstance(items, Sequence):
+        for number, row in enumerate(items, start=1):
+            yield _row(number, row)
+        return
     import pyarrow
     import pyarrow.parquet
 
-    path = _called(items)
-    if isinstance(items, Sequence):
-        return [_row(number, row) for number, row in enumerate(items, start=1)]
-    try:
-        table = pyarrow.parquet.read_table(items) if isinstance(items, Path) else pyarrow.table(items)
-    except FileNotFoundError:
-        raise EvaluationError(f"{path}: no such file; name an existing parquet file") from None
-    except (OSError, pyarrow.ArrowException) as error:
-        kind = "parquet file" if isinstance(items, Path) else "table with one type in each column"
-        raise EvaluationError(f"{path}: not a {kind} ({str(error).splitlines()[0]:.200}); write it again") from None
-    _require_columns(path, table.column_names)
-    rows: list[dict[str, Any]] = table.select([c for c in NEEDED + OPTIONAL if c in table.column_names]).to_pylist()
-    return rows
+    also = (pyarrow.ArrowException, OSError)
+    kind = "a parquet file" if isinstance(items, Path) else "a table with one type in each column"
+    remedy = f"write {kind} of {', '.join(NEEDED)}"
+    with ExitStack() as stack:
+        with reading(path, remedy, EvaluationError, *also):
+            if isinstance(items, Path):
+                file = stack.enter_context(open(open_regular(items, EvaluationError), "rb"))
+                source = pyarrow.parquet.ParquetFile(file)
+                columns = _columns(path, source.schema_arrow, source.metadata.num_rows)
+                batches = source.iter_batches(BATCH, columns=columns, use_threads=False)
+            else:
+                table = pyarrow.table(items)
+                columns = _columns(path, table.schema, table.num_rows)
+                batches = iter(table.select(columns).to_batches(BATCH))
+        while True:
+            with reading(path, remedy, EvaluationError, *also):
+                if (batch := next(batches, None)) is None:
+                    return
+                rows = batch.to_pylist()
+            yield from rows
+
+
+def _columns(path: str, schema: Any, rows: int) -> list[str]:
+    """The columns to read. Raises EvaluationError if one is missing, stands twice or is of another type than text,
+    number and truth value, or if there are too many rows."""
+    from pyarrow import types
+
+    if rows > ROWS:
+        raise EvaluationError(f"{path}: {rows} rows, the limit is {ROWS}; judge fewer items at a time")
+    _require_columns(path, schema.names)
+    found = [name for name in NEEDED + OPTIONAL if name in schema.names]
+    for name in found:
+        if schema.names.count(name) > 1:
+            raise EvaluationError(f"{path}: column {name!r} stands {schema.names.count(name)} times; keep one")
+        kind = schema.field(name).type
+        kind = kind.value_type if types.is_dictionary(kind) else kind
+        plain = (types.is_string, types.is_large_string, types.is_string_view, types.is_integer, types.is_floating)
+        if not any(of(kind) for of in (*plain, types.is_boolean, types.is_null)):
+            raise EvaluationError(f"{path}: column {name!r} has the type {kind}, expected text or a number; convert it")
+    return found
 
 
 def _row(number: int, row: Any) -> dict[str, Any]:

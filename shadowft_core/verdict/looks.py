@@ -10,10 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from shadowft_core.errors import EvaluationError
-from shadowft_core.verdict.scores import CHAMPIONS, problem, read_text
+from shadowft_core.files import Record, read_record
+from shadowft_core.limits import COUNT, RECORD_BYTES
+from shadowft_core.verdict.scorefiles import Count, Label, Skipped
+from shadowft_core.verdict.scores import CHAMPIONS
 
 FIRST = 0.8  # share of alpha that the first look spends
 
@@ -58,31 +61,45 @@ class Look:
         return max([self.number, *(int(look["number"]) for look in self.earlier)])
 
 
-class _Version(BaseModel):
-    version: int
-    digest: str = Field(min_length=1)
+class _Version(Record):
+    version: int = Field(ge=1, le=COUNT)
+    digest: Label
 
 
-class _Earlier(BaseModel):
-    model_config = ConfigDict(extra="allow")
+class _Earlier(Record):
+    """A look that came before, and how many items it shares. Files of older versions say less."""
 
-    number: int = Field(ge=1)
+    number: int = Field(ge=1, le=COUNT)
+    candidate: str | None = None
+    model_name: str | None = None
+    commit: str | None = None
+    overlap: Count | None = None
 
 
-class Run(BaseModel):
-    """run.json: what a verdict needs to know and DVC does not watch."""
+class _Cost(Record):
+    stage: str
+    seconds: float = Field(ge=0)
+
+
+class Run(Record):
+    """run.json: what verdict and report need to know and DVC does not watch."""
 
     format: Literal[1]
-    candidate: str | None
+    candidate: Label | None
     items: str | None
-    look: int = Field(ge=0)
-    earlier: list[_Earlier]
+    look: Count
+    earlier: list[_Earlier] = Field(max_length=100_000)
     champion: _Version | None = None
     best_champion: _Version | None = None
+    skipped: list[Skipped] = Field([], max_length=10_000)
+    commit: str | None = None
+    date: str | None = None
+    dirty: bool | None = None
+    costs: list[_Cost] = Field([], max_length=10_000)
 
     @property
     def as_look(self) -> Look:
-        return Look(self.look, self.items, [look.model_dump() for look in self.earlier])
+        return Look(self.look, self.items, [look.model_dump(exclude_unset=True) for look in self.earlier])
 
     @property
     def champions(self) -> dict[str, str]:
@@ -93,11 +110,7 @@ class Run(BaseModel):
 
 def read_run(path: Path) -> Run:
     """Read run.json. Raises EvaluationError if it is missing or damaged."""
-    try:
-        found = Run.model_validate_json(read_text(path))
-    except ValidationError as error:
-        raise EvaluationError(f"{path}: {problem(error)}; run `shadowft look` again") from None
-    return found
+    return read_record(path, Run, "run `shadowft look` again", error=EvaluationError, largest=RECORD_BYTES)
 
 
 def require_same_models(path: Path, run: Run, digests: Mapping[str, str], candidate: str | None) -> None:

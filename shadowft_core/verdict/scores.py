@@ -3,50 +3,17 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import Any
 
 from shadowft_core.errors import EvaluationError
+from shadowft_core.verdict.scorefiles import Line, Role, read_head, read_lines, read_seeds
 
-Role = Literal["domain", "guard"]
 CHAMPIONS = ("champion", "best_champion")
 """arms of earlier versions: the one in service and, if it is another, the one that was best on these items"""
-
-
-class _Summary(BaseModel):
-    role: Role
-    group: str | None = None
-    """the name in params.yaml that stands for the task; folders of older versions do not say"""
-    metric: str
-    n: int = Field(ge=1)
-    mean: float = Field(allow_inf_nan=False)
-
-
-class _ScoresFile(BaseModel):
-    model_config = ConfigDict(protected_namespaces=())
-
-    format: Literal[1]
-    arm: str
-    scale: float | None
-    model_digest: str = Field(min_length=1)
-    template_digest: str | None
-    generation: dict[str, Any] | None = None
-    """how answers were asked for; folders of older versions do not say"""
-    tasks: dict[str, _Summary] = Field(min_length=1)
-
-
-class _Item(BaseModel):
-    task: str
-    item: str
-    score: float = Field(allow_inf_nan=False)
-    cluster: str | None = None
-    """what the item shares with others; null or empty: nothing"""
-    about: str | None = None
-    """what the item is about, shared or not; folders of older versions do not say"""
 
 
 @dataclass(frozen=True)
@@ -127,18 +94,6 @@ def read_arms(scores: Path, routes: Sequence[str], champions: Sequence[str] = ()
     return arms
 
 
-class _Seed(BaseModel):
-    seed: int
-
-
-class _Seeds(BaseModel):
-    """seeds.json: the seed that ships, and those that were trained and scored besides."""
-
-    format: Literal[1]
-    first: int
-    further: list[_Seed]
-
-
 def with_further(arms: Mapping[str, Arm], seeds: Path) -> dict[str, Arm]:
     """The arms with those of further training seeds, from `seeds/ROUTE/{seeds.json,SEED/ARM}`.
 
@@ -151,10 +106,7 @@ def with_further(arms: Mapping[str, Arm], seeds: Path) -> dict[str, Arm]:
             found[name] = arm
             continue
         place = seeds / name.removesuffix("_scaled")
-        try:
-            told = _Seeds.model_validate_json(read_text(place / "seeds.json"))
-        except ValidationError as error:
-            raise EvaluationError(f"{place / 'seeds.json'}: {problem(error)}; run `shadowft seeds` again") from None
+        told = read_seeds(place / "seeds.json")
         runs = []
         for seed in (one.seed for one in told.further):
             folder = place / str(seed) / name
@@ -170,36 +122,42 @@ def with_further(arms: Mapping[str, Arm], seeds: Path) -> dict[str, Arm]:
     return found
 
 
-def read_arm(folder: Path, name: str | None = None) -> Arm:
-    """Read one score folder. Raises EvaluationError if it is missing, damaged, incomplete, or not of the arm `name`."""
-    head = _scores_file(folder / "scores.json")
+def read_arm(folder: Path, name: str | None = None, take: Callable[[Line], object] | None = None) -> Arm:
+    """Read one score folder; `take` is called with each line of items.jsonl.
+
+    Raises EvaluationError if it is missing, damaged, incomplete, or not of the arm `name`.
+    """
+    head = read_head(folder)
     if name is not None and head.arm != name:
         raise EvaluationError(f"{folder / 'scores.json'}: arm is {head.arm!r}, expected {name!r}; run evaluate again")
-    collected: dict[str, dict[str, list[float]]] = {task: {} for task in head.tasks}
+    found: dict[str, dict[str, float]] = {task: {} for task in head.tasks}
+    copies: dict[str, dict[str, list[float]]] = {task: {} for task in head.tasks}
     clusters: dict[str, dict[str, str]] = {task: {} for task in head.tasks}
     about: dict[str, set[str]] = {task: set() for task in head.tasks}
     path = folder / "items.jsonl"
-    for number, line in enumerate(read_text(path).rstrip("\n").split("\n"), start=1):
-        try:
-            item = _Item.model_validate_json(line)
-        except ValidationError as error:
-            raise EvaluationError(f"{path}:{number}: {problem(error)}; run evaluate again") from None
-        if item.task not in collected:
-            raise EvaluationError(f"{path}:{number}: task {item.task!r} is not in scores.json; run evaluate again")
-        digest = item.item.partition("#")[0]
-        collected[item.task].setdefault(digest, []).append(item.score)
-        if item.cluster:
-            clusters[item.task][digest] = item.cluster
-        if subject := item.about or item.cluster:
-            about[item.task].add(subject)
+    for number, line in read_lines(path):
+        if line.task not in found:
+            raise EvaluationError(f"{path}:{number}: task {line.task!r} is not in scores.json; run evaluate again")
+        scores, digest = found[line.task], sys.intern(line.item.partition("#")[0])  # all arms have the same items
+        if digest in scores:
+            copies[line.task].setdefault(digest, [scores[digest]]).append(line.score)
+        else:
+            scores[digest] = line.score
+        if line.cluster:
+            clusters[line.task][digest] = sys.intern(line.cluster)
+        if subject := line.about or line.cluster:
+            about[line.task].add(sys.intern(subject))
+        if take is not None:
+            take(line)
     for task, summary in head.tasks.items():
-        items = [score for scores in collected[task].values() for score in scores]
+        items = [*found[task].values(), *(score for several in copies[task].values() for score in several[1:])]
         mean = math.fsum(items) / len(items) if items else math.nan
         if len(items) != summary.n or not math.isclose(mean, summary.mean, rel_tol=1e-6, abs_tol=1e-6):
             raise EvaluationError(
-                f"{path}: task {task!r} has {len(items)} items with mean {mean:.6f}, "
-                f"scores.json has {summary.n} with mean {summary.mean:.6f}; run evaluate again"
+                f"{path}: task {task!r} has {len(items)} items with mean {mean:.6g}, "
+                f"scores.json has {summary.n} with mean {summary.mean:.6g}; run evaluate again"
             )
+        found[task] |= {digest: math.fsum(several) / len(several) for digest, several in copies[task].items()}
     return Arm(
         name=head.arm,
         scale=head.scale,
@@ -208,10 +166,7 @@ def read_arm(folder: Path, name: str | None = None) -> Arm:
         generation=head.generation,
         roles={task: summary.role for task, summary in head.tasks.items()},
         metrics={task: summary.metric for task, summary in head.tasks.items()},
-        scores={
-            task: {item: math.fsum(copies) / len(copies) for item, copies in by_item.items()}
-            for task, by_item in collected.items()
-        },
+        scores=found,
         clusters=clusters,
         about=about,
         groups={task: summary.group for task, summary in head.tasks.items() if summary.group},
@@ -241,25 +196,3 @@ def check_same_questions(reference: Arm, arm: Arm) -> None:
         mine, other = arm.clusters.get(task), reference.clusters.get(task)
         if mine and other and mine != other:
             raise EvaluationError(f"{pair} have different clusters in task {task!r}; {remedy}")
-
-
-def _scores_file(path: Path) -> _ScoresFile:
-    try:
-        return _ScoresFile.model_validate_json(read_text(path))
-    except ValidationError as error:
-        raise EvaluationError(f"{path}: {problem(error)}; run evaluate again") from None
-
-
-def read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise EvaluationError(f"{path}: no such file; run the stage that writes it") from None
-    except UnicodeDecodeError:
-        raise EvaluationError(f"{path}: not UTF-8; run the stage that writes it again") from None
-
-
-def problem(error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"]) or "line"
-    return f"{where}: {first['msg']} (found {first['input']!r:.60})"

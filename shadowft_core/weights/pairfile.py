@@ -1,0 +1,25 @@
+"""The models that pair.json names, typed."""
+
+from pathlib import Path
+
+from shadowft_core.files import Fields, read_record
+
+
+class Side(Fields):
+    """A model of the pair: its reference, its model digest and its label for people."""
+
+    ref: str
+    digest: str
+    label: str = ""
+
+
+class Pair(Fields):
+    """pair.json, as far as every reader needs it."""
+
+    base: Side
+    instruct: Side
+
+
+def read_pair(path: Path) -> Pair:
+    """Read pair.json. Raises CheckpointError if it is missing or damaged."""
+    return read_record(path, Pair, "run `shadowft fetch` again")

@@ -132,7 +132,7 @@ def test_check_resumes_after_an_interruption(
     read.clear()
     found = room.check(folder_store, [], state)
     assert found.resumed == known
-    assert len(read) == len(chunks) - known
+    assert len(read) == len(chunks) - known + 1  # delta.json, which names the files, is read each time
     assert not state.exists()
     state.write_text("objects found good in another place\n" + "".join(f"{key}\n" for key in chunks))
     assert room.check(folder_store, [], state).resumed == 0

@@ -9,7 +9,6 @@ SHADOWFT_STORE_URI and SHADOWFT_STORE_ENDPOINT override the store of params.yaml
 decides which store a recipe may name.
 """
 
-import json
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from shadowft_core.errors import DeltaError, StoreConflictError, StoreError
-from shadowft_core.files import bytes_digest, canonical_json, file_digest, new_folder
+from shadowft_core.files import bytes_digest, canonical_json, file_digest, new_folder, parse_json, read_regular
+from shadowft_core.limits import JSON_BYTES
 from shadowft_core.params import Store
 from shadowft_core.store.backends import Backend, open_backend
 from shadowft_core.store.check import BadObject, CheckResult, ListedDelta, check_objects, list_deltas
@@ -34,7 +34,9 @@ from shadowft_core.store.manifest import (
     is_delta_file,
     object_key,
     read_claim,
+    read_delta_json,
     read_manifest,
+    require_files,
 )
 from shadowft_core.store.probe import require_probe, run_probe
 from shadowft_core.store.prune import PruneResult, prune_objects
@@ -158,6 +160,7 @@ def fetch_delta(digest: str, store: Store, out_dir: Path, check: CheckFolder | N
     """
     backend = open_store(store)
     manifest = read_manifest(backend, read_claim(backend, digest))
+    read_delta_json(backend, manifest)
     total = manifest.bytes
     print(f"fetch {digest} ({total} bytes) from {backend.location}", file=sys.stderr)
     with new_folder(out_dir) as folder:
@@ -228,13 +231,10 @@ def _delta_files(folder: Path) -> list[Path]:
     for path in paths:
         if path.is_symlink() or not path.is_file() or not is_delta_file(path.name):
             raise DeltaError(f"{path}: a delta folder may contain only delta.json and .safetensors files; move it away")
-    raw = (folder / CERTIFICATE).read_bytes()
-    try:
-        canonical = canonical_json(json.loads(raw)) == raw
-    except ValueError:
-        canonical = False
-    if not canonical or len(paths) < 2:
-        raise DeltaError(f"{folder}: delta.json is not canonical JSON or its tensors are missing; extract it again")
+    raw = read_regular(folder / CERTIFICATE, JSON_BYTES, DeltaError)
+    if canonical_json(parse_json(raw, folder / CERTIFICATE, DeltaError, finite=True)) != raw:
+        raise DeltaError(f"{folder}: delta.json is not canonical JSON; extract it again")
+    require_files([path.name for path in paths], raw, folder / CERTIFICATE, DeltaError)
     return paths
 
 

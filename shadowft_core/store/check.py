@@ -1,24 +1,21 @@
 """Compares every object of a store with its digest, and lists the deltas in it."""
 
-import io
-import json
 from collections import defaultdict
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from shadowft_core.errors import StoreError, StoreUnreachableError
-from shadowft_core.files import write_atomically
+from shadowft_core.errors import StoreCorruptError, StoreError, StoreUnreachableError
+from shadowft_core.files import parse_json, write_atomically
 from shadowft_core.store.backends import Backend
 from shadowft_core.store.manifest import (
-    CERTIFICATE,
     OBJECTS,
     Manifest,
     claim_key,
     claimed,
     object_key,
     read_claim,
+    read_delta_json,
     read_manifest,
 )
 from shadowft_core.store.records import read_record, record_key, recorded
@@ -73,27 +70,7 @@ def check_objects(backend: Backend, digests: list[str], state: Path) -> CheckRes
         deltas = [digest for digest in digests if digest not in records]
     else:
         deltas = [digest for digest, _ in claimed(backend)]
-    sizes: dict[str, tuple[str, int]] = {}
-    needs: dict[str, list[str]] = defaultdict(list)
-    problems: dict[str, str] = {}
-    for digest in deltas:
-        where = claim_key(digest)
-        needs[where].append(digest)
-        try:
-            claim = read_claim(backend, digest)
-            where = object_key(claim.manifest)
-            needs[where].append(digest)
-            manifest = read_manifest(backend, claim)
-        except StoreUnreachableError:
-            raise
-        except StoreError as error:
-            problems[where] = str(error)
-            continue
-        for chunk, size in manifest.chunks():
-            key = object_key(chunk)
-            sizes[key] = chunk, size
-            if needs[key][-1:] != [digest]:
-                needs[key].append(digest)
+    sizes, needs, problems = _needed(backend, deltas)
     progress = Progress("check", sum(size for _, size in sizes.values()))
     with _Good(state, backend.location) as good:
 
@@ -122,6 +99,36 @@ def check_objects(backend: Backend, digests: list[str], state: Path) -> CheckRes
     state.unlink(missing_ok=True)
     total = sum(size for _, size in sizes.values()) + sum(records.values())
     return CheckResult(len(deltas), len(records), len(needs) + len(records), total, len(resumed), bad)
+
+
+def _needed(
+    backend: Backend, deltas: list[str]
+) -> tuple[dict[str, tuple[str, int]], dict[str, list[str]], dict[str, str]]:
+    """By key: digest and bytes of every chunk of these deltas, the deltas that need an object, and problems of claims,
+    manifests and lists of files."""
+    sizes: dict[str, tuple[str, int]] = {}
+    needs: dict[str, list[str]] = defaultdict(list)
+    problems: dict[str, str] = {}
+    for digest in deltas:
+        where = claim_key(digest)
+        needs[where].append(digest)
+        try:
+            claim = read_claim(backend, digest)
+            where = object_key(claim.manifest)
+            needs[where].append(digest)
+            manifest = read_manifest(backend, claim)
+            for chunk, size in manifest.chunks():
+                key = object_key(chunk)
+                sizes[key] = chunk, size
+                if needs[key][-1:] != [digest]:
+                    needs[key].append(digest)
+            where = object_key(digest)
+            read_delta_json(backend, manifest)
+        except StoreUnreachableError:
+            raise
+        except StoreError as error:
+            problems[where] = str(error)
+    return sizes, needs, problems
 
 
 def _problem_of(backend: Backend, digest: str) -> str | None:
@@ -210,9 +217,5 @@ def list_deltas(backend: Backend) -> list[ListedDelta]:
 
 def _kind(backend: Backend, manifest: Manifest) -> str:
     """The field `kind` of delta.json; `unknown` when it cannot be read."""
-    ((digest, size),) = manifest.files[CERTIFICATE].chunks
-    sink = io.BytesIO()
-    backend.get(object_key(digest), size, digest, sink)
-    with suppress(ValueError, AttributeError):
-        return str(json.loads(sink.getvalue()).get("kind", "unknown"))
-    return "unknown"
+    kind = parse_json(read_delta_json(backend, manifest), manifest.delta, StoreCorruptError).get("kind")
+    return kind if isinstance(kind, str) and kind.isprintable() and len(kind) < 100 else "unknown"

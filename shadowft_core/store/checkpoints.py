@@ -11,12 +11,12 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from shadowft_core.errors import StoreCorruptError, StoreError, StoreUnreachableError
-from shadowft_core.files import bytes_digest, canonical_json
+from shadowft_core.files import Record, bytes_digest, canonical_json, parse_record
 from shadowft_core.store.backends import Backend, Entry
-from shadowft_core.store.manifest import LARGEST_MANIFEST, File, Strict
+from shadowft_core.store.manifest import LARGEST_MANIFEST, File
 from shadowft_core.store.transfer import Piece, Progress, each
 
 CHECKPOINTS, INDEX = "checkpoints", "copy.json"
@@ -24,7 +24,7 @@ _KEY = re.compile(r"checkpoints/([0-9a-f]+)/checkpoint-(\d+)/(.+)")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
 
-class Index(Strict):
+class Index(Record):
     """Content of copy.json: the files by their path in the checkpoint."""
 
     format: int = Field(1, ge=1, le=1)
@@ -101,11 +101,8 @@ class CheckpointCopies:
         """
         where = self._at(step, INDEX)
         found = self._backend.read(where, LARGEST_MANIFEST)
-        try:
-            files = Index.model_validate_json(found[0] if found else b"").files
-        except ValidationError as error:
-            raise StoreCorruptError(f"{where} is malformed: {error.errors()[0]['msg'][:200]}") from None
-        if bad := [name for name in files if not _NAME.fullmatch(name)]:
+        files = parse_record(found[0] if found else b"", Index, where, "remove it", error=StoreCorruptError).files
+        if bad := [name for name in files if len(name) > 300 or not _NAME.fullmatch(name)]:
             raise StoreCorruptError(f"{where} names the file {bad[0][:80]!r}")
         total = sum(file.bytes for file in files.values())
         folder.mkdir(parents=True)

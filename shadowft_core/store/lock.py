@@ -18,12 +18,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from shadowft_core.errors import StoreConflictError, StoreCorruptError, StoreError
-from shadowft_core.files import bytes_digest, canonical_json
+from shadowft_core.files import Record, bytes_digest, canonical_json, parse_record
 from shadowft_core.store.backends import Backend
-from shadowft_core.store.manifest import Strict
 
 LOCKS = "turns"
 PRUNE_LOCK, COMMIT_LOCKS, CLOCK = f"{LOCKS}/sweep", f"{LOCKS}/commit", f"{LOCKS}/clock"
@@ -34,7 +33,7 @@ PAUSE = 0.2  # seconds between two reads of the other side's lock
 WAIT = 900.0  # seconds that a publisher waits for prunes
 
 
-class LockState(Strict):
+class LockState(Record):
     """Content of a lock object; the random id makes every write a new version."""
 
     format: int = Field(1, ge=1, le=1)
@@ -163,9 +162,5 @@ def store_time(backend: Backend) -> float:
 
 
 def _parse(raw: bytes, backend: Backend, key: str) -> LockState:
-    try:
-        return LockState.model_validate_json(raw)
-    except ValidationError:
-        raise StoreCorruptError(
-            f"{backend.location}: {key} is damaged; remove it when nothing is being published"
-        ) from None
+    remedy = "remove it when nothing is being published"
+    return parse_record(raw, LockState, f"{backend.location}: {key}", remedy, error=StoreCorruptError)

@@ -6,19 +6,20 @@ delta's claim names. No name in either is used as a path before it matches the p
 
 import io
 import re
-from collections.abc import Iterator
-from typing import TypeVar
+from collections.abc import Collection, Iterator
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from shadowft_core.errors import StoreCorruptError, StoreError
-from shadowft_core.files import canonical_json
+from shadowft_core.errors import ShadowError, StoreCorruptError, StoreError
+from shadowft_core.files import Fields, Record, canonical_json, parse_record
+from shadowft_core.limits import JSON_BYTES, OBJECT_BYTES
 from shadowft_core.store.backends import Backend
 
 OBJECTS, DELTAS = "objects/sha256", "deltas"
 CERTIFICATE = "delta.json"
 FORMAT = 2
-LARGEST_CHUNK = 256 << 20  # bytes
+LARGEST_CHUNK = OBJECT_BYTES
 LARGEST_MANIFEST = 16 << 20
 LARGEST_CLAIM = 4096
 
@@ -26,15 +27,11 @@ DIGEST = r"^sha256:[0-9a-f]{64}$"
 _FILE = re.compile(r"delta\.json|[A-Za-z0-9][A-Za-z0-9._-]{0,199}\.safetensors")
 
 
-class Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class File(Strict):
+class File(Record):
     """One file of a delta: its length and its chunks as (digest, bytes), in order."""
 
     bytes: int = Field(ge=0)
-    chunks: list[tuple[str, int]]
+    chunks: list[tuple[str, int]] = Field(max_length=1_000_000)
 
     @model_validator(mode="after")
     def _chunks_make_the_file(self) -> "File":
@@ -45,7 +42,7 @@ class File(Strict):
         return self
 
 
-class Manifest(Strict):
+class Manifest(Record):
     """All files of a delta. delta.json is a single chunk, so its digest is the delta's."""
 
     format: int = Field(ge=FORMAT, le=FORMAT)
@@ -71,7 +68,7 @@ class Manifest(Strict):
             yield from file.chunks
 
 
-class Claim(Strict):
+class Claim(Record):
     """The commit: this delta is complete, and this is its manifest."""
 
     format: int = Field(ge=1, le=1)
@@ -132,6 +129,44 @@ def read_manifest(backend: Backend, claim: Claim) -> Manifest:
     return manifest
 
 
+class _Tensor(Fields):
+    form: Literal["factors", "frames", "plain"] = "plain"
+
+
+class _Certificate(Fields):
+    """What delta.json says about the files beside it. Format 1 had one file, whatever the forms of its tensors."""
+
+    format: int = Field(ge=1, le=2)
+    base: dict[str, Any] | None = None
+    tensors: dict[str, _Tensor]
+
+
+def read_delta_json(backend: Backend, manifest: Manifest) -> bytes:
+    """delta.json of a stored delta. Raises StoreCorruptError unless the manifest has exactly the files it implies."""
+    ((digest, size),) = manifest.files[CERTIFICATE].chunks
+    key = object_key(digest)
+    where = f"{backend.location}: {key}"
+    if size > JSON_BYTES:
+        raise StoreCorruptError(f"{where}: a delta.json of {size} bytes, the limit is {JSON_BYTES}; remove the delta")
+    sink = io.BytesIO()
+    backend.get(key, size, digest, sink)
+    require_files(manifest.files, sink.getvalue(), where, StoreCorruptError)
+    return sink.getvalue()
+
+
+def require_files(names: Collection[str], certificate: bytes, where: object, error: type[ShadowError]) -> None:
+    """Raise `error` unless `names` are the files of a delta with this delta.json; `where` names its origin."""
+    told = parse_record(certificate, _Certificate, where, "extract the delta again", error=error)
+    if told.format == 1:
+        expected = {CERTIFICATE, "delta.safetensors"}
+    else:
+        forms = {"factors" if one.form == "factors" else "dense" for one in told.tensors.values()}
+        expected = {CERTIFICATE, *(f"{name}.safetensors" for name in (*forms, *(["base"] if told.base else [])))}
+    for name in sorted(set(names) ^ expected):
+        found = "is missing" if name in expected else "is not a file of this delta"
+        raise error(f"{where}: {name:.200} {found}, which has {', '.join(sorted(expected))}; extract the delta again")
+
+
 def _wrong_delta(backend: Backend, digest: str, found: str) -> StoreCorruptError:
     return StoreCorruptError(
         f"{backend.location}: {claim_key(digest)} names delta {found}, expected {digest}; remove it and publish the "
@@ -139,21 +174,12 @@ def _wrong_delta(backend: Backend, digest: str, found: str) -> StoreCorruptError
     )
 
 
-M = TypeVar("M", bound=Strict)
+M = TypeVar("M", bound=Record)
 
 
 def _parse(model: type[M], raw: bytes, backend: Backend, key: str) -> M:
-    try:
-        parsed = model.model_validate_json(raw)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise StoreCorruptError(
-            f"{backend.location}: {key} is malformed: {where[:120]} {first['msg'][:200]}; "
-            "remove it and publish the delta again"
-        ) from None
-    if canonical_json(parsed.model_dump()) != raw:  # also catches duplicate keys
-        raise StoreCorruptError(
-            f"{backend.location}: {key} is not canonical JSON; remove it and publish the delta again"
-        )
+    where, remedy = f"{backend.location}: {key}", "remove it and publish the delta again"
+    parsed = parse_record(raw, model, where, remedy, error=StoreCorruptError)
+    if canonical_json(parsed.model_dump()) != raw:
+        raise StoreCorruptError(f"{where} is not canonical JSON; {remedy}")
     return parsed

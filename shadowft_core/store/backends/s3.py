@@ -10,6 +10,8 @@ from typing import Any, BinaryIO, TypeVar
 
 from shadowft_core.errors import StoreCorruptError, StoreError, StoreUnreachableError
 from shadowft_core.files import bytes_digest
+from shadowft_core.limits import OBJECTS
+from shadowft_core.store.backends.answers import field, sha256_of
 from shadowft_core.store.backends.interface import (
     BLOCK,
     Damaged,
@@ -97,12 +99,12 @@ class S3Backend:
                 return None
             with closing(answer["Body"]) as body:
                 # Read whole, because boto3 compares the checksum only at the end of the body.
-                if answer["ContentLength"] > limit:
+                if field(self, answer, "ContentLength", key) > limit:
                     raise StoreCorruptError(
                         f"{self.location}: {key} is larger than the {limit} bytes allowed for it; remove it if it is "
                         "damaged"
                     )
-                return body.read(), answer["ETag"]
+                return body.read(), str(field(self, answer, "ETag", key))
 
         return self._call(key, attempt)
 
@@ -114,7 +116,7 @@ class S3Backend:
             answer = self._client.get_object(**self._at(key), Range=f"bytes={start}-{start + length - 1}")
             with closing(answer["Body"]) as body:
                 # A server that ignores the range answers with the whole object, which is not read.
-                if answer["ContentLength"] != length:
+                if answer.get("ContentLength") != length:
                     raise ends_early(self, key, start, length)
                 return bytes(body.read())
 
@@ -140,25 +142,33 @@ class S3Backend:
             if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
                 return None
             raise
-        if "LastModified" not in answer:
-            raise StoreError(f"{self.location}: the server returns no Last-Modified for {key}; use another server")
-        sha = answer.get("ChecksumSHA256")
-        digest, modified = _from_base64(sha) if sha else None, answer["LastModified"].timestamp()
-        return Head(answer["ContentLength"], digest, answer["ETag"], modified)
+        modified = field(self, answer, "LastModified", key).timestamp()
+        size = field(self, answer, "ContentLength", key)
+        return Head(size, sha256_of(answer), str(field(self, answer, "ETag", key)), modified)
 
     def entries(self, prefix: str) -> Iterator[Entry]:
         token: dict[str, str] = {}
         where = self.prefix + (checked(prefix) + "/" if prefix else "")
+        listed = 0  # objects and pages
         while True:
             page = self._call(
                 prefix or "list",
                 lambda token=token: self._client.list_objects_v2(**self._every, Prefix=where, **token),  # type: ignore[misc]
             )
             for entry in page.get("Contents", ()):
-                yield Entry(entry["Key"].removeprefix(self.prefix), entry["Size"], entry["LastModified"].timestamp())
+                key = str(field(self, entry, "Key", prefix)).removeprefix(self.prefix)
+                modified = field(self, entry, "LastModified", key).timestamp()
+                yield Entry(key, field(self, entry, "Size", key), modified)
             if not page.get("IsTruncated"):
                 return
-            token = {"ContinuationToken": page["NextContinuationToken"]}
+            after = {"ContinuationToken": str(field(self, page, "NextContinuationToken", prefix))}
+            listed += 1 + len(page.get("Contents", ()))
+            if after == token or listed > OBJECTS:
+                raise StoreError(
+                    f"{self.location}: the listing of {prefix or 'the store'} does not end ({listed} objects); check "
+                    "the server"
+                )
+            token = after
 
     def list(self, prefix: str) -> Iterator[str]:
         return (entry.key for entry in self.entries(prefix))
@@ -192,7 +202,7 @@ class S3Backend:
             if error.response["ResponseMetadata"]["HTTPStatusCode"] in (404, 412):  # 404: If-Match on an absent key
                 return None
             raise
-        return str(answer["ETag"])
+        return str(field(self, answer, "ETag", key))
 
     def _call(self, key: str, attempt: Callable[[], T]) -> T:
         """Run a request. After a failure, retry it at least once, and until PATIENCE seconds have passed.
@@ -201,6 +211,7 @@ class S3Backend:
         StoreUnreachableError and StoreError.
         """
         from botocore import exceptions as boto
+        from botocore.parsers import ResponseParserError
         from urllib3.exceptions import HTTPError
 
         started, pause, damaged, repeated = time.monotonic(), 0.2, 0, False
@@ -229,6 +240,7 @@ class S3Backend:
                 boto.FlexibleChecksumError,
                 boto.IncompleteReadError,
                 HTTPError,  # an error reply whose body breaks off; boto does not translate it
+                ResponseParserError,  # XML that ends early
             ) as e:
                 last = _one_line(e)
             except (boto.BotoCoreError, RuntimeError) as error:  # no, partial or expired credentials, no region
@@ -286,7 +298,3 @@ def _one_line(error: BaseException) -> str:
 
 def _to_base64(digest: str) -> str:
     return base64.b64encode(bytes.fromhex(digest.removeprefix("sha256:"))).decode()
-
-
-def _from_base64(checksum: str) -> str:
-    return "sha256:" + base64.b64decode(checksum).hex()

@@ -169,7 +169,6 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any], str]] = [
     ("promote", {"outcome": "tie"}, "its verdict states promote, the claims of its verdict decide hold"),
     ("promote", {"outcome": "too few items"}, "states promote, the claims of its verdict decide undecided"),
     ("hold", {"outcome": "better"}, "states hold, the claims of its verdict decide promote"),
-    ("promote", {"outcome": "great"}, "claims cannot be read"),
     (
         "promote",
         {"against": "nobody"},
@@ -187,6 +186,13 @@ def test_the_decision_follows_from_the_claims(run: Run, decision: str, claim: di
         with pytest.raises(RegistryError, match=message):
             room.promote(run.params.registry, run.params.store, override=override)
     assert room.history(run.params.registry, run.params.store).entries == []
+
+
+def test_a_verdict_whose_claims_cannot_be_read_is_not_registered(run: Run) -> None:
+    found = json.loads((run.work / "verdict.json").read_bytes())
+    run.judge("promote", claims=[found["claims"][0] | {"outcome": "great"}])
+    with pytest.raises(RegistryError, match=r"verdict.json: claims.0.outcome: .*found 'great'"):
+        run.register()
 
 
 @pytest.mark.parametrize("decision", OUTCOMES)

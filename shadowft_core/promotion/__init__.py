@@ -98,8 +98,11 @@ def promote(
                 f"Nothing was changed; a person may promote it with --override REASON"
             )
         _require_deltas(recipe, store)
-        number, before = int(found.version), tip.entry
-        if before is not None and (before.version, before.recipe) == (number, found.tags["shadowft.recipe"]):
+        number, before = tracking.number_of(found), tip.entry
+        if before is not None and (before.version, before.recipe) == (
+            number,
+            tracking.tag_of(found, "shadowft.recipe"),
+        ):
             return _unchanged(client, ledger, before)
         overridden = decision != "promote"
         entry = ledger.append(
@@ -152,7 +155,7 @@ def rollback(registry: Registry, store: Store, to: str | None = None, reason: st
         version = _existing(client, target) or _registered_again(client, target)
         recipe = copies.recipe_of(version, target.recipe)
         _require_deltas(recipe, store)
-        if (tip.entry.version, tip.entry.recipe) == (int(version.version), target.recipe):
+        if (tip.entry.version, tip.entry.recipe) == (tracking.number_of(version), target.recipe):
             return _unchanged(client, ledger, tip.entry)
         entry = ledger.append(
             tip,
@@ -203,14 +206,14 @@ def reconcile(registry: Registry, store: Store, dry_run: bool = False) -> Repair
             )
         done = chain.remarks
         version = _existing(client, tip.entry)
-        if version is None or int(version.version) != tip.entry.version:
+        if version is None or tracking.number_of(version) != tip.entry.version:
             done.append(f"version {tip.entry.version} was deleted from the registry, or has another recipe")
         if version is None:
             done.append("its recipe is registered again as a new version")
             if not dry_run:
                 version = _registered_again(client, tip.entry)
         recipe = copies.recipe_of(version, tip.entry.recipe) if version is not None else {}
-        number = int(version.version) if version is not None else None
+        number = tracking.number_of(version) if version is not None else None
         if alias is None or alias != number:
             before = "was not set" if alias is None else f"pointed at version {alias}"
             done.append(f"{CHAMPION} {before}, it is set to version {number or '(new)'}")
@@ -230,12 +233,12 @@ def reconcile(registry: Registry, store: Store, dry_run: bool = False) -> Repair
 
 def _facts(version: Any, recipe: dict[str, Any]) -> dict[str, Any]:
     return {
-        "version": int(version.version),
+        "version": tracking.number_of(version),
         "model": recipe["digest"],
-        "recipe": version.tags["shadowft.recipe"],
+        "recipe": tracking.tag_of(version, "shadowft.recipe"),
         "verdict": recipe["verdict"]["digest"],
-        "run_id": version.run_id,
-        "source": version.source,
+        "run_id": str(version.run_id),
+        "source": str(version.source),
     }
 
 
@@ -252,7 +255,7 @@ def _require_deltas(recipe: dict[str, Any], configured: Store) -> None:
 def _existing(client: Any, entry: Entry) -> Any | None:
     """The version of the entry or, if it was deleted, another one with the same recipe; None if there is none."""
     same = tracking.versions_with(client, entry.name, "shadowft.recipe", entry.recipe)
-    return next((row for row in same if int(row.version) == entry.version), next(iter(same), None))
+    return next((row for row in same if tracking.number_of(row) == entry.version), next(iter(same), None))
 
 
 def _registered_again(client: Any, entry: Entry) -> Any:

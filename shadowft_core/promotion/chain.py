@@ -10,41 +10,45 @@ remove the later entries, or let another writer replace them; versioning of the 
 """
 
 import getpass
-import json
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field
 
 import shadowft_core.store as stores
 from shadowft_core.errors import LedgerError
-from shadowft_core.files import bytes_digest, canonical_json
+from shadowft_core.files import Record, bytes_digest, canonical_json, parse_json, parse_record
+from shadowft_core.limits import COUNT
 from shadowft_core.params import Store
 
 LARGEST = 64 << 10  # bytes of an entry; a usual one has 900
 DIGEST = r"^sha256:[0-9a-f]{64}$"
 
-M = TypeVar("M", bound="Strict")
+TEXT = 20_000  # characters of a text in an entry
+M = TypeVar("M", bound=Record)
+Text = Annotated[str, Field(max_length=TEXT)]
 
 
-class Strict(BaseModel):
-    """A record that is read back as it was written: no other fields, no conversion of types."""
+def _moment(text: str) -> str:
+    if datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError("expected a time with its zone")
+    return text
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-
-class Link(Strict):
+class Link(Record):
     """An entry of a chain. Its other fields are those of the subclass."""
 
     format: int = Field(1, ge=1, le=1)
-    name: str = Field(description="of the chain")
-    number: int = Field(ge=1, description="1, 2, 3 ...: the order")
+    name: Text = Field(description="of the chain")
+    number: int = Field(ge=1, le=COUNT, description="1, 2, 3 ...: the order")
     previous: str | None = Field(pattern=DIGEST, description="the entry before, by digest")
-    who: str
-    when: str = Field(description="ISO 8601, UTC, by the clock of the machine that wrote it")
+    who: Text
+    when: Annotated[str, AfterValidator(_moment)] = Field(
+        description="ISO 8601, UTC, by the clock of the machine that wrote it"
+    )
 
     @property
     def digest(self) -> str:
@@ -63,10 +67,10 @@ class Link(Strict):
 E = TypeVar("E", bound=Link)
 
 
-class _Head(Strict):
+class _Head(Record):
     format: int = Field(ge=1, le=1)
     name: str
-    number: int = Field(ge=1)
+    number: int = Field(ge=1, le=COUNT)
     entry: str = Field(pattern=DIGEST)
 
 
@@ -219,16 +223,10 @@ class Links(Generic[E]):
         return f"{self.root}/{self.name}/entries/{digest.removeprefix('sha256:')}"
 
     def _parse(self, model: type[M], raw: bytes, key: str) -> M:
-        try:
-            parsed = model.model_validate_json(raw)
-            if canonical_json(json.loads(raw)) != raw:
-                raise ValueError("not canonical JSON")
-        except (ValidationError, ValueError) as error:
-            first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-            raise LedgerError(
-                f"{self.where}: {key} is damaged ({first}); restore it from a backup or the bucket's versions"
-            ) from None
-        return parsed
+        where, remedy = f"{self.where}: {key} is damaged", "restore it from a backup or the bucket's versions"
+        if canonical_json(parse_json(raw, where, LedgerError, finite=True)) != raw:
+            raise LedgerError(f"{where}: not canonical JSON; {remedy}")
+        return parse_record(raw, model, where, remedy, error=LedgerError)
 
 
 def _who() -> str:

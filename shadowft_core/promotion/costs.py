@@ -7,13 +7,27 @@ its first time.
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field
 
 from shadowft_core.errors import InputError
-from shadowft_core.files import bytes_digest, canonical_json, read_json_object, write_json_atomically
+from shadowft_core.files import Record, bytes_digest, canonical_json, read_record, reading, write_json_atomically
 from shadowft_core.files.yamlfile import read_yaml
+from shadowft_core.limits import RECORD_BYTES
 
 COSTS, LOCK = Path("var/costs.json"), Path("dvc.lock")
+
+
+class _Cost(Record):
+    stage: str
+    entry: str
+    seconds: float = Field(ge=0)
+
+
+class _Costs(Record):
+    format: Literal[1] = 1
+    costs: list[_Cost]
 
 
 def record_cost(stage: str, seconds: float, file: Path = COSTS, lock: Path = LOCK) -> None:
@@ -40,11 +54,9 @@ def costs_of(file: Path = COSTS, lock: Path = LOCK) -> list[dict[str, Any]]:
 
 
 def _kept(file: Path) -> dict[str, dict[str, Any]]:
-    with suppress(InputError, KeyError, TypeError):  # absent or damaged: the times are lost, nothing else
-        return {
-            str(row["stage"]): {"entry": str(row["entry"]), "seconds": float(row["seconds"])}
-            for row in read_json_object(file)["costs"]
-        }
+    with suppress(InputError):  # absent or damaged: the times are lost, nothing else
+        kept = read_record(file, _Costs, "remove it", largest=RECORD_BYTES).costs
+        return {row.stage: {"entry": row.entry, "seconds": row.seconds} for row in kept}
     return {}
 
 
@@ -52,5 +64,6 @@ def _entries(lock: Path) -> dict[str, str]:
     """Digest of the entry of each stage in dvc.lock; none outside a DVC repository."""
     if not lock.is_file():
         return {}
-    stages = read_yaml(lock).get("stages") or {}
-    return {name: bytes_digest(canonical_json(entry)) for name, entry in stages.items()}
+    with reading(lock, "run `dvc repro` again", InputError):
+        stages = read_yaml(lock).get("stages") or {}
+        return {name: bytes_digest(canonical_json(entry)) for name, entry in stages.items()}

@@ -1,6 +1,5 @@
 """Reads the ledger: every change of the champion, and the champion at a given time. Lists the looks at test items."""
 
-import json
 import sys
 from collections.abc import Iterable
 from datetime import datetime
@@ -14,6 +13,7 @@ from shadowft_core.promotion.ledger import Entry, Ledger
 from shadowft_core.promotion.looks import ROOT, Looks
 from shadowft_core.registry import tracking
 from shadowft_core.registry.connection import connected, may_exist, uri_of
+from shadowft_core.registry.rebuild import parse_recipe
 from shadowft_core.registry.registration import waits
 from shadowft_core.verdict.looks import alpha_left, alpha_of
 
@@ -100,9 +100,10 @@ def _decisions(registry: Registry, store: Store, models: Iterable[str]) -> dict[
         with connected(registry, create=False) as client:
             for model in models:
                 for version in tracking.versions_with(client, registry.name, "shadowft.model", model):
-                    raw = stores.record(version.tags.get("shadowft.recipe", ""), store)
-                    recipe = json.loads(raw) if raw else {}
-                    if recipe.get("digest") == model:
+                    digest = tracking.tag_of(version, "shadowft.recipe")
+                    raw = stores.record(digest, store)
+                    recipe = parse_recipe(raw, f"store {store.uri}: recipe {digest}") if raw else None
+                    if recipe and recipe["digest"] == model:
                         found[model] = recipe["verdict"]["decision"]
     except RegistryError as error:
         print(f"{error}; decisions are not shown", file=sys.stderr)

@@ -10,24 +10,25 @@ from typing import Any, Literal
 from pydantic import Field
 
 from shadowft_core.errors import LedgerError, StoreConflictError, StoreUnreachableError
+from shadowft_core.limits import COUNT
 from shadowft_core.params import Store
-from shadowft_core.promotion.chain import DIGEST, Link, Links, Tip
+from shadowft_core.promotion.chain import DIGEST, Link, Links, Text, Tip
 
 
 class Entry(Link):
     """One change of the champion: the new champion, and why."""
 
-    id: str = Field(description="random, so that two equal moves are two entries")
+    id: Text = Field(description="random, so that two equal moves are two entries")
     action: Literal["promote", "rollback", "reconcile"]
-    version: int = Field(ge=1, description="of the registered model")
+    version: int = Field(ge=1, le=COUNT, description="of the registered model")
     model: str = Field(pattern=DIGEST, description="digest of the weights that the version rebuilds to")
     recipe: str = Field(pattern=DIGEST)
     verdict: str = Field(pattern=DIGEST)
-    decision: str
+    decision: Text
     override: bool
-    reason: str
-    run_id: str
-    source: str = Field(description="where MLflow keeps the recipe; outlives the version")
+    reason: Text
+    run_id: Text
+    source: Text = Field(description="where MLflow keeps the recipe; outlives the version")
     undo: str | None = Field(pattern=DIGEST, description="the entry a rollback returns to, by digest")
 
     @property

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shadowft_core.errors import EvaluationError
-from shadowft_core.files import read_json_object, write_json_atomically
+from shadowft_core.files import write_json_atomically
 from shadowft_core.params import Registry, Store
 from shadowft_core.promotion.costs import costs_of
 from shadowft_core.promotion.looks import Cost, ItemSet, Looks
@@ -18,6 +18,7 @@ from shadowft_core.promotion.recorded import champions_on
 from shadowft_core.registry import commit_date, git_state
 from shadowft_core.verdict.candidate import read_candidate
 from shadowft_core.verdict.comparison import item_scores
+from shadowft_core.verdict.scorefiles import read_considered, read_head
 from shadowft_core.verdict.scores import CHAMPIONS, Arm, read_arms
 from shadowft_core.verdict.statistics import mean_of_tasks
 
@@ -46,8 +47,7 @@ def look(
     arms = read_arms(scores, routes, present)
     instruct = arms["instruct"]
     champions = {name: _version(scores / GROUP / name) if name in present else None for name in CHAMPIONS}
-    considered = scores / GROUP / "champions.json"
-    listed: dict[str, Any] = read_json_object(considered) if considered.is_file() else {"considered": [], "skipped": []}
+    listed = read_considered(scores / GROUP / "champions.json")
     _require_champion(registry, store, scores / GROUP, instruct.model_digest, champions["champion"])
     chosen = read_candidate(candidate, recipes, arms)
     items = ItemSet.of_arm(instruct if chosen.arm is None else arms[chosen.arm])
@@ -55,7 +55,7 @@ def look(
     git, means = git_state(Path()), {}
     if chosen.arm is not None:
         known = looks.means(items)
-        means = {one["digest"]: one["mean"] for one in listed["considered"] if one["digest"] not in known}
+        means = {one.digest: one.mean for one in listed.considered if one.digest not in known}
         means |= {arms[chosen.arm].model_digest: _mean(arms[chosen.arm])}
     now: dict[str, Any] = {
         "commit": git.commit if git else None,
@@ -80,7 +80,7 @@ def look(
             for one in found.earlier
         ],
         **champions,
-        "skipped": listed["skipped"],
+        "skipped": [one.model_dump() for one in listed.skipped],
         **told,
         "date": commit_date(told["commit"]) if told["commit"] else None,
         "costs": [cost.model_dump() for cost in told["costs"]],
@@ -89,8 +89,8 @@ def look(
 
 
 def _version(folder: Path) -> dict[str, Any]:
-    facts = read_json_object(folder / "scores.json")
-    return {"version": facts.get("version"), "digest": facts["model_digest"]}
+    head = read_head(folder)
+    return {"version": head.version, "digest": head.model_digest}
 
 
 def _require_champion(

@@ -15,15 +15,16 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 import shadowft_core.store as stores
 from shadowft_core.errors import LedgerError, StoreConflictError
-from shadowft_core.files import bytes_digest, canonical_json
+from shadowft_core.files import Record, bytes_digest, canonical_json, parse_record
+from shadowft_core.limits import SCORE
 from shadowft_core.params import Store
-from shadowft_core.promotion.chain import DIGEST, Link, Links, Strict
+from shadowft_core.promotion.chain import DIGEST, Link, Links, Text
 from shadowft_core.verdict.scores import Arm
 
 ROOT = "looks"
@@ -31,21 +32,24 @@ SHORT = 16  # hex digits of an item's digest that are kept
 ATTEMPTS = 100  # times that a look is tried while others are made
 
 
-class Cost(Strict):
+Mean = Annotated[float, Field(ge=-SCORE, le=SCORE)]
+
+
+class Cost(Record):
     """How long a stage took, as the flow measured it."""
 
-    stage: str
+    stage: Text
     seconds: float = Field(ge=0)
 
 
 class Look(Link):
     """One candidate that is judged on a set of items. `name` is the hex part of the Instruct's model digest."""
 
-    model_name: str = Field(description="registry.name")
-    candidate: str = Field(min_length=1, description="model digest")
+    model_name: Text = Field(description="registry.name")
+    candidate: Text = Field(min_length=1, description="model digest")
     items: str = Field(pattern=DIGEST, description="digest of the record that lists the items")
-    means: dict[str, float] = Field(description="mean domain score on these items, by model digest")
-    commit: str | None
+    means: dict[Text, Mean] = Field(description="mean domain score on these items, by model digest")
+    commit: Text | None
     dirty: bool | None
     costs: list[Cost]
 
@@ -54,13 +58,13 @@ class Look(Link):
         return f"candidate {self.candidate}"
 
 
-class _Task(Strict):
+class _Task(Record):
     metric: str
     items: list[str]
     about: list[str]
 
 
-class ItemSet(Strict):
+class ItemSet(Record):
     """The items of the domain, and how they are asked and scored.
 
     `items` and `about` are sorted short digests: of the items with their prompts, and of what they are about (a
@@ -204,11 +208,11 @@ class Looks(Links[Look]):
                     f"{self.where}: the items of entry {look.number}, record {look.items}, are missing; restore it "
                     "from a backup or the bucket's versions"
                 )
-            try:
-                self._sets[look.items] = ItemSet.model_validate_json(raw)
-            except ValidationError as error:
-                raise LedgerError(
-                    f"{self.where}: the items of entry {look.number}, record {look.items}, cannot be read "
-                    f"({error.errors()[0]['msg']}); a newer version of this program may have written it"
-                ) from None
+            self._sets[look.items] = parse_record(
+                raw,
+                ItemSet,
+                f"{self.where}: the items of entry {look.number}, record {look.items}",
+                "a newer version of this program may have written it",
+                error=LedgerError,
+            )
         return self._sets[look.items]

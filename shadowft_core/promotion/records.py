@@ -5,19 +5,18 @@ the verdict; every copy and tag in MLflow must agree. So a person who can write 
 whole record of another run, but cannot change a record.
 """
 
-import json
 from typing import Any
 
 import shadowft_core.store as stores
 from shadowft_core.errors import EvaluationError, RegistryError
 from shadowft_core.params import Store
-from shadowft_core.registry import copies
+from shadowft_core.registry import copies, tracking
 from shadowft_core.registry.rebuild import parse_recipe
 
 
 def recipe_of(store: Store, version: Any) -> dict[str, Any]:
     """The recipe of a version, from the store. Raises RegistryError when it is missing or differs in MLflow."""
-    digest = version.tags.get("shadowft.recipe", "")
+    digest = tracking.tag_of(version, "shadowft.recipe")
     raw = _record(store, version, "recipe", digest)
     recipe = parse_recipe(raw, f"store {store.uri}: recipe {digest}")
     copies.require_tags(version, recipe)
@@ -33,6 +32,7 @@ def judgement_of(client: Any, store: Store, version: Any) -> tuple[dict[str, Any
     another model, or when its stated decision does not follow from its claims; store errors.
     """
     from shadowft_core.verdict import decision_of
+    from shadowft_core.verdict.verdictfile import parse_verdict
 
     recipe = recipe_of(store, version)
     digest = recipe["verdict"]["digest"]
@@ -40,7 +40,7 @@ def judgement_of(client: Any, store: Store, version: Any) -> tuple[dict[str, Any
     copies.require_copy(version, "verdict.json", digest)
     copies.require_run_tags(client, version, recipe)
     where = f"{version.name} version {version.version}"
-    verdict = _object(raw, where)
+    verdict = parse_verdict(raw, f"{where}: its verdict", RegistryError)
     if verdict.get("recipe_digest") != recipe["digest"]:
         raise RegistryError(
             f"{where}: its verdict is of model {verdict.get('recipe_digest')}, its recipe is of {recipe['digest']}; "
@@ -66,18 +66,8 @@ def judgement_of(client: Any, store: Store, version: Any) -> tuple[dict[str, Any
         for claim in verdict["claims"]
         if claim.get("gate", True) and claim["outcome"] not in ("better", "passed")
     }
-    reasons = sorted(map(str, verdict.get("reasons", [])), key=lambda reason: reason not in open_claims)
+    reasons = sorted(verdict["reasons"], key=lambda reason: reason not in open_claims)
     return recipe, decision, "; ".join(reasons)
-
-
-def _object(raw: bytes, where: str) -> dict[str, Any]:
-    try:
-        found = json.loads(raw)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise RegistryError(f"{where}: its verdict is not a JSON object; run `shadowft verdict` again, then register")
-    return found
 
 
 def _record(store: Store, version: Any, what: str, digest: str) -> bytes:

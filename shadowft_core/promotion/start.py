@@ -11,11 +11,12 @@ from typing import Any
 import shadowft_core.store as stores
 from shadowft_core.delta import open_delta
 from shadowft_core.errors import RegistryError, WrongBaseError
-from shadowft_core.files import new_folder, read_json_object, write_json_atomically
+from shadowft_core.files import new_folder, write_json_atomically
 from shadowft_core.params import Registry, Store
 from shadowft_core.promotion.ledger import Ledger
 from shadowft_core.promotion.recorded import recipe_of
 from shadowft_core.registry import store_for
+from shadowft_core.weights.pairfile import read_pair
 
 
 def write_scratch(out: Path, reason: str = "") -> None:
@@ -43,11 +44,12 @@ def write_champion(registry: Registry, store: Store, pair: Path, out: Path) -> N
         return
     where = f"champion of {registry.name}, version {entry.version}"
     recipe = recipe_of(entry, where, store, "name its store with SHADOWFT_STORE_URI, or set train.start to scratch")
-    sides, base = read_json_object(pair), recipe["base"]["digest"]
-    if base not in [sides[side]["digest"] for side in ("base", "instruct")]:
-        what = "Instruct" if base == recipe["instruct"]["digest"] else "Base"
+    sides, base = read_pair(pair), recipe["base"]["digest"]
+    if base not in (sides.base.digest, sides.instruct.digest):
+        own = base == recipe["instruct"]["digest"]
+        what, here = ("Instruct", sides.instruct) if own else ("Base", sides.base)
         raise WrongBaseError(
-            f"{where}: was made from the {what} {base}, {pair} has {sides[what.lower()]['digest']}; set train.start to "
+            f"{where}: was made from the {what} {base}, {pair} has {here.digest}; set train.start to "
             f"scratch, or fetch that {what}"
         )
     if len(recipe["deltas"]) != 1:

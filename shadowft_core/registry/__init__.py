@@ -16,8 +16,17 @@ from shadowft_core.registry.connection import connected
 from shadowft_core.registry.copies import require_tags
 from shadowft_core.registry.evidence import Evidence, Git, candidate_of, commit_date, git_state
 from shadowft_core.registry.rebuild import cached, ingredients, read_recipe, rebuild, store_for
-from shadowft_core.registry.registration import PENDING, Registration, drop, keep, load, waiting, waiting_in
-from shadowft_core.registry.tracking import deduplicate, describe, find, log, set_alias, tidy
+from shadowft_core.registry.registration import (
+    PENDING,
+    Registration,
+    drop,
+    keep,
+    load,
+    require_whole,
+    waiting,
+    waiting_in,
+)
+from shadowft_core.registry.tracking import deduplicate, describe, find, log, number_of, set_alias, tidy
 
 __all__ = [
     "CANDIDATE",
@@ -177,6 +186,7 @@ def _record(registration: Registration, store: Store) -> None:
 
 def _send(registry: Registry, registration: Registration) -> Version:
     name, key = registration.name, registration.key
+    require_whole(registration)
     with connected(registry) as client:
         first, logged = deduplicate(client, name, key), None
         if first is None:
@@ -185,7 +195,7 @@ def _send(registry: Registry, registration: Registration) -> Version:
         if first is None:
             raise RegistryError(f"{name}: the version just made was deleted; run `shadowft register` again")
         require_tags(first, registration.recipe)
-        version = Version(name, int(first.version), first.run_id, registration.decision, new=first.run_id == logged)
+        version = Version(name, number_of(first), first.run_id, registration.decision, new=first.run_id == logged)
         describe(client, first)
         set_alias(client, name, CANDIDATE, version.number)
         tidy(client, name, key)

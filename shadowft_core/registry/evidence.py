@@ -6,13 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.errors import CheckpointError, EvaluationError, RegistryError, without_passwords
-from shadowft_core.files import file_digest, read_json_object
+from shadowft_core.errors import EvaluationError, RegistryError, without_passwords
+from shadowft_core.files import Record, file_digest, read_regular
+from shadowft_core.files.record import checked
 from shadowft_core.grafting import deltas_of
+from shadowft_core.limits import JSON_BYTES
 from shadowft_core.params import Params, refuse_password
+from shadowft_core.registry import forms
 from shadowft_core.registry.registration import Registration, key_of, tags_of
 from shadowft_core.selection import read_candidate
 from shadowft_core.verdict.looks import read_run
+from shadowft_core.verdict.scorefiles import Head
+from shadowft_core.verdict.verdictfile import read_verdict
+from shadowft_core.weights import pairfile
 
 CONTEXTS = {"train": "training", "valid": "validation", "dev": "dev", "test": "testing", "replay": "training"}
 
@@ -64,7 +70,7 @@ class Evidence:
         route, reason = candidate_of(work)
         if route is None:
             raise RegistryError(f"{work}: there is no candidate, so there is nothing to register: {reason}")
-        self.verdict = _read_output(work / "verdict.json")
+        self.verdict = read_verdict(require_file(work / "verdict.json"), RegistryError)
         self.route = route
         grafted = work / "grafted" / route
         self.params = params
@@ -81,12 +87,12 @@ class Evidence:
         ]
         for name, value in (("store.uri", params.store.uri), ("store.endpoint", params.store.endpoint)):
             refuse_password(name, value or "")  # the recipe has a copy
-        self.graft = _read_output(grafted / "recipe.json")
+        self.graft = _read_output(grafted / "recipe.json", forms.Graft)
         self.deltas = deltas_of(self.graft, grafted / "recipe.json")
-        self.pair = _read_output(work / "pair" / "pair.json")
+        self.pair = _read_output(work / "pair" / "pair.json", pairfile.Pair)
         certificate = require_file(self.delta_folder / "delta.json")
         self.delta = file_digest(certificate)
-        facts = _read_output(certificate)
+        facts = _read_output(certificate, forms.Delta)
         self.train = facts.get("train") or {}
         for path in self.files:
             require_file(path)
@@ -180,11 +186,9 @@ class Evidence:
         before training, under `preflight/`, and the candidate's gain over the Instruct as `outcome/gain`."""
         found, known = self._preflight(), {"instruct", *self.params.routes}
         for path in sorted((self.work / "scores").glob("*/*/scores.json")):
-            scores = _read_output(path)
-            if str(scores["arm"]).removesuffix("_scaled") not in known:
-                continue
-            for task, entry in scores["tasks"].items():
-                found[f"{scores['arm']}/{task}"] = float(entry["mean"])
+            head = _read_output(path, Head)
+            if head["arm"].removesuffix("_scaled") in known:
+                found |= {f"{head['arm']}/{task}": float(entry["mean"]) for task, entry in head["tasks"].items()}
         return found
 
     def _preflight(self) -> dict[str, float]:
@@ -192,7 +196,7 @@ class Evidence:
         path = self.work / "preflight.json"
         if not path.is_file():  # a run of an older version
             return {}
-        told = _read_output(path)
+        told = _read_output(path, forms.Preflight)
         values = {f"loss.{side}": loss for side, loss in told.get("loss", {}).items()}
         values |= {"cosine": told.get("cosine"), "sigma": told["sigma"]["overall"]}
         for name, kinds in (("cosine", told.get("modules")), ("sigma", told["sigma"]["modules"])):
@@ -208,7 +212,7 @@ class Evidence:
         report = self.work / "data" / "data-report.json"
         if not report.is_file():  # a workspace without a prepare stage
             return []
-        found = _read_output(report)
+        found = _read_output(report, forms.DataReport)
         counts = {split: (rows, self.params.prepare.data) for split, rows in found["splits"].items()}
         if replay := found.get("replay"):
             counts["replay"] = replay["rows_used"], replay["data"]
@@ -237,12 +241,12 @@ def candidate_of(work: Path) -> tuple[str | None, str]:
     candidate.json names it. Without that file, it is the route whose graft is the model that verdict.json judges.
     Raises RegistryError if the two files disagree, one is damaged, or no graft is that model.
     """
-    verdict = _read_output(work / "verdict.json")
+    verdict = read_verdict(require_file(work / "verdict.json"), RegistryError)
     said = verdict.get("candidate")
     if (file := work / "candidate.json").is_file():
         try:
             candidate = read_candidate(file)
-        except (EvaluationError, CheckpointError) as error:
+        except EvaluationError as error:
             raise RegistryError(f"{error}; then run `dvc repro` and register again") from None
         if candidate.arm != said:
             raise RegistryError(
@@ -253,11 +257,11 @@ def candidate_of(work: Path) -> tuple[str | None, str]:
     if said is None and "candidate" in verdict:
         return None, "; ".join(map(str, verdict.get("reasons", [])))
     judged, named = verdict.get("recipe_digest"), str(said).removesuffix("_scaled")
-    grafts = {path.parent.name: _read_output(path).get("digest") for path in work.glob("grafted/*/recipe.json")}
+    grafts = {
+        path.parent.name: _read_output(path, forms.Graft)["digest"] for path in work.glob("grafted/*/recipe.json")
+    }
     found = sorted(route for route, digest in grafts.items() if digest == judged)
-    if named in found or (
-        not found and named in grafts
-    ):  # `Evidence` says how that graft differs from the judged model
+    if named in found or (not found and named in grafts):  # `Evidence` says how that graft differs
         return named, ""
     if not found:
         raise RegistryError(
@@ -279,11 +283,10 @@ def require_file(path: Path) -> Path:
     return path
 
 
-def _read_output(path: Path) -> dict[str, Any]:
-    try:
-        return read_json_object(require_file(path))
-    except CheckpointError as error:
-        raise RegistryError(f"{error}; run `dvc repro` again") from None
+def _read_output(path: Path, form: type[Record]) -> dict[str, Any]:
+    raw = read_regular(require_file(path), JSON_BYTES, RegistryError)
+    found: dict[str, Any] = checked(raw, form, path, "run `dvc repro` again", error=RegistryError)
+    return found
 
 
 def flat(tree: dict[str, Any], above: str = "") -> dict[str, str]:

@@ -1,9 +1,7 @@
 """Rebuilds the model of a registered recipe, on any machine."""
 
 import fcntl
-import json
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,13 +9,14 @@ from urllib.parse import urlsplit
 
 import shadowft_core.store as stores
 from shadowft_core.errors import CheckpointError, GraftError, RegistryError, StoreError, StoreUnreachableError
-from shadowft_core.files import canonical_json, file_digest, new_folder
+from shadowft_core.files import canonical_json, file_digest, new_folder, read_regular
+from shadowft_core.files.record import checked
 from shadowft_core.grafting.receipt import RECEIPT, RECIPE
 from shadowft_core.params import Store, located
+from shadowft_core.registry.forms import RegisteredRecipe
 from shadowft_core.weights import INDEX, open_checkpoint
 
 LARGEST_RECIPE = 1 << 20  # bytes
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")  # checked because it names a folder of the cache
 
 
 def store_for(recipe: dict[str, Any], configured: Store | None = None) -> Store:
@@ -147,32 +146,22 @@ def _whole(recipe: dict[str, Any], folder: Path) -> bool:
 
 def read_recipe(path: Path) -> dict[str, Any]:
     """Read a registered recipe. Raises RegistryError when the file is not one."""
-    return parse_recipe(path.read_bytes() if path.stat().st_size <= LARGEST_RECIPE else b"", str(path))
+    return parse_recipe(read_regular(path, LARGEST_RECIPE, RegistryError), str(path))
 
 
 def parse_recipe(raw: bytes, where: str) -> dict[str, Any]:
     """Parse a registered recipe; errors name `where`. Raises RegistryError when the bytes are not one."""
+    where, remedy = f"{where}: not a recipe of format 1 as `shadowft register` writes it", "register the run again"
+    if len(raw) > LARGEST_RECIPE:
+        raise RegistryError(f"{where}: {len(raw)} bytes, the limit is {LARGEST_RECIPE}; {remedy}")
+    recipe: dict[str, Any] = checked(raw, RegisteredRecipe, where, remedy, error=RegistryError)
+    if canonical_json(recipe) != raw:
+        raise RegistryError(f"{where}: not canonical JSON; {remedy}")
     try:
-        recipe = json.loads(raw)
-        complete = recipe["format"] == 1 and canonical_json(recipe) == raw
-        _ = recipe["instruct"]["ref"], recipe["files"], recipe["verdict"]["digest"]
-        complete = complete and _DIGEST.fullmatch(recipe["digest"]) is not None
-        _ = (
-            recipe["base"]["digest"],
-            recipe["lineage"]["lock"],
-            recipe["lineage"]["data"],
-            recipe["verdict"]["decision"],
-        )
-        complete = complete and bool([(delta["digest"], float(delta["scale"])) for delta in recipe["deltas"]])
-        complete = complete and isinstance(recipe.get("arm", ""), str)
         Store(**recipe["store"])
-    except (ValueError, KeyError, TypeError):
-        complete = False
-    if not complete:
-        raise RegistryError(
-            f"{where}: not a recipe of format 1 as `shadowft register` writes it; register the run again"
-        )
-    return dict(recipe)
+    except (TypeError, ValueError) as error:
+        raise RegistryError(f"{where}: store: {' '.join(str(error).split()):.200}; {remedy}") from None
+    return recipe
 
 
 def _all_files(*recipes: dict[str, Any]) -> list[str]:

@@ -10,10 +10,23 @@ import shutil
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field
 
 from shadowft_core.errors import RegistryError
-from shadowft_core.files import bytes_digest, canonical_json, new_folder, read_json_object, write_atomically
+from shadowft_core.files import (
+    Record,
+    bytes_digest,
+    canonical_json,
+    new_folder,
+    read_record,
+    read_regular,
+    write_atomically,
+)
+from shadowft_core.limits import JSON_BYTES, RECORD_BYTES
+from shadowft_core.registry.rebuild import parse_recipe
+from shadowft_core.verdict.verdictfile import parse_verdict
 
 PENDING = Path("var/pending")
 _FACTS, _FILES = "registration.json", "files"
@@ -111,24 +124,56 @@ def waits(name: str, pending: Path = PENDING) -> bool:
     return False
 
 
+class _Dataset(Record):
+    name: str
+    context: str
+    digest: str
+    rows: str
+    source: str
+
+
+class _Facts(Record):
+    """registration.json"""
+
+    format: Literal[1]
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    key: str = Field(pattern=r"^sha256:[0-9a-f]{1,64}$")
+    decision: str
+    recipe: dict[str, Any]
+    tags: dict[str, str]
+    params: dict[str, str]
+    metrics: dict[str, float]
+    datasets: list[_Dataset]
+
+
 def load(folder: Path) -> Registration | None:
     """Read a waiting registration; None when another process has sent and removed it.
 
     Raises RegistryError when it is damaged.
     """
+    remedy = "remove it and register the run again"
     try:
-        if not (folder / _FACTS).is_file():
+        if not os.path.lexists(folder / _FACTS):
             return None
-        facts = read_json_object(folder / _FACTS)
-        files = {path.name: path.read_bytes() for path in sorted((folder / _FILES).iterdir())}
+        paths = sorted((folder / _FILES).iterdir())
+        if len(paths) > 100:
+            raise RegistryError(f"{folder / _FILES}: {len(paths)} files, expected the few of a registration; {remedy}")
+        facts = read_record(folder / _FACTS, _Facts, remedy, error=RegistryError, largest=RECORD_BYTES)
+        files = {path.name: read_regular(path, JSON_BYTES, RegistryError) for path in paths}
     except FileNotFoundError:
         return None
-    try:
-        if facts.pop("format") != 1:
-            raise TypeError("its format is not 1")
-        return Registration(**facts, files=files)
-    except (KeyError, TypeError) as error:
-        raise RegistryError(f"{folder}: not a registration ({error}); remove it and register the run again") from None
+    except (RegistryError, NotADirectoryError) as error:
+        if not os.path.lexists(folder / _FACTS):  # sent and removed meanwhile
+            return None
+        raise RegistryError(f"{folder}: not a registration ({error}); {remedy}") from None
+    return Registration(**facts.model_dump(exclude={"format"}), files=files)
+
+
+def require_whole(registration: Registration) -> None:
+    """Raise RegistryError unless recipe and verdict are such as a version needs."""
+    where = f"registration of {registration.name}, {registration.key}"
+    parse_recipe(canonical_json(registration.recipe), where)
+    parse_verdict(registration.files.get("verdict.json", b""), f"{where}: verdict.json", RegistryError)
 
 
 def drop(folder: Path) -> None:

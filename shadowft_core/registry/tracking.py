@@ -14,6 +14,8 @@ from shadowft_core.registry.registration import Registration
 _REFERENCE = re.compile(
     r"models:/([A-Za-z0-9][A-Za-z0-9._-]{0,99})(?:@([A-Za-z][A-Za-z0-9_-]{0,99})|/([1-9][0-9]{0,8}))"
 )
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 DUPLICATE = "shadowft.duplicate_of"  # tag of a version: number of the first version with the same key
 SUPERSEDED = "shadowft.superseded_by"  # tag of an interrupted attempt's run: id of the run that has the version
 
@@ -161,10 +163,30 @@ def tidy(client: Any, name: str, key: str) -> None:
             client.set_terminated(run.info.run_id, "KILLED")
 
 
+def tag_of(version: Any, name: str) -> str:
+    """The digest that a tag of a version has. Raises RegistryError if the tag is missing or no digest."""
+    found = (version.tags or {}).get(name)
+    if not isinstance(found, str) or not _DIGEST.fullmatch(found):
+        raise RegistryError(
+            f"{version.name} version {version.version}: its tag {name} is {found!r:.80}, expected a digest; the "
+            "registry was edited: delete this version there and register its run again"
+        )
+    return found
+
+
+def number_of(version: Any) -> int:
+    """The number of a version. Raises RegistryError if the registry answered something else."""
+    if not _NUMBER.fullmatch(str(version.version)):
+        raise RegistryError(
+            f"{version.name}: the registry names a version {version.version!r:.80}, expected a number; check the server"
+        )
+    return int(version.version)
+
+
 def versions_with(client: Any, name: str, tag: str, value: str) -> list[Any]:
     """The existing versions with this value of a tag, oldest first."""
     found = client.search_model_versions(f"name = '{name}' and tags.`{tag}` = '{value}'")
-    return sorted(found, key=lambda version: int(version.version))
+    return sorted(found, key=number_of)
 
 
 def set_alias(client: Any, name: str, alias: str, number: int) -> None:
@@ -176,7 +198,11 @@ def set_alias(client: Any, name: str, alias: str, number: int) -> None:
 def alias_of(client: Any, name: str, alias: str) -> int | None:
     """The version that an alias names; None when it is not set or the model is not registered."""
     model = registered_model(client, name)
-    number = None if model is None else model.aliases.get(alias)
+    number = None if model is None else (model.aliases or {}).get(alias)
+    if number is not None and not _NUMBER.fullmatch(str(number)):
+        raise RegistryError(
+            f"{name}: the registry's alias {alias} is {number!r:.80}, expected a number; check the server"
+        )
     return None if number is None else int(number)
 
 

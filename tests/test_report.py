@@ -122,7 +122,7 @@ def test_a_missing_or_broken_file_is_named_and_nothing_is_written(tmp_path: Path
 def test_an_incomplete_file_is_an_error(tmp_path: Path) -> None:
     write_work(tmp_path)
     dump(tmp_path / "pair/pair.json", {"format": 1})
-    with pytest.raises(EvaluationError, match=r"lacks .*base"):
+    with pytest.raises(EvaluationError, match=r"pair.json: field base is missing"):
         report(tmp_path, tmp_path / "report.html")
 
 

@@ -15,6 +15,7 @@ EARLIER = {"number": 1, "candidate": sha("before"), "model_name": "mine\u202e", 
 RUN = {
     "format": 1,
     "candidate": sha("shadow_scaled"),
+    "items": None,
     "look": 2,
     "earlier": [EARLIER],
     "champion": None,

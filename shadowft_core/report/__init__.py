@@ -5,13 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from shadowft_core.errors import EvaluationError
-from shadowft_core.files import bytes_digest, canonical_json, new_folder, read_json_object, write_atomically
+from shadowft_core.files import bytes_digest, canonical_json, new_folder, write_atomically
 from shadowft_core.forgetting.page import templates
-from shadowft_core.report import doubts, figures, files, record, tensors
+from shadowft_core.limits import JSON_BYTES
+from shadowft_core.report import doubts, figures, files, forms, record, tensors
 from shadowft_core.report.decision import decided
 from shadowft_core.report.flips import flips
 from shadowft_core.report.routes import changes, notes
+from shadowft_core.selection import CandidateFile, Sweep
+from shadowft_core.verdict.looks import Run
+from shadowft_core.verdict.scorefiles import read_head
 from shadowft_core.verdict.scores import CHAMPIONS, groups_of, routes_of
+from shadowft_core.verdict.verdictfile import read_verdict
 
 SHOWN = 400  # characters of an output
 TENSORS = 8  # rows of the table of tensors
@@ -28,7 +33,7 @@ def report(work: Path, out: Path, plots: Path | None = None) -> None:
     With `plots`, also write a folder with the points of its figures (`points`), each a JSON list.
 
     verdict.json and the scores of its arms are required; the page names other files that are missing. Raises
-    EvaluationError or CheckpointError for a required file that is missing, not readable as JSON or incomplete.
+    EvaluationError for a required file that is missing, and for one that is damaged or incomplete.
     """
     from jinja2 import UndefinedError
 
@@ -49,23 +54,25 @@ def report(work: Path, out: Path, plots: Path | None = None) -> None:
 
 def gather(work: Path) -> dict[str, Any]:
     """Everything the page shows, read from the files that docs/architecture.md describes; None for a missing file."""
-    verdict = read_json_object(work / "verdict.json")
+    verdict = read_verdict(work / "verdict.json")
     verdict_digest = bytes_digest(canonical_json(verdict))
     groups = groups_of(verdict["arms"])
     verdict["arms"] = {name: verdict["arms"][name] for name in groups}  # in their order
     folders = {name: work / "scores" / group / name for name, group in groups.items()}
     scored = {name: work / "scores" / "champion" / name for name in CHAMPIONS}
     champions = {name: folder for name, folder in scored.items() if (folder / "scores.json").is_file()}
-    heads = {name: read_json_object(folder / "scores.json") for name, folder in folders.items()}
+    heads = {name: read_head(folder).told for name, folder in folders.items()}
     routes = sorted(routes_of(verdict["arms"]), key=lambda name: (name != "shadow", name != "direct", name))
     candidate = verdict["candidate"]
     shipped = candidate and candidate.removesuffix("_scaled")
-    pair, run = files.optional(work / "pair" / "pair.json"), files.optional(work / "run.json")
-    data = files.optional(work / "data" / "data-report.json")
+    pair, run = files.optional(work / "pair" / "pair.json", forms.Pair), files.optional(work / "run.json", Run)
+    data = files.optional(work / "data" / "data-report.json", forms.Data)
     train = files.by_route(routes, lambda route: files.training(work / "tuned" / route / "train.json"))
     delta = files.by_route(routes, lambda route: files.delta(work / "delta" / route / "delta.json"))
     train = files.with_trainer(train, delta)
-    receipts = files.by_route(routes, lambda route: files.optional(work / "grafted" / route / "receipt.json"))
+    receipts = files.by_route(
+        routes, lambda route: files.optional(work / "grafted" / route / "receipt.json", forms.Receipt, JSON_BYTES)
+    )
     tasks = sorted(heads["instruct"]["tasks"].items(), key=lambda named: (named[1]["role"] != "domain", named[0]))
     return {
         "verdict": verdict,
@@ -74,7 +81,7 @@ def gather(work: Path) -> dict[str, Any]:
         "decided": decided(verdict, heads, run),
         "heads": heads,
         "by_seed": record.by_seed(verdict),
-        "before": record.before(files.optional(work / "preflight.json")),
+        "before": record.before(files.optional(work / "preflight.json", forms.Preflight)),
         "doubts": {name: doubts.doubts(head) for name, head in heads.items()},
         "in_doubt": doubts.by_task(heads),
         "other_metrics": doubts.other_metrics(heads),
@@ -90,10 +97,10 @@ def gather(work: Path) -> dict[str, Any]:
         "samples": files.samples(work / "tuned", routes),
         "steps": files.by_route(routes, lambda route: files.steps(work / "tuned" / route, train.get(route))),
         "delta": delta,
-        "sweep": files.by_route(routes, lambda route: files.optional(work / "sweep" / f"{route}.json")),
-        "selected": files.optional(work / "candidate.json"),
+        "sweep": files.by_route(routes, lambda route: files.optional(work / "sweep" / f"{route}.json", Sweep)),
+        "selected": files.optional(work / "candidate.json", CandidateFile),
         "shipped": shipped,
-        "recipe": files.optional(work / "grafted" / str(shipped) / "recipe.json"),
+        "recipe": files.optional(work / "grafted" / str(shipped) / "recipe.json", forms.Recipe),
         "receipts": receipts,
         "run": run,
         "looks": record.looks(verdict, run),

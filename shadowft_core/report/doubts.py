@@ -15,7 +15,7 @@ def doubts(head: Mapping[str, Any]) -> str:
     generated = [task for task in tasks if "cut" in task.get("counts", {})]
     said = []
     if generated:
-        totals = {kind: sum(task["counts"][kind] for task in generated) for kind in KINDS}
+        totals = {kind: sum(task["counts"].get(kind, 0) for task in generated) for kind in KINDS}
         found = ", ".join(f"{count:,} {kind}" for kind, count in totals.items() if count) or "none"
         said.append(f"{found} of {sum(task['n'] for task in generated):,}")
     if rows := sum(reason["rows"] for task in tasks for reason in task.get("left_out", {}).values()):
@@ -51,4 +51,4 @@ def other_metrics(heads: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]
 
 def _counted(task: Mapping[str, Any]) -> dict[str, int] | None:
     counts = task.get("counts", {})
-    return {kind: counts[kind] for kind in KINDS} if "cut" in counts else None
+    return {kind: counts.get(kind, 0) for kind in KINDS} if "cut" in counts else None

@@ -1,12 +1,15 @@
 """Reads the outputs of the stages. A file that is missing is None, and so is what an older version does not record."""
 
-import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from shadowft_core.errors import EvaluationError
-from shadowft_core.files import bytes_digest, canonical_json, read_json_object
+from shadowft_core.files import Record, bytes_digest, canonical_json, lines_of, read_regular
+from shadowft_core.files.record import checked
+from shadowft_core.limits import ITEMS, JSON_BYTES, RECORD_BYTES
+from shadowft_core.report import forms
 
 TRAINING = (
     "method",
@@ -32,14 +35,18 @@ def by_route(routes: Sequence[str], read: Callable[[str], _Found | None]) -> dic
     return {route: found for route in routes if (found := read(route)) is not None}
 
 
-def optional(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or None if there is no such file. Raises CheckpointError if it is not readable."""
-    return read_json_object(path) if path.exists() else None
+def optional(path: Path, form: type[Record], largest: int = RECORD_BYTES) -> dict[str, Any] | None:
+    """The JSON object in a file of this form, or None if there is none. Raises EvaluationError if it is damaged."""
+    if not os.path.lexists(path):
+        return None
+    raw = read_regular(path, largest, EvaluationError)
+    found: dict[str, Any] = checked(raw, form, path, "run the stage that writes it again", error=EvaluationError)
+    return found
 
 
 def training(path: Path) -> dict[str, Any] | None:
     """train.json; a field of TRAINING that an older version, or another trainer, does not write is None."""
-    found = optional(path)
+    found = optional(path, forms.Training)
     return None if found is None else dict.fromkeys(TRAINING) | found
 
 
@@ -57,7 +64,7 @@ def with_trainer(
 
 def steps(tuned: Path, train: Mapping[str, Any] | None) -> list[dict[str, Any]] | None:
     """The lines of metrics.jsonl; the validation loss after training is added where they lack it."""
-    lines, found = _lines(tuned / "metrics.jsonl"), train or {}
+    lines, found = _lines(tuned / "metrics.jsonl", forms.Step), train or {}
     if lines and found.get("valid_loss") is not None and "valid_loss" not in lines[-1]:
         lines.append({"step": found["steps"], "valid_loss": found["valid_loss"]})
     return lines
@@ -66,12 +73,12 @@ def steps(tuned: Path, train: Mapping[str, Any] | None) -> list[dict[str, Any]] 
 def samples(tuned: Path, routes: Sequence[str]) -> list[dict[str, Any]]:
     """The sequences that `train` wrote as text, of the first route with such a file; all routes read the same rows."""
     files = (tuned / route / "samples.jsonl" for route in routes)
-    return next((found for file in files if (found := _lines(file))), [])
+    return next((found for file in files if (found := _lines(file, forms.Sample))), [])
 
 
 def delta(path: Path) -> dict[str, Any] | None:
     """Digest, kind, Base, program, number of tensors, and the facts about another trainer, from a delta.json."""
-    certificate = optional(path)
+    certificate = optional(path, forms.Delta, JSON_BYTES)
     if certificate is None:
         return None
     return {
@@ -85,11 +92,14 @@ def delta(path: Path) -> dict[str, Any] | None:
     }
 
 
-def _lines(path: Path) -> list[dict[str, Any]] | None:
-    if not path.exists():
+def _lines(path: Path, form: type[Record]) -> list[dict[str, Any]] | None:
+    """The JSON objects in the lines of a file. Raises EvaluationError if one is damaged, or there are too many."""
+    if not os.path.lexists(path):
         return None
-    try:
-        with path.open(encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
-    except ValueError as error:
-        raise EvaluationError(f"{path}: not readable as JSON lines: {error}; run the stage that writes it") from None
+    found = []
+    for number, line in lines_of(path, RECORD_BYTES, EvaluationError):
+        if number > ITEMS:
+            raise EvaluationError(f"{path}: more than {ITEMS} lines, which is the limit; run the stage that writes it")
+        remedy = "run the stage that writes it again"
+        found.append(checked(line, form, f"{path}:{number}", remedy, error=EvaluationError))
+    return found

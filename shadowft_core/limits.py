@@ -18,6 +18,12 @@ SETTINGS_FILES = 16
 """YAML files beside a tuned model that are read for what they tell of its training"""
 PARAMS_BYTES = 1 * MIB
 """bytes of params.yaml and of a task's YAML file"""
+YAML_VALUES = 100_000
+"""values, keys counted, in a YAML file"""
+YAML_CHARACTERS = 1 * MIB
+"""characters of a YAML file with aliases when each is written out"""
+INCLUDES = 16
+"""levels of task files that include each other"""
 DEPTH = 64
 """levels of nesting in JSON and YAML"""
 DIGITS = 64

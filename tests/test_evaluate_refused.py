@@ -77,7 +77,7 @@ def test_a_folder_of_data_that_is_not_there_is_refused_even_if_no_task_reads_it(
         ),
         ({}, [("say a " * 20, "a")], "task odd: 1 of 1 rows are left out .*such as document 0; .*shorten the rows"),
         ({"name": "heldout"}, rows("say"), r"odd\.yaml: task heldout is also defined in .*; rename"),
-        ({"name": "[odd"}, rows("say"), r"odd\.yaml: not a task file"),
+        ({"name": "[odd"}, rows("say"), r"odd\.yaml: not readable as YAML"),
     ],
 )
 def test_a_task_that_would_score_wrongly_is_refused(

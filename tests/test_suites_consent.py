@@ -90,7 +90,7 @@ def test_metrics_may_be_named_without_a_mapping(tmp_path: Path) -> None:
 
 def test_python_tags_in_a_task_file_are_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "tasks", "doc_to_text: !!python/name:os.system ''")
-    with pytest.raises(EvaluationError, match="not a task file"):
+    with pytest.raises(EvaluationError, match=r"the tag !!python.* is not accepted"):
         TaskFiles(folder, allow_code=True)
 
 

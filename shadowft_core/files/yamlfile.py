@@ -1,73 +1,187 @@
-"""Read hand-written YAML as DVC does (version 1.2), and reject duplicate keys."""
+"""Read hand-written YAML, and refuse what other readers take in silence or end on.
 
+By default a file is read as DVC reads it (version 1.2), and what DVC would read as another value is refused.
+"""
+
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from shadowft_core.errors import ParamsError
+from shadowft_core.files.jsonfile import Error, read_regular
+from shadowft_core.limits import DEPTH, DIGITS, JSON_BYTES, YAML_CHARACTERS, YAML_VALUES
+
+SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_TAG = "tag:yaml.org,2002:"
 
 
-class _Yaml(yaml.SafeLoader):
+class Loader(SafeLoader):  # type: ignore[misc]
+    """A loader whose numbers have at most `DIGITS` digits and fit into float64."""
+
+
+class _Yaml(Loader):
     """YAML 1.2, as DVC reads the same file: `on` and `12:30` are text, 1e-4 is a number, 010 is ten."""
 
 
 _Yaml.yaml_implicit_resolvers = {}  # drop the resolvers of YAML 1.1
-for _tag, _pattern, _first in (
+for _name, _pattern, _first in (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("float", r"[-+]?[0-9]+\.[0-9]*([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+", "-+0123456789"),
+    ("float", r"[-+]?\.[0-9]+([eE][-+][0-9]+)?", "-+."),
     ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+."),
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("merge", r"<<", "<"),
 ):
-    _Yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), list(_first))
-_Yaml.add_constructor(
-    "tag:yaml.org,2002:int",
-    lambda loader, node: int(node.value, 0 if node.value[:2] in ("0o", "0x") else 10),
+    _Yaml.add_implicit_resolver(_TAG + _name, re.compile(rf"(?:{_pattern})\Z"), list(_first))
+# Numbers and dates to DVC, text by the patterns above.
+_OTHERWISE = re.compile(
+    r"[-+]?0b[01_]+|[-+]?0o?[0-7_]+|[-+]?0x[0-9a-fA-F_]+|[-+]?[0-9][0-9_]*|[-+][0-9_]+"
+    r"|[-+]?[0-9][0-9_]*\.[0-9_]*([eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"
+    r"|[-+]?\.[0-9_]+([eE][-+][0-9]+)?|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt \t].*)?|="
 )
+# What YAML allows in a file, but for a form feed and the like.
+_UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def read_yaml(path: Path) -> Any:
-    """Read a hand-written YAML 1.2 file. Raises ParamsError as `check_keys` does."""
-    loader, node = _checked(path)
-    try:
-        return None if node is None else loader.construct_document(node)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ParamsError(f"{path}: not readable as YAML: {_problem(error)}") from None
+def _integer(loader: Any, node: yaml.ScalarNode) -> int:
+    if len(node.value) > DIGITS:
+        raise yaml.constructor.ConstructorError(
+            None, None, f"a whole number of {len(node.value)} digits, the limit is {DIGITS}", node.start_mark
+        )
+    if isinstance(loader, _Yaml):
+        return int(node.value, 0 if node.value[:2] in ("0o", "0x") else 10)
+    return int(SafeLoader.construct_yaml_int(loader, node))
 
 
-def check_keys(path: Path) -> None:
-    """Raise ParamsError for a duplicate key in a mapping, including merged mappings (`<<`), and for invalid YAML.
+def _number(loader: Any, node: yaml.ScalarNode) -> float:
+    value = float(SafeLoader.construct_yaml_float(loader, node))
+    if math.isinf(value) and "inf" not in node.value.lower():
+        raise yaml.constructor.ConstructorError(
+            None, None, f"{node.value:.40} is more than float64 can hold", node.start_mark
+        )
+    return value
 
-    The error names both lines. YAML readers silently use the last value.
+
+Loader.add_constructor(f"{_TAG}int", _integer)
+Loader.add_constructor(f"{_TAG}float", _number)
+
+
+def read_yaml(
+    path: Path,
+    largest: int = JSON_BYTES,
+    error: Error = ParamsError,
+    *,
+    loader: type[Any] = _Yaml,
+    tags: Set[str] = frozenset(),
+    repeated: bool = False,
+) -> Any:
+    """Read a hand-written YAML file: version 1.2, or as another `loader` reads it.
+
+    Raises `error`, with the line, for a file that `read_regular` refuses, invalid UTF-8 or YAML, a second document, a
+    key that stands twice in a mapping or in what it merges (`<<`) unless `repeated`, a tag that is not in `tags`, a
+    directive, more than `DEPTH` levels or `YAML_VALUES` values, aliases that stand for more than `YAML_CHARACTERS`
+    characters, and numbers beyond `DIGITS` digits or float64. With the default loader, also for a key that is no text
+    and for a value that DVC reads as another one.
     """
-    _checked(path)
-
-
-def _checked(path: Path) -> tuple[_Yaml, yaml.Node | None]:
-    """Parse a file and check its keys. Returns the loader, and the root node or None for an empty file."""
     try:
-        loader = _Yaml(path.read_text(encoding="utf-8"))
-        node = loader.get_single_node()
-        for where, first, second in _repeated(node, "", set()):
-            lines = f"lines {first + 1} and {second + 1}" if first != second else f"line {first + 1}"
-            raise ParamsError(f"{path}: duplicate key {where}, in {lines}; keep one: readers silently use the last")
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ParamsError(f"{path}: not readable as YAML: {_problem(error)}") from None
-    return loader, node
+        text = _text(read_regular(path, largest, error))
+        _check_events(text, tags)
+        parsed = loader(text)
+        try:
+            node = parsed.get_single_node()
+            if node is None:
+                return None
+            _require_short(node, max(YAML_CHARACTERS, 2 * len(text) + 2))  # without aliases it is never longer
+            for where, first, second in () if repeated else _repeated(node, "", set()):
+                lines = f"lines {first + 1} and {second + 1}" if first != second else f"line {first + 1}"
+                raise error(f"{path}: duplicate key {where:.200}, in {lines}; keep one: readers silently use the last")
+            if loader is _Yaml:
+                _require_read_alike(node, set())
+            return parsed.construct_document(node)
+        finally:
+            parsed.dispose()
+    except (yaml.YAMLError, ValueError, RecursionError) as problem:
+        raise error(f"{path}: not readable as YAML: {_problem(problem)}; correct it") from None
 
 
-def _repeated(node: yaml.Node | None, above: str, seen: set[int]) -> Iterator[tuple[str, int, int]]:
+def _text(raw: bytes) -> str:
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as problem:
+        line = raw.count(b"\n", 0, problem.start) + 1
+        raise ValueError(f"line {line}: byte 0x{raw[problem.start]:02x} is not UTF-8") from None
+    text = text.removeprefix("\ufeff")
+    if odd := _UNPRINTABLE.search(text):
+        line = text.count("\n", 0, odd.start()) + 1
+        raise ValueError(f"line {line}: the character U+{ord(odd[0]):04X} may not be in a YAML file")
+    return text
+
+
+def _check_events(text: str, tags: Set[str]) -> None:
+    """Raise ValueError for what must be refused before anything is built."""
+    depth = values = 0
+    for event in yaml.parse(text, Loader=SafeLoader):
+        line = event.start_mark.line + 1
+        values += isinstance(event, yaml.NodeEvent)
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        elif isinstance(event, yaml.DocumentStartEvent) and (event.version or event.tags):
+            raise ValueError(f"line {line}: a directive (%YAML, %TAG) changes how readers read the file; remove it")
+        if depth > DEPTH:
+            raise ValueError(f"line {line}: more than {DEPTH} levels of nesting")
+        if values > YAML_VALUES:
+            raise ValueError(f"line {line}: more than {YAML_VALUES} values")
+        tag = getattr(event, "tag", None)
+        if tag is not None and tag not in tags:
+            shown = tag.replace(_TAG, "!!")
+            raise ValueError(f"line {line}: the tag {shown:.80} is not accepted; write the plain value")
+
+
+def _require_short(root: yaml.Node, most: int) -> None:
+    """Raise ValueError if aliases are nested in themselves, or stand for too much."""
+    sizes: dict[int, tuple[int, int] | None] = {}  # characters and levels of a node, written out; None: being measured
+
+    def measured(node: yaml.Node) -> tuple[int, int]:
+        if id(node) in sizes:
+            if (known := sizes[id(node)]) is None:
+                raise ValueError(
+                    f"line {node.start_mark.line + 1}: not a tree of named values: an alias stands inside its own "
+                    "anchor; write the values out"
+                )
+            return known
+        sizes[id(node)] = None
+        if isinstance(node, yaml.ScalarNode):
+            found = len(node.value) + 1, 0
+        else:
+            inner = [part for one in node.value for part in (one if isinstance(one, tuple) else (one,))]
+            parts = [measured(part) for part in inner]
+            found = 2 + sum(size for size, _ in parts), 1 + max((levels for _, levels in parts), default=0)
+        if found[0] > most or found[1] > DEPTH:
+            raise ValueError(
+                f"line {node.start_mark.line + 1}: written out, its aliases are more than {most} characters "
+                f"or {DEPTH} levels; write the values out"
+            )
+        sizes[id(node)] = found
+        return found
+
+    measured(root)
+
+
+def _repeated(node: yaml.Node, above: str, seen: set[int]) -> Iterator[tuple[str, int, int]]:
     """Yield every duplicate key below a node: its dotted name and both line numbers, counted from 0."""
-    if node is None or id(node) in seen:
+    if id(node) in seen:
         return
     seen.add(id(node))
     if isinstance(node, yaml.MappingNode):
         lines: dict[str, int] = {}
-        for key, line in _keys(node, set()):
+        for key, line in _keys(node):
             if key in lines:
                 yield above + key, min(lines[key], line), max(lines[key], line)
             lines[key] = line
@@ -78,16 +192,37 @@ def _repeated(node: yaml.Node | None, above: str, seen: set[int]) -> Iterator[tu
             yield from _repeated(item, above, seen)
 
 
-def _keys(node: yaml.Node, seen: set[int]) -> Iterator[tuple[str, int]]:
+def _keys(node: yaml.Node) -> Iterator[tuple[str, int]]:
     """Yield the keys of a mapping and of the mappings merged into it, with their line numbers."""
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        if not isinstance(key, yaml.ScalarNode):
+            raise ValueError(f"line {key.start_mark.line + 1}: a list or mapping as a key; name the value by a text")
+        yield str(key.value), key.start_mark.line
+        if key.tag == f"{_TAG}merge":
+            for merged in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                yield from _keys(merged)
+
+
+def _require_read_alike(node: yaml.Node, seen: set[int]) -> None:
+    """Raise ValueError for a key that is no text, and for a value that DVC reads as another one."""
     if id(node) in seen:
         return
-    seen = seen | {id(node)}
-    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
-        yield str(key.value), key.start_mark.line
-        if key.tag == "tag:yaml.org,2002:merge":
-            for merged in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-                yield from _keys(merged, seen)
+    seen.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if key.tag not in (f"{_TAG}str", f"{_TAG}merge"):
+                line = key.start_mark.line + 1
+                raise ValueError(f"line {line}: the key {key.value!r:.80} is not text; put it in quotes")
+            _require_read_alike(key, seen)
+            _require_read_alike(value, seen)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _require_read_alike(item, seen)
+    elif node.tag == f"{_TAG}str" and not node.style and _OTHERWISE.fullmatch(node.value):
+        raise ValueError(
+            f"line {node.start_mark.line + 1}: {node.value!r:.80} is a number or date to some readers of YAML; put it "
+            "in quotes, or write the number as 1000, 0.5 or 1e-5"
+        )
 
 
 def _problem(error: Exception) -> str:

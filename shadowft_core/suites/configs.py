@@ -7,13 +7,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from shadowft_core.errors import EvaluationError
-from shadowft_core.files.yamlfile import check_keys
+from shadowft_core.files.yamlfile import Loader, read_yaml
+from shadowft_core.limits import INCLUDES, PARAMS_BYTES
 
 LOCAL = ("json", "csv", "parquet", "arrow", "text")  # values of dataset_path for which data_files names the data
-_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+TAGS = frozenset({"!function", *(f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str"))})
 
 
 @dataclass(frozen=True)
@@ -44,39 +43,45 @@ def read_config(path: Path) -> dict[str, Any]:
     `harness: gsm8k/gsm8k.yaml` is a task file of the installed harness, by its path below the harness's task files.
     Keys of the file win; null takes a key away from what was included or inherited.
 
-    Raises EvaluationError for a file that cannot be read, includes itself, or has no mapping; ParamsError for a key
-    given twice.
+    Raises EvaluationError for a file that cannot be read, has a key twice, includes itself, or has no mapping. Files
+    of the installed harness may have a key twice: the last one counts, as in the harness.
     """
-    config = _read(path.resolve(), ())
-    check_keys(path)
-    return config
+    return dict(_read(path.resolve(), (), {}))
 
 
-def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+def _read(path: Path, above: tuple[Path, ...], done: dict[Path, dict[str, Any]]) -> dict[str, Any]:
+    if path in done:
+        return done[path]
     if path in above:
         raise EvaluationError(f"{path}: includes itself; remove the include")
-    try:
-        config = yaml.load(path.read_text(encoding="utf-8"), _loader(path.parent))  # noqa: S506 a SafeLoader
-    except (OSError, yaml.YAMLError, ValueError) as error:
+    if len(above) > INCLUDES:
+        raise EvaluationError(f"{path}: included by more than {INCLUDES} files, each by the next; write it into one")
+    own = path.is_relative_to(harness_folder())
+    config = read_yaml(path, PARAMS_BYTES, EvaluationError, loader=_loader(path.parent), tags=TAGS, repeated=own)
+    if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
         raise EvaluationError(
-            f"{path}: not a task file: {' '.join(str(error).split()):.300}; correct or remove it"
-        ) from None
-    if not isinstance(config, dict):
-        raise EvaluationError(f"{path}: not a task file: {type(config).__name__} instead of a mapping; remove it")
+            f"{path}: not a task file: expected a mapping with names as keys, found {type(config).__name__}; correct "
+            "or remove it"
+        )
     bases = config.pop("include", None) or []
-    places = [path.parent / base for base in ([bases] if isinstance(bases, str) else bases)]
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) and "\0" not in base for base in bases):
+        raise EvaluationError(f"{path}: include: expected paths of files, found {bases!r:.80}; correct it")
+    places = [path.parent / base for base in bases]
     if inherited := config.pop("harness", None):
         places.append(harness_file(path, str(inherited)))
     merged: dict[str, Any] = {}
     for place in places:
-        merged |= {key: value for key, value in _read(place.resolve(), (*above, path)).items() if key != "task_list"}
+        included = _read(place.resolve(), (*above, path), done)
+        merged |= {key: value for key, value in included.items() if key != "task_list"}
     merged |= config
-    return {key: value for key, value in merged.items() if value is not None or key not in config or not places}
+    done[path] = {key: value for key, value in merged.items() if value is not None or key not in config or not places}
+    return done[path]
 
 
 def harness_file(path: Path, name: str) -> Path:
     """A task file of the installed harness that the task file `path` names. Raises EvaluationError without one."""
-    file = (harness_folder() / name).resolve()
+    file = (harness_folder() / name.replace("\0", "")).resolve()
     if not file.is_relative_to(harness_folder()) or not file.is_file():
         raise EvaluationError(
             f"{path}: harness: {name}: the installed lm-evaluation-harness has no such task file; name one by its path "
@@ -122,8 +127,8 @@ def is_local(config: dict[str, Any]) -> bool:
 
 @cache
 def _loader(folder: Path) -> Any:
-    class Loader(_Base):  # type: ignore[misc]
+    class TaskLoader(Loader):
         """Keeps `!function` as a Function."""
 
-    Loader.add_constructor("!function", lambda loader, node: Function(folder, str(loader.construct_scalar(node))))
-    return Loader
+    TaskLoader.add_constructor("!function", lambda loader, node: Function(folder, str(loader.construct_scalar(node))))
+    return TaskLoader

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
-from shadowft_core.errors import EvaluationError, ParamsError
+from shadowft_core.errors import EvaluationError
 from shadowft_core.suites.catalogue import suites
 from shadowft_core.suites.configs import Function, data_patterns, is_local, read_config
 from shadowft_core.suites.consent import isolate_templates, require_consent
@@ -33,10 +33,7 @@ class TaskFiles:
             raise EvaluationError(f"{folder}: no such task folder; set evaluate.tasks in params.yaml")
         self._folder, self._paths, self.groups = folder, dict[str, Path](), dict[str, dict[str, Any]]()
         for path in [*sorted(BUILT_IN.rglob("*.yaml")), *sorted(folder.rglob("*.yaml"))]:
-            try:
-                config = read_config(path)
-            except ParamsError as error:
-                raise EvaluationError(str(error)) from None
+            config = read_config(path)
             group, task = config.get("group"), config.get("task")
             is_task = isinstance(task, str) and ("dataset_path" in config or "class" in config)
             is_group = isinstance(group, str) and not is_task

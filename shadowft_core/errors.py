@@ -35,11 +35,14 @@
     │   └── LedgerError                the promotion ledger: an edited entry, a lost race
     └── PromotionRefusedError          the verdict does not allow the promotion
 
-`exit_code` is the exit code of the command line; subclasses inherit it. 2 is left for usage errors, as in typer. No
-message shows the password of a URL: `without_passwords` masks all text that is printed, logged, recorded or raised.
+`exit_code` is the exit code of the command line; subclasses inherit it. 2 is left for usage errors, as in typer. A
+message is one line of bounded length (`one_line`), whatever names and texts of others are in it. No message shows the
+password of a URL: `without_passwords` masks all text that is printed, logged, recorded or raised.
 """
 
 import re
+
+from shadowft_core.limits import MESSAGE_CHARACTERS
 
 _END = r"\s'\"`<>"  # characters that end a URL in running text
 _NAMES = (  # a query parameter holds a secret if its name ends in one of these
@@ -57,13 +60,41 @@ def without_passwords(text: str) -> str:
     return _QUERY.sub(r"\1***", _USER.sub(lambda found: f"{found[1] or found[2]}***@", text))
 
 
+# Controls, separators of lines, marks that reverse the direction of writing, and halves of characters.
+_CONTROLS = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_SHORT = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
+
+
+def plain(text: str, keep: str = "") -> str:
+    """The text without power over a terminal: a control character becomes an escape of JSON, such as \\u001b.
+
+    So are line separators, marks of writing direction and surrogates, but not the characters in `keep`.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return _CONTROLS.sub(
+        lambda found: found[0] if found[0] in keep else _SHORT.get(found[0], f"\\u{ord(found[0]):04x}"), text
+    )
+
+
+def one_line(text: str, most: int = MESSAGE_CHARACTERS) -> str:
+    """The text as one plain line of at most `most` characters, without passwords; what is too long lacks its middle."""
+    text = plain(without_passwords(text if len(text) <= 5 * most else _cut(text, 5 * most)))
+    return text if len(text) <= most else _cut(text, most)
+
+
+def _cut(text: str, most: int) -> str:
+    half = (most - 60) // 2
+    return f"{text[:half]} ... ({len(text) - 2 * half} characters left out) ... {text[-half:]}"
+
+
 class ShadowError(Exception):
-    """Root of all errors that a user can act on. Passwords of URLs in its message are masked."""
+    """Root of all errors that a user can act on. Its message is one line: see `one_line`."""
 
     exit_code = 1
 
     def __init__(self, *words: object) -> None:
-        super().__init__(*(without_passwords(str(word)) for word in words))
+        super().__init__(*(one_line(str(word)) for word in words))
 
 
 class InputError(ShadowError):

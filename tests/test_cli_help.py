@@ -56,7 +56,7 @@ def test_help_imports_no_other_room(words: list[str]) -> None:
         "from shadowft_core.cli import main; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr.splitlines()[-1] == "[] ['cli', 'environment', 'errors']"
+    assert done.stderr.splitlines()[-1] == "[] ['cli', 'environment', 'errors', 'limits', 'terminal']"
 
 
 def test_version_names_python_libraries_and_arithmetic_and_imports_no_library() -> None:

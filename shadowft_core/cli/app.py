@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 import warnings
 from typing import Annotated, Any
 
@@ -23,13 +24,16 @@ from shadowft_core.cli import (
     suites,
     workspaces,
 )
-from shadowft_core.cli.output import accept_any_text, print_error
+from shadowft_core.cli.output import print_error
 from shadowft_core.cli.versions import print_versions
 from shadowft_core.cli.workspace import filled_in, run_code_of_workspace
 from shadowft_core.environment import set_variables
-from shadowft_core.errors import ShadowError
+from shadowft_core.errors import ShadowError, one_line
+from shadowft_core.terminal import guard_output
 
 INTERRUPTED = 130  # exit code after Ctrl-C, by the convention of shells
+MISTAKE = 70  # exit code after an exception that no verb expects, by the convention of sysexits.h
+TRACEBACK = "SHADOWFT_TRACEBACK"  # environment variable: shows such an exception whole
 RENAMED = {  # (verb, old word): new spelling; without a word the verb itself
     ("retrain", ""): "run",
     ("version", ""): "--version --verbose",
@@ -107,19 +111,25 @@ def main() -> None:
     """
     set_variables()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    accept_any_text()
+    as_json = "--json" in sys.argv
+    guard_output("utf-8" if as_json else None)
     if not sys.warnoptions:  # hides the deprecation warnings of libraries; `python -W` shows them
         warnings.simplefilter("ignore")
-    as_json = "--json" in sys.argv
     code: int | str | None
     try:
         run_code_of_workspace()
-        code = app(filled_in(sys.argv[1:]), prog_name="shadowft", standalone_mode=not as_json)
-    except SystemExit as end:  # typer has printed help or a usage error, or Ctrl-C was pressed
+        code = app(filled_in(sys.argv[1:]), prog_name="shadowft", standalone_mode=False)
+    except SystemExit as end:
         code = end.code
-    except typer.TyperException as error:  # a usage error that typer leaves to us because of --json
+    except typer.TyperException as error:  # a usage error
         code = error.exit_code
-        print_error("UsageError", error.format_message(), error.exit_code, as_json)
+        if as_json:
+            print_error("UsageError", error.format_message(), error.exit_code, as_json)
+        else:
+            from typer.rich_utils import rich_format_error
+
+            error.message = one_line(error.message)
+            rich_format_error(error)
     except ShadowError as error:
         print_error(type(error).__name__, str(error), error.exit_code, as_json)
         sys.exit(error.exit_code)
@@ -127,7 +137,23 @@ def main() -> None:
         code = 1
         message = f"{error.strerror or error}: {error.filename or ''}".rstrip(": ")
         print_error(type(error).__name__, message, code, as_json)
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        code = MISTAKE
+        print_error(type(error).__name__, _mistake(error), code, as_json)
     if code == INTERRUPTED:
         message = "interrupted; no partial output is left, run the same command again"
         print_error("KeyboardInterrupt", message, INTERRUPTED, as_json)
     sys.exit(code)
+
+
+def _mistake(error: Exception) -> str:
+    """What to say of an exception that is no ShadowError, which is a mistake of this program."""
+    places = [(frame.f_globals.get("__name__", ""), line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    ours = [place for place in places if place[0].partition(".")[0] == "shadowft_core"]
+    module, line = (ours or places)[-1]
+    return (
+        f"{type(error).__name__} in {module}, line {line}: {error}; this is a mistake in shadowft, please report it; "
+        f"with {TRACEBACK}=1 the same command shows the traceback"
+    )

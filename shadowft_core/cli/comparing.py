@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from shadowft_core.cli.options import INSPECT, OUTPUT, JsonOption
-from shadowft_core.cli.output import print_answer
+from shadowft_core.cli.output import print_answer, say
 from shadowft_core.errors import EvaluationError
 
 verbs = typer.Typer()
@@ -63,7 +63,7 @@ def compare(
     if as_json:
         print_answer("comparison", found)
     elif html is not None:
-        print(f"{html}: {found['total']['lost']} lost, {found['total']['won']} won of {found['total']['n']} items")
+        say(f"{html}: {found['total']['lost']} lost, {found['total']['won']} won of {found['total']['n']} items")
     else:
         from shadowft_core.cli.comparison import show_ledger
 

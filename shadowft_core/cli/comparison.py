@@ -95,7 +95,8 @@ def _show_rows(console: "Console", title: str, columns: Sequence[str], rows: Map
 
 def _show_example(console: "Console", title: str, row: Mapping[str, Any], named: Mapping[str, str]) -> None:
     scores = " to ".join(number(row["scores"][side]) for side in SIDES)
-    print_line(console, f"\n{title}: {scores}, item {row['item'].removeprefix('sha256:')[:12]}")
+    console.print()
+    print_line(console, f"{title}: {scores}, item {row['item'].removeprefix('sha256:')[:12]}")
     prompt = str(row["prompt"])
     console.print(f"prompt: {'... ' * (len(prompt) > SHOWN)}{visible(prompt[-SHOWN:])}")
     for side in SIDES:

@@ -18,7 +18,7 @@ from shadowft_core.cli.options import (
     out_folder,
     read_params,
 )
-from shadowft_core.cli.output import print_answer
+from shadowft_core.cli.output import print_answer, say
 
 verbs = typer.Typer()
 data = typer.Typer(help="Add versions of data to DVC, show prepared data, compare versions.", no_args_is_help=True)
@@ -75,12 +75,12 @@ def add(
         return
     size = f"{record.content.files} files, {record.content.bytes / 1e6:.1f} MB"
     if not changed:
-        print(f"{place}: already added ({size}, {record.title()}); {file} is unchanged")
+        say(f"{place}: already added ({size}, {record.title()}); {file} is unchanged")
         return
-    print(f"{place}: added ({size}, {record.title()})")
-    print(f"{record.content.digest}")
+    say(f"{place}: added ({size}, {record.title()})")
+    say(f"{record.content.digest}")
     ignore = place.parent / ".gitignore"
-    print(f"next: git add {quote(file)} {quote(str(ignore))} && git commit, then dvc push")
+    say(f"next: git add {quote(file)} {quote(str(ignore))} && git commit, then dvc push")
 
 
 def about(record: Any) -> dict[str, Any]:

@@ -78,14 +78,16 @@ def _show_tokens(console: "Console", name: str, tokens: dict[str, Any]) -> None:
 
 
 def _show_sample(console: "Console", sample: dict[str, Any]) -> None:
-    print_line(console, f"\n--- {sample['source']}")
+    console.print()
+    print_line(console, f"--- {sample['source']}")
     if "refused" in sample:
         print_line(console, f"left out of training: {sample['refused']}")
     if "sequences" in sample:
         for number, parts in enumerate(sample["sequences"]):
             if number and sample["rejected"]:
                 print_line(console, "rejected:")
-            print_line(console, "".join(f"{{+{part['text']}+}}" if part["learned"] else part["text"] for part in parts))
+            text = "".join(f"{{+{part['text']}+}}" if part["learned"] else part["text"] for part in parts)
+            console.print(text, soft_wrap=True)
         return
     if sample["tools"]:
         print_line(console, f"tools: {_line(str(sample['tools']))}")
@@ -94,7 +96,7 @@ def _show_sample(console: "Console", sample: dict[str, Any]) -> None:
         calls = f" {turn['tool_calls']}" if "tool_calls" in turn else ""
         text = thought + _with_images(turn) + calls
         more = f"... ({len(text)} characters)" if len(text) > SHOWN else ""
-        print_line(console, f"{turn['role']}: {text[:SHOWN]}{more}")
+        console.print(f"{turn['role']}: {text[:SHOWN]}{more}", soft_wrap=True)
 
 
 def _with_images(turn: dict[str, Any]) -> str:

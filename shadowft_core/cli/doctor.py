@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from shadowft_core.cli.options import INSPECT, PARAMS_FILE, JsonOption
-from shadowft_core.cli.output import print_answer
+from shadowft_core.cli.output import print_answer, say
 
 if TYPE_CHECKING:
     from shadowft_core.doctor import Finding
@@ -33,7 +33,7 @@ def doctor(as_json: JsonOption = False) -> None:
         print_answer("doctor", {"checks": [asdict(finding) for finding in findings], "failed": len(failed)})
     else:
         for one in findings:
-            print(f"{one.state:4}  {one.check}: {one.said}{f'; {one.remedy}' if one.remedy else ''}")
+            say(f"{one.state:4}  {one.check}: {one.said}{f'; {one.remedy}' if one.remedy else ''}")
     if failed:
         raise typer.Exit(1)
 

@@ -1,20 +1,17 @@
-"""Prints answers and errors. With --json, all have the same envelope; docs/json.md lists the kinds and their fields."""
+"""Prints lines, answers and errors. With --json, answers and errors have the same envelope; docs/json.md lists the
+kinds and their fields.
+"""
 
-import io
 import sys
 from collections.abc import Mapping
 from typing import Any
 
+from shadowft_core.errors import one_line, plain
 
-def accept_any_text() -> None:
-    """Let stdout and stderr take every character: UTF-8 for --json, else escapes for what their encoding lacks.
 
-    A file name may hold bytes that are no text, and a terminal or pipe may have an encoding other than UTF-8.
-    """
-    encoding = "utf-8" if "--json" in sys.argv else None
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # None when the shell has closed it
-            stream.reconfigure(encoding=encoding, errors="backslashreplace")
+def say(line: str, *, err: bool = False) -> None:
+    """Print one line on stdout, or stderr with `err`, whatever names and texts of others are in it."""
+    print(plain(line, "\t"), file=sys.stderr if err else sys.stdout)
 
 
 def print_answer(kind: str, answer: Mapping[str, Any]) -> None:
@@ -24,10 +21,11 @@ def print_answer(kind: str, answer: Mapping[str, Any]) -> None:
 
 def print_error(name: str, message: str, exit_code: int, as_json: bool) -> None:
     """Print an error on stderr: `error: MESSAGE`, or the envelope of kind `error`. `name` is the error's class."""
+    message = one_line(message)
     if as_json:
         line = _line("error", {"error": name, "message": message, "exit_code": exit_code})
     else:
-        line = f"error: {_as_text(message)}"
+        line = f"error: {message}"
     print(line, file=sys.stderr)
 
 

@@ -1,6 +1,5 @@
 """The verbs before a training: `preset` writes settings, `plan` says what they need, `preflight` measures the pair."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +15,7 @@ from shadowft_core.cli.options import (
     out_file,
     read_params,
 )
-from shadowft_core.cli.output import print_answer
+from shadowft_core.cli.output import print_answer, say
 from shadowft_core.cli.plans import planned, show_plan
 from shadowft_core.cli.power import warn_of_few
 
@@ -60,9 +59,9 @@ def plan(
     routes = planned(pair, data, preset, device, devices, settings)
     own = [] if preset else [name for name in settings.routes if name not in routes]
     if own:
-        print(
+        say(
             f"plan: {', '.join(own)}: train.command trains, so its memory, steps, time and price are not known",
-            file=sys.stderr,
+            err=True,
         )
     if preset is None:
         warn_of_few("plan", settings, data)
@@ -118,7 +117,7 @@ def names(as_json: JsonOption = False) -> None:
         return
     for found in presets():
         base = found.base or "no public Base"
-        print(f"{found.name:24} {base} -> {found.instruct}" + (", published figures" if found.figures else ""))
+        say(f"{found.name:24} {base} -> {found.instruct}" + (", published figures" if found.figures else ""))
 
 
 @preset.command()
@@ -139,4 +138,4 @@ def show(
     from shadowft_core.presets import show as written
     from shadowft_core.remote.hub import current_commit
 
-    print(written(wanted, current_commit) if resolve else written(wanted), end="")
+    say(written(wanted, current_commit) if resolve else written(wanted), end="")

@@ -1,6 +1,5 @@
 """The verb `power`, and the warning of `prepare` and `plan` about too few items."""
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +8,7 @@ import typer
 
 from shadowft_core.cli.options import OUTPUT, PARAMS, PLANNING, AllowCodeOption, JsonOption, ParamsOption
 from shadowft_core.cli.options import read_params_with_code as read_params
-from shadowft_core.cli.output import print_answer
+from shadowft_core.cli.output import print_answer, say
 from shadowft_core.cli.tables import new_console, new_table, print_line
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ def power(
         show_power(found)
         earlier = instruct.parent.parent / "scores"
         if scores is None and (earlier / "instruct").is_dir():
-            print(f"`--scores {earlier}` measures the spread on the scores of an earlier run")
+            say(f"`--scores {earlier}` measures the spread on the scores of an earlier run")
 
 
 def show_power(found: Mapping[str, Any]) -> None:
@@ -127,4 +126,4 @@ def warn_of_few(verb: str, settings: "Params", data: Path, tasks: Path | None = 
         sizes = {name: one.count for name, one in rows.items()}
         likelihood = {name for name, one in rows.items() if one.likelihood and name not in settings.evaluate.metrics}
         if line := too_few(role, sizes, likelihood, settings.verdict):  # type: ignore[arg-type]
-            print(f"{verb}: {line}", file=sys.stderr)
+            say(f"{verb}: {line}", err=True)

@@ -1,6 +1,5 @@
 """The verbs that show and change which version of a registered model is champion."""
 
-import sys
 from datetime import datetime
 from pathlib import Path
 from textwrap import shorten
@@ -17,7 +16,7 @@ from shadowft_core.cli.options import (
     ParamsOption,
     read_params,
 )
-from shadowft_core.cli.output import print_answer
+from shadowft_core.cli.output import print_answer, say
 from shadowft_core.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,10 +52,10 @@ def promote(
     done = promotion.promote(registry, store, version, override, after)
     _show_promotion(done, as_json)
     if override is not None and done.changed and not done.entry.override:
-        print(
+        say(
             "promote: --override was not needed, because the verdict is promote; the ledger has the verdict's reasons, "
             "not yours",
-            file=sys.stderr,
+            err=True,
         )
 
 
@@ -103,7 +102,8 @@ def reconcile(
     found = promotion.reconcile(registry, store, dry_run)
     done, repaired = list(found.done), "would repair" if dry_run else "repaired"
     if not as_json:
-        print("".join(f"{repaired}: {line}\n" for line in done), end="")
+        for line in done:
+            say(f"{repaired}: {line}")
     late = [f"a registration waited: {line}" for line in waiting()]
     sent = [] if dry_run else register_pending(registry)
     late += [f"registered now: models:/{version.name}/{version.number}" for version in sent]
@@ -112,10 +112,11 @@ def reconcile(
         answer = {"name": found.name, "champion": found.number, "dry_run": dry_run, "done": done}
         print_answer("reconciliation", answer)
         return
-    print("".join(f"{repaired}: {line}\n" for line in late), end="")
+    for line in late:
+        say(f"{repaired}: {line}")
     if not done:
         champion = f"champion is version {found.number}" if found.number else "nothing was ever promoted"
-        print(f"{name}: alias and ledger agree, {champion}")
+        say(f"{name}: alias and ledger agree, {champion}")
 
 
 @verbs.command(rich_help_panel=REGISTRY)
@@ -148,15 +149,15 @@ def history(
         return
     for entry in chain.entries:
         against = f" AGAINST the verdict {entry.decision}" if entry.override else ""
-        print(
+        say(
             f"{entry.number:>4} {entry.when} {entry.action:<9} version {entry.version} {entry.model} by {entry.who}"
             f"{against}{': ' if entry.reason else ''}{reason_of(entry)}"
         )
     remedy = f"shadowft reconcile {name}" if chain.entries else f"shadowft promote {name} VERSION"
     for remark in chain.remarks:
-        print(f"dangling: {remark}; run `{remedy}`")
+        say(f"dangling: {remark}; run `{remedy}`")
     count = f"{len(chain.entries)} entr{'y' if len(chain.entries) == 1 else 'ies'}"
-    print(f"{count}, the chain is complete{' up to its head' if chain.dangling else ''}")
+    say(f"{count}, the chain is complete{' up to its head' if chain.dangling else ''}")
 
 
 def reason_of(entry: "Entry") -> str:
@@ -176,13 +177,13 @@ def _show_looks(params: Path | None, name: str, as_json: bool) -> None:
         print_answer("looks", {"name": name, "alpha": alpha, "looks": rows})
         return
     for row in rows:
-        print(
+        say(
             f"{row['number']:>4} {row['when']} look {row['look']} {row['candidate']} of {row['model_name']}: "
             f"{row['decision'] or 'no registered version'}; alpha {row['alpha']:.3g}, {row['left']:.3g} left"
             f"{' (dangling: cut off, or the head was moved back; it counts)' if row['dangling'] else ''}"
         )
     count = f"{len(rows)} look{'' if len(rows) == 1 else 's'}"
-    print(f"{count}; those that share items count together, and fresh items start again with alpha {alpha:g}")
+    say(f"{count}; those that share items count together, and fresh items start again with alpha {alpha:g}")
 
 
 @verbs.command("who-was", rich_help_panel=REGISTRY)
@@ -209,7 +210,7 @@ def who_was(
     if as_json:
         print_answer("champion", {"name": name, "at": at, "entry": _dumped([entry])[0]})
         return
-    print(
+    say(
         f"champion of {name} at {at}: version {entry.version}, model {entry.model} "
         f"({entry.action} by {entry.who}, {entry.when}, entry {entry.number})"
     )
@@ -231,7 +232,7 @@ def _show_promotion(done: "Promotion", as_json: bool) -> None:
         print_answer("promotion", facts | {"entry": _dumped([done.entry])[0]})
         return
     before = f"was version {done.previous}" if done.previous else "was not set"
-    print(
+    say(
         f"champion of {done.name} is version {done.number}"
         + (f" ({before}), ledger entry {done.entry.number}" if done.changed else " already")
     )

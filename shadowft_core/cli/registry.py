@@ -23,7 +23,7 @@ from shadowft_core.cli.options import (
     read_store,
     waivers_of,
 )
-from shadowft_core.cli.output import print_answer
+from shadowft_core.cli.output import print_answer, say
 from shadowft_core.errors import InputError
 
 if TYPE_CHECKING:
@@ -71,9 +71,9 @@ def register(
         print_answer("registration", {"versions": [asdict(version) for version in versions]})
         return
     for version in versions:
-        print(f"models:/{version.name}/{version.number}")
+        say(f"models:/{version.name}/{version.number}")
     if not versions:
-        print("no registration waits")
+        say("no registration waits")
 
 
 @verbs.command(rich_help_panel=REGISTRY)
@@ -98,7 +98,7 @@ def materialize(
     if as_json:
         print_answer("model", {"reference": reference, "out": str(out), "digest": recipe["digest"]})
     else:
-        print(f"{out}: {recipe['digest']}, as registered")
+        say(f"{out}: {recipe['digest']}, as registered")
 
 
 @verbs.command(rich_help_panel=REGISTRY)
@@ -135,7 +135,7 @@ def export(
         result = {"digest": made["digest"]} if merged else {"adapter_config": made}
         print_answer("export", {"for": target.value, "out": str(out), **result})
     else:
-        print(f"{out}: {made['digest'] if merged else 'an adapter for ' + made['base_model_name_or_path']}")
+        say(f"{out}: {made['digest'] if merged else 'an adapter for ' + made['base_model_name_or_path']}")
 
 
 @verbs.command(rich_help_panel=REGISTRY)

@@ -1,6 +1,5 @@
 """The verbs of the stages in dvc.yaml that score, judge and report."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +20,7 @@ from shadowft_core.cli.options import (
     read_params_with_code,
     read_verdict_params,
 )
+from shadowft_core.cli.output import say
 from shadowft_core.errors import InputError
 
 verbs = typer.Typer()
@@ -176,7 +176,7 @@ def select(
     settings = read_params(params)
     fixed = None if settings.graft.scale == "sweep" else settings.graft.scale
     found = choose_candidate(sweeps, settings.routes, settings.sweep.tolerance, out, fixed)
-    print(f"select: {found.reason}", file=sys.stderr)
+    say(f"select: {found.reason}", err=True)
 
 
 @verbs.command(rich_help_panel=STAGES)
@@ -265,9 +265,10 @@ def verdict(
     if markdown is not None:
         write_atomically(markdown, room.markdown(judged).encode("utf-8"))
     ships = "ships" if judged["decision"] == "promote" else "stays"
-    print(f"verdict: {judged['decision']}; {judged['arm']} {ships}", file=sys.stderr)
+    say(f"verdict: {judged['decision']}; {judged['arm']} {ships}", err=True)
     if items is not None:  # a run shows the reasons at its end, and on the report
-        print("".join(f"  {visible(reason)}\n" for reason in judged["reasons"]), end="", file=sys.stderr)
+        for reason in judged["reasons"]:
+            say(f"  {visible(reason)}", err=True)
     if exit_code:
         raise typer.Exit({"promote": 0, "hold": 11, "undecided": 12}[judged["decision"]])
 

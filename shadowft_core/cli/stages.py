@@ -26,7 +26,7 @@ from shadowft_core.cli.options import (
     read_params,
     waivers_of,
 )
-from shadowft_core.cli.output import print_answer
+from shadowft_core.cli.output import print_answer, say
 from shadowft_core.cli.power import warn_of_few
 from shadowft_core.cli.tables import show_delta
 
@@ -90,9 +90,9 @@ def prepare(
     given: dict[str, float | None] = {} if max_bad is None else {"max_bad": max_bad}
     if data and settings.prepare.replay:
         given["replay"] = None
-        print(
+        say(
             "prepare: rows of --data are prepared without those of prepare.replay; to have both, set prepare.data",
-            file=sys.stderr,
+            err=True,
         )
     if tasks is None and (not data or params or PARAMS_FILE.exists()):
         tasks = Path(settings.evaluate.tasks)

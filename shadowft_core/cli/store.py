@@ -1,6 +1,5 @@
 """The verbs `shadowft store ...`: deltas by digest, in a folder or an S3 bucket. All are safe to repeat."""
 
-import sys
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +18,7 @@ from shadowft_core.cli.options import (
     out_folder,
     read_store,
 )
-from shadowft_core.cli.output import print_answer
+from shadowft_core.cli.output import print_answer, say
 from shadowft_core.errors import InputError, StoreCorruptError
 
 verbs = typer.Typer()
@@ -49,7 +48,7 @@ def publish(
     if as_json:
         print_answer("store.publish", {"digest": digest})
     else:
-        print(digest)
+        say(digest)
 
 
 def _candidate_delta() -> Path:
@@ -111,7 +110,7 @@ def probe(
     if as_json:
         print_answer("store.probe", {"store": tested.uri, "passed": True})
     else:
-        print("passed: one winner per name, wrong checksums refused, compare-and-swap, current listings")
+        say("passed: one winner per name, wrong checksums refused, compare-and-swap, current listings")
 
 
 @store.command()
@@ -135,11 +134,11 @@ def ls(
         print_answer("store.ls", {"deltas": [asdict(delta) for delta in found]})
         return
     if not found:
-        print(f"{opened.uri}: no deltas; --store or SHADOWFT_STORE_URI names another store", file=sys.stderr)
+        say(f"{opened.uri}: no deltas; --store or SHADOWFT_STORE_URI names another store", err=True)
     for delta in found:
         when = f"{datetime.fromtimestamp(delta.published, UTC):%Y-%m-%d %H:%M} UTC"
         about = f"{delta.bytes / 1e6:.1f} MB ({delta.shared_bytes / 1e6:.1f} shared)"
-        print(f"{delta.digest}  {when}  {delta.problem or f'{delta.kind}  {about}'}")
+        say(f"{delta.digest}  {when}  {delta.problem or f'{delta.kind}  {about}'}")
 
 
 @store.command()
@@ -170,9 +169,9 @@ def check(
         print_answer("store.check", asdict(found))
     else:
         for bad in found.bad:
-            print(f"bad: {bad.problem} (needed by {', '.join(bad.deltas) or 'every version that names it'})")
+            say(f"bad: {bad.problem} (needed by {', '.join(bad.deltas) or 'every version that names it'})")
         resumed = f"; {found.resumed} were checked before the interruption" if found.resumed else ""
-        print(
+        say(
             f"{found.objects - len(found.bad)} of {found.objects} objects of {found.deltas} deltas and {found.records} "
             f"records are good, {found.bytes / 1e6:.1f} MB{resumed}"
         )
@@ -205,7 +204,7 @@ def prune(
     if as_json:
         print_answer("store.prune", asdict(found) | {"dry_run": dry_run})
         return
-    print(
+    say(
         f"{'would remove' if dry_run else 'removed'} {found.removed} objects, {found.removed_bytes / 1e6:.1f} MB; "
         f"{found.in_use} are in use, {found.kept_young} unused ones are too young"
     )

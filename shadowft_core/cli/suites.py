@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from shadowft_core.cli.options import DATA, OUTPUT, PARAMS, PARAMS_FILE, JsonOption, ParamsOption, read_params
-from shadowft_core.cli.output import print_answer
+from shadowft_core.cli.output import print_answer, say
 
 verbs = typer.Typer()
 suite = typer.Typer(help="Suites of benchmarks: list them, show them, fetch their data.", no_args_is_help=True)
@@ -80,12 +80,13 @@ def show(
     if as_json:
         print_answer("suite.show", {"name": wanted, "about": found.about, "lines": lines})
         return
-    print(f"{wanted}: {found.about}")
+    say(f"{wanted}: {found.about}")
     for line in lines:
-        print(f"\n{line.pop('paper') or line['benchmark']}")
+        say("")
+        say(f"{line.pop('paper') or line['benchmark']}")
         for key, value in line.items():
             if value not in (None, "", [], {}):
-                print(f"  {key:<10} {', '.join(map(str, value)) if isinstance(value, list) else value}")
+                say(f"  {key:<10} {', '.join(map(str, value)) if isinstance(value, list) else value}")
 
 
 @suite.command()
@@ -120,10 +121,10 @@ def fetch(
         return
     for one in found:
         tasks = "1 task" if one.tasks == 1 else f"{one.tasks} tasks"
-        print(f"{one.name}: {one.state}" + (f", {tasks}, {one.items:,} items" if one.tasks else ""))
+        say(f"{one.name}: {one.state}" + (f", {tasks}, {one.items:,} items" if one.tasks else ""))
         for note in one.notes:
-            print(f"  {note}")
-    print(f"add {wanted} to evaluate.domain or evaluate.guards; the tasks are in {place}")
+            say(f"  {note}")
+    say(f"add {wanted} to evaluate.domain or evaluate.guards; the tasks are in {place}")
 
 
 def _download(dataset: str, revision: str | None, out: Path) -> tuple[str, str | None]:

@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shadowft_core.cli.output import say
+from shadowft_core.errors import plain
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -13,17 +16,17 @@ SHOWN = 12  # rows of a table; --json prints all
 def show_delta(out: Path, facts: dict[str, Any]) -> None:
     """Print what `extract` wrote."""
     forms = ", ".join(f"{count} {form}" for form, count in facts["tensors"].items())
-    print(f"{out}: kind {facts['kind']}, tensors: {forms}; {facts['bytes']} bytes, error {facts['error']:g}")
+    say(f"{out}: kind {facts['kind']}, tensors: {forms}; {facts['bytes']} bytes, error {facts['error']:g}")
     for reason, sides in facts["ignored"].items():
         for side, names in sides.items():
-            print(f"  {len(names)} only in the {side}, {reason}: {', '.join(names[:3])}")
+            say(f"  {len(names)} only in the {side}, {reason}: {', '.join(names[:3])}")
     for name, rows in facts["tokens"].items():
-        print(
+        say(
             f"  {name}: {rows['matched']} rows matched by token; left out: {rows['tuned_only']['rows']} "
             f"of tokens only in the tuned model, {rows['base_only']['rows']} only in the Base"
         )
     if facts["trainer"]:
-        print(f"  {_sentence(facts['trainer'])}")
+        say(f"  {_sentence(facts['trainer'])}")
 
 
 def _sentence(trainer: dict[str, Any]) -> str:
@@ -192,10 +195,9 @@ def _print_more(console: "Console", rows: int) -> None:
 
 def new_console() -> "Console":
     """A console as wide as the terminal, or wide enough for names on a pipe."""
-    from rich.console import Console
+    from shadowft_core import terminal
 
-    # Names may contain brackets, and `:100:` in `rows.jsonl:100: text` is the name of an emoji.
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = terminal.new_console()
     if not console.is_terminal:
         console.width = 160  # a pipe has no width; tensor names are long
     return console
@@ -203,7 +205,7 @@ def new_console() -> "Console":
 
 def print_line(console: "Console", line: str) -> None:
     """Print one line unwrapped, so that digests stay whole."""
-    console.print(line, soft_wrap=True)
+    console.print(plain(line, "\t"), soft_wrap=True)
 
 
 def new_table(title: str, first: str, *columns: str) -> "Table":

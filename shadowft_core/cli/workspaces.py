@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shadowft_core.cli.options import START, EndpointOption, StoreOption
+from shadowft_core.cli.output import say
 from shadowft_core.cli.workspace import run_code_of
 from shadowft_core.errors import InputError
 
@@ -39,8 +40,8 @@ def demo(
         tell(make(folder))
     run_in(folder)
     if folder.resolve() != Path.cwd():
-        print(f"these paths and commands belong to the folder {folder}: `cd {quote(str(folder))}` first")
-    print(
+        say(f"these paths and commands belong to the folder {folder}: `cd {quote(str(folder))}` first")
+    say(
         "then change a setting in params.yaml, and `shadowft run` again. With models and data of your own: "
         "`shadowft init mine --base DIR --instruct DIR --data FILE`"
     )
@@ -86,7 +87,7 @@ def init(
         if any((base, instruct, data, preset)):
             raise typer.BadParameter("--upgrade takes no other option; edit params.yaml to change the settings")
         for line in bring(folder).lines() or ["nothing to do: the workspace is that of this version"]:
-            print(line)
+            say(line)
         return
     from shadowft_core.workspace.making import init as make
 
@@ -94,7 +95,7 @@ def init(
     tell(made)
     here = folder.resolve() == Path.cwd()
     first = f"fill in {folder / 'params.yaml'}, then " if made.to_fill else ""
-    print(f"next: {first}" + ("" if here else f"cd {quote(str(folder))} && ") + "shadowft run")
+    say(f"next: {first}" + ("" if here else f"cd {quote(str(folder))} && ") + "shadowft run")
 
 
 @verbs.command(rich_help_panel=START)
@@ -132,16 +133,16 @@ def run_in(folder: Path, store: str | None = None, endpoint: str | None = None, 
     workspace.require_usable_path(folder)
     if (folder / workspace.STAGES).is_file() and (changes := workspace.upgrade(folder)):
         for line in changes.lines():
-            print(f"upgrade: {line}", file=sys.stderr)
-        print(f"upgrade: commit {workspace.STAGES} and these files", file=sys.stderr)
+            say(f"upgrade: {line}", err=True)
+        say(f"upgrade: commit {workspace.STAGES} and these files", err=True)
     run_flow(flow, folder, store, endpoint, name)
 
 
 def tell(made: "Made") -> None:
     """Say what a new workspace has, and what is still to be filled in."""
-    print(f"{made.folder}: a workspace, with git and DVC; README.md says what each file is")
+    say(f"{made.folder}: a workspace, with git and DVC; README.md says what each file is")
     for note in made.notes:
-        print(f"  {note}")
+        say(f"  {note}")
     if made.to_fill:
-        print(f"  to fill in, in {made.folder / 'params.yaml'}: {', '.join(made.to_fill)}")
+        say(f"  to fill in, in {made.folder / 'params.yaml'}: {', '.join(made.to_fill)}")
     sys.stdout.flush()  # into a pipe, these lines would follow those of the run

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from shadowft_core.errors import plain
+
 EVERY = 1.0  # seconds between two lines
 
 
@@ -91,7 +93,7 @@ class Progress:
         total = self.arms * sum(self._items.values())
         line = f"{self._label} {self._task} {here}/{items}, in all {done}/{total}{self._pace(0 if finished else here)}"
         if self._bar:
-            self._bar.update(self._bar.task_ids[0], completed=done, total=total, description=line)
+            self._bar.update(self._bar.task_ids[0], completed=done, total=total, description=plain(line))
         elif line != self._line:
             self._print(line)
         self._line = line
@@ -109,6 +111,7 @@ class Progress:
         return f", {_rate(fresh / spent)} items/s, eta {max(left, 0.0):.0f}s"
 
     def _print(self, line: str) -> None:
+        line = plain(line)
         if self._bar:
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:

@@ -1,7 +1,6 @@
 """The command line of the flow: options, signals and the exit code."""
 
 import contextlib
-import io
 import os
 import signal
 import sys
@@ -15,10 +14,11 @@ import typer
 from rich.console import Console
 
 from shadowft_core.environment import set_variables
-from shadowft_core.errors import InputError, ParamsError, RegistrationPendingError, ShadowError
+from shadowft_core.errors import InputError, ParamsError, RegistrationPendingError, ShadowError, one_line
 from shadowft_core.params import Params, load_params, refuse_password
 from shadowft_core.pipeline.inputs import require_inputs
 from shadowft_core.pipeline.server import prefect_server
+from shadowft_core.terminal import guard_output
 
 app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode="rich", add_completion=False)
 
@@ -82,9 +82,7 @@ def main() -> None:
     set_variables()
     if not sys.warnoptions:  # hide the libraries' deprecation warnings; `python -W` shows them
         warnings.simplefilter("ignore")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a stage may write characters that the terminal's encoding lacks
-            stream.reconfigure(errors="backslashreplace")
+    guard_output()
     app(prog_name="python -m flows.retrain")
 
 
@@ -128,5 +126,5 @@ def _interrupt(number: int, frame: object) -> NoReturn:
 
 
 def _end(message: str, code: int) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     sys.exit(code)

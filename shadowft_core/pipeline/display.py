@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from shadowft_core.errors import plain
 from shadowft_core.pipeline.clock import Clock
+from shadowft_core.terminal import new_console
 
 WAITING, RUNNING, UNCHANGED, COMPLETED, FAILED = "waiting", "running", "Unchanged", "Completed", "Failed"
 STYLES = {WAITING: "dim", RUNNING: "bold cyan", UNCHANGED: "blue", COMPLETED: "green", FAILED: "bold red"}
@@ -37,7 +39,7 @@ class Display:
     """
 
     def __init__(self, steps: Mapping[str, str], stale: frozenset[str], clock: Clock, *, quiet: bool = False) -> None:
-        self.console = Console(quiet=quiet, highlight=False)
+        self.console = new_console(quiet=quiet)
         if not self.console.is_terminal:
             self.console.width = 120
         self._rows = {name: Row(name, description) for name, description in steps.items()}
@@ -87,7 +89,7 @@ class Display:
     def line(self, text: str) -> None:
         """Show a line that the running step wrote."""
         if self._running and text.strip():
-            self._running.line = text.strip()
+            self._running.line = plain(text.strip())
             self._print(f"  {self._running.line}")
 
     def finish(self, state: str) -> None:
@@ -100,7 +102,7 @@ class Display:
 
     def _print(self, text: str) -> None:
         if not self._on_terminal:
-            self.console.print(text, markup=False, soft_wrap=True)
+            self.console.print(plain(text), soft_wrap=True)
 
     def _remaining(self) -> float:
         waiting = [row.name for row in list(self._rows.values()) if row.state == WAITING and row.name in self._stale]
@@ -112,11 +114,17 @@ class Display:
         for row in list(self._rows.values()):  # Live renders in a thread, and a step may add a row meanwhile
             seconds = time.monotonic() - self._started if row is self._running else row.seconds
             style = STYLES.get(row.state, STYLES[FAILED])  # a state may have a custom name: Waiting, Refused
+            last = plain(row.description) if row.state == WAITING else row.line
             table.add_row(
-                Text(row.name, style),
-                Text(row.state, style),
+                Text(plain(row.name), style),
+                Text(plain(row.state), style),
                 Text("" if row.state == WAITING else _duration(seconds), justify="right"),
-                Text(row.description if row.state == WAITING else row.line, "dim", no_wrap=True, overflow="ellipsis"),
+                Text(
+                    last,
+                    "dim",
+                    no_wrap=True,
+                    overflow="ellipsis",
+                ),
             )
         remaining, so_far = self._remaining(), time.monotonic() - self._run_started
         bar = Table.grid(padding=(0, 2))

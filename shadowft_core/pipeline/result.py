@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from shadowft_core.errors import plain
 from shadowft_core.verdict.scores import groups_of
 
 
@@ -61,33 +61,38 @@ class Result:
             table.add_column(name, overflow="fold", justify="right" if table.columns else "left")
         for row in self.rows():
             table.add_row(
-                *(escape(cell.replace(" [", "\n[")) for cell in row),
+                *(plain(cell).replace(" [", "\n[") for cell in row),
                 style="bold" if row[0] == self.verdict["candidate"] else "",
             )
         console.print(table)
         style = {"promote": "bold green", "hold": "bold yellow"}.get(self.verdict["decision"], "bold")
         console.print(Text.assemble("verdict: ", (self.verdict["decision"], style)))
         for reason in self.verdict["reasons"]:
-            console.print(f"  - {reason}", markup=False, soft_wrap=True)
+            console.print(plain(f"  - {reason}"), soft_wrap=True)
         for name, value in self._last().items():
-            console.print(f"{name}: {value}", markup=False, soft_wrap=True)
+            console.print(plain(f"{name}: {value}"), soft_wrap=True)
 
     def markdown(self) -> str:
         def line(cells: Sequence[str]) -> str:
-            return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+            return "| " + " | ".join(_markdown(cell).replace("|", "\\|") for cell in cells) + " |"
 
         return "\n".join(
             [
                 f"# Verdict: {self.verdict['decision']}",
-                *(f"- {reason}" for reason in self.verdict["reasons"]),
+                *(f"- {_markdown(reason)}" for reason in self.verdict["reasons"]),
                 "",
                 line(self.header),
                 line(["---"] * len(self.header)),
                 *(line(row) for row in self.rows()),
                 "",
-                *(f"- {name}: {value}" for name, value in self._last().items()),
+                *(f"- {name}: {_markdown(value)}" for name, value in self._last().items()),
             ]
         )
+
+
+def _markdown(text: str) -> str:
+    """The text without elements of HTML, and without links to elsewhere, which a page would load or offer."""
+    return plain(text).replace("<", "&lt;").replace("](", "]\\(")
 
 
 def _score(score: Mapping[str, Any]) -> str:

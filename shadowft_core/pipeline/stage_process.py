@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from shadowft_core.errors import without_passwords
+from shadowft_core.errors import plain, without_passwords
 from shadowft_core.files import process
 
 _children: set[subprocess.Popen[str]] = set()
@@ -18,7 +18,8 @@ def run_stage(stage: str, show: Callable[[str], None], force: bool = False) -> s
     """Have DVC reproduce a stage of the workspace in the current folder. Returns why it failed; None on success.
 
     With `force`, its command runs even if nothing changed. Every line the stage writes goes to `show`, with passwords
-    masked. The child and all its processes end when this function returns and when this process ends, for any reason.
+    masked and control characters escaped. The child and all its processes end when this function returns and when this
+    process ends, for any reason.
     """
     program = str(Path(__file__).with_name("reproduce.py"))
     return run_command([sys.executable, "-P", program, stage, *["force"] * force], show)
@@ -36,7 +37,7 @@ def run_command(command: Sequence[str], show: Callable[[str], None]) -> str | No
     try:
         error = ""
         for raw in map(str.strip, child.stdout or ()):
-            if line := without_passwords(raw):
+            if line := plain(without_passwords(raw)):
                 show(line)
                 error = line if _rank(line) >= _rank(error) else error
         code = child.wait()

@@ -20,6 +20,7 @@ from shadowft_core.errors import (
     RegistryError,
     ShadowError,
     StoreUnreachableError,
+    plain,
     without_passwords,
 )
 from shadowft_core.files import make_folder
@@ -230,4 +231,4 @@ def captured_stderr(show: Show) -> Iterator[None]:
             yield
         finally:
             for line in captured.getvalue().splitlines():
-                show(without_passwords(line))
+                show(plain(without_passwords(line)))

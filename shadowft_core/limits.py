@@ -94,3 +94,19 @@ TEXT_CHARACTERS = 1_000
 """characters of a text in a record, such as the name of a trainer"""
 MESSAGE_CHARACTERS = 2_000
 """characters of an error message"""
+
+# Values of params.yaml
+TEXT_CHARACTERS = 4_096
+"""characters of a name, path, URL or pattern"""
+PROMPT_CHARACTERS = 100_000
+"""characters of a system turn or a command"""
+ENTRIES = 10_000
+"""entries of a list or mapping"""
+COUNT = 10**9
+"""steps, rows, tokens and whatever else is counted; also the largest number of any kind"""
+MICRO_BATCHES = 1 << 20
+"""sequences of a micro-batch, micro-batches of a step"""
+PROCESSES = 1_024
+"""processes, devices and threads of a machine"""
+SEED = 2**32 - 1
+"""the largest seed that numpy takes"""

@@ -129,7 +129,7 @@ def main() -> None:
             from typer.rich_utils import rich_format_error
 
             error.message = one_line(error.message)
-            rich_format_error(error)
+            rich_format_error(error)  # type: ignore[arg-type]
     except ShadowError as error:
         print_error(type(error).__name__, str(error), error.exit_code, as_json)
         sys.exit(error.exit_code)

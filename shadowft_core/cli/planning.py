@@ -138,4 +138,4 @@ def show(
     from shadowft_core.presets import show as written
     from shadowft_core.remote.hub import current_commit
 
-    say(written(wanted, current_commit) if resolve else written(wanted), end="")
+    print(written(wanted, current_commit) if resolve else written(wanted), end="")

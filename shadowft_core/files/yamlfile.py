@@ -126,7 +126,7 @@ def _check_events(text: str, tags: Set[str]) -> None:
     """Raise ValueError for what must be refused before anything is built."""
     depth = values = 0
     for event in yaml.parse(text, Loader=SafeLoader):
-        line = event.start_mark.line + 1
+        line = event.start_mark.line + 1  # type: ignore[union-attr]
         values += isinstance(event, yaml.NodeEvent)
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
@@ -218,7 +218,12 @@ def _require_read_alike(node: yaml.Node, seen: set[int]) -> None:
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
             _require_read_alike(item, seen)
-    elif node.tag == f"{_TAG}str" and not node.style and _OTHERWISE.fullmatch(node.value):
+    elif (
+        isinstance(node, yaml.ScalarNode)
+        and node.tag == f"{_TAG}str"
+        and not node.style
+        and _OTHERWISE.fullmatch(node.value)
+    ):
         raise ValueError(
             f"line {node.start_mark.line + 1}: {node.value!r:.80} is a number or date to some readers of YAML; put it "
             "in quotes, or write the number as 1000, 0.5 or 1e-5"

@@ -3,7 +3,7 @@
 from shadowft_core.params.evaluating import Engine, Evaluate, Generation, Limits, Server
 from shadowft_core.params.reading import default_params, load_params, load_verdict, located, refuse_password
 from shadowft_core.params.routes import Route
-from shadowft_core.params.section import Section
+from shadowft_core.params.section import Section, require_text
 from shadowft_core.params.sections import (
     Extract,
     Fetch,
@@ -55,4 +55,5 @@ __all__ = [
     "load_verdict",
     "located",
     "refuse_password",
+    "require_text",
 ]

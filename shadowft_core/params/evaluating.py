@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from shadowft_core.params.section import Section
+from shadowft_core.limits import COUNT, ENTRIES
+from shadowft_core.params.section import Count, Positive, Processes, Prompt, Section, Text, Texts
 
 Part = Annotated[float, Field(ge=0, le=1)]
 
@@ -12,16 +13,15 @@ Part = Annotated[float, Field(ge=0, le=1)]
 class Generation(Section):
     """Prompts and limits of answers, the same for every arm and recorded in scores.json. Decoding is greedy."""
 
-    system: str | None = Field(None, min_length=1, description="system turn before every prompt; none when null")
+    system: Prompt | None = Field(None, min_length=1, description="system turn before every prompt; none when null")
     thinking: Literal["template", "on", "off"] = Field(
         "template", description="the template's variable enable_thinking: not set, true or false"
     )
-    thinking_tokens: int | None = Field(
+    thinking_tokens: Count | None = Field(
         None,
-        ge=1,
         description="tokens for thoughts, in addition to those of the answer; null: no thoughts are expected",
     )
-    max_tokens: int | None = Field(None, ge=1, description="tokens of an answer; max_gen_toks of the task when null")
+    max_tokens: Count | None = Field(None, description="tokens of an answer; max_gen_toks of the task when null")
 
     @field_validator("thinking", mode="before")
     @classmethod
@@ -44,12 +44,13 @@ class Server(Section):
     """An OpenAI-compatible server of the Instruct (vLLM, SGLang, llama.cpp). Its key, if it needs one, comes from the
     environment variable OPENAI_API_KEY."""
 
-    url: str = Field(URL, pattern=r"^https?://[^@?\s]+/v1/?$", description="up to and with /v1")
-    model: str = Field(min_length=1, description="the server's name for the Instruct")
-    concurrency: int = Field(8, ge=1, description="requests in flight")
-    timeout: float = Field(600, gt=0, description="seconds to wait for an answer")
-    command: tuple[str, ...] = Field(
+    url: Text = Field(URL, pattern=r"^https?://[^@?\s]+/v1/?$", description="up to and with /v1")
+    model: Text = Field(min_length=1, description="the server's name for the Instruct")
+    concurrency: Processes = Field(8, description="requests in flight")
+    timeout: Positive = Field(600, description="seconds to wait for an answer")
+    command: tuple[Prompt, ...] = Field(
         (),
+        max_length=ENTRIES,
         description="command that starts the server, one word per item; {model}, {name} and {port} are replaced. "
         "Needed for deltas that a server cannot load as a LoRA adapter: each such arm gets a server of its own. "
         "Without it, the server at `url` must be running",
@@ -76,7 +77,7 @@ class Engine(Section):
     """Where the models run."""
 
     kind: Literal["hf", "server"] = Field("hf", description="transformers in this process, or a server")
-    devices: int = Field(1, ge=1, description="hf: processes that share the items, one per GPU")
+    devices: Processes = Field(1, description="hf: processes that share the items, one per GPU")
     server: Server | None = None
 
     @model_validator(mode="after")
@@ -101,21 +102,25 @@ class Limits(Section):
 class Evaluate(Section):
     """The tasks that every arm is scored on, with the same items, prompts and template."""
 
-    tasks: str = Field(min_length=1, description="folder of lm-evaluation-harness task files")
-    domain: tuple[str, ...] = Field(min_length=1, description="test tasks that the training should improve")
-    guards: tuple[str, ...] = Field((), description="test tasks that must not get worse")
-    metrics: dict[str, str] = Field(
+    tasks: Text = Field(min_length=1, description="folder of lm-evaluation-harness task files")
+    domain: Texts = Field(min_length=1, description="test tasks that the training should improve")
+    guards: Texts = Field((), description="test tasks that must not get worse")
+    metrics: dict[Text, Text] = Field(
         {},
+        max_length=ENTRIES,
         description="by task or group: the metric that decides, METRIC or FILTER/METRIC; else the first listed",
     )
-    limit: int | None = Field(None, ge=1, description="items per task; all when null")
-    batch_size: int = Field(64, ge=1, description="prompts per forward pass")
+    limit: Count | None = Field(None, description="items per task; all when null")
+    batch_size: Count = Field(64, description="prompts per forward pass")
     engine: Engine = Engine()
     generation: Generation = Generation()
     allow_code_execution: bool = Field(
         False, description="run programs that a model wrote, in a sandbox, and Python files that task files name"
     )
     kl_answers: int = Field(
-        64, ge=0, description="answers of the Instruct on which KL(Instruct || arm) is measured; 0: not measured"
+        64,
+        ge=0,
+        le=COUNT,
+        description="answers of the Instruct on which KL(Instruct || arm) is measured; 0: not measured",
     )
     limits: Limits = Limits()

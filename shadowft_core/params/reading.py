@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from shadowft_core.errors import ParamsError, without_passwords
 from shadowft_core.files.yamlfile import read_yaml
+from shadowft_core.limits import PARAMS_BYTES
 from shadowft_core.params.problems import problems
 from shadowft_core.params.routes import ROUTES
 from shadowft_core.params.section import Section
@@ -22,13 +23,17 @@ _Model = TypeVar("_Model", bound=Section)
 def located(store: Store) -> Store:
     """The store settings, with SHADOWFT_STORE_URI and SHADOWFT_STORE_ENDPOINT in place of uri and endpoint if set.
 
-    Raises ParamsError when a variable holds a password: its value is copied into the recipe, and S3 needs none.
+    Raises ParamsError when a variable holds a password (its value is copied into the recipe, and S3 needs none), and
+    for a value that `Store` refuses.
     """
     names = {field: f"SHADOWFT_STORE_{field.upper()}" for field in ("uri", "endpoint")}
     changes = {field: value for field, name in names.items() if (value := os.environ.get(name))}
     for field, value in changes.items():
         refuse_password(names[field], value)
-    return store.model_copy(update=changes)
+    try:
+        return store.model_validate(store.model_dump() | changes)
+    except ValidationError as error:
+        raise ParamsError(f"{' and '.join(names[field] for field in changes)}: {problems(error, Store)}") from None
 
 
 def refuse_password(name: str, text: str) -> None:
@@ -112,13 +117,9 @@ class _Alone(Section):
 
 def _tree(path: Path) -> Any:
     """What the file holds: lists, mappings and plain values, none of them a URL with a password."""
-    try:
-        tree = read_yaml(path)
-        json.dumps(tree)  # refuses what JSON cannot hold
-    except FileNotFoundError:
-        raise ParamsError(f"{path}: no such file; name an existing one with --params FILE") from None
-    except (ValueError, TypeError) as error:  # a YAML alias inside its own anchor, a list as a key
-        raise ParamsError(f"{path}: not a tree of named values: {error}; write the values out") from None
+    if not path.exists():
+        raise ParamsError(f"{path}: no such file; name an existing one with --params FILE")
+    tree = read_yaml(path, PARAMS_BYTES)
     for name, value in _texts(tree):
         refuse_password(f"{path}: {name}", value)
     return tree

@@ -2,10 +2,38 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from shadowft_core.errors import plain
+from shadowft_core.limits import COUNT, ENTRIES, PROCESSES, PROMPT_CHARACTERS, SEED, TEXT_CHARACTERS
+
+
+def require_text(value: str, keep: str = "") -> str:
+    """The value itself. Raises ValueError for a character that a name cannot have: a path, a server or a terminal would
+    take it for something else, or fail. `keep` has those that are allowed."""
+    odd = next((letter for letter in value if letter not in keep and plain(letter) != letter), None)
+    if odd is not None and "\ud800" <= odd <= "\udfff":
+        raise ValueError("not UTF-8; rename it")
+    if odd is not None:
+        raise ValueError(f"the character U+{ord(odd):04X} may not be in it; remove it")
+    return value
+
+
+def _prompt(value: str) -> str:
+    return require_text(value, "\t\n\r\u061c\u200e\u200f\u2028\u2029")
+
+
+Text = Annotated[str, Field(max_length=TEXT_CHARACTERS), AfterValidator(require_text)]
+"""a name, path, URL or pattern: one line"""
+Prompt = Annotated[str, Field(max_length=PROMPT_CHARACTERS), AfterValidator(_prompt)]
+"""a text of several lines"""
+Texts = Annotated[tuple[Text, ...], Field(max_length=ENTRIES)]
 Scale = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0, le=COUNT)]
+Count = Annotated[int, Field(ge=1, le=COUNT)]
+Processes = Annotated[int, Field(ge=1, le=PROCESSES)]
+Seed = Annotated[int, Field(ge=0, le=SEED)]
 
 
 class Section(BaseModel):

@@ -9,17 +9,18 @@ from typing import Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from shadowft_core.errors import ParamsError
+from shadowft_core.limits import ENTRIES
 from shadowft_core.params.evaluating import Evaluate
 from shadowft_core.params.routes import Route, RouteName, changed_train, require_known
-from shadowft_core.params.section import Scale, Section, Share
+from shadowft_core.params.section import Count, Positive, Scale, Section, Seed, Share, Text, Texts
 from shadowft_core.params.training import Checkpoint, Plan, Train
 
 
 class Fetch(Section):
     """The pair. A model is a folder, `hf:OWNER/NAME@REVISION` (40 hex digits), `s3://bucket/prefix` or `pico:...`."""
 
-    base: str = Field(min_length=1, description="the pretrained model, tuned by the route shadow")
-    instruct: str = Field(min_length=1, description="the post-trained model, on which the delta is grafted")
+    base: Text = Field(min_length=1, description="the pretrained model, tuned by the route shadow")
+    instruct: Text = Field(min_length=1, description="the post-trained model, on which the delta is grafted")
 
 
 class Pinned(Section):
@@ -35,10 +36,10 @@ class Pinned(Section):
 class Newest(Pinned):
     """How to find the newest rows: by their dates, or as those that an earlier version of the data lacks."""
 
-    by: str | None = Field(
+    by: Text | None = Field(
         None, min_length=1, description="name of the field with the date of a row: ISO 8601, or seconds since 1970"
     )
-    since: str | None = Field(
+    since: Text | None = Field(
         None, min_length=1, description="the earlier version: a data file or folder, or a folder made by `prepare`"
     )
 
@@ -52,14 +53,14 @@ class Newest(Pinned):
 class Replay(Pinned):
     """General instruction data that only training reads, against forgetting."""
 
-    data: str = Field(min_length=1, description="a data file, or a folder of them")
+    data: Text = Field(min_length=1, description="a data file, or a folder of them")
     share: float = Field(gt=0, lt=1, description="share of all training rows that are replay rows")
 
 
 class Prepare(Section):
     """From data files to splits of conversations."""
 
-    data: str = Field(min_length=1, description="a data file, or a folder of them")
+    data: Text = Field(min_length=1, description="a data file, or a folder of them")
     valid: Share = Field(0.05, description="share of rows for the validation loss")
     dev: Share = Field(0.0, description="share of rows held out to choose the scale")
     test: Share = Field(0.0, description="share of rows held out for the verdict")
@@ -67,12 +68,14 @@ class Prepare(Section):
         None, description="take dev and test from the newest rows; when null, a hash of the question decides"
     )
     replay: Replay | None = Field(None, description="general rows that only training reads; none when null")
-    columns: dict[str, str] = Field({}, description="field of a row: the name it is read by, such as `Frage: question`")
+    columns: dict[Text, Text] = Field(
+        {}, max_length=ENTRIES, description="field of a row: the name it is read by, such as `Frage: question`"
+    )
     near: Share | None = Field(
         0.8, description="Jaccard similarity of near duplicates, over sequences of 3 words; not searched when null"
     )
     max_bad: Share = Field(0.01, description="largest share of bad rows; above it the stage fails")
-    max_rows: int | None = Field(None, ge=1, description="number of rows to keep, chosen by hash; all when null")
+    max_rows: Count | None = Field(None, description="number of rows to keep, chosen by hash; all when null")
 
 
 class Render(Section):
@@ -98,7 +101,7 @@ class Render(Section):
 class Extract(Section):
     """How the delta is extracted."""
 
-    ignore: tuple[str, ...] = Field(
+    ignore: Texts = Field(
         (), description="glob patterns of tensors that only one model (Base, tuned model or Instruct) may have"
     )
 
@@ -107,16 +110,20 @@ class Sweep(Section):
     """The choice of the scale, on dev items only."""
 
     scales: tuple[Scale, ...] = Field(
-        (0.25, 0.5, 0.75, 1.0), min_length=1, description="numbers to try, each multiplies the delta"
+        (0.25, 0.5, 0.75, 1.0),
+        min_length=1,
+        max_length=ENTRIES,
+        description="numbers to try, each multiplies the delta",
     )
-    scope: Literal["all", "linear"] | tuple[str, ...] = Field("all", description="tensors of the delta to apply")
-    factors: dict[str, Scale] = Field(
+    scope: Literal["all", "linear"] | Texts = Field("all", description="tensors of the delta to apply")
+    factors: dict[Text, Scale] = Field(
         {},
+        max_length=ENTRIES,
         description="glob pattern of tensors: a number that multiplies every scale for them. Patterns with different "
         "numbers must not match the same tensor",
     )
-    domain: tuple[str, ...] = Field(min_length=1, description="dev tasks of the domain")
-    guards: tuple[str, ...] = Field((), description="dev tasks that must not get worse")
+    domain: Texts = Field(min_length=1, description="dev tasks of the domain")
+    guards: Texts = Field((), description="dev tasks that must not get worse")
     tolerance: Share = Field(0.02, description="largest mean guard loss on dev items, in score units")
 
 
@@ -130,9 +137,9 @@ class Graft(Section):
 class Thresholds(Section):
     """Thresholds of a metric whose scores are not shares of right answers, in the unit of that metric."""
 
-    margin: float = Field(gt=0, description="smallest mean loss on all guards together that counts as harm")
-    margin_each: float = Field(gt=0, description="smallest loss on one guard that counts as harm")
-    worthwhile: float = Field(gt=0, description="smallest gain worth shipping")
+    margin: Positive = Field(description="smallest mean loss on all guards together that counts as harm")
+    margin_each: Positive = Field(description="smallest loss on one guard that counts as harm")
+    worthwhile: Positive = Field(description="smallest gain worth shipping")
 
 
 class Verdict(Section):
@@ -151,26 +158,30 @@ class Verdict(Section):
         lt=1,
         description="smallest domain gain worth shipping: tells a tie from too few items; a proven gain may be smaller",
     )
-    metrics: dict[str, Thresholds] = Field(default={}, description="thresholds of metrics that are not shares, by name")
-    require: tuple[str, ...] = Field(
+    metrics: dict[Text, Thresholds] = Field(
+        default={}, max_length=ENTRIES, description="thresholds of metrics that are not shares, by name"
+    )
+    require: Texts = Field(
         default=(), description="claims about the method that must hold too, such as `shadow_scaled > direct_scaled`"
     )
-    resamples: int = Field(default=9999, ge=999, description="random exchanges of the arms in a permutation test")
-    seed: int = Field(default=0, ge=0, description="random seed of these exchanges")
+    resamples: int = Field(
+        default=9999, ge=999, le=10**7, description="random exchanges of the arms in a permutation test"
+    )
+    seed: Seed = Field(default=0, description="random seed of these exchanges")
 
 
 class Store(Section):
     """The delta store: a folder or s3://bucket/prefix."""
 
-    uri: str = Field(default="var/store", min_length=1, description="a folder, or s3://bucket/prefix")
-    endpoint: str | None = Field(default=None, description="URL of an S3 server other than AWS")
-    region: str | None = Field(
+    uri: Text = Field(default="var/store", min_length=1, description="a folder, or s3://bucket/prefix")
+    endpoint: Text | None = Field(default=None, description="URL of an S3 server other than AWS")
+    region: Text | None = Field(
         default=None, description="of the bucket; when null, that of the AWS profile or AWS_REGION"
     )
     sse: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = Field(
         default=None, description="encryption at rest, S3 only"
     )
-    sse_kms_key: str | None = Field(default=None, min_length=1, description="id or ARN of the key; with sse aws:kms")
+    sse_kms_key: Text | None = Field(default=None, min_length=1, description="id or ARN of the key; with sse aws:kms")
     bucket_owner: str | None = Field(
         default=None, pattern=r"^\d{12}$", description="AWS account that must own the bucket"
     )
@@ -193,7 +204,7 @@ class Registry(Section):
     MLFLOW_REGISTRY_URI is not used."""
 
     name: str = Field(default="shadowft", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="registered model")
-    tracking_uri: str = Field(
+    tracking_uri: Text = Field(
         default="sqlite:///var/mlflow/mlflow.db",
         min_length=1,
         description="a database, or the URL of an MLflow server",
@@ -214,8 +225,9 @@ class Params(Section):
     """All of params.yaml."""
 
     routes: dict[RouteName, Route] = Field(
+        max_length=1_000,
         description="the model that each route tunes; without `direct` nothing is claimed about direct tuning, and "
-        "never about a further route"
+        "never about a further route",
     )
     fetch: Fetch
     prepare: Prepare

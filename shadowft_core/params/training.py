@@ -1,27 +1,27 @@
 """The sections of params.yaml about training: `train`, which the result depends on, `checkpoint` and `plan`."""
 
+import math
 import shlex
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from shadowft_core.params.section import Section, Share
+from shadowft_core.limits import COUNT, ENTRIES, MICRO_BATCHES
+from shadowft_core.params.section import Count, Positive, Processes, Prompt, Section, Seed, Share, Text, Texts
 
 
 class Lora(Section):
     """Adapter of the methods lora and qlora; delta = alpha / rank * B A (rsLoRA: alpha / sqrt(rank))."""
 
-    rank: int = Field(128, ge=1, description="rows of A and columns of B")
-    alpha: float = Field(256, gt=0, description="strength of the adapter, relative to the rank")
+    rank: Count = Field(128, description="rows of A and columns of B")
+    alpha: Positive = Field(256, description="strength of the adapter, relative to the rank")
     rslora: bool = Field(False, description="rank-stabilised scale, arXiv 2312.03732")
     dora: bool = Field(False, description="magnitude and direction trained apart, arXiv 2402.09353")
     dropout: Share = Field(0.0, description="share of the inputs of A set to zero in training")
-    targets: Literal["all-linear"] | tuple[str, ...] = Field(
+    targets: Literal["all-linear"] | Texts = Field(
         "all-linear", description="the layers to adapt: all linear layers but the head, or names such as q_proj"
     )
-    modules_to_save: tuple[str, ...] = Field(
-        (), description="modules to train whole beside the adapter, such as lm_head"
-    )
+    modules_to_save: Texts = Field((), description="modules to train whole beside the adapter, such as lm_head")
 
 
 class Osf(Section):
@@ -35,25 +35,25 @@ class Osf(Section):
 class Dpo(Section):
     """Direct preference optimisation, arXiv 2305.18290."""
 
-    beta: float = Field(0.1, gt=0, description="weight of staying near the starting model")
+    beta: Positive = Field(0.1, description="weight of staying near the starting model")
 
 
 class Launch(Section):
     """Processes of torchrun. An optimizer step has the same sequences whatever their number."""
 
-    processes: int = Field(1, ge=1, description="processes on each node, one per device")
-    nodes: int = Field(1, ge=1, description="nodes; start the same command on each")
+    processes: Processes = Field(1, description="processes on each node, one per device")
+    nodes: Count = Field(1, description="nodes; start the same command on each")
     strategy: Literal["ddp", "fsdp"] = Field("ddp", description="a whole model in each process, or FSDP2 shards")
 
 
 class Validation(Section):
     """The loss on validation rows during training."""
 
-    steps: int | None = Field(
-        None, ge=1, description="optimizer steps between two measurements; when null, measured only at the end"
+    steps: Count | None = Field(
+        None, description="optimizer steps between two measurements; when null, measured only at the end"
     )
-    patience: int | None = Field(
-        None, ge=1, description="stop after so many measurements in a row without a new lowest loss"
+    patience: Count | None = Field(
+        None, description="stop after so many measurements in a row without a new lowest loss"
     )
     keep: Literal["last", "best"] = Field(
         "last", description="the weights to save: of the last step, or of the lowest validation loss"
@@ -69,7 +69,7 @@ class Validation(Section):
 class Train(Section):
     """The training. All routes share these settings, data order and seed, except what a further route changes."""
 
-    command: str | None = Field(
+    command: Prompt | None = Field(
         None,
         min_length=1,
         description="a command that trains in place of the settings below: `python my_train.py`",
@@ -86,19 +86,26 @@ class Train(Section):
     start: Literal["scratch", "champion"] = Field(
         "scratch", description="weights to start from: the model, or the model plus the champion's delta"
     )
-    epochs: float = Field(1, gt=0, description="passes over the training rows")
-    max_steps: int | None = Field(None, ge=1, description="optimizer steps; overrides epochs when set")
+    epochs: Positive = Field(1, description="passes over the training rows")
+    max_steps: Count | None = Field(None, description="optimizer steps; overrides epochs when set")
     batch_size: int = Field(
-        16, ge=1, description="sequences per micro-batch and device; with packing, packs; with dpo, preferences"
+        16,
+        ge=1,
+        le=MICRO_BATCHES,
+        description="sequences per micro-batch and device; with packing, packs; with dpo, preferences",
     )
-    accumulation: int = Field(1, ge=1, description="micro-batches per optimizer step, over all processes together")
+    accumulation: int = Field(
+        1, ge=1, le=MICRO_BATCHES, description="micro-batches per optimizer step, over all processes together"
+    )
     optimizer: Literal["adamw", "adamw_8bit"] = Field("adamw", description="adamw_8bit needs CUDA and bitsandbytes")
-    learning_rate: float = Field(2e-4, gt=0, description="the highest, after the warmup")
+    learning_rate: Positive = Field(2e-4, description="the highest, after the warmup")
     warmup: Share = Field(0.03, description="share of the steps in which the learning rate rises")
     schedule: Literal["cosine", "linear", "constant"] = Field(
         "cosine", description="how the learning rate falls after the warmup, to 0 at the last step, or not at all"
     )
-    max_length: int = Field(1024, ge=8, description="tokens per sequence; longer rows are counted and left out")
+    max_length: int = Field(
+        1024, ge=8, le=COUNT, description="tokens per sequence; longer rows are counted and left out"
+    )
     max_left_out: Share = Field(0.5, description="share of the rows that may be too long or refused by the template")
     packing: bool = Field(
         False, description="put several sequences into one pack of max_length tokens; none attends to another"
@@ -116,14 +123,15 @@ class Train(Section):
     )
     launch: Launch = Launch()
     validation: Validation = Validation()
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+    seeds: tuple[Seed, ...] = Field(
         (0,),
         min_length=1,
+        max_length=ENTRIES,
         description="of the order of rows and the adapter's first weights; the first seed ships, each further one "
         "trains every route again, for claims about ways of tuning",
     )
-    seed: int = Field(0, ge=0, description="the first of `seeds`, or the only one")
-    threads: int = Field(1, ge=1, description="CPU threads per process; the bits of the result depend on it")
+    seed: Seed = Field(0, description="the first of `seeds`, or the only one")
+    threads: Processes = Field(1, description="CPU threads per process; the bits of the result depend on it")
 
     @model_validator(mode="after")
     def _one_list_of_seeds(self) -> Self:
@@ -179,7 +187,7 @@ class Train(Section):
         world, rows = self.launch.processes * self.launch.nodes, self.batch_size * self.accumulation
         if self.accumulation % world == 0:
             return self
-        same = [many for many in range(world, rows + 1, world) if rows % many == 0]
+        same = sorted(world * part for part in _divisors(rows // world)) if rows % world == 0 else []
         if same:
             many = next((found for found in same if found > self.accumulation), same[-1])  # smaller ones fit in memory
             remedy = f"accumulation {many} with batch_size {rows // many} has the same {rows} sequences per step"
@@ -194,20 +202,25 @@ class Train(Section):
         )
 
 
+def _divisors(number: int) -> set[int]:
+    small = [one for one in range(1, math.isqrt(number) + 1) if number % one == 0]
+    return {*small, *(number // one for one in small)}
+
+
 class Checkpoint(Section):
     """How often training saves its state, from which an interrupted run resumes. The result does not depend on it."""
 
-    steps: int | None = Field(None, ge=1, description="optimizer steps between two checkpoints")
-    minutes: float | None = Field(10, gt=0, description="minutes between two checkpoints")
-    keep: int = Field(2, ge=1, description="number of checkpoints to keep; all are removed when the result is in place")
-    folder: str = Field("var/checkpoints", min_length=1, description="outside the folders that DVC owns")
+    steps: Count | None = Field(None, description="optimizer steps between two checkpoints")
+    minutes: Positive | None = Field(10, description="minutes between two checkpoints")
+    keep: Count = Field(2, description="number of checkpoints to keep; all are removed when the result is in place")
+    folder: Text = Field("var/checkpoints", min_length=1, description="outside the folders that DVC owns")
     store: bool = Field(False, description="also keep checkpoints in the store, so that another machine can resume")
 
 
 class Plan(Section):
     """What `shadowft plan` assumes. No stage depends on it."""
 
-    device: str | None = Field(
+    device: Text | None = Field(
         None,
         min_length=1,
         description="H100, A100, L4 or another known device, or cpu; when null, what this machine has",
@@ -215,4 +228,6 @@ class Plan(Section):
     utilisation: float | None = Field(
         None, gt=0, le=1, description="share of the peak FLOP/s that training reaches; a stated assumption when null"
     )
-    price_per_hour: float | None = Field(None, ge=0, description="of one device, in any currency; no price when null")
+    price_per_hour: float | None = Field(
+        None, ge=0, le=COUNT, description="of one device, in any currency; no price when null"
+    )

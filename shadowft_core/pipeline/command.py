@@ -6,7 +6,6 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -14,9 +13,9 @@ import typer
 from rich.console import Console
 
 from shadowft_core.environment import set_variables
-from shadowft_core.errors import InputError, ParamsError, RegistrationPendingError, ShadowError, one_line
-from shadowft_core.params import Params, load_params, refuse_password
-from shadowft_core.pipeline.inputs import require_inputs
+from shadowft_core.errors import InputError, RegistrationPendingError, ShadowError, one_line
+from shadowft_core.params import Params, load_params
+from shadowft_core.pipeline.inputs import require_inputs, require_options
 from shadowft_core.pipeline.server import prefect_server
 from shadowft_core.terminal import guard_output
 
@@ -58,9 +57,9 @@ def run_flow(
         signal.signal(number, _interrupt)
     try:
         params = load_params(workspace / "params.yaml")  # so that a mistake is reported before a server starts
-        for option, value in (("--store", store), ("--endpoint", endpoint)):
-            refuse_password(option, value or "")  # Prefect stores a flow's parameters
-        _refuse_undecodable({"--workspace": str(workspace), "--store": store, "--endpoint": endpoint, "--name": name})
+        require_options({"--workspace": str(workspace), "--store": store, "--endpoint": endpoint, "--name": name})
+        if name is not None:
+            params.registry.named(name)
         _require_inputs(params, workspace / "params.yaml")
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
         with Console(stderr=True).status("starting Prefect"), prefect_server(workspace.resolve() / "var" / "prefect"):
@@ -110,15 +109,6 @@ def _require_inputs(params: Params, file: Path) -> None:
         require_inputs(params, file)
     except InputError as error:
         _end(str(error), 1)
-
-
-def _refuse_undecodable(options: Mapping[str, str | None]) -> None:
-    """Raise ParamsError for an option that holds bytes that are no text: Prefect sends a flow's parameters as JSON."""
-    for option, value in options.items():
-        try:
-            (value or "").encode("utf-8")
-        except UnicodeEncodeError:
-            raise ParamsError(f"{option} {value!r}: not UTF-8; rename it") from None
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:

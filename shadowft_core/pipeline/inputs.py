@@ -1,9 +1,21 @@
 """Whether the files that params.yaml names are there: asked before a Prefect server starts, and again by the flow."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from shadowft_core.errors import InputError
-from shadowft_core.params import Params
+from shadowft_core.errors import InputError, ParamsError
+from shadowft_core.params import Params, refuse_password, require_text
+
+
+def require_options(options: Mapping[str, str | None]) -> None:
+    """Raise ParamsError for an option of a run that holds a password, or characters that Prefect's server, a path or
+    the environment cannot take."""
+    for option, value in options.items():
+        try:
+            require_text(value or "")
+        except ValueError as error:
+            raise ParamsError(f"{option} {value!r}: {error}") from None
+        refuse_password(option, value or "")  # Prefect stores a flow's parameters
 
 
 def require_inputs(params: Params, file: Path) -> None:

@@ -16,11 +16,12 @@ from prefect.client.schemas.objects import State, StateType
 from prefect.states import Completed, Failed
 
 from shadowft_core.environment import unset
-from shadowft_core.errors import ShadowError
+from shadowft_core.errors import ParamsError, ShadowError
 from shadowft_core.pipeline import steps
 from shadowft_core.pipeline.clock import Clock
 from shadowft_core.pipeline.display import Display
 from shadowft_core.pipeline.dvc_stages import Stage, read_plan
+from shadowft_core.pipeline.inputs import require_options
 from shadowft_core.pipeline.result import Result
 from shadowft_core.pipeline.stage_process import stop_all
 from shadowft_core.promotion.costs import record_cost
@@ -42,7 +43,8 @@ class Run:
 
     Inside the block, the workspace is the current folder, and `store_uri`, `store_endpoint` and `model_name`, if given,
     are in the environment, and so are the variables of environment.py, which a process of a Prefect worker lacks. Call
-    `preflight` first. A ShadowError or a failed step ends the block and sets `state` to Failed with a one-line message.
+    `preflight` first. An argument that cannot be one raises ParamsError before the block. In it, a ShadowError or a
+    failed step ends the block and sets `state` to Failed with a one-line message.
     Any other exception propagates after all processes of the run have ended.
     """
 
@@ -51,6 +53,12 @@ class Run:
     ) -> None:
         self.state: State = Completed()
         self._workspace = workspace
+        self._options = {
+            "workspace": workspace,
+            "store_uri": store_uri,
+            "store_endpoint": store_endpoint,
+            "model_name": model_name,
+        }
         chosen = {
             "SHADOWFT_STORE_URI": store_uri,
             "SHADOWFT_STORE_ENDPOINT": store_endpoint,
@@ -63,6 +71,9 @@ class Run:
         self._cleanup = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
+        require_options(self._options)
+        if not Path(self._workspace).is_dir():
+            raise ParamsError(f"workspace {self._workspace}: no such folder; name that of params.yaml and dvc.yaml")
         self._cleanup.enter_context(contextlib.chdir(self._workspace))
         self._cleanup.enter_context(_environment(unset() | self._settings))
         return self

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from shadowft_core.limits import COUNT
 from shadowft_core.params import Params
 from tests.docs.text import code, codes, prose, table
 
@@ -23,6 +24,8 @@ HEAD = """# params.yaml
 - The file is YAML 1.2, as DVC reads it: `1e-4` is a number; `yes` and `on` are text. Types are not converted: `"16"` is
   not a number.
 - A URL with a password is refused; passwords come from the environment.
+- A number is at most 1,000,000,000. A name has at most 4,096 characters and no control characters.
+- Refused, as readers of YAML differ about them: tags, directives, and without quotes 1_000, 0b1, -0x1 and dates.
 - A section without required fields may be left out of the file, unless a stage in dvc.yaml names it.
 - Relative paths begin at the current folder: for `shadowft run` and `dvc repro`, the workspace.
 - The examples are the settings of the demo.
@@ -99,7 +102,7 @@ def _type(field: FieldInfo) -> str:
         f"{word} {getattr(one, name)}"
         for kind, (name, word) in BOUNDS.items()
         for one in field.metadata
-        if isinstance(one, kind)
+        if isinstance(one, kind) and getattr(one, name) != COUNT
     ]
     return ", ".join([_named(field.annotation), *bounds])
 

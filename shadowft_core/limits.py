@@ -104,7 +104,7 @@ ENTRIES = 10_000
 """entries of a list or mapping"""
 COUNT = 10**9
 """steps, rows, tokens and whatever else is counted; also the largest number of any kind"""
-MICRO_BATCHES = 1 << 20
+MICRO_BATCHES = 1 << 24
 """sequences of a micro-batch, micro-batches of a step"""
 PROCESSES = 1_024
 """processes, devices and threads of a machine"""

@@ -1,5 +1,6 @@
 """The options that several verbs share, each with one spelling and one help text. Also reads the params file."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,6 +36,13 @@ def _existing(path: Path | None) -> Path | None:
     if path is not None and not path.is_file():
         raise ParamsError(f"{path}: no such file; name an existing one with --params FILE")
     return path
+
+
+def finite(value: float | None) -> float | None:
+    """The number itself, for the callback of an option. NaN and infinity are usage errors: no bound excludes NaN."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number")
+    return value
 
 
 ParamsOption = Annotated[

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shadowft_core.cli.options import OUTPUT, PARAMS, PLANNING, AllowCodeOption, JsonOption, ParamsOption
+from shadowft_core.cli.options import OUTPUT, PARAMS, PLANNING, AllowCodeOption, JsonOption, ParamsOption, finite
 from shadowft_core.cli.options import read_params_with_code as read_params
 from shadowft_core.cli.output import print_answer, say
 from shadowft_core.cli.tables import new_console, new_table, print_line
@@ -32,7 +32,10 @@ def power(
     differ: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, help="without scores: share of 0/1 items on which two equal arms differ; default: 0.25"
+            min=0,
+            max=1,
+            callback=finite,
+            help="without scores: share of 0/1 items on which two equal arms differ; default: 0.25",
         ),
     ] = None,
     look: Annotated[

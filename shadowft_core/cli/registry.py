@@ -110,7 +110,7 @@ def export(
         str | None, typer.Option(metavar="DIR@SCALE", help="instead: folder made by `extract`, and its scale")
     ] = None,
     instruct: Annotated[Path | None, typer.Option(help=INSTRUCT)] = None,
-    max_lora_rank: Annotated[int, typer.Option(help="the --max-lora-rank of the vLLM server")] = 512,
+    max_lora_rank: Annotated[int, typer.Option(min=1, help="the --max-lora-rank of the vLLM server")] = 512,
     store: StoreOption = None,
     params: ParamsOption = PARAMS,
     as_json: JsonOption = False,

@@ -21,6 +21,7 @@ from shadowft_core.cli.options import (
     ParamsOption,
     TokenizerOption,
     UnrelatedOption,
+    finite,
     measuring,
     out_folder,
     read_params,
@@ -29,6 +30,7 @@ from shadowft_core.cli.options import (
 from shadowft_core.cli.output import print_answer, say
 from shadowft_core.cli.power import warn_of_few
 from shadowft_core.cli.tables import show_delta
+from shadowft_core.limits import SEED
 
 verbs = typer.Typer()
 PAIR = Path("work/pair/pair.json")
@@ -136,7 +138,9 @@ def train(
     begin: Annotated[
         Path | None, typer.Option("--start", help="folder made by `start`; needed with train.start champion")
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="its seed; default: the first of train.seeds")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=SEED, help="its seed; default: the first of train.seeds")
+    ] = None,
     params: ParamsOption = PARAMS,
 ) -> None:
     """Tune one model with TRL on replies (loss on assistant tokens only) or on preferences, or run `train.command`.
@@ -185,7 +189,11 @@ def extract(
     out: Annotated[Path, out_folder("delta.json and safetensors files")],
     lowrank: Annotated[
         float | None,
-        typer.Option(metavar="ERROR", help="store the smallest factors with |D - BA| / |D| <= ERROR in every tensor"),
+        typer.Option(
+            metavar="ERROR",
+            callback=finite,
+            help="store the smallest factors with |D - BA| / |D| <= ERROR in every tensor",
+        ),
     ] = None,
     storage: Annotated[
         Literal["compressed", "bfloat16", "float32"],
@@ -236,7 +244,10 @@ def graft(
     tuned: Annotated[Path | None, typer.Option(help="with --base: folder of a checkpoint, not of an adapter")] = None,
     sweep: Annotated[Path | None, typer.Option(help="sweep file to read scale and scope from")] = None,
     scale: Annotated[
-        float | None, typer.Option(help="scale of a delta without @SCALE; default: from the params or the sweep file")
+        float | None,
+        typer.Option(
+            callback=finite, help="scale of a delta without @SCALE; default: from the params or the sweep file"
+        ),
     ] = None,
     scope: Annotated[
         list[str] | None, typer.Option(metavar="all|linear|PATTERN", help="tensors to graft; patterns are repeatable")
@@ -246,7 +257,9 @@ def graft(
         typer.Option(metavar="PATTERN=SCALE", help="scale of matching tensors; repeatable, the last match wins"),
     ] = None,
     merge: Annotated[str, typer.Option(metavar="sum|ties|dare", help="how to merge several deltas")] = "sum",
-    density: Annotated[float | None, typer.Option(help="share of entries that ties or dare keeps")] = None,
+    density: Annotated[
+        float | None, typer.Option(callback=finite, help="share of entries that ties or dare keeps")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="random seed of dare")] = None,
     onto_base: OntoBaseOption = False,
     unrelated: UnrelatedOption = False,

@@ -15,6 +15,7 @@ from shadowft_core.cli.options import (
     JsonOption,
     ParamsOption,
     StoreOption,
+    finite,
     out_folder,
     read_store,
 )
@@ -184,7 +185,9 @@ def check(
 
 @store.command()
 def prune(
-    grace_days: Annotated[float, typer.Option(min=0, help="keep objects written in the last N days")] = 7.0,
+    grace_days: Annotated[
+        float, typer.Option(min=0, max=36_500, callback=finite, help="keep objects written in the last N days")
+    ] = 7.0,
     dry_run: DryRunOption = False,
     uri: StoreOption = None,
     endpoint: EndpointOption = None,

@@ -1,6 +1,7 @@
 """Task files as data: includes merged, `harness:` followed, and `!function` kept as a name that nothing has run."""
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -12,6 +13,15 @@ from shadowft_core.files.yamlfile import Loader, read_yaml
 from shadowft_core.limits import INCLUDES, PARAMS_BYTES
 
 LOCAL = ("json", "csv", "parquet", "arrow", "text")  # values of dataset_path for which data_files names the data
+FORMS: dict[str, tuple[type, ...]] = {  # what this package reads of a task file
+    **dict.fromkeys(("dataset_kwargs", "generation_kwargs"), (dict,)),
+    **dict.fromkeys(("group", "dataset_path", "output_type", "test_split", "validation_split"), (str,)),
+    "aggregate_metric_list": (list, dict),
+    "metric_list": (list,),
+    "scorer": (str, dict),
+    "task": (str, list),
+}
+NAMES = {dict: "a mapping", list: "a list", str: "text"}
 TAGS = frozenset({"!function", *(f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str"))})
 
 
@@ -46,7 +56,19 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises EvaluationError for a file that cannot be read, has a key twice, includes itself, or has no mapping. Files
     of the installed harness may have a key twice: the last one counts, as in the harness.
     """
-    return dict(_read(path.resolve(), (), {}))
+    config = dict(_read(Path(os.path.realpath(path)), (), {}))
+    for key, kinds in FORMS.items():
+        found = config.get(key)
+        if found is not None and not isinstance(found, (*kinds, Function)):
+            expected = " or ".join(NAMES[kind] for kind in kinds)
+            raise EvaluationError(f"{path}: {key}: expected {expected}, found {found!r:.80}; correct it")
+    for file in data_patterns((config.get("dataset_kwargs") or {}).get("data_files")):
+        if "\0" in file:
+            raise EvaluationError(f"{path}: data_files: {file!r:.80} is no path; correct it")
+    metrics = config.get("aggregate_metric_list")
+    if isinstance(metrics, list) and not all(isinstance(one, dict) for one in metrics):
+        raise EvaluationError(f"{path}: aggregate_metric_list: expected mappings, found {metrics!r:.80}; correct it")
+    return config
 
 
 def _read(path: Path, above: tuple[Path, ...], done: dict[Path, dict[str, Any]]) -> dict[str, Any]:
@@ -72,7 +94,7 @@ def _read(path: Path, above: tuple[Path, ...], done: dict[Path, dict[str, Any]])
         places.append(harness_file(path, str(inherited)))
     merged: dict[str, Any] = {}
     for place in places:
-        included = _read(place.resolve(), (*above, path), done)
+        included = _read(Path(os.path.realpath(place)), (*above, path), done)
         merged |= {key: value for key, value in included.items() if key != "task_list"}
     merged |= config
     done[path] = {key: value for key, value in merged.items() if value is not None or key not in config or not places}

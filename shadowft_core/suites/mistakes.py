@@ -10,6 +10,7 @@ from shadowft_core.errors import EvaluationError
 from shadowft_core.suites.configs import data_patterns
 from shadowft_core.suites.names import close_to, some
 
+_UNFIT = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, SyntaxError, OSError)
 SPLITS = ("test_split", "validation_split", "training_split", "fewshot_split")
 
 
@@ -17,14 +18,18 @@ SPLITS = ("test_split", "validation_split", "training_split", "fewshot_split")
 def explained(name: str, path: Path, config: Mapping[str, Any]) -> Iterator[None]:
     """Say what is wrong with a task file from which the harness could not build the task.
 
-    Raises EvaluationError for an unknown key, a split without data, and a missing doc_to_text or doc_to_target. Any
-    other exception passes.
+    Raises EvaluationError: for an unknown key, a split without data, and a missing doc_to_text or doc_to_target with
+    what to correct, for any other value that the harness does not take with the harness's own words.
     """
+    from jinja2 import TemplateError
+
     try:
         yield
-    except (KeyError, TypeError) as error:
-        if (found := _mistake(error, config)) is None:
-            raise
+    except (*_UNFIT, TemplateError) as error:
+        found = _mistake(error, config) if isinstance(error, KeyError | TypeError) else None
+        if found is None:
+            said = " ".join(str(error).split())
+            found = f"the harness cannot build it: {type(error).__name__}: {said:.300}; correct the file"
         raise EvaluationError(f"task {name} ({path}): {found}") from error
 
 

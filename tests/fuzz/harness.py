@@ -45,7 +45,6 @@ tempfile.gettempdir()  # writes a file when it is first called
 SECONDS = 10.0
 GROWTH = 512 * MIB
 ADDRESSES = 4096 * MIB  # what a read may reserve; more is a MemoryError instead of a full machine
-CHECK_MESSAGES = False  # until every message is shortened and made printable where errors are made
 
 
 WORKERS = frozenset({"os.fork", "pickle.find_class"})  # forked workers send their results to their parent
@@ -241,7 +240,7 @@ class Arena:
             raise Fault("memory", f"grew by {grown // MIB} MiB")
         if (left := left_behind(before, listed(self.arena), refusal is None)) is not None:
             raise Fault("left", left)
-        if refusal is not None and CHECK_MESSAGES:
+        if refusal is not None:
             require_plain(self.said)
         return "accepted" if refusal is None else "refused"
 

@@ -1,4 +1,4 @@
-"""Damaged files of parameters."""
+"""Damaged files of parameters, of numbers of stages, and options of a run."""
 
 import json
 import os
@@ -6,18 +6,40 @@ import shutil
 from pathlib import Path
 from unittest.mock import patch
 
-from shadowft_core.params import load_params, located, refuse_password
-from shadowft_core.pipeline.command import _refuse_undecodable
+from dvc.utils.serialize import parse_yaml
+
+from shadowft_core.files.yamlfile import read_yaml
+from shadowft_core.params import load_params, located, require_options
+from shadowft_core.workspace import STAGES, planned, require_same_stage
+from shadowft_core.workspace.stages import write_stages
 from tests.fuzz.damage import json_damage, yaml_damage
 from tests.fuzz.harness import Target, fuzzed
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 
+
+def read_as_dvc(folder: Path) -> None:
+    """What is accepted has the values that DVC reads."""
+    file = folder / "params.yaml"
+    ours = read_yaml(file)
+    theirs = parse_yaml(file.read_text(encoding="utf-8-sig"), str(file))
+    assert repr(ours or {}) == repr(theirs), f"{ours!r:.300} is {theirs!r:.300} to DVC"
+
+
+def read_stages(folder: Path) -> None:
+    planned(folder)
+    require_same_stage("train@shadow", folder)
+
+
+def copy(folder: Path) -> None:
+    shutil.copy(PARAMS, folder / "params.yaml")
+
+
 OPTIONS = {"workspace": "mine", "store": "var/store", "endpoint": "http://127.0.0.1:8333", "name": "model"}
 
 
 def make_options(folder: Path) -> None:
-    shutil.copy(PARAMS, folder / "params.yaml")
+    copy(folder)
     (folder / "options.json").write_text(json.dumps(OPTIONS))
 
 
@@ -29,9 +51,7 @@ def read_options(folder: Path) -> None:
         return
     if not isinstance(found, dict) or not all(isinstance(found.get(name), str) for name in OPTIONS):
         return  # the command line and Prefect pass text alone
-    for name in ("store", "endpoint"):
-        refuse_password(f"--{name}", found[name])
-    _refuse_undecodable({f"--{name}": found[name] for name in OPTIONS})
+    require_options({f"--{name}": found[name] for name in OPTIONS})
     params = load_params(folder / "params.yaml")
     params.registry.named(found["name"])
     if not any("\0" in found[name] for name in ("store", "endpoint")):  # no variable can hold it
@@ -40,25 +60,8 @@ def read_options(folder: Path) -> None:
 
 
 test_hostile_params = fuzzed(
-    Target(
-        "params.yaml",
-        lambda folder: shutil.copy(PARAMS, folder / "params.yaml"),
-        lambda folder: load_params(folder / "params.yaml"),
-        {"params.yaml": yaml_damage},
-        known=(
-            "pipe",
-            "endless",
-            "laughs",
-            "OSError shadowft_core.files.yamlfile",
-            "IsADirectoryError shadowft_core.files.yamlfile",
-        ),
-    ),
-    Target(
-        "options of a run",
-        make_options,
-        read_options,
-        {"options.json": json_damage},
-        known=("endless", "pipe"),
-        share=0.5,
-    ),
+    Target("params.yaml", copy, lambda folder: load_params(folder / "params.yaml"), {"params.yaml": yaml_damage}),
+    Target("params.yaml as DVC reads it", copy, read_as_dvc, {"params.yaml": yaml_damage}),
+    Target(STAGES, write_stages, read_stages, {STAGES: yaml_damage}),
+    Target("options of a run", make_options, read_options, {"options.json": json_damage}, share=0.5),
 )

@@ -21,7 +21,7 @@ FORMS: dict[str, tuple[type, ...]] = {  # what this package reads of a task file
     "scorer": (str, dict),
     "task": (str, list),
 }
-NAMES = {dict: "a mapping", list: "a list", str: "text"}
+NAMES: dict[type, str] = {dict: "a mapping", list: "a list", str: "text"}
 TAGS = frozenset({"!function", *(f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str"))})
 
 

@@ -9,7 +9,8 @@ from unittest.mock import patch
 from dvc.utils.serialize import parse_yaml
 
 from shadowft_core.files.yamlfile import read_yaml
-from shadowft_core.params import load_params, located, require_options
+from shadowft_core.params import load_params, located
+from shadowft_core.pipeline.inputs import require_options
 from shadowft_core.workspace import STAGES, planned, require_same_stage
 from shadowft_core.workspace.stages import write_stages
 from tests.fuzz.damage import json_damage, yaml_damage

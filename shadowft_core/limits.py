@@ -62,6 +62,12 @@ ADAPTER_NAMES = 1_000
 """modules that an adapter's settings may name one by one in `modules_to_save` and similar fields"""
 ADAPTER_RANK = 65_536
 """rank of an adapter, far above the width of any layer it is worth adapting"""
+TEMPLATE_CHARACTERS = 100_000
+"""characters of a chat template or of a template in a task file"""
+TEMPLATE_SECONDS = 5.0
+"""seconds of one thread that a template may take for one conversation or item"""
+TEMPLATE_BYTES = 256 * MIB
+"""bytes of all values that a template may make for one conversation or item; each step counts as 32"""
 
 # Scores and records of runs
 RECORD_BYTES = 16 * MIB

@@ -5,6 +5,7 @@ adapter from the same folder, loads the weights file that the config names, and 
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,28 @@ def load(loader: Any, folder: Path, **options: Any) -> Any:
     load it, and when loading fails.
     """
     _require_plain(folder)
+    limit_chat_templates()
     return _call(loader, folder, folder, **options)
+
+
+def limit_chat_templates() -> None:
+    """Have transformers render chat templates within limits (files/templates.py), in this process and its forks.
+
+    A template that exceeds one raises TemplateLimit, a TemplateError of jinja2.
+    """
+    from transformers.utils import chat_template_utils
+
+    chat_template_utils._compile_jinja_template = _chat_template
+
+
+@lru_cache
+def _chat_template(text: str) -> Any:
+    """The compiled template; takes the place of transformers' own function, whose filters and globals it has."""
+    from transformers.utils import chat_template_utils
+
+    from shadowft_core.files.templates import limited
+
+    return limited(chat_template_utils._cached_compile_jinja_template("").environment).from_string(text)
 
 
 def load_model(loader: Any, folder: Path, weights: dict[str, Any] | None = None, **options: Any) -> tuple[Any, Any]:

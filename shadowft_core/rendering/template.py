@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shadowft_core.errors import TrainError
+from shadowft_core.loading import limit_chat_templates
 
 Message = Mapping[str, Any]
 """role, content (text); optional: reasoning_content (text), tool_calls (JSON text of a list), tool_call_id, name,
@@ -37,6 +38,7 @@ def templates_of(tokenizer: Any) -> tuple[str, str]:
     `default`.
     """
     found = tokenizer.chat_template
+    require_texts(found)
     if not isinstance(found, dict):
         return str(found), str(found)
     if "default" not in found:
@@ -46,6 +48,16 @@ def templates_of(tokenizer: Any) -> tuple[str, str]:
         )
     default = str(found["default"])
     return default, str(found.get("tool_use", default))
+
+
+def require_texts(template: Any) -> None:
+    """Raises TrainError unless a tokenizer's template is a text, or texts by name."""
+    for one in template.values() if isinstance(template, dict) else [template]:
+        if not isinstance(one, str):
+            raise TrainError(
+                f"expected a chat template that is text, found {type(one).__name__} {one!r:.60}; correct chat_template "
+                "in tokenizer_config.json of fetch.instruct"
+            )
 
 
 def calls_of(message: Message) -> list[Any]:
@@ -73,6 +85,7 @@ class Template:
     """
 
     def __init__(self, tokenizer: Any, text: str) -> None:
+        limit_chat_templates()
         self._tokenizer, self._text = tokenizer, text
         self.parts, self.has_thoughts = False, True
         user, reply = {"role": "user", "content": _USER}, {"role": "assistant", "content": _REPLY}
@@ -127,9 +140,11 @@ class Template:
 
         With `begun`, the last message is the beginning of that reply, and the text ends with it. The template gets the
         `variables`; without `thinking` also `enable_thinking=False`, which many templates read.
-        Raises RowError if the template refuses the messages.
+        Raises RowError if the template refuses the messages, TrainError if it exceeds a limit (limits.TEMPLATE_...).
         """
         from jinja2 import TemplateError
+
+        from shadowft_core.files.templatecosts import TemplateLimit
 
         options = variables if thinking else variables | {"enable_thinking": False}
         try:
@@ -142,7 +157,9 @@ class Template:
                 continue_final_message=begun,
                 **options,
             )
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+        except TemplateLimit as error:
+            raise TrainError(f"the chat template exceeds a limit: {error}; check it, or leave out the row") from None
+        except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
             raise RowError(f"the chat template refuses the conversation: {' '.join(str(error).split()):.200}") from None
         return str(text)
 

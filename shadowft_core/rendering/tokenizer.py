@@ -9,7 +9,7 @@ from shadowft_core.files import read_json_object
 from shadowft_core.loading import load
 from shadowft_core.rendering.images import load_processor
 from shadowft_core.rendering.samples import Renderer
-from shadowft_core.rendering.template import dated
+from shadowft_core.rendering.template import dated, require_texts
 
 if TYPE_CHECKING:
     from shadowft_core.params import Render
@@ -34,6 +34,7 @@ def load_tokenizer(instruct: Path) -> Any:
         template = read_json_object(instruct / "chat_template.json").get("chat_template")
     if not template:
         raise TrainError(f"{instruct}: the tokenizer has no chat template; check fetch.instruct")
+    require_texts(template)
     if isinstance(template, dict):
         tokenizer.chat_template = {name: dated(text) for name, text in template.items()}
     else:

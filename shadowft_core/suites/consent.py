@@ -83,12 +83,10 @@ def _loaded(config: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def isolate_templates() -> None:
-    """Have the harness render templates of task files in jinja2's sandbox, where they cannot reach Python."""
-    from jinja2 import BaseLoader, StrictUndefined
-    from jinja2.sandbox import SandboxedEnvironment
+    """Have the harness render templates of task files in a sandbox, where they cannot reach Python, within limits."""
     from lm_eval import utils
 
-    if not isinstance(utils.env, SandboxedEnvironment):
-        filters = utils.env.filters
-        utils.env = SandboxedEnvironment(loader=BaseLoader(), undefined=StrictUndefined, keep_trailing_newline=True)
-        utils.env.filters |= filters
+    from shadowft_core.files.templates import LimitedEnvironment, limited
+
+    if not isinstance(utils.env, LimitedEnvironment):
+        utils.env = limited(utils.env)

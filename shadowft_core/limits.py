@@ -76,7 +76,7 @@ ITEMS = 1_000_000
 """items of one arm, in items.jsonl"""
 ITEM_BYTES = 64 * MIB
 """bytes of a line of items.jsonl, and of other files with a JSON value on each line"""
-ROWS = 5_000_000
+SCORE_ROWS = 5_000_000
 """rows of a table of scores: arms times seeds times items"""
 TASKS = 10_000
 """tasks of one arm"""
@@ -92,6 +92,14 @@ OBJECT_BYTES = 256 * MIB
 """bytes of an object of a store: the largest chunk"""
 OBJECTS = 10_000_000
 """objects of a listing of a store"""
+
+# Data
+COLUMNS = 10_000
+"""columns of a data file, those within columns included"""
+ROWS = 20_000_000
+"""rows of one data file"""
+DECODED_BYTES = 1024 * MIB
+"""memory that a batch of rows of a Parquet or Arrow file may take while it is decoded"""
 
 # What is shown and recorded
 ANSWER_CHARACTERS = 4_000

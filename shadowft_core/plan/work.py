@@ -3,11 +3,13 @@
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
-from shadowft_core.errors import CheckpointError, DataError
-from shadowft_core.files import read_json_object
+from shadowft_core.errors import DataError
+from shadowft_core.files.record import Fields, read_record
 from shadowft_core.params import Checkpoint
 from shadowft_core.plan.memory import Setting, trained_weights
 
@@ -45,24 +47,58 @@ class Lengths:
         return float(np.interp(share ** (1 / of), LEVELS, self.levels).mean())
 
 
+_Length = Annotated[float, Field(ge=0, le=1 << 40)]
+
+
+class _Levels(Fields):
+    min: _Length
+    median: _Length
+    p95: _Length
+    max: _Length
+
+    @property
+    def all(self) -> tuple[float, float, float, float]:
+        return self.min, self.median, self.p95, self.max
+
+
+class _Train(Fields):
+    train: int = Field(ge=0, le=1 << 40)
+
+
+class _Characters(Fields):
+    train: dict[str, _Levels] = Field(min_length=1)
+
+
+class _Tokens(Fields):
+    train: _Levels | None = None
+
+
+class _Replay(Fields):
+    rows_used: int = Field(0, ge=0, le=1 << 40)
+
+
+class _Report(Fields):
+    """What a plan needs of data-report.json."""
+
+    splits: _Train
+    characters: _Characters | None = None
+    tokens: _Tokens = _Tokens()
+    replay: _Replay = _Replay()
+
+
 def read_lengths(data: Path) -> Lengths:
     """The lengths in a folder made by `prepare`. Raises DataError if data-report.json is missing or of another form."""
-    try:
-        report = read_json_object(data / "data-report.json")
-        replayed = int(report.get("replay", {}).get("rows_used", 0))
-        rows = int(report["splits"]["train"]) + replayed
-        if counted := report.get("tokens", {}).get("train"):
-            levels = tuple(float(counted[name]) for name in ("min", "median", "p95", "max"))
-        else:
-            parts = report["characters"]["train"].values()
-            sums = (sum(part[name] for part in parts) for name in ("min", "median", "p95", "max"))
-            levels = tuple(OF_TEMPLATE + sum_ / CHARACTERS for sum_ in sums)
-    except (CheckpointError, KeyError, TypeError, AttributeError):
-        raise DataError(
-            f"{data / 'data-report.json'}: missing or incomplete; run `shadowft prepare`, in a workspace `dvc repro "
-            "prepare`"
-        ) from None
-    return Lengths(rows, levels, bool(counted), replayed)  # type: ignore[arg-type]
+    place, remedy = data / "data-report.json", "run `shadowft prepare`, in a workspace `dvc repro prepare`"
+    report = read_record(place, _Report, remedy, error=DataError)
+    counted, replayed = report.tokens.train, report.replay.rows_used
+    if counted:
+        levels = counted.all
+    elif report.characters:
+        low, median, high, top = map(sum, zip(*(part.all for part in report.characters.train.values()), strict=True))
+        levels = tuple(OF_TEMPLATE + letters / CHARACTERS for letters in (low, median, high, top))  # type: ignore[assignment]
+    else:
+        raise DataError(f"{place}: has neither tokens nor characters; {remedy}")
+    return Lengths(report.splits.train + replayed, levels, bool(counted), replayed)
 
 
 @dataclass(frozen=True)

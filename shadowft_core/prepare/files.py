@@ -4,23 +4,19 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from shadowft_core.errors import DataError
-from shadowft_core.prepare.jsontext import ROW_LIMIT, RawRow, decode, json_rows, refuse_other_files
+from shadowft_core.limits import COLUMNS, ROWS
+from shadowft_core.prepare.jsontext import ROW_LIMIT, RawRow, json_rows, refuse_other_files
+from shadowft_core.prepare.tables import table_rows
 
 TEXT = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 SUFFIXES = (*TEXT, ".parquet", ".arrow")
 PACKED = (".gz", ".zst")
-LFS = b"version https://git-lfs.github.com/spec/"
-_NO_VALUE = (ValueError, OverflowError, LookupError, TypeError)  # invalid UTF-8, the year 300000, unknown time zones
 _DATASET_INFO = ("state.json", "dataset_info.json", "dataset_dict.json")  # the datasets library writes them
-
-
-class BadJson(ValueError):
-    """Text in a column of JSON that is not JSON."""
 
 
 def data_files(place: Path) -> tuple[list[Path], list[Path]]:
@@ -72,23 +68,30 @@ def _require_file(path: Path) -> None:
 def read_rows(path: Path) -> Iterator[RawRow]:
     """Every row of one file. A row that cannot be read has a problem instead of a value.
 
-    Raises DataError if the file cannot be read as a whole, or changes while it is read.
+    Raises DataError if the file cannot be read as a whole, has more than ROWS rows, or changes while it is read.
     """
     kind = _format(path)
     try:
         before = path.stat()
-        if kind in (".parquet", ".arrow"):
-            yield from _tables(path, kind)
-        elif kind in (".csv", ".tsv"):
-            yield from _cells(path, "," if kind == ".csv" else "\t")
-        else:
-            with open_data(path) as file:
-                yield from json_rows(file, path)
+        for count, row in enumerate(_rows(path, kind)):
+            if count >= ROWS:
+                raise DataError(f"{path}: more than {ROWS} rows in one file; split it, or repair it")
+            yield row
         after = path.stat()
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: not readable: {' '.join(str(error).split())}; get the file again") from None
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise DataError(f"{path}: changed while it was read; run again when no program writes to it")
+
+
+def _rows(path: Path, kind: str | None) -> Iterator[RawRow]:
+    if kind in (".parquet", ".arrow"):
+        yield from table_rows(path, kind)
+    elif kind in (".csv", ".tsv"):
+        yield from _cells(path, "," if kind == ".csv" else "\t")
+    else:
+        with open_data(path) as file:
+            yield from json_rows(file, path)
 
 
 def open_data(path: Path) -> IO[bytes]:
@@ -142,6 +145,8 @@ def _cells(path: Path, delimiter: str) -> Iterator[RawRow]:
         reader = csv.reader(_text_lines(text, path), delimiter=delimiter, strict=True)
         try:
             names = next(reader, [])
+            if len(names) > COLUMNS:
+                raise DataError(f"{path}: line 1: {len(names)} columns, the limit is {COLUMNS}; keep those to train on")
             if len(set(names)) < len(names) or not all(names):
                 raise DataError(f"{path}: line 1: expected distinct column names, found {names!r:.200}; repair it")
             for cells in reader:
@@ -171,96 +176,6 @@ def _is_text(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _tables(path: Path, kind: str) -> Iterator[RawRow]:
-    import pyarrow as pa
-
-    try:
-        number = 0
-        for batch in _batches(path, kind):
-            names = batch.schema.names
-            if len(set(names)) < len(names):
-                raise DataError(f"{path}: expected distinct column names, found {names!r:.200}; rename the columns")
-            try:
-                values = _values(batch)
-            except _NO_VALUE:
-                values = None
-            for index in range(batch.num_rows):
-                number += 1
-                yield RawRow(number, values[index]) if values else _row(batch.slice(index, 1), number)
-    except (pa.ArrowException, OSError) as error:
-        with path.open("rb") as file:
-            lfs = file.read(len(LFS)) == LFS
-        text = "a Git LFS pointer, not the data; run `git lfs pull`" if lfs else " ".join(str(error).split())
-        raise DataError(f"{path}: not readable as {kind[1:]}: {text}") from None
-
-
-def _values(batch: Any) -> list[dict[str, Any]]:
-    """The rows of a batch with the values of JSON: decodes columns of JSON, and leaves out null fields of objects.
-
-    Arrow gives all objects of a column the same fields, and null to the fields that an object did not have.
-    """
-    rows: list[dict[str, Any]] = batch.to_pylist()
-    for name, read in ((field.name, _reader(field.type)) for field in batch.schema):
-        if read:
-            for row in rows:
-                row[name] = None if row[name] is None else read(row[name])
-    return rows
-
-
-def _reader(kind: Any) -> Callable[[Any], Any] | None:
-    """A function that turns a value of an Arrow type into a value of JSON; None if nothing changes."""
-    import pyarrow as pa
-
-    if isinstance(kind, pa.JsonType):
-        return _decoded
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        read = _reader(kind.value_type)
-        return read and (lambda values: [one if one is None else read(one) for one in values])
-    if pa.types.is_struct(kind):
-        readers = {field.name: _reader(field.type) for field in kind}
-        return lambda value: {
-            name: inner(one) if (inner := readers[name]) else one for name, one in value.items() if one is not None
-        }
-    return None
-
-
-def _decoded(text: str) -> Any:
-    try:
-        return decode(text.encode("utf-8"))
-    except ValueError as error:
-        raise BadJson(str(error)) from None
-
-
-def _row(batch: Any, number: int) -> RawRow:
-    try:
-        return RawRow(number, _values(batch)[0])
-    except UnicodeDecodeError:
-        return RawRow(number, None, "invalid UTF-8")
-    except BadJson:
-        return RawRow(number, None, "bad JSON")
-    except _NO_VALUE as error:
-        return RawRow(number, None, f"a value that Python cannot hold: {type(error).__name__}")
-
-
-def _batches(path: Path, kind: str) -> Iterator[Any]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if kind == ".parquet":
-        with pq.ParquetFile(path) as file:
-            yield from file.iter_batches(batch_size=1024)
-        return
-    with pa.memory_map(str(path)) as source:
-        try:
-            reader = pa.ipc.open_stream(source)
-        except pa.ArrowInvalid:
-            whole = pa.ipc.open_file(source)
-            reader = (whole.get_batch(number) for number in range(whole.num_record_batches))
-        for batch in reader:
-            for start in range(0, batch.num_rows, 1024):
-                yield batch.slice(start, 1024)
 
 
 def whole_json(path: Path) -> Any:

@@ -125,6 +125,8 @@ def _opens_only(line: bytes) -> bool:
         return False
     except json.JSONDecodeError as error:
         return error.pos >= len(text)
+    except ValueError:  # a whole number of thousands of digits
+        return False
     return False
 
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from shadowft_core.errors import CheckpointError, StoreCorruptError, StoreError
 from shadowft_core.files import (
     bytes_digest,
@@ -27,6 +29,7 @@ from shadowft_core.files import (
     sync,
     write_json_atomically,
 )
+from shadowft_core.files.record import Record, read_record
 from shadowft_core.params import Checkpoint
 from shadowft_core.train.copies import Copies, CopiesOf, going_on_without
 
@@ -34,6 +37,22 @@ FORMAT = 1
 MANIFEST, RUN = "checkpoint.json", "run.json"
 PREFIX = "checkpoint-"
 SMALLER = "smaller.json"
+
+
+class _Manifest(Record):
+    """checkpoint.json: size and SHA-256 of every other file."""
+
+    format: int
+    key: str
+    step: int = Field(ge=0)
+    files: dict[str, tuple[int, str]]
+
+
+class _Smaller(Record):
+    """smaller.json: micro-batches that fit into memory."""
+
+    batch_size: int = Field(ge=1)
+    accumulation: int = Field(ge=1)
 
 
 @dataclass(frozen=True)
@@ -150,7 +169,9 @@ class Checkpoints:
     def smaller(self) -> dict[str, int] | None:
         """The micro-batches with which the run goes on after it ran out of memory: batch_size and accumulation."""
         file = self.folder / SMALLER
-        return read_json_object(file) if file.exists() else None
+        if not file.exists():
+            return None
+        return read_record(file, _Smaller, "delete it, to begin with the micro-batches of train").model_dump()
 
     def go_on_with(self, smaller: dict[str, int]) -> None:
         """Record smaller micro-batches, which this run uses when it starts again."""
@@ -175,14 +196,14 @@ class Checkpoints:
         """Raises CheckpointError with the reason if the checkpoint must not be used."""
         if not (folder / MANIFEST).exists():
             raise CheckpointError(f"{MANIFEST} is missing")
-        facts = read_json_object(folder / MANIFEST)
-        if facts.get("format") != FORMAT:
-            raise CheckpointError(f"its format is {facts.get('format')}, expected {FORMAT}")
-        if facts.get("key") != self.key:
-            raise CheckpointError(f"it belongs to another run, {facts.get('key')}, expected {self.key}")
-        if facts.get("step") != _step_of(folder):
-            raise CheckpointError(f"it is of step {facts.get('step')}")
-        expected = dict(facts["files"])
+        facts = read_record(folder / MANIFEST, _Manifest, "it is not used")
+        if facts.format != FORMAT:
+            raise CheckpointError(f"its format is {facts.format}, expected {FORMAT}")
+        if facts.key != self.key:
+            raise CheckpointError(f"it belongs to another run, {facts.key:.80}, expected {self.key}")
+        if facts.step != _step_of(folder):
+            raise CheckpointError(f"it is of step {facts.step}")
+        expected = facts.files
         found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()} - {MANIFEST}
         if extra := found - expected.keys():
             raise CheckpointError(f"{min(extra)} is not in its {MANIFEST}")
@@ -194,7 +215,7 @@ class Checkpoints:
                 raise CheckpointError(f"{name} has {path.stat().st_size} bytes, expected {size}")
             if (actual := file_digest(path)) != digest:
                 raise CheckpointError(f"{name} has the digest {actual}, expected {digest}")
-        return Saved(folder, int(facts["step"]), read_json_object(folder / RUN))
+        return Saved(folder, facts.step, read_json_object(folder / RUN))
 
 
 @contextmanager

@@ -23,11 +23,21 @@ import psutil
 from shadowft_core import errors
 from shadowft_core.errors import ShadowError, StoppedError, TrainError
 from shadowft_core.files import process
+from shadowft_core.files.record import Record, read_record
 from shadowft_core.params import Launch
 from shadowft_core.train.cluster import in_slurm_step, node_of
 
 REPORTS = "SHADOWFT_RANK_REPORTS"  # set by run_processes: the folder in which a process leaves why it failed
 LOOPBACK = "lo"
+
+
+class Report(Record):
+    """Why a process failed: the class of a ShadowError, or null and a traceback."""
+
+    time: float
+    error: str | None
+    exit_code: int
+    message: str
 
 
 @dataclass(frozen=True)
@@ -196,22 +206,25 @@ def reporting(launch: Launch) -> Iterator[None]:
 
 def _failure(scratch: Path, code: int) -> ShadowError:
     """The error to raise for the failed processes."""
-    reports = {int(path.stem): json.loads(path.read_text()) for path in scratch.glob("[0-9]*.json")}
+    reports = {
+        int(path.stem): read_record(path, Report, "train again", error=TrainError)
+        for path in scratch.glob("[0-9]*.json")
+    }
     ended = scratch / "ended.json"
     # The order in which the agent saw them end; it ends the rest with SIGTERM.
     codes = dict(json.loads(ended.read_text()) if ended.exists() else ())
     for rank in [*codes, *(set(reports) - set(codes))]:
         end, report = codes.get(rank, 1), reports.get(rank)
-        if report and report["error"]:
+        if report and report.error:
             return _as_raised(report)
         if report is None and end < 0 and -end != signal.SIGTERM:
             name = signal.Signals(-end).name
             reason = ", as the kernel does when memory runs out" if -end == signal.SIGKILL else ""
             return TrainError(f"rank {rank} was killed by signal {-end} ({name}){reason}; all processes were ended")
     if reports:  # an error of the code, and then errors of the others, which lost the connection
-        rank, report = min(reports.items(), key=lambda item: item[1]["time"])
-        print(report["message"], file=sys.stderr)
-        last = report["message"].strip().splitlines()[-1]
+        rank, report = min(reports.items(), key=lambda item: item[1].time)
+        print(report.message, file=sys.stderr)
+        last = report.message.strip().splitlines()[-1]
         return TrainError(f"rank {rank} failed: {last:.300}")
     if code in (128 + signal.SIGTERM, 128 + signal.SIGINT):
         return StoppedError(f"stopped by {signal.Signals(code - 128).name} outside of the steps", code - 128)
@@ -222,10 +235,11 @@ def _failure(scratch: Path, code: int) -> ShadowError:
     return TrainError(f"the processes ended with exit code {code} ({said:.300}); all were ended")
 
 
-def _as_raised(report: dict[str, Any]) -> ShadowError:
-    kind: type[ShadowError] = getattr(errors, report["error"], TrainError)
-    error = kind(report["message"])
-    error.exit_code = report["exit_code"]
+def _as_raised(report: Report) -> ShadowError:
+    kind = getattr(errors, report.error or "", TrainError)
+    kind = kind if isinstance(kind, type) and issubclass(kind, ShadowError) else TrainError
+    error = kind(report.message)
+    error.exit_code = report.exit_code
     return error
 
 

@@ -4,8 +4,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.errors import CheckpointError, DataError, TrainError
-from shadowft_core.files import read_json_object
+from pydantic import Field
+
+from shadowft_core.errors import DataError, TrainError
+from shadowft_core.files.record import Fields, read_record
 from shadowft_core.params import Train
 from shadowft_core.rendering import Renderer
 from shadowft_core.train.encode import Encoded, encode_file, require_enough
@@ -55,12 +57,13 @@ def encoded_rows(
     return rows, valid, counts
 
 
+class _Report(Fields):
+    digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
+
+
 def data_digest(data: Path) -> str:
     """The digest of prepared data, from its report. Raises DataError without one."""
-    try:
-        return str(read_json_object(data / "data-report.json")["digest"])
-    except (CheckpointError, KeyError):
-        raise DataError(f"{data / 'data-report.json'}: missing or without a digest; run `shadowft prepare`") from None
+    return read_record(data / "data-report.json", _Report, "run `shadowft prepare`", error=DataError).digest
 
 
 def _print_rows(rows: Encoded, valid: Encoded, params: Train) -> None:

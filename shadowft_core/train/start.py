@@ -5,15 +5,37 @@ The model folder itself stays the reference: what is extracted afterwards is the
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
 
 from shadowft_core.delta import Delta, open_delta
 from shadowft_core.errors import ParamsError, TrainError
-from shadowft_core.files import read_json_object
+from shadowft_core.files.record import Record, read_record
 from shadowft_core.params import Train
 from shadowft_core.weights import Checkpoint
 
 SCRATCH = "set train.start to scratch"
+_Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+
+
+class StartFile(Record):
+    """start.json of the stage start: the champion and its delta, or why there is none."""
+
+    format: Literal[1]
+    start: Literal["scratch", "champion"]
+    reason: str | None = None
+    name: str | None = None
+    version: int | None = Field(None, ge=1)
+    delta: _Digest | None = None
+    recipe: _Digest | None = None
+    base: _Digest | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.start == "champion" and None in (self.name, self.version, self.delta):
+            raise ValueError("expected name, version and delta of the champion")
+        return self
 
 
 @dataclass(frozen=True)
@@ -31,8 +53,8 @@ class Start:
 def read_start(params: Train, folder: Path | None) -> Start:
     """The start that `params.start` asks for, from a folder made by the stage start.
 
-    Raises ParamsError if the folder is missing or was made for another start, TrainError if the method cannot start
-    from a delta, DeltaError for a damaged delta.
+    Raises ParamsError if the folder is missing or was made for another start, TrainError for a damaged start.json and
+    if the method cannot start from a delta, DeltaError for a damaged delta.
     """
     if params.start == "scratch":
         return Start({"start": "scratch"})
@@ -40,19 +62,17 @@ def read_start(params: Train, folder: Path | None) -> Start:
         raise ParamsError(
             "train.start is champion, but no start was given; pass --start, a folder made by `shadowft start`"
         )
-    facts = read_json_object(folder / "start.json")
-    if facts["start"] == "scratch":
-        if "reason" in facts:  # nothing was ever promoted
-            return Start({"start": "scratch", "reason": facts["reason"]})
+    facts = read_record(folder / "start.json", StartFile, "run `shadowft start` again", error=TrainError)
+    if facts.start == "scratch":
+        if facts.reason is not None:  # nothing was ever promoted
+            return Start({"start": "scratch", "reason": facts.reason})
         raise ParamsError(
             f"{folder / 'start.json'}: start is scratch, train.start is champion; run `shadowft start` again"
         )
     delta = open_delta(folder / "delta")
-    if delta.digest != facts["delta"]:
-        raise TrainError(
-            f"{folder / 'delta'}: is {delta.digest}, start.json has {facts['delta']}; run `shadowft start`"
-        )
-    kept = {name: facts[name] for name in ("start", "name", "version", "delta")}
+    if delta.digest != facts.delta:
+        raise TrainError(f"{folder / 'delta'}: is {delta.digest}, start.json has {facts.delta}; run `shadowft start`")
+    kept = facts.model_dump(include={"start", "name", "version", "delta"})
     if params.method not in ("lora", "qlora"):
         return Start(kept, added=delta)
     _require_factors(delta, params)

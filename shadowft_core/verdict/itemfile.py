@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from shadowft_core.errors import EvaluationError
 from shadowft_core.files import open_regular, reading
-from shadowft_core.limits import COUNT, LABEL_CHARACTERS, ROWS, SCORE
+from shadowft_core.limits import COUNT, LABEL_CHARACTERS, SCORE_ROWS, SCORE
 from shadowft_core.params import Verdict
 from shadowft_core.verdict import judge, written
 from shadowft_core.verdict.scorefiles import Role
@@ -175,8 +175,10 @@ def _rows(items: Items) -> Iterator[_Row]:
     """The rows, checked one at a time."""
     path = _called(items)
     for number, row in enumerate(_read(items), start=1):
-        if number > ROWS:
-            raise EvaluationError(f"{path}: more than {ROWS} rows, which is the limit; judge fewer items at a time")
+        if number > SCORE_ROWS:
+            raise EvaluationError(
+                f"{path}: more than {SCORE_ROWS} rows, which is the limit; judge fewer items at a time"
+            )
         where = f"{path}: row {number}"
         for column in ("suite", "task", "arm"):
             if not isinstance(row[column], str) or not row[column]:
@@ -251,8 +253,8 @@ def _columns(path: str, schema: Any, rows: int) -> list[str]:
     number and truth value, or if there are too many rows."""
     from pyarrow import types
 
-    if rows > ROWS:
-        raise EvaluationError(f"{path}: {rows} rows, the limit is {ROWS}; judge fewer items at a time")
+    if rows > SCORE_ROWS:
+        raise EvaluationError(f"{path}: {rows} rows, the limit is {SCORE_ROWS}; judge fewer items at a time")
     _require_columns(path, schema.names)
     found = [name for name in NEEDED + OPTIONAL if name in schema.names]
     for name in found:

@@ -65,12 +65,6 @@ FORMATS: dict[str, tuple[Callable[[Path], Any], Damage]] = {
     "rows.arrow": (write_arrow, bytes_damage),
 }
 NATIVE = ("rows.parquet", "rows.arrow")  # read by a library in C++
-KNOWN = (
-    "SIGBUS",
-    "SIGSEGV",
-    "SystemError shadowft_core.prepare.files",
-    "UnicodeDecodeError shadowft_core.prepare.files",
-)
 test_hostile_data = fuzzed(
     *(
         Target(
@@ -79,7 +73,6 @@ test_hostile_data = fuzzed(
             in_child(read_data) if name in NATIVE else read_data,
             {name: damage},
             allowed=WORKERS if name in NATIVE else frozenset(),
-            known=KNOWN if name == "rows.arrow" else (),
             share=0.5,
         )
         for name, (write, damage) in FORMATS.items()

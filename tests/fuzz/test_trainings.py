@@ -114,16 +114,11 @@ test_hostile_trainings = fuzzed(
         make_start,
         lambda folder: read_start(Train(start="champion", method="full"), folder),
         {"start.json": json_damage},
-        known=("KeyError shadowft_core.train.start",),
     ),
     Target(
         "data report",
         make_report,
         read_report,
         {"data-report.json": json_damage},
-        known=(
-            "ValueError shadowft_core.plan.work",
-            "OverflowError shadowft_core.plan.work",
-        ),
     ),
 )

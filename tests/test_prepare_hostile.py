@@ -1,0 +1,70 @@
+"""Small data files that hold gigabytes, or what no reader takes."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from shadowft_core.errors import DataError, TrainError
+from shadowft_core.limits import COLUMNS
+from shadowft_core.params import Prepare
+from shadowft_core.prepare import prepare
+from shadowft_core.rendering import stop_ids
+from tests.rendering.stock import tokenizer_for
+
+ROW = b'{"question": "q", "answer": "a"'
+
+
+def repeated(text: str, times: int) -> pa.Table:
+    answers = pa.DictionaryArray.from_arrays(pa.array(np.zeros(times, np.int32)), pa.array([text]))
+    return pa.table({"question": pa.array(["q"] * times), "answer": answers})
+
+
+def many_turns(path: Path) -> None:
+    words = pa.array(["user"]).take(pa.array(np.zeros(1_500_000, np.int8)))
+    turns = pa.StructArray.from_arrays([words, words], names=["role", "content"])
+    pq.write_table(pa.table({"messages": pa.ListArray.from_arrays([0, len(turns)], turns)}), path)
+
+
+def two_of_a_name(path: Path) -> None:
+    turns = pa.StructArray.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["role", "role"])
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, pa.schema({"turn": turns.type})) as writer:
+        writer.write_table(pa.table({"turn": turns}))
+
+
+HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a long text in many rows.parquet": (
+        lambda path: pq.write_table(repeated("x" * (15 << 20), 100), path, compression="zstd"),
+        "a few rows take more than 1024 MiB of memory",
+    ),
+    "a long row.parquet": (many_turns, "longer than 16 MiB"),
+    "two fields of a name.arrow": (two_of_a_name, "distinct column names in the column turn"),
+    "many columns.csv": (
+        lambda path: path.write_text(",".join(map(str, range(COLUMNS + 1))) + "\n"),
+        f"{COLUMNS + 1} columns, the limit is {COLUMNS}",
+    ),
+    "many columns.parquet": (
+        lambda path: pq.write_table(pa.table({str(number): [1] for number in range(COLUMNS + 1)}), path),
+        f"{COLUMNS + 1} columns, the limit is {COLUMNS}",
+    ),
+    "many digits.jsonl": (lambda path: path.write_bytes(ROW + b', "n": ' + b"9" * 5000 + b"}\n"), "bad JSON"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_small_file_of_gigabytes_is_refused(name: str, tmp_path: Path) -> None:
+    make, message = HOSTILE[name]
+    make(tmp_path / name)
+    with pytest.raises(DataError, match=message):
+        prepare(tmp_path / name, None, Prepare(data="-"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["-1", "400000000", "[7, -1]", "true", '"x"', "{}", "[[1]]"])
+def test_an_end_that_is_no_token_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text(f'{{"eos_token_id": {text}}}')
+    with pytest.raises(TrainError, match=r"generation_config.json: eos_token_id: expected ids of tokens"):
+        stop_ids(tokenizer_for("")[0], tmp_path)

@@ -110,13 +110,13 @@ MESSAGE_CHARACTERS = 2_000
 """characters of an error message"""
 
 # Values of params.yaml
-TEXT_CHARACTERS = 4_096
+VALUE_CHARACTERS = 4_096
 """characters of a name, path, URL or pattern"""
 PROMPT_CHARACTERS = 100_000
 """characters of a system turn or a command"""
 ENTRIES = 10_000
 """entries of a list or mapping"""
-COUNT = 10**9
+VALUE_COUNT = 10**9
 """steps, rows, tokens and whatever else is counted; also the largest number of any kind"""
 MICRO_BATCHES = 1 << 24
 """sequences of a micro-batch, micro-batches of a step"""

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from shadowft_core.limits import COUNT, ENTRIES
+from shadowft_core.limits import ENTRIES, VALUE_COUNT
 from shadowft_core.params.section import Count, Positive, Processes, Prompt, Section, Text, Texts
 
 Part = Annotated[float, Field(ge=0, le=1)]
@@ -120,7 +120,7 @@ class Evaluate(Section):
     kl_answers: int = Field(
         64,
         ge=0,
-        le=COUNT,
+        le=VALUE_COUNT,
         description="answers of the Instruct on which KL(Instruct || arm) is measured; 0: not measured",
     )
     limits: Limits = Limits()

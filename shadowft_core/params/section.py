@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from shadowft_core.errors import plain
-from shadowft_core.limits import COUNT, ENTRIES, PROCESSES, PROMPT_CHARACTERS, SEED, TEXT_CHARACTERS
+from shadowft_core.limits import ENTRIES, PROCESSES, PROMPT_CHARACTERS, SEED, VALUE_CHARACTERS, VALUE_COUNT
 
 
 def require_text(value: str, keep: str = "") -> str:
@@ -23,15 +23,15 @@ def _prompt(value: str) -> str:
     return require_text(value, "\t\n\r\u061c\u200e\u200f\u2028\u2029")
 
 
-Text = Annotated[str, Field(max_length=TEXT_CHARACTERS), AfterValidator(require_text)]
+Text = Annotated[str, Field(max_length=VALUE_CHARACTERS), AfterValidator(require_text)]
 """a name, path, URL or pattern: one line"""
 Prompt = Annotated[str, Field(max_length=PROMPT_CHARACTERS), AfterValidator(_prompt)]
 """a text of several lines"""
 Texts = Annotated[tuple[Text, ...], Field(max_length=ENTRIES)]
 Scale = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[float, Field(gt=0, le=COUNT)]
-Count = Annotated[int, Field(ge=1, le=COUNT)]
+Positive = Annotated[float, Field(gt=0, le=VALUE_COUNT)]
+Count = Annotated[int, Field(ge=1, le=VALUE_COUNT)]
 Processes = Annotated[int, Field(ge=1, le=PROCESSES)]
 Seed = Annotated[int, Field(ge=0, le=SEED)]
 

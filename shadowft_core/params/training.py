@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from shadowft_core.limits import COUNT, ENTRIES, MICRO_BATCHES
+from shadowft_core.limits import ENTRIES, MICRO_BATCHES, VALUE_COUNT
 from shadowft_core.params.section import Count, Positive, Processes, Prompt, Section, Seed, Share, Text, Texts
 
 
@@ -104,7 +104,7 @@ class Train(Section):
         "cosine", description="how the learning rate falls after the warmup, to 0 at the last step, or not at all"
     )
     max_length: int = Field(
-        1024, ge=8, le=COUNT, description="tokens per sequence; longer rows are counted and left out"
+        1024, ge=8, le=VALUE_COUNT, description="tokens per sequence; longer rows are counted and left out"
     )
     max_left_out: Share = Field(0.5, description="share of the rows that may be too long or refused by the template")
     packing: bool = Field(
@@ -229,5 +229,5 @@ class Plan(Section):
         None, gt=0, le=1, description="share of the peak FLOP/s that training reaches; a stated assumption when null"
     )
     price_per_hour: float | None = Field(
-        None, ge=0, le=COUNT, description="of one device, in any currency; no price when null"
+        None, ge=0, le=VALUE_COUNT, description="of one device, in any currency; no price when null"
     )

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from shadowft_core.errors import EvaluationError
 from shadowft_core.files import open_regular, reading
-from shadowft_core.limits import COUNT, LABEL_CHARACTERS, SCORE_ROWS, SCORE
+from shadowft_core.limits import COUNT, LABEL_CHARACTERS, SCORE, SCORE_ROWS
 from shadowft_core.params import Verdict
 from shadowft_core.verdict import judge, written
 from shadowft_core.verdict.scorefiles import Role

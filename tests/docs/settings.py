@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from shadowft_core.limits import COUNT
+from shadowft_core.limits import VALUE_COUNT
 from shadowft_core.params import Params
 from tests.docs.text import code, codes, prose, table
 
@@ -102,7 +102,7 @@ def _type(field: FieldInfo) -> str:
         f"{word} {getattr(one, name)}"
         for kind, (name, word) in BOUNDS.items()
         for one in field.metadata
-        if isinstance(one, kind) and getattr(one, name) != COUNT
+        if isinstance(one, kind) and getattr(one, name) != VALUE_COUNT
     ]
     return ", ".join([_named(field.annotation), *bounds])
 

@@ -94,3 +94,14 @@ def test_the_flow_refuses_a_workspace_whose_name_is_no_text(tmp_path: Path) -> N
     done = run_flow("command.main()", "--workspace", str(workspace))
     assert (done.returncode, done.stdout) == (3, b"")
     assert SHOWN.encode() + b"': not UTF-8" in done.stderr
+
+
+def test_data_cannot_have_a_name_that_is_no_text(shadowft: Shadowft, tmp_path: Path) -> None:
+    """Parquet files, which are UTF-8, name the file of every row, and pyarrow opens no other path."""
+    rows = [tmp_path / "rows.jsonl", tmp_path / f"{BYTES}.jsonl"]
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    for file in rows:
+        file.write_text(json.dumps({"messages": turns}) + "\n", encoding="utf-8")
+    shadowft("prepare", "--data", rows[0], "--out", tmp_path / BYTES).refused(3, "UTF-8; choose another --out")
+    shadowft("prepare", "--data", rows[1], "--out", tmp_path / "out").refused(3, f"{SHOWN}.jsonl", "UTF-8")
+    assert sorted(tmp_path.iterdir()) == sorted(rows)

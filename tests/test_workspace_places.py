@@ -47,6 +47,14 @@ def test_a_path_that_dvc_or_a_database_misreads_is_refused(part: str, tmp_path: 
     shadowft("run", place.parent).refused(3, f"{place.parent}: the path has")
 
 
+@pytest.mark.parametrize("part", ["a\nb", "\x1b[2J", "a\udcffb"], ids=["line", "escape", "bytes"])
+def test_a_path_that_is_no_plain_text_is_refused(part: str, tmp_path: Path, shadowft: Shadowft) -> None:
+    place = tmp_path / part
+    for verb in ("init", "demo"):
+        shadowft(verb, place).refused(3, f"{str(place)!r}: the path has control characters or is not UTF-8")
+    assert not list(tmp_path.iterdir())
+
+
 def test_commands_that_are_printed_work_in_a_folder_with_a_space(
     tmp_path: Path, shadowft: Shadowft, monkeypatch: pytest.MonkeyPatch
 ) -> None:

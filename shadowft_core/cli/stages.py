@@ -87,7 +87,7 @@ def prepare(
     from shadowft_core import prepare as room
     from shadowft_core.params import Prepare
 
-    settings = read_params(params, **{"prepare": Prepare(data=str(data[0]))} if data else {})
+    settings = read_params(params, **{"prepare": Prepare(data="-")} if data else {})  # `data` is read in its place
     places = data or [Path(settings.prepare.data)]
     given: dict[str, float | None] = {} if max_bad is None else {"max_bad": max_bad}
     if data and settings.prepare.replay:

@@ -64,8 +64,8 @@ def prepare(
     and a few numbers per row, not the rows. If `shadowft data add` recorded the data, its digest is checked first
     (tracked.py).
 
-    Raises DataError if the digest differs, two of `data` have one name, no row is usable, too many rows are bad, or no
-    row is left to train on.
+    Raises DataError if the path of `out` is not UTF-8, the digest differs, two of `data` have one name, no row is
+    usable, too many rows are bad, or no row is left to train on.
     Raises ParamsError if the shares leave nothing to train on.
     """
     if params.valid + params.dev + params.test >= 1:
@@ -73,6 +73,7 @@ def prepare(
             f"prepare: valid {params.valid:g} + dev {params.dev:g} + test {params.test:g} leaves nothing to train on; "
             "lower them below 1 in sum"
         )
+    _require_text(out.absolute())
     places = [data] if isinstance(data, Path) else list(data)
     name = ", ".join(map(str, places))
     if twice := [place for place, count in Counter(place.name for place in places).items() if count > 1]:
@@ -123,6 +124,14 @@ def prepare(
     if params.newest:
         cut = report["newest"].get("oldest_in_test")
         print(f"prepare: {NOTE}" + (f"; the oldest row in test has the date {cut}" if cut else ""), file=sys.stderr)
+
+
+def _require_text(out: Path) -> None:
+    """pyarrow opens no file whose path is not UTF-8."""
+    try:
+        str(out).encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{str(out)!r}: the path is not UTF-8; choose another --out") from None
 
 
 def _report(

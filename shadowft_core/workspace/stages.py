@@ -115,10 +115,14 @@ def require_usable_path(workspace: Path) -> None:
 
     DVC takes { and } in a path for a format. In the URL of a database, ? ends the path: MLflow and Prefect would write
     to one file outside of the workspace. MLflow takes a folder named a%20b for `a b`, and cannot load a version there.
+    DVC fails on a path that is not UTF-8, and a terminal obeys control characters in the paths that tools print.
     """
-    if found := sorted(set(MISREAD) & set(str(workspace.resolve()))):
+    path = str(workspace.resolve())
+    if any(letter < " " or "\x7f" <= letter < "\xa0" or "\ud800" <= letter <= "\udfff" for letter in path):
+        raise InputError(f"{path!r}: the path has control characters or is not UTF-8; use another folder")
+    if found := sorted(set(MISREAD) & set(path)):
         raise InputError(
-            f"{workspace.resolve()}: the path has {' and '.join(found)}, which DVC, MLflow or Prefect misreads; use a "
+            f"{path}: the path has {' and '.join(found)}, which DVC, MLflow or Prefect misreads; use a "
             f"folder whose path has none of {' '.join(MISREAD)}"
         )
 

@@ -13,15 +13,15 @@ import pytest
 import yaml
 
 from shadowft_core.weights import open_checkpoint
-from tests.fixtures.checkouts import ROOT, commit, edit_params, ran, run
+from tests.fixtures.checkouts import ROOT, commit, ran, run
 from tests.test_loading import edit
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 RUNS = "$(touch PWNED)`touch PWNED`"
 PLACE = f"a b {RUNS} 'x' \"y\" ;& touch PWNED | > *"
-BASE = f"-base {RUNS} 'b' \"c\" ;touch PWNED;\n[*] ünï"
-INSTRUCT = f"-rf {RUNS} && touch PWNED || 'i' > PWNED\t#"
+BASE = f"-base {RUNS} 'b' \"c\" ;touch PWNED; [*] ünï"
+INSTRUCT = f"-rf {RUNS} && touch PWNED || 'i' > PWNED #"
 ROWS = f"-r {RUNS}; 'd' \"e\" |&>*.jsonl"
 TASKS = f"-t {RUNS} & 't' \"u\" \\ ~ $HOME"
 STORE = f"-s {RUNS};'s' | *"
@@ -67,17 +67,20 @@ class Place:
         return shadowft(self.top, "init", self.mine.name, *models, f"--data={self.rows}", code=code)
 
     def settle(self, store: str) -> None:
-        edit_params(self.mine, **SETTINGS, store={"uri": store})
-        edit_params(self.mine, evaluate={"tasks": self.tasks})
+        file = self.mine / "params.yaml"
+        params = yaml.safe_load(file.read_text(encoding="utf-8"))
+        del params["routes"]["direct"]
+        for name, values in {**SETTINGS, "store": {"uri": store}}.items():
+            params[name] |= values
+        params["evaluate"]["tasks"] = self.tasks
+        file.write_text(yaml.safe_dump(params, allow_unicode=True), encoding="utf-8")
         (self.mine / "tasks").rename(self.mine / self.tasks)
         run(self.mine, "git", "config", "user.name", "Someone")
         run(self.mine, "git", "config", "user.email", "someone@example.org")
         commit(self.mine, "settings")
 
-    def grafts(self) -> dict[str, str]:
-        """The digest of the weights of each graft."""
-        folders = {route: self.mine / "work/grafted" / route for route in ("shadow", "direct")}
-        return {route: open_checkpoint(folder).digest() for route, folder in folders.items()}
+    def graft(self) -> str:
+        return open_checkpoint(self.mine / "work/grafted/shadow").digest()
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +113,8 @@ def test_a_run_with_hostile_names_is_the_run_with_plain_names(
     edit(place.instruct, "config.json", model_type="own", architectures=["Own"])
     said = place.init(code=3)
     errors = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and "code that comes with a model is never run" in errors[0], said
+    assert len(errors) == 1, said
+    assert "code that comes with a model is never run" in errors[0]
     unharmed(place, beside)
     (place.instruct / "config.json").write_bytes(config)
 
@@ -125,13 +129,13 @@ def test_a_run_with_hostile_names_is_the_run_with_plain_names(
 
     # DVC makes the first half, the flow the rest; then nothing is left to do for DVC.
     stages = ran(run(place.mine, "dvc", "repro", "graft"))
-    assert {"prepare", "train@shadow", "sweep@direct", "graft@shadow"} <= set(stages)
-    assert place.grafts() == plain.grafts()
+    assert {"prepare", "train@shadow", "graft@shadow"} <= set(stages)
+    assert place.graft() == plain.graft()
     shadowft(place.top, "run", place.mine.name)
     commit(place.mine, "a run")
     assert ran(run(place.mine, "dvc", "repro")) == []
-    assert place.grafts() == plain.grafts()
-    for arm in ("instruct/instruct", "shadow/shadow", "direct/direct_scaled"):
+    assert place.graft() == plain.graft()
+    for arm in ("instruct/instruct", "shadow/shadow", "shadow/shadow_scaled"):
         both = [json.loads((of.mine / f"work/scores/{arm}/scores.json").read_bytes()) for of in (place, plain)]
         assert both[0]["tasks"] == both[1]["tasks"]
 
@@ -176,24 +180,23 @@ def test_the_verbs_with_hostile_paths_make_the_same_weights(
     instruct = ("--instruct", f"{pair}/instruct")
     scores, sweeps = f"work {RUNS}/scores", f"-sweeps {RUNS}"
     verb("evaluate", *instruct, "--data", data, "--out", f"{scores}/instruct", file)
-    for route, model, waiver in (("shadow", "base", ()), ("direct", "instruct", ("--onto-base",))):
-        tuned, delta, grafted = (f"{at[name]}/{route}" for name in ("tuned", "delta", "out"))
-        there = ("--model", f"{pair}/{model}", *instruct, "--data", data, "--start", start, "--route", route, file)
-        verb("train", *there, "--out", tuned)
-        verb("extract", "--base", f"{pair}/{model}", "--tuned", tuned, "--out", delta, file)
-        verb("sweep", *instruct, "--delta", delta, "--data", data, "--out", f"{sweeps}/{route}.json", file)
-        sweep = ("--sweep", f"{sweeps}/{route}.json")
-        verb("graft", *instruct, "--delta", delta, *sweep, "--out", grafted, *waiver, file)
-        arms = ("--delta", delta, "--grafted", grafted, "--route", route, "--data", data)
-        verb("evaluate", *instruct, *arms, "--out", f"{scores}/{route}", file)
-        assert open_checkpoint(place.mine / grafted).digest() == plain.grafts()[route]
-        verb("seeds", *there, "--grafted", grafted, "--out", f"{at['seeds']}/{route}")
+    tuned, delta, grafted = (f"{at[name]}/shadow" for name in ("tuned", "delta", "out"))
+    there = ("--model", f"{pair}/base", *instruct, "--data", data, "--start", start, "--route", "shadow", file)
+    verb("train", *there, "--out", tuned)
+    verb("extract", "--base", f"{pair}/base", "--tuned", tuned, "--out", delta, file)
+    sweep = f"{sweeps}/shadow.json"
+    verb("sweep", *instruct, "--delta", delta, "--data", data, "--out", sweep, file)
+    verb("graft", *instruct, "--delta", delta, "--sweep", sweep, "--out", grafted, file)
+    assert open_checkpoint(place.mine / grafted).digest() == plain.graft()
+    arms = ("--delta", delta, "--grafted", grafted, "--route", "shadow", "--data", data)
+    verb("evaluate", *instruct, *arms, "--out", f"{scores}/shadow", file)
+    verb("seeds", *there, "--grafted", grafted, "--out", f"{at['seeds']}/shadow")
     candidate, seen = f"-c {RUNS}.json", f"-l {RUNS}.json"
     verb("select", "--sweeps", sweeps, "--out", candidate, file)
     verb("look", "--scores", scores, "--candidate", candidate, "--out", seen, file)
     judged = ("--scores", scores, "--candidate", candidate, "--run", seen, "--seeds", at["seeds"], file)
     verb("verdict", *judged, "--out", f"-v {RUNS}", "--metrics", f"-m {RUNS}", "--junit", f"-j {RUNS}")
     verb("compare", f"{scores}/instruct/instruct", f"{scores}/shadow/shadow", f"--html=-h {RUNS}")
-    verb("store", "publish", "--delta", f"{at['delta']}/shadow", file)
+    verb("store", "publish", "--delta", delta, file)
     unharmed(place, beside)
     assert not os.path.lexists(place.mine / "PWNED")

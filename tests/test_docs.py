@@ -10,6 +10,7 @@ import pytest
 import yaml
 from typer.main import get_command
 
+import shadowft_core.limits
 from shadowft_core.cli import app
 from shadowft_core.params import Params
 from tests.docs.generate import PAGES, ROOT
@@ -142,10 +143,12 @@ def test_a_page_written_from_the_code_is_up_to_date(name: str) -> None:
 
 
 def test_the_reference_has_every_verb_and_every_field() -> None:
-    verbs, settings = ((ROOT / name).read_text(encoding="utf-8") for name in PAGES)
+    verbs, settings, limits = ((ROOT / name).read_text(encoding="utf-8") for name in PAGES)
     assert [verb for verb in leaf_verbs() if f"\n## shadowft {verb}\n" not in verbs] == []
     rows = {name for name, section in re.findall(r"^\| `([\w.]+)` \|(.*)$", settings, re.MULTILINE)}
     assert {name.partition(".")[2] for name, _ in fields(Params)} <= rows
+    named = re.findall(r"`([A-Z_]+)` \|$", limits, re.MULTILINE)
+    assert sorted(named) == sorted(name for name in vars(shadowft_core.limits) if name.isupper() and name != "MIB")
 
 
 def test_every_field_says_what_it_means() -> None:

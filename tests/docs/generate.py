@@ -1,14 +1,18 @@
-"""Writes the pages of docs/reference/ from the code.
+"""Writes the pages of docs/reference/ and docs/limits.md from the code.
 
-python -m tests.docs.generate    # after a change of an option, a verb or a field of params.yaml
+python -m tests.docs.generate    # after a change of an option, a verb, a field of params.yaml or a limit
 """
 
 from pathlib import Path
 
-from tests.docs import commandline, settings
+from tests.docs import bounds, commandline, settings
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = {"docs/reference/cli.md": commandline.page, "docs/reference/params.md": settings.page}
+PAGES = {
+    "docs/reference/cli.md": commandline.page,
+    "docs/reference/params.md": settings.page,
+    "docs/limits.md": bounds.page,
+}
 
 
 def main() -> None:

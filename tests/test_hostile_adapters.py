@@ -42,7 +42,20 @@ def adapter(folder: Path, config: dict[str, Any] | bytes, **more: np.ndarray) ->
 
 
 SLOW = r"(\w|\.|[a-z])*[?!]"
-ODD = [r"(?R)", r"(?:q_prok){e<=1}", r"\p{L}+", r"[[:alpha:]]+", r"a(*SKIP)b", r"(?|a|b)", r"\Lx", r"(?<n>a)", "(?&a)"]
+ODD = [
+    r"(?R)",
+    r"(?:q_prok){e<=1}",
+    r"\p{L}+",
+    r"[[:alpha:]]+",
+    r"a(*SKIP)b",
+    r"(?|a|b)",
+    r"\Lx",
+    r"(?<n>a)",
+    "(?&a)",
+    r"a\0",
+    r"(a)\10",
+]
+ODD += [r"(?x)a b", r"(?L)a", r"(?V1)a", r"(?P<x>a)(?P>x)"]
 FIELDS: list[tuple[dict[str, Any] | bytes, str]] = [
     ({"r": True}, "r: Input should be a valid integer"),
     ({"r": 2.0}, "r: Input should be a valid integer"),
@@ -69,14 +82,23 @@ FIELDS: list[tuple[dict[str, Any] | bytes, str]] = [
     ({"rank_pattern": [2]}, "rank_pattern"),
     ({"rank_pattern": {"q_proj": True}}, "rank_pattern"),
     ({"modules_to_save": ["a"] * 2000}, "modules_to_save: List should have at most 1000 items"),
+    ({"layers_pattern": ["a"] * 1001}, "layers_pattern.*List should have at most 1000 items"),
+    ({"target_parameters": ["a"] * 1001}, "target_parameters: List should have at most 1000 items"),
+    ({"trainable_token_indices": {str(n): [1] for n in range(1001)}}, r"trainable_token_indices\.list"),
+    ({"alpha_pattern": {"q_proj": -1}}, "alpha_pattern.q_proj: Input should be greater than 0"),
     ({"trainable_token_indices": {"a": [1.5]}}, "trainable_token_indices"),
+    ({"rank_pattern": {"q_proj": 0}}, "rank_pattern.q_proj: Input should be greater"),
+    ({"init_lora_weights": 1}, "init_lora_weights"),
     ({"init_lora_weights": None}, "init_lora_weights"),
     ({"init_lora_weights": "pissa_niter_" + "9" * 400}, "init_lora_weights='pissa_niter_9"),
     ({"peft_version": 0.21}, "peft_version: Input should be a valid string"),
     ({"task_type": 5}, "task_type"),
     (b'{"a": "' + b"x" * limits.CONFIG_BYTES + b'"}', "the limit is"),
     ({"target_modules": "a" * 10_001}, "10001 characters, the limit is 10000"),
-    ({"target_modules": "(a{1000}){1000}"}, "steps with its repeats written out"),
+    ({"target_modules": "(a{1000}){1000}"}, "1.5e.07 steps with its repeats written out"),
+    ({"target_modules": "(a{1000}){1000}b{0}"}, "steps with its repeats written out"),
+    ({"target_modules": "a{999999}" * 100}, "inf steps with its repeats written out"),
+    ({"target_modules": "a{" + "9" * 5000 + "}"}, "not well formed"),
     ({"target_modules": "(" * 3000 + "a" + ")" * 3000}, "recursion"),
     ({"target_modules": "(q_proj"}, r"target_modules: pattern '\(q_proj'"),
     ({"exclude_modules": SLOW}, "more than 0.2 s for model.layers"),
@@ -84,6 +106,11 @@ FIELDS: list[tuple[dict[str, Any] | bytes, str]] = [
     ({"rank_pattern": {SLOW: 4}}, "more than 0.2 s for model.layers"),
     ({"alpha_pattern": {SLOW: 4}}, "more than 0.2 s for model.layers"),
     ({"layers_to_transform": [0], "layers_pattern": [SLOW]}, "more than 0.2 s for model.layers"),
+    ({"exclude_modules": "(?R)"}, "exclude_modules: pattern"),
+    ({"rank_pattern": {"(?R)": 4}}, "rank_pattern: pattern"),
+    ({"alpha_pattern": {"(?R)": 4}}, "alpha_pattern: pattern"),
+    ({"layers_pattern": ["(?R)"]}, "layers_pattern: pattern"),
+    ({"layers_pattern": "(?R)"}, "layers_pattern: pattern"),
     *(({"target_modules": odd}, "Python's `re` lacks or reads in another way") for odd in ODD),
 ]
 
@@ -140,6 +167,9 @@ def test_one_adapter_has_one_budget_of_time(tmp_path: Path, monkeypatch: pytest.
     modules = (f"{'ab' * 10}{number}" for number in range(100_000))
     with pytest.raises(AdapterError, match=r"the file's patterns took .* s, the limit is 0\.02"):
         all(patterns.matches(r"(a|b|ab)*(c|d)?(\d+)*x", module) is None for module in modules)
+    monkeypatch.setattr("shadowft_core.delta.patterns.PATTERNS_SECONDS", 0.0)
+    with pytest.raises(AdapterError, match=r"the file's patterns took .* s, the limit is 0;"):
+        Patterns(tmp_path).check("target_modules", ".*_proj")  # reading it takes time, too
 
 
 WRITTEN = [  # expressions that PEFT, its users and other trainers write

@@ -11,7 +11,7 @@ from shadowft_core.delta.trainer import Text, Trainer
 from shadowft_core.errors import DeltaError
 from shadowft_core.files import Record, bytes_digest, canonical_json, parse_json, read_regular
 from shadowft_core.files.record import check_record
-from shadowft_core.limits import ADAPTER_RANK, NAME_CHARACTERS, PART_ELEMENTS, RANK, TENSORS
+from shadowft_core.limits import ADAPTER_RANK, NAME_CHARACTERS, PART_ELEMENTS, RANK
 from shadowft_core.weights.families.names import EMBEDDING, HEAD
 
 Layout = dict[str, tuple[str, tuple[int, ...] | None]]
@@ -111,9 +111,7 @@ class DeltaRecord(Record):
     format: Literal[2]
     kind: Literal["lora", "dense", "lowrank"]
     base: _Base
-    tensors: Annotated[
-        dict[Name, Annotated[Factored | Dense, Field(discriminator="form")]], Field(min_length=1, max_length=TENSORS)
-    ]
+    tensors: Annotated[dict[Name, Annotated[Factored | Dense, Field(discriminator="form")]], Field(min_length=1)]
     train: _Train | None = None
     trainer: Trainer | None = None
     lowrank: _LowRank | None = None

@@ -28,6 +28,11 @@ _ALIKE = re.compile(
 _COUNTS = re.compile(r"\{(\d*),?(\d*)\}")
 
 
+def _count(pair: tuple[str, str]) -> float:
+    """How often a repeat is written out; a float, since a product of many may be larger than any integer is shown."""
+    return max([1.0, *(float(number) for number in pair if number)])
+
+
 class Patterns:
     """Matches the expressions of one adapter. All of them together have `PATTERNS_SECONDS`."""
 
@@ -38,16 +43,12 @@ class Patterns:
 
     def check(self, field: str, pattern: str) -> None:
         """Raise AdapterError for an expression that is malformed, too long, or not read alike by `re`."""
-        counts = [
-            max(map(int, filter(None, pair)), default=1) for pair in _COUNTS.findall(pattern[:PATTERN_CHARACTERS])
-        ]
-        steps = len(pattern) * math.prod(max(count, 1) for count in counts[:100])
         why = ""
         if len(pattern) > PATTERN_CHARACTERS:
             why = f"{len(pattern)} characters, the limit is {PATTERN_CHARACTERS}"
         elif not _ALIKE.fullmatch(pattern):
             why = "not well formed, or with a construct that Python's `re` lacks or reads in another way"
-        elif steps > PATTERN_STEPS:
+        elif (steps := len(pattern) * math.prod(map(_count, _COUNTS.findall(pattern)))) > PATTERN_STEPS:
             why = f"{steps:.3g} steps with its repeats written out, the limit is {PATTERN_STEPS}"
         if why:
             raise self._refused(pattern, why, f"{field}: ")
@@ -89,4 +90,4 @@ class Patterns:
         return AdapterError(f"{self._path}: pattern {pattern!r:.80}: {why}; name the modules in a list")
 
     def _refused(self, pattern: str, why: str, field: str) -> AdapterError:
-        return AdapterError(f"{self._path}: {field}pattern {pattern!r:.80}: {why:.200}; name the modules in a list")
+        return AdapterError(f"{self._path}: {field}pattern {pattern!r:.80}: {why}; name the modules in a list")

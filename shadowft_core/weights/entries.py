@@ -31,7 +31,7 @@ def leads_out(path: Path) -> bool:
 
 def _require_own(entry: Path, root: Path, blobs: Path | None, error: type[ShadowError]) -> None:
     try:
-        found = entry.resolve(strict=True) if entry.is_symlink() else entry
+        found = entry.resolve() if entry.is_symlink() else entry
         mode = found.stat().st_mode
     except (OSError, RuntimeError):  # RuntimeError: a loop of links, before Python 3.13
         raise error(f"{entry}: not a regular file, but a link to nothing; replace it by a file") from None

@@ -184,7 +184,7 @@ def _natural(text: str) -> int:
 
 
 def _tensor(name: str, entry: Any, path: Path, start: int) -> TensorInfo:
-    if len(name) > NAME_CHARACTERS or (not name.isprintable() and _CONTROLS.search(name)):
+    if len(name) > NAME_CHARACTERS or _CONTROLS.search(name):
         raise ValueError(
             f"tensor name {name!r:.80} of {len(name)} characters; expected at most {NAME_CHARACTERS}, none of them a "
             "control character"

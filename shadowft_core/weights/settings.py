@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from shadowft_core.files import Fields, read_json_object, read_record
 from shadowft_core.files.record import check_record
@@ -17,7 +17,6 @@ Count = Annotated[int, Field(ge=1, lt=1 << 31)]
 class LanguageConfig(Fields):
     """config.json, or the part of it about the language model; the fields that decide how weights are read."""
 
-    model_config = ConfigDict(allow_inf_nan=True)  # other fields of a config may be Infinity
     model_type: str | None = None
     architectures: list[str] | None = None
     tie_word_embeddings: bool | None = None

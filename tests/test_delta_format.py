@@ -218,6 +218,10 @@ def test_a_short_frame_does_not_reuse_the_one_before(tmp_path: Path) -> None:
     ("head", "body"),
     [
         ((1, 0, 0, 96, 192, 0), 192),
+        ((1, 0, 0, 96, 191, 0), None),
+        ((0, 1, 0, 96, 9, 0), None),  # zeros have no words
+        ((2, 0, 0, 96, 384, 1), None),  # float32 has no exceptions
+        ((3, 0, 0, 96, 0, 0), None),
         ((1, 0, 0, 96, 193, 0), None),  # raw words take no more than their size
         ((2, 0, 0, 96, 384, 0), 384),
         ((2, 0, 0, 96, 385, 0), None),

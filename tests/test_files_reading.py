@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from shadowft_core.errors import CheckpointError, DeltaError
 from shadowft_core.files import Fields, Record, parse_json, parse_record, read_json_object, read_record, read_regular
@@ -31,6 +31,7 @@ class Some(Fields):
     [
         (b'{"a": 1, "a": 2}', "key 'a' stands twice"),
         (b"[" * 65 + b"]" * 65, "64 levels"),
+        (b'{"a":' * 65 + b"1" + b"}" * 65, "64 levels"),
         (b"[" * 200_000, "levels of nesting"),
         (b"1" * 65, "65 digits"),
         (b"-" + b"1" * 6000, "6000 digits"),
@@ -53,17 +54,23 @@ def test_numbers_that_are_not_finite_are_refused_only_on_request(text: str) -> N
 
 def test_json_at_the_limits_is_read() -> None:
     assert parse_json(b"[" * 64 + b"]" * 64, "deep.json")
+    assert parse_json(b'{"a":' * 64 + b"1" + b"}" * 64, "deep.json")
     assert parse_json(b"9" * 64, "long.json") == 10**64 - 1
     assert parse_json(b"-" + b"9" * 64, "long.json") == 1 - 10**64
 
 
+@pytest.mark.timeout(60)
 def test_only_regular_files_below_the_limit_are_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    begun = time.monotonic()
+    begun, handles = time.monotonic(), len(os.listdir("/proc/self/fd"))
     for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
         with pytest.raises(CheckpointError, match="expected a regular file"):
             read_regular(path)
     assert time.monotonic() - begun < 5  # nobody writes to the pipe
+    assert len(os.listdir("/proc/self/fd")) == handles
+    assert b"Pid:" in read_regular(Path("/proc/self/status"))  # of size 0, as all files of the kernel
+    with pytest.raises(CheckpointError, match="status: 21 bytes, the limit is 20"):  # no more than that is read
+        read_regular(Path("/proc/self/status"), 20)
     (tmp_path / "ten").write_bytes(b"0123456789")
     assert read_regular(tmp_path / "ten", 10) == b"0123456789"
     with pytest.raises(DeltaError, match="10 bytes, the limit is 9"):
@@ -91,12 +98,17 @@ def test_a_record_names_file_field_expectation_and_value(tmp_path: Path, content
     path.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(DeltaError, match=f"{path}: .*{said}.*; make it again"):
         read_record(path, Whole, "make it again", error=DeltaError)
+    with pytest.raises(DeltaError, match="the limit is 1;"):
+        read_record(path, Whole, "make it again", error=DeltaError, largest=1)
 
 
 def test_a_record_is_finite_and_the_fields_of_others_need_not_be_known() -> None:
     with pytest.raises(CheckpointError, match="more than float64 can hold"):
         parse_record(b'{"format": 1, "name": "a", "parts": [{"scale": 1e999}]}', Whole, "x", "make it again")
-    assert parse_record(b'{"rank": 8, "other": [1]}', Some, "adapter_config.json", "save it again").rank == 8
+    some = parse_record(b'{"rank": 8, "other": [1]}', Some, "adapter_config.json", "save it again")
+    assert some.rank == 8
+    with pytest.raises(ValidationError, match="frozen"):
+        some.rank = 9
 
 
 def test_an_object_is_required(tmp_path: Path) -> None:

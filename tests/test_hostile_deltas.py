@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from shadowft_core.delta import extract, open_delta
+from shadowft_core.delta.frames import HEAD as FRAME
+from shadowft_core.delta.frames import decode
 from shadowft_core.errors import DeltaError
 from shadowft_core.files import canonical_json, file_digest
 from shadowft_core.weights import build_header, open_checkpoint, open_safetensors, write_safetensors
@@ -44,6 +46,10 @@ def factored(**fields: Any) -> Change:
     return lambda whole: whole["tensors"].update({W: sound | digests | fields})
 
 
+TOKENS = {name: {"rows": 1, "ids": ["1;x"]} for name in ("base_only", "tuned_only", "padding")} | {
+    "matched": 1,
+    "moved": 1,
+}
 WRONG: list[tuple[Change, str]] = [
     (lambda whole: whole["base"].update(tied=True), f"one tensor serves as embedding and head, yet {EMBED} and {HEAD}"),
     (lambda whole: whole["base"].update(tied="no"), "base.tied: Input should be a valid boolean"),
@@ -52,6 +58,16 @@ WRONG: list[tuple[Change, str]] = [
     (lambda whole: whole["base"].pop("tokenizer_digest"), r"base\.tokenizer_digest is missing"),
     (lambda whole: whole.update(kind="lora"), "kind lora with tensors of the forms frames"),
     (lambda whole: whole.update(kind="lowrank"), "kind lowrank without the field lowrank"),
+    (lambda whole: whole.update(lowrank={"budget": 0.1, "error": 0.1}), "kind dense with the field lowrank"),
+    (lambda whole: whole.update(lowrank={"budget": 1.0, "error": 0.1}), r"lowrank\.budget: Input should be less"),
+    (lambda whole: whole.update(lowrank={"budget": 0.1, "error": -1.0}), r"lowrank\.error: Input should be greater"),
+    (lambda whole: whole.update(tokens={EMBED: TOKENS}), r"base_only\.ids\.0: String"),
+    (lambda whole: whole.update(ignored={"patterns": [], "names": {"a": {"other": []}}}), r"ignored\.names"),
+    (lambda whole: whole.update(created_by="x" * 1001), "created_by: String should have at most 1000"),
+    (lambda whole: whole.update(trainer={"name": "x", "facts": {"own": 1}, "not_known": [], "unreadable": []}),
+     r"trainer\.facts\.own is not one of this format"),
+    (lambda whole: whole.update(trainer={"name": "x", "facts": {}, "not_known": [], "unreadable": [], "own": 1}),
+     r"trainer\.own is not one of this format"),
     (lambda whole: whole.update(tensors={}), "tensors: Dictionary should have at least 1 item"),
     (lambda whole: whole.update(more=1), "field more is not one of this format"),
     (lambda whole: whole.update(waivers=["all"]), "waivers.0: Input should be 'unrelated'"),
@@ -64,6 +80,7 @@ WRONG: list[tuple[Change, str]] = [
     (entry(W, shape=[1 << 40, 1 << 40]), "larger than any file"),
     (entry(W, shape=[0, 1 << 62, 1 << 62]), "larger than any file"),
     (entry(W, shape=[1 << 70]), r"shape\.0: Input should be less than"),
+    (entry(W, shape=[1 << 61, 1]), "larger than any file"),
     (entry(W, shape=[1, 1 << 40]), "rows of more than 67108864 elements"),
     (entry(W, shape=[-8, -30]), r"shape\.0: Input should be greater"),
     (entry(W, shape=[8.0, 30]), r"shape\.0: Input should be a valid integer"),
@@ -73,15 +90,21 @@ WRONG: list[tuple[Change, str]] = [
     (entry(W, shape=[2, 3]), "no sample of 6 values of tensor"),
     (entry(W, norm=-1.0), "norm: Input should be greater"),
     (entry(W, norm="1"), "norm: Input should be a valid number"),
-    (entry(W, form="zip"), "zip"),
+    (entry(W, norm="1" * 5000), "norm: Input should be a valid number"),
+    (entry(W, form="zip" * 2000), "zip"),
+    (entry(W, digest=f"sha256:{'g' * 64}"), "digest: String should match"),
     (entry(W, digest="0"), "digest: String should match"),
     (entry(W, rank=3), "rank is not one of this format"),
     (factored(rank=0), "rank: Input should be greater"),
+    (factored(rank=10**9), "rank: Input should be less"),
+    (factored(scaling=0.0), "scaling: Input should be greater"),
+    (factored(error=-1.0), "error: Input should be greater"),
     (factored(rank=True), "rank: Input should be a valid integer"),
     (factored(scaling=-1.0), "scaling: Input should be greater"),
     (factored(scaling=1e39), "scaling: Input should be less"),
     (factored(shape=[8]), "of a product of two factors"),
     (renamed("a\0b"), "control character"),
+    (renamed("a\x85b"), "control character"),
     (renamed("a\nb"), "control character"),
     (renamed("a" * 2000), "at most 1024 characters"),
     (renamed("other"), "tensor"),
@@ -144,6 +167,13 @@ def test_the_sample_holds_nothing_else(delta: Path, odd: str) -> None:
     (delta / "delta.json").write_bytes(canonical_json(whole))
     with pytest.raises(DeltaError, match=f"tensor {odd} is F32 .*expected token marks and samples"):
         open_delta(delta)
+
+
+@pytest.mark.parametrize("positions", [[1, 1], [2, 1], [1, 4]])
+def test_exceptions_of_a_frame_rise_within_it(positions: list[int]) -> None:
+    body = bytes(8) + np.array(positions, "<u4").tobytes() + bytes(8)
+    with pytest.raises(DeltaError, match="exceptions do not rise within 4 elements"):
+        decode(FRAME.pack(1, 0, 0, 4, 8, 2), memoryview(body), np.zeros(4, np.float32), "here")
 
 
 def test_the_delta_itself_is_taken(delta: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from shadowft_core.plan.shape import shape_of
 from shadowft_core.weights import INDEX, SINGLE, open_checkpoint, open_remote, parse_header, read_vocabulary
 from shadowft_core.weights.header import build_header
 from shadowft_core.weights.remote import RemoteFiles
+from shadowft_core.weights.settings import TokenizerConfig, read_config, read_settings
 from tests.fixtures.models import write_model
 
 Act = Callable[[Path], Any]
@@ -96,6 +97,13 @@ def test_every_entry_of_a_model_folder_is_its_own(model: Path, case: str) -> Non
                 read(model)
 
 
+def test_blobs_are_those_of_a_cache(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "mine" / "model", {"w": np.zeros(2, np.float32)})
+    blob("notes.json")(model)
+    with pytest.raises(CheckpointError, match="leads out"):
+        open_checkpoint(model)
+
+
 def header(entries: str) -> bytes:
     return struct.pack("<Q", len(entries)) + entries.encode()
 
@@ -105,26 +113,36 @@ def tensor(name: str, shape: str) -> str:
 
 
 LONG = {
-    "a product of many lengths": header(tensor("a", ",".join(["9223372036854775807"] * 50_000))),
-    "many digits": header(tensor("a", "9" * 2_000_000)),
-    "objects": header(f'{{"a":[{",".join(["{}"] * 1_100_000)}]}}'),
-    "lists": header(f'{{"a":[{",".join(["[]"] * 2_100_000)}]}}'),
-    "numbers": header(f'{{"a":[{",".join(["1"] * 2_000_000)}]}}'),
-    "a long name": header(tensor("a" * 5000, "1")),
+    "has 50000 dimensions": header(tensor("a", ",".join(["9223372036854775807"] * 50_000))),
+    "expected natural numbers, found 9999": header(tensor("a", "9" * 2_000_000)),
+    "1100001 times '{'": header(f'{{"a":[{",".join(["{}"] * 1_100_000)}]}}'),
+    r"2100001 times '\['": header(f'{{"a":[{",".join(["[]"] * 2_100_000)}]}}'),
+    "1999999 times ','": header(f'{{"a":[{",".join(["1"] * 2_000_000)}]}}'),
+    "key 'a+ appears twice": header(f'{{"{"a" * 5000}":1,"{"a" * 5000}":2}}'),
+    "none of them a control character": header(tensor("a\x9b", "1")),
+    "of 1025 characters": header(tensor("a" * 1025, "1")),
 }
 
 
-@pytest.mark.parametrize("case", LONG)
-def test_a_header_is_refused_before_it_takes_long(tmp_path: Path, case: str) -> None:
-    raw, path = LONG[case], tmp_path / "m"
+@pytest.mark.parametrize("said", LONG)
+def test_a_header_is_refused_before_it_takes_long(tmp_path: Path, said: str) -> None:
+    raw, path = LONG[said], tmp_path / "m"
     begun = time.thread_time()
-    with pytest.raises(CheckpointError, match="malformed safetensors header") as caught:
+    with pytest.raises(CheckpointError, match=f"malformed safetensors header: .*{said}") as caught:
         parse_header(raw, path)
     remote = RemoteFiles({SINGLE: len(raw) + 1}, lambda name, start, length: (raw + b"\0")[start : start + length])
     with pytest.raises(CheckpointError, match="malformed safetensors header"):
         open_remote(path, remote)
     assert time.thread_time() - begun < 1
     assert len(str(caught.value)) < 600
+
+
+def test_a_header_at_the_limits_is_read(tmp_path: Path) -> None:
+    for name, shape in (("a" * 1024, "1"), ("a", ",".join(["1"] * 16))):
+        assert list(parse_header(header(tensor(name, shape)), tmp_path)) == [name]
+    start = struct.pack("<Q", limits.HEADER_BYTES + 1)
+    with pytest.raises(CheckpointError, match="header of 100000001 bytes, the limit is 100000000"):
+        open_remote(tmp_path, RemoteFiles({SINGLE: 1 << 30}, lambda name, at, length: start))
 
 
 def test_a_source_that_sends_fewer_bytes_than_its_header_has(tmp_path: Path) -> None:
@@ -212,6 +230,26 @@ def test_the_files_of_code_have_a_limit(model: Path) -> None:
     (model / "processor_config.json").write_bytes(b" " * (limits.CONFIG_BYTES + 1))
     with pytest.raises(CheckpointError, match="the limit is"):
         own_code(model)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_model_has_a_limit_of_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: int) -> None:
+    model = write_model(tmp_path / "m", {name: np.zeros(2, np.float32) for name in "abc"}, shards)
+    monkeypatch.setattr("shadowft_core.weights.opening.TENSORS", 3)
+    assert open_checkpoint(model).names
+    monkeypatch.setattr("shadowft_core.weights.opening.TENSORS", 2)
+    with pytest.raises(CheckpointError, match=["more than 2 tensors", "names 3 tensors"][shards - 1]):
+        open_checkpoint(model)
+
+
+def test_a_config_has_a_limit_and_templates_have_three_forms(model: Path) -> None:
+    for held in ("x", {"default": "x"}, [{"name": "default", "template": "x"}]):
+        assert TokenizerConfig(chat_template=held).templates == ["x"]  # type: ignore[arg-type]
+    (model / "config.json").write_bytes(b"{" + b" " * limits.CONFIG_BYTES + b"}")
+    with pytest.raises(CheckpointError, match="the limit is"):
+        read_config(model)
+    with pytest.raises(CheckpointError, match="the limit is"):
+        read_settings(model, "config.json", TokenizerConfig)
 
 
 def test_a_config_with_infinity_is_read(model: Path) -> None:

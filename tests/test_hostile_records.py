@@ -115,6 +115,11 @@ def nested(levels: int) -> bytes:
     return "\n".join([*lines, f"tags: *a{levels - 1}"]).encode()
 
 
+def elsewhere(path: Path) -> None:
+    (path.parent.parent / "state.json").write_text("{}")
+    path.symlink_to("../state.json")
+
+
 UNREADABLE: dict[str, tuple[str, bytes | Callable[[Path], Any]]] = {
     "not JSON": ("trainer_state.json", b"{"),
     "a list": ("trainer_state.json", b"[]"),
@@ -125,7 +130,8 @@ UNREADABLE: dict[str, tuple[str, bytes | Callable[[Path], Any]]] = {
     "long YAML": ("settings.yaml", b"a: 1\n" * 100_000),
     "no text": ("README.md", b"\xff\xfe"),
     "a link out": ("README.md", lambda path: path.symlink_to("/etc/passwd")),
-    "state elsewhere": ("trainer_state.json", lambda path: path.symlink_to("/etc/hostname")),
+    "state elsewhere": ("trainer_state.json", elsewhere),
+    "a long head": ("README.md", b"---\n" + b"a: 1\n" * 100_000 + b"---\n"),
     "a large card": ("README.md", b"x" * (limits.CONFIG_BYTES + 1)),
 }
 

@@ -60,7 +60,19 @@ def test_invalid_numbers_and_names_are_refused(tmp_path: Path, text: bytes, mess
 
 
 @pytest.mark.parametrize(
-    "shard", ["..", ".", "", "a\0b.safetensors", "../m/model.safetensors", "//x.safetensors", None, ["x"], {"x": 1}]
+    "shard",
+    [
+        "..",
+        ".",
+        "",
+        "a\0b.safetensors",
+        "../m/model.safetensors",
+        "//x.safetensors",
+        ".w.safetensors",
+        None,
+        ["x"],
+        {"x": 1},
+    ],
 )
 def test_shard_names_must_be_plain_file_names(tmp_path: Path, shard: Any) -> None:
     folder = write_model(tmp_path / "m", {"w": np.zeros(2, np.float32)})

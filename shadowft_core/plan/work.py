@@ -89,6 +89,8 @@ class _Report(Fields):
 def read_lengths(data: Path) -> Lengths:
     """The lengths in a folder made by `prepare`. Raises DataError if data-report.json is missing or of another form."""
     place, remedy = data / "data-report.json", "run `shadowft prepare`, in a workspace `dvc repro prepare`"
+    if not place.exists():
+        raise DataError(f"{place}: missing or incomplete; {remedy}")
     report = read_record(place, _Report, remedy, error=DataError)
     counted, replayed = report.tokens.train, report.replay.rows_used
     if counted:

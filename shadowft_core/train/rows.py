@@ -63,7 +63,9 @@ class _Report(Fields):
 
 def data_digest(data: Path) -> str:
     """The digest of prepared data, from its report. Raises DataError without one."""
-    return read_record(data / "data-report.json", _Report, "run `shadowft prepare`", error=DataError).digest
+    if not (place := data / "data-report.json").exists():
+        raise DataError(f"{place}: missing or without a digest; run `shadowft prepare`")
+    return read_record(place, _Report, "run `shadowft prepare`", error=DataError).digest
 
 
 def _print_rows(rows: Encoded, valid: Encoded, params: Train) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from shadowft_core.delta import losses
-from shadowft_core.delta.told import read_told, sentence
+from shadowft_core.delta.told import read_told
+from shadowft_core.delta.trainer import sentence
 
 CARD = "---\nbase_model: [own/model]\ntags: [generated_from_trainer]\n---\n- num_epochs: 3\n- learning_rate: 1e-4\n"
 AXOLOTL = "- seed: 8\naxolotl version: `0.19.0`\n```yaml\nbase_model: own/model\nadapter: lora\nseed: 7\n```\n"

@@ -162,17 +162,18 @@ def test_a_library_that_reads_stdin_gets_an_end_of_file(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_ctrl_c_leaves_nothing_half_written(folder: Path, family_pair: object, as_json: bool) -> None:
-    """Interrupted while it reads a pipe that nobody writes to."""
-    pair = family_pair("llama")  # type: ignore[operator]
-    os.mkfifo(folder / "sweep.json")
-    words = ["graft", "--instruct", str(pair.instruct), "--delta", "delta", "--sweep", "sweep.json", "--out", "out"]
+def test_ctrl_c_leaves_nothing_half_written(folder: Path, request: pytest.FixtureRequest, as_json: bool) -> None:
+    """Interrupted while it waits for a server that never answers."""
+    silent = socket.create_server(("127.0.0.1", 0))
+    request.addfinalizer(silent.close)
+    endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+    words = ["store", "fetch", f"sha256:{'0' * 64}", "--out", "out", "--store", "s3://bucket", "--endpoint", endpoint]
     words += ["--json"] if as_json else []
     program = [sys.executable, "-c", "import sys; from shadowft_core.cli import main; print('up', flush=True); main()"]
     run = subprocess.Popen(
         [*program, *words],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -180,7 +181,7 @@ def test_ctrl_c_leaves_nothing_half_written(folder: Path, family_pair: object, a
     assert run.stdout
     run.stdout.readline()
     with pytest.raises(subprocess.TimeoutExpired):
-        run.wait(timeout=3)  # it waits for the pipe
+        run.wait(timeout=3)  # it waits for the server
     run.send_signal(signal.SIGINT)
     _, errors = run.communicate(timeout=30)
     assert run.returncode == 130

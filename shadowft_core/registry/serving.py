@@ -27,6 +27,7 @@ PACKAGES = (
     "ml-dtypes",
     "mlflow",
     "numpy",
+    "packaging",
     "pydantic",
     "pyyaml",
     "regex",

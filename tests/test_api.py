@@ -139,7 +139,7 @@ def test_the_thresholds_are_those_of_the_section_verdict() -> None:
         (lambda rows: rows[:-1], "scores: "),
         (lambda rows: [row | {"arm": "other"} for row in rows[40:80]], "no row has the arm `instruct`, only other"),
         (lambda rows: pa.table({"suite": ["domain"]}), "scores: has no column 'task', only suite"),
-        (lambda rows: pd.DataFrame({"score": [1, "one"]}), "scores: not a table with one type in each column"),
+        (lambda rows: pd.DataFrame({"score": [1, "one"]}), "write a table with one type in each column"),
     ],
 )
 def test_scores_that_cannot_be_judged_are_refused_in_one_line(change: Any, said: str) -> None:

@@ -37,7 +37,10 @@ def test_the_label_names_the_models_that_were_used(world: World, half: Path, tmp
     instruct = shutil.copytree(world.instruct, tmp_path / "pair" / "instruct")
     params = world.params(domain=("heldout",), guards=())
     for tuned, label in ((open_checkpoint(instruct).digest(), "tiny"), ("sha256:0", "tiny; tiny base")):
-        sides = {"base": {"label": "tiny base"}, "instruct": {"digest": tuned, "label": "tiny"}}
+        sides = {
+            "base": {"ref": "b", "digest": "sha256:1", "label": "tiny base"},
+            "instruct": {"ref": "i", "digest": tuned, "label": "tiny"},
+        }
         (tmp_path / "pair" / "pair.json").write_text(json.dumps(sides))
         evaluate(instruct, world.data, world.delta, half, "shadow", params, tmp_path / "out")
         assert read_arm(tmp_path / "out" / "shadow")[0]["label"] == label

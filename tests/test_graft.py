@@ -296,5 +296,5 @@ def test_the_stage_finds_its_scale(case: tuple[Path, Path], tmp_path: Path) -> N
     with pytest.raises(GraftError, match=r"no sweep file is given; pass --sweep FILE or --scale NUMBER"):
         recipe(None, None, Graft())
     write_json_atomically(sweep, {"format": 1, "scale": None, "scope": "all"})
-    with pytest.raises(GraftError, match=r"sweep.json has None"):
+    with pytest.raises(GraftError, match=r"sweep\.json has none"):
         recipe(sweep, None, Graft())

@@ -59,7 +59,7 @@ def test_work_of_methods_and_objectives() -> None:
 
 
 def test_every_device_is_paid_and_every_checkpoint_takes_space() -> None:
-    settings = Plan(price_per_hour=1e12)
+    settings = Plan(price_per_hour=1e9)
     one, four = (planned(settings=settings, devices=count) for count in (1, 4))
     assert four["price"] == pytest.approx(one["price"], rel=0.1)  # a quarter of the time, four devices
     sizes = [disk(setting(), Checkpoint(keep=keep), 1)["checkpoints"] for keep in (1, 3)]

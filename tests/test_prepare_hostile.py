@@ -24,7 +24,7 @@ def repeated(text: str, times: int) -> pa.Table:
 
 
 def many_turns(path: Path) -> None:
-    words = pa.array(["user"]).take(pa.array(np.zeros(1_500_000, np.int8)))
+    words = pa.array(["user"]).take(pa.array(np.zeros(3_000_000, np.int8)))
     turns = pa.StructArray.from_arrays([words, words], names=["role", "content"])
     pq.write_table(pa.table({"messages": pa.ListArray.from_arrays([0, len(turns)], turns)}), path)
 

@@ -157,7 +157,7 @@ def test_nothing_is_registered_without_a_candidate(direct: tuple[Run, dict[str, 
         ("candidate.json", {"arm": "shadow_scaled", "route": "shadow"}, r"shadow_scaled in candidate\.json, direct"),
         ("candidate.json", {"arm": 3}, r"candidate\.json: arm: .*run `shadowft select` again; then run `dvc repro`"),
         ("verdict.json", {"recipe_digest": OTHER}, r"the judged model is sha256:0000.*recipe\.json has sha256:"),
-        ("pair/pair.json", {"base": {"digest": OTHER}}, "the Instruct is .*different runs"),
+        ("pair/pair.json", {"base": {"ref": "b", "digest": OTHER}}, "the Instruct is .*different runs"),
     ],
 )
 def test_files_of_different_runs_are_refused(
@@ -165,7 +165,7 @@ def test_files_of_different_runs_are_refused(
 ) -> None:
     run, _ = direct
     if file == "pair/pair.json":
-        fields = fields | {"instruct": {"digest": OTHER}}
+        fields = fields | {"instruct": {"ref": "i", "digest": OTHER}}
         said = rf"delta\.json: the delta is against sha256:.*, pair\.json has the Base {OTHER} and the Instruct {OTHER}"
     change(run.work / file, **fields)
     with pytest.raises(RegistryError, match=said):

@@ -107,7 +107,7 @@ def test_wrong_deltas_instructs_and_recipes_are_refused(world: World, tmp_path: 
         [
             ({"format": 2}, "recipe format 2, expected 1"),
             ({"deltas": [{}]}, "no(t a)? recipe"),
-            ({"merge": 3}, "damaged"),
+            ({"merge": 3}, "options: merge: "),
         ]
     ):
         write_json_atomically(tmp_path / f"{number}.json", recipe | damage)
@@ -150,12 +150,17 @@ def test_the_old_verdict_is_not_reused(world: World, tmp_path: Path) -> None:
         (work / name).write_text("")
     shutil.copytree(world.deltas[0], work / "delta" / "shadow")
     verdict = {
+        "format": 1,
         "candidate": "shadow_scaled",
         "decision": "promote",
+        "reasons": [],
+        "claims": [],
+        "arms": {},
+        "direct_control": True,
         "recipe_digest": json.loads(world.recipe.read_bytes())["digest"],
     }
     base = json.loads((world.deltas[0] / "delta.json").read_bytes())["base"]["digest"]
-    pair = {"base": {"digest": base}, "instruct": {"digest": carried["instruct"]["digest"]}}
+    pair = {"base": {"ref": "b", "digest": base}, "instruct": {"ref": "i", "digest": carried["instruct"]["digest"]}}
     write_json_atomically(work / "pair" / "pair.json", pair)
     write_json_atomically(work / "verdict.json", verdict)
     recipe = carried | {"deltas": [{"digest": open_delta(world.deltas[0]).digest, "scale": 1.0}]}

@@ -119,7 +119,7 @@ def test_the_first_metric_that_the_task_lists_comes_first(tmp_path: Path) -> Non
     [
         ("sums", "", r"mine.yaml: scorer is 'sums'; expected one of number, math, choice, chart"),
         ("{kind: number, shape: boxed}", "", r"mine.yaml: scorer is \{'kind'"),
-        ("[number]", "", r"mine.yaml: scorer is \['number'\]"),
+        ("[number]", "", r"mine.yaml: scorer: expected text or a mapping, found \['number'\]"),
         ("{kind: number, form: loose}", "", r"mine.yaml: scorer has the form 'loose'; expected one of hash, boxed"),
         ("number", "output_type: multiple_choice\n", r"output_type is multiple_choice; set it to generate_until"),
         ("number", "process_results: !function x.y\n", r"scorer and process_results both judge"),

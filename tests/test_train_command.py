@@ -178,13 +178,13 @@ def test_words_are_filled_in_and_no_shell_runs(place: Path, tmp_path: Path, capf
 def test_what_a_result_is_kept_with_and_recorded_with(
     copied: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An adapter with the files of tokenizers and trainers; its weights are a link, as in the cache of a hub."""
+    """An adapter with the files of tokenizers and trainers; its weights are a link within the folder."""
     with (copied / "instruct/tokenizer.json").open("a") as file:
         file.write("\n")  # so both models have files of their own
     made = tmp_path / "made"
     save_adapter(copied / "base", made)
-    (made / "adapter_model.safetensors").rename(tmp_path / "blob")
-    (made / "adapter_model.safetensors").symlink_to(tmp_path / "blob")
+    (made / "adapter_model.safetensors").rename(made / ".blob")
+    (made / "adapter_model.safetensors").symlink_to(".blob")
     (made / "README.md").write_text("- seed: 7\n")
     (made / "optimizer.pt").touch()
     (made / "chat_template.jinja").write_text("mine")
@@ -204,7 +204,7 @@ def test_what_a_result_is_kept_with_and_recorded_with(
     said = capfd.readouterr().err
     assert f"rows {train.num_rows} {Path(sys.executable).with_name('python')}" in said
     assert "the files of the command say seed 7, given was 3" in said
-    assert "kept adapter/; not kept: README.md, optimizer.pt\n" in said
+    assert "kept adapter/; not kept: .blob, README.md, optimizer.pt\n" in said
     assert {path.name for path in (out / "adapter").iterdir()} == {
         "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"
     }  # fmt: skip

@@ -174,7 +174,7 @@ def test_the_index_is_written_last_and_removed_first(
     [
         (flipped, "is damaged: found "),
         (missing, "is missing"),
-        (malformed, "copy.json is malformed: "),
+        (malformed, "copy.json"),
         (outside, "copy.json names the file '../../evil'"),
         (another_file, "state has 4 bytes, expected 1"),
     ],

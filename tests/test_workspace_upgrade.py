@@ -84,19 +84,19 @@ def test_dvc_does_not_run_a_stage_of_another_version(
     monkeypatch.chdir(workspace)
     words = ("select", "--sweeps", "none", "--out", "candidate.json")
     monkeypatch.setenv("DVC_STAGE", "select")
-    shadowft(*words).refused(3, "none/shadow.json: no such file")
+    shadowft(*words).refused(7, "none/shadow.json: no such file")
     installed(select=2)
     refusal = ("its number is 1 here", "and 2 in shadowft", "run `shadowft init --upgrade`")
     shadowft(*words).refused(3, *refusal)
     monkeypatch.setenv("DVC_STAGE", "select@mine")
     shadowft(*words).refused(3, *refusal)
     monkeypatch.setenv("DVC_STAGE", "mine")  # a stage that the user added
-    shadowft(*words).refused(3, "none/shadow.json: no such file")
+    shadowft(*words).refused(7, "none/shadow.json: no such file")
     monkeypatch.delenv("DVC_STAGE")  # a person
-    shadowft(*words).refused(3, "none/shadow.json: no such file")
+    shadowft(*words).refused(7, "none/shadow.json: no such file")
     monkeypatch.setenv("DVC_STAGE", "select")
     Path("stages.yaml").unlink()  # as in a checkout
-    shadowft(*words).refused(3, "none/shadow.json: no such file")
+    shadowft(*words).refused(7, "none/shadow.json: no such file")
 
 
 def test_a_workspace_of_a_newer_version_is_never_taken_back(

@@ -1,6 +1,7 @@
 """How large a value an operation of a template could make: bounds that are known before it is made."""
 
 import re
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import chain
 from types import BuiltinMethodType, FunctionType
@@ -8,8 +9,10 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from shadowft_core.limits import DEPTH, MIB, TEMPLATE_BYTES
+from shadowft_core.limits import DEPTH, MIB, TEMPLATE_BYTES, TEMPLATE_SECONDS
 
+STEP = 32  # bytes that a step counts as
+_OFTEN = 1 << 18  # bytes between two looks at the clock
 _BITS = 10_000  # of a whole number; Python writes no longer one as text
 _NODE = 64  # bytes of an entry of a list or mapping, about
 _HELD = 64 * MIB  # bytes of a list or mapping with everything in it
@@ -64,6 +67,33 @@ class Weights:
 Arguments = Sequence[Any]
 Rule = Callable[[Weights, Arguments, Mapping[str, Any]], "Arguments | None"]
 """Raises TemplateLimit if an operation with these arguments could make too large a value; may return other arguments"""
+
+
+class Budget:
+    """What one rendering has used: bytes of values, and `STEP` bytes for each step."""
+
+    __slots__ = ("_until", "checked", "used", "weights")
+
+    def __init__(self) -> None:
+        self.used, self.checked = 0, _OFTEN
+        self.weights = Weights()
+        self._until = 0.0
+
+    def use(self, size: int) -> None:
+        """Account for a value of that many bytes."""
+        self.used += size
+        if self.used > self.checked:
+            self.check()
+
+    def check(self) -> None:
+        """Raises TemplateLimit if a limit is exceeded. Called when `used` exceeds `checked`."""
+        self.checked = self.used + _OFTEN
+        if self.used > TEMPLATE_BYTES:
+            raise TemplateLimit(f"more than {TEMPLATE_BYTES >> 20} MiB of values, or {TEMPLATE_BYTES // STEP} steps")
+        now = time.thread_time()
+        self._until = self._until or now + TEMPLATE_SECONDS
+        if now > self._until:
+            raise TemplateLimit(f"more than {TEMPLATE_SECONDS:g} seconds")
 
 
 def require(size: int, limit: int = TEMPLATE_BYTES) -> None:

@@ -6,8 +6,8 @@ limits. A template within them gives the text that it would give without.
 """
 
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from types import BuiltinMethodType
 from typing import Any, cast
@@ -21,52 +21,24 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from shadowft_core.files.templatecosts import (
     FILTERS,
     PLAIN,
+    STEP,
+    Budget,
     Rule,
     TemplateLimit,
-    Weights,
     calculated,
     called,
     product,
     require,
 )
-from shadowft_core.limits import TEMPLATE_BYTES, TEMPLATE_CHARACTERS, TEMPLATE_SECONDS
+from shadowft_core.limits import TEMPLATE_CHARACTERS
 
 _DROPPED = ("urlize", "pprint")  # no chat template needs these filters, whose costs are hard to bound
 _COMPARE = "in eq == equalto ne != lt < lessthan le <= gt > greaterthan ge >="
-_STEP = 32  # bytes that a step counts as
-_OFTEN = 1 << 18  # bytes between two looks at the clock
-
-
-class _Budget:
-    """What one rendering has used: bytes of values, and `_STEP` bytes for each step."""
-
-    __slots__ = ("_until", "checked", "used", "weights")
-
-    def __init__(self) -> None:
-        self.used, self.checked = 0, _OFTEN
-        self.weights = Weights()
-        self._until = 0.0
-
-    def use(self, size: int) -> None:
-        """Account for a value of that many bytes."""
-        self.used += size
-        if self.used > self.checked:
-            self.check()
-
-    def check(self) -> None:
-        """Raises TemplateLimit if a limit is exceeded. Called when `used` exceeds `checked`."""
-        self.checked = self.used + _OFTEN
-        if self.used > TEMPLATE_BYTES:
-            raise TemplateLimit(f"more than {TEMPLATE_BYTES >> 20} MiB of values, or {TEMPLATE_BYTES // _STEP} steps")
-        now = time.thread_time()
-        self._until = self._until or now + TEMPLATE_SECONDS
-        if now > self._until:
-            raise TemplateLimit(f"more than {TEMPLATE_SECONDS:g} seconds")
 
 
 class _Local(threading.local):
     def __init__(self) -> None:
-        self.budget = _Budget()
+        self.budget = Budget()
 
 
 _NOW = _Local()
@@ -76,15 +48,31 @@ class _Limited(Template):
     """A template whose renderings have a budget each."""
 
     def render(self, *args: Any, **kwargs: Any) -> str:
-        before, _NOW.budget = _NOW.budget, _Budget()
-        try:
+        with _spending(Budget()):
             return super().render(*args, **kwargs)
-        except RecursionError:
-            raise TemplateLimit("more levels of calls than Python takes") from None
-        except (OverflowError, MemoryError) as error:
-            raise TemplateLimit(str(error) or type(error).__name__) from None
-        finally:
-            _NOW.budget = before
+
+    def generate(self, *args: Any, **kwargs: Any) -> Iterator[str]:
+        """Yield the text piece by piece, as transformers does for masks of replies."""
+        budget, pieces = Budget(), super().generate(*args, **kwargs)
+        while True:
+            with _spending(budget):
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
+
+
+@contextmanager
+def _spending(budget: Budget) -> Iterator[None]:
+    before, _NOW.budget = _NOW.budget, budget
+    try:
+        yield
+    except RecursionError:
+        raise TemplateLimit("more levels of calls than Python takes") from None
+    except (OverflowError, MemoryError) as error:
+        raise TemplateLimit(str(error) or type(error).__name__) from None
+    finally:
+        _NOW.budget = before
 
 
 class _Code(CodeGenerator):
@@ -152,7 +140,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
             raise TemplateError(f"expected text, found {type(source).__name__}")
         if len(source) > TEMPLATE_CHARACTERS:
             raise TemplateLimit(f"it has {len(source)} characters, the limit is {TEMPLATE_CHARACTERS}")
-        before, _NOW.budget = _NOW.budget, _Budget()
+        before, _NOW.budget = _NOW.budget, Budget()
         try:
             return super().from_string(source, *args, **kwargs)
         except (RecursionError, MemoryError, SyntaxError, OverflowError, ValueError) as error:
@@ -164,7 +152,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
     def printed(self, value: Any) -> Any:
         """Measure a value that becomes text."""
         budget = _NOW.budget
-        budget.used += _STEP
+        budget.used += STEP
         if budget.used > budget.checked:
             budget.check()
         if type(value) is not str:
@@ -173,7 +161,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
 
     def counted(self, value: Any) -> Any:
         """Count a step."""
-        _NOW.budget.use(_STEP)
+        _NOW.budget.use(STEP)
         return value
 
     def measured(self, value: Any) -> Any:
@@ -181,9 +169,9 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         budget = _NOW.budget
         kind = type(value)
         if kind is str:
-            budget.used += _STEP + (len(value) if value.isascii() else 4 * len(value))
+            budget.used += STEP + (len(value) if value.isascii() else 4 * len(value))
         elif kind is bool or value is None:
-            budget.used += _STEP
+            budget.used += STEP
         else:
             size = budget.weights.of(value)
             budget.used += 64 * len(value) if kind in (list, dict, tuple) else size
@@ -195,7 +183,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         """Count the rounds of a loop."""
         budget = _NOW.budget
         for value in values:
-            budget.used += _STEP
+            budget.used += STEP
             if budget.used > budget.checked:
                 budget.check()
             yield value
@@ -239,7 +227,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Call a function, macro or method within limits."""
         if type(__obj) is BuiltinMethodType and __obj.__name__ in PLAIN:
-            _NOW.budget.use(_STEP + (4 * len(__obj.__self__) if type(__obj.__self__) is str else 0))
+            _NOW.budget.use(STEP + (4 * len(__obj.__self__) if type(__obj.__self__) is str else 0))
             return super().call(__context, __obj, *args, **kwargs)
         args = tuple(called(_NOW.budget.weights, __obj, args, kwargs))
         return __self.measured(super().call(__context, __obj, *args, **kwargs))

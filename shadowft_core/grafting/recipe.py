@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field
 
 from shadowft_core.delta.certificate import Digest
 from shadowft_core.delta.trainer import Trainer
-from shadowft_core.files import Fields
+from shadowft_core.files import Fields, Record
 
 Pair = Annotated[tuple[str, float], BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)]
 """(glob pattern, number)"""
@@ -18,7 +18,7 @@ Scale = Annotated[float, Field(ge=0, le=10)]
 """as in params.yaml"""
 
 
-class MergeFields(Fields):
+class MergeFields(Record):
     """The rule that merged the deltas; options.Merge says which fields it takes."""
 
     rule: str = "sum"

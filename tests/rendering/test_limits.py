@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from shadowft_core.errors import TrainError
-from shadowft_core.files import templates
+from shadowft_core.files import templatecosts
 from shadowft_core.files.templatecosts import TemplateLimit
 from shadowft_core.limits import TEMPLATE_CHARACTERS
 from shadowft_core.loading import limit_chat_templates
@@ -76,13 +76,33 @@ def rendered(template: str) -> str:
 def test_a_template_beyond_the_limits_is_refused_in_seconds_and_without_memory(
     template: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(templates, "TEMPLATE_SECONDS", 0.5)
+    monkeypatch.setattr(templatecosts, "TEMPLATE_SECONDS", 0.5)
     limit_chat_templates()
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.thread_time()
     with pytest.raises(TemplateLimit):
         rendered(template)
     assert time.thread_time() - start < 2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400 << 10  # KiB
+
+
+def test_each_conversation_has_the_limits_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where transformers takes the text in pieces, to mark the replies."""
+    tokenizer, _ = tokenizer_for("")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% generation %}{% for i in range(60) %}{{ m.content + '!' }}{% endfor %}"
+        "{% endgeneration %}{% endfor %}"
+    )
+    limit_chat_templates()
+    monkeypatch.setattr(templatecosts, "TEMPLATE_BYTES", 60_000)
+    monkeypatch.setattr(templatecosts, "_OFTEN", 1)
+    masked = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+    for _ in range(5):
+        tokenizer.apply_chat_template(TURNS[:2], **masked)
+        tokenizer.apply_chat_template(TURNS[:2], tokenize=False)
+    monkeypatch.setattr(templatecosts, "TEMPLATE_BYTES", 2_000)
+    for settings in (masked, {"tokenize": False}):
+        with pytest.raises(TemplateLimit):
+            tokenizer.apply_chat_template(TURNS[:2], **settings)
 
 
 @pytest.mark.parametrize("template", ["(" * 500, "[" * 90, "9" * 5000, "not " * 5000], ids=lambda text: text[0])

@@ -118,7 +118,7 @@ LONG = {
     "1100001 times '{'": header(f'{{"a":[{",".join(["{}"] * 1_100_000)}]}}'),
     r"2100001 times '\['": header(f'{{"a":[{",".join(["[]"] * 2_100_000)}]}}'),
     "1999999 times ','": header(f'{{"a":[{",".join(["1"] * 2_000_000)}]}}'),
-    "key 'a+ appears twice": header(f'{{"{"a" * 5000}":1,"{"a" * 5000}":2}}'),
+    "key 'a+ stands twice": header(f'{{"{"a" * 5000}":1,"{"a" * 5000}":2}}'),
     "none of them a control character": header(tensor("a\x9b", "1")),
     "of 1025 characters": header(tensor("a" * 1025, "1")),
 }

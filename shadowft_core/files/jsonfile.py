@@ -49,7 +49,7 @@ def parse_json(raw: bytes, where: object, error: Error = CheckpointError, *, fin
     try:
         value = json.loads(
             raw.decode("utf-8"),
-            object_pairs_hook=_object,
+            object_pairs_hook=unique_keys,
             parse_int=_integer,
             parse_float=_finite if finite else None,
             parse_constant=_refused if finite else None,
@@ -93,7 +93,8 @@ def write_json_atomically(path: Path, obj: Any) -> None:
     write_atomically(path, canonical_json(obj))
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of a JSON text with these pairs. Raises ValueError for a key that stands twice."""
     found = dict(pairs)
     if len(found) != len(pairs):
         seen: set[str] = set()

@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from shadowft_core.errors import CheckpointError, QuantisedError
+from shadowft_core.files.jsonfile import unique_keys
 from shadowft_core.limits import HEADER_BYTES, NAME_CHARACTERS, RANK, TENSORS
 
 _DIGITS = 20  # those of 2**64 - 1, the largest number of the format
@@ -164,11 +165,7 @@ def build_header(layout: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
 
 def _strict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Build a JSON object. Raises ValueError for a duplicate key or a lone surrogate, which an escape can produce."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        duplicate = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {duplicate!r:.200} appears twice")
+    found = unique_keys(pairs)
     for text in (*found, *(value for value in found.values() if isinstance(value, str))):
         try:
             text.encode()

@@ -137,7 +137,9 @@ UNREADABLE: dict[str, tuple[str, bytes | Callable[[Path], Any]]] = {
 
 
 @pytest.mark.parametrize("case", UNREADABLE)
-def test_a_file_of_a_trainer_that_cannot_be_read_is_named(world: Path, case: str) -> None:
+def test_a_file_of_a_trainer_that_cannot_be_read_is_named(
+    world: Path, case: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     name, content = UNREADABLE[case]
     (world / "tuned").rename(world / "model")
     (world / "tuned").mkdir()
@@ -148,13 +150,14 @@ def test_a_file_of_a_trainer_that_cannot_be_read_is_named(world: Path, case: str
     assert time.thread_time() - begun < 3
     assert told is not None
     assert told["unreadable"] == [name]
+    assert capsys.readouterr().err.count(str(world / "tuned" / name)) == 1
 
 
 ODD: list[tuple[str, Any]] = [
     ("trainer_state.json", {"global_step": True, "epoch": "x", "log_history": [1, {"step": {}}, {"step": 1, "loss": []}]
     }),
     ("trainer_state.json", {"global_step": 1e300, "log_history": {"a": 1}, "num_input_tokens_seen": -(2**70)}),
-    ("trainer_state.json", {"global_step": 4, "best_model_checkpoint": 5}),
+    ("trainer_state.json", {"global_step": -3, "best_model_checkpoint": 5}),
     ("adapter_config.json~", {"peft_type": {"a": 1}, "r": "x", "lora_alpha": [], "base_model_name_or_path": [1]}),
     ("README.md", b"---\n" + nested(40) + b"\n---\nbody"),
     ("README.md", b"---\ntags: [1, {a: b}]\nbase_model: {a: b}\ndatasets: [[1], x]\n---\n"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from shadowft_core.errors import EvaluationError
 from tests.fixtures.report import EVIL, Page, dump, page, write_work
 
 TOKEN = {"token": f"<|im_end|>{EVIL}", "id": 2, "embedding": "zero", "head": f"near {EVIL}"}
@@ -92,6 +93,11 @@ def test_what_was_not_measured_before_training_is_said(tmp_path: Path) -> None:
     assert re.search(r"What was known before training\W*Not recorded\.", page(tmp_path).text)
     dump(tmp_path / "preflight.json", {"format": 1, "not_measured": EVIL, "sigma": BEFORE["sigma"]})
     assert f"Losses and gradients were not measured: {EVIL}." in page(tmp_path).text
+    dump(tmp_path / "preflight.json", BEFORE | {"sigma": {"overall": 0.5}})
+    assert re.search(r"sigma.* is 0\.5000", page(tmp_path).text)
+    dump(tmp_path / "preflight.json", {name: BEFORE[name] for name in BEFORE if name != "loss"})
+    with pytest.raises(EvaluationError, match=r"preflight\.json: expected either `not_measured`, or .* and `loss`"):
+        page(tmp_path)
 
 
 def of_another_trainer(work: Path, trainer: dict[str, Any] | None) -> Page:

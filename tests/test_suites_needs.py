@@ -170,6 +170,15 @@ def test_functions_stay_names_until_a_task_is_built(tmp_path: Path) -> None:
         read_config(tmp_path / "mine.yaml")
 
 
+@pytest.mark.parametrize(
+    ("value", "tag"), [("x", "bool"), ("''", "bool"), ("''", "int"), ("x", "int"), ("''", "float")]
+)
+def test_a_tag_that_does_not_fit_its_text_is_refused_with_its_line(value: str, tag: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(f"task: mine\nnum_fewshot: !!{tag} {value}\n")
+    with pytest.raises(EvaluationError, match=rf"mine\.yaml: .* line 2, .* does not fit the tag !!{tag}; correct it"):
+        read_config(tmp_path / "mine.yaml")
+
+
 def test_an_unknown_suite_is_refused_with_similar_names() -> None:
     with pytest.raises(EvaluationError, match="suite gsm8q: unknown; did you mean gsm8k"):
         suite_of("gsm8q")

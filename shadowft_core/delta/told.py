@@ -243,7 +243,8 @@ class _Reading:
 
     def _unreadable(self, path: Path, error: Exception) -> None:
         if path.name not in self.unreadable:
-            print(f"extract: {path}: not readable ({' '.join(str(error).split()):.200})", file=sys.stderr)
+            why = " ".join(str(error).split()).removeprefix(f"{path}: ")
+            print(f"extract: {path}: left out of the training's facts: {why:.300}", file=sys.stderr)
             self.unreadable.append(path.name)
 
 

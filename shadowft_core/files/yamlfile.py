@@ -5,7 +5,7 @@ By default a file is read as DVC reads it (version 1.2), and what DVC would read
 
 import math
 import re
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +67,20 @@ def _number(loader: Any, node: yaml.ScalarNode) -> float:
     return value
 
 
-Loader.add_constructor(f"{_TAG}int", _integer)
-Loader.add_constructor(f"{_TAG}float", _number)
+def _converted(kind: str, convert: Callable[[Any, yaml.ScalarNode], Any]) -> Callable[[Any, yaml.ScalarNode], Any]:
+    def constructor(loader: Any, node: yaml.ScalarNode) -> Any:
+        try:
+            return convert(loader, node)
+        except (ValueError, LookupError):  # PyYAML's own for text with a tag, such as `!!bool x` and `!!int ""`
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{node.value!r:.40} does not fit the tag !!{kind}", node.start_mark
+            ) from None
+
+    return constructor
+
+
+for _name, _convert in (("bool", SafeLoader.construct_yaml_bool), ("int", _integer), ("float", _number)):
+    Loader.add_constructor(_TAG + _name, _converted(_name, _convert))
 
 
 def read_yaml(

@@ -1,8 +1,8 @@
 """What the page shows of the files of all stages, typed. Files of older versions, and of other trainers, have less."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from shadowft_core.files import Fields
 from shadowft_core.limits import COUNT, SCORE, TENSORS
@@ -49,6 +49,12 @@ class Preflight(Fields):
     loss: _Losses | None = None
     cosine: Number | None = None
     modules: dict[str, Number | None] | None = None
+
+    @model_validator(mode="after")
+    def _measured_or_not(self) -> Self:
+        if self.not_measured is None and None in (self.sequences, self.method, self.loss):
+            raise ValueError("expected either `not_measured`, or `sequences`, `method` and `loss`")
+        return self
 
 
 class _Example(Fields):

@@ -33,7 +33,7 @@ def before(told: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """What preflight.json says, with `kinds`: rows of (kind of module, cosine, sigma); None without the file."""
     if told is None:
         return None
-    cosines, sigmas = told.get("modules") or {}, told["sigma"]["modules"] or {}
+    cosines, sigmas = told.get("modules") or {}, told["sigma"].get("modules") or {}
     kinds = [(kind, cosines.get(kind), sigmas.get(kind)) for kind in sorted(cosines.keys() | sigmas.keys())]
     return {"not_measured": None, "loss": None, "cosine": None} | dict(told) | {"kinds": kinds}
 

@@ -8,6 +8,7 @@ from unittest.mock import patch
 
 from dvc.utils.serialize import parse_yaml
 
+from shadowft_core.files.jsonfile import read_json_object
 from shadowft_core.files.yamlfile import read_yaml
 from shadowft_core.params import load_params, located
 from shadowft_core.pipeline.inputs import require_options
@@ -46,11 +47,8 @@ def make_options(folder: Path) -> None:
 
 def read_options(folder: Path) -> None:
     """The parameters of a scheduled run are text from outside: what the command and the flow do with them first."""
-    try:
-        found = json.loads((folder / "options.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return
-    if not isinstance(found, dict) or not all(isinstance(found.get(name), str) for name in OPTIONS):
+    found = read_json_object(folder / "options.json")
+    if not all(isinstance(found.get(name), str) for name in OPTIONS):
         return  # the command line and Prefect pass text alone
     require_options({f"--{name}": found[name] for name in OPTIONS})
     params = load_params(folder / "params.yaml")

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from shadowft_core.params import Store, load_params
+from tests.fixtures.cli import Shadowft
 from tests.fixtures.deltas import noise, write_delta
 from tests.fixtures.processes import marked, none_left
 from tests.fixtures.workspace import make_workspace
@@ -203,6 +204,22 @@ def test_a_failed_run_exits_with_1(
     assert ended.value.code == 1
     assert os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] == "ERROR", "the user's setting stays"
     assert capsys.readouterr().err.endswith("error: graft@shadow: no such luck\n")
+
+
+def test_the_command_says_once_that_a_run_was_interrupted(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, shadowft: Shadowft
+) -> None:
+    def interrupted(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shadowft_core.pipeline.command.load_params", interrupted)
+    monkeypatch.setattr("shadowft_core.pipeline.command.signal.signal", lambda *_: None)
+    (workspace / "flows").mkdir()
+    (workspace / "flows/retrain.py").touch()
+    ended = shadowft("run", workspace)
+    assert ended.code == 130
+    (line,) = [line for line in ended.err.splitlines() if line.startswith("error:")]
+    assert line.startswith("error: interrupted; all processes of the run have ended")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

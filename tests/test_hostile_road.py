@@ -19,7 +19,7 @@ from tests.test_loading import edit
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 RUNS = "$(touch PWNED)`touch PWNED`"
-PLACE = f"a b {RUNS} 'x' \"y\" ;& touch PWNED | > *"
+PLACE = f"a b {RUNS} 'x' y ;& touch PWNED | > *"
 BASE = f"-base {RUNS} 'b' \"c\" ;touch PWNED; [*] ünï"
 INSTRUCT = f"-rf {RUNS} && touch PWNED || 'i' > PWNED #"
 ROWS = f"-r {RUNS}; 'd' \"e\" |&>*.jsonl"

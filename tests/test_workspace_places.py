@@ -36,11 +36,11 @@ def test_a_file_that_the_users_git_ignores_is_not_left_out_of_the_commit(
         assert set(listed.stdout.splitlines()) == expected
 
 
-@pytest.mark.parametrize("part", ["what?", "{route}", "a}", "a%20b"])
+@pytest.mark.parametrize("part", ["what?", "{route}", "a}", "a%20b", '"x"', "a :b"])
 def test_a_path_that_dvc_or_a_database_misreads_is_refused(part: str, tmp_path: Path, shadowft: Shadowft) -> None:
     place = tmp_path / part / "mine"
     for verb in ("init", "demo"):
-        shadowft(verb, place).refused(3, f"{place}: the path has", "use a folder whose path has none of { } ? %")
+        shadowft(verb, place).refused(3, f"{place}: the path has", 'use a folder whose path has none of { } ? % " :')
     assert not list(tmp_path.iterdir())
     making.init(tmp_path / "mine")
     (tmp_path / "mine").rename(place.parent)

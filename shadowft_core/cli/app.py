@@ -1,6 +1,7 @@
 """The command `shadowft`: its verbs, errors and exit codes. A verb imports the other rooms only when it runs."""
 
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -34,6 +35,7 @@ from shadowft_core.terminal import guard_output
 INTERRUPTED = 130  # exit code after Ctrl-C, by the convention of shells
 MISTAKE = 70  # exit code after an exception that no verb expects, by the convention of sysexits.h
 TRACEBACK = "SHADOWFT_TRACEBACK"  # environment variable: shows such an exception whole
+EMPTY = re.compile("--[a-z-]+=")
 RENAMED = {  # (verb, old word): new spelling; without a word the verb itself
     ("retrain", ""): "run",
     ("version", ""): "--version --verbose",
@@ -46,10 +48,16 @@ RENAMED = {  # (verb, old word): new spelling; without a word the verb itself
 
 
 class Verbs(TyperGroup):
-    """The group of all verbs. It refuses an old spelling and names the new one."""
+    """The group of all verbs. It refuses an empty value, and an old spelling, and then names the new one."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the arguments; an old spelling is a usage error."""
+        """Parse the arguments. An old spelling is a usage error; so is an empty value: as a path it would be `.`."""
+        for word in args:
+            if not word or EMPTY.fullmatch(word):
+                after = f"after {word}" if word else "between the arguments"
+                ctx.fail(
+                    f"an empty value {after}; perhaps a variable of the shell is not set. Leave an option out instead"
+                )
         for (verb, old), new in RENAMED.items():
             candidates = args[1:] if old.startswith("-") else args[1:2] if old else [""]
             if args[:1] == [verb] and any(word.partition("=")[0] == old for word in candidates):
@@ -119,7 +127,10 @@ def main() -> None:
     try:
         run_code_of_workspace()
         code = app(filled_in(sys.argv[1:]), prog_name="shadowft", standalone_mode=False)
-    except SystemExit as end:
+        if code == INTERRUPTED:
+            message = "interrupted; no partial output is left, run the same command again"
+            print_error("KeyboardInterrupt", message, INTERRUPTED, as_json)
+    except SystemExit as end:  # of a run, which has said why
         code = end.code
     except typer.TyperException as error:  # a usage error
         code = error.exit_code
@@ -142,9 +153,6 @@ def main() -> None:
             raise
         code = MISTAKE
         print_error(type(error).__name__, _mistake(error), code, as_json)
-    if code == INTERRUPTED:
-        message = "interrupted; no partial output is left, run the same command again"
-        print_error("KeyboardInterrupt", message, INTERRUPTED, as_json)
     sys.exit(code)
 
 

@@ -29,7 +29,13 @@ def out_folder(contents: str) -> Any:
 
 def out_file(contents: str) -> Any:
     """The option --out of a verb that writes one file."""
-    return typer.Option("--out", help=f"file to write, replaced if it exists: {contents}", rich_help_panel=OUTPUT)
+    about = f"file to write, replaced if it exists: {contents}"
+    return typer.Option("--out", help=about, rich_help_panel=OUTPUT, dir_okay=False)
+
+
+def further_file(contents: str) -> Any:
+    """An option that has a verb write one file more, or this file instead."""
+    return typer.Option(help=f"file to write: {contents}", rich_help_panel=OUTPUT, dir_okay=False)
 
 
 def _existing(path: Path | None) -> Path | None:

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shadowft_core.cli.options import OUTPUT, PARAMS, PLANNING, AllowCodeOption, JsonOption, ParamsOption, finite
+from shadowft_core.cli.options import (
+    PARAMS,
+    PLANNING,
+    AllowCodeOption,
+    JsonOption,
+    ParamsOption,
+    finite,
+    further_file,
+)
 from shadowft_core.cli.options import read_params_with_code as read_params
 from shadowft_core.cli.output import print_answer, say
 from shadowft_core.cli.tables import new_console, new_table, print_line
@@ -41,9 +49,7 @@ def power(
     look: Annotated[
         int | None, typer.Option(min=1, help="which look at the test items it will be; default: counted in the store")
     ] = None,
-    plot: Annotated[
-        Path | None, typer.Option(help="file to write: the figure, .html, .svg or .png", rich_help_panel=OUTPUT)
-    ] = None,
+    plot: Annotated[Path | None, further_file("the figure, .html, .svg or .png")] = None,
     as_json: JsonOption = False,
     allow_code: AllowCodeOption = False,
     params: ParamsOption = PARAMS,

@@ -14,6 +14,7 @@ from shadowft_core.cli.options import (
     InstructOption,
     ParamsOption,
     WorkOption,
+    further_file,
     out_file,
     out_folder,
     read_params,
@@ -203,15 +204,9 @@ def verdict(
     run: Annotated[
         Path | None, typer.Option(help="run.json: champions and earlier looks; default: a first look at these items")
     ] = None,
-    metrics: Annotated[
-        Path | None, typer.Option(help="file to write: the numbers that compare runs, JSON", rich_help_panel=OUTPUT)
-    ] = None,
-    junit: Annotated[
-        Path | None, typer.Option(help="file to write: the claims as test cases, JUnit XML", rich_help_panel=OUTPUT)
-    ] = None,
-    markdown: Annotated[
-        Path | None, typer.Option(help="file to write: the verdict as a page, Markdown", rich_help_panel=OUTPUT)
-    ] = None,
+    metrics: Annotated[Path | None, further_file("the numbers that compare runs, JSON")] = None,
+    junit: Annotated[Path | None, further_file("the claims as test cases, JUnit XML")] = None,
+    markdown: Annotated[Path | None, further_file("the verdict as a page, Markdown")] = None,
     exit_code: Annotated[
         bool,
         typer.Option(

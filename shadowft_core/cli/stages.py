@@ -8,7 +8,6 @@ import typer
 
 from shadowft_core.cli.following import by_command, copied_to, followed_as
 from shadowft_core.cli.options import (
-    OUTPUT,
     PARAMS,
     PARAMS_FILE,
     STAGES,
@@ -22,6 +21,7 @@ from shadowft_core.cli.options import (
     TokenizerOption,
     UnrelatedOption,
     finite,
+    further_file,
     measuring,
     out_folder,
     read_params,
@@ -40,8 +40,7 @@ PAIR = Path("work/pair/pair.json")
 def fetch(
     out: Annotated[Path | None, out_folder("pair.json, base/, instruct/")] = None,
     origin: Annotated[
-        Path | None,
-        typer.Option(help="file to write instead: digests of the sources of a generated pair", rich_help_panel=OUTPUT),
+        Path | None, further_file("digests of the sources of a generated pair, in place of models")
     ] = None,
     params: ParamsOption = PARAMS,
 ) -> None:
@@ -157,7 +156,7 @@ def train(
     from shadowft_core.delta import require_extractable
 
     p = read_params(params)
-    settings = (p.train_for(route) if route else p.train).with_seed(seed)
+    settings = (p.train_for(route) if route is not None else p.train).with_seed(seed)
     replay = replay and (route is None or p.routes[route].replay)
     if settings.command is not None:
         by_command(model, instruct, data, settings, out, p, route, seed, replay)

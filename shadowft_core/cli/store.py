@@ -148,7 +148,8 @@ def check(
         list[str] | None, typer.Argument(help="deltas, recipes and verdicts to check; default: all")
     ] = None,
     state: Annotated[
-        Path | None, typer.Option(help="file that lets an interrupted check resume; default: var/check-*.txt")
+        Path | None,
+        typer.Option(help="file that lets an interrupted check resume; default: var/check-*.txt", dir_okay=False),
     ] = None,
     uri: StoreOption = None,
     endpoint: EndpointOption = None,

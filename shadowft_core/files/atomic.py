@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shadowft_core.errors import ShadowError
+from shadowft_core.errors import InputError, ShadowError
 
 
 def make_folder(folder: Path) -> None:
@@ -25,7 +25,12 @@ def make_private_file(path: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old or the new content, never a part. Creates the parent folder."""
+    """Write a file so that a reader sees the old or the new content, never a part. Creates the parent folder.
+
+    Raises InputError for a path without a last name, such as `.` and `/`.
+    """
+    if not path.name:
+        raise InputError(f"{path}: a folder; name a file to write")
     make_folder(path.parent)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:

@@ -52,6 +52,8 @@ def add_data(
         raise DataError(
             f"{place}: no such file or folder; correct the path, or name a data set of a hub as hf:OWNER/NAME@REVISION"
         )
+    if not place.name:
+        raise DataError(f"{place}: the record of a version lies next to its data; name a file or folder below this one")
     record = place.with_name(place.name + SUFFIX)
     with repository() as opened:
         content, earlier = content_of(place), version_of(place)

@@ -26,7 +26,6 @@ def prepared_rows(path: Path, sample: int | None = None) -> Iterator[Row]:
 
     `sample` limits them to that number of rows, those with the smallest ids. Ids are hashes, so this is a sample.
     """
-    import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
@@ -46,7 +45,7 @@ def prepared_rows(path: Path, sample: int | None = None) -> Iterator[Row]:
                     yield Row(cast("list[Message]", messages), tools, row["source"], rejected)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; run `shadowft prepare` first") from None
-    except (pa.ArrowInvalid, OSError, KeyError) as error:
+    except (ValueError, OSError, KeyError) as error:  # of damaged rows, or of a name that is not UTF-8
         raise DataError(
             f"{path}: not readable as prepared data: {' '.join(str(error).split())}; run `shadowft prepare` again"
         ) from None

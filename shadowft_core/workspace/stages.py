@@ -18,7 +18,7 @@ from shadowft_core.workspace import template
 
 STAGES = "stages.yaml"
 INSTALLED = Path(__file__).with_name(STAGES)
-MISREAD = "{}?%"  # in the path of a workspace
+MISREAD = '{}?%":'  # in the path of a workspace
 RESTORE = "restore it with git"
 HEADER = """\
 # Written by `shadowft init`: every stage depends on its number. A version of shadowft that changes the results of a
@@ -114,7 +114,8 @@ def require_usable_path(workspace: Path) -> None:
     """Raise InputError for a path that the tools of a run misread.
 
     DVC takes { and } in a path for a format. In the URL of a database, ? ends the path: MLflow and Prefect would write
-    to one file outside of the workspace. MLflow takes a folder named a%20b for `a b`, and cannot load a version there.
+    to one file outside of the workspace. MLflow takes a folder named a%20b for `a b`, cannot load a version there, and
+    writes the path into an SQL statement, which " may end and : makes a parameter. In PYTHONPATH, : ends a path.
     DVC fails on a path that is not UTF-8, and a terminal obeys control characters in the paths that tools print.
     """
     path = str(workspace.resolve())

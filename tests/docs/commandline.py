@@ -25,7 +25,7 @@ same in a terminal.
 - An error is one line on stderr, and has an [exit code](#exit-codes).
 
 """
-TYPES = {"": "", "<str>": "text", "<path>": "path", "<int>": "integer", "<float>": "number"}
+TYPES = {"": "", "<str>": "text", "<path>": "path", "<file>": "path", "<int>": "integer", "<float>": "number"}
 EXAMPLE = re.compile(r"^(?P<title>.*?):\s+(?P<command>(?:[A-Z_]+=\S+ )*shadowft .*)$")
 ENDINGS = {
     0: "success",

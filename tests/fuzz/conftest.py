@@ -8,11 +8,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     rows = [value for report in reports for name, value in report.user_properties if name == "fuzz"]
     if not rows:
         return
-    columns = ("accepted", "refused", "known", "seconds", "mib")
+    columns = ("accepted", "refused", "seconds", "mib")
     terminalreporter.section("fuzz: inputs of each target, the slowest in seconds, the highest growth of memory in MiB")
     for row in sorted(rows, key=lambda row: row["target"]):
         terminalreporter.write_line(f"{row['target']:<28}" + "".join(f"{row[name]:>10}" for name in columns))
-    totals = {name: sum(row[name] for row in rows) for name in columns[:3]}
+    totals = {name: sum(row[name] for row in rows) for name in columns[:2]}
     terminalreporter.write_line(
         f"{'all ' + str(sum(totals.values())):<28}" + "".join(f"{n:>10}" for n in totals.values())
     )

@@ -21,7 +21,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -35,7 +35,6 @@ from shadowft_core.limits import MESSAGE_CHARACTERS, MIB
 from tests.fuzz.child import kind_of
 from tests.fuzz.damage import Damage, Place, bytes_damage, file_damage
 from tests.fuzz.folders import left_behind, listed, put, special
-from tests.fuzz.odd import LAUGHS
 from tests.fuzz.watch import Breach, watched
 
 SEED = int(os.environ.get("FUZZ_SEED", "17"))
@@ -59,9 +58,6 @@ class Target:
     read: Callable[[Path], object]
     files: Mapping[str, Damage]
     """by name, or by a pattern of names"""
-    known: tuple[str, ...] = ()
-    """faults that are known: `EXCEPTION MODULE`, `message`..., as a failure names them; inputs that would take long are
-    left out: the name of a `Place`, and `laughs` for YAML that grows"""
     seal: Callable[[Path], object] | None = None
     """recomputes, after the damage, digests that would hide it from the reader"""
     allowed: frozenset[str] = frozenset()
@@ -76,10 +72,6 @@ class Change:
 
     file: str
     content: bytes | Place
-
-    @property
-    def laughs(self) -> bool:
-        return isinstance(self.content, bytes) and LAUGHS.encode() in self.content
 
     def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:
         printer.text(f"{self.file} <- {self.content!r:.300}")  # how hypothesis shows it
@@ -137,7 +129,7 @@ def attack(target: Target, examples: int, place: Path) -> dict[str, Any]:
             error.add_note(f"target {target.name}, FUZZ_SEED={SEED}; the input is kept in {arena.kept}")
             raise
     about = {"target": target.name, "seconds": round(arena.slowest, 2), "mib": arena.highest // MIB}
-    return about | {name: counts[name] for name in ("accepted", "refused", "known")}
+    return about | {name: counts[name] for name in ("accepted", "refused")}
 
 
 @dataclass
@@ -149,7 +141,6 @@ class Arena:
     slowest: float = 0.0
     highest: int = 0
     said: str = ""
-    kinds: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self.sound, self.kept, self.arena = (self.place / name for name in ("sound", "failed", "arena"))
@@ -161,7 +152,6 @@ class Arena:
 
     def changes(self) -> st.SearchStrategy[Change]:
         """Nine in ten changes are those of the file's kind."""
-        spared = self.target.known
         ways = {}
         named = [
             (str(path.relative_to(self.sound)), damage)
@@ -170,11 +160,10 @@ class Arena:
         ]
         for name, damage in named:
             raw = (self.sound / name).read_bytes()
-            ways[name] = [damage(raw)] * 18 + [bytes_damage(raw), file_damage(spared)]
-        changes = st.sampled_from(sorted(ways)).flatmap(
+            ways[name] = [damage(raw)] * 18 + [bytes_damage(raw), file_damage()]
+        return st.sampled_from(sorted(ways)).flatmap(
             lambda name: st.integers(0, 19).flatmap(lambda way: st.builds(Change, st.just(name), ways[name][way]))
         )
-        return changes.filter(lambda change: not change.laughs) if "laughs" in spared else changes
 
     @contextmanager
     def entered(self) -> Iterator[None]:
@@ -190,7 +179,7 @@ class Arena:
             resource.setrlimit(resource.RLIMIT_AS, limits)
 
     def outcome(self, change: Change | None) -> str:
-        """`accepted`, `refused` or `known`. Raises Fault."""
+        """`accepted` or `refused`. Raises Fault."""
         for place in self.arena.iterdir():
             if place.name != "here":
                 shutil.rmtree(place)
@@ -201,10 +190,7 @@ class Arena:
                 self.target.seal(self.input)
         try:
             return self._read(warm=change is None)
-        except Fault as fault:
-            self.kinds[fault.kind] += 1
-            if fault.kind in self.target.known:
-                return "known"
+        except Fault:
             shutil.rmtree(self.kept, ignore_errors=True)
             with suppress(shutil.Error, OSError):
                 shutil.copytree(self.input, self.kept, symlinks=True, ignore=special)

@@ -22,7 +22,7 @@
     │   └── NotFiniteError             NaN or infinity in weights or delta
     ├── GraftError                     the graft cannot be written: no scale, or a digest differs from the recipe
     │   └── CastOverflowError          the sum exceeds the output dtype
-    ├── TrainError                     the loss is not finite, or nothing can be learnt
+    ├── TrainError                     the loss is not finite, nothing can be learnt, or a template cannot be used
     ├── StoppedError                   SIGTERM or SIGINT stopped a training; the same command resumes it
     ├── EvaluationError                a task is missing, or items differ between arms
     │   └── SandboxError               programs cannot be isolated on this system

@@ -1,6 +1,6 @@
-"""The limits on what is read from files and servers that others wrote; docs/limits.md explains each.
+"""Limits on what is read from other people's files and servers; docs/limits.md lists them.
 
-A limit is far above every honest use that is known. What exceeds one is refused with the limit and the value found.
+Each limit is far above every known honest use. What exceeds one is refused, with the limit and the value found.
 """
 
 MIB = 1 << 20
@@ -9,21 +9,21 @@ MIB = 1 << 20
 JSON_BYTES = 64 * MIB
 """bytes of a JSON or YAML file, except those named below"""
 TOKENIZER_BYTES = 256 * MIB
-"""bytes of tokenizer.json and of a vocabulary"""
+"""bytes of tokenizer.json or of a vocabulary file"""
 CONFIG_BYTES = 4 * MIB
 """bytes of config.json and the other small files of a model or adapter"""
 SETTINGS_BYTES = 256 * 1024
-"""bytes of a YAML file of another trainer: reading it takes seconds for each megabyte"""
+"""bytes of another trainer's YAML file; reading one takes seconds per megabyte"""
 SETTINGS_FILES = 16
-"""YAML files beside a tuned model that are read for what they tell of its training"""
+"""YAML files beside a tuned model that are searched for settings of its training"""
 PARAMS_BYTES = 1 * MIB
-"""bytes of params.yaml and of a task's YAML file"""
+"""bytes of params.yaml or of a task's YAML file"""
 YAML_VALUES = 100_000
-"""values, keys counted, in a YAML file"""
+"""values in a YAML file, keys included"""
 YAML_CHARACTERS = 1 * MIB
-"""characters of a YAML file with aliases when each is written out"""
+"""characters of a YAML file once its aliases are expanded"""
 INCLUDES = 16
-"""levels of task files that include each other"""
+"""levels of includes in task files"""
 DEPTH = 64
 """levels of nesting in JSON and YAML"""
 DIGITS = 64
@@ -31,43 +31,43 @@ DIGITS = 64
 
 # Weights
 TENSORS = 1_000_000
-"""tensors of a file or of a model"""
+"""tensors in a file or in a model"""
 RANK = 16
-"""lengths in a tensor's shape"""
+"""dimensions of a tensor"""
 HEADER_BYTES = 100_000_000
 """bytes of the header of a safetensors file; the limit of the safetensors library"""
 NAME_CHARACTERS = 1_024
 """characters of a tensor's name"""
 PART_ELEMENTS = 1 << 26
-"""elements of one part of a stored delta: 256 MiB; the largest are rows of a matrix, of less than a million"""
+"""elements of one part of a stored delta, 256 MiB; a part is at least one row, and known rows have under a million"""
 SHARDS = 10_000
 """safetensors files of a model"""
 LAYERS = 4_096
-"""layers, experts or blocks that a config asks for: as many modules are made before any weight is read"""
+"""layers, experts or blocks that a config asks for; that many modules are built before any weight is read"""
 SIDE_FILE_BYTES = 1024 * MIB
-"""bytes of a file that is copied with the weights of a model"""
+"""bytes of any other file that is copied along with a model's weights"""
 TOKENS = 1 << 24
-"""token ids: every id is below it; the largest vocabularies have less than a million"""
+"""every token id is below this; the largest vocabularies have less than a million"""
 
-# Patterns and templates of others
+# Patterns and templates from others
 PATTERN_CHARACTERS = 10_000
 """characters of a regular expression in an adapter's settings"""
 PATTERN_STEPS = 100_000
-"""characters of such an expression, times the counts of all its repeats: the library writes them out"""
+"""characters of such an expression, times the counts of all its repeats, which the library expands"""
 PATTERN_SECONDS = 1.0
 """seconds that one match of such an expression may take"""
 PATTERNS_SECONDS = 30.0
-"""seconds of processor time that all matches for one adapter may take"""
+"""seconds of CPU time that all matches for one adapter may take together"""
 ADAPTER_NAMES = 1_000
-"""modules that an adapter's settings may name one by one in `modules_to_save` and similar fields"""
+"""modules that an adapter's settings may list by name in `modules_to_save` and similar fields"""
 ADAPTER_RANK = 65_536
-"""rank of an adapter, far above the width of any layer it is worth adapting"""
+"""rank of an adapter, far above the width of any layer worth adapting"""
 TEMPLATE_CHARACTERS = 100_000
-"""characters of a chat template or of a template in a task file"""
+"""characters of a chat template, or of a template in a task file"""
 TEMPLATE_SECONDS = 5.0
-"""seconds of one thread that a template may take for one conversation or item"""
+"""seconds of CPU time that a template may take for one conversation or item"""
 TEMPLATE_BYTES = 256 * MIB
-"""bytes of all values that a template may make for one conversation or item; each step counts as 32"""
+"""bytes of all values that a template may create for one conversation or item; each step counts as 32"""
 
 # Scores and records of runs
 RECORD_BYTES = 16 * MIB
@@ -75,7 +75,7 @@ RECORD_BYTES = 16 * MIB
 ITEMS = 1_000_000
 """items of one arm, in items.jsonl"""
 ITEM_BYTES = 64 * MIB
-"""bytes of a line of items.jsonl, and of other files with a JSON value on each line"""
+"""bytes of a line of items.jsonl, or of another file with one JSON value per line"""
 SCORE_ROWS = 5_000_000
 """rows of a table of scores: arms times seeds times items"""
 TASKS = 10_000
@@ -83,29 +83,29 @@ TASKS = 10_000
 LABEL_CHARACTERS = 300
 """characters of the name of a task, metric, item, arm or route in scores"""
 SCORE = 1e50
-"""size of a score; squares and sums of larger ones exceed float64"""
+"""magnitude of a score; squares and sums of larger ones exceed float64"""
 COUNT = 1 << 53
 """a count of items, rows, steps or tokens; larger whole numbers are not exact in float64"""
 
 # Stores and registries
 OBJECT_BYTES = 256 * MIB
-"""bytes of an object of a store: the largest chunk"""
+"""bytes of an object in a store; a chunk is the largest kind"""
 OBJECTS = 10_000_000
-"""objects of a listing of a store"""
+"""objects in a listing of a store"""
 
 # Data
 COLUMNS = 10_000
-"""columns of a data file, those within columns included"""
+"""columns of a data file, nested ones included"""
 ROWS = 20_000_000
 """rows of one data file"""
 DECODED_BYTES = 1024 * MIB
-"""memory that a batch of rows of a Parquet or Arrow file may take while it is decoded"""
+"""bytes of memory for decoding one batch of rows of a Parquet or Arrow file"""
 
 # What is shown and recorded
 ANSWER_CHARACTERS = 4_000
-"""characters of a prompt or an answer that `compare` and `report` keep; items.jsonl of this program has 2,000"""
+"""characters of a prompt or an answer that `compare` and `report` keep; `evaluate` writes up to 2,000 to items.jsonl"""
 TEXT_CHARACTERS = 1_000
-"""characters of a text in a record, such as the name of a trainer"""
+"""characters of a text in a record, such as a trainer's name"""
 MESSAGE_CHARACTERS = 2_000
 """characters of an error message"""
 
@@ -117,10 +117,10 @@ PROMPT_CHARACTERS = 100_000
 ENTRIES = 10_000
 """entries of a list or mapping"""
 VALUE_COUNT = 10**9
-"""steps, rows, tokens and whatever else is counted; also the largest number of any kind"""
+"""steps, rows, tokens and other counts; also the largest value of any other number"""
 MICRO_BATCHES = 1 << 24
-"""sequences of a micro-batch, micro-batches of a step"""
+"""sequences in a micro-batch, or micro-batches in a step"""
 PROCESSES = 1_024
-"""processes, devices and threads of a machine"""
+"""processes, devices or threads of a machine"""
 SEED = 2**32 - 1
 """the largest seed that numpy takes"""

@@ -36,7 +36,7 @@ DEEP = "[" * 980 + "]" * 980
 ROWS: dict[str, tuple[Any, str]] = {
     "100,000 levels": (b'{"question": ' + b"[" * 100_000, "nested too deeply"),
     "990 levels in a call": (call(f'{{"x": {DEEP}}}'), "'tool_calls' is no JSON"),
-    "10,000 digits": (b'{"question": "a", "answer": "b", "n": ' + b"1" * 10_000 + b"}", "bad JSON"),
+    "10,000 digits": (b'{"question": "a", "answer": "b", "n": ' + b"1" * 10_000 + b"}", "a whole number with more"),
     "infinity": (b'{"question": "a", "answer": "b", "n": -Infinity}', "-Infinity is not JSON"),
     "duplicate key deep inside": (b'{"question": "a", "answer": "b", "n": [{"k": 1, "k": 1}]}', "duplicate key"),
     "duplicate key behind a backslash": (b'{"question": "a", "c\\\\": 1, "d": 2, "d": 3}', "duplicate key"),

@@ -38,7 +38,7 @@ def two_of_a_name(path: Path) -> None:
 HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a long text in many rows.parquet": (
         lambda path: pq.write_table(repeated("x" * (15 << 20), 100), path, compression="zstd"),
-        "a few rows take more than 1024 MiB of memory",
+        "decoding a few rows takes more than 1024 MiB of memory",
     ),
     "a long row.parquet": (many_turns, "longer than 16 MiB"),
     "two fields of a name.arrow": (two_of_a_name, "distinct column names in the column turn"),
@@ -50,7 +50,10 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: pq.write_table(pa.table({str(number): [1] for number in range(COLUMNS + 1)}), path),
         f"{COLUMNS + 1} columns, the limit is {COLUMNS}",
     ),
-    "many digits.jsonl": (lambda path: path.write_bytes(ROW + b', "n": ' + b"9" * 5000 + b"}\n"), "bad JSON"),
+    "many digits.jsonl": (
+        lambda path: path.write_bytes(ROW + b', "n": ' + b"9" * 5000 + b"}\n"),
+        "a whole number with more digits than Python reads",
+    ),
 }
 
 

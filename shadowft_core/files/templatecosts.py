@@ -89,7 +89,9 @@ class Budget:
         """Raises TemplateLimit if a limit is exceeded. Called when `used` exceeds `checked`."""
         self.checked = self.used + _OFTEN
         if self.used > TEMPLATE_BYTES:
-            raise TemplateLimit(f"more than {TEMPLATE_BYTES >> 20} MiB of values, or {TEMPLATE_BYTES // STEP} steps")
+            raise TemplateLimit(
+                f"more than {TEMPLATE_BYTES >> 20} MiB of values, where each step counts as {STEP} bytes"
+            )
         now = time.thread_time()
         self._until = self._until or now + TEMPLATE_SECONDS
         if now > self._until:
@@ -99,7 +101,9 @@ class Budget:
 def require(size: int, limit: int = TEMPLATE_BYTES) -> None:
     """Raises TemplateLimit if a value of that size could be made."""
     if size > limit:
-        raise TemplateLimit(f"an operation that could make a value of {size:.3g} bytes, the limit is {limit:.3g}")
+        raise TemplateLimit(
+            f"an operation could make a value of {size / MIB:.4g} MiB, the limit is {limit / MIB:g} MiB"
+        )
 
 
 def product(weights: Weights, arguments: Arguments, named: Mapping[str, Any]) -> None:
@@ -161,7 +165,7 @@ def formatted(weights: Weights, arguments: Arguments, named: Mapping[str, Any]) 
     size = sum([weights.of(one) for one in (*values, *named.values())])
     widths = [int(digits[:20]) for digits in re.findall(r"\d{3,}", text)]
     if re.search(r"%[^A-Za-z%]*\*|\{[^{}]*\{", text):
-        raise TemplateLimit("a width of a text that an argument gives")
+        raise TemplateLimit("an argument gives the width of a text")
     return require(len(text) + fields * (size + max(widths, default=0)))
 
 

@@ -118,7 +118,9 @@ def read_yaml(
         finally:
             parsed.dispose()
     except (yaml.YAMLError, ValueError, RecursionError) as problem:
-        raise error(f"{path}: not readable as YAML: {_problem(problem)}; correct it") from None
+        said = _problem(problem)
+        remedy = "" if "; " in said else "; correct it"
+        raise error(f"{path}: not readable as YAML: {said}{remedy}") from None
 
 
 def _text(raw: bytes) -> str:

@@ -162,10 +162,12 @@ def _decoded(number: int, line: bytes) -> RawRow:
         return RawRow(number, None, str(problem))
     except RecursionError:
         return RawRow(number, None, "nested too deeply")
-    except ValueError:  # also integers of more digits than Python converts
+    except json.JSONDecodeError:
         inner = b"\r" in line.rstrip(b"\r\n")
         words = "bad JSON: CR inside the line, expected LF or CRLF at line ends" if inner else "bad JSON"
         return RawRow(number, None, words)
+    except ValueError:
+        return RawRow(number, None, "a whole number with more digits than Python reads")
 
 
 class _Text:

@@ -68,7 +68,7 @@ def _bounded(path: Path) -> Iterator[None]:
         yield
     except MemoryError:  # ArrowMemoryError is one
         raise DataError(
-            f"{path}: a few rows take more than {DECODED_BYTES >> 20} MiB of memory; repair them, or write the file "
+            f"{path}: decoding a few rows takes more than {DECODED_BYTES >> 20} MiB of memory; write the file again "
             "with smaller row groups"
         ) from None
     finally:

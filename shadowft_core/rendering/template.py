@@ -158,7 +158,10 @@ class Template:
                 **options,
             )
         except TemplateLimit as error:
-            raise TrainError(f"the chat template exceeds a limit: {error}; check it, or leave out the row") from None
+            folder = getattr(self._tokenizer, "name_or_path", "") or "fetch.instruct"
+            raise TrainError(
+                f"{folder}: its chat template exceeds a limit: {error}; correct the template, or leave out long rows"
+            ) from None
         except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
             raise RowError(f"the chat template refuses the conversation: {' '.join(str(error).split()):.200}") from None
         return str(text)

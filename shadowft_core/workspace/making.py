@@ -163,8 +163,9 @@ def _place(data: str | None, made: Made) -> str:
         )
         return str(source.resolve())
     if not source.is_file():
+        found = "a pipe, socket or device" if source.exists() else "no such file or folder"
         raise DataError(
-            f"--data {data}: no such file or folder; name a file (json, jsonl, parquet, csv), a folder, "
+            f"--data {data}: {found}; name a file (json, jsonl, parquet, csv), a folder, "
             "hf:OWNER/NAME@REVISION or s3://BUCKET/PREFIX"
         )
     made.notes.append(f"data: data/{source.name} is a copy of {source}, tracked by DVC")

@@ -10,12 +10,13 @@ INTRO = """# Limits
 
 Written from shadowft_core/limits.py by `python -m tests.docs.generate`.
 
-Files and answers that somebody else wrote are read within limits on size, number, nesting and time. Each limit lies far
-above every honest use that we know. What exceeds one is refused in one line with the limit and the value found. No
-limit can be set. If one stops you, report it with the file that it stopped; if the file is private, report it as
-[SECURITY.md](../SECURITY.md) says.
+Files and answers that somebody else wrote are read within limits on size, number, nesting and time. Each limit is far
+above every honest use that we know of. Whatever exceeds one is refused in one line, with the limit. Mi is 1,048,576.
 
-`make test-fuzz` tries the readers with damaged files; [security.md](security.md) says who may give what. The limits of
+The limits are fixed: no setting raises them. If one stops an honest file, open an issue and attach the file; if it is
+private, report it as [SECURITY.md](../SECURITY.md) says.
+
+`make test-fuzz` tries the readers with damaged files; [security.md](security.md) says who may give what. The limits on
 programs that a model wrote are in [sandbox.md](sandbox.md).
 """
 

@@ -31,7 +31,7 @@ ENDINGS = {
     0: "success",
     1: "an error of the operating system; `diff`: the models differ",
     2: "usage: an unknown verb or option, a missing argument",
-    70: "a mistake in shadowft; with SHADOWFT_TRACEBACK=1 the same command shows the traceback",
+    70: "a mistake in shadowft, please report it; with SHADOWFT_TRACEBACK=1 the same command shows the traceback",
     130: "interrupted by Ctrl-C; the same command goes on or begins again",
 }
 

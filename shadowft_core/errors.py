@@ -36,7 +36,7 @@
     └── PromotionRefusedError          the verdict does not allow the promotion
 
 `exit_code` is the exit code of the command line; subclasses inherit it. 2 is left for usage errors, as in typer. A
-message is one line of bounded length (`one_line`), whatever names and texts of others are in it. No message shows the
+message is one line of bounded length (`one_line`), whatever names and texts it quotes. No message shows the
 password of a URL: `without_passwords` masks all text that is printed, logged, recorded or raised.
 """
 
@@ -60,15 +60,15 @@ def without_passwords(text: str) -> str:
     return _QUERY.sub(r"\1***", _USER.sub(lambda found: f"{found[1] or found[2]}***@", text))
 
 
-# Controls, separators of lines, marks that reverse the direction of writing, and halves of characters.
+# Control characters, line separators, marks that change the direction of writing, and surrogates.
 _CONTROLS = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _SHORT = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
 
 
 def plain(text: str, keep: str = "") -> str:
-    """The text without power over a terminal: a control character becomes an escape of JSON, such as \\u001b.
+    """The text, made harmless to a terminal: control characters become JSON escapes, such as \\u001b.
 
-    So are line separators, marks of writing direction and surrogates, but not the characters in `keep`.
+    So do line separators, marks of writing direction and surrogates; the characters in `keep` stay.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -78,7 +78,7 @@ def plain(text: str, keep: str = "") -> str:
 
 
 def one_line(text: str, most: int = MESSAGE_CHARACTERS) -> str:
-    """The text as one plain line of at most `most` characters, without passwords; what is too long lacks its middle."""
+    """The text as one plain line of at most `most` characters, without passwords; a longer one loses its middle."""
     text = plain(without_passwords(text if len(text) <= 5 * most else _cut(text, 5 * most)))
     return text if len(text) <= most else _cut(text, most)
 

@@ -1,7 +1,7 @@
-"""Output of programs: names and texts of others are printed without power over the terminal.
+"""Program output in which names and texts from elsewhere cannot control the terminal.
 
-`print` escapes control characters, except line feeds and tabs. Consoles of rich write to the stream below, because
-their own control sequences must arrive; `new_console` makes one that escapes every text.
+`print` escapes control characters, except line feeds and tabs. Consoles of rich write to the underlying stream, because
+their own control sequences must reach it; `new_console` makes one that escapes every text.
 """
 
 import io
@@ -21,10 +21,10 @@ class PlainStream:
     """A text stream that escapes control characters."""
 
     def __init__(self, stream: TextIO) -> None:
-        self.rich_proxied_file = stream  # by this name, a console of rich finds the stream below
+        self.rich_proxied_file = stream  # under this name, a console of rich finds the underlying stream
 
     def write(self, text: str) -> int:
-        """Write a text; a carriage return at its beginning stays, as progress bars of libraries begin so."""
+        """Write a text; carriage returns at its beginning are kept, since libraries' progress bars begin with one."""
         rest = text.lstrip("\r")
         return self.rich_proxied_file.write(text[: len(text) - len(rest)] + plain(rest, KEPT))
 
@@ -38,10 +38,10 @@ class PlainStream:
 
 
 def guard_output(encoding: str | None = None) -> None:
-    """Let stdout and stderr take every character, and keep control characters from the terminal.
+    """Make stdout and stderr accept every character, and keep control characters from the terminal.
 
-    A file name may hold bytes that are no text, and a terminal or pipe may have another encoding than UTF-8: what it
-    lacks is escaped. With `encoding`, both streams have that one.
+    A file name may hold bytes that are not text, and a terminal or pipe may use an encoding other than UTF-8: what it
+    cannot show is escaped. With `encoding`, both streams use that one.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -51,7 +51,7 @@ def guard_output(encoding: str | None = None) -> None:
 
 
 def new_console(**settings: Any) -> "Console":
-    """A console of rich that escapes control characters in every text it gets; the texts have no markup."""
+    """A console of rich that escapes control characters in every text it prints, and takes no text as markup."""
     from rich.console import Console  # takes a tenth of a second
 
     class Plain(Console):

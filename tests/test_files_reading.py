@@ -29,7 +29,7 @@ class Some(Fields):
 @pytest.mark.parametrize(
     ("raw", "said"),
     [
-        (b'{"a": 1, "a": 2}', "key 'a' stands twice"),
+        (b'{"a": 1, "a": 2}', "duplicate key 'a'"),
         (b"[" * 65 + b"]" * 65, "64 levels"),
         (b'{"a":' * 65 + b"1" + b"}" * 65, "64 levels"),
         (b"[" * 200_000, "levels of nesting"),
@@ -85,7 +85,7 @@ def test_only_regular_files_below_the_limit_are_read(tmp_path: Path) -> None:
     ("content", "said"),
     [
         ({"format": 1}, "field name is missing"),
-        ({"format": 1, "name": "a", "extra": 1}, "field extra is not one of this format"),
+        ({"format": 1, "name": "a", "extra": 1}, "unknown field extra"),
         ({"format": "1", "name": "a"}, "format: .*integer, found '1'"),
         ({"format": True, "name": "a"}, "format: .*integer, found True"),
         ({"format": 1, "name": "a", "parts": [{"scale": 11}]}, "parts.0.scale: .*10, found 11"),

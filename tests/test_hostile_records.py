@@ -28,8 +28,8 @@ SWEEPS: list[tuple[dict[str, Any] | bytes, str]] = [
     ({"scope": 7}, "scope"),
     ({"factors": [["*", -1]]}, "factors"),
     ({"factors": {"*": 1}}, "factors"),
-    (b'{"format":1,"scale":NaN}', "NaN is not a number of JSON"),
-    (b'{"format":1,"scale":1,"scale":2}', "stands twice"),
+    (b'{"format":1,"scale":NaN}', "NaN is not a JSON number"),
+    (b'{"format":1,"scale":1,"scale":2}', "duplicate key"),
     (b"[1]", "should be an object"),
 ]
 

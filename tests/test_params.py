@@ -84,7 +84,7 @@ def test_an_alias_and_a_merge_without_a_second_value_are_read(tmp_path: Path) ->
             "graft: '', replay",
             "params.yaml: routes.direct must be .*: it is the control$",
         ),
-        ("[pico_domain_dev]", "&a [*a]", "not a tree of named values"),
+        ("[pico_domain_dev]", "&a [*a]", "an alias inside its own anchor"),
         ("routes:", "? [a, b]\n: 1\nroutes:", "not readable as YAML"),
         ("routes:", "a: !!python/name:os.system\nroutes:", "not readable as YAML"),
         ("routes:", "a: 1\n---\nroutes:", "not readable as YAML"),

@@ -201,7 +201,7 @@ def _twice(manifest: dict[str, Any]) -> bytes:
         (lambda m: m.update(format=1), "format"),
         (lambda m: m.update(format=3), "format"),
         (lambda m: m.update(more=1), "more"),
-        (_twice, "'format' stands twice"),
+        (_twice, "duplicate key 'format'"),
     ],
 )
 def test_a_crafted_manifest_is_refused_before_anything_is_written(

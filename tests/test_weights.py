@@ -92,8 +92,8 @@ def test_chunks_add_up_to_the_tensor(tmp_path: Path) -> None:
 
 A = '"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
 MALFORMED = {
-    "duplicate key": (f"{{{A},{A}}}", 8, "stands twice"),
-    "duplicate inner key": ('{"a":{"dtype":"F32","dtype":"I32","shape":[2],"data_offsets":[0,8]}}', 8, "stands twice"),
+    "duplicate key": (f"{{{A},{A}}}", 8, "duplicate key"),
+    "duplicate inner key": ('{"a":{"dtype":"F32","dtype":"I32","shape":[2],"data_offsets":[0,8]}}', 8, "duplicate key"),
     "overlap": (f'{{{A},"b":{{"dtype":"F32","shape":[2],"data_offsets":[4,12]}}}}', 12, "overlap"),
     "hole": (f'{{{A},"b":{{"dtype":"F32","shape":[1],"data_offsets":[12,16]}}}}', 16, "holes"),
     "not from the start": ('{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}', 8, "holes"),

@@ -1,4 +1,4 @@
-"""adapter_config.json of a PEFT LoRA adapter: the types of its fields."""
+"""The typed fields of adapter_config.json, of a PEFT LoRA adapter."""
 
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,7 @@ Few = Annotated[list[str], Field(max_length=ADAPTER_NAMES)]
 
 
 class AdapterConfig(Fields):
-    """The fields that are handled here, and those that do not affect the weights (`JsonValue`)."""
+    """The fields that an exact delta depends on, and those that do not affect the weights (`JsonValue`)."""
 
     peft_type: Literal["LORA"]
     r: Rank
@@ -48,7 +48,7 @@ class AdapterConfig(Fields):
     runtime_config: JsonValue = None
 
     def patterns(self) -> list[tuple[str, str]]:
-        """(field, regular expression) of every one that is matched with names of modules."""
+        """Every regular expression that is matched against module names, as (field, expression)."""
         found: list[tuple[str, str]] = []
         for field in ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern"):
             held: Any = getattr(self, field)

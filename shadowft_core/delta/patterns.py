@@ -1,8 +1,8 @@
-"""Regular expressions in the settings of an adapter, matched within a limit of time.
+"""Matches the regular expressions in an adapter's settings within a time limit.
 
-PEFT matches them with Python's `re`, which some expressions keep busy for years and which cannot be stopped. The
-library `regex` can. It reads a few constructs differently, and writes out counted repeats, so an expression with
-anything that PEFT's users have no need for is refused.
+PEFT matches them with Python's `re`, which some expressions keep busy for years and which cannot be interrupted. The
+library `regex` has a timeout. But it interprets a few constructs differently and expands counted repeats, so an
+expression with constructs that PEFT's users have no need for is refused.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import Any
 from shadowft_core.errors import AdapterError
 from shadowft_core.limits import PATTERN_CHARACTERS, PATTERN_SECONDS, PATTERN_STEPS, PATTERNS_SECONDS
 
-# What both libraries read alike: flags at the start, then letters, escapes, sets, groups and repeats.
+# What both libraries interpret alike: flags at the start, then letters, escapes, sets, groups and repeats.
 _ALIKE = re.compile(
     r"""(?:\(\?[aimsu]+\))?+(?:
         [^\\\[\](){}?*+|] | [|*+?\]}]
@@ -29,7 +29,7 @@ _COUNTS = re.compile(r"\{(\d*),?(\d*)\}")
 
 
 def _count(pair: tuple[str, str]) -> float:
-    """How often a repeat is written out; a float, since a product of many may be larger than any integer is shown."""
+    """How often a repeat is expanded; a float, since the product of many may be too long to print as an integer."""
     return max([1.0, *(float(number) for number in pair if number)])
 
 
@@ -37,33 +37,33 @@ class Patterns:
     """Matches the expressions of one adapter. All of them together have `PATTERNS_SECONDS`."""
 
     def __init__(self, path: Path) -> None:
-        """`path` is the file that errors name."""
+        """Errors name the file `path`."""
         self._path, self._spent = path, 0.0
         self._compiled: dict[str, Any] = {}
 
     def check(self, field: str, pattern: str) -> None:
-        """Raise AdapterError for an expression that is malformed, too long, or not read alike by `re`."""
+        """Raise AdapterError for an expression that is malformed, too long, or interpreted differently by `re`."""
         why = ""
         if len(pattern) > PATTERN_CHARACTERS:
             why = f"{len(pattern)} characters, the limit is {PATTERN_CHARACTERS}"
         elif not _ALIKE.fullmatch(pattern):
-            why = "not well formed, or with a construct that Python's `re` lacks or reads in another way"
+            why = "malformed, or with a construct that Python's `re` lacks or interprets differently"
         elif (steps := len(pattern) * math.prod(map(_count, _COUNTS.findall(pattern)))) > PATTERN_STEPS:
-            why = f"{steps:.3g} steps with its repeats written out, the limit is {PATTERN_STEPS}"
+            why = f"up to {steps:.3g} characters once its repeats are expanded, the limit is {PATTERN_STEPS}"
         if why:
             raise self._refused(pattern, why, f"{field}: ")
         self._get(pattern, f"{field}: ")
 
     def matches(self, pattern: str, module: str, around: str = "{}") -> Any:
-        """The match of the whole of `module` with `pattern`, put into the expression `around`; None without one.
+        """The match of all of `module` with `pattern`, which is put into the expression `around`; None if none.
 
-        Raises AdapterError when one match, or all together, take too long.
+        Raises AdapterError when one match takes too long, or all of them together do.
         """
         begun = time.thread_time()
         try:
             found = self._get(around.replace("{}", pattern)).fullmatch(module, timeout=PATTERN_SECONDS)
         except TimeoutError:
-            raise self._slow(pattern, f"more than {PATTERN_SECONDS:g} s for {module:.80}") from None
+            raise self._slow(pattern, f"more than {PATTERN_SECONDS:g} s to match {module:.80}") from None
         self._add(begun, pattern)
         return found
 

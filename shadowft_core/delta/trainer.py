@@ -1,4 +1,4 @@
-"""What is known of a training: by another trainer, as certificates and receipts record it, and train.json as read."""
+"""What is known about a training: the record of another trainer in certificates and receipts, and train.json."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -12,7 +12,7 @@ Text = Annotated[str, Field(max_length=TEXT_CHARACTERS)]
 
 
 class TrainerFacts(Record):
-    """The facts that files of another trainer tell, each only if a file has it (told.py)."""
+    """What another trainer's files say about a training (told.py); a fact that no file has is absent."""
 
     base: Text | None = None
     seed: int | None = None
@@ -32,7 +32,7 @@ class TrainerFacts(Record):
 
 
 class Trainer(Record):
-    """A training by another trainer: its name, the facts, what a reader would ask for in vain, and damaged files."""
+    """A training by another trainer: its name, the facts, what its files do not say, and which files are damaged."""
 
     name: Text | None
     facts: TrainerFacts
@@ -41,7 +41,7 @@ class Trainer(Record):
 
 
 class TrainRecord(Fields):
-    """train.json, as far as a delta depends on it."""
+    """The fields of train.json that a delta depends on."""
 
     model_digest: Text | None = None
     data_digest: Text | None = None
@@ -51,7 +51,7 @@ class TrainRecord(Fields):
 
 
 def sentence(trainer: Mapping[str, Any]) -> str:
-    """What the files say about a training, in one line: by what, from what, how long, what is unknown."""
+    """What the files say about a training, in one line: the trainer, the starting model, how long, what is unknown."""
     facts = trainer["facts"]
     words = [f"tuned by {trainer['name'] or 'another trainer'}"]
     if base := facts.get("base"):

@@ -1,4 +1,4 @@
-"""A guard around code that reads what others wrote through a library with exceptions of its own."""
+"""A guard around calls into libraries that parse other people's files and raise exceptions of their own."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +11,11 @@ _DAMAGED = (ValueError, RecursionError, ArithmeticError, LookupError, TypeError,
 
 @contextmanager
 def reading(where: object, remedy: str, error: Error = CheckpointError, *also: type[Exception]) -> Iterator[None]:
-    """Turn the exceptions that damaged input causes in a reader, and `also`, into `error`: `where`, what was wrong,
-    `remedy`. UnicodeError is a ValueError, KeyError a LookupError, OverflowError an ArithmeticError.
+    """Turn the exceptions that damaged input causes in a library, and those in `also`, into `error`.
 
-    It belongs around a call into a library and around nothing else, lest it hide a mistake of ours.
+    The message is `where`, what was wrong, and `remedy`. UnicodeError is a ValueError, KeyError a LookupError,
+    OverflowError an ArithmeticError. Put it around a call into a library and nothing else: it would hide our own
+    mistakes.
     """
     try:
         yield

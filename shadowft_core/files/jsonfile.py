@@ -1,7 +1,7 @@
 """Read and write JSON files.
 
-The reader refuses what others accept in silence or end on: a key that stands twice, nesting and numbers beyond all
-use, a pipe or device in place of a file, and a file larger than its limit.
+The reader refuses what other readers silently accept or fail on: duplicate keys, absurd nesting and numbers, a pipe or
+device in place of a file, and a file larger than its limit.
 """
 
 import json
@@ -29,8 +29,8 @@ def read_regular(path: Path, largest: int = JSON_BYTES, error: Error = Checkpoin
     about = os.fstat(handle)
     with open(handle, "rb") as file:
         try:
-            data = file.read(min(about.st_size, largest) + 1)  # as much as is asked for is allocated at once
-            if len(data) > about.st_size:  # it grew, or is one of the kernel's files, which have no size
+            data = file.read(min(about.st_size, largest) + 1)  # read(n) allocates n bytes at once
+            if len(data) > about.st_size:  # the file grew, or is one of the kernel's, which have no size
                 data += file.read(largest + 1 - len(data))
         except OSError as problem:
             raise error(f"{path}: {problem.strerror}; expected a readable file") from None
@@ -42,9 +42,9 @@ def read_regular(path: Path, largest: int = JSON_BYTES, error: Error = Checkpoin
 def parse_json(raw: bytes, where: object, error: Error = CheckpointError, *, finite: bool = False) -> Any:
     """The JSON value in `raw`; `where` names its origin in errors.
 
-    Raises `error` for invalid UTF-8, also in escapes, or JSON, a key that stands twice in an object, more than `DEPTH`
+    Raises `error` for invalid JSON, invalid UTF-8 (also in escapes), a duplicate key in an object, more than `DEPTH`
     levels, a whole number of more than `DIGITS` digits and, with `finite`, NaN, infinity and numbers that float64
-    cannot hold. Without it they are accepted, since configs of models have `Infinity`.
+    cannot hold. Without `finite` these are accepted, since some models' configs have `Infinity`.
     """
     try:
         value = json.loads(
@@ -56,10 +56,10 @@ def parse_json(raw: bytes, where: object, error: Error = CheckpointError, *, fin
         )
         if nested(value, DEPTH):
             raise ValueError(f"more than {DEPTH} levels of nesting")
-        if b"\\ud" in raw or b"\\uD" in raw:  # half a pair of UTF-16 alone is no text, and cannot be written
+        if b"\\ud" in raw or b"\\uD" in raw:  # a lone surrogate is not text, and cannot be written
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as problem:
-        said = "more levels of nesting than any reader takes" if isinstance(problem, RecursionError) else problem
+        said = f"more than {DEPTH} levels of nesting" if isinstance(problem, RecursionError) else problem
         raise error(f"{where}: not readable as JSON: {said}; correct or replace the file") from None
     return value
 
@@ -81,7 +81,7 @@ def _held(value: Any) -> Iterable[Any]:
 def read_json_object(
     path: Path, largest: int = JSON_BYTES, error: Error = CheckpointError, *, finite: bool = False
 ) -> dict[str, Any]:
-    """Read a JSON object as `read_regular` and `parse_json` do. Raises `error` for another JSON value, too."""
+    """Read a JSON object as `read_regular` and `parse_json` do. Raises `error` also for any other JSON value."""
     value = parse_json(read_regular(path, largest, error), path, error, finite=finite)
     if not isinstance(value, dict):
         raise error(f"{path}: expected a JSON object, found {type(value).__name__}; correct or replace the file")
@@ -94,12 +94,12 @@ def write_json_atomically(path: Path, obj: Any) -> None:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of a JSON text with these pairs. Raises ValueError for a key that stands twice."""
+    """The JSON object with these pairs. Raises ValueError for a duplicate key."""
     found = dict(pairs)
     if len(found) != len(pairs):
         seen: set[str] = set()
         again = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {again!r:.80} stands twice in an object")
+        raise ValueError(f"duplicate key {again!r:.80}")
     return found
 
 
@@ -116,4 +116,4 @@ def _finite(text: str) -> float:
 
 
 def _refused(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number of JSON")
+    raise ValueError(f"{name} is not a JSON number")

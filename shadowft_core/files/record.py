@@ -1,6 +1,6 @@
-"""Typed reading of JSON: every file that this package wrote, and the fields it reads of a file of others.
+"""Typed reading of JSON: every file that this package wrote, and the fields that it reads from other files.
 
-A record is a frozen model of pydantic. Types are not converted: text is not a number, 1 is not true.
+A record is a frozen pydantic model. Types are not converted: text is not a number, 1 is not true.
 """
 
 import json
@@ -23,7 +23,7 @@ class Record(BaseModel):
 
 
 class Fields(Record):
-    """The fields that we read of a file of others; it may have further ones."""
+    """The fields that we read from somebody else's file, which may have more."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -63,11 +63,11 @@ def first_problem(problem: ValidationError) -> str:
     """The first field that is wrong, what is expected, and the value found."""
     first = problem.errors(include_url=False)[0]
     field = ".".join(str(part) for part in first["loc"])
-    field = field if field.isprintable() else repr(field)[1:-1]  # a key of the file may have a line break
+    field = field if field.isprintable() else repr(field)[1:-1]  # a key may contain a line break
     if first["type"] == "missing":
         return f"field {field:.200} is missing"
     if first["type"] == "extra_forbidden":
-        return f"field {field:.200} is not one of this format"
+        return f"unknown field {field:.200}"
     expected = first["msg"].removeprefix("Value error, ")
     found = "" if isinstance(first["input"], dict | list) else f", found {first['input']!r:.80}"
     return f"{f'{field:.200}: ' if field else ''}{expected:.400}{found}"

@@ -21,7 +21,7 @@ def open_regular(path: Path, error: type[ShadowError]) -> int:
         raise error(f"{path}: {getattr(problem, 'strerror', None) or problem}; expected a readable file") from None
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise error(f"{path}: a folder, pipe, socket or device, expected a regular file; replace it")
+        raise error(f"{path}: expected a regular file, found a folder, pipe, socket or device; replace it")
     return handle
 
 
@@ -36,7 +36,7 @@ def lines_of(path: Path, longest: int, error: type[ShadowError]) -> Iterator[tup
             while line := file.readline(longest + 1):
                 number += 1
                 if len(line) > longest:
-                    raise error(f"{path}:{number}: more than {longest} bytes in a line, which is the limit; replace it")
+                    raise error(f"{path}:{number}: a line of more than {longest} bytes, the limit; replace the file")
                 yield number, line.rstrip(b"\n")
         except OSError as problem:
             raise error(f"{path}: {problem.strerror}; expected a readable file") from None

@@ -1,4 +1,4 @@
-"""How large a value an operation of a template could make: bounds that are known before it is made."""
+"""Bounds on the value that an operation of a template could create, known before it is created."""
 
 import re
 import time
@@ -12,8 +12,8 @@ from jinja2 import TemplateError
 from shadowft_core.limits import DEPTH, MIB, TEMPLATE_BYTES, TEMPLATE_SECONDS
 
 STEP = 32  # bytes that a step counts as
-_OFTEN = 1 << 18  # bytes between two looks at the clock
-_BITS = 10_000  # of a whole number; Python writes no longer one as text
+_OFTEN = 1 << 18  # bytes between two checks of the clock
+_BITS = 10_000  # of a whole number; Python refuses to write longer ones as text
 _NODE = 64  # bytes of an entry of a list or mapping, about
 _HELD = 64 * MIB  # bytes of a list or mapping with everything in it
 _PRODUCT = 1 << 20  # the product of the sizes of all arguments, for operations that are not listed here
@@ -66,7 +66,7 @@ class Weights:
 
 Arguments = Sequence[Any]
 Rule = Callable[[Weights, Arguments, Mapping[str, Any]], "Arguments | None"]
-"""Raises TemplateLimit if an operation with these arguments could make too large a value; may return other arguments"""
+"""Raises TemplateLimit if an operation with these arguments could create too large a value; may replace arguments"""
 
 
 class Budget:
@@ -99,7 +99,7 @@ class Budget:
 
 
 def require(size: int, limit: int = TEMPLATE_BYTES) -> None:
-    """Raises TemplateLimit if a value of that size could be made."""
+    """Raises TemplateLimit for a size above the limit."""
     if size > limit:
         raise TemplateLimit(
             f"an operation could make a value of {size / MIB:.4g} MiB, the limit is {limit / MIB:g} MiB"

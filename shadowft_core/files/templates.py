@@ -1,8 +1,8 @@
-"""Templates of others (jinja2) within limits: no template runs for minutes, or fills the memory.
+"""Renders other people's jinja2 templates within limits, so that none runs for minutes or fills the memory.
 
-jinja2's sandbox keeps a template from Python, but not from loops in loops or from a text of a gigabyte. Here each round
-of a loop, call and operation counts, and what could make a large value is measured before it does: `limits.py` has the
-limits. A template within them gives the text that it would give without.
+jinja2's sandbox keeps a template away from Python's internals, but not from nested loops or a gigabyte of text. Here
+every loop iteration, call and operation is counted, and whatever could create a large value is measured before it
+does. `limits.py` has the limits; within them a template renders the same text as without.
 """
 
 import threading
@@ -45,7 +45,7 @@ _NOW = _Local()
 
 
 class _Limited(Template):
-    """A template whose renderings have a budget each."""
+    """A template; each rendering has a budget of its own."""
 
     def render(self, *args: Any, **kwargs: Any) -> str:
         with _spending(Budget()):
@@ -68,7 +68,7 @@ def _spending(budget: Budget) -> Iterator[None]:
     try:
         yield
     except RecursionError:
-        raise TemplateLimit("more levels of calls than Python takes") from None
+        raise TemplateLimit("calls nested too deeply for Python") from None
     except (OverflowError, MemoryError) as error:
         raise TemplateLimit(str(error) or type(error).__name__) from None
     finally:
@@ -117,7 +117,7 @@ class _Code(CodeGenerator):
 
 
 def _guard(node: nodes.Node) -> str | None:
-    """The method of the environment that gets the value of an expression."""
+    """The method of the environment that the value of an expression is passed to; None if there is none."""
     if getattr(node, "looped", False):
         return "rounds"
     if isinstance(node, nodes.Compare):
@@ -165,7 +165,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         return value
 
     def measured(self, value: Any) -> Any:
-        """Account for a value that was made."""
+        """Account for a value that was created."""
         budget = _NOW.budget
         kind = type(value)
         if kind is str:

@@ -1,6 +1,6 @@
-"""Read hand-written YAML, and refuse what other readers take in silence or end on.
+"""Read hand-written YAML, and refuse what other readers silently accept or fail on.
 
-By default a file is read as DVC reads it (version 1.2), and what DVC would read as another value is refused.
+By default a file is read as DVC reads it (version 1.2), and what DVC would read as a different value is refused.
 """
 
 import math
@@ -38,13 +38,13 @@ for _name, _pattern, _first in (
     ("merge", r"<<", "<"),
 ):
     _Yaml.add_implicit_resolver(_TAG + _name, re.compile(rf"(?:{_pattern})\Z"), list(_first))
-# Numbers and dates to DVC, text by the patterns above.
+# What DVC reads as a number or a date, although the patterns above make it text.
 _OTHERWISE = re.compile(
     r"[-+]?0b[01_]+|[-+]?0o?[0-7_]+|[-+]?0x[0-9a-fA-F_]+|[-+]?[0-9][0-9_]*|[-+][0-9_]+"
     r"|[-+]?[0-9][0-9_]*\.[0-9_]*([eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"
     r"|[-+]?\.[0-9_]+([eE][-+][0-9]+)?|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt \t].*)?|="
 )
-# What YAML allows in a file, but for a form feed and the like.
+# A character that YAML does not allow in a file, such as a form feed.
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -95,10 +95,10 @@ def read_yaml(
     """Read a hand-written YAML file: version 1.2, or as another `loader` reads it.
 
     Raises `error`, with the line, for a file that `read_regular` refuses, invalid UTF-8 or YAML, a second document, a
-    key that stands twice in a mapping or in what it merges (`<<`) unless `repeated`, a tag that is not in `tags`, a
-    directive, more than `DEPTH` levels or `YAML_VALUES` values, aliases that stand for more than `YAML_CHARACTERS`
-    characters, and numbers beyond `DIGITS` digits or float64. With the default loader, also for a key that is no text
-    and for a value that DVC reads as another one.
+    duplicate key in a mapping or in what it merges (`<<`) unless `repeated`, a tag that is not in `tags`, a directive,
+    more than `DEPTH` levels or `YAML_VALUES` values, aliases that expand to more than `YAML_CHARACTERS` characters, and
+    numbers beyond `DIGITS` digits or float64. With the default loader, also for a key that is not text and for a value
+    that DVC reads differently.
     """
     try:
         text = _text(read_regular(path, largest, error))
@@ -111,7 +111,9 @@ def read_yaml(
             _require_short(node, max(YAML_CHARACTERS, 2 * len(text) + 2))  # without aliases it is never longer
             for where, first, second in () if repeated else _repeated(node, "", set()):
                 lines = f"lines {first + 1} and {second + 1}" if first != second else f"line {first + 1}"
-                raise error(f"{path}: duplicate key {where:.200}, in {lines}; keep one: readers silently use the last")
+                raise error(
+                    f"{path}: duplicate key {where:.200}, in {lines}; keep one: many readers silently use the last"
+                )
             if loader is _Yaml:
                 _require_read_alike(node, set())
             return parsed.construct_document(node)
@@ -159,15 +161,14 @@ def _check_events(text: str, tags: Set[str]) -> None:
 
 
 def _require_short(root: yaml.Node, most: int) -> None:
-    """Raise ValueError if aliases are nested in themselves, or stand for too much."""
-    sizes: dict[int, tuple[int, int] | None] = {}  # characters and levels of a node, written out; None: being measured
+    """Raise ValueError if an alias contains itself, or if aliases expand to too much."""
+    sizes: dict[int, tuple[int, int] | None] = {}  # characters and levels of a node, expanded; None: being measured
 
     def measured(node: yaml.Node) -> tuple[int, int]:
         if id(node) in sizes:
             if (known := sizes[id(node)]) is None:
                 raise ValueError(
-                    f"line {node.start_mark.line + 1}: not a tree of named values: an alias stands inside its own "
-                    "anchor; write the values out"
+                    f"line {node.start_mark.line + 1}: an alias inside its own anchor never ends; write the values out"
                 )
             return known
         sizes[id(node)] = None
@@ -179,7 +180,7 @@ def _require_short(root: yaml.Node, most: int) -> None:
             found = 2 + sum(size for size, _ in parts), 1 + max((levels for _, levels in parts), default=0)
         if found[0] > most or found[1] > DEPTH:
             raise ValueError(
-                f"line {node.start_mark.line + 1}: written out, its aliases are more than {most} characters "
+                f"line {node.start_mark.line + 1}: its aliases expand to more than {most} characters "
                 f"or {DEPTH} levels; write the values out"
             )
         sizes[id(node)] = found
@@ -210,7 +211,7 @@ def _keys(node: yaml.Node) -> Iterator[tuple[str, int]]:
     """Yield the keys of a mapping and of the mappings merged into it, with their line numbers."""
     for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
         if not isinstance(key, yaml.ScalarNode):
-            raise ValueError(f"line {key.start_mark.line + 1}: a list or mapping as a key; name the value by a text")
+            raise ValueError(f"line {key.start_mark.line + 1}: a list or mapping as a key; use text as the key")
         yield str(key.value), key.start_mark.line
         if key.tag == f"{_TAG}merge":
             for merged in value.value if isinstance(value, yaml.SequenceNode) else [value]:
@@ -218,7 +219,7 @@ def _keys(node: yaml.Node) -> Iterator[tuple[str, int]]:
 
 
 def _require_read_alike(node: yaml.Node, seen: set[int]) -> None:
-    """Raise ValueError for a key that is no text, and for a value that DVC reads as another one."""
+    """Raise ValueError for a key that is not text, and for a value that DVC reads differently."""
     if id(node) in seen:
         return
     seen.add(id(node))

@@ -1,6 +1,6 @@
-"""The forms of recipe.json, of receipt.json beside it, and of the sweep file that a graft takes its scale from.
+"""The typed fields of recipe.json, of receipt.json beside it, and of the sweep file that a graft takes its scale from.
 
-Files of earlier versions lack some fields, and a registered recipe has more; both are read.
+Files from earlier versions lack some fields, and a registered recipe has more; both can be read.
 """
 
 from typing import Annotated, Any, Literal
@@ -19,7 +19,7 @@ Scale = Annotated[float, Field(ge=0, le=10)]
 
 
 class MergeFields(Record):
-    """The rule that merged the deltas; options.Merge says which fields it takes."""
+    """The rule that merged the deltas; options.Merge says which fields each rule takes."""
 
     rule: str = "sum"
     density: float | None = None
@@ -38,7 +38,7 @@ class OptionsFields(Fields):
 
 
 class AddedDelta(Fields):
-    """A delta and its scale: a stored one by its digest, a difference by those of its two models."""
+    """A delta and its scale. A stored delta has a digest, a difference has those of its two models."""
 
     scale: float
     digest: Digest | None = None

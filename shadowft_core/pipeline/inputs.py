@@ -1,4 +1,4 @@
-"""Whether the files that params.yaml names are there: asked before a Prefect server starts, and again by the flow."""
+"""Checks that the files named in params.yaml exist, before a Prefect server starts and again in the flow."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,8 +8,8 @@ from shadowft_core.params import Params, refuse_password, require_text
 
 
 def require_options(options: Mapping[str, str | None]) -> None:
-    """Raise ParamsError for an option of a run that holds a password, or characters that Prefect's server, a path or
-    the environment cannot take."""
+    """Raise ParamsError for an option of a run that holds a password, or characters that are not allowed in a path,
+    in the environment or on Prefect's server."""
     for option, value in options.items():
         try:
             require_text(value or "")

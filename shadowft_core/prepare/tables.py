@@ -1,4 +1,4 @@
-"""Reads the rows of Parquet and Arrow files, in batches that are bounded: a small file can hold gigabytes."""
+"""Reads rows of Parquet and Arrow files in bounded batches, since a small file can decode to gigabytes."""
 
 import resource
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ _LONG = f"longer than {ROW_LIMIT >> 20} MiB"
 
 
 class BadJson(ValueError):
-    """Text in a column of JSON that is not JSON."""
+    """A column of JSON has text that is not JSON."""
 
 
 def table_rows(path: Path, kind: str) -> Iterator[RawRow]:
@@ -55,7 +55,7 @@ def table_rows(path: Path, kind: str) -> Iterator[RawRow]:
 
 @contextmanager
 def _bounded(path: Path) -> Iterator[None]:
-    """Let this process take at most DECODED_BYTES more: what a few bytes of a table decode to is not known before.
+    """Let this process take at most DECODED_BYTES more: it is not known beforehand what a few bytes decode to.
 
     Raises DataError if that is not enough.
     """
@@ -76,7 +76,7 @@ def _bounded(path: Path) -> Iterator[None]:
 
 
 def _values_or_none(batch: Any) -> list[dict[str, Any]] | None:
-    """The rows of a batch; None if they are to be read one by one."""
+    """The rows of a batch; None if they must be read one by one."""
     if batch.nbytes > 2 * _BATCH_BYTES:
         return None
     try:
@@ -86,9 +86,9 @@ def _values_or_none(batch: Any) -> list[dict[str, Any]] | None:
 
 
 def _values(batch: Any) -> list[dict[str, Any]]:
-    """The rows of a batch with the values of JSON: decodes columns of JSON, and leaves out null fields of objects.
+    """The rows of a batch as JSON values: columns of JSON are decoded, and null fields of objects are left out.
 
-    Arrow gives all objects of a column the same fields, and null to the fields that an object did not have.
+    In Arrow all objects of a column have the same fields, and those that an object did not have are null.
     """
     rows: list[dict[str, Any]] = batch.to_pylist()
     for name, read in ((field.name, _reader(field.type)) for field in batch.schema):
@@ -188,8 +188,8 @@ def _require_plain(path: Path, schema: Any) -> None:
                 if nested and kind.num_fields:
                     inner.append((f"{place}{field.name}.", [kind.field(at) for at in range(kind.num_fields)]))
         if count > COLUMNS:
-            raise DataError(f"{path}: {count} columns, the limit is {COLUMNS}; keep those of the conversations")
+            raise DataError(f"{path}: {count} columns, the limit is {COLUMNS}; keep only those of the conversations")
         layer = inner
         if not layer:
             return
-    raise DataError(f"{path}: column {layer[0][0]:.60} has more than {DEPTH} levels; keep those of the conversations")
+    raise DataError(f"{path}: column {layer[0][0]:.60} has more than {DEPTH} levels; leave it out")

@@ -1,4 +1,4 @@
-"""What a registration reads of the outputs of other stages, typed."""
+"""The typed fields that a registration reads from the outputs of other stages."""
 
 from typing import Annotated, Any, Literal
 
@@ -81,7 +81,7 @@ class _Lineage(Fields):
 
 
 class RegisteredRecipe(Fields):
-    """A registered recipe; those of earlier versions have no `arm`. `digest` names a folder of the cache."""
+    """A registered recipe. Those of earlier versions have no `arm`. `digest` names a folder in the cache."""
 
     format: Literal[1]
     digest: Digest

@@ -99,7 +99,7 @@ def _lines(path: Path, form: type[Record]) -> list[dict[str, Any]] | None:
     found = []
     for number, line in lines_of(path, RECORD_BYTES, EvaluationError):
         if number > ITEMS:
-            raise EvaluationError(f"{path}: more than {ITEMS} lines, which is the limit; run the stage that writes it")
+            raise EvaluationError(f"{path}: more than {ITEMS} lines, the limit; run the stage that writes it")
         remedy = "run the stage that writes it again"
         found.append(checked(line, form, f"{path}:{number}", remedy, error=EvaluationError))
     return found

@@ -1,4 +1,4 @@
-"""What the page shows of the files of all stages, typed. Files of older versions, and of other trainers, have less."""
+"""The typed fields that the page shows, from the files of all stages. Older versions and other trainers write fewer."""
 
 from typing import Annotated, Any, Literal, Self
 

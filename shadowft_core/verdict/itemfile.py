@@ -176,9 +176,7 @@ def _rows(items: Items) -> Iterator[_Row]:
     path = _called(items)
     for number, row in enumerate(_read(items), start=1):
         if number > SCORE_ROWS:
-            raise EvaluationError(
-                f"{path}: more than {SCORE_ROWS} rows, which is the limit; judge fewer items at a time"
-            )
+            raise EvaluationError(f"{path}: more than {SCORE_ROWS} rows, the limit; judge fewer items at a time")
         where = f"{path}: row {number}"
         for column in ("suite", "task", "arm"):
             if not isinstance(row[column], str) or not row[column]:
@@ -249,7 +247,7 @@ def _read(items: Items) -> Iterator[Mapping[str, Any]]:
 
 
 def _columns(path: str, schema: Any, rows: int) -> list[str]:
-    """The columns to read. Raises EvaluationError if one is missing, stands twice or is of another type than text,
+    """The columns to read. Raises EvaluationError if one is missing, appears twice or has another type than text,
     number and truth value, or if there are too many rows."""
     from pyarrow import types
 
@@ -259,7 +257,7 @@ def _columns(path: str, schema: Any, rows: int) -> list[str]:
     found = [name for name in NEEDED + OPTIONAL if name in schema.names]
     for name in found:
         if schema.names.count(name) > 1:
-            raise EvaluationError(f"{path}: column {name!r} stands {schema.names.count(name)} times; keep one")
+            raise EvaluationError(f"{path}: column {name!r} appears {schema.names.count(name)} times; keep one")
         kind = schema.field(name).type
         kind = kind.value_type if types.is_dictionary(kind) else kind
         plain = (types.is_string, types.is_large_string, types.is_string_view, types.is_integer, types.is_floating)

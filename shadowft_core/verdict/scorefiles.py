@@ -1,4 +1,4 @@
-"""The files of a score folder and of seeds, typed: scores.json, items.jsonl, seeds.json, champions.json."""
+"""The typed fields of the files with scores: scores.json, items.jsonl, seeds.json, champions.json."""
 
 import math
 import re
@@ -72,7 +72,7 @@ class Summary(Record):
 
 
 class Head(Record):
-    """scores.json. Files of older versions have no `generation`, which says how answers were asked for."""
+    """scores.json. Files from older versions have no `generation`, the settings that answers were generated with."""
 
     format: Literal[1]
     arm: Label
@@ -95,7 +95,7 @@ class Head(Record):
 
     @property
     def told(self) -> dict[str, Any]:
-        """What the file has, as it has it."""
+        """The fields that the file has, without defaults for the others."""
         return self.model_dump(exclude_unset=True)
 
 
@@ -108,9 +108,9 @@ class Line(Record):
     prompt: Any = ""
     output: Any = ""
     about: str | None = Field(None, max_length=LABEL_CHARACTERS)
-    """what the item is about, shared with others or not"""
+    """the subject of the item; other items may have the same"""
     cluster: str | None = Field(None, max_length=LABEL_CHARACTERS)
-    """what the item shares with others; null or empty: nothing"""
+    """what the item shares with others; null or empty if nothing"""
     finish: Literal["stop", "length"] | None = None
     tokens: Count | None = None
     parsed: bool | None = None
@@ -120,7 +120,7 @@ class Line(Record):
 
 
 class FurtherSeed(Record):
-    """A seed that was trained and scored besides the first. `train.command` may tell less than all losses."""
+    """A seed that was trained and scored besides the first. A `train.command` may report only some of the losses."""
 
     seed: int = Field(ge=0)
     delta: str | None = None
@@ -131,7 +131,7 @@ class FurtherSeed(Record):
 
 
 class Seeds(Record):
-    """seeds.json: the seed that ships, and those that were trained and scored besides."""
+    """seeds.json: the seed that ships, and the further ones that were trained and scored."""
 
     format: Literal[1]
     route: str = ""
@@ -172,7 +172,7 @@ def read_seeds(path: Path) -> Seeds:
 
 
 def read_considered(path: Path) -> Considered:
-    """Raises EvaluationError if it is damaged. A missing file has none."""
+    """Raises EvaluationError if it is damaged. A missing file means that no champions were compared."""
     if not path.exists():
         return Considered()
     return read_record(path, Considered, "evaluate the champion again", error=EvaluationError, largest=RECORD_BYTES)
@@ -181,17 +181,17 @@ def read_considered(path: Path) -> Considered:
 def read_lines(path: Path) -> Iterator[tuple[int, Line]]:
     """The lines of items.jsonl with their numbers, one at a time.
 
-    Raises EvaluationError if the file is missing, or a line is damaged or too long, or there are too many.
+    Raises EvaluationError if the file is missing, a line is damaged or too long, or there are too many lines.
     """
     for number, raw in lines_of(path, ITEM_BYTES, EvaluationError):
         where = f"{path}:{number}"
         if number > ITEMS:
-            raise EvaluationError(f"{path}: more than {ITEMS} items, which is the limit; judge fewer at a time")
+            raise EvaluationError(f"{path}: more than {ITEMS} items, the limit; judge fewer at a time")
         try:
             line = Line.model_validate_json(raw)
         except ValidationError as error:
             raise EvaluationError(f"{where}: {first_problem(error)}; run evaluate again") from None
-        # A key that stands twice makes more keys than fields. Quotes in a text may look like keys: then look closely.
+        # With a duplicate key there are more keys than fields. Quotes in a text may look like keys: then parse again.
         plain = type(line.prompt) is str and type(line.output) is str
         if not plain or len(_KEY.findall(raw)) != len(line.model_fields_set) + len(line.others):
             parse_json(raw, where, EvaluationError, finite=True)

@@ -1,4 +1,4 @@
-"""verdict.json, typed: as `verdict` writes it now, and as earlier versions did (format 1)."""
+"""The typed fields of verdict.json, as `verdict` writes it now and as earlier versions did (format 1)."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -51,7 +51,7 @@ class _Look(Fields):
 
 
 class VerdictFile(Fields):
-    """The fields of verdict.json that are read again."""
+    """The fields of verdict.json that other verbs read."""
 
     format: Literal[1, 2]
     candidate: Label | None

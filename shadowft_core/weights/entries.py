@@ -13,8 +13,8 @@ def require_own_files(folder: Path, error: type[ShadowError] = CheckpointError) 
     """Raise `error` unless every entry of a folder, and of its chat templates, is a file or folder of its own.
 
     A link must lead to a place inside the folder. In a snapshot of a Hugging Face cache, `snapshots/REVISION`, it may
-    lead to a file in the `blobs` of the same model. Otherwise a downloaded folder could have one of the reader's
-    own files copied into a graft. Pipes, sockets and devices are refused. Hidden entries are never read.
+    lead to a file in the `blobs` of the same model. Otherwise a downloaded folder could smuggle one of the user's own
+    files into a graft. Pipes, sockets and devices are refused. Hidden entries are never read.
     """
     root = folder.resolve()
     blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else None
@@ -34,11 +34,11 @@ def _require_own(entry: Path, root: Path, blobs: Path | None, error: type[Shadow
         found = entry.resolve() if entry.is_symlink() else entry
         mode = found.stat().st_mode
     except (OSError, RuntimeError):  # RuntimeError: a loop of links, before Python 3.13
-        raise error(f"{entry}: not a regular file, but a link to nothing; replace it by a file") from None
+        raise error(f"{entry}: not a regular file, but a broken link; replace it with a file") from None
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise error(f"{entry}: not a regular file, but a pipe, socket or device; remove it")
     if found != entry and not found.is_relative_to(root) and found.parent != blobs:
         raise error(
-            f"{entry}: a link that leads out of its folder, to {found}; expected a file of its own: if you trust the "
-            "link, copy the folder with `cp -rL`"
+            f"{entry}: a link that leads out of its folder, to {found}; expected a file in the folder: if you trust "
+            "the link, copy the folder with `cp -rL`"
         )

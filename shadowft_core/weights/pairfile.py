@@ -6,7 +6,7 @@ from shadowft_core.files import Fields, read_record
 
 
 class Side(Fields):
-    """A model of the pair: its reference, its model digest and its label for people."""
+    """A model of the pair: its reference, its digest, and a label for people."""
 
     ref: str
     digest: str
@@ -14,7 +14,7 @@ class Side(Fields):
 
 
 class Pair(Fields):
-    """pair.json, as far as every reader needs it."""
+    """The fields of pair.json that every reader needs."""
 
     base: Side
     instruct: Side

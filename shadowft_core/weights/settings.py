@@ -1,4 +1,4 @@
-"""The fields that are read of the small JSON files of a model folder; every reader of such a field uses these forms."""
+"""The fields that we read from the small JSON files of a model folder; all readers of such a field use these types."""
 
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -15,7 +15,7 @@ Count = Annotated[int, Field(ge=1, lt=1 << 31)]
 
 
 class LanguageConfig(Fields):
-    """config.json, or the part of it about the language model; the fields that decide how weights are read."""
+    """The fields of config.json, or of its language model's part, that decide how weights are read."""
 
     model_type: str | None = None
     architectures: list[str] | None = None
@@ -108,9 +108,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_settings(folder: Path, name: str, form: type[F]) -> F:
-    """The fields of a model folder's JSON file; those of an empty file where the folder has none.
+    """The fields of a JSON file in a model folder; their defaults if there is no such file.
 
-    Raises CheckpointError, naming file and field, for one of another type or range.
+    Raises CheckpointError, naming file and field, for a field of another type or range.
     """
     path = folder / name
     return read_record(path, form, SAVE_AGAIN, largest=CONFIG_BYTES) if path.exists() else form()

@@ -102,6 +102,7 @@ def test_data_in_a_folder_stays_where_it_is(tmp_path: Path, rows: Path, monkeypa
 
 REFUSED: dict[str, tuple[dict[str, str], type[ShadowError], str]] = {
     "no data": ({"data": "{tmp}/none.jsonl"}, DataError, "none.jsonl: no such file or folder"),
+    "a device as data": ({"data": "/dev/null"}, DataError, "/dev/null: a pipe, socket or device"),
     "no Base": ({"base": "{tmp}/none", "instruct": "{instruct}"}, InputError, "none: no such folder"),
     "one model": ({"base": "{base}"}, InputError, "expected both models or neither; add --instruct"),
     "the other model": (

@@ -143,10 +143,13 @@ def test_templates_within_the_limits_give_the_text_that_transformers_gives() -> 
         theirs._compile_jinja_template = ours
 
 
-def test_a_renderer_names_the_limit() -> None:
+@pytest.mark.parametrize(("folder", "named"), [("models/own", "models/own"), ("", r"fetch\.instruct")])
+def test_a_renderer_names_the_model_and_the_limit(folder: str, named: str) -> None:
     tokenizer, stops = tokenizer_for("")
-    tokenizer.chat_template = "{{ 'x' * 2000000000 }}"
-    with pytest.raises(TrainError, match="the chat template exceeds a limit: an operation that could make"):
+    tokenizer.chat_template, tokenizer.name_or_path = "{{ 'x' * 2000000000 }}", folder
+    with pytest.raises(
+        TrainError, match=f"^{named}: its chat template exceeds a limit: .* 1907 MiB, the limit is 256 MiB"
+    ):
         Renderer(tokenizer, stops, Render())
 
 

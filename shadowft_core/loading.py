@@ -108,7 +108,7 @@ def _call(loader: Any, folder: Path, source: Path | None, **options: Any) -> Any
 def _require_plain(folder: Path) -> None:
     # Not at the top: they import numpy, and programs set its variables first.
     from shadowft_core.weights.entries import require_own_files
-    from shadowft_core.weights.settings import read_config
+    from shadowft_core.weights.settings import TokenizerConfig, read_config, read_settings
 
     if not folder.is_dir():  # transformers would take it for a name on the hub
         raise CheckpointError(f"{folder}: no such folder; expected a Hugging Face model folder")
@@ -118,6 +118,7 @@ def _require_plain(folder: Path) -> None:
             f"{folder / 'adapter_config.json'}: transformers would add this adapter to the weights of the model in the "
             "same folder; move the adapter to a separate folder"
         )
+    read_settings(folder, "tokenizer_config.json", TokenizerConfig)
     path = folder / "config.json"
     if not path.is_file():
         return

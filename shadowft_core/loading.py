@@ -4,6 +4,7 @@ By default transformers asks on stdin whether to run Python files of the folder 
 adapter from the same folder, loads the weights file that the config names, and downloads attention kernels.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from functools import cache, lru_cache, wraps
 from pathlib import Path
@@ -18,6 +19,7 @@ _REPEATED = (
     *("num_hidden_layers", "num_layers", "n_layers", "n_layer", "encoder_layers", "decoder_layers", "depth"),
     *("num_decoder_layers", "num_experts", "num_local_experts", "n_routed_experts"),
 )
+_HALF = re.compile("[\ud800-\udfff]")
 _KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 
 
@@ -65,7 +67,8 @@ def _limited(method: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(method)
     def call(self: Any, *given: Any, **named: Any) -> Any:
         where = Path(self.name_or_path) / "tokenizer.json"
-        seconds = TOKENIZER_SECONDS + sum(map(len, _texts([*given, *named.values()]))) / 20_000
+        texts = list(_texts([*given, *named.values()]))
+        seconds = TOKENIZER_SECONDS + sum(map(len, texts)) / 20_000
         try:
             return within(seconds, lambda: method(self, *given, **named))
         except TimeoutError:
@@ -73,6 +76,10 @@ def _limited(method: Callable[..., Any]) -> Callable[..., Any]:
                 f"{where}: took more than {seconds:.3g} s for one text or batch; use another tokenizer"
             ) from None
         except BaseException as error:
+            if isinstance(error, TypeError) and any(map(_HALF.search, texts)):
+                raise CheckpointError(
+                    f"{where}: half a character (a surrogate) has no tokens; correct the chat template or the text"
+                ) from None
             if type(error) is not Exception and type(error).__name__ != "PanicException":  # the library has both
                 raise
             raise CheckpointError(f"{where}: damaged: {' '.join(str(error).split()):.300}; save it again") from None

@@ -169,7 +169,6 @@ def test_a_call_within_a_limit_returns_or_raises_as_it_would() -> None:
             sum(range(1000))
 
     assert within(1, lambda: 7) == 7
-    assert within(0.1, lambda: time.sleep(0.5)) is None, "it waits, and is not busy"  # type: ignore[func-returns-value]
     with pytest.raises(KeyError, match="x"):
         within(1, fails)
     with pytest.raises(TimeoutError):

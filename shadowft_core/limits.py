@@ -68,6 +68,12 @@ TEMPLATE_SECONDS = 5.0
 """seconds of CPU time that a template may take for one conversation or item"""
 TEMPLATE_BYTES = 256 * MIB
 """bytes of all values that a template may create for one conversation or item; each step counts as 32"""
+TOKENIZER_SECONDS = 5.0
+"""seconds that a tokenizer may take for one text; longer texts get one more for each 20,000 characters"""
+TOKENIZER_GROWTH = 64
+"""characters that all replacements in tokenizer.json together may write for one"""
+TOKENIZER_PARTS = 1_000
+"""parts of tokenizer.json that change text or tokens, and pieces of its templates"""
 
 # Scores and records of runs
 RECORD_BYTES = 16 * MIB

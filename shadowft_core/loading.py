@@ -4,20 +4,22 @@ By default transformers asks on stdin whether to run Python files of the folder 
 adapter from the same folder, loads the weights file that the config names, and downloads attention kernels.
 """
 
-from collections.abc import Iterator
-from functools import lru_cache
+import re
+from collections.abc import Callable, Iterator
+from functools import cache, lru_cache, wraps
 from pathlib import Path
 from typing import Any
 
 from shadowft_core.errors import CheckpointError
-from shadowft_core.files import read_json_object
-from shadowft_core.limits import CONFIG_BYTES, LAYERS
+from shadowft_core.files import read_json_object, within
+from shadowft_core.limits import CONFIG_BYTES, LAYERS, TOKENIZER_SECONDS
 
 _SIDE_FILES = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
 _REPEATED = (
     *("num_hidden_layers", "num_layers", "n_layers", "n_layer", "encoder_layers", "decoder_layers", "depth"),
     *("num_decoder_layers", "num_experts", "num_local_experts", "n_routed_experts"),
 )
+_HALF = re.compile("[\ud800-\udfff]")
 _KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 
 
@@ -29,8 +31,12 @@ def load(loader: Any, folder: Path, **options: Any) -> Any:
     its config asks for more modules than any model has, when a link in it leads out of it, when only its own code could
     load it, and when loading fails.
     """
+    from shadowft_core.weights.tokenizerfile import check_tokenizer
+
     _require_plain(folder)
+    check_tokenizer(folder)
     limit_chat_templates()
+    limit_tokenizers()
     return _call(loader, folder, folder, **options)
 
 
@@ -42,6 +48,43 @@ def limit_chat_templates() -> None:
     from transformers.utils import chat_template_utils
 
     chat_template_utils._compile_jinja_template = _chat_template
+
+
+@cache
+def limit_tokenizers() -> None:
+    """Have transformers call the tokenizers library within TOKENIZER_SECONDS, in this process and its forks.
+
+    Expressions in tokenizer.json can keep the library busy for hours, and a damaged file makes it panic. Both raise
+    CheckpointError.
+    """
+    from transformers.tokenization_utils_tokenizers import TokenizersBackend
+
+    for name in ("_encode_plus", "_decode"):
+        setattr(TokenizersBackend, name, _limited(getattr(TokenizersBackend, name)))
+
+
+def _limited(method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def call(self: Any, *given: Any, **named: Any) -> Any:
+        where = Path(self.name_or_path) / "tokenizer.json"
+        texts = list(_texts([*given, *named.values()]))
+        seconds = TOKENIZER_SECONDS + sum(map(len, texts)) / 20_000
+        try:
+            return within(seconds, lambda: method(self, *given, **named))
+        except TimeoutError:
+            raise CheckpointError(
+                f"{where}: took more than {seconds:.3g} s for one text or batch; use another tokenizer"
+            ) from None
+        except BaseException as error:
+            if isinstance(error, TypeError) and any(map(_HALF.search, texts)):
+                raise CheckpointError(
+                    f"{where}: half a character (a surrogate) has no tokens; correct the chat template or the text"
+                ) from None
+            if type(error) is not Exception and type(error).__name__ != "PanicException":  # the library has both
+                raise
+            raise CheckpointError(f"{where}: damaged: {' '.join(str(error).split()):.300}; save it again") from None
+
+    return call
 
 
 @lru_cache
@@ -108,7 +151,7 @@ def _call(loader: Any, folder: Path, source: Path | None, **options: Any) -> Any
 def _require_plain(folder: Path) -> None:
     # Not at the top: they import numpy, and programs set its variables first.
     from shadowft_core.weights.entries import require_own_files
-    from shadowft_core.weights.settings import read_config
+    from shadowft_core.weights.settings import TokenizerConfig, read_config, read_settings
 
     if not folder.is_dir():  # transformers would take it for a name on the hub
         raise CheckpointError(f"{folder}: no such folder; expected a Hugging Face model folder")
@@ -118,6 +161,7 @@ def _require_plain(folder: Path) -> None:
             f"{folder / 'adapter_config.json'}: transformers would add this adapter to the weights of the model in the "
             "same folder; move the adapter to a separate folder"
         )
+    read_settings(folder, "tokenizer_config.json", TokenizerConfig)
     path = folder / "config.json"
     if not path.is_file():
         return

@@ -14,6 +14,7 @@ from shadowft_core.params import Prepare
 from shadowft_core.prepare import prepare
 from shadowft_core.rendering import stop_ids
 from tests.rendering.stock import tokenizer_for
+from tests.test_cli import shadowft
 
 ROW = b'{"question": "q", "answer": "a"'
 
@@ -64,6 +65,21 @@ def test_a_small_file_of_gigabytes_is_refused(name: str, tmp_path: Path) -> None
     with pytest.raises(DataError, match=message):
         prepare(tmp_path / name, None, Prepare(data="-"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_the_first_table_of_a_process_is_read(kind: str, tmp_path: Path) -> None:
+    table = pa.table({"question": [f"question {number}" for number in range(20)], "answer": ["a"] * 20})
+    file = tmp_path / f"rows.{kind}"
+    if kind == "parquet":
+        pq.write_table(table, file)
+    else:
+        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    (tmp_path / "tasks").mkdir()
+    done = shadowft(tmp_path, "prepare", "--data", str(file), "--tasks", "tasks", "--out", "out")
+    assert done.returncode == 0, done.stderr
+    assert "20 usable rows" in done.stderr
 
 
 @pytest.mark.parametrize("text", ["-1", "400000000", "[7, -1]", "true", '"x"', "{}", "[[1]]"])

@@ -15,6 +15,7 @@ from shadowft_core.files.jsonfile import parse_json, read_json_object, read_regu
 from shadowft_core.files.ordered_map import WORKERS, in_order, threaded
 from shadowft_core.files.record import Fields, Record, parse_record, read_record
 from shadowft_core.files.regular import lines_of, open_regular
+from shadowft_core.files.within import within
 
 __all__ = [
     "WORKERS",
@@ -39,6 +40,7 @@ __all__ = [
     "reading",
     "sync",
     "threaded",
+    "within",
     "write_atomically",
     "write_json_atomically",
 ]

@@ -59,6 +59,9 @@ def _bounded(path: Path) -> Iterator[None]:
 
     Raises DataError if that is not enough.
     """
+    import pyarrow as pa
+
+    pa.allocate_buffer(1)  # with the first byte, Arrow's allocator reserves 1 GiB of the addresses that are limited
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split(maxsplit=1)[0])
     most = pages * resource.getpagesize() + DECODED_BYTES

@@ -1,7 +1,7 @@
 """The fields that we read from the small JSON files of a model folder; all readers of such a field use these types."""
 
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -29,6 +29,8 @@ class LanguageConfig(Fields):
 class ModelConfig(LanguageConfig):
     """config.json as a whole."""
 
+    configuration_files: list[Literal["config.json"]] | None = None
+    """others, such as config.4.0.0.json, would be loaded by transformers in place of the file that is checked"""
     text_config: LanguageConfig | None = None
     vision_config: dict[str, Any] | None = None
 
@@ -51,6 +53,8 @@ Token = str | AddedToken | None
 class TokenizerConfig(Fields):
     """tokenizer_config.json and chat_template.json: templates and special tokens."""
 
+    fast_tokenizer_files: list[Literal["tokenizer.json"]] | None = None
+    """as `configuration_files`: others, even outside of the folder, would be loaded in place of tokenizer.json"""
     chat_template: str | list[NamedTemplate] | dict[str, str] | None = None
     bos_token: Token = None
     eos_token: Token = None

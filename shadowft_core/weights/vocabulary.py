@@ -10,6 +10,7 @@ import numpy as np
 from shadowft_core.errors import CheckpointError
 from shadowft_core.files import read_json_object, reading
 from shadowft_core.limits import TOKENIZER_BYTES, TOKENS
+from shadowft_core.weights.settings import TokenizerConfig, read_settings
 
 NO_TOKEN = 0
 
@@ -22,6 +23,7 @@ def read_vocabulary(folder: Path) -> tuple[dict[int, str], set[int]] | None:
     file = folder / "tokenizer.json"
     if not file.is_file():
         return None
+    read_settings(folder, "tokenizer_config.json", TokenizerConfig)  # refuses one that names another file
     tokenizer: dict[str, Any] = read_json_object(file, TOKENIZER_BYTES)
     with reading(f"{file}: unknown form of vocabulary", "save the tokenizer again"):
         vocab = tokenizer["model"]["vocab"]

@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from shadowft_core import registry as room
 from shadowft_core.errors import RegistryError
@@ -76,6 +78,44 @@ def test_a_database_without_content_does_not_exist(
             pass
     if "?" in uri:
         assert connection.uri_of(registry) == f"sqlite:///{tmp_path}/full.db?timeout=5"
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_while_mlflow_makes_a_database_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow cannot go on with half of the tables."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    registry = Registry(name="x", tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    script = f"""
+from shadowft_core.params import Registry
+from shadowft_core import registry
+with registry.connected(Registry(name="x", tracking_uri={registry.tracking_uri!r})):
+    pass
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not any(place.stat().st_size for place in tmp_path.iterdir()):
+        time.sleep(0.01)
+    assert process.poll() is None
+    process.kill()
+    process.wait()
+    assert not connection.may_exist(registry)
+    with connection.connected(registry) as client:
+        client.create_registered_model("x")
+    assert connection.may_exist(registry)
+    assert (tmp_path / "mlflow.db").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_database_that_cannot_be_made_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MlflowException("no tables")
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr("mlflow.MlflowClient.search_experiments", fail)
+    registry = Registry(name="x", tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    with pytest.raises(RegistryError, match="no tables"), connection.connected(registry):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_users_settings_of_mlflow_stay_and_its_errors_are_short(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """A connection to MLflow: bounded waits, one line per failure, and MLflow's process-wide settings restored."""
 
+import fcntl
 import os
 import threading
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shadowft_core.errors import RegistryError, ShadowError, without_passwords
-from shadowft_core.files import make_private_file
+from shadowft_core.files import make_folder, make_private_file
 from shadowft_core.params import Registry
 
 _SETTINGS = {  # by default a call blocks for four minutes when the server is down
@@ -38,13 +39,6 @@ def connected(registry: Registry, create: bool = True) -> Iterator[Any]:
             f"registry at {uri}: no such database; the first run of a workspace makes it, so go to the folder of the "
             "workspace, or check registry.tracking_uri and MLFLOW_TRACKING_URI"
         )
-    if uri.startswith("sqlite:///"):
-        try:
-            make_private_file(database_of(uri))
-        except OSError as error:
-            raise RegistryError(
-                f"registry at {uri}: {error.filename}: {error.strerror}; correct registry.tracking_uri"
-            ) from None
     import logging
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -55,6 +49,8 @@ def connected(registry: Registry, create: bool = True) -> Iterator[Any]:
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
+        if uri.startswith("sqlite:///"):
+            _make_database(uri)
         with _in_use(uri):
             yield mlflow.MlflowClient()
     except ShadowError:
@@ -111,6 +107,7 @@ class _Block:
 
 
 _lock = threading.Lock()
+_making = threading.Lock()
 _open: list[_Block] = []
 
 
@@ -133,6 +130,37 @@ def _in_use(uri: str) -> Iterator[None]:
                 _open[place].before = block.before
 
 
+def _make_database(uri: str) -> None:
+    """Make the database of an SQLite URI, under a name of its own first, unless it exists.
+
+    MLflow makes the tables one by one, for seconds, and cannot use a database whose process ended meanwhile.
+    """
+    import mlflow
+
+    place = database_of(uri)
+    with _making:
+        if _exists(uri):
+            return
+        partial = place.with_name(f".{place.name}.{os.getpid()}.partial")
+        try:
+            make_folder(place.parent)
+            folder = os.open(place.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX)  # against other processes
+                if not _exists(uri):
+                    make_private_file(partial)
+                    begun = f"sqlite:///{partial}"
+                    mlflow.MlflowClient(begun, begun).search_experiments(max_results=1)
+                    os.replace(partial, place)
+            finally:
+                partial.unlink(missing_ok=True)
+                os.close(folder)
+        except OSError as error:
+            raise RegistryError(
+                f"registry at {uri}: {error.filename}: {error.strerror}; correct registry.tracking_uri"
+            ) from None
+
+
 def one_line(error: Exception) -> str:
     return without_passwords(" ".join(str(error).split()))[:300]
 
@@ -152,7 +180,10 @@ def uri_of(registry: Registry) -> str:
 
 def may_exist(registry: Registry) -> bool:
     """False when the registry is a database file that does not exist, or has no content yet."""
-    uri = uri_of(registry)
+    return _exists(uri_of(registry))
+
+
+def _exists(uri: str) -> bool:
     if not uri.startswith("sqlite:///") or uri.partition("?")[0] in ("sqlite:///", "sqlite:///:memory:"):
         return True
     return database_of(uri).is_file() and database_of(uri).stat().st_size > 0

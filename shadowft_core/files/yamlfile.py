@@ -6,6 +6,7 @@ By default a file is read as DVC reads it (version 1.2), and what DVC would read
 import math
 import re
 from collections.abc import Iterator, Set
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -123,25 +124,48 @@ def _text(raw: bytes) -> str:
 
 
 def _check_events(text: str, tags: Set[str]) -> None:
-    """Raise ValueError for what must be refused before anything is built."""
-    depth = values = 0
-    for event in yaml.parse(text, Loader=SafeLoader):
-        line = event.start_mark.line + 1  # type: ignore[union-attr]
-        values += isinstance(event, yaml.NodeEvent)
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        elif isinstance(event, yaml.DocumentStartEvent) and (event.version or event.tags):
-            raise ValueError(f"line {line}: a directive (%YAML, %TAG) changes how readers read the file; remove it")
-        if depth > DEPTH:
-            raise ValueError(f"line {line}: more than {DEPTH} levels of nesting")
-        if values > YAML_VALUES:
-            raise ValueError(f"line {line}: more than {YAML_VALUES} values")
-        tag = getattr(event, "tag", None)
-        if tag is not None and tag not in tags:
-            shown = tag.replace(_TAG, "!!")
-            raise ValueError(f"line {line}: the tag {shown:.80} is not accepted; write the plain value")
+    """Raise ValueError for what must be refused before anything is built, and for text that cannot be parsed."""
+    above: list[_Open] = []
+    values = 0
+    try:
+        for event in yaml.parse(text, Loader=SafeLoader):
+            line = event.start_mark.line + 1  # type: ignore[union-attr]
+            values += isinstance(event, yaml.NodeEvent)
+            if isinstance(event, yaml.DocumentStartEvent) and (event.version or event.tags):
+                raise ValueError(f"line {line}: a directive (%YAML, %TAG) changes how readers read the file; remove it")
+            _follow(above, event)
+            if len(above) > DEPTH:
+                raise ValueError(f"line {line}: more than {DEPTH} levels of nesting")
+            if values > YAML_VALUES:
+                raise ValueError(f"line {line}: more than {YAML_VALUES} values")
+            tag = getattr(event, "tag", None)
+            if tag is not None and tag not in tags:
+                shown = tag.replace(_TAG, "!!")
+                raise ValueError(f"line {line}: the tag {shown:.80} is not accepted; write the plain value")
+    except yaml.YAMLError as error:
+        field = ".".join(one.key for one in above if one.key)
+        raise ValueError(_problem(error) + (f", at or after the field {field:.200}" if field else "")) from None
+
+
+@dataclass
+class _Open:
+    """A list or mapping that has begun; `key` is the last one of a mapping, `named` that its value is still missing."""
+
+    mapping: bool
+    key: str = ""
+    named: bool = False
+
+
+def _follow(above: list[_Open], event: yaml.Event) -> None:
+    """Keep what is open after an event."""
+    if isinstance(event, yaml.CollectionEndEvent):
+        above.pop()
+    elif isinstance(event, yaml.NodeEvent) and above and above[-1].mapping:
+        inner = above[-1]
+        inner.key = inner.key if inner.named else str(getattr(event, "value", ""))
+        inner.named = not inner.named
+    if isinstance(event, yaml.CollectionStartEvent):
+        above.append(_Open(isinstance(event, yaml.MappingStartEvent)))
 
 
 def _require_short(root: yaml.Node, most: int) -> None:

@@ -126,6 +126,6 @@ def test_an_object_is_required(tmp_path: Path) -> None:
 def test_what_equals_the_number_of_a_format_is_not_that_number(value: str) -> None:
     assert parse_record(b'{"format":1}', Numbered, "a.json", "write it again").format == 1
     with pytest.raises(
-        CheckpointError, match=r"^a\.json: format: expected a whole number, found (True|1\.0); write it"
+        CheckpointError, match=r"^a\.json: format: Input should be a valid integer, found (True|1\.0); write it"
     ):
         parse_record(f'{{"format":{value}}}'.encode(), Numbered, "a.json", "write it again")

@@ -26,7 +26,7 @@ class Record(BaseModel):
     def _whole(cls, value: object) -> object:
         """Refuse what equals a format's number without being one: Literal[1] accepts true and 1.0."""
         if isinstance(value, bool | float):
-            raise ValueError("expected a whole number")
+            raise ValueError("Input should be a valid integer")
         return value
 
 

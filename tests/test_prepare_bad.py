@@ -14,8 +14,9 @@ import pytest
 import zstandard
 
 from shadowft_core.errors import DataError
+from shadowft_core.files.rows import read_rows
 from shadowft_core.params import Prepare
-from shadowft_core.prepare.files import data_files, read_rows
+from shadowft_core.prepare.files import data_files
 from tests.fixtures.data import Stage, lines, talk
 
 GOOD = lines([talk("one"), talk("two")])

@@ -10,8 +10,8 @@ import pytest
 
 from shadowft_core.errors import DataError
 from shadowft_core.files import bytes_digest, canonical_json
-from shadowft_core.prepare.files import read_rows
-from shadowft_core.prepare.jsontext import ROW_LIMIT
+from shadowft_core.files.jsontext import ROW_LIMIT
+from shadowft_core.files.rows import read_rows
 from tests.fixtures.data import Stage, lines, talk
 
 SYSTEM = {"role": "system", "content": "Be kind."}

@@ -23,7 +23,7 @@ class Record(BaseModel):
 
     @field_validator("format", mode="before", check_fields=False)
     @classmethod
-    def _whole(cls, value: object) -> object:
+    def _number_of_format(cls, value: object) -> object:
         """Refuse what equals a format's number without being one: Literal[1] accepts true and 1.0."""
         if isinstance(value, bool | float):
             raise ValueError("Input should be a valid integer")

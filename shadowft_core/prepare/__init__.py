@@ -15,10 +15,11 @@ import numpy as np
 
 from shadowft_core.errors import DataError, ParamsError
 from shadowft_core.files import new_folder, write_json_atomically
+from shadowft_core.files.rows import read_rows
 from shadowft_core.params import Prepare
 from shadowft_core.prepare.accounts import Accounts
 from shadowft_core.prepare.conversations import conversation_in, file_name
-from shadowft_core.prepare.files import data_files, read_rows
+from shadowft_core.prepare.files import data_files
 from shadowft_core.prepare.images import Gallery
 from shadowft_core.prepare.near import Signatures
 from shadowft_core.prepare.newest import NOTE, Ages, ages_by_date, ages_since, report_section, without_date

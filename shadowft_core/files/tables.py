@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from shadowft_core.errors import DataError
+from shadowft_core.files.jsontext import ROW_LIMIT, RawRow, decode
 from shadowft_core.limits import COLUMNS, DECODED_BYTES, DEPTH
-from shadowft_core.prepare.jsontext import ROW_LIMIT, RawRow, decode
 
 LFS = b"version https://git-lfs.github.com/spec/"
 _MAGIC = b"ARROW1"  # of a file; a stream begins with a length

@@ -97,9 +97,19 @@ OBJECTS = 10_000_000
 COLUMNS = 10_000
 """columns of a data file, those within columns included"""
 ROWS = 20_000_000
-"""rows of one data file"""
+"""rows of one data file, and lines of one"""
+ROW_BYTES = 16 * MIB
+"""bytes of a row of a data file"""
+LINE_BYTES = 1024 * MIB
+"""bytes of a line that is skipped because its row is too long"""
+EXPANSION = 100
+"""times its own size that a compressed file or a table may hold; 64 MiB in any case"""
 DECODED_BYTES = 1024 * MIB
 """memory that a batch of rows of a Parquet or Arrow file may take while it is decoded"""
+IMAGE_PIXELS = 1 << 26
+"""pixels of one image: an 8K frame has half as many"""
+IMAGE_BYTES = 64 * MIB
+"""bytes of one image file"""
 
 # What is shown and recorded
 ANSWER_CHARACTERS = 4_000

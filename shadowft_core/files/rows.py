@@ -4,19 +4,23 @@ import csv
 import gzip
 import io
 import json
+import os
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from shadowft_core.errors import DataError
-from shadowft_core.files.jsontext import ROW_LIMIT, RawRow, json_rows, refuse_other_files
-from shadowft_core.files.tables import table_rows
-from shadowft_core.limits import COLUMNS, ROWS
+from shadowft_core.files.jsontext import RawRow, json_rows, refuse_other_files
+from shadowft_core.files.regular import open_regular
+from shadowft_core.files.tables import most_of, table_rows
+from shadowft_core.limits import COLUMNS, JSON_BYTES, ROW_BYTES, ROWS
 
 TEXT = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 SUFFIXES = (*TEXT, ".parquet", ".arrow")
 PACKED = (".gz", ".zst")
+_BUFFER = 1 << 16
 
 
 def read_rows(path: Path) -> Iterator[RawRow]:
@@ -48,16 +52,45 @@ def _rows(path: Path, kind: str | None) -> Iterator[RawRow]:
             yield from json_rows(file, path)
 
 
-def open_data(path: Path) -> IO[bytes]:
-    """Open a file for reading; a .gz or .zst file is decompressed."""
-    suffix = path.suffix.lower()
-    if suffix == ".gz":
-        return gzip.GzipFile(path)  # type: ignore[return-value]
-    if suffix == ".zst":
+def open_data(path: Path, packed: str | None = None) -> IO[bytes]:
+    """Open a regular file for reading. A file packed as .gz or .zst, which its suffix tells, is decompressed.
+
+    Raises DataError as `open_regular` does; so does a read beyond what a compressed file may hold (`most_of`).
+    """
+    packed = path.suffix.lower() if packed is None else packed
+    file = os.fdopen(open_regular(path, DataError), "rb", _BUFFER)
+    if packed == ".gz":
+        return io.BufferedReader(_Unpacked(gzip.GzipFile(fileobj=file), file, path), _BUFFER)
+    if packed == ".zst":
         import pyarrow as pa  # reads all frames and notices a truncated one, which zstandard's stream does not
 
-        return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))
-    return path.open("rb", buffering=1 << 16)
+        inner = pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd")
+        return io.BufferedReader(_Unpacked(inner, file, path), _BUFFER)
+    return file
+
+
+class _Unpacked(io.RawIOBase):
+    """What a compressed file holds. A few bytes can hold terabytes, so there is a limit."""
+
+    def __init__(self, inner: Any, file: IO[bytes], path: Path) -> None:
+        self._inner, self._file, self._path, self._left = inner, file, path, most_of(path)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Decompress the next bytes."""
+        size = int(self._inner.readinto(buffer))
+        self._left -= size
+        if self._left < 0:
+            raise DataError(f"{self._path}: expands to more than {most_of(self._path)} bytes; unpack it and look at it")
+        return size
+
+    def close(self) -> None:
+        """Close the file, too."""
+        self._inner.close()
+        self._file.close()
+        super().close()
 
 
 def format_of(path: Path) -> str | None:
@@ -68,39 +101,49 @@ def format_of(path: Path) -> str | None:
     return outer if outer in SUFFIXES else None
 
 
-def _cells(path: Path, delimiter: str) -> Iterator[RawRow]:
-    """Rows of a CSV file whose first line has the column names. Empty cells are absent.
-
-    The number of a row is that of its last line.
-    """
-    csv.field_size_limit(ROW_LIMIT)
+@contextmanager
+def csv_rows(path: Path, delimiter: str = ",") -> Iterator[Any]:
+    """A reader of the csv module. Raises DataError for a file of another kind, and for text that is not CSV."""
+    csv.field_size_limit(ROW_BYTES)
     with open_data(path) as file:
         refuse_other_files(file, path, "CSV")
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
         reader = csv.reader(_text_lines(text, path), delimiter=delimiter, strict=True)
         try:
-            names = next(reader, [])
-            if len(names) > COLUMNS:
-                raise DataError(f"{path}: line 1: {len(names)} columns, the limit is {COLUMNS}; keep those to train on")
-            if len(set(names)) < len(names) or not all(names):
-                raise DataError(f"{path}: line 1: expected distinct column names, found {names!r:.200}; repair it")
-            for cells in reader:
-                if not (line := "".join(cells)).isascii() and not is_text(line):
-                    yield RawRow(reader.line_num, None, "invalid UTF-8")
-                elif len(cells) > len(names) or (cells and len(cells) < len(names)):
-                    yield RawRow(reader.line_num, None, "the number of cells is not that of the columns")
-                elif cells:
-                    yield RawRow(reader.line_num, {name: cell for name, cell in zip(names, cells, strict=True) if cell})
+            yield reader
         except csv.Error as error:
             raise DataError(f"{path}: line {reader.line_num}: not readable as CSV: {error}; repair the line") from None
 
 
+def _cells(path: Path, delimiter: str) -> Iterator[RawRow]:
+    """Rows of a CSV file whose first line has the column names. Empty cells are absent.
+
+    The number of a row is that of its last line.
+    """
+    with csv_rows(path, delimiter) as reader:
+        names: list[str] = next(reader, [])
+        if len(names) > COLUMNS:
+            raise DataError(f"{path}: line 1: {len(names)} columns, the limit is {COLUMNS}; keep those to train on")
+        if len(set(names)) < len(names) or not all(names):
+            raise DataError(f"{path}: line 1: expected distinct column names, found {names!r:.200}; repair it")
+        for cells in reader:
+            if not (line := "".join(cells)).isascii() and not is_text(line):
+                yield RawRow(reader.line_num, None, "invalid UTF-8")
+            elif len(cells) > len(names) or (cells and len(cells) < len(names)):
+                yield RawRow(reader.line_num, None, "the number of cells is not that of the columns")
+            elif cells:
+                yield RawRow(reader.line_num, {name: cell for name, cell in zip(names, cells, strict=True) if cell})
+
+
 def _text_lines(text: IO[str], path: Path) -> Iterator[str]:
     number = 0
-    while line := text.readline(ROW_LIMIT + 1):
+    while line := text.readline(ROW_BYTES + 1):
         number += 1
-        if len(line) > ROW_LIMIT:
-            raise DataError(f"{path}: line {number} is longer than {ROW_LIMIT >> 20} MiB; repair the line")
+        if len(line) > ROW_BYTES or number > ROWS:
+            what = (
+                f"line {number} is longer than {ROW_BYTES >> 20} MiB" if number <= ROWS else f"more than {ROWS} lines"
+            )
+            raise DataError(f"{path}: {what}; repair the file")
         yield line
 
 
@@ -114,6 +157,9 @@ def is_text(text: str) -> bool:
 
 
 def whole_json(path: Path) -> Any:
-    """A JSON file that is one value. Raises ValueError, RecursionError, UnicodeDecodeError."""
+    """A JSON file that is one value. Raises ValueError, RecursionError, UnicodeDecodeError, DataError."""
     with open_data(path) as file:
-        return json.loads(file.read().decode("utf-8-sig"))
+        raw = file.read(JSON_BYTES + 1)
+    if len(raw) > JSON_BYTES:
+        raise DataError(f"{path}: one value of more than {JSON_BYTES} bytes, which is the limit; save it as JSON lines")
+    return json.loads(raw.decode("utf-8-sig"))

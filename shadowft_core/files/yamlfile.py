@@ -89,8 +89,21 @@ def read_yaml(
     characters, and numbers beyond `DIGITS` digits or float64. With the default loader, also for a key that is no text
     and for a value that DVC reads as another one.
     """
+    return parse_yaml(read_regular(path, largest, error), path, error, loader=loader, tags=tags, repeated=repeated)
+
+
+def parse_yaml(
+    raw: bytes,
+    where: object,
+    error: Error = ParamsError,
+    *,
+    loader: type[Any] = _Yaml,
+    tags: Set[str] = frozenset(),
+    repeated: bool = False,
+) -> Any:
+    """The YAML in `raw`, as `read_yaml` reads it; `where` names its origin in errors."""
     try:
-        text = _text(read_regular(path, largest, error))
+        text = _text(raw)
         _check_events(text, tags)
         parsed = loader(text)
         try:
@@ -98,16 +111,16 @@ def read_yaml(
             if node is None:
                 return None
             _require_short(node, max(YAML_CHARACTERS, 2 * len(text) + 2))  # without aliases it is never longer
-            for where, first, second in () if repeated else _repeated(node, "", set()):
+            for field, first, second in () if repeated else _repeated(node, "", set()):
                 lines = f"lines {first + 1} and {second + 1}" if first != second else f"line {first + 1}"
-                raise error(f"{path}: duplicate key {where:.200}, in {lines}; keep one: readers silently use the last")
+                raise error(f"{where}: duplicate key {field:.200}, in {lines}; keep one: readers silently use the last")
             if loader is _Yaml:
                 _require_read_alike(node, set())
             return parsed.construct_document(node)
         finally:
             parsed.dispose()
     except (yaml.YAMLError, ValueError, RecursionError) as problem:
-        raise error(f"{path}: not readable as YAML: {_problem(problem)}; correct it") from None
+        raise error(f"{where}: not readable as YAML: {_problem(problem)}; correct it") from None
 
 
 def _text(raw: bytes) -> str:

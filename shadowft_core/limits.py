@@ -51,7 +51,7 @@ TOKENS = 1 << 24
 
 # Patterns and templates of others
 PATTERN_CHARACTERS = 10_000
-"""characters of a regular expression in an adapter's settings"""
+"""characters of a regular expression in an adapter's settings or a task's template"""
 PATTERN_STEPS = 100_000
 """characters of such an expression, times the counts of all its repeats: the library writes them out"""
 PATTERN_SECONDS = 1.0

@@ -68,9 +68,10 @@ class TokenizerConfig(Fields):
 
 
 class GenerationConfig(Fields):
-    """generation_config.json: the ids that end a reply."""
+    """generation_config.json: the ids that end a reply, and what changes greedy answers on a server."""
 
     eos_token_id: TokenId | list[TokenId] | None = None
+    repetition_penalty: float | None = Field(None, gt=0)
 
     @property
     def stops(self) -> list[int]:

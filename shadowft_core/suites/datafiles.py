@@ -4,13 +4,15 @@ import glob
 import os
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from shadowft_core.errors import DataError, EvaluationError
 from shadowft_core.files import open_regular, reading
+from shadowft_core.files.jsonfile import nested
+from shadowft_core.files.jsontext import json_rows
 from shadowft_core.files.rows import open_data
 from shadowft_core.files.tables import count_rows
-from shadowft_core.limits import DECODED_BYTES, ITEM_BYTES, ROWS
+from shadowft_core.limits import DECODED_BYTES, DEPTH, ITEM_BYTES, ROWS
 from shadowft_core.suites.configs import LOCAL
 
 TABLES = ("parquet", "arrow")
@@ -29,16 +31,16 @@ def absolute(files: Any, folder: Path, data: Path) -> Any:
     return str(Path(glob.escape(str(folder))) / pattern)
 
 
-def require_rows(name: str, file: str, kind: str) -> None:
+def require_rows(name: str, file: str, kind: str, whole: bool = False) -> None:
     """Raise EvaluationError for data files that are missing, empty (as a split of share 0 is), or beyond a limit.
 
-    `kind` is the `dataset_path` of the task.
+    `kind` is the `dataset_path` of the task; `whole`: its rows are in a field of one JSON value.
     """
     paths = [Path(file)] if Path(file).is_file() else [Path(found) for found in sorted(glob.glob(file))]
     if not paths:
         raise EvaluationError(f"task {name}: {file}: no such data file; correct data_files or run `shadowft prepare`")
     try:
-        counts = [_rows(path, kind) for path in paths]
+        counts = [_rows(path, kind, whole) for path in paths]
     except DataError as error:
         raise EvaluationError(f"task {name}: {error}") from None
     if not any(counts):
@@ -47,7 +49,7 @@ def require_rows(name: str, file: str, kind: str) -> None:
         )
 
 
-def _rows(path: Path, kind: str) -> int:
+def _rows(path: Path, kind: str, whole: bool) -> int:
     """The rows of a table, the lines of a text. Raises DataError for what is beyond a limit."""
     from datasets.utils.extract import Extractor
 
@@ -58,16 +60,31 @@ def _rows(path: Path, kind: str) -> int:
         raise DataError(f"{path}: a {packed} file, which the harness cannot read within limits; unpack it")
     if kind in TABLES:
         return count_rows(path, f".{kind}")
-    size = count = 0
     with (
-        open_data(path, PACKED[packed]) as file,
         reading(path, "replace the file", DataError, OSError, EOFError, zlib.error),
+        open_data(path, PACKED[packed]) as file,
     ):
-        while line := file.readline(ITEM_BYTES + 1):
-            size, count = size + len(line), count + 1
-            if len(line) > ITEM_BYTES or size > DECODED_BYTES or count > ROWS:
-                raise DataError(
-                    f"{path}: more than {ROWS} lines, {ITEM_BYTES >> 20} MiB in a line or {DECODED_BYTES >> 20} MiB, "
-                    "which are the limits; shorten it"
-                )
+        return _objects(file, path) if kind == "json" and not whole else _lines(file, path)
+
+
+def _objects(file: IO[bytes], path: Path) -> int:
+    """The rows of a JSON file. Another value than an object, or one of too many levels, would end the process."""
+    count = 0
+    for row in json_rows(file, path):
+        count += 1
+        if row.problem or not isinstance(row.value, dict) or nested(row.value, DEPTH):
+            found = row.problem or f"{type(row.value).__name__}, or more than {DEPTH} levels"
+            raise DataError(f"{path}: row {row.number}: expected a JSON object, found {found}; repair it")
+    return count
+
+
+def _lines(file: IO[bytes], path: Path) -> int:
+    size = count = 0
+    while line := file.readline(ITEM_BYTES + 1):
+        size, count = size + len(line), count + 1
+        if len(line) > ITEM_BYTES or size > DECODED_BYTES or count > ROWS:
+            raise DataError(
+                f"{path}: more than {ROWS} lines, {ITEM_BYTES >> 20} MiB in a line or {DECODED_BYTES >> 20} MiB, which "
+                "are the limits; shorten it"
+            )
     return count

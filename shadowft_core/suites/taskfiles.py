@@ -113,7 +113,7 @@ class TaskFiles:
         if "data_files" in options:
             options["data_files"] = absolute(options["data_files"], path.resolve().parent, data.resolve())
             for file in data_patterns(options["data_files"]):
-                require_rows(name, file, str(config.get("dataset_path")))
+                require_rows(name, file, str(config.get("dataset_path")), "field" in options)
         if not any(isinstance(config.get(key), Function) for key in ("custom_dataset", "class")):
             if not is_local(config):
                 raise EvaluationError(

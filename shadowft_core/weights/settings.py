@@ -48,16 +48,21 @@ class NamedTemplate(Fields):
 Token = str | AddedToken | None
 
 
-class TokenizerConfig(Fields):
-    """tokenizer_config.json and chat_template.json: templates and special tokens."""
+class SpecialTokens(Fields):
+    """special_tokens_map.json."""
 
-    chat_template: str | list[NamedTemplate] | dict[str, str] | None = None
     bos_token: Token = None
     eos_token: Token = None
     unk_token: Token = None
     sep_token: Token = None
     pad_token: Token = None
     cls_token: Token = None
+
+
+class TokenizerConfig(SpecialTokens):
+    """tokenizer_config.json and chat_template.json: templates and special tokens."""
+
+    chat_template: str | list[NamedTemplate] | dict[str, str] | None = None
 
     @property
     def templates(self) -> list[str]:

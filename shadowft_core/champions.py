@@ -7,7 +7,6 @@ this run.
 
 import math
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,6 +24,7 @@ from shadowft_core.files import new_folder, write_json_atomically
 from shadowft_core.params import Evaluate, Registry, Render, Store
 from shadowft_core.promotion.looks import ItemSet, Looks
 from shadowft_core.promotion.recorded import Champions, Version, champions_on, fetched, lost, skip
+from shadowft_core.terminal import say
 from shadowft_core.verdict.scorefiles import read_head
 from shadowft_core.verdict.scores import read_arm
 from shadowft_core.weights import open_checkpoint
@@ -170,7 +170,7 @@ def _items_among(scores: Mapping[str, TaskScore], template: str, generation: Map
 
 
 def _say(line: str) -> None:
-    print(f"evaluate: {line}", file=sys.stderr)
+    say(f"evaluate: {line}")
 
 
 def _say_skipped(gone: Mapping[str, Any]) -> None:

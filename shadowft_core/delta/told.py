@@ -6,7 +6,6 @@ closed. Nothing that is kept has a path, a time or a host name, so equal trainin
 """
 
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ import yaml
 from shadowft_core.errors import CheckpointError
 from shadowft_core.files import read_json_object, read_regular
 from shadowft_core.limits import CONFIG_BYTES, SETTINGS_BYTES, SETTINGS_FILES, TEXT_CHARACTERS
+from shadowft_core.terminal import say
 from shadowft_core.weights.entries import leads_out
 
 STATE, CARD = "trainer_state.json", "README.md"
@@ -243,7 +243,7 @@ class _Reading:
 
     def _unreadable(self, path: Path, error: Exception) -> None:
         if path.name not in self.unreadable:
-            print(f"extract: {path}: not readable ({' '.join(str(error).split()):.200})", file=sys.stderr)
+            say(f"extract: {path}: not readable ({' '.join(str(error).split()):.200})")
             self.unreadable.append(path.name)
 
 

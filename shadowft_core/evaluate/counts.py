@@ -1,7 +1,6 @@
 """Prints the counts beside a score, and applies `evaluate.limits` to them."""
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,6 +9,7 @@ from shadowft_core.evaluate.heldout import PICTURED
 from shadowft_core.evaluate.items import Item, TaskScore
 from shadowft_core.evaluate.questions import Questions
 from shadowft_core.params import Limits
+from shadowft_core.terminal import say
 
 GAP = 0.1  # of the items, between two readings of the same answers; more is flagged
 READINGS = ("strict", "lenient")
@@ -56,11 +56,6 @@ def _readings(found: TaskScore) -> str:
     """The metric by other filters, which may find what the deciding one does not."""
     names = sorted({name for item in found.items for name in item.others if "/" in name})
     return f" ({', '.join(names):.200})" if names else ""
-
-
-def say(line: str) -> None:
-    """Print a line to stderr."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def gaps(metric: str, items: Sequence[Item]) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from shadowft_core.grafting.arithmetic import TensorResult, parts, whole
 from shadowft_core.grafting.options import Options, Scope
 from shadowft_core.grafting.plan import OUTPUTS, Plan, make_plan
 from shadowft_core.grafting.receipt import RECEIPT, RECIPE, build_receipt
+from shadowft_core.terminal import say
 from shadowft_core.weights import DTYPES, INDEX, build_header, model_digest, percent, write_shards
 
 PLAIN = Options()
@@ -83,7 +83,7 @@ def graft(
         write_json_atomically(folder / RECIPE, recipe)
         write_json_atomically(folder / RECEIPT, receipt)
     summary = _summary(receipt, options.scope)
-    print(f"graft: {len(plan.sources)} tensors grafted, {len(plan.untouched)} untouched{summary}", file=sys.stderr)
+    say(f"graft: {len(plan.sources)} tensors grafted, {len(plan.untouched)} untouched{summary}")
     return recipe
 
 

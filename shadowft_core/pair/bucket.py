@@ -4,7 +4,6 @@ As for every S3 client, AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL sets the endpoin
 """
 
 import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from shadowft_core.limits import TOKENIZER_BYTES
 from shadowft_core.pair.sidefiles import SIDE_FILES
 from shadowft_core.remote.bucket import download_object, head_of
 from shadowft_core.store.backends import Backend, open_backend
+from shadowft_core.terminal import say
 from shadowft_core.weights import Checkpoint, RemoteFiles, open_checkpoint, open_remote
 
 
@@ -47,7 +47,7 @@ def download(reference: str) -> Path:
     if not out.is_dir():
         with new_folder(out) as folder:
             for number, (name, head) in enumerate(heads.items(), 1):
-                print(f"pair: {reference}: file {number}/{len(heads)}, {head.size} bytes", file=sys.stderr)
+                say(f"pair: {reference}: file {number}/{len(heads)}, {head.size} bytes")
                 download_object(objects, reference, name, head, folder / name)
             open_checkpoint(folder)
     return out

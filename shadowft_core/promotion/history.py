@@ -1,6 +1,5 @@
 """Reads the ledger: every change of the champion, and the champion at a given time. Lists the looks at test items."""
 
-import sys
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
@@ -15,6 +14,7 @@ from shadowft_core.registry import tracking
 from shadowft_core.registry.connection import connected, may_exist, uri_of
 from shadowft_core.registry.rebuild import parse_recipe
 from shadowft_core.registry.registration import waits
+from shadowft_core.terminal import say
 from shadowft_core.verdict.looks import alpha_left, alpha_of
 
 
@@ -106,5 +106,5 @@ def _decisions(registry: Registry, store: Store, models: Iterable[str]) -> dict[
                     if recipe and recipe["digest"] == model:
                         found[model] = recipe["verdict"]["decision"]
     except RegistryError as error:
-        print(f"{error}; decisions are not shown", file=sys.stderr)
+        say(f"{error}; decisions are not shown")
     return found

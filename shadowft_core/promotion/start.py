@@ -4,7 +4,6 @@ The folder has start.json and, for the champion, `delta/`, fetched from the stor
 later promotion changes nothing until the stage runs again.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from shadowft_core.params import Registry, Store
 from shadowft_core.promotion.ledger import Ledger
 from shadowft_core.promotion.recorded import recipe_of
 from shadowft_core.registry import store_for
+from shadowft_core.terminal import say
 from shadowft_core.weights.pairfile import read_pair
 
 
@@ -39,7 +39,7 @@ def write_champion(registry: Registry, store: Store, pair: Path, out: Path) -> N
     entry = ledger.tip().entry
     if entry is None:
         reason = f"{ledger.where}: nothing was ever promoted"
-        print(f"start: {reason}; training starts from scratch", file=sys.stderr)
+        say(f"start: {reason}; training starts from scratch")
         write_scratch(out, f"{registry.name} has no champion")
         return
     where = f"champion of {registry.name}, version {entry.version}"
@@ -69,4 +69,4 @@ def write_champion(registry: Registry, store: Store, pair: Path, out: Path) -> N
             )
         facts = {"format": 1, "start": "champion", "name": registry.name, "version": entry.version, "delta": digest}
         write_json_atomically(folder / "start.json", facts | {"recipe": entry.recipe, "base": base})
-    print(f"start: {where}, delta {digest}", file=sys.stderr)
+    say(f"start: {where}, delta {digest}")

@@ -1,6 +1,5 @@
 """Reads the recipe that MLflow downloaded, and checks it before it is trusted."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from shadowft_core.registry import read_recipe
 from shadowft_core.registry.connection import connected
 from shadowft_core.registry.serving import RECIPE, TAG
 from shadowft_core.registry.tracking import find
+from shadowft_core.terminal import say
 
 _RESOLVED = "registered_model_meta"  # MLflow adds it to its download of models:/NAME/3 or models:/NAME@alias
 
@@ -51,7 +51,7 @@ def read_registered(folder: Path) -> Registered:
     if name and number:
         registry = _registry(name)
         if registry is None:
-            print(f"{name} version {number}: no registry is configured to check its recipe against", file=sys.stderr)
+            say(f"{name} version {number}: no registry is configured to check its recipe against")
         elif (tag := _tag(registry, number)) != digest:
             raise RegistryError(
                 f"{name} version {number}: the digest of its recipe is {digest}, its tag has {tag}; the record was "

@@ -4,7 +4,6 @@ A thread sends what the training reports, so MLflow neither delays the training 
 answer, one line on stderr says so, and the training is not followed any further.
 """
 
-import sys
 import threading
 import time
 from collections import deque
@@ -18,6 +17,7 @@ from shadowft_core.params import Registry
 from shadowft_core.registry.connection import connected, uri_of
 from shadowft_core.registry.evidence import flat
 from shadowft_core.registry.tracking import experiment
+from shadowft_core.terminal import say
 
 KEY = "shadowft.training"  # tag of a run: digest of what the training depends on
 PAUSE = 1.0  # seconds between two calls
@@ -96,7 +96,7 @@ class _Follower(threading.Thread):
                 self._say(f"{type(error).__name__}: {' '.join(str(error).split()):.200}")
 
     def _say(self, reason: str) -> None:
-        print(f"train: not followed in MLflow: {without_passwords(reason)}", file=sys.stderr, flush=True)
+        say(f"train: not followed in MLflow: {without_passwords(reason)}")
 
     def _run_of(self, client: Any) -> tuple[str, int]:
         """The id of the run, new or continued, and the last step that it has."""

@@ -3,7 +3,6 @@
 import hashlib
 import re
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,6 +14,7 @@ from shadowft_core.files import bytes_digest, canonical_json, file_digest, new_f
 from shadowft_core.remote.bucket import download_object, head_of
 from shadowft_core.remote.hub import REVISION, hub_errors, online
 from shadowft_core.store.backends import Backend, open_backend
+from shadowft_core.terminal import say
 
 THREADS = 4
 _HUB = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:]+))?(?::(?P<part>.+))?")
@@ -183,4 +183,4 @@ def _is_hidden(name: str) -> bool:
 
 
 def _say(reference: str, number: int, count: int, name: str, size: int) -> None:
-    print(f"data: {reference}: file {number}/{count}, {name}, {size} bytes", file=sys.stderr)
+    say(f"data: {reference}: file {number}/{count}, {name}, {size} bytes")

@@ -7,7 +7,6 @@ removed first, so a copy that has one is complete. A training removes its own co
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from shadowft_core.files import Record, bytes_digest, canonical_json, parse_reco
 from shadowft_core.store.backends import Backend, Entry
 from shadowft_core.store.manifest import LARGEST_MANIFEST, File
 from shadowft_core.store.transfer import Piece, Progress, each
+from shadowft_core.terminal import say
 
 CHECKPOINTS, INDEX = "checkpoints", "copy.json"
 _KEY = re.compile(r"checkpoints/([0-9a-f]+)/checkpoint-(\d+)/(.+)")
@@ -54,10 +54,9 @@ class CheckpointCopies:
             elif found[3] == INDEX:
                 steps.append(int(found[2]))
         if others:
-            print(
+            say(
                 f"train: {self._backend.location} also holds {size / 1e9:.1f} GB of checkpoints of {len(others)} other "
-                f"runs, unfinished or going on; remove what you will not resume below {CHECKPOINTS}/",
-                file=sys.stderr,
+                f"runs, unfinished or going on; remove what you will not resume below {CHECKPOINTS}/"
             )
         return sorted(steps)
 

@@ -2,7 +2,6 @@
 
 import itertools
 import re
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from shadowft_core.store.backends import Backend, Entry
 from shadowft_core.store.lock import LOCKS, PAUSE, PRUNE_LOCK, prune_lock, store_time
 from shadowft_core.store.manifest import OBJECTS, claim_key, claimed, object_key, read_claim, read_manifest
 from shadowft_core.store.transfer import each
+from shadowft_core.terminal import say
 
 BATCH = 500  # objects removed under one lock, so that a publisher waits only for seconds
 ABANDONED = 86400.0  # seconds after which no probe or commit can still be running
@@ -77,7 +77,7 @@ def _remove(backend: Backend, unused: list[Entry]) -> list[Entry]:
             batch = ((entry,) for entry in unused[start : start + BATCH] if entry.key not in used)
             removed += each(one, batch)
         if start + BATCH < len(unused):
-            print(f"prune: {start + BATCH} of {len(unused)} objects", file=sys.stderr, flush=True)
+            say(f"prune: {start + BATCH} of {len(unused)} objects")
             time.sleep(3 * PAUSE)  # lets waiting publishers commit
     return removed
 

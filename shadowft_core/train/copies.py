@@ -1,6 +1,5 @@
 """What a training needs of the copies of its checkpoints elsewhere. The verb `train` passes those in the store."""
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Protocol
 
 from shadowft_core.errors import ParamsError, ShadowError
 from shadowft_core.params import Checkpoint
+from shadowft_core.terminal import say
 
 
 class Copies(Protocol):
@@ -43,4 +43,4 @@ def going_on_without(what: str) -> Iterator[None]:
     try:
         yield
     except (ShadowError, OSError) as error:
-        print(f"train: {what} ({error})", file=sys.stderr, flush=True)
+        say(f"train: {what} ({error})")

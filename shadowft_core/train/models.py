@@ -1,6 +1,5 @@
 """Loads the model to train, and saves the result for `extract`."""
 
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from shadowft_core import loading
 from shadowft_core.errors import AdapterError, CheckpointError, ShadowError, TrainError
 from shadowft_core.files import read_json_object, write_json_atomically
 from shadowft_core.params import Train
+from shadowft_core.terminal import say
 from shadowft_core.train.frozen import keep_narrow, stored_dtype
 from shadowft_core.train.methods import merged, quantisation
 from shadowft_core.train.saving import writing
@@ -97,7 +97,7 @@ def hands_over_model(
                 accept(shapes)
             except ShadowError:
                 raise error from None
-            print(f"train: the adapter will be merged into the model: {error}", file=sys.stderr)
+            say(f"train: the adapter will be merged into the model: {error}")
             return True
 
 

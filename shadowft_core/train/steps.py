@@ -1,7 +1,6 @@
 """Runs the steps of a training, from the start or from its newest checkpoint."""
 
 import signal
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ from transformers.trainer_utils import align_special_tokens
 from shadowft_core.errors import StoppedError, TrainError
 from shadowft_core.files.record import Fields, Record, check_record
 from shadowft_core.limits import COUNT
+from shadowft_core.terminal import say
 from shadowft_core.train.checkpoints import RUN, Checkpoints, Saved
 from shadowft_core.train.interrupts import Interrupt
 from shadowft_core.train.progress import Progress
@@ -73,7 +73,7 @@ def run_steps(trainer: Any, checkpoints: Checkpoints, progress: Progress, measur
             trainer._load_from_checkpoint(str(saved.folder))
         align_special_tokens(trainer.model, trainer.processing_class)  # as `train` does; the config is saved
         trainer.state = TrainerState.load_from_json(str(saved.folder / "trainer_state.json"))
-        print(f"train: all {saved.step} steps were done before", file=sys.stderr)
+        say(f"train: all {saved.step} steps were done before")
         return
     with interrupt.listening(alone=trainer.args.world_size == 1):
         try:

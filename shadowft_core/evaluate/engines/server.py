@@ -27,6 +27,7 @@ from shadowft_core.files import read_json_object
 from shadowft_core.grafting import Options, graft, grafted_tensors
 from shadowft_core.limits import CONFIG_BYTES
 from shadowft_core.params import Server
+from shadowft_core.terminal import say
 from shadowft_core.weights import model_digest, open_checkpoint
 from shadowft_core.weights.settings import Count, GenerationConfig, read_settings
 
@@ -218,7 +219,7 @@ class ServerEngine:
             try:
                 endpoint.remove_adapter(name)
             except EvaluationError as error:  # the scores stand; the server keeps one adapter more
-                print(f"evaluate: adapter {name} is not unloaded: {error}", file=sys.stderr)
+                say(f"evaluate: adapter {name} is not unloaded: {error}")
 
     @contextmanager
     def _own_process(self, deltas: Deltas, options: Options) -> Iterator[Served]:

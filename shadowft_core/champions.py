@@ -18,13 +18,13 @@ from shadowft_core.errors import (
     GraftError,
     MisfitError,
     StoreCorruptError,
+    say,
 )
 from shadowft_core.evaluate import NotRebuiltError, TaskScore, Versions, open_versions
 from shadowft_core.files import new_folder, write_json_atomically
 from shadowft_core.params import Evaluate, Registry, Render, Store
 from shadowft_core.promotion.looks import ItemSet, Looks
 from shadowft_core.promotion.recorded import Champions, Version, champions_on, fetched, lost, skip
-from shadowft_core.terminal import say
 from shadowft_core.verdict.scorefiles import read_head
 from shadowft_core.verdict.scores import read_arm
 from shadowft_core.weights import open_checkpoint

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from shadowft_core.delta import extract
-from shadowft_core.errors import CheckpointError, TrainError
+from shadowft_core.errors import CheckpointError, TrainError, say
 from shadowft_core.evaluate import evaluate_seeds
 from shadowft_core.files import (
     Fields,
@@ -29,7 +29,6 @@ from shadowft_core.files import (
 )
 from shadowft_core.limits import COUNT
 from shadowft_core.params import Params
-from shadowft_core.terminal import say
 from shadowft_core.train import run_alone
 from shadowft_core.weights import open_checkpoint
 

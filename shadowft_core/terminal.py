@@ -1,14 +1,14 @@
 """Output of programs: names and texts of others are printed without power over the terminal.
 
-`say` prints one line. `print` escapes control characters, except line feeds and tabs. Consoles of rich write to the
-stream below, because their own control sequences must arrive; `new_console` makes one that escapes every text.
+`print` escapes control characters, except line feeds and tabs; `errors.say` prints one line. Consoles of rich write to
+the stream below, because their own control sequences must arrive; `new_console` makes one that escapes every text.
 """
 
 import io
 import sys
 from typing import TYPE_CHECKING, Any, TextIO
 
-from shadowft_core.errors import one_line, plain
+from shadowft_core.errors import plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,11 +48,6 @@ def guard_output(encoding: str | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):  # None when the shell has closed it
             stream.reconfigure(encoding=encoding, errors="backslashreplace")
             setattr(sys, name, PlainStream(stream))
-
-
-def say(text: str) -> None:
-    """Print a line to stderr: one, whatever names and texts of others are in it."""
-    print(one_line(text), file=sys.stderr, flush=True)
 
 
 def new_console(**settings: Any) -> "Console":

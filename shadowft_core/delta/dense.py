@@ -9,11 +9,10 @@ import numpy as np
 
 from shadowft_core.delta.format import DENSE, rounded, step
 from shadowft_core.delta.frames import encode, longest
-from shadowft_core.errors import NotFiniteError
+from shadowft_core.errors import NotFiniteError, say
 from shadowft_core.files import in_order
 from shadowft_core.kernels import bf16
 from shadowft_core.kernels.scratch import scratch
-from shadowft_core.terminal import say
 from shadowft_core.weights import Bytes, append_safetensors
 
 Storage = Literal["compressed", "bfloat16", "float32"]

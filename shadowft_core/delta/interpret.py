@@ -18,8 +18,7 @@ from shadowft_core.delta.factors import Factors
 from shadowft_core.delta.initial import without_initial
 from shadowft_core.delta.settings import CONVERT, MERGE
 from shadowft_core.delta.ties import merge_tied
-from shadowft_core.errors import AdapterError, ShapeMismatchError, WrongBaseError
-from shadowft_core.terminal import say
+from shadowft_core.errors import AdapterError, ShapeMismatchError, WrongBaseError, say
 from shadowft_core.weights import Checkpoint
 
 _OTHER_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")

@@ -20,9 +20,8 @@ from shadowft_core.delta.factors import Factors
 from shadowft_core.delta.folder import Delta
 from shadowft_core.delta.format import DENSE, rounded
 from shadowft_core.delta.lora import write_factors
-from shadowft_core.errors import ParamsError
+from shadowft_core.errors import ParamsError, say
 from shadowft_core.files import WORKERS
-from shadowft_core.terminal import say
 from shadowft_core.weights import build_header, open_safetensors, write_safetensors
 
 _BLOCK = 1024  # rows or columns converted to float64 at a time

@@ -6,8 +6,7 @@ from pathlib import Path
 from shadowft_core.delta.adapter import ADAPTER_WEIGHTS
 from shadowft_core.delta.complete import NotAdapted
 from shadowft_core.delta.interpret import open_adapter
-from shadowft_core.errors import ShadowError, ShapeMismatchError, TensorMissingError
-from shadowft_core.terminal import say
+from shadowft_core.errors import ShadowError, ShapeMismatchError, TensorMissingError, say
 from shadowft_core.weights import open_checkpoint
 
 

@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from shadowft_core.errors import CheckpointError
+from shadowft_core.errors import CheckpointError, say
 from shadowft_core.files import read_json_object, read_regular
 from shadowft_core.limits import CONFIG_BYTES, SETTINGS_BYTES, SETTINGS_FILES, TEXT_CHARACTERS
-from shadowft_core.terminal import say
 from shadowft_core.weights.entries import leads_out
 
 STATE, CARD = "trainer_state.json", "README.md"

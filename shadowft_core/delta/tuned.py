@@ -13,10 +13,9 @@ from shadowft_core.delta.difference import Difference
 from shadowft_core.delta.found import find_weights
 from shadowft_core.delta.told import Told, read_told
 from shadowft_core.delta.trainer import TrainRecord
-from shadowft_core.errors import AdapterError, ShadowError, WrongBaseError
+from shadowft_core.errors import AdapterError, ShadowError, WrongBaseError, say
 from shadowft_core.files import read_json_object, read_record
 from shadowft_core.files.record import check_record
-from shadowft_core.terminal import say
 from shadowft_core.weights import Checkpoint, open_checkpoint
 from shadowft_core.weights.settings import PairFields
 

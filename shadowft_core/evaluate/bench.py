@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from shadowft_core.errors import EvaluationError, TrainError
+from shadowft_core.errors import EvaluationError, TrainError, say
 from shadowft_core.evaluate.counts import tell_left_out, told
 from shadowft_core.evaluate.engines import Arm
 from shadowft_core.evaluate.engines.finite import NotFinite
@@ -31,7 +31,6 @@ from shadowft_core.loading import load
 from shadowft_core.params import Evaluate, Render
 from shadowft_core.rendering import Renderer, load_renderer
 from shadowft_core.suites import Leaf, TaskFiles
-from shadowft_core.terminal import say
 
 SEED = 0
 RENDER = Render()

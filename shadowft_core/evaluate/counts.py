@@ -4,12 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from shadowft_core.errors import EvaluationError
+from shadowft_core.errors import EvaluationError, say
 from shadowft_core.evaluate.heldout import PICTURED
 from shadowft_core.evaluate.items import Item, TaskScore
 from shadowft_core.evaluate.questions import Questions
 from shadowft_core.params import Limits
-from shadowft_core.terminal import say
 
 GAP = 0.1  # of the items, between two readings of the same answers; more is flagged
 READINGS = ("strict", "lenient")

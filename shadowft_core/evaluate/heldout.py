@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-from shadowft_core.errors import EvaluationError
+from shadowft_core.errors import EvaluationError, say
 from shadowft_core.evaluate.documents import PLACE
 from shadowft_core.evaluate.questions import NO_REPLY
 from shadowft_core.files import bytes_digest
 from shadowft_core.rendering import Renderer, RowError, prepared_rows
-from shadowft_core.terminal import say
 
 PICTURED = "it has images, and only text is scored"
 

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 
 from shadowft_core.delta.factors import Factors
-from shadowft_core.errors import AdapterError
+from shadowft_core.errors import AdapterError, say
 from shadowft_core.export.rules import CONFIG, RANKS, WEIGHTS, layer_shape, lint, of_kind
 from shadowft_core.files import new_folder, write_json_atomically
 from shadowft_core.grafting.options import Options
 from shadowft_core.grafting.plan import Source, make_plan
-from shadowft_core.terminal import say
 from shadowft_core.weights import LAYERS, Checkpoint, build_header, write_safetensors
 
 __all__ = ["Adapter", "export_adapter", "lint", "plan_adapter"]

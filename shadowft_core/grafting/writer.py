@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from shadowft_core.delta import DeltaSource
-from shadowft_core.errors import GraftError
+from shadowft_core.errors import GraftError, say
 from shadowft_core.files import (
     canonical_json,
     file_digest,
@@ -22,7 +22,6 @@ from shadowft_core.grafting.arithmetic import TensorResult, parts, whole
 from shadowft_core.grafting.options import Options, Scope
 from shadowft_core.grafting.plan import OUTPUTS, Plan, make_plan
 from shadowft_core.grafting.receipt import RECEIPT, RECIPE, build_receipt
-from shadowft_core.terminal import say
 from shadowft_core.weights import DTYPES, INDEX, build_header, model_digest, percent, write_shards
 
 PLAIN = Options()

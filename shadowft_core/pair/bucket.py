@@ -10,13 +10,12 @@ from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from shadowft_core.errors import CheckpointError, InputError
+from shadowft_core.errors import CheckpointError, InputError, say
 from shadowft_core.files import bytes_digest, cache_folder, canonical_json, new_folder
 from shadowft_core.limits import TOKENIZER_BYTES
 from shadowft_core.pair.sidefiles import SIDE_FILES
 from shadowft_core.remote.bucket import download_object, head_of
 from shadowft_core.store.backends import Backend, open_backend
-from shadowft_core.terminal import say
 from shadowft_core.weights import Checkpoint, RemoteFiles, open_checkpoint, open_remote
 
 

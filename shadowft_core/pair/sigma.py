@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from shadowft_core.errors import NotFiniteError
+from shadowft_core.errors import NotFiniteError, say
 from shadowft_core.files import WORKERS, in_order
 from shadowft_core.kernels import bf16
 from shadowft_core.pair.grid import FOUR_BITS, count_levels
 from shadowft_core.pair.layout import Match, Span
-from shadowft_core.terminal import say
 from shadowft_core.weights import CHUNK, FLOATS, Checkpoint, is_language, layer_of, module_of
 from shadowft_core.weights.similarity import SIGMA, Sums
 

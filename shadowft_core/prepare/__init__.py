@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from shadowft_core.errors import DataError, ParamsError
+from shadowft_core.errors import DataError, ParamsError, say
 from shadowft_core.files import new_folder, write_json_atomically
 from shadowft_core.files.rows import read_rows
 from shadowft_core.params import Prepare
@@ -32,7 +32,6 @@ from shadowft_core.prepare.table import SPLITS, Table, first_question, whole_tex
 from shadowft_core.prepare.tracked import require_intact
 from shadowft_core.prepare.turns import BadRow, printable
 from shadowft_core.suites import some
-from shadowft_core.terminal import say
 
 __all__ = ["SPLITS", "prepare", "require_pinned"]
 

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 import shadowft_core.store as stores
-from shadowft_core.errors import InputError, LedgerError, RegistryError
+from shadowft_core.errors import InputError, LedgerError, RegistryError, say
 from shadowft_core.params import Registry, Store
 from shadowft_core.promotion.chain import Chain
 from shadowft_core.promotion.ledger import Entry, Ledger
@@ -14,7 +14,6 @@ from shadowft_core.registry import tracking
 from shadowft_core.registry.connection import connected, may_exist, uri_of
 from shadowft_core.registry.rebuild import parse_recipe
 from shadowft_core.registry.registration import waits
-from shadowft_core.terminal import say
 from shadowft_core.verdict.looks import alpha_left, alpha_of
 
 

@@ -9,13 +9,12 @@ from typing import Any
 
 import shadowft_core.store as stores
 from shadowft_core.delta import open_delta
-from shadowft_core.errors import RegistryError, WrongBaseError
+from shadowft_core.errors import RegistryError, WrongBaseError, say
 from shadowft_core.files import new_folder, write_json_atomically
 from shadowft_core.params import Registry, Store
 from shadowft_core.promotion.ledger import Ledger
 from shadowft_core.promotion.recorded import recipe_of
 from shadowft_core.registry import store_for
-from shadowft_core.terminal import say
 from shadowft_core.weights.pairfile import read_pair
 
 

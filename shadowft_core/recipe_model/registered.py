@@ -6,14 +6,13 @@ from typing import Any
 
 import yaml
 
-from shadowft_core.errors import RegistryError
+from shadowft_core.errors import RegistryError, say
 from shadowft_core.files import file_digest
 from shadowft_core.params import Registry
 from shadowft_core.registry import read_recipe
 from shadowft_core.registry.connection import connected
 from shadowft_core.registry.serving import RECIPE, TAG
 from shadowft_core.registry.tracking import find
-from shadowft_core.terminal import say
 
 _RESOLVED = "registered_model_meta"  # MLflow adds it to its download of models:/NAME/3 or models:/NAME@alias
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import shadowft_core.store as stores
-from shadowft_core.errors import RegistrationPendingError, RegistryError
+from shadowft_core.errors import RegistrationPendingError, RegistryError, say
 from shadowft_core.files import canonical_json
 from shadowft_core.params import Params, Registry, Store
 from shadowft_core.registry.connection import connected
@@ -26,7 +26,6 @@ from shadowft_core.registry.registration import (
     waiting_in,
 )
 from shadowft_core.registry.tracking import deduplicate, describe, find, log, number_of, set_alias, tidy
-from shadowft_core.terminal import say
 
 __all__ = [
     "CANDIDATE",

@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from shadowft_core.errors import RegistryError, ShadowError, StoppedError, without_passwords
+from shadowft_core.errors import RegistryError, ShadowError, StoppedError, say, without_passwords
 from shadowft_core.files import bytes_digest, canonical_json
 from shadowft_core.params import Registry
 from shadowft_core.registry.connection import connected, uri_of
 from shadowft_core.registry.evidence import flat
 from shadowft_core.registry.tracking import experiment
-from shadowft_core.terminal import say
 
 KEY = "shadowft.training"  # tag of a run: digest of what the training depends on
 PAUSE = 1.0  # seconds between two calls

@@ -9,12 +9,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.errors import InputError
+from shadowft_core.errors import InputError, say
 from shadowft_core.files import bytes_digest, canonical_json, file_digest, new_folder, threaded
 from shadowft_core.remote.bucket import download_object, head_of
 from shadowft_core.remote.hub import REVISION, hub_errors, online
 from shadowft_core.store.backends import Backend, open_backend
-from shadowft_core.terminal import say
 
 THREADS = 4
 _HUB = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:]+))?(?::(?P<part>.+))?")

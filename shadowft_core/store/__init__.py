@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from shadowft_core.errors import DeltaError, StoreConflictError, StoreError
+from shadowft_core.errors import DeltaError, StoreConflictError, StoreError, say
 from shadowft_core.files import bytes_digest, canonical_json, file_digest, new_folder, parse_json, read_regular
 from shadowft_core.limits import JSON_BYTES
 from shadowft_core.params import Store
@@ -41,7 +41,6 @@ from shadowft_core.store.probe import require_probe, run_probe
 from shadowft_core.store.prune import PruneResult, prune_objects
 from shadowft_core.store.records import read_record, write_record
 from shadowft_core.store.transfer import Progress, cut, differs, places, receive, send, send_missing
-from shadowft_core.terminal import say
 
 __all__ = [
     "BadObject",

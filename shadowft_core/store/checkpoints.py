@@ -12,12 +12,11 @@ from pathlib import Path
 
 from pydantic import Field
 
-from shadowft_core.errors import StoreCorruptError, StoreError, StoreUnreachableError
+from shadowft_core.errors import StoreCorruptError, StoreError, StoreUnreachableError, say
 from shadowft_core.files import Record, bytes_digest, canonical_json, parse_record
 from shadowft_core.store.backends import Backend, Entry
 from shadowft_core.store.manifest import LARGEST_MANIFEST, File
 from shadowft_core.store.transfer import Piece, Progress, each
-from shadowft_core.terminal import say
 
 CHECKPOINTS, INDEX = "checkpoints", "copy.json"
 _KEY = re.compile(r"checkpoints/([0-9a-f]+)/checkpoint-(\d+)/(.+)")

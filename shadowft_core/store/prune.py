@@ -6,12 +6,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shadowft_core.errors import StoreCorruptError, StoreError, StoreUnreachableError
+from shadowft_core.errors import StoreCorruptError, StoreError, StoreUnreachableError, say
 from shadowft_core.store.backends import Backend, Entry
 from shadowft_core.store.lock import LOCKS, PAUSE, PRUNE_LOCK, prune_lock, store_time
 from shadowft_core.store.manifest import OBJECTS, claim_key, claimed, object_key, read_claim, read_manifest
 from shadowft_core.store.transfer import each
-from shadowft_core.terminal import say
 
 BATCH = 500  # objects removed under one lock, so that a publisher waits only for seconds
 ABANDONED = 86400.0  # seconds after which no probe or commit can still be running

@@ -9,11 +9,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from shadowft_core.errors import DeltaError
+from shadowft_core.errors import DeltaError, say
 from shadowft_core.files import bytes_digest, threaded
 from shadowft_core.store.backends import Backend
 from shadowft_core.store.manifest import CERTIFICATE, LARGEST_CHUNK, OBJECTS, File, Manifest, object_key
-from shadowft_core.terminal import say
 from shadowft_core.weights import read_header
 
 THREADS = 4

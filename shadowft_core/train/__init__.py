@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from shadowft_core.errors import say
 from shadowft_core.files import (
     canonical_json,
     new_folder,
@@ -27,7 +28,6 @@ from shadowft_core.files import (
 )
 from shadowft_core.params import Checkpoint, Render, Train
 from shadowft_core.rendering import load_renderer, shows_images
-from shadowft_core.terminal import say
 from shadowft_core.train.checkpoints import open_checkpoints
 from shadowft_core.train.command import train_by_command
 from shadowft_core.train.copies import CopiesOf, require_copies

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import Field
 
-from shadowft_core.errors import CheckpointError, StoreCorruptError, StoreError
+from shadowft_core.errors import CheckpointError, StoreCorruptError, StoreError, say
 from shadowft_core.files import (
     bytes_digest,
     canonical_json,
@@ -30,7 +30,6 @@ from shadowft_core.files import (
 )
 from shadowft_core.files.record import Record, read_record
 from shadowft_core.params import Checkpoint
-from shadowft_core.terminal import say
 from shadowft_core.train.copies import Copies, CopiesOf, going_on_without
 
 FORMAT = 1

@@ -5,9 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from shadowft_core.errors import ParamsError, ShadowError
+from shadowft_core.errors import ParamsError, ShadowError, say
 from shadowft_core.params import Checkpoint
-from shadowft_core.terminal import say
 
 
 class Copies(Protocol):

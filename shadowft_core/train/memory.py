@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ParamSpec
 
-from shadowft_core.errors import TrainError
+from shadowft_core.errors import TrainError, say
 from shadowft_core.params import Train
-from shadowft_core.terminal import say
 from shadowft_core.train.checkpoints import Checkpoints
 
 P = ParamSpec("P")

@@ -15,9 +15,8 @@ import transformers
 from peft import LoraConfig, OSFConfig, get_peft_model
 from transformers import BitsAndBytesConfig
 
-from shadowft_core.errors import TrainError
+from shadowft_core.errors import TrainError, say
 from shadowft_core.params import Train
-from shadowft_core.terminal import say
 
 OTHERWISE = "set render.template_tokens to from_instruct, or train.method to full"
 EXTRA = "pip install 'shadowft[gpu]'"

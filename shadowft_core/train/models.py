@@ -10,10 +10,9 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.core_model_loading import revert_weight_conversion
 
 from shadowft_core import loading
-from shadowft_core.errors import AdapterError, CheckpointError, ShadowError, TrainError
+from shadowft_core.errors import AdapterError, CheckpointError, ShadowError, TrainError, say
 from shadowft_core.files import read_json_object, write_json_atomically
 from shadowft_core.params import Train
-from shadowft_core.terminal import say
 from shadowft_core.train.frozen import keep_narrow, stored_dtype
 from shadowft_core.train.methods import merged, quantisation
 from shadowft_core.train.saving import writing

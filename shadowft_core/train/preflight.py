@@ -18,11 +18,10 @@ import numpy as np
 import torch
 import transformers
 
-from shadowft_core.errors import TrainError
+from shadowft_core.errors import TrainError, say
 from shadowft_core.files import read_json_object, write_json_atomically
 from shadowft_core.params import Launch, Render, Train
 from shadowft_core.rendering import load_renderer, shows_images
-from shadowft_core.terminal import say
 from shadowft_core.train.device import require_available, set_up
 from shadowft_core.train.memory import WORDS
 from shadowft_core.train.methods import with_method

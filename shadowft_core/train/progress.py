@@ -14,8 +14,7 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from transformers import TrainerCallback
 
-from shadowft_core.errors import TrainError
-from shadowft_core.terminal import say
+from shadowft_core.errors import TrainError, say
 
 REWARDS = {  # of preferences: names in TRL's logs and in metrics.jsonl
     "rewards/chosen": "reward_chosen",

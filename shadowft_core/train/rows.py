@@ -5,11 +5,10 @@ from typing import Any
 
 from pydantic import Field
 
-from shadowft_core.errors import DataError, TrainError
+from shadowft_core.errors import DataError, TrainError, say
 from shadowft_core.files.record import Fields, read_record
 from shadowft_core.params import Train
 from shadowft_core.rendering import Renderer
-from shadowft_core.terminal import say
 from shadowft_core.train.encode import Encoded, encode_file, require_enough
 from shadowft_core.train.pairs import encode_pairs, require_kind, require_settings
 

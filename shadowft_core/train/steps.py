@@ -9,10 +9,9 @@ from pydantic import Field
 from transformers import TrainerState
 from transformers.trainer_utils import align_special_tokens
 
-from shadowft_core.errors import StoppedError, TrainError
+from shadowft_core.errors import StoppedError, TrainError, say
 from shadowft_core.files.record import Fields, Record, check_record
 from shadowft_core.limits import COUNT
-from shadowft_core.terminal import say
 from shadowft_core.train.checkpoints import RUN, Checkpoints, Saved
 from shadowft_core.train.interrupts import Interrupt
 from shadowft_core.train.progress import Progress

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from shadowft_core.errors import CheckpointError
+from shadowft_core.errors import CheckpointError, say
 from shadowft_core.files import WORKERS
-from shadowft_core.terminal import say
 from shadowft_core.weights import CHUNK, Checkpoint, open_checkpoint
 
 EQUAL, BITS, DTYPE, SHAPE, ONLY_FIRST, ONLY_SECOND = "equal", "bits", "dtype", "shape", "only first", "only second"

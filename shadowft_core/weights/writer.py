@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from shadowft_core.errors import CheckpointError
+from shadowft_core.errors import CheckpointError, say
 from shadowft_core.files.ordered_map import in_order
-from shadowft_core.terminal import say
 from shadowft_core.weights.checkpoint import SINGLE
 from shadowft_core.weights.header import DTYPES, TensorInfo, build_header, dtype_name, parse_header
 

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shadowft_core.errors import AdapterError, CheckpointError, EvaluationError
+from shadowft_core.errors import AdapterError, CheckpointError, EvaluationError, say
 from shadowft_core.evaluate.engines.door import Deltas, Engine
 from shadowft_core.evaluate.engines.endpoint import Card, Endpoint
 from shadowft_core.evaluate.engines.launch import launched
@@ -27,7 +27,6 @@ from shadowft_core.files import read_json_object
 from shadowft_core.grafting import Options, graft, grafted_tensors
 from shadowft_core.limits import CONFIG_BYTES
 from shadowft_core.params import Server
-from shadowft_core.terminal import say
 from shadowft_core.weights import model_digest, open_checkpoint
 from shadowft_core.weights.settings import Count, GenerationConfig, read_settings
 

@@ -4,8 +4,7 @@ from functools import cache
 from pathlib import Path
 from typing import Protocol
 
-from shadowft_core.errors import CheckpointError
-from shadowft_core.terminal import say
+from shadowft_core.errors import CheckpointError, say
 from shadowft_core.weights.families.family import Family
 from shadowft_core.weights.header import TensorInfo
 

@@ -1,13 +1,12 @@
 """Data files of tasks, checked before the harness reads them, which it does without limits."""
 
 import glob
-import os
 import zlib
 from pathlib import Path
 from typing import IO, Any
 
 from shadowft_core.errors import DataError, EvaluationError
-from shadowft_core.files import open_regular, reading
+from shadowft_core.files import reading
 from shadowft_core.files.jsonfile import nested
 from shadowft_core.files.jsontext import json_rows
 from shadowft_core.files.rows import open_data
@@ -16,7 +15,9 @@ from shadowft_core.limits import DECODED_BYTES, DEPTH, ITEM_BYTES, ROWS
 from shadowft_core.suites.configs import LOCAL
 
 TABLES = ("parquet", "arrow")
-PACKED = {None: "", "gzip": ".gz", "zstd": ".zst"}  # by the library's name of what a file begins as
+PACKED = {b"\x1f\x8b": ".gz", b"(\xb5/\xfd": ".zst"}  # by the first bytes
+OTHERS = (b"BZh", b"\xfd7zXZ\0", b"PK\x03\x04", b"Rar!", b"7z\xbc\xaf", b"\x04\x22M\x18")  # which the library unpacks
+HEAD = 4096
 
 
 def absolute(files: Any, folder: Path, data: Path) -> Any:
@@ -51,18 +52,19 @@ def require_rows(name: str, file: str, kind: str, whole: bool = False) -> None:
 
 def _rows(path: Path, kind: str, whole: bool) -> int:
     """The rows of a table, the lines of a text. Raises DataError for what is beyond a limit."""
-    from datasets.utils.extract import Extractor
-
-    os.close(open_regular(path, DataError))
-    packed = Extractor.infer_extractor_format(path)
     kind = kind if kind in LOCAL else path.suffix[1:].lower()
-    if packed not in PACKED or (packed and kind in TABLES):
-        raise DataError(f"{path}: a {packed} file, which the harness cannot read within limits; unpack it")
+    with reading(path, "replace the file", DataError, OSError), open_data(path, "") as file:
+        head = file.read(HEAD)
+    packed = next((suffix for start, suffix in PACKED.items() if head.startswith(start)), "")
+    if head.startswith(OTHERS) or head[257:262] == b"ustar" or (packed and kind in TABLES):
+        raise DataError(f"{path}: an archive, or packed in a way that is not read within limits; unpack it")
+    if b"\0" in head and not packed and kind not in TABLES:
+        raise DataError(f"{path}: a NUL in the text; replace the file")  # the library tries such files as archives
     if kind in TABLES:
         return count_rows(path, f".{kind}")
     with (
         reading(path, "replace the file", DataError, OSError, EOFError, zlib.error),
-        open_data(path, PACKED[packed]) as file,
+        open_data(path, packed) as file,
     ):
         return _objects(file, path) if kind == "json" and not whole else _lines(file, path)
 

@@ -85,17 +85,17 @@ def resumed(sealed: bool) -> Callable[[Path], None]:
     def read(folder: Path) -> None:
         """Lines with the right digest are damaged in what they say; a reader cuts its file back to its good part."""
         place = folder.parent / "out/answers.jsonl"
-        try:
-            raw = (folder / ("batches.jsonl" if sealed else "answers.jsonl")).read_bytes()
-        except OSError:
+        file = folder / ("batches.jsonl" if sealed else "answers.jsonl")
+        if not file.is_file() or file.stat().st_size > 1 << 20:  # the journal has a file of its own
             return
+        raw = file.read_bytes()
         if sealed:
             raw = HEAD + b"".join(_sealed(line) for line in raw.split(b"\n"))
         place.parent.mkdir()
         place.write_bytes(raw)
-        with place.open("r+b") as file:
+        with place.open("r+b") as kept:
             found = AnswersFile()
-            found.resume(place, file.fileno(), HEAD)
+            found.resume(place, kept.fileno(), HEAD)
             assert all(0 <= at < 10**9 for at in found.answers)
 
     return read

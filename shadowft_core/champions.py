@@ -7,7 +7,6 @@ this run.
 
 import math
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +18,7 @@ from shadowft_core.errors import (
     GraftError,
     MisfitError,
     StoreCorruptError,
+    say,
 )
 from shadowft_core.evaluate import NotRebuiltError, TaskScore, Versions, open_versions
 from shadowft_core.files import new_folder, write_json_atomically
@@ -170,7 +170,7 @@ def _items_among(scores: Mapping[str, TaskScore], template: str, generation: Map
 
 
 def _say(line: str) -> None:
-    print(f"evaluate: {line}", file=sys.stderr)
+    say(f"evaluate: {line}")
 
 
 def _say_skipped(gone: Mapping[str, Any]) -> None:

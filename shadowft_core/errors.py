@@ -41,6 +41,7 @@ password of a URL: `without_passwords` masks all text that is printed, logged, r
 """
 
 import re
+import sys
 
 from shadowft_core.limits import MESSAGE_CHARACTERS
 
@@ -86,6 +87,11 @@ def one_line(text: str, most: int = MESSAGE_CHARACTERS) -> str:
 def _cut(text: str, most: int) -> str:
     half = (most - 60) // 2
     return f"{text[:half]} ... ({len(text) - 2 * half} characters left out) ... {text[-half:]}"
+
+
+def say(text: str) -> None:
+    """Print one line to stderr, whatever names and texts of others are in it."""
+    print(one_line(text), file=sys.stderr, flush=True)
 
 
 class ShadowError(Exception):

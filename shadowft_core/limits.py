@@ -51,7 +51,7 @@ TOKENS = 1 << 24
 
 # Patterns and templates from others
 PATTERN_CHARACTERS = 10_000
-"""characters of a regular expression in an adapter's settings"""
+"""characters of a regular expression in an adapter's settings or a task's template"""
 PATTERN_STEPS = 100_000
 """characters of such an expression, times the counts of all its repeats, which the library expands"""
 PATTERN_SECONDS = 1.0
@@ -103,9 +103,19 @@ OBJECTS = 10_000_000
 COLUMNS = 10_000
 """columns of a data file, nested ones included"""
 ROWS = 20_000_000
-"""rows of one data file"""
+"""rows of one data file, and lines of one"""
+ROW_BYTES = 16 * MIB
+"""bytes of a row of a data file"""
+LINE_BYTES = 1024 * MIB
+"""bytes of a line that is skipped because its row is too long"""
+EXPANSION = 100
+"""times its own size that a compressed file or a table may hold; 64 MiB in any case"""
 DECODED_BYTES = 1024 * MIB
 """bytes of memory for decoding one batch of rows of a Parquet or Arrow file"""
+IMAGE_PIXELS = 1 << 26
+"""pixels of one image: an 8K frame has half as many"""
+IMAGE_BYTES = 64 * MIB
+"""bytes of one image file"""
 
 # What is shown and recorded
 ANSWER_CHARACTERS = 4_000

@@ -151,11 +151,13 @@ def _call(loader: Any, folder: Path, source: Path | None, **options: Any) -> Any
 def _require_plain(folder: Path) -> None:
     # Not at the top: they import numpy, and programs set its variables first.
     from shadowft_core.weights.entries import require_own_files
-    from shadowft_core.weights.settings import TokenizerConfig, read_config, read_settings
+    from shadowft_core.weights.settings import SpecialTokens, TokenizerConfig, read_config, read_settings
 
     if not folder.is_dir():  # transformers would take it for a name on the hub
         raise CheckpointError(f"{folder}: no such folder; expected a Hugging Face model folder")
     require_own_files(folder)
+    read_settings(folder, "tokenizer_config.json", TokenizerConfig)  # transformers ends on others much later
+    read_settings(folder, "special_tokens_map.json", SpecialTokens)
     if (folder / "adapter_config.json").exists():
         raise CheckpointError(
             f"{folder / 'adapter_config.json'}: transformers would add this adapter to the weights of the model in the "

@@ -6,7 +6,6 @@ and scale, by the same code.
 """
 
 import shutil
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from shadowft_core.delta import extract
-from shadowft_core.errors import CheckpointError, TrainError
+from shadowft_core.errors import CheckpointError, TrainError, say
 from shadowft_core.evaluate import evaluate_seeds
 from shadowft_core.files import (
     Fields,
@@ -81,14 +80,14 @@ def further_seeds(
     first, *others = settings.seeds
     facts: dict[str, Any] = {"format": 1, "route": route, "first": first, "further": []}
     if not others:
-        print(f"seeds: {route} has one seed, nothing to train", file=sys.stderr)
+        say(f"seeds: {route} has one seed, nothing to train")
         with new_folder(out) as folder:
             write_json_atomically(folder / "seeds.json", facts)
         return
     waiting, inputs = WAITING / route, _inputs(model, instruct, data, start, route, params)
     deltas = {}
     for number, seed in enumerate(others, start=1):
-        print(f"seeds: {route}, seed {seed} ({number} of {len(others)} further ones)", file=sys.stderr, flush=True)
+        say(f"seeds: {route}, seed {seed} ({number} of {len(others)} further ones)")
         place = waiting / str(seed)
         if _key(place) != (key := bytes_digest(canonical_json(inputs | {"seed": seed}))):
             shutil.rmtree(place, ignore_errors=True)

@@ -4,6 +4,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from pydantic import Field, ValidationError
@@ -20,6 +21,10 @@ class Whole(Record):
     format: int
     name: str
     parts: tuple[Part, ...] = ()
+
+
+class Numbered(Record):
+    format: Literal[1] | None = None
 
 
 class Some(Fields):
@@ -115,3 +120,12 @@ def test_an_object_is_required(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text("[1]", encoding="utf-8")
     with pytest.raises(CheckpointError, match="expected a JSON object, found list"):
         read_json_object(tmp_path / "list.json")
+
+
+@pytest.mark.parametrize("value", ["true", "1.0", "1e0"])
+def test_what_equals_the_number_of_a_format_is_not_that_number(value: str) -> None:
+    assert parse_record(b'{"format":1}', Numbered, "a.json", "write it again").format == 1
+    with pytest.raises(
+        CheckpointError, match=r"^a\.json: format: Input should be a valid integer, found (True|1\.0); write it"
+    ):
+        parse_record(f'{{"format":{value}}}'.encode(), Numbered, "a.json", "write it again")

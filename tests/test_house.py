@@ -272,3 +272,16 @@ def test_code_and_docs_use_plain_words(words: str) -> None:
         name for name in tracked("shadowft_core", "flows", "docs", "README.md") if Path(name).suffix in (".py", ".md")
     ]
     assert [name for name in names if words in (ROOT / name).read_text(encoding="utf-8")] == []
+
+
+def test_rooms_below_the_command_line_print_one_line_at_a_time() -> None:
+    """A line break in a name of others would look like a line of ours (`errors.say`)."""
+    apart = ("cli", "demo", "pipeline", "answers", "errors.py", "train/launch.py", "train/command.py")
+    found = [
+        f"{path}:{node.lineno}"
+        for path in sorted((ROOT / "shadowft_core").rglob("*.py"))
+        if not path.relative_to(ROOT / "shadowft_core").as_posix().startswith(apart)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "print" and "sys.stderr" in ast.unparse(node)
+    ]
+    assert not found, f"use errors.say: {found}"

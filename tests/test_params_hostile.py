@@ -48,6 +48,7 @@ FILES = {  # content: what the error says
     "a: {1: 1, '1': 2}": "duplicate key a.1, in line 1",
     "a: x\nb: a\0b": "line 2: the character U+0000 may not be in a YAML file",
     "a: \x1b[2J": "line 1: the character U+001B may not be in a YAML file",
+    'a: 1\nb: {c: [1, {d: 2}], e: "x\\ud800"}': "character escape code, at or after the field b.e; correct it",
     b"a: 1\nb: \xff": "line 2: byte 0xff is not UTF-8",
     "a: 1\n".encode("utf-16"): "line 1: byte 0xff is not UTF-8",
     b"#" * (PARAMS_BYTES + 1): f"{PARAMS_BYTES + 1} bytes, the limit is {PARAMS_BYTES}",

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shadowft_core.errors import DataError, TrainError
+from shadowft_core.errors import CheckpointError, DataError
 from shadowft_core.limits import COLUMNS
 from shadowft_core.params import Prepare
 from shadowft_core.prepare import prepare
@@ -39,7 +39,7 @@ def two_of_a_name(path: Path) -> None:
 HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a long text in many rows.parquet": (
         lambda path: pq.write_table(repeated("x" * (15 << 20), 100), path, compression="zstd"),
-        "decoding a few rows takes more than 1024 MiB of memory",
+        "holds more than \\d+ bytes, 100 times its size or 64 MiB",
     ),
     "a long row.parquet": (many_turns, "longer than 16 MiB"),
     "two fields of a name.arrow": (two_of_a_name, "distinct column names in the column turn"),
@@ -85,5 +85,5 @@ def test_the_first_table_of_a_process_is_read(kind: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("text", ["-1", "400000000", "[7, -1]", "true", '"x"', "{}", "[[1]]"])
 def test_an_end_that_is_no_token_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text(f'{{"eos_token_id": {text}}}')
-    with pytest.raises(TrainError, match=r"generation_config.json: eos_token_id: expected ids of tokens"):
+    with pytest.raises(CheckpointError, match=r"generation_config.json: eos_token_id\S*: Input should be"):
         stop_ids(tokenizer_for("")[0], tmp_path)

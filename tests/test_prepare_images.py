@@ -279,7 +279,7 @@ def test_paths_are_relative_to_the_data_file(stage: Stage) -> None:
 
 
 def test_an_image_above_the_limit_of_bytes_is_not_read(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shadowft_core.prepare.images.LARGEST", 10)
+    monkeypatch.setattr("shadowft_core.prepare.images.IMAGE_BYTES", 10)
     monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("the file was read"))
     (stage.data / "rows.jsonl").write_bytes(lines([asked("What?", images=["cat.png"]), talk("hi")]))
     report = stage.run()

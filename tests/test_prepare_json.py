@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shadowft_core.files import canonical_json
-from shadowft_core.prepare.jsontext import decode
+from shadowft_core.files.jsontext import decode
 from shadowft_core.prepare.overlap import NGRAM, Items, ngrams
 from shadowft_core.prepare.table import words_of
 

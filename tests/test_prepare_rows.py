@@ -10,8 +10,8 @@ import pytest
 
 from shadowft_core.errors import DataError
 from shadowft_core.files import bytes_digest, canonical_json
-from shadowft_core.prepare.files import read_rows
-from shadowft_core.prepare.jsontext import ROW_LIMIT
+from shadowft_core.files.rows import read_rows
+from shadowft_core.limits import ROW_BYTES
 from tests.fixtures.data import Stage, lines, talk
 
 SYSTEM = {"role": "system", "content": "Be kind."}
@@ -174,4 +174,4 @@ def test_a_line_longer_than_the_limit_is_not_read_into_memory(tmp_path: Path) ->
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert read == [(1, None), (2, "longer than 16 MiB"), (3, None)]
-    assert peak < 3 * ROW_LIMIT
+    assert peak < 3 * ROW_BYTES

@@ -1,7 +1,6 @@
 """Writes a difference as a dense delta, part by part."""
 
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +9,7 @@ import numpy as np
 
 from shadowft_core.delta.format import DENSE, rounded, step
 from shadowft_core.delta.frames import encode, longest
-from shadowft_core.errors import NotFiniteError
+from shadowft_core.errors import NotFiniteError, say
 from shadowft_core.files import in_order
 from shadowft_core.kernels import bf16
 from shadowft_core.kernels.scratch import scratch
@@ -71,7 +70,7 @@ def write_dense(
         for count, ((name, _), (sums, piece)) in enumerate(zip(work, in_order(encoded, work), strict=True), 1):
             squares[name] += sums
             if count % 250 == 0:
-                print(f"extract: {count / len(work):.0%} of {len(shapes)} tensors", file=sys.stderr)
+                say(f"extract: {count / len(work):.0%} of {len(shapes)} tensors")
             yield name, piece
 
     plain = storage == "float32"

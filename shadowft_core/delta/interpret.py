@@ -3,7 +3,6 @@
 An adapter names modules as in the loaded model or, if it was trained with an older transformers, as in the files.
 """
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -19,7 +18,7 @@ from shadowft_core.delta.factors import Factors
 from shadowft_core.delta.initial import without_initial
 from shadowft_core.delta.settings import CONVERT, MERGE
 from shadowft_core.delta.ties import merge_tied
-from shadowft_core.errors import AdapterError, ShapeMismatchError, WrongBaseError
+from shadowft_core.errors import AdapterError, ShapeMismatchError, WrongBaseError, say
 from shadowft_core.weights import Checkpoint
 
 _OTHER_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
@@ -39,7 +38,7 @@ def open_adapter(before: Checkpoint, source: Path, ignore: Sequence[str] = ()) -
     for number, (module, keys) in enumerate(sorted(adapter.modules.items()), 1):
         reading.add_module(module, keys)
         if adapter.settings.initial and number % 10 == 0:  # one decomposition per module
-            print(f"extract: {adapter.settings.initial}, module {number}/{len(adapter.modules)}", file=sys.stderr)
+            say(f"extract: {adapter.settings.initial}, module {number}/{len(adapter.modules)}")
     require_complete(adapter)
     merge_tied(adapter)
     return adapter

@@ -7,7 +7,6 @@ the smaller side. Memory: the matrix and min(rows, columns)^2.
 
 import math
 import shutil
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -21,7 +20,7 @@ from shadowft_core.delta.factors import Factors
 from shadowft_core.delta.folder import Delta
 from shadowft_core.delta.format import DENSE, rounded
 from shadowft_core.delta.lora import write_factors
-from shadowft_core.errors import ParamsError
+from shadowft_core.errors import ParamsError, say
 from shadowft_core.files import WORKERS
 from shadowft_core.weights import build_header, open_safetensors, write_safetensors
 
@@ -61,7 +60,7 @@ def lower(delta: Delta, budget: float, folder: Path, storage: Storage) -> tuple[
             if factors is not None:
                 found[name], errors[name] = factors, rounded(error)
             if number % 25 == 0:
-                print(f"extract: low rank, tensor {number}/{len(names)}", file=sys.stderr)
+                say(f"extract: low rank, tensor {number}/{len(names)}")
     dense = {name: delta.shape(name) for name in delta.names if name not in found}
     entries: dict[str, Any] = {}
     if found:

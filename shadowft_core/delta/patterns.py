@@ -1,36 +1,12 @@
-"""Matches the regular expressions in an adapter's settings within a time limit.
+"""Matches the regular expressions in an adapter's settings within a time limit, which PEFT does not have."""
 
-PEFT matches them with Python's `re`, which some expressions keep busy for years and which cannot be interrupted. The
-library `regex` has a timeout. But it interprets a few constructs differently and expands counted repeats, so an
-expression with constructs that PEFT's users have no need for is refused.
-"""
-
-import math
-import re
 import time
 from pathlib import Path
 from typing import Any
 
 from shadowft_core.errors import AdapterError
-from shadowft_core.limits import PATTERN_CHARACTERS, PATTERN_SECONDS, PATTERN_STEPS, PATTERNS_SECONDS
-
-# What both libraries interpret alike: flags at the start, then letters, escapes, sets, groups and repeats.
-_ALIKE = re.compile(
-    r"""(?:\(\?[aimsu]+\))?+(?:
-        [^\\\[\](){}?*+|] | [|*+?\]}]
-      | \\[^A-Za-z0-9] | \\[AbBdDsSwWZafnrtv] | \\[1-9](?![0-9]) | \\x[0-9A-Fa-f]{2} | \\u[0-9A-Fa-f]{4}
-      | \[\^?+\]?+ (?: [^\[\]\\] | \\[^A-Za-z0-9] | \\[bdDsSwWafnrtv] )*+ \]
-      | \((?![?*]) | \(\?(?: : | [=!>] | <[=!] | P<[A-Za-z_]\w*> | P=[A-Za-z_]\w*(?=\)) ) | \)
-      | \{\d{1,6}(?:,\d{0,6})?\} | \{,\d{1,6}\}
-    )*+""",
-    re.VERBOSE,
-)
-_COUNTS = re.compile(r"\{(\d*),?(\d*)\}")
-
-
-def _count(pair: tuple[str, str]) -> float:
-    """How often a repeat is expanded; a float, since the product of many may be too long to print as an integer."""
-    return max([1.0, *(float(number) for number in pair if number)])
+from shadowft_core.files.patterns import refusal
+from shadowft_core.limits import PATTERN_SECONDS, PATTERNS_SECONDS
 
 
 class Patterns:
@@ -43,14 +19,7 @@ class Patterns:
 
     def check(self, field: str, pattern: str) -> None:
         """Raise AdapterError for an expression that is malformed, too long, or interpreted differently by `re`."""
-        why = ""
-        if len(pattern) > PATTERN_CHARACTERS:
-            why = f"{len(pattern)} characters, the limit is {PATTERN_CHARACTERS}"
-        elif not _ALIKE.fullmatch(pattern):
-            why = "malformed, or with a construct that Python's `re` lacks or interprets differently"
-        elif (steps := len(pattern) * math.prod(map(_count, _COUNTS.findall(pattern)))) > PATTERN_STEPS:
-            why = f"up to {steps:.3g} characters once its repeats are expanded, the limit is {PATTERN_STEPS}"
-        if why:
+        if why := refusal(pattern):
             raise self._refused(pattern, why, f"{field}: ")
         self._get(pattern, f"{field}: ")
 

@@ -1,13 +1,12 @@
 """Checks before the first training step that `extract` can use what the training will save."""
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from shadowft_core.delta.adapter import ADAPTER_WEIGHTS
 from shadowft_core.delta.complete import NotAdapted
 from shadowft_core.delta.interpret import open_adapter
-from shadowft_core.errors import ShadowError, ShapeMismatchError, TensorMissingError
+from shadowft_core.errors import ShadowError, ShapeMismatchError, TensorMissingError, say
 from shadowft_core.weights import open_checkpoint
 
 
@@ -23,7 +22,7 @@ def require_extractable(model: Path, planned: Path | Mapping[str, tuple[int, ...
         try:
             open_adapter(before, planned)
         except NotAdapted as error:  # PEFT has just saved all it adapts; the rest is not in the loaded model
-            print(f"note: `extract` will need a waiver: {error}", file=sys.stderr)
+            say(f"note: `extract` will need a waiver: {error}")
         except ShadowError as error:
             reason = str(error).replace(f"{planned / ADAPTER_WEIGHTS}: ", "").replace(f"{planned}", "the adapter")
             raise type(error)(

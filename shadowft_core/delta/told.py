@@ -6,14 +6,13 @@ closed. Nothing that is kept has a path, a time or a host name, so equal trainin
 """
 
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from shadowft_core.errors import CheckpointError
+from shadowft_core.errors import CheckpointError, say
 from shadowft_core.files import read_json_object, read_regular
 from shadowft_core.limits import CONFIG_BYTES, SETTINGS_BYTES, SETTINGS_FILES, TEXT_CHARACTERS
 from shadowft_core.weights.entries import leads_out
@@ -244,7 +243,7 @@ class _Reading:
     def _unreadable(self, path: Path, error: Exception) -> None:
         if path.name not in self.unreadable:
             why = " ".join(str(error).split()).removeprefix(f"{path}: ")
-            print(f"extract: {path}: left out of the training's facts: {why:.300}", file=sys.stderr)
+            say(f"extract: {path}: left out of the training's facts: {why:.300}")
             self.unreadable.append(path.name)
 
 

@@ -1,7 +1,6 @@
 """The result of a training and the record of its starting model, as `extract` and one-pass grafts read them."""
 
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from shadowft_core.delta.difference import Difference
 from shadowft_core.delta.found import find_weights
 from shadowft_core.delta.told import Told, read_told
 from shadowft_core.delta.trainer import TrainRecord
-from shadowft_core.errors import AdapterError, ShadowError, WrongBaseError
+from shadowft_core.errors import AdapterError, ShadowError, WrongBaseError, say
 from shadowft_core.files import read_json_object, read_record
 from shadowft_core.files.record import check_record
 from shadowft_core.weights import Checkpoint, open_checkpoint
@@ -149,10 +148,10 @@ def _other_weights(base: Checkpoint, place: Path) -> str | None:
     try:
         named = open_checkpoint(place)
     except ShadowError as error:
-        print(f"extract: the starting model was not compared with {base.path}: {error}", file=sys.stderr)
+        say(f"extract: the starting model was not compared with {base.path}: {error}")
         return None
     if named.config.get("quantization_config"):  # QLoRA: the adapter fits the model before quantisation
-        print(f"extract: {place} is quantised and was not compared with {base.path}", file=sys.stderr)
+        say(f"extract: {place} is quantised and was not compared with {base.path}")
         return None
     one, other = sampled(base), sampled(named)
     for name in sorted(one.keys() & other.keys()):

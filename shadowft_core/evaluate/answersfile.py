@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 
 from shadowft_core.evaluate.engines.door import Reply
 from shadowft_core.files import Record, bytes_digest, cache_folder
@@ -33,7 +33,8 @@ class _Text(Record):
     tokens: int | None = None
 
 
-_BATCH = TypeAdapter(dict[str, _Text | tuple[float, bool] | float])
+_Number = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]  # of a request
+_BATCH = TypeAdapter(dict[_Number, _Text | tuple[FiniteFloat, bool] | FiniteFloat])
 
 
 class AnswersFile:

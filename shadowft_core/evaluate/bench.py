@@ -12,8 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from shadowft_core.errors import EvaluationError, TrainError
-from shadowft_core.evaluate.counts import say, tell_left_out, told
+from shadowft_core.errors import EvaluationError, TrainError, say
+from shadowft_core.evaluate.counts import tell_left_out, told
 from shadowft_core.evaluate.engines import Arm
 from shadowft_core.evaluate.engines.finite import NotFinite
 from shadowft_core.evaluate.heldout import render_heldout

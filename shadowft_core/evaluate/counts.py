@@ -1,11 +1,10 @@
 """Prints the counts beside a score, and applies `evaluate.limits` to them."""
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from shadowft_core.errors import EvaluationError
+from shadowft_core.errors import EvaluationError, say
 from shadowft_core.evaluate.heldout import PICTURED
 from shadowft_core.evaluate.items import Item, TaskScore
 from shadowft_core.evaluate.questions import Questions
@@ -56,11 +55,6 @@ def _readings(found: TaskScore) -> str:
     """The metric by other filters, which may find what the deciding one does not."""
     names = sorted({name for item in found.items for name in item.others if "/" in name})
     return f" ({', '.join(names):.200})" if names else ""
-
-
-def say(line: str) -> None:
-    """Print a line to stderr."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def gaps(metric: str, items: Sequence[Item]) -> dict[str, float]:

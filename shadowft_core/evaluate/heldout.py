@@ -1,9 +1,8 @@
 """The items of the built-in tasks `heldout` and `heldout_dev`, rendered as the training renders rows."""
 
-import sys
 from pathlib import Path
 
-from shadowft_core.errors import EvaluationError
+from shadowft_core.errors import EvaluationError, say
 from shadowft_core.evaluate.documents import PLACE
 from shadowft_core.evaluate.questions import NO_REPLY
 from shadowft_core.files import bytes_digest
@@ -58,10 +57,7 @@ def render_heldout(renderer: Renderer, data: Path, out: Path) -> dict[str, dict[
             count = sum(map(len, refused.values()))
             raise EvaluationError(f"{file}: none of {count} rows can be rendered: {sources[0]}: {reason}")
         if pictured := refused.get(PICTURED):
-            print(
-                f"evaluate: {file}: left out {len(pictured)} rows with images, because the harness scores only text",
-                file=sys.stderr,
-            )
+            say(f"evaluate: {file}: left out {len(pictured)} rows with images, because the harness scores only text")
         table = pa.table({name: pa.array(texts, pa.string()) for name, texts in found.items()})
         pq.write_table(table, out / file.name)
     return left_out

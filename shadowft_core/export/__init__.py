@@ -5,7 +5,6 @@ applies the adapter unmerged and in its own dtype (`--lora-dtype`, by default th
 graft does: only the merged export has the digest that the verdict is about.
 """
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from shadowft_core.delta.factors import Factors
-from shadowft_core.errors import AdapterError
+from shadowft_core.errors import AdapterError, say
 from shadowft_core.export.rules import CONFIG, RANKS, WEIGHTS, layer_shape, lint, of_kind
 from shadowft_core.files import new_folder, write_json_atomically
 from shadowft_core.grafting.options import Options
@@ -45,10 +44,9 @@ def export_adapter(
     adapter = plan_adapter(instruct, deltas, options)
     config = adapter.write(out, reference, max_rank)
     need = next(limit for limit in RANKS if limit >= config["r"])
-    print(
+    say(
         f"export: {len(adapter.tensors)} modules at rank {config['r']}; serve with `vllm serve "
-        f"{config['base_model_name_or_path']} --enable-lora --max-lora-rank {need} --lora-modules NAME={out}`",
-        file=sys.stderr,
+        f"{config['base_model_name_or_path']} --enable-lora --max-lora-rank {need} --lora-modules NAME={out}`"
     )
     return config
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from shadowft_core.errors import CheckpointError
 from shadowft_core.files.jsonfile import Error, parse_json, read_regular
@@ -20,6 +20,14 @@ class Record(BaseModel):
     model_config = ConfigDict(
         frozen=True, strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), defer_build=True
     )
+
+    @field_validator("format", mode="before", check_fields=False)
+    @classmethod
+    def _number_of_format(cls, value: object) -> object:
+        """Refuse what equals a format's number without being one: Literal[1] accepts true and 1.0."""
+        if isinstance(value, bool | float):
+            raise ValueError("Input should be a valid integer")
+        return value
 
 
 class Fields(Record):

@@ -18,6 +18,7 @@ from jinja2.environment import Environment
 from jinja2.runtime import Context, str_join
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from shadowft_core.files.patterns import substitute
 from shadowft_core.files.templatecosts import (
     FILTERS,
     PLAIN,
@@ -250,10 +251,22 @@ def limited(environment: Environment) -> LimitedEnvironment:
     namespace: Any = found.globals["namespace"]
     found.globals["namespace"] = type("Namespace", (namespace,), {"__repr__": lambda _: "<Namespace>"})
     filters = {name: one for name, one in environment.filters.items() if name not in _DROPPED}
+    if "regex_replace" in filters:
+        filters["regex_replace"] = _substituted
     found.filters = {name: _filter(found, one, FILTERS.get(name, product)) for name, one in filters.items()}
     found.tests |= {name: _counted(found, found.tests[name]) for name in _COMPARE.split()}
     found.finalize = found.printed
     return found
+
+
+def _substituted(text: Any, pattern: Any, replacement: Any, count: Any = 0) -> str:
+    """The filter `regex_replace` of the harness, within limits."""
+    if not all(isinstance(one, str) for one in (text, pattern, replacement)) or not isinstance(count, int):
+        raise TemplateError("regex_replace: expected text, pattern, replacement and a number")
+    try:
+        return substitute(text, pattern, replacement, count)
+    except ValueError as error:
+        raise TemplateLimit(f"regex_replace: {error}") from None
 
 
 def _filter(environment: LimitedEnvironment, function: Callable[..., Any], rule: Rule | None) -> Callable[..., Any]:

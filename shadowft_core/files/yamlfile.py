@@ -6,6 +6,7 @@ By default a file is read as DVC reads it (version 1.2), and what DVC would read
 import math
 import re
 from collections.abc import Callable, Iterator, Set
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,21 @@ def read_yaml(
     numbers beyond `DIGITS` digits or float64. With the default loader, also for a key that is not text and for a value
     that DVC reads differently.
     """
+    return parse_yaml(read_regular(path, largest, error), path, error, loader=loader, tags=tags, repeated=repeated)
+
+
+def parse_yaml(
+    raw: bytes,
+    where: object,
+    error: Error = ParamsError,
+    *,
+    loader: type[Any] = _Yaml,
+    tags: Set[str] = frozenset(),
+    repeated: bool = False,
+) -> Any:
+    """The YAML in `raw`, as `read_yaml` reads it; `where` names its origin in errors."""
     try:
-        text = _text(read_regular(path, largest, error))
+        text = _text(raw)
         _check_events(text, tags)
         parsed = loader(text)
         try:
@@ -109,10 +123,10 @@ def read_yaml(
             if node is None:
                 return None
             _require_short(node, max(YAML_CHARACTERS, 2 * len(text) + 2))  # without aliases it is never longer
-            for where, first, second in () if repeated else _repeated(node, "", set()):
+            for field, first, second in () if repeated else _repeated(node, "", set()):
                 lines = f"lines {first + 1} and {second + 1}" if first != second else f"line {first + 1}"
                 raise error(
-                    f"{path}: duplicate key {where:.200}, in {lines}; keep one: many readers silently use the last"
+                    f"{where}: duplicate key {field:.200}, in {lines}; keep one: many readers silently use the last"
                 )
             if loader is _Yaml:
                 _require_read_alike(node, set())
@@ -122,7 +136,7 @@ def read_yaml(
     except (yaml.YAMLError, ValueError, RecursionError) as problem:
         said = _problem(problem)
         remedy = "" if "; " in said else "; correct it"
-        raise error(f"{path}: not readable as YAML: {said}{remedy}") from None
+        raise error(f"{where}: not readable as YAML: {said}{remedy}") from None
 
 
 def _text(raw: bytes) -> str:
@@ -139,25 +153,48 @@ def _text(raw: bytes) -> str:
 
 
 def _check_events(text: str, tags: Set[str]) -> None:
-    """Raise ValueError for what must be refused before anything is built."""
-    depth = values = 0
-    for event in yaml.parse(text, Loader=SafeLoader):
-        line = event.start_mark.line + 1  # type: ignore[union-attr]
-        values += isinstance(event, yaml.NodeEvent)
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        elif isinstance(event, yaml.DocumentStartEvent) and (event.version or event.tags):
-            raise ValueError(f"line {line}: a directive (%YAML, %TAG) changes how readers read the file; remove it")
-        if depth > DEPTH:
-            raise ValueError(f"line {line}: more than {DEPTH} levels of nesting")
-        if values > YAML_VALUES:
-            raise ValueError(f"line {line}: more than {YAML_VALUES} values")
-        tag = getattr(event, "tag", None)
-        if tag is not None and tag not in tags:
-            shown = tag.replace(_TAG, "!!")
-            raise ValueError(f"line {line}: the tag {shown:.80} is not accepted; write the plain value")
+    """Raise ValueError for what must be refused before anything is built, and for text that cannot be parsed."""
+    above: list[_Open] = []
+    values = 0
+    try:
+        for event in yaml.parse(text, Loader=SafeLoader):
+            line = event.start_mark.line + 1  # type: ignore[union-attr]
+            values += isinstance(event, yaml.NodeEvent)
+            if isinstance(event, yaml.DocumentStartEvent) and (event.version or event.tags):
+                raise ValueError(f"line {line}: a directive (%YAML, %TAG) changes how readers read the file; remove it")
+            _follow(above, event)
+            if len(above) > DEPTH:
+                raise ValueError(f"line {line}: more than {DEPTH} levels of nesting")
+            if values > YAML_VALUES:
+                raise ValueError(f"line {line}: more than {YAML_VALUES} values")
+            tag = getattr(event, "tag", None)
+            if tag is not None and tag not in tags:
+                shown = tag.replace(_TAG, "!!")
+                raise ValueError(f"line {line}: the tag {shown:.80} is not accepted; write the plain value")
+    except yaml.YAMLError as error:
+        field = ".".join(one.key for one in above if one.key)
+        raise ValueError(_problem(error) + (f", at or after the field {field:.200}" if field else "")) from None
+
+
+@dataclass
+class _Open:
+    """A list or mapping that has begun; `key` is the last one of a mapping, `named` that its value is still missing."""
+
+    mapping: bool
+    key: str = ""
+    named: bool = False
+
+
+def _follow(above: list[_Open], event: yaml.Event) -> None:
+    """Keep what is open after an event."""
+    if isinstance(event, yaml.CollectionEndEvent):
+        above.pop()
+    elif isinstance(event, yaml.NodeEvent) and above and above[-1].mapping:
+        inner = above[-1]
+        inner.key = inner.key if inner.named else str(getattr(event, "value", ""))
+        inner.named = not inner.named
+    if isinstance(event, yaml.CollectionStartEvent):
+        above.append(_Open(isinstance(event, yaml.MappingStartEvent)))
 
 
 def _require_short(root: yaml.Node, most: int) -> None:

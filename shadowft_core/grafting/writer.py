@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from shadowft_core.delta import DeltaSource
-from shadowft_core.errors import GraftError
+from shadowft_core.errors import GraftError, say
 from shadowft_core.files import (
     canonical_json,
     file_digest,
@@ -83,7 +82,7 @@ def graft(
         write_json_atomically(folder / RECIPE, recipe)
         write_json_atomically(folder / RECEIPT, receipt)
     summary = _summary(receipt, options.scope)
-    print(f"graft: {len(plan.sources)} tensors grafted, {len(plan.untouched)} untouched{summary}", file=sys.stderr)
+    say(f"graft: {len(plan.sources)} tensors grafted, {len(plan.untouched)} untouched{summary}")
     return recipe
 
 

@@ -4,14 +4,13 @@ As for every S3 client, AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL sets the endpoin
 """
 
 import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from shadowft_core.errors import CheckpointError, InputError
+from shadowft_core.errors import CheckpointError, InputError, say
 from shadowft_core.files import bytes_digest, cache_folder, canonical_json, new_folder
 from shadowft_core.limits import TOKENIZER_BYTES
 from shadowft_core.pair.sidefiles import SIDE_FILES
@@ -47,7 +46,7 @@ def download(reference: str) -> Path:
     if not out.is_dir():
         with new_folder(out) as folder:
             for number, (name, head) in enumerate(heads.items(), 1):
-                print(f"pair: {reference}: file {number}/{len(heads)}, {head.size} bytes", file=sys.stderr)
+                say(f"pair: {reference}: file {number}/{len(heads)}, {head.size} bytes")
                 download_object(objects, reference, name, head, folder / name)
             open_checkpoint(folder)
     return out

@@ -4,7 +4,6 @@ The sigma of a group is the ratio of the sums over its weights. In a sample, eve
 weights, so that the ratio estimates the full one.
 """
 
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from shadowft_core.errors import NotFiniteError
+from shadowft_core.errors import NotFiniteError, say
 from shadowft_core.files import WORKERS, in_order
 from shadowft_core.kernels import bf16
 from shadowft_core.pair.grid import FOUR_BITS, count_levels
@@ -176,7 +175,7 @@ def measure(base: Checkpoint, instruct: Checkpoint, matches: list[Match], full: 
             for model, learnt in zip((base, instruct), digests, strict=True):
                 model.add_digests(learnt)
             if len(found) % (100 if full else 1000) == 0:
-                print(f"pair: {'tensor' if full else 'range'} {len(found)}/{len(pieces)} compared", file=sys.stderr)
+                say(f"pair: {'tensor' if full else 'range'} {len(found)}/{len(pieces)} compared")
     together: list[dict[str, Sums]] = [{} for _ in matches]
     for at, (number, span) in enumerate(pieces):
         together[number].setdefault(span.instruct, Sums()).add(found[at])

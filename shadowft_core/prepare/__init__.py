@@ -3,7 +3,6 @@
 import gc
 import os
 import shutil
-import sys
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -13,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from shadowft_core.errors import DataError, ParamsError
+from shadowft_core.errors import DataError, ParamsError, say
 from shadowft_core.files import new_folder, write_json_atomically
+from shadowft_core.files.rows import read_rows
 from shadowft_core.params import Prepare
 from shadowft_core.prepare.accounts import Accounts
 from shadowft_core.prepare.conversations import conversation_in, file_name
-from shadowft_core.prepare.files import data_files, read_rows
+from shadowft_core.prepare.files import data_files
 from shadowft_core.prepare.images import Gallery
 from shadowft_core.prepare.near import Signatures
 from shadowft_core.prepare.newest import NOTE, Ages, ages_by_date, ages_since, report_section, without_date
@@ -80,7 +80,7 @@ def prepare(
         raise DataError(f"{name}: two are called {twice[0]}, so rows could not be told apart; put them into one folder")
     for place in places:
         for recorded, version in require_intact(place).items():
-            print(f"prepare: {os.path.relpath(recorded)} is intact: {version.title()}", file=sys.stderr)
+            say(f"prepare: {os.path.relpath(recorded)} is intact: {version.title()}")
     require_pinned(params)
     items = Items(tasks, names)
     with new_folder(out) as folder, (folder / "dropped.jsonl").open("wb") as dropped, _few_collections():
@@ -120,10 +120,10 @@ def prepare(
         write_json_atomically(folder / "data-report.json", {"format": 2, **report})
     _print_summary(report, choice, params.columns, accounts.problems())
     if params.replay:
-        print(f"prepare: replay: {added.summary()}", file=sys.stderr)
+        say(f"prepare: replay: {added.summary()}")
     if params.newest:
         cut = report["newest"].get("oldest_in_test")
-        print(f"prepare: {NOTE}" + (f"; the oldest row in test has the date {cut}" if cut else ""), file=sys.stderr)
+        say(f"prepare: {NOTE}" + (f"; the oldest row in test has the date {cut}" if cut else ""))
 
 
 def _require_text(out: Path) -> None:
@@ -246,36 +246,35 @@ def _read_all(root: Path, paths: list[Path], params: Prepare, accounts: Accounts
                 if dated:
                     reading.moments.append(moment)
             if accounts.read % 50_000 == 0:
-                print(f"prepare: {name}: {accounts.read} rows", file=sys.stderr)
+                say(f"prepare: {name}: {accounts.read} rows")
         read, bad = accounts.read - before[0], accounts.bad - before[1]
-        print(f"prepare: read {name}, {read - bad} usable rows, {bad} bad", file=sys.stderr)
+        say(f"prepare: read {name}, {read - bad} usable rows, {bad} bad")
 
 
 def _print_summary(report: dict[str, Any], choice: Choice, columns: dict[str, str], problems: str) -> None:
     if problems:
-        print(f"prepare: bad: {problems}; dropped.jsonl has all", file=sys.stderr)
+        say(f"prepare: bad: {problems}; dropped.jsonl has all")
     changed = report["normalised"].keys() | report.get("replay", report)["normalised"].keys()
     for name, to in columns.items():
         if name != to and f"field {name!r} to {to!r}" not in changed:
-            print(f"prepare: no used row has the field {name!r} of prepare.columns", file=sys.stderr)
+            say(f"prepare: no used row has the field {name!r} of prepare.columns")
     for name, count in report["fields_ignored"].items():
-        print(f"prepare: field {name!r} ignored in {count} rows", file=sys.stderr)
+        say(f"prepare: field {name!r} ignored in {count} rows")
     for kind, rows in report["suspect"].items():
         first = [f", such as {row['source']}: {' '.join(row['text'].split())[:80]}" for row in rows["examples"][:1]]
-        print(f"prepare: suspect, {kind}: {rows['rows']} rows{''.join(first)}", file=sys.stderr)
+        say(f"prepare: suspect, {kind}: {rows['rows']} rows{''.join(first)}")
     if unread := report["files_not_read"]:
         shown = ", ".join(unread[:5]) + (", ..." if len(unread) > 5 else "")
-        print(f"prepare: {len(unread)} files not read: {shown}", file=sys.stderr)
+        say(f"prepare: {len(unread)} files not read: {shown}")
     if far := report["not_compared"]:
-        print(
+        say(
             f"prepare: not compared with the items of {some(far)}: the task folder does not have them; `shadowft suite "
-            "fetch NAME` downloads those of a suite or of a task of lm-evaluation-harness",
-            file=sys.stderr,
+            "fetch NAME` downloads those of a suite or of a task of lm-evaluation-harness"
         )
     _print_lengths(report)
     counts = f"{report['bad']} bad" + (f", {left_out}" if (left_out := choice.summary()) else "")
     sizes = ", ".join(f"{name} {size}" for name, size in choice.sizes.items())
-    print(f"prepare: {report['rows_read']} rows, {counts}; {sizes}", file=sys.stderr)
+    say(f"prepare: {report['rows_read']} rows, {counts}; {sizes}")
 
 
 def _print_lengths(report: dict[str, Any]) -> None:
@@ -283,6 +282,6 @@ def _print_lengths(report: dict[str, Any]) -> None:
         if lengths["rows"]:
             share = f"{lengths['too_long_share']:.1%} longer than train.max_length {lengths['max_length']}"
             about = f"median {lengths['median']}, max {lengths['max']}; {share}"
-            print(f"prepare: tokens of {lengths['rows']} rows of {name}: {about}", file=sys.stderr)
+            say(f"prepare: tokens of {lengths['rows']} rows of {name}: {about}")
         for reason, refused in lengths["refused"].items():
-            print(f"prepare: {refused['rows']} rows of {name} refused: {reason}", file=sys.stderr)
+            say(f"prepare: {refused['rows']} rows of {name} refused: {reason}")

@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from shadowft_core.prepare.files import data_files, read_rows
+from shadowft_core.files.jsontext import RawRow
+from shadowft_core.files.rows import read_rows
+from shadowft_core.prepare.files import data_files
 from shadowft_core.prepare.images import Gallery
-from shadowft_core.prepare.jsontext import RawRow
 from shadowft_core.prepare.shapes import Conversation, conversation_of
 from shadowft_core.prepare.turns import BadRow, printable
 

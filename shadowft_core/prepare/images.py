@@ -14,12 +14,11 @@ from itertools import accumulate
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from shadowft_core.limits import IMAGE_BYTES, IMAGE_PIXELS
 from shadowft_core.prepare.turns import IMAGE, BadRow
 
 FIELDS = ("image", "images")
 MARK = "<image>"  # marks the place of an image in a text
-PIXELS = 1 << 26  # of one image: an 8K frame has half as many
-LARGEST = 64 << 20  # bytes of one image file
 FORMATS = {
     **{"PNG": "png", "JPEG": "jpg", "MPO": "jpg", "WEBP": "webp"},
     **{"GIF": "gif", "BMP": "bmp", "TIFF": "tif"},
@@ -166,8 +165,8 @@ class Gallery:
             about = path.stat()
             if not stat.S_ISREG(about.st_mode):
                 raise BadRow("the path is not a file")
-            if about.st_size > LARGEST:
-                raise BadRow(f"the image file is larger than {LARGEST >> 20} MiB")
+            if about.st_size > IMAGE_BYTES:
+                raise BadRow(f"the image file is larger than {IMAGE_BYTES >> 20} MiB")
             data = path.read_bytes()
         except OSError as error:
             raise BadRow(f"the image file is not readable: {error.strerror}") from None
@@ -215,8 +214,8 @@ def _suffix(data: bytes) -> str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=[name for name in FORMATS if name != "MPO"]) as image:
-                if image.width * image.height > PIXELS:
-                    raise BadRow(f"the image has more than {PIXELS >> 20} Mi pixels")
+                if image.width * image.height > IMAGE_PIXELS:
+                    raise BadRow(f"the image has more than {IMAGE_PIXELS >> 20} Mi pixels")
                 if getattr(image, "is_animated", False) and image.format != "MPO":
                     raise BadRow("the image has more than one frame")
                 image.load()
@@ -224,6 +223,6 @@ def _suffix(data: bytes) -> str:
     except BadRow:
         raise
     except Image.DecompressionBombError:
-        raise BadRow(f"the image has more than {PIXELS >> 20} Mi pixels") from None
+        raise BadRow(f"the image has more than {IMAGE_PIXELS >> 20} Mi pixels") from None
     except Exception:  # a damaged file makes Pillow raise almost anything
         raise BadRow(f"not readable as an image ({', '.join(dict.fromkeys(FORMATS.values()))})") from None

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shadowft_core.errors import DataError, EvaluationError
-from shadowft_core.prepare.files import SUFFIXES, read_rows, whole_json
+from shadowft_core.files.rows import SUFFIXES, read_rows, whole_json
 from shadowft_core.prepare.shapes import CONTEXTS
 from shadowft_core.prepare.table import fold, words_of
 

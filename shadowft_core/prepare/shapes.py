@@ -3,10 +3,10 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from shadowft_core.files.jsontext import decode
 from shadowft_core.prepare.choices import choices_of
 from shadowft_core.prepare.documents import row_of
 from shadowft_core.prepare.images import FIELDS, Source, placed
-from shadowft_core.prepare.jsontext import decode
 from shadowft_core.prepare.order import ordered
 from shadowft_core.prepare.preferences import rejected_reply, require_chosen
 from shadowft_core.prepare.turns import (

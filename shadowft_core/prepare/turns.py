@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from shadowft_core.prepare.jsontext import decode
+from shadowft_core.files.jsontext import decode
 
 Message = dict[str, Any]
 """role and content; where given also reasoning_content, tool_calls (JSON text), tool_call_id, name, weight (0) and

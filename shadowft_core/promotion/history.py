@@ -1,12 +1,11 @@
 """Reads the ledger: every change of the champion, and the champion at a given time. Lists the looks at test items."""
 
-import sys
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
 import shadowft_core.store as stores
-from shadowft_core.errors import InputError, LedgerError, RegistryError
+from shadowft_core.errors import InputError, LedgerError, RegistryError, say
 from shadowft_core.params import Registry, Store
 from shadowft_core.promotion.chain import Chain
 from shadowft_core.promotion.ledger import Entry, Ledger
@@ -106,5 +105,5 @@ def _decisions(registry: Registry, store: Store, models: Iterable[str]) -> dict[
                     if recipe and recipe["digest"] == model:
                         found[model] = recipe["verdict"]["decision"]
     except RegistryError as error:
-        print(f"{error}; decisions are not shown", file=sys.stderr)
+        say(f"{error}; decisions are not shown")
     return found

@@ -4,13 +4,12 @@ The folder has start.json and, for the champion, `delta/`, fetched from the stor
 later promotion changes nothing until the stage runs again.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import shadowft_core.store as stores
 from shadowft_core.delta import open_delta
-from shadowft_core.errors import RegistryError, WrongBaseError
+from shadowft_core.errors import RegistryError, WrongBaseError, say
 from shadowft_core.files import new_folder, write_json_atomically
 from shadowft_core.params import Registry, Store
 from shadowft_core.promotion.ledger import Ledger
@@ -39,7 +38,7 @@ def write_champion(registry: Registry, store: Store, pair: Path, out: Path) -> N
     entry = ledger.tip().entry
     if entry is None:
         reason = f"{ledger.where}: nothing was ever promoted"
-        print(f"start: {reason}; training starts from scratch", file=sys.stderr)
+        say(f"start: {reason}; training starts from scratch")
         write_scratch(out, f"{registry.name} has no champion")
         return
     where = f"champion of {registry.name}, version {entry.version}"
@@ -69,4 +68,4 @@ def write_champion(registry: Registry, store: Store, pair: Path, out: Path) -> N
             )
         facts = {"format": 1, "start": "champion", "name": registry.name, "version": entry.version, "delta": digest}
         write_json_atomically(folder / "start.json", facts | {"recipe": entry.recipe, "base": base})
-    print(f"start: {where}, delta {digest}", file=sys.stderr)
+    say(f"start: {where}, delta {digest}")

@@ -1,13 +1,12 @@
 """Reads the recipe that MLflow downloaded, and checks it before it is trusted."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from shadowft_core.errors import RegistryError
+from shadowft_core.errors import RegistryError, say
 from shadowft_core.files import file_digest
 from shadowft_core.params import Registry
 from shadowft_core.registry import read_recipe
@@ -51,7 +50,7 @@ def read_registered(folder: Path) -> Registered:
     if name and number:
         registry = _registry(name)
         if registry is None:
-            print(f"{name} version {number}: no registry is configured to check its recipe against", file=sys.stderr)
+            say(f"{name} version {number}: no registry is configured to check its recipe against")
         elif (tag := _tag(registry, number)) != digest:
             raise RegistryError(
                 f"{name} version {number}: the digest of its recipe is {digest}, its tag has {tag}; the record was "

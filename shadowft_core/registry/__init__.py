@@ -4,12 +4,11 @@ No weights are sent to the tracking server, and loading a version unpickles noth
 repeating it changes nothing. A registration stays in var/pending/ until MLflow has it.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import shadowft_core.store as stores
-from shadowft_core.errors import RegistrationPendingError, RegistryError
+from shadowft_core.errors import RegistrationPendingError, RegistryError, say
 from shadowft_core.files import canonical_json
 from shadowft_core.params import Params, Registry, Store
 from shadowft_core.registry.connection import connected
@@ -146,7 +145,7 @@ def _champion(registry: Registry, number: int, evidence: Evidence, pending: Path
             f"{name} version {number}: its model is {recorded}, run.json has the champion {model}; run "
             f"`shadowft reconcile {name}`, then the stage look again"
         )
-    print(f"nothing new is registered: {about}", file=sys.stderr)
+    say(f"nothing new is registered: {about}")
     return Version(name, number, found.run_id, evidence.decision, new=False, champion=True)
 
 
@@ -199,10 +198,9 @@ def _send(registry: Registry, registration: Registration) -> Version:
         describe(client, first)
         set_alias(client, name, CANDIDATE, version.number)
         tidy(client, name, key)
-    print(
+    say(
         f"{'registered' if version.new else 'registered before'}: {name} version {version.number}, verdict "
-        f"{version.decision}, alias {CANDIDATE}",
-        file=sys.stderr,
+        f"{version.decision}, alias {CANDIDATE}"
     )
     return version
 

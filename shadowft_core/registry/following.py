@@ -4,7 +4,6 @@ A thread sends what the training reports, so MLflow neither delays the training 
 answer, one line on stderr says so, and the training is not followed any further.
 """
 
-import sys
 import threading
 import time
 from collections import deque
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from shadowft_core.errors import RegistryError, ShadowError, StoppedError, without_passwords
+from shadowft_core.errors import RegistryError, ShadowError, StoppedError, say, without_passwords
 from shadowft_core.files import bytes_digest, canonical_json
 from shadowft_core.params import Registry
 from shadowft_core.registry.connection import connected, uri_of
@@ -96,7 +95,7 @@ class _Follower(threading.Thread):
                 self._say(f"{type(error).__name__}: {' '.join(str(error).split()):.200}")
 
     def _say(self, reason: str) -> None:
-        print(f"train: not followed in MLflow: {without_passwords(reason)}", file=sys.stderr, flush=True)
+        say(f"train: not followed in MLflow: {without_passwords(reason)}")
 
     def _run_of(self, client: Any) -> tuple[str, int]:
         """The id of the run, new or continued, and the last step that it has."""

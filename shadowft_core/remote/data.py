@@ -3,14 +3,13 @@
 import hashlib
 import re
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from shadowft_core.errors import InputError
+from shadowft_core.errors import InputError, say
 from shadowft_core.files import bytes_digest, canonical_json, file_digest, new_folder, threaded
 from shadowft_core.remote.bucket import download_object, head_of
 from shadowft_core.remote.hub import REVISION, hub_errors, online
@@ -183,4 +182,4 @@ def _is_hidden(name: str) -> bool:
 
 
 def _say(reference: str, number: int, count: int, name: str, size: int) -> None:
-    print(f"data: {reference}: file {number}/{count}, {name}, {size} bytes", file=sys.stderr)
+    say(f"data: {reference}: file {number}/{count}, {name}, {size} bytes")

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from shadowft_core.errors import TrainError
 from shadowft_core.files import read_json_object
-from shadowft_core.limits import CONFIG_BYTES, TOKENS
 from shadowft_core.loading import load
 from shadowft_core.rendering.images import load_processor
 from shadowft_core.rendering.samples import Renderer
 from shadowft_core.rendering.template import dated, require_texts
+from shadowft_core.weights.settings import GenerationConfig, read_settings
 
 if TYPE_CHECKING:
     from shadowft_core.params import Render
@@ -46,16 +46,7 @@ def load_tokenizer(instruct: Path) -> Any:
 def stop_ids(tokenizer: Any, instruct: Path) -> set[int]:
     """The ids that end a reply: the tokenizer's eos and every eos of generation_config.json.
 
-    Raises TrainError for one that is no id of a token.
+    Raises CheckpointError for one that is no id of a token.
     """
-    found = {"the tokenizer": [tokenizer.eos_token_id]}
-    if (config := instruct / "generation_config.json").exists():
-        listed = read_json_object(config, CONFIG_BYTES).get("eos_token_id")
-        found[f"{config}: eos_token_id"] = listed if isinstance(listed, list) else [listed]
-    for where, ids in found.items():
-        for one in ids:
-            if one is not None and not (type(one) is int and 0 <= one < TOKENS):
-                raise TrainError(
-                    f"{where}: expected ids of tokens, from 0 to {TOKENS - 1}, found {one!r:.80}; correct it"
-                )
-    return {one for ids in found.values() for one in ids} - {None}
+    listed = read_settings(instruct, "generation_config.json", GenerationConfig).stops
+    return {one for one in (tokenizer.eos_token_id, *listed) if one is not None}

@@ -10,12 +10,11 @@ decides which store a recipe may name.
 """
 
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from shadowft_core.errors import DeltaError, StoreConflictError, StoreError
+from shadowft_core.errors import DeltaError, StoreConflictError, StoreError, say
 from shadowft_core.files import bytes_digest, canonical_json, file_digest, new_folder, parse_json, read_regular
 from shadowft_core.limits import JSON_BYTES
 from shadowft_core.params import Store
@@ -94,7 +93,7 @@ def publish(delta_dir: Path, store: Store) -> str:
     cuts = {path.name: cut(path, store.chunk_bytes or CHUNK) for path in paths}
     pieces = [piece for cut_file in cuts.values() for piece in cut_file]
     total = sum(piece.size for piece in pieces)
-    print(f"publish {delta_dir} ({total} bytes) to {backend.location}", file=sys.stderr)
+    say(f"publish {delta_dir} ({total} bytes) to {backend.location}")
     progress = Progress("publish", total)
     digests = send(pieces, backend, progress)
     sent = iter(digests)
@@ -122,7 +121,7 @@ def publish(delta_dir: Path, store: Store) -> str:
     finish()
     if existing is None or existing[0] != claim:  # a prune removes nothing that an existing claim needs
         commit(backend, since, restore, lambda: _claim(backend, manifest, claim, delta_dir))
-    print(f"published {digest}: {progress.moved} of {total} bytes sent", file=sys.stderr)
+    say(f"published {digest}: {progress.moved} of {total} bytes sent")
     return digest
 
 
@@ -162,7 +161,7 @@ def fetch_delta(digest: str, store: Store, out_dir: Path, check: CheckFolder | N
     manifest = read_manifest(backend, read_claim(backend, digest))
     read_delta_json(backend, manifest)
     total = manifest.bytes
-    print(f"fetch {digest} ({total} bytes) from {backend.location}", file=sys.stderr)
+    say(f"fetch {digest} ({total} bytes) from {backend.location}")
     with new_folder(out_dir) as folder:
         if (free := shutil.disk_usage(folder).free) < total:
             raise StoreError(

@@ -7,13 +7,12 @@ removed first, so a copy that has one is complete. A training removes its own co
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import Field
 
-from shadowft_core.errors import StoreCorruptError, StoreError, StoreUnreachableError
+from shadowft_core.errors import StoreCorruptError, StoreError, StoreUnreachableError, say
 from shadowft_core.files import Record, bytes_digest, canonical_json, parse_record
 from shadowft_core.store.backends import Backend, Entry
 from shadowft_core.store.manifest import LARGEST_MANIFEST, File
@@ -54,10 +53,9 @@ class CheckpointCopies:
             elif found[3] == INDEX:
                 steps.append(int(found[2]))
         if others:
-            print(
+            say(
                 f"train: {self._backend.location} also holds {size / 1e9:.1f} GB of checkpoints of {len(others)} other "
-                f"runs, unfinished or going on; remove what you will not resume below {CHECKPOINTS}/",
-                file=sys.stderr,
+                f"runs, unfinished or going on; remove what you will not resume below {CHECKPOINTS}/"
             )
         return sorted(steps)
 

@@ -2,12 +2,11 @@
 
 import itertools
 import re
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shadowft_core.errors import StoreCorruptError, StoreError, StoreUnreachableError
+from shadowft_core.errors import StoreCorruptError, StoreError, StoreUnreachableError, say
 from shadowft_core.store.backends import Backend, Entry
 from shadowft_core.store.lock import LOCKS, PAUSE, PRUNE_LOCK, prune_lock, store_time
 from shadowft_core.store.manifest import OBJECTS, claim_key, claimed, object_key, read_claim, read_manifest
@@ -77,7 +76,7 @@ def _remove(backend: Backend, unused: list[Entry]) -> list[Entry]:
             batch = ((entry,) for entry in unused[start : start + BATCH] if entry.key not in used)
             removed += each(one, batch)
         if start + BATCH < len(unused):
-            print(f"prune: {start + BATCH} of {len(unused)} objects", file=sys.stderr, flush=True)
+            say(f"prune: {start + BATCH} of {len(unused)} objects")
             time.sleep(3 * PAUSE)  # lets waiting publishers commit
     return removed
 

@@ -1,7 +1,6 @@
 """Cuts the files of a delta into chunks, and sends or receives several chunks at once."""
 
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -10,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from shadowft_core.errors import DeltaError
+from shadowft_core.errors import DeltaError, say
 from shadowft_core.files import bytes_digest, threaded
 from shadowft_core.store.backends import Backend
 from shadowft_core.store.manifest import CERTIFICATE, LARGEST_CHUNK, OBJECTS, File, Manifest, object_key
@@ -91,11 +90,9 @@ class Progress:
             now = time.monotonic()
             if now - self._reported > REPORT_EVERY:
                 self._reported, rate = now, self._done / (now - self._started)
-                print(
+                say(
                     f"{self._what}: {self._done / 1e6:.0f} of {self._total / 1e6:.0f} MB, {rate / 1e6:.0f} MB/s, "
-                    f"{(self._total - self._done) / rate:.0f} s left",
-                    file=sys.stderr,
-                    flush=True,
+                    f"{(self._total - self._done) / rate:.0f} s left"
                 )
 
 

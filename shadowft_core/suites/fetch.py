@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from shadowft_core.errors import InputError
-from shadowft_core.files import file_digest, new_folder, read_json_object, write_atomically, write_json_atomically
+from shadowft_core.files import file_digest, new_folder, reading, write_atomically, write_json_atomically
 from shadowft_core.suites.catalogue import UNKNOWN_LICENCE, Benchmark, Suite, Task
-from shadowft_core.suites.items import RECORD
+from shadowft_core.suites.items import RECORD, read_suite
 from shadowft_core.suites.names import some
 from shadowft_core.suites.shapes import Row
 from shadowft_core.suites.sources import Source
@@ -68,22 +68,19 @@ def _kept(folder: Path) -> Fetched | None:
     """What is in the folder of a benchmark, if it is whole."""
     if not (folder / RECORD).is_file():
         return None
-    record = read_json_object(folder / RECORD)
-    for name, about in record["files"].items():
-        if not (folder / name).is_file() or file_digest(folder / name) != about["digest"]:
+    record = read_suite(folder / RECORD)
+    for name, about in record.files.items():
+        if not (folder / name).is_file() or file_digest(folder / name) != about.digest:
             return None
-    notes = [f"already in {folder}; remove it to fetch it again", *record["notes"]]
-    return Fetched(record["suite"], "kept", len(record["tasks"]), _items(record), notes)
-
-
-def _items(record: Mapping[str, Any]) -> int:
-    return sum(about["rows"] for about in record["files"].values() if about["items"])
+    notes = [f"already in {folder}; remove it to fetch it again", *record.notes]
+    items = sum(about.rows for about in record.files.values() if about.items)
+    return Fetched(record.suite, "kept", len(record.tasks), items, notes)
 
 
 def _fetch(benchmark: Benchmark, out: Path, given: Source | None, used: set[Path], download: Download) -> Fetched:
     """Fetch one benchmark; adds the files of `given` that it read to `used`."""
     old = out / benchmark.name / RECORD
-    pinned = read_json_object(old).get("revisions", {}) if old.is_file() else {}
+    pinned = read_suite(old).revisions if old.is_file() else {}
     with TemporaryDirectory(prefix="shadowft-") as scratch:
         data = _Data(Path(scratch), given, download, pinned)
         plan, notes = _plan(benchmark, data), []
@@ -104,7 +101,7 @@ def _fetch(benchmark: Benchmark, out: Path, given: Source | None, used: set[Path
             notes.append(f"{len(missing)} of {len(plan)} tasks have no data in the source: {some(missing, 300)}")
         record = _write(benchmark, out / benchmark.name, there, data, notes)
         used |= data.files
-    items = _items(record)
+    items = sum(about["rows"] for about in record["files"].values() if about["items"])
     if benchmark.items and items != benchmark.items:
         notes.append(f"{items:,} of {benchmark.items:,} items")
     return Fetched(benchmark.name, "written", len(there), items, notes)
@@ -254,7 +251,9 @@ def _data_file(
     parts = [config["dataset_path"].rpartition("/")[2], *([part] if isinstance(part, str) else []), split]
     name = f"data/{'-'.join(re.sub(r'[^A-Za-z0-9_.]', '_', one) for one in parts)}.parquet"
     if name not in files:
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / name)
+        with reading(name.removeprefix("data/"), "repair the rows of the source", InputError, pyarrow.ArrowException):
+            table = pyarrow.Table.from_pylist(rows)
+        pyarrow.parquet.write_table(table, folder / name)
         files[name] = {
             "digest": file_digest(folder / name),
             "bytes": (folder / name).stat().st_size,

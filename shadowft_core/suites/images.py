@@ -9,10 +9,9 @@ from typing import Any
 
 from shadowft_core.errors import EvaluationError
 from shadowft_core.files import bytes_digest
+from shadowft_core.limits import IMAGE_BYTES, IMAGE_PIXELS
 
 MARK = "<image>"  # in doc_to_text, the place of an image
-PIXELS = 1 << 26  # of one image: an 8K frame has half as many
-LARGEST = 64 << 20  # bytes of one image file
 
 
 class Picture(str):
@@ -127,10 +126,10 @@ def _checked(value: str, file: Path) -> bytes:
         about = file.stat()
     except OSError as error:
         raise EvaluationError(f"{value}: {file}: {error.strerror}; add the image or correct the row") from None
-    if not stat.S_ISREG(about.st_mode) or about.st_size > LARGEST:
+    if not stat.S_ISREG(about.st_mode) or about.st_size > IMAGE_BYTES:
         raise EvaluationError(
-            f"{value}: {file}: expected a file of at most {LARGEST >> 20} MiB, found {about.st_size} bytes; make it "
-            "smaller or correct the row"
+            f"{value}: {file}: expected a file of at most {IMAGE_BYTES >> 20} MiB, found {about.st_size} bytes; make "
+            "it smaller or correct the row"
         )
     data = file.read_bytes()
     _decode(f"{value}: {file}", data)
@@ -145,7 +144,7 @@ def _decode(name: str, data: bytes) -> None:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data)) as image:
                 size = image.size
-                if size[0] * size[1] <= PIXELS:
+                if size[0] * size[1] <= IMAGE_PIXELS:
                     image.load()
                     return
         found = f"{size[0]} x {size[1]} pixels"
@@ -153,4 +152,4 @@ def _decode(name: str, data: bytes) -> None:
         found = "more"
     except Exception as error:  # a damaged file makes Pillow raise almost anything
         raise EvaluationError(f"{name}: damaged, or no image ({type(error).__name__}); replace it") from None
-    raise EvaluationError(f"{name}: expected at most {PIXELS >> 20} Mi pixels, found {found}; make it smaller")
+    raise EvaluationError(f"{name}: expected at most {IMAGE_PIXELS >> 20} Mi pixels, found {found}; make it smaller")

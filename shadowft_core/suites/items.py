@@ -1,17 +1,43 @@
 """Where the test items of tasks are, so that data can be compared with them. Does not import the harness."""
 
 import glob
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from shadowft_core.errors import EvaluationError
+from shadowft_core.files import Fields, lines_of, read_record, reading
+from shadowft_core.limits import COUNT, ITEM_BYTES
 from shadowft_core.suites.configs import data_patterns, is_local, read_config
 from shadowft_core.suites.taskfiles import BUILT_IN, TaskFiles
 
 RECORD = "suite.json"  # in the folder of a fetched suite
+
+
+class SuiteData(Fields):
+    """A file of a fetched suite; `items`: it holds test items."""
+
+    digest: str
+    rows: int = Field(ge=0, le=COUNT)
+    items: bool
+
+
+class SuiteFile(Fields):
+    """suite.json."""
+
+    suite: str
+    tasks: tuple[str, ...]
+    files: dict[str, SuiteData]
+    notes: tuple[str, ...] = ()
+    revisions: dict[str, str] = Field(default_factory=dict)
+
+
+def read_suite(record: Path) -> SuiteFile:
+    """The record of a fetched suite. Raises EvaluationError if it is damaged."""
+    return read_record(record, SuiteFile, "remove its folder, and fetch the suite again", error=EvaluationError)
 
 
 @dataclass(frozen=True)
@@ -90,25 +116,24 @@ def rows_of(folder: Path, data: Path, names: Iterable[str], limit: int | None = 
 def _rows(path: Path) -> int | None:
     """The rows of a data file; None for a type that would have to be parsed as the datasets library does."""
     if path.suffix == ".parquet":
+        import pyarrow
         import pyarrow.parquet
 
-        return int(pyarrow.parquet.read_metadata(path).num_rows)
+        with reading(path, "replace the file", EvaluationError, OSError, pyarrow.ArrowException):
+            return int(pyarrow.parquet.read_metadata(path).num_rows)
     if path.suffix == ".jsonl":
-        with path.open("rb") as lines:
-            return sum(not line.isspace() for line in lines)
+        return sum(not line.isspace() and line != b"" for _, line in lines_of(path, ITEM_BYTES, EvaluationError))
     return None
 
 
 def few_shot_files(folder: Path) -> set[Path]:
     """The data files of fetched suites that hold examples for prompts and no test items."""
-    found = set()
-    for record in folder.rglob(RECORD):
-        try:
-            files = json.loads(record.read_bytes())["files"]
-            found |= {record.parent / name for name, about in files.items() if not about["items"]}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise EvaluationError(f"{record}: not the record of a suite ({error!r:.100}); fetch it again") from None
-    return found
+    return {
+        record.parent / name
+        for record in folder.rglob(RECORD)
+        for name, about in read_suite(record).files.items()
+        if not about.items
+    }
 
 
 def _of_test_split(config: dict[str, Any], folder: Path, data: Path | None = None) -> Iterable[Path]:

@@ -21,15 +21,17 @@ def explained(name: str, path: Path, config: Mapping[str, Any]) -> Iterator[None
     Raises EvaluationError: for an unknown key, a split without data, and a missing doc_to_text or doc_to_target with
     what to correct, for any other value that the harness does not take with the harness's own words.
     """
+    from datasets.exceptions import DatasetsError
     from jinja2 import TemplateError
+    from pyarrow import ArrowException
 
     try:
         yield
-    except (*_UNFIT, TemplateError) as error:
+    except (*_UNFIT, TemplateError, DatasetsError, ArrowException, OSError) as error:
         found = _mistake(error, config) if isinstance(error, KeyError | TypeError) else None
         if found is None:
-            said = " ".join(str(error).split())
-            found = f"the harness cannot build it: {type(error).__name__}: {said:.300}; correct the file"
+            said = " ".join(str((isinstance(error, DatasetsError) and error.__cause__) or error).split())
+            found = f"the harness cannot build it: {type(error).__name__}: {said:.300}; correct the file or its data"
         raise EvaluationError(f"task {name} ({path}): {found}") from error
 
 

@@ -1,18 +1,18 @@
 """A folder with the data of benchmarks: finds the rows of a data set's split, in a hub's layout or a public copy's."""
 
-import csv
 import fnmatch
-import gzip
-import io
-import json
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from shadowft_core.errors import InputError
-from shadowft_core.suites.shapes import LETTERS, SHAPES, Row
+from shadowft_core.files import read_regular
+from shadowft_core.files.rows import csv_rows, format_of, is_text, read_rows
+from shadowft_core.files.yamlfile import Loader, parse_yaml
+from shadowft_core.limits import CONFIG_BYTES, ITEMS, VALUE_CHARACTERS
+from shadowft_core.suites.shapes import LETTERS, SHAPES, Row, Shape
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 _MMLU = ("cais/mmlu", "hails/mmlu_no_train")
@@ -27,19 +27,22 @@ class Source:
 
     @cached_property
     def files(self) -> list[Path]:
-        """Every data file, text files also as .gz, sorted."""
+        """Every data file, text files also as .gz and .zst, sorted."""
         if not self.folder.is_dir():
             what = "a file" if self.folder.is_file() else "no such folder"
             raise InputError(f"{self.folder}: {what}; name the folder of the data with --from")
         found = (path for path in self.folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-        return sorted(path for path in found if _kind(path) in SUFFIXES)
+        return sorted(path for path in found if format_of(path) in SUFFIXES)
 
     @cached_property
     def first_rows(self) -> dict[Path, Row]:
         """The first row of each file that has one."""
         found = {}
         for path in self.files:
-            row = next(_rows(path, only_first=True), None)
+            try:
+                row = next(_rows(path), None)
+            except InputError:
+                continue  # a file of another kind, which is named as not used
             if isinstance(row, dict):
                 found[path] = row
         return found
@@ -53,7 +56,7 @@ class Source:
             if files:
                 return [row for path in files for row in _mmlu_or_rows(path, dataset)], files
         if dataset == "SaylorTwift/bbh" and (found := [p for p in self.files if p.name == f"{name}.json"]):
-            return [{"input": row["input"], "target": row["target"]} for row in _rows(found[0])], found[:1]
+            return _converted(found[0], _bbh), found[:1]
         for shape in SHAPES.get(dataset, ()):
             fitting = [path for path, row in self.first_rows.items() if shape.fits(path, row, name, split)]
             for place in ("parts", "name"):
@@ -62,11 +65,7 @@ class Source:
                 shown = ", ".join(str(path.relative_to(self.folder)) for path in fitting[:5])
                 raise InputError(f"{self.folder}: {shown} could all be {dataset} {name or ''} {split}; keep one there")
             if fitting:
-                try:
-                    converted = [shape.convert(row) for row in _rows(fitting[0]) if shape.is_of(row, name)]
-                except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-                    raise InputError(f"{fitting[0]}: a row is not like the first ({error!r:.100}); repair it") from None
-                return converted, fitting
+                return _converted(fitting[0], shape.convert, partial(_is_of, shape, name)), fitting
         return None
 
     def others(self, used: Set[Path]) -> list[str]:
@@ -99,29 +98,46 @@ class Source:
 
 
 def _card_patterns(card: Path, name: str | None, split: str) -> list[str]:
-    """What the data card of a hub's data set names as the files of a split."""
-    import yaml
-
+    """What the data card of a hub's data set names as the files of a split; nothing if it is not readable."""
     if not card.is_file():
         return []
-    parts = card.read_text(encoding="utf-8").split("---", 2)
     try:
-        configs = (yaml.safe_load(parts[1]) or {}).get("configs") or [] if len(parts) == 3 and not parts[0] else []
-    except yaml.YAMLError:
+        parts = read_regular(card, CONFIG_BYTES, InputError).split(b"---", 2)
+        head = parts[1] if len(parts) == 3 and not parts[0] else b""
+        found = parse_yaml(head, card, InputError, loader=Loader, repeated=True)
+    except InputError:
         return []
-    found: list[str] = []
-    for config in configs:
+    configs = found.get("configs") if isinstance(found, dict) else None
+    for config in filter(_is_mapping, configs if isinstance(configs, list) else ()):
         if config.get("config_name") == (name or config.get("config_name")):
-            files = config.get("data_files") or []
-            for one in files if isinstance(files, list) else [{"split": "train", "path": files}]:
-                if isinstance(one, dict) and one.get("split") == split:
-                    found += one["path"] if isinstance(one["path"], list) else [one["path"]]
-            break
-    return found
+            files = config.get("data_files")
+            given = files if isinstance(files, list) else [{"split": "train", "path": files}]
+            paths = [one.get("path") for one in filter(_is_mapping, given) if one.get("split") == split]
+            several = [part for one in paths for part in (one if isinstance(one, list) else [one])]
+            return [one for one in several if isinstance(one, str) and len(one) <= VALUE_CHARACTERS]
+    return []
 
 
-def _kind(path: Path) -> str:
-    return (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
+def _is_mapping(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_of(shape: Shape, name: str | None, row: Row) -> bool:
+    return shape.is_of(row, name)
+
+
+def _bbh(row: Row) -> Row:
+    return {"input": row["input"], "target": row["target"]}
+
+
+def _converted(
+    path: Path, convert: Callable[[Row], Row], wanted: Callable[[Row], bool] = lambda row: True
+) -> list[Row]:
+    rows = _rows(path)
+    try:
+        return [convert(row) for row in rows if wanted(row)]
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: a row is not like the first ({error!r:.100}); repair it") from None
 
 
 def _mmlu_or_rows(path: Path, dataset: str) -> Iterator[Row]:
@@ -129,46 +145,39 @@ def _mmlu_or_rows(path: Path, dataset: str) -> Iterator[Row]:
         yield from _rows(path)
         return
     subject = path.name.rpartition("_")[0]
-    with path.open(encoding="utf-8", newline="") as file:
-        for number, row in enumerate(csv.reader(file), 1):
-            if len(row) != 6 or row[5] not in LETTERS[:4]:
-                raise InputError(f"{path}: row {number} is not question, four choices and a letter; repair it")
-            answer = LETTERS.index(row[5])
-            yield {"question": row[0], "subject": subject, "choices": row[1:5], "answer": answer}
+    for number, row in enumerate(_lists(path), 1):
+        if len(row) != 6 or row[5] not in LETTERS[:4]:
+            raise InputError(f"{path}: row {number} is not question, four choices and a letter; repair it")
+        answer = LETTERS.index(row[5])
+        yield {"question": row[0], "subject": subject, "choices": row[1:5], "answer": answer}
 
 
-def _rows(path: Path, only_first: bool = False) -> Iterator[Any]:
-    """Every row of a file: JSON lines, a JSON list, the list in a JSON object (`examples`, `data`), CSV or Parquet."""
-    try:
-        if path.suffix == ".parquet":
-            import pyarrow.parquet
-
-            for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1 if only_first else 1000):
-                yield from batch.to_pylist()
-            return
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as raw:
-            file = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")  # type: ignore[arg-type,unused-ignore]
-            if _kind(path) == ".csv":
-                yield from csv.DictReader(file)
-            elif _kind(path) == ".jsonl" or not _is_one_value(file):
-                yield from (json.loads(line) for line in file if line.strip())
-            else:
-                value = json.load(file)
-                inside = value.get("examples", value.get("data", [value])) if isinstance(value, dict) else value
-                yield from inside if isinstance(inside, list) else [value]
-    except (OSError, ValueError, EOFError) as error:
-        if only_first:
-            return  # a file of another kind, which is named as not used
-        raise InputError(f"{path}: not readable ({' '.join(str(error).split()):.150}); repair or replace it") from None
+def _rows(path: Path) -> Iterator[Any]:
+    """Every row of a file. Raises InputError for one that cannot be read, and for more than ITEMS."""
+    for count, row in enumerate(_named(path) if format_of(path) == ".csv" else _values(path)):
+        if count == ITEMS:
+            raise InputError(f"{path}: more than {ITEMS} rows, which is the limit; keep those of the benchmark")
+        yield row
 
 
-def _is_one_value(file: Any) -> bool:
-    """Whether a .json file is one value, and not a value a line."""
-    try:
-        json.loads(file.readline())
-        more = file.readline().strip()
-    except ValueError:
-        return True
-    finally:
-        file.seek(0)
-    return not more
+def _values(path: Path) -> Iterator[Any]:
+    for row in read_rows(path):
+        if row.problem:
+            raise InputError(f"{path}: row {row.number}: {row.problem}; repair or replace the file")
+        yield row.value
+
+
+def _named(path: Path) -> Iterator[Row]:
+    rows = _lists(path)
+    names = next(rows, [])
+    for row in rows:
+        yield {name: row[at] if at < len(row) else None for at, name in enumerate(names)}
+
+
+def _lists(path: Path) -> Iterator[Sequence[str]]:
+    """The rows of a CSV file that are not empty."""
+    with csv_rows(path) as reader:
+        for row in filter(None, reader):
+            if not is_text("".join(row)):
+                raise InputError(f"{path}: line {reader.line_num}: invalid UTF-8; save the file as UTF-8")
+            yield row

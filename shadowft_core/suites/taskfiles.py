@@ -1,15 +1,16 @@
 """Task files: finds the tasks of a folder and builds them for the harness, without a network."""
 
-import glob
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
 from shadowft_core.errors import EvaluationError
+from shadowft_core.limits import ITEMS
 from shadowft_core.suites.catalogue import suites
 from shadowft_core.suites.configs import Function, data_patterns, is_local, read_config
 from shadowft_core.suites.consent import isolate_templates, require_consent
+from shadowft_core.suites.datafiles import absolute, require_rows
 from shadowft_core.suites.harness import harness_leaves, import_functions, unknown
 from shadowft_core.suites.images import with_images
 from shadowft_core.suites.mistakes import explained
@@ -110,9 +111,9 @@ class TaskFiles:
             for file in data_patterns(options.get("data_files"))
         ]
         if "data_files" in options:
-            options["data_files"] = _absolute(options["data_files"], path.resolve().parent, data.resolve())
+            options["data_files"] = absolute(options["data_files"], path.resolve().parent, data.resolve())
             for file in data_patterns(options["data_files"]):
-                _check_rows(name, file)
+                require_rows(name, file, str(config.get("dataset_path")), "field" in options)
         if not any(isinstance(config.get(key), Function) for key in ("custom_dataset", "class")):
             if not is_local(config):
                 raise EvaluationError(
@@ -126,6 +127,8 @@ class TaskFiles:
         config, check = with_images(name, path, import_functions(name, config), places, cache)
         with explained(name, path, config):
             task = TaskManager(include_defaults=False).load([config])["tasks"][name]
+        if (count := len(task.eval_docs)) > ITEMS:
+            raise EvaluationError(f"task {name}: {count} items, the limit is {ITEMS}; shorten its data files")
         bind(task)
         check(task)
         generation = task.config.generation_kwargs or {}
@@ -137,34 +140,3 @@ class TaskFiles:
         if task.config.num_fewshot is None:
             task.set_config(key="num_fewshot", value=0)
         return task
-
-
-def _absolute(files: Any, folder: Path, data: Path) -> Any:
-    """The data files, escaped, because the datasets library reads every path as a glob, even a folder `runs [2]`."""
-    if isinstance(files, dict):
-        return {split: _absolute(part, folder, data) for split, part in files.items()}
-    if isinstance(files, list):
-        return [_absolute(part, folder, data) for part in files]
-    if (file := folder / str(files).replace("{data}", str(data))).is_file():
-        return glob.escape(str(file))
-    pattern = str(files).replace("{data}", glob.escape(str(data)))
-    return str(Path(glob.escape(str(folder))) / pattern)
-
-
-def _check_rows(name: str, file: str) -> None:
-    """Raise EvaluationError for missing or empty data files; a split of share 0, for instance, is empty."""
-    paths = [Path(file)] if Path(file).is_file() else [Path(found) for found in sorted(glob.glob(file))]
-    if not paths:
-        raise EvaluationError(f"task {name}: {file}: no such data file; correct data_files or run `shadowft prepare`")
-    if all(_is_empty(path) for path in paths):
-        raise EvaluationError(
-            f"task {name}: {file}: has no rows, expected 1 or more; for held-out rows raise prepare.dev or prepare.test"
-        )
-
-
-def _is_empty(path: Path) -> bool:
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        return bool(pyarrow.parquet.read_metadata(path).num_rows == 0)
-    return path.stat().st_size == 0

@@ -13,13 +13,13 @@ ranks.py gives several processes the rows of one.
 """
 
 import importlib.metadata
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from shadowft_core.errors import say
 from shadowft_core.files import (
     canonical_json,
     new_folder,
@@ -151,7 +151,7 @@ def train(
     rows, valid, counts = encoded_rows(data, renderer, params, replay, processor is not None)
     untrained = untrained_in_rows(starting, teacher, renderer, rows)
     if untrained:
-        print(f"train: {described(untrained, starting, render.template_tokens)}", file=sys.stderr)
+        say(f"train: {described(untrained, starting, render.template_tokens)}")
     network = load_to_train(starting, tokenizer, params, processor is not None, vocabulary=not untrained)
     borrowed = borrow_rows(network, untrained, teacher) if render.template_tokens == "from_instruct" else []
     add_delta(network, starting, begin)
@@ -247,19 +247,14 @@ def _write(folder: Path, facts: Mapping[str, Any], steps: Iterable[Any], samples
 
 
 def _print_result(facts: Mapping[str, Any], seconds: float) -> None:
-    print(
-        f"train: {facts['steps']} steps, loss {facts['first_loss']:.3f} -> {facts['last_loss']:.3f}, {seconds:.0f} s",
-        file=sys.stderr,
-    )
+    say(f"train: {facts['steps']} steps, loss {facts['first_loss']:.3f} -> {facts['last_loss']:.3f}, {seconds:.0f} s")
     if pairs := facts["preferences"]:
-        print(
+        say(
             f"train: {pairs['pairs']} pairs; in the last step, {pairs['last_accuracy']:.0%} of the chosen replies "
-            f"gained more than the rejected ones, margin {pairs['last_margin']:.3f}",
-            file=sys.stderr,
+            f"gained more than the rejected ones, margin {pairs['last_margin']:.3f}"
         )
     if stops := facts["stops"]:
-        print(
+        say(
             f"train: of {stops['prompts']} replies to validation questions, {stops['stopped_before']} ended within "
-            f"{stops['max_new_tokens']} tokens before training, {stops['stopped_after']} after it",
-            file=sys.stderr,
+            f"{stops['max_new_tokens']} tokens before training, {stops['stopped_after']} after it"
         )

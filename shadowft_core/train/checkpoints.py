@@ -8,7 +8,6 @@ only after this check, and only as weights (`weights_only=True`).
 
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,7 +17,7 @@ from typing import Any
 
 from pydantic import Field
 
-from shadowft_core.errors import CheckpointError, StoreCorruptError, StoreError
+from shadowft_core.errors import CheckpointError, StoreCorruptError, StoreError, say
 from shadowft_core.files import (
     bytes_digest,
     canonical_json,
@@ -97,10 +96,7 @@ class Checkpoints:
                 raise type(error)(
                     f"{error}; or set checkpoint.store to false, to begin without the checkpoints there"
                 ) from None
-            print(
-                f"train: {error}; going on from {here.folder}, whether or not the store has a newer one",
-                file=sys.stderr,
-            )
+            say(f"train: {error}; going on from {here.folder}, whether or not the store has a newer one")
         return here
 
     def _fetched(self, copies: Copies, step: int) -> Saved | None:
@@ -113,7 +109,7 @@ class Checkpoints:
             _say(f"{copies.location}/{PREFIX}{step}", str(error))
             return None
         else:
-            print(f"train: fetched {PREFIX}{step} from {copies.location}", file=sys.stderr)
+            say(f"train: fetched {PREFIX}{step} from {copies.location}")
             return Saved(self._put_in_place(partial), step, saved.run)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -249,10 +245,9 @@ def open_checkpoints(
         others = [place for place in root.iterdir() if place.is_dir() and place != folder]
         if others:
             size = sum(map(_bytes_in, others))
-            print(
+            say(
                 f"train: {root} also holds {size / 1e9:.1f} GB of {len(others)} other runs, unfinished or going on; "
-                "remove the folders of those that you will not resume",
-                file=sys.stderr,
+                "remove the folders of those that you will not resume"
             )
         copies = copies_of(folder.name) if copies_of else None
         yield Checkpoints(folder, folder / "saving", key, settings, copies)
@@ -283,4 +278,4 @@ def _step_of(folder: Path) -> int:
 
 
 def _say(folder: Path | str, reason: str) -> None:
-    print(f"train: {folder}: passed over: {reason}", file=sys.stderr)
+    say(f"train: {folder}: passed over: {reason}")

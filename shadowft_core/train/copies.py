@@ -1,12 +1,11 @@
 """What a training needs of the copies of its checkpoints elsewhere. The verb `train` passes those in the store."""
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from shadowft_core.errors import ParamsError, ShadowError
+from shadowft_core.errors import ParamsError, ShadowError, say
 from shadowft_core.params import Checkpoint
 
 
@@ -43,4 +42,4 @@ def going_on_without(what: str) -> Iterator[None]:
     try:
         yield
     except (ShadowError, OSError) as error:
-        print(f"train: {what} ({error})", file=sys.stderr, flush=True)
+        say(f"train: {what} ({error})")

@@ -16,19 +16,22 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import psutil
+from pydantic import ConfigDict, Field, RootModel
 
 from shadowft_core import errors
 from shadowft_core.errors import ShadowError, StoppedError, TrainError
-from shadowft_core.files import process
+from shadowft_core.files import open_regular, process
 from shadowft_core.files.record import Record, read_record
 from shadowft_core.params import Launch
 from shadowft_core.train.cluster import in_slurm_step, node_of
 
 REPORTS = "SHADOWFT_RANK_REPORTS"  # set by run_processes: the folder in which a process leaves why it failed
 LOOPBACK = "lo"
+AGAIN = "train again"
+LOG_BYTES = 1 << 16  # at the end of a log, in which its last line is searched
 
 
 class Report(Record):
@@ -36,8 +39,14 @@ class Report(Record):
 
     time: float
     error: str | None
-    exit_code: int
-    message: str
+    exit_code: int = Field(ge=1, le=255)
+    message: str = Field(pattern=r"\S")
+
+
+class Ended(RootModel[list[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=-64, le=255)]]]]):
+    """ended.json of the agent: rank and exit code, or negative signal, of the processes that failed, in order."""
+
+    model_config = ConfigDict(strict=True)
 
 
 @dataclass(frozen=True)
@@ -207,18 +216,17 @@ def reporting(launch: Launch) -> Iterator[None]:
 def _failure(scratch: Path, code: int) -> ShadowError:
     """The error to raise for the failed processes."""
     reports = {
-        int(path.stem): read_record(path, Report, "train again", error=TrainError)
-        for path in scratch.glob("[0-9]*.json")
+        int(path.stem): read_record(path, Report, AGAIN, error=TrainError) for path in scratch.glob("[0-9]*.json")
     }
     ended = scratch / "ended.json"
     # The order in which the agent saw them end; it ends the rest with SIGTERM.
-    codes = dict(json.loads(ended.read_text()) if ended.exists() else ())
+    codes = dict(read_record(ended, Ended, AGAIN, error=TrainError).root if ended.exists() else ())
     for rank in [*codes, *(set(reports) - set(codes))]:
         end, report = codes.get(rank, 1), reports.get(rank)
         if report and report.error:
             return _as_raised(report)
         if report is None and end < 0 and -end != signal.SIGTERM:
-            name = signal.Signals(-end).name
+            name = signal.Signals(-end).name if -end in set(signal.Signals) else "unknown"
             reason = ", as the kernel does when memory runs out" if -end == signal.SIGKILL else ""
             return TrainError(f"rank {rank} was killed by signal {-end} ({name}){reason}; all processes were ended")
     if reports:  # an error of the code, and then errors of the others, which lost the connection
@@ -228,11 +236,17 @@ def _failure(scratch: Path, code: int) -> ShadowError:
         return TrainError(f"rank {rank} failed: {last:.300}")
     if code in (128 + signal.SIGTERM, 128 + signal.SIGINT):
         return StoppedError(f"stopped by {signal.Signals(code - 128).name} outside of the steps", code - 128)
-    logs = {
-        path.parent.name: path.read_text(errors="replace") for path in sorted(scratch.glob("logs/*/*/*/stderr.log"))
-    }
-    said = next((text.strip().splitlines()[-1] for text in logs.values() if text.strip()), "no message")
+    logs = map(_last_line, sorted(scratch.glob("logs/*/*/*/stderr.log")))
+    said = next(filter(None, logs), "no message")
     return TrainError(f"the processes ended with exit code {code} ({said:.300}); all were ended")
+
+
+def _last_line(log: Path) -> str:
+    """The last line of a log that is not blank."""
+    with open(open_regular(log, TrainError), "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_BYTES))
+        lines = file.read(LOG_BYTES).decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else ""
 
 
 def _as_raised(report: Report) -> ShadowError:

@@ -3,12 +3,11 @@
 import contextlib
 import functools
 import gc
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ParamSpec
 
-from shadowft_core.errors import TrainError
+from shadowft_core.errors import TrainError, say
 from shadowft_core.params import Train
 from shadowft_core.train.checkpoints import Checkpoints
 
@@ -29,7 +28,7 @@ def retried(run: Callable[P, None]) -> Callable[P, None]:
             run(*args, **kwargs)
             return
         except RetryError as error:
-            print(f"train: {error}", file=sys.stderr, flush=True)
+            say(f"train: {error}")
         import torch
 
         gc.collect()  # the frames of the error held the model

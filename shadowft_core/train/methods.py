@@ -7,7 +7,6 @@ images or sound keeps the parts outside of its language model as they are, whate
 import difflib
 import importlib.util
 import re
-import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,7 +15,7 @@ import transformers
 from peft import LoraConfig, OSFConfig, get_peft_model
 from transformers import BitsAndBytesConfig
 
-from shadowft_core.errors import TrainError
+from shadowft_core.errors import TrainError, say
 from shadowft_core.params import Train
 
 OTHERWISE = "set render.template_tokens to from_instruct, or train.method to full"
@@ -62,7 +61,7 @@ def with_method(
     """
     apart = outside_language_model(network)
     if apart:
-        print(f"train: only the language model is trained, not {', '.join(apart)}", file=sys.stderr)
+        say(f"train: only the language model is trained, not {', '.join(apart)}")
     if params.method == "full":
         for name in apart:
             network.get_submodule(name).requires_grad_(False)
@@ -234,21 +233,19 @@ def _print_adapted(network: Any, apart: list[str]) -> None:
     layers = {name.partition(".lora_A.")[0] for name, _ in network.named_modules() if ".lora_A." in name}
     layers |= {name.partition(".osf_svd")[0] for name, _ in network.named_parameters() if ".osf_svd" in name}
     kinds = sorted({name.replace(".base_layer", "").rpartition(".")[2] for name in layers})
-    print(f"train: adapts {len(layers)} matrices: {', '.join(kinds)}", file=sys.stderr)
+    say(f"train: adapts {len(layers)} matrices: {', '.join(kinds)}")
     tensors = dict(network.named_parameters())
     firsts = {name: t for name, t in tensors.items() if ".lora_A." in name and t.ndim == 2}
     pairs = [(a.shape, tensors[name.replace(".lora_A.", ".lora_B.")].shape) for name, a in firsts.items()]
     if over := [min(a[1], b[0]) for a, b in pairs if a[0] > min(a[1], b[0])]:
-        print(
+        say(
             f"train: train.lora.rank {pairs[0][0][0]} is above the smaller dimension of {len(over)} of {len(pairs)} "
-            f"matrices (the least is {min(over)}); there it takes memory and adds nothing",
-            file=sys.stderr,
+            f"matrices (the least is {min(over)}); there it takes memory and adds nothing"
         )
     named = network.get_base_model().named_parameters()
     inside = ((n, p) for n, p in named if not n.startswith(tuple(f"{part}." for part in apart)))
     if experts := [n for n, p in inside if p.ndim == 3 and ".base_layer." not in n]:
-        print(
+        say(
             f"train: {len(experts)} tensors of experts stay as they are, such as {experts[0]}; train.method full "
-            "trains them",
-            file=sys.stderr,
+            "trains them"
         )

@@ -1,6 +1,5 @@
 """Loads the model to train, and saves the result for `extract`."""
 
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.core_model_loading import revert_weight_conversion
 
 from shadowft_core import loading
-from shadowft_core.errors import AdapterError, CheckpointError, ShadowError, TrainError
+from shadowft_core.errors import AdapterError, CheckpointError, ShadowError, TrainError, say
 from shadowft_core.files import read_json_object, write_json_atomically
 from shadowft_core.params import Train
 from shadowft_core.train.frozen import keep_narrow, stored_dtype
@@ -97,7 +96,7 @@ def hands_over_model(
                 accept(shapes)
             except ShadowError:
                 raise error from None
-            print(f"train: the adapter will be merged into the model: {error}", file=sys.stderr)
+            say(f"train: the adapter will be merged into the model: {error}")
             return True
 
 

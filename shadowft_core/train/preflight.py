@@ -8,7 +8,6 @@ what a graft keeps of a training is open: docs/evidence.md compares them with ou
 import errno
 import gc
 import re
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 import transformers
 
-from shadowft_core.errors import TrainError
+from shadowft_core.errors import TrainError, say
 from shadowft_core.files import read_json_object, write_json_atomically
 from shadowft_core.params import Launch, Render, Train
 from shadowft_core.rendering import load_renderer, shows_images
@@ -70,7 +69,7 @@ def preflight(pair: Path, data: Path, params: Train, out: Path, render: Render, 
                 raise
             told["not_measured"] = f"memory or disk did not suffice: {text:.200}"
     if "not_measured" in told:
-        print(f"preflight: gradients were not measured: {told['not_measured']}", file=sys.stderr)
+        say(f"preflight: gradients were not measured: {told['not_measured']}")
     write_json_atomically(out, told)
 
 
@@ -96,7 +95,7 @@ def _measured(pair: Path, data: Path, params: Train, render: Render, replay: boo
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         said = f"loss {losses[side]:.4f} on the first {found['sequences']} sequences"
-        print(f"preflight: {side}: {said}, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+        say(f"preflight: {side}: {said}, {time.monotonic() - began:.0f} s")
     return {"loss": losses, **found}
 
 

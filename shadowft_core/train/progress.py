@@ -14,7 +14,7 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from transformers import TrainerCallback
 
-from shadowft_core.errors import TrainError
+from shadowft_core.errors import TrainError, say
 
 REWARDS = {  # of preferences: names in TRL's logs and in metrics.jsonl
     "rewards/chosen": "reward_chosen",
@@ -53,7 +53,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is not ty
         self._began = self._stepped = time.monotonic()
         self._first, self._shows = state.global_step, state.is_world_process_zero
         if self._first and self._shows:
-            print(f"train: resumed at step {self._first} of {state.max_steps}", file=sys.stderr, flush=True)
+            say(f"train: resumed at step {self._first} of {state.max_steps}")
         if sys.stderr.isatty() and self._shows:
             columns = (BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
             self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
@@ -107,7 +107,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is not ty
         elif now - self._shown >= 1 or step in {1, self._first + 1, steps}:
             self._shown = now
             left = (now - self._began) / (step - self._first) * (steps - step)
-            print(f"{shown} eta {left:.0f}s {speed}", file=sys.stderr, flush=True)
+            say(f"{shown} eta {left:.0f}s {speed}")
 
     def validated(self, step: int, loss: float | None) -> float | None:
         """Pass the validation loss measured after training to `on_line`; returns it."""
@@ -120,7 +120,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers is not ty
         self.lines[-1]["valid_loss"] = loss
         if self._shows:
             self._tell({"step": step, "valid_loss": loss})
-            print(f"train: step {step}: validation loss {loss:.3f}", file=sys.stderr, flush=True)
+            say(f"train: step {step}: validation loss {loss:.3f}")
 
     def _tell(self, line: Line) -> None:
         timed = line | {"seconds": round(time.monotonic() - self._began, 3)}

@@ -1,12 +1,11 @@
 """The rows of a training: which files are read, how each is encoded, and what was left out."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from shadowft_core.errors import DataError, TrainError
+from shadowft_core.errors import DataError, TrainError, say
 from shadowft_core.files.record import Fields, read_record
 from shadowft_core.params import Train
 from shadowft_core.rendering import Renderer
@@ -46,7 +45,7 @@ def encoded_rows(
     if replay and (data / "replay.parquet").exists():
         added = encoded("replay")
         require_enough(added, data / "replay.parquet", params.max_length, params.max_left_out)
-        print(f"train: {added.used} of {added.read} replay rows added", file=sys.stderr)
+        say(f"train: {added.used} of {added.read} replay rows added")
         counts["replay"] = added.counts()
         rows.input_ids += added.input_ids
         rows.labels += added.labels
@@ -70,11 +69,10 @@ def data_digest(data: Path) -> str:
 
 def _print_rows(rows: Encoded, valid: Encoded, params: Train) -> None:
     sequences = len(rows.input_ids) + len(rows.rejected)
-    print(
+    say(
         f"train: {rows.used} rows in {sequences} sequences, {valid.used} rows to validate; left out: "
-        f"{rows.too_long + valid.too_long} longer than {params.max_length} tokens",
-        file=sys.stderr,
+        f"{rows.too_long + valid.too_long} longer than {params.max_length} tokens"
     )
     for reason, count in (rows.refused + valid.refused).most_common():
         first = (rows.sources.get(reason) or valid.sources[reason])[0]
-        print(f"train: left out: {count} rows, {reason} (first {first})", file=sys.stderr)
+        say(f"train: left out: {count} rows, {reason} (first {first})")

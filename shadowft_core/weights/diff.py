@@ -1,14 +1,13 @@
 """Compares two checkpoints tensor by tensor: which tensors only one has, which differ, and by how much."""
 
 import math
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from shadowft_core.errors import CheckpointError
+from shadowft_core.errors import CheckpointError, say
 from shadowft_core.files import WORKERS
 from shadowft_core.weights import CHUNK, Checkpoint, open_checkpoint
 
@@ -42,7 +41,7 @@ def _diff(first: Checkpoint, second: Checkpoint) -> dict[str, Any]:
         for name, entry in zip(names, pool.map(lambda name: _compare(first, second, name), names), strict=True):
             found[name] = entry
             if len(found) % 100 == 0:
-                print(f"diff: tensor {len(found)}/{len(names)}", file=sys.stderr)
+                say(f"diff: tensor {len(found)}/{len(names)}")
     finally:
         pool.shutdown(cancel_futures=True)
     digests = first.digest(), second.digest()

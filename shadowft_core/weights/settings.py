@@ -50,18 +50,23 @@ class NamedTemplate(Fields):
 Token = str | AddedToken | None
 
 
-class TokenizerConfig(Fields):
-    """tokenizer_config.json and chat_template.json: templates and special tokens."""
+class SpecialTokens(Fields):
+    """special_tokens_map.json."""
 
-    fast_tokenizer_files: list[Literal["tokenizer.json"]] | None = None
-    """as `configuration_files`: others, even outside of the folder, would be loaded in place of tokenizer.json"""
-    chat_template: str | list[NamedTemplate] | dict[str, str] | None = None
     bos_token: Token = None
     eos_token: Token = None
     unk_token: Token = None
     sep_token: Token = None
     pad_token: Token = None
     cls_token: Token = None
+
+
+class TokenizerConfig(SpecialTokens):
+    """tokenizer_config.json and chat_template.json: templates and special tokens."""
+
+    fast_tokenizer_files: list[Literal["tokenizer.json"]] | None = None
+    """as `configuration_files`: others, even outside of the folder, would be loaded in place of tokenizer.json"""
+    chat_template: str | list[NamedTemplate] | dict[str, str] | None = None
 
     @property
     def templates(self) -> list[str]:
@@ -72,9 +77,10 @@ class TokenizerConfig(Fields):
 
 
 class GenerationConfig(Fields):
-    """generation_config.json: the ids that end a reply."""
+    """generation_config.json: the ids that end a reply, and what changes greedy answers on a server."""
 
     eos_token_id: TokenId | list[TokenId] | None = None
+    repetition_penalty: float | None = Field(None, gt=0)
 
     @property
     def stops(self) -> list[int]:

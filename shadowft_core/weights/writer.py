@@ -4,7 +4,6 @@ import hashlib
 import math
 import os
 import struct
-import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from shadowft_core.errors import CheckpointError
+from shadowft_core.errors import CheckpointError, say
 from shadowft_core.files.ordered_map import in_order
 from shadowft_core.weights.checkpoint import SINGLE
 from shadowft_core.weights.header import DTYPES, TensorInfo, build_header, dtype_name, parse_header
@@ -70,7 +69,7 @@ def write_shards(files: Mapping[Path, bytes], produce: Producer, label: str = ""
             done[name] = written
             flush.wrote(opened[tensors[name].file], tensors[name].nbytes)
             if label and len(done) % 100 == 0:
-                print(f"{label}: tensor {len(done)}/{len(tensors)}", file=sys.stderr)
+                say(f"{label}: tensor {len(done)}/{len(tensors)}")
         return {name: done[name] for name in tensors}
     finally:
         flush.end()

@@ -42,7 +42,8 @@ def tensors(seed: int) -> dict[str, np.ndarray]:
 
 def make_model(folder: Path, seed: int = 1, template: bool = True, shards: int = 1) -> None:
     write_model(folder, tensors(seed), shards, **CONFIG)
-    added = [{"id": number, "content": word, "special": True} for number, word in enumerate(WORDS[:5])]
+    settings = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
+    added = [{"id": number, "content": word, **settings} for number, word in enumerate(WORDS[:5])]
     model = {"type": "WordLevel", "vocab": {word: number for number, word in enumerate(WORDS)}, "unk_token": "<unk>"}
     tokenizer: dict[str, Any] = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added}
     split = {"type": "WhitespaceSplit"}

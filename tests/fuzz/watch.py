@@ -25,6 +25,7 @@ CHANGES = {
         "shutil.move": (0, 1),
     },
 }
+PARSED = "<unknown>"  # of ast.parse and ast.literal_eval, which run nothing: jinja2 reads numbers and texts with them
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -63,6 +64,8 @@ class Watch:
             self._breach("ctypes.dlopen", arguments)
         elif event == "exec" and self._inside(arguments[0].co_filename):
             self._breach("exec", (arguments[0].co_filename,))
+        elif event == "compile" and arguments[1] == PARSED:
+            return
         elif event == "compile" and (self._inside(arguments[1]) or self._holds(arguments[0])):
             self._breach("compile", arguments)
 

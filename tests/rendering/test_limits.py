@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import pytest
+from jinja2 import TemplateError
 
 from shadowft_core.errors import TrainError
 from shadowft_core.files import templatecosts
@@ -168,3 +169,24 @@ def test_templates_of_tasks_have_the_limits() -> None:
     assert utils.apply_template("{{ q|regex_replace('a', 'b') }} {{ 3 * 4 }}\n", {"q": "banana"}) == "bbnbnb 12\n"
     with pytest.raises(TemplateLimit):
         utils.apply_template("{{ q * 2000000000 }}", {"q": "x"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("'(a|aa)+$', ''", r"pattern '\(a\|aa\)\+\$': more than 1 s"),
+        ("'(a', ''", "pattern '\\(a': not well formed|missing \\)"),
+        ("'a{900}{900}', ''", "steps with its repeats written out"),
+        ("'a', '\\\\9'", "invalid group reference"),
+        ("'a', none", "expected text, pattern, replacement"),
+        ("none, 'a'", "expected text, pattern, replacement"),
+    ],
+)
+def test_a_pattern_of_a_task_file_has_a_limit_of_time(arguments: str, said: str) -> None:
+    isolate_templates()
+    from lm_eval import utils
+
+    begun = time.process_time()
+    with pytest.raises(TemplateError, match=said):
+        utils.apply_template(f"{{{{ q|regex_replace({arguments}) }}}}", {"q": "a" * 60 + "b"})
+    assert time.process_time() - begun < 10

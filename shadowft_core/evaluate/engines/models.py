@@ -9,8 +9,9 @@ import numpy as np
 
 from shadowft_core.errors import EvaluationError
 from shadowft_core.evaluate.quiet import quiet
-from shadowft_core.files import read_json_object
+from shadowft_core.files import read_json_object, reading
 from shadowft_core.grafting import Options, grafted_tensors
+from shadowft_core.limits import CONFIG_BYTES
 from shadowft_core.loading import load, load_model
 from shadowft_core.weights import DTYPES, model_digest
 
@@ -65,8 +66,9 @@ def _load(folder: Path, weights: dict[str, Any] | None, dtype: str | None = None
         config, kind = _class_of(folder)
         options = {}
         if weights is not None and (folder / "generation_config.json").is_file():
-            settings = read_json_object(folder / "generation_config.json")
-            options["generation_config"] = GenerationConfig.from_dict(settings)
+            settings = read_json_object(folder / "generation_config.json", CONFIG_BYTES)
+            with reading(folder / "generation_config.json", "correct it, or save the model again"):
+                options["generation_config"] = GenerationConfig.from_dict(settings)
         cuda = torch.cuda.is_available()
         precision = (dtype or "auto") if cuda else torch.float32
         model, info = load_model(kind, folder, weights, config=config, dtype=precision, **options)

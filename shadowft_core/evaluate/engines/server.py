@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shadowft_core.errors import AdapterError, CheckpointError, EvaluationError
+from shadowft_core.errors import AdapterError, CheckpointError, EvaluationError, say
 from shadowft_core.evaluate.engines.door import Deltas, Engine
 from shadowft_core.evaluate.engines.endpoint import Card, Endpoint
 from shadowft_core.evaluate.engines.launch import launched
@@ -25,8 +25,10 @@ from shadowft_core.evaluate.quiet import quiet
 from shadowft_core.export import Adapter, plan_adapter
 from shadowft_core.files import read_json_object
 from shadowft_core.grafting import Options, graft, grafted_tensors
+from shadowft_core.limits import CONFIG_BYTES
 from shadowft_core.params import Server
 from shadowft_core.weights import model_digest, open_checkpoint
+from shadowft_core.weights.settings import Count, GenerationConfig, read_settings
 
 if TYPE_CHECKING:
     from shadowft_core.params import Evaluate
@@ -39,6 +41,16 @@ UNKNOWN = (
 SAMPLE = "The harbour is quiet at five, and 17 boats wait for the tide: who will be first to leave?"
 SAMPLED = 16  # tokens of SAMPLE
 LOUD = 64  # a delta this many times as large shows in 16-bit answers
+
+
+class _Language(GenerationConfig):
+    """What config.json tells of the language model."""
+
+    max_position_embeddings: Count | None = None
+
+
+class _Config(_Language):
+    text_config: _Language | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,7 @@ class ServerEngine:
         self._running = running
         """the process of the Instruct's server, if it is ours and runs"""
         self._endpoint: Endpoint | None = None
-        self._generation = _generation_config(instruct)
+        self._generation = generation_settings(instruct)
         card = self._card
         self.identity: Mapping[str, Any] = {
             "engine": "server",
@@ -206,7 +218,7 @@ class ServerEngine:
             try:
                 endpoint.remove_adapter(name)
             except EvaluationError as error:  # the scores stand; the server keeps one adapter more
-                print(f"evaluate: adapter {name} is not unloaded: {error}", file=sys.stderr)
+                say(f"evaluate: adapter {name} is not unloaded: {error}")
 
     @contextmanager
     def _own_process(self, deltas: Deltas, options: Options) -> Iterator[Served]:
@@ -222,15 +234,16 @@ class ServerEngine:
         with quiet():
             from shadowft_core.evaluate.engines.completions import Completions
 
-            config = read_json_object(self._instruct / "config.json")
-            text = config.get("text_config") or config
+            config = read_settings(self._instruct, "config.json", _Config)
+            text = config.text_config or config
+            ends = self._generation if "eos_token_id" in self._generation.model_fields_set else text
             return Completions(
                 endpoint,
                 model,
                 self._tokenizer,
-                context=self._card.context or int(text.get("max_position_embeddings", sys.maxsize)),
-                stop_ids=_ids(self._generation.get("eos_token_id", text.get("eos_token_id"))),
-                repetition_penalty=float(self._generation.get("repetition_penalty") or 1),
+                context=self._card.context or text.max_position_embeddings or sys.maxsize,
+                stop_ids=ends.stops,
+                repetition_penalty=self._generation.repetition_penalty or 1.0,
             )
 
 
@@ -258,16 +271,12 @@ def _grafted_digest(instruct: Path, deltas: Deltas, options: Options) -> str:
     return model_digest({name: described(array) for name, array in grafted_tensors(instruct, deltas, options)})
 
 
-def _generation_config(instruct: Path) -> dict[str, Any]:
+def generation_settings(instruct: Path) -> GenerationConfig:
     """generation_config.json. Raises EvaluationError for a setting that only transformers honours."""
     path = instruct / "generation_config.json"
-    settings = read_json_object(path) if path.is_file() else {}
+    settings = read_json_object(path, CONFIG_BYTES) if path.is_file() else {}
     if odd := [name for name in UNKNOWN if settings.get(name)]:
         raise EvaluationError(
             f"{path}: {', '.join(odd)} would change the answers of `hf` only; use evaluate.engine.kind: hf"
         )
-    return settings
-
-
-def _ids(found: int | list[int] | None) -> list[int]:
-    return [] if found is None else [found] if isinstance(found, int) else found
+    return read_settings(instruct, path.name, GenerationConfig)

@@ -1,11 +1,10 @@
 """Which tensors of a model are tied, by the table of families or, for an unknown class, by config and equal weights."""
 
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Protocol
 
-from shadowft_core.errors import CheckpointError
+from shadowft_core.errors import CheckpointError, say
 from shadowft_core.weights.families.family import Family
 from shadowft_core.weights.header import TensorInfo
 
@@ -88,8 +87,7 @@ def note_unknown(model: Model) -> None:
 
 @cache
 def _note(path: str, title: str) -> None:
-    print(
+    say(
         f"note: {path}: {title} is not a known model family; ties are taken from config.json and equal weights, kinds "
-        "of modules from names",
-        file=sys.stderr,
+        "of modules from names"
     )

@@ -9,8 +9,8 @@ from typing import IO, Any, NamedTuple
 import orjson
 
 from shadowft_core.errors import DataError
+from shadowft_core.limits import LINE_BYTES, ROW_BYTES, ROWS
 
-ROW_LIMIT = 16 << 20  # bytes of one row; a longer one is refused before it fills the memory
 _PART = 1 << 20  # bytes read at a time
 _BLANKS = re.compile(r"[ \t\r\n]*")
 _KEY_END = re.compile(rb'"[ \t\r\n]*:')
@@ -50,7 +50,7 @@ def json_rows(file: IO[bytes], path: Path) -> Iterator[RawRow]:
     first, *others = begin.split(b"\n")[:4]
     if begin.startswith(b"{") and others and _opens_only(first.strip()) and not any(map(_is_object, others)):
         return _unwrapped(_values(_Text(file, path), array=False))
-    return _unwrapped(_lines(file))
+    return _unwrapped(_lines(file, path))
 
 
 def refuse_other_files(file: IO[bytes], path: Path, expected: str) -> bytes:
@@ -138,14 +138,19 @@ def _is_object(line: bytes) -> bool:
         return False
 
 
-def _lines(file: IO[bytes]) -> Iterator[RawRow]:
+def _lines(file: IO[bytes], path: Path) -> Iterator[RawRow]:
     number = 0
-    while line := file.readline(ROW_LIMIT + 1):
+    while line := file.readline(ROW_BYTES + 1):
         number += 1
-        if len(line) > ROW_LIMIT:
+        if number > ROWS:
+            raise DataError(f"{path}: more than {ROWS} lines in one file; split it, or repair it")
+        if len(line) > ROW_BYTES:
+            size = len(line)
             while line and not line.endswith(b"\n"):
                 line = file.readline(_PART)
-            yield RawRow(number, None, f"longer than {ROW_LIMIT >> 20} MiB")
+                if (size := size + len(line)) > LINE_BYTES:
+                    raise DataError(f"{path}: line {number} is longer than {LINE_BYTES >> 20} MiB; get the file again")
+            yield RawRow(number, None, f"longer than {ROW_BYTES >> 20} MiB")
             continue
         if number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")
@@ -214,11 +219,11 @@ class _Text:
             try:
                 _, end = _LENIENT.raw_decode(self.text, self.at)
             except (ValueError, RecursionError) as error:
-                if len(self.text) - self.at <= ROW_LIMIT and not isinstance(error, RecursionError) and self.more():
+                if len(self.text) - self.at <= ROW_BYTES and not isinstance(error, RecursionError) and self.more():
                     continue
                 line = self.line + self.text.count("\n", 0, getattr(error, "pos", self.at))
-                if len(self.text) - self.at > ROW_LIMIT:
-                    problem = f"row {number} is longer than {ROW_LIMIT >> 20} MiB"
+                if len(self.text) - self.at > ROW_BYTES:
+                    problem = f"row {number} is longer than {ROW_BYTES >> 20} MiB"
                 elif isinstance(error, RecursionError):
                     problem = f"row {number} is nested too deeply"
                 else:

@@ -1,5 +1,6 @@
 """Reads rows of Parquet and Arrow files in bounded batches, since a small file can decode to gigabytes."""
 
+import os
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,37 +8,36 @@ from pathlib import Path
 from typing import Any
 
 from shadowft_core.errors import DataError
-from shadowft_core.limits import COLUMNS, DECODED_BYTES, DEPTH
-from shadowft_core.prepare.jsontext import ROW_LIMIT, RawRow, decode
+from shadowft_core.files.jsontext import RawRow, decode
+from shadowft_core.files.regular import open_regular
+from shadowft_core.limits import COLUMNS, DECODED_BYTES, DEPTH, EXPANSION, JSON_BYTES, ROW_BYTES, ROWS
 
 LFS = b"version https://git-lfs.github.com/spec/"
 _MAGIC = b"ARROW1"  # of a file; a stream begins with a length
 _BATCH, _BATCH_BYTES = 1024, 16 << 20  # rows, and bytes that they should have together
+_FEW = 16  # rows that are decoded before their size is known
 _NO_VALUE = (ValueError, OverflowError, LookupError, TypeError)  # invalid UTF-8, the year 300000, unknown time zones
-_LONG = f"longer than {ROW_LIMIT >> 20} MiB"
+_LONG = f"longer than {ROW_BYTES >> 20} MiB"
 
 
 class BadJson(ValueError):
     """A column of JSON has text that is not JSON."""
 
 
-def table_rows(path: Path, kind: str) -> Iterator[RawRow]:
-    """The rows of a file of the kind `.parquet` or `.arrow`.
+_OTHERWISE = ("dictionary", "run_end_encoded", "_view")  # types that hold one value for many rows
 
-    Raises DataError for a file that cannot be read, has too many or too deep columns, or two columns of one name, or
-    whose rows take more memory than DECODED_BYTES at a time.
+
+def table_rows(path: Path, kind: str, columns: list[str] | None = None) -> Iterator[RawRow]:
+    """The rows of a file of the kind `.parquet` or `.arrow`; of a Parquet file all columns, or these.
+
+    Raises DataError for a file that cannot be read, has too many or too deep columns, or two columns of one name, whose
+    rows take more memory than DECODED_BYTES at a time, or that holds more than `most_of` it.
     """
-    import pyarrow as pa
-
-    try:
-        number = 0
-        batches = _batches(path, kind)
-        while True:
+    number = 0
+    with _readable(path, kind):
+        for batch, size in _within(path, kind, columns):
             with _bounded(path):
-                batch = next(batches, None)
-                if batch is None:
-                    return
-                values = _values_or_none(batch)
+                values = _values_or_none(batch) if size <= 2 * _BATCH_BYTES else None
             for index in range(batch.num_rows):
                 number += 1
                 if values is not None:
@@ -46,11 +46,65 @@ def table_rows(path: Path, kind: str) -> Iterator[RawRow]:
                 with _bounded(path):
                     row = _row(batch.slice(index, 1), number)
                 yield row
+
+
+def count_rows(path: Path, kind: str) -> int:
+    """The number of rows of a file, all of them decoded. Raises DataError as `table_rows`, and for more than ROWS."""
+    count = 0
+    with _readable(path, kind):
+        for batch, _ in _within(path, kind):
+            if (count := count + batch.num_rows) > ROWS:
+                raise DataError(f"{path}: more than {ROWS} rows in one file; split it, or repair it")
+    return count
+
+
+def most_of(path: Path) -> int:
+    """The bytes that a compressed file, or a table, may hold."""
+    return max(JSON_BYTES, EXPANSION * path.stat().st_size)
+
+
+@contextmanager
+def _readable(path: Path, kind: str) -> Iterator[None]:
+    import pyarrow as pa
+
+    os.close(open_regular(path, DataError))
+    try:
+        yield
     except (pa.ArrowException, OSError, *_NO_VALUE, SystemError) as error:
         with path.open("rb") as file:
             lfs = file.read(len(LFS)) == LFS
         text = "a Git LFS pointer, not the data; run `git lfs pull`" if lfs else " ".join(str(error).split())[:300]
         raise DataError(f"{path}: not readable as {kind[1:]}: {text}") from None
+
+
+def _within(path: Path, kind: str, columns: list[str] | None = None) -> Iterator[tuple[Any, int]]:
+    """The batches of a file and the bytes of their values, each decoded within limits."""
+    batches, held, most = _batches(path, kind, columns), 0, most_of(path)
+    while True:
+        with _bounded(path):
+            batch = next(batches, None)
+            if batch is None:
+                return
+            held += (size := _size(batch, most - held))
+        if held > most:
+            raise DataError(
+                f"{path}: holds more than {most} bytes, {EXPANSION} times its size or {JSON_BYTES >> 20} MiB; repair "
+                "it, or write its rows as JSON lines"
+            )
+        yield batch, size
+
+
+def _size(batch: Any, most: int) -> int:
+    """The bytes of the values of a batch, counted until there are more than `most`."""
+    import orjson
+
+    if not any(word in str(field.type) for field in batch.schema for word in _OTHERWISE):
+        return int(batch.nbytes)
+    size = start = 0
+    while start < batch.num_rows and size <= most:
+        size += len(orjson.dumps(batch.slice(start, _FEW).to_pylist(), default=str))
+        start += _FEW
+    return size
 
 
 @contextmanager
@@ -80,8 +134,6 @@ def _bounded(path: Path) -> Iterator[None]:
 
 def _values_or_none(batch: Any) -> list[dict[str, Any]] | None:
     """The rows of a batch; None if they must be read one by one."""
-    if batch.nbytes > 2 * _BATCH_BYTES:
-        return None
     try:
         return _values(batch)
     except _NO_VALUE:
@@ -126,7 +178,7 @@ def _decoded(text: str) -> Any:
 
 
 def _row(batch: Any, number: int) -> RawRow:
-    if batch.nbytes > ROW_LIMIT:
+    if batch.nbytes > ROW_BYTES:
         return RawRow(number, None, _LONG)
     try:
         return RawRow(number, _values(batch)[0])
@@ -138,7 +190,7 @@ def _row(batch: Any, number: int) -> RawRow:
         return RawRow(number, None, f"a value that Python cannot hold: {type(error).__name__}")
 
 
-def _batches(path: Path, kind: str) -> Iterator[Any]:
+def _batches(path: Path, kind: str, columns: list[str] | None) -> Iterator[Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -148,7 +200,7 @@ def _batches(path: Path, kind: str) -> Iterator[Any]:
             for number in range(file.num_row_groups):
                 group = file.metadata.row_group(number)
                 size = min(_BATCH, max(1, _BATCH_BYTES * max(group.num_rows, 1) // max(group.total_byte_size, 1)))
-                yield from file.iter_batches(batch_size=size, row_groups=[number], use_threads=False)
+                yield from file.iter_batches(size, row_groups=[number], columns=columns, use_threads=False)
         return
     with pa.OSFile(str(path)) as source:
         options = pa.ipc.IpcReadOptions(use_threads=False)

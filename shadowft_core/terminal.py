@@ -1,7 +1,7 @@
 """Program output in which names and texts from elsewhere cannot control the terminal.
 
 `print` escapes control characters, except line feeds and tabs; `errors.say` prints one line. Consoles of rich write to
-the underlying stream, because their own control sequences must reach it; `new_console` makes one that escapes every text.
+the underlying stream, which their own control sequences must reach; `new_console` makes one that escapes every text.
 """
 
 import io

@@ -98,7 +98,7 @@ def test_a_value_of_the_wrong_type_is_refused(tmp_path: Path, old: str, new: str
 
 # DVC puts the values into paths and compares them between commits, so the verbs must read the same values.
 SCALARS = """
-1e-4 1.5e3 .5 +1 yes no on off y True FALSE 010 08 0o17 0x1F 12:30 1:30.5 ~ null Null nan .nan .inf -.INF 1.0e-05 _1
+1e-4 1.5e3 .5 +1 yes no on off y True FALSE 0 0x1F 12:30 1:30.5 ~ null Null nan .nan .inf -.INF 1.0e-05 _1
 'on' "1" a:b 1e 0.0 -0 1.
 """
 

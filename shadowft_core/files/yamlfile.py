@@ -25,13 +25,13 @@ class Loader(SafeLoader):  # type: ignore[misc]
 
 
 class _Yaml(Loader):
-    """YAML 1.2, as DVC reads the same file: `on` and `12:30` are text, 1e-4 is a number, 010 is ten."""
+    """YAML 1.2, as DVC reads the same file: `on` and `12:30` are text, 1e-4 is a number. 010 and 0o17 are refused."""
 
 
 _Yaml.yaml_implicit_resolvers = {}  # drop the resolvers of YAML 1.1
 for _name, _pattern, _first in (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    ("int", r"[-+]?(0|[1-9][0-9]*)|0x[0-9a-fA-F]+", "-+0123456789"),
     ("float", r"[-+]?[0-9]+\.[0-9]*([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+", "-+0123456789"),
     ("float", r"[-+]?\.[0-9]+([eE][-+][0-9]+)?", "-+."),
     ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+."),
@@ -39,7 +39,7 @@ for _name, _pattern, _first in (
     ("merge", r"<<", "<"),
 ):
     _Yaml.add_implicit_resolver(_TAG + _name, re.compile(rf"(?:{_pattern})\Z"), list(_first))
-# What DVC reads as a number or a date, although the patterns above make it text.
+# What DVC or another reader takes for a number or a date, although the patterns above make it text.
 _OTHERWISE = re.compile(
     r"[-+]?0b[01_]+|[-+]?0o?[0-7_]+|[-+]?0x[0-9a-fA-F_]+|[-+]?[0-9][0-9_]*|[-+][0-9_]+"
     r"|[-+]?[0-9][0-9_]*\.[0-9_]*([eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"
@@ -55,7 +55,7 @@ def _integer(loader: Any, node: yaml.ScalarNode) -> int:
             None, None, f"a whole number of {len(node.value)} digits, the limit is {DIGITS}", node.start_mark
         )
     if isinstance(loader, _Yaml):
-        return int(node.value, 0 if node.value[:2] in ("0o", "0x") else 10)
+        return int(node.value, 0)
     return int(SafeLoader.construct_yaml_int(loader, node))
 
 

@@ -16,6 +16,7 @@ from shadowft_core import limits
 from shadowft_core.errors import CheckpointError
 from shadowft_core.loading import load, own_code
 from shadowft_core.pair import check_pair
+from shadowft_core.pair.tokens import Vocabularies
 from shadowft_core.plan.shape import shape_of
 from shadowft_core.weights import INDEX, SINGLE, open_checkpoint, open_remote, parse_header, read_vocabulary
 from shadowft_core.weights.header import build_header
@@ -177,9 +178,9 @@ BAD_FIELDS: list[tuple[str, dict[str, Any] | bytes, str]] = [
     ("config.json", {"model_type": {}}, "model_type"),
     ("config.json", {"quantization_config": "int4"}, "quantization_config"),
     ("config.json", {"rope_scaling": 3}, "rope_scaling"),
-    ("config.json", {"num_hidden_layers": 10**9}, "num_hidden_layers is 1e"),
+    ("config.json", {"num_hidden_layers": 4097}, "num_hidden_layers is 4097, expected at most 4096"),
     ("config.json", {"vision_config": {"depth": 10**9}}, "depth is 1e"),
-    ("config.json", b"{" + b" " * limits.CONFIG_BYTES + b"}", "the limit is"),
+    ("config.json", b"{" + b" " * limits.CONFIG_BYTES + b"}", "4194306 bytes, the limit is 4194304"),
     ("tokenizer_config.json", {"chat_template": 7}, "chat_template"),
     ("tokenizer_config.json", {"chat_template": [7]}, "chat_template"),
     ("tokenizer_config.json", {"eos_token": 7}, "eos_token"),
@@ -250,6 +251,21 @@ def test_a_config_has_a_limit_and_templates_have_three_forms(model: Path) -> Non
         read_config(model)
     with pytest.raises(CheckpointError, match="the limit is"):
         read_settings(model, "config.json", TokenizerConfig)
+
+
+def test_a_tokenizer_has_a_limit_of_its_own(tiny_llama_pair: Any, tmp_path: Path) -> None:
+    base, instruct = (
+        shutil.copytree(one, tmp_path / one.name) for one in (tiny_llama_pair.base, tiny_llama_pair.instruct)
+    )
+    with (instruct / "tokenizer.json").open("ab") as file:
+        file.write(b" " * (64 * limits.MIB))  # more than other files of JSON may have
+    assert check_pair(base, instruct)["tokenizer_digest"]
+    with (instruct / "tokenizer.json").open("ab") as file:
+        file.truncate(limits.TOKENIZER_BYTES + 1)
+    sides = open_checkpoint(base), open_checkpoint(instruct)
+    for read in (lambda: Vocabularies(*sides), lambda: read_vocabulary(instruct)):
+        with pytest.raises(CheckpointError, match=r"tokenizer\.json: 268435457 bytes, the limit is 268435456"):
+            read()
 
 
 def test_a_config_with_infinity_is_read(model: Path) -> None:

@@ -160,6 +160,7 @@ ODD: list[tuple[str, Any]] = [
     ("README.md", b"---\ntags: [1, {a: b}]\nbase_model: {a: b}\ndatasets: [[1], x]\n---\n"),
     ("README.md", b"axolotl version: `1`\n```yaml\n" * 30_000),
     ("README.md", b"---\nbase_model: null\n---\n"),
+    ("README.md", b"- learning_rate: 1e999\n- num_epochs: -1e999\n- seed: 1e999\n"),
     ("config.yaml", b"base_model: " + b"x" * 5000 + b"\ndatasets: 1\nseed: 1:1:1\nlearning_rate: 1e999\n"),
     ("config.yaml", b"base_model: \"" + b"x/" * 400 + b"\"\nadapter: lora\nseed: !!python/object:os.system x\n"),
     ("config.yaml", b"model_name_or_path: \"a\\0b\"\nstage: sft\n"),

@@ -41,6 +41,9 @@ RESULTS = {"all_results.json": {"train_loss": 2.5}, "train_results.json": {"trai
         ),
         ({"trainer_state.json": "{"}, None, {}),
         ({"notes.txt": "mine"}, None, None),
+        ({"config.json": {"transformers_version": "5.1"}}, None, {"versions": {"transformers": "5.1"}}),
+        ({"config.json": {"transformers_version": "9" * 1001}}, None, None),
+        ({"config.json": {"transformers_version": "5\x1b[2J"}}, None, None),
     ],
 )
 @pytest.mark.parametrize("inside", ["", "checkpoint-4"])
@@ -58,6 +61,19 @@ def test_each_file_tells_what_it_has(
     assert (found["name"], found["facts"]) == (name, facts)
     assert found["unreadable"] == [file for file, content in files.items() if content == "{"]
     assert "starting model" not in found["not_known"]
+
+
+def test_sixteen_files_of_settings_are_read(tmp_path: Path) -> None:
+    for number in range(17):
+        (tmp_path / f"{number:02}.yaml").write_text(f"model_name_or_path: own/model\nstage: sft\nseed: {number}\n")
+        if number != 15:
+            (tmp_path / f"{number:02}.yaml").write_text(
+                "notes: mine\n" if number < 15 else "stage: sft\nlearning_rate: 1\n"
+            )
+    told = read_told(tmp_path, tmp_path).trainer
+    assert told is not None
+    assert told["facts"]["seed"] == 15
+    assert told["unreadable"] == ["16.yaml"]
 
 
 def test_the_log_and_the_sentence_of_a_training(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ FILES = {  # content: what the error says
     "a: " + "[" * 65 + "]" * 65: "line 1: more than 64 levels",
     "a: " + "[" * 100_000: "line 1: more than 64 levels",
     "".join(f"a{n}: &a{n} [*a{n - 1}]\n" if n else "a0: &a0 [x]\n" for n in range(99)): "or 64 levels",
-    f"a: [{'1,' * YAML_VALUES}]": f"line 1: more than {YAML_VALUES} values",
+    f"a: [{'1,' * YAML_VALUES}]": "line 1: more than 100000 values",
     f"a: {'1' * 5_000}": "line 1, column 4: a whole number of 5000 digits, the limit is 64",
     f"a: 0x{'f' * 5_000}": "a whole number of 5002 digits, the limit is 64",
     "a: 1e400": "line 1, column 4: 1e400 is more than float64 can hold",
@@ -50,7 +50,7 @@ FILES = {  # content: what the error says
     "a: \x1b[2J": "line 1: the character U+001B may not be in a YAML file",
     b"a: 1\nb: \xff": "line 2: byte 0xff is not UTF-8",
     "a: 1\n".encode("utf-16"): "line 1: byte 0xff is not UTF-8",
-    b"#" * (PARAMS_BYTES + 1): f"{PARAMS_BYTES + 1} bytes, the limit is {PARAMS_BYTES}",
+    b"#" * (PARAMS_BYTES + 1): "1048577 bytes, the limit is 1048576",
 }
 
 

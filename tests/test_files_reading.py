@@ -36,6 +36,8 @@ class Some(Fields):
         (b"1" * 65, "65 digits"),
         (b"-" + b"1" * 6000, "6000 digits"),
         (b"\xff\xfe{}", "not readable as JSON"),
+        (b'"\\ud800"', "surrogates not allowed"),
+        (b'"\\uD800"', "surrogates not allowed"),
         (b'{"a": ', "not readable as JSON"),
         (b"", "not readable as JSON"),
     ],

@@ -91,6 +91,11 @@ FIELDS: list[tuple[dict[str, Any] | bytes, str]] = [
     ({"init_lora_weights": 1}, "init_lora_weights"),
     ({"init_lora_weights": None}, "init_lora_weights"),
     ({"init_lora_weights": "pissa_niter_" + "9" * 400}, "init_lora_weights='pissa_niter_9"),
+    ({"init_lora_weights": "pissa_niter_12345"}, "init_lora_weights='pissa_niter_12345' changed the Base"),
+    ({"init_lora_weights": "x" * 5000}, "init_lora_weights='x+ changed the Base"),
+    ({"peft_type": "x" * 5000}, "peft_type='x+, expected LORA"),
+    ({"x" * 5000: "y" * 5000}, "x+='y+ has no exact delta here"),
+    ({"alpha_pattern": {f"q_proj|{'b' * 2000}": 1, "q_proj": 2}}, r"alpha_pattern has 'q_proj\|b+: 1 and 'q_proj': 2"),
     ({"peft_version": 0.21}, "peft_version: Input should be a valid string"),
     ({"task_type": 5}, "task_type"),
     (b'{"a": "' + b"x" * limits.CONFIG_BYTES + b'"}', "the limit is"),
@@ -203,7 +208,14 @@ def test_what_people_write_means_the_same_as_in_python(tmp_path: Path, pattern: 
 
 
 def test_a_sound_adapter_is_taken(base: Path, tmp_path: Path) -> None:
-    config = {"target_modules": r".*\.q_proj", "rank_pattern": {Q.format(0): 2}, "alpha_pattern": {"q_proj": 6.0}}
+    config = {
+        "target_modules": r".*\.q_proj",
+        "rank_pattern": {Q.format(0): 2},
+        "alpha_pattern": {"q_proj": 6.0, r"self_attn\.q_proj": 6.0},
+        "peft_version": "9" * 5000 + ".1",
+        "init_lora_weights": "eva",
+        "eva_config": {"rho": 2.0},
+    }
     extract(base, adapter(tmp_path / "adapter", config), tmp_path / "delta")
     factors = open_delta(tmp_path / "delta").factors(f"{Q.format(3)}.weight")
     assert factors is not None

@@ -94,6 +94,7 @@ WRONG: list[tuple[Change, str]] = [
     (entry(W, form="zip" * 2000), "zip"),
     (entry(W, digest=f"sha256:{'g' * 64}"), "digest: String should match"),
     (entry(W, digest="0"), "digest: String should match"),
+    (renamed("a\x7f"), "a control character in a name"),
     (entry(W, rank=3), "rank is not one of this format"),
     (factored(rank=0), "rank: Input should be greater"),
     (factored(rank=131_073), "rank: Input should be less than or equal to 131072"),

@@ -187,6 +187,7 @@ def test_odd_values_of_a_trainer_are_no_facts(world: Path, name: str, content: A
     ("content", "said"),
     [
         ({"model_digest": 5}, "model_digest"),
+        ({"data_digest": 5}, "data_digest"),
         ({"seed": "42"}, "seed"),
         ({"trainer": {"name": "x"}}, "trainer"),
         ({"trainer": {"name": "x", "facts": {"epochs": "3"}, "not_known": [], "unreadable": []}}, r"facts\.epochs"),

@@ -9,7 +9,16 @@ import pytest
 from pydantic import Field, ValidationError
 
 from shadowft_core.errors import CheckpointError, DeltaError
-from shadowft_core.files import Fields, Record, parse_json, parse_record, read_json_object, read_record, read_regular
+from shadowft_core.files import (
+    Fields,
+    Record,
+    lines_of,
+    parse_json,
+    parse_record,
+    read_json_object,
+    read_record,
+    read_regular,
+)
 
 
 class Part(Record):
@@ -54,6 +63,11 @@ def test_numbers_that_are_not_finite_are_refused_only_on_request(text: str) -> N
         parse_json(text.encode(), "delta.json", DeltaError, finite=True)
 
 
+def test_a_number_that_is_too_large_is_shown_by_its_first_digits() -> None:
+    with pytest.raises(CheckpointError, match=r"JSON: 1{40} is more than float64 can hold"):
+        parse_json(b"1" * 5000 + b".0", "x", finite=True)
+
+
 def test_json_at_the_limits_is_read() -> None:
     assert parse_json(b"[" * 64 + b"]" * 64, "deep.json")
     assert parse_json(b'{"a":' * 64 + b"1" + b"}" * 64, "deep.json")
@@ -73,7 +87,13 @@ def test_only_regular_files_below_the_limit_are_read(tmp_path: Path) -> None:
     assert b"Pid:" in read_regular(Path("/proc/self/status"))  # of size 0, as all files of the kernel
     with pytest.raises(CheckpointError, match="status: 21 bytes, the limit is 20"):  # no more than that is read
         read_regular(Path("/proc/self/status"), 20)
+    for read in (read_regular, lambda path: list(lines_of(path, 9, CheckpointError))):
+        with pytest.raises(CheckpointError, match="mem: Input/output error; expected a readable file"):
+            read(Path("/proc/self/mem"))
     (tmp_path / "ten").write_bytes(b"0123456789")
+    assert list(lines_of(tmp_path / "ten", 10, CheckpointError)) == [(1, b"0123456789")]
+    with pytest.raises(DeltaError, match="ten:1: more than 9 bytes in a line"):
+        list(lines_of(tmp_path / "ten", 9, DeltaError))
     assert read_regular(tmp_path / "ten", 10) == b"0123456789"
     with pytest.raises(DeltaError, match="10 bytes, the limit is 9"):
         read_regular(tmp_path / "ten", 9, DeltaError)
@@ -87,6 +107,9 @@ def test_only_regular_files_below_the_limit_are_read(tmp_path: Path) -> None:
     ("content", "said"),
     [
         ({"format": 1}, "field name is missing"),
+        ({"format": [1], "name": "a"}, r"format: Input should be a valid integer(?!, found)"),
+        ({"format": 1, "name": "a", "x\ny": 1}, r"field x\\ny is not one of this format"),
+        ({"format": 1, "name": "a", "x" * 5000: 1}, "field x{200} is not one of this format"),
         ({"format": 1, "name": "a", "extra": 1}, "field extra is not one of this format"),
         ({"format": "1", "name": "a"}, "format: .*integer, found '1'"),
         ({"format": True, "name": "a"}, "format: .*integer, found True"),

@@ -18,6 +18,7 @@ from shadowft_core.files import (
     read_json_object,
     read_record,
     read_regular,
+    reading,
 )
 
 
@@ -140,3 +141,24 @@ def test_an_object_is_required(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text("[1]", encoding="utf-8")
     with pytest.raises(CheckpointError, match="expected a JSON object, found list"):
         read_json_object(tmp_path / "list.json")
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [UnicodeError("a\n b"), RecursionError("a b"), OverflowError("a b"), KeyError("a b"), TypeError("a b"),
+     AttributeError("a b"), OSError("a b")],
+)  # fmt: skip
+def test_an_exception_of_a_library_is_one_line(problem: Exception) -> None:
+    said = f"^file: {type(problem).__name__}: '?a b'?; get it again$"
+    with pytest.raises(DeltaError, match=said), reading("file", "get it again", DeltaError, OSError):
+        raise problem
+
+
+def test_a_long_exception_is_cut_and_an_exception_of_ours_passes() -> None:
+    with (
+        pytest.raises(CheckpointError, match=r"^file: ValueError: x{300}; get it again$"),
+        reading("file", "get it again"),
+    ):
+        raise ValueError("x" * 5000)
+    with pytest.raises(OSError, match="not of the input"), reading("file", "get it again"):
+        raise OSError("not of the input")

@@ -170,7 +170,7 @@ NO_ARM = {"scale": None, "domain": None, "guards": None}
         ({"claims": [CLAIM | {"n": -1}]}, r"claims\.0\.n: .*found -1"),
         ({"claims": [CLAIM | {"n": True}]}, r"claims\.0\.n: .*found True"),
         ({"arms": {str(n): NO_ARM for n in range(1001)}}, "arms: .*at most 1000 items"),
-        ({"arms": {"a": NO_ARM | {"domain": {"mean": 0, "interval": [0], "n": 1}}}}, r"field arms\.a\.domain\.interval\.1 is missing"),
+        ({"arms": {"a": NO_ARM | {"domain": {"mean": 0, "interval": [0], "n": 1}}}}, r"field .*interval\.1 is missing"),
         ({"candidate": "x" * 301}, "candidate: .*at most 300"),
     ],
 )

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from shadowft_core.delta import extract, open_delta
+from shadowft_core.delta.certificate import read_certificate
 from shadowft_core.delta.frames import HEAD as FRAME
 from shadowft_core.delta.frames import decode
 from shadowft_core.errors import DeltaError
@@ -60,6 +61,7 @@ WRONG: list[tuple[Change, str]] = [
     (lambda whole: whole.update(kind="lowrank"), "kind lowrank without the field lowrank"),
     (lambda whole: whole.update(lowrank={"budget": 0.1, "error": 0.1}), "kind dense with the field lowrank"),
     (lambda whole: whole.update(lowrank={"budget": 1.0, "error": 0.1}), r"lowrank\.budget: Input should be less"),
+    (lambda whole: whole.update(lowrank={"budget": 0.0, "error": 0.1}), r"lowrank\.budget: Input should be greater"),
     (lambda whole: whole.update(lowrank={"budget": 0.1, "error": -1.0}), r"lowrank\.error: Input should be greater"),
     (lambda whole: whole.update(tokens={EMBED: TOKENS}), r"base_only\.ids\.0: String"),
     (lambda whole: whole.update(ignored={"patterns": [], "names": {"a": {"other": []}}}), r"ignored\.names"),
@@ -175,6 +177,17 @@ def test_exceptions_of_a_frame_rise_within_it(positions: list[int]) -> None:
     body = bytes(8) + np.array(positions, "<u4").tobytes() + bytes(8)
     with pytest.raises(DeltaError, match="exceptions do not rise within 4 elements"):
         decode(FRAME.pack(1, 0, 0, 4, 8, 2), memoryview(body), np.zeros(4, np.float32), "here")
+
+
+@pytest.mark.parametrize(
+    "names", [[EMBED, "encoder.shared.weight", HEAD], ["model.embed_tokens_per_layer.weight", HEAD]]
+)
+def test_a_tie_is_of_one_embedding_and_one_head(delta: Path, names: list[str]) -> None:
+    whole = json.loads((delta / "delta.json").read_bytes())
+    whole["base"]["tied"] = True
+    whole["tensors"] = dict.fromkeys(names, whole["tensors"][EMBED])
+    (delta / "delta.json").write_bytes(canonical_json(whole))
+    assert sorted(read_certificate(delta).fields["tensors"]) == sorted(names)
 
 
 def test_the_delta_itself_is_taken(delta: Path, tmp_path: Path) -> None:

@@ -160,6 +160,15 @@ def test_an_index_names_no_more_files_than_a_model_can_have(model: Path) -> None
         open_checkpoint(model)
 
 
+@pytest.mark.parametrize(
+    "name", ["a.bin", "a\n.safetensors", "a\\b.safetensors", ".a.safetensors", "../a.safetensors", 7]
+)
+def test_an_index_names_plain_files(model: Path, name: Any) -> None:
+    (model / INDEX).write_text(json.dumps({"weight_map": {"w": name}}))
+    with pytest.raises(CheckpointError, match=r"tensor 'w' is in .*; expected a plain \*\.safetensors file name"):
+        open_checkpoint(model)
+
+
 def test_a_file_beside_the_weights_has_a_limit(model: Path) -> None:
     with (model / "notes.txt").open("wb") as file:
         file.truncate(limits.SIDE_FILE_BYTES + 1)
@@ -171,6 +180,9 @@ BAD_FIELDS: list[tuple[str, dict[str, Any] | bytes, str]] = [
     ("config.json", {"vocab_size": -1}, "vocab_size"),
     ("config.json", {"vocab_size": 2**80}, "vocab_size"),
     ("config.json", {"vocab_size": True}, "vocab_size"),
+    ("config.json", {"vocab_size": 0}, "vocab_size"),
+    ("config.json", {"rope_parameters": 3}, "rope_parameters"),
+    ("config.json", {"vision_config": 3}, "vision_config"),
     ("config.json", {"text_config": {"vocab_size": "64"}}, r"text_config\.vocab_size"),
     ("config.json", {"text_config": []}, "text_config"),
     ("config.json", {"tie_word_embeddings": "false"}, "tie_word_embeddings"),
@@ -184,6 +196,7 @@ BAD_FIELDS: list[tuple[str, dict[str, Any] | bytes, str]] = [
     ("tokenizer_config.json", {"chat_template": 7}, "chat_template"),
     ("tokenizer_config.json", {"chat_template": [7]}, "chat_template"),
     ("tokenizer_config.json", {"eos_token": 7}, "eos_token"),
+    ("tokenizer_config.json", {"pad_token": 7}, "pad_token"),
     ("tokenizer_config.json", b"[]", "tokenizer_config.json"),
     ("generation_config.json", {"eos_token_id": [-1]}, "eos_token_id"),
     ("generation_config.json", {"eos_token_id": 1 << 24}, "eos_token_id"),

@@ -200,7 +200,10 @@ def test_the_record_of_a_training_is_of_its_form(world: Path, content: Any, said
         extract(world / "base", world / "tuned", world / "delta")
 
 
-@pytest.mark.parametrize("pair", [[], {"base": 1}, {"base": {"ref": 5}}, {"instruct": {"ref": ["a"]}}])
+PAIRS: list[Any] = [[], {"base": 1}, {"base": {"ref": 5}}, {"instruct": {"ref": ["a"]}}, {"untrained_tokens": 1}]
+
+
+@pytest.mark.parametrize("pair", PAIRS)
 def test_the_record_of_a_pair_is_of_its_form(world: Path, pair: Any) -> None:
     (world / "pair.json").write_text(json.dumps(pair))
     (world / "tuned" / "config.yaml").write_text("base_model: owner/name\nadapter: full\n")

@@ -41,6 +41,13 @@ RESULTS = {"all_results.json": {"train_loss": 2.5}, "train_results.json": {"trai
         ),
         ({"trainer_state.json": "{"}, None, {}),
         ({"notes.txt": "mine"}, None, None),
+        ({"README.md": "---\nbase_model: null\n---\n"}, None, None),
+        ({"README.md": "---\nbase_model: ~\n---\n"}, None, None),
+        ({"README.md": f"---\ndatasets: [a/{'b' * 198}]\n---\n"}, None, None),
+        ({"README.md": f"---\ndatasets: [{'a/b,' * 150}]\n---\n"}, None, {"datasets": ["a/b"] * 99}),
+        ({"README.md": f"---\nbase_model: {'a' * 1001}\n---\n"}, None, None),
+        ({"trainer_state.json": {"global_step": 2**63, "epoch": 1e301}}, "transformers", None),
+        ({"adapter_config.json": {"base_model_name_or_path": "a/b", "peft_type": "a\nb"}}, None, {"base": "a/b"}),
         ({"config.json": {"transformers_version": "5.1"}}, None, {"versions": {"transformers": "5.1"}}),
         ({"config.json": {"transformers_version": "9" * 1001}}, None, None),
         ({"config.json": {"transformers_version": "5\x1b[2J"}}, None, None),
@@ -61,6 +68,22 @@ def test_each_file_tells_what_it_has(
     assert (found["name"], found["facts"]) == (name, facts)
     assert found["unreadable"] == [file for file, content in files.items() if content == "{"]
     assert "starting model" not in found["not_known"]
+
+
+def test_a_file_that_cannot_be_read_is_named_once_and_in_short(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model").mkdir()
+    for place in (tmp_path, tmp_path / "model"):
+        (place / "a.yaml").write_text("a: *" + "x" * 5000)
+    with (tmp_path / "b.yaml").open("wb") as file:
+        file.truncate(1 << 40)  # sparse
+    told = read_told(tmp_path, tmp_path / "model").trainer
+    assert told is not None
+    assert told["unreadable"] == ["a.yaml", "b.yaml"]
+    lines = capsys.readouterr().err.splitlines()
+    assert ["x" * 50 in lines[0], "the limit is 262144" in lines[1]] == [True, True]
+    assert max(map(len, lines)) < 240 + len(str(tmp_path))
 
 
 def test_sixteen_files_of_settings_are_read(tmp_path: Path) -> None:

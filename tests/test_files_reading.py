@@ -3,6 +3,7 @@
 import json
 import os
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,17 @@ def test_only_regular_files_below_the_limit_are_read(tmp_path: Path) -> None:
         read_regular(tmp_path / "none")
     with pytest.raises(CheckpointError, match="expected a readable file"):
         read_regular(Path("a\0b"))
+
+
+def test_no_more_of_a_line_is_read_than_it_may_have(tmp_path: Path) -> None:
+    with (tmp_path / "long").open("wb") as file:
+        file.truncate(64 << 20)
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match="long:1: more than 9 bytes"):
+        list(lines_of(tmp_path / "long", 9, CheckpointError))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
 
 
 @pytest.mark.parametrize(

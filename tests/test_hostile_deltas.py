@@ -71,6 +71,7 @@ WRONG: list[tuple[Change, str]] = [
     (lambda whole: whole.update(trainer={"name": "x", "facts": {}, "not_known": [], "unreadable": [], "own": 1}),
      r"trainer\.own is not one of this format"),
     (lambda whole: whole.update(tensors={}), "tensors: Dictionary should have at least 1 item"),
+    (lambda whole: whole.update(format="x" * 5000), "delta format 'x{79}, expected 2"),
     (lambda whole: whole.update(more=1), "field more is not one of this format"),
     (lambda whole: whole.update(waivers=["all"]), "waivers.0: Input should be 'unrelated'"),
     (lambda whole: whole.update(trainer={"name": "x", "facts": {"steps": "9"}, "not_known": [], "unreadable": []}),

@@ -120,6 +120,8 @@ LONG = {
     r"2100001 times '\['": header(f'{{"a":[{",".join(["[]"] * 2_100_000)}]}}'),
     "1999999 times ','": header(f'{{"a":[{",".join(["1"] * 2_000_000)}]}}'),
     "key 'a+ stands twice": header(f'{{"{"a" * 5000}":1,"{"a" * 5000}":2}}'),
+    "expected natural numbers, found -0": header(tensor("a", "-0")),
+    "larger than any file": header('{"a":{"dtype":"U8","shape":[0,4294967296,4294967296],"data_offsets":[0,0]}}'),
     "none of them a control character": header(tensor("a\x9b", "1")),
     "of 1025 characters": header(tensor("a" * 1025, "1")),
 }

@@ -23,10 +23,11 @@ FILES = {  # content: what the error says
     LAUGHS: "line 6: written out, its aliases are more than",
     "a: &a [*a]": "line 1: not a tree of named values: an alias stands inside its own anchor",
     "a: &a\n  b: *a": "an alias stands inside its own anchor",
-    "a: " + "[" * 65 + "]" * 65: "line 1: more than 64 levels",
+    "a: " + "[" * 64 + "]" * 64: "line 1: more than 64 levels",
     "a: " + "[" * 100_000: "line 1: more than 64 levels",
     "".join(f"a{n}: &a{n} [*a{n - 1}]\n" if n else "a0: &a0 [x]\n" for n in range(99)): "or 64 levels",
     f"a: [{'1,' * YAML_VALUES}]": "line 1: more than 100000 values",
+    f"a: {'1' * 65}": "line 1, column 4: a whole number of 65 digits, the limit is 64",
     f"a: {'1' * 5_000}": "line 1, column 4: a whole number of 5000 digits, the limit is 64",
     f"a: 0x{'f' * 5_000}": "a whole number of 5002 digits, the limit is 64",
     "a: 1e400": "line 1, column 4: 1e400 is more than float64 can hold",
@@ -37,6 +38,8 @@ FILES = {  # content: what the error says
     "a: =": "line 1: '=' is a number or date",
     "a: !!binary aGk=": "line 1: the tag !!binary is not accepted; write the plain value",
     "a: !!python/object/apply:os.system [touch ran]": "line 1: the tag !!python/object/apply:os.system is not",
+    f"a: !{'x' * 5_000} b": f"line 1: the tag !{'x' * 79} is not accepted",
+    "%TAG ! tag:own,2000:\n---\na: 1": "line 1: a directive (%YAML, %TAG) changes how readers read the file",
     "a: !own {b: 1}": "line 1: the tag !own is not accepted",
     "a: !!str 1": "line 1: the tag !!str is not accepted",
     "%YAML 1.1\n---\na: on": "line 1: a directive (%YAML, %TAG) changes how readers read the file",
@@ -63,6 +66,12 @@ def test_a_file_that_readers_could_not_hold_or_read_alike_is_refused(content: st
     assert str(refused.value).startswith(f"{file}: ")
     assert FILES[content] in str(refused.value)
     require_plain(str(refused.value))
+
+
+def test_a_file_at_the_limits_is_read(tmp_path: Path) -> None:
+    held = {"long": "x" * (1 << 20), "digits": 10**63, "deep": "[" * 63 + "]" * 63}
+    (tmp_path / "p.yaml").write_text("".join(f"{name}: {value}\n" for name, value in held.items()))
+    assert {**read_yaml(tmp_path / "p.yaml"), "deep": held["deep"]} == held
 
 
 def test_a_mark_of_byte_order_and_windows_line_ends_change_nothing(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def read_yaml(
             return parsed.construct_document(node)
         finally:
             parsed.dispose()
-    except (yaml.YAMLError, ValueError, RecursionError) as problem:
+    except (yaml.YAMLError, ValueError) as problem:
         raise error(f"{path}: not readable as YAML: {_problem(problem)}; correct it") from None
 
 
@@ -115,7 +115,6 @@ def _text(raw: bytes) -> str:
     except UnicodeDecodeError as problem:
         line = raw.count(b"\n", 0, problem.start) + 1
         raise ValueError(f"line {line}: byte 0x{raw[problem.start]:02x} is not UTF-8") from None
-    text = text.removeprefix("\ufeff")
     if odd := _UNPRINTABLE.search(text):
         line = text.count("\n", 0, odd.start()) + 1
         raise ValueError(f"line {line}: the character U+{ord(odd[0]):04X} may not be in a YAML file")

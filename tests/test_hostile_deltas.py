@@ -55,6 +55,7 @@ WRONG: list[tuple[Change, str]] = [
     (lambda whole: whole["base"].update(tied=True), f"one tensor serves as embedding and head, yet {EMBED} and {HEAD}"),
     (lambda whole: whole["base"].update(tied="no"), "base.tied: Input should be a valid boolean"),
     (lambda whole: whole["base"].update(digest="sha256:1"), r"base\.digest: String should match"),
+    (lambda whole: whole["base"].update(digest=f"sha256:{'0' * 65}"), r"base\.digest: String should match"),
     (lambda whole: whole["base"].update(sample=None), r"base\.sample"),
     (lambda whole: whole["base"].pop("tokenizer_digest"), r"base\.tokenizer_digest is missing"),
     (lambda whole: whole.update(kind="lora"), "kind lora with tensors of the forms frames"),

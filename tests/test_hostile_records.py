@@ -55,6 +55,9 @@ RECIPES: list[tuple[dict[str, Any], str]] = [
     ({"merge": {"rule": "none"}}, "merge rule 'none'"),
     ({"merge": {"rule": "dare", "density": "x", "seed": 1}}, r"merge\.density"),
     ({"merge": 3}, "merge"),
+    ({"merge": {"rule": "sum", "own": 1}}, r"merge\.own is not one of this format"),
+    ({"deltas": [{"base": 5, "tuned": DIGEST, "scale": 1}]}, r"deltas\.0\.base: "),
+    ({"deltas": [{"base": DIGEST, "tuned": 5, "scale": 1}]}, r"deltas\.0\.tuned: "),
     ({"scale_for": [["*"]]}, "scale_for"),
     ({"scale_for": {"*": 1}}, "scale_for"),
     ({"waivers": "onto-base"}, "waivers"),
@@ -85,13 +88,23 @@ def world(tmp_path: Path) -> Path:
     return tmp_path
 
 
+NORMS = {"weight_norm": 1, "delta_norm": 1, "cosine": 1, "energy": 1, "unchanged": 0}
 RECEIPTS: list[tuple[str, dict[str, Any], str]] = [
     ("receipt.json", {"onto_base": "no"}, "onto_base"),
     ("receipt.json", {"classes": {"grafted": "1"}}, "classes"),
     ("receipt.json", {"retention": {"energy": 1}}, "retention"),
     ("receipt.json", {"grafted": {"w": 3}}, "grafted"),
     ("receipt.json", {"untouched": ["w"]}, "untouched"),
-    ("receipt.json", {"trained": {"x": {}}}, "trained"),
+    ("receipt.json", {"trained": {DIGEST: {}}}, "trained"),
+    ("receipt.json", {"trained": {"x": {"name": None, "facts": {}, "not_known": [], "unreadable": []}}}, "trained"),
+    ("receipt.json", {"format": 2}, "format: .*found 2"),
+    ("receipt.json", {"tokens": {"w": {"matched": float("nan")}}}, "NaN is not a number of JSON"),
+    ("receipt.json", {"travel": {"energy": "1", "stays": {}}}, r"travel\.energy"),
+    ("receipt.json", {"travel": {"energy": 1, "stays": {"w": "1"}}}, r"travel\.stays\.w"),
+    ("receipt.json", {"retention": NORMS | {"weight_norm": -1}}, r"retention\.weight_norm: .*found -1"),
+    ("receipt.json", {"retention": NORMS | {"delta_norm": -1}}, r"retention\.delta_norm: .*found -1"),
+    ("recipe.json", {"format": 2}, "format: .*found 2"),
+    ("recipe.json", {"regrafted_from": "x"}, "regrafted_from: String should match"),
     ("receipt.json", {"ignored": {"a": {"base": "w"}}}, "ignored"),
     ("recipe.json", {"instruct": {"digest": 1}}, "instruct.digest"),
     ("recipe.json", {"files": {"a": "b"}}, "files"),

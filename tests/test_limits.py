@@ -1,6 +1,7 @@
 """The smallest input beyond each limit that no test of its reader tries, and the largest within it."""
 
 import json
+import shutil
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -8,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from shadowft_core.errors import DataError, EvaluationError, StoreCorruptError, StoreError
+from shadowft_core.errors import DataError, EvaluationError, PairError, StoreCorruptError, StoreError
 from shadowft_core.files.templatecosts import Budget, TemplateLimit
+from shadowft_core.pair import check_pair
 from shadowft_core.params import Extract, Train
 from shadowft_core.prepare.files import read_rows
 from shadowft_core.report.files import samples
@@ -19,6 +21,7 @@ from shadowft_core.store.backends.s3 import S3Backend
 from shadowft_core.verdict.looks import read_run
 from shadowft_core.verdict.scorefiles import read_considered, read_head, read_lines, read_seeds
 from shadowft_core.verdict.verdictfile import read_verdict
+from tests.fixtures.models import Pair
 
 RECORDS: list[Callable[[Path], Any]] = [
     *(read_candidate, read_sweep, read_run, read_considered, read_seeds, read_verdict),
@@ -172,3 +175,18 @@ def test_the_longest_list_of_a_parameter_is_taken() -> None:
     assert Extract.model_validate({"ignore": ["a"] * 10_000})
     with pytest.raises(ValueError, match="at most 10000 items"):
         Extract.model_validate({"ignore": ["a"] * 10_001})
+
+
+def test_a_pair_with_long_values_has_short_reasons(tiny_llama_pair: Pair, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_llama_pair.instruct, tmp_path / "instruct")
+    (folder / "chat_template.jinja").write_bytes(b"{{ messages }}\xff")  # counts as a template all the same
+    config = json.loads((folder / "config.json").read_bytes())
+    own = {"auto_map": {str(number): f"own.Own{number}" for number in range(20)}}
+    (folder / "config.json").write_text(json.dumps(config | own))
+    (reason,) = (one for one in check_pair(tiny_llama_pair.base, folder)["reasons"] if "includes code" in one)
+    assert (reason.count("auto_map"), "own.Own7" in reason) == (8, True)
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "x" * 5000}))
+    with pytest.raises(PairError, match=r"hidden_act is .*, 'x{79} in the Instruct"):
+        check_pair(tiny_llama_pair.base, folder)
+    with pytest.raises(PairError, match=r"hidden_act is 'x{79} in the Base"):
+        check_pair(folder, tiny_llama_pair.instruct)

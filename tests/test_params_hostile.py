@@ -44,6 +44,7 @@ FILES = {  # content: what the error says
     "a: !!str 1": "line 1: the tag !!str is not accepted",
     "%YAML 1.1\n---\na: on": "line 1: a directive (%YAML, %TAG) changes how readers read the file",
     "a: 1\n---\nb: 2": "but found another document",
+    "a: {1_000: 2}": "line 1: '1_000' is a number or date",
     "a: {1: 2}": "line 1: the key '1' is not text; put it in quotes",
     "true: 1": "line 1: the key 'true' is not text",
     "? [a]\n: 1": "line 1: a list or mapping as a key",

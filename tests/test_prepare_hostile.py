@@ -19,6 +19,7 @@ from shadowft_core.prepare.files import read_rows
 from shadowft_core.rendering import stop_ids
 from tests.rendering.stock import tokenizer_for
 
+ADDRESSES = resource.getrlimit(resource.RLIMIT_AS)
 ROW = b'{"question": "q", "answer": "a"'
 
 
@@ -33,10 +34,10 @@ def many_turns(path: Path) -> None:
     pq.write_table(pa.table({"messages": pa.ListArray.from_arrays([0, len(turns)], turns)}), path)
 
 
-def two_of_a_name(path: Path) -> None:
+def two_of_a_name(path: Path, name: str = "turn") -> None:
     turns = pa.StructArray.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["role", "role"])
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, pa.schema({"turn": turns.type})) as writer:
-        writer.write_table(pa.table({"turn": turns}))
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, pa.schema({name: turns.type})) as writer:
+        writer.write_table(pa.table({name: turns}))
 
 
 def lists(levels: int, opaque: bool = False) -> Callable[[Path], None]:
@@ -75,6 +76,10 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a long row.parquet": (many_turns, "longer than 16 MiB"),
     "two fields of a name.arrow": (two_of_a_name, "distinct column names in the column turn"),
+    "two fields of a name in a long column.arrow": (
+        lambda path: two_of_a_name(path, "x" * 5000),
+        "in the column x{60}, found",
+    ),
     "two long columns of a name.arrow": (long_names, "in the file, found \\['x{198}; rename the columns$"),
     "a deep column.parquet": (lists(100), "column tags[.a-z]* has more than 64 levels"),
     "a column of 65 levels.parquet": (lists(64), "column tags[.a-z]* has more than 64 levels"),
@@ -103,10 +108,10 @@ def test_a_small_file_of_gigabytes_is_refused(name: str, tmp_path: Path) -> None
 
 def test_columns_of_many_levels_are_read_at_once(tmp_path: Path) -> None:
     lists(62)(tmp_path / "rows.parquet")
-    begun, addresses = time.thread_time(), resource.getrlimit(resource.RLIMIT_AS)
+    begun = time.thread_time()
     assert [row.problem for row in read_rows(tmp_path / "rows.parquet")] == [None]
     assert time.thread_time() - begun < 1
-    assert resource.getrlimit(resource.RLIMIT_AS) == addresses
+    assert resource.getrlimit(resource.RLIMIT_AS) == ADDRESSES
 
 
 @pytest.mark.parametrize(

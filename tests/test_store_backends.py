@@ -2,6 +2,7 @@
 
 import gc
 import io
+import itertools
 import os
 import threading
 import time
@@ -16,6 +17,7 @@ from shadowft_core.files import bytes_digest
 from shadowft_core.params import Store
 from shadowft_core.store import backends as room
 from shadowft_core.store.backends import Backend, open_backend
+from shadowft_core.store.backends.interface import Damaged, stream
 from tests.fixtures.s3 import act_as
 from tests.servers.seaweedfs import S3Server
 
@@ -87,11 +89,21 @@ def test_wrong_size_digest_or_key_is_refused_on_download(backend: Backend) -> No
             backend.get("x", size, digest, io.BytesIO())
     with pytest.raises(StoreError, match="y is missing"):
         backend.get("y", 1, bytes_digest(b""), io.BytesIO())
-    with pytest.raises(StoreCorruptError, match="larger than the 3 bytes"):
-        backend.read("x", 3)
+    with pytest.raises(StoreCorruptError, match=f"larger than the {len(DATA) - 1} bytes"):
+        backend.read("x", len(DATA) - 1)
+    assert backend.read("x", len(DATA)) is not None
+    assert backend.head("x" * 300) is None
     for key in ("../x", "/x", "a/../x", "a//x", "a\0", "x" * 301, ""):
         with pytest.raises(StoreError, match="expected plain path segments"):
             backend.head(key)
+
+
+def test_an_object_without_an_end_is_left_and_the_sink_is_where_it_was() -> None:
+    sink = io.BytesIO(b"before")
+    sink.seek(0, os.SEEK_END)
+    with pytest.raises(Damaged, match="more than 15 bytes"):
+        stream(itertools.repeat(b"x" * 10, 1000), 15, bytes_digest(b""), sink)
+    assert (sink.tell(), len(sink.getvalue())) == (6, 16)
 
 
 def test_swap_replaces_only_the_version_it_names(backend: Backend) -> None:

@@ -92,7 +92,7 @@ def test_wrong_size_digest_or_key_is_refused_on_download(backend: Backend) -> No
     with pytest.raises(StoreCorruptError, match=f"larger than the {len(DATA) - 1} bytes"):
         backend.read("x", len(DATA) - 1)
     assert backend.read("x", len(DATA)) is not None
-    assert backend.head("x" * 300) is None
+    assert backend.head(f"{'x' * 149}/{'x' * 150}") is None
     for key in ("../x", "/x", "a/../x", "a//x", "a\0", "x" * 301, ""):
         with pytest.raises(StoreError, match="expected plain path segments"):
             backend.head(key)

@@ -11,7 +11,9 @@ import pytest
 
 from shadowft_core import limits
 from shadowft_core.delta import extract, open_delta
+from shadowft_core.delta.format import LARGEST
 from shadowft_core.delta.patterns import Patterns
+from shadowft_core.delta.settings import Settings
 from shadowft_core.errors import AdapterError, CheckpointError, NotFiniteError, ShadowError
 from shadowft_core.weights import write_checkpoint
 from tests.fixtures.models import write_model
@@ -207,12 +209,18 @@ def test_what_people_write_means_the_same_as_in_python(tmp_path: Path, pattern: 
             assert (ours is None) == (re.match(rf"(.*\.)?({pattern})$", module) is None), module
 
 
+def test_the_largest_scaling_is_taken_and_a_version_has_four_digits(tmp_path: Path) -> None:
+    config = {"r": 1, "lora_alpha": LARGEST, "peft_version": "9" * 5000 + ".1"}
+    settings = Settings(adapter(tmp_path / "adapter", config) / "adapter_config.json")
+    assert settings.rank_and_scaling(Q.format(0)) == (1, LARGEST)
+    assert settings.peft is None
+
+
 def test_a_sound_adapter_is_taken(base: Path, tmp_path: Path) -> None:
     config = {
         "target_modules": r".*\.q_proj",
         "rank_pattern": {Q.format(0): 2},
         "alpha_pattern": {"q_proj": 6.0, r"self_attn\.q_proj": 6.0},
-        "peft_version": "9" * 5000 + ".1",
         "init_lora_weights": "eva",
         "eva_config": {"rho": 2.0},
     }

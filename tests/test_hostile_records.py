@@ -213,6 +213,12 @@ def test_the_record_of_a_training_is_of_its_form(world: Path, content: Any, said
         extract(world / "base", world / "tuned", world / "delta")
 
 
+def test_the_record_of_a_training_may_have_further_fields(world: Path) -> None:
+    (world / "tuned" / "train.json").write_text(json.dumps({"data_digest": "d", "own": {"a": 1}}))
+    extract(world / "base", world / "tuned", world / "delta")
+    assert json.loads((world / "delta" / "delta.json").read_bytes())["train"]["data_digest"] == "d"
+
+
 PAIRS: list[Any] = [[], {"base": 1}, {"base": {"ref": 5}}, {"instruct": {"ref": ["a"]}}, {"untrained_tokens": 1}]
 
 

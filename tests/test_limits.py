@@ -120,6 +120,15 @@ def test_an_object_of_a_store_has_256_mib(tmp_path: Path) -> None:
     assert FolderBackend(tmp_path).head("large") is not None
 
 
+def test_a_listing_of_a_folder_has_plain_files(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x")
+    (tmp_path / ".hidden").symlink_to("a")
+    assert [entry.key for entry in FolderBackend(tmp_path).entries("")] == ["a"]
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(StoreCorruptError, match="b is no plain file or folder"):
+        FolderBackend(tmp_path).entries("")
+
+
 class Page(list[Any]):
     """Of a listing that never ends."""
 

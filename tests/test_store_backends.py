@@ -1,5 +1,6 @@
 """The guarantees of a backend hold on a real S3 server and in a folder."""
 
+import base64
 import gc
 import io
 import itertools
@@ -17,6 +18,7 @@ from shadowft_core.files import bytes_digest
 from shadowft_core.params import Store
 from shadowft_core.store import backends as room
 from shadowft_core.store.backends import Backend, open_backend
+from shadowft_core.store.backends.answers import sha256_of
 from shadowft_core.store.backends.interface import Damaged, stream
 from tests.fixtures.s3 import act_as
 from tests.servers.seaweedfs import S3Server
@@ -104,6 +106,14 @@ def test_an_object_without_an_end_is_left_and_the_sink_is_where_it_was() -> None
     with pytest.raises(Damaged, match="more than 15 bytes"):
         stream(itertools.repeat(b"x" * 10, 1000), 15, bytes_digest(b""), sink)
     assert (sink.tell(), len(sink.getvalue())) == (6, 16)
+
+
+def test_a_checksum_of_a_server_is_a_digest_or_nothing(tmp_path: Path) -> None:
+    for raw in (b"x" * 31, b"x" * 33):  # such as that of the parts of a multipart upload
+        assert sha256_of({"ChecksumSHA256": base64.b64encode(raw).decode()}) is None
+    assert sha256_of({"ChecksumSHA256": "no base64"}) is None
+    assert sha256_of({"ChecksumSHA256": base64.b64encode(b"x" * 32).decode()}) == f"sha256:{'78' * 32}"
+    assert open_backend(f"file://{tmp_path}").location == str(tmp_path)
 
 
 def test_swap_replaces_only_the_version_it_names(backend: Backend) -> None:

@@ -167,6 +167,7 @@ ODD: list[tuple[str, Any]] = [
     ("trainer_state.json", {"global_step": True, "epoch": "x", "log_history": [1, {"step": {}}, {"step": 1, "loss": []}]
     }),
     ("trainer_state.json", {"global_step": 1e300, "log_history": {"a": 1}, "num_input_tokens_seen": -(2**70)}),
+    ("trainer_state.json", {"global_step": -3}),
     ("trainer_state.json", {"global_step": 4, "best_model_checkpoint": 5}),
     ("adapter_config.json~", {"peft_type": {"a": 1}, "r": "x", "lora_alpha": [], "base_model_name_or_path": [1]}),
     ("README.md", b"---\n" + nested(40) + b"\n---\nbody"),

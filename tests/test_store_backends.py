@@ -196,7 +196,11 @@ def test_an_unreachable_endpoint_fails_in_bounded_time(s3_store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    "uri", ["gs://bucket/x", "s3:/bucket/x", "S3://bucket/x", "file:/x", "s3://", "s3://Bucket/x", "s3://bucket/../x"]
+    "uri",
+    [
+        *("gs://bucket/x", "s3:/bucket/x", "S3://bucket/x", "file:/x", "s3://", "s3://Bucket/x", "s3://bucket/../x"),
+        *("s3://ab/x", f"s3://{'a' * 64}/x"),
+    ],
 )
 def test_an_address_that_is_not_a_store_is_refused(uri: str) -> None:
     with pytest.raises(StoreError, match="store address"):

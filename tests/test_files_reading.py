@@ -3,6 +3,7 @@
 import json
 import os
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +11,17 @@ import pytest
 from pydantic import Field, ValidationError
 
 from shadowft_core.errors import CheckpointError, DeltaError
-from shadowft_core.files import Fields, Record, parse_json, parse_record, read_json_object, read_record, read_regular
+from shadowft_core.files import (
+    Fields,
+    Record,
+    lines_of,
+    parse_json,
+    parse_record,
+    read_json_object,
+    read_record,
+    read_regular,
+    reading,
+)
 
 
 class Part(Record):
@@ -41,6 +52,8 @@ class Some(Fields):
         (b"1" * 65, "65 digits"),
         (b"-" + b"1" * 6000, "6000 digits"),
         (b"\xff\xfe{}", "not readable as JSON"),
+        (b'"\\ud800"', "surrogates not allowed"),
+        (b'"\\uD800"', "surrogates not allowed"),
         (b'{"a": ', "not readable as JSON"),
         (b"", "not readable as JSON"),
     ],
@@ -55,6 +68,11 @@ def test_numbers_that_are_not_finite_are_refused_only_on_request(text: str) -> N
     assert isinstance(parse_json(text.encode(), "config.json"), float)  # configs of models have them
     with pytest.raises(DeltaError, match=r"delta\.json: not readable as JSON"):
         parse_json(text.encode(), "delta.json", DeltaError, finite=True)
+
+
+def test_a_number_that_is_too_large_is_shown_by_its_first_digits() -> None:
+    with pytest.raises(CheckpointError, match=r"JSON: 1{40} is more than float64 can hold"):
+        parse_json(b"1" * 5000 + b".0", "x", finite=True)
 
 
 def test_json_at_the_limits_is_read() -> None:
@@ -76,7 +94,13 @@ def test_only_regular_files_below_the_limit_are_read(tmp_path: Path) -> None:
     assert b"Pid:" in read_regular(Path("/proc/self/status"))  # of size 0, as all files of the kernel
     with pytest.raises(CheckpointError, match="status: 21 bytes, the limit is 20"):  # no more than that is read
         read_regular(Path("/proc/self/status"), 20)
+    for read in (read_regular, lambda path: list(lines_of(path, 9, CheckpointError))):
+        with pytest.raises(CheckpointError, match="mem: Input/output error; expected a readable file"):
+            read(Path("/proc/self/mem"))
     (tmp_path / "ten").write_bytes(b"0123456789")
+    assert list(lines_of(tmp_path / "ten", 10, CheckpointError)) == [(1, b"0123456789")]
+    with pytest.raises(DeltaError, match="ten:1: more than 9 bytes in a line"):
+        list(lines_of(tmp_path / "ten", 9, DeltaError))
     assert read_regular(tmp_path / "ten", 10) == b"0123456789"
     with pytest.raises(DeltaError, match="10 bytes, the limit is 9"):
         read_regular(tmp_path / "ten", 9, DeltaError)
@@ -86,10 +110,24 @@ def test_only_regular_files_below_the_limit_are_read(tmp_path: Path) -> None:
         read_regular(Path("a\0b"))
 
 
+def test_no_more_of_a_line_is_read_than_it_may_have(tmp_path: Path) -> None:
+    with (tmp_path / "long").open("wb") as file:
+        file.truncate(64 << 20)
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match="long:1: more than 9 bytes"):
+        list(lines_of(tmp_path / "long", 9, CheckpointError))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         ({"format": 1}, "field name is missing"),
+        ({"format": [1], "name": "a"}, r"format: Input should be a valid integer(?!, found)"),
+        ({"format": 1, "name": "a", "x\ny": 1}, r"unknown field x\\ny"),
+        ({"format": 1, "name": "a", "x" * 5000: 1}, "unknown field x{200}"),
         ({"format": 1, "name": "a", "extra": 1}, "unknown field extra"),
         ({"format": "1", "name": "a"}, "format: .*integer, found '1'"),
         ({"format": True, "name": "a"}, "format: .*integer, found True"),
@@ -129,3 +167,24 @@ def test_what_equals_the_number_of_a_format_is_not_that_number(value: str) -> No
         CheckpointError, match=r"^a\.json: format: Input should be a valid integer, found (True|1\.0); write it"
     ):
         parse_record(f'{{"format":{value}}}'.encode(), Numbered, "a.json", "write it again")
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [UnicodeError("a\n b"), RecursionError("a b"), OverflowError("a b"), KeyError("a b"), TypeError("a b"),
+     AttributeError("a b"), OSError("a b")],
+)  # fmt: skip
+def test_an_exception_of_a_library_is_one_line(problem: Exception) -> None:
+    said = f"^file: {type(problem).__name__}: '?a b'?; get it again$"
+    with pytest.raises(DeltaError, match=said), reading("file", "get it again", DeltaError, OSError):
+        raise problem
+
+
+def test_a_long_exception_is_cut_and_an_exception_of_ours_passes() -> None:
+    with (
+        pytest.raises(CheckpointError, match=r"^file: ValueError: x{300}; get it again$"),
+        reading("file", "get it again"),
+    ):
+        raise ValueError("x" * 5000)
+    with pytest.raises(OSError, match="not of the input"), reading("file", "get it again"):
+        raise OSError("not of the input")

@@ -11,7 +11,9 @@ import pytest
 
 from shadowft_core import limits
 from shadowft_core.delta import extract, open_delta
+from shadowft_core.delta.format import LARGEST
 from shadowft_core.delta.patterns import Patterns
+from shadowft_core.delta.settings import Settings
 from shadowft_core.errors import AdapterError, CheckpointError, NotFiniteError, ShadowError
 from shadowft_core.weights import write_checkpoint
 from tests.fixtures.models import write_model
@@ -59,7 +61,7 @@ ODD += [r"(?x)a b", r"(?L)a", r"(?V1)a", r"(?P<x>a)(?P>x)"]
 FIELDS: list[tuple[dict[str, Any] | bytes, str]] = [
     ({"r": True}, "r: Input should be a valid integer"),
     ({"r": 2.0}, "r: Input should be a valid integer"),
-    ({"r": 10**9}, "r: Input should be less than"),
+    ({"r": 65_537}, "r: Input should be less than or equal to 65536"),
     ({"r": -1}, "r: Input should be greater"),
     ({"r": 3}, r"\(4, 2\) x \(2, 4\), expected \(4, 3\)"),
     ({"lora_alpha": True}, "lora_alpha: Input should be a valid number"),
@@ -91,6 +93,11 @@ FIELDS: list[tuple[dict[str, Any] | bytes, str]] = [
     ({"init_lora_weights": 1}, "init_lora_weights"),
     ({"init_lora_weights": None}, "init_lora_weights"),
     ({"init_lora_weights": "pissa_niter_" + "9" * 400}, "init_lora_weights='pissa_niter_9"),
+    ({"init_lora_weights": "pissa_niter_12345"}, "init_lora_weights='pissa_niter_12345' changed the Base"),
+    ({"init_lora_weights": "x" * 5000}, "init_lora_weights='x+ changed the Base"),
+    ({"peft_type": "x" * 5000}, "peft_type='x+, expected LORA"),
+    ({"x" * 5000: "y" * 5000}, "x+='y+ has no exact delta here"),
+    ({"alpha_pattern": {f"q_proj|{'b' * 2000}": 1, "q_proj": 2}}, r"alpha_pattern has 'q_proj\|b+: 1 and 'q_proj': 2"),
     ({"peft_version": 0.21}, "peft_version: Input should be a valid string"),
     ({"task_type": 5}, "task_type"),
     (b'{"a": "' + b"x" * limits.CONFIG_BYTES + b'"}', "the limit is"),
@@ -172,6 +179,15 @@ def test_one_adapter_has_one_budget_of_time(tmp_path: Path, monkeypatch: pytest.
         Patterns(tmp_path).check("target_modules", ".*_proj")  # reading it takes time, too
 
 
+def test_a_match_and_an_adapter_have_so_many_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(AdapterError, match=r"more than 1 s for model") as caught:
+        Patterns(tmp_path).matches(f"{SLOW}|{'b' * 900}", "model" * 200)
+    assert len(str(caught.value)) - len(str(tmp_path)) < 300
+    monkeypatch.setattr("shadowft_core.delta.patterns.time.thread_time", iter([0.0, 0.0, 0.0, 30.5]).__next__)
+    with pytest.raises(AdapterError, match=r"the file's patterns took 30\.5 s, the limit is 30;"):
+        Patterns(tmp_path).matches("a", "a")
+
+
 WRITTEN = [  # expressions that PEFT, its users and other trainers write
     *("q_proj", "model.layers.1.self_attn.q_proj", "", r".*\.(q|v)_proj", r"model\.layers\.(0|1)\.self_attn\.q_proj"),
     *(r".*layers\.[0-9]{1,2}\..*q_proj$", r"^(?!.*visual).*(?:q_proj|k_proj)$", r"[^.]*\.layers\.\d+\.[a-z_]+\.q_proj"),
@@ -193,8 +209,21 @@ def test_what_people_write_means_the_same_as_in_python(tmp_path: Path, pattern: 
             assert (ours is None) == (re.match(rf"(.*\.)?({pattern})$", module) is None), module
 
 
+def test_the_largest_scaling_is_taken_and_a_version_has_four_digits(tmp_path: Path) -> None:
+    config = {"r": 1, "lora_alpha": LARGEST, "peft_version": "9" * 5000 + ".1"}
+    settings = Settings(adapter(tmp_path / "adapter", config) / "adapter_config.json")
+    assert settings.rank_and_scaling(Q.format(0)) == (1, LARGEST)
+    assert settings.peft is None
+
+
 def test_a_sound_adapter_is_taken(base: Path, tmp_path: Path) -> None:
-    config = {"target_modules": r".*\.q_proj", "rank_pattern": {Q.format(0): 2}, "alpha_pattern": {"q_proj": 6.0}}
+    config = {
+        "target_modules": r".*\.q_proj",
+        "rank_pattern": {Q.format(0): 2},
+        "alpha_pattern": {"q_proj": 6.0, r"self_attn\.q_proj": 6.0},
+        "init_lora_weights": "eva",
+        "eva_config": {"rho": 2.0},
+    }
     extract(base, adapter(tmp_path / "adapter", config), tmp_path / "delta")
     factors = open_delta(tmp_path / "delta").factors(f"{Q.format(3)}.weight")
     assert factors is not None

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from shadowft_core.delta import extract, open_delta
+from shadowft_core.delta.certificate import read_certificate
 from shadowft_core.delta.frames import HEAD as FRAME
 from shadowft_core.delta.frames import decode
 from shadowft_core.errors import DeltaError
@@ -54,12 +55,14 @@ WRONG: list[tuple[Change, str]] = [
     (lambda whole: whole["base"].update(tied=True), f"one tensor serves as embedding and head, yet {EMBED} and {HEAD}"),
     (lambda whole: whole["base"].update(tied="no"), "base.tied: Input should be a valid boolean"),
     (lambda whole: whole["base"].update(digest="sha256:1"), r"base\.digest: String should match"),
+    (lambda whole: whole["base"].update(digest=f"sha256:{'0' * 65}"), r"base\.digest: String should match"),
     (lambda whole: whole["base"].update(sample=None), r"base\.sample"),
     (lambda whole: whole["base"].pop("tokenizer_digest"), r"base\.tokenizer_digest is missing"),
     (lambda whole: whole.update(kind="lora"), "kind lora with tensors of the forms frames"),
     (lambda whole: whole.update(kind="lowrank"), "kind lowrank without the field lowrank"),
     (lambda whole: whole.update(lowrank={"budget": 0.1, "error": 0.1}), "kind dense with the field lowrank"),
     (lambda whole: whole.update(lowrank={"budget": 1.0, "error": 0.1}), r"lowrank\.budget: Input should be less"),
+    (lambda whole: whole.update(lowrank={"budget": 0.0, "error": 0.1}), r"lowrank\.budget: Input should be greater"),
     (lambda whole: whole.update(lowrank={"budget": 0.1, "error": -1.0}), r"lowrank\.error: Input should be greater"),
     (lambda whole: whole.update(tokens={EMBED: TOKENS}), r"base_only\.ids\.0: String"),
     (lambda whole: whole.update(ignored={"patterns": [], "names": {"a": {"other": []}}}), r"ignored\.names"),
@@ -69,6 +72,7 @@ WRONG: list[tuple[Change, str]] = [
     (lambda whole: whole.update(trainer={"name": "x", "facts": {}, "not_known": [], "unreadable": [], "own": 1}),
      r"unknown field trainer\.own"),
     (lambda whole: whole.update(tensors={}), "tensors: Dictionary should have at least 1 item"),
+    (lambda whole: whole.update(format="x" * 5000), "delta format 'x{79}, expected 2"),
     (lambda whole: whole.update(more=1), "unknown field more"),
     (lambda whole: whole.update(waivers=["all"]), "waivers.0: Input should be 'unrelated'"),
     (lambda whole: whole.update(trainer={"name": "x", "facts": {"steps": "9"}, "not_known": [], "unreadable": []}),
@@ -94,9 +98,10 @@ WRONG: list[tuple[Change, str]] = [
     (entry(W, form="zip" * 2000), "zip"),
     (entry(W, digest=f"sha256:{'g' * 64}"), "digest: String should match"),
     (entry(W, digest="0"), "digest: String should match"),
+    (renamed("a\x7f"), "a control character in a name"),
     (entry(W, rank=3), r"unknown field .*rank"),
     (factored(rank=0), "rank: Input should be greater"),
-    (factored(rank=10**9), "rank: Input should be less"),
+    (factored(rank=131_073), "rank: Input should be less than or equal to 131072"),
     (factored(scaling=0.0), "scaling: Input should be greater"),
     (factored(error=-1.0), "error: Input should be greater"),
     (factored(rank=True), "rank: Input should be a valid integer"),
@@ -174,6 +179,17 @@ def test_exceptions_of_a_frame_rise_within_it(positions: list[int]) -> None:
     body = bytes(8) + np.array(positions, "<u4").tobytes() + bytes(8)
     with pytest.raises(DeltaError, match="exceptions do not rise within 4 elements"):
         decode(FRAME.pack(1, 0, 0, 4, 8, 2), memoryview(body), np.zeros(4, np.float32), "here")
+
+
+@pytest.mark.parametrize(
+    "names", [[EMBED, "encoder.shared.weight", HEAD], ["model.embed_tokens_per_layer.weight", HEAD]]
+)
+def test_a_tie_is_of_one_embedding_and_one_head(delta: Path, names: list[str]) -> None:
+    whole = json.loads((delta / "delta.json").read_bytes())
+    whole["base"]["tied"] = True
+    whole["tensors"] = dict.fromkeys(names, whole["tensors"][EMBED])
+    (delta / "delta.json").write_bytes(canonical_json(whole))
+    assert sorted(read_certificate(delta).fields["tensors"]) == sorted(names)
 
 
 def test_the_delta_itself_is_taken(delta: Path, tmp_path: Path) -> None:

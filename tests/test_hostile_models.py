@@ -16,6 +16,7 @@ from shadowft_core import limits
 from shadowft_core.errors import CheckpointError
 from shadowft_core.loading import load, own_code
 from shadowft_core.pair import check_pair
+from shadowft_core.pair.tokens import Vocabularies
 from shadowft_core.plan.shape import shape_of
 from shadowft_core.weights import INDEX, SINGLE, open_checkpoint, open_remote, parse_header, read_vocabulary
 from shadowft_core.weights.header import build_header
@@ -119,6 +120,8 @@ LONG = {
     r"2100001 times '\['": header(f'{{"a":[{",".join(["[]"] * 2_100_000)}]}}'),
     "1999999 times ','": header(f'{{"a":[{",".join(["1"] * 2_000_000)}]}}'),
     "duplicate key 'a+": header(f'{{"{"a" * 5000}":1,"{"a" * 5000}":2}}'),
+    "expected natural numbers, found -0": header(tensor("a", "-0")),
+    "larger than any file": header('{"a":{"dtype":"U8","shape":[0,4294967296,4294967296],"data_offsets":[0,0]}}'),
     "none of them a control character": header(tensor("a\x9b", "1")),
     "of 1025 characters": header(tensor("a" * 1025, "1")),
 }
@@ -159,6 +162,15 @@ def test_an_index_names_no_more_files_than_a_model_can_have(model: Path) -> None
         open_checkpoint(model)
 
 
+@pytest.mark.parametrize(
+    "name", ["a.bin", "a\n.safetensors", "a\\b.safetensors", ".a.safetensors", "../a.safetensors", 7]
+)
+def test_an_index_names_plain_files(model: Path, name: Any) -> None:
+    (model / INDEX).write_text(json.dumps({"weight_map": {"w": name}}))
+    with pytest.raises(CheckpointError, match=r"tensor 'w' is in .*; expected a plain \*\.safetensors file name"):
+        open_checkpoint(model)
+
+
 def test_a_file_beside_the_weights_has_a_limit(model: Path) -> None:
     with (model / "notes.txt").open("wb") as file:
         file.truncate(limits.SIDE_FILE_BYTES + 1)
@@ -170,6 +182,9 @@ BAD_FIELDS: list[tuple[str, dict[str, Any] | bytes, str]] = [
     ("config.json", {"vocab_size": -1}, "vocab_size"),
     ("config.json", {"vocab_size": 2**80}, "vocab_size"),
     ("config.json", {"vocab_size": True}, "vocab_size"),
+    ("config.json", {"vocab_size": 0}, "vocab_size"),
+    ("config.json", {"rope_parameters": 3}, "rope_parameters"),
+    ("config.json", {"vision_config": 3}, "vision_config"),
     ("config.json", {"text_config": {"vocab_size": "64"}}, r"text_config\.vocab_size"),
     ("config.json", {"text_config": []}, "text_config"),
     ("config.json", {"tie_word_embeddings": "false"}, "tie_word_embeddings"),
@@ -177,20 +192,21 @@ BAD_FIELDS: list[tuple[str, dict[str, Any] | bytes, str]] = [
     ("config.json", {"model_type": {}}, "model_type"),
     ("config.json", {"quantization_config": "int4"}, "quantization_config"),
     ("config.json", {"rope_scaling": 3}, "rope_scaling"),
-    ("config.json", {"num_hidden_layers": 10**9}, "num_hidden_layers is 1e"),
+    ("config.json", {"num_hidden_layers": 4097}, "num_hidden_layers is 4097, expected at most 4096"),
     ("config.json", {"vision_config": {"depth": 10**9}}, "depth is 1e"),
-    ("config.json", b"{" + b" " * limits.CONFIG_BYTES + b"}", "the limit is"),
+    ("config.json", b"{" + b" " * limits.CONFIG_BYTES + b"}", "4194306 bytes, the limit is 4194304"),
     ("tokenizer_config.json", {"chat_template": 7}, "chat_template"),
     ("tokenizer_config.json", {"chat_template": [7]}, "chat_template"),
     ("tokenizer_config.json", {"eos_token": 7}, "eos_token"),
+    ("tokenizer_config.json", {"pad_token": 7}, "pad_token"),
     ("tokenizer_config.json", b"[]", "tokenizer_config.json"),
     ("generation_config.json", {"eos_token_id": [-1]}, "eos_token_id"),
-    ("generation_config.json", {"eos_token_id": 400_000_000}, "eos_token_id"),
+    ("generation_config.json", {"eos_token_id": 1 << 24}, "eos_token_id"),
     ("generation_config.json", {"eos_token_id": True}, "eos_token_id"),
     ("tokenizer.json", {"model": {"vocab": "abc"}}, "unknown form"),
     ("tokenizer.json", {"model": {"vocab": [["a", 0], []]}}, "unknown form"),
     ("tokenizer.json", {"model": {"vocab": {"a": -1}}}, "expected text and an integer"),
-    ("tokenizer.json", {"model": {"vocab": {"a": 400_000_000}}}, "expected text and an integer"),
+    ("tokenizer.json", {"model": {"vocab": {"a": 1 << 24}}}, "expected text and an integer"),
     ("tokenizer.json", {"model": {"vocab": {"a": True}}}, "expected text and an integer"),
     ("tokenizer.json", {"model": None}, "unknown form"),
     ("tokenizer.json", {"model": {"vocab": {}}, "added_tokens": [{"id": [], "content": "a"}]}, "unknown form"),
@@ -250,6 +266,21 @@ def test_a_config_has_a_limit_and_templates_have_three_forms(model: Path) -> Non
         read_config(model)
     with pytest.raises(CheckpointError, match="the limit is"):
         read_settings(model, "config.json", TokenizerConfig)
+
+
+def test_a_tokenizer_has_a_limit_of_its_own(tiny_llama_pair: Any, tmp_path: Path) -> None:
+    base, instruct = (
+        shutil.copytree(one, tmp_path / one.name) for one in (tiny_llama_pair.base, tiny_llama_pair.instruct)
+    )
+    with (instruct / "tokenizer.json").open("ab") as file:
+        file.write(b" " * (64 * limits.MIB))  # more than other files of JSON may have
+    assert check_pair(base, instruct)["tokenizer_digest"]
+    with (instruct / "tokenizer.json").open("ab") as file:
+        file.truncate(limits.TOKENIZER_BYTES + 1)
+    sides = open_checkpoint(base), open_checkpoint(instruct)
+    for read in (lambda: Vocabularies(*sides), lambda: read_vocabulary(instruct)):
+        with pytest.raises(CheckpointError, match=r"tokenizer\.json: 268435457 bytes, the limit is 268435456"):
+            read()
 
 
 def test_a_config_with_infinity_is_read(model: Path) -> None:

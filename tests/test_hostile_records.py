@@ -55,6 +55,9 @@ RECIPES: list[tuple[dict[str, Any], str]] = [
     ({"merge": {"rule": "none"}}, "merge rule 'none'"),
     ({"merge": {"rule": "dare", "density": "x", "seed": 1}}, r"merge\.density"),
     ({"merge": 3}, "merge"),
+    ({"merge": {"rule": "sum", "own": 1}}, r"unknown field merge\.own"),
+    ({"deltas": [{"base": 5, "tuned": DIGEST, "scale": 1}]}, r"deltas\.0\.base: "),
+    ({"deltas": [{"base": DIGEST, "tuned": 5, "scale": 1}]}, r"deltas\.0\.tuned: "),
     ({"scale_for": [["*"]]}, "scale_for"),
     ({"scale_for": {"*": 1}}, "scale_for"),
     ({"waivers": "onto-base"}, "waivers"),
@@ -85,13 +88,23 @@ def world(tmp_path: Path) -> Path:
     return tmp_path
 
 
+NORMS = {"weight_norm": 1, "delta_norm": 1, "cosine": 1, "energy": 1, "unchanged": 0}
 RECEIPTS: list[tuple[str, dict[str, Any], str]] = [
     ("receipt.json", {"onto_base": "no"}, "onto_base"),
     ("receipt.json", {"classes": {"grafted": "1"}}, "classes"),
     ("receipt.json", {"retention": {"energy": 1}}, "retention"),
     ("receipt.json", {"grafted": {"w": 3}}, "grafted"),
     ("receipt.json", {"untouched": ["w"]}, "untouched"),
-    ("receipt.json", {"trained": {"x": {}}}, "trained"),
+    ("receipt.json", {"trained": {DIGEST: {}}}, "trained"),
+    ("receipt.json", {"trained": {"x": {"name": None, "facts": {}, "not_known": [], "unreadable": []}}}, "trained"),
+    ("receipt.json", {"format": 2}, "format: .*found 2"),
+    ("receipt.json", {"tokens": {"w": {"matched": float("nan")}}}, "NaN is not a number of JSON"),
+    ("receipt.json", {"travel": {"energy": "1", "stays": {}}}, r"travel\.energy"),
+    ("receipt.json", {"travel": {"energy": 1, "stays": {"w": "1"}}}, r"travel\.stays\.w"),
+    ("receipt.json", {"retention": NORMS | {"weight_norm": -1}}, r"retention\.weight_norm: .*found -1"),
+    ("receipt.json", {"retention": NORMS | {"delta_norm": -1}}, r"retention\.delta_norm: .*found -1"),
+    ("recipe.json", {"format": 2}, "format: .*found 2"),
+    ("recipe.json", {"regrafted_from": "x"}, "regrafted_from: String should match"),
     ("receipt.json", {"ignored": {"a": {"base": "w"}}}, "ignored"),
     ("recipe.json", {"instruct": {"digest": 1}}, "instruct.digest"),
     ("recipe.json", {"files": {"a": "b"}}, "files"),
@@ -158,11 +171,14 @@ ODD: list[tuple[str, Any]] = [
     }),
     ("trainer_state.json", {"global_step": 1e300, "log_history": {"a": 1}, "num_input_tokens_seen": -(2**70)}),
     ("trainer_state.json", {"global_step": -3, "best_model_checkpoint": 5}),
+    ("trainer_state.json", {"global_step": -3}),
+    ("trainer_state.json", {"global_step": 4, "best_model_checkpoint": 5}),
     ("adapter_config.json~", {"peft_type": {"a": 1}, "r": "x", "lora_alpha": [], "base_model_name_or_path": [1]}),
     ("README.md", b"---\n" + nested(40) + b"\n---\nbody"),
     ("README.md", b"---\ntags: [1, {a: b}]\nbase_model: {a: b}\ndatasets: [[1], x]\n---\n"),
     ("README.md", b"axolotl version: `1`\n```yaml\n" * 30_000),
     ("README.md", b"---\nbase_model: null\n---\n"),
+    ("README.md", b"- learning_rate: 1e999\n- num_epochs: -1e999\n- seed: 1e999\n"),
     ("config.yaml", b"base_model: " + b"x" * 5000 + b"\ndatasets: 1\nseed: 1:1:1\nlearning_rate: 1e999\n"),
     ("config.yaml", b"base_model: \"" + b"x/" * 400 + b"\"\nadapter: lora\nseed: !!python/object:os.system x\n"),
     ("config.yaml", b"model_name_or_path: \"a\\0b\"\nstage: sft\n"),
@@ -189,6 +205,7 @@ def test_odd_values_of_a_trainer_are_no_facts(world: Path, name: str, content: A
     ("content", "said"),
     [
         ({"model_digest": 5}, "model_digest"),
+        ({"data_digest": 5}, "data_digest"),
         ({"seed": "42"}, "seed"),
         ({"trainer": {"name": "x"}}, "trainer"),
         ({"trainer": {"name": "x", "facts": {"epochs": "3"}, "not_known": [], "unreadable": []}}, r"facts\.epochs"),
@@ -201,7 +218,16 @@ def test_the_record_of_a_training_is_of_its_form(world: Path, content: Any, said
         extract(world / "base", world / "tuned", world / "delta")
 
 
-@pytest.mark.parametrize("pair", [[], {"base": 1}, {"base": {"ref": 5}}, {"instruct": {"ref": ["a"]}}])
+def test_the_record_of_a_training_may_have_further_fields(world: Path) -> None:
+    (world / "tuned" / "train.json").write_text(json.dumps({"data_digest": "d", "own": {"a": 1}}))
+    extract(world / "base", world / "tuned", world / "delta")
+    assert json.loads((world / "delta" / "delta.json").read_bytes())["train"]["data_digest"] == "d"
+
+
+PAIRS: list[Any] = [[], {"base": 1}, {"base": {"ref": 5}}, {"instruct": {"ref": ["a"]}}, {"untrained_tokens": 1}]
+
+
+@pytest.mark.parametrize("pair", PAIRS)
 def test_the_record_of_a_pair_is_of_its_form(world: Path, pair: Any) -> None:
     (world / "pair.json").write_text(json.dumps(pair))
     (world / "tuned" / "config.yaml").write_text("base_model: owner/name\nadapter: full\n")

@@ -18,7 +18,7 @@ from shadowft_core.pipeline.display import Display
 from shadowft_core.pipeline.result import _markdown
 from shadowft_core.pipeline.run import Run
 from shadowft_core.pipeline.stage_process import run_command
-from shadowft_core.terminal import PlainStream, new_console
+from shadowft_core.terminal import PlainStream, guard_output, new_console
 from tests.fixtures.cli import Shadowft
 from tests.fuzz.harness import require_plain
 from tests.fuzz.odd import TEXTS
@@ -67,6 +67,16 @@ def test_print_and_tables_have_no_power_over_the_terminal() -> None:
     assert "\x1b[1m" in shown, "rich's own sequences"
     for bad in ("\x1b[2J", "\x1b]", "\x07", "\r", "\u202e", "\u2028", "\x9b"):
         assert bad not in shown
+
+
+def test_text_is_no_markup_and_streams_of_others_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.StringIO()
+    new_console(file=raw, width=200).print("[red]x[/red] :smile: [link=file:///etc]y[/link]")
+    assert raw.getvalue() == "[red]x[/red] :smile: [link=file:///etc]y[/link]\n"
+    monkeypatch.setattr("sys.stdout", raw)
+    monkeypatch.setattr("sys.stderr", None)  # when the shell has closed it
+    guard_output()
+    assert sys.stdout is raw
 
 
 def test_a_line_of_a_stage_reaches_display_and_log_escaped(capsys: pytest.CaptureFixture[str]) -> None:

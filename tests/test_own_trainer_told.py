@@ -41,6 +41,17 @@ RESULTS = {"all_results.json": {"train_loss": 2.5}, "train_results.json": {"trai
         ),
         ({"trainer_state.json": "{"}, None, {}),
         ({"notes.txt": "mine"}, None, None),
+        ({"README.md": "---\nbase_model: null\n---\n"}, None, None),
+        ({"README.md": "---\nbase_model: ~\n---\n"}, None, None),
+        ({"README.md": f"---\ndatasets: [a/{'b' * 198}]\n---\n"}, None, None),
+        ({"README.md": f"---\ndatasets: [{'a/b,' * 150}]\n---\n"}, None, {"datasets": ["a/b"] * 99}),
+        ({"README.md": f"---\nbase_model: {'a' * 1001}\n---\n"}, None, None),
+        ({"trainer_state.json": {"global_step": 2**63, "epoch": 1e301}}, "transformers", None),
+        ({"adapter_config.json": {"base_model_name_or_path": "a/b", "peft_type": "a\nb"}}, None, {"base": "a/b"}),
+        ({"adapter_config.json": {"base_model_name_or_path": "a/b", "peft_type": ""}}, None, {"base": "a/b"}),
+        ({"config.json": {"transformers_version": "5.1"}}, None, {"versions": {"transformers": "5.1"}}),
+        ({"config.json": {"transformers_version": "9" * 1001}}, None, None),
+        ({"config.json": {"transformers_version": "5\x1b[2J"}}, None, None),
     ],
 )
 @pytest.mark.parametrize("inside", ["", "checkpoint-4"])
@@ -58,6 +69,37 @@ def test_each_file_tells_what_it_has(
     assert (found["name"], found["facts"]) == (name, facts)
     assert found["unreadable"] == [file for file, content in files.items() if content == "{"]
     assert "starting model" not in found["not_known"]
+
+
+def test_a_file_that_cannot_be_read_is_named_once_and_in_short(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model").mkdir()
+    for place in (tmp_path, tmp_path / "model"):
+        (place / "a.yaml").write_text("a: *" + "x" * 5000)
+    for name in ("b.yaml", "all_results.json"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(1 << 40)  # sparse
+    told = read_told(tmp_path, tmp_path / "model").trainer
+    assert told is not None
+    assert told["unreadable"] == ["all_results.json", "a.yaml", "b.yaml"]
+    lines = capsys.readouterr().err.splitlines()
+    said = ("the limit is 67108864", "x" * 50, "the limit is 262144")
+    assert all(one in line for one, line in zip(said, lines, strict=True))
+    assert max(map(len, lines)) < 240 + len(str(tmp_path))
+
+
+def test_sixteen_files_of_settings_are_read(tmp_path: Path) -> None:
+    for number in range(17):
+        (tmp_path / f"{number:02}.yaml").write_text(f"model_name_or_path: own/model\nstage: sft\nseed: {number}\n")
+        if number != 15:
+            (tmp_path / f"{number:02}.yaml").write_text(
+                "notes: mine\n" if number < 15 else "stage: sft\nlearning_rate: 1\n"
+            )
+    told = read_told(tmp_path, tmp_path).trainer
+    assert told is not None
+    assert told["facts"]["seed"] == 15
+    assert told["unreadable"] == ["16.yaml"]
 
 
 def test_the_log_and_the_sentence_of_a_training(tmp_path: Path) -> None:

@@ -284,6 +284,7 @@ def test_fetch_again_replaces_an_earlier_result(pair: Pair, tmp_path: Path) -> N
         ("hf:../name@" + "0" * 40 + "x", "not pinned"),
         ("pico:other", "use pico:base or pico:instruct"),
         ("nowhere/at/all", "no such folder"),
+        (__file__, "no such folder"),
     ],
 )
 def test_an_unknown_reference_is_refused(reference: str, message: str) -> None:

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from shadowft_core.errors import CheckpointError, InputError, StoreError, SwappedError
+from shadowft_core.errors import CheckpointError, InputError, StoreCorruptError, StoreError, SwappedError
 from shadowft_core.files import bytes_digest
 from shadowft_core.pair import check_pair, compare_models, fetch, opened, resolve
 from shadowft_core.pair.sigma import RANGE, RANGES
@@ -98,10 +98,14 @@ def test_the_verb_reads_a_bucket(s3_server: S3Server, bucket: str, pair: Pair) -
 def test_fetch_downloads_verified_files(
     s3_server: S3Server, bucket: str, pair: Pair, tmp_path: Path, checksum: bool
 ) -> None:
-    (pair.base / "modeling.py").write_text("x")
+    others = [pair.base / name for name in ("modeling.py", ".own.json", ".own.safetensors")]
+    for other in others:
+        other.write_text("x")
     upload(s3_server, f"{bucket}/base", pair.base, checksum)
+    upload(s3_server, f"{bucket}/base/deep", pair.base, checksum)
+    for other in others:
+        other.unlink()
     upload(s3_server, f"{bucket}/instruct", pair.instruct, checksum)
-    (pair.base / "modeling.py").unlink()
     references = {"base": f"{bucket}/base", "instruct": f"{bucket}/instruct"}
     fetch(Fetch(**references), tmp_path / "out")
     record = json.loads((tmp_path / "out" / "pair.json").read_bytes())
@@ -166,6 +170,15 @@ def test_refusals_precede_weights_and_keep_their_class(
         opened(f"{bucket}/instruct"),
     ):
         pass
+
+
+def test_a_file_beside_the_weights_has_a_limit(
+    s3_server: S3Server, bucket: str, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(s3_server, f"{bucket}/base", pair.base)
+    monkeypatch.setattr("shadowft_core.pair.bucket.TOKENIZER_BYTES", 10)
+    with pytest.raises(StoreCorruptError, match="larger than the 10 bytes allowed"):
+        resolve(f"{bucket}/base")
 
 
 def test_a_missing_bucket_and_a_bad_address_are_one_line(bucket: str) -> None:

@@ -194,6 +194,14 @@ def test_a_server_without_ranges_is_refused(hub: Hub, tmp_path: Path) -> None:
     assert "model.safetensors is not served in ranges; download the model and pass its folder" in done.stderr
 
 
+def test_a_server_that_sends_more_than_a_range_is_refused(hub: Hub, tmp_path: Path) -> None:
+    large_pair(hub, tmp_path)
+    hub.more = 1
+    done = run(hub, tmp_path, *REFERENCES, PAIR)
+    assert done.returncode == 3
+    assert ".safetensors is served with more than the" in done.stderr
+
+
 def test_a_damaged_model_on_a_hub_is_refused_by_its_class(hub: Hub, tmp_path: Path) -> None:
     pair = large_pair(hub, tmp_path)
     shard = next(pair.instruct.glob("*.safetensors"))

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from shadowft_core.errors import ParamsError
 from shadowft_core.files.yamlfile import read_yaml
-from shadowft_core.limits import MESSAGE_CHARACTERS, PARAMS_BYTES, VALUE_CHARACTERS, YAML_VALUES
+from shadowft_core.limits import MESSAGE_CHARACTERS, PARAMS_BYTES, YAML_VALUES
 from shadowft_core.params import Params, Store, Train, load_params, located
 from tests.fuzz.harness import require_plain
 from tests.fuzz.odd import LAUGHS
@@ -24,9 +24,11 @@ FILES = {  # content: what the error says
     "a: &a [*a]": "line 1: an alias inside its own anchor",
     "a: &a\n  b: *a": "an alias inside its own anchor",
     "a: " + "[" * 65 + "]" * 65: "line 1: more than 64 levels",
+    "a: " + "[" * 64 + "]" * 64: "line 1: more than 64 levels",
     "a: " + "[" * 100_000: "line 1: more than 64 levels",
     "".join(f"a{n}: &a{n} [*a{n - 1}]\n" if n else "a0: &a0 [x]\n" for n in range(99)): "or 64 levels",
-    f"a: [{'1,' * YAML_VALUES}]": f"line 1: more than {YAML_VALUES} values",
+    f"a: [{'1,' * YAML_VALUES}]": "line 1: more than 100000 values",
+    f"a: {'1' * 65}": "line 1, column 4: a whole number of 65 digits, the limit is 64",
     f"a: {'1' * 5_000}": "line 1, column 4: a whole number of 5000 digits, the limit is 64",
     f"a: 0x{'f' * 5_000}": "a whole number of 5002 digits, the limit is 64",
     "a: 1e400": "line 1, column 4: 1e400 is more than float64 can hold",
@@ -41,10 +43,13 @@ FILES = {  # content: what the error says
     "a: =": "line 1: '=' is a number or date",
     "a: !!binary aGk=": "line 1: the tag !!binary is not accepted; write the plain value",
     "a: !!python/object/apply:os.system [touch ran]": "line 1: the tag !!python/object/apply:os.system is not",
+    f"a: !{'x' * 5_000} b": f"line 1: the tag !{'x' * 79} is not accepted",
+    "%TAG ! tag:own,2000:\n---\na: 1": "line 1: a directive (%YAML, %TAG) changes how readers read the file",
     "a: !own {b: 1}": "line 1: the tag !own is not accepted",
     "a: !!str 1": "line 1: the tag !!str is not accepted",
     "%YAML 1.1\n---\na: on": "line 1: a directive (%YAML, %TAG) changes how readers read the file",
     "a: 1\n---\nb: 2": "but found another document",
+    "a: {1_000: 2}": "line 1: '1_000' is a number or date",
     "a: {1: 2}": "line 1: the key '1' is not text; put it in quotes",
     "true: 1": "line 1: the key 'true' is not text",
     "? [a]\n: 1": "line 1: a list or mapping as a key",
@@ -55,7 +60,7 @@ FILES = {  # content: what the error says
     'a: 1\nb: {c: [1, {d: 2}], e: "x\\ud800"}': "character escape code, at or after the field b.e; correct it",
     b"a: 1\nb: \xff": "line 2: byte 0xff is not UTF-8",
     "a: 1\n".encode("utf-16"): "line 1: byte 0xff is not UTF-8",
-    b"#" * (PARAMS_BYTES + 1): f"{PARAMS_BYTES + 1} bytes, the limit is {PARAMS_BYTES}",
+    b"#" * (PARAMS_BYTES + 1): "1048577 bytes, the limit is 1048576",
 }
 
 
@@ -68,6 +73,12 @@ def test_a_file_that_readers_could_not_hold_or_read_alike_is_refused(content: st
     assert str(refused.value).startswith(f"{file}: ")
     assert FILES[content] in str(refused.value)
     require_plain(str(refused.value))
+
+
+def test_a_file_at_the_limits_is_read(tmp_path: Path) -> None:
+    held = {"long": "x" * (1 << 20), "digits": 10**63, "deep": "[" * 63 + "]" * 63}
+    (tmp_path / "p.yaml").write_text("".join(f"{name}: {value}\n" for name, value in held.items()))
+    assert {**read_yaml(tmp_path / "p.yaml"), "deep": held["deep"]} == held
 
 
 def test_a_mark_of_byte_order_and_windows_line_ends_change_nothing(tmp_path: Path) -> None:
@@ -158,7 +169,7 @@ def test_the_environment_is_checked_as_the_file_is(monkeypatch: pytest.MonkeyPat
 
 
 def test_an_error_never_has_the_whole_value(tmp_path: Path) -> None:
-    long = "z" * (VALUE_CHARACTERS + 1)
+    long = "z" * 4_097
     (tmp_path / "p.yaml").write_text(PARAMS.read_text().replace("pico:base", long).replace("pico:instruct", long))
     with pytest.raises(ParamsError) as refused:
         load_params(tmp_path / "p.yaml")

@@ -1,5 +1,8 @@
 """Small data files that hold gigabytes, or what no reader takes."""
 
+import resource
+import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from shadowft_core.errors import CheckpointError, DataError
+from shadowft_core.files.rows import read_rows
 from shadowft_core.limits import COLUMNS
 from shadowft_core.params import Prepare
 from shadowft_core.prepare import prepare
@@ -16,6 +20,7 @@ from shadowft_core.rendering import stop_ids
 from tests.rendering.stock import tokenizer_for
 from tests.test_cli import shadowft
 
+ADDRESSES = resource.getrlimit(resource.RLIMIT_AS)
 ROW = b'{"question": "q", "answer": "a"'
 
 
@@ -30,10 +35,39 @@ def many_turns(path: Path) -> None:
     pq.write_table(pa.table({"messages": pa.ListArray.from_arrays([0, len(turns)], turns)}), path)
 
 
-def two_of_a_name(path: Path) -> None:
+def two_of_a_name(path: Path, name: str = "turn") -> None:
     turns = pa.StructArray.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["role", "role"])
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, pa.schema({"turn": turns.type})) as writer:
-        writer.write_table(pa.table({"turn": turns}))
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, pa.schema({name: turns.type})) as writer:
+        writer.write_table(pa.table({name: turns}))
+
+
+def lists(levels: int, opaque: bool = False) -> Callable[[Path], None]:
+    """Lists in lists, with an answer beside them."""
+
+    def make(path: Path) -> None:
+        kind, value = pa.string(), "x"
+        for _ in range(levels):
+            kind, value = pa.list_(kind), [value]
+        tags = pa.array([value], kind)
+        if opaque:
+            tags = pa.ExtensionArray.from_storage(pa.opaque(kind, "own", "own"), tags)
+        pq.write_table(pa.table({"question": ["q"], "answer": ["a"], "tags": tags}), path)
+
+    return make
+
+
+def beyond(path: Path) -> None:
+    """A text that ends outside of the file."""
+    table = pa.table({"question": ["x" * 77], "answer": ["a"]})
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    before, _, after = path.read_bytes().rpartition(struct.pack("<ii", 0, 77))
+    path.write_bytes(before + struct.pack("<ii", 0, 1 << 30) + after)
+
+
+def long_names(path: Path) -> None:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, pa.schema([("x" * 5000, pa.int8())] * 2)):
+        pass
 
 
 HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -43,13 +77,22 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a long row.parquet": (many_turns, "longer than 16 MiB"),
     "two fields of a name.arrow": (two_of_a_name, "distinct column names in the column turn"),
+    "two fields of a name in a long column.arrow": (
+        lambda path: two_of_a_name(path, "x" * 5000),
+        "in the column x{60}, found",
+    ),
+    "two long columns of a name.arrow": (long_names, "in the file, found \\['x{198}; rename the columns$"),
+    "a deep column.parquet": (lists(100), "column tags[.a-z]* has more than 64 levels"),
+    "a column of 65 levels.parquet": (lists(64), "column tags[.a-z]* has more than 64 levels"),
+    "a deep column of another type.parquet": (lists(70, opaque=True), "column tags[.a-z]* has more than 64 levels"),
+    "a text beyond its end.arrow": (beyond, "not readable as arrow"),
     "many columns.csv": (
         lambda path: path.write_text(",".join(map(str, range(COLUMNS + 1))) + "\n"),
-        f"{COLUMNS + 1} columns, the limit is {COLUMNS}",
+        "10001 columns, the limit is 10000",
     ),
     "many columns.parquet": (
         lambda path: pq.write_table(pa.table({str(number): [1] for number in range(COLUMNS + 1)}), path),
-        f"{COLUMNS + 1} columns, the limit is {COLUMNS}",
+        "10001 columns, the limit is 10000",
     ),
     "many digits.jsonl": (
         lambda path: path.write_bytes(ROW + b', "n": ' + b"9" * 5000 + b"}\n"),
@@ -80,6 +123,27 @@ def test_the_first_table_of_a_process_is_read(kind: str, tmp_path: Path) -> None
     done = shadowft(tmp_path, "prepare", "--data", str(file), "--tasks", "tasks", "--out", "out")
     assert done.returncode == 0, done.stderr
     assert "20 usable rows" in done.stderr
+
+
+def test_columns_of_many_levels_are_read_at_once(tmp_path: Path) -> None:
+    lists(62)(tmp_path / "rows.parquet")
+    begun = time.thread_time()
+    assert [row.problem for row in read_rows(tmp_path / "rows.parquet")] == [None]
+    assert time.thread_time() - begun < 1
+    assert resource.getrlimit(resource.RLIMIT_AS) == ADDRESSES
+
+
+@pytest.mark.parametrize(
+    ("column", "problem"),
+    [
+        (pa.array([1], pa.timestamp("us", "No/Where")), "a value that Python cannot hold: UnknownTimeZoneError"),
+        (pa.array([2**62], pa.timestamp("us")), "a value that Python cannot hold: OverflowError"),
+        (pa.array(["[" * 100_000], pa.json_()), "bad JSON"),
+    ],
+)
+def test_a_value_that_no_row_can_have_is_a_bad_row(column: pa.Array, problem: str, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"question": column}), tmp_path / "rows.parquet")
+    assert [row.problem for row in read_rows(tmp_path / "rows.parquet")] == [problem]
 
 
 @pytest.mark.parametrize("text", ["-1", "400000000", "[7, -1]", "true", '"x"', "{}", "[[1]]"])

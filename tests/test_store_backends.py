@@ -1,7 +1,9 @@
 """The guarantees of a backend hold on a real S3 server and in a folder."""
 
+import base64
 import gc
 import io
+import itertools
 import os
 import threading
 import time
@@ -16,6 +18,8 @@ from shadowft_core.files import bytes_digest
 from shadowft_core.params import Store
 from shadowft_core.store import backends as room
 from shadowft_core.store.backends import Backend, open_backend
+from shadowft_core.store.backends.answers import sha256_of
+from shadowft_core.store.backends.interface import Damaged, stream
 from tests.fixtures.s3 import act_as
 from tests.servers.seaweedfs import S3Server
 
@@ -87,11 +91,29 @@ def test_wrong_size_digest_or_key_is_refused_on_download(backend: Backend) -> No
             backend.get("x", size, digest, io.BytesIO())
     with pytest.raises(StoreError, match="y is missing"):
         backend.get("y", 1, bytes_digest(b""), io.BytesIO())
-    with pytest.raises(StoreCorruptError, match="larger than the 3 bytes"):
-        backend.read("x", 3)
+    with pytest.raises(StoreCorruptError, match=f"larger than the {len(DATA) - 1} bytes"):
+        backend.read("x", len(DATA) - 1)
+    assert backend.read("x", len(DATA)) is not None
+    assert backend.head(f"{'x' * 149}/{'x' * 150}") is None
     for key in ("../x", "/x", "a/../x", "a//x", "a\0", "x" * 301, ""):
         with pytest.raises(StoreError, match="expected plain path segments"):
             backend.head(key)
+
+
+def test_an_object_without_an_end_is_left_and_the_sink_is_where_it_was() -> None:
+    sink = io.BytesIO(b"before")
+    sink.seek(0, os.SEEK_END)
+    with pytest.raises(Damaged, match="more than 15 bytes"):
+        stream(itertools.repeat(b"x" * 10, 1000), 15, bytes_digest(b""), sink)
+    assert (sink.tell(), len(sink.getvalue())) == (6, 16)
+
+
+def test_a_checksum_of_a_server_is_a_digest_or_nothing(tmp_path: Path) -> None:
+    for raw in (b"x" * 31, b"x" * 33):  # such as that of the parts of a multipart upload
+        assert sha256_of({"ChecksumSHA256": base64.b64encode(raw).decode()}) is None
+    assert sha256_of({"ChecksumSHA256": "no base64"}) is None
+    assert sha256_of({"ChecksumSHA256": base64.b64encode(b"x" * 32).decode()}) == f"sha256:{'78' * 32}"
+    assert open_backend(f"file://{tmp_path}").location == str(tmp_path)
 
 
 def test_swap_replaces_only_the_version_it_names(backend: Backend) -> None:
@@ -174,7 +196,11 @@ def test_an_unreachable_endpoint_fails_in_bounded_time(s3_store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    "uri", ["gs://bucket/x", "s3:/bucket/x", "S3://bucket/x", "file:/x", "s3://", "s3://Bucket/x", "s3://bucket/../x"]
+    "uri",
+    [
+        *("gs://bucket/x", "s3:/bucket/x", "S3://bucket/x", "file:/x", "s3://", "s3://Bucket/x", "s3://bucket/../x"),
+        *("s3://ab/x", f"s3://{'a' * 64}/x"),
+    ],
 )
 def test_an_address_that_is_not_a_store_is_refused(uri: str) -> None:
     with pytest.raises(StoreError, match="store address"):

@@ -179,6 +179,14 @@ def test_a_tag_that_does_not_fit_its_text_is_refused_with_its_line(value: str, t
         read_config(tmp_path / "mine.yaml")
 
 
+def test_task_files_include_each_other_to_a_limit(tmp_path: Path) -> None:
+    for number in range(18):
+        (tmp_path / f"{number}.yaml").write_text(f"include: {number - 1}.yaml\n" if number else "task: mine\n")
+    assert read_config(tmp_path / "16.yaml") == {"task": "mine"}
+    with pytest.raises(EvaluationError, match=r"0\.yaml: included by more than 16 files"):
+        read_config(tmp_path / "17.yaml")
+
+
 def test_an_unknown_suite_is_refused_with_similar_names() -> None:
     with pytest.raises(EvaluationError, match="suite gsm8q: unknown; did you mean gsm8k"):
         suite_of("gsm8q")

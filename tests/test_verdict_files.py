@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from shadowft_core.errors import EvaluationError
 from shadowft_core.verdict import judge, numbers, verdict
 from shadowft_core.verdict.scores import Arm, read_arms
+from shadowft_core.verdict.verdictfile import read_verdict
 from tests.fixtures.arms import ARMS, CLEAR, PARAMS, arena, arm, five
 
 RECIPE = "sha256:" + "c" * 64
@@ -146,6 +148,40 @@ def test_a_task_has_one_role_and_one_metric(work: Path, field: str, value: str) 
     edit(path, tasks=tasks)
     with pytest.raises(EvaluationError, match=f"were measured differently: {field}s is "):
         run(work)
+
+
+CLAIM = {
+    **{"claim": "superiority", "arm": "a", "against": "b", "role": "domain", "tasks": ["t"], "n": 1, "reason": "r"},
+    **{"difference": 0.1, "interval": [0.0, 0.1], "p": 0.1, "p_adjusted": 0.1, "outcome": "better"},
+    **{"items_needed": None, "by_task": {"t": 0.1}},
+}
+NO_ARM = {"scale": None, "domain": None, "guards": None}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"format": 3}, "format: Input should be 1 or 2"),
+        ({"decision": "ship"}, "decision: Input should be 'promote'"),
+        ({"claims": [CLAIM] * 10_001}, "claims: .*at most 10000 items"),
+        ({"claims": [CLAIM | {"difference": 1e308}]}, r"claims\.0\.difference: .*found 1e\+308"),
+        ({"claims": [CLAIM | {"interval": [0, -1e308]}]}, r"claims\.0\.interval\.1: .*found -1e\+308"),
+        ({"claims": [CLAIM | {"by_task": {"t": 1e308}}]}, r"claims\.0\.by_task\.t: .*found 1e\+308"),
+        ({"claims": [CLAIM | {"n": -1}]}, r"claims\.0\.n: .*found -1"),
+        ({"claims": [CLAIM | {"n": True}]}, r"claims\.0\.n: .*found True"),
+        ({"arms": {str(n): NO_ARM for n in range(1001)}}, "arms: .*at most 1000 items"),
+        ({"arms": {"a": NO_ARM | {"domain": {"mean": 0, "interval": [0], "n": 1}}}}, r"field .*interval\.1 is missing"),
+        ({"candidate": "x" * 301}, "candidate: .*at most 300"),
+    ],
+)
+def test_a_verdict_that_was_edited_is_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    whole = {"format": 2, "candidate": None, "decision": "hold", "reasons": [], "direct_control": False}
+    whole |= {"claims": [CLAIM], "arms": {"a": NO_ARM}}
+    (tmp_path / "verdict.json").write_text(json.dumps(whole))
+    assert read_verdict(tmp_path / "verdict.json") == whole
+    (tmp_path / "verdict.json").write_text(json.dumps(whole | change))
+    with pytest.raises(EvaluationError, match=rf"verdict\.json: {said}"):
+        read_verdict(tmp_path / "verdict.json")
 
 
 def test_the_metrics_are_the_numbers_of_the_verdict(work: Path) -> None:

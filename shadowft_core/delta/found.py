@@ -136,8 +136,10 @@ def _best(folder: Path) -> str | None:
 def _require_newest(folder: Path) -> None:
     """Raise DeltaError if the result in the folder is of an earlier training than its newest checkpoint."""
     step, saved = _state(folder).get("global_step"), checkpoints(folder)
-    newest = int(saved[-1].rpartition("-")[2]) if saved else 0
-    if saved and isinstance(step, int) and step < newest:
+    if not saved:
+        return
+    newest = int(saved[-1].rpartition("-")[2])
+    if isinstance(step, int) and step < newest:
         raise DeltaError(
             f"{folder}: its result is of step {step} ({STATE}), but it also has checkpoint-{newest}, so a longer "
             f"training was not finished; pass {folder / saved[-1]}, or remove it to take the result"

@@ -43,7 +43,7 @@ class Patterns:
             begun = time.thread_time()
             try:
                 self._compiled[expression] = regex.compile(expression)
-            except (regex.error, RecursionError, OverflowError) as error:
+            except (regex.error, RecursionError) as error:
                 raise self._refused(expression, str(error) or type(error).__name__, field) from None
             self._add(begun, expression)
         return self._compiled[expression]

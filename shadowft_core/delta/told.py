@@ -103,8 +103,8 @@ class _Reading:
         self._read_adapter(folder)
         self.read_settings(folder)
         config = self.json_object(folder / "config.json") or {}
-        if isinstance(version := config.get("transformers_version"), str) and not self.facts.get("versions"):
-            self.facts["versions"] = {"transformers": version}
+        if isinstance(version := config.get("transformers_version"), str) and _is_short(version):
+            self._add(versions={"transformers": version})
 
     def read_settings(self, folder: Path) -> None:
         """Read the README and the YAML files of a run."""
@@ -191,7 +191,7 @@ class _Reading:
             self._add(datasets=known or None)
         for name, value in _SETTING.findall(text):
             ours = {"num_epochs": "epochs"}.get(name, name)
-            self._add(**{ours: _whole(_parsed_number(value)) if name == "seed" else _parsed_number(value)})
+            self._add(**{ours: _whole(value) if name == "seed" else _number(value)})
         if versions:
             self._add(versions=versions)
 
@@ -214,8 +214,7 @@ class _Reading:
 
     def _add(self, **facts: object) -> None:
         for name, value in facts.items():
-            short = not isinstance(value, str) or (len(value) <= TEXT_CHARACTERS and value.isprintable())
-            if value is not None and value != "" and short:
+            if value is not None and (not isinstance(value, str) or _is_short(value)):
                 self.facts.setdefault(name, value)
 
     def _text(self, path: Path, largest: int) -> str:
@@ -270,6 +269,11 @@ def _entries(state: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def _require_inside(path: Path) -> None:
     if leads_out(path):
         raise CheckpointError("a link that leads out of its folder")
+
+
+def _is_short(text: str) -> bool:
+    """Whether a text fits into a record, on one line."""
+    return 0 < len(text) <= TEXT_CHARACTERS and text.isprintable()
 
 
 def is_hub_name(name: object) -> bool:

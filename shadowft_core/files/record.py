@@ -71,7 +71,6 @@ def first_problem(problem: ValidationError) -> str:
     """The first field that is wrong, what is expected, and the value found."""
     first = problem.errors(include_url=False)[0]
     field = ".".join(str(part) for part in first["loc"])
-    field = field if field.isprintable() else repr(field)[1:-1]  # a key may contain a line break
     if first["type"] == "missing":
         return f"field {field:.200} is missing"
     if first["type"] == "extra_forbidden":

@@ -230,18 +230,16 @@ def _require_plain(path: Path, schema: Any) -> None:
         for place, held in layer:
             names = [field.name for field in held]
             if len(set(names)) < len(names):
-                what = f"column {place}" if place else "file"
+                what = f"column {place:.60}" if place else "file"
                 raise DataError(
                     f"{path}: expected distinct column names in the {what}, found {names!r:.200}; rename the columns"
                 )
             count += len(names)
             for field in held:
                 kind = field.type.storage_type if isinstance(field.type, pa.BaseExtensionType) else field.type
-                while (nested := pa.types.is_nested(kind)) and not pa.types.is_struct(kind) and kind.num_fields == 1:
-                    kind = kind.field(0).type
-                    inner.append((f"{place}{field.name}", [pa.field("item", kind)]))
-                if nested and kind.num_fields:
-                    inner.append((f"{place}{field.name}.", [kind.field(at) for at in range(kind.num_fields)]))
+                if pa.types.is_nested(kind) and kind.num_fields:
+                    parts = [kind.field(at) for at in range(kind.num_fields)]
+                    inner.append((f"{place}.{field.name}" if place else field.name, parts))
         if count > COLUMNS:
             raise DataError(f"{path}: {count} columns, the limit is {COLUMNS}; keep only those of the conversations")
         layer = inner

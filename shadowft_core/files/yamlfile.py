@@ -133,7 +133,7 @@ def parse_yaml(
             return parsed.construct_document(node)
         finally:
             parsed.dispose()
-    except (yaml.YAMLError, ValueError, RecursionError) as problem:
+    except (yaml.YAMLError, ValueError) as problem:
         said = _problem(problem)
         remedy = "" if "; " in said else "; correct it"
         raise error(f"{where}: not readable as YAML: {said}{remedy}") from None
@@ -145,7 +145,6 @@ def _text(raw: bytes) -> str:
     except UnicodeDecodeError as problem:
         line = raw.count(b"\n", 0, problem.start) + 1
         raise ValueError(f"line {line}: byte 0x{raw[problem.start]:02x} is not UTF-8") from None
-    text = text.removeprefix("\ufeff")
     if odd := _UNPRINTABLE.search(text):
         line = text.count("\n", 0, odd.start()) + 1
         raise ValueError(f"line {line}: the character U+{ord(odd[0]):04X} may not be in a YAML file")

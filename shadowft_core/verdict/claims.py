@@ -7,17 +7,22 @@ about the method are adjusted for each other (Holm 1979) and do not gate, unless
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from shadowft_core.errors import EvaluationError
 from shadowft_core.params import Verdict
 from shadowft_core.verdict.comparison import Comparison, Limit
+from shadowft_core.verdict.scorefiles import Count
 from shadowft_core.verdict.scores import CHAMPIONS, Arm, routes_of
 from shadowft_core.verdict.statistics import holm
 
 EACH = 0.01  # level of the claim about a single guard: one that is harmed by its margin passes in 1 of 100 verdicts
 
 Kind = Literal["superiority", "non-inferiority"]
+Difference = Annotated[float, Field(ge=-1e100, le=1e100)]
+"""of two scores, also in units of a small margin; a figure of larger ones cannot be drawn"""
 Outcome = Literal["better", "worse", "tie", "passed", "harmed", "too few items"]
 
 
@@ -31,21 +36,23 @@ class Claim:
     role: Literal["domain", "guards", "guard"]
     """guards: all of them together; guard: one alone"""
     tasks: list[str]
-    n: int  # distinct items
-    difference: float  # mean of the task means
-    interval: tuple[float, float]  # two-sided, 95 %
+    n: Count  # distinct items
+    difference: Difference  # mean of the task means
+    interval: tuple[Difference, Difference]  # two-sided, 95 %
     p: float | None  # one-sided
     p_adjusted: float | None  # after Holm; equal to p for claims of the gate
     outcome: Outcome
     items_needed: int | None  # with too few items: about how many would show the effect that `reason` names
-    by_task: dict[str, float]  # difference on each task, in score units
+    by_task: dict[str, Difference]  # difference on each task, in score units
     reason: str  # the claim as a sentence
     # fields that verdict.json of format 1 lacks
     gate: bool = True  # the decision depends on it
-    margin: float | None = None  # non-inferiority: the smallest loss that counts
+    margin: Difference | None = None  # non-inferiority: the smallest loss that counts
     alpha: float | None = None  # one-sided level
-    clusters: int | None = None  # independent groups of items
-    by_seed: dict[str, float] | None = None  # claims about the method: the difference of each training seed, if several
+    clusters: Count | None = None  # independent groups of items
+    by_seed: dict[str, Difference] | None = (
+        None  # claims about the method: the difference of each training seed, if several
+    )
 
 
 def gate(arms: Mapping[str, Arm], candidate: str, params: Verdict, alpha: float) -> list[Claim]:

@@ -11,7 +11,6 @@ from jinja2 import TemplateError
 from shadowft_core.errors import TrainError
 from shadowft_core.files import templatecosts
 from shadowft_core.files.templatecosts import TemplateLimit
-from shadowft_core.limits import TEMPLATE_CHARACTERS
 from shadowft_core.loading import limit_chat_templates
 from shadowft_core.params import Render
 from shadowft_core.rendering import Renderer
@@ -63,7 +62,7 @@ HOSTILE = [
     "{{ 2|round(1000000000, 'ceil') }}",
     "{{ (5).to_bytes(1000000000, 'big') }}",
     "{% for i in range(100000) %}{% for j in range(1000) %}" + "text" * 1000 + "{% endfor %}{% endfor %}",
-    "x" * (TEMPLATE_CHARACTERS + 1),
+    "x" * 100_001,
 ]
 
 

@@ -22,6 +22,8 @@ class Hub(ThreadingHTTPServer):
         self.storage: Storage | None = None
         """a separate host for the weights, as on the real hub; None: this server sends them"""
         self.ranges = True
+        self.more = 0
+        """bytes that are sent after the end of a range"""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -78,7 +80,7 @@ class Handler(BaseHTTPRequestHandler):
         etag, whole = self.oid(data), len(data)
         if self.server.ranges and (asked := self.headers.get("range")):
             first, last = asked.removeprefix("bytes=").split("-")
-            data, status = data[int(first) : int(last or whole) + 1], 206
+            data, status = data[int(first) : int(last or whole) + 1 + self.server.more], 206
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))

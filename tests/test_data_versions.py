@@ -216,7 +216,7 @@ def test_prepared_data_that_was_added_is_compared_before_it_is_shown(workspace: 
     ],
 )
 def test_a_malformed_record_is_refused(workspace: Path, meta: str, message: str) -> None:
-    Path("rows.jsonl.dvc").write_text(f"outs:\n- md5: 0123\n  path: rows.jsonl\nmeta: {meta}\n")
+    Path("rows.jsonl.dvc").write_text(f"outs:\n- md5: '0123'\n  path: rows.jsonl\nmeta: {meta}\n")
     with pytest.raises(DataError, match=message):
         require_intact(Path("rows.jsonl"))
 

@@ -3,7 +3,6 @@
 import json
 import os
 import time
-import tracemalloc
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +21,7 @@ from shadowft_core.files import (
     read_regular,
     reading,
 )
+from tests.fixtures.memory import traced
 
 
 class Part(Record):
@@ -99,7 +99,7 @@ def test_only_regular_files_below_the_limit_are_read(tmp_path: Path) -> None:
             read(Path("/proc/self/mem"))
     (tmp_path / "ten").write_bytes(b"0123456789")
     assert list(lines_of(tmp_path / "ten", 10, CheckpointError)) == [(1, b"0123456789")]
-    with pytest.raises(DeltaError, match="ten:1: more than 9 bytes in a line"):
+    with pytest.raises(DeltaError, match="ten:1: a line of more than 9 bytes"):
         list(lines_of(tmp_path / "ten", 9, DeltaError))
     assert read_regular(tmp_path / "ten", 10) == b"0123456789"
     with pytest.raises(DeltaError, match="10 bytes, the limit is 9"):
@@ -113,12 +113,10 @@ def test_only_regular_files_below_the_limit_are_read(tmp_path: Path) -> None:
 def test_no_more_of_a_line_is_read_than_it_may_have(tmp_path: Path) -> None:
     with (tmp_path / "long").open("wb") as file:
         file.truncate(64 << 20)
-    tracemalloc.start()
-    with pytest.raises(CheckpointError, match="long:1: more than 9 bytes"):
-        list(lines_of(tmp_path / "long", 9, CheckpointError))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 1 << 20
+    with traced() as peak:
+        with pytest.raises(CheckpointError, match="long:1: a line of more than 9 bytes"):
+            list(lines_of(tmp_path / "long", 9, CheckpointError))
+        assert peak() < 1 << 20
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import gzip
 import time
-import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +11,7 @@ import zstandard
 
 from shadowft_core.errors import DataError
 from shadowft_core.files.rows import read_rows
+from tests.fixtures.memory import traced
 
 
 def zstd_bomb(part: bytes) -> bytes:
@@ -34,10 +34,9 @@ def test_a_small_file_that_expands_to_gigabytes_is_refused_in_seconds(
 
 def test_what_a_small_file_expands_to_is_not_held(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(b"a" * (1 << 20)) * 60)
-    tracemalloc.start()
-    assert [row.problem for row in read_rows(tmp_path / "rows.jsonl.gz")] == ["longer than 16 MiB"]
-    assert tracemalloc.get_traced_memory()[1] < 64 << 20
-    tracemalloc.stop()
+    with traced() as peak:
+        assert [row.problem for row in read_rows(tmp_path / "rows.jsonl.gz")] == ["longer than 16 MiB"]
+        assert peak() < 64 << 20
 
 
 def test_a_line_of_gigabytes_is_refused_in_seconds(tmp_path: Path) -> None:
@@ -52,11 +51,11 @@ def test_a_line_of_gigabytes_is_refused_in_seconds(tmp_path: Path) -> None:
 def test_a_quote_that_is_never_closed_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
     line = b"a" * 99 + b"\n"
     (tmp_path / "rows.csv").write_bytes(b'prompt,reply\na,"' + line * 400_000)
-    tracemalloc.start()
-    with pytest.raises(DataError, match=r"rows\.csv: line \d+: not readable as CSV: field larger than field limit"):
-        list(read_rows(tmp_path / "rows.csv"))
-    assert tracemalloc.get_traced_memory()[1] < 256 << 20
-    tracemalloc.stop()
+    said = r"rows\.csv: line \d+: not readable as CSV: field larger than field limit"
+    with traced() as peak:
+        with pytest.raises(DataError, match=said):
+            list(read_rows(tmp_path / "rows.csv"))
+        assert peak() < 256 << 20
 
 
 def test_a_small_table_that_holds_gigabytes_is_refused(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def test_one_adapter_has_one_budget_of_time(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_match_and_an_adapter_have_so_many_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(AdapterError, match=r"more than 1 s for model") as caught:
+    with pytest.raises(AdapterError, match=r"more than 1 s to match model") as caught:
         Patterns(tmp_path).matches(f"{SLOW}|{'b' * 900}", "model" * 200)
     assert len(str(caught.value)) - len(str(tmp_path)) < 300
     monkeypatch.setattr("shadowft_core.delta.patterns.time.thread_time", iter([0.0, 0.0, 0.0, 30.5]).__next__)

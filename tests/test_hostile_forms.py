@@ -47,7 +47,7 @@ CASES: list[tuple[type[BaseModel], dict[str, Any], dict[str, Any], str]] = [
     (registered.Preflight, {"sigma": {"overall": 1.0}}, {"loss": {"base": -1e51}}, r"loss\.base: .*found -1e.51"),
     (shown.Data, DATA, {"rows_read": -1}, "rows_read: .*found -1"),
     (shown.Data, DATA, {"splits": {"a": 1 << 54}}, r"splits\.a: .*found 18014398509481984"),
-    (shown.Preflight, {"sigma": {"overall": 1.0}}, {"cosine": 1e51}, "cosine: .*found 1e.51"),
+    (shown.Preflight, {"sigma": {"overall": 1.0}, "not_measured": "x"}, {"cosine": 1e51}, "cosine: .*found 1e.51"),
     (shown.Receipt, RECEIPT, {"retention": NORMS | {"delta_norm": -1.0}}, r"retention\.delta_norm: .*found -1"),
     (shown.Receipt, RECEIPT, {"retention": NORMS | {"weight_norm": 1e51}}, r"retention\.weight_norm: .*found 1e.51"),
     (shown.Recipe, {"scope": "all", "dtype": "f"}, {"scope": "some"}, "scope"),

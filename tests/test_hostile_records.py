@@ -98,7 +98,7 @@ RECEIPTS: list[tuple[str, dict[str, Any], str]] = [
     ("receipt.json", {"trained": {DIGEST: {}}}, "trained"),
     ("receipt.json", {"trained": {"x": {"name": None, "facts": {}, "not_known": [], "unreadable": []}}}, "trained"),
     ("receipt.json", {"format": 2}, "format: .*found 2"),
-    ("receipt.json", {"tokens": {"w": {"matched": float("nan")}}}, "NaN is not a number of JSON"),
+    ("receipt.json", {"tokens": {"w": {"matched": float("nan")}}}, "NaN is not a JSON number"),
     ("receipt.json", {"travel": {"energy": "1", "stays": {}}}, r"travel\.energy"),
     ("receipt.json", {"travel": {"energy": 1, "stays": {"w": "1"}}}, r"travel\.stays\.w"),
     ("receipt.json", {"retention": NORMS | {"weight_norm": -1}}, r"retention\.weight_norm: .*found -1"),

@@ -40,7 +40,7 @@ def test_a_record_of_a_run_has_16_mib(tmp_path: Path, read: Callable[[Path], Any
 def test_an_item_has_64_mib_on_its_line(tmp_path: Path) -> None:
     with (tmp_path / "items.jsonl").open("wb") as file:
         file.truncate((64 << 20) + 1)
-    with pytest.raises(EvaluationError, match=r"items\.jsonl:1: more than 67108864 bytes in a line"):
+    with pytest.raises(EvaluationError, match=r"items\.jsonl:1: a line of more than 67108864 bytes"):
         list(read_lines(tmp_path / "items.jsonl"))
 
 
@@ -147,7 +147,7 @@ def test_a_listing_of_a_store_has_ten_million_objects(monkeypatch: pytest.Monkey
 
 
 def test_a_data_file_has_so_many_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shadowft_core.prepare.files.ROWS", 2)
+    monkeypatch.setattr("shadowft_core.files.rows.ROWS", 2)
     (tmp_path / "rows.jsonl").write_text('{"a": 1}\n' * 2)
     assert len(list(read_rows(tmp_path / "rows.jsonl"))) == 2
     (tmp_path / "rows.jsonl").write_text('{"a": 1}\n' * 3)

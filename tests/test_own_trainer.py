@@ -126,7 +126,7 @@ def test_a_file_of_the_trainer_that_cannot_be_read_is_named(
     found = extract(tiny_llama_pair.base, tuned, tmp_path / "delta")["trainer"]
     assert found["unreadable"] == ["trainer_state.json"]
     assert {"steps", "losses"} <= set(found["not_known"])
-    assert "trainer_state.json: not readable" in capsys.readouterr().err
+    assert "trainer_state.json: left out of the training's facts: not readable" in capsys.readouterr().err
 
 
 def test_weights_that_are_not_safetensors_are_refused(tiny_llama_pair: Pair, tmp_path: Path) -> None:

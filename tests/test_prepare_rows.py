@@ -13,6 +13,7 @@ from shadowft_core.files import bytes_digest, canonical_json
 from shadowft_core.files.rows import read_rows
 from shadowft_core.limits import ROW_BYTES
 from tests.fixtures.data import Stage, lines, talk
+from tests.fixtures.memory import traced
 
 SYSTEM = {"role": "system", "content": "Be kind."}
 SHAPES = {
@@ -162,16 +163,12 @@ def test_unusable_data_is_reported_in_one_line_and_writes_nothing(
 
 def test_a_line_longer_than_the_limit_is_not_read_into_memory(tmp_path: Path) -> None:
     """A sparse line of 256 MiB; memory stays near the limit of 16 MiB."""
-    import tracemalloc
-
     path = tmp_path / "rows.jsonl"
     with path.open("wb") as file:
         file.write(lines([talk("hi")]))
         file.seek(256 << 20)
         file.write(b"\n" + lines([talk("ho")]))
-    tracemalloc.start()
-    read = [(row.number, row.problem) for row in read_rows(path)]
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert read == [(1, None), (2, "longer than 16 MiB"), (3, None)]
-    assert peak < 3 * ROW_BYTES
+    with traced() as peak:
+        read = [(row.number, row.problem) for row in read_rows(path)]
+        assert read == [(1, None), (2, "longer than 16 MiB"), (3, None)]
+        assert peak() < 3 * ROW_BYTES

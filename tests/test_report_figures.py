@@ -227,6 +227,6 @@ def test_a_loss_that_is_not_a_number_is_refused(tmp_path: Path) -> None:
     work = write_work(tmp_path)
     with (work / "tuned/shadow/metrics.jsonl").open("a") as file:
         file.write('{"step": 120, "loss": NaN}\n')
-    with pytest.raises(EvaluationError, match="is not a number"):
+    with pytest.raises(EvaluationError, match="is not a JSON number"):
         report(work, work / "report.html", work / "plots")
     assert not (work / "plots").exists()

@@ -90,7 +90,8 @@ def test_records_are_checked_and_never_pruned(
         room.keep_record(texts[1], store)
     with pytest.raises(StoreError, match="at most 16777216 are allowed"):
         room.keep_record(b"x" * (16 << 20) + b"x", store)
-    done = CliRunner().invoke(app, ["store", "check", "--store", store.uri, "--endpoint", store.endpoint or ""])
+    endpoint = ["--endpoint", store.endpoint] if store.endpoint else []
+    done = CliRunner().invoke(app, ["store", "check", "--store", store.uri, *endpoint])
     assert isinstance(done.exception, StoreCorruptError)
     assert f"records/{verdict[7:]} is damaged" in done.stdout
     assert "objects of 1 deltas and 2 records are good" in done.stdout

@@ -31,7 +31,7 @@ def test_models_data_and_folder_may_have_any_name_and_none_is_run(
         shutil.copytree(getattr(tiny_llama_pair, side), tmp_path / side / name)
     (tmp_path / f"{name}.jsonl").write_text("".join(ROW % n for n in range(9)), encoding="utf-8")
     before = {path.name for path in tmp_path.iterdir()}
-    folder = Path("./" + re.sub("[{}%?]", "", name) + " mine")
+    folder = Path("./" + re.sub('[{}%?":]', "", name) + " mine")
     with chdir(tmp_path):
         making.init(folder, f"base/{name}", f"instruct/{name}", f"./{name}.jsonl")
     folder = tmp_path / folder

@@ -213,7 +213,7 @@ def _subtracted(was: np.ndarray, now: np.ndarray, out: np.ndarray) -> np.ndarray
 
 def _square(values: np.ndarray) -> float:
     """The sum of squares; not finite if a value is not, which is refused where the tensor is written."""
-    wide = scratch.array("wide", values.size, np.float32)
+    wide = scratch.array("square", values.size, np.float64)  # in float32 the order of adding depends on the CPU
     np.copyto(wide, values)
     with np.errstate(all="ignore"):
         return float(np.dot(wide, wide))

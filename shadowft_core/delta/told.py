@@ -242,7 +242,7 @@ class _Reading:
     def _unreadable(self, path: Path, error: Exception) -> None:
         if path.name not in self.unreadable:
             why = " ".join(str(error).split()).removeprefix(f"{path}: ")
-            say(f"extract: {path}: left out of the training's facts: {why:.300}")
+            say(f"extract: {path}: left out of the training's facts: {why:.200}")
             self.unreadable.append(path.name)
 
 

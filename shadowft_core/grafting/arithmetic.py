@@ -79,7 +79,7 @@ def _in_float64(plan: Plan, name: str, before: np.ndarray, delta: np.ndarray) ->
         after = (before + delta).astype(DTYPES[plan.dtype[name]]).astype(np.float32)
         finite = np.isfinite(after)
     if finite.all():
-        return bf16.account(*(x.astype(np.float64) for x in (before, delta, after - before)))
+        return bf16.account(before, delta, after - before)
     for side, values in (("the Instruct's tensor", before), ("the delta's tensor", delta)):
         if not np.isfinite(values).all():
             raise NotFiniteError(f"{plan.instruct.path}: {side} {name} has NaN or infinity; use an intact one")

@@ -81,8 +81,8 @@ def add(weights: np.ndarray, delta: np.ndarray | LazyDifference, result: np.ndar
 
     Flat arrays: `weights` and `result` of any float dtype, `delta` float32 or lazy. `reached` is result - weights, the
     part of the delta that survived. The sums: squares of weights, delta and reached; delta * reached; squares of
-    reached - delta; the number of non-zero entries of delta; the number of those that changed no weight. Squares are
-    summed in float32, so a sum is not finite when a value is not, or when a square overflows float32.
+    reached - delta; the number of non-zero entries of delta; the number of those that changed no weight. The compiled
+    kernel squares in float32, so a sum is not finite when a value is not, or when a square overflows float32.
     """
     compiled = library if weights.dtype == result.dtype == _BF16 else None
     if isinstance(delta, LazyDifference) and {delta.after.dtype, delta.before.dtype} != {_BF16}:
@@ -108,15 +108,22 @@ def add(weights: np.ndarray, delta: np.ndarray | LazyDifference, result: np.ndar
 
 
 def account(before: np.ndarray, delta: np.ndarray, reached: np.ndarray) -> np.ndarray:
-    """Return the sums that `add` returns, computed in the dtype of these flat arrays."""
+    """Return the sums that `add` returns, of these flat arrays, in float64."""
     moves, arrives = (scratch.array(label, delta.size, np.bool_) for label in ("moves", "arrives"))
     np.not_equal(delta, 0, out=moves)
     np.not_equal(reached, 0, out=arrives)
     moved = int(np.count_nonzero(moves))
     arrived = int(np.count_nonzero(np.logical_and(moves, arrives, out=arrives)))
     gap = np.subtract(reached, delta, out=scratch.array("gap", delta.size, delta.dtype))
-    squares = (np.dot(before, before), np.dot(delta, delta), np.dot(reached, reached))
-    return np.array([*squares, np.dot(delta, reached), np.dot(gap, gap), moved, moved - arrived], np.float64)
+    # In float64: the kernels of float32 add in an order that depends on the CPU, which shows in the sixth digit.
+    wide, other = (scratch.array(label, delta.size, np.float64) for label in ("wide", "other"))
+    np.copyto(wide, before)
+    weight2 = np.dot(wide, wide)
+    np.copyto(wide, delta)
+    np.copyto(other, reached)
+    found = weight2, np.dot(wide, wide), np.dot(other, other), np.dot(wide, other)
+    np.copyto(wide, gap)
+    return np.array([*found, np.dot(wide, wide), moved, moved - arrived], np.float64)
 
 
 def rounded(values: np.ndarray, words: np.ndarray) -> tuple[np.ndarray, float]:

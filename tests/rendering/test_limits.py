@@ -175,7 +175,7 @@ def test_templates_of_tasks_have_the_limits() -> None:
     [
         ("'(a|aa)+$', ''", r"pattern '\(a\|aa\)\+\$': more than 1 s"),
         ("'(a', ''", "pattern '\\(a': not well formed|missing \\)"),
-        ("'a{900}{900}', ''", "steps with its repeats written out"),
+        ("'a{900}{900}', ''", "once its repeats are expanded"),
         ("'a', '\\\\9'", "invalid group reference"),
         ("'a', none", "expected text, pattern, replacement"),
         ("none, 'a'", "expected text, pattern, replacement"),

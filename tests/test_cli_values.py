@@ -7,6 +7,7 @@ import pytest
 from shadowft_core.errors import InputError
 from shadowft_core.files.atomic import write_atomically
 from tests.fixtures.cli import Shadowft
+from tests.fixtures.models import Pair
 
 
 @pytest.mark.parametrize("words", [["--out="], ["--out", ""]])
@@ -42,3 +43,16 @@ def test_data_without_a_name_cannot_have_versions(empty_folder: Path, shadowft: 
 def test_an_unknown_route_is_refused(empty_folder: Path, shadowft: Shadowft) -> None:
     words = ("--model", empty_folder, "--instruct", empty_folder, "--data", empty_folder, "--out", "tuned")
     shadowft("train", *words, "--route", "x").refused(3, "x")
+
+
+@pytest.mark.parametrize("words", ["init loop", "demo loop", "extract --base {base} --tuned {instruct} --out loop"])
+def test_a_link_to_itself_is_no_folder_to_write(
+    empty_folder: Path, shadowft: Shadowft, tiny_llama_pair: Pair, words: str
+) -> None:
+    Path("loop").symlink_to("loop")
+    known = {"base": tiny_llama_pair.base, "instruct": tiny_llama_pair.instruct}
+    ended = shadowft(*(word.format(**known) for word in words.split()))
+    assert ended.code in (1, 3)
+    (line,) = [line for line in ended.err.splitlines() if line.startswith("error:")]
+    assert "loop" in line
+    assert Path("loop").is_symlink()

@@ -53,9 +53,10 @@ def new_folder(out: Path) -> Iterator[Path]:
     was killed between the two renames, it also leaves the previous folder as `.NAME.old`, which the next one restores.
     Raises ShadowError when `out` is a file, contains the current folder, or is being written by another process.
     """
-    out = out.resolve()  # a symbolic link keeps pointing to the new folder
-    if out.exists() and not out.is_dir():
-        raise ShadowError(f"{out}: is a file, expected a folder; choose another --out")
+    out = Path(os.path.realpath(out))  # a link keeps pointing to the new folder; resolve() raises for one to itself
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        what = "a link to itself" if out.is_symlink() else "a file"
+        raise ShadowError(f"{out}: is {what}, expected a folder; choose another --out")
     if Path.cwd().is_relative_to(out):
         raise ShadowError(f"{out}: contains the current folder and would be replaced; choose another --out")
     make_folder(out.parent)

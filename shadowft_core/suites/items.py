@@ -1,6 +1,7 @@
 """Where the test items of tasks are, so that data can be compared with them. Does not import the harness."""
 
 import glob
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,4 +145,5 @@ def _of_test_split(config: dict[str, Any], folder: Path, data: Path | None = Non
         if "{data}" in pattern and data is None:
             continue
         place = folder / (pattern if data is None else pattern.replace("{data}", str(data.resolve())))
-        yield from [place.resolve()] if place.is_file() else (Path(one).resolve() for one in glob.glob(str(place)))
+        for one in [str(place)] if place.is_file() else glob.glob(str(place)):
+            yield Path(os.path.realpath(one))  # Path.resolve raises RuntimeError for a link to itself

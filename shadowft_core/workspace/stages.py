@@ -5,6 +5,7 @@ package that wrote it, and `templates`, digests of the files that came with that
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -118,9 +119,11 @@ def require_usable_path(workspace: Path) -> None:
     writes the path into an SQL statement, which " may end and : makes a parameter. In PYTHONPATH, : ends a path.
     DVC fails on a path that is not UTF-8, and a terminal obeys control characters in the paths that tools print.
     """
-    path = str(workspace.resolve())
+    path = os.path.realpath(workspace)  # Path.resolve raises RuntimeError for a link to itself
     if any(letter < " " or "\x7f" <= letter < "\xa0" or "\ud800" <= letter <= "\udfff" for letter in path):
         raise InputError(f"{path!r}: the path has control characters or is not UTF-8; use another folder")
+    if Path(path).is_symlink():
+        raise InputError(f"{path}: is a link to itself; use another folder")
     if found := sorted(set(MISREAD) & set(path)):
         raise InputError(
             f"{path}: the path has {' and '.join(found)}, which DVC, MLflow or Prefect misreads; use a "

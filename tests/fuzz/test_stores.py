@@ -86,7 +86,7 @@ def seal_chain(folder: Path) -> None:
     for head in folder.glob("store/*/*/head"):
         try:
             heads = json.loads(head.read_bytes())
-            place = head.parent / "entries" / heads["entry"].removeprefix("sha256:")
+            place = head.parent / "entries" / Path(heads["entry"]).name.removeprefix("sha256:")
             raw = place.read_bytes()
             digest = bytes_digest(raw)
             (head.parent / "entries" / digest[7:]).write_bytes(raw)

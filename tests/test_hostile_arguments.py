@@ -25,6 +25,7 @@ VALUES = {
     "dash": "-",
     "dashes": "--",
     "empty": "",
+    "loop": "loop",  # a link to itself
 }
 LINES = {verb_of(line): line for lines in ([*LACKING], *GIVEN.values()) for line in reversed(lines)}
 
@@ -76,7 +77,9 @@ def test_no_argument_ends_in_a_traceback_or_a_shell(
         here = empty_folder / str(number)
         here.mkdir()
         monkeypatch.chdir(here)
-        if verb == "demo" and kind != "long":  # a folder that is in use, else the whole demo would run
+        if kind == "loop":
+            (here / "loop").symlink_to("loop")
+        elif verb == "demo" and kind != "long":  # a folder that is in use, else the whole demo would run
             (here / VALUES[kind]).mkdir(parents=True, exist_ok=True)
             (here / VALUES[kind] / "in use").touch()
         require_refused_or_done(shadowft(*words), (name, words))

@@ -14,7 +14,7 @@ from shadowft_core.files.foreign import reading
 from shadowft_core.files.jsonfile import parse_json, read_json_object, read_regular, write_json_atomically
 from shadowft_core.files.ordered_map import WORKERS, in_order, threaded
 from shadowft_core.files.record import Fields, Record, parse_record, read_record
-from shadowft_core.files.regular import lines_of, open_regular
+from shadowft_core.files.regular import lines_of, open_regular, real_path
 from shadowft_core.files.within import within
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "read_record",
     "read_regular",
     "reading",
+    "real_path",
     "sync",
     "threaded",
     "within",

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shadowft_core.errors import InputError, ShadowError
+from shadowft_core.files.regular import real_path
 
 
 def make_folder(folder: Path) -> None:
@@ -53,7 +54,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     was killed between the two renames, it also leaves the previous folder as `.NAME.old`, which the next one restores.
     Raises ShadowError when `out` is a file, contains the current folder, or is being written by another process.
     """
-    out = Path(os.path.realpath(out))  # a link keeps pointing to the new folder; resolve() raises for one to itself
+    out = real_path(out)  # a symbolic link keeps pointing to the new folder
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         what = "a link to itself" if out.is_symlink() else "a file"
         raise ShadowError(f"{out}: is {what}, expected a folder; choose another --out")

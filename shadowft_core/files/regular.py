@@ -8,6 +8,11 @@ from pathlib import Path
 from shadowft_core.errors import ShadowError
 
 
+def real_path(path: str | Path) -> Path:
+    """The path without links. A link to itself stays one and fails when opened; Path.resolve raises RuntimeError."""
+    return Path(os.path.realpath(path))
+
+
 def open_regular(path: Path, error: type[ShadowError]) -> int:
     """A descriptor for reading a regular file, or one that a link leads to.
 

@@ -15,6 +15,7 @@ from shadowft_core.files import (
     file_digest,
     new_folder,
     read_json_object,
+    real_path,
     write_atomically,
     write_json_atomically,
 )
@@ -59,7 +60,7 @@ def graft(
     """
     plan = make_plan(instruct, deltas, options)
     for path in (instruct, *(path for delta, _ in plan.deltas for path in delta.paths)):
-        if path.resolve().is_relative_to(out.resolve()):
+        if real_path(path).is_relative_to(real_path(out)):
             raise GraftError(f"{out}: contains the input {path} and would be replaced; choose another --out")
     model = plan.instruct
     with new_folder(out) as folder:

@@ -1,7 +1,6 @@
 """Where the test items of tasks are, so that data can be compared with them. Does not import the harness."""
 
 import glob
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from shadowft_core.errors import EvaluationError
-from shadowft_core.files import Fields, lines_of, read_record, reading
+from shadowft_core.files import Fields, lines_of, read_record, reading, real_path
 from shadowft_core.limits import COUNT, ITEM_BYTES
 from shadowft_core.suites.configs import data_patterns, is_local, read_config
 from shadowft_core.suites.taskfiles import BUILT_IN, TaskFiles
@@ -146,4 +145,4 @@ def _of_test_split(config: dict[str, Any], folder: Path, data: Path | None = Non
             continue
         place = folder / (pattern if data is None else pattern.replace("{data}", str(data.resolve())))
         for one in [str(place)] if place.is_file() else glob.glob(str(place)):
-            yield Path(os.path.realpath(one))  # Path.resolve raises RuntimeError for a link to itself
+            yield real_path(one)

@@ -4,6 +4,7 @@ import stat
 from pathlib import Path
 
 from shadowft_core.errors import CheckpointError, ShadowError
+from shadowft_core.files import real_path
 
 TEMPLATES = "additional_chat_templates"
 """the only folder inside a model folder whose files are read"""
@@ -16,7 +17,7 @@ def require_own_files(folder: Path, error: type[ShadowError] = CheckpointError) 
     lead to a file in the `blobs` of the same model. Otherwise a downloaded folder could smuggle one of the user's own
     files into a graft. Pipes, sockets and devices are refused. Hidden entries are never read.
     """
-    root = folder.resolve()
+    root = real_path(folder)
     blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else None
     for place in (folder, folder / TEMPLATES):
         for entry in sorted(place.iterdir()) if place.is_dir() else ():
@@ -26,14 +27,14 @@ def require_own_files(folder: Path, error: type[ShadowError] = CheckpointError) 
 
 def leads_out(path: Path) -> bool:
     """Whether a file or folder is a link that leads out of its folder, or to nothing."""
-    return path.is_symlink() and not path.resolve().is_relative_to(path.parent.resolve())
+    return path.is_symlink() and not real_path(path).is_relative_to(real_path(path.parent))
 
 
 def _require_own(entry: Path, root: Path, blobs: Path | None, error: type[ShadowError]) -> None:
     try:
-        found = entry.resolve() if entry.is_symlink() else entry
+        found = real_path(entry) if entry.is_symlink() else entry
         mode = found.stat().st_mode
-    except (OSError, RuntimeError):  # RuntimeError: a loop of links, before Python 3.13
+    except OSError:
         raise error(f"{entry}: not a regular file, but a broken link; replace it with a file") from None
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise error(f"{entry}: not a regular file, but a pipe, socket or device; remove it")

@@ -5,7 +5,6 @@ package that wrote it, and `templates`, digests of the files that came with that
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from shadowft_core.errors import InputError
-from shadowft_core.files import bytes_digest, write_atomically
+from shadowft_core.files import bytes_digest, real_path, write_atomically
 from shadowft_core.files.yamlfile import read_yaml
 from shadowft_core.workspace import template
 
@@ -119,7 +118,7 @@ def require_usable_path(workspace: Path) -> None:
     writes the path into an SQL statement, which " may end and : makes a parameter. In PYTHONPATH, : ends a path.
     DVC fails on a path that is not UTF-8, and a terminal obeys control characters in the paths that tools print.
     """
-    path = os.path.realpath(workspace)  # Path.resolve raises RuntimeError for a link to itself
+    path = str(real_path(workspace))
     if any(letter < " " or "\x7f" <= letter < "\xa0" or "\ud800" <= letter <= "\udfff" for letter in path):
         raise InputError(f"{path!r}: the path has control characters or is not UTF-8; use another folder")
     if Path(path).is_symlink():
